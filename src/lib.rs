@@ -1,0 +1,6 @@
+//! Keygate: an API-key gateway.
+pub mod clock;
+pub mod keyring;
+pub mod metrics;
+pub mod policy;
+pub mod store;

@@ -1,0 +1,2 @@
+//! The `keygate` program.
+fn main() {}

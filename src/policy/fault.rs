@@ -1,0 +1,184 @@
+//! The one table of answers: every way in which Keygate says no, with its status, code, name and wording.
+//!
+//! Contract 4.6. Both listeners answer from here; a new way to say no is a new line here and nowhere else.
+
+/// The language of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Lang {
+    /// English.
+    #[default]
+    En,
+    /// Simplified Chinese.
+    Zh,
+}
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $variant:ident = $status:literal, $code:literal, $name:literal, $en:literal, $zh:literal;)+) => {
+        /// A way to say no.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Fault { $($(#[$doc])* $variant,)+ }
+
+        impl Fault {
+            /// Every line of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// HTTP status.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status,)+ }
+            }
+
+            /// The envelope's `code`.
+            pub const fn code(self) -> u32 {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// The envelope's `error`: stable, for programs. Also the metric label.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The envelope's `msg` where nothing more particular is known.
+            pub const fn message(self, lang: Lang) -> &'static str {
+                match (self, lang) {
+                    $((Self::$variant, Lang::En) => $en, (Self::$variant, Lang::Zh) => $zh,)+
+                }
+            }
+
+            /// The fault of that name, as ledgers carry it.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+faults! {
+    /// The request is malformed.
+    BadRequest = 400, 1000, "bad_request", "The request is malformed", "请求格式错误";
+    /// The body does not fit its schema.
+    ValidationFailed = 400, 1001, "validation_failed", "Some fields are not valid", "部分字段无效";
+    /// A parameter of the query or path makes no sense.
+    InvalidParameter = 400, 1003, "invalid_parameter", "A parameter is not valid", "参数无效";
+    /// No admin token.
+    Unauthorized = 401, 2001, "unauthorized", "An admin token is required", "需要管理令牌";
+    /// A bad admin token.
+    TokenInvalid = 401, 2002, "token_invalid", "The admin token is not valid", "管理令牌无效";
+    /// An expired admin token.
+    TokenExpired = 401, 2003, "token_expired", "The admin token has expired", "管理令牌已过期";
+    /// The role does not allow this.
+    Forbidden = 403, 3001, "forbidden", "Your role does not allow this", "您的角色无权执行此操作";
+    /// Another workspace.
+    WorkspaceNoAccess = 403, 3003, "workspace_no_access", "You have no access to this workspace", "您无权访问该工作空间";
+    /// No secret was presented.
+    KeyMissing = 401, 3007, "api_key_missing", "An API key is required: Authorization: Bearer <key> or X-API-Key: <key>", "需要 API 密钥：Authorization: Bearer <密钥> 或 X-API-Key: <密钥>";
+    /// Admin: no such key in this workspace.
+    KeyNotFound = 404, 3007, "api_key_not_found", "There is no such API key", "该 API 密钥不存在";
+    /// The name is taken.
+    KeyDuplicateName = 409, 3008, "api_key_duplicate_name", "This resource already has a key of that name", "该资源下已有同名密钥";
+    /// An unknown, malformed or deleted secret.
+    KeyInvalid = 401, 3009, "api_key_invalid", "The API key is not valid", "API 密钥无效";
+    /// The key has expired.
+    KeyExpired = 401, 3010, "api_key_expired", "The API key has expired", "API 密钥已过期";
+    /// The key is switched off.
+    KeyInactive = 401, 3011, "api_key_inactive", "The API key is disabled", "API 密钥已停用";
+    /// The key lacks a scope.
+    KeyInvalidScope = 403, 3012, "api_key_invalid_scope", "The API key lacks a scope that this route needs", "API 密钥缺少该路由所需的权限范围";
+    /// The key is bound to another resource.
+    KeyInvalidResource = 403, 3013, "api_key_invalid_resource", "The API key is bound to another resource", "API 密钥绑定了其他资源";
+    /// The rate is used up.
+    RateLimitExceeded = 429, 3014, "rate_limit_exceeded", "Too many requests per second", "每秒请求数超限";
+    /// The day is used up.
+    DailyLimitExceeded = 429, 3015, "daily_limit_exceeded", "The daily request limit is used up", "每日请求数已用完";
+    /// The key's life is used up.
+    QuotaExceeded = 429, 3016, "quota_exceeded", "The key's request quota is used up", "密钥的请求总额度已用完";
+    /// A further limit is used up.
+    LimitExceeded = 429, 3017, "limit_exceeded", "A request limit is used up", "请求限额已用完";
+    /// The plan has no room for another end user.
+    EndUserQuotaExceeded = 402, 3018, "end_user_quota_exceeded", "The workspace's plan has no room for another end user", "工作空间套餐的终端用户数量已满";
+    /// The key may not be used from this address.
+    AddressNotAllowed = 403, 3020, "address_not_allowed", "The API key may not be used from this address", "不允许从该地址使用此 API 密钥";
+    /// No route matches.
+    RouteNotFound = 404, 4000, "route_not_found", "No route matches this request", "没有匹配该请求的路由";
+    /// Admin: nothing of that name.
+    NotFound = 404, 4000, "not_found", "Not found", "未找到";
+    /// Admin: no such end user.
+    EndUserNotFound = 404, 4001, "end_user_not_found", "There is no such end user", "该终端用户不存在";
+    /// Admin: it exists already.
+    Conflict = 409, 1000, "conflict", "The change conflicts with what exists", "与现有数据冲突";
+    /// Admin: the URL exists, the method does not.
+    MethodNotAllowed = 405, 1000, "method_not_allowed", "The method is not allowed here", "不允许使用该方法";
+    /// The client was too slow.
+    RequestTimeout = 408, 1000, "request_timeout", "The request took too long to arrive", "请求接收超时";
+    /// The length must be known.
+    LengthRequired = 411, 1000, "length_required", "This request needs a Content-Length", "请求需要 Content-Length";
+    /// The body is too large.
+    PayloadTooLarge = 413, 1000, "payload_too_large", "The request body is too large", "请求体过大";
+    /// The URI is too long.
+    UriTooLong = 414, 1000, "uri_too_long", "The request URI is too long", "请求 URI 过长";
+    /// The body is of a type that is not understood.
+    UnsupportedMediaType = 415, 1000, "unsupported_media_type", "The request body must be application/json", "请求体必须为 application/json";
+    /// The header block is too large.
+    HeadersTooLarge = 431, 1000, "request_header_fields_too_large", "The request header fields are too large", "请求头过大";
+    /// The request asks for something that is not understood.
+    NotImplemented = 501, 1000, "not_implemented", "The request uses a method or transfer coding that is not supported", "不支持该请求方法或传输编码";
+    /// Keygate failed.
+    Internal = 500, 10001, "internal_error", "Something went wrong inside the gateway", "网关内部错误";
+    /// The backend could not be reached or broke off.
+    BadGateway = 502, 10003, "bad_gateway", "The backend could not be reached or broke off", "后端无法连接或响应中断";
+    /// Nothing can serve, or no safe decision is possible.
+    ServiceUnavailable = 503, 10003, "service_unavailable", "The service is unavailable, try again soon", "服务暂不可用，请稍后重试";
+    /// The backend was too slow.
+    GatewayTimeout = 504, 10003, "gateway_timeout", "The backend did not answer in time", "后端响应超时";
+}
+
+impl Lang {
+    /// The language an `Accept-Language` header asks for: Chinese when its best-weighted known language is `zh`.
+    pub fn preferred(accept_language: &str) -> Self {
+        let mut best = (0.0_f32, Self::En);
+        for part in accept_language.split(',').take(32) {
+            let (tag, params) = part.split_once(';').unwrap_or((part, ""));
+            let weight = params.trim().strip_prefix("q=").map_or(1.0, |q| q.trim().parse().unwrap_or(0.0));
+            let primary = tag.trim().split('-').next().unwrap_or_default();
+            let lang = match primary {
+                p if p.eq_ignore_ascii_case("zh") => Self::Zh,
+                p if p.eq_ignore_ascii_case("en") || p == "*" => Self::En,
+                _ => continue,
+            };
+            if weight > best.0 {
+                best = (weight, lang);
+            }
+        }
+        best.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_read_back() {
+        for (n, fault) in Fault::ALL.iter().enumerate() {
+            assert_eq!(Fault::from_name(fault.name()), Some(*fault));
+            assert!(Fault::ALL[..n].iter().all(|f| f.name() != fault.name()), "{}", fault.name());
+        }
+    }
+
+    #[test]
+    fn language_follows_the_weights() {
+        for (header, lang) in [
+            ("", Lang::En),
+            ("zh-CN", Lang::Zh),
+            ("ZH", Lang::Zh),
+            ("en-US,en;q=0.9,zh;q=0.8", Lang::En),
+            ("zh;q=0.9,en;q=0.5", Lang::Zh),
+            ("fr, zh;q=0.3", Lang::Zh),
+            ("zh;q=0", Lang::En),
+            ("zh;q=abc", Lang::En),
+            ("fr", Lang::En),
+            ("*", Lang::En),
+        ] {
+            assert_eq!(Lang::preferred(header), lang, "{header}");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The rule of each kind of limit: may this be charged now, and if not, from when on?
+//!
+//! These functions are the specification of every counter. They know no clock, no lock and no other node: they take
+//! a [`Now`] and a [`State`] and answer. A counter backend is right when it agrees with them.
+//!
+//! *Invariant:* a refusal changes no state. *Invariant:* what is refused until `t` is admitted at `t` if nothing
+//! else was charged meanwhile. *Invariant:* a calendar that steps forward and back again forgets nothing.
+
+use super::key::{Ceiling, Count, Key, Per, Plan};
+use crate::clock::{Now, Timestamp};
+use chrono::{Datelike, NaiveDate};
+use smallvec::SmallVec;
+use std::time::Duration;
+
+/// One limit in force: a rule with the name it goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Which of the contract's limits this is.
+    pub name: LimitName,
+    /// What is counted.
+    pub count: Count,
+    /// The ceiling.
+    pub rule: Rule,
+}
+
+/// Which limit, for messages, headers and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LimitName {
+    /// `rate_limit`; the plan's own number when `plan` is true.
+    Rate {
+        /// Whether the plan, not the key, set the rate in force.
+        plan: bool,
+    },
+    /// `daily_request_limit`.
+    Daily,
+    /// `quota_limit`.
+    Quota,
+    /// `concurrency_limit`.
+    Concurrency,
+    /// The n-th of the key's `limits[]`.
+    Key(u8),
+    /// The n-th of the plan's `limits[]`, counted over the workspace.
+    Workspace(u8),
+}
+
+/// How charges are counted against a ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A token bucket of `burst` that refills by `rate` each second (GCRA, ITU-T I.371).
+    Bucket {
+        /// Refill, in units per second.
+        rate: u64,
+        /// Size, in units.
+        burst: u64,
+    },
+    /// At most `max` in each calendar window.
+    Window {
+        /// The window; never [`Per::Second`].
+        per: Per,
+        /// Units per window.
+        max: u64,
+    },
+    /// At most `max` at once.
+    InFlight {
+        /// Units at once.
+        max: u64,
+    },
+}
+
+/// What has been spent of one limit. The default is: nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct State {
+    /// Bucket: the steady time in ns at which it is full again.
+    full_at_ns: u64,
+    /// Window: the one being counted, and the one before it in case the calendar steps back.
+    window: Spent,
+    before: Spent,
+    /// In flight: how many.
+    in_flight: u64,
+}
+
+/// How much of one window is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Spent {
+    start: Timestamp,
+    used: u64,
+}
+
+/// What is left of a limit, for the response's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// Units that could be charged now.
+    pub units: u64,
+    /// Until the limit is whole again; none for a total and for what is in flight.
+    pub reset: Option<Duration>,
+}
+
+/// When a refused charge would be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// After this long, if nothing else is charged meanwhile.
+    Wait(Duration),
+    /// As soon as something in flight ends.
+    Release,
+    /// Not while the limit stands as it is.
+    Never,
+}
+
+/// The limits in force for one request, in the order in which a refusal names them.
+pub type Limits = SmallVec<[Limit; 6]>;
+
+const NS: u64 = 1_000_000_000;
+
+// === the limits in force ===
+
+/// The limits of `key` under `plan` that are counted per key. The rate in force is the lower of the two.
+pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
+    let own = &key.ceilings;
+    let plan_rules = plan.api_ops_rate_limit < own.rate_limit;
+    let rate = own.rate_limit.min(plan.api_ops_rate_limit);
+    // A burst above the rate is the holder's wish; under a lowered plan the wish ends at the plan's limit.
+    let burst = own.rate_burst.unwrap_or(rate);
+    let burst = if plan_rules { burst.min(plan.api_ops_rate_limit) } else { burst };
+    let requests = |name, rule| Limit { name, count: Count::Requests, rule };
+    let mut limits = Limits::new();
+    limits.push(requests(
+        LimitName::Rate { plan: plan_rules },
+        Rule::Bucket { rate: rate.into(), burst: burst.into() },
+    ));
+    limits.push(requests(LimitName::Daily, Rule::Window { per: Per::Day, max: own.daily_request_limit }));
+    if let Some(max) = own.quota_limit {
+        limits.push(requests(LimitName::Quota, Rule::Window { per: Per::Total, max }));
+    }
+    if let Some(max) = own.concurrency_limit {
+        limits.push(requests(LimitName::Concurrency, Rule::InFlight { max: max.into() }));
+    }
+    limits.extend((0_u8..).zip(own.limits.iter()).map(|(n, c)| Limit::further(LimitName::Key(n), c)));
+    limits
+}
+
+/// The limits of `plan` that are counted over all keys of a workspace together.
+pub fn workspace_limits(plan: &Plan) -> Limits {
+    (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c)).collect()
+}
+
+// === impl Limit ===
+
+impl Limit {
+    fn further(name: LimitName, ceiling: &Ceiling) -> Self {
+        Self { name, count: ceiling.count, rule: Rule::of(ceiling.per, ceiling.max) }
+    }
+
+    /// The ceiling as a number.
+    pub const fn max(&self) -> u64 {
+        match self.rule {
+            Rule::Bucket { rate, .. } => rate,
+            Rule::Window { max, .. } | Rule::InFlight { max } => max,
+        }
+    }
+
+    /// The window's word; none for what is in flight.
+    pub const fn per(&self) -> Option<Per> {
+        match self.rule {
+            Rule::Bucket { .. } => Some(Per::Second),
+            Rule::Window { per, .. } => Some(per),
+            Rule::InFlight { .. } => None,
+        }
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// The rule of a ceiling of `max` per `per`.
+    pub const fn of(per: Per, max: u64) -> Self {
+        match per {
+            Per::Second => Self::Bucket { rate: max, burst: max },
+            per => Self::Window { per, max },
+        }
+    }
+
+    /// Whether `cost` units may be charged at `now`. Changes nothing.
+    pub fn check(self, state: &State, cost: u64, now: Now) -> Result<(), RetryAfter> {
+        match self {
+            Self::Bucket { rate, burst } => {
+                let step = step_ns(rate);
+                let full_at = state.full_at_ns.max(now.steady_ns).saturating_add(step.saturating_mul(cost));
+                let allowed = now.steady_ns.saturating_add(step.saturating_mul(burst));
+                if full_at <= allowed {
+                    return Ok(());
+                }
+                if cost > burst || rate == 0 {
+                    return Err(RetryAfter::Never);
+                }
+                Err(RetryAfter::Wait(Duration::from_nanos(full_at - allowed)))
+            }
+            Self::Window { per, max } => {
+                if state.used(per, now.wall).saturating_add(cost) <= max {
+                    return Ok(());
+                }
+                match window_end(per, now.wall) {
+                    Some(end) if cost <= max => Err(RetryAfter::Wait(end.since(now.wall))),
+                    _ => Err(RetryAfter::Never),
+                }
+            }
+            Self::InFlight { max } => {
+                if state.in_flight.saturating_add(cost) <= max {
+                    return Ok(());
+                }
+                Err(if cost <= max { RetryAfter::Release } else { RetryAfter::Never })
+            }
+        }
+    }
+
+    /// Charges `cost` units. Call only after [`Rule::check`] agreed at the same `now`.
+    pub fn take(self, state: &mut State, cost: u64, now: Now) {
+        match self {
+            Self::Bucket { rate, .. } => {
+                state.full_at_ns =
+                    state.full_at_ns.max(now.steady_ns).saturating_add(step_ns(rate).saturating_mul(cost));
+            }
+            Self::Window { per, .. } => state.add(per, window_start(per, now.wall), cost),
+            Self::InFlight { .. } => state.in_flight = state.in_flight.saturating_add(cost),
+        }
+    }
+
+    /// Undoes a charge of `cost` units made at `charged_at`, which a request did not use after all.
+    pub fn give_back(self, state: &mut State, cost: u64, charged_at: Now) {
+        match self {
+            Self::Bucket { rate, .. } => {
+                state.full_at_ns = state.full_at_ns.saturating_sub(step_ns(rate).saturating_mul(cost));
+            }
+            Self::Window { per, .. } => state.subtract(window_start(per, charged_at.wall), cost),
+            Self::InFlight { .. } => self.release(state, cost),
+        }
+    }
+
+    /// Ends what was in flight; the other kinds keep what was charged.
+    pub fn release(self, state: &mut State, cost: u64) {
+        if let Self::InFlight { .. } = self {
+            state.in_flight = state.in_flight.saturating_sub(cost);
+        }
+    }
+
+    /// What is left at `now`.
+    pub fn remaining(self, state: &State, now: Now) -> Remaining {
+        match self {
+            Self::Bucket { rate, burst } => {
+                let ahead = state.full_at_ns.saturating_sub(now.steady_ns);
+                let step = step_ns(rate);
+                let units = burst.saturating_sub(ahead.div_ceil(step.max(1)));
+                Remaining { units, reset: Some(Duration::from_nanos(ahead)) }
+            }
+            Self::Window { per, max } => Remaining {
+                units: max.saturating_sub(state.used(per, now.wall)),
+                reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
+            },
+            Self::InFlight { max } => Remaining { units: max.saturating_sub(state.in_flight), reset: None },
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// A window limit of which `used` units are already spent at `at`, as the ledger tells.
+    pub fn spent(per: Per, at: Timestamp, used: u64) -> Self {
+        Self { window: Spent { start: window_start(per, at), used }, ..Self::default() }
+    }
+
+    /// What the window of `at` has spent.
+    pub fn used(&self, per: Per, at: Timestamp) -> u64 {
+        let start = window_start(per, at);
+        [self.window, self.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+    }
+
+    /// Whether forgetting this state at `now` would change no later answer of `rule`.
+    pub fn is_spent_out(&self, rule: Rule, now: Now) -> bool {
+        match rule {
+            Rule::Bucket { .. } => self.full_at_ns <= now.steady_ns,
+            Rule::Window { per: Per::Total, .. } => self.window.used == 0,
+            Rule::Window { per, .. } => self.used(per, now.wall) == 0,
+            Rule::InFlight { .. } => self.in_flight == 0,
+        }
+    }
+
+    fn add(&mut self, per: Per, start: Timestamp, cost: u64) {
+        debug_assert!(per != Per::Second, "the second is a bucket");
+        if self.window.start != start {
+            // The calendar moved, forward or back. The window left behind is kept: it may come again.
+            std::mem::swap(&mut self.window, &mut self.before);
+            if self.window.start != start {
+                self.window = Spent { start, used: 0 };
+            }
+        }
+        self.window.used = self.window.used.saturating_add(cost);
+    }
+
+    fn subtract(&mut self, start: Timestamp, cost: u64) {
+        for spent in [&mut self.window, &mut self.before] {
+            if spent.start == start {
+                spent.used = spent.used.saturating_sub(cost);
+                return;
+            }
+        }
+    }
+}
+
+// === windows ===
+
+/// Nanoseconds in which one unit refills, rounded up so that the rate is never passed.
+const fn step_ns(rate: u64) -> u64 {
+    if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
+}
+
+/// The instant at which the calendar window of `at` began. A total has one window, which began with the epoch.
+pub fn window_start(per: Per, at: Timestamp) -> Timestamp {
+    let floor = |unit: i64| Timestamp::from_secs(at.as_secs().div_euclid(unit) * unit);
+    match per {
+        Per::Second => floor(1),
+        Per::Minute => floor(60),
+        Per::Hour => floor(3_600),
+        Per::Day => floor(86_400),
+        Per::Month => month_edges(at).map_or(Timestamp::default(), |(start, _)| start),
+        Per::Total => Timestamp::default(),
+    }
+}
+
+/// The instant at which the calendar window of `at` ends; none for a total.
+pub fn window_end(per: Per, at: Timestamp) -> Option<Timestamp> {
+    let length = match per {
+        Per::Second => 1,
+        Per::Minute => 60,
+        Per::Hour => 3_600,
+        Per::Day => 86_400,
+        Per::Month => return month_edges(at).map(|(_, end)| end),
+        Per::Total => return None,
+    };
+    Some(window_start(per, at).plus(Duration::from_secs(length)))
+}
+
+fn month_edges(at: Timestamp) -> Option<(Timestamp, Timestamp)> {
+    let date = chrono::DateTime::from_timestamp(at.as_secs(), 0)?.date_naive();
+    let first = date.with_day(1)?;
+    let next = if first.month() == 12 {
+        NaiveDate::from_ymd_opt(first.year().checked_add(1)?, 1, 1)?
+    } else {
+        first.with_month(first.month() + 1)?
+    };
+    let instant =
+        |d: NaiveDate| d.and_hms_opt(0, 0, 0).map(|t| Timestamp::from_secs(t.and_utc().timestamp()));
+    Some((instant(first)?, instant(next)?))
+}

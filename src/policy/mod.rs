@@ -1,0 +1,13 @@
+//! What is right: the pure rules of keys, secrets, routes, limits and denials.
+//!
+//! Must not know: I/O, tasks, the time (it is an argument), any store or server.
+//!
+//! *Invariant:* nothing in here is `async`, holds a trait object or asks what time it is.
+
+pub mod fault;
+pub mod id;
+pub mod key;
+pub mod limit;
+pub mod path;
+pub mod route;
+pub mod secret;

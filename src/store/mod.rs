@@ -1,0 +1,267 @@
+//! What is kept at rest: keys, plans, workspaces, end users, usage and the audit trail, behind one set of traits.
+//!
+//! Must not know: requests, decisions, HTTP. When its backend is gone every call answers [`StoreError::Unavailable`].
+//!
+//! *Invariant:* every write draws the next number of one sequence under one lock and stores it on the rows it touched,
+//! so that numbers become visible in order and "all rows with a number above mine" misses nothing.
+//! *Invariant:* whatever is confined to a workspace names it in the query itself.
+
+mod error;
+pub mod migrate;
+mod record;
+pub mod rollup;
+pub mod sqlite;
+
+pub use error::StoreError;
+pub use record::*;
+
+use crate::clock::Timestamp;
+use crate::policy::id::{EndUserId, KeyId, PlanId, WorkspaceId};
+use async_trait::async_trait;
+use std::fmt;
+use tokio::sync::mpsc;
+
+/// A number of the store's one sequence of changes. 0 is before everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Version(pub u64);
+
+/// What a write made, and the number under which the change feed carries it.
+#[derive(Clone, Debug)]
+pub struct Written<T> {
+    /// The thing as it is now.
+    pub value: T,
+    /// The feed's number of this write.
+    pub version: Version,
+}
+
+/// All of it, as the composition root hands it out; everybody else takes the one trait it needs.
+pub trait Store: Feed + Keys + Tenants + EndUsers + Ledger + Audit {}
+
+impl<T: Feed + Keys + Tenants + EndUsers + Ledger + Audit> Store for T {}
+
+/// The change feed that keyrings follow.
+#[async_trait]
+pub trait Feed: Send + Sync + 'static {
+    /// Sends every row with a number above `after`, in batches, from one consistent snapshot; plans come before the
+    /// workspaces on them, and workspaces before their keys. Answers the number that the snapshot reaches.
+    ///
+    /// Tombstones are sent too. A receiver that goes away ends the call with [`StoreError::Cancelled`].
+    async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError>;
+
+    /// The number of the newest write.
+    async fn version(&self) -> Result<Version, StoreError>;
+
+    /// Remembers what every pepper in use looks like, and refuses a set that does not fit what was remembered.
+    /// `peppers` are (version, check) pairs; a check tells two peppers apart and reveals neither.
+    async fn agree_on_peppers(&self, peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError>;
+}
+
+/// Keys at rest.
+#[async_trait]
+pub trait Keys: Send + Sync + 'static {
+    /// Adds a key. Fails with `DuplicateName`, `RateAbovePlan` or `NotFound` (no such workspace).
+    async fn create_key(
+        &self,
+        key: NewKey,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError>;
+
+    /// One key that is not deleted.
+    async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
+
+    /// Keys that are not deleted, newest first.
+    async fn keys(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &KeyFilter,
+        page: PageRequest,
+    ) -> Result<Page<KeyRecord>, StoreError>;
+
+    /// Changes a key. `NotFound`, `DuplicateName`, `RateAbovePlan` (only when the patch touches the rate), `Invalid`.
+    async fn update_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        patch: KeyPatch,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError>;
+
+    /// Deletes a key for good: a tombstone stays, the name is free, usage stays.
+    async fn delete_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError>;
+
+    /// Gives a key a new credential. The one before stays valid until `old_until`; any older one ends now.
+    async fn regenerate_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        new: IssuedCredential,
+        old_until: Option<Timestamp>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError>;
+
+    /// Replaces the digest `old` of a key by `new`, made with a newer pepper from the same secret.
+    /// Answers none when the key has no such digest any more. Not an administrative act: no audit line.
+    async fn rehash_key(
+        &self,
+        id: KeyId,
+        old: Digest,
+        new: Digest,
+        pepper_version: u32,
+    ) -> Result<Option<Version>, StoreError>;
+}
+
+/// Plans and workspaces at rest.
+#[async_trait]
+pub trait Tenants: Send + Sync + 'static {
+    /// Adds a plan. Fails with `AlreadyExists`.
+    async fn create_plan(
+        &self,
+        plan: PlanRecord,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<PlanRecord>, StoreError>;
+
+    /// One plan.
+    async fn plan(&self, id: &PlanId) -> Result<Option<PlanRecord>, StoreError>;
+
+    /// All plans, by id.
+    async fn plans(&self, page: PageRequest) -> Result<Page<PlanRecord>, StoreError>;
+
+    /// Changes a plan. `NotFound`.
+    async fn update_plan(
+        &self,
+        id: &PlanId,
+        patch: PlanPatch,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<PlanRecord>, StoreError>;
+
+    /// Removes a plan that no workspace is on. `NotFound`, `PlanInUse`.
+    async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError>;
+
+    /// The workspace, made with that plan if it does not exist yet. `NotFound` when there is no such plan.
+    async fn ensure_workspace(
+        &self,
+        id: &WorkspaceId,
+        plan: &PlanId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<WorkspaceRecord>, StoreError>;
+
+    /// One workspace.
+    async fn workspace(&self, id: &WorkspaceId) -> Result<Option<WorkspaceRecord>, StoreError>;
+
+    /// All workspaces, newest first.
+    async fn workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError>;
+
+    /// Changes a workspace; makes it when it does not exist (a patch without a plan then means `default_plan`).
+    async fn put_workspace(
+        &self,
+        id: &WorkspaceId,
+        patch: WorkspacePatch,
+        default_plan: &PlanId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<WorkspaceRecord>, StoreError>;
+}
+
+/// End users at rest.
+#[async_trait]
+pub trait EndUsers: Send + Sync + 'static {
+    /// The end user of that name, made if it is new and the workspace's plan has room. One atomic step, so that at
+    /// most `end_user_quota` ever exist however many ask at once. `NotFound` when there is no such workspace.
+    async fn admit_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        at: Timestamp,
+    ) -> Result<EndUserAdmission, StoreError>;
+
+    /// End users of a workspace, newest first; with `other_id` exactly that one.
+    async fn end_users(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<EndUserRecord>, StoreError>;
+
+    /// One end user.
+    async fn end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+    ) -> Result<Option<EndUserRecord>, StoreError>;
+
+    /// Forgets an end user, which makes room in the plan. `NotFound`.
+    async fn delete_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError>;
+}
+
+/// Usage at rest.
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// Stores records and feeds the roll-ups from those really inserted, in one transaction. A record that is there
+    /// already (same id) is passed over, so repeating a call changes nothing. Answers how many were new.
+    async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError>;
+
+    /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
+    async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError>;
+
+    /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this
+    /// workspace; a deleted key keeps its statistics.
+    async fn stats(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        at: Timestamp,
+    ) -> Result<Option<KeyStats>, StoreError>;
+
+    /// A time series of one key: one point per interval that has any usage, oldest first.
+    async fn usage(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        range: &UsageRange,
+    ) -> Result<Option<Vec<UsagePoint>>, StoreError>;
+
+    /// Usage records of one key, newest first.
+    async fn logs(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        filter: &LogFilter,
+        page: LogPageRequest,
+    ) -> Result<Option<LogPage>, StoreError>;
+}
+
+/// Who changed what.
+#[async_trait]
+pub trait Audit: Send + Sync + 'static {
+    /// Lines of one workspace, or of the platform (plans, workspaces) when none is named; newest first.
+    async fn audit(
+        &self,
+        workspace: Option<&WorkspaceId>,
+        filter: &AuditFilter,
+        page: PageRequest,
+    ) -> Result<Page<AuditRecord>, StoreError>;
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
