@@ -533,6 +533,13 @@ impl fmt::Debug for Digest {
     }
 }
 
+impl Change {
+    /// Whether something is gone for good.
+    pub const fn is_removal(&self) -> bool {
+        matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
+    }
+}
+
 impl PageRequest {
     /// Items before this page.
     pub fn offset(self) -> u64 {
