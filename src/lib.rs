@@ -1,4 +1,6 @@
 //! Keygate: an API-key gateway.
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod counter;
 pub mod enduser;

@@ -38,6 +38,7 @@ pub struct Deadlines {
 }
 
 /// Accepts on one listener for as long as the gateway runs.
+#[derive(Clone)]
 pub struct Acceptor {
     /// What serves connections.
     pub proxy: Arc<HttpProxy<Proxy>>,
