@@ -6,6 +6,7 @@ pub mod counter;
 pub mod enduser;
 pub mod envelope;
 pub mod gate;
+pub mod config;
 pub mod keyring;
 pub mod metrics;
 pub mod policy;
