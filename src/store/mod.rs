@@ -10,6 +10,7 @@ mod error;
 pub mod migrate;
 mod record;
 pub mod rollup;
+mod rules;
 pub mod sqlite;
 
 pub use error::StoreError;

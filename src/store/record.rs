@@ -355,7 +355,7 @@ pub struct SpentRow {
 }
 
 /// Whose spending.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SpentBy {
     /// One key's.
     Key(KeyId),

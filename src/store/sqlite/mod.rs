@@ -1,1 +1,126 @@
-//! placeholder
+//! The embedded store: one SQLite file, one process, one thread that writes and a few that read.
+//!
+//! Must not know: anything outside the store. When the file cannot be read or written every call answers
+//! [`StoreError::Unavailable`]; while the queue of a thread is full, callers wait.
+//!
+//! *Invariant:* only the writer's thread writes, each call in one transaction; so numbers become visible in order.
+
+mod audit;
+mod end_users;
+mod error;
+mod feed;
+mod keys;
+mod ledger;
+mod open;
+mod rollups;
+mod row;
+mod tenants;
+mod workers;
+
+pub use open::{check, migrate};
+
+use super::{StoreError, Version};
+use rusqlite::{Transaction, TransactionBehavior};
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use workers::{Job, Queue, Workers};
+
+/// The embedded store. Dropping it lets queued calls finish in the background; [`SqliteStore::close`] waits for that.
+#[derive(Debug)]
+pub struct SqliteStore {
+    workers: Workers,
+}
+
+/// How the embedded store is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqliteOptions {
+    /// How long a write waits for another process, such as a backup, to let go of the file.
+    pub busy_timeout: Duration,
+    /// Threads that read. A change feed or an export occupies one of them while it runs; at least 1.
+    pub readers: usize,
+    /// Calls that wait for the writer, and again for the readers, before callers have to wait; at least 1.
+    pub queue: usize,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        Self { busy_timeout: Duration::from_secs(5), readers: 4, queue: 1_024 }
+    }
+}
+
+// === impl SqliteStore ===
+
+impl SqliteStore {
+    /// Opens the store at `path`, makes it where it is missing (folder 0700, file 0600) and brings its schema up to
+    /// date. `Refused` when another process has it, when it is newer than this program, or when it is not a store.
+    ///
+    /// Blocks; call it before anything is served.
+    pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
+        let opened = open::open(path, options)?;
+        Ok(Self { workers: Workers::start(opened, options.queue.max(1))? })
+    }
+
+    /// Takes no more calls, finishes those that are queued, and lets go of the file. Later calls are `Unavailable`.
+    pub async fn close(&self) {
+        self.workers.close().await;
+    }
+
+    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds.
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.call(Queue::Write, TransactionBehavior::Immediate, work).await
+    }
+
+    /// Runs `work` on a reader's thread; all it reads is of one moment.
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.call(Queue::Read, TransactionBehavior::Deferred, work).await
+    }
+
+    async fn call<T, F>(&self, queue: Queue, how: TransactionBehavior, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            // Nobody waits any more: the caller was told nothing, so nothing may change.
+            if answer.is_closed() {
+                return;
+            }
+            let outcome = (|| {
+                let transaction = connection.transaction_with_behavior(how)?;
+                let value = work(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            })();
+            if answer.send(outcome).is_err() {
+                tracing::debug!("the caller of a store call went away while it ran");
+            }
+        });
+        self.workers.send(queue, job).await?;
+        answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the call was broken off".into())))
+    }
+}
+
+/// Draws the next number of the one sequence of changes.
+fn next_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
+    let sql = "UPDATE change_seq SET value = value + 1 WHERE one = 1 RETURNING value";
+    row::one(tx, sql, [], |f| f.int("value"))?
+        .map(Version)
+        .ok_or_else(|| StoreError::Corrupt("change_seq has no row".into()))
+}
+
+/// The number of the newest write.
+fn current_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
+    row::one(tx, "SELECT value FROM change_seq WHERE one = 1", [], |f| f.int("value"))?
+        .map(Version)
+        .ok_or_else(|| StoreError::Corrupt("change_seq has no row".into()))
+}

@@ -1,0 +1,353 @@
+//! What a write may say and what the audit trail says of it: the part of the store that is the same for every backend.
+//!
+//! Pure; must not know SQL. Backends read the record, ask here what becomes of it, and write the answer.
+
+use super::{IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
+use super::{WorkspacePatch, WorkspaceRecord};
+use crate::clock::Timestamp;
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scopes};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+/// The fields of an audit line.
+pub(super) type Fields = Map<String, Value>;
+
+// === keys ===
+
+/// The record that `new` becomes at `at`, or why it may not.
+pub(super) fn new_key(new: NewKey, by: &str, at: Timestamp) -> Result<KeyRecord, StoreError> {
+    let record = KeyRecord {
+        key: new.key,
+        name: new.name,
+        description: new.description,
+        metadata: new.metadata,
+        hint: new.credential.hint,
+        quota_used: 0,
+        usage_count: 0,
+        last_used_at: None,
+        created_by: by.to_owned(),
+        created_at: at,
+        updated_at: at,
+    };
+    check_key(&record)?;
+    Ok(record)
+}
+
+/// The record that `before` becomes at `at` by `patch`, or why it may not.
+pub(super) fn patched_key(
+    before: &KeyRecord,
+    patch: KeyPatch,
+    at: Timestamp,
+) -> Result<KeyRecord, StoreError> {
+    let KeyPatch {
+        name,
+        description,
+        scopes,
+        rate_limit,
+        rate_burst,
+        daily_request_limit,
+        quota_limit,
+        concurrency_limit,
+        limits,
+        is_active,
+        expires_at,
+        allowed_ips,
+        metadata,
+    } = patch;
+    let mut after = before.clone();
+    set(&mut after.name, name);
+    set(&mut after.description, description);
+    set(&mut after.metadata, metadata);
+    set(&mut after.key.scopes, scopes);
+    set(&mut after.key.is_active, is_active);
+    set(&mut after.key.expires_at, expires_at);
+    set(&mut after.key.allowed_ips, allowed_ips);
+    let ceilings = &mut after.key.ceilings;
+    set(&mut ceilings.rate_limit, rate_limit);
+    set(&mut ceilings.rate_burst, rate_burst);
+    set(&mut ceilings.daily_request_limit, daily_request_limit);
+    set(&mut ceilings.quota_limit, quota_limit);
+    set(&mut ceilings.concurrency_limit, concurrency_limit);
+    set(&mut ceilings.limits, limits);
+    after.updated_at = at;
+    check_key(&after)?;
+    Ok(after)
+}
+
+/// Whether a key of that rate may be made under `plan`.
+pub(super) fn check_rate(asked: u32, plan: &Plan) -> Result<(), StoreError> {
+    let limit = plan.api_ops_rate_limit;
+    if asked > limit {
+        return Err(StoreError::RateAbovePlan { asked, limit, plan: plan.id.clone() });
+    }
+    Ok(())
+}
+
+fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
+    check_text("name", &record.name)?;
+    check_text("description", &record.description)?;
+    check_text("resource_id", &record.key.resource_id)?;
+    check_scopes(record.key.kind, record.key.scopes)?;
+    let ceilings = &record.key.ceilings;
+    check_count("daily_request_limit", ceilings.daily_request_limit)?;
+    check_count("quota_limit", ceilings.quota_limit.unwrap_or(0))?;
+    check_limits(&ceilings.limits)?;
+    // Beyond these no store and no format can carry an instant.
+    let representable = -Timestamp::MAX.as_micros()..=Timestamp::MAX.as_micros();
+    if record.key.expires_at.is_some_and(|t| !representable.contains(&t.as_micros())) {
+        return Err(StoreError::Invalid {
+            field: "expires_at",
+            why: "must be in the years up to 9999".into(),
+        });
+    }
+    Ok(())
+}
+
+fn check_scopes(kind: KeyType, scopes: Scopes) -> Result<(), StoreError> {
+    let invalid = |why| Err(StoreError::Invalid { field: "scopes", why });
+    match kind.scope_of_kind() {
+        Some(own) if !scopes.has(own) => {
+            invalid(format!("must hold {own}, the scope of a key of type {kind}"))
+        }
+        None if scopes.is_empty() => invalid("must hold at least one of app, rag, memory".into()),
+        _ => Ok(()),
+    }
+}
+
+// === plans and workspaces ===
+
+/// Whether a plan may be as it is.
+pub(super) fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
+    check_text("description", &record.description)?;
+    check_count("end_user_quota", record.plan.end_user_quota)?;
+    check_limits(&record.plan.limits)
+}
+
+/// The plan that `before` becomes at `at` by `patch`, or why it may not.
+pub(super) fn patched_plan(
+    before: &PlanRecord,
+    patch: PlanPatch,
+    at: Timestamp,
+) -> Result<PlanRecord, StoreError> {
+    let PlanPatch { description, api_ops_rate_limit, end_user_quota, limits } = patch;
+    let mut after = before.clone();
+    set(&mut after.description, description);
+    set(&mut after.plan.api_ops_rate_limit, api_ops_rate_limit);
+    set(&mut after.plan.end_user_quota, end_user_quota);
+    set(&mut after.plan.limits, limits);
+    after.updated_at = at;
+    check_plan(&after)?;
+    Ok(after)
+}
+
+/// The workspace that `before` becomes at `at` by `patch`, or why it may not.
+pub(super) fn patched_workspace(
+    before: &WorkspaceRecord,
+    patch: WorkspacePatch,
+    at: Timestamp,
+) -> Result<WorkspaceRecord, StoreError> {
+    let WorkspacePatch { name, plan_id } = patch;
+    let mut after = before.clone();
+    set(&mut after.name, name);
+    set(&mut after.plan_id, plan_id);
+    after.updated_at = at;
+    check_text("name", &after.name)?;
+    Ok(after)
+}
+
+// === values ===
+
+/// Texts that people give hold no NUL: PostgreSQL cannot store one, and nothing may depend on the backend.
+pub(super) fn check_text(field: &'static str, text: &str) -> Result<(), StoreError> {
+    if text.contains('\0') {
+        return Err(StoreError::Invalid { field, why: "must not contain the character NUL".into() });
+    }
+    Ok(())
+}
+
+/// Texts of the ledger come from the wire; a record must never be refused for one, so a NUL becomes U+FFFD.
+pub(super) fn without_nul(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+fn check_count(field: &'static str, count: u64) -> Result<(), StoreError> {
+    if count > CEILING_MAX {
+        return Err(StoreError::Invalid { field, why: format!("must be at most {CEILING_MAX}") });
+    }
+    Ok(())
+}
+
+fn check_limits(limits: &[Ceiling]) -> Result<(), StoreError> {
+    if limits.len() > CEILINGS_MAX {
+        let why = format!("must be at most {CEILINGS_MAX} ceilings");
+        return Err(StoreError::Invalid { field: "limits", why });
+    }
+    limits.iter().try_for_each(|ceiling| check_count("limits", ceiling.max))
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// Case ignored: every character by itself, so that a part of a text folds as it does within the whole.
+pub(super) fn fold_case(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// What a search of keys looks through.
+pub(super) fn search_text(record: &KeyRecord) -> String {
+    fold_case(&format!("{}\n{}\n{}", record.name, record.description, record.hint))
+}
+
+/// Ceilings as tables carry them.
+pub(super) fn limits_to_json(limits: &[Ceiling]) -> Value {
+    let one = |c: &Ceiling| json!({"count": c.count.as_str(), "per": c.per.as_str(), "max": c.max});
+    limits.iter().map(one).collect()
+}
+
+/// Reads what [`limits_to_json`] made; says what is wrong with anything else.
+pub(super) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, String> {
+    let items: Vec<Fields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
+    let mut limits = Vec::with_capacity(items.len());
+    for item in &items {
+        let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
+        limits.push(Ceiling {
+            count: word("count")?.parse().map_err(|e| format!("count {e}"))?,
+            per: word("per")?.parse().map_err(|e| format!("per {e}"))?,
+            max: item.get("max").and_then(Value::as_u64).ok_or("no max")?,
+        });
+    }
+    Ok(limits.into())
+}
+
+/// Networks as tables carry them.
+pub(super) fn ips_to_json(ips: &[IpNet]) -> Value {
+    ips.iter().map(ToString::to_string).collect()
+}
+
+/// Reads what [`ips_to_json`] made; says what is wrong with anything else.
+pub(super) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String> {
+    let items: Vec<String> = serde_json::from_str(text).map_err(|_| "not a JSON array of texts")?;
+    items.iter().map(|item| item.parse().map_err(|_| "not a network, as in 10.0.0.0/8".to_owned())).collect()
+}
+
+// === audit ===
+
+/// What a key is, for the audit trail. Destructured, so that a new field must be decided on here.
+pub(super) fn key_fields(record: &KeyRecord) -> Fields {
+    let KeyRecord { key, name, description, metadata, hint, .. } = record;
+    let Key {
+        id: _,
+        workspace_id: _,
+        kind,
+        scopes,
+        resource_id,
+        ceilings,
+        allowed_ips,
+        is_active,
+        expires_at,
+    } = key;
+    fields([
+        ("name", json!(name)),
+        ("description", json!(description)),
+        ("type", json!(kind.as_str())),
+        ("scopes", scopes.iter().map(|s| s.as_str()).collect()),
+        ("resource_id", json!(resource_id)),
+        ("rate_limit", json!(ceilings.rate_limit)),
+        ("rate_burst", json!(ceilings.rate_burst)),
+        ("daily_request_limit", json!(ceilings.daily_request_limit)),
+        ("quota_limit", json!(ceilings.quota_limit)),
+        ("concurrency_limit", json!(ceilings.concurrency_limit)),
+        ("limits", limits_to_json(&ceilings.limits)),
+        ("allowed_ips", ips_to_json(allowed_ips)),
+        ("metadata", json!(metadata)),
+        ("is_active", json!(is_active)),
+        ("expires_at", json!(expires_at.map(Timestamp::as_millis))),
+        ("hint", json!(hint)),
+    ])
+}
+
+/// What a plan is, for the audit trail.
+pub(super) fn plan_fields(record: &PlanRecord) -> Fields {
+    let Plan { id: _, api_ops_rate_limit, end_user_quota, limits } = &record.plan;
+    fields([
+        ("description", json!(record.description)),
+        ("api_ops_rate_limit", json!(api_ops_rate_limit)),
+        ("end_user_quota", json!(end_user_quota)),
+        ("limits", limits_to_json(limits)),
+    ])
+}
+
+/// What a workspace is, for the audit trail.
+pub(super) fn workspace_fields(record: &WorkspaceRecord) -> Fields {
+    fields([("name", json!(record.name)), ("plan_id", json!(record.plan_id.as_str()))])
+}
+
+/// What a new secret changes, for the audit trail.
+pub(super) fn regenerate_fields(
+    old_hint: &str,
+    new: &IssuedCredential,
+    old_until: Option<Timestamp>,
+) -> Fields {
+    fields([
+        ("hint", json!({"from": old_hint, "to": new.hint})),
+        ("old_valid_until", json!(old_until.map(Timestamp::as_millis))),
+    ])
+}
+
+/// Field by field what was and what became, of those that differ.
+pub(super) fn difference(before: &Fields, after: &Fields) -> Fields {
+    let changed = after.iter().filter(|(name, to)| before.get(*name) != Some(*to));
+    changed.map(|(name, to)| (name.clone(), json!({"from": before.get(name), "to": to}))).collect()
+}
+
+pub(super) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Fields {
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::key::{Count, Per};
+
+    #[test]
+    fn ceilings_and_networks_read_back() {
+        let limits = [Ceiling { count: Count::Requests, per: Per::Month, max: CEILING_MAX }];
+        assert_eq!(limits_from_json(&limits_to_json(&limits).to_string()).as_deref(), Ok(limits.as_slice()));
+        let ips: Box<[IpNet]> = Box::new(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+        assert_eq!(ips_from_json(&ips_to_json(&ips).to_string()), Ok(ips));
+    }
+
+    #[test]
+    fn what_is_no_ceiling_is_named() {
+        for (text, why) in [
+            ("", "not a JSON array of objects"),
+            ("[1]", "not a JSON array of objects"),
+            ("[{}]", "no count"),
+            (r#"[{"count":"wishes"}]"#, "count must be one of"),
+            (r#"[{"count":"requests","per":"day"}]"#, "no max"),
+            (r#"[{"count":"requests","per":"day","max":-1}]"#, "no max"),
+            (r#"[{"count":"requests","per":"aeon","max":1}]"#, "per must be one of"),
+        ] {
+            let error = limits_from_json(text).unwrap_err();
+            assert!(error.starts_with(why), "{text}: {error}");
+        }
+        assert!(ips_from_json(r#"["10.0.0.0/99"]"#).is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_text_folds_as_in_the_whole() {
+        // A final sigma has a form of its own in whole words.
+        assert!(fold_case("ΟΔΟΣ-1").contains(&fold_case("ΟΔΟΣ")));
+        assert!(fold_case("Straße ÄÖ").contains(&fold_case("äö")));
+    }
+
+    #[test]
+    fn a_difference_names_only_what_changed() {
+        let before = fields([("a", json!(1)), ("b", json!(null))]);
+        let after = fields([("a", json!(1)), ("b", json!(2))]);
+        assert_eq!(Value::from(difference(&before, &after)), json!({"b": {"from": null, "to": 2}}));
+    }
+}

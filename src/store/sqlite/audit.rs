@@ -1,0 +1,135 @@
+//! The audit trail: one line per administrative write, in the same transaction as it.
+
+use super::row::{self, Fields};
+use super::{SqliteStore, StoreError};
+use crate::clock::Timestamp;
+use crate::policy::id::{AuditId, WorkspaceId};
+use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version, rules};
+use async_trait::async_trait;
+use rusqlite::{Transaction, named_params};
+use serde_json::Value;
+
+/// What happened to what.
+pub(super) struct Line<'a> {
+    pub(super) action: &'static str,
+    pub(super) workspace: Option<&'a WorkspaceId>,
+    pub(super) target: String,
+    pub(super) changes: rules::Fields,
+}
+
+/// Adds a line. Lines about plans and workspaces themselves belong to the platform.
+pub(super) fn add(
+    tx: &Transaction<'_>,
+    version: Version,
+    by: &Actor,
+    at: Timestamp,
+    line: Line<'_>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO audit (id, version, at, platform, workspace_id, subject, role, address, request_id,
+                   action, target, changes)
+               VALUES (:id, :version, :at, :platform, :workspace, :subject, :role, :address, :request, :action,
+                   :target, :changes)";
+    let platform = line.action.starts_with("plan.") || line.action.starts_with("workspace.");
+    row::execute(
+        tx,
+        sql,
+        named_params! {
+            ":id": AuditId::new(at).0.as_bytes(),
+            ":version": row::int(version.0),
+            ":at": at.as_micros(),
+            ":platform": platform,
+            ":workspace": line.workspace.map(WorkspaceId::as_str),
+            ":subject": by.subject,
+            ":role": by.role,
+            ":address": by.address.map(|a| a.to_string()),
+            ":request": by.request_id.as_deref(),
+            ":action": line.action,
+            ":target": line.target,
+            ":changes": Value::Object(line.changes).to_string(),
+        },
+    )?;
+    Ok(())
+}
+
+macro_rules! filtered {
+    ($select:literal, $scope:literal) => {
+        concat!(
+            "SELECT ",
+            $select,
+            " FROM audit WHERE ",
+            $scope,
+            " AND (:action IS NULL OR action = :action) AND (:target IS NULL OR target = :target)",
+            " AND at >= :from AND at < :to"
+        )
+    };
+}
+
+macro_rules! lines {
+    ($scope:literal) => {
+        concat!(
+            filtered!(
+                "id, at, workspace_id, subject, role, address, request_id, action, target, changes",
+                $scope
+            ),
+            " ORDER BY version DESC LIMIT :limit OFFSET :offset"
+        )
+    };
+}
+
+#[async_trait]
+impl Audit for SqliteStore {
+    async fn audit(
+        &self,
+        workspace: Option<&WorkspaceId>,
+        filter: &AuditFilter,
+        page: PageRequest,
+    ) -> Result<Page<AuditRecord>, StoreError> {
+        let (workspace, filter) = (workspace.cloned(), filter.clone());
+        self.read(move |tx| {
+            let (count, select) = match &workspace {
+                Some(_) => (filtered!("count(*)", "workspace_id = :scope"), lines!("workspace_id = :scope")),
+                // `:scope` is bound in both, so that one set of parameters serves.
+                None => (
+                    filtered!("count(*)", "platform = 1 AND :scope IS NULL"),
+                    lines!("platform = 1 AND :scope IS NULL"),
+                ),
+            };
+            let scope = workspace.as_ref().map(WorkspaceId::as_str);
+            let from = filter.from.map_or(i64::MIN, Timestamp::as_micros);
+            let to = filter.to.map_or(i64::MAX, Timestamp::as_micros);
+            let total = row::count(
+                tx,
+                count,
+                named_params! {
+                    ":scope": scope, ":action": filter.action, ":target": filter.target, ":from": from, ":to": to,
+                },
+            )?;
+            let items = row::all(
+                tx,
+                select,
+                named_params! {
+                    ":scope": scope, ":action": filter.action, ":target": filter.target, ":from": from, ":to": to,
+                    ":limit": page.pagesize, ":offset": row::int(page.offset()),
+                },
+                record,
+            )?;
+            Ok(Page { items, total })
+        })
+        .await
+    }
+}
+
+fn record(f: &mut Fields<'_>) -> Result<AuditRecord, StoreError> {
+    Ok(AuditRecord {
+        id: AuditId(f.uuid("id")?),
+        at: f.instant("at")?,
+        workspace_id: f.maybe_parsed("workspace_id")?,
+        subject: f.text("subject")?.to_owned(),
+        role: f.text("role")?.to_owned(),
+        address: f.maybe_parsed("address")?,
+        request_id: f.maybe_text("request_id")?.map(str::to_owned),
+        action: f.text("action")?.to_owned(),
+        target: f.text("target")?.to_owned(),
+        changes: f.read("changes", serde_json::from_str)?,
+    })
+}

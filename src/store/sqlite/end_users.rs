@@ -1,0 +1,140 @@
+//! End users, and the one atomic step by which a new one comes to exist.
+
+use super::audit::{self, Line};
+use super::row::{self, Fields};
+use super::tenants::plan_of;
+use super::{SqliteStore, StoreError, next_version};
+use crate::clock::Timestamp;
+use crate::policy::id::{EndUserId, WorkspaceId};
+use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
+use async_trait::async_trait;
+use rusqlite::{Transaction, params};
+use serde_json::json;
+
+#[async_trait]
+impl EndUsers for SqliteStore {
+    async fn admit_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        at: Timestamp,
+    ) -> Result<EndUserAdmission, StoreError> {
+        rules::check_text("other_id", other_id)?;
+        let (workspace, other_id) = (workspace.clone(), other_id.to_owned());
+        // A known one passes whatever the quota, so it need not wait for the writer.
+        let (known_workspace, known_id) = (workspace.clone(), other_id.clone());
+        if let Some(id) = self.read(move |tx| known(tx, &known_workspace, &known_id)).await? {
+            return Ok(EndUserAdmission::Admitted(id));
+        }
+        self.write(move |tx| admit(tx, &workspace, &other_id, at)).await
+    }
+
+    async fn end_users(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<EndUserRecord>, StoreError> {
+        let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
+        self.read(move |tx| {
+            let count = "SELECT count(*) FROM end_users
+                         WHERE workspace_id = ?1 AND (?2 IS NULL OR other_id = ?2)";
+            let total = row::count(tx, count, params![workspace.as_str(), other_id])?;
+            let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users
+                       WHERE workspace_id = ?1 AND (?2 IS NULL OR other_id = ?2)
+                       ORDER BY created_at DESC, id DESC LIMIT ?3 OFFSET ?4";
+            let values = params![workspace.as_str(), other_id, page.pagesize, row::int(page.offset())];
+            let items = row::all(tx, sql, values, read_end_user)?;
+            Ok(Page { items, total })
+        })
+        .await
+    }
+
+    async fn end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+    ) -> Result<Option<EndUserRecord>, StoreError> {
+        let workspace = workspace.clone();
+        self.read(move |tx| end_user_record(tx, &workspace, id)).await
+    }
+
+    async fn delete_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| {
+            let gone = end_user_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("end user"))?;
+            let version = next_version(tx)?;
+            row::execute(tx, "DELETE FROM end_users WHERE id = ?1", [id.0.as_bytes()])?;
+            let room = "UPDATE workspaces SET end_users = end_users - 1 WHERE id = ?1";
+            row::execute(tx, room, [workspace.as_str()])?;
+            let tombstone =
+                "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
+                             ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+            row::execute(tx, tombstone, params![workspace.as_str(), gone.other_id, row::int(version.0)])?;
+            let line = Line {
+                action: "enduser.delete",
+                workspace: Some(&workspace),
+                target: id.to_string(),
+                changes: rules::fields([("other_id", json!(gone.other_id))]),
+            };
+            audit::add(tx, version, &by, at, line)?;
+            Ok(Written { value: (), version })
+        })
+        .await
+    }
+}
+
+/// One transaction, and writers take turns: between the look and the insert nobody else inserts.
+fn admit(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+    at: Timestamp,
+) -> Result<EndUserAdmission, StoreError> {
+    if let Some(id) = known(tx, workspace, other_id)? {
+        return Ok(EndUserAdmission::Admitted(id));
+    }
+    let quota = plan_of(tx, workspace)?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
+    let sql = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = ?1 AND end_users < ?2";
+    if row::execute(tx, sql, params![workspace.as_str(), row::int(quota)])? == 0 {
+        return Ok(EndUserAdmission::Full { quota });
+    }
+    let id = EndUserId::new(at);
+    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)";
+    row::execute(tx, insert, params![id.0.as_bytes(), workspace.as_str(), other_id, at.as_micros()])?;
+    Ok(EndUserAdmission::Admitted(id))
+}
+
+fn known(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+) -> Result<Option<EndUserId>, StoreError> {
+    let sql = "SELECT id FROM end_users WHERE workspace_id = ?1 AND other_id = ?2";
+    row::one(tx, sql, params![workspace.as_str(), other_id], |f| Ok(EndUserId(f.uuid("id")?)))
+}
+
+fn end_user_record(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    id: EndUserId,
+) -> Result<Option<EndUserRecord>, StoreError> {
+    let sql =
+        "SELECT id, workspace_id, other_id, created_at FROM end_users WHERE workspace_id = ?1 AND id = ?2";
+    row::one(tx, sql, params![workspace.as_str(), id.0.as_bytes()], read_end_user)
+}
+
+fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreError> {
+    Ok(EndUserRecord {
+        id: EndUserId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        other_id: f.text("other_id")?.to_owned(),
+        created_at: f.instant("created_at")?,
+    })
+}

@@ -1,0 +1,54 @@
+//! What SQLite's errors mean to callers. SQL, values and paths stay out of the text.
+
+use super::StoreError;
+use rusqlite::{Error, ErrorCode, ffi};
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::SqliteFailure(code, text) => failure(*code, text.as_deref().unwrap_or_default()),
+            Error::SqlInputError { error, .. } => failure(*error, ""),
+            Error::FromSqlConversionFailure(column, ..)
+            | Error::IntegralValueOutOfRange(column, _)
+            | Error::Utf8Error(column, _)
+            | Error::InvalidColumnType(column, ..) => Self::Corrupt(format!("column {column} of a row")),
+            _ => Self::Corrupt("SQLite answered what it should not".into()),
+        }
+    }
+}
+
+fn failure(error: ffi::Error, text: &str) -> StoreError {
+    let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
+    match error.code {
+        ErrorCode::ConstraintViolation => constraint(error.extended_code, text),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => unavailable("the database file is locked"),
+        ErrorCode::DiskFull => unavailable("the disk is full"),
+        ErrorCode::SystemIoFailure => unavailable("the database file cannot be read or written"),
+        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => unavailable("the database file is read-only"),
+        ErrorCode::CannotOpen => unavailable("the database file cannot be opened"),
+        ErrorCode::OutOfMemory => unavailable("there is not enough memory"),
+        ErrorCode::OperationInterrupted | ErrorCode::OperationAborted => {
+            unavailable("the call was broken off")
+        }
+        ErrorCode::FileLockingProtocolFailed => unavailable("the database file cannot be locked"),
+        ErrorCode::NotADatabase => StoreError::Refused("the file is not a Keygate database".into()),
+        ErrorCode::DatabaseCorrupt => StoreError::Corrupt("the database file is damaged".into()),
+        _ => StoreError::Corrupt(format!("SQLite answered with code {}", error.extended_code)),
+    }
+}
+
+/// Which rule of the schema was broken. SQLite names the columns of the index, and only those.
+fn constraint(extended_code: i32, text: &str) -> StoreError {
+    let columns = text.rsplit(": ").next().unwrap_or_default();
+    match columns {
+        "keys.workspace_id, keys.resource_id, keys.name" => StoreError::DuplicateName,
+        "keys.id" => StoreError::AlreadyExists("key"),
+        "keys.digest" | "keys.old_digest" => secret_taken(),
+        _ => StoreError::Corrupt(format!("a rule of the schema does not hold (SQLite code {extended_code})")),
+    }
+}
+
+/// A secret opens one key.
+pub(super) fn secret_taken() -> StoreError {
+    StoreError::Invalid { field: "secret", why: "must not be the secret of another key".into() }
+}

@@ -1,0 +1,436 @@
+//! Keys: made, listed, changed, deleted, given new secrets.
+
+use super::audit::{self, Line};
+use super::error::secret_taken;
+use super::row::{self, Fields};
+use super::tenants::plan_of;
+use super::{SqliteStore, StoreError, next_version};
+use crate::clock::Timestamp;
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::{Ceilings, Key, KeyType};
+use crate::store::{Actor, Digest, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::{PageRequest, Version, Written, rules};
+use async_trait::async_trait;
+use rusqlite::{Transaction, named_params, params};
+use serde_json::json;
+
+#[async_trait]
+impl Keys for SqliteStore {
+    async fn create_key(
+        &self,
+        key: NewKey,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError> {
+        let by = by.clone();
+        self.write(move |tx| {
+            let credential = key.credential.clone();
+            let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
+            let record = rules::new_key(key, &by.subject, at)?;
+            rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
+            forget_expired_credentials(tx, at)?;
+            check_digest_is_free(tx, credential.digest)?;
+            let version = next_version(tx)?;
+            insert(tx, &record, &credential, version)?;
+            let line = Line {
+                action: "key.create",
+                workspace: Some(&record.key.workspace_id),
+                target: record.key.id.to_string(),
+                changes: rules::key_fields(&record),
+            };
+            audit::add(tx, version, &by, at, line)?;
+            Ok(Written { value: record, version })
+        })
+        .await
+    }
+
+    async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        let workspace = workspace.clone();
+        self.read(move |tx| live_record(tx, &workspace, id)).await
+    }
+
+    async fn keys(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &KeyFilter,
+        page: PageRequest,
+    ) -> Result<Page<KeyRecord>, StoreError> {
+        let (workspace, filter) = (workspace.clone(), filter.clone());
+        self.read(move |tx| list(tx, &workspace, &filter, page)).await
+    }
+
+    async fn update_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        patch: KeyPatch,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| {
+            let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
+            if let Some(asked) = patch.rate_limit {
+                let plan = plan_of(tx, &workspace)?.ok_or(StoreError::NotFound("workspace"))?;
+                rules::check_rate(asked, &plan)?;
+            }
+            let after = rules::patched_key(&before, patch, at)?;
+            forget_expired_credentials(tx, at)?;
+            let version = next_version(tx)?;
+            update(tx, &after, version)?;
+            let line = Line {
+                action: "key.update",
+                workspace: Some(&workspace),
+                target: id.to_string(),
+                changes: rules::difference(&rules::key_fields(&before), &rules::key_fields(&after)),
+            };
+            audit::add(tx, version, &by, at, line)?;
+            Ok(Written { value: after, version })
+        })
+        .await
+    }
+
+    async fn delete_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| {
+            let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
+            forget_expired_credentials(tx, at)?;
+            let version = next_version(tx)?;
+            // The tombstone keeps no digest: what cannot open anything need not be kept.
+            let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3, digest = NULL,
+                           pepper_version = NULL, old_digest = NULL, old_pepper_version = NULL,
+                           old_valid_until = NULL
+                       WHERE id = ?1";
+            row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
+            let line = Line {
+                action: "key.delete",
+                workspace: Some(&workspace),
+                target: id.to_string(),
+                changes: rules::fields([("name", json!(before.name)), ("hint", json!(before.hint))]),
+            };
+            audit::add(tx, version, &by, at, line)?;
+            Ok(Written { value: (), version })
+        })
+        .await
+    }
+
+    async fn regenerate_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        new: IssuedCredential,
+        old_until: Option<Timestamp>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| {
+            let mut record = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
+            forget_expired_credentials(tx, at)?;
+            check_digest_is_free(tx, new.digest)?;
+            let old_until = old_until.filter(|until| *until > at);
+            let version = next_version(tx)?;
+            replace_credential(tx, id, &new, old_until, version, at)?;
+            let line = Line {
+                action: "key.regenerate",
+                workspace: Some(&workspace),
+                target: id.to_string(),
+                changes: rules::regenerate_fields(&record.hint, &new, old_until),
+            };
+            audit::add(tx, version, &by, at, line)?;
+            record.hint = new.hint;
+            record.updated_at = at;
+            write_search_text(tx, &record)?;
+            Ok(Written { value: record, version })
+        })
+        .await
+    }
+
+    async fn rehash_key(
+        &self,
+        id: KeyId,
+        old: Digest,
+        new: Digest,
+        pepper_version: u32,
+    ) -> Result<Option<Version>, StoreError> {
+        self.write(move |tx| {
+            let version = next_version(tx)?;
+            let current = "UPDATE keys SET digest = ?3, pepper_version = ?4, version = ?5
+                           WHERE id = ?1 AND digest = ?2";
+            let before = "UPDATE keys SET old_digest = ?3, old_pepper_version = ?4, version = ?5
+                          WHERE id = ?1 AND old_digest = ?2";
+            for sql in [current, before] {
+                let values = params![id.0.as_bytes(), old.0, new.0, pepper_version, row::int(version.0)];
+                if row::execute(tx, sql, values)? > 0 {
+                    return Ok(Some(version));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+}
+
+// === writes ===
+
+fn insert(
+    tx: &Transaction<'_>,
+    record: &KeyRecord,
+    credential: &IssuedCredential,
+    version: Version,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
+                   search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
+                   allowed_ips, is_active, expires_at, digest, pepper_version, created_by, created_at, updated_at,
+                   version)
+               VALUES (:id, :workspace, :kind, :scopes, :resource, :name, :description, :metadata, :hint, :search,
+                   :rate_limit, :rate_burst, :daily, :quota, :concurrency, :limits, :ips, :active, :expires,
+                   :digest, :pepper, :by, :created, :updated, :version)";
+    let (key, ceilings) = (&record.key, &record.key.ceilings);
+    row::execute(
+        tx,
+        sql,
+        named_params! {
+            ":id": key.id.0.as_bytes(),
+            ":workspace": key.workspace_id.as_str(),
+            ":kind": key.kind.as_str(),
+            ":scopes": key.scopes.joined(),
+            ":resource": key.resource_id,
+            ":name": record.name,
+            ":description": record.description,
+            ":metadata": json!(record.metadata).to_string(),
+            ":hint": record.hint,
+            ":search": rules::search_text(record),
+            ":rate_limit": ceilings.rate_limit,
+            ":rate_burst": ceilings.rate_burst,
+            ":daily": row::int(ceilings.daily_request_limit),
+            ":quota": ceilings.quota_limit.map(row::int),
+            ":concurrency": ceilings.concurrency_limit,
+            ":limits": rules::limits_to_json(&ceilings.limits).to_string(),
+            ":ips": rules::ips_to_json(&key.allowed_ips).to_string(),
+            ":active": key.is_active,
+            ":expires": key.expires_at.map(Timestamp::as_micros),
+            ":digest": credential.digest.0,
+            ":pepper": credential.pepper_version,
+            ":by": record.created_by,
+            ":created": record.created_at.as_micros(),
+            ":updated": record.updated_at.as_micros(),
+            ":version": row::int(version.0),
+        },
+    )?;
+    Ok(())
+}
+
+/// Writes every field that a patch can change.
+fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<(), StoreError> {
+    let sql =
+        "UPDATE keys SET scopes = :scopes, name = :name, description = :description, metadata = :metadata,
+                   search_text = :search, rate_limit = :rate_limit, rate_burst = :rate_burst,
+                   daily_request_limit = :daily, quota_limit = :quota, concurrency_limit = :concurrency,
+                   limits = :limits, allowed_ips = :ips, is_active = :active, expires_at = :expires,
+                   updated_at = :updated, version = :version
+               WHERE id = :id";
+    let (key, ceilings) = (&record.key, &record.key.ceilings);
+    row::execute(
+        tx,
+        sql,
+        named_params! {
+            ":id": key.id.0.as_bytes(),
+            ":scopes": key.scopes.joined(),
+            ":name": record.name,
+            ":description": record.description,
+            ":metadata": json!(record.metadata).to_string(),
+            ":search": rules::search_text(record),
+            ":rate_limit": ceilings.rate_limit,
+            ":rate_burst": ceilings.rate_burst,
+            ":daily": row::int(ceilings.daily_request_limit),
+            ":quota": ceilings.quota_limit.map(row::int),
+            ":concurrency": ceilings.concurrency_limit,
+            ":limits": rules::limits_to_json(&ceilings.limits).to_string(),
+            ":ips": rules::ips_to_json(&key.allowed_ips).to_string(),
+            ":active": key.is_active,
+            ":expires": key.expires_at.map(Timestamp::as_micros),
+            ":updated": record.updated_at.as_micros(),
+            ":version": row::int(version.0),
+        },
+    )?;
+    Ok(())
+}
+
+/// The current credential becomes the one before, if it may live on; any older one is gone.
+fn replace_credential(
+    tx: &Transaction<'_>,
+    id: KeyId,
+    new: &IssuedCredential,
+    old_until: Option<Timestamp>,
+    version: Version,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET old_digest = CASE WHEN :until IS NULL THEN NULL ELSE digest END,
+                   old_pepper_version = CASE WHEN :until IS NULL THEN NULL ELSE pepper_version END,
+                   old_valid_until = :until, digest = :digest, pepper_version = :pepper, hint = :hint,
+                   updated_at = :at, version = :version
+               WHERE id = :id";
+    row::execute(
+        tx,
+        sql,
+        named_params! {
+            ":id": id.0.as_bytes(),
+            ":until": old_until.map(Timestamp::as_micros),
+            ":digest": new.digest.0,
+            ":pepper": new.pepper_version,
+            ":hint": new.hint,
+            ":at": at.as_micros(),
+            ":version": row::int(version.0),
+        },
+    )?;
+    Ok(())
+}
+
+fn write_search_text(tx: &Transaction<'_>, record: &KeyRecord) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET search_text = ?2 WHERE id = ?1";
+    row::execute(tx, sql, params![record.key.id.0.as_bytes(), rules::search_text(record)])?;
+    Ok(())
+}
+
+/// Credentials past their grace period open nothing; nodes see that for themselves, so no number is drawn. Without
+/// this their pepper could never be taken out of service.
+fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_valid_until = NULL
+               WHERE old_valid_until <= ?1";
+    row::execute(tx, sql, [at.as_micros()])?;
+    Ok(())
+}
+
+/// No index spans both columns, so this looks; writers take turns, so looking is enough.
+fn check_digest_is_free(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
+    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1)
+                    + (SELECT count(*) FROM keys WHERE old_digest = ?1)";
+    if row::count(tx, sql, [digest.0])? == 0 { Ok(()) } else { Err(secret_taken()) }
+}
+
+// === reads ===
+
+/// The columns that [`read_key`] reads; `k` is the table.
+macro_rules! key_columns {
+    () => {
+        "k.id, k.workspace_id, k.kind, k.scopes, k.resource_id, k.rate_limit, k.rate_burst, k.daily_request_limit,
+         k.quota_limit, k.concurrency_limit, k.limits, k.allowed_ips, k.is_active, k.expires_at"
+    };
+}
+pub(super) use key_columns;
+
+/// What [`read_record`] reads: the key, what people see of it, and its usage so far.
+macro_rules! select_records {
+    () => {
+        concat!(
+            "SELECT ",
+            key_columns!(),
+            ", k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0),
+               coalesce(t.requests - t.denied, 0), t.last_at, k.created_by, k.created_at, k.updated_at
+             FROM keys k LEFT JOIN usage_rollups t
+               ON t.subject_kind = 1 AND t.subject_id = k.id AND t.width = 0 AND t.start = 0 "
+        )
+    };
+}
+
+/// Which keys a list shows; `k` is the table.
+macro_rules! listed {
+    () => {
+        "WHERE k.workspace_id = :workspace AND k.deleted_at IS NULL
+           AND (:kind IS NULL OR k.kind = :kind) AND (:active IS NULL OR k.is_active = :active)
+           AND (:resource IS NULL OR k.resource_id = :resource)
+           AND (:search IS NULL OR instr(k.search_text, :search) > 0) "
+    };
+}
+
+fn live_record(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    id: KeyId,
+) -> Result<Option<KeyRecord>, StoreError> {
+    let sql = concat!(select_records!(), "WHERE k.id = ?1 AND k.workspace_id = ?2 AND k.deleted_at IS NULL");
+    row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], read_record)
+}
+
+fn list(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    filter: &KeyFilter,
+    page: PageRequest,
+) -> Result<Page<KeyRecord>, StoreError> {
+    let search = filter.search.as_deref().map(rules::fold_case);
+    let total = row::count(
+        tx,
+        concat!("SELECT count(*) FROM keys k ", listed!()),
+        named_params! {
+            ":workspace": workspace.as_str(),
+            ":kind": filter.kind.map(KeyType::as_str),
+            ":active": filter.is_active,
+            ":resource": filter.resource_id,
+            ":search": search,
+        },
+    )?;
+    let items = row::all(
+        tx,
+        concat!(
+            select_records!(),
+            listed!(),
+            "ORDER BY k.created_at DESC, k.id DESC LIMIT :limit OFFSET :offset"
+        ),
+        named_params! {
+            ":workspace": workspace.as_str(),
+            ":kind": filter.kind.map(KeyType::as_str),
+            ":active": filter.is_active,
+            ":resource": filter.resource_id,
+            ":search": search,
+            ":limit": page.pagesize,
+            ":offset": row::int(page.offset()),
+        },
+        read_record,
+    )?;
+    Ok(Page { items, total })
+}
+
+pub(super) fn read_key(f: &mut Fields<'_>) -> Result<Key, StoreError> {
+    Ok(Key {
+        id: KeyId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        kind: f.parsed("kind")?,
+        scopes: f.parsed("scopes")?,
+        resource_id: f.text("resource_id")?.into(),
+        ceilings: Ceilings {
+            rate_limit: f.int("rate_limit")?,
+            rate_burst: f.maybe_int("rate_burst")?,
+            daily_request_limit: f.int("daily_request_limit")?,
+            quota_limit: f.maybe_int("quota_limit")?,
+            concurrency_limit: f.maybe_int("concurrency_limit")?,
+            limits: f.read("limits", rules::limits_from_json)?,
+        },
+        allowed_ips: f.read("allowed_ips", rules::ips_from_json)?,
+        is_active: f.bool("is_active")?,
+        expires_at: f.maybe_instant("expires_at")?,
+    })
+}
+
+fn read_record(f: &mut Fields<'_>) -> Result<KeyRecord, StoreError> {
+    Ok(KeyRecord {
+        key: read_key(f)?,
+        name: f.text("name")?.to_owned(),
+        description: f.text("description")?.to_owned(),
+        metadata: f.read("metadata", serde_json::from_str)?,
+        hint: f.text("hint")?.into(),
+        quota_used: f.int("quota_used")?,
+        usage_count: f.int("usage_count")?,
+        last_used_at: f.maybe_instant("last_used_at")?,
+        created_by: f.text("created_by")?.to_owned(),
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    })
+}

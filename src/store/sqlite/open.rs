@@ -1,0 +1,187 @@
+//! Opening the file: the folder, the lock, the pragmas, the schema.
+//!
+//! Must not know: what is done with the connections. Whatever does not fit is `Refused` in words for the operator.
+
+use super::{SqliteOptions, StoreError};
+use crate::store::migrate::{self, HISTORY_TABLE, MigrationName, MigrationState, SQLITE};
+use rusqlite::{Connection, OpenFlags};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a store runs on.
+pub(super) struct Opened {
+    pub(super) writer: Connection,
+    pub(super) readers: Vec<Connection>,
+    pub(super) lock: Arc<FileLock>,
+}
+
+/// Holds `<path>.lock`, which tells other processes that the file is in use. The kernel lets go of it when we die.
+pub(super) struct FileLock {
+    _file: File,
+}
+
+/// "KyGt": says in the file's header whose database it is.
+const APPLICATION_ID: i32 = 0x4b79_4774;
+/// Statements kept prepared on each connection; there are about 60 in all.
+const STATEMENTS_MAX: usize = 128;
+/// A write-ahead log is cut back to this after a checkpoint, in bytes.
+const WAL_BYTES_MAX: i64 = 64 << 20;
+
+/// Opens the store and brings its schema up to date.
+pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, StoreError> {
+    let lock = FileLock::take(path)?;
+    let mut writer = connect(path, options.busy_timeout)?;
+    bring_up_to_date(path, &mut writer)?;
+    let mut readers = Vec::with_capacity(options.readers.max(1));
+    for _ in 0..options.readers.max(1) {
+        let reader = connect(path, options.busy_timeout)?;
+        reader.pragma_update(None, "query_only", true)?;
+        readers.push(reader);
+    }
+    Ok(Opened { writer, readers, lock: Arc::new(lock) })
+}
+
+/// Brings the schema of the store at `path` up to date, makes the store where it is missing, and says what it has now.
+/// `Refused` while a gateway runs on it. Blocks.
+pub fn migrate(path: &Path) -> Result<MigrationState, StoreError> {
+    let lock = FileLock::take(path)?;
+    let mut connection = connect(path, SqliteOptions::default().busy_timeout)?;
+    bring_up_to_date(path, &mut connection)?;
+    let state = state(&connection);
+    drop(lock);
+    state
+}
+
+/// Says what the store at `path` has and lacks, and changes nothing; a gateway may be running on it. Blocks.
+pub fn check(path: &Path) -> Result<MigrationState, StoreError> {
+    if !path.exists() {
+        return migrate::compare(&migrate::runner(SQLITE)?, Vec::new());
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(SqliteOptions::default().busy_timeout)?;
+    connection.pragma_update(None, "query_only", true)?;
+    require_ours(path, &connection)?;
+    state(&connection)
+}
+
+fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError> {
+    // Made here and not by SQLite, which would make it readable by everybody; its side files copy the mode.
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(busy_timeout)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    require_ours(path, &connection)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
+    Ok(connection)
+}
+
+/// Refuses a file that somebody else wrote. An empty file is nobody's yet.
+fn require_ours(path: &Path, connection: &Connection) -> Result<(), StoreError> {
+    let refused = || StoreError::Refused(format!("{} is not a Keygate database", path.display()));
+    let read = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+    let tables = read.map_err(|error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => refused(),
+        _ => error.into(),
+    })?;
+    let id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    if id == APPLICATION_ID || (id == 0 && tables == 0) { Ok(()) } else { Err(refused()) }
+}
+
+fn bring_up_to_date(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
+    if state(connection)?.pending.is_empty() {
+        return Ok(());
+    }
+    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    let report = migrate::runner(SQLITE)?.run(connection).map_err(|error| migrate::refused(&error))?;
+    for migration in report.applied_migrations() {
+        tracing::info!(path = %path.display(), %migration, "the schema was brought up to date");
+    }
+    Ok(())
+}
+
+/// Read here and not by refinery, which panics at a history that is not as it wrote it.
+fn state(connection: &Connection) -> Result<MigrationState, StoreError> {
+    let known = migrate::runner(SQLITE)?;
+    let exists = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+    let tables: i64 = connection.query_row(exists, [HISTORY_TABLE], |row| row.get(0))?;
+    if tables == 0 {
+        return migrate::compare(&known, Vec::new());
+    }
+    let sql = format!("SELECT version, name FROM {HISTORY_TABLE} ORDER BY version");
+    let mut statement = connection.prepare(&sql)?;
+    let read = |row: &rusqlite::Row<'_>| Ok(MigrationName { number: row.get(0)?, name: row.get(1)? });
+    let applied = statement.query_map([], read)?.collect::<Result<Vec<_>, _>>()?;
+    migrate::compare(&known, applied)
+}
+
+// === impl FileLock ===
+
+impl FileLock {
+    /// Takes the lock beside `path`, or says which process has it.
+    fn take(path: &Path) -> Result<Self, StoreError> {
+        let refused = |what: &Path, error: &std::io::Error| {
+            StoreError::Refused(format!("{} cannot be opened: {error}", what.display()))
+        };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|error| refused(folder, &error))?;
+        }
+        let beside = lock_path(path);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&beside)
+            .map_err(|error| refused(&beside, &error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(path, &mut file)),
+            Err(TryLockError::Error(error)) => return Err(refused(&beside, &error)),
+        }
+        write_pid(&mut file).map_err(|error| refused(&beside, &error))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}
+
+fn write_pid(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    file.flush()
+}
+
+fn in_use(path: &Path, lock: &mut File) -> StoreError {
+    let mut text = String::new();
+    // The number is a courtesy: without it the message still says what to do.
+    let pid = match lock.take(20).read_to_string(&mut text) {
+        Ok(_) => text.trim(),
+        Err(_) => "",
+    };
+    let who = if pid.is_empty() { String::new() } else { format!(" (pid {pid})") };
+    StoreError::Refused(format!(
+        "{} is in use by another Keygate{who}; stop it or use its admin API",
+        path.display()
+    ))
+}
