@@ -1,0 +1,383 @@
+//! Keys: create, list, read, change, delete, regenerate.
+
+use super::caller::{Reader, Writer};
+use super::context::{Admin, Shared};
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::{FromParams, Object, OptionalObject, Params, Query, Segment};
+use super::page::{Listed, millis, page_request};
+use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord, ScopeWord};
+use crate::clock::Timestamp;
+use crate::draft::{KeyDraft, KeyPatchDraft, credential, read_grace_period};
+use crate::policy::fault::Fault;
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::{Ceiling, Ceilings, Key, KeyType, Plan};
+use crate::policy::secret::Secret;
+use crate::store::{IssuedCredential, KeyFilter, KeyRecord, PageRequest};
+use axum::extract::State;
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+
+// === requests ===
+
+/// Which keys.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "says in the OpenAPI document what `KeyQuery` reads")]
+pub(super) struct KeyParams {
+    /// Only this type.
+    r#type: Option<KeyTypeWord>,
+    /// `true` (default), `false`, or `any`.
+    #[param(default = "true")]
+    is_active: Option<String>,
+    /// Only those of this resource.
+    resource_id: Option<String>,
+    /// Only those whose name, description or hint contains this, case ignored.
+    search: Option<String>,
+    /// Number of the page, from 1.
+    #[param(minimum = 1, default = 1)]
+    page: Option<u32>,
+    /// Items on a page.
+    #[param(minimum = 1, maximum = 100, default = 10)]
+    pagesize: Option<u32>,
+}
+
+/// [`KeyParams`] as read.
+pub(super) struct KeyQuery {
+    filter: KeyFilter,
+    page: PageRequest,
+}
+
+impl FromParams for KeyQuery {
+    fn from_params(params: &mut Params) -> Self {
+        let active = params.read("is_active", |text| match text {
+            "true" => Ok(Some(true)),
+            "false" => Ok(Some(false)),
+            "any" => Ok(None),
+            _ => Err("must be one of: true, false, any".into()),
+        });
+        let filter = KeyFilter {
+            kind: params.word::<KeyType>("type"),
+            is_active: active.unwrap_or(Some(true)),
+            resource_id: params.text("resource_id"),
+            search: params.text("search").filter(|text| !text.is_empty()),
+        };
+        Self { filter, page: page_request(params) }
+    }
+}
+
+// === answers ===
+
+/// A key, without its secret.
+#[derive(Serialize, ToSchema)]
+pub(super) struct KeyView {
+    /// UUIDv7.
+    id: String,
+    name: String,
+    description: String,
+    /// First and last characters of the secret.
+    #[schema(example = "sk-service-Ab3d…9fQz")]
+    hint: String,
+    #[schema(value_type = KeyTypeWord)]
+    r#type: &'static str,
+    #[schema(value_type = Vec<ScopeWord>)]
+    scopes: Vec<&'static str>,
+    resource_id: String,
+    workspace_id: String,
+    /// Requests per second.
+    rate_limit: u32,
+    /// Requests that may come at once; null: `rate_limit`.
+    rate_burst: Option<u32>,
+    /// Requests per UTC day.
+    daily_request_limit: u64,
+    /// Requests in the key's life; null: no limit.
+    quota_limit: Option<u64>,
+    /// How many of them are spent, as far as the ledger knows.
+    quota_used: u64,
+    /// Requests in flight; null: no limit.
+    concurrency_limit: Option<u32>,
+    limits: Vec<CeilingView>,
+    /// Addresses and networks it may be used from; empty: anywhere.
+    allowed_ips: Vec<String>,
+    metadata: Map<String, Value>,
+    is_active: bool,
+    is_expired: bool,
+    /// Epoch milliseconds; null: never.
+    expires_at: Option<i64>,
+    /// Epoch milliseconds; null: not yet.
+    last_used_at: Option<i64>,
+    /// Requests that were not denied, as far as the ledger knows.
+    usage_count: u64,
+    created_by: String,
+    /// Epoch milliseconds.
+    created_at: i64,
+    /// Epoch milliseconds.
+    updated_at: i64,
+}
+
+/// A further ceiling.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CeilingView {
+    #[schema(value_type = CountWord)]
+    count: &'static str,
+    #[schema(value_type = PerWord)]
+    per: &'static str,
+    max: u64,
+}
+
+/// A key with its secret, shown this once.
+#[derive(Serialize, ToSchema)]
+pub(super) struct IssuedKey {
+    #[serde(flatten)]
+    key: KeyView,
+    /// The secret. It is not stored and cannot be shown again.
+    api_key: String,
+}
+
+/// What was deleted.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Deleted {
+    id: String,
+    deleted: bool,
+}
+
+// === handlers ===
+
+/// Create a key
+///
+/// Role `admin`. The answer holds the secret as `api_key`, this once.
+#[utoipa::path(post, path = "/apikeys", tag = "API keys", request_body = KeyCreate, responses(
+    (status = 201, description = "The key and its secret", body = Envelope<IssuedKey>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn create_key(
+    State(admin): State<Shared>,
+    Writer { actor, workspace }: Writer,
+    Query(()): Query<()>,
+    Object(body): Object,
+) -> Result<Answer<IssuedKey>, AdminError> {
+    let at = admin.now();
+    let draft = KeyDraft::read(&body, &workspace, at).map_err(AdminError::fields)?;
+    let plan = plan_of(&admin, &workspace).await?;
+    let (secret, credential) = issue(&admin, draft.kind);
+    let key = draft
+        .into_new_key(KeyId::new(at), workspace, &plan, credential)
+        .map_err(|error| AdminError::of_store(error, Fault::NotFound))?;
+    let made = admin.write(Fault::NotFound, admin.deps.store.create_key(key, &actor, at)).await?;
+    Ok(Answer::created(IssuedKey::new(made, &secret, at)))
+}
+
+/// List keys
+///
+/// Role `viewer`. Newest first; deleted keys are not listed.
+#[utoipa::path(get, path = "/apikeys", tag = "API keys", params(KeyParams), responses(
+    (status = 200, description = "A page of keys", body = Envelope<Listed<KeyView>>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn list_keys(
+    State(admin): State<Shared>,
+    Reader { workspace }: Reader,
+    Query(KeyQuery { filter, page }): Query<KeyQuery>,
+) -> Result<Answer<Listed<KeyView>>, AdminError> {
+    let at = admin.now();
+    let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
+    Ok(Answer::ok(Listed::new(page, keys, |key| KeyView::new(key, at))))
+}
+
+/// Read a key
+///
+/// Role `viewer`.
+#[utoipa::path(get, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")), responses(
+    (status = 200, description = "The key", body = Envelope<KeyView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn get_key(
+    State(admin): State<Shared>,
+    Reader { workspace }: Reader,
+    id: Segment,
+    Query(()): Query<()>,
+) -> Result<Answer<KeyView>, AdminError> {
+    let key = find(&admin, &workspace, key_id(&id)?).await?;
+    Ok(Answer::ok(KeyView::new(key, admin.now())))
+}
+
+/// Change a key
+///
+/// Role `admin`. Absent fields stay as they are; null clears those that can be empty. In force on this node when answered.
+#[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")),
+request_body = KeyUpdate, responses(
+    (status = 200, description = "The key as it is now", body = Envelope<KeyView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn update_key(
+    State(admin): State<Shared>,
+    Writer { actor, workspace }: Writer,
+    id: Segment,
+    Query(()): Query<()>,
+    Object(body): Object,
+) -> Result<Answer<KeyView>, AdminError> {
+    let at = admin.now();
+    let id = key_id(&id)?;
+    let draft = KeyPatchDraft::read(&body, at).map_err(AdminError::fields)?;
+    let key = find(&admin, &workspace, id).await?;
+    if draft.is_empty() {
+        return Ok(Answer::ok(KeyView::new(key, at)));
+    }
+    // A key's type never changes, so what was checked against it still holds when the store writes.
+    let patch = draft.into_patch(key.key.kind).map_err(AdminError::fields)?;
+    let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
+    let changed = admin.write(Fault::KeyNotFound, call).await?;
+    Ok(Answer::ok(KeyView::new(changed, at)))
+}
+
+/// Delete a key
+///
+/// Role `admin`. For good: the secret is refused from now on, statistics and logs stay, the name is free.
+#[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")), responses(
+    (status = 200, description = "It is gone", body = Envelope<Deleted>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn delete_key(
+    State(admin): State<Shared>,
+    Writer { actor, workspace }: Writer,
+    id: Segment,
+    Query(()): Query<()>,
+) -> Result<Answer<Deleted>, AdminError> {
+    let id = key_id(&id)?;
+    let call = admin.deps.store.delete_key(&workspace, id, &actor, admin.now());
+    admin.write(Fault::KeyNotFound, call).await?;
+    Ok(Answer::ok(Deleted::new(&id)))
+}
+
+/// Give a key a new secret
+///
+/// Role `admin`. Id, limits, spent quota and statistics stay. The secret before is dead at once, or after the grace
+/// period; an older one is dead in any case.
+#[utoipa::path(post, path = "/apikeys/{id}/regenerate", tag = "API keys", params(("id", description = "Which key")),
+request_body = Option<KeyRegenerate>, responses(
+    (status = 200, description = "The key and its new secret", body = Envelope<IssuedKey>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn regenerate_key(
+    State(admin): State<Shared>,
+    Writer { actor, workspace }: Writer,
+    id: Segment,
+    Query(()): Query<()>,
+    OptionalObject(body): OptionalObject,
+) -> Result<Answer<IssuedKey>, AdminError> {
+    let at = admin.now();
+    let id = key_id(&id)?;
+    let grace = read_grace_period(&body).map_err(AdminError::fields)?;
+    let old_until = grace.map(|grace| at.plus(grace));
+    let (secret, credential) = issue(&admin, find(&admin, &workspace, id).await?.key.kind);
+    let call = admin.deps.store.regenerate_key(&workspace, id, credential, old_until, &actor, at);
+    let key = admin.write(Fault::KeyNotFound, call).await?;
+    Ok(Answer::ok(IssuedKey::new(key, &secret, at)))
+}
+
+// === helpers ===
+
+/// The id of a key in a path.
+pub(super) fn key_id(segment: &Segment) -> Result<KeyId, AdminError> {
+    segment.id(Fault::KeyNotFound)
+}
+
+async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> Result<KeyRecord, AdminError> {
+    let found = admin.ask(Fault::KeyNotFound, admin.deps.store.key(workspace, id)).await?;
+    found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
+}
+
+async fn plan_of(admin: &Admin, workspace: &WorkspaceId) -> Result<Plan, AdminError> {
+    let store = &admin.deps.store;
+    let tenant = admin.ask(Fault::NotFound, store.workspace(workspace)).await?;
+    let tenant = tenant.ok_or_else(|| AdminError::of(Fault::NotFound))?;
+    let plan = admin.ask(Fault::NotFound, store.plan(&tenant.plan_id)).await?;
+    plan.map(|record| record.plan).ok_or_else(|| AdminError::of(Fault::NotFound))
+}
+
+fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {
+    let prefix = &admin.deps.secret_prefix;
+    let secret = Secret::generate(prefix, kind);
+    let stored = credential(&secret, prefix, &admin.deps.peppers);
+    (secret, stored)
+}
+
+// === impl KeyView ===
+
+impl KeyView {
+    /// The view of `record` at the instant `at`.
+    fn new(record: KeyRecord, at: Timestamp) -> Self {
+        let KeyRecord {
+            key,
+            name,
+            description,
+            metadata,
+            hint,
+            quota_used,
+            usage_count,
+            last_used_at,
+            created_by,
+            created_at,
+            updated_at,
+        } = record;
+        let Key { id, workspace_id, kind, scopes, resource_id, ceilings, allowed_ips, is_active, expires_at } =
+            key;
+        let Ceilings { rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits } =
+            ceilings;
+        Self {
+            id: id.to_string(),
+            name,
+            description,
+            hint: hint.into(),
+            r#type: kind.as_str(),
+            scopes: scopes.iter().map(crate::policy::key::Scope::as_str).collect(),
+            resource_id: resource_id.into(),
+            workspace_id: workspace_id.to_string(),
+            rate_limit,
+            rate_burst,
+            daily_request_limit,
+            quota_limit,
+            quota_used,
+            concurrency_limit,
+            limits: limits.iter().map(CeilingView::new).collect(),
+            allowed_ips: allowed_ips.iter().map(network).collect(),
+            metadata,
+            is_active,
+            is_expired: expires_at.is_some_and(|end| end <= at),
+            expires_at: expires_at.map(millis),
+            last_used_at: last_used_at.map(millis),
+            usage_count,
+            created_by,
+            created_at: millis(created_at),
+            updated_at: millis(updated_at),
+        }
+    }
+}
+
+/// A network as people write it: a single address without its prefix length.
+fn network(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
+
+impl CeilingView {
+    /// The view of a ceiling.
+    pub(super) fn new(ceiling: &Ceiling) -> Self {
+        let Ceiling { count, per, max } = *ceiling;
+        Self { count: count.as_str(), per: per.as_str(), max }
+    }
+}
+
+impl IssuedKey {
+    fn new(record: KeyRecord, secret: &Secret, at: Timestamp) -> Self {
+        Self { key: KeyView::new(record, at), api_key: secret.expose().to_owned() }
+    }
+}
+
+impl Deleted {
+    /// That the thing of that id is gone.
+    pub(super) fn new(id: &impl ToString) -> Self {
+        Self { id: id.to_string(), deleted: true }
+    }
+}

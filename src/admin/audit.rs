@@ -1,0 +1,107 @@
+//! The audit trail: who changed what, when, from where.
+
+use super::caller::Auditor;
+use super::context::Shared;
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::{FromParams, Params, Query};
+use super::page::{Listed, in_order, millis, page_request};
+use crate::policy::fault::Fault;
+use crate::store::{AuditFilter, AuditRecord, PageRequest};
+use axum::extract::State;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+/// Which lines.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "says in the OpenAPI document what `AuditQuery` reads")]
+pub(super) struct AuditParams {
+    /// Only this action, e.g. `key.update`.
+    action: Option<String>,
+    /// Only this thing, by its id.
+    target: Option<String>,
+    /// Not before: epoch seconds, epoch milliseconds or RFC 3339.
+    from: Option<String>,
+    /// Not at or after.
+    to: Option<String>,
+    /// Number of the page, from 1.
+    #[param(minimum = 1, default = 1)]
+    page: Option<u32>,
+    /// Items on a page.
+    #[param(minimum = 1, maximum = 100, default = 10)]
+    pagesize: Option<u32>,
+}
+
+/// [`AuditParams`] as read.
+pub(super) struct AuditQuery {
+    filter: AuditFilter,
+    page: PageRequest,
+}
+
+impl FromParams for AuditQuery {
+    fn from_params(params: &mut Params) -> Self {
+        let (from, to) = (params.instant("from"), params.instant("to"));
+        in_order(params, ("from", "to"), from, to);
+        let (action, target) = (params.text("action"), params.text("target"));
+        Self { filter: AuditFilter { action, target, from, to }, page: page_request(params) }
+    }
+}
+
+/// One line of the audit trail.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AuditView {
+    id: String,
+    /// When, in epoch milliseconds.
+    at: i64,
+    /// Null for what belongs to the platform.
+    workspace_id: Option<String>,
+    /// Whose token it was.
+    subject: String,
+    role: String,
+    address: Option<String>,
+    request_id: Option<String>,
+    /// What was done, e.g. `key.update`.
+    action: String,
+    /// To which thing.
+    target: String,
+    /// Field by field what it was and what it became.
+    changes: Value,
+}
+
+/// List the audit trail
+///
+/// Role `admin`. Newest first. With role `platform`, no workspace in the token and no `X-Workspace-Id`: the platform's own
+/// lines (plans and workspaces).
+#[utoipa::path(get, path = "/audit", tag = "Audit", params(AuditParams), responses(
+    (status = 200, description = "A page of lines", body = Envelope<Listed<AuditView>>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn list_audit(
+    State(admin): State<Shared>,
+    Auditor { workspace }: Auditor,
+    Query(AuditQuery { filter, page }): Query<AuditQuery>,
+) -> Result<Answer<Listed<AuditView>>, AdminError> {
+    let found = admin.ask(Fault::NotFound, admin.deps.store.audit(workspace.as_ref(), &filter, page)).await?;
+    Ok(Answer::ok(Listed::new(page, found, AuditView::new)))
+}
+
+impl AuditView {
+    fn new(record: AuditRecord) -> Self {
+        let AuditRecord { id, at, workspace_id, subject, role, address, request_id, action, target, changes } =
+            record;
+        Self {
+            id: id.to_string(),
+            at: millis(at),
+            workspace_id: workspace_id.map(|id| id.to_string()),
+            subject,
+            role,
+            address: address.map(|ip| ip.to_string()),
+            request_id,
+            action,
+            target,
+            changes,
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Who an admin token says the caller is.
+//!
+//! Must not know: what callers may do (that is `caller`'s), or the system's clock: `exp` and `nbf` are checked against the
+//! instant given. Keys are fixed at start; a token chooses neither its algorithm nor where its key comes from.
+
+use super::error::AdminError;
+use crate::clock::Timestamp;
+use crate::policy::fault::Fault;
+use crate::policy::id::WorkspaceId;
+use crate::policy::key::words;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use serde_json::{Map, Value, json};
+use std::fmt;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+pub use jsonwebtoken::Algorithm;
+
+/// How admin tokens are checked.
+#[derive(Debug)]
+pub struct AuthConfig {
+    /// What they are signed with.
+    pub keys: AuthKeys,
+    /// The algorithms that are accepted: `HS256` for a secret; of `RS256`, `ES256`, `EdDSA` for a JWKS.
+    pub algorithms: Vec<Algorithm>,
+    /// What `iss` must be.
+    pub issuer: String,
+    /// What `aud` must be or hold.
+    pub audience: String,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// Which claims say what.
+    pub claims: ClaimNames,
+}
+
+/// What admin tokens are signed with.
+pub enum AuthKeys {
+    /// A shared secret of 32 bytes or more.
+    Hs256(Zeroizing<Vec<u8>>),
+    /// The text of a JWKS file (RFC 7517).
+    Jwks(String),
+}
+
+/// The names of the claims that say who somebody is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimNames {
+    /// Whose token it is.
+    pub subject: String,
+    /// The workspace it is for.
+    pub workspace: String,
+    /// What its holder may do.
+    pub role: String,
+}
+
+words!(
+    /// What a caller may do; each role may do what those before it may.
+    Role {
+        /// Read.
+        Viewer = "viewer",
+        /// Read and write in its own workspace.
+        Admin = "admin",
+        /// Everything: plans, workspaces, and every workspace's own things.
+        Platform = "platform",
+    }
+);
+
+/// Keys or rules that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAuth {
+    /// The secret is too short to be safe.
+    #[error("the HS256 secret has {0} bytes; it must have 32 or more")]
+    ShortSecret(usize),
+    /// The file cannot be read as a key set.
+    #[error("the JWKS is not valid: {0}")]
+    Jwks(String),
+    /// No key of the set fits the algorithms.
+    #[error("the JWKS has no signature key for any of the algorithms")]
+    NoKey,
+    /// Two keys go by one name.
+    #[error("the JWKS has two keys of the kid {0:?}")]
+    TwoKeys(String),
+    /// An algorithm does not fit the keys.
+    #[error("algorithm {0:?} cannot be used with these keys; allowed: {1}")]
+    Algorithm(Algorithm, &'static str),
+    /// No algorithm is accepted.
+    #[error("no algorithm is accepted; allowed: {0}")]
+    NoAlgorithm(&'static str),
+    /// A token cannot be made: the private key is elsewhere.
+    #[error("tokens can only be minted with an HS256 secret")]
+    CannotMint,
+}
+
+/// The check of admin tokens.
+pub struct Auth {
+    keys: Vec<NamedKey>,
+    minting: Option<EncodingKey>,
+    issuer: String,
+    audience: String,
+    leeway_secs: i64,
+    claims: ClaimNames,
+}
+
+/// Who a valid token says the caller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Whose token it is.
+    pub(super) subject: String,
+    /// What they may do.
+    pub(super) role: Role,
+    /// Their workspace; only a platform token may have none.
+    pub(super) workspace: Option<WorkspaceId>,
+}
+
+/// A verification key, the name tokens know it by, and the one algorithm it is used with.
+struct NamedKey {
+    kid: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+/// Longest token that is looked at, in bytes.
+const TOKEN_MAX: usize = 8 * 1024;
+/// Longest subject, in characters.
+const SUBJECT_MAX: usize = 255;
+/// Shortest HS256 secret, in bytes (RFC 7518, 3.2).
+const SECRET_MIN: usize = 32;
+const JWKS_ALGORITHMS: &str = "RS256, ES256, EdDSA";
+
+// === impl Auth ===
+
+impl Auth {
+    /// From the configuration; refuses what would be unsafe.
+    pub fn new(config: AuthConfig) -> Result<Self, BadAuth> {
+        let AuthConfig { keys, algorithms, issuer, audience, leeway, claims } = config;
+        let (keys, minting) = match keys {
+            AuthKeys::Hs256(secret) => shared_key(&secret, &algorithms)?,
+            AuthKeys::Jwks(text) => (public_keys(&text, &algorithms)?, None),
+        };
+        let leeway_secs = i64::try_from(leeway.as_secs()).unwrap_or(i64::MAX);
+        Ok(Self { keys, minting, issuer, audience, leeway_secs, claims })
+    }
+
+    /// A token for `subject`, valid for `ttl` from `now`. Only with an HS256 secret.
+    pub fn mint(
+        &self,
+        subject: &str,
+        workspace: Option<&WorkspaceId>,
+        role: Role,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<String, BadAuth> {
+        let key = self.minting.as_ref().ok_or(BadAuth::CannotMint)?;
+        let mut claims = Map::new();
+        claims.insert("iss".into(), json!(self.issuer));
+        claims.insert("aud".into(), json!(self.audience));
+        claims.insert("iat".into(), json!(now.as_secs()));
+        claims.insert("nbf".into(), json!(now.as_secs()));
+        claims.insert("exp".into(), json!(now.plus(ttl).as_secs()));
+        claims.insert(self.claims.subject.clone(), json!(subject));
+        claims.insert(self.claims.role.clone(), json!(role.as_str()));
+        if let Some(workspace) = workspace {
+            claims.insert(self.claims.workspace.clone(), json!(workspace.as_str()));
+        }
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, key).map_err(|_| BadAuth::CannotMint)
+    }
+
+    /// Who the holder of `token` is at the instant `now`.
+    pub(super) fn identify(&self, token: &str, now: Timestamp) -> Result<Identity, AdminError> {
+        let invalid = || AdminError::of(Fault::TokenInvalid);
+        let claims = self.verified(token).ok_or_else(invalid)?;
+        if !self.is_ours(&claims) {
+            return Err(invalid());
+        }
+        let now_secs = now.as_secs();
+        let until = seconds(claims.get("exp")).ok_or_else(invalid)?;
+        if let Some(value) = claims.get("nbf") {
+            let from = seconds(Some(value)).ok_or_else(invalid)?;
+            if from > now_secs.saturating_add(self.leeway_secs) {
+                return Err(invalid());
+            }
+        }
+        if until.saturating_add(self.leeway_secs) <= now_secs {
+            return Err(AdminError::of(Fault::TokenExpired));
+        }
+        self.identity(&claims)
+    }
+
+    /// The claims of a token that one of our keys signed.
+    fn verified(&self, token: &str) -> Option<Map<String, Value>> {
+        if token.len() > TOKEN_MAX {
+            return None;
+        }
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        // RFC 7515, 4.1.11: whoever does not understand a critical extension must refuse the token.
+        if header.crit.is_some() {
+            return None;
+        }
+        let key = self.key_for(header.kid.as_deref(), header.alg)?;
+        let mut rules = Validation::new(header.alg);
+        rules.required_spec_claims.clear();
+        rules.validate_exp = false;
+        rules.validate_nbf = false;
+        rules.validate_aud = false;
+        jsonwebtoken::decode::<Map<String, Value>>(token, key, &rules).ok().map(|data| data.claims)
+    }
+
+    /// The key a token names, or the only one that fits. An algorithm that is not ours finds none.
+    fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
+        let mut fitting = self.keys.iter().filter(|k| k.algorithm == algorithm);
+        match kid {
+            // A shared secret has no name, so any name will do for it.
+            Some(_) if self.minting.is_some() => fitting.next().map(|k| &k.key),
+            Some(kid) => fitting.find(|k| k.kid.as_deref() == Some(kid)).map(|k| &k.key),
+            None => match (fitting.next(), fitting.next()) {
+                (Some(only), None) => Some(&only.key),
+                _ => None,
+            },
+        }
+    }
+
+    fn is_ours(&self, claims: &Map<String, Value>) -> bool {
+        let issuer = claims.get("iss").and_then(Value::as_str) == Some(self.issuer.as_str());
+        let audience = match claims.get("aud") {
+            Some(Value::String(one)) => *one == self.audience,
+            Some(Value::Array(many)) => many.iter().any(|a| a.as_str() == Some(self.audience.as_str())),
+            _ => false,
+        };
+        issuer && audience
+    }
+
+    fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, AdminError> {
+        let invalid = || AdminError::of(Fault::TokenInvalid);
+        let subject = claims.get(&self.claims.subject).and_then(Value::as_str).ok_or_else(invalid)?;
+        let length = subject.chars().count();
+        if length == 0 || length > SUBJECT_MAX || subject.chars().any(char::is_control) {
+            return Err(invalid());
+        }
+        let workspace = match claims.get(&self.claims.workspace) {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(value.as_str().and_then(|id| id.parse().ok()).ok_or_else(invalid)?),
+        };
+        // The token is good, but a role that means nothing here allows nothing here.
+        let role = claims.get(&self.claims.role).and_then(Value::as_str).and_then(|r| r.parse().ok());
+        let role: Role = role.ok_or_else(|| AdminError::of(Fault::Forbidden))?;
+        if workspace.is_none() && role != Role::Platform {
+            return Err(invalid());
+        }
+        Ok(Identity { subject: subject.to_owned(), role, workspace })
+    }
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth")
+            .field("issuer", &self.issuer)
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for AuthKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hs256(_) => "Hs256(…)",
+            Self::Jwks(_) => "Jwks(…)",
+        })
+    }
+}
+
+impl Default for ClaimNames {
+    fn default() -> Self {
+        Self { subject: "sub".into(), workspace: "workspace_id".into(), role: "role".into() }
+    }
+}
+
+// === keys ===
+
+fn shared_key(
+    secret: &[u8],
+    algorithms: &[Algorithm],
+) -> Result<(Vec<NamedKey>, Option<EncodingKey>), BadAuth> {
+    const ALLOWED: &str = "HS256";
+    if secret.len() < SECRET_MIN {
+        return Err(BadAuth::ShortSecret(secret.len()));
+    }
+    if let Some(other) = algorithms.iter().find(|a| **a != Algorithm::HS256) {
+        return Err(BadAuth::Algorithm(*other, ALLOWED));
+    }
+    if algorithms.is_empty() {
+        return Err(BadAuth::NoAlgorithm(ALLOWED));
+    }
+    let key = NamedKey { kid: None, algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) };
+    Ok((vec![key], Some(EncodingKey::from_secret(secret))))
+}
+
+fn public_keys(text: &str, algorithms: &[Algorithm]) -> Result<Vec<NamedKey>, BadAuth> {
+    if algorithms.is_empty() {
+        return Err(BadAuth::NoAlgorithm(JWKS_ALGORITHMS));
+    }
+    let allowed = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+    if let Some(other) = algorithms.iter().find(|a| !allowed.contains(a)) {
+        return Err(BadAuth::Algorithm(*other, JWKS_ALGORITHMS));
+    }
+    let set: JwkSet = serde_json::from_str(text).map_err(|e| BadAuth::Jwks(e.to_string()))?;
+    let mut keys: Vec<NamedKey> = Vec::with_capacity(set.keys.len());
+    for jwk in &set.keys {
+        let Some(algorithm) = algorithm_of(jwk).filter(|a| algorithms.contains(a)) else { continue };
+        let kid = jwk.common.key_id.clone();
+        if let Some(twice) = kid.as_ref().filter(|kid| keys.iter().any(|k| k.kid.as_ref() == Some(*kid))) {
+            return Err(BadAuth::TwoKeys(twice.clone()));
+        }
+        let key = DecodingKey::from_jwk(jwk).map_err(|e| BadAuth::Jwks(e.to_string()))?;
+        keys.push(NamedKey { kid, algorithm, key });
+    }
+    if keys.is_empty() { Err(BadAuth::NoKey) } else { Ok(keys) }
+}
+
+/// The algorithm that a public key is for; none when it is not for signatures, or not one we use.
+fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
+    if jwk.common.public_key_use.as_ref().is_some_and(|u| *u != PublicKeyUse::Signature) {
+        return None;
+    }
+    let natural = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(p) if p.curve == EllipticCurve::P256 => Algorithm::ES256,
+        AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+        _ => return None,
+    };
+    match jwk.common.key_algorithm {
+        None => Some(natural),
+        Some(named) => (named.to_string().parse() == Ok(natural)).then_some(natural),
+    }
+}
+
+/// A NumericDate (RFC 7519, 2) in whole seconds.
+#[expect(clippy::cast_possible_truncation, reason = "floats saturate, and far futures need no precision")]
+fn seconds(value: Option<&Value>) -> Option<i64> {
+    let number = value?.as_number()?;
+    number.as_i64().or_else(|| number.as_f64().filter(|f| f.is_finite()).map(|f| f.floor() as i64))
+}

@@ -1,0 +1,184 @@
+//! What a caller may do: the only way for a handler to come by a workspace.
+//!
+//! Must not know: how tokens are made or checked, or what handlers do. Each type here is a decision already taken; a
+//! handler that takes a [`Writer`] cannot be reached by somebody who may only read.
+
+use super::auth::{Identity, Role};
+use super::context::{Admin, Shared};
+use super::envelope::AdminRequestId;
+use super::error::AdminError;
+use crate::policy::fault::Fault;
+use crate::policy::id::WorkspaceId;
+use crate::store::Actor;
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use std::net::SocketAddr;
+
+/// May read what belongs to `workspace`.
+pub(super) struct Reader {
+    pub(super) workspace: WorkspaceId,
+}
+
+/// May change what belongs to `workspace`.
+pub(super) struct Writer {
+    pub(super) actor: Actor,
+    pub(super) workspace: WorkspaceId,
+}
+
+/// May manage plans and workspaces.
+pub(super) struct Platform {
+    pub(super) actor: Actor,
+}
+
+/// May read the audit trail of `workspace`, or the platform's where there is none.
+pub(super) struct Auditor {
+    pub(super) workspace: Option<WorkspaceId>,
+}
+
+/// May look at workspaces: at every one, or at its own.
+pub(super) enum Visitor {
+    /// Every one.
+    Everywhere,
+    /// Only this one.
+    Only(WorkspaceId),
+}
+
+/// The header by which a platform caller names a workspace.
+const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace-id");
+
+impl FromRequestParts<Shared> for Reader {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        let (_, workspace) = confined(parts, admin, Role::Viewer).await?;
+        Ok(Self { workspace })
+    }
+}
+
+impl FromRequestParts<Shared> for Writer {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        let (actor, workspace) = confined(parts, admin, Role::Admin).await?;
+        Ok(Self { actor, workspace })
+    }
+}
+
+impl FromRequestParts<Shared> for Platform {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        let identity = identify(parts, admin, Role::Platform)?;
+        Ok(Self { actor: actor(&identity, parts) })
+    }
+}
+
+impl FromRequestParts<Shared> for Auditor {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        let identity = identify(parts, admin, Role::Admin)?;
+        let by = actor(&identity, parts);
+        Ok(Self { workspace: workspace(&identity, &by, parts, admin).await? })
+    }
+}
+
+impl FromRequestParts<Shared> for Visitor {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        let identity = identify(parts, admin, Role::Viewer)?;
+        if identity.role == Role::Platform {
+            return Ok(Self::Everywhere);
+        }
+        let (_, own) = confined(parts, admin, Role::Viewer).await?;
+        Ok(Self::Only(own))
+    }
+}
+
+/// A caller of at least the role `least`, and the one workspace the call is about.
+async fn confined(parts: &Parts, admin: &Admin, least: Role) -> Result<(Actor, WorkspaceId), AdminError> {
+    let identity = identify(parts, admin, least)?;
+    let by = actor(&identity, parts);
+    let found = workspace(&identity, &by, parts, admin).await?;
+    let workspace = found.ok_or_else(|| {
+        AdminError::parameter(WORKSPACE.as_str(), "is required: the token names no workspace")
+    })?;
+    Ok((by, workspace))
+}
+
+/// Who calls, if they have at least the role `least`.
+fn identify(parts: &Parts, admin: &Admin, least: Role) -> Result<Identity, AdminError> {
+    let token = bearer(&parts.headers)?;
+    let identity = admin.deps.auth.identify(token, admin.now())?;
+    if identity.role < least {
+        let data = serde_json::json!({"role": identity.role.as_str(), "needed": least.as_str()});
+        return Err(AdminError::of(Fault::Forbidden).with_data(data));
+    }
+    Ok(identity)
+}
+
+/// The bearer token of a request (RFC 6750, 2.1).
+pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(|| AdminError::of(Fault::Unauthorized))?;
+    if values.next().is_some() {
+        return Err(AdminError::of(Fault::TokenInvalid));
+    }
+    let text = value.to_str().map_err(|_| AdminError::of(Fault::TokenInvalid))?;
+    let (scheme, token) = text.trim().split_once(' ').unwrap_or((text, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
+        return Err(AdminError::of(Fault::Unauthorized));
+    }
+    Ok(token.trim())
+}
+
+/// The workspace a call is about: the one the header names, if the caller may, or else the token's own.
+async fn workspace(
+    identity: &Identity,
+    by: &Actor,
+    parts: &Parts,
+    admin: &Admin,
+) -> Result<Option<WorkspaceId>, AdminError> {
+    let named = named_workspace(&parts.headers)?;
+    let own = identity.workspace.clone();
+    if let Some(named) = named.filter(|named| own.as_ref() != Some(named)) {
+        if identity.role != Role::Platform {
+            return Err(AdminError::of(Fault::WorkspaceNoAccess));
+        }
+        if !admin.exists(&named).await? {
+            return Err(AdminError::of(Fault::NotFound));
+        }
+        return Ok(Some(named));
+    }
+    if let Some(own) = &own {
+        admin.enter(own, by).await?;
+    }
+    Ok(own)
+}
+
+fn named_workspace(headers: &HeaderMap) -> Result<Option<WorkspaceId>, AdminError> {
+    let mut values = headers.get_all(WORKSPACE).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(AdminError::parameter(WORKSPACE.as_str(), "must be given once"));
+    }
+    let text = value.to_str().unwrap_or_default();
+    match text.parse() {
+        Ok(id) => Ok(Some(id)),
+        Err(bad) => {
+            let why: crate::policy::id::BadTextId = bad;
+            Err(AdminError::parameter(WORKSPACE.as_str(), format!("is not valid: {why}")))
+        }
+    }
+}
+
+fn actor(identity: &Identity, parts: &Parts) -> Actor {
+    Actor {
+        subject: identity.subject.clone(),
+        role: identity.role.as_str(),
+        address: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical()),
+        request_id: parts.extensions.get::<AdminRequestId>().map(|id| id.0.clone()),
+    }
+}

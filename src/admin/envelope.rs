@@ -1,0 +1,179 @@
+//! The envelope around every answer, its language, its time and its request id: the one place where answers are written.
+//!
+//! Must not know: what any call does. Handlers leave an [`Outcome`] on the response; whatever leaves none and fails
+//! (an unknown URL, a foreign layer) is given the envelope of its status. The documents pass through untouched.
+
+use super::context::Shared;
+use super::error::AdminError;
+use crate::clock::Timestamp;
+use crate::policy::fault::{Fault, Lang};
+use crate::policy::id::RequestId;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// What a call came to, before it is written down.
+#[derive(Clone)]
+pub(super) enum Outcome {
+    /// Its data as JSON.
+    Done(String),
+    /// Why not.
+    Failed(AdminError),
+}
+
+/// A successful answer.
+pub(super) struct Answer<T> {
+    status: StatusCode,
+    data: T,
+}
+
+/// The id of the admin request being answered, in its extensions.
+#[derive(Clone)]
+pub(super) struct AdminRequestId(pub(super) Box<str>);
+
+/// The envelope, as the OpenAPI document shows it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Envelope<T> {
+    /// 0 on success, else a code of the table of errors.
+    #[schema(example = 0)]
+    code: u32,
+    /// For people, in English or Chinese.
+    #[schema(example = "OK")]
+    msg: String,
+    data: T,
+    /// Empty on success, else a stable name such as `validation_failed`.
+    #[schema(example = "")]
+    error: String,
+    /// When the answer was written, in epoch milliseconds.
+    time: i64,
+}
+
+/// The detail of a failure; most have none.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Detail {
+    /// Every mistake, where the request had some.
+    errors: Option<Vec<DetailError>>,
+}
+
+/// One mistake in a request.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetailError {
+    /// Where.
+    #[schema(example = "limits[1].max")]
+    field: String,
+    /// What is allowed there.
+    #[schema(example = "must be a whole number from 1 to 9007199254740991")]
+    message: String,
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The outermost layer: gives the request an id and writes the answer.
+pub(super) async fn write(State(admin): State<Shared>, mut request: Request, next: Next) -> Response {
+    let id: Box<str> = RequestId::new(admin.now()).to_string().into();
+    let lang = language(request.headers());
+    let bodyless = request.method() == Method::HEAD;
+    request.extensions_mut().insert(AdminRequestId(id.clone()));
+    let mut response = next.run(request).await;
+    let outcome =
+        response.extensions_mut().remove::<Outcome>().or_else(|| foreign_failure(response.status()));
+    if let Some(outcome) = outcome {
+        fill(&mut response, &render(&outcome, lang, admin.now()), bodyless);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// What a panic of a handler is answered with.
+pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    let what = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    tracing::error!(what, "an admin call panicked");
+    AdminError::of(Fault::Internal).into_response()
+}
+
+/// The envelope as JSON.
+fn render(outcome: &Outcome, lang: Lang, at: Timestamp) -> String {
+    let time = at.as_millis();
+    match outcome {
+        Outcome::Done(data) => format!(r#"{{"code":0,"msg":"OK","data":{data},"error":"","time":{time}}}"#),
+        Outcome::Failed(failure) => {
+            let fault = failure.fault();
+            let msg = serde_json::Value::from(failure.message(lang));
+            format!(
+                r#"{{"code":{},"msg":{msg},"data":{},"error":"{}","time":{time}}}"#,
+                fault.code(),
+                failure.data(),
+                fault.name()
+            )
+        }
+    }
+}
+
+fn fill(response: &mut Response, json: &str, bodyless: bool) {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(json.len()));
+    *response.body_mut() = if bodyless { Body::empty() } else { Body::from(json.to_owned()) };
+}
+
+fn foreign_failure(status: StatusCode) -> Option<Outcome> {
+    if !status.is_client_error() && !status.is_server_error() {
+        return None;
+    }
+    let fault = match status {
+        StatusCode::NOT_FOUND => Fault::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Fault::MethodNotAllowed,
+        StatusCode::REQUEST_TIMEOUT => Fault::RequestTimeout,
+        StatusCode::PAYLOAD_TOO_LARGE => Fault::PayloadTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Fault::UnsupportedMediaType,
+        s if s.is_client_error() => Fault::BadRequest,
+        _ => Fault::Internal,
+    };
+    Some(Outcome::Failed(AdminError::of(fault)))
+}
+
+fn language(headers: &HeaderMap) -> Lang {
+    let wanted = headers.get(header::ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok());
+    wanted.map(Lang::preferred).unwrap_or_default()
+}
+
+// === impl Answer ===
+
+impl<T> Answer<T> {
+    /// 200 with `data`.
+    pub(super) const fn ok(data: T) -> Self {
+        Self { status: StatusCode::OK, data }
+    }
+
+    /// 201 with `data`, which is new.
+    pub(super) const fn created(data: T) -> Self {
+        Self { status: StatusCode::CREATED, data }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_string(&self.data) {
+            Ok(json) => {
+                let mut response = self.status.into_response();
+                response.extensions_mut().insert(Outcome::Done(json));
+                response
+            }
+            Err(error) => {
+                tracing::error!(%error, "an answer could not be written as JSON");
+                AdminError::of(Fault::Internal).into_response()
+            }
+        }
+    }
+}

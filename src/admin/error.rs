@@ -1,0 +1,153 @@
+//! Every way in which the admin API says no, as a line of the table of faults plus what is particular.
+//!
+//! Must not know: how an answer is written (that is `envelope`'s). Says nothing of the inside: what a store reported goes
+//! to the log, once, here.
+
+use super::envelope::Outcome;
+use crate::draft::FieldError;
+use crate::policy::fault::{Fault, Lang};
+use crate::store::StoreError;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// A refusal or failure of the admin API.
+#[derive(Clone, Debug)]
+pub(super) struct AdminError {
+    fault: Fault,
+    particular: Option<Said>,
+    data: Value,
+}
+
+/// A sentence in both languages.
+#[derive(Clone, Debug)]
+struct Said {
+    en: String,
+    zh: String,
+}
+
+// === impl AdminError ===
+
+impl AdminError {
+    /// `fault` with the table's wording.
+    pub(super) fn of(fault: Fault) -> Self {
+        Self { fault, particular: None, data: json!({}) }
+    }
+
+    /// A body with these mistakes.
+    pub(super) fn fields(errors: Vec<FieldError>) -> Self {
+        Self::listing(Fault::ValidationFailed, errors)
+    }
+
+    /// One mistake in a body.
+    pub(super) fn field(field: &str, message: impl Into<String>) -> Self {
+        Self::fields(vec![FieldError { field: field.to_owned(), message: message.into() }])
+    }
+
+    /// A query, path or header with these mistakes.
+    pub(super) fn parameters(errors: Vec<FieldError>) -> Self {
+        Self::listing(Fault::InvalidParameter, errors)
+    }
+
+    /// One mistake in a query, path or header.
+    pub(super) fn parameter(name: &str, message: impl Into<String>) -> Self {
+        Self::parameters(vec![FieldError { field: name.to_owned(), message: message.into() }])
+    }
+
+    /// A conflict that needs a sentence of its own.
+    pub(super) fn conflict(en: impl Into<String>, zh: impl Into<String>) -> Self {
+        Self::of(Fault::Conflict).saying(en.into(), zh.into())
+    }
+
+    /// What a store call's failure means to the caller; `missing` is the fault of a thing that is not there.
+    pub(super) fn of_store(error: StoreError, missing: Fault) -> Self {
+        match error {
+            StoreError::NotFound(_) => Self::of(missing),
+            StoreError::DuplicateName => Self::of(Fault::KeyDuplicateName),
+            StoreError::AlreadyExists(what) => {
+                Self::conflict(format!("There already is a {what} of that id"), "该标识已存在")
+            }
+            StoreError::PlanInUse { workspaces } => Self::conflict(
+                format!("{workspaces} workspaces are on this plan; move them to another plan first"),
+                format!("该套餐正被 {workspaces} 个工作空间使用，请先将其迁移到其他套餐"),
+            ),
+            StoreError::RateAbovePlan { asked, limit, plan } => {
+                let mut above = Self::of(Fault::BadRequest).saying(
+                    format!("rate_limit {asked} is above the {limit} requests per second of plan {plan}"),
+                    format!("rate_limit {asked} 超过套餐 {plan} 的上限：每秒 {limit} 次请求"),
+                );
+                above.data = json!({"field": "rate_limit", "rate_limit": asked, "plan_limit": limit, "plan_id": plan.as_str()});
+                above
+            }
+            StoreError::Invalid { field, why } => Self::field(field, why),
+            StoreError::Unavailable(why) => {
+                tracing::warn!(%why, "the store did not answer an admin call");
+                Self::of(Fault::ServiceUnavailable)
+            }
+            broken @ (StoreError::WrongPepper(_)
+            | StoreError::Refused(_)
+            | StoreError::Corrupt(_)
+            | StoreError::Cancelled) => {
+                tracing::error!(error = %broken, "the store failed an admin call");
+                Self::of(Fault::Internal)
+            }
+        }
+    }
+
+    /// Which line of the table.
+    pub(super) const fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    /// The sentence for people.
+    pub(super) fn message(&self, lang: Lang) -> &str {
+        match (&self.particular, lang) {
+            (None, _) => self.fault.message(lang),
+            (Some(said), Lang::En) => &said.en,
+            (Some(said), Lang::Zh) => &said.zh,
+        }
+    }
+
+    /// The detail for programs.
+    pub(super) const fn data(&self) -> &Value {
+        &self.data
+    }
+
+    /// The same fault with machine-readable detail.
+    pub(super) fn with_data(self, data: Value) -> Self {
+        Self { data, ..self }
+    }
+
+    fn listing(fault: Fault, errors: Vec<FieldError>) -> Self {
+        let first = errors.first().map(|e| format!("{} {}", e.field, e.message)).unwrap_or_default();
+        let en = format!("{}: {first}", fault.message(Lang::En));
+        let zh = format!("{}：{first}", fault.message(Lang::Zh));
+        Self::of(fault).saying(en, zh).with_data(json!({"errors": errors}))
+    }
+
+    fn saying(self, en: String, zh: String) -> Self {
+        Self { particular: Some(Said { en, zh }), ..self }
+    }
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                let challenge = match self.fault {
+                    Fault::Unauthorized => "Bearer",
+                    _ => "Bearer error=\"invalid_token\"",
+                };
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response.extensions_mut().insert(Outcome::Failed(self));
+        response
+    }
+}

@@ -1,0 +1,238 @@
+//! Reading queries, bodies and paths, so that what cannot be read is answered like every other mistake.
+//!
+//! Must not know: what any call does with what it read. Bodies are bounded in size and in the time they may take.
+
+use super::context::Shared;
+use super::error::AdminError;
+use crate::clock::Timestamp;
+use crate::draft::{FieldError, INSTANT_ALLOWED, nearest, parse_instant};
+use crate::policy::fault::Fault;
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use serde_json::{Map, Value};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A query read as `T`; a parameter that `T` does not read is a mistake.
+pub(super) struct Query<T>(pub(super) T);
+
+/// A JSON object, which must be there.
+pub(super) struct Object(pub(super) Map<String, Value>);
+
+/// A JSON object, or nothing at all.
+pub(super) struct OptionalObject(pub(super) Map<String, Value>);
+
+/// The last part of a path as it stands there, percent-decoded.
+pub(super) struct Segment(pub(super) String);
+
+/// What can be read from a query.
+pub(super) trait FromParams: Sized {
+    /// Reads every parameter it knows; mistakes are noted in `params`, and what is returned then is not used.
+    fn from_params(params: &mut Params) -> Self;
+}
+
+/// A query while it is read.
+pub(super) struct Params {
+    given: Vec<(String, String)>,
+    known: Vec<&'static str>,
+    errors: Vec<FieldError>,
+}
+
+/// Longest a body may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// Most parameters that are looked at.
+const PARAMS_MAX: usize = 100;
+/// Longest text of a parameter, in characters.
+const TEXT_MAX: usize = 1_024;
+
+// === impl Params ===
+
+impl Params {
+    fn of(given: Vec<(String, String)>) -> Self {
+        Self { given, known: Vec::with_capacity(8), errors: Vec::new() }
+    }
+
+    /// A parameter that may be left out, read by `rule`, which says what is allowed when it refuses.
+    pub(super) fn read<T>(
+        &mut self,
+        name: &'static str,
+        rule: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.known.push(name);
+        let mut values = self.given.iter().filter(|(given, _)| given == name);
+        let (_, text) = values.next()?;
+        let outcome = if values.next().is_some() { Err("must be given once".into()) } else { rule(text) };
+        match outcome {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.refuse(name, message);
+                None
+            }
+        }
+    }
+
+    /// Text to look for.
+    pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
+        self.read(name, |text| {
+            if text.contains('\0') || text.chars().count() > TEXT_MAX {
+                return Err(format!("must be at most {TEXT_MAX} characters, without NUL"));
+            }
+            Ok(text.to_owned())
+        })
+    }
+
+    /// One of a closed set of words.
+    pub(super) fn word<T: FromStr<Err: ToString>>(&mut self, name: &'static str) -> Option<T> {
+        self.read(name, |text| text.parse().map_err(|e: T::Err| e.to_string()))
+    }
+
+    /// A whole number from `min` to `max`.
+    pub(super) fn whole(&mut self, name: &'static str, min: u32, max: u32) -> Option<u32> {
+        self.read(name, |text| match text.parse::<u32>() {
+            Ok(number) if (min..=max).contains(&number) => Ok(number),
+            _ => Err(format!("must be a whole number from {min} to {max}")),
+        })
+    }
+
+    /// An instant.
+    pub(super) fn instant(&mut self, name: &'static str) -> Option<Timestamp> {
+        self.read(name, |text| parse_instant(text).ok_or_else(|| INSTANT_ALLOWED.to_owned()))
+    }
+
+    /// Notes a mistake.
+    pub(super) fn refuse(&mut self, name: &str, message: impl Into<String>) {
+        self.errors.push(FieldError { field: name.to_owned(), message: message.into() });
+    }
+
+    fn finish(mut self) -> Vec<FieldError> {
+        for (name, _) in &self.given {
+            if self.known.contains(&name.as_str()) {
+                continue;
+            }
+            let message = match nearest(name, &self.known) {
+                Some(near) => format!("is not known here; did you mean {near}?"),
+                None => "is not known here; this call has no parameters".to_owned(),
+            };
+            let field = name.chars().filter(|c| !c.is_control()).take(64).collect();
+            self.errors.push(FieldError { field, message });
+        }
+        self.errors
+    }
+}
+
+impl FromParams for () {
+    fn from_params(_: &mut Params) -> Self {}
+}
+
+// === the extractors ===
+
+impl<T: FromParams> FromRequestParts<Shared> for Query<T> {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, AdminError> {
+        let given = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|_| AdminError::parameter("query", "must be name=value pairs joined by &"))?;
+        if given.0.len() > PARAMS_MAX {
+            return Err(AdminError::parameter("query", format!("must be at most {PARAMS_MAX} parameters")));
+        }
+        let mut params = Params::of(given.0);
+        let value = T::from_params(&mut params);
+        let errors = params.finish();
+        if errors.is_empty() { Ok(Self(value)) } else { Err(AdminError::parameters(errors)) }
+    }
+}
+
+impl FromRequestParts<Shared> for Segment {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+        match Path::<String>::from_request_parts(parts, admin).await {
+            Ok(Path(text)) => Ok(Self(text)),
+            Err(_) => Err(AdminError::of(Fault::NotFound)),
+        }
+    }
+}
+
+impl FromRequest<Shared> for Object {
+    type Rejection = AdminError;
+
+    async fn from_request(request: Request, admin: &Shared) -> Result<Self, AdminError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, &parts.headers, admin.deps.max_body_bytes).await?;
+        object(&parts.headers, &bytes).map(Self)
+    }
+}
+
+impl FromRequest<Shared> for OptionalObject {
+    type Rejection = AdminError;
+
+    async fn from_request(request: Request, admin: &Shared) -> Result<Self, AdminError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, &parts.headers, admin.deps.max_body_bytes).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        object(&parts.headers, &bytes).map(Self)
+    }
+}
+
+impl Segment {
+    /// The segment as an id; one that cannot be an id is the id of nothing, hence `missing`.
+    pub(super) fn id<T: FromStr>(&self, missing: Fault) -> Result<T, AdminError> {
+        self.0.parse().map_err(|_| AdminError::of(missing))
+    }
+}
+
+fn object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, AdminError> {
+    if !says_json(headers) {
+        return Err(AdminError::of(Fault::UnsupportedMediaType));
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(AdminError::field("body", "must be a JSON object")),
+        Err(error) => {
+            let message = format!(
+                "must be JSON; it stops being so at line {}, column {}",
+                error.line(),
+                error.column()
+            );
+            Err(AdminError::field("body", message))
+        }
+    }
+}
+
+/// Whether the body is `application/json` or an `application/*+json`.
+fn says_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn read(body: Body, headers: &HeaderMap, max: usize) -> Result<Vec<u8>, AdminError> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > max) {
+        return Err(AdminError::of(Fault::PayloadTooLarge));
+    }
+    match tokio::time::timeout(BODY_PATIENCE, collect(body, max)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(AdminError::of(Fault::RequestTimeout)),
+    }
+}
+
+async fn collect(body: Body, max: usize) -> Result<Vec<u8>, AdminError> {
+    let mut body = pin!(body);
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|_| AdminError::of(Fault::BadRequest))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > max {
+            return Err(AdminError::of(Fault::PayloadTooLarge));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}

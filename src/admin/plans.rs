@@ -1,0 +1,150 @@
+//! Plans: create, list, read, change, delete.
+
+use super::apikeys::{CeilingView, Deleted};
+use super::caller::Platform;
+use super::context::Shared;
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::{Object, Query, Segment};
+use super::page::{Listed, PageParams, millis};
+use super::schema::{PlanCreate, PlanUpdate};
+use crate::draft::{PlanDraft, PlanPatchDraft};
+use crate::policy::fault::Fault;
+use crate::policy::id::PlanId;
+use crate::policy::key::Plan;
+use crate::store::{PageRequest, PlanRecord};
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A plan.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PlanView {
+    id: String,
+    description: String,
+    /// The highest rate of one key, in requests per second.
+    api_ops_rate_limit: u32,
+    /// The most end users that may ever exist in a workspace.
+    end_user_quota: u64,
+    /// Further ceilings, each over all keys of a workspace together.
+    limits: Vec<CeilingView>,
+    /// Epoch milliseconds.
+    created_at: i64,
+    /// Epoch milliseconds.
+    updated_at: i64,
+}
+
+/// Create a plan
+///
+/// Role `platform`.
+#[utoipa::path(post, path = "/plans", tag = "Plans", request_body = PlanCreate, responses(
+    (status = 201, description = "The plan", body = Envelope<PlanView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn create_plan(
+    State(admin): State<Shared>,
+    Platform { actor }: Platform,
+    Query(()): Query<()>,
+    Object(body): Object,
+) -> Result<Answer<PlanView>, AdminError> {
+    let at = admin.now();
+    let plan = PlanDraft::read(&body).map_err(AdminError::fields)?.into_record(at);
+    let made = admin.write(Fault::NotFound, admin.deps.store.create_plan(plan, &actor, at)).await?;
+    Ok(Answer::created(PlanView::new(made)))
+}
+
+/// List plans
+///
+/// Role `platform`. By id.
+#[utoipa::path(get, path = "/plans", tag = "Plans", params(PageParams), responses(
+    (status = 200, description = "A page of plans", body = Envelope<Listed<PlanView>>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn list_plans(
+    State(admin): State<Shared>,
+    _: Platform,
+    Query(page): Query<PageRequest>,
+) -> Result<Answer<Listed<PlanView>>, AdminError> {
+    let found = admin.ask(Fault::NotFound, admin.deps.store.plans(page)).await?;
+    Ok(Answer::ok(Listed::new(page, found, PlanView::new)))
+}
+
+/// Read a plan
+///
+/// Role `platform`.
+#[utoipa::path(get, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")), responses(
+    (status = 200, description = "The plan", body = Envelope<PlanView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn get_plan(
+    State(admin): State<Shared>,
+    _: Platform,
+    id: Segment,
+    Query(()): Query<()>,
+) -> Result<Answer<PlanView>, AdminError> {
+    let id: PlanId = id.id(Fault::NotFound)?;
+    let found = admin.ask(Fault::NotFound, admin.deps.store.plan(&id)).await?;
+    found.map(|plan| Answer::ok(PlanView::new(plan))).ok_or_else(|| AdminError::of(Fault::NotFound))
+}
+
+/// Change a plan
+///
+/// Role `platform`. Keys above a lowered rate run at the plan's.
+#[utoipa::path(put, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")),
+request_body = PlanUpdate, responses(
+    (status = 200, description = "The plan as it is now", body = Envelope<PlanView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn update_plan(
+    State(admin): State<Shared>,
+    Platform { actor }: Platform,
+    id: Segment,
+    Query(()): Query<()>,
+    Object(body): Object,
+) -> Result<Answer<PlanView>, AdminError> {
+    let id: PlanId = id.id(Fault::NotFound)?;
+    let patch = PlanPatchDraft::read(&body).map_err(AdminError::fields)?.into_patch();
+    let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
+    let plan = admin.write(Fault::NotFound, call).await?;
+    Ok(Answer::ok(PlanView::new(plan)))
+}
+
+/// Delete a plan
+///
+/// Role `platform`. A plan that workspaces are on, or that new ones get, is kept.
+#[utoipa::path(delete, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")), responses(
+    (status = 200, description = "It is gone", body = Envelope<Deleted>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn delete_plan(
+    State(admin): State<Shared>,
+    Platform { actor }: Platform,
+    id: Segment,
+    Query(()): Query<()>,
+) -> Result<Answer<Deleted>, AdminError> {
+    let id: PlanId = id.id(Fault::NotFound)?;
+    if id == admin.deps.default_plan {
+        return Err(AdminError::conflict(
+            "This is the plan of new workspaces; it cannot be deleted",
+            "这是新工作空间的默认套餐，无法删除",
+        ));
+    }
+    admin.write(Fault::NotFound, admin.deps.store.delete_plan(&id, &actor, admin.now())).await?;
+    Ok(Answer::ok(Deleted::new(&id)))
+}
+
+impl PlanView {
+    fn new(record: PlanRecord) -> Self {
+        let PlanRecord { plan, description, created_at, updated_at } = record;
+        let Plan { id, api_ops_rate_limit, end_user_quota, limits } = plan;
+        Self {
+            id: id.to_string(),
+            description,
+            api_ops_rate_limit,
+            end_user_quota,
+            limits: limits.iter().map(CeilingView::new).collect(),
+            created_at: millis(created_at),
+            updated_at: millis(updated_at),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Every URL of the admin listener on one screen.
+
+use super::context::{Admin, AdminDeps, Shared};
+use super::envelope;
+use super::error::AdminError;
+use super::{apikeys, audit, endusers, health, plans, usage, workspaces};
+use crate::policy::fault::Fault;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+/// What the OpenAPI document says of the API as a whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Keygate admin API",
+        description = "Keys, plans, workspaces, end users, usage and the audit trail of a Keygate gateway. \
+            Every answer is an envelope: `code` 0 and `data` on success; else `code`, a stable `error` and a `msg` for people.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&Schemes),
+    security(("admin" = []))
+)]
+struct Document;
+
+/// How callers say who they are.
+struct Schemes;
+
+/// What the pages under `/docs` may load: nothing from elsewhere.
+const DOCS_POLICY: &str =
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+
+/// The admin API over `deps`.
+pub fn router(deps: AdminDeps) -> Router {
+    let (urls, document) = urls().split_for_parts();
+    let admin: Shared = Arc::new(Admin::new(deps, document.to_json().unwrap_or_default()));
+    let answered = urls
+        .with_state(Arc::clone(&admin))
+        .merge(docs())
+        .fallback(async || AdminError::of(Fault::NotFound))
+        .method_not_allowed_fallback(async || AdminError::of(Fault::MethodNotAllowed));
+    finish(answered, admin)
+}
+
+/// The OpenAPI document of [`router`], generated from the same list.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    urls().into_openapi()
+}
+
+fn urls() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(apikeys::create_key, apikeys::list_keys))
+        .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::delete_key))
+        .routes(routes!(apikeys::regenerate_key))
+        .routes(routes!(usage::key_stats))
+        .routes(routes!(usage::key_usage))
+        .routes(routes!(usage::key_logs))
+        .routes(routes!(endusers::list_end_users))
+        .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
+        .routes(routes!(workspaces::list_workspaces))
+        .routes(routes!(workspaces::get_workspace, workspaces::put_workspace))
+        .routes(routes!(plans::create_plan, plans::list_plans))
+        .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
+        .routes(routes!(audit::list_audit))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::openapi_json))
+}
+
+/// What every answer goes through: panics become answers, then answers are written.
+pub(super) fn finish(answered: Router, admin: Shared) -> Router {
+    answered
+        .layer(CatchPanicLayer::custom(envelope::panicked))
+        .layer(from_fn_with_state(admin, envelope::write))
+}
+
+/// Swagger UI under `/docs`, from the binary itself.
+fn docs() -> Router {
+    let config = utoipa_swagger_ui::Config::new(["/openapi.json"]).validator_url("none");
+    let pages: Router = SwaggerUi::new("/docs").config(config).into();
+    pages.layer(from_fn(confined))
+}
+
+async fn confined(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(DOCS_POLICY));
+    response
+}
+
+impl utoipa::Modify for Schemes {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let bearer = |format: Option<&str>, says: &str| {
+            let mut scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(says));
+            if let Some(format) = format {
+                scheme = scheme.bearer_format(format);
+            }
+            SecurityScheme::Http(scheme.build())
+        };
+        components.add_security_scheme(
+            "admin",
+            bearer(Some("JWT"), "An admin token: role viewer, admin or platform. `keygate token` makes one."),
+        );
+        components.add_security_scheme(
+            "metrics",
+            bearer(None, "The token that the configuration sets for metrics."),
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! What request bodies look like, for the OpenAPI document alone: `draft` does the reading.
+//!
+//! *Invariant:* a body here has exactly the fields that its draft reads (tested).
+#![expect(dead_code, reason = "these types are never made; they describe")]
+
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// A key to create.
+#[derive(ToSchema)]
+pub(super) struct KeyCreate {
+    /// 1 to 255 characters; unique among the live keys of the resource.
+    #[schema(min_length = 1, max_length = 255, example = "checkout service")]
+    name: String,
+    /// Up to 2000 characters.
+    description: Option<String>,
+    r#type: KeyTypeWord,
+    /// What it grants. Absent: the scope of its type, or every scope for a service key.
+    scopes: Option<Vec<ScopeWord>>,
+    /// The resource it is bound to. Required, except for a service key, which is bound to the workspace.
+    #[schema(min_length = 1, max_length = 255)]
+    resource_id: Option<String>,
+    /// Requests per second. Absent: 50, or the plan's limit where that is lower. Above the plan is an error.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    rate_limit: Option<u32>,
+    /// Requests that may come at once. Absent: `rate_limit`.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    rate_burst: Option<u32>,
+    /// Requests per UTC day.
+    #[schema(minimum = 1, default = 100_000)]
+    daily_request_limit: Option<u64>,
+    /// Requests in the key's life. Absent: no limit.
+    #[schema(minimum = 1)]
+    quota_limit: Option<u64>,
+    /// Requests in flight. Absent: no limit.
+    #[schema(minimum = 1)]
+    concurrency_limit: Option<u32>,
+    /// Further ceilings, one for each (`count`, `per`).
+    #[schema(max_items = 8)]
+    limits: Option<Vec<Limit>>,
+    /// In the future: epoch seconds, epoch milliseconds or RFC 3339.
+    expires_at: Option<Instant>,
+    /// Addresses and networks it may be used from. Absent: anywhere.
+    #[schema(max_items = 100, example = json!(["192.0.2.7", "10.0.0.0/8"]))]
+    allowed_ips: Option<Vec<String>>,
+    /// Your own data: up to 64 entries, up to 16 KiB.
+    metadata: Option<Map<String, Value>>,
+}
+
+/// What to change on a key. Absent fields stay; null clears those that can be empty.
+#[derive(ToSchema)]
+pub(super) struct KeyUpdate {
+    /// 1 to 255 characters; unique among the live keys of the resource.
+    #[schema(min_length = 1, max_length = 255)]
+    name: Option<String>,
+    /// Up to 2000 characters; null empties it.
+    description: Option<String>,
+    /// What it grants; must hold the scope of its type.
+    scopes: Option<Vec<ScopeWord>>,
+    /// Requests per second. Above the plan is an error.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    rate_limit: Option<u32>,
+    /// Requests that may come at once; null: `rate_limit`.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    rate_burst: Option<u32>,
+    /// Requests per UTC day.
+    #[schema(minimum = 1)]
+    daily_request_limit: Option<u64>,
+    /// Requests in the key's life; null: no limit.
+    #[schema(minimum = 1)]
+    quota_limit: Option<u64>,
+    /// Requests in flight; null: no limit.
+    #[schema(minimum = 1)]
+    concurrency_limit: Option<u32>,
+    /// Further ceilings; null: none.
+    #[schema(max_items = 8)]
+    limits: Option<Vec<Limit>>,
+    /// False switches the key off until it is switched on again.
+    is_active: Option<bool>,
+    /// In the future; null: never.
+    expires_at: Option<Instant>,
+    /// Addresses and networks it may be used from; null: anywhere.
+    #[schema(max_items = 100)]
+    allowed_ips: Option<Vec<String>>,
+    /// Your own data, replaced as a whole; null: none.
+    metadata: Option<Map<String, Value>>,
+}
+
+/// How to regenerate a key.
+#[derive(ToSchema)]
+pub(super) struct KeyRegenerate {
+    /// For how long the secret before stays valid; 0 or absent: not at all.
+    #[schema(minimum = 0, maximum = 2_592_000, default = 0)]
+    grace_period_seconds: Option<u64>,
+}
+
+/// A plan to create.
+#[derive(ToSchema)]
+pub(super) struct PlanCreate {
+    /// 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`.
+    #[schema(min_length = 1, max_length = 128)]
+    id: String,
+    /// Up to 2000 characters.
+    description: Option<String>,
+    /// The highest rate of one key, in requests per second.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    api_ops_rate_limit: u32,
+    /// The most end users that may ever exist in a workspace.
+    #[schema(minimum = 0)]
+    end_user_quota: u64,
+    /// Further ceilings, each over all keys of a workspace together.
+    #[schema(max_items = 8)]
+    limits: Option<Vec<Limit>>,
+}
+
+/// What to change on a plan. Absent fields stay.
+#[derive(ToSchema)]
+pub(super) struct PlanUpdate {
+    /// Up to 2000 characters; null empties it.
+    description: Option<String>,
+    /// The highest rate of one key, in requests per second. Keys above it run at it.
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    api_ops_rate_limit: Option<u32>,
+    /// The most end users that may ever exist in a workspace.
+    #[schema(minimum = 0)]
+    end_user_quota: Option<u64>,
+    /// Further ceilings; null: none.
+    #[schema(max_items = 8)]
+    limits: Option<Vec<Limit>>,
+}
+
+/// What to change on a workspace, which is made if it does not exist. Absent fields stay.
+#[derive(ToSchema)]
+pub(super) struct WorkspaceUpdate {
+    /// Up to 255 characters; null empties it.
+    #[schema(max_length = 255)]
+    name: Option<String>,
+    /// The plan it is on.
+    plan_id: Option<String>,
+}
+
+/// What a key was made for.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum KeyTypeWord {
+    App,
+    Rag,
+    Memory,
+    Agent,
+    MultiAgent,
+    Workflow,
+    PureWorkflow,
+    Service,
+}
+
+/// What a route asks for and a key grants.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum ScopeWord {
+    App,
+    Rag,
+    Memory,
+}
+
+/// What a ceiling counts.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum CountWord {
+    Requests,
+}
+
+/// The window of a ceiling: calendar windows in UTC, except the second.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum PerWord {
+    Second,
+    Minute,
+    Hour,
+    Day,
+    Month,
+    Total,
+}
+
+/// At most `max` of `count` in each `per`.
+#[derive(ToSchema)]
+pub(super) struct Limit {
+    count: CountWord,
+    per: PerWord,
+    #[schema(minimum = 1)]
+    max: u64,
+}
+
+/// Epoch seconds, epoch milliseconds (from 10¹¹ on) or RFC 3339.
+#[derive(serde::Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Instant {
+    Epoch(i64),
+    Rfc3339(String),
+}

@@ -1,0 +1,30 @@
+//! Drafts: what people ask for, checked field by field and turned into what the store takes.
+//!
+//! Must not know: who asks, over which protocol, or what is stored already. Reads JSON leniently, so that one answer
+//! names every mistake at once; nothing here can fail for want of a backend.
+
+mod fields;
+mod instant;
+mod key;
+mod plan;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use fields::{FieldError, nearest};
+pub use instant::{INSTANT_ALLOWED, parse_instant};
+pub use key::{KeyDraft, KeyPatchDraft, read_grace_period};
+pub use plan::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
+
+use crate::policy::secret::{Peppers, Secret};
+use crate::store::{Digest, IssuedCredential};
+
+/// What the store keeps of `secret`: its digest under the newest pepper and what people may see of it.
+pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCredential {
+    let pepper = peppers.current();
+    IssuedCredential {
+        digest: Digest(pepper.digest(secret.expose().as_bytes())),
+        pepper_version: pepper.version(),
+        hint: secret.hint(prefix),
+    }
+}
