@@ -1,7 +1,7 @@
 //! The `keygate` program: arguments in, exit code out.
 
 use clap::Parser;
-use keygate::cli::{Cli, Exit};
+use keygate::cli::{Cli, Environment, Exit};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -16,6 +16,10 @@ fn main() -> ExitCode {
             return error.print().map_or(ExitCode::FAILURE, |()| exit.into());
         }
     };
-    let environment: Vec<(String, String)> = std::env::vars().collect();
-    keygate::cli::run(cli, &environment).into()
+    // A variable that is not Unicode cannot be one of ours, whose names and values are.
+    let text = |s: std::ffi::OsString| s.into_string().ok();
+    let variables: Vec<_> = std::env::vars_os().filter_map(|(n, v)| Some((text(n)?, text(v)?))).collect();
+    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let environment = Environment { variables: &variables, host_name: host_name.trim() };
+    keygate::cli::run(cli, environment).into()
 }

@@ -13,9 +13,9 @@ pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_pri
 pub use parts::routes;
 pub use stop::wait_for_signal;
 
-use crate::admin::{self, Auth, AuthConfig, AuthKeys, Role};
-use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, JwtKeys, StoreLocation};
+use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
@@ -222,29 +222,36 @@ async fn open(config: &Config, inline_peppers: Option<&str>) -> Result<Base, Sta
     let store = open_store(config)?;
     let peppers = agreed_peppers(config, inline_peppers, &store).await?;
     let auth = auth(config, &clock)?;
-    for plan in &config.plans {
-        let now = clock.now().wall;
+    create_plans(config, &*store, clock.now().wall).await?;
+    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+}
+
+/// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
+pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) -> Result<(), StoreError> {
+    for PlanConfig { plan, description } in &config.plans {
         let record = PlanRecord {
-            plan: plan.plan.clone(),
-            description: plan.description.clone(),
+            plan: plan.clone(),
+            description: description.clone(),
             created_at: now,
             updated_at: now,
         };
         match store.create_plan(record, &Actor::keygate(), now).await {
-            // A plan that is there already is managed through the API; the config only makes it.
             Ok(_) | Err(StoreError::AlreadyExists(_)) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
-    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    Ok(())
 }
 
 /// Opens the configured store.
 pub fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StoreError> {
     let StoreLocation::Sqlite(path) = &config.store.location;
-    let options =
-        SqliteOptions { busy_timeout: config.store.busy_timeout, readers: config.store.readers, ..SqliteOptions::default() };
-    SqliteStore::open(path, options).map(Arc::new)
+    let options = SqliteOptions {
+        busy_timeout: config.store.busy_timeout,
+        readers: config.store.readers,
+        ..SqliteOptions::default()
+    };
+    SqliteStore::open(path, &options).map(Arc::new)
 }
 
 /// The peppers, after the store has agreed that they are those its digests were made with.
@@ -280,22 +287,26 @@ pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError>
     let build = |keys| {
         Auth::new(AuthConfig {
             keys,
-            algorithms: jwt.algorithms.iter().map(|a| a.into()).collect(),
+            algorithms: jwt.algorithms.iter().copied().map(algorithm).collect(),
             issuer: jwt.issuer.clone(),
             audience: jwt.audience.clone(),
             leeway: jwt.leeway,
-            claims: (&jwt.claims).into(),
+            claims: ClaimNames {
+                subject: jwt.claims.subject.clone(),
+                workspace: jwt.claims.workspace.clone(),
+                role: jwt.claims.role.clone(),
+            },
         })
     };
     match &jwt.keys {
         JwtKeys::JwksFile(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| FileError::Io { path: path.clone(), error })?;
+            let text =
+                std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
             Ok(build(AuthKeys::Jwks(text))?)
         }
         JwtKeys::SharedSecretFile(path) => {
             let secret = signing_secret(path)?;
-            let auth = build(AuthKeys::Hs256(secret.value.to_vec()))?;
+            let auth = build(AuthKeys::Hs256(secret.value))?;
             if secret.is_new {
                 first_token(&auth, path, clock)?;
             }
@@ -312,4 +323,13 @@ fn first_token(auth: &Auth, beside: &Path, clock: &Arc<dyn Clock>) -> Result<(),
     write_private(&path, &format!("{token}\n"))?;
     tracing::info!("wrote a first admin token, valid for 30 days, to {}", path.display());
     Ok(())
+}
+
+const fn algorithm(configured: JwtAlgorithm) -> Algorithm {
+    match configured {
+        JwtAlgorithm::Hs256 => Algorithm::HS256,
+        JwtAlgorithm::Rs256 => Algorithm::RS256,
+        JwtAlgorithm::Es256 => Algorithm::ES256,
+        JwtAlgorithm::EdDsa => Algorithm::EdDSA,
+    }
 }

@@ -252,7 +252,11 @@ pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: 
 }
 
 /// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
-pub(super) async fn rehash_keys(mut wanted: mpsc::Receiver<Rehash>, store: Arc<dyn Keys>, keyring: Arc<Keyring>) {
+pub(super) async fn rehash_keys(
+    mut wanted: mpsc::Receiver<Rehash>,
+    store: Arc<dyn Keys>,
+    keyring: Arc<Keyring>,
+) {
     while let Some(Rehash { key, old, new, pepper_version }) = wanted.recv().await {
         match store.rehash_key(key, old, new, pepper_version).await {
             Ok(Some(version)) => {
@@ -265,7 +269,11 @@ pub(super) async fn rehash_keys(mut wanted: mpsc::Receiver<Rehash>, store: Arc<d
     }
 }
 
-pub(super) async fn serve_admin(listener: TcpListener, router: axum::Router, mut stop: watch::Receiver<bool>) {
+pub(super) async fn serve_admin(
+    listener: TcpListener,
+    router: axum::Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let stopped = async move {
         // A sender that is gone means the same.

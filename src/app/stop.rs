@@ -34,8 +34,9 @@ impl Stopping {
     pub(super) fn run(mut self) {
         self.accepting.store(false, Ordering::Release);
         self.stop.send_replace(true);
-        let drained =
-            self.io.block_on(async { tokio::time::timeout(self.drain_timeout, self.all_closed.recv()).await });
+        let drained = self
+            .io
+            .block_on(async { tokio::time::timeout(self.drain_timeout, self.all_closed.recv()).await });
         if drained.is_err() {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         }
@@ -50,7 +51,7 @@ impl Stopping {
                 tracing::error!("the writer of the ledger did not end");
             }
         });
-        self.store.close();
+        self.io.block_on(self.store.close());
         self.io.shutdown_timeout(Duration::from_secs(1));
     }
 }

@@ -76,7 +76,7 @@ fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config,
              [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\n"
         ));
     }
-    let mut config = Config::parse(&text, Path::new("demo"), &[]).map_err(Failure::Config)?;
+    let mut config = Config::parse(&text, "demo", &[], "demo").map_err(Failure::Config)?;
     config.proxy.listen = vec![args.listen.unwrap_or_else(|| free_or_any(8080))];
     config.admin.listen = args.admin_listen.unwrap_or_else(|| free_or_any(8081));
     config.store.location = crate::config::StoreLocation::Sqlite(folder.join("keygate.db"));
@@ -112,7 +112,8 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     let prefix = &config.secrets.prefix;
     let secret = Secret::generate(prefix, draft.kind);
     let stored = credential(&secret, prefix, &running.peppers);
-    let key = draft.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
+    let key =
+        draft.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
     let version = running.store.create_key(key, &by, now).await.map_err(Failure::failed)?.version;
     if !running.keyring.reach(version).await {
         return Err(Failure::Failed("the first key did not reach the keyring".into()));

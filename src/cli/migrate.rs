@@ -18,7 +18,8 @@ pub struct MigrateArgs {
 pub(super) fn run(args: &MigrateArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     let StoreLocation::Sqlite(path) = &config.store.location;
-    let state = if args.check { sqlite::check(path) } else { sqlite::migrate(path) }.map_err(Failure::failed)?;
+    let state =
+        if args.check { sqlite::check(path) } else { sqlite::migrate(path) }.map_err(Failure::failed)?;
     for name in &state.applied {
         println!("applied  {name}");
     }

@@ -77,8 +77,14 @@ pub enum Failure {
     Failed(String),
 }
 
-/// The process's environment.
-pub type Environment<'e> = &'e [(String, String)];
+/// What surrounds the process. An argument, so that nothing below reads it by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Environment<'e> {
+    /// The environment's variables.
+    pub variables: &'e [(String, String)],
+    /// The machine's name, which is the node's where the config names none.
+    pub host_name: &'e str,
+}
 
 /// Runs the subcommand.
 pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
@@ -99,14 +105,20 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
 
 /// Reads the config. The environment decides over the file, the file over the defaults.
 fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
-    let config = Config::load(args.config.as_deref(), environment).map_err(Failure::Config)?;
-    crate::app::routes(&config).map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
+    let config = Config::load(args.config.as_deref(), environment.variables, environment.host_name)
+        .map_err(Failure::Config)?;
+    crate::app::routes(&config)
+        .map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
     Ok(config)
 }
 
 /// The peppers of the environment, if it has any.
-fn inline_peppers<'e>(environment: Environment<'e>) -> Option<&'e str> {
-    environment.iter().find(|(name, _)| name == "KEYGATE_SECRETS_PEPPERS").map(|(_, value)| value.as_str())
+fn inline_peppers(environment: Environment<'_>) -> Option<&str> {
+    environment
+        .variables
+        .iter()
+        .find(|(name, _)| name == "KEYGATE_SECRETS_PEPPERS")
+        .map(|(_, value)| value.as_str())
 }
 
 impl Failure {

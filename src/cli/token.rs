@@ -39,8 +39,9 @@ pub(super) fn run(args: &TokenArgs, environment: Environment<'_>) -> Result<(), 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let auth = app::auth(&config, &clock).map_err(Failure::failed)?;
     let now = clock.now().wall;
-    let token =
-        auth.mint(&args.subject, args.workspace.as_ref(), args.role, args.ttl, now).map_err(Failure::failed)?;
+    let token = auth
+        .mint(&args.subject, args.workspace.as_ref(), args.role, args.ttl, now)
+        .map_err(Failure::failed)?;
     println!("{token}");
     Ok(())
 }

@@ -85,7 +85,10 @@ fn fields(args: CreateArgs) -> Map<String, Value> {
     set("daily_request_limit", json!(args.daily_request_limit));
     set("quota_limit", json!(args.quota_limit));
     set("concurrency_limit", json!(args.concurrency_limit));
-    set("expires_at", args.expires_at.map_or(Value::Null, |t| t.parse::<i64>().map_or(json!(t), |n| json!(n))));
+    set(
+        "expires_at",
+        args.expires_at.map_or(Value::Null, |t| t.parse::<i64>().map_or(json!(t), |n| json!(n))),
+    );
     set("allowed_ips", if args.allowed_ips.is_empty() { Value::Null } else { json!(args.allowed_ips) });
     fields
 }

@@ -115,14 +115,16 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
     let prefix = &desk.config.secrets.prefix;
     match (plaintext, digest) {
         (Some(plaintext), None) => {
-            let secret = Secret::import(plaintext, prefix)
-                .ok_or("api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours")?;
+            let secret = Secret::import(plaintext, prefix).ok_or(
+                "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
+            )?;
             Ok(credential(&secret, prefix, &desk.peppers))
         }
         (None, Some(digest)) => {
             let digest = hex(&digest).ok_or("digest: must be 64 hexadecimal characters")?;
             let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
-            let pepper_version = version.ok_or("pepper_version: must be the number of the digest's pepper")?;
+            let pepper_version =
+                version.ok_or("pepper_version: must be the number of the digest's pepper")?;
             if !desk.peppers.iter().map(Pepper::version).any(|v| v == pepper_version) {
                 return Err(format!("pepper_version: this installation has no pepper {pepper_version}"));
             }
@@ -206,5 +208,6 @@ fn said(failure: Failure) -> String {
 
 #[expect(clippy::literal_string_with_formatting_args, reason = "the template's own placeholders")]
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+    ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }

@@ -123,13 +123,15 @@ fn list(desk: &Desk, args: &ListArgs) -> Result<(), Failure> {
 
 fn disable(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
     let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
-    let done = desk.store.update_key(&key.within.workspace, key.id, patch, &Actor::cli(), desk.now);
-    desk.wait(done).map(|written| eprintln!("{} is disabled", written.value.key.id))
+    let by = Actor::cli();
+    desk.wait(desk.store.update_key(&key.within.workspace, key.id, patch, &by, desk.now))
+        .map(|written| eprintln!("{} is disabled", written.value.key.id))
 }
 
 fn delete(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
-    let done = desk.store.delete_key(&key.within.workspace, key.id, &Actor::cli(), desk.now);
-    desk.wait(done).map(|_| eprintln!("{} is deleted", key.id))
+    let by = Actor::cli();
+    desk.wait(desk.store.delete_key(&key.within.workspace, key.id, &by, desk.now))
+        .map(|_| eprintln!("{} is deleted", key.id))
 }
 
 fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
@@ -150,10 +152,14 @@ fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
 
 impl Desk {
     fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
         let store = app::open_store(&config).map_err(|e| Failure::failed(StartError::from(e)))?;
-        let peppers = runtime.block_on(app::agreed_peppers(&config, inline, &store)).map_err(Failure::failed)?;
-        runtime.block_on(app::create_plans(&config, &*store, SystemClock::new().now().wall)).map_err(Failure::failed)?;
+        let peppers =
+            runtime.block_on(app::agreed_peppers(&config, inline, &store)).map_err(Failure::failed)?;
+        runtime
+            .block_on(app::create_plans(&config, &*store, SystemClock::new().now().wall))
+            .map_err(Failure::failed)?;
         let now = SystemClock::new().now().wall;
         Ok(Self { config, runtime, store, peppers, now })
     }
