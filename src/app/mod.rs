@@ -43,7 +43,7 @@ const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
 /// Keys that may wait to be re-hashed under a new pepper.
 const REHASH_QUEUE: usize = 1_024;
 /// How long the first admin token is valid.
-const FIRST_TOKEN_TTL: Duration = Duration::from_secs(30 * 86_400);
+const FIRST_TOKEN_TTL: Duration = Duration::from_hours(30 * 24);
 /// The workspace of the first admin token.
 const FIRST_WORKSPACE: &str = "default";
 

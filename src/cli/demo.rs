@@ -21,7 +21,7 @@ use std::time::Duration;
 /// The workspace of the demo's key and token.
 const WORKSPACE: &str = "demo";
 /// How long the demo's admin token is valid.
-const TOKEN_TTL: Duration = Duration::from_secs(86_400);
+const TOKEN_TTL: Duration = Duration::from_hours(24);
 /// What the backend stands for, and under which path it is reached.
 const KINDS: [&str; 3] = ["app", "rag", "memory"];
 

@@ -37,7 +37,7 @@ pub(super) struct ImportArgs {
     within: InWorkspace,
     /// A .jsonl file with one JSON object per line, or a .csv file with a header line. Fields are those of
     /// `POST /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id`
-    /// overrides --workspace. In CSV, scopes and allowed_ips are separated by blanks; limits and metadata are JSON
+    /// overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
     file: PathBuf,
     /// Check every row and report its mistakes, but import nothing
     #[arg(long)]
@@ -45,6 +45,9 @@ pub(super) struct ImportArgs {
 }
 
 type Row = Map<String, Value>;
+
+/// Rows with their line numbers; a line may be no row.
+type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
 
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
     let rows = rows(&args.file)?;
@@ -93,15 +96,11 @@ fn import(
     if args.dry_run {
         return Ok(());
     }
-    let plan = match plans.get(&workspace) {
-        Some(plan) => plan.clone(),
-        None => {
-            let plan = desk.plan_of(&workspace).map_err(said)?;
-            plans.insert(workspace.clone(), plan.clone());
-            plan
-        }
-    };
-    let mut key = draft.into_new_key(id, workspace, &plan, issued).map_err(|e| e.to_string())?;
+    if !plans.contains_key(&workspace) {
+        plans.insert(workspace.clone(), desk.plan_of(&workspace).map_err(said)?);
+    }
+    let plan = plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
+    let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
     key.key.is_active = is_active;
     desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now)).map(|_| ()).map_err(said)
 }
@@ -121,7 +120,8 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
             Ok(credential(&secret, prefix, &desk.peppers))
         }
         (None, Some(digest)) => {
-            let digest = hex(&digest).ok_or("digest: must be 64 hexadecimal characters")?;
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(&digest, &mut bytes).map_err(|_| "digest: must be 64 hexadecimal characters")?;
             let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
             let pepper_version =
                 version.ok_or("pepper_version: must be the number of the digest's pepper")?;
@@ -129,14 +129,14 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
                 return Err(format!("pepper_version: this installation has no pepper {pepper_version}"));
             }
             let hint = hint.ok_or("hint: is required beside digest")?.into();
-            Ok(IssuedCredential { digest: Digest(digest), pepper_version, hint })
+            Ok(IssuedCredential { digest: Digest(bytes), pepper_version, hint })
         }
         (None, None) => Err("api_key: is required (or digest, as keygate keys export writes it)".into()),
         (Some(_), Some(_)) => Err("api_key and digest: only one of them".into()),
     }
 }
 
-fn rows(file: &Path) -> Result<Box<dyn Iterator<Item = (u64, Result<Row, String>)>>, Failure> {
+fn rows(file: &Path) -> Result<Rows, Failure> {
     let opened = File::open(file).map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
     match file.extension().and_then(|e| e.to_str()) {
         Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(BufReader::new(opened)))),
@@ -154,7 +154,7 @@ fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = (u64, Result<
     (1..).zip(file.lines()).filter(move |(_, line)| wanted(line)).map(move |(n, line)| (n, parse(line)))
 }
 
-fn csv_rows(file: File) -> Result<Box<dyn Iterator<Item = (u64, Result<Row, String>)>>, Failure> {
+fn csv_rows(file: File) -> Result<Rows, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(BufReader::new(file));
     let names = reader.headers().map_err(|_| Failure::Failed("the header line is not CSV".into()))?.clone();
     Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
@@ -186,17 +186,6 @@ fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => Err(format!("{name}: must be text")),
     }
-}
-
-fn hex(text: &str) -> Option<[u8; 32]> {
-    let mut out = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (n, byte) in out.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * n..2 * n + 2], 16).ok()?;
-    }
-    Some(out)
 }
 
 fn said(failure: Failure) -> String {
