@@ -171,7 +171,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     }
     drop(acceptor);
 
-    let admin_runtime = parts::runtime("keygate-admin", config.admin.threads)?;
+    let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     let accepting = Arc::new(AtomicBool::new(true));

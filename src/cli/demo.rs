@@ -69,13 +69,13 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
 }
 
 fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config, Failure> {
-    let mut text = String::from("[log]\nlevel = \"warn\"\n");
-    for kind in KINDS {
-        text.push_str(&format!(
+    let routes = KINDS.map(|kind| {
+        format!(
             "[[upstreams]]\nname = \"{kind}\"\nservers = [\"{backend}\"]\n\
              [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\n"
-        ));
-    }
+        )
+    });
+    let text = format!("[log]\nlevel = \"warn\"\n{}", routes.concat());
     let mut config = Config::parse(&text, "demo", &[], "demo").map_err(Failure::Config)?;
     config.proxy.listen = vec![args.listen.unwrap_or_else(|| free_or_any(8080))];
     config.admin.listen = args.admin_listen.unwrap_or_else(|| free_or_any(8081));

@@ -222,7 +222,7 @@ impl ProxyHttp for Proxy {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         if !ctx.reached {
-            self.give_back(ctx);
+            give_back(ctx);
         }
         let Some(fault) = fault_of(e) else {
             // The client is gone or what it sends makes no sense any more; there is nobody to answer.
@@ -442,15 +442,6 @@ impl Proxy {
         Pending::begin(start, place, self.recorder.clone(), Arc::clone(&self.clock))
     }
 
-    fn give_back(&self, ctx: &mut Ctx) {
-        if let Some(admission) = ctx.admission.take() {
-            admission.give_back();
-        }
-        if let Some(record) = &mut ctx.record {
-            record.given_back();
-        }
-    }
-
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
         let class = match status {
             100..200 => "1xx",
@@ -469,6 +460,16 @@ impl Proxy {
 
     fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
+    }
+}
+
+/// The request never reached a backend: it costs nothing.
+fn give_back(ctx: &mut Ctx) {
+    if let Some(admission) = ctx.admission.take() {
+        admission.give_back();
+    }
+    if let Some(record) = &mut ctx.record {
+        record.given_back();
     }
 }
 
@@ -508,8 +509,9 @@ fn fault_of(e: &Error) -> Option<Fault> {
 
 fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
     match (ctx.fault, e) {
-        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) => Outcome::UpstreamFailed,
-        (Some(Fault::ServiceUnavailable), Some(_)) => Outcome::UpstreamFailed,
+        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
+            Outcome::UpstreamFailed
+        }
         (Some(_), _) => Outcome::Denied,
         (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,

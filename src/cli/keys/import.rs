@@ -121,7 +121,8 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
         }
         (None, Some(digest)) => {
             let mut bytes = [0; 32];
-            hex::decode_to_slice(&digest, &mut bytes).map_err(|_| "digest: must be 64 hexadecimal characters")?;
+            hex::decode_to_slice(&digest, &mut bytes)
+                .map_err(|_| "digest: must be 64 hexadecimal characters")?;
             let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
             let pepper_version =
                 version.ok_or("pepper_version: must be the number of the digest's pepper")?;
@@ -195,7 +196,6 @@ fn said(failure: Failure) -> String {
     }
 }
 
-#[expect(clippy::literal_string_with_formatting_args, reason = "the template's own placeholders")]
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
