@@ -16,6 +16,7 @@ mod envelope;
 mod error;
 mod extract;
 mod health;
+mod logs;
 mod page;
 mod plans;
 mod router;

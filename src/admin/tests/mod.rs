@@ -5,6 +5,7 @@ mod document;
 mod envelopes;
 mod isolation;
 mod tokens;
+mod usage;
 
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
