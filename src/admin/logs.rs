@@ -127,7 +127,7 @@ pub(super) struct LogView {
 ///
 /// Role `viewer`. Newest first, by page or by cursor; only a cursor misses nothing and repeats nothing while records
 /// arrive.
-#[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id", description = "Which key"), LogParams),
+#[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(
     (status = 200, description = "Usage records", body = Envelope<LogsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

@@ -121,7 +121,7 @@ pub(super) struct PointView {
 /// Totals of a key
 ///
 /// Role `viewer`. Takes the same time however long the ledger; a deleted key keeps its statistics.
-#[utoipa::path(get, path = "/apikeys/{id}/stats", tag = "Usage", params(("id", description = "Which key")), responses(
+#[utoipa::path(get, path = "/apikeys/{id}/stats", tag = "Usage", params(("id" = String, Path, description = "Which key")), responses(
     (status = 200, description = "Totals", body = Envelope<StatsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
@@ -140,7 +140,7 @@ pub(super) async fn key_stats(
 /// Time series of a key
 ///
 /// Role `viewer`. Points begin on the UTC calendar; those without requests are there as zeros.
-#[utoipa::path(get, path = "/apikeys/{id}/usage", tag = "Usage", params(("id", description = "Which key"), UsageParams),
+#[utoipa::path(get, path = "/apikeys/{id}/usage", tag = "Usage", params(("id" = String, Path, description = "Which key"), UsageParams),
 responses(
     (status = 200, description = "The series, oldest first", body = Envelope<SeriesView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

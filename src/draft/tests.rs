@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::{Ceiling, Count, DAILY_DEFAULT, KeyType, Per, Plan, Scope, Scopes};
 use crate::store::StoreError;
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 const NOW: Timestamp = Timestamp::from_secs(1_767_225_600);
@@ -365,4 +366,69 @@ fn grace_periods_end_after_thirty_days() {
         assert_eq!(errors[0].1, "must be a whole number from 0 to 2592000");
     }
     assert!(read(json!({"grace": 5})).is_err());
+}
+
+/// JSON of few shapes, the borders of the rules among them.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop_oneof![Just(0_u64), Just(1), Just(10_000_000), Just(1 << 53)].prop_map(Value::from),
+        prop_oneof![Just("app"), Just("service"), Just("ws-a"), Just("10.0.0.0/8"), Just("day")]
+            .prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        let name = prop_oneof![Just("count".to_owned()), Just("per".into()), Just("max".into()), ".{0,4}"];
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((name, inner), 0..4)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+fn any_body() -> impl Strategy<Value = Map<String, Value>> {
+    let names = [
+        "name",
+        "description",
+        "type",
+        "scopes",
+        "resource_id",
+        "rate_limit",
+        "rate_burst",
+        "daily_request_limit",
+        "quota_limit",
+        "concurrency_limit",
+        "limits",
+        "expires_at",
+        "allowed_ips",
+        "metadata",
+        "is_active",
+        "other",
+    ];
+    prop::collection::vec((prop::sample::select(names.to_vec()), any_json()), 0..8)
+        .prop_map(|pairs| pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+proptest! {
+    /// Whoever is refused is told why, and what is accepted keeps the rules that decisions rely on.
+    #[test]
+    fn any_body_is_a_draft_or_has_named_mistakes(body in any_body()) {
+        match KeyDraft::read(&body, &workspace(), NOW) {
+            Ok(draft) => {
+                prop_assert!(draft.kind.scope_of_kind().is_none_or(|own| draft.scopes.has(own)));
+                prop_assert!(!draft.scopes.is_empty() && !draft.name.is_empty() && !draft.resource_id.is_empty());
+                prop_assert!(draft.expires_at.is_none_or(|at| at > NOW && at <= Timestamp::MAX));
+                prop_assert!(draft.allowed_ips.iter().all(|net| net.addr() == net.network()));
+                prop_assert!(draft.limits.iter().all(|limit| limit.max >= 1));
+            }
+            Err(errors) => prop_assert!(!errors.is_empty()),
+        }
+        if let Err(errors) = KeyPatchDraft::read(&body, NOW) {
+            prop_assert!(!errors.is_empty());
+        }
+    }
 }
