@@ -108,6 +108,8 @@ impl Admin {
     }
 
     /// Like [`Admin::ask`] for a write: answers once it is in force on this node.
+    ///
+    /// A write that was refused for want of time may still have been done if it had begun; asking again shows which.
     pub(super) async fn write<T>(
         &self,
         missing: Fault,
