@@ -16,7 +16,7 @@ fn actions(lines: &[AuditRecord]) -> Vec<&str> {
     lines.iter().map(|line| line.action.as_str()).collect()
 }
 
-pub async fn every_act_leaves_a_line(place: Place) {
+pub(crate) async fn every_act_leaves_a_line(place: Place) {
     let by = Actor {
         subject: "eve".into(),
         role: "platform",
@@ -65,7 +65,7 @@ pub async fn every_act_leaves_a_line(place: Place) {
     assert_eq!((&*of_platform[0].target, of_platform[0].workspace_id.as_ref()), ("q", None));
 }
 
-pub async fn an_update_says_from_what_to_what(place: Place) {
+pub(crate) async fn an_update_says_from_what_to_what(place: Place) {
     let w = place.tenant("w1").await;
     let id = place.key_in(&w, "old").await.key.id;
     let patch = KeyPatch {
@@ -93,7 +93,7 @@ pub async fn an_update_says_from_what_to_what(place: Place) {
     assert_eq!((&created.changes["name"], &created.changes["type"]), (&json!("old"), &json!("app")));
 }
 
-pub async fn no_line_holds_a_digest(place: Place) {
+pub(crate) async fn no_line_holds_a_digest(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
     let (id, first) = (new.key.id, new.credential.digest);
@@ -110,7 +110,7 @@ pub async fn no_line_holds_a_digest(place: Place) {
     assert!(text.contains("9fQz"), "the hint is there: {text}");
 }
 
-pub async fn a_refused_act_leaves_no_line(place: Place) {
+pub(crate) async fn a_refused_act_leaves_no_line(place: Place) {
     let w = place.tenant("w1").await;
     place.key_in(&w, "k").await;
     let before = (lines(&place, Some(&w)).await.len(), lines(&place, None).await.len());
@@ -120,7 +120,7 @@ pub async fn a_refused_act_leaves_no_line(place: Place) {
     assert_eq!((lines(&place, Some(&w)).await.len(), lines(&place, None).await.len()), before);
 }
 
-pub async fn lines_belong_to_a_workspace_or_the_platform(place: Place) {
+pub(crate) async fn lines_belong_to_a_workspace_or_the_platform(place: Place) {
     let (w1, w2) = (place.tenant("w1").await, place.tenant("w2").await);
     place.key_in(&w1, "k").await;
     assert_eq!(actions(&lines(&place, Some(&w1)).await), ["key.create", "workspace.create"]);
@@ -129,7 +129,7 @@ pub async fn lines_belong_to_a_workspace_or_the_platform(place: Place) {
     assert_eq!(lines(&place, Some(&workspace_id("w3"))).await, []);
 }
 
-pub async fn lines_are_filtered_and_paged(place: Place) {
+pub(crate) async fn lines_are_filtered_and_paged(place: Place) {
     let w = place.tenant("w1").await;
     let mut ids = Vec::new();
     for n in 0..4 {

@@ -23,7 +23,7 @@ async fn counted(place: &Place, w: &WorkspaceId) -> (u64, u64) {
     (counter, place.end_users(w, None, everything()).await.unwrap().total)
 }
 
-pub async fn a_known_end_user_is_the_same_again(place: Place) {
+pub(crate) async fn a_known_end_user_is_the_same_again(place: Place) {
     let w = place.tenant("w1").await;
     let first = admit(&place, &w, "u").await.unwrap();
     assert_eq!(admit(&place, &w, "u").await, Some(first));
@@ -33,7 +33,7 @@ pub async fn a_known_end_user_is_the_same_again(place: Place) {
     assert_eq!(place.end_user(&w, EndUserId::new(T0)).await.unwrap(), None);
 }
 
-pub async fn a_full_plan_admits_the_known_only(place: Place) {
+pub(crate) async fn a_full_plan_admits_the_known_only(place: Place) {
     let w = place.tenant("w1").await;
     let known = admit(&place, &w, "known").await.unwrap();
     for quota in [1, 0] {
@@ -47,7 +47,7 @@ pub async fn a_full_plan_admits_the_known_only(place: Place) {
     assert_eq!(counted(&place, &w).await, (2, 2));
 }
 
-pub async fn of_a_thousand_at_once_the_quota_passes(place: Place) {
+pub(crate) async fn of_a_thousand_at_once_the_quota_passes(place: Place) {
     let w = place.tenant("w1").await;
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..1_000 {
@@ -69,7 +69,7 @@ pub async fn of_a_thousand_at_once_the_quota_passes(place: Place) {
     assert_eq!(counted(&place, &w).await, (100, 100));
 }
 
-pub async fn one_newcomer_many_times_at_once_is_one(place: Place) {
+pub(crate) async fn one_newcomer_many_times_at_once_is_one(place: Place) {
     let w = place.tenant("w1").await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..100 {
@@ -82,7 +82,7 @@ pub async fn one_newcomer_many_times_at_once_is_one(place: Place) {
     assert_eq!(counted(&place, &w).await, (1, 1));
 }
 
-pub async fn deletion_makes_room(place: Place) {
+pub(crate) async fn deletion_makes_room(place: Place) {
     let w = place.tenant("w1").await;
     set_quota(&place, 1).await;
     let first = admit(&place, &w, "u").await.unwrap();
@@ -97,7 +97,7 @@ pub async fn deletion_makes_room(place: Place) {
     assert_eq!(counted(&place, &w).await, (1, 1));
 }
 
-pub async fn an_end_user_needs_a_workspace_and_a_sound_name(place: Place) {
+pub(crate) async fn an_end_user_needs_a_workspace_and_a_sound_name(place: Place) {
     let error = place.admit_end_user(&workspace_id("none"), "u", T0).await.unwrap_err();
     assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
     let w = place.tenant("w1").await;
@@ -106,7 +106,7 @@ pub async fn an_end_user_needs_a_workspace_and_a_sound_name(place: Place) {
     assert_eq!(counted(&place, &w).await, (0, 0));
 }
 
-pub async fn names_are_exact(place: Place) {
+pub(crate) async fn names_are_exact(place: Place) {
     let w = place.tenant("w1").await;
     let all = ["u", "U", "u ", " u", "ü", "u\u{308}", "u%", "'u'", ""];
     for name in all {
@@ -120,7 +120,7 @@ pub async fn names_are_exact(place: Place) {
     assert_eq!(place.end_users(&w, Some("u_"), everything()).await.unwrap().items, []);
 }
 
-pub async fn end_users_are_listed_newest_first_and_paged(place: Place) {
+pub(crate) async fn end_users_are_listed_newest_first_and_paged(place: Place) {
     let w = place.tenant("w1").await;
     for n in [2, 0, 3, 1] {
         place.admit_end_user(&w, &format!("u{n}"), after(n)).await.unwrap();
@@ -138,7 +138,7 @@ pub async fn end_users_are_listed_newest_first_and_paged(place: Place) {
     }
 }
 
-pub async fn workspaces_do_not_see_each_others_end_users(place: Place) {
+pub(crate) async fn workspaces_do_not_see_each_others_end_users(place: Place) {
     let (w1, w2) = (place.tenant("w1").await, place.tenant("w2").await);
     set_quota(&place, 1).await;
     let mine = admit(&place, &w1, "u").await.unwrap();

@@ -6,7 +6,7 @@ use keygate::store::{AuditFilter, Change, Credential, EndUserAdmission, KeyFilte
 use keygate::store::{StoreError, Version, WorkspacePatch};
 use tokio::sync::mpsc;
 
-pub async fn an_empty_store_has_no_changes(place: Place) {
+pub(crate) async fn an_empty_store_has_no_changes(place: Place) {
     assert_eq!(place.version().await.unwrap(), Version(0));
     let (reached, changes) = place.all_changes(Version(0)).await;
     assert_eq!((reached, changes.len()), (Version(0), 0));
@@ -14,7 +14,7 @@ pub async fn an_empty_store_has_no_changes(place: Place) {
     assert_eq!((reached, changes.len()), (Version(0), 0));
 }
 
-pub async fn numbers_strictly_increase(place: Place) {
+pub(crate) async fn numbers_strictly_increase(place: Place) {
     let by = &someone();
     let mut numbers = Vec::new();
     numbers.push(place.create_plan(plan("p"), by, T0).await.unwrap().version);
@@ -37,7 +37,7 @@ pub async fn numbers_strictly_increase(place: Place) {
     assert_eq!(place.version().await.unwrap(), numbers[numbers.len() - 1]);
 }
 
-pub async fn only_what_changed_comes(place: Place) {
+pub(crate) async fn only_what_changed_comes(place: Place) {
     let w1 = place.tenant("w1").await;
     place.tenant("w2").await;
     let (a, b) = (place.key_in(&w1, "a").await, place.key_in(&w1, "b").await);
@@ -53,7 +53,7 @@ pub async fn only_what_changed_comes(place: Place) {
     assert_eq!(place.feed(reached).await, [""; 0]);
 }
 
-pub async fn the_first_load_comes_in_order(place: Place) {
+pub(crate) async fn the_first_load_comes_in_order(place: Place) {
     let w = place.tenant("w1").await;
     let (a, b) = (place.key_in(&w, "a").await.key.id, place.key_in(&w, "b").await.key.id);
     // Written last, yet it must come first.
@@ -63,7 +63,7 @@ pub async fn the_first_load_comes_in_order(place: Place) {
     assert_eq!(place.feed(Version(0)).await, expected);
 }
 
-pub async fn a_plan_goes_after_the_workspaces_that_left_it(place: Place) {
+pub(crate) async fn a_plan_goes_after_the_workspaces_that_left_it(place: Place) {
     let w = place.tenant("w1").await;
     let start = place.version().await.unwrap();
     place.create_plan(plan("next"), &someone(), T0).await.unwrap();
@@ -75,7 +75,7 @@ pub async fn a_plan_goes_after_the_workspaces_that_left_it(place: Place) {
     assert_eq!(place.feed(start).await, ["plan next", "plan basic", "workspace w1 on next"]);
 }
 
-pub async fn a_deleted_key_is_a_tombstone(place: Place) {
+pub(crate) async fn a_deleted_key_is_a_tombstone(place: Place) {
     let w = place.tenant("w1").await;
     let start = place.version().await.unwrap();
     let id = place.key_in(&w, "k").await.key.id;
@@ -88,7 +88,7 @@ pub async fn a_deleted_key_is_a_tombstone(place: Place) {
     }
 }
 
-pub async fn a_forgotten_end_user_stays_a_tombstone(place: Place) {
+pub(crate) async fn a_forgotten_end_user_stays_a_tombstone(place: Place) {
     let w = place.tenant("w1").await;
     let start = place.version().await.unwrap();
     for _ in 0..2 {
@@ -104,7 +104,7 @@ pub async fn a_forgotten_end_user_stays_a_tombstone(place: Place) {
     assert_eq!(place.feed(start).await, ["end user w1/u removed"]);
 }
 
-pub async fn a_key_comes_with_its_credentials(place: Place) {
+pub(crate) async fn a_key_comes_with_its_credentials(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
     let (expected, digest) = (new.key.clone(), new.credential.digest);
@@ -117,7 +117,7 @@ pub async fn a_key_comes_with_its_credentials(place: Place) {
     assert!(!format!("{change:?}").contains(&format!("{:?}", digest.0)));
 }
 
-pub async fn a_refused_write_draws_no_number(place: Place) {
+pub(crate) async fn a_refused_write_draws_no_number(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let before = place.version().await.unwrap();
@@ -129,7 +129,7 @@ pub async fn a_refused_write_draws_no_number(place: Place) {
     assert_eq!(place.feed(before).await, [""; 0]);
 }
 
-pub async fn usage_and_newcomers_draw_no_number(place: Place) {
+pub(crate) async fn usage_and_newcomers_draw_no_number(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let before = place.version().await.unwrap();
@@ -138,12 +138,12 @@ pub async fn usage_and_newcomers_draw_no_number(place: Place) {
     assert_eq!(place.version().await.unwrap(), before);
 }
 
-pub async fn batches_are_bounded(place: Place) {
+pub(crate) async fn batches_are_bounded(place: Place) {
     let w = place.tenant("w1").await;
     for n in 0..1_500 {
         place.key_in(&w, &n.to_string()).await;
     }
-    let (to, mut from) = mpsc::channel(1);
+    let (to, mut from) = mpsc::channel::<Vec<Change>>(1);
     let collect = async {
         let mut sizes = Vec::new();
         while let Some(batch) = from.recv().await {
@@ -157,7 +157,7 @@ pub async fn batches_are_bounded(place: Place) {
     assert!(sizes.iter().all(|size| (1..=1_000).contains(size)), "{sizes:?}");
 }
 
-pub async fn a_receiver_that_goes_ends_the_feed(place: Place) {
+pub(crate) async fn a_receiver_that_goes_ends_the_feed(place: Place) {
     place.tenant("w1").await;
     let (to, from) = mpsc::channel(1);
     drop(from);
@@ -166,7 +166,7 @@ pub async fn a_receiver_that_goes_ends_the_feed(place: Place) {
     assert_eq!(place.feed(Version(0)).await.len(), 2);
 }
 
-pub async fn a_reopened_store_is_as_it_was(place: Place) {
+pub(crate) async fn a_reopened_store_is_as_it_was(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let gone = place.key_in(&w, "gone").await;
@@ -193,7 +193,7 @@ pub async fn a_reopened_store_is_as_it_was(place: Place) {
     assert!(next.version > before.0);
 }
 
-pub async fn a_pepper_is_recognised(place: Place) {
+pub(crate) async fn a_pepper_is_recognised(place: Place) {
     place.agree_on_peppers(&[(1, [1; 32])]).await.unwrap();
     place.agree_on_peppers(&[(1, [1; 32])]).await.unwrap();
     place.agree_on_peppers(&[(2, [2; 32]), (1, [1; 32])]).await.unwrap();
@@ -203,7 +203,7 @@ pub async fn a_pepper_is_recognised(place: Place) {
     place.agree_on_peppers(&[(3, [4; 32]), (2, [2; 32]), (1, [1; 32])]).await.unwrap();
 }
 
-pub async fn a_pepper_in_use_cannot_be_missing(place: Place) {
+pub(crate) async fn a_pepper_in_use_cannot_be_missing(place: Place) {
     let w = place.tenant("w1").await;
     let old = (1, [1; 32]);
     let new = (2, [2; 32]);

@@ -31,13 +31,13 @@ async fn credentials(place: &Place, id: KeyId) -> Vec<Credential> {
     found.unwrap_or_default()
 }
 
-pub async fn an_absent_key_is_none(place: Place) {
+pub(crate) async fn an_absent_key_is_none(place: Place) {
     let w = place.tenant("w1").await;
     assert_eq!(place.key(&w, KeyId::new(T0)).await.unwrap(), None);
     assert_eq!(place.keys(&w, &KeyFilter::default(), everything()).await.unwrap().total, 0);
 }
 
-pub async fn a_created_key_reads_back_exactly(place: Place) {
+pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
     let w = place.tenant("w1").await;
     let mut new = new_key(&w, "all of it");
     new.description = "what for".into();
@@ -69,7 +69,7 @@ pub async fn a_created_key_reads_back_exactly(place: Place) {
     assert_eq!(place.key(&w, expected.key.id).await.unwrap(), Some(expected));
 }
 
-pub async fn texts_read_back_exactly(place: Place) {
+pub(crate) async fn texts_read_back_exactly(place: Place) {
     let w = place.tenant("w1").await;
     for text in
         ["it's", "\"quoted\"", "100 %_\\", "中文 🔑 é e\u{301}", "line\nbreak\ttab", " padded ", "'); --"]
@@ -85,7 +85,7 @@ pub async fn texts_read_back_exactly(place: Place) {
     assert_eq!(place.key(&w, empty.key.id).await.unwrap().unwrap().description, "");
 }
 
-pub async fn nul_in_a_text_is_refused(place: Place) {
+pub(crate) async fn nul_in_a_text_is_refused(place: Place) {
     let w = place.tenant("w1").await;
     let error = place.create_key(new_key(&w, "a\0b"), &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "name", .. }), "{error}");
@@ -95,12 +95,12 @@ pub async fn nul_in_a_text_is_refused(place: Place) {
     assert!(matches!(error, StoreError::Invalid { field: "description", .. }), "{error}");
 }
 
-pub async fn a_key_needs_its_workspace(place: Place) {
+pub(crate) async fn a_key_needs_its_workspace(place: Place) {
     let error = place.create_key(new_key(&workspace_id("nowhere"), "k"), &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
 }
 
-pub async fn a_rate_above_the_plan_is_refused(place: Place) {
+pub(crate) async fn a_rate_above_the_plan_is_refused(place: Place) {
     let w = place.tenant("w1").await;
     let mut new = new_key(&w, "k");
     new.key.ceilings.rate_limit = PLAN_RATE + 1;
@@ -114,7 +114,7 @@ pub async fn a_rate_above_the_plan_is_refused(place: Place) {
     place.create_key(new, &someone(), T0).await.unwrap();
 }
 
-pub async fn a_key_must_hold_the_scope_of_its_kind(place: Place) {
+pub(crate) async fn a_key_must_hold_the_scope_of_its_kind(place: Place) {
     let w = place.tenant("w1").await;
     for (kind, scopes) in
         [(KeyType::Rag, KeyType::App.default_scopes()), (KeyType::Service, Scopes::default())]
@@ -126,7 +126,7 @@ pub async fn a_key_must_hold_the_scope_of_its_kind(place: Place) {
     }
 }
 
-pub async fn an_id_is_used_once(place: Place) {
+pub(crate) async fn an_id_is_used_once(place: Place) {
     let w = place.tenant("w1").await;
     let first = place.key_in(&w, "first").await;
     let mut second = new_key(&w, "second");
@@ -135,7 +135,7 @@ pub async fn an_id_is_used_once(place: Place) {
     assert!(matches!(error, StoreError::AlreadyExists("key")), "{error}");
 }
 
-pub async fn a_secret_opens_one_key(place: Place) {
+pub(crate) async fn a_secret_opens_one_key(place: Place) {
     let w = place.tenant("w1").await;
     let first = new_key(&w, "first");
     let digest = first.credential.digest;
@@ -151,7 +151,7 @@ pub async fn a_secret_opens_one_key(place: Place) {
     place.create_key(second, &someone(), after(60)).await.unwrap();
 }
 
-pub async fn names_are_unique_per_resource_and_workspace(place: Place) {
+pub(crate) async fn names_are_unique_per_resource_and_workspace(place: Place) {
     let (w1, w2) = (place.tenant("w1").await, place.tenant("w2").await);
     place.key_in(&w1, "name").await;
     let error = place.create_key(new_key(&w1, "name"), &someone(), T0).await.unwrap_err();
@@ -163,7 +163,7 @@ pub async fn names_are_unique_per_resource_and_workspace(place: Place) {
     place.key_in(&w1, "Name").await;
 }
 
-pub async fn a_name_is_free_after_delete(place: Place) {
+pub(crate) async fn a_name_is_free_after_delete(place: Place) {
     let w = place.tenant("w1").await;
     for _ in 0..3 {
         let key = place.key_in(&w, "again").await;
@@ -173,7 +173,7 @@ pub async fn a_name_is_free_after_delete(place: Place) {
     assert_eq!(names(&place, &w, KeyFilter::default()).await, ["again"]);
 }
 
-pub async fn of_two_creates_at_once_one_wins(place: Place) {
+pub(crate) async fn of_two_creates_at_once_one_wins(place: Place) {
     let w = place.tenant("w1").await;
     for round in 0..20 {
         let name = format!("round {round}");
@@ -189,7 +189,7 @@ pub async fn of_two_creates_at_once_one_wins(place: Place) {
     }
 }
 
-pub async fn a_patch_changes_what_it_names(place: Place) {
+pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
     let w = place.tenant("w1").await;
     let before = place.key_in(&w, "before").await;
     let patch = KeyPatch {
@@ -228,7 +228,7 @@ pub async fn a_patch_changes_what_it_names(place: Place) {
     assert_eq!(place.key(&w, before.key.id).await.unwrap(), Some(expected));
 }
 
-pub async fn an_inner_none_clears(place: Place) {
+pub(crate) async fn an_inner_none_clears(place: Place) {
     let w = place.tenant("w1").await;
     let mut new = new_key(&w, "k");
     new.key.expires_at = Some(after(1));
@@ -251,14 +251,14 @@ pub async fn an_inner_none_clears(place: Place) {
     assert_eq!(ceilings.rate_limit, 50);
 }
 
-pub async fn an_empty_patch_succeeds(place: Place) {
+pub(crate) async fn an_empty_patch_succeeds(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let written = place.update_key(&w, key.key.id, KeyPatch::default(), &someone(), after(1)).await.unwrap();
     assert_eq!(written.value, KeyRecord { updated_at: after(1), ..key });
 }
 
-pub async fn a_patch_cannot_take_the_scope_of_the_kind(place: Place) {
+pub(crate) async fn a_patch_cannot_take_the_scope_of_the_kind(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     for scopes in [Scopes::default(), Scopes::default().with(Scope::Rag)] {
@@ -269,7 +269,7 @@ pub async fn a_patch_cannot_take_the_scope_of_the_kind(place: Place) {
     assert_eq!(place.key(&w, key.key.id).await.unwrap(), Some(key));
 }
 
-pub async fn a_patch_is_held_to_the_plan_only_for_its_rate(place: Place) {
+pub(crate) async fn a_patch_is_held_to_the_plan_only_for_its_rate(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let lower = PlanPatch { api_ops_rate_limit: Some(10), ..PlanPatch::default() };
@@ -287,7 +287,7 @@ pub async fn a_patch_is_held_to_the_plan_only_for_its_rate(place: Place) {
     }
 }
 
-pub async fn a_patch_cannot_take_a_name(place: Place) {
+pub(crate) async fn a_patch_cannot_take_a_name(place: Place) {
     let w = place.tenant("w1").await;
     let (a, b) = (place.key_in(&w, "a").await, place.key_in(&w, "b").await);
     let error = place.update_key(&w, b.key.id, rename("a"), &someone(), T0).await.unwrap_err();
@@ -297,7 +297,7 @@ pub async fn a_patch_cannot_take_a_name(place: Place) {
     place.update_key(&w, b.key.id, rename("a"), &someone(), T0).await.unwrap();
 }
 
-pub async fn what_is_absent_cannot_be_changed(place: Place) {
+pub(crate) async fn what_is_absent_cannot_be_changed(place: Place) {
     let w = place.tenant("w1").await;
     let id = KeyId::new(T0);
     let missing = |error: StoreError| assert!(matches!(error, StoreError::NotFound("key")), "{error}");
@@ -308,7 +308,7 @@ pub async fn what_is_absent_cannot_be_changed(place: Place) {
     assert_eq!(none, None);
 }
 
-pub async fn a_deleted_key_is_gone(place: Place) {
+pub(crate) async fn a_deleted_key_is_gone(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
     let (id, digest) = (new.key.id, new.credential.digest);
@@ -323,7 +323,7 @@ pub async fn a_deleted_key_is_gone(place: Place) {
     assert_eq!(place.rehash_key(id, digest, credential(2).digest, 2).await.unwrap(), None);
 }
 
-pub async fn lists_are_newest_first_and_paged(place: Place) {
+pub(crate) async fn lists_are_newest_first_and_paged(place: Place) {
     let w = place.tenant("w1").await;
     for n in 0..6 {
         // The order is that of creation times, not of calls.
@@ -344,7 +344,7 @@ pub async fn lists_are_newest_first_and_paged(place: Place) {
     }
 }
 
-pub async fn lists_are_filtered(place: Place) {
+pub(crate) async fn lists_are_filtered(place: Place) {
     let w = place.tenant("w1").await;
     for (name, kind, resource, is_active) in [
         ("app", KeyType::App, "r1", true),
@@ -373,7 +373,7 @@ pub async fn lists_are_filtered(place: Place) {
     }
 }
 
-pub async fn search_ignores_case_and_knows_no_wildcards(place: Place) {
+pub(crate) async fn search_ignores_case_and_knows_no_wildcards(place: Place) {
     let w = place.tenant("w1").await;
     for name in ["Ärger", "100% real", "under_score", "Plain"] {
         place.key_in(&w, name).await;
@@ -394,7 +394,7 @@ pub async fn search_ignores_case_and_knows_no_wildcards(place: Place) {
     assert_eq!(search(&place, &w, "").await.len(), 4);
 }
 
-pub async fn search_follows_changes(place: Place) {
+pub(crate) async fn search_follows_changes(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "old name").await;
     let patch = KeyPatch { description: Some("Needle".into()), ..rename("k") };
@@ -411,7 +411,7 @@ pub async fn search_follows_changes(place: Place) {
     assert_eq!(search(&place, &w, "kneedle").await.len(), 0);
 }
 
-pub async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
+pub(crate) async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
     let (id, first) = (new.key.id, new.credential.digest);
@@ -434,7 +434,7 @@ pub async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
     assert_eq!(credentials(&place, id).await, [current, old]);
 }
 
-pub async fn a_grace_that_is_over_keeps_nothing(place: Place) {
+pub(crate) async fn a_grace_that_is_over_keeps_nothing(place: Place) {
     let w = place.tenant("w1").await;
     let id = place.key_in(&w, "k").await.key.id;
     for old_until in [None, Some(after(5)), Some(T0)] {
@@ -445,7 +445,7 @@ pub async fn a_grace_that_is_over_keeps_nothing(place: Place) {
     }
 }
 
-pub async fn a_rehash_replaces_one_digest(place: Place) {
+pub(crate) async fn a_rehash_replaces_one_digest(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
     let (id, first) = (new.key.id, new.credential.digest);
@@ -474,7 +474,7 @@ pub async fn a_rehash_replaces_one_digest(place: Place) {
     assert_eq!(place.key(&w, id).await.unwrap(), Some(created));
 }
 
-pub async fn workspaces_do_not_see_each_others_keys(place: Place) {
+pub(crate) async fn workspaces_do_not_see_each_others_keys(place: Place) {
     let (w1, w2) = (place.tenant("w1").await, place.tenant("w2").await);
     let mine = place.key_in(&w1, "mine").await;
     let id = mine.key.id;

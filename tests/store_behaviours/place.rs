@@ -13,16 +13,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// An instant with odd microseconds: 2025-06-15T15:06:40.123457Z.
-pub const T0: Timestamp = Timestamp::from_micros(1_750_000_000_123_457);
+pub(crate) const T0: Timestamp = Timestamp::from_micros(1_750_000_000_123_457);
 
 /// The plan's highest rate in [`Place::tenant`].
-pub const PLAN_RATE: u32 = 100;
+pub(crate) const PLAN_RATE: u32 = 100;
 /// The plan's end users in [`Place::tenant`].
-pub const PLAN_END_USERS: u64 = 100;
+pub(crate) const PLAN_END_USERS: u64 = 100;
 
 /// An empty store that nobody else has.
-pub struct Place {
-    pub store: Arc<dyn Store>,
+pub(crate) struct Place {
+    pub(crate) store: Arc<dyn Store>,
     backend: Backend,
 }
 
@@ -33,14 +33,14 @@ enum Backend {
 // === impl Place ===
 
 impl Place {
-    pub async fn sqlite() -> Self {
+    pub(crate) async fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let open = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
         Self { store: Arc::<SqliteStore>::clone(&open), backend: Backend::Sqlite { open, folder } }
     }
 
     /// Closes the store and opens it again.
-    pub async fn reopen(self) -> Self {
+    pub(crate) async fn reopen(self) -> Self {
         match self.backend {
             Backend::Sqlite { open, folder } => {
                 open.close().await;
@@ -52,14 +52,14 @@ impl Place {
     }
 
     /// Where the embedded store's file is.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         match &self.backend {
             Backend::Sqlite { folder, .. } => folder.path().join("keygate.db"),
         }
     }
 
     /// A workspace on the plan `basic`, which is made with it.
-    pub async fn tenant(&self, id: &str) -> WorkspaceId {
+    pub(crate) async fn tenant(&self, id: &str) -> WorkspaceId {
         if self.plan(&plan_id("basic")).await.unwrap().is_none() {
             self.create_plan(plan("basic"), &someone(), T0).await.unwrap();
         }
@@ -67,12 +67,12 @@ impl Place {
     }
 
     /// A key in a workspace that exists.
-    pub async fn key_in(&self, workspace: &WorkspaceId, name: &str) -> KeyRecord {
+    pub(crate) async fn key_in(&self, workspace: &WorkspaceId, name: &str) -> KeyRecord {
         self.create_key(new_key(workspace, name), &someone(), T0).await.unwrap().value
     }
 
     /// All of the feed above `after`.
-    pub async fn all_changes(&self, after: Version) -> (Version, Vec<Change>) {
+    pub(crate) async fn all_changes(&self, after: Version) -> (Version, Vec<Change>) {
         let (to, mut from) = mpsc::channel(1);
         let collect = async {
             let mut all = Vec::new();
@@ -86,7 +86,7 @@ impl Place {
     }
 
     /// The feed above `after`, each change in a word or two.
-    pub async fn feed(&self, after: Version) -> Vec<String> {
+    pub(crate) async fn feed(&self, after: Version) -> Vec<String> {
         self.all_changes(after).await.1.iter().map(describe).collect()
     }
 }
@@ -119,32 +119,32 @@ fn describe(change: &Change) -> String {
 
 // === short names ===
 
-pub fn after(seconds: u64) -> Timestamp {
+pub(crate) fn after(seconds: u64) -> Timestamp {
     T0.plus(Duration::from_secs(seconds))
 }
 
-pub fn someone() -> Actor {
+pub(crate) fn someone() -> Actor {
     Actor { subject: "ada".into(), role: "admin", address: None, request_id: None }
 }
 
-pub fn workspace_id(id: &str) -> WorkspaceId {
+pub(crate) fn workspace_id(id: &str) -> WorkspaceId {
     id.parse().unwrap()
 }
 
-pub fn plan_id(id: &str) -> PlanId {
+pub(crate) fn plan_id(id: &str) -> PlanId {
     id.parse().unwrap()
 }
 
-pub fn page(page: u32, pagesize: u32) -> PageRequest {
+pub(crate) fn page(page: u32, pagesize: u32) -> PageRequest {
     PageRequest { page, pagesize }
 }
 
 /// One page that is large enough for any test.
-pub fn everything() -> PageRequest {
+pub(crate) fn everything() -> PageRequest {
     page(1, 10_000)
 }
 
-pub fn plan(id: &str) -> PlanRecord {
+pub(crate) fn plan(id: &str) -> PlanRecord {
     let plan = Plan {
         id: plan_id(id),
         api_ops_rate_limit: PLAN_RATE,
@@ -155,7 +155,7 @@ pub fn plan(id: &str) -> PlanRecord {
 }
 
 /// A credential that no other has.
-pub fn credential(pepper_version: u32) -> IssuedCredential {
+pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
     let random = KeyId::new(T0).0.into_bytes();
     let mut digest = [0; 32];
     digest[..16].copy_from_slice(&random);
@@ -163,7 +163,7 @@ pub fn credential(pepper_version: u32) -> IssuedCredential {
 }
 
 /// An app key of the resource `r1`.
-pub fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
+pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
     let key = Key {
         id: KeyId::new(T0),
         workspace_id: workspace.clone(),
@@ -192,7 +192,7 @@ pub fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
 }
 
 /// A charged request that was answered with 200 after 1 ms.
-pub fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
+pub(crate) fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
     UsageRecord {
         id: RequestId::new(at),
         request_id: "req".into(),

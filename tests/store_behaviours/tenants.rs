@@ -8,7 +8,7 @@ fn moved_to(plan: &str) -> WorkspacePatch {
     WorkspacePatch { plan_id: Some(plan_id(plan)), ..WorkspacePatch::default() }
 }
 
-pub async fn an_absent_plan_or_workspace_is_none(place: Place) {
+pub(crate) async fn an_absent_plan_or_workspace_is_none(place: Place) {
     assert_eq!(place.plan(&plan_id("none")).await.unwrap(), None);
     assert_eq!(place.workspace(&workspace_id("none")).await.unwrap(), None);
     assert_eq!(place.plans(everything()).await.unwrap().total, 0);
@@ -17,7 +17,7 @@ pub async fn an_absent_plan_or_workspace_is_none(place: Place) {
     assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
 }
 
-pub async fn a_plan_reads_back_exactly(place: Place) {
+pub(crate) async fn a_plan_reads_back_exactly(place: Place) {
     let mut gold = plan("gold");
     gold.description = "50 % more 中".into();
     gold.plan.end_user_quota = (1 << 53) - 1;
@@ -27,7 +27,7 @@ pub async fn a_plan_reads_back_exactly(place: Place) {
     assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(gold));
 }
 
-pub async fn a_plan_id_is_used_once(place: Place) {
+pub(crate) async fn a_plan_id_is_used_once(place: Place) {
     place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
     let mut other = plan("gold");
     other.description = "other".into();
@@ -37,7 +37,7 @@ pub async fn a_plan_id_is_used_once(place: Place) {
     place.create_plan(plan("Gold"), &someone(), T0).await.unwrap();
 }
 
-pub async fn a_patched_plan_keeps_the_rest(place: Place) {
+pub(crate) async fn a_patched_plan_keeps_the_rest(place: Place) {
     place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
     let patch = PlanPatch { end_user_quota: Some(0), ..PlanPatch::default() };
     let written = place.update_plan(&plan_id("gold"), patch, &someone(), after(1)).await.unwrap();
@@ -51,7 +51,7 @@ pub async fn a_patched_plan_keeps_the_rest(place: Place) {
     assert!(matches!(error, StoreError::Invalid { field: "limits", .. }), "{error}");
 }
 
-pub async fn a_lowered_plan_leaves_keys_alone(place: Place) {
+pub(crate) async fn a_lowered_plan_leaves_keys_alone(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
     let before = place.version().await.unwrap();
@@ -64,7 +64,7 @@ pub async fn a_lowered_plan_leaves_keys_alone(place: Place) {
     place.update_key(&w, key.key.id, patch, &someone(), T0).await.unwrap();
 }
 
-pub async fn a_plan_in_use_stays(place: Place) {
+pub(crate) async fn a_plan_in_use_stays(place: Place) {
     place.tenant("w1").await;
     place.tenant("w2").await;
     let error = place.delete_plan(&plan_id("basic"), &someone(), T0).await.unwrap_err();
@@ -83,7 +83,7 @@ pub async fn a_plan_in_use_stays(place: Place) {
     assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
 }
 
-pub async fn a_plan_can_come_back(place: Place) {
+pub(crate) async fn a_plan_can_come_back(place: Place) {
     place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
     place.delete_plan(&plan_id("gold"), &someone(), T0).await.unwrap();
     let error =
@@ -95,7 +95,7 @@ pub async fn a_plan_can_come_back(place: Place) {
     place.ensure_workspace(&workspace_id("w"), &plan_id("gold"), &someone(), T0).await.unwrap();
 }
 
-pub async fn plans_are_listed_by_id(place: Place) {
+pub(crate) async fn plans_are_listed_by_id(place: Place) {
     for id in ["b", "a", "B", "c", "a.1"] {
         place.create_plan(plan(id), &someone(), T0).await.unwrap();
     }
@@ -111,7 +111,7 @@ pub async fn plans_are_listed_by_id(place: Place) {
     }
 }
 
-pub async fn a_workspace_is_made_once(place: Place) {
+pub(crate) async fn a_workspace_is_made_once(place: Place) {
     place.create_plan(plan("a"), &someone(), T0).await.unwrap();
     place.create_plan(plan("b"), &someone(), T0).await.unwrap();
     let id = workspace_id("w1");
@@ -136,7 +136,7 @@ pub async fn a_workspace_is_made_once(place: Place) {
     assert_eq!(place.workspace(&id).await.unwrap(), Some(expected));
 }
 
-pub async fn a_workspace_needs_a_plan(place: Place) {
+pub(crate) async fn a_workspace_needs_a_plan(place: Place) {
     let (id, none) = (workspace_id("w1"), plan_id("none"));
     let missing = |error: StoreError| assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
     missing(place.ensure_workspace(&id, &none, &someone(), T0).await.unwrap_err());
@@ -147,7 +147,7 @@ pub async fn a_workspace_needs_a_plan(place: Place) {
     assert_eq!(place.workspace(&w).await.unwrap().unwrap().plan_id, plan_id("basic"));
 }
 
-pub async fn put_makes_and_changes_a_workspace(place: Place) {
+pub(crate) async fn put_makes_and_changes_a_workspace(place: Place) {
     place.create_plan(plan("a"), &someone(), T0).await.unwrap();
     place.create_plan(plan("b"), &someone(), T0).await.unwrap();
     let (id, a) = (workspace_id("w1"), plan_id("a"));
@@ -163,7 +163,7 @@ pub async fn put_makes_and_changes_a_workspace(place: Place) {
     assert_eq!(same.value, WorkspaceRecord { updated_at: after(2), ..expected });
 }
 
-pub async fn workspaces_are_listed_newest_first(place: Place) {
+pub(crate) async fn workspaces_are_listed_newest_first(place: Place) {
     place.create_plan(plan("a"), &someone(), T0).await.unwrap();
     for (id, seconds) in [("w2", 2), ("w1", 1), ("w3b", 3), ("w3a", 3)] {
         place.ensure_workspace(&workspace_id(id), &plan_id("a"), &someone(), after(seconds)).await.unwrap();
