@@ -160,18 +160,17 @@ impl Keys for SqliteStore {
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
         self.write(move |tx| {
+            let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND (digest = ?2 OR old_digest = ?2)";
+            let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
+            let Some(is_current) = found else { return Ok(None) };
             let version = next_version(tx)?;
-            let current = "UPDATE keys SET digest = ?3, pepper_version = ?4, version = ?5
-                           WHERE id = ?1 AND digest = ?2";
-            let before = "UPDATE keys SET old_digest = ?3, old_pepper_version = ?4, version = ?5
-                          WHERE id = ?1 AND old_digest = ?2";
-            for sql in [current, before] {
-                let values = params![id.0.as_bytes(), old.0, new.0, pepper_version, row::int(version.0)];
-                if row::execute(tx, sql, values)? > 0 {
-                    return Ok(Some(version));
-                }
-            }
-            Ok(None)
+            let sql = if is_current {
+                "UPDATE keys SET digest = ?2, pepper_version = ?3, version = ?4 WHERE id = ?1"
+            } else {
+                "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, version = ?4 WHERE id = ?1"
+            };
+            row::execute(tx, sql, params![id.0.as_bytes(), new.0, pepper_version, row::int(version.0)])?;
+            Ok(Some(version))
         })
         .await
     }
