@@ -1,8 +1,48 @@
-//! Keygate: an API-key gateway.
+//! Keygate: a reverse-proxy gateway that enforces API keys in front of app, RAG and memory backends.
+//!
+//! # The words
+//!
+//! A client presents a *secret*; its *digest* finds the *key*, which belongs to a *workspace* on a *plan*. A *route* asks
+//! for *scopes* and names an *upstream*. Every *limit* that applies is *charged*, all or none: the outcome is an
+//! *admission* or a *denial*. One *usage record* per request goes to the *ledger*.
+//!
+//! # The arrows
+//!
+//! ```text
+//! main → cli → app → { proxy, admin, usage, store, counter, keyring, enduser, gate, config }
+//! proxy → gate, usage, policy, counter, keyring, store's records    admin → draft, store, keyring, policy
+//! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
+//! keyring → store, policy    counter → policy, store's records      enduser → store, policy
+//! usage → store, policy      store → policy                         policy → clock
+//! ```
+//!
+//! Everyone may use `clock`, `metrics` and `envelope`.
+//!
+//! # The invariants
+//!
+//! *Invariant:* `policy` has no `async`, no trait object, and does not ask what time it is.
+//! *Invariant:* `gate` names neither Pingora nor axum nor a database driver.
+//! *Invariant:* `proxy` and `admin` do not name each other.
+//! *Invariant:* only `app`, and the commands that work on a store alone, name a backend.
+//! *Invariant:* only the request filter admits and charges.
+//! *Invariant:* nothing in the request path reads the ledger.
+//! *Invariant:* time, randomness and the environment are arguments; every queue and cache has a bound.
+//!
+//! `tests/architecture.rs` holds the sources against these.
+
 pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod counter;
 pub mod draft;
+pub mod enduser;
+pub mod envelope;
+pub mod gate;
 pub mod keyring;
 pub mod metrics;
 pub mod policy;
+pub mod proxy;
 pub mod store;
+pub mod usage;

@@ -1,2 +1,25 @@
-//! The `keygate` program.
-fn main() {}
+//! The `keygate` program: arguments in, exit code out.
+
+use clap::Parser;
+use keygate::cli::{Cli, Environment, Exit};
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes. Nobody is left to tell when even this cannot be printed.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            return error.print().map_or(ExitCode::FAILURE, |()| exit.into());
+        }
+    };
+    // A variable that is not Unicode cannot be one of ours, whose names and values are.
+    let text = |s: std::ffi::OsString| s.into_string().ok();
+    let variables: Vec<_> = std::env::vars_os().filter_map(|(n, v)| Some((text(n)?, text(v)?))).collect();
+    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let environment = Environment { variables: &variables, host_name: host_name.trim() };
+    keygate::cli::run(cli, environment).into()
+}

@@ -1,12 +1,103 @@
 //! Every number Keygate exports: one struct, one field per metric; the doc comment is the help text.
+//!
+//! *Invariant:* no label has a value that a client can choose.
 
-/// The metrics.
-#[derive(Debug)]
-pub struct Metrics {}
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+/// Upper bounds of the latency buckets, in seconds.
+const LATENCY: &[f64] =
+    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Upper bounds of the buckets of Keygate's own time, in seconds.
+const OWN: &[f64] =
+    &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal $(, labels $labels:expr)? $(, buckets $buckets:expr)?;)+) => {
+        /// The metrics of one process.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// Registers every metric. Fails only if two have one name.
+            pub fn new() -> Result<Self, prometheus::Error> {
+                let registry = Registry::new();
+                $(let $field = register(&registry, metrics!(@make $kind, $name, concat!($($help),+).trim(), [$($labels)?], [$($buckets)?]))?;)+
+                Ok(Self { registry, $($field,)+ })
+            }
+        }
+    };
+    (@make IntCounter, $name:literal, $help:expr, [], []) => { IntCounter::with_opts(Opts::new($name, $help))? };
+    (@make IntGauge, $name:literal, $help:expr, [], []) => { IntGauge::with_opts(Opts::new($name, $help))? };
+    (@make IntCounterVec, $name:literal, $help:expr, [$labels:expr], []) => { IntCounterVec::new(Opts::new($name, $help), $labels)? };
+    (@make Histogram, $name:literal, $help:expr, [], [$buckets:expr]) => {
+        Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))?
+    };
+    (@make HistogramVec, $name:literal, $help:expr, [$labels:expr], [$buckets:expr]) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), $labels)?
+    };
+}
+
+metrics! {
+    /// Requests answered, by route (empty: none matched), status class and outcome.
+    requests: IntCounterVec = "keygate_requests_total", labels &["route", "status", "outcome"];
+    /// Requests refused, by the error name of the contract.
+    denials: IntCounterVec = "keygate_denials_total", labels &["error"];
+    /// Seconds from a request's arrival to the end of its answer, by route.
+    request_seconds: HistogramVec = "keygate_request_duration_seconds", labels &["route"], buckets LATENCY;
+    /// Seconds of that which Keygate itself took to decide, without waiting for the client's body.
+    own_seconds: Histogram = "keygate_own_duration_seconds", buckets OWN;
+    /// Requests in flight.
+    in_flight: IntGauge = "keygate_requests_in_flight";
+    /// Client connections open.
+    connections: IntGauge = "keygate_connections";
+    /// Attempts to reach a backend that failed.
+    upstream_failures: IntCounter = "keygate_upstream_failures_total";
+    /// Keys held in memory.
+    keyring_keys: IntGauge = "keygate_keyring_keys";
+    /// Number of the newest change in force.
+    keyring_version: IntGauge = "keygate_keyring_version";
+    /// Milliseconds since the change feed last answered.
+    keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
+    /// Rows of the store that could not be understood at the start.
+    keyring_broken: IntGauge = "keygate_keyring_broken_rows";
+    /// Usage records of finished requests. Always the sum of stored, in the queue and shed.
+    usage_accepted: IntCounter = "keygate_usage_accepted_total";
+    /// Usage records in the ledger.
+    usage_stored: IntCounter = "keygate_usage_stored_total";
+    /// Usage records that could not be kept.
+    usage_shed: IntCounter = "keygate_usage_shed_total";
+    /// Usage records on their way to the ledger.
+    usage_queued: IntGauge = "keygate_usage_queued";
+    /// Attempts to store usage that failed and were or will be repeated.
+    usage_store_failures: IntCounter = "keygate_usage_store_failures_total";
+}
 
 impl Metrics {
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
-        String::new()
+        // Derived when it is read, from the same counters that are shown beside it, so that the identity always holds.
+        let (stored, shed) = (self.usage_stored.get(), self.usage_shed.get());
+        let queued = self.usage_accepted.get().saturating_sub(stored + shed);
+        self.usage_queued.set(i64::try_from(queued).unwrap_or(i64::MAX));
+        let mut out = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            Ok(()) => String::from_utf8_lossy(&out).into_owned(),
+            Err(error) => {
+                tracing::error!(%error, "metrics cannot be written");
+                String::new()
+            }
+        }
     }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }

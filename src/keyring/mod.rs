@@ -1,15 +1,274 @@
-//! The in-memory replica of all keys, plans and workspaces.
+//! All keys, plans and workspaces in memory: finding a key is one look-up, whatever the store does.
+//!
+//! Must not know: requests, what has been spent. When the store is gone it answers from what it has, and
+//! [`Keyring::age`] tells for how long it has not heard.
+//!
+//! *Invariant:* a change is in force for every request that begins after [`Keyring::reach`] has answered true.
 
-use crate::store::Version;
+mod feed;
+
+pub use feed::{FeedOptions, Follower};
+
+use crate::clock::{Now, Timestamp};
+use crate::policy::id::{KeyId, PlanId, WorkspaceId};
+use crate::policy::key::{Key, Plan};
+use crate::policy::limit::{Limits, key_limits, workspace_limits};
+use crate::store::{Change, Credential, Digest, KeyChange, Version};
+use arc_swap::{ArcSwap, Guard};
+use dashmap::DashMap;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How long [`Keyring::reach`] waits.
+const REACH_WITHIN: Duration = Duration::from_secs(2);
 
 /// The in-memory replica.
-#[derive(Debug, Default)]
-pub struct Keyring {}
+#[derive(Debug)]
+pub struct Keyring {
+    by_digest: DashMap<Digest, Arc<Entry>, BuildHasherDefault<DigestHasher>>,
+    by_id: DashMap<KeyId, Arc<Entry>>,
+    workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
+    plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
+    version: watch::Sender<Version>,
+    nudge: Notify,
+    /// Steady time in ns of the last answer of the store; 0 before the first.
+    heard_ns: AtomicU64,
+}
+
+/// A key with all that a decision about it needs.
+#[derive(Debug)]
+pub struct Entry {
+    /// The key.
+    pub key: Key,
+    /// Its workspace, whose plan may change under it.
+    pub workspace: Arc<Workspace>,
+    credentials: SmallVec<[Credential; 2]>,
+    version: Version,
+}
+
+/// A workspace and the plan it is on.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Which workspace.
+    pub id: WorkspaceId,
+    plan: ArcSwap<PlanInForce>,
+}
+
+/// A plan with the limits it sets on a workspace.
+#[derive(Debug)]
+pub struct PlanInForce {
+    /// The plan.
+    pub plan: Plan,
+    /// What it limits over all keys of a workspace.
+    pub workspace_limits: Limits,
+}
+
+/// A key found by a digest.
+#[derive(Debug)]
+pub struct Found {
+    /// The key.
+    pub entry: Arc<Entry>,
+    /// Under which pepper the digest was made.
+    pub pepper_version: u32,
+}
+
+/// Digests are uniform already: eight of their bytes are as good a hash as any.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct DigestHasher(u64);
 
 impl Keyring {
+    /// An empty replica. Fill it with [`Follower::load`].
+    pub fn new() -> Self {
+        Self {
+            by_digest: DashMap::default(),
+            by_id: DashMap::default(),
+            workspaces: DashMap::default(),
+            plans: Mutex::default(),
+            version: watch::channel(Version::default()).0,
+            nudge: Notify::new(),
+            heard_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// The key that `digest` opens at the instant `at`, unless it is deleted.
+    pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<Found> {
+        let entry = Arc::clone(self.by_digest.get(digest)?.value());
+        let credential = entry.credentials.iter().find(|c| c.digest == *digest)?;
+        if credential.valid_until.is_some_and(|end| end <= at) {
+            return None;
+        }
+        let pepper_version = credential.pepper_version;
+        Some(Found { entry, pepper_version })
+    }
+
     /// Fetches changes at once and waits until everything up to `version` is in force on this node.
-    /// Answers false when that took longer than two seconds (the change is stored all the same).
+    /// Answers false when that took longer than two seconds; the change is stored all the same.
     pub async fn reach(&self, version: Version) -> bool {
-        version >= Version::default()
+        self.nudge.notify_one();
+        let mut reached = self.version.subscribe();
+        let wait = reached.wait_for(|v| *v >= version);
+        matches!(tokio::time::timeout(REACH_WITHIN, wait).await, Ok(Ok(_)))
+    }
+
+    /// The number of the newest change in force.
+    pub fn version(&self) -> Version {
+        *self.version.borrow()
+    }
+
+    /// How many keys are held.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// For how long the store has not answered; none before its first answer.
+    pub fn age(&self, now: Now) -> Option<Duration> {
+        match self.heard_ns.load(Ordering::Relaxed) {
+            0 => None,
+            heard => Some(Duration::from_nanos(now.steady_ns.saturating_sub(heard))),
+        }
+    }
+
+    // === applying changes; called by the follower only, one change after the other ===
+
+    fn apply(&self, change: Change) -> Result<(), Unapplied> {
+        match change {
+            Change::Plan(plan) => self.put_plan(plan),
+            Change::PlanRemoved(id) => {
+                self.plans().remove(&id);
+            }
+            Change::Workspace { id, plan_id } => return self.put_workspace(id, &plan_id),
+            Change::Key(change) => return self.put_key(change),
+            Change::KeyRemoved { id, .. } => self.remove_key(id),
+            Change::EndUserRemoved { .. } => {}
+            Change::Broken { table, id, why } => {
+                // What a broken row stood for must not be served as it was before it broke.
+                if table == "keys"
+                    && let Ok(key) = id.parse()
+                {
+                    self.remove_key(key);
+                }
+                return Err(Unapplied { what: table, id, why });
+            }
+        }
+        Ok(())
+    }
+
+    fn put_plan(&self, plan: Plan) {
+        let id = plan.id.clone();
+        let in_force = Arc::new(PlanInForce { workspace_limits: workspace_limits(&plan), plan });
+        self.plans().insert(id.clone(), Arc::clone(&in_force));
+        for workspace in &self.workspaces {
+            if workspace.plan.load().plan.id == id {
+                workspace.plan.store(Arc::clone(&in_force));
+            }
+        }
+    }
+
+    fn put_workspace(&self, id: WorkspaceId, plan_id: &PlanId) -> Result<(), Unapplied> {
+        let Some(plan) = self.plans().get(plan_id).cloned() else {
+            let why = format!("it is on the plan {plan_id}, which is not there");
+            return Err(Unapplied { what: "workspaces", id: id.to_string(), why });
+        };
+        if let Some(known) = self.workspaces.get(&id) {
+            known.plan.store(plan);
+            return Ok(());
+        }
+        let workspace = Workspace { id: id.clone(), plan: ArcSwap::new(plan) };
+        self.workspaces.insert(id, Arc::new(workspace));
+        Ok(())
+    }
+
+    fn put_key(&self, change: KeyChange) -> Result<(), Unapplied> {
+        let KeyChange { key, credentials, version } = change;
+        let id = key.id;
+        let before = self.by_id.get(&id).map(|e| Arc::clone(e.value()));
+        if before.as_ref().is_some_and(|b| b.version > version) {
+            return Ok(());
+        }
+        let Some(workspace) = self.workspaces.get(&key.workspace_id).map(|w| Arc::clone(w.value())) else {
+            let why = format!("its workspace {} is not there", key.workspace_id);
+            self.remove_key(id);
+            return Err(Unapplied { what: "keys", id: id.to_string(), why });
+        };
+        let entry = Arc::new(Entry { key, workspace, credentials, version });
+        // First what opens it now, then away with what no longer does: no valid secret is ever unknown in between.
+        for credential in &entry.credentials {
+            self.by_digest.insert(credential.digest, Arc::clone(&entry));
+        }
+        for old in before.iter().flat_map(|b| &b.credentials) {
+            if !entry.credentials.iter().any(|c| c.digest == old.digest) {
+                self.by_digest.remove(&old.digest);
+            }
+        }
+        self.by_id.insert(id, entry);
+        Ok(())
+    }
+
+    fn remove_key(&self, id: KeyId) {
+        if let Some((_, entry)) = self.by_id.remove(&id) {
+            for credential in &entry.credentials {
+                self.by_digest.remove(&credential.digest);
+            }
+        }
+    }
+
+    fn plans(&self) -> std::sync::MutexGuard<'_, HashMap<PlanId, Arc<PlanInForce>>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// A change that could not be put in force. The rest of the feed goes on.
+#[derive(Debug)]
+struct Unapplied {
+    what: &'static str,
+    id: String,
+    why: String,
+}
+
+impl Default for Keyring {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Workspace {
+    /// The plan it is on at this moment.
+    pub fn plan(&self) -> Guard<Arc<PlanInForce>> {
+        self.plan.load()
+    }
+}
+
+impl Entry {
+    /// The limits counted on this key under `plan`.
+    pub fn limits(&self, plan: &PlanInForce) -> Limits {
+        key_limits(&self.key, &plan.plan)
+    }
+}
+
+impl Hasher for DigestHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // The derived Hash of an array writes its length first; the digest's own bytes come last and stay.
+        if let Some(head) = bytes.first_chunk() {
+            self.0 = u64::from_ne_bytes(*head);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The rule of each kind of limit: may this be charged now, and if not, from when on?
 //!
 //! These functions are the specification of every counter. They know no clock, no lock and no other node: they take
-//! a [`Now`] and a [`State`] and answer. A counter backend is right when it agrees with them.
+//! a [`Now`] and a [`Spending`] and answer. A counter backend is right when it agrees with them.
 //!
 //! *Invariant:* a refusal changes no state. *Invariant:* what is refused until `t` is admitted at `t` if nothing
 //! else was charged meanwhile. *Invariant:* a calendar that steps forward and back again forgets nothing.
@@ -67,16 +67,27 @@ pub enum Rule {
     },
 }
 
-/// What has been spent of one limit. The default is: nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct State {
-    /// Bucket: the steady time in ns at which it is full again.
-    full_at_ns: u64,
-    /// Window: the one being counted, and the one before it in case the calendar steps back.
-    window: Spent,
-    before: Spent,
-    /// In flight: how many.
+/// What one key or workspace has spent. The default is: nothing.
+///
+/// Every window is counted, whether a limit is set on it or not: a limit that is set or raised later counts what really
+/// happened, and two limits on one window cannot charge it twice.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Spending {
+    /// The steady time in ns at which the bucket of `rate_limit` is full again.
+    rate_full_at_ns: u64,
+    /// The same for the bucket of a further limit per second.
+    second_full_at_ns: u64,
+    /// Requests in flight.
     in_flight: u64,
+    /// Minute, hour, day, month, total.
+    windows: [Windowed; 5],
+}
+
+/// What is spent of the window being counted, and of the one before it in case the calendar steps back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Windowed {
+    current: Spent,
+    before: Spent,
 }
 
 /// How much of one window is spent.
@@ -84,6 +95,15 @@ pub struct State {
 struct Spent {
     start: Timestamp,
     used: u64,
+}
+
+/// Why a charge was refused: the limit that keeps it waiting longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which limit.
+    pub limit: Limit,
+    /// When the charge would be admitted.
+    pub retry: RetryAfter,
 }
 
 /// What is left of a limit, for the response's headers.
@@ -96,12 +116,12 @@ pub struct Remaining {
 }
 
 /// When a refused charge would be admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RetryAfter {
-    /// After this long, if nothing else is charged meanwhile.
-    Wait(Duration),
     /// As soon as something in flight ends.
     Release,
+    /// After this long, if nothing else is charged meanwhile.
+    Wait(Duration),
     /// Not while the limit stands as it is.
     Never,
 }
@@ -110,6 +130,19 @@ pub enum RetryAfter {
 pub type Limits = SmallVec<[Limit; 6]>;
 
 const NS: u64 = 1_000_000_000;
+
+/// The calendar windows that are counted, in the order of [`Spending`]'s slots.
+const WINDOWS: &[Per; 5] = &[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
+
+const fn slot(per: Per) -> usize {
+    match per {
+        Per::Second | Per::Minute => 0,
+        Per::Hour => 1,
+        Per::Day => 2,
+        Per::Month => 3,
+        Per::Total => 4,
+    }
+}
 
 // === the limits in force ===
 
@@ -178,24 +211,49 @@ impl Rule {
             per => Self::Window { per, max },
         }
     }
+}
 
-    /// Whether `cost` units may be charged at `now`. Changes nothing.
-    pub fn check(self, state: &State, cost: u64, now: Now) -> Result<(), RetryAfter> {
-        match self {
-            Self::Bucket { rate, burst } => {
+// === impl Spending ===
+
+impl Spending {
+    /// What the ledger tells of the windows that contain `at`.
+    pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
+        let mut spending = Self::default();
+        for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
+            spending.windows[slot(*per)].current = Spent { start: window_start(*per, at), used };
+        }
+        spending
+    }
+
+    /// Whether `cost` units may be charged against every one of `limits` at `now`. Changes nothing.
+    pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), Refused> {
+        let mut worst: Option<Refused> = None;
+        for limit in limits {
+            let Err(retry) = self.check_one(limit, cost, now) else { continue };
+            if worst.is_none_or(|w| retry > w.retry) {
+                worst = Some(Refused { limit: *limit, retry });
+            }
+        }
+        worst.map_or(Ok(()), Err)
+    }
+
+    fn check_one(&self, limit: &Limit, cost: u64, now: Now) -> Result<(), RetryAfter> {
+        match limit.rule {
+            Rule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
-                let full_at = state.full_at_ns.max(now.steady_ns).saturating_add(step.saturating_mul(cost));
+                let full_at =
+                    self.full_at_ns(limit.name).max(now.steady_ns).saturating_add(step.saturating_mul(cost));
                 let allowed = now.steady_ns.saturating_add(step.saturating_mul(burst));
                 if full_at <= allowed {
                     return Ok(());
                 }
-                if cost > burst || rate == 0 {
+                if cost > burst {
                     return Err(RetryAfter::Never);
                 }
                 Err(RetryAfter::Wait(Duration::from_nanos(full_at - allowed)))
             }
-            Self::Window { per, max } => {
-                if state.used(per, now.wall).saturating_add(cost) <= max {
+            Rule::Window { per, max } => {
+                if self.used(per, now.wall).saturating_add(cost) <= max {
                     return Ok(());
                 }
                 match window_end(per, now.wall) {
@@ -203,8 +261,8 @@ impl Rule {
                     _ => Err(RetryAfter::Never),
                 }
             }
-            Self::InFlight { max } => {
-                if state.in_flight.saturating_add(cost) <= max {
+            Rule::InFlight { max } => {
+                if self.in_flight.saturating_add(cost) <= max {
                     return Ok(());
                 }
                 Err(if cost <= max { RetryAfter::Release } else { RetryAfter::Never })
@@ -212,92 +270,94 @@ impl Rule {
         }
     }
 
-    /// Charges `cost` units. Call only after [`Rule::check`] agreed at the same `now`.
-    pub fn take(self, state: &mut State, cost: u64, now: Now) {
-        match self {
-            Self::Bucket { rate, .. } => {
-                state.full_at_ns =
-                    state.full_at_ns.max(now.steady_ns).saturating_add(step_ns(rate).saturating_mul(cost));
+    /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
+    pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) {
+        for limit in limits {
+            if let Rule::Bucket { rate, .. } = limit.rule {
+                let full_at = self.full_at_ns_mut(limit.name);
+                *full_at = (*full_at).max(now.steady_ns).saturating_add(step_ns(rate).saturating_mul(cost));
             }
-            Self::Window { per, .. } => state.add(per, window_start(per, now.wall), cost),
-            Self::InFlight { .. } => state.in_flight = state.in_flight.saturating_add(cost),
         }
+        for per in WINDOWS {
+            self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
+        }
+        self.in_flight = self.in_flight.saturating_add(cost);
     }
 
-    /// Undoes a charge of `cost` units made at `charged_at`, which a request did not use after all.
-    pub fn give_back(self, state: &mut State, cost: u64, charged_at: Now) {
-        match self {
-            Self::Bucket { rate, .. } => {
-                state.full_at_ns = state.full_at_ns.saturating_sub(step_ns(rate).saturating_mul(cost));
+    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
+    pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
+        for limit in limits {
+            if let Rule::Bucket { rate, .. } = limit.rule {
+                let full_at = self.full_at_ns_mut(limit.name);
+                *full_at = full_at.saturating_sub(step_ns(rate).saturating_mul(cost));
             }
-            Self::Window { per, .. } => state.subtract(window_start(per, charged_at.wall), cost),
-            Self::InFlight { .. } => self.release(state, cost),
         }
+        for per in WINDOWS {
+            self.windows[slot(*per)].subtract(window_start(*per, charged_at.wall), cost);
+        }
+        self.release(cost);
     }
 
-    /// Ends what was in flight; the other kinds keep what was charged.
-    pub fn release(self, state: &mut State, cost: u64) {
-        if let Self::InFlight { .. } = self {
-            state.in_flight = state.in_flight.saturating_sub(cost);
-        }
+    /// Ends what was in flight; what was charged stays charged.
+    pub fn release(&mut self, cost: u64) {
+        self.in_flight = self.in_flight.saturating_sub(cost);
     }
 
-    /// What is left at `now`.
-    pub fn remaining(self, state: &State, now: Now) -> Remaining {
-        match self {
-            Self::Bucket { rate, burst } => {
-                let ahead = state.full_at_ns.saturating_sub(now.steady_ns);
-                let step = step_ns(rate);
-                let units = burst.saturating_sub(ahead.div_ceil(step.max(1)));
+    /// What is left of `limit` at `now`.
+    pub fn remaining(&self, limit: &Limit, now: Now) -> Remaining {
+        match limit.rule {
+            Rule::Bucket { rate, burst } => {
+                let ahead = self.full_at_ns(limit.name).saturating_sub(now.steady_ns);
+                let units = burst.saturating_sub(ahead.div_ceil(step_ns(rate)));
                 Remaining { units, reset: Some(Duration::from_nanos(ahead)) }
             }
-            Self::Window { per, max } => Remaining {
-                units: max.saturating_sub(state.used(per, now.wall)),
+            Rule::Window { per, max } => Remaining {
+                units: max.saturating_sub(self.used(per, now.wall)),
                 reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
             },
-            Self::InFlight { max } => Remaining { units: max.saturating_sub(state.in_flight), reset: None },
+            Rule::InFlight { max } => Remaining { units: max.saturating_sub(self.in_flight), reset: None },
+        }
+    }
+
+    /// What the window of `at` has spent. The second is a bucket and spends no window: 0.
+    pub fn used(&self, per: Per, at: Timestamp) -> u64 {
+        if per == Per::Second {
+            return 0;
+        }
+        let start = window_start(per, at);
+        let windowed = &self.windows[slot(per)];
+        [windowed.current, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+    }
+
+    const fn full_at_ns(&self, name: LimitName) -> u64 {
+        match name {
+            LimitName::Rate { .. } => self.rate_full_at_ns,
+            _ => self.second_full_at_ns,
+        }
+    }
+
+    const fn full_at_ns_mut(&mut self, name: LimitName) -> &mut u64 {
+        match name {
+            LimitName::Rate { .. } => &mut self.rate_full_at_ns,
+            _ => &mut self.second_full_at_ns,
         }
     }
 }
 
-// === impl State ===
-
-impl State {
-    /// A window limit of which `used` units are already spent at `at`, as the ledger tells.
-    pub fn spent(per: Per, at: Timestamp, used: u64) -> Self {
-        Self { window: Spent { start: window_start(per, at), used }, ..Self::default() }
-    }
-
-    /// What the window of `at` has spent.
-    pub fn used(&self, per: Per, at: Timestamp) -> u64 {
-        let start = window_start(per, at);
-        [self.window, self.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
-    }
-
-    /// Whether forgetting this state at `now` would change no later answer of `rule`.
-    pub fn is_spent_out(&self, rule: Rule, now: Now) -> bool {
-        match rule {
-            Rule::Bucket { .. } => self.full_at_ns <= now.steady_ns,
-            Rule::Window { per: Per::Total, .. } => self.window.used == 0,
-            Rule::Window { per, .. } => self.used(per, now.wall) == 0,
-            Rule::InFlight { .. } => self.in_flight == 0,
-        }
-    }
-
-    fn add(&mut self, per: Per, start: Timestamp, cost: u64) {
-        debug_assert!(per != Per::Second, "the second is a bucket");
-        if self.window.start != start {
+impl Windowed {
+    fn add(&mut self, start: Timestamp, cost: u64) {
+        if self.current.start != start {
             // The calendar moved, forward or back. The window left behind is kept: it may come again.
-            std::mem::swap(&mut self.window, &mut self.before);
-            if self.window.start != start {
-                self.window = Spent { start, used: 0 };
+            std::mem::swap(&mut self.current, &mut self.before);
+            if self.current.start != start {
+                self.current = Spent { start, used: 0 };
             }
         }
-        self.window.used = self.window.used.saturating_add(cost);
+        self.current.used = self.current.used.saturating_add(cost);
     }
 
     fn subtract(&mut self, start: Timestamp, cost: u64) {
-        for spent in [&mut self.window, &mut self.before] {
+        for spent in [&mut self.current, &mut self.before] {
             if spent.start == start {
                 spent.used = spent.used.saturating_sub(cost);
                 return;
@@ -310,6 +370,7 @@ impl State {
 
 /// Nanoseconds in which one unit refills, rounded up so that the rate is never passed.
 const fn step_ns(rate: u64) -> u64 {
+    // A rate of nothing has no step; it is refused where limits are made, and here it would refuse every charge.
     if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
 }
 
@@ -351,3 +412,6 @@ fn month_edges(at: Timestamp) -> Option<(Timestamp, Timestamp)> {
         |d: NaiveDate| d.and_hms_opt(0, 0, 0).map(|t| Timestamp::from_secs(t.and_utc().timestamp()));
     Some((instant(first)?, instant(next)?))
 }
+
+#[cfg(test)]
+mod tests;

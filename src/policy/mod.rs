@@ -4,6 +4,9 @@
 //!
 //! *Invariant:* nothing in here is `async`, holds a trait object or asks what time it is.
 
+pub mod authorize;
+pub mod credential;
+pub mod denial;
 pub mod fault;
 pub mod id;
 pub mod key;

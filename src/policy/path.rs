@@ -1,1 +1,269 @@
-//! placeholder
+//! One path per request: what a raw request target means, in the only spelling that rules match and backends get.
+//!
+//! Must not know: routes, hosts, HTTP. A spelling that two readers could understand differently is refused, not mended.
+//!
+//! *Invariant:* a [`CanonicalPath`] is its own canonical path, so what was decided on is what is forwarded.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+
+/// A path in its one spelling: RFC 3986 characters only, no needless escapes, upper-case hexadecimal, no dot segments,
+/// no empty segment before the last. Made by [`canonical`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanonicalPath<'a>(Cow<'a, str>);
+
+/// Why a path or query is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BadPath {
+    /// It does not begin with `/`.
+    NotAbsolute,
+    /// A byte that has no place in a path.
+    Character,
+    /// A `%` without two hexadecimal digits.
+    Escape,
+    /// An escaped slash, backslash or control character.
+    ForbiddenEscape,
+    /// An escape that decodes to another escape.
+    DoubleEncoding,
+    /// A `.` or `..` segment, in whatever disguise.
+    DotSegment,
+    /// Two slashes in a row.
+    EmptySegment,
+    /// A byte that has no place in a query.
+    QueryCharacter,
+}
+
+/// What a byte is to the scan of a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Plain,
+    Slash,
+    Percent,
+    Outside,
+}
+
+/// Whether a path may be used as it came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    Canonical,
+    Loose,
+}
+
+/// The class of every byte. Plain are RFC 3986's `pchar` without the escapes.
+const CLASSES: [Class; 256] = classes();
+
+/// The canonical spelling of `raw`, the path part of a request target (no query).
+///
+/// Borrows `raw` when that is how it is spelled already: the usual path costs one scan and no allocation.
+pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
+    if scan(raw)? == Spelling::Canonical {
+        let text = std::str::from_utf8(raw).map_err(|_| BadPath::Character)?;
+        return Ok(CanonicalPath(Cow::Borrowed(text)));
+    }
+    let text = respell(raw);
+    // Decoding can bring out a dot segment or a double encoding that the first scan could not see.
+    scan(text.as_bytes())?;
+    Ok(CanonicalPath(Cow::Owned(text)))
+}
+
+/// Whether `raw`, the query part of a request target (without the `?`), may be forwarded as it is.
+///
+/// A query is never rewritten, because its meaning is the backend's; only bytes that could change where the request
+/// ends are refused: control characters, space, everything beyond ASCII, and `#`.
+pub fn check_query(raw: &[u8]) -> Result<(), BadPath> {
+    if raw.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
+        return Ok(());
+    }
+    Err(BadPath::QueryCharacter)
+}
+
+/// The text that one segment of a path stands for. None when an escape is incomplete or the bytes are not UTF-8.
+pub fn decode_segment(segment: &str) -> Option<Cow<'_, str>> {
+    if !segment.contains('%') {
+        return Some(Cow::Borrowed(segment));
+    }
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        if *first == b'%' {
+            bytes.push(escaped_byte(behind)?);
+            rest = behind.get(2..)?;
+        } else {
+            bytes.push(*first);
+            rest = behind;
+        }
+    }
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+/// Refuses what has no single meaning, and says whether the rest is spelled canonically.
+fn scan(path: &[u8]) -> Result<Spelling, BadPath> {
+    if path.first() != Some(&b'/') {
+        return Err(BadPath::NotAbsolute);
+    }
+    let mut spelling = Spelling::Canonical;
+    let mut segment = 1;
+    let mut at = 1;
+    while let Some(byte) = path.get(at) {
+        match CLASSES[usize::from(*byte)] {
+            Class::Plain => at += 1,
+            Class::Slash if at == segment => return Err(BadPath::EmptySegment),
+            Class::Slash => {
+                refuse_dots(&path[segment..at])?;
+                at += 1;
+                segment = at;
+            }
+            Class::Percent => {
+                if check_escape(&path[at + 1..])? == Spelling::Loose {
+                    spelling = Spelling::Loose;
+                }
+                at += 3;
+            }
+            Class::Outside => return Err(BadPath::Character),
+        }
+    }
+    refuse_dots(&path[segment..])?;
+    Ok(spelling)
+}
+
+/// Refuses `.` and `..`, also with path parameters: some backends cut `;x` off before they resolve dots.
+fn refuse_dots(segment: &[u8]) -> Result<(), BadPath> {
+    let Some(behind_one) = segment.strip_prefix(b".") else { return Ok(()) };
+    let behind = behind_one.strip_prefix(b".").unwrap_or(behind_one);
+    if behind.is_empty() || behind.starts_with(b";") || behind.starts_with(b"%3B") {
+        return Err(BadPath::DotSegment);
+    }
+    Ok(())
+}
+
+/// Judges one escape; `behind` is what follows its `%`.
+fn check_escape(behind: &[u8]) -> Result<Spelling, BadPath> {
+    let byte = escaped_byte(behind).ok_or(BadPath::Escape)?;
+    match byte {
+        b'/' | b'\\' => return Err(BadPath::ForbiddenEscape),
+        _ if byte.is_ascii_control() => return Err(BadPath::ForbiddenEscape),
+        b'%' if matches!(escaped_byte(&behind[2..]), Some(b'.' | b'/' | b'\\' | b'%')) => {
+            return Err(BadPath::DoubleEncoding);
+        }
+        _ => {}
+    }
+    let lower_case = behind[..2].iter().any(u8::is_ascii_lowercase);
+    Ok(if lower_case || is_unreserved(byte) { Spelling::Loose } else { Spelling::Canonical })
+}
+
+/// Decodes what needs no escape and writes the others in upper case. `path` has passed [`scan`].
+fn respell(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(byte) = path.get(at) {
+        match escaped_byte(&path[at + 1..]).filter(|_| *byte == b'%') {
+            None => {
+                text.push(char::from(*byte));
+                at += 1;
+            }
+            Some(decoded) => {
+                if is_unreserved(decoded) {
+                    text.push(char::from(decoded));
+                } else {
+                    text.extend(path[at..at + 3].iter().map(|b| char::from(b.to_ascii_uppercase())));
+                }
+                at += 3;
+            }
+        }
+    }
+    text
+}
+
+/// The byte that the two hexadecimal digits at the front of `digits` stand for.
+fn escaped_byte(digits: &[u8]) -> Option<u8> {
+    let value = |b: u8| char::from(b).to_digit(16);
+    let [high, low, ..] = digits else { return None };
+    u8::try_from(value(*high)? * 16 + value(*low)?).ok()
+}
+
+/// RFC 3986, section 2.3: escaped or not, these mean the same.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+const fn classes() -> [Class; 256] {
+    let mut table = [Class::Outside; 256];
+    let mut byte = 0_u8;
+    // All that is allowed is ASCII; the upper half stays outside.
+    while byte < 128 {
+        table[byte as usize] = match byte {
+            b'/' => Class::Slash,
+            b'%' => Class::Percent,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' => {
+                Class::Plain
+            }
+            _ if is_unreserved(byte) => Class::Plain,
+            _ => Class::Outside,
+        };
+        byte += 1;
+    }
+    table
+}
+
+// === impl CanonicalPath ===
+
+impl CanonicalPath<'_> {
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the client spelled it otherwise, so that forwarding what came would forward something else.
+    pub const fn was_respelled(&self) -> bool {
+        matches!(self.0, Cow::Owned(_))
+    }
+
+    /// The path as text of its own, for those who outlive the request's bytes.
+    pub fn into_string(self) -> String {
+        self.0.into_owned()
+    }
+}
+
+impl Deref for CanonicalPath<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CanonicalPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl BadPath ===
+
+impl BadPath {
+    /// Why, in words for the client; never any of what it sent.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::NotAbsolute => "the path must begin with /",
+            Self::Character => "the path has a character that must be percent-encoded",
+            Self::Escape => "the path has a % that is not followed by two hexadecimal digits",
+            Self::ForbiddenEscape => "the path has an encoded slash, backslash or control character",
+            Self::DoubleEncoding => "the path is percent-encoded twice",
+            Self::DotSegment => "the path has a . or .. segment",
+            Self::EmptySegment => "the path has two slashes in a row",
+            Self::QueryCharacter => "the query has a character that must be percent-encoded",
+        }
+    }
+}
+
+impl fmt::Display for BadPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
+impl std::error::Error for BadPath {}
+
+#[cfg(test)]
+mod tests;

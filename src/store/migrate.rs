@@ -99,3 +99,10 @@ mod tests {
         assert!(error.contains("schema 2") && error.contains("up to 1"), "{error}");
     }
 }
+
+impl std::fmt::Display for MigrationName {
+    /// As its file is named.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04}_{}", self.number, self.name)
+    }
+}

@@ -220,6 +220,10 @@ pub enum EndUserAdmission {
 
 /// One change of the feed.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all changes are keys; a box would cost each of them a detour"
+)]
 pub enum Change {
     /// A plan as it is now.
     Plan(Plan),
@@ -530,6 +534,13 @@ pub struct AuditFilter {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Digest(…)")
+    }
+}
+
+impl Change {
+    /// Whether something is gone for good.
+    pub const fn is_removal(&self) -> bool {
+        matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
     }
 }
 

@@ -1,0 +1,146 @@
+//! Files that a first start makes: peppers, the admin tokens' secret, a first token. Readable by their owner only.
+
+use crate::policy::id::fill_random;
+use crate::policy::secret::{BadPeppers, Peppers};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read or made.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Others may read it.
+    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path}", path = path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Its peppers cannot be used.
+    #[error("{path}: {error}", path = path.display())]
+    Peppers {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: BadPeppers,
+    },
+}
+
+/// Something read from a file, and whether that file was made just now.
+#[derive(Debug)]
+pub struct Kept<T> {
+    /// What it holds.
+    pub value: T,
+    /// Whether it was made just now.
+    pub is_new: bool,
+}
+
+/// The peppers of `path`, made with one fresh pepper if there is no such file.
+pub fn peppers(path: &Path) -> Result<Kept<Peppers>, FileError> {
+    let kept = keep(path, || Zeroizing::new(Peppers::generate_line(1) + "\n"))?;
+    let value = Peppers::parse(&kept.value)
+        .map_err(|error| FileError::Peppers { path: path.to_path_buf(), error })?;
+    Ok(Kept { value, is_new: kept.is_new })
+}
+
+/// The secret of `path` that signs admin tokens, made of 32 random bytes (as 64 hexadecimal characters) if there is no
+/// such file. White space around it does not count.
+pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError> {
+    let kept = keep(path, || {
+        let mut bytes = Zeroizing::new([0_u8; 32]);
+        fill_random(&mut *bytes);
+        Zeroizing::new(hex::encode(*bytes) + "\n")
+    })?;
+    let value = Zeroizing::new(kept.value.trim().as_bytes().to_vec());
+    Ok(Kept { value, is_new: kept.is_new })
+}
+
+/// Reads a secret that somebody else made.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))?;
+    let mode = fs::metadata(path).map_err(io(path))?.permissions().mode() & 0o777;
+    let others = mode & 0o077;
+    if others == 0 { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+}
+
+/// Writes `text` to a new private file, or over an old one at once.
+pub fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
+    make_folder(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    let write = || {
+        match fs::remove_file(&beside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = create_private(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(io(path))
+}
+
+fn keep(path: &Path, make: impl FnOnce() -> Zeroizing<String>) -> Result<Kept<Zeroizing<String>>, FileError> {
+    match read_secret(path) {
+        Ok(value) => return Ok(Kept { value, is_new: false }),
+        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(other) => return Err(other),
+    }
+    let value = make();
+    write_private(path, &value)?;
+    Ok(Kept { value, is_new: true })
+}
+
+fn make_folder(path: &Path) -> Result<(), FileError> {
+    let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) else { return Ok(()) };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {
+    let path = path.to_path_buf();
+    |error| FileError::Io { path, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_once_then_read_and_never_shared() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("deep/er/secret");
+        let first = signing_secret(&path).expect("made");
+        let second = signing_secret(&path).expect("read");
+        assert!(first.is_new && !second.is_new);
+        assert_eq!((first.value.len(), &first.value), (64, &second.value));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("set");
+        assert!(matches!(signing_secret(&path), Err(FileError::Open { mode: 0o640, .. })));
+    }
+
+    #[test]
+    fn peppers_are_made_and_read_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("pepper");
+        let checks = |p: &Path| peppers(p).expect("peppers").value.checks();
+        assert_eq!(checks(&path), checks(&path));
+        fs::write(&path, "nonsense").expect("written");
+        assert!(matches!(peppers(&path), Err(FileError::Peppers { .. })));
+    }
+}

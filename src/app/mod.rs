@@ -1,0 +1,335 @@
+//! The composition root: the only place that names concrete backends. It makes the parts, ties them together, starts
+//! them in order and stops them in order.
+//!
+//! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
+//! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
+
+mod files;
+mod parts;
+mod stop;
+
+pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
+
+pub use parts::routes;
+pub use stop::wait_for_signal;
+
+use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::counter::Counters;
+use crate::enduser::EndUsers;
+use crate::gate::Gate;
+use crate::keyring::Keyring;
+use crate::metrics::Metrics;
+use crate::policy::id::WorkspaceId;
+use crate::policy::route::BadRoute;
+use crate::policy::secret::{BadPeppers, Peppers};
+use crate::proxy::listen::{Acceptor, Deadlines};
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::{Actor, Feed, PlanRecord, Store, StoreError, Tenants};
+use crate::usage::{Recorder, Writer, WriterOptions};
+use pingora::proxy::http_proxy;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Longest wait of a request for the store, and of an admin call for one step.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last records may take to be written after the last request.
+const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
+/// Keys that may wait to be re-hashed under a new pepper.
+const REHASH_QUEUE: usize = 1_024;
+/// How long the first admin token is valid.
+const FIRST_TOKEN_TTL: Duration = Duration::from_hours(30 * 24);
+/// The workspace of the first admin token.
+const FIRST_WORKSPACE: &str = "default";
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The store.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// Peppers from the environment.
+    #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
+    Peppers(#[from] BadPeppers),
+    /// The keys that admin tokens are checked with.
+    #[error("admin.jwt: {0}")]
+    Auth(#[from] admin::BadAuth),
+    /// Routes that cannot be.
+    #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
+    Routes(Vec<BadRoute>),
+    /// An address cannot be listened on.
+    #[error("{what} cannot listen on {address}: {error}")]
+    Listen {
+        /// Which listener.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The operating system refused threads or the like.
+    #[error("cannot start: {0}")]
+    System(String),
+}
+
+/// A gateway that serves.
+pub struct Running {
+    /// Where the proxy listens.
+    pub proxy: Vec<SocketAddr>,
+    /// Where the admin API listens.
+    pub admin: SocketAddr,
+    /// Everything at rest.
+    pub store: Arc<dyn Store>,
+    /// Who may come.
+    pub keyring: Arc<Keyring>,
+    /// How secrets are hashed.
+    pub peppers: Arc<Peppers>,
+    /// Checks and mints admin tokens.
+    pub auth: Arc<Auth>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    stopping: stop::Stopping,
+}
+
+/// What stays the same from the opening of the store to the end.
+struct Base {
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    store: Arc<SqliteStore>,
+    peppers: Arc<Peppers>,
+    auth: Arc<Auth>,
+}
+
+/// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
+pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+    let routes = parts::routes(config).map_err(StartError::Routes)?;
+    let io = parts::runtime("keygate-io", 2)?;
+    let base = io.block_on(open(config, inline_peppers))?;
+    let keyring = Arc::new(Keyring::new());
+    let counters = Arc::new(Counters::default());
+    let end_users = Arc::new(EndUsers::new(
+        base.store.clone(),
+        Arc::clone(&base.clock),
+        io.handle().clone(),
+        config.end_users.cache_entries,
+        STORE_PATIENCE,
+    ));
+    let follower = parts::follower(config, &base, &keyring, &counters, &end_users);
+    let broken = io.block_on(follower.load())?;
+    base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    io.block_on(parts::restore(&base, &counters))?;
+
+    let (stop, stopped) = watch::channel(false);
+    let (give_up, deadline) = watch::channel(None);
+    let (recorder, records) =
+        Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
+    let options =
+        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
+    let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
+    let writer = io.spawn(writer.run());
+    io.spawn(follower.run(stopped.clone()));
+    io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
+    let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
+    io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
+
+    let upstreams = parts::upstreams(config);
+    io.block_on(parts::resolve_all(&upstreams));
+    io.spawn(parts::resolve_for_ever(upstreams.clone()));
+    let gate = Gate {
+        routes,
+        keyring: Arc::clone(&keyring),
+        counters,
+        end_users,
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        secret_headers: config.proxy.secret_headers.clone().into(),
+        rehash,
+    };
+    let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
+    let proxy_runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
+    let (open, all_closed) = mpsc::channel(1);
+    let acceptor = Acceptor {
+        proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
+        deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
+        metrics: Arc::clone(&base.metrics),
+        stop: stopped.clone(),
+        open,
+    };
+    let mut proxy_addresses = Vec::new();
+    for address in &config.proxy.listen {
+        let listener = proxy_runtime.block_on(parts::listen("proxy", *address))?;
+        proxy_addresses.push(listener.local_addr().unwrap_or(*address));
+        proxy_runtime.spawn(acceptor.clone().run(listener));
+    }
+    drop(acceptor);
+
+    let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
+    let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
+    let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
+    let accepting = Arc::new(AtomicBool::new(true));
+    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
+    admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), stopped));
+
+    Ok(Running {
+        proxy: proxy_addresses,
+        admin: admin_address,
+        store: base.store.clone(),
+        keyring,
+        peppers: base.peppers,
+        auth: base.auth,
+        clock: base.clock,
+        stopping: stop::Stopping {
+            stop,
+            give_up,
+            accepting,
+            all_closed,
+            drain_timeout: config.proxy.drain_timeout,
+            last_records_within: LAST_RECORDS_WITHIN,
+            writer,
+            store: base.store,
+            proxy: proxy_runtime,
+            admin: admin_runtime,
+            io,
+        },
+    })
+}
+
+impl Running {
+    /// Runs `work` where store calls may be made.
+    pub fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.stopping.io.block_on(work)
+    }
+
+    /// Stops accepting, lets requests in flight finish, writes the last records, closes the store.
+    pub fn stop(self) {
+        drop(self.store);
+        self.stopping.run();
+    }
+}
+
+/// Opens the store and what makes its digests mean something; makes what a first start needs.
+async fn open(config: &Config, inline_peppers: Option<&str>) -> Result<Base, StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
+    let store = open_store(config)?;
+    let peppers = agreed_peppers(config, inline_peppers, &store).await?;
+    let auth = auth(config, &clock)?;
+    create_plans(config, &*store, clock.now().wall).await?;
+    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+}
+
+/// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
+pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) -> Result<(), StoreError> {
+    for PlanConfig { plan, description } in &config.plans {
+        let record = PlanRecord {
+            plan: plan.clone(),
+            description: description.clone(),
+            created_at: now,
+            updated_at: now,
+        };
+        match store.create_plan(record, &Actor::keygate(), now).await {
+            Ok(_) | Err(StoreError::AlreadyExists(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Opens the configured store.
+pub fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StoreError> {
+    let StoreLocation::Sqlite(path) = &config.store.location;
+    let options = SqliteOptions {
+        busy_timeout: config.store.busy_timeout,
+        readers: config.store.readers,
+        ..SqliteOptions::default()
+    };
+    SqliteStore::open(path, &options).map(Arc::new)
+}
+
+/// The peppers, after the store has agreed that they are those its digests were made with.
+pub async fn agreed_peppers(
+    config: &Config,
+    inline: Option<&str>,
+    store: &Arc<SqliteStore>,
+) -> Result<Peppers, StartError> {
+    if let Some(text) = inline {
+        let peppers = Peppers::parse(text)?;
+        store.agree_on_peppers(&peppers.checks()).await?;
+        return Ok(peppers);
+    }
+    let kept = peppers(&config.secrets.pepper_file)?;
+    if let Err(error) = store.agree_on_peppers(&kept.value.checks()).await {
+        if kept.is_new {
+            // The real one is somewhere else; a fresh one in its place would only hide that.
+            let removed = std::fs::remove_file(&config.secrets.pepper_file);
+            tracing::debug!(?removed, "the pepper file made a moment ago");
+        }
+        return Err(error.into());
+    }
+    if kept.is_new {
+        let path = config.secrets.pepper_file.display();
+        tracing::info!("made {path}: without this file no key of this database can be used, so keep a copy");
+    }
+    Ok(kept.value)
+}
+
+/// What checks admin tokens. A first start makes the secret and a first token.
+pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
+    let jwt = &config.admin.jwt;
+    let build = |keys| {
+        Auth::new(AuthConfig {
+            keys,
+            algorithms: jwt.algorithms.iter().copied().map(algorithm).collect(),
+            issuer: jwt.issuer.clone(),
+            audience: jwt.audience.clone(),
+            leeway: jwt.leeway,
+            claims: ClaimNames {
+                subject: jwt.claims.subject.clone(),
+                workspace: jwt.claims.workspace.clone(),
+                role: jwt.claims.role.clone(),
+            },
+        })
+    };
+    match &jwt.keys {
+        JwtKeys::JwksFile(path) => {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
+            Ok(build(AuthKeys::Jwks(text))?)
+        }
+        JwtKeys::SharedSecretFile(path) => {
+            let secret = signing_secret(path)?;
+            let auth = build(AuthKeys::Hs256(secret.value))?;
+            if secret.is_new {
+                first_token(&auth, path, clock)?;
+            }
+            Ok(auth)
+        }
+    }
+}
+
+fn first_token(auth: &Auth, beside: &Path, clock: &Arc<dyn Clock>) -> Result<(), StartError> {
+    let path = beside.with_file_name("admin.token");
+    let workspace: WorkspaceId = FIRST_WORKSPACE.parse().map_err(|e| StartError::System(format!("{e}")))?;
+    let token =
+        auth.mint("first-admin", Some(&workspace), Role::Platform, FIRST_TOKEN_TTL, clock.now().wall)?;
+    write_private(&path, &format!("{token}\n"))?;
+    tracing::info!("wrote a first admin token, valid for 30 days, to {}", path.display());
+    Ok(())
+}
+
+const fn algorithm(configured: JwtAlgorithm) -> Algorithm {
+    match configured {
+        JwtAlgorithm::Hs256 => Algorithm::HS256,
+        JwtAlgorithm::Rs256 => Algorithm::RS256,
+        JwtAlgorithm::Es256 => Algorithm::ES256,
+        JwtAlgorithm::EdDsa => Algorithm::EdDSA,
+    }
+}

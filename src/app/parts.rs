@@ -1,0 +1,286 @@
+//! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
+
+use super::{Base, STORE_PATIENCE, StartError};
+use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
+use crate::clock::Clock;
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::counter::Counters;
+use crate::enduser::EndUsers;
+use crate::gate::{Gate, Rehash};
+use crate::keyring::{FeedOptions, Follower, Keyring};
+use crate::metrics::Metrics;
+use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::proxy::upstream::{Timeouts, Upstream};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
+use crate::store::{Change, Keys, Ledger, SpentRow, StoreError};
+use crate::usage::{Recorder, WhenFull};
+use pingora::server::configuration::ServerConf;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+
+/// How often names of backends are looked up again.
+const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+/// How often the gauges of the keyring are set.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// Idle connections to backends that are kept, per worker thread of the proxy.
+const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
+/// Rows of spending on their way from the ledger.
+const SPENT_BATCHES: usize = 4;
+
+/// The routes of the config, as the gate wants them.
+pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
+    let routes = config.routes.iter().map(|r| Route {
+        name: r.name.as_str().into(),
+        path: r.path.as_str().into(),
+        methods: r.methods.clone().into(),
+        upstream: r.upstream,
+        scopes: r.scopes,
+        resource: r.resource.as_ref().map(|source| match source {
+            ResourceSource::Path(param) => ResourceFrom::PathParam(param.as_str().into()),
+            ResourceSource::Header(name) => ResourceFrom::Header(name.clone()),
+        }),
+        end_user: match &r.end_user {
+            EndUserSource::Nowhere => EndUserFrom::Nowhere,
+            EndUserSource::Header(name) => EndUserFrom::Header(name.clone()),
+            EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
+        },
+        keep_credential: r.keep_credential,
+    });
+    RouteTable::new(routes.collect())
+}
+
+pub(super) fn upstreams(config: &Config) -> Box<[Arc<Upstream>]> {
+    let upstream = |u: &crate::config::UpstreamConfig| {
+        let servers = u.servers.iter().map(|s| (s.host.as_str().into(), s.port)).collect();
+        let timeouts = Timeouts {
+            connect: u.connect_timeout,
+            read: u.read_timeout,
+            write: u.write_timeout,
+            idle: u.idle_timeout,
+        };
+        Arc::new(Upstream::new(&u.name, servers, timeouts))
+    };
+    config.upstreams.iter().map(upstream).collect()
+}
+
+pub(super) async fn resolve_all(upstreams: &[Arc<Upstream>]) {
+    for upstream in upstreams {
+        for failed in upstream.resolve().await {
+            tracing::warn!(upstream = &*upstream.name, failed, "a backend's name cannot be looked up");
+        }
+    }
+}
+
+pub(super) async fn resolve_for_ever(upstreams: Box<[Arc<Upstream>]>) {
+    let named: Vec<_> = upstreams.into_iter().filter(|u| !u.is_static()).collect();
+    while !named.is_empty() {
+        tokio::time::sleep(RESOLVE_EVERY).await;
+        resolve_all(&named).await;
+    }
+}
+
+/// The follower of the change feed, which also makes the other parts forget what is gone.
+pub(super) fn follower(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    counters: &Arc<Counters>,
+    end_users: &Arc<EndUsers>,
+) -> Follower {
+    let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
+    let forget = move |removed: &Change| match removed {
+        Change::KeyRemoved { id, .. } => counters.forget(*id),
+        Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
+        _ => {}
+    };
+    let options = FeedOptions { poll_interval: config.keyring.poll_interval };
+    Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
+}
+
+/// Sets the counters to what the ledger knows, before the first request.
+pub(super) async fn restore(base: &Base, counters: &Counters) -> Result<(), StoreError> {
+    let at = base.clock.now().wall;
+    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
+    let read = base.store.spent(at, to);
+    let put = async {
+        while let Some(batch) = rows.recv().await {
+            for row in batch {
+                counters.restore(&row, at);
+            }
+        }
+    };
+    tokio::join!(read, put).0
+}
+
+pub(super) const fn when_full(config: &Config) -> WhenFull {
+    match config.usage.when_full {
+        crate::config::WhenFull::Shed => WhenFull::Shed,
+        crate::config::WhenFull::Refuse => WhenFull::Refuse,
+    }
+}
+
+pub(super) fn proxy(
+    config: &Config,
+    base: &Base,
+    gate: Gate,
+    upstreams: Box<[Arc<Upstream>]>,
+    recorder: Recorder,
+) -> Proxy {
+    let named = gate.routes.routes().iter().flat_map(|r| {
+        let resource = match &r.resource {
+            Some(ResourceFrom::Header(name)) => Some(name.clone()),
+            _ => None,
+        };
+        let end_user = match &r.end_user {
+            EndUserFrom::Header(name) => Some(name.clone()),
+            _ => None,
+        };
+        resource.into_iter().chain(end_user)
+    });
+    let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
+    let has = |family| config.proxy.rate_limit_headers.contains(&family);
+    let limits = ProxyLimits {
+        header_bytes: config.proxy.max_header_bytes,
+        header_fields: config.proxy.max_header_fields,
+        uri_bytes: config.proxy.max_uri_bytes,
+        body_bytes: config.proxy.max_body_bytes,
+        end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
+        body_timeout: config.proxy.body_timeout,
+        idle_timeout: config.proxy.idle_timeout,
+        trust_request_id: config.proxy.trust_request_id,
+        families: Families {
+            x_ratelimit: has(HeaderFamily::XRateLimit),
+            ratelimit: has(HeaderFamily::RateLimit),
+        },
+        access_log: config.log.access,
+    };
+    Proxy {
+        gate: Arc::new(gate),
+        upstreams,
+        recorder,
+        metrics: Arc::clone(&base.metrics),
+        clock: Arc::clone(&base.clock),
+        headers,
+        limits,
+        node: config.node.name.as_str().into(),
+    }
+}
+
+pub(super) fn server_conf(config: &Config) -> ServerConf {
+    let threads = threads(config.proxy.threads);
+    ServerConf {
+        threads,
+        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
+        ..ServerConf::default()
+    }
+}
+
+/// 0 means one per core.
+pub(super) fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::System(e.to_string()))
+}
+
+pub(super) async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Listen { what, address, error })
+}
+
+pub(super) fn admin_deps(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    accepting: Arc<AtomicBool>,
+) -> Result<AdminDeps, StartError> {
+    let metrics_token = match &config.admin.metrics_token_file {
+        None => None,
+        Some(path) => Some(MetricsToken::new(super::read_secret(path)?.trim())),
+    };
+    let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
+    let readiness = move || readiness(&ring, &*clock, max_stale, accepting.load(Ordering::Acquire));
+    Ok(AdminDeps {
+        store: base.store.clone(),
+        keyring: Arc::clone(keyring),
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        clock: Arc::clone(&base.clock),
+        auth: Arc::clone(&base.auth),
+        metrics: Arc::clone(&base.metrics),
+        readiness: Arc::new(readiness),
+        default_plan: config.admin.default_plan.clone(),
+        create_workspaces: config.admin.create_workspaces,
+        metrics_token,
+        max_body_bytes: config.admin.max_body_bytes,
+        write_timeout: STORE_PATIENCE,
+    })
+}
+
+fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, accepting: bool) -> Readiness {
+    let age = keyring.age(clock.now());
+    let fresh = age.is_some_and(|a| a <= max_stale);
+    let heard = age.map_or_else(|| "never".into(), |a| format!("{} ms ago", a.as_millis()));
+    let checks = vec![
+        Check { name: "accepting", ok: accepting, detail: if accepting { "yes" } else { "stopping" }.into() },
+        Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
+    ];
+    Readiness { ready: accepting && fresh, checks }
+}
+
+pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
+    let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
+    loop {
+        metrics.keyring_keys.set(number(keyring.len() as u128));
+        metrics.keyring_version.set(number(keyring.version().0.into()));
+        metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
+        tokio::time::sleep(GAUGES_EVERY).await;
+    }
+}
+
+/// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
+pub(super) async fn rehash_keys(
+    mut wanted: mpsc::Receiver<Rehash>,
+    store: Arc<dyn Keys>,
+    keyring: Arc<Keyring>,
+) {
+    while let Some(Rehash { key, old, new, pepper_version }) = wanted.recv().await {
+        match store.rehash_key(key, old, new, pepper_version).await {
+            Ok(Some(version)) => {
+                keyring.reach(version).await;
+            }
+            Ok(None) => {}
+            // The key is found by its old digest as long as that pepper is configured.
+            Err(error) => tracing::warn!(%key, %error, "a key keeps its old pepper for now"),
+        }
+    }
+}
+
+pub(super) async fn serve_admin(
+    listener: TcpListener,
+    router: axum::Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let stopped = async move {
+        // A sender that is gone means the same.
+        let waited = stop.wait_for(|stop| *stop).await;
+        drop(waited);
+    };
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "the admin listener ended");
+    }
+}

@@ -1,0 +1,17 @@
+//! `keygate check`
+
+use super::{ConfigArgs, Environment, Failure, load};
+use clap::Args;
+
+/// Arguments of `keygate check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    let config = load(&args.config, environment)?;
+    println!("ok: {} routes to {} upstreams", config.routes.len(), config.upstreams.len());
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! `keygate demo`: a whole gateway for trying out, with nothing prepared.
+
+use super::{Environment, Failure, log, ready};
+use crate::admin::Role;
+use crate::app::{self, Running, StartError};
+use crate::config::Config;
+use crate::draft::{KeyDraft, credential};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::secret::Secret;
+use crate::store::{Actor, StoreError};
+use axum::body::Bytes;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::Json;
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The workspace of the demo's key and token.
+const WORKSPACE: &str = "demo";
+/// How long the demo's admin token is valid.
+const TOKEN_TTL: Duration = Duration::from_hours(24);
+/// What the backend stands for, and under which path it is reached.
+const KINDS: [&str; 3] = ["app", "rag", "memory"];
+
+/// Arguments of `keygate demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Print one line of JSON on standard output once every listener accepts, instead of the welcome
+    #[arg(long)]
+    ready_json: bool,
+    /// Keep keys and usage here; without it they are in a temporary folder that goes away at the end
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the proxy listens; port 0 picks a free one. Without it 8080 is tried first
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where the admin API listens; port 0 picks a free one. Without it 8081 is tried first
+    #[arg(long, value_name = "IP:PORT")]
+    admin_listen: Option<SocketAddr>,
+}
+
+pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), Failure> {
+    let temporary = match &args.data_dir {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("keygate-demo-").tempdir().map_err(Failure::failed)?),
+    };
+    let folder = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
+    let folder = folder.ok_or_else(|| Failure::Failed("there is no folder for the demo's data".into()))?;
+    let backend = Backend::start().map_err(Failure::failed)?;
+    let config = config(args, folder, backend.address)?;
+    log::init(&config.log);
+    let running = app::start(&config, None).map_err(Failure::failed)?;
+    let (secret, token) = running.block_on(first_key(&running, &config))?;
+    if args.ready_json {
+        let mut more = Map::new();
+        more.insert("admin_token".into(), json!(token));
+        more.insert("api_key".into(), json!(secret.expose()));
+        more.insert("workspace_id".into(), json!(WORKSPACE));
+        ready::print(&running, more)?;
+    } else {
+        welcome(&running, &secret, &token, args.data_dir.as_deref());
+    }
+    running.block_on(app::wait_for_signal()).map_err(Failure::failed)?;
+    running.stop();
+    Ok(())
+}
+
+fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config, Failure> {
+    let routes = KINDS.map(|kind| {
+        format!(
+            "[[upstreams]]\nname = \"{kind}\"\nservers = [\"{backend}\"]\n\
+             [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\n"
+        )
+    });
+    let text = format!("[log]\nlevel = \"warn\"\n{}", routes.concat());
+    let mut config = Config::parse(&text, "demo", &[], "demo").map_err(Failure::Config)?;
+    config.proxy.listen = vec![args.listen.unwrap_or_else(|| free_or_any(8080))];
+    config.admin.listen = args.admin_listen.unwrap_or_else(|| free_or_any(8081));
+    config.store.location = crate::config::StoreLocation::Sqlite(folder.join("keygate.db"));
+    config.secrets.pepper_file = folder.join("pepper");
+    config.admin.jwt.keys = crate::config::JwtKeys::SharedSecretFile(folder.join("admin.jwt.secret"));
+    config.usage.journal_dir = folder.join("journal");
+    config.proxy.drain_timeout = Duration::from_secs(2);
+    Ok(config)
+}
+
+/// `port` if nobody else has it, or any free one: the first try of a newcomer must not fail over a port.
+fn free_or_any(port: u16) -> SocketAddr {
+    let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let is_free = std::net::TcpListener::bind(wanted).is_ok();
+    SocketAddr::from((Ipv4Addr::LOCALHOST, if is_free { port } else { 0 }))
+}
+
+async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String), Failure> {
+    let workspace: WorkspaceId = WORKSPACE.parse().map_err(Failure::failed)?;
+    let now = running.clock.now().wall;
+    let by = Actor::keygate();
+    let ensured = running.store.ensure_workspace(&workspace, &config.admin.default_plan, &by, now).await;
+    let plan_id = ensured.map_err(Failure::failed)?.value.plan_id;
+    let plan = running.store.plan(&plan_id).await.map_err(Failure::failed)?;
+    let plan = plan.ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))?.plan;
+    let mut wanted = Map::new();
+    wanted.insert("name".into(), json!(format!("demo {}", now.as_secs())));
+    wanted.insert("type".into(), json!("service"));
+    wanted.insert("rate_limit".into(), json!(5));
+    wanted.insert("description".into(), json!("made by keygate demo"));
+    let draft = KeyDraft::read(&wanted, &workspace, now)
+        .map_err(|errors| Failure::Failed(format!("the demo's key: {errors:?}")))?;
+    let prefix = &config.secrets.prefix;
+    let secret = Secret::generate(prefix, draft.kind);
+    let stored = credential(&secret, prefix, &running.peppers);
+    let key =
+        draft.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
+    let version = running.store.create_key(key, &by, now).await.map_err(Failure::failed)?.version;
+    if !running.keyring.reach(version).await {
+        return Err(Failure::Failed("the first key did not reach the keyring".into()));
+    }
+    let token = running
+        .auth
+        .mint("demo", Some(&workspace), Role::Platform, TOKEN_TTL, now)
+        .map_err(|e| Failure::failed(StartError::from(e)))?;
+    Ok((secret, token))
+}
+
+fn welcome(running: &Running, secret: &Secret, token: &str, kept: Option<&Path>) {
+    let proxy = running.proxy.first().copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let admin = running.admin;
+    let data = kept.map_or("nowhere: it goes away when you stop".into(), |d| d.display().to_string());
+    println!(
+        "Keygate is running. It guards an echo backend under /v1/app/, /v1/rag/ and /v1/memory/.
+
+Try the first key (5 requests per second):
+
+  curl -i -H 'Authorization: Bearer {secret}' http://{proxy}/v1/app/hello
+
+Create one of your own:
+
+  curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\
+    -d '{{\"name\":\"mine\",\"type\":\"app\",\"resource_id\":\"app-1\"}}' http://{admin}/apikeys
+
+Admin API: http://{admin}/docs   metrics: http://{admin}/metrics   data: {data}
+Stop with Ctrl-C.",
+        secret = secret.expose(),
+    );
+}
+
+/// A backend that answers with what it was asked.
+struct Backend {
+    address: SocketAddr,
+}
+
+impl Backend {
+    fn start() -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("keygate-echo".into()).spawn(move || {
+            runtime.block_on(async {
+                let served = match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => axum::serve(listener, axum::Router::new().fallback(echo)).await,
+                    Err(error) => Err(error),
+                };
+                tracing::error!(?served, "the echo backend ended");
+            });
+        })?;
+        Ok(Self { address })
+    }
+}
+
+async fn echo(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Json<Value> {
+    let headers: Map<String, Value> = headers
+        .iter()
+        .map(|(name, value)| (name.as_str().into(), json!(String::from_utf8_lossy(value.as_bytes()))))
+        .collect();
+    Json(json!({
+        "method": method.as_str(),
+        "path": uri.path(),
+        "query": uri.query(),
+        "headers": headers,
+        "body": String::from_utf8_lossy(&body),
+    }))
+}

@@ -1,0 +1,94 @@
+//! `keygate keys create`
+
+use super::{Desk, InWorkspace, told};
+use crate::cli::Failure;
+use crate::draft::{KeyDraft, credential};
+use crate::policy::id::KeyId;
+use crate::policy::key::{KeyType, Scope};
+use crate::policy::secret::Secret;
+use crate::store::{Actor, Keys};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+/// Arguments of `keygate keys create`. They are checked by the same rules as a `POST /apikeys`.
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    within: InWorkspace,
+    /// What people call it; unique among the live keys of its resource
+    #[arg(long)]
+    name: String,
+    /// What it is made for: `app`, `rag`, `memory`, `agent`, `multi_agent`, `workflow`, `pure_workflow` or `service`
+    #[arg(long = "type", value_name = "TYPE", default_value = "service")]
+    kind: KeyType,
+    /// The one resource it is bound to; required unless the type is service
+    #[arg(long, value_name = "ID")]
+    resource_id: Option<String>,
+    /// What it is for
+    #[arg(long)]
+    description: Option<String>,
+    /// app, rag, memory; several with commas. Without it: the scope of its type, all for a service key
+    #[arg(long, value_delimiter = ',')]
+    scopes: Vec<Scope>,
+    /// Requests per second
+    #[arg(long, value_name = "N")]
+    rate_limit: Option<u64>,
+    /// Requests that may come at once
+    #[arg(long, value_name = "N")]
+    rate_burst: Option<u64>,
+    /// Requests per UTC day
+    #[arg(long, value_name = "N")]
+    daily_request_limit: Option<u64>,
+    /// Requests in its life
+    #[arg(long, value_name = "N")]
+    quota_limit: Option<u64>,
+    /// Requests in flight
+    #[arg(long, value_name = "N")]
+    concurrency_limit: Option<u64>,
+    /// When it ends: epoch seconds or milliseconds, or RFC 3339
+    #[arg(long, value_name = "INSTANT")]
+    expires_at: Option<String>,
+    /// Addresses or networks it may be used from; several with commas
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    allowed_ips: Vec<String>,
+}
+
+pub(super) fn run(desk: &Desk, args: CreateArgs) -> Result<(), Failure> {
+    let workspace = args.within.workspace.clone();
+    let plan = desk.plan_of(&workspace)?;
+    let draft = KeyDraft::read(&fields(args), &workspace, desk.now).map_err(|e| Failure::Usage(told(&e)))?;
+    let prefix = &desk.config.secrets.prefix;
+    let secret = Secret::generate(prefix, draft.kind);
+    let issued = credential(&secret, prefix, &desk.peppers);
+    let key = draft.into_new_key(KeyId::new(desk.now), workspace, &plan, issued).map_err(Failure::failed)?;
+    let written = desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now))?;
+    eprintln!("created {}; its secret is shown this once:", written.value.key.id);
+    println!("{}", secret.expose());
+    Ok(())
+}
+
+fn fields(args: CreateArgs) -> Map<String, Value> {
+    let mut fields = Map::new();
+    let mut set = |name: &str, value: Value| {
+        if !value.is_null() {
+            fields.insert(name.into(), value);
+        }
+    };
+    set("name", json!(args.name));
+    set("type", json!(args.kind.as_str()));
+    set("resource_id", json!(args.resource_id));
+    set("description", json!(args.description));
+    let scopes: Vec<_> = args.scopes.iter().map(|s| s.as_str()).collect();
+    set("scopes", if scopes.is_empty() { Value::Null } else { json!(scopes) });
+    set("rate_limit", json!(args.rate_limit));
+    set("rate_burst", json!(args.rate_burst));
+    set("daily_request_limit", json!(args.daily_request_limit));
+    set("quota_limit", json!(args.quota_limit));
+    set("concurrency_limit", json!(args.concurrency_limit));
+    set(
+        "expires_at",
+        args.expires_at.map_or(Value::Null, |t| t.parse::<i64>().map_or(json!(t), |n| json!(n))),
+    );
+    set("allowed_ips", if args.allowed_ips.is_empty() { Value::Null } else { json!(args.allowed_ips) });
+    fields
+}

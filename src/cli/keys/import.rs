@@ -1,0 +1,202 @@
+//! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
+
+use super::{Desk, InWorkspace, told};
+use crate::cli::Failure;
+use crate::draft::{KeyDraft, credential};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::Plan;
+use crate::policy::secret::{Pepper, Secret};
+use crate::store::{Actor, Digest, IssuedCredential, Keys};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+/// Columns of a CSV file that hold several words, separated by blanks.
+const LISTS: &[&str] = &["scopes", "allowed_ips"];
+/// Columns of a CSV file that hold JSON.
+const JSON: &[&str] = &["limits", "metadata"];
+/// Columns of a CSV file that hold numbers.
+const NUMBERS: &[&str] = &[
+    "rate_limit",
+    "rate_burst",
+    "daily_request_limit",
+    "quota_limit",
+    "concurrency_limit",
+    "expires_at",
+    "pepper_version",
+];
+
+/// Arguments of `keygate keys import`.
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    #[command(flatten)]
+    within: InWorkspace,
+    /// A .jsonl file with one JSON object per line, or a .csv file with a header line. Fields are those of
+    /// `POST /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id`
+    /// overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
+    file: PathBuf,
+    /// Check every row and report its mistakes, but import nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+type Row = Map<String, Value>;
+
+/// Rows with their line numbers; a line may be no row.
+type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
+
+pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
+    let rows = rows(&args.file)?;
+    let progress = ProgressBar::new_spinner().with_style(style());
+    let (mut imported, mut failed) = (0_u64, 0_u64);
+    let mut plans = HashMap::new();
+    for (line, row) in rows {
+        let done = row.and_then(|row| import(desk, args, row, &mut plans));
+        match done {
+            Ok(()) => imported += 1,
+            Err(why) => {
+                failed += 1;
+                progress.suspend(|| eprintln!("{}:{line}: {why}", args.file.display()));
+            }
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    let verb = if args.dry_run { "could be imported" } else { "imported" };
+    eprintln!("{imported} {verb}, {failed} refused");
+    if failed == 0 { Ok(()) } else { Err(Failure::Failed(format!("{failed} rows were refused"))) }
+}
+
+fn import(
+    desk: &Desk,
+    args: &ImportArgs,
+    mut row: Row,
+    plans: &mut HashMap<WorkspaceId, Plan>,
+) -> Result<(), String> {
+    let workspace = match text(&mut row, "workspace_id")? {
+        Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
+        None => args.within.workspace.clone(),
+    };
+    let id = match text(&mut row, "id")? {
+        Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
+        None => KeyId::new(desk.now),
+    };
+    let is_active = match row.remove("is_active") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(flag)) => flag,
+        Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
+        Some(_) => return Err("is_active: must be true or false".into()),
+    };
+    let issued = issued(desk, &mut row)?;
+    let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
+    if args.dry_run {
+        return Ok(());
+    }
+    if !plans.contains_key(&workspace) {
+        plans.insert(workspace.clone(), desk.plan_of(&workspace).map_err(said)?);
+    }
+    let plan = plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
+    let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
+    key.key.is_active = is_active;
+    desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now)).map(|_| ()).map_err(said)
+}
+
+/// The credential of a row: made from its plaintext, or taken over as `export` wrote it.
+fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
+    let plaintext = text(row, "api_key")?;
+    let digest = text(row, "digest")?;
+    let hint = text(row, "hint")?;
+    let version = row.remove("pepper_version");
+    let prefix = &desk.config.secrets.prefix;
+    match (plaintext, digest) {
+        (Some(plaintext), None) => {
+            let secret = Secret::import(plaintext, prefix).ok_or(
+                "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
+            )?;
+            Ok(credential(&secret, prefix, &desk.peppers))
+        }
+        (None, Some(digest)) => {
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(&digest, &mut bytes)
+                .map_err(|_| "digest: must be 64 hexadecimal characters")?;
+            let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
+            let pepper_version =
+                version.ok_or("pepper_version: must be the number of the digest's pepper")?;
+            if !desk.peppers.iter().map(Pepper::version).any(|v| v == pepper_version) {
+                return Err(format!("pepper_version: this installation has no pepper {pepper_version}"));
+            }
+            let hint = hint.ok_or("hint: is required beside digest")?.into();
+            Ok(IssuedCredential { digest: Digest(bytes), pepper_version, hint })
+        }
+        (None, None) => Err("api_key: is required (or digest, as keygate keys export writes it)".into()),
+        (Some(_), Some(_)) => Err("api_key and digest: only one of them".into()),
+    }
+}
+
+fn rows(file: &Path) -> Result<Rows, Failure> {
+    let opened = File::open(file).map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+    match file.extension().and_then(|e| e.to_str()) {
+        Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(BufReader::new(opened)))),
+        Some("csv") => csv_rows(opened),
+        _ => Err(Failure::Usage(format!("{}: the name must end in .jsonl or .csv", file.display()))),
+    }
+}
+
+fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = (u64, Result<Row, String>)> {
+    let parse = |line: std::io::Result<String>| {
+        let line = line.map_err(|e| e.to_string())?;
+        serde_json::from_str::<Row>(&line).map_err(|_| "is not a JSON object".to_string())
+    };
+    let wanted = |line: &std::io::Result<String>| !line.as_ref().is_ok_and(|l| l.trim().is_empty());
+    (1..).zip(file.lines()).filter(move |(_, line)| wanted(line)).map(move |(n, line)| (n, parse(line)))
+}
+
+fn csv_rows(file: File) -> Result<Rows, Failure> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(BufReader::new(file));
+    let names = reader.headers().map_err(|_| Failure::Failed("the header line is not CSV".into()))?.clone();
+    Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
+        let Ok(record) = record else {
+            return (count, Err("is not CSV, or has another number of fields than the header".into()));
+        };
+        let line = record.position().map_or(count, csv::Position::line);
+        (line, names.iter().zip(&record).filter(|(_, v)| !v.is_empty()).map(|(n, v)| cell(n, v)).collect())
+    })))
+}
+
+fn cell(name: &str, value: &str) -> Result<(String, Value), String> {
+    let parsed = if LISTS.contains(&name) {
+        json!(value.split_whitespace().collect::<Vec<_>>())
+    } else if JSON.contains(&name) {
+        serde_json::from_str(value).map_err(|_| format!("{name}: must be JSON"))?
+    } else if NUMBERS.contains(&name) {
+        // What is no number stays text, and the field's own rule says what it must be.
+        value.parse::<i64>().map_or_else(|_| json!(value), |n| json!(n))
+    } else {
+        json!(value)
+    };
+    Ok((name.to_owned(), parsed))
+}
+
+fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
+    match row.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("{name}: must be text")),
+    }
+}
+
+fn said(failure: Failure) -> String {
+    match failure {
+        Failure::Usage(message) | Failure::Failed(message) => message,
+        Failure::Config(error) => error.to_string(),
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

@@ -1,0 +1,201 @@
+//! `keygate keys`: managing keys of a gateway that is not running. A running one owns its store and is managed through
+//! its admin API.
+
+mod create;
+mod export;
+mod import;
+
+use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log};
+use crate::app::{self, StartError};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::config::Config;
+use crate::draft::{FieldError, credential};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::Plan;
+use crate::policy::secret::{Peppers, Secret};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, Keys, PageRequest, StoreError, Tenants};
+use clap::{Args, Subcommand};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+/// Keys fetched at once by commands that go through all of them.
+const PAGE: u32 = 500;
+
+/// Arguments of `keygate keys`.
+#[derive(Debug, Args)]
+pub struct KeysArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(subcommand)]
+    command: KeysCommand,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Create a key and print its secret, this once, on standard output
+    Create(create::CreateArgs),
+    /// List the keys of a workspace, newest first
+    List(ListArgs),
+    /// Switch a key off; `PUT /apikeys/{id}` with `"is_active": true` switches it on again
+    Disable(OneKey),
+    /// Give a key a new secret and print it, this once, on standard output
+    Regenerate(RegenerateArgs),
+    /// Delete a key for good; its usage stays
+    Delete(OneKey),
+    /// Import keys from a file of JSON lines (.jsonl) or comma-separated values (.csv)
+    Import(import::ImportArgs),
+    /// Write all keys, with the digests of their secrets, as JSON lines that `import` takes
+    Export(export::ExportArgs),
+}
+
+/// Which workspace.
+#[derive(Debug, Args)]
+struct InWorkspace {
+    /// The workspace
+    #[arg(long, value_name = "ID", default_value = "default")]
+    workspace: WorkspaceId,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    #[command(flatten)]
+    within: InWorkspace,
+    /// Also those that are switched off
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+struct OneKey {
+    #[command(flatten)]
+    within: InWorkspace,
+    /// The key's id
+    id: KeyId,
+}
+
+#[derive(Debug, Args)]
+struct RegenerateArgs {
+    #[command(flatten)]
+    key: OneKey,
+    /// How long the old secret stays valid, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
+    grace_period_seconds: u32,
+}
+
+/// The store, opened, with all that making keys takes.
+struct Desk {
+    config: Config,
+    runtime: Runtime,
+    store: Arc<SqliteStore>,
+    peppers: Peppers,
+    now: Timestamp,
+}
+
+pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    let config = load(&args.config, environment)?;
+    log::init(&config.log);
+    let desk = Desk::open(config, inline_peppers(environment))?;
+    let done = match args.command {
+        KeysCommand::Create(args) => create::run(&desk, args),
+        KeysCommand::List(args) => list(&desk, &args),
+        KeysCommand::Disable(key) => disable(&desk, &key),
+        KeysCommand::Regenerate(args) => regenerate(&desk, &args),
+        KeysCommand::Delete(key) => delete(&desk, &key),
+        KeysCommand::Import(args) => import::run(&desk, &args),
+        KeysCommand::Export(args) => export::run(&desk, &args),
+    };
+    desk.runtime.block_on(desk.store.close());
+    done
+}
+
+fn list(desk: &Desk, args: &ListArgs) -> Result<(), Failure> {
+    let filter = KeyFilter { is_active: (!args.all).then_some(true), ..KeyFilter::default() };
+    desk.each_key(&args.within.workspace, &filter, |record| {
+        let state = if record.key.is_active { "active" } else { "disabled" };
+        let KeyRecord { key, name, hint, .. } = record;
+        println!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind, hint, name);
+        Ok(())
+    })
+}
+
+fn disable(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
+    let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
+    let by = Actor::cli();
+    desk.wait(desk.store.update_key(&key.within.workspace, key.id, patch, &by, desk.now))
+        .map(|written| eprintln!("{} is disabled", written.value.key.id))
+}
+
+fn delete(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
+    let by = Actor::cli();
+    desk.wait(desk.store.delete_key(&key.within.workspace, key.id, &by, desk.now))
+        .map(|_| eprintln!("{} is deleted", key.id))
+}
+
+fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
+    let (workspace, id) = (&args.key.within.workspace, args.key.id);
+    let record = desk.wait(desk.store.key(workspace, id))?;
+    let kind = record.ok_or_else(|| Failure::failed(StoreError::NotFound("key")))?.key.kind;
+    let prefix = &desk.config.secrets.prefix;
+    let secret = Secret::generate(prefix, kind);
+    let issued = credential(&secret, prefix, &desk.peppers);
+    let grace = Duration::from_secs(args.grace_period_seconds.into());
+    let old_until = (!grace.is_zero()).then(|| desk.now.plus(grace));
+    desk.wait(desk.store.regenerate_key(workspace, id, issued, old_until, &Actor::cli(), desk.now))?;
+    println!("{}", secret.expose());
+    Ok(())
+}
+
+// === impl Desk ===
+
+impl Desk {
+    fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+        let store = app::open_store(&config).map_err(|e| Failure::failed(StartError::from(e)))?;
+        let peppers =
+            runtime.block_on(app::agreed_peppers(&config, inline, &store)).map_err(Failure::failed)?;
+        runtime
+            .block_on(app::create_plans(&config, &*store, SystemClock::new().now().wall))
+            .map_err(Failure::failed)?;
+        let now = SystemClock::new().now().wall;
+        Ok(Self { config, runtime, store, peppers, now })
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failure> {
+        self.runtime.block_on(call).map_err(Failure::failed)
+    }
+
+    /// The plan of a workspace, which is made with the default plan if it is not there.
+    fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, Failure> {
+        let default = &self.config.admin.default_plan;
+        let ensured = self.wait(self.store.ensure_workspace(workspace, default, &Actor::cli(), self.now))?;
+        let plan = self.wait(self.store.plan(&ensured.value.plan_id))?;
+        plan.map(|record| record.plan).ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))
+    }
+
+    /// Shows `each` every key of a workspace, oldest page last. Keys made meanwhile may be missed or shown twice, but
+    /// there is nobody to make any: the store has one owner.
+    fn each_key(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &KeyFilter,
+        mut each: impl FnMut(KeyRecord) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        for page in 1.. {
+            let keys = self.wait(self.store.keys(workspace, filter, PageRequest { page, pagesize: PAGE }))?;
+            if keys.items.is_empty() {
+                break;
+            }
+            keys.items.into_iter().try_for_each(&mut each)?;
+        }
+        Ok(())
+    }
+}
+
+/// Field errors as one line.
+fn told(errors: &[FieldError]) -> String {
+    errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,31 @@
+//! Logging, set up once per process, to standard error.
+
+use crate::config::{LogConfig, LogFormat};
+use std::io::{self, IsTerminal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Pingora writes whole request heads, credentials included, at `debug` and below. Whatever is asked for, it does not
+/// get to.
+const CAPPED: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool", "h2", "hyper"];
+
+/// Starts logging.
+pub(super) fn init(config: &LogConfig) {
+    let level: LevelFilter = config.level.as_str().parse().unwrap_or(LevelFilter::INFO);
+    let capped = level.min(LevelFilter::INFO);
+    let mut filter = EnvFilter::default().add_directive(level.into());
+    for target in CAPPED {
+        if let Ok(directive) = format!("{target}={capped}").parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let set = match config.format {
+        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).finish().try_init(),
+    };
+    if let Err(error) = set {
+        eprintln!("keygate: logging is set up already: {error}");
+    }
+}

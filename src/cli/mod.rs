@@ -1,0 +1,156 @@
+//! The command line: one file for each subcommand.
+//!
+//! Must not know: how anything is done; it reads arguments, calls, prints. Results go to standard output, everything
+//! else to standard error.
+
+mod check;
+mod demo;
+mod keys;
+mod log;
+mod migrate;
+mod openapi;
+mod ready;
+mod run;
+mod token;
+
+use crate::config::{Config, ConfigError};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An API-key gateway: authenticates, limits, forwards and records every request.
+#[derive(Debug, Parser)]
+#[command(name = "keygate", version, about, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Try Keygate: starts a gateway with echo backends and a first key, and prints a curl line that works
+    Demo(demo::DemoArgs),
+    /// Run the gateway
+    Run(run::RunArgs),
+    /// Check a config file and report every mistake at once, with its place (exit code 64 if there is any)
+    Check(check::CheckArgs),
+    /// Bring the store's schema up to date, or tell what that would do
+    Migrate(migrate::MigrateArgs),
+    /// Print a token for the admin API, signed with the config's HS256 secret
+    Token(token::TokenArgs),
+    /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
+    Keys(keys::KeysArgs),
+    /// Print the OpenAPI document of the admin API
+    Openapi,
+}
+
+/// Which config file to read.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// The config file (TOML). Without one the defaults apply. Every key can also be set in the environment, as
+    /// `KEYGATE_` and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is `[proxy] listen`
+    #[arg(short, long, value_name = "FILE", env = "KEYGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All went well.
+    Ok,
+    /// It was tried and failed.
+    Failed,
+    /// The arguments or the config are wrong; nothing was tried (`EX_USAGE`).
+    Usage,
+}
+
+/// Why a subcommand ended early.
+#[derive(Debug)]
+pub enum Failure {
+    /// The config has mistakes.
+    Config(ConfigError),
+    /// The arguments do not fit together.
+    Usage(String),
+    /// It was tried and failed.
+    Failed(String),
+}
+
+/// What surrounds the process. An argument, so that nothing below reads it by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Environment<'e> {
+    /// The environment's variables.
+    pub variables: &'e [(String, String)],
+    /// The machine's name, which is the node's where the config names none.
+    pub host_name: &'e str,
+}
+
+/// Runs the subcommand.
+pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
+    let done = match cli.command {
+        Command::Demo(args) => demo::run(&args, environment),
+        Command::Run(args) => run::run(&args, environment),
+        Command::Check(args) => check::run(&args, environment),
+        Command::Migrate(args) => migrate::run(&args, environment),
+        Command::Token(args) => token::run(&args, environment),
+        Command::Keys(args) => keys::run(args, environment),
+        Command::Openapi => openapi::run(),
+    };
+    match done {
+        Ok(()) => Exit::Ok,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Reads the config. The environment decides over the file, the file over the defaults.
+fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
+    let config = Config::load(args.config.as_deref(), environment.variables, environment.host_name)
+        .map_err(Failure::Config)?;
+    crate::app::routes(&config)
+        .map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
+    Ok(config)
+}
+
+/// The peppers of the environment, if it has any.
+fn inline_peppers(environment: Environment<'_>) -> Option<&str> {
+    environment
+        .variables
+        .iter()
+        .find(|(name, _)| name == "KEYGATE_SECRETS_PEPPERS")
+        .map(|(_, value)| value.as_str())
+}
+
+impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed to `map_err`, which passes values")]
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    fn report(self) -> Exit {
+        match self {
+            Self::Config(error) => {
+                eprintln!("{error}");
+                Exit::Usage
+            }
+            Self::Usage(message) => {
+                eprintln!("keygate: {message}");
+                Exit::Usage
+            }
+            Self::Failed(message) => {
+                eprintln!("keygate: {message}");
+                Exit::Failed
+            }
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Ok => Self::SUCCESS,
+            Exit::Failed => Self::FAILURE,
+            Exit::Usage => Self::from(64),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The line of JSON that tells a supervising program that every listener accepts. Contract 8.
+
+use super::Failure;
+use crate::app::Running;
+use serde_json::{Map, Value, json};
+use std::io::{self, Write};
+
+/// Prints the line, with `more` behind what is always in it.
+pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), Failure> {
+    let first = running.proxy.first().map(ToString::to_string);
+    let mut line = Map::new();
+    line.insert("proxy".into(), json!(first));
+    if running.proxy.len() > 1 {
+        let all: Vec<_> = running.proxy.iter().map(ToString::to_string).collect();
+        line.insert("proxies".into(), json!(all));
+    }
+    line.insert("admin".into(), json!(running.admin.to_string()));
+    line.insert("pid".into(), json!(std::process::id()));
+    line.extend(more);
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", Value::Object(line)).and_then(|()| out.flush()).map_err(Failure::failed)
+}

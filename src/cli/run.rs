@@ -1,0 +1,29 @@
+//! `keygate run`
+
+use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log, ready};
+use crate::app;
+use clap::Args;
+use serde_json::Map;
+
+/// Arguments of `keygate run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print one line of JSON on standard output once every listener accepts
+    #[arg(long)]
+    ready_json: bool,
+}
+
+pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    let config = load(&args.config, environment)?;
+    log::init(&config.log);
+    let running = app::start(&config, inline_peppers(environment)).map_err(Failure::failed)?;
+    tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
+    if args.ready_json {
+        ready::print(&running, Map::new())?;
+    }
+    running.block_on(app::wait_for_signal()).map_err(Failure::failed)?;
+    running.stop();
+    Ok(())
+}

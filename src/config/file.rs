@@ -1,0 +1,351 @@
+//! Every key of the configuration, with its rule: one function for each section.
+//!
+//! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
+//! one mistake hides no other.
+
+use super::rule::{Flag, OrEmpty, Parsed, Size, Span, Text, Whole, Word, quote};
+use super::section::Section;
+use super::texts::{
+    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, SERVER, StoreUrl,
+    header, is_name,
+};
+use super::types::{
+    AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
+    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, ServerAddr,
+    StoreConfig, UpstreamConfig, UsageConfig,
+};
+use crate::policy::id::PlanId;
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
+use http::{HeaderName, Method};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Most plans in the file.
+const PLANS_MAX: usize = 1_000;
+/// Most upstreams.
+const UPSTREAMS_MAX: usize = 1_000;
+/// Most servers of an upstream.
+const SERVERS_MAX: usize = 256;
+/// Most routes.
+const ROUTES_MAX: usize = 10_000;
+
+/// What was read, before it is known whether the parts go together.
+pub(super) struct File {
+    /// The sections. The plans, upstreams and routes in it, and the name of the node, are not filled in.
+    pub(super) sections: Config,
+    pub(super) jwt_keys: JwtKeyFiles,
+    /// The name of the node, if one is given.
+    pub(super) node_name: Option<String>,
+    /// Plans with the names they have in the file.
+    pub(super) plans: Vec<(String, PlanFile)>,
+    pub(super) upstreams: Vec<Option<UpstreamFile>>,
+    pub(super) routes: Vec<Option<RouteFile>>,
+}
+
+/// The two places that keys of tokens can be in.
+pub(super) struct JwtKeyFiles {
+    pub(super) hs256_secret: Option<PathBuf>,
+    pub(super) jwks: Option<PathBuf>,
+}
+
+/// A plan as it was read.
+pub(super) struct PlanFile {
+    pub(super) api_ops_rate_limit: u32,
+    pub(super) end_user_quota: u64,
+    pub(super) description: String,
+    pub(super) limits: Vec<Option<Ceiling>>,
+}
+
+/// An upstream as it was read; empty parts were missing or wrong.
+pub(super) struct UpstreamFile {
+    pub(super) name: Option<String>,
+    pub(super) config: UpstreamConfig,
+}
+
+/// A route as it was read; empty parts were missing or wrong.
+pub(super) struct RouteFile {
+    pub(super) name: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) methods: Vec<Method>,
+    pub(super) upstream: Option<String>,
+    pub(super) scopes: Vec<Scope>,
+    pub(super) resource: Option<ResourceSource>,
+    pub(super) end_user: EndUserChoice,
+    pub(super) keep_credential: bool,
+}
+
+/// Where a route says its end user is named.
+pub(super) enum EndUserChoice {
+    /// In the header of `[proxy]`.
+    AsProxy,
+    /// Elsewhere.
+    Own(EndUserSource),
+}
+
+/// Reads the whole file.
+pub(super) fn read(root: &mut Section<'_, '_>) -> File {
+    let proxy = root.table("proxy", proxy);
+    let (admin, jwt_keys) = root.table("admin", admin);
+    let secrets = root.table("secrets", secrets);
+    let store = root.table("store", store);
+    let counters = root.table("counters", counters);
+    let keyring = root.table("keyring", keyring);
+    let usage = root.table("usage", usage);
+    let end_users = root.table("end_users", end_users);
+    let log = root.table("log", log);
+    let node_name = root.table("node", |s| s.value("name", &OrEmpty(NAME), None));
+    let plans = root.named_tables("plans", PLANS_MAX, plan);
+    File {
+        sections: Config {
+            proxy,
+            admin,
+            secrets,
+            store,
+            counters,
+            keyring,
+            usage,
+            end_users,
+            log,
+            ..Config::default()
+        },
+        jwt_keys,
+        node_name,
+        plans: plans.into_iter().map(|(name, plan)| (name.to_owned(), plan)).collect(),
+        upstreams: root.tables("upstreams", UPSTREAMS_MAX, upstream),
+        routes: root.tables("routes", ROUTES_MAX, route),
+    }
+}
+
+fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
+    let d = ProxyConfig::default();
+    ProxyConfig {
+        listen: s.list("listen", &LISTEN, 1..=16, d.listen),
+        threads: s.value("threads", &THREADS, d.threads),
+        // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
+        max_header_bytes: s.value("max_header_bytes", &size(1 << 10, 512 << 10), d.max_header_bytes),
+        max_header_fields: s.value("max_header_fields", &Whole { min: 1, max: 250 }, d.max_header_fields),
+        max_uri_bytes: s.value("max_uri_bytes", &size(64, 512 << 10), d.max_uri_bytes),
+        max_body_bytes: s.value("max_body_bytes", &Size { min: 0, max: 1 << 40 }, d.max_body_bytes),
+        header_timeout: s.value("header_timeout", &span_ms(100, 600_000), d.header_timeout),
+        idle_timeout: s.value("idle_timeout", &span_ms(1_000, 3_600_000), d.idle_timeout),
+        body_timeout: s.value("body_timeout", &span_ms(100, 3_600_000), d.body_timeout),
+        secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
+        end_user_header: s.value("end_user_header", &HEADER, d.end_user_header),
+        end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
+        trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),
+        rate_limit_headers: s.list("rate_limit_headers", &Word::new(), 0..=2, d.rate_limit_headers),
+        drain_timeout: s.value("drain_timeout", &span_ms(0, 3_600_000), d.drain_timeout),
+    }
+}
+
+fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
+    let d = AdminConfig::default();
+    let (jwt, jwt_keys) = s.table("jwt", jwt);
+    let admin = AdminConfig {
+        listen: s.value("listen", &LISTEN, d.listen),
+        threads: s.value("threads", &THREADS, d.threads),
+        max_body_bytes: s.value("max_body_bytes", &size(1 << 10, 64 << 20), d.max_body_bytes),
+        create_workspaces: s.value("create_workspaces", &Flag, d.create_workspaces),
+        default_plan: s.value("default_plan", &PLAN_ID, d.default_plan),
+        metrics_token_file: s.value("metrics_token_file", &OrEmpty(FILE), d.metrics_token_file),
+        jwt,
+    };
+    (admin, jwt_keys)
+}
+
+fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {
+    let d = JwtConfig::default();
+    let (hs256, jwks) = match &d.keys {
+        JwtKeys::SharedSecretFile(path) => (Some(path.clone()), None),
+        JwtKeys::JwksFile(path) => (None, Some(path.clone())),
+    };
+    let keys = JwtKeyFiles {
+        hs256_secret: s.value("hs256_secret_file", &OrEmpty(FILE), hs256),
+        jwks: s.value("jwks_file", &OrEmpty(FILE), jwks),
+    };
+    let jwt = JwtConfig {
+        keys: d.keys,
+        algorithms: s.list("algorithms", &Word::new(), 1..=JwtAlgorithm::ALL.len(), d.algorithms),
+        issuer: s.value("issuer", &NAMED_BY_OTHERS, d.issuer),
+        audience: s.value("audience", &NAMED_BY_OTHERS, d.audience),
+        leeway: s.value("leeway", &span_ms(0, 300_000), d.leeway),
+        claims: s.table("claims", claims),
+    };
+    (jwt, keys)
+}
+
+fn claims(s: &mut Section<'_, '_>) -> ClaimNames {
+    let d = ClaimNames::default();
+    ClaimNames {
+        subject: s.value("subject", &NAMED_BY_OTHERS, d.subject),
+        workspace: s.value("workspace", &NAMED_BY_OTHERS, d.workspace),
+        role: s.value("role", &NAMED_BY_OTHERS, d.role),
+    }
+}
+
+fn secrets(s: &mut Section<'_, '_>) -> SecretsConfig {
+    let d = SecretsConfig::default();
+    SecretsConfig {
+        prefix: s.value("prefix", &SECRET_PREFIX, d.prefix),
+        pepper_file: s.value("pepper_file", &FILE, d.pepper_file),
+    }
+}
+
+fn store(s: &mut Section<'_, '_>) -> StoreConfig {
+    let d = StoreConfig::default();
+    StoreConfig {
+        location: s.value("url", &StoreUrl, d.location),
+        busy_timeout: s.value("busy_timeout", &span_ms(0, 60_000), d.busy_timeout),
+        readers: s.value("readers", &Whole { min: 1, max: 64 }, d.readers),
+    }
+}
+
+fn counters(s: &mut Section<'_, '_>) -> CountersConfig {
+    let d = Config::default().counters;
+    CountersConfig {
+        location: s.value("url", &CountersUrl, d.location),
+        on_failure: s.value("on_failure", &Word::new(), d.on_failure),
+    }
+}
+
+fn keyring(s: &mut Section<'_, '_>) -> KeyringConfig {
+    let d = KeyringConfig::default();
+    KeyringConfig {
+        max_stale: s.value("max_stale", &span_ms(1_000, 7 * 86_400_000), d.max_stale),
+        poll_interval: s.value("poll_interval", &span_ms(10, 60_000), d.poll_interval),
+    }
+}
+
+fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
+    let d = UsageConfig::default();
+    UsageConfig {
+        journal_dir: s.value("journal_dir", &FILE, d.journal_dir),
+        queue_records: s.value("queue_records", &Whole { min: 1_024, max: 16_777_216 }, d.queue_records),
+        batch_records: s.value("batch_records", &Whole { min: 1, max: 100_000 }, d.batch_records),
+        batch_delay: s.value("batch_delay", &span_ms(1, 10_000), d.batch_delay),
+        when_full: s.value("when_full", &Word::new(), d.when_full),
+    }
+}
+
+fn end_users(s: &mut Section<'_, '_>) -> EndUsersConfig {
+    let d = Config::default().end_users;
+    EndUsersConfig {
+        cache_entries: s.value("cache_entries", &Whole { min: 1_000, max: 100_000_000 }, d.cache_entries),
+    }
+}
+
+fn log(s: &mut Section<'_, '_>) -> LogConfig {
+    let d = Config::default().log;
+    LogConfig {
+        level: s.value("level", &Word::new(), d.level),
+        format: s.value("format", &Word::new(), d.format),
+        access: s.value("access", &Flag, d.access),
+    }
+}
+
+fn plan(s: &mut Section<'_, '_>) -> PlanFile {
+    let d = PlanConfig::new(AdminConfig::default().default_plan);
+    PlanFile {
+        api_ops_rate_limit: s.value(
+            "api_ops_rate_limit",
+            &Whole { min: 1, max: RATE_MAX },
+            d.plan.api_ops_rate_limit,
+        ),
+        end_user_quota: s.value("end_user_quota", &Whole { min: 0, max: CEILING_MAX }, d.plan.end_user_quota),
+        description: s.value("description", &Text { min: 0, max: 2_000 }, d.description),
+        limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
+    }
+}
+
+fn ceiling(s: &mut Section<'_, '_>) -> Option<Ceiling> {
+    let count = s.required("count", &Counted);
+    let per = s.required("per", &Word::new());
+    let max = s.required("max", &Whole { min: 1, max: CEILING_MAX });
+    Some(Ceiling { count: count?, per: per?, max: max? })
+}
+
+fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
+    let d = UpstreamConfig::new(String::new(), Vec::new());
+    let name = s.required("name", &NAME);
+    let servers: Vec<ServerAddr> = s.required_list("servers", &SERVER, 1..=SERVERS_MAX);
+    let config = UpstreamConfig {
+        name: name.clone().unwrap_or_default(),
+        servers,
+        connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
+        read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
+        write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
+        idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
+    };
+    UpstreamFile { name, config }
+}
+
+fn route(s: &mut Section<'_, '_>) -> RouteFile {
+    RouteFile {
+        name: s.value("name", &OrEmpty(Text { min: 1, max: 128 }), None),
+        path: s.required("path", &ROUTE_PATH),
+        methods: s.list("methods", &METHOD, 0..=32, Vec::new()),
+        upstream: s.required("upstream", &NAME),
+        scopes: s.list("scopes", &Word::new(), 0..=3, Vec::new()),
+        resource: s.value("resource", &OrEmpty(RESOURCE), None),
+        end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
+        keep_credential: s.value("keep_credential", &Flag, false),
+    }
+}
+
+// === rules that only these sections have ===
+
+const THREADS: Whole<usize> = Whole { min: 0, max: 1_024 };
+
+/// What the issuer of tokens decides: any text.
+const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
+
+const PLAN_ID: Parsed<PlanId> = Parsed {
+    must: "the name of a plan: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
+    read: |text| text.parse().ok(),
+    show: quote,
+};
+
+const RESOURCE: Parsed<ResourceSource> = Parsed {
+    must: r#""path:NAME" with the name of a path parameter, or "header:NAME""#,
+    read: |text| {
+        let (kind, name) = text.split_once(':')?;
+        match kind {
+            "path" if is_name(name) => Some(ResourceSource::Path(name.to_owned())),
+            "header" => header(name).map(ResourceSource::Header),
+            _ => None,
+        }
+    },
+    show: |source| match source {
+        ResourceSource::Path(name) => quote(&format_args!("path:{name}")),
+        ResourceSource::Header(name) => quote(&format_args!("header:{name}")),
+    },
+};
+
+const END_USER: Parsed<EndUserChoice> = Parsed {
+    must: r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
+    read: |text| match text.split_once(':') {
+        None if text == "header" => Some(EndUserChoice::AsProxy),
+        None if text == "none" => Some(EndUserChoice::Own(EndUserSource::Nowhere)),
+        Some(("header", name)) => header(name).map(|name| EndUserChoice::Own(EndUserSource::Header(name))),
+        Some(("body", field)) if is_name(field) => {
+            Some(EndUserChoice::Own(EndUserSource::Body(field.to_owned())))
+        }
+        _ => None,
+    },
+    show: |choice| match choice {
+        EndUserChoice::AsProxy => quote(&"header"),
+        EndUserChoice::Own(EndUserSource::Nowhere) => quote(&"none"),
+        EndUserChoice::Own(EndUserSource::Header(name)) => {
+            quote(&format_args!("header:{}", HeaderName::as_str(name)))
+        }
+        EndUserChoice::Own(EndUserSource::Body(field)) => quote(&format_args!("body:{field}")),
+    },
+};
+
+const fn size(min: usize, max: usize) -> Size<usize> {
+    Size { min, max }
+}
+
+const fn span_ms(min: u64, max: u64) -> Span {
+    Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
+}

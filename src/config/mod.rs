@@ -1,0 +1,91 @@
+//! The configuration: what a file and the environment say, checked as a whole, with every mistake told at once.
+//!
+//! A variable goes before the file, the file before the default. Must not know: what the settings do, or whether the
+//! files they name can be read. A configuration that is wrong in one place is not used at all.
+
+mod defaults;
+mod error;
+mod file;
+mod given;
+mod nearest;
+mod reading;
+mod rule;
+mod section;
+mod texts;
+mod types;
+mod validate;
+
+pub use error::{ConfigError, Mistake};
+pub use types::*;
+
+use reading::Reading;
+use section::Section;
+use std::io::Read as _;
+use std::path::Path;
+use toml::de::DeTable;
+
+/// Variables of the program itself, which override no key: peppers, the path of the file, the log's filter.
+pub const PROGRAM_VARIABLES: &[&str] = &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_CONFIG", "KEYGATE_LOG"];
+/// Largest file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The file that documents every key with its default, `conf/keygate.toml`.
+pub fn example_config() -> &'static str {
+    include_str!("../../conf/keygate.toml")
+}
+
+impl Config {
+    /// Reads the file at `path`, if there is to be one, under the variables `env` on the machine called `host_name`.
+    pub fn load(path: Option<&Path>, env: &[(String, String)], host_name: &str) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Self::parse("", "", env, host_name) };
+        let name = path.display().to_string();
+        match read_file(path) {
+            Ok(text) => Self::parse(&text, &name, env, host_name),
+            Err(message) => {
+                let mistake = Mistake { place: String::new(), line: None, message };
+                Err(ConfigError { file: name, mistakes: vec![mistake] })
+            }
+        }
+    }
+
+    /// Reads `text`, which messages call `file`, under the variables `env`: those that begin with `KEYGATE_` count.
+    /// `host_name` names the node where nothing else does.
+    pub fn parse(
+        text: &str,
+        file: &str,
+        env: &[(String, String)],
+        host_name: &str,
+    ) -> Result<Self, ConfigError> {
+        let (table, syntax_errors) = DeTable::parse_recoverable(text);
+        let mut reading = Reading::new(text, env);
+        for error in &syntax_errors {
+            reading.complain_of_syntax(error);
+        }
+        let read = Section::root(&mut reading, table.get_ref(), file::read);
+        reading.close_variables(PROGRAM_VARIABLES);
+        let config = validate::validate(read, host_name, &mut reading);
+        reading.finish(file, config)
+    }
+}
+
+/// Every key with the variable that overrides it and its default, in the order of the sections.
+pub fn known_keys() -> Vec<KnownKey> {
+    // Keys are known by being asked for, and those of tables only where there is a table.
+    let (table, _) =
+        DeTable::parse_recoverable("plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\n");
+    let mut reading = Reading::new("", &[]);
+    Section::root(&mut reading, table.get_ref(), file::read);
+    reading.into_known()
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("must be at most {FILE_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| format!("must be UTF-8; byte {} is not", error.utf8_error().valid_up_to() + 1))
+}

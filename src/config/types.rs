@@ -1,0 +1,396 @@
+//! The configuration as the rest of Keygate sees it: typed, complete, checked.
+//!
+//! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
+
+use crate::policy::id::PlanId;
+use crate::policy::key::{Plan, Scopes, words};
+use http::{HeaderName, Method};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The listener of the data plane.
+    pub proxy: ProxyConfig,
+    /// The listener of the admin API.
+    pub admin: AdminConfig,
+    /// How secrets are made and hashed.
+    pub secrets: SecretsConfig,
+    /// Where keys and usage are kept.
+    pub store: StoreConfig,
+    /// Where what has been spent is counted.
+    pub counters: CountersConfig,
+    /// The replica of the keys in memory.
+    pub keyring: KeyringConfig,
+    /// The way of usage records to the ledger.
+    pub usage: UsageConfig,
+    /// The memory of known end users.
+    pub end_users: EndUsersConfig,
+    /// What Keygate says about itself.
+    pub log: LogConfig,
+    /// This process.
+    pub node: NodeConfig,
+    /// Plans to create where they do not exist yet. One of them is [`AdminConfig::default_plan`].
+    pub plans: Vec<PlanConfig>,
+    /// Groups of backend servers.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// Which request goes where.
+    pub routes: Vec<RouteConfig>,
+}
+
+/// `[proxy]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Where to accept requests; port 0 picks a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; 0 means one per core.
+    pub threads: usize,
+    /// Largest block of request headers, in bytes.
+    pub max_header_bytes: usize,
+    /// Most header fields of a request.
+    pub max_header_fields: usize,
+    /// Longest request URI, in bytes.
+    pub max_uri_bytes: usize,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
+    /// How long the headers of a request may take to arrive.
+    pub header_timeout: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle_timeout: Duration,
+    /// Longest pause between two parts of a request body.
+    pub body_timeout: Duration,
+    /// Headers that may carry the secret; in `authorization` it is a Bearer token. Each once, in order of preference.
+    pub secret_headers: Vec<HeaderName>,
+    /// The header that names the end user where a route does not say otherwise.
+    pub end_user_header: HeaderName,
+    /// Most bytes of a body that are read ahead to find an end user in it.
+    pub end_user_body_bytes: usize,
+    /// Whether a client's `X-Request-Id` is kept.
+    pub trust_request_id: bool,
+    /// Families of rate-limit headers in responses.
+    pub rate_limit_headers: Vec<HeaderFamily>,
+    /// How long requests in flight may take to finish at shutdown.
+    pub drain_timeout: Duration,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where to accept admin requests; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Worker threads; 0 means one per core.
+    pub threads: usize,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Whether a workspace first seen in a valid token is created.
+    pub create_workspaces: bool,
+    /// The plan of workspaces created so; one of [`Config::plans`].
+    pub default_plan: PlanId,
+    /// A file with the token that `/metrics` asks for; none leaves it open.
+    pub metrics_token_file: Option<PathBuf>,
+    /// How admin tokens are checked.
+    pub jwt: JwtConfig,
+}
+
+/// `[admin.jwt]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtConfig {
+    /// What tokens are signed with.
+    pub keys: JwtKeys,
+    /// Algorithms that are accepted, all of them of the kind of [`JwtConfig::keys`]. Never empty.
+    pub algorithms: Vec<JwtAlgorithm>,
+    /// What `iss` must be.
+    pub issuer: String,
+    /// What `aud` must hold.
+    pub audience: String,
+    /// How far the issuer's clock may be off.
+    pub leeway: Duration,
+    /// What the claims are called.
+    pub claims: ClaimNames,
+}
+
+/// What admin tokens are signed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JwtKeys {
+    /// A file that holds a secret of 32 bytes or more.
+    SharedSecretFile(PathBuf),
+    /// A file that holds a JWKS of public keys.
+    JwksFile(PathBuf),
+}
+
+/// `[admin.jwt.claims]`: three different names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimNames {
+    /// The user's id.
+    pub subject: String,
+    /// The workspace.
+    pub workspace: String,
+    /// The role.
+    pub role: String,
+}
+
+/// `[secrets]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretsConfig {
+    /// The first part of every secret.
+    pub prefix: String,
+    /// A file with lines of `version:hex`. Not read when the program finds peppers in `KEYGATE_SECRETS_PEPPERS`.
+    pub pepper_file: PathBuf,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Which store.
+    pub location: StoreLocation,
+    /// How long a statement waits for another's lock.
+    pub busy_timeout: Duration,
+    /// Connections that read.
+    pub readers: usize,
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// A SQLite database in this file.
+    Sqlite(PathBuf),
+}
+
+/// `[counters]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountersConfig {
+    /// Which counters.
+    pub location: CountersLocation,
+    /// What to do while shared counters cannot be reached; without meaning for those in memory.
+    pub on_failure: OnFailure,
+}
+
+/// Which counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountersLocation {
+    /// Those in this process.
+    Memory,
+}
+
+/// `[keyring]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyringConfig {
+    /// How old the replica may become before the node is no longer ready.
+    pub max_stale: Duration,
+    /// How often the change feed is read where nothing wakes it. Shorter than [`KeyringConfig::max_stale`].
+    pub poll_interval: Duration,
+}
+
+/// `[usage]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageConfig {
+    /// The folder of records that the ledger has not taken yet.
+    pub journal_dir: PathBuf,
+    /// Most records that wait in memory.
+    pub queue_records: usize,
+    /// Most records in one write to the ledger; at most [`UsageConfig::queue_records`].
+    pub batch_records: usize,
+    /// How long a batch may wait for more records.
+    pub batch_delay: Duration,
+    /// What to do when no more records can be kept.
+    pub when_full: WhenFull,
+}
+
+/// `[end_users]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndUsersConfig {
+    /// Most end users that are remembered without asking the store.
+    pub cache_entries: usize,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The least important events that are logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Whether each request gets a line.
+    pub access: bool,
+}
+
+/// `[node]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// What this process is called in records and metrics: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
+    pub name: String,
+}
+
+/// `[plans.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanConfig {
+    /// What it allows.
+    pub plan: Plan,
+    /// What it is for.
+    pub description: String,
+}
+
+/// `[[upstreams]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// What routes call it; no two have the same name.
+    pub name: String,
+    /// The servers, at least one, each once.
+    pub servers: Vec<ServerAddr>,
+    /// How long a connection may take to open.
+    pub connect_timeout: Duration,
+    /// Longest pause of the backend while it answers.
+    pub read_timeout: Duration,
+    /// Longest pause of the backend while it takes the request.
+    pub write_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+}
+
+/// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServerAddr {
+    /// A name or an IP address, the latter without brackets.
+    pub host: String,
+    /// The port; never 0.
+    pub port: u16,
+}
+
+/// `[[routes]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// What records and metrics call it; no two have the same name.
+    pub name: String,
+    /// The pattern, beginning with `/`. The rest of its syntax is the table of routes' matter.
+    pub path: String,
+    /// The methods it is for; none means every method.
+    pub methods: Vec<Method>,
+    /// Where it leads: an index into [`Config::upstreams`].
+    pub upstream: usize,
+    /// What a key must grant.
+    pub scopes: Scopes,
+    /// Where the request names the resource it wants; none means that it does not.
+    pub resource: Option<ResourceSource>,
+    /// Where the request names its end user.
+    pub end_user: EndUserSource,
+    /// Whether the secret is left in the request that is forwarded.
+    pub keep_credential: bool,
+}
+
+/// Where a request names the resource it wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResourceSource {
+    /// In the path parameter of that name.
+    Path(String),
+    /// In that header.
+    Header(HeaderName),
+}
+
+/// Where a request names its end user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndUserSource {
+    /// Nowhere.
+    Nowhere,
+    /// In that header.
+    Header(HeaderName),
+    /// In that field of a JSON body.
+    Body(String),
+}
+
+words!(
+    /// A family of rate-limit headers.
+    HeaderFamily {
+        /// `X-RateLimit-…`
+        XRateLimit = "x-ratelimit",
+        /// `RateLimit` and `RateLimit-Policy`, as the IETF writes them.
+        RateLimit = "ratelimit",
+    }
+);
+
+words!(
+    /// An algorithm of signatures.
+    JwtAlgorithm {
+        /// HMAC with SHA-256.
+        Hs256 = "HS256",
+        /// RSASSA-PKCS1-v1_5 with SHA-256.
+        Rs256 = "RS256",
+        /// ECDSA on P-256 with SHA-256.
+        Es256 = "ES256",
+        /// Ed25519.
+        EdDsa = "EdDSA",
+    }
+);
+
+words!(
+    /// What to do while shared counters cannot be reached.
+    OnFailure {
+        /// Each node enforces its share of each limit.
+        Share = "share",
+        /// Refuse requests.
+        Deny = "deny",
+        /// Admit requests without counting.
+        Allow = "allow",
+    }
+);
+
+words!(
+    /// What to do when no more usage records can be kept.
+    WhenFull {
+        /// Serve, and count the records that are lost.
+        Shed = "shed",
+        /// Refuse requests that cannot be recorded.
+        Refuse = "refuse",
+    }
+);
+
+words!(
+    /// How important an event is.
+    LogLevel {
+        /// Something was lost or needs a person.
+        Error = "error",
+        /// Something is wrong, nothing was lost.
+        Warn = "warn",
+        /// What an operator wants to know.
+        Info = "info",
+        /// What a developer wants to know.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+);
+
+words!(
+    /// How a line of the log looks.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// For programs.
+        Json = "json",
+    }
+);
+
+/// A key that the configuration knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownKey {
+    /// Its path, such as `proxy.listen`, `plans.NAME.limits[].per` or `routes[].path`.
+    pub path: String,
+    /// The variable that overrides it; none inside plans, upstreams and routes.
+    pub variable: Option<String>,
+    /// Its default as TOML; empty where it has none and must be given.
+    pub default: String,
+}
+
+// === impl ServerAddr ===
+
+impl fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}

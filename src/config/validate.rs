@@ -1,0 +1,328 @@
+//! What goes with what: from the parts that were read to one configuration that makes sense as a whole.
+//!
+//! Must not know: how a value is written. A part that is wrong in itself has been told already; nothing is concluded
+//! from it.
+
+use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::reading::{Reading, quoted};
+use super::texts::is_name;
+use super::types::{
+    AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
+    ProxyConfig, ResourceSource, RouteConfig, UpstreamConfig,
+};
+use crate::policy::id::PlanId;
+use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
+use http::HeaderName;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// The configuration that `file` makes on the machine called `host_name`. Only without mistakes is it worth anything.
+pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -> Config {
+    let mut config = file.sections;
+    listeners_differ(&config.proxy, &config.admin, reading);
+    headers_differ(&config.proxy, reading);
+    config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
+    pepper_is_not_the_token_secret(&config, reading);
+    intervals_and_sizes(&config, reading);
+    config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
+    config.plans = plans(file.plans, reading);
+    default_plan_exists(&config, reading);
+    let names: Vec<Option<String>> =
+        file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
+    names_differ(&names, "upstreams", reading);
+    config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
+    servers_differ(&config.upstreams, &names, reading);
+    config.routes = routes(file.routes, &names, &config.proxy, reading);
+    config
+}
+
+fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Reading<'_>) {
+    let mut seen: Vec<(String, SocketAddr)> = Vec::new();
+    let proxies =
+        proxy.listen.iter().enumerate().map(|(n, address)| (format!("proxy.listen[{n}]"), *address));
+    for (path, address) in proxies.chain([("admin.listen".to_owned(), admin.listen)]) {
+        if let Some((other, _)) = seen.iter().find(|(_, earlier)| collide(*earlier, address)) {
+            let uses = [&path, "proxy.listen", "admin.listen"];
+            reading.complain_of_conflict(&uses, format!("{address} is taken by {other}"));
+        }
+        seen.push((path, address));
+    }
+}
+
+/// Whether two listeners cannot both be opened: the unspecified address takes the port on every address of its family.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip()
+        || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified()));
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+fn headers_differ(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+    for (n, name) in proxy.secret_headers.iter().enumerate() {
+        if proxy.secret_headers[..n].contains(name) {
+            let path = format!("proxy.secret_headers[{n}]");
+            reading.complain_of_conflict(&[&path, "proxy.secret_headers"], format!("{name} is there twice"));
+        }
+    }
+    for (n, family) in proxy.rate_limit_headers.iter().enumerate() {
+        if proxy.rate_limit_headers[..n].contains(family) {
+            let path = format!("proxy.rate_limit_headers[{n}]");
+            reading.complain_of_conflict(
+                &[&path, "proxy.rate_limit_headers"],
+                format!("{family} is there twice"),
+            );
+        }
+    }
+    not_a_secret_header(&proxy.end_user_header, "proxy.end_user_header", proxy, reading);
+}
+
+/// A header that carries the secret is taken out of the request, and must never be shown or stored as anything else.
+fn not_a_secret_header(name: &HeaderName, path: &str, proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+    if proxy.secret_headers.contains(name) {
+        let message = format!("must not be {name}, which carries the secret (proxy.secret_headers)");
+        reading.complain_of_conflict(&[path, "proxy.secret_headers"], message);
+    }
+}
+
+fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut Reading<'_>) -> JwtConfig {
+    const SECRET: &str = "admin.jwt.hs256_secret_file";
+    const JWKS: &str = "admin.jwt.jwks_file";
+    const ALGORITHMS: &str = "admin.jwt.algorithms";
+    claims_differ(&read.claims, reading);
+    // Naming a JWKS is enough to leave the default secret; only a secret that somebody named stands against it.
+    let keys = match (files.jwks, files.hs256_secret) {
+        (Some(_), Some(_)) if reading.is_given(SECRET) => {
+            let message = format!("must be \"\" while {SECRET} is set; only one of them counts");
+            reading.complain_of_conflict(&[JWKS, SECRET], message);
+            return read;
+        }
+        (None, None) => {
+            reading.complain_of_conflict(&[SECRET, JWKS], format!("must be set, unless {JWKS} is"));
+            return read;
+        }
+        (Some(jwks), _) => JwtKeys::JwksFile(jwks),
+        (None, Some(secret)) => JwtKeys::SharedSecretFile(secret),
+    };
+    for (n, algorithm) in read.algorithms.iter().enumerate() {
+        let is_shared = *algorithm == JwtAlgorithm::Hs256;
+        let message = if read.algorithms[..n].contains(algorithm) {
+            format!("{algorithm} is there twice")
+        } else if is_shared && matches!(keys, JwtKeys::JwksFile(_)) {
+            format!("{algorithm} does not go with {JWKS}; allowed: RS256, ES256, EdDSA")
+        } else if !is_shared && matches!(keys, JwtKeys::SharedSecretFile(_)) {
+            format!("{algorithm} needs {JWKS}; allowed: HS256")
+        } else {
+            continue;
+        };
+        reading.complain_of_conflict(&[&format!("{ALGORITHMS}[{n}]"), ALGORITHMS, SECRET, JWKS], message);
+    }
+    JwtConfig { keys, ..read }
+}
+
+fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
+    let [subject, workspace, role] =
+        ["admin.jwt.claims.subject", "admin.jwt.claims.workspace", "admin.jwt.claims.role"];
+    for (path, name, other, other_name) in [
+        (workspace, &claims.workspace, subject, &claims.subject),
+        (role, &claims.role, subject, &claims.subject),
+        (role, &claims.role, workspace, &claims.workspace),
+    ] {
+        if name == other_name {
+            reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));
+        }
+    }
+}
+
+fn pepper_is_not_the_token_secret(config: &Config, reading: &mut Reading<'_>) {
+    let JwtKeys::SharedSecretFile(secret) = &config.admin.jwt.keys else { return };
+    if *secret == config.secrets.pepper_file {
+        reading.complain_of_conflict(
+            &["secrets.pepper_file", "admin.jwt.hs256_secret_file"],
+            "must be another file than admin.jwt.hs256_secret_file",
+        );
+    }
+}
+
+fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
+    if config.keyring.poll_interval >= config.keyring.max_stale {
+        reading.complain_of_conflict(
+            &["keyring.poll_interval", "keyring.max_stale"],
+            "must be shorter than keyring.max_stale",
+        );
+    }
+    if config.usage.batch_records > config.usage.queue_records {
+        reading.complain_of_conflict(
+            &["usage.batch_records", "usage.queue_records"],
+            format!("must be at most usage.queue_records, which is {}", config.usage.queue_records),
+        );
+    }
+}
+
+fn node_name(given: Option<String>, host_name: &str, default: String, reading: &mut Reading<'_>) -> String {
+    if let Some(name) = given {
+        return name;
+    }
+    if host_name.is_empty() {
+        return default;
+    }
+    if !is_name(host_name) {
+        reading.complain_of_conflict(
+            &["node.name"],
+            "must be set, for the machine's host name is not 1 to 64 characters of A-Z a-z 0-9 . _ -",
+        );
+    }
+    host_name.to_owned()
+}
+
+// === plans ===
+
+fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanConfig> {
+    let mut plans: BTreeMap<PlanId, PlanConfig> =
+        Config::default().plans.into_iter().map(|plan| (plan.plan.id.clone(), plan)).collect();
+    for (name, file) in files {
+        let path = format!("plans.{}", quoted(&name));
+        match name.parse::<PlanId>() {
+            Ok(id) => {
+                limits_differ(&file.limits, &path, reading);
+                let mut plan = PlanConfig::new(id.clone());
+                plan.plan.api_ops_rate_limit = file.api_ops_rate_limit;
+                plan.plan.end_user_quota = file.end_user_quota;
+                plan.plan.limits = file.limits.into_iter().flatten().collect();
+                plan.description = file.description;
+                plans.insert(id, plan);
+            }
+            Err(bad) => reading.complain(&path, bad.to_string()),
+        }
+    }
+    plans.into_values().collect()
+}
+
+fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut Reading<'_>) {
+    for (n, limit) in limits.iter().enumerate() {
+        let Some(limit) = limit else { continue };
+        let path = format!("{plan}.limits[{n}]");
+        if limit.per == Per::Second && limit.max > u64::from(RATE_MAX) {
+            let max = format!("{path}.max");
+            reading.complain_of_conflict(&[&max], format!("must be at most {RATE_MAX} per second"));
+        }
+        if limits[..n].iter().flatten().any(|other| (other.count, other.per) == (limit.count, limit.per)) {
+            let message = format!("there is a limit of {} per {} already", limit.count, limit.per);
+            reading.complain_of_conflict(&[&path], message);
+        }
+    }
+}
+
+fn default_plan_exists(config: &Config, reading: &mut Reading<'_>) {
+    // While the plans cannot be read at all, it may be among them.
+    if reading.is_wrong("plans") {
+        return;
+    }
+    let wanted = &config.admin.default_plan;
+    if !config.plans.iter().any(|plan| plan.plan.id == *wanted) {
+        let known: Vec<&str> = config.plans.iter().map(|plan| plan.plan.id.as_str()).collect();
+        reading.complain_of_conflict(
+            &["admin.default_plan"],
+            format!("there is no plan {:?}; known: {}", wanted.as_str(), known.join(", ")),
+        );
+    }
+}
+
+// === upstreams and routes ===
+
+fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>) {
+    let mut first: BTreeMap<&str, usize> = BTreeMap::new();
+    for (n, name) in names.iter().enumerate() {
+        let Some(name) = name else { continue };
+        match first.get(name.as_str()) {
+            Some(other) => {
+                let message = format!("{list}[{other}] has the name {name:?} already; names must differ");
+                reading.complain_of_conflict(&[&format!("{list}[{n}].name")], message);
+            }
+            None => {
+                first.insert(name, n);
+            }
+        }
+    }
+}
+
+fn servers_differ(upstreams: &[UpstreamConfig], names: &[Option<String>], reading: &mut Reading<'_>) {
+    // An item that is no table has left no upstream, and the numbers no longer fit.
+    if upstreams.len() != names.len() {
+        return;
+    }
+    for (n, upstream) in upstreams.iter().enumerate() {
+        for (k, server) in upstream.servers.iter().enumerate() {
+            if upstream.servers[..k].contains(server) {
+                let list = format!("upstreams[{n}].servers");
+                let path = format!("{list}[{k}]");
+                reading.complain_of_conflict(&[&path, &list], format!("{server} is there twice"));
+            }
+        }
+    }
+}
+
+fn routes(
+    files: Vec<Option<RouteFile>>,
+    upstreams: &[Option<String>],
+    proxy: &ProxyConfig,
+    reading: &mut Reading<'_>,
+) -> Vec<RouteConfig> {
+    let mut names = Vec::with_capacity(files.len());
+    let mut routes = Vec::with_capacity(files.len());
+    for (n, file) in files.into_iter().enumerate() {
+        names.push(file.as_ref().and_then(|read| read.name.clone().or_else(|| read.path.clone())));
+        routes.extend(file.and_then(|route_file| route(n, route_file, upstreams, proxy, reading)));
+    }
+    names_differ(&names, "routes", reading);
+    routes
+}
+
+fn route(
+    n: usize,
+    file: RouteFile,
+    upstreams: &[Option<String>],
+    proxy: &ProxyConfig,
+    reading: &mut Reading<'_>,
+) -> Option<RouteConfig> {
+    if let Some(ResourceSource::Header(name)) = &file.resource {
+        not_a_secret_header(name, &format!("routes[{n}].resource"), proxy, reading);
+    }
+    let end_user = match file.end_user {
+        EndUserChoice::AsProxy => EndUserSource::Header(proxy.end_user_header.clone()),
+        EndUserChoice::Own(source) => source,
+    };
+    if let EndUserSource::Header(name) = &end_user {
+        not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
+    }
+    let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let path = file.path?;
+    Some(RouteConfig {
+        name: file.name.unwrap_or_else(|| path.clone()),
+        path,
+        methods: file.methods,
+        upstream: upstream?,
+        scopes: file.scopes.into_iter().collect::<Scopes>(),
+        resource: file.resource,
+        end_user,
+        keep_credential: file.keep_credential,
+    })
+}
+
+fn upstream_index(
+    name: &str,
+    route: usize,
+    upstreams: &[Option<String>],
+    reading: &mut Reading<'_>,
+) -> Option<usize> {
+    let found = upstreams.iter().position(|upstream| upstream.as_deref() == Some(name));
+    // While some upstream's name is unreadable, it may be the one that is meant.
+    if found.is_none() && upstreams.iter().all(Option::is_some) {
+        let known: Vec<&str> = upstreams.iter().flatten().map(String::as_str).collect();
+        let message = if known.is_empty() {
+            format!("there is no upstream {name:?}; none is defined under [[upstreams]]")
+        } else {
+            format!("there is no upstream {name:?}; known: {}", known.join(", "))
+        };
+        reading.complain_of_conflict(&[&format!("routes[{route}].upstream")], message);
+    }
+    found
+}

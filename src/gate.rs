@@ -1,0 +1,289 @@
+//! THE DECISION: may this request pass, and at whose cost? The order of contract 4.2, told once.
+//!
+//! Must not know: Pingora, axum, any database driver. It asks the keyring, the counters and the end users, all of them
+//! in memory; only an end user never seen before waits for the store.
+//!
+//! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
+//! an [`Admission`], and what forwards takes an `Admission`.
+
+use crate::clock::Now;
+use crate::counter::{Charge, Charged, Counters, Left};
+use crate::enduser::EndUsers;
+use crate::keyring::{Entry, Keyring};
+use crate::policy::authorize::{Asked, Asks, authorize};
+use crate::policy::credential::{end_user_in_header, presented};
+use crate::policy::denial::Denial;
+use crate::policy::id::{EndUserId, KeyId};
+use crate::policy::path::decode_segment;
+use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
+use crate::policy::secret::{Peppers, Shape, shape};
+use crate::store::Digest;
+use http::header::{HeaderMap, HeaderName};
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// What decides.
+pub struct Gate {
+    /// Which requests are known at all.
+    pub routes: RouteTable,
+    /// Who may come.
+    pub keyring: Arc<Keyring>,
+    /// What they have spent.
+    pub counters: Arc<Counters>,
+    /// On whose behalf.
+    pub end_users: Arc<EndUsers>,
+    /// How secrets are hashed.
+    pub peppers: Arc<Peppers>,
+    /// What our own secrets begin with.
+    pub secret_prefix: Box<str>,
+    /// The headers a secret may come in.
+    pub secret_headers: Box<[HeaderName]>,
+    /// Where keys go whose digest was made with an old pepper. Full means: at their next use.
+    pub rehash: mpsc::Sender<Rehash>,
+}
+
+/// A request as far as the decision looks at it.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'r> {
+    /// HTTP method.
+    pub method: &'r http::Method,
+    /// Canonical path.
+    pub path: &'r str,
+    /// Header fields as the client sent them.
+    pub headers: &'r HeaderMap,
+    /// The client's address.
+    pub address: IpAddr,
+    /// When it arrived.
+    pub now: Now,
+}
+
+/// Proof that the key may do what the request asks. Nothing is charged yet.
+#[derive(Debug)]
+pub struct Permit {
+    entry: Arc<Entry>,
+    route: Arc<Route>,
+    end_user: EndUserNamed,
+}
+
+/// Where the request says on whose behalf it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndUserNamed {
+    /// On nobody's in particular.
+    Nobody,
+    /// This one's.
+    Header(Box<str>),
+    /// The body says, in the field that the route names.
+    Body,
+}
+
+/// Proof that the request may be forwarded: its key permits it and every limit is charged.
+#[derive(Debug)]
+pub struct Admission {
+    entry: Arc<Entry>,
+    charged: Charged,
+    end_user: Option<EndUserId>,
+}
+
+/// A refusal with what is known of the request.
+#[derive(Debug)]
+pub struct Denied {
+    /// Why.
+    pub denial: Denial,
+    /// The route, if one matched.
+    pub route: Option<Arc<Route>>,
+    /// The key, if the request presented a known secret.
+    pub entry: Option<Arc<Entry>>,
+    /// What is left of each limit, if limits were looked at.
+    pub left: Option<Left>,
+}
+
+/// A key whose digest can be made anew with the current pepper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rehash {
+    /// Which key.
+    pub key: KeyId,
+    /// The digest it was found by.
+    pub old: Digest,
+    /// The digest of the same secret under the current pepper.
+    pub new: Digest,
+    /// The current pepper.
+    pub pepper_version: u32,
+}
+
+impl Gate {
+    /// Steps 2 to 6: route, secret, scope, resource, address. Looks at memory only and charges nothing.
+    pub fn authorize(&self, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
+        let Some(matched) = self.routes.find(request.method, request.path) else {
+            return Err(Denied::early(Denial::RouteNotFound, None));
+        };
+        let route = matched.route;
+        let entry = match self.authenticate(request) {
+            Ok(entry) => entry,
+            Err(denial) => return Err(Denied::early(denial, Some(route))),
+        };
+        match check(&entry, &matched, request) {
+            Ok(end_user) => Ok(Permit { entry, route: Arc::clone(route), end_user }),
+            Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), entry, None)),
+        }
+    }
+
+    /// Steps 7 and 8: charges every limit, then sees to the end user, whose refusal undoes the charge.
+    pub async fn admit(
+        &self,
+        permit: Permit,
+        end_user: Option<&str>,
+        now: Now,
+    ) -> Result<Admission, Box<Denied>> {
+        let Permit { entry, route, .. } = permit;
+        let charged = match self.charge(&entry, now) {
+            Ok(charged) => charged,
+            Err(refusal) => {
+                let (denial, left) = (Denial::Limit(refusal.refused), Some(refusal.left));
+                return Err(Denied::of(denial, Some(route), entry, left));
+            }
+        };
+        let Some(name) = end_user else {
+            return Ok(Admission { entry, charged, end_user: None });
+        };
+        match self.end_users.admit(&entry.workspace.id, name, self.keyring.version()).await {
+            Ok(id) => Ok(Admission { entry, charged, end_user: Some(id) }),
+            Err(denial) => {
+                charged.give_back();
+                Err(Denied::of(denial, Some(route), entry, None))
+            }
+        }
+    }
+
+    fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, Box<crate::counter::Refusal>> {
+        let plan = entry.workspace.plan();
+        let charge = Charge {
+            key: entry.key.id,
+            key_limits: &entry.limits(&plan),
+            workspace: &entry.workspace.id,
+            workspace_limits: &plan.workspace_limits,
+        };
+        self.counters.charge(&charge, now)
+    }
+
+    /// Step 3: whose secret is this?
+    fn authenticate(&self, request: &RequestView<'_>) -> Result<Arc<Entry>, Denial> {
+        let secret = presented(request.headers, &self.secret_headers)
+            .map_err(Denial::BadRequest)?
+            .ok_or(Denial::KeyMissing)?;
+        if shape(secret, &self.secret_prefix) == Shape::Impossible {
+            return Err(Denial::KeyInvalid);
+        }
+        for pepper in self.peppers.iter() {
+            let digest = Digest(pepper.digest(secret));
+            let Some(found) = self.keyring.find(&digest, request.now.wall) else { continue };
+            if found.pepper_version != self.peppers.current().version() {
+                self.ask_for_rehash(found.entry.key.id, digest, secret);
+            }
+            return Ok(found.entry);
+        }
+        Err(Denial::KeyInvalid)
+    }
+
+    fn ask_for_rehash(&self, key: KeyId, old: Digest, secret: &[u8]) {
+        let current = self.peppers.current();
+        let new = Digest(current.digest(secret));
+        let wanted = Rehash { key, old, new, pepper_version: current.version() };
+        if self.rehash.try_send(wanted).is_err() {
+            tracing::debug!(%key, "re-hashing waits for the key's next use");
+        }
+    }
+}
+
+/// Steps 4 to 6, and what the request says about its end user.
+fn check(
+    entry: &Entry,
+    matched: &RouteMatch<'_, '_>,
+    request: &RequestView<'_>,
+) -> Result<EndUserNamed, Denial> {
+    let route = matched.route;
+    let named;
+    let resource = match &route.resource {
+        None => Asks::Any,
+        Some(ResourceFrom::PathParam(param)) => {
+            named = matched.params.get(param).and_then(decode_segment);
+            Asks::For(named.as_deref())
+        }
+        Some(ResourceFrom::Header(name)) => Asks::For(single(request.headers, name)),
+    };
+    let asked = Asked { scopes: route.scopes, resource, address: request.address, at: request.now.wall };
+    authorize(&entry.key, &asked)?;
+    match &route.end_user {
+        EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),
+        EndUserFrom::JsonField(_) => Ok(EndUserNamed::Body),
+        EndUserFrom::Header(name) => match end_user_in_header(request.headers, name) {
+            Ok(Some(text)) => Ok(EndUserNamed::Header(text.into())),
+            Ok(None) => Ok(EndUserNamed::Nobody),
+            Err(bad) => Err(Denial::BadRequest(bad)),
+        },
+    }
+}
+
+/// The header's value, if it is there exactly once: two would let the backend read another than we do.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
+
+// === impl Permit, Admission, Denied ===
+
+impl Permit {
+    /// The key.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// The route.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// Where the request names its end user.
+    pub fn end_user(&self) -> &EndUserNamed {
+        &self.end_user
+    }
+
+    /// Gives the permit up for a refusal that comes from outside the gate.
+    pub fn deny(self, denial: Denial) -> Box<Denied> {
+        Denied::of(denial, Some(self.route), self.entry, None)
+    }
+}
+
+impl Admission {
+    /// The key.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// The end user, if the request named one.
+    pub fn end_user(&self) -> Option<EndUserId> {
+        self.end_user
+    }
+
+    /// What is left of each limit.
+    pub fn left(&self) -> &Left {
+        self.charged.left()
+    }
+
+    /// Undoes the charge: the request never reached a backend.
+    pub fn give_back(self) {
+        self.charged.give_back();
+    }
+}
+
+impl Denied {
+    /// A refusal before a key was found.
+    pub fn early(denial: Denial, route: Option<&Arc<Route>>) -> Box<Self> {
+        Box::new(Self { denial, route: route.cloned(), entry: None, left: None })
+    }
+
+    fn of(denial: Denial, route: Option<Arc<Route>>, entry: Arc<Entry>, left: Option<Left>) -> Box<Self> {
+        Box::new(Self { denial, route, entry: Some(entry), left })
+    }
+}

@@ -1,0 +1,291 @@
+//! Every way in which a request is refused, and what its holder is told.
+//!
+//! One closed enum. Status, code, name and standard wording come from the table in [`super::fault`]; here is what is
+//! particular to a case: its detail for programs, its sentence for people, when to come back.
+
+use super::fault::{Fault, Lang};
+use super::key::{Per, Scopes};
+use super::limit::{LimitName, Refused, RetryAfter};
+use super::path::BadPath;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Denial {
+    /// The request is malformed.
+    BadRequest(BadRequest),
+    /// No route matches.
+    RouteNotFound,
+    /// No secret was presented.
+    KeyMissing,
+    /// The secret is unknown, malformed, or its key is deleted.
+    KeyInvalid,
+    /// The key is switched off.
+    KeyInactive,
+    /// The key has expired.
+    KeyExpired,
+    /// The key lacks these scopes.
+    Scope(Scopes),
+    /// The key is bound to another resource than the request is for.
+    Resource,
+    /// The key may not be used from this address.
+    Address(IpAddr),
+    /// A limit is used up.
+    Limit(Refused),
+    /// The end user is new and the plan is full.
+    EndUserQuota {
+        /// The plan's `end_user_quota`.
+        quota: u64,
+    },
+    /// A fault of the message or of a part behind us that needs no further words.
+    Plain(Fault),
+}
+
+/// What is malformed about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRequest {
+    /// The path or query.
+    Path(BadPath),
+    /// Two different credentials.
+    TwoCredentials,
+    /// The message's length is given twice, wrongly, or in two ways.
+    Framing,
+    /// HTTP/1.1 without exactly one `Host`.
+    Host,
+    /// The header that names the end user is repeated, empty or over-long.
+    EndUserHeader,
+    /// The body names no end user where one is expected, or is not the JSON it must be.
+    EndUserBody,
+}
+
+// === impl Denial ===
+
+impl Denial {
+    /// The line of the table.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::BadRequest(_) => Fault::BadRequest,
+            Self::RouteNotFound => Fault::RouteNotFound,
+            Self::KeyMissing => Fault::KeyMissing,
+            Self::KeyInvalid => Fault::KeyInvalid,
+            Self::KeyInactive => Fault::KeyInactive,
+            Self::KeyExpired => Fault::KeyExpired,
+            Self::Scope(_) => Fault::KeyInvalidScope,
+            Self::Resource => Fault::KeyInvalidResource,
+            Self::Address(_) => Fault::AddressNotAllowed,
+            Self::Limit(refused) => match refused.limit.name {
+                LimitName::Rate { .. } => Fault::RateLimitExceeded,
+                LimitName::Daily => Fault::DailyLimitExceeded,
+                LimitName::Quota => Fault::QuotaExceeded,
+                LimitName::Concurrency | LimitName::Key(_) | LimitName::Workspace(_) => Fault::LimitExceeded,
+            },
+            Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
+            Self::Plain(fault) => *fault,
+        }
+    }
+
+    /// The sentence for people.
+    pub fn message(&self, lang: Lang) -> Cow<'static, str> {
+        match self {
+            Self::BadRequest(what) => Cow::Borrowed(what.message(lang)),
+            Self::Scope(lacking) => match lang {
+                Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
+                Lang::Zh => format!("API 密钥缺少权限范围 {}", lacking.joined()),
+            }
+            .into(),
+            Self::Limit(refused) => limit_message(refused, lang).into(),
+            Self::EndUserQuota { quota } => match lang {
+                Lang::En => {
+                    format!("The workspace's plan has no room for another end user: it allows {quota}")
+                }
+                Lang::Zh => format!("工作空间套餐的终端用户数量已满：最多 {quota} 个"),
+            }
+            .into(),
+            other => other.fault().message(lang).into(),
+        }
+    }
+
+    /// What programs are told.
+    pub fn detail(&self) -> Value {
+        match self {
+            Self::BadRequest(what) => json!({ "reason": what.reason() }),
+            Self::Scope(lacking) => {
+                json!({ "missing_scopes": lacking.iter().map(super::key::Scope::as_str).collect::<Vec<_>>() })
+            }
+            Self::Address(address) => json!({ "address": address }),
+            Self::Limit(refused) => json!({
+                "limit": limit_field(refused.limit.name),
+                "max": refused.limit.max(),
+                "per": refused.limit.per().map(Per::as_str),
+                "set_by": set_by(refused.limit.name),
+                "retry_after": self.retry_after_secs(),
+            }),
+            Self::EndUserQuota { quota } => {
+                json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
+            }
+            _ => json!({}),
+        }
+    }
+
+    /// Whole seconds after which the same request would be admitted, at least 1; none when waiting does not help.
+    ///
+    /// What is in flight ends when it ends: 1 is when to look again, not a promise.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        match self {
+            Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
+            Self::Limit(Refused { retry: RetryAfter::Release, .. })
+            | Self::Plain(Fault::ServiceUnavailable) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// Seconds, rounded up: whoever waits that long has waited long enough.
+pub fn whole_secs(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+fn limit_field(name: LimitName) -> &'static str {
+    match name {
+        LimitName::Rate { plan: false } => "rate_limit",
+        LimitName::Rate { plan: true } => "api_ops_rate_limit",
+        LimitName::Daily => "daily_request_limit",
+        LimitName::Quota => "quota_limit",
+        LimitName::Concurrency => "concurrency_limit",
+        LimitName::Key(_) | LimitName::Workspace(_) => "limits",
+    }
+}
+
+fn set_by(name: LimitName) -> &'static str {
+    match name {
+        LimitName::Rate { plan: true } | LimitName::Workspace(_) => "plan",
+        _ => "key",
+    }
+}
+
+fn limit_message(refused: &Refused, lang: Lang) -> String {
+    let max = refused.limit.max();
+    let per = refused.limit.per();
+    match (refused.limit.name, lang) {
+        (LimitName::Rate { plan: false }, Lang::En) => {
+            format!("Too many requests: the key allows {max} per second")
+        }
+        (LimitName::Rate { plan: false }, Lang::Zh) => format!("请求过于频繁：密钥每秒最多 {max} 次"),
+        (LimitName::Rate { plan: true }, Lang::En) => {
+            format!("Too many requests: the workspace's plan allows {max} per second for one key")
+        }
+        (LimitName::Rate { plan: true }, Lang::Zh) => {
+            format!("请求过于频繁：工作空间套餐规定单个密钥每秒最多 {max} 次")
+        }
+        (LimitName::Daily, Lang::En) => format!("The key's {max} requests of this UTC day are used up"),
+        (LimitName::Daily, Lang::Zh) => format!("密钥今日（UTC）的 {max} 次请求已用完"),
+        (LimitName::Quota, Lang::En) => format!("The key's {max} requests are used up"),
+        (LimitName::Quota, Lang::Zh) => format!("密钥的 {max} 次请求总额度已用完"),
+        (LimitName::Concurrency, Lang::En) => format!("The key allows {max} requests in flight"),
+        (LimitName::Concurrency, Lang::Zh) => format!("密钥最多允许 {max} 个并发请求"),
+        (LimitName::Key(_), Lang::En) => format!("The key's {max} requests {} are used up", span(per, lang)),
+        (LimitName::Key(_), Lang::Zh) => format!("密钥{}的 {max} 次请求已用完", span(per, lang)),
+        (LimitName::Workspace(_), Lang::En) => {
+            format!("The workspace's {max} requests {} are used up", span(per, lang))
+        }
+        (LimitName::Workspace(_), Lang::Zh) => format!("工作空间{}的 {max} 次请求已用完", span(per, lang)),
+    }
+}
+
+fn span(per: Option<Per>, lang: Lang) -> &'static str {
+    match (per, lang) {
+        (Some(Per::Second), Lang::En) => "per second",
+        (Some(Per::Second), Lang::Zh) => "每秒",
+        (Some(Per::Minute), Lang::En) => "of this minute",
+        (Some(Per::Minute), Lang::Zh) => "本分钟",
+        (Some(Per::Hour), Lang::En) => "of this hour",
+        (Some(Per::Hour), Lang::Zh) => "本小时",
+        (Some(Per::Day), Lang::En) => "of this UTC day",
+        (Some(Per::Day), Lang::Zh) => "今日（UTC）",
+        (Some(Per::Month), Lang::En) => "of this UTC month",
+        (Some(Per::Month), Lang::Zh) => "本月（UTC）",
+        (Some(Per::Total) | None, Lang::En) => "in total",
+        (Some(Per::Total) | None, Lang::Zh) => "全部",
+    }
+}
+
+// === impl BadRequest ===
+
+impl BadRequest {
+    /// For programs.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Path(_) => "path",
+            Self::TwoCredentials => "two_credentials",
+            Self::Framing => "framing",
+            Self::Host => "host",
+            Self::EndUserHeader => "end_user_header",
+            Self::EndUserBody => "end_user_body",
+        }
+    }
+
+    fn message(self, lang: Lang) -> &'static str {
+        match (self, lang) {
+            (Self::Path(bad), Lang::En) => bad.reason(),
+            (Self::Path(_), Lang::Zh) => "请求路径有歧义或包含不允许的字符",
+            (Self::TwoCredentials, Lang::En) => "The request presents two different API keys",
+            (Self::TwoCredentials, Lang::Zh) => "请求携带了两个不同的 API 密钥",
+            (Self::Framing, Lang::En) => {
+                "The length of the request body is given twice, wrongly or in two ways"
+            }
+            (Self::Framing, Lang::Zh) => "请求体长度重复、错误或以两种方式声明",
+            (Self::Host, Lang::En) => "The request needs exactly one Host",
+            (Self::Host, Lang::Zh) => "请求必须且只能有一个 Host",
+            (Self::EndUserHeader, Lang::En) => {
+                "The header that names the end user must be there once, with 1 to 255 visible characters"
+            }
+            (Self::EndUserHeader, Lang::Zh) => "标识终端用户的请求头只能出现一次，且为 1 到 255 个可见字符",
+            (Self::EndUserBody, Lang::En) => {
+                "The body must be a JSON object whose field for the end user is a text of 1 to 255 characters, given once"
+            }
+            (Self::EndUserBody, Lang::Zh) => {
+                "请求体必须为 JSON 对象，其终端用户字段为 1 到 255 个字符的文本且只出现一次"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::key::Count;
+    use crate::policy::limit::{Limit, Rule};
+
+    #[test]
+    fn a_limit_tells_which_and_when() {
+        let denial = Denial::Limit(Refused {
+            limit: Limit {
+                name: LimitName::Rate { plan: true },
+                count: Count::Requests,
+                rule: Rule::Bucket { rate: 5, burst: 5 },
+            },
+            retry: RetryAfter::Wait(Duration::from_millis(1_001)),
+        });
+        assert_eq!(denial.fault().code(), 3014);
+        assert_eq!(denial.retry_after_secs(), Some(2));
+        assert_eq!(
+            denial.detail(),
+            json!({"limit": "api_ops_rate_limit", "max": 5, "per": "second", "set_by": "plan", "retry_after": 2})
+        );
+        assert!(denial.message(Lang::En).contains("plan allows 5 per second"));
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_and_never_zero() {
+        for (ms, secs) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (86_400_000, 86_400)] {
+            let refused = Refused {
+                limit: Limit { name: LimitName::Daily, count: Count::Requests, rule: Rule::of(Per::Day, 1) },
+                retry: RetryAfter::Wait(Duration::from_millis(ms)),
+            };
+            assert_eq!(Denial::Limit(refused).retry_after_secs(), Some(secs), "{ms} ms");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+use super::*;
+use crate::clock::{Clock, ManualClock};
+use proptest::prelude::*;
+
+const DAY: u64 = 86_400;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn limit(name: LimitName, rule: Rule) -> Limit {
+    Limit { name, count: Count::Requests, rule }
+}
+
+fn bucket(rate: u64, burst: u64) -> Limit {
+    limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })
+}
+
+fn window(per: Per, max: u64) -> Limit {
+    limit(LimitName::Key(0), Rule::of(per, max))
+}
+
+fn charge(spending: &mut Spending, limits: &[Limit], now: Now) -> Result<(), Refused> {
+    spending.check(limits, 1, now)?;
+    spending.take(limits, 1, now);
+    Ok(())
+}
+
+fn any_limit() -> impl Strategy<Value = Limit> {
+    let per = proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total][..]);
+    prop_oneof![
+        (1..2_000_u64, 1..50_u64).prop_map(|(rate, burst)| bucket(rate, burst)),
+        (per, 1..40_u64).prop_map(|(per, max)| window(per, max)),
+    ]
+}
+
+/// Around a month's end, with odd microseconds.
+fn any_start() -> impl Strategy<Value = Timestamp> {
+    (0..40 * DAY, 0..1_000_000_u64).prop_map(|(s, us)| {
+        Timestamp::from_secs(1_764_000_000).plus(Duration::from_micros(s * 1_000_000 + us))
+    })
+}
+
+#[test]
+fn windows_begin_and_end_on_the_calendar() {
+    let at = |s: &str| {
+        Timestamp::from_secs(chrono::DateTime::parse_from_rfc3339(s).expect("an instant").timestamp())
+    };
+    let now = at("2028-02-29T23:59:59Z");
+    for (per, start, end) in [
+        (Per::Second, "2028-02-29T23:59:59Z", "2028-03-01T00:00:00Z"),
+        (Per::Minute, "2028-02-29T23:59:00Z", "2028-03-01T00:00:00Z"),
+        (Per::Hour, "2028-02-29T23:00:00Z", "2028-03-01T00:00:00Z"),
+        (Per::Day, "2028-02-29T00:00:00Z", "2028-03-01T00:00:00Z"),
+        (Per::Month, "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z"),
+    ] {
+        assert_eq!((window_start(per, now), window_end(per, now)), (at(start), Some(at(end))), "{per}");
+    }
+    assert_eq!(window_end(Per::Month, at("2026-12-31T12:00:00Z")), Some(at("2027-01-01T00:00:00Z")));
+    assert_eq!((window_start(Per::Total, now), window_end(Per::Total, now)), (Timestamp::default(), None));
+}
+
+#[test]
+fn a_calendar_that_jumps_ahead_and_back_forgets_nothing() {
+    let limits = [window(Per::Day, 3)];
+    let mut spending = Spending::default();
+    let today = Timestamp::from_secs(1_764_000_000);
+    let clock = ManualClock::at(today);
+    for _ in 0..3 {
+        assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+    }
+    clock.set_wall(today.plus(Duration::from_secs(365 * DAY)));
+    assert!(charge(&mut spending, &limits, clock.now()).is_ok(), "another day has its own three");
+    clock.set_wall(today);
+    assert!(charge(&mut spending, &limits, clock.now()).is_err(), "today's three are still spent");
+}
+
+#[test]
+fn the_bucket_does_not_follow_the_calendar() {
+    let limits = [bucket(1, 1)];
+    let mut spending = Spending::default();
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+    clock.set_wall(Timestamp::from_secs(1_900_000_000));
+    assert!(charge(&mut spending, &limits, clock.now()).is_err());
+    clock.advance(SECOND);
+    assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+}
+
+#[test]
+fn a_lowered_plan_rules_the_rate_and_the_burst() {
+    let ceilings = crate::policy::key::Ceilings {
+        rate_limit: 100,
+        rate_burst: Some(500),
+        daily_request_limit: 9,
+        quota_limit: None,
+        concurrency_limit: None,
+        limits: Box::default(),
+    };
+    let key = Key {
+        id: crate::policy::id::KeyId::new(Timestamp::default()),
+        workspace_id: "w".parse().expect("an id"),
+        kind: crate::policy::key::KeyType::App,
+        scopes: crate::policy::key::Scopes::default(),
+        resource_id: "r".into(),
+        ceilings,
+        allowed_ips: Box::default(),
+        is_active: true,
+        expires_at: None,
+    };
+    let plan = |rate| Plan {
+        id: "p".parse().expect("an id"),
+        api_ops_rate_limit: rate,
+        end_user_quota: 0,
+        limits: Box::default(),
+    };
+    let rate = |limits: &Limits| (limits[0].name, limits[0].rule);
+    let by_key = (LimitName::Rate { plan: false }, Rule::Bucket { rate: 100, burst: 500 });
+    let by_plan = (LimitName::Rate { plan: true }, Rule::Bucket { rate: 10, burst: 10 });
+    assert_eq!(rate(&key_limits(&key, &plan(100))), by_key);
+    assert_eq!(rate(&key_limits(&key, &plan(10))), by_plan);
+}
+
+#[test]
+fn what_is_counted_does_not_depend_on_the_limits_set() {
+    let mut spending = Spending::default();
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    for _ in 0..5 {
+        spending.take(&[bucket(100, 100)], 1, clock.now());
+    }
+    // A limit that is set later finds what was spent before, and two limits on one window charge it once.
+    let refused = spending.check(&[window(Per::Day, 5)], 1, clock.now()).expect_err("five are spent");
+    assert!(matches!(refused.retry, RetryAfter::Wait(_)));
+    let both = [window(Per::Day, 6), limit(LimitName::Daily, Rule::of(Per::Day, 7))];
+    assert!(charge(&mut spending, &both, clock.now()).is_ok());
+    assert_eq!(spending.used(Per::Day, clock.now().wall), 6);
+}
+
+proptest! {
+    /// Refused until exactly the moment the client was told, then admitted.
+    #[test]
+    fn refused_until_told_then_admitted(limits in prop::collection::vec(any_limit(), 1..4), start in any_start(),
+                                        steps in prop::collection::vec(0..300_000_u64, 1..200)) {
+        let clock = ManualClock::at(start);
+        let mut spending = Spending::default();
+        for step in steps {
+            clock.advance(Duration::from_micros(step));
+            let now = clock.now();
+            let before = spending.clone();
+            let Err(refused) = charge(&mut spending, &limits, now) else { continue };
+            prop_assert_eq!(&before, &spending, "a refusal changes nothing");
+            let RetryAfter::Wait(wait) = refused.retry else { break };
+            let just_before = wait.checked_sub(Duration::from_nanos(1)).expect("a wait is never zero");
+            let at = |d: Duration| Now {
+                // The calendar has microseconds; a wait for it has no smaller part.
+                wall: now.wall.plus(d),
+                steady_ns: now.steady_ns + u64::try_from(d.as_nanos()).expect("fits"),
+            };
+            prop_assert!(spending.check(&limits, 1, at(just_before)).is_err(), "{:?} too early", refused);
+            prop_assert!(spending.check(&limits, 1, at(wait)).is_ok(), "{:?} told too little", refused);
+        }
+    }
+
+    /// In any stretch of time a bucket admits at most its burst and what refilled meanwhile.
+    #[test]
+    fn a_bucket_never_admits_more(rate in 1..3_000_u64, burst in 1..100_u64,
+                                  steps in prop::collection::vec(0..20_000_u64, 1..400)) {
+        let clock = ManualClock::at(Timestamp::from_secs(0));
+        let mut spending = Spending::default();
+        let limits = [bucket(rate, burst)];
+        let start = clock.now().steady_ns;
+        let mut admitted = 0_u64;
+        for step in steps {
+            clock.advance(Duration::from_micros(step));
+            admitted += u64::from(charge(&mut spending, &limits, clock.now()).is_ok());
+            let refilled = u128::from(clock.now().steady_ns - start) * u128::from(rate) / 1_000_000_000;
+            prop_assert!(u128::from(admitted) <= u128::from(burst) + refilled);
+        }
+    }
+
+    /// No window ever holds more than its limit, wherever the calendar goes.
+    #[test]
+    fn a_window_never_admits_more(per in proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Month][..]),
+                                  max in 1..20_u64, start in any_start(),
+                                  steps in prop::collection::vec(0..90_000_u64, 1..400)) {
+        let clock = ManualClock::at(start);
+        let mut spending = Spending::default();
+        let limits = [window(per, max)];
+        let mut admitted = std::collections::HashMap::<_, u64>::new();
+        for step in steps {
+            clock.advance(Duration::from_secs(step) / 7);
+            let now = clock.now();
+            if charge(&mut spending, &limits, now).is_ok() {
+                *admitted.entry(window_start(per, now.wall)).or_default() += 1;
+            }
+        }
+        prop_assert!(admitted.values().all(|n| *n <= max), "{admitted:?}");
+    }
+
+    /// A charge given back leaves what was there, as far as any later answer can tell.
+    #[test]
+    fn given_back_is_as_if_never_charged(limits in prop::collection::vec(any_limit(), 1..4), start in any_start(),
+                                         spent in 0..30_u64, waited in 0..5_000_u64) {
+        let clock = ManualClock::at(start);
+        let mut spending = Spending::default();
+        for _ in 0..spent {
+            if charge(&mut spending, &limits, clock.now()).is_ok() {
+                spending.release(1);
+            }
+        }
+        let untouched = spending.clone();
+        let charged_at = clock.now();
+        if charge(&mut spending, &limits, charged_at).is_err() {
+            return Ok(());
+        }
+        clock.advance(Duration::from_millis(waited));
+        spending.give_back(&limits, 1, charged_at);
+        for l in &limits {
+            prop_assert_eq!(spending.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
+        }
+    }
+
+    /// What the headers say is left is what is then admitted.
+    #[test]
+    fn remaining_is_what_is_admitted(l in any_limit(), start in any_start(), spent in 0..30_u64) {
+        let clock = ManualClock::at(start);
+        let mut spending = Spending::default();
+        for _ in 0..spent {
+            _ = charge(&mut spending, &[l], clock.now());
+        }
+        let left = spending.remaining(&l, clock.now()).units;
+        let admitted = (0..100).take_while(|_| charge(&mut spending, &[l], clock.now()).is_ok()).count();
+        prop_assert_eq!(left, admitted as u64);
+    }
+}

@@ -1,0 +1,90 @@
+//! What is known of one request while it passes through Pingora's phases.
+
+use crate::clock::Now;
+use crate::gate::Admission;
+use crate::policy::fault::{Fault, Lang};
+use crate::policy::id::RequestId;
+use crate::policy::route::Route;
+use crate::usage::Pending;
+use bytes::Bytes;
+use http::HeaderValue;
+use prometheus::IntGauge;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// One request. Dropping it, however that comes about, ends its record and its place in flight.
+pub struct Ctx {
+    /// When its head had arrived.
+    pub arrived: Now,
+    /// Its identity.
+    pub id: RequestId,
+    /// What client, backend, logs and ledger know it by.
+    pub request_id: HeaderValue,
+    /// The language for messages.
+    pub lang: Lang,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The route that matched.
+    pub route: Option<Arc<Route>>,
+    /// Proof that it may be forwarded.
+    pub admission: Option<Admission>,
+    /// Its record to be.
+    pub record: Option<Pending>,
+    /// A body read ahead to find the end user in it; sent on from here.
+    pub body: Option<Bytes>,
+    /// Body bytes taken from the client so far.
+    pub body_bytes: u64,
+    /// The first server in its round, and how many were tried.
+    pub round: Option<usize>,
+    /// Servers tried so far.
+    pub attempts: usize,
+    /// Whether a connection to a backend stood.
+    pub reached: bool,
+    /// What Keygate answered by itself.
+    pub fault: Option<Fault>,
+    _in_flight: InFlight,
+}
+
+struct InFlight(IntGauge);
+
+impl Ctx {
+    /// A request whose head arrived at `arrived`.
+    pub fn new(arrived: Now, in_flight: IntGauge) -> Self {
+        in_flight.inc();
+        let id = RequestId::new(arrived.wall);
+        Self {
+            arrived,
+            id,
+            request_id: id_value(id),
+            lang: Lang::En,
+            address: IpAddr::from([0, 0, 0, 0]),
+            route: None,
+            admission: None,
+            record: None,
+            body: None,
+            body_bytes: 0,
+            round: None,
+            attempts: 0,
+            reached: false,
+            fault: None,
+            _in_flight: InFlight(in_flight),
+        }
+    }
+
+    /// The route's name for metrics; empty when none matched.
+    pub fn route_name(&self) -> &str {
+        self.route.as_ref().map_or("", |r| &r.name)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[expect(clippy::expect_used, reason = "a UUID's text is made of characters that every header may carry")]
+fn id_value(id: RequestId) -> HeaderValue {
+    let mut buffer = [0_u8; uuid::fmt::Hyphenated::LENGTH];
+    HeaderValue::from_str(id.0.hyphenated().encode_lower(&mut buffer)).expect("a UUID is a header value")
+}

@@ -1,0 +1,74 @@
+//! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
+
+use super::body::content_length;
+use super::ctx::Ctx;
+use super::ratelimit;
+use super::service::ProxyLimits;
+use crate::clock::Timestamp;
+use crate::counter::Left;
+use crate::envelope::Envelope;
+use crate::policy::denial::Denial;
+use bytes::Bytes;
+use http::Method;
+use http::header::EXPECT;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::time::Duration;
+
+/// An unread body up to this size is drained rather than the connection closed.
+const DRAINED: u64 = 64 * 1024;
+/// How long draining may take.
+const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Answers with `denial`.
+pub(super) async fn deny(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    limits: &ProxyLimits,
+    denial: &Denial,
+    left: Option<&Left>,
+    at: Timestamp,
+) -> pingora::Result<()> {
+    let fault = denial.fault();
+    ctx.fault = Some(fault);
+    keep_open_if_possible(session);
+    let message = denial.message(ctx.lang);
+    let envelope = Envelope::fault(fault, &message, denial.detail(), at);
+    let body = serde_json::to_vec(&envelope).unwrap_or_default();
+    let mut header = ResponseHeader::build(fault.status(), Some(12))?;
+    header.insert_header("Content-Type", "application/json")?;
+    header.insert_header("Content-Length", body.len())?;
+    header.insert_header("Cache-Control", "no-store")?;
+    header.insert_header("X-Request-Id", &ctx.request_id)?;
+    let retry_after = denial.retry_after_secs();
+    if let Some(secs) = retry_after {
+        header.insert_header("Retry-After", secs)?;
+    }
+    if fault.status() == 401 {
+        header.insert_header("WWW-Authenticate", "Bearer")?;
+    }
+    if let Some(left) = left {
+        ratelimit::write(&mut header, limits.families, left, ctx.arrived, retry_after)?;
+    }
+    let head_only = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}
+
+/// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large
+/// or unknown one, or one the client holds back until it is asked for, closes the connection.
+fn keep_open_if_possible(session: &mut Session) {
+    if session.is_body_done() {
+        return;
+    }
+    let waits = session.req_header().headers.contains_key(EXPECT);
+    if waits || content_length(session).is_none_or(|l| l > DRAINED) {
+        session.set_keepalive(None);
+        return;
+    }
+    session.set_close_on_response_before_downstream_finish(false);
+    session.set_total_drain_timeout(Some(DRAIN_WITHIN));
+}

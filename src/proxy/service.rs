@@ -1,0 +1,535 @@
+//! Pingora's phases, each a line or two that calls the part that knows.
+
+use super::body::{check_framing, content_length, read_ahead};
+use super::ctx::Ctx;
+use super::headers::{HeaderPolicy, Told, from_backend};
+use super::listen::Connection;
+use super::ratelimit::{self, Families};
+use super::reply;
+use super::upstream::Upstream;
+use crate::clock::Clock;
+use crate::gate::{Admission, Denied, EndUserNamed, Gate, Permit, RequestView};
+use crate::metrics::Metrics;
+use crate::policy::credential::end_user_in_body;
+use crate::policy::denial::{BadRequest, Denial};
+use crate::policy::fault::{Fault, Lang};
+use crate::policy::path::{canonical, check_query};
+use crate::policy::route::EndUserFrom;
+use crate::store::Outcome;
+use crate::usage::{Pending, Recorder, Start};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{ACCEPT_LANGUAGE, HOST, HeaderValue, USER_AGENT};
+use http::{Method, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The proxy.
+pub struct Proxy {
+    /// Decides.
+    pub gate: Arc<Gate>,
+    /// Backends, in the order that routes number them.
+    pub upstreams: Box<[Arc<Upstream>]>,
+    /// Takes the records.
+    pub recorder: Recorder,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// What goes to backends.
+    pub headers: HeaderPolicy,
+    /// Sizes and times.
+    pub limits: ProxyLimits,
+    /// This node's name.
+    pub node: Box<str>,
+}
+
+/// What a request may be, and how it is answered.
+#[derive(Clone, Copy, Debug)]
+pub struct ProxyLimits {
+    /// Bytes of all header fields.
+    pub header_bytes: usize,
+    /// Number of header fields.
+    pub header_fields: usize,
+    /// Bytes of the request target.
+    pub uri_bytes: usize,
+    /// Bytes of a body.
+    pub body_bytes: u64,
+    /// Bytes of a body that is read ahead.
+    pub end_user_body_bytes: u64,
+    /// Between two reads of a body.
+    pub body_timeout: Duration,
+    /// An idle connection is kept this long.
+    pub idle_timeout: Duration,
+    /// Whether the client's `X-Request-Id` is used.
+    pub trust_request_id: bool,
+    /// Which header families tell what is left.
+    pub families: Families,
+    /// Whether each request is logged.
+    pub access_log: bool,
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::new(self.clock.now(), self.metrics.in_flight.clone())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
+
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Ctx,
+        connection: Box<dyn Any + Send + Sync>,
+    ) {
+        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
+            connection.head_has_arrived();
+            ctx.address = connection.peer.ip();
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+        self.prepare(session, ctx);
+        let decided = self.decide(session, ctx).await;
+        let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
+        if ctx.body.is_none() {
+            self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
+        }
+        match decided {
+            Ok(admission) => {
+                ctx.admission = Some(admission);
+                Ok(false)
+            }
+            Err(denied) => {
+                self.refuse(session, ctx, *denied).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+        let Some(upstream) = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a route");
+        };
+        let start = *ctx.round.get_or_insert_with(|| upstream.start());
+        let Some(server) = upstream.server(start, ctx.attempts) else {
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no server left to try");
+        };
+        ctx.attempts += 1;
+        if let Some(record) = &mut ctx.record {
+            record.upstream(&server.text);
+        }
+        Ok(upstream.peer(&server))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&pingora::protocols::Digest>,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        ctx.reached = true;
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        self.metrics.upstream_failures.inc();
+        let servers = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)).map_or(0, |u| u.len());
+        tracing::warn!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
+        e.set_retry(ctx.attempts < servers);
+        e
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        let (Some(admission), Some(route)) = (&ctx.admission, &ctx.route) else {
+            return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
+        };
+        let told = Told {
+            admission,
+            request_id: &ctx.request_id,
+            address: ctx.address,
+            trace: ctx.id,
+            keep_credential: route.keep_credential,
+        };
+        self.headers.to_backend(request, &told)?;
+        if ctx.body.is_some() {
+            request.remove_header(&http::header::EXPECT);
+        }
+        // The canonical path was put on the session's own header by `prepare`; an absolute target ends here as well.
+        let target = session.req_header().uri.path_and_query().map_or("/", |t| t.as_str());
+        request.set_uri(
+            target.parse().map_err(|_| Error::explain(ErrorType::InternalError, "a canonical target"))?,
+        );
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        if let Some(read_ahead) = &ctx.body {
+            // Pingora replays what it kept, which may be only the tail. All of it is here.
+            *body = end_of_stream.then(|| read_ahead.clone());
+            return Ok(());
+        }
+        ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
+        if ctx.body_bytes > self.limits.body_bytes {
+            return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        from_backend(response, &ctx.request_id)?;
+        if let Some(admission) = &ctx.admission {
+            ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
+        }
+        if let Some(record) = &mut ctx.record {
+            record.first_byte(response.status.as_u16());
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        if !ctx.reached {
+            give_back(ctx);
+        }
+        let Some(fault) = fault_of(e) else {
+            // The client is gone or what it sends makes no sense any more; there is nobody to answer.
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        let error_code = fault.status();
+        if session.response_written().is_some() {
+            ctx.fault = Some(fault);
+            return FailToProxy { error_code, can_reuse_downstream: false };
+        }
+        // Of the request's body an unknown part is still to come.
+        session.set_keepalive(None);
+        let left = ctx.admission.as_ref().map(|a| a.left().clone());
+        let at = self.clock.now().wall;
+        let denial = Denial::Plain(fault);
+        if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
+            tracing::debug!(%error, "the client did not take the answer");
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        let written = session.response_written().map(|r| r.status.as_u16());
+        let outcome = outcome_of(ctx, e, written);
+        // 499 is what nginx calls a client that went away before it was answered.
+        let status = written.unwrap_or(499);
+        if let Some(mut record) = ctx.record.take() {
+            let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
+            let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
+            record.bytes(read, sent);
+            match (outcome, ctx.fault) {
+                (Outcome::Denied, Some(fault)) => record.denied(fault),
+                _ => record.complete(outcome, status),
+            }
+        }
+        ctx.admission = None;
+        self.count(ctx, outcome, status);
+        if self.limits.access_log {
+            log_access(session, ctx, outcome, status, self.elapsed(ctx));
+        }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+        // Pingora would log the whole request line, query included. What matters is logged where it is handled.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Ctx,
+        _error: &Error,
+        _context: pingora::proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+        format!("{} {} ({:?})", session.req_header().method, session.req_header().uri.path(), ctx.request_id)
+    }
+}
+
+// === the story of a decision ===
+
+impl Proxy {
+    async fn decide(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Admission, Box<Denied>> {
+        self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
+        let permit = {
+            let header = session.req_header();
+            self.gate.authorize(&RequestView {
+                method: &header.method,
+                path: header.uri.path(),
+                headers: &header.headers,
+                address: ctx.address,
+                now: ctx.arrived,
+            })?
+        };
+        ctx.route = Some(Arc::clone(permit.route()));
+        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        let Ok(place) = self.recorder.keep_place() else {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        };
+        let mut record = self.begin_record(session, ctx, &permit, place);
+        let admission = match self.gate.admit(permit, end_user.as_deref(), ctx.arrived).await {
+            Ok(admission) => admission,
+            Err(denied) => {
+                ctx.record = Some(record);
+                return Err(denied);
+            }
+        };
+        record.charged();
+        if let Some(id) = admission.end_user() {
+            record.end_user(id);
+        }
+        ctx.record = Some(record);
+        Ok(admission)
+    }
+
+    /// What is needed however the request is answered.
+    fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
+        session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
+        session.set_read_timeout(Some(self.limits.body_timeout));
+        let header = session.req_header_mut();
+        if let Some(wanted) = header.headers.get(ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok()) {
+            ctx.lang = Lang::preferred(wanted);
+        }
+        if self.limits.trust_request_id
+            && let Some(given) = header.headers.get("x-request-id")
+            && is_request_id(given)
+        {
+            ctx.request_id = given.clone();
+        }
+        if let Some(rewritten) = canonical_target(header) {
+            header.set_uri(rewritten);
+        }
+    }
+
+    /// Step 1: is the request well formed and of a permitted size?
+    fn check_message(&self, session: &Session) -> Result<(), Denial> {
+        let header = session.req_header();
+        if header.uri.path_and_query().map_or(0, |t| t.as_str().len()) > self.limits.uri_bytes {
+            return Err(Denial::Plain(Fault::UriTooLong));
+        }
+        let bytes: usize = header.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
+        if bytes > self.limits.header_bytes || header.headers.len() > self.limits.header_fields {
+            return Err(Denial::Plain(Fault::HeadersTooLarge));
+        }
+        if matches!(header.method, Method::TRACE | Method::CONNECT) {
+            return Err(Denial::Plain(Fault::NotImplemented));
+        }
+        let mut hosts = header.headers.get_all(HOST).iter();
+        let one = hosts.next().is_some() && hosts.next().is_none();
+        if !one && header.version == Version::HTTP_11 {
+            return Err(Denial::BadRequest(BadRequest::Host));
+        }
+        check_framing(header)?;
+        let bad = |b| Denial::BadRequest(BadRequest::Path(b));
+        canonical(header.uri.path().as_bytes()).map_err(bad)?;
+        check_query(header.uri.query().unwrap_or("").as_bytes()).map_err(bad)?;
+        if content_length(session).is_some_and(|l| l > self.limits.body_bytes) {
+            return Err(Denial::Plain(Fault::PayloadTooLarge));
+        }
+        Ok(())
+    }
+
+    /// The end user that the request names, reading its body ahead where the route says so.
+    async fn end_user(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: Permit,
+    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
+        let EndUserFrom::JsonField(field) = &permit.route().end_user else {
+            let named = match permit.end_user() {
+                EndUserNamed::Header(name) => Some(name.clone()),
+                EndUserNamed::Nobody | EndUserNamed::Body => None,
+            };
+            return Ok((permit, named));
+        };
+        let found = match read_ahead(session, self.limits.end_user_body_bytes).await {
+            Ok(None) => Ok(None),
+            Ok(Some(body)) => {
+                let found = end_user_in_body(&body, field).map_err(Denial::BadRequest);
+                ctx.body = Some(body);
+                found
+            }
+            Err(denial) => Err(denial),
+        };
+        match found {
+            Ok(name) => Ok((permit, name.map(Into::into))),
+            Err(denial) => Err(permit.deny(denial)),
+        }
+    }
+
+    async fn refuse(&self, session: &mut Session, ctx: &mut Ctx, denied: Denied) -> pingora::Result<()> {
+        ctx.route = denied.route;
+        if ctx.record.is_none()
+            && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
+        {
+            ctx.record = Some(self.record_of(session, ctx, entry, crate::usage::Place::default()));
+        }
+        let at = self.clock.now().wall;
+        reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at).await
+    }
+
+    fn begin_record(
+        &self,
+        session: &Session,
+        ctx: &Ctx,
+        permit: &Permit,
+        place: crate::usage::Place,
+    ) -> Pending {
+        self.record_of(session, ctx, permit.entry(), place)
+    }
+
+    fn record_of(
+        &self,
+        session: &Session,
+        ctx: &Ctx,
+        entry: &crate::keyring::Entry,
+        place: crate::usage::Place,
+    ) -> Pending {
+        let header = session.req_header();
+        let start = Start {
+            id: ctx.id,
+            request_id: ctx.request_id.to_str().unwrap_or(""),
+            api_key_id: entry.key.id,
+            workspace_id: entry.key.workspace_id.clone(),
+            arrived: ctx.arrived,
+            method: header.method.as_str(),
+            endpoint: header.uri.path(),
+            route: ctx.route_name(),
+            ip_address: ctx.address,
+            user_agent: header.headers.get(USER_AGENT).map_or(b"", HeaderValue::as_bytes),
+            node: &self.node,
+        };
+        Pending::begin(start, place, self.recorder.clone(), Arc::clone(&self.clock))
+    }
+
+    fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
+        let class = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            _ => "5xx",
+        };
+        let route = ctx.route_name();
+        self.metrics.requests.with_label_values(&[route, class, outcome.as_str()]).inc();
+        self.metrics.request_seconds.with_label_values(&[route]).observe(self.elapsed(ctx).as_secs_f64());
+        if let (Outcome::Denied, Some(fault)) = (outcome, ctx.fault) {
+            self.metrics.denials.with_label_values(&[fault.name()]).inc();
+        }
+    }
+
+    fn elapsed(&self, ctx: &Ctx) -> Duration {
+        Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
+    }
+}
+
+/// The request never reached a backend: it costs nothing.
+fn give_back(ctx: &mut Ctx) {
+    if let Some(admission) = ctx.admission.take() {
+        admission.give_back();
+    }
+    if let Some(record) = &mut ctx.record {
+        record.given_back();
+    }
+}
+
+/// The request target as it is forwarded, where the client wrote it differently.
+fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
+    let path = canonical(header.uri.path().as_bytes()).ok()?;
+    let absolute = header.uri.authority().is_some();
+    if path.as_str() == header.uri.path() && !absolute {
+        return None;
+    }
+    let mut target = String::from(path.as_str());
+    if let Some(query) = header.uri.query() {
+        target.push('?');
+        target.push_str(query);
+    }
+    target.parse().ok()
+}
+
+fn is_request_id(value: &HeaderValue) -> bool {
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// What the client is told about a failure; none when there is no client any more.
+fn fault_of(e: &Error) -> Option<Fault> {
+    match (&e.etype, &e.esource) {
+        (ErrorType::HTTPStatus(413), _) => Some(Fault::PayloadTooLarge),
+        (ErrorType::HTTPStatus(503), _) => Some(Fault::ServiceUnavailable),
+        (ErrorType::ReadTimedout, ErrorSource::Downstream) => Some(Fault::RequestTimeout),
+        (_, ErrorSource::Downstream) => None,
+        (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {
+            Some(Fault::GatewayTimeout)
+        }
+        (_, ErrorSource::Upstream) => Some(Fault::BadGateway),
+        _ => Some(Fault::Internal),
+    }
+}
+
+fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
+    match (ctx.fault, e) {
+        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
+            Outcome::UpstreamFailed
+        }
+        (Some(_), _) => Outcome::Denied,
+        (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
+        (None, Some(_)) => Outcome::UpstreamFailed,
+        (None, None) => Outcome::Served,
+    }
+}
+
+fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
+    let header = session.req_header();
+    tracing::info!(
+        target: "keygate::access",
+        request_id = ctx.request_id.to_str().unwrap_or(""),
+        method = %header.method,
+        path = header.uri.path(),
+        route = ctx.route_name(),
+        status,
+        outcome = outcome.as_str(),
+        address = %ctx.address,
+        duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
+    );
+}
