@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::secret::{Shape, shape};
-use crate::store::EndUsers;
+use crate::store::{Digest, EndUsers};
 
 pub(super) async fn api_and_token() -> (Api, String) {
     let api = Api::start().await;
@@ -129,6 +129,30 @@ async fn regenerating_keeps_the_key_and_changes_the_secret() {
     }
     let refused = api.call(&token, "POST", &uri, json!({"grace_period_seconds": 2_592_001})).await;
     assert_eq!(refused.data()["errors"][0]["field"], "grace_period_seconds");
+}
+
+#[tokio::test]
+async fn a_write_is_in_force_on_this_node_when_it_is_answered() {
+    let (api, token) = api_and_token().await;
+    let peppers = Peppers::new(vec![(1, vec![7; 32])]).expect("a pepper");
+    let opens = |key: &Value| {
+        let secret = key["api_key"].as_str().expect("a secret");
+        let found = api.keyring.find(&Digest(peppers.current().digest(secret.as_bytes())), NOW);
+        found.map(|found| found.entry.key.is_active)
+    };
+    let first = api.key(&token, "n").await;
+    assert_eq!(opens(&first), Some(true));
+    let uri = format!("/apikeys/{}", first["id"].as_str().expect("an id"));
+    api.call(&token, "PUT", &uri, json!({"is_active": false})).await;
+    assert_eq!(opens(&first), Some(false));
+    api.call(&token, "PUT", &uri, json!({"is_active": true})).await;
+    let body = json!({"grace_period_seconds": 60});
+    let second = api.call(&token, "POST", &format!("{uri}/regenerate"), body).await.data();
+    assert_eq!((opens(&first), opens(&second)), (Some(true), Some(true)), "the grace period runs");
+    let third = api.call(&token, "POST", &format!("{uri}/regenerate"), Value::Null).await.data();
+    assert_eq!((opens(&first), opens(&second), opens(&third)), (None, None, Some(true)));
+    api.call(&token, "DELETE", &uri, Value::Null).await;
+    assert_eq!(opens(&third), None);
 }
 
 #[tokio::test]

@@ -9,18 +9,19 @@ mod usage;
 
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
-use crate::keyring::Keyring;
+use crate::keyring::{FeedOptions, Follower, Keyring};
 use crate::metrics::Metrics;
 use crate::policy::id::WorkspaceId;
 use crate::policy::secret::Peppers;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
-use crate::store::{Actor, Store, Tenants};
+use crate::store::{Actor, Feed, Store, Tenants};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 /// Where the clocks of these tests stand at first.
@@ -33,6 +34,7 @@ pub(super) struct Api {
     pub(super) store: Arc<SqliteStore>,
     pub(super) clock: Arc<ManualClock>,
     pub(super) auth: Arc<Auth>,
+    pub(super) keyring: Arc<Keyring>,
     _folder: tempfile::TempDir,
 }
 
@@ -67,8 +69,8 @@ impl Api {
     pub(super) async fn start_with(adjust: impl FnOnce(&mut AdminDeps)) -> Self {
         let (mut deps, store, clock, folder) = dependencies().await;
         adjust(&mut deps);
-        let auth = Arc::clone(&deps.auth);
-        Self { router: router(deps), store, clock, auth, _folder: folder }
+        let (auth, keyring) = (Arc::clone(&deps.auth), Arc::clone(&deps.keyring));
+        Self { router: router(deps), store, clock, auth, keyring, _folder: folder }
     }
 
     /// A token for `role` in the workspace `id`; `-` means none.
@@ -106,14 +108,15 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
     let plan = crate::draft::PlanDraft::read(plan.as_object().expect("an object")).expect("a right plan");
     store.create_plan(plan.into_record(NOW), &Actor::keygate(), NOW).await.expect("a stored plan");
     let clock = Arc::new(ManualClock::at(NOW));
+    let keyring = follow(&store, &clock);
     let deps = AdminDeps {
         store: Arc::clone(&store) as Arc<dyn Store>,
-        keyring: Arc::new(Keyring::default()),
+        keyring,
         peppers: Arc::new(Peppers::new(vec![(1, vec![7; 32])]).expect("a pepper")),
         secret_prefix: "sk".into(),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
-        metrics: Arc::new(Metrics {}),
+        metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
@@ -122,6 +125,24 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         write_timeout: Duration::from_secs(2),
     };
     (deps, store, clock, folder)
+}
+
+/// A keyring that follows `store` for as long as the test runs.
+fn follow(store: &Arc<SqliteStore>, clock: &Arc<ManualClock>) -> Arc<Keyring> {
+    let keyring = Arc::new(Keyring::new());
+    let follower = Follower::new(
+        Arc::clone(&keyring),
+        Arc::clone(store) as Arc<dyn Feed>,
+        Arc::clone(clock) as Arc<dyn Clock>,
+        FeedOptions { poll_interval: Duration::from_hours(1) },
+        Box::new(|_| {}),
+    );
+    let (keep_going, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        follower.run(stop).await;
+        drop(keep_going);
+    });
+    keyring
 }
 
 pub(super) async fn send(router: &Router, request: Request<Body>) -> Reply {
