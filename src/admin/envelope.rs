@@ -91,6 +91,7 @@ pub(super) async fn write(State(admin): State<Shared>, mut request: Request, nex
 }
 
 /// What a panic of a handler is answered with.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
 pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let what = panic
         .downcast_ref::<&str>()

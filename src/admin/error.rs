@@ -122,6 +122,7 @@ impl AdminError {
         let first = errors.first().map(|e| format!("{} {}", e.field, e.message)).unwrap_or_default();
         let en = format!("{}: {first}", fault.message(Lang::En));
         let zh = format!("{}：{first}", fault.message(Lang::Zh));
+        let errors = serde_json::to_value(errors).unwrap_or_default();
         Self::of(fault).saying(en, zh).with_data(json!({"errors": errors}))
     }
 
