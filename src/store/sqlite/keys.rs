@@ -23,7 +23,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let credential = key.credential.clone();
             let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
             let record = rules::new_key(key, &by.subject, at)?;
@@ -68,7 +68,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             if let Some(asked) = patch.rate_limit {
                 let plan = plan_of(tx, &workspace)?.ok_or(StoreError::NotFound("workspace"))?;
@@ -98,7 +98,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             let version = next_version(tx)?;
@@ -130,7 +130,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let mut record = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             check_digest_is_free(tx, new.digest)?;
@@ -159,7 +159,7 @@ impl Keys for SqliteStore {
         new: Digest,
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND (digest = ?2 OR old_digest = ?2)";
             let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
             let Some(is_current) = found else { return Ok(None) };
