@@ -110,6 +110,7 @@ struct Base {
 
 /// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
 pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+    parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers))?;

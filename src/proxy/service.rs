@@ -159,7 +159,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -177,11 +177,6 @@ impl ProxyHttp for Proxy {
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
-        // The canonical path was put on the session's own header by `prepare`; an absolute target ends here as well.
-        let target = session.req_header().uri.path_and_query().map_or("/", |t| t.as_str());
-        request.set_uri(
-            target.parse().map_err(|_| Error::explain(ErrorType::InternalError, "a canonical target"))?,
-        );
         Ok(())
     }
 
@@ -233,15 +228,19 @@ impl ProxyHttp for Proxy {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        // Of the request's body an unknown part is still to come.
-        session.set_keepalive(None);
+        let can_reuse_downstream = session.is_body_done();
+        if !can_reuse_downstream {
+            // Of the request's body an unknown part is still to come.
+            session.set_keepalive(None);
+        }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;
         let denial = Denial::Plain(fault);
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
+            return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy { error_code, can_reuse_downstream }
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
