@@ -109,7 +109,8 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(denied) => {
-                self.refuse(session, ctx, *denied).await?;
+                // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
+                self.refuse(session, ctx, *denied).await.map_err(|e| e.into_down())?;
                 Ok(true)
             }
         }
@@ -223,6 +224,9 @@ impl ProxyHttp for Proxy {
             // The client is gone or what it sends makes no sense any more; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        if fault == Fault::Internal {
+            tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
+        }
         let error_code = fault.status();
         if session.response_written().is_some() {
             ctx.fault = Some(fault);
