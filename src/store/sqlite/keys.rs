@@ -23,23 +23,31 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
+        self.write_durably(move |tx| create(tx, key, &by, at)).await
+    }
+
+    async fn create_keys(
+        &self,
+        keys: Vec<NewKey>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
+        let by = by.clone();
         self.write_durably(move |tx| {
-            let credential = key.credential.clone();
-            let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
-            let record = rules::new_key(key, &by.subject, at)?;
-            rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
-            forget_expired_credentials(tx, at)?;
-            check_digest_is_free(tx, credential.digest)?;
-            let version = next_version(tx)?;
-            insert(tx, &record, &credential, version)?;
-            let line = Line {
-                action: "key.create",
-                workspace: Some(&record.key.workspace_id),
-                target: record.key.id.to_string(),
-                changes: rules::key_fields(&record),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            Ok(Written { value: record, version })
+            let mut done = Vec::with_capacity(keys.len());
+            for key in keys {
+                tx.execute_batch("SAVEPOINT one_key")?;
+                let created = create(tx, key, &by, at);
+                if created.is_err() {
+                    tx.execute_batch("ROLLBACK TO one_key")?;
+                }
+                tx.execute_batch("RELEASE one_key")?;
+                match created {
+                    Err(error) if error.is_transient() => return Err(error),
+                    other => done.push(other.map(|written| written.version)),
+                }
+            }
+            Ok(done)
         })
         .await
     }
@@ -174,6 +182,30 @@ impl Keys for SqliteStore {
         })
         .await
     }
+}
+
+fn create(
+    tx: &Transaction<'_>,
+    key: NewKey,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let credential = key.credential.clone();
+    let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
+    let record = rules::new_key(key, &by.subject, at)?;
+    rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
+    forget_expired_credentials(tx, at)?;
+    check_digest_is_free(tx, credential.digest)?;
+    let version = next_version(tx)?;
+    insert(tx, &record, &credential, version)?;
+    let line = Line {
+        action: "key.create",
+        workspace: Some(&record.key.workspace_id),
+        target: record.key.id.to_string(),
+        changes: rules::key_fields(&record),
+    };
+    audit::add(tx, version, by, at, line)?;
+    Ok(Written { value: record, version })
 }
 
 // === writes ===
