@@ -10,14 +10,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// get to.
 const CAPPED: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool", "h2", "hyper"];
 
+/// Says at `info` what is already said in our own words.
+const REPETITIVE: &str = "refinery_core=warn";
+
 /// Starts logging.
 pub(super) fn init(config: &LogConfig) {
     let level: LevelFilter = config.level.as_str().parse().unwrap_or(LevelFilter::INFO);
     let capped = level.min(LevelFilter::INFO);
     let mut filter = EnvFilter::default().add_directive(level.into());
-    for target in CAPPED {
-        if let Ok(directive) = format!("{target}={capped}").parse() {
-            filter = filter.add_directive(directive);
+    let capped = CAPPED.iter().map(|target| format!("{target}={capped}"));
+    for directive in capped.chain([REPETITIVE.to_owned()]) {
+        match directive.parse() {
+            Ok(directive) => filter = filter.add_directive(directive),
+            Err(error) => eprintln!("keygate: {directive}: {error}"),
         }
     }
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
