@@ -6,9 +6,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Pingora writes whole request heads, credentials included, at `debug` and below. Whatever is asked for, it does not
-/// get to.
-const CAPPED: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool", "h2", "hyper"];
+/// Pingora writes whole request heads, credentials included, at `debug` and below; whatever is asked for, it does not get
+/// to. At `error` it reports every client that hangs up half-way, which anybody can make it do as often as they like, so
+/// it is heard only by who asks for more than usual. What matters of it is logged where it is handled.
+const PINGORA: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool"];
 
 /// Says at `info` what is already said in our own words.
 const REPETITIVE: &str = "refinery_core=warn";
@@ -16,9 +17,9 @@ const REPETITIVE: &str = "refinery_core=warn";
 /// Starts logging.
 pub(super) fn init(config: &LogConfig) {
     let level: LevelFilter = config.level.as_str().parse().unwrap_or(LevelFilter::INFO);
-    let capped = level.min(LevelFilter::INFO);
+    let pingora = if level > LevelFilter::INFO { LevelFilter::INFO } else { LevelFilter::OFF };
     let mut filter = EnvFilter::default().add_directive(level.into());
-    let capped = CAPPED.iter().map(|target| format!("{target}={capped}"));
+    let capped = PINGORA.iter().map(|target| format!("{target}={pingora}"));
     for directive in capped.chain([REPETITIVE.to_owned()]) {
         match directive.parse() {
             Ok(directive) => filter = filter.add_directive(directive),
