@@ -11,16 +11,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// it is heard only by who asks for more than usual. What matters of it is logged where it is handled.
 const PINGORA: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool"];
 
-/// Says at `info` what is already said in our own words.
-const REPETITIVE: &str = "refinery_core=warn";
+/// These say below `info` what they read and write, and refinery at `info` what is said in our own words.
+const CAPPED: &[&str] = &["h2=info", "hyper=info", "refinery_core=warn"];
 
 /// Starts logging.
 pub(super) fn init(config: &LogConfig) {
     let level: LevelFilter = config.level.as_str().parse().unwrap_or(LevelFilter::INFO);
     let pingora = if level > LevelFilter::INFO { LevelFilter::INFO } else { LevelFilter::OFF };
     let mut filter = EnvFilter::default().add_directive(level.into());
-    let capped = PINGORA.iter().map(|target| format!("{target}={pingora}"));
-    for directive in capped.chain([REPETITIVE.to_owned()]) {
+    let pingora = PINGORA.iter().map(|target| format!("{target}={pingora}"));
+    for directive in pingora.chain(CAPPED.iter().map(ToString::to_string)) {
         match directive.parse() {
             Ok(directive) => filter = filter.add_directive(directive),
             Err(error) => eprintln!("keygate: {directive}: {error}"),
