@@ -10,4 +10,15 @@
 )]
 
 mod support;
-mod smoke;
+
+mod authorization;
+mod connections;
+mod end_users;
+mod headers;
+mod limits;
+mod order;
+mod replies;
+mod routing;
+mod secrets;
+mod streaming;
+mod usage;
