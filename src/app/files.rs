@@ -60,7 +60,7 @@ pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError
     let kept = keep(path, || {
         let mut bytes = Zeroizing::new([0_u8; 32]);
         fill_random(&mut *bytes);
-        Zeroizing::new(bytes.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n")
+        Zeroizing::new(hex::encode(*bytes) + "\n")
     })?;
     let value = Zeroizing::new(kept.value.trim().as_bytes().to_vec());
     Ok(Kept { value, is_new: kept.is_new })
@@ -70,7 +70,8 @@ pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let text = fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))?;
     let mode = fs::metadata(path).map_err(io(path))?.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+    let others = mode & 0o077;
+    if others == 0 { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
 }
 
 /// Writes `text` to a new private file, or over an old one at once.

@@ -43,7 +43,7 @@ const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
 /// Keys that may wait to be re-hashed under a new pepper.
 const REHASH_QUEUE: usize = 1_024;
 /// How long the first admin token is valid.
-const FIRST_TOKEN_TTL: Duration = Duration::from_secs(30 * 86_400);
+const FIRST_TOKEN_TTL: Duration = Duration::from_hours(30 * 24);
 /// The workspace of the first admin token.
 const FIRST_WORKSPACE: &str = "default";
 
@@ -110,6 +110,7 @@ struct Base {
 
 /// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
 pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+    parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers))?;
@@ -171,7 +172,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     }
     drop(acceptor);
 
-    let admin_runtime = parts::runtime("keygate-admin", config.admin.threads)?;
+    let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     let accepting = Arc::new(AtomicBool::new(true));

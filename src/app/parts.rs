@@ -180,6 +180,15 @@ pub(super) fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
+/// Each connection is a file descriptor, twice when it is forwarded; the usual soft limit of 1024 would be the first
+/// limit that a gateway meets.
+pub(super) fn raise_file_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+}
+
 /// 0 means one per core.
 pub(super) fn threads(configured: usize) -> usize {
     match configured {

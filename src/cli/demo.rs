@@ -21,7 +21,7 @@ use std::time::Duration;
 /// The workspace of the demo's key and token.
 const WORKSPACE: &str = "demo";
 /// How long the demo's admin token is valid.
-const TOKEN_TTL: Duration = Duration::from_secs(86_400);
+const TOKEN_TTL: Duration = Duration::from_hours(24);
 /// What the backend stands for, and under which path it is reached.
 const KINDS: [&str; 3] = ["app", "rag", "memory"];
 
@@ -69,13 +69,13 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
 }
 
 fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config, Failure> {
-    let mut text = String::from("[log]\nlevel = \"warn\"\n");
-    for kind in KINDS {
-        text.push_str(&format!(
+    let routes = KINDS.map(|kind| {
+        format!(
             "[[upstreams]]\nname = \"{kind}\"\nservers = [\"{backend}\"]\n\
              [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\n"
-        ));
-    }
+        )
+    });
+    let text = format!("[log]\nlevel = \"warn\"\n{}", routes.concat());
     let mut config = Config::parse(&text, "demo", &[], "demo").map_err(Failure::Config)?;
     config.proxy.listen = vec![args.listen.unwrap_or_else(|| free_or_any(8080))];
     config.admin.listen = args.admin_listen.unwrap_or_else(|| free_or_any(8081));

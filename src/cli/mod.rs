@@ -122,6 +122,7 @@ fn inline_peppers(environment: Environment<'_>) -> Option<&str> {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed to `map_err`, which passes values")]
     fn failed(error: impl ToString) -> Self {
         Self::Failed(error.to_string())
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest life of a token.
-const TTL_MAX: Duration = Duration::from_secs(365 * 86_400);
+const TTL_MAX: Duration = Duration::from_hours(365 * 24);
 
 /// Arguments of `keygate token`.
 #[derive(Debug, Args)]

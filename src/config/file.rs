@@ -3,18 +3,19 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
-use super::rule::{
-    Counted, CountersUrl, FILE, Flag, HEADER, LISTEN, METHOD, NAME, OrEmpty, Parsed, ROUTE_PATH,
-    SECRET_PREFIX, SERVER, Size, Span, StoreUrl, Text, Whole, Word, header, is_name, quote,
-};
+use super::rule::{Flag, OrEmpty, Parsed, Size, Span, Text, Whole, Word, quote};
 use super::section::Section;
+use super::texts::{
+    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, SERVER, StoreUrl,
+    header, is_name,
+};
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
     JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, ServerAddr,
     StoreConfig, UpstreamConfig, UsageConfig,
 };
 use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,7 +68,7 @@ pub(super) struct RouteFile {
     pub(super) path: Option<String>,
     pub(super) methods: Vec<Method>,
     pub(super) upstream: Option<String>,
-    pub(super) scopes: Vec<crate::policy::key::Scope>,
+    pub(super) scopes: Vec<Scope>,
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
@@ -298,15 +299,15 @@ const THREADS: Whole<usize> = Whole { min: 0, max: 1_024 };
 /// What the issuer of tokens decides: any text.
 const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
 
-const PLAN_ID: Parsed<PlanId> = Parsed::new(
-    "the name of a plan: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
-    |text| text.parse().ok(),
-    quote,
-);
+const PLAN_ID: Parsed<PlanId> = Parsed {
+    must: "the name of a plan: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
+    read: |text| text.parse().ok(),
+    show: quote,
+};
 
-const RESOURCE: Parsed<ResourceSource> = Parsed::new(
-    r#""path:NAME" with the name of a path parameter, or "header:NAME""#,
-    |text| {
+const RESOURCE: Parsed<ResourceSource> = Parsed {
+    must: r#""path:NAME" with the name of a path parameter, or "header:NAME""#,
+    read: |text| {
         let (kind, name) = text.split_once(':')?;
         match kind {
             "path" if is_name(name) => Some(ResourceSource::Path(name.to_owned())),
@@ -314,15 +315,15 @@ const RESOURCE: Parsed<ResourceSource> = Parsed::new(
             _ => None,
         }
     },
-    |source| match source {
+    show: |source| match source {
         ResourceSource::Path(name) => quote(&format_args!("path:{name}")),
         ResourceSource::Header(name) => quote(&format_args!("header:{name}")),
     },
-);
+};
 
-const END_USER: Parsed<EndUserChoice> = Parsed::new(
-    r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
-    |text| match text.split_once(':') {
+const END_USER: Parsed<EndUserChoice> = Parsed {
+    must: r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
+    read: |text| match text.split_once(':') {
         None if text == "header" => Some(EndUserChoice::AsProxy),
         None if text == "none" => Some(EndUserChoice::Own(EndUserSource::Nowhere)),
         Some(("header", name)) => header(name).map(|name| EndUserChoice::Own(EndUserSource::Header(name))),
@@ -331,7 +332,7 @@ const END_USER: Parsed<EndUserChoice> = Parsed::new(
         }
         _ => None,
     },
-    |choice| match choice {
+    show: |choice| match choice {
         EndUserChoice::AsProxy => quote(&"header"),
         EndUserChoice::Own(EndUserSource::Nowhere) => quote(&"none"),
         EndUserChoice::Own(EndUserSource::Header(name)) => {
@@ -339,7 +340,7 @@ const END_USER: Parsed<EndUserChoice> = Parsed::new(
         }
         EndUserChoice::Own(EndUserSource::Body(field)) => quote(&format_args!("body:{field}")),
     },
-);
+};
 
 const fn size(min: usize, max: usize) -> Size<usize> {
     Size { min, max }

@@ -3,19 +3,23 @@
 //! A variable goes before the file, the file before the default. Must not know: what the settings do, or whether the
 //! files they name can be read. A configuration that is wrong in one place is not used at all.
 
+mod defaults;
 mod error;
 mod file;
 mod given;
 mod nearest;
+mod reading;
 mod rule;
 mod section;
+mod texts;
 mod types;
 mod validate;
 
 pub use error::{ConfigError, Mistake};
 pub use types::*;
 
-use section::Reading;
+use reading::Reading;
+use section::Section;
 use std::io::Read as _;
 use std::path::Path;
 use toml::de::DeTable;
@@ -57,7 +61,7 @@ impl Config {
         for error in &syntax_errors {
             reading.complain_of_syntax(error);
         }
-        let read = reading.root(table.get_ref(), file::read);
+        let read = Section::root(&mut reading, table.get_ref(), file::read);
         reading.close_variables(PROGRAM_VARIABLES);
         let config = validate::validate(read, host_name, &mut reading);
         reading.finish(file, config)
@@ -70,7 +74,7 @@ pub fn known_keys() -> Vec<KnownKey> {
     let (table, _) =
         DeTable::parse_recoverable("plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\n");
     let mut reading = Reading::new("", &[]);
-    reading.root(table.get_ref(), file::read);
+    Section::root(&mut reading, table.get_ref(), file::read);
     reading.into_known()
 }
 

@@ -5,49 +5,14 @@
 //!
 //! Must not know: which keys there are, or what they mean.
 
-use super::error::{ConfigError, Mistake};
 use super::given::Given;
 use super::nearest::nearest;
+use super::reading::{Place, Reading, join, quoted, variable_name};
 use super::rule::Rule;
 use super::types::KnownKey;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Bound, RangeInclusive};
+use std::ops::RangeInclusive;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-
-/// Every variable that overrides a key begins so.
-const VARIABLE_PREFIX: &str = "KEYGATE_";
-/// Most mistakes that are told; more help nobody.
-const MISTAKES_MAX: usize = 1000;
-/// Longest part of an unknown name that is quoted, in characters.
-const QUOTE_MAX: usize = 64;
-
-/// One reading of a configuration: what was found and what was wrong.
-pub(super) struct Reading<'a> {
-    text: &'a str,
-    line_starts: Vec<usize>,
-    /// Those of [`VARIABLE_PREFIX`].
-    variables: BTreeMap<&'a str, &'a str>,
-    used: BTreeSet<String>,
-    /// Where each key and table that was met is written.
-    places: BTreeMap<String, Place>,
-    /// The paths whose values are wrong in themselves.
-    wrong: BTreeSet<String>,
-    /// Lines that are not TOML: what is read from them is a guess.
-    broken_lines: BTreeSet<usize>,
-    mistakes: Vec<Mistake>,
-    untold: usize,
-    known: Vec<KnownKey>,
-}
-
-/// Where something is written.
-#[derive(Clone)]
-enum Place {
-    /// At this byte of the file.
-    File(usize),
-    /// In this variable.
-    Variable(String),
-}
 
 /// A table that is being read.
 pub(super) struct Section<'r, 'a> {
@@ -63,7 +28,26 @@ pub(super) struct Section<'r, 'a> {
 
 // === impl Section ===
 
-impl<'a> Section<'_, 'a> {
+impl<'r, 'a> Section<'r, 'a> {
+    /// What `read` makes of the whole file.
+    pub(super) fn root<T>(
+        reading: &'r mut Reading<'a>,
+        table: &'a DeTable<'a>,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let mut root = Self {
+            reading,
+            path: String::new(),
+            pattern: String::new(),
+            table: Some(table),
+            variables: true,
+            asked: Vec::new(),
+        };
+        let value = read(&mut root);
+        root.close();
+        value
+    }
+
     /// The value of `key`, or `default` where it is absent or wrong.
     pub(super) fn value<R: Rule>(&mut self, key: &'static str, rule: &R, default: R::Value) -> R::Value {
         self.know(key, rule.show(&default));
@@ -139,7 +123,7 @@ impl<'a> Section<'_, 'a> {
         self.asked.push(key);
         let path = join(&self.path, key);
         let Some(value) = self.table.and_then(|table| table.get(key)) else { return Vec::new() };
-        self.reading.places.insert(path.clone(), Place::File(value.span().start));
+        self.reading.found(&path, Place::File(value.span().start));
         let Some(items) = value.get_ref().as_array() else {
             self.reading.complain(&path, format!("must be a list of tables, each under [[{path}]]"));
             return vec![None];
@@ -173,11 +157,10 @@ impl<'a> Section<'_, 'a> {
         }
         let pattern = format!("{}.NAME", join(&self.pattern, key));
         let mut values = Vec::with_capacity(table.len());
-        for (name, item) in table {
-            let name: &'a str = name.get_ref();
-            if let Some(read) = self.one_of_many(join(&path, &quoted(name)), pattern.clone(), item, &read) {
-                values.push((name, read));
-            }
+        for (key, item) in table {
+            let name: &'a str = key.get_ref();
+            let child = self.one_of_many(join(&path, &quoted(name)), pattern.clone(), item, &read);
+            values.extend(child.map(|made| (name, made)));
         }
         values
     }
@@ -192,9 +175,9 @@ impl<'a> Section<'_, 'a> {
         let table = Some(self.reading.as_table(&path, value)?);
         let mut child =
             Section { reading: self.reading, path, pattern, table, variables: false, asked: Vec::new() };
-        let read = read(&mut child);
+        let value = read(&mut child);
         child.close();
-        Some(read)
+        Some(value)
     }
 
     fn read<R: Rule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
@@ -229,7 +212,7 @@ impl<'a> Section<'_, 'a> {
         for (n, item) in items.iter().enumerate() {
             let item_path = format!("{path}[{n}]");
             if let Given::File(value) = item {
-                self.reading.places.insert(item_path.clone(), Place::File(value.span().start));
+                self.reading.found(&item_path, Place::File(value.span().start));
             }
             match rule.read(*item) {
                 Ok(value) => values.push(value),
@@ -242,23 +225,20 @@ impl<'a> Section<'_, 'a> {
     /// What was written for `key`; a variable goes before the file.
     fn find(&mut self, key: &'static str) -> Option<Given<'a>> {
         let path = join(&self.path, key);
-        if self.variables {
-            let name = variable_name(&path);
-            if let Some(text) = self.reading.variables.get(name.as_str()).copied() {
-                self.reading.used.insert(name.clone());
-                self.reading.places.insert(path, Place::Variable(name));
-                return Some(Given::Variable(text));
-            }
+        if self.variables
+            && let Some(text) = self.reading.variable(&path)
+        {
+            return Some(Given::Variable(text));
         }
         let value = self.table?.get(key)?;
-        self.reading.places.insert(path, Place::File(value.span().start));
+        self.reading.found(&path, Place::File(value.span().start));
         Some(Given::File(value))
     }
 
     fn know(&mut self, key: &'static str, default: String) {
         self.asked.push(key);
         let variable = self.variables.then(|| variable_name(&join(&self.path, key)));
-        self.reading.known.push(KnownKey { path: join(&self.pattern, key), variable, default });
+        self.reading.know(KnownKey { path: join(&self.pattern, key), variable, default });
     }
 
     /// Complains about the keys nobody asked for.
@@ -274,244 +254,8 @@ impl<'a> Section<'_, 'a> {
                 None => format!("unknown key; known here: {}", self.asked.join(", ")),
             };
             let path = join(&self.path, &quoted(name));
-            self.reading.places.insert(path.clone(), Place::File(key.span().start));
+            self.reading.found(&path, Place::File(key.span().start));
             self.reading.complain(&path, message);
         }
     }
-}
-
-// === impl Reading ===
-
-impl<'a> Reading<'a> {
-    /// A reading of `text` under the variables of `env`; those of other programs are passed over.
-    pub(super) fn new(text: &'a str, env: &'a [(String, String)]) -> Self {
-        let variables = env
-            .iter()
-            .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
-        let newlines = text.match_indices('\n').map(|(at, _)| at + 1);
-        Self {
-            text,
-            line_starts: std::iter::once(0).chain(newlines).collect(),
-            variables,
-            used: BTreeSet::new(),
-            places: BTreeMap::new(),
-            wrong: BTreeSet::new(),
-            broken_lines: BTreeSet::new(),
-            mistakes: Vec::new(),
-            untold: 0,
-            known: Vec::new(),
-        }
-    }
-
-    /// What `read` makes of the whole file.
-    pub(super) fn root<T>(
-        &mut self,
-        table: &'a DeTable<'a>,
-        read: impl FnOnce(&mut Section<'_, 'a>) -> T,
-    ) -> T {
-        let mut root = Section {
-            reading: self,
-            path: String::new(),
-            pattern: String::new(),
-            table: Some(table),
-            variables: true,
-            asked: Vec::new(),
-        };
-        let value = read(&mut root);
-        root.close();
-        value
-    }
-
-    /// Notes a place that is not TOML. The first mistake of a line tells; the others follow from it.
-    pub(super) fn complain_of_syntax(&mut self, error: &toml::de::Error) {
-        let at = self.line_and_column(error.span().map_or(self.text.len(), |span| span.start));
-        if self.broken_lines.insert(at.0) {
-            self.tell(Mistake {
-                place: String::new(),
-                line: Some(at),
-                message: format!("not TOML: {}", error.message()),
-            });
-        }
-    }
-
-    /// Notes that what is written at `path`, or at the nearest place around it, is wrong.
-    pub(super) fn complain(&mut self, path: &str, message: impl Into<String>) {
-        self.wrong.insert(path.to_owned());
-        self.note(path, message.into());
-    }
-
-    fn note(&mut self, path: &str, message: String) {
-        match self.place_of(path) {
-            Some((Place::Variable(name), rest)) => {
-                let place = name + rest;
-                self.tell(Mistake { place, line: None, message });
-            }
-            Some((Place::File(byte), _)) => {
-                let at = self.line_and_column(byte);
-                if !self.broken_lines.contains(&at.0) {
-                    self.tell(Mistake { place: path.to_owned(), line: Some(at), message });
-                }
-            }
-            None => self.tell(Mistake { place: path.to_owned(), line: None, message }),
-        }
-    }
-
-    /// Notes that `path` is missing, unless part of the file could not be read: it may be there.
-    fn complain_of_absence(&mut self, path: &str, message: String) {
-        if self.broken_lines.is_empty() {
-            self.complain(path, message);
-        } else {
-            self.wrong.insert(path.to_owned());
-        }
-    }
-
-    /// Notes that what is written at `paths[0]` does not go with what is written at the other `paths`. Silent where
-    /// one of them is wrong in itself: what was compared is then a default that nobody chose.
-    pub(super) fn complain_of_conflict(&mut self, paths: &[&str], message: impl Into<String>) {
-        if self.broken_lines.is_empty() && paths.iter().all(|path| self.is_sound(path)) {
-            self.note(paths[0], message.into());
-        }
-    }
-
-    /// Whether `path` itself, not only something in it, is wrong.
-    pub(super) fn is_wrong(&self, path: &str) -> bool {
-        self.wrong.contains(path)
-    }
-
-    /// Whether nothing is wrong with `path`, with anything in it or with anything around it.
-    fn is_sound(&self, path: &str) -> bool {
-        let mut alike = self
-            .wrong
-            .range::<str, _>((Bound::Included(path), Bound::Unbounded))
-            .take_while(|wrong| wrong.starts_with(path));
-        if alike.any(|wrong| is_within(wrong, path)) {
-            return false;
-        }
-        let mut around = path;
-        while let Some(end) = around.rfind(['.', '[']) {
-            around = &around[..end];
-            if self.wrong.contains(around) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Whether somebody wrote something for `path`.
-    pub(super) fn is_given(&self, path: &str) -> bool {
-        self.places.contains_key(path)
-    }
-
-    /// Complains about variables that override nothing. Those of `others` belong to the program.
-    pub(super) fn close_variables(&mut self, others: &[&str]) {
-        let unused: Vec<(&str, &str)> = self
-            .variables
-            .iter()
-            .map(|(name, value)| (*name, *value))
-            .filter(|(name, value)| {
-                !self.used.contains(*name) && !others.contains(name) && !is_service_link(name, value)
-            })
-            .collect();
-        for (name, _) in unused {
-            let tables = ["PLANS", "UPSTREAMS", "ROUTES"];
-            let rest = &name[VARIABLE_PREFIX.len()..];
-            let message = if tables.iter().any(|table| rest.starts_with(table)) {
-                "plans, upstreams and routes can be set in the file only".to_owned()
-            } else {
-                let known = self.known.iter().filter_map(|key| key.variable.as_deref());
-                match nearest(rest, known.map(|known| &known[VARIABLE_PREFIX.len()..])) {
-                    Some(meant) => format!("unknown variable; did you mean {VARIABLE_PREFIX}{meant}?"),
-                    None => "unknown variable; it overrides no key".to_owned(),
-                }
-            };
-            self.tell(Mistake { place: quoted(name), line: None, message });
-        }
-    }
-
-    /// Every key that was asked for, each once.
-    pub(super) fn into_known(self) -> Vec<KnownKey> {
-        self.known
-    }
-
-    /// `value`, which is worth something only if there was no mistake.
-    pub(super) fn finish<T>(mut self, file: &str, value: T) -> Result<T, ConfigError> {
-        if self.mistakes.is_empty() {
-            return Ok(value);
-        }
-        self.mistakes.sort_by_key(|mistake| mistake.line.unwrap_or((usize::MAX, 0)));
-        if self.untold > 0 {
-            let message = format!("{} further mistakes are not shown", self.untold);
-            self.mistakes.push(Mistake { place: String::new(), line: None, message });
-        }
-        Err(ConfigError { file: file.to_owned(), mistakes: self.mistakes })
-    }
-
-    fn as_table(&mut self, path: &str, value: &'a Spanned<DeValue<'a>>) -> Option<&'a DeTable<'a>> {
-        self.places.insert(path.to_owned(), Place::File(value.span().start));
-        let table = value.get_ref().as_table();
-        if table.is_none() {
-            self.complain(path, "must be a table");
-        }
-        table
-    }
-
-    fn tell(&mut self, mistake: Mistake) {
-        if self.mistakes.len() < MISTAKES_MAX {
-            self.mistakes.push(mistake);
-        } else {
-            self.untold += 1;
-        }
-    }
-
-    /// The place of `path`, or of the nearest thing around it; with the part of `path` below that place.
-    fn place_of<'p>(&self, path: &'p str) -> Option<(Place, &'p str)> {
-        let mut end = path.len();
-        loop {
-            if let Some(place) = self.places.get(&path[..end]) {
-                return Some((place.clone(), &path[end..]));
-            }
-            end = path[..end].rfind(['.', '['])?;
-        }
-    }
-
-    /// Line and column of a byte of the file, both from 1.
-    fn line_and_column(&self, byte: usize) -> (usize, usize) {
-        let line = self.line_starts.partition_point(|start| *start <= byte);
-        let start = self.line_starts[line.saturating_sub(1)];
-        let before = self.text.get(start..byte).unwrap_or_default();
-        (line, before.chars().count() + 1)
-    }
-}
-
-// === names ===
-
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
-/// The variable that overrides the key at `path`.
-fn variable_name(path: &str) -> String {
-    format!("{VARIABLE_PREFIX}{}", path.replace('.', "_").to_ascii_uppercase())
-}
-
-/// A name that the user chose, safe to show: no control characters, cut to [`QUOTE_MAX`].
-fn quoted(name: &str) -> String {
-    name.chars().take(QUOTE_MAX).flat_map(char::escape_debug).collect()
-}
-
-fn is_within(inner: &str, outer: &str) -> bool {
-    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
-/// Whether the variable is one of those that Kubernetes and Docker set for a neighbouring service called `keygate` or
-/// `keygate-…`. Nobody wrote them, so they are nobody's mistake.
-fn is_service_link(name: &str, value: &str) -> bool {
-    let is_port =
-        name.rsplit_once("_PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
-    name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || is_port
-        || (name.ends_with("_PORT") && value.contains("://"))
 }

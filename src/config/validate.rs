@@ -4,8 +4,8 @@
 //! from it.
 
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
-use super::rule::is_name;
-use super::section::Reading;
+use super::reading::{Reading, quoted};
+use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
     ProxyConfig, ResourceSource, RouteConfig, UpstreamConfig,
@@ -179,7 +179,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanC
     let mut plans: BTreeMap<PlanId, PlanConfig> =
         Config::default().plans.into_iter().map(|plan| (plan.plan.id.clone(), plan)).collect();
     for (name, file) in files {
-        let path = format!("plans.{name}");
+        let path = format!("plans.{}", quoted(&name));
         match name.parse::<PlanId>() {
             Ok(id) => {
                 limits_differ(&file.limits, &path, reading);
@@ -237,7 +237,9 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
                 let message = format!("{list}[{other}] has the name {name:?} already; names must differ");
                 reading.complain_of_conflict(&[&format!("{list}[{n}].name")], message);
             }
-            None => _ = first.insert(name, n),
+            None => {
+                first.insert(name, n);
+            }
         }
     }
 }
@@ -267,8 +269,7 @@ fn routes(
     let mut names = Vec::with_capacity(files.len());
     let mut routes = Vec::with_capacity(files.len());
     for (n, file) in files.into_iter().enumerate() {
-        let named = file.as_ref().and_then(|route| route.name.clone().or_else(|| route.path.clone()));
-        names.push(named);
+        names.push(file.as_ref().and_then(|read| read.name.clone().or_else(|| read.path.clone())));
         routes.extend(file.and_then(|route_file| route(n, route_file, upstreams, proxy, reading)));
     }
     names_differ(&names, "routes", reading);

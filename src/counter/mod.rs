@@ -80,15 +80,13 @@ impl Counters {
         let left = left(&key_spending, workspace_spending.as_deref(), charge, now);
         drop(workspace_spending);
         drop(key_spending);
-        match checked {
-            Err(refused) => Err(Box::new(Refusal { refused, left })),
-            Ok(()) => {
-                let mut parts = SmallVec::new();
-                parts.push((key, charge.key_limits.clone()));
-                parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone())));
-                Ok(Charged { parts, at: now, left })
-            }
+        if let Err(refused) = checked {
+            return Err(Box::new(Refusal { refused, left }));
         }
+        let mut parts = SmallVec::new();
+        parts.push((key, charge.key_limits.clone()));
+        parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone())));
+        Ok(Charged { parts, at: now, left })
     }
 
     /// Sets what the ledger knows, before anything is charged.

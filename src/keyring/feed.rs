@@ -55,18 +55,15 @@ impl Follower {
                 () = tokio::time::sleep(self.options.poll_interval) => {}
                 _ = stop.changed() => break,
             }
-            match self.catch_up().await {
-                Ok(_) if failing => {
-                    failing = false;
-                    tracing::info!("the change feed answers again");
-                }
-                Ok(_) => {}
-                Err(error) if !failing => {
-                    failing = true;
+            let failed = self.catch_up().await.err();
+            match &failed {
+                Some(error) if !failing => {
                     tracing::warn!(%error, "the change feed does not answer; serving from memory");
                 }
-                Err(_) => {}
+                None if failing => tracing::info!("the change feed answers again"),
+                _ => {}
             }
+            failing = failed.is_some();
         }
     }
 

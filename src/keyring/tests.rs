@@ -72,7 +72,7 @@ fn a_key_is_found_until_it_is_gone() {
 #[test]
 fn an_old_secret_opens_until_its_grace_ends_and_an_older_one_never() {
     let id = KeyId::new(NOW);
-    let end = NOW.plus(Duration::from_secs(60));
+    let end = NOW.plus(Duration::from_mins(1));
     let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
     ring.apply(key(id, 2, &[credential(2, None), credential(1, Some(end))])).expect("applied");
     assert!(opens(&ring, 2, NOW) && opens(&ring, 1, NOW) && !opens(&ring, 1, end));

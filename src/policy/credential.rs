@@ -115,8 +115,9 @@ mod tests {
 
     #[test]
     fn the_presented_secret() {
+        type Row<'r> = (&'r [(&'static str, &'static str)], Result<Option<&'r str>, BadRequest>);
         let names = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
-        let rows: &[(&[(&str, &str)], Result<Option<&str>, BadRequest>)] = &[
+        let rows: &[Row<'_>] = &[
             (&[], Ok(None)),
             (&[("authorization", "Bearer abc")], Ok(Some("abc"))),
             (&[("authorization", "bEARER   abc ")], Ok(Some("abc"))),
@@ -174,14 +175,14 @@ mod tests {
             (r#"{"us\u0065r":"ann"}"#, Ok(Some("ann"))),
             (r#"{"user":null}"#, Ok(None)),
             ("{}", Ok(None)),
-            (r#"{"user":""}"#, bad.clone()),
-            (r#"{"user":7}"#, bad.clone()),
-            (r#"{"user":"a\u0000b"}"#, bad.clone()),
-            (r#"{"user":"ann","user":"bob"}"#, bad.clone()),
-            (r#"{"user":"ann"} x"#, bad.clone()),
-            (r#"["user"]"#, bad.clone()),
-            ("", bad.clone()),
-            (r#"{"user":"ann""#, bad.clone()),
+            (r#"{"user":""}"#, bad),
+            (r#"{"user":7}"#, bad),
+            (r#"{"user":"a\u0000b"}"#, bad),
+            (r#"{"user":"ann","user":"bob"}"#, bad),
+            (r#"{"user":"ann"} x"#, bad),
+            (r#"["user"]"#, bad),
+            ("", bad),
+            (r#"{"user":"ann""#, bad),
         ] {
             assert_eq!(
                 end_user_in_body(body.as_bytes(), "user"),

@@ -90,7 +90,7 @@ impl Denial {
     /// The sentence for people.
     pub fn message(&self, lang: Lang) -> Cow<'static, str> {
         match self {
-            Self::BadRequest(what) => what.message(lang).into(),
+            Self::BadRequest(what) => Cow::Borrowed(what.message(lang)),
             Self::Scope(lacking) => match lang {
                 Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
                 Lang::Zh => format!("API 密钥缺少权限范围 {}", lacking.joined()),
@@ -136,8 +136,8 @@ impl Denial {
     pub fn retry_after_secs(&self) -> Option<u64> {
         match self {
             Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
-            Self::Limit(Refused { retry: RetryAfter::Release, .. }) => Some(1),
-            Self::Plain(Fault::ServiceUnavailable) => Some(1),
+            Self::Limit(Refused { retry: RetryAfter::Release, .. })
+            | Self::Plain(Fault::ServiceUnavailable) => Some(1),
             _ => None,
         }
     }

@@ -190,7 +190,7 @@ impl Peppers {
                 continue;
             }
             let parsed = line.split_once(':').and_then(|(version, hex)| {
-                Some((version.trim().parse().ok().filter(|v| *v > 0)?, decode_hex(hex.trim())?))
+                Some((version.trim().parse().ok().filter(|v| *v > 0)?, hex::decode(hex.trim()).ok()?))
             });
             pairs.push(parsed.ok_or(BadPeppers::Syntax(n + 1))?);
         }
@@ -201,12 +201,7 @@ impl Peppers {
     pub fn generate_line(version: u32) -> String {
         let mut bytes = [0_u8; 32];
         fill_random(&mut bytes);
-        let mut line = format!("{version}:");
-        for byte in bytes {
-            use fmt::Write as _;
-            // Writing to a String cannot fail.
-            _ = write!(line, "{byte:02x}");
-        }
+        let line = format!("{version}:{}", hex::encode(bytes));
         bytes.zeroize();
         line
     }
@@ -269,15 +264,6 @@ impl Zeroize for KeyedMac {
     }
 }
 
-fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |b: u8| char::from(b).to_digit(16);
-    let bytes = text.as_bytes();
-    if bytes.len() % 2 != 0 {
-        return None;
-    }
-    bytes.chunks(2).map(|p| u8::try_from(digit(p[0])? * 16 + digit(p[1])?).ok()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,7 +319,7 @@ mod tests {
         let peppers = Peppers::new(vec![(1, key.to_vec())]);
         let digest =
             peppers.map(|p| p.current().digest(b"Test Using Larger Than Block-Size Key - Hash Key First"));
-        let expected = decode_hex("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+        let expected = hex::decode("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54").ok();
         assert_eq!(digest.map(|d| d.to_vec()).ok(), expected);
     }
 

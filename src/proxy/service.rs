@@ -109,7 +109,8 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(denied) => {
-                self.refuse(session, ctx, *denied).await?;
+                // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
+                self.refuse(session, ctx, *denied).await.map_err(|e| e.into_down())?;
                 Ok(true)
             }
         }
@@ -159,7 +160,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -177,11 +178,6 @@ impl ProxyHttp for Proxy {
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
-        // The canonical path was put on the session's own header by `prepare`; an absolute target ends here as well.
-        let target = session.req_header().uri.path_and_query().map_or("/", |t| t.as_str());
-        request.set_uri(
-            target.parse().map_err(|_| Error::explain(ErrorType::InternalError, "a canonical target"))?,
-        );
         Ok(())
     }
 
@@ -222,26 +218,33 @@ impl ProxyHttp for Proxy {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         if !ctx.reached {
-            self.give_back(ctx);
+            give_back(ctx);
         }
         let Some(fault) = fault_of(e) else {
             // The client is gone or what it sends makes no sense any more; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        if fault == Fault::Internal {
+            tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
+        }
         let error_code = fault.status();
         if session.response_written().is_some() {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        // Of the request's body an unknown part is still to come.
-        session.set_keepalive(None);
+        let can_reuse_downstream = session.is_body_done();
+        if !can_reuse_downstream {
+            // Of the request's body an unknown part is still to come.
+            session.set_keepalive(None);
+        }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;
         let denial = Denial::Plain(fault);
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
+            return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy { error_code, can_reuse_downstream }
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
@@ -442,15 +445,6 @@ impl Proxy {
         Pending::begin(start, place, self.recorder.clone(), Arc::clone(&self.clock))
     }
 
-    fn give_back(&self, ctx: &mut Ctx) {
-        if let Some(admission) = ctx.admission.take() {
-            admission.give_back();
-        }
-        if let Some(record) = &mut ctx.record {
-            record.given_back();
-        }
-    }
-
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
         let class = match status {
             100..200 => "1xx",
@@ -469,6 +463,16 @@ impl Proxy {
 
     fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
+    }
+}
+
+/// The request never reached a backend: it costs nothing.
+fn give_back(ctx: &mut Ctx) {
+    if let Some(admission) = ctx.admission.take() {
+        admission.give_back();
+    }
+    if let Some(record) = &mut ctx.record {
+        record.given_back();
     }
 }
 
@@ -508,8 +512,9 @@ fn fault_of(e: &Error) -> Option<Fault> {
 
 fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
     match (ctx.fault, e) {
-        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) => Outcome::UpstreamFailed,
-        (Some(Fault::ServiceUnavailable), Some(_)) => Outcome::UpstreamFailed,
+        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
+            Outcome::UpstreamFailed
+        }
         (Some(_), _) => Outcome::Denied,
         (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,

@@ -18,7 +18,7 @@ pub(super) struct CreateArgs {
     /// What people call it; unique among the live keys of its resource
     #[arg(long)]
     name: String,
-    /// app, rag, memory, agent, multi_agent, workflow, pure_workflow or service
+    /// What it is made for: `app`, `rag`, `memory`, `agent`, `multi_agent`, `workflow`, `pure_workflow` or `service`
     #[arg(long = "type", value_name = "TYPE", default_value = "service")]
     kind: KeyType,
     /// The one resource it is bound to; required unless the type is service

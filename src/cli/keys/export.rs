@@ -101,7 +101,7 @@ fn line(record: &KeyRecord, credential: &Credential) -> Value {
         "metadata": record.metadata,
         "is_active": key.is_active,
         "hint": record.hint,
-        "digest": credential.digest.0.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+        "digest": hex::encode(credential.digest.0),
         "pepper_version": credential.pepper_version,
     })
 }

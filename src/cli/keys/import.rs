@@ -6,7 +6,7 @@ use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::{Pepper, Secret};
-use crate::store::{Actor, Digest, IssuedCredential, Keys};
+use crate::store::{Actor, Digest, IssuedCredential, Keys, NewKey, Tenants};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ pub(super) struct ImportArgs {
     within: InWorkspace,
     /// A .jsonl file with one JSON object per line, or a .csv file with a header line. Fields are those of
     /// `POST /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id`
-    /// overrides --workspace. In CSV, scopes and allowed_ips are separated by blanks; limits and metadata are JSON
+    /// overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
     file: PathBuf,
     /// Check every row and report its mistakes, but import nothing
     #[arg(long)]
@@ -46,64 +46,111 @@ pub(super) struct ImportArgs {
 
 type Row = Map<String, Value>;
 
+/// Rows with their line numbers; a line may be no row.
+type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
+
+/// Rows stored in one step.
+const BATCH: usize = 500;
+
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
-    let rows = rows(&args.file)?;
     let progress = ProgressBar::new_spinner().with_style(style());
-    let (mut imported, mut failed) = (0_u64, 0_u64);
-    let mut plans = HashMap::new();
-    for (line, row) in rows {
-        let done = row.and_then(|row| import(desk, args, row, &mut plans));
-        match done {
-            Ok(()) => imported += 1,
-            Err(why) => {
-                failed += 1;
-                progress.suspend(|| eprintln!("{}:{line}: {why}", args.file.display()));
-            }
+    let mut import =
+        Import { desk, args, plans: HashMap::new(), batch: Vec::new(), imported: 0, refused: 0, progress };
+    for (line, row) in rows(&args.file)? {
+        match row.and_then(|row| import.key_of(row)) {
+            Ok(key) => import.batch.push((line, key)),
+            Err(why) => import.refuse(line, &why),
         }
-        progress.inc(1);
+        if import.batch.len() == BATCH {
+            import.store()?;
+        }
+        import.progress.inc(1);
     }
-    progress.finish_and_clear();
+    import.store()?;
+    import.progress.finish_and_clear();
     let verb = if args.dry_run { "could be imported" } else { "imported" };
-    eprintln!("{imported} {verb}, {failed} refused");
-    if failed == 0 { Ok(()) } else { Err(Failure::Failed(format!("{failed} rows were refused"))) }
+    eprintln!("{} {verb}, {} refused", import.imported, import.refused);
+    match import.refused {
+        0 => Ok(()),
+        refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+    }
 }
 
-fn import(
-    desk: &Desk,
-    args: &ImportArgs,
-    mut row: Row,
-    plans: &mut HashMap<WorkspaceId, Plan>,
-) -> Result<(), String> {
-    let workspace = match text(&mut row, "workspace_id")? {
-        Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
-        None => args.within.workspace.clone(),
-    };
-    let id = match text(&mut row, "id")? {
-        Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
-        None => KeyId::new(desk.now),
-    };
-    let is_active = match row.remove("is_active") {
-        None | Some(Value::Null) => true,
-        Some(Value::Bool(flag)) => flag,
-        Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
-        Some(_) => return Err("is_active: must be true or false".into()),
-    };
-    let issued = issued(desk, &mut row)?;
-    let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
-    if args.dry_run {
-        return Ok(());
-    }
-    let plan = match plans.get(&workspace) {
-        Some(plan) => plan.clone(),
-        None => {
-            let plan = desk.plan_of(&workspace).map_err(said)?;
-            plans.insert(workspace.clone(), plan.clone());
-            plan
+/// An import under way.
+struct Import<'d> {
+    desk: &'d Desk,
+    args: &'d ImportArgs,
+    plans: HashMap<WorkspaceId, Plan>,
+    /// Keys to be stored, with the lines they come from.
+    batch: Vec<(u64, NewKey)>,
+    imported: u64,
+    refused: u64,
+    progress: ProgressBar,
+}
+
+impl Import<'_> {
+    fn key_of(&mut self, mut row: Row) -> Result<NewKey, String> {
+        let desk = self.desk;
+        let workspace = match text(&mut row, "workspace_id")? {
+            Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
+            None => self.args.within.workspace.clone(),
+        };
+        let id = match text(&mut row, "id")? {
+            Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
+            None => KeyId::new(desk.now),
+        };
+        let is_active = match row.remove("is_active") {
+            None | Some(Value::Null) => true,
+            Some(Value::Bool(flag)) => flag,
+            Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
+            Some(_) => return Err("is_active: must be true or false".into()),
+        };
+        let issued = issued(desk, &mut row)?;
+        let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
+        if !self.plans.contains_key(&workspace) {
+            self.plans.insert(workspace.clone(), self.plan_of(&workspace)?);
         }
-    };
-    let mut key = draft.into_new_key(id, workspace, &plan, issued).map_err(|e| e.to_string())?;
-    key.key.is_active = is_active;
-    desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now)).map(|_| ()).map_err(said)
+        let plan = self.plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
+        let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
+        key.key.is_active = is_active;
+        Ok(key)
+    }
+
+    /// The plan of a workspace. A dry run makes none, so a workspace that is not there has the plan it would get.
+    fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, String> {
+        if !self.args.dry_run {
+            return self.desk.plan_of(workspace).map_err(said);
+        }
+        let known = self.desk.wait(self.desk.store.workspace(workspace)).map_err(said)?;
+        let plan = known.map_or_else(|| self.desk.config.admin.default_plan.clone(), |w| w.plan_id);
+        let found = self.desk.wait(self.desk.store.plan(&plan)).map_err(said)?;
+        found.map(|record| record.plan).ok_or_else(|| format!("workspace_id: there is no plan {plan}"))
+    }
+
+    fn store(&mut self) -> Result<(), Failure> {
+        let (lines, keys): (Vec<u64>, Vec<NewKey>) = std::mem::take(&mut self.batch).into_iter().unzip();
+        if self.args.dry_run {
+            self.imported += count(keys.len());
+            return Ok(());
+        }
+        let done = self.desk.wait(self.desk.store.create_keys(keys, &Actor::cli(), self.desk.now))?;
+        for (line, created) in lines.into_iter().zip(done) {
+            match created {
+                Ok(_) => self.imported += 1,
+                Err(error) => self.refuse(line, &error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, line: u64, why: &str) {
+        self.refused += 1;
+        self.progress.suspend(|| eprintln!("{}:{line}: {why}", self.args.file.display()));
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 /// The credential of a row: made from its plaintext, or taken over as `export` wrote it.
@@ -121,7 +168,9 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
             Ok(credential(&secret, prefix, &desk.peppers))
         }
         (None, Some(digest)) => {
-            let digest = hex(&digest).ok_or("digest: must be 64 hexadecimal characters")?;
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(&digest, &mut bytes)
+                .map_err(|_| "digest: must be 64 hexadecimal characters")?;
             let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
             let pepper_version =
                 version.ok_or("pepper_version: must be the number of the digest's pepper")?;
@@ -129,14 +178,14 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
                 return Err(format!("pepper_version: this installation has no pepper {pepper_version}"));
             }
             let hint = hint.ok_or("hint: is required beside digest")?.into();
-            Ok(IssuedCredential { digest: Digest(digest), pepper_version, hint })
+            Ok(IssuedCredential { digest: Digest(bytes), pepper_version, hint })
         }
         (None, None) => Err("api_key: is required (or digest, as keygate keys export writes it)".into()),
         (Some(_), Some(_)) => Err("api_key and digest: only one of them".into()),
     }
 }
 
-fn rows(file: &Path) -> Result<Box<dyn Iterator<Item = (u64, Result<Row, String>)>>, Failure> {
+fn rows(file: &Path) -> Result<Rows, Failure> {
     let opened = File::open(file).map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
     match file.extension().and_then(|e| e.to_str()) {
         Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(BufReader::new(opened)))),
@@ -154,7 +203,7 @@ fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = (u64, Result<
     (1..).zip(file.lines()).filter(move |(_, line)| wanted(line)).map(move |(n, line)| (n, parse(line)))
 }
 
-fn csv_rows(file: File) -> Result<Box<dyn Iterator<Item = (u64, Result<Row, String>)>>, Failure> {
+fn csv_rows(file: File) -> Result<Rows, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(BufReader::new(file));
     let names = reader.headers().map_err(|_| Failure::Failed("the header line is not CSV".into()))?.clone();
     Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
@@ -188,17 +237,6 @@ fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
     }
 }
 
-fn hex(text: &str) -> Option<[u8; 32]> {
-    let mut out = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (n, byte) in out.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * n..2 * n + 2], 16).ok()?;
-    }
-    Some(out)
-}
-
 fn said(failure: Failure) -> String {
     match failure {
         Failure::Usage(message) | Failure::Failed(message) => message,
@@ -206,7 +244,6 @@ fn said(failure: Failure) -> String {
     }
 }
 
-#[expect(clippy::literal_string_with_formatting_args, reason = "the template's own placeholders")]
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())

@@ -1,6 +1,6 @@
 //! The change feed, and the agreement on peppers.
 
-use super::keys::{key_columns, read_key};
+use super::key_rows::{key_columns, read_key};
 use super::row::{self, Fields};
 use super::tenants::{plan_columns, read_plan};
 use super::{SqliteStore, StoreError, current_version};
@@ -37,7 +37,7 @@ impl Feed for SqliteStore {
 
     async fn agree_on_peppers(&self, peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError> {
         let given = peppers.to_vec();
-        self.write(move |tx| agree(tx, &given)).await
+        self.write_durably(move |tx| agree(tx, &given)).await
     }
 }
 

@@ -1,0 +1,40 @@
+# make run    try Keygate: builds, starts the demo, prints a curl line that works
+# make test   every test, with everything they need
+# make lint   formatting and lints, as the CI wants them
+# make dist   the binary for production: slower to build, faster to run
+# make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
+
+CARGO ?= cargo
+PACKAGES = gcc libc6-dev make cmake
+
+.PHONY: run test lint dist fuzz tools
+
+run: tools
+	@$(CARGO) build --release --quiet
+	@exec ./target/release/keygate demo
+
+test: tools
+	$(CARGO) test --locked
+
+lint: tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- --deny warnings
+
+dist: tools
+	$(CARGO) build --locked --profile dist
+
+fuzz: tools
+	for target in path secret config; do \
+		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
+
+# Pingora compiles zlib-ng, and SQLite is built in: both want a C compiler, zlib-ng also cmake. Nothing else is needed.
+tools:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: see https://rustup.rs" >&2; exit 1; }
+	@missing=; for tool in cc cmake; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing" >&2; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES); } >&2; \
+	else \
+		echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install $(PACKAGES)" >&2; exit 1; \
+	fi

@@ -1,0 +1,153 @@
+//! What a key is worth that nobody set. `conf/keygate.toml` documents the same values and is tested against these.
+
+use super::types::{
+    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUsersConfig, HeaderFamily,
+    JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, OnFailure,
+    PlanConfig, ProxyConfig, SecretsConfig, ServerAddr, StoreConfig, StoreLocation, UpstreamConfig,
+    UsageConfig, WhenFull,
+};
+use crate::policy::id::PlanId;
+use crate::policy::key::Plan;
+use http::HeaderName;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            proxy: ProxyConfig::default(),
+            admin: AdminConfig::default(),
+            secrets: SecretsConfig::default(),
+            store: StoreConfig::default(),
+            counters: CountersConfig { location: CountersLocation::Memory, on_failure: OnFailure::Share },
+            keyring: KeyringConfig::default(),
+            usage: UsageConfig::default(),
+            end_users: EndUsersConfig { cache_entries: 200_000 },
+            log: LogConfig { level: LogLevel::Info, format: LogFormat::Text, access: false },
+            node: NodeConfig { name: "keygate".into() },
+            plans: vec![PlanConfig::new(default_plan_id())],
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            threads: 0,
+            max_header_bytes: 32 << 10,
+            max_header_fields: 100,
+            max_uri_bytes: 8 << 10,
+            max_body_bytes: 100 << 20,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_mins(1),
+            body_timeout: Duration::from_mins(1),
+            secret_headers: vec![http::header::AUTHORIZATION, HeaderName::from_static("x-api-key")],
+            end_user_header: HeaderName::from_static("x-end-user-id"),
+            end_user_body_bytes: 1 << 20,
+            trust_request_id: false,
+            rate_limit_headers: HeaderFamily::ALL.to_vec(),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            threads: 1,
+            max_body_bytes: 1 << 20,
+            create_workspaces: true,
+            default_plan: default_plan_id(),
+            metrics_token_file: None,
+            jwt: JwtConfig::default(),
+        }
+    }
+}
+
+impl Default for JwtConfig {
+    fn default() -> Self {
+        Self {
+            keys: JwtKeys::SharedSecretFile("data/admin.jwt.secret".into()),
+            algorithms: vec![JwtAlgorithm::Hs256],
+            issuer: "keygate".into(),
+            audience: "keygate-admin".into(),
+            leeway: Duration::from_secs(30),
+            claims: ClaimNames::default(),
+        }
+    }
+}
+
+impl Default for ClaimNames {
+    fn default() -> Self {
+        Self { subject: "sub".into(), workspace: "workspace_id".into(), role: "role".into() }
+    }
+}
+
+impl Default for SecretsConfig {
+    fn default() -> Self {
+        Self { prefix: "sk".into(), pepper_file: "data/pepper".into() }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            location: StoreLocation::Sqlite("data/keygate.db".into()),
+            busy_timeout: Duration::from_secs(5),
+            readers: 2,
+        }
+    }
+}
+
+impl Default for KeyringConfig {
+    fn default() -> Self {
+        Self { max_stale: Duration::from_hours(1), poll_interval: Duration::from_secs(1) }
+    }
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        Self {
+            journal_dir: "data/journal".into(),
+            queue_records: 65_536,
+            batch_records: 1_000,
+            batch_delay: Duration::from_millis(50),
+            when_full: WhenFull::Shed,
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "the literal is an id")]
+fn default_plan_id() -> PlanId {
+    "default".parse().expect("the literal is an id")
+}
+
+// === impl PlanConfig ===
+
+impl PlanConfig {
+    /// What a plan allows that says nothing about itself.
+    pub(super) fn new(id: PlanId) -> Self {
+        let plan = Plan { id, api_ops_rate_limit: 1_000, end_user_quota: 10_000, limits: Box::default() };
+        Self { plan, description: String::new() }
+    }
+}
+
+// === impl UpstreamConfig ===
+
+impl UpstreamConfig {
+    /// An upstream with the default deadlines.
+    pub(super) fn new(name: String, servers: Vec<ServerAddr>) -> Self {
+        Self {
+            name,
+            servers,
+            connect_timeout: Duration::from_secs(2),
+            read_timeout: Duration::from_mins(1),
+            write_timeout: Duration::from_mins(1),
+            idle_timeout: Duration::from_secs(30),
+        }
+    }
+}

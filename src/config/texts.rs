@@ -1,0 +1,227 @@
+//! The texts that mean something: addresses, names, headers, URLs.
+//!
+//! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
+
+use super::given::Given;
+use super::rule::{Parsed, Rule, Word, quote, refusal};
+use super::types::{CountersLocation, ServerAddr, StoreLocation};
+use crate::policy::key::Count;
+use http::{HeaderName, Method};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// Where keys and usage are kept.
+pub(super) struct StoreUrl;
+
+/// Where what has been spent is counted.
+pub(super) struct CountersUrl;
+
+/// What a ceiling counts.
+pub(super) struct Counted;
+
+/// An address to listen on.
+pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
+    must: r#"IP:port, such as "127.0.0.1:8080" or "[::1]:8080""#,
+    read: |text| text.parse().ok(),
+    show: quote,
+};
+
+/// A file or folder.
+pub(super) const FILE: Parsed<PathBuf> = Parsed {
+    must: "a path of 1 to 4096 bytes",
+    read: |text| ((1..=4096).contains(&text.len()) && !text.contains('\0')).then(|| PathBuf::from(text)),
+    show: |path| quote(&path.display()),
+};
+
+/// A name of the user's choice.
+pub(super) const NAME: Parsed<String> = Parsed {
+    must: "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    read: |text| is_name(text).then(|| text.to_owned()),
+    show: quote,
+};
+
+/// The first part of every secret.
+pub(super) const SECRET_PREFIX: Parsed<String> = Parsed {
+    must: "1 to 16 characters of a-z 0-9 _",
+    read: |text| {
+        let fits = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        (fits && (1..=16).contains(&text.len())).then(|| text.to_owned())
+    },
+    show: quote,
+};
+
+/// A header field that may carry something for Keygate.
+pub(super) const HEADER: Parsed<HeaderName> = Parsed {
+    must: "the name of a header that is neither about framing or the connection nor Keygate's own (x-keygate-…)",
+    read: header,
+    show: quote,
+};
+
+/// An HTTP method.
+pub(super) const METHOD: Parsed<Method> = Parsed {
+    must: r#"an HTTP method in capitals, such as "GET""#,
+    read: |text| {
+        let fits =
+            (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-');
+        if fits { text.parse().ok() } else { None }
+    },
+    show: quote,
+};
+
+/// A backend server.
+pub(super) const SERVER: Parsed<ServerAddr> = Parsed {
+    must: r#"host:port, such as "backend.internal:9000" or "[::1]:9000", without a scheme or a path"#,
+    read: server,
+    show: quote,
+};
+
+/// The pattern of a route. The table of routes looks at the rest of it.
+pub(super) const ROUTE_PATH: Parsed<String> = Parsed {
+    must: r#"a path of 1 to 1024 visible ASCII characters that begins with "/", without ? or #"#,
+    read: |text| {
+        let fits = text.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#');
+        (fits && text.starts_with('/') && text.len() <= 1024).then(|| text.to_owned())
+    },
+    show: quote,
+};
+
+// === what the texts look like ===
+
+/// Whether `text` can be what [`NAME`] allows.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Headers that say where a message ends or whose connection it is; Keygate must read these as HTTP does.
+const RESERVED_HEADERS: [&str; 11] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The header that [`HEADER`] allows under that name.
+pub(super) fn header(text: &str) -> Option<HeaderName> {
+    let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
+    // A header with `_` is the same as one with `-` to many backends, so both spellings are Keygate's.
+    let is_own = name.as_str().replace('_', "-").starts_with("x-keygate-");
+    (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
+}
+
+fn server(text: &str) -> Option<ServerAddr> {
+    let (host, port) = text.rsplit_once(':')?;
+    if !port.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let address: IpAddr = address.parse().ok().filter(IpAddr::is_ipv6)?;
+        return Some(ServerAddr { host: address.to_string(), port });
+    }
+    is_host_name(host).then(|| ServerAddr { host: host.to_owned(), port })
+}
+
+/// Whether `text` is a host name (RFC 1123; `_` is allowed, as resolvers and Compose do) or an IPv4 address.
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let looks_like_an_address = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.len() <= 253
+        && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
+        && (!looks_like_an_address || text.parse::<IpAddr>().is_ok())
+}
+
+// === impl StoreUrl ===
+
+impl Rule for StoreUrl {
+    type Value = StoreLocation;
+
+    fn must(&self) -> String {
+        r#"sqlite:PATH, such as "sqlite:data/keygate.db""#.into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<StoreLocation, String> {
+        let url = given.text().ok_or_else(|| refusal(self))?;
+        if scheme_is(url, &["postgres", "postgresql"]) {
+            return Err(format!("PostgreSQL is not supported by this version; must be {}", self.must()));
+        }
+        // `sqlite://a/b` would name the host a; `sqlite::memory:` would forget every key at exit.
+        let path =
+            url.strip_prefix("sqlite:").filter(|path| !path.starts_with("//") && !path.starts_with(':'));
+        let path = path.filter(|path| (1..=4096).contains(&path.len()) && !path.contains('\0'));
+        path.map(|path| StoreLocation::Sqlite(path.into())).ok_or_else(|| refusal(self))
+    }
+
+    fn show(&self, value: &StoreLocation) -> String {
+        let StoreLocation::Sqlite(path) = value;
+        quote(&format_args!("sqlite:{}", path.display()))
+    }
+}
+
+// === impl CountersUrl ===
+
+impl Rule for CountersUrl {
+    type Value = CountersLocation;
+
+    fn must(&self) -> String {
+        r#""memory:""#.into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<CountersLocation, String> {
+        let url = given.text().ok_or_else(|| refusal(self))?;
+        if url == "memory:" {
+            return Ok(CountersLocation::Memory);
+        }
+        if scheme_is(
+            url,
+            &["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"],
+        ) {
+            return Err(format!("Redis is not supported by this version; must be {}", self.must()));
+        }
+        Err(refusal(self))
+    }
+
+    fn show(&self, value: &CountersLocation) -> String {
+        let CountersLocation::Memory = value;
+        quote(&"memory:")
+    }
+}
+
+// === impl Counted ===
+
+impl Rule for Counted {
+    type Value = Count;
+
+    fn must(&self) -> String {
+        Word::<Count>::new().must()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Count, String> {
+        if given.text() == Some("tokens") {
+            return Err(format!("tokens cannot be counted by this version; must be {}", self.must()));
+        }
+        Word::new().read(given)
+    }
+
+    fn show(&self, value: &Count) -> String {
+        quote(value)
+    }
+}
+
+// === helpers ===
+
+fn scheme_is(url: &str, schemes: &[&str]) -> bool {
+    url.split_once(':').is_some_and(|(scheme, _)| schemes.iter().any(|s| scheme.eq_ignore_ascii_case(s)))
+}

@@ -1,0 +1,376 @@
+//! Every mistake is told, with its place, with what is allowed, and without what was given.
+
+use super::{env, header_and_leaf, parse, told};
+use keygate::config::{Config, known_keys};
+
+/// Most of a route that leads somewhere.
+const ROUTED: &str =
+    "[[upstreams]]\nname = \"app\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n";
+
+/// What is written, and all that is told of it.
+const MISTAKES: &[(&str, &str)] = &[
+    // Types and ranges.
+    ("proxy.threads = -1", "1:17 proxy.threads: must be a whole number from 0 to 1024"),
+    ("proxy.threads = 1.5", "1:17 proxy.threads: must be a whole number from 0 to 1024"),
+    (
+        "proxy.threads = 9_999_999_999_999_999_999_999",
+        "1:17 proxy.threads: must be a whole number from 0 to 1024",
+    ),
+    ("proxy.max_header_fields = 0", "1:27 proxy.max_header_fields: must be a whole number from 1 to 250"),
+    ("store.readers = 65", "1:17 store.readers: must be a whole number from 1 to 64"),
+    ("usage.queue_records = 1", "1:23 usage.queue_records: must be a whole number from 1024 to 16777216"),
+    ("proxy.trust_request_id = \"yes\"", "1:26 proxy.trust_request_id: must be true or false"),
+    ("log.access = 1", "1:14 log.access: must be true or false"),
+    (
+        "proxy.header_timeout = 10",
+        "1:24 proxy.header_timeout: must be a duration from 100ms to 600s, such as \"250ms\", \"10s\", \"5m\", \"1h\" or \"7d\"",
+    ),
+    (
+        "usage.batch_delay = \"1 s\"",
+        "1:21 usage.batch_delay: must be a duration from 1ms to 10s, such as \"250ms\", \"10s\", \"5m\", \"1h\" or \"7d\"",
+    ),
+    (
+        "keyring.max_stale = \"8d\"",
+        "1:21 keyring.max_stale: must be a duration from 1s to 7d, such as \"250ms\", \"10s\", \"5m\", \"1h\" or \"7d\"",
+    ),
+    (
+        "store.busy_timeout = \"99999999999999999999d\"",
+        "1:22 store.busy_timeout: must be a duration from 0ms to 60s, such as \"250ms\", \"10s\", \"5m\", \"1h\" or \"7d\"",
+    ),
+    (
+        "admin.max_body_bytes = \"1MB\"",
+        "1:24 admin.max_body_bytes: must be a number of bytes from 1KiB to 64MiB, plain or with a unit, such as \"32KiB\", \"1MiB\" or \"2GiB\"",
+    ),
+    (
+        "proxy.max_body_bytes = \"99999999TiB\"",
+        "1:24 proxy.max_body_bytes: must be a number of bytes from 0B to 1TiB, plain or with a unit, such as \"32KiB\", \"1MiB\" or \"2GiB\"",
+    ),
+    (
+        "admin.listen = \"localhost:8081\"",
+        "1:16 admin.listen: must be IP:port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"",
+    ),
+    (
+        "proxy.listen = [\"127.0.0.1:1\", \"8080\"]",
+        "1:32 proxy.listen[1]: must be IP:port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"",
+    ),
+    (
+        "proxy.listen = \"127.0.0.1:1\"",
+        "1:16 proxy.listen: must be a list, each item IP:port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"",
+    ),
+    ("proxy.listen = []", "1:16 proxy.listen: must be a list of 1 to 16 items"),
+    ("proxy = 3", "1:9 proxy: must be a table"),
+    ("[[proxy]]", "1:1 proxy: must be a table"),
+    ("plans.gold = 1", "1:14 plans.gold: must be a table"),
+    ("[routes]", "1:1 routes: must be a list of tables, each under [[routes]]"),
+    ("upstreams = [1]", "1:14 upstreams[0]: must be a table"),
+    // Words, names and texts.
+    ("log.level = \"loud\"", "1:13 log.level: must be one of: error, warn, info, debug, trace"),
+    ("log.format = \"xml\"", "1:14 log.format: must be one of: text, json"),
+    ("usage.when_full = \"wait\"", "1:19 usage.when_full: must be one of: shed, refuse"),
+    ("counters.on_failure = 1", "1:23 counters.on_failure: must be one of: share, deny, allow"),
+    (
+        "proxy.rate_limit_headers = [\"x\"]",
+        "1:29 proxy.rate_limit_headers[0]: must be one of: x-ratelimit, ratelimit",
+    ),
+    (
+        "admin.jwt.algorithms = [\"none\"]",
+        "1:25 admin.jwt.algorithms[0]: must be one of: HS256, RS256, ES256, EdDSA",
+    ),
+    ("secrets.prefix = \"SK\"", "1:18 secrets.prefix: must be 1 to 16 characters of a-z 0-9 _"),
+    ("secrets.pepper_file = \"\"", "1:23 secrets.pepper_file: must be a path of 1 to 4096 bytes"),
+    (
+        "node.name = \"a b\"",
+        "1:13 node.name: must be 1 to 64 characters of A-Z a-z 0-9 . _ -, or \"\" for none",
+    ),
+    (
+        "admin.jwt.issuer = \"\"",
+        "1:20 admin.jwt.issuer: must be text of 1 to 255 characters, none of them a control character",
+    ),
+    (
+        "proxy.end_user_header = \"x y\"",
+        "1:25 proxy.end_user_header: must be the name of a header that is neither about framing or the connection nor Keygate's own (x-keygate-…)",
+    ),
+    (
+        "proxy.secret_headers = [\"X_Keygate-Key\"]",
+        "1:25 proxy.secret_headers[0]: must be the name of a header that is neither about framing or the connection nor Keygate's own (x-keygate-…)",
+    ),
+    (
+        "proxy.secret_headers = [\"Host\"]",
+        "1:25 proxy.secret_headers[0]: must be the name of a header that is neither about framing or the connection nor Keygate's own (x-keygate-…)",
+    ),
+    // Backends that this version does not have.
+    (
+        "store.url = \"postgres://u:hunter2@db/k\"",
+        "1:13 store.url: PostgreSQL is not supported by this version; must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+    ),
+    (
+        "store.url = \"sqlite://data/k.db\"",
+        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+    ),
+    (
+        "store.url = \"sqlite::memory:\"",
+        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+    ),
+    (
+        "counters.url = \"rediss://:hunter2@c\"",
+        "1:16 counters.url: Redis is not supported by this version; must be \"memory:\"",
+    ),
+    ("counters.url = \"disk:\"", "1:16 counters.url: must be \"memory:\""),
+    (
+        "[[plans.a.limits]]\ncount = \"tokens\"\nper = \"day\"\nmax = 1",
+        "2:9 plans.a.limits[0].count: tokens cannot be counted by this version; must be one of: requests",
+    ),
+    // Plans.
+    (
+        "[plans.a]\napi_ops_rate_limit = 10_000_001",
+        "2:22 plans.a.api_ops_rate_limit: must be a whole number from 1 to 10000000",
+    ),
+    (
+        "[plans.a]\nend_user_quota = 9007199254740992",
+        "2:18 plans.a.end_user_quota: must be a whole number from 0 to 9007199254740991",
+    ),
+    (
+        "[plans.a]\nlimits = [{ count = \"requests\", per = \"second\", max = 10000001 }]",
+        "2:55 plans.a.limits[0].max: must be at most 10000000 per second",
+    ),
+    (
+        "[plans.a]\nlimits = [{ count = \"requests\", per = \"week\", max = 1 }]",
+        "2:39 plans.a.limits[0].per: must be one of: second, minute, hour, day, month, total",
+    ),
+    (
+        "[plans.a]\nlimits = [{ count = \"requests\", per = \"day\" }]",
+        "2:11 plans.a.limits[0].max: is missing; it must be a whole number from 1 to 9007199254740991",
+    ),
+    (
+        "[[plans.a.limits]]\ncount = \"requests\"\nper = \"day\"\nmax = 1\n[[plans.a.limits]]\ncount = \"requests\"\nper = \"day\"\nmax = 2",
+        "5:1 plans.a.limits[1]: there is a limit of requests per day already",
+    ),
+    ("[plans]\na.limits = [{},{},{},{},{},{},{},{},{}]", "2:12 plans.a.limits: must be at most 8 tables"),
+    ("[plans.\"a b\"]", "1:1 plans.a b: a plan id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ -"),
+    ("admin.default_plan = \"gold\"", "1:22 admin.default_plan: there is no plan \"gold\"; known: default"),
+    // What does not go together.
+    (
+        "proxy.listen = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
+        "1:32 proxy.listen[1]: 127.0.0.1:1 is taken by proxy.listen[0]",
+    ),
+    ("admin.listen = \"0.0.0.0:8080\"", "1:16 admin.listen: 0.0.0.0:8080 is taken by proxy.listen[0]"),
+    (
+        "proxy.secret_headers = [\"api-key\", \"API-Key\"]",
+        "1:36 proxy.secret_headers[1]: api-key is there twice",
+    ),
+    (
+        "proxy.end_user_header = \"X-API-Key\"",
+        "1:25 proxy.end_user_header: must not be x-api-key, which carries the secret (proxy.secret_headers)",
+    ),
+    (
+        "keyring.max_stale = \"1s\"\nkeyring.poll_interval = \"2s\"",
+        "2:25 keyring.poll_interval: must be shorter than keyring.max_stale",
+    ),
+    (
+        "usage.queue_records = 1024\nusage.batch_records = 1025",
+        "2:23 usage.batch_records: must be at most usage.queue_records, which is 1024",
+    ),
+    (
+        "[admin.jwt]\njwks_file = \"j\"\nhs256_secret_file = \"s\"",
+        "2:13 admin.jwt.jwks_file: must be \"\" while admin.jwt.hs256_secret_file is set; only one of them counts",
+    ),
+    (
+        "admin.jwt.hs256_secret_file = \"\"",
+        "1:31 admin.jwt.hs256_secret_file: must be set, unless admin.jwt.jwks_file is",
+    ),
+    (
+        "admin.jwt.algorithms = [\"EdDSA\"]",
+        "1:25 admin.jwt.algorithms[0]: EdDSA needs admin.jwt.jwks_file; allowed: HS256",
+    ),
+    (
+        "admin.jwt.jwks_file = \"j\"\nadmin.jwt.algorithms = [\"ES256\", \"HS256\"]",
+        "2:34 admin.jwt.algorithms[1]: HS256 does not go with admin.jwt.jwks_file; allowed: RS256, ES256, EdDSA",
+    ),
+    (
+        "[admin.jwt]\nalgorithms = [\"HS256\", \"HS256\"]",
+        "2:24 admin.jwt.algorithms[1]: HS256 is there twice",
+    ),
+    (
+        "admin.jwt.claims.role = \"sub\"",
+        "1:25 admin.jwt.claims.role: must not be the same claim as admin.jwt.claims.subject",
+    ),
+    (
+        "secrets.pepper_file = \"data/admin.jwt.secret\"",
+        "1:23 secrets.pepper_file: must be another file than admin.jwt.hs256_secret_file",
+    ),
+    // Upstreams.
+    (
+        "[[upstreams]]\nservers = [\"h:1\"]",
+        "1:1 upstreams[0].name: is missing; it must be 1 to 64 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[[upstreams]]\nname = \"a\"",
+        "1:1 upstreams[0].servers: is missing; it must be a list, each item host:port, such as \"backend.internal:9000\" or \"[::1]:9000\", without a scheme or a path",
+    ),
+    (
+        "[[upstreams]]\nname = \"a\"\nservers = []",
+        "3:11 upstreams[0].servers: must be a list of 1 to 256 items",
+    ),
+    (
+        "[[upstreams]]\nname = \"a\"\nservers = [\"h:1\", \"h:1\"]",
+        "3:19 upstreams[0].servers[1]: h:1 is there twice",
+    ),
+    (
+        "[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]",
+        "5:8 upstreams[1].name: upstreams[0] has the name \"a\" already; names must differ",
+    ),
+    // Syntax.
+    ("[proxy", "1:7: not TOML: unclosed table, expected `]`"),
+    ("node.name = \"a\"\nnode.name = \"b\"", "2:6: not TOML: duplicate key"),
+];
+
+#[test]
+fn each_mistake_is_told_with_its_place_and_what_is_allowed() {
+    for (text, expected) in MISTAKES {
+        assert_eq!(told(parse(text)), [*expected], "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_of_a_route_is_told() {
+    let end_user = "must be \"header\" (that of [proxy]), \"header:NAME\", \"body:FIELD\" with a field of a JSON body, or \"none\"";
+    let resource =
+        "must be \"path:NAME\" with the name of a path parameter, or \"header:NAME\", or \"\" for none";
+    let path = "must be a path of 1 to 1024 visible ASCII characters that begins with \"/\", without ? or #";
+    for (line, expected) in [
+        ("resource = \"query:a\"", format!("7:12 routes[0].resource: {resource}")),
+        ("resource = \"path:\"", format!("7:12 routes[0].resource: {resource}")),
+        (
+            "resource = \"header:Authorization\"",
+            "7:12 routes[0].resource: must not be authorization, which carries the secret (proxy.secret_headers)".into(),
+        ),
+        ("end_user = \"\"", format!("7:12 routes[0].end_user: {end_user}")),
+        ("end_user = \"body:\"", format!("7:12 routes[0].end_user: {end_user}")),
+        (
+            "end_user = \"header:x-api-key\"",
+            "7:12 routes[0].end_user: must not be x-api-key, which carries the secret (proxy.secret_headers)".into(),
+        ),
+        (
+            "methods = [\"get\"]",
+            "7:12 routes[0].methods[0]: must be an HTTP method in capitals, such as \"GET\"".into(),
+        ),
+        ("scopes = [\"all\"]", "7:11 routes[0].scopes[0]: must be one of: app, rag, memory".into()),
+        (
+            "[[routes]]\nupstream = \"app\"",
+            format!("7:1 routes[1].path: is missing; it {path}"),
+        ),
+        ("[[routes]]\nupstream = \"app\"\npath = \"v1\"", format!("9:8 routes[1].path: {path}")),
+        (
+            "[[routes]]\npath = \"/b\"\nupstream = \"ap\"",
+            "9:12 routes[1].upstream: there is no upstream \"ap\"; known: app".into(),
+        ),
+        (
+            "[[routes]]\npath = \"/\"\nupstream = \"app\"",
+            "7:1 routes[1].name: routes[0] has the name \"/\" already; names must differ".into(),
+        ),
+    ] {
+        assert_eq!(told(parse(&format!("{ROUTED}{line}\n"))), [expected], "{line}");
+    }
+    assert_eq!(
+        told(parse("[[routes]]\npath = \"/\"\nupstream = \"a\"")),
+        ["3:12 routes[0].upstream: there is no upstream \"a\"; none is defined under [[upstreams]]"]
+    );
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    let text = "
+[proxy]
+listen = [\"here\"]
+threads = \"many\"
+colour = 1
+
+[admin]
+listen = \"127.0.0.1:8080\"
+
+[keyring]
+poll_interval = \"1m\"
+max_stale = \"10s\"
+
+[[upstreams]]
+name = \"app\"
+servers = [\"http://h:1\"]
+read_timeout = 5
+
+[[routes]]
+path = \"/a\"
+upstream = \"ap\"
+scopes = [\"app\", \"ape\"]
+
+[[routes]]
+path = \"b\"
+upstream = \"rag\"
+";
+    let lines =
+        told(Config::parse(text, "k.toml", &env(&[("KEYGATE_LOG_LEVEL", "x"), ("KEYGATE_LOGS", "")]), "a b"));
+    let places: Vec<&str> = lines.iter().filter_map(|line| line.split(": ").next()).collect();
+    // The listeners are not compared: one of them is unreadable.
+    assert_eq!(
+        places,
+        [
+            "3:11 proxy.listen[0]",
+            "4:11 proxy.threads",
+            "5:1 proxy.colour",
+            "11:17 keyring.poll_interval",
+            "16:12 upstreams[0].servers[0]",
+            "17:16 upstreams[0].read_timeout",
+            "21:12 routes[0].upstream",
+            "22:18 routes[0].scopes[1]",
+            "25:8 routes[1].path",
+            "26:12 routes[1].upstream",
+            "KEYGATE_LOG_LEVEL",
+            "KEYGATE_LOGS",
+            "node.name",
+        ],
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn broken_syntax_hides_no_other_line_and_invents_no_mistake() {
+    let text = "[proxy]\nthreads = \nmax_uri_bytes = []\n[[upstreams\nname = \"a\"\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n";
+    let lines = told(parse(text));
+    let places: Vec<&str> = lines.iter().filter_map(|line| line.split(": ").next()).collect();
+    // The table whose header is broken is lost, so nothing is said about the route that leads to it.
+    assert_eq!(places, ["2:11", "3:17 proxy.max_uri_bytes", "4:12"], "{lines:#?}");
+}
+
+#[test]
+fn a_name_cannot_forge_a_line() {
+    for text in ["[plans.\"a\\nb\"]\n", "[proxy]\n\"a\\nb\" = 1\n", "\"a\\u001bb\" = 1\n"] {
+        let lines = told(parse(text));
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(!lines[0].contains(char::is_control), "{lines:?}");
+    }
+    let lines = told(Config::parse("", "", &env(&[("KEYGATE_A\nB", "")]), ""));
+    assert_eq!(lines, ["KEYGATE_A\\nB: unknown variable; it overrides no key"]);
+}
+
+#[test]
+fn a_file_of_mistakes_is_told_in_part() {
+    let text = (0..5_000).map(|n| format!("k{n} = 1")).collect::<Vec<_>>().join("\n");
+    let lines = told(parse(&text));
+    assert_eq!(lines.len(), 1_001);
+    assert_eq!(lines[1_000], " 4000 further mistakes are not shown");
+}
+
+#[test]
+fn what_was_given_is_not_repeated() {
+    for key in known_keys() {
+        let (header, leaf) = header_and_leaf(&key);
+        for value in ["\"hunter 2\\u0001\"", "[\"hunter 2\\u0001\"]"] {
+            let lines = told(parse(&format!("{header}\n{leaf} = {value}\n")));
+            assert!(lines.iter().all(|line| !line.contains("hunter")), "{} {lines:?}", key.path);
+        }
+        if let Some(variable) = &key.variable {
+            let lines = told(Config::parse("", "k.toml", &env(&[(variable, "hunter 2\0")]), ""));
+            assert_eq!(lines.len(), 1, "{variable} {lines:?}");
+            assert!(lines[0].starts_with(variable.as_str()) && !lines[0].contains("hunter"), "{lines:?}");
+        }
+    }
+}
