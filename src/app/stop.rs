@@ -1,5 +1,5 @@
-//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then their records,
-//! then the store.
+//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
+//! (until then it tells that this node is stopping), then the last records, then the store.
 
 use crate::store::sqlite::SqliteStore;
 use std::io;
@@ -14,14 +14,22 @@ use tokio::time::Instant;
 
 /// What has to be stopped.
 pub(super) struct Stopping {
+    /// Ends the proxy's listeners.
     pub(super) stop: watch::Sender<bool>,
+    /// Ends the admin API's listener.
+    pub(super) stop_admin: watch::Sender<bool>,
+    /// Ends the change feed, which admin calls in flight still wait for.
+    pub(super) stop_feed: watch::Sender<bool>,
     /// Tells the writer when to give up.
     pub(super) give_up: watch::Sender<Option<Instant>>,
     /// Readiness.
     pub(super) accepting: Arc<AtomicBool>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
+    /// Ends with the last admin call.
+    pub(super) admin_served: JoinHandle<()>,
     pub(super) drain_timeout: Duration,
+    pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
     pub(super) writer: JoinHandle<()>,
     pub(super) store: Arc<SqliteStore>,
@@ -40,6 +48,13 @@ impl Stopping {
         if drained.is_err() {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         }
+        self.stop_admin.send_replace(true);
+        let last_calls =
+            self.io.block_on(async { tokio::time::timeout(self.last_calls_within, self.admin_served).await });
+        if last_calls.is_err() {
+            tracing::warn!("admin calls still in flight are cut off");
+        }
+        self.stop_feed.send_replace(true);
         // Dropping what still runs records it, and drops the last recorder, which ends the writer's queue.
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
