@@ -1,0 +1,13 @@
+//! What Keygate promises, tried from outside: the real binary, real sockets, an origin that writes down what it gets.
+//!
+//! One module per promise; `support` has the gateway, the origin and the raw client they share.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
+mod support;
+mod smoke;
