@@ -9,5 +9,9 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
-mod support;
+mod admin_flow;
+mod commands;
+mod installation;
+mod lifecycle;
 mod smoke;
+mod support;

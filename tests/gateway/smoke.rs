@@ -4,7 +4,10 @@ use serde_json::json;
 #[test]
 fn a_request_passes() {
     let origin = Origin::start();
-    let gateway = Gateway::start(&format!("[[upstreams]]\nname='o'\nservers=['{}']\n[[routes]]\npath='/v1/{{rest*}}'\nupstream='o'\nscopes=['app']", origin.address));
+    let gateway = Gateway::start(&format!(
+        "[[upstreams]]\nname='o'\nservers=['{}']\n[[routes]]\npath='/v1/{{rest*}}'\nupstream='o'\nscopes=['app']",
+        origin.address
+    ));
     let key = gateway.create_key(json!({}));
     let r = gateway.get("/v1/x", &key.secret);
     println!("{r:?}\n{}", origin.last().head);

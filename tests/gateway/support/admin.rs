@@ -90,7 +90,8 @@ impl Gateway {
     /// The key's usage records, newest first, once there are `n` of them; more is a failure.
     #[track_caller]
     pub(crate) fn wait_for_logs(&self, key: &Key, n: usize) -> Vec<Value> {
-        let rows = eventually(&format!("{n} usage records"), || Some(self.logs(key)).filter(|r| r.len() >= n));
+        let rows =
+            eventually(&format!("{n} usage records"), || Some(self.logs(key)).filter(|r| r.len() >= n));
         assert_eq!(rows.len(), n, "{rows:#?}");
         rows
     }

@@ -97,7 +97,8 @@ impl Raw {
     #[track_caller]
     pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
         let line = self.line().expect("the size of a chunk");
-        let size = usize::from_str_radix(&line, 16).unwrap_or_else(|_| panic!("not a chunk's size: {line:?}"));
+        let size =
+            usize::from_str_radix(&line, 16).unwrap_or_else(|_| panic!("not a chunk's size: {line:?}"));
         let mut chunk = vec![0; size];
         self.stream.read_exact(&mut chunk).expect("a whole chunk");
         assert_eq!(self.line().as_deref(), Some(""), "a chunk ends with a line end");
@@ -158,10 +159,14 @@ impl Response {
     pub(crate) fn fault(&self) -> (u16, u64, String) {
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
         let envelope = self.json();
-        let mut fields: Vec<_> = envelope.as_object().expect("an object").keys().map(String::as_str).collect();
+        let mut fields: Vec<_> =
+            envelope.as_object().expect("an object").keys().map(String::as_str).collect();
         fields.sort_unstable();
         assert_eq!(fields, ["code", "data", "error", "msg", "time"], "{self:?}");
-        assert!(envelope["data"].is_object() && envelope["time"].as_i64() > Some(1_600_000_000_000), "{envelope}");
+        assert!(
+            envelope["data"].is_object() && envelope["time"].as_i64() > Some(1_600_000_000_000),
+            "{envelope}"
+        );
         assert!(envelope["msg"].as_str().is_some_and(|m| !m.is_empty()), "{envelope}");
         let name = envelope["error"].as_str().expect("a name").to_owned();
         (self.status, envelope["code"].as_u64().expect("a code"), name)
