@@ -11,7 +11,7 @@ mod stop;
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
 pub use parts::routes;
-pub use stop::wait_for_signal;
+pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};

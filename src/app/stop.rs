@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -71,27 +71,42 @@ impl Stopping {
     }
 }
 
-/// Returns when the process is asked to stop. A second request does not wait for requests in flight.
-pub async fn wait_for_signal() -> io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-            // Left alone, this signal would kill the process and cut off its requests.
-            _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
-        }
+/// The signals of the process, caught from the moment this is made: one that comes before it is waited for counts.
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    /// Catches them. Whoever says that the gateway is ready does this first: whoever reads that may want to stop it.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
-    tracing::info!("stopping: no new connections; requests in flight may finish");
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+
+    /// Returns when the process is asked to stop. A second request does not wait for requests in flight.
+    pub async fn asked_to_stop(self) {
+        let Self { mut term, mut int, mut hup } = self;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                // Left alone, this signal would kill the process and cut off its requests.
+                _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
+            }
         }
-        tracing::error!("stopped at once, as asked a second time");
-        std::process::exit(130);
-    });
-    Ok(())
+        tracing::info!("stopping: no new connections; requests in flight may finish");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            tracing::error!("stopped at once, as asked a second time");
+            std::process::exit(130);
+        });
+    }
 }
