@@ -1,6 +1,6 @@
 //! The command line: what each command says, does and refuses, and what a gateway then sees of it.
 
-use crate::installation::{Installation, Process};
+use crate::installation::{Installation, Process, says};
 use crate::support::{CommandOutput, Gateway, PATIENCE, Raw, Request, Response, keygate};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -9,13 +9,6 @@ use std::path::Path;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-#[track_caller]
-fn says(output: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(output.contains(part), "{part:?} is not in:\n{output}");
-    }
 }
 
 // === help and exit codes ===

@@ -1,19 +1,12 @@
 //! Starting, stopping and what lies between two starts: files of a first start, peppers, drains, kills, refusals.
 
-use crate::installation::{Installation, Process, mode};
+use crate::installation::{Installation, Process, mode, says};
 use crate::support::{Gateway, Hold, Raw, Request, eventually, eventually_true};
 use serde_json::json;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-#[track_caller]
-fn says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
-}
 
 fn status(gateway: &Gateway, secret: &str) -> u16 {
     gateway.get("/v1/app/x", secret).status
@@ -199,6 +192,43 @@ fn sigterm_lets_requests_finish_says_so_and_takes_no_new_ones() {
     let seen: Vec<_> = rows.iter().map(|r| (r["endpoint"].as_str(), r["outcome"].as_str())).collect();
     let served = Some("served");
     assert_eq!(seen, [(Some("/v1/app/slow"), served), (Some("/v1/app/x"), served)], "{rows:#?}");
+}
+
+#[test]
+fn sigterm_lets_an_admin_call_finish() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let body = r#"{"name":"last","type":"service"}"#;
+    let create = Request::post("/apikeys", body).header("Content-Type", "application/json");
+    let create = create.header("Expect", "100-continue").bearer(&gateway.token());
+    let mut call = Raw::connect(gateway.admin);
+    call.send(&create.head());
+    assert_eq!(call.response().status, 100, "the call has begun");
+    gateway.signal("TERM");
+    eventually_true("no new calls are taken", || TcpStream::connect(gateway.admin).is_err());
+    call.send(body.as_bytes());
+    let made = call.response();
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(gateway.wait().code(), Some(0));
+    let secret = made.data()["api_key"].as_str().expect("a secret").to_owned();
+    assert_eq!(status(&gateway.restart(), &secret), 200, "what was answered is there");
+}
+
+#[test]
+fn a_second_sigterm_waits_for_nobody() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    let hold = Hold::new();
+    place.origin.answer_after(&hold);
+    let mut busy = gateway.connect();
+    busy.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    place.origin.wait_for_heads(1);
+    gateway.signal("TERM");
+    eventually_true("new connections are refused", || TcpStream::connect(gateway.proxy).is_err());
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(130));
+    hold.release();
 }
 
 #[test]
