@@ -10,8 +10,18 @@
 )]
 
 mod admin_flow;
+mod authorization;
 mod commands;
+mod connections;
+mod end_users;
+mod headers;
 mod installation;
 mod lifecycle;
-mod smoke;
+mod limits;
+mod order;
+mod replies;
+mod routing;
+mod secrets;
+mod streaming;
 mod support;
+mod usage;

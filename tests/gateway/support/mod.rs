@@ -4,12 +4,14 @@
 //! sockets, and origins answer when a [`Hold`] is released. Every wait ends after [`PATIENCE`] with a failure.
 
 mod admin;
+mod config;
 mod gateway;
 mod origin;
 mod raw;
 mod request;
 
 pub(crate) use admin::Key;
+pub(crate) use config::{one_route, route, stand, upstream};
 pub(crate) use gateway::{CommandOutput, Gateway, keygate, write_config};
 pub(crate) use origin::{Hold, Origin, Received, ReservedPort};
 pub(crate) use raw::{Raw, Response};

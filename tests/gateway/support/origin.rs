@@ -108,6 +108,11 @@ impl Origin {
         self.shared.requests.lock().unwrap().len()
     }
 
+    /// Forgets what came so far.
+    pub(crate) fn forget(&self) {
+        self.shared.requests.lock().unwrap().clear();
+    }
+
     /// Waits until `n` heads have come, answered or not.
     #[track_caller]
     pub(crate) fn wait_for_heads(&self, n: usize) {

@@ -172,6 +172,15 @@ impl Response {
         (self.status, envelope["code"].as_u64().expect("a code"), name)
     }
 
+    /// What `RateLimit` says is left of a limit.
+    #[track_caller]
+    pub(crate) fn remaining(&self, limit: &str) -> u64 {
+        let line = self.header("ratelimit").unwrap_or_else(|| panic!("no RateLimit in {self:?}"));
+        let item = line.split(", ").find_map(|item| item.strip_prefix(&format!("\"{limit}\";r=")));
+        let item = item.unwrap_or_else(|| panic!("no {limit} in {line}"));
+        item.split(';').next().and_then(|n| n.parse().ok()).expect("a number")
+    }
+
     /// `data` of an envelope.
     #[track_caller]
     pub(crate) fn data(&self) -> Value {
