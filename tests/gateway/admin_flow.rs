@@ -374,7 +374,7 @@ fn metrics_count_every_record_and_no_client_chooses_a_label() {
     let place = Installation::new();
     let gateway = place.start();
     let key = gateway.create_key(json!({"scopes": ["app"], "rate_limit": 1000}));
-    let garbage = |round: usize| {
+    let garbage = |round: u32| {
         for n in 0..40 {
             let name = format!("Garbage{round}x{n}");
             let requests = [
@@ -399,7 +399,7 @@ fn metrics_count_every_record_and_no_client_chooses_a_label() {
                 ["accepted_total", "stored_total", "queued", "shed_total"].map(|what| of(&now, what));
             assert!((accepted - stored - queued - shed).abs() < 0.5, "{now:?}");
             // The requests with the known secret that have a route: three of the five.
-            let expected = (round * 120) as f64;
+            let expected = f64::from(round * 120);
             assert!(accepted < expected + 0.5, "{now:?}");
             ((stored - expected).abs() < 0.5).then_some(now)
         });

@@ -15,9 +15,10 @@ fn repository() -> &'static Path {
 
 /// The help of a command and of everything below it, in the order in which it lists them.
 fn help_of(command: &[&str], all: &mut String) {
-    let output = keygate(repository(), &[command, &["--help"]].concat());
+    let args = [command, &["--help"]].concat();
+    let output = keygate(repository(), &args);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{command:?}");
-    all.push_str(&format!("$ keygate {}\n{}\n", [command, &["--help"]].concat().join(" "), output.stdout));
+    all.push_str(&["$ keygate ", &args.join(" "), "\n", &output.stdout, "\n"].concat());
     let listed = output.stdout.split("Commands:\n").nth(1).unwrap_or_default();
     let listed = listed.lines().take_while(|line| !line.is_empty());
     // Names stand two columns in; what goes on from the line before stands further in.

@@ -1,6 +1,8 @@
 //! A folder with a configuration, on which commands and gateways run one after the other.
 
-use crate::support::{CommandOutput, Gateway, Origin, PATIENCE, eventually, keygate, write_config};
+use crate::support::{
+    CommandOutput, Gateway, Origin, PATIENCE, eventually, keygate, route, upstream, write_config,
+};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -28,25 +30,11 @@ pub(crate) struct Process {
 }
 
 /// `/v1/{app,rag}/…` to `origin`, one scope each, and whatever `more` says.
-pub(crate) fn config(origin: &Origin, more: &str) -> String {
-    let address = origin.address;
-    format!(
-        "{more}
-        [[upstreams]]
-        name = 'origin'
-        servers = ['{address}']
-        [[routes]]
-        name = 'app'
-        path = '/v1/app/{{rest*}}'
-        upstream = 'origin'
-        scopes = ['app']
-        [[routes]]
-        name = 'rag'
-        path = '/v1/rag/{{rest*}}'
-        upstream = 'origin'
-        scopes = ['rag']
-        "
-    )
+fn config(origin: &Origin, more: &str) -> String {
+    let route = |scope: &str| {
+        route(scope, &format!("/v1/{scope}/{{rest*}}"), "origin", &format!("scopes = [\"{scope}\"]"))
+    };
+    format!("{more}\n{}{}{}", upstream("origin", origin.address), route("app"), route("rag"))
 }
 
 /// The mode of a file or folder.
