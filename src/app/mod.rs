@@ -11,7 +11,7 @@ mod stop;
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
 pub use parts::routes;
-pub use stop::wait_for_signal;
+pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -30,7 +30,7 @@ use crate::store::{Actor, Feed, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
 use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -38,6 +38,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Longest wait of a request for the store, and of an admin call for one step.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long admin calls in flight may take to finish after the last request of the proxy.
+const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
 const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
 /// Keys that may wait to be re-hashed under a new pepper.
@@ -59,6 +61,12 @@ pub enum StartError {
     /// Peppers from the environment.
     #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
     Peppers(#[from] BadPeppers),
+    /// The peppers that the store's digests were made with are gone.
+    #[error("there is no file {path}, and the keys of this database can only be checked with the peppers it held; bring it back", path = path.display())]
+    PeppersGone {
+        /// Where they should be.
+        path: PathBuf,
+    },
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
@@ -129,6 +137,8 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     io.block_on(parts::restore(&base, &counters))?;
 
     let (stop, stopped) = watch::channel(false);
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let (stop_feed, feed_stopped) = watch::channel(false);
     let (give_up, deadline) = watch::channel(None);
     let (recorder, records) =
         Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
@@ -136,7 +146,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
-    io.spawn(follower.run(stopped.clone()));
+    io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
@@ -161,7 +171,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
         deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
         metrics: Arc::clone(&base.metrics),
-        stop: stopped.clone(),
+        stop: stopped,
         open,
     };
     let mut proxy_addresses = Vec::new();
@@ -177,7 +187,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     let accepting = Arc::new(AtomicBool::new(true));
     let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
-    admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), stopped));
+    let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
         proxy: proxy_addresses,
@@ -189,10 +199,14 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         clock: base.clock,
         stopping: stop::Stopping {
             stop,
+            stop_admin,
+            stop_feed,
             give_up,
             accepting,
             all_closed,
+            admin_served,
             drain_timeout: config.proxy.drain_timeout,
+            last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
             writer,
             store: base.store,
@@ -272,6 +286,9 @@ pub async fn agreed_peppers(
             // The real one is somewhere else; a fresh one in its place would only hide that.
             let removed = std::fs::remove_file(&config.secrets.pepper_file);
             tracing::debug!(?removed, "the pepper file made a moment ago");
+            if matches!(error, StoreError::WrongPepper(_)) {
+                return Err(StartError::PeppersGone { path: config.secrets.pepper_file.clone() });
+            }
         }
         return Err(error.into());
     }

@@ -9,16 +9,19 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
-mod support;
-
+mod admin_flow;
 mod authorization;
+mod commands;
 mod connections;
 mod end_users;
 mod headers;
+mod installation;
+mod lifecycle;
 mod limits;
 mod order;
 mod replies;
 mod routing;
 mod secrets;
 mod streaming;
+mod support;
 mod usage;
