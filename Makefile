@@ -10,7 +10,7 @@ PACKAGES = gcc libc6-dev make cmake
 .PHONY: run test lint dist fuzz tools
 
 run: tools
-	@$(CARGO) build --release --quiet
+	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
 test: tools
