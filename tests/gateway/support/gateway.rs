@@ -4,7 +4,7 @@ use super::{PATIENCE, Raw, Request, Response, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -120,16 +120,6 @@ impl Gateway {
     /// The folder it runs in.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    /// The folder, to be used after this gateway is gone.
-    pub(crate) fn keep_folder(&self) -> Arc<TempDir> {
-        Arc::clone(&self.folder)
-    }
-
-    /// Its configuration file.
-    pub(crate) fn config(&self) -> PathBuf {
-        self.folder().join(CONFIG)
     }
 
     /// Runs another command of the binary on the same folder and configuration.

@@ -33,12 +33,6 @@ impl Request {
         self
     }
 
-    /// Takes every field of that name off again.
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
-        self
-    }
-
     pub(crate) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = Some(body.into());
         self
