@@ -1,6 +1,6 @@
 //! `keygate migrate`
 
-use super::{ConfigArgs, Environment, Failure, load};
+use super::{ConfigArgs, Environment, Failure, load, say};
 use crate::config::StoreLocation;
 use crate::store::sqlite;
 use clap::Args;
@@ -21,10 +21,10 @@ pub(super) fn run(args: &MigrateArgs, environment: Environment<'_>) -> Result<()
     let state =
         if args.check { sqlite::check(path) } else { sqlite::migrate(path) }.map_err(Failure::failed)?;
     for name in &state.applied {
-        println!("applied  {name}");
+        say(format_args!("applied  {name}"))?;
     }
     for name in &state.pending {
-        println!("pending  {name}");
+        say(format_args!("pending  {name}"))?;
     }
     if state.pending.is_empty() {
         return Ok(());
