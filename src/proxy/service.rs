@@ -110,7 +110,7 @@ impl ProxyHttp for Proxy {
             }
             Err(denied) => {
                 // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
-                self.refuse(session, ctx, *denied).await.map_err(|e| e.into_down())?;
+                self.refuse(session, ctx, *denied).await.map_err(Error::into_down)?;
                 Ok(true)
             }
         }
