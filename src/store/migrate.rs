@@ -42,18 +42,40 @@ pub(super) fn runner(files: &[File]) -> Result<Runner, StoreError> {
     Ok(Runner::new(&migrations).set_grouped(true))
 }
 
-/// Compares what there is with what a database has. Refuses a database that is newer than this program.
-pub(super) fn compare(known: &Runner, applied: Vec<MigrationName>) -> Result<MigrationState, StoreError> {
+/// One line of a database's history.
+#[derive(Clone, Debug)]
+pub(super) struct HistoryLine {
+    pub(super) migration: MigrationName,
+    /// Of the text that was run, as refinery writes it.
+    pub(super) checksum: String,
+}
+
+/// Compares what there is with what a database has. Refuses a database that is newer than this program, and one that
+/// was made by another text under the same number.
+pub(super) fn compare(known: &Runner, history: Vec<HistoryLine>) -> Result<MigrationState, StoreError> {
     let newest_known = known.get_migrations().iter().map(Migration::version).max().unwrap_or(0);
-    let newest_applied = applied.iter().map(|m| m.number).max().unwrap_or(0);
+    let newest_applied = history.iter().map(|line| line.migration.number).max().unwrap_or(0);
     if newest_applied > newest_known {
         return Err(StoreError::Refused(format!(
             "the database has schema {newest_applied}, but this Keygate knows schemas up to {newest_known} only; \
              run the newer Keygate, or restore a backup from before the upgrade"
         )));
     }
-    let pending = known.get_migrations().iter().map(MigrationName::from);
-    let pending = pending.filter(|m| applied.iter().all(|a| a.number != m.number)).collect();
+    let mut pending = Vec::new();
+    for migration in known.get_migrations() {
+        match history.iter().find(|line| line.migration.number == migration.version()) {
+            None => pending.push(MigrationName::from(migration)),
+            Some(line) if line.checksum == migration.checksum().to_string() => {}
+            Some(_) => {
+                return Err(StoreError::Refused(format!(
+                    "migration {} of the database is not the one this Keygate knows; the file must never change \
+                     after a release",
+                    migration.version()
+                )));
+            }
+        }
+    }
+    let applied = history.into_iter().map(|line| line.migration).collect();
     Ok(MigrationState { applied, pending })
 }
 
@@ -74,8 +96,17 @@ impl From<&Migration> for MigrationName {
 mod tests {
     use super::*;
 
+    const STEPS: &[File] = &[("V1__step_1", ""), ("V2__step_2", ""), ("V3__step_3", "")];
+
     fn name(number: i32) -> MigrationName {
         MigrationName { number, name: format!("step_{number}") }
+    }
+
+    /// The history of a database that has the first `applied` of `files`.
+    fn history(files: &[File], applied: usize) -> Vec<HistoryLine> {
+        let runner = runner(&files[..applied]).unwrap();
+        let line = |m: &Migration| HistoryLine { migration: m.into(), checksum: m.checksum().to_string() };
+        runner.get_migrations().iter().map(line).collect()
     }
 
     #[test]
@@ -87,16 +118,21 @@ mod tests {
 
     #[test]
     fn what_a_database_lacks_is_pending() {
-        let known = runner(&[("V1__step_1", ""), ("V2__step_2", ""), ("V3__step_3", "")]).unwrap();
-        let state = compare(&known, vec![name(1)]).unwrap();
+        let state = compare(&runner(STEPS).unwrap(), history(STEPS, 1)).unwrap();
         assert_eq!((state.applied, state.pending), (vec![name(1)], vec![name(2), name(3)]));
     }
 
     #[test]
     fn a_newer_database_is_refused_with_both_numbers() {
-        let known = runner(&[("V1__step_1", "")]).unwrap();
-        let error = compare(&known, vec![name(1), name(2)]).unwrap_err().to_string();
+        let error = compare(&runner(&STEPS[..1]).unwrap(), history(STEPS, 2)).unwrap_err().to_string();
         assert!(error.contains("schema 2") && error.contains("up to 1"), "{error}");
+    }
+
+    #[test]
+    fn another_text_under_a_known_number_is_refused() {
+        let edited = [("V1__step_1", "-- edited")];
+        let error = compare(&runner(STEPS).unwrap(), history(&edited, 1)).unwrap_err().to_string();
+        assert!(error.contains("migration 1 "), "{error}");
     }
 }
 

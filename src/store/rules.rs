@@ -5,7 +5,7 @@
 use super::{IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
 use super::{WorkspacePatch, WorkspaceRecord};
 use crate::clock::Timestamp;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scopes};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scope, Scopes};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
@@ -253,7 +253,7 @@ pub(super) fn key_fields(record: &KeyRecord) -> Fields {
         ("name", json!(name)),
         ("description", json!(description)),
         ("type", json!(kind.as_str())),
-        ("scopes", scopes.iter().map(|s| s.as_str()).collect()),
+        ("scopes", scopes.iter().map(Scope::as_str).collect()),
         ("resource_id", json!(resource_id)),
         ("rate_limit", json!(ceilings.rate_limit)),
         ("rate_burst", json!(ceilings.rate_burst)),

@@ -36,16 +36,9 @@ impl EndUsers for SqliteStore {
         page: PageRequest,
     ) -> Result<Page<EndUserRecord>, StoreError> {
         let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
-        self.read(move |tx| {
-            let count = "SELECT count(*) FROM end_users
-                         WHERE workspace_id = ?1 AND (?2 IS NULL OR other_id = ?2)";
-            let total = row::count(tx, count, params![workspace.as_str(), other_id])?;
-            let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users
-                       WHERE workspace_id = ?1 AND (?2 IS NULL OR other_id = ?2)
-                       ORDER BY created_at DESC, id DESC LIMIT ?3 OFFSET ?4";
-            let values = params![workspace.as_str(), other_id, page.pagesize, row::int(page.offset())];
-            let items = row::all(tx, sql, values, read_end_user)?;
-            Ok(Page { items, total })
+        self.read(move |tx| match other_id {
+            Some(other_id) => named(tx, &workspace, &other_id, page),
+            None => list(tx, &workspace, page),
         })
         .await
     }
@@ -118,6 +111,35 @@ fn known(
 ) -> Result<Option<EndUserId>, StoreError> {
     let sql = "SELECT id FROM end_users WHERE workspace_id = ?1 AND other_id = ?2";
     row::one(tx, sql, params![workspace.as_str(), other_id], |f| Ok(EndUserId(f.uuid("id")?)))
+}
+
+/// At most one, found by the index on names however many there are.
+fn named(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+    page: PageRequest,
+) -> Result<Page<EndUserRecord>, StoreError> {
+    let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users
+               WHERE workspace_id = ?1 AND other_id = ?2";
+    let found = row::one(tx, sql, params![workspace.as_str(), other_id], read_end_user)?;
+    let total = u64::from(found.is_some());
+    let is_on_page = page.offset() == 0 && page.pagesize > 0;
+    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+}
+
+fn list(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    page: PageRequest,
+) -> Result<Page<EndUserRecord>, StoreError> {
+    let total =
+        row::count(tx, "SELECT count(*) FROM end_users WHERE workspace_id = ?1", [workspace.as_str()])?;
+    let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users WHERE workspace_id = ?1
+               ORDER BY created_at DESC, id DESC LIMIT ?2 OFFSET ?3";
+    let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
+    let items = row::all(tx, sql, values, read_end_user)?;
+    Ok(Page { items, total })
 }
 
 fn end_user_record(

@@ -1,6 +1,6 @@
 //! The change feed, and the agreement on peppers.
 
-use super::keys::{key_columns, read_key};
+use super::key_rows::{key_columns, read_key};
 use super::row::{self, Fields};
 use super::tenants::{plan_columns, read_plan};
 use super::{SqliteStore, StoreError, current_version};

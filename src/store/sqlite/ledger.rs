@@ -17,6 +17,11 @@ use tokio::sync::mpsc;
 /// Rows of spending in one batch, at most.
 const BATCH_MAX: usize = 1_000;
 
+/// What the ledger needs of a key whose usage may be seen.
+struct Owned {
+    quota_limit: Option<u64>,
+}
+
 #[async_trait]
 impl Ledger for SqliteStore {
     async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
@@ -60,7 +65,7 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<KeyStats>, StoreError> {
         let workspace = workspace.clone();
         self.read(move |tx| {
-            let Some(quota_limit) = quota_limit(tx, &workspace, id)? else { return Ok(None) };
+            let Some(Owned { quota_limit }) = owned(tx, &workspace, id)? else { return Ok(None) };
             let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
             let life = rollups::one(tx, &window(Width::Total))?.unwrap_or_default();
             let today = rollups::one(tx, &window(Width::Day))?.unwrap_or_default();
@@ -87,7 +92,7 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<Vec<UsagePoint>>, StoreError> {
         let (workspace, range) = (workspace.clone(), *range);
         self.read(move |tx| {
-            if quota_limit(tx, &workspace, id)?.is_none() {
+            if owned(tx, &workspace, id)?.is_none() {
                 return Ok(None);
             }
             rollups::series(tx, id, &range).map(Some)
@@ -104,7 +109,7 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<LogPage>, StoreError> {
         let (workspace, filter) = (workspace.clone(), filter.clone());
         self.read(move |tx| {
-            if quota_limit(tx, &workspace, id)?.is_none() {
+            if owned(tx, &workspace, id)?.is_none() {
                 return Ok(None);
             }
             log_page(tx, &workspace, id, &filter, &page).map(Some)
@@ -153,14 +158,12 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
     Ok(inserted == 1)
 }
 
-/// The `quota_limit` of a key of that workspace, deleted or not; the outer none says that there is no such key.
-fn quota_limit(
-    tx: &Transaction<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-) -> Result<Option<Option<u64>>, StoreError> {
+/// A key of that workspace, deleted or not.
+fn owned(tx: &Transaction<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Owned>, StoreError> {
     let sql = "SELECT quota_limit FROM keys WHERE id = ?1 AND workspace_id = ?2";
-    row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], |f| f.maybe_int("quota_limit"))
+    row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], |f| {
+        Ok(Owned { quota_limit: f.maybe_int("quota_limit")? })
+    })
 }
 
 // === logs ===

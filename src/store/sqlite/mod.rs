@@ -9,6 +9,7 @@ mod audit;
 mod end_users;
 mod error;
 mod feed;
+mod key_rows;
 mod keys;
 mod ledger;
 mod open;
@@ -123,4 +124,46 @@ fn current_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
     row::one(tx, "SELECT value FROM change_seq WHERE one = 1", [], |f| f.int("value"))?
         .map(Version)
         .ok_or_else(|| StoreError::Corrupt("change_seq has no row".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_panics_is_rolled_back_and_the_next_one_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("k.db"), &SqliteOptions::default()).unwrap();
+        let broken: Result<(), StoreError> = store
+            .write(|tx| {
+                next_version(tx)?;
+                panic!("a mistake in a call")
+            })
+            .await;
+        assert!(broken.unwrap_err().is_transient());
+        assert_eq!(store.read(current_version).await.unwrap(), Version(0));
+        assert_eq!(store.write(next_version).await.unwrap(), Version(1));
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_went_away_before_its_turn_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("k.db"), &SqliteOptions::default()).unwrap();
+        let (hold, held) = std::sync::mpsc::sync_channel::<()>(0);
+        let blocking = store.write(move |_| held.recv().map_err(|_| StoreError::Cancelled));
+        let mut blocking = Box::pin(blocking);
+        let waker = std::task::Waker::noop();
+        let mut context = std::task::Context::from_waker(waker);
+        // Queued behind the one that holds the writer, then given up.
+        assert!(blocking.as_mut().poll(&mut context).is_pending());
+        {
+            let mut given_up = Box::pin(store.write(next_version));
+            assert!(given_up.as_mut().poll(&mut context).is_pending());
+        }
+        hold.send(()).unwrap();
+        blocking.await.unwrap();
+        assert_eq!(store.write(next_version).await.unwrap(), Version(1));
+        store.close().await;
+    }
 }

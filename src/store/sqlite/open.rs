@@ -3,7 +3,7 @@
 //! Must not know: what is done with the connections. Whatever does not fit is `Refused` in words for the operator.
 
 use super::{SqliteOptions, StoreError};
-use crate::store::migrate::{self, HISTORY_TABLE, MigrationName, MigrationState, SQLITE};
+use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, SQLITE};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -121,11 +121,14 @@ fn state(connection: &Connection) -> Result<MigrationState, StoreError> {
     if tables == 0 {
         return migrate::compare(&known, Vec::new());
     }
-    let sql = format!("SELECT version, name FROM {HISTORY_TABLE} ORDER BY version");
+    let sql = format!("SELECT version, name, checksum FROM {HISTORY_TABLE} ORDER BY version");
     let mut statement = connection.prepare(&sql)?;
-    let read = |row: &rusqlite::Row<'_>| Ok(MigrationName { number: row.get(0)?, name: row.get(1)? });
-    let applied = statement.query_map([], read)?.collect::<Result<Vec<_>, _>>()?;
-    migrate::compare(&known, applied)
+    let read = |row: &rusqlite::Row<'_>| {
+        let migration = MigrationName { number: row.get(0)?, name: row.get(1)? };
+        Ok(HistoryLine { migration, checksum: row.get(2)? })
+    };
+    let history = statement.query_map([], read)?.collect::<Result<Vec<_>, _>>()?;
+    migrate::compare(&known, history)
 }
 
 // === impl FileLock ===

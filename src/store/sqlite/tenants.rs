@@ -203,12 +203,12 @@ impl Tenants for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
         let (id, default_plan, by) = (id.clone(), default_plan.clone(), by.clone());
-        self.write(move |tx| match workspace_record(tx, &id)? {
-            Some(before) => update_workspace(tx, &before.value, patch, &by, at),
-            None => {
-                let blank = blank_workspace(id, default_plan, at);
-                create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, &by, at)
+        self.write(move |tx| {
+            if let Some(before) = workspace_record(tx, &id)? {
+                return update_workspace(tx, &before.value, patch, &by, at);
             }
+            let blank = blank_workspace(id, default_plan, at);
+            create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, &by, at)
         })
         .await
     }

@@ -1,0 +1,437 @@
+//! Usage.
+
+use crate::place::{Place, T0, after, everything, page, record, someone};
+use keygate::clock::Timestamp;
+use keygate::policy::fault::Fault;
+use keygate::policy::id::{EndUserId, KeyId, WorkspaceId};
+use keygate::store::rollup::Quantiles;
+use keygate::store::{Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, Outcome, SpentBy};
+use keygate::store::{SpentRow, StoreError, UsagePoint, UsageRange, UsageRecord};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// 2025-06-30T23:59:59.999999Z: the last microsecond of a minute, an hour, a day and a month.
+const LAST_US: Timestamp = Timestamp::from_micros(1_751_327_999_999_999);
+/// 2025-07-01T00:00:00Z.
+const JULY: Timestamp = Timestamp::from_micros(1_751_328_000_000_000);
+
+async fn key_of(place: &Place, workspace: &str) -> (WorkspaceId, KeyRecord) {
+    let w = place.tenant(workspace).await;
+    let key = place.key_in(&w, "k").await;
+    (w, key)
+}
+
+async fn stats(place: &Place, w: &WorkspaceId, key: &KeyRecord, at: Timestamp) -> KeyStats {
+    place.stats(w, key.key.id, at).await.unwrap().unwrap()
+}
+
+async fn logs(place: &Place, w: &WorkspaceId, key: &KeyRecord, filter: &LogFilter) -> LogPage {
+    place.logs(w, key.key.id, filter, LogPageRequest::Number(everything())).await.unwrap().unwrap()
+}
+
+async fn spent(place: &Place, at: Timestamp) -> Vec<SpentRow> {
+    let (to, mut from) = mpsc::channel(1);
+    let collect = async {
+        let mut all = Vec::new();
+        while let Some(batch) = from.recv().await {
+            all.extend(batch);
+        }
+        all
+    };
+    let (outcome, rows) = tokio::join!(place.spent(at, to), collect);
+    outcome.unwrap();
+    rows
+}
+
+async fn spent_by(place: &Place, at: Timestamp, subject: &SpentBy) -> [u64; 5] {
+    let rows = spent(place, at).await;
+    let row = rows.iter().find(|row| row.subject == *subject).unwrap();
+    [row.minute, row.hour, row.day, row.month, row.total]
+}
+
+fn ended(key: &KeyRecord, at: Timestamp, outcome: Outcome, status_code: u16) -> UsageRecord {
+    UsageRecord { outcome, status_code, ..record(key, at) }
+}
+
+pub(crate) async fn an_empty_batch_is_nothing(place: Place) {
+    assert_eq!(place.append(&[]).await.unwrap(), 0);
+    assert_eq!(spent(&place, T0).await, []);
+}
+
+pub(crate) async fn append_is_idempotent(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let batch = [record(&key, T0), record(&key, after(1))];
+    assert_eq!(place.append(&batch).await.unwrap(), 2);
+    let once = (stats(&place, &w, &key, T0).await, spent(&place, T0).await);
+    for _ in 0..2 {
+        assert_eq!(place.append(&batch).await.unwrap(), 0);
+    }
+    assert_eq!((stats(&place, &w, &key, T0).await, spent(&place, T0).await), once);
+    assert_eq!(once.0.total_requests, 2);
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, Some(2));
+    // The id is the identity: another text under it changes nothing.
+    let twin = UsageRecord { status_code: 500, ..batch[0].clone() };
+    assert_eq!(place.append(&[twin]).await.unwrap(), 0);
+    assert_eq!(stats(&place, &w, &key, T0).await.errors, 0);
+}
+
+pub(crate) async fn an_overlapping_batch_counts_once(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let all: Vec<UsageRecord> = (0..4).map(|n| record(&key, after(n))).collect();
+    assert_eq!(place.append(&all[..3]).await.unwrap(), 3);
+    assert_eq!(place.append(&all[1..]).await.unwrap(), 1);
+    // Also within one batch.
+    let new = record(&key, after(9));
+    assert_eq!(place.append(&[new.clone(), all[0].clone(), new]).await.unwrap(), 1);
+    let stats = stats(&place, &w, &key, T0).await;
+    assert_eq!((stats.total_requests, stats.quota_used, stats.response_time.count), (5, 5, 5));
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, Some(5));
+}
+
+pub(crate) async fn records_read_back_exactly(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let full = UsageRecord {
+        request_id: "0197-é".into(),
+        method: "PROPFIND".into(),
+        endpoint: "/v1/100%/中文/'x'".into(),
+        route: "".into(),
+        status_code: 429,
+        outcome: Outcome::Denied,
+        denial: Some(Fault::RateLimitExceeded),
+        charged: false,
+        response_time_us: 123_456_789,
+        ttfb_us: Some(0),
+        bytes_in: 0,
+        bytes_out: u64::from(u32::MAX) * 7,
+        tokens_used: 42,
+        ip_address: Some("2001:db8::1".parse().unwrap()),
+        user_agent: "curl/8 \"q\"".into(),
+        end_user_id: Some(EndUserId::new(T0)),
+        upstream: "10.0.0.1:9001".into(),
+        node: "n-1".into(),
+        ..record(&key, after(1))
+    };
+    let plain = record(&key, T0);
+    place.append(&[plain.clone(), full.clone()]).await.unwrap();
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.items, [full, plain]);
+}
+
+pub(crate) async fn numbers_too_large_are_cut_and_nul_is_replaced(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let most = u64::try_from(i64::MAX).unwrap();
+    let odd = UsageRecord {
+        bytes_in: u64::MAX,
+        bytes_out: u64::MAX,
+        tokens_used: u64::MAX,
+        response_time_us: u64::MAX,
+        endpoint: "/a\0b".into(),
+        ..record(&key, T0)
+    };
+    place.append(&[odd.clone(), UsageRecord { id: record(&key, T0).id, ..odd }]).await.unwrap();
+    let stats = stats(&place, &w, &key, T0).await;
+    assert_eq!((stats.total_requests, stats.tokens_used), (2, most));
+    let read = logs(&place, &w, &key, &LogFilter::default()).await.items.remove(0);
+    assert_eq!((read.bytes_in, read.response_time_us, &*read.endpoint), (most, most, "/a\u{fffd}b"));
+}
+
+pub(crate) async fn a_key_without_usage_has_zeroes(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let nothing = KeyStats {
+        total_requests: 0,
+        requests_today: 0,
+        quota_used: 0,
+        quota_limit: None,
+        denied: 0,
+        errors: 0,
+        last_used_at: None,
+        tokens_used: 0,
+        response_time: Quantiles::default(),
+    };
+    assert_eq!(stats(&place, &w, &key, T0).await, nothing);
+    assert_eq!(place.stats(&w, KeyId::new(T0), T0).await.unwrap(), None);
+    assert_eq!(
+        logs(&place, &w, &key, &LogFilter::default()).await,
+        LogPage { items: vec![], total: Some(0), next: None }
+    );
+}
+
+pub(crate) async fn stats_count_by_outcome(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let tokens = |tokens_used, record| UsageRecord { tokens_used, ..record };
+    let batch = [
+        tokens(5, ended(&key, T0, Outcome::Served, 200)),
+        tokens(7, ended(&key, after(3), Outcome::Served, 404)),
+        ended(&key, after(1), Outcome::Served, 500),
+        ended(&key, after(1), Outcome::UpstreamFailed, 502),
+        ended(&key, after(1), Outcome::UpstreamFailed, 200),
+        ended(&key, after(1), Outcome::Aborted, 200),
+        ended(&key, after(1), Outcome::Interrupted, 200),
+        UsageRecord { charged: false, ..ended(&key, after(2), Outcome::Denied, 429) },
+        UsageRecord { charged: false, ..ended(&key, after(2), Outcome::Denied, 503) },
+    ];
+    place.append(&batch).await.unwrap();
+    let stats = stats(&place, &w, &key, T0).await;
+    assert_eq!((stats.total_requests, stats.requests_today), (9, 9));
+    assert_eq!((stats.quota_used, stats.denied, stats.errors, stats.tokens_used), (7, 2, 3, 12));
+    assert_eq!(stats.last_used_at, Some(after(3)));
+}
+
+pub(crate) async fn response_times_are_of_answers_only(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let took = |us, record| UsageRecord { response_time_us: us, ..record };
+    let mut batch: Vec<UsageRecord> = (1..=60).map(|n| took(n, record(&key, T0))).collect();
+    batch.push(took(9_000_000, ended(&key, T0, Outcome::Denied, 429)));
+    batch.push(took(9_000_000, ended(&key, T0, Outcome::Interrupted, 200)));
+    // In two parts, so that sketches are merged on the way.
+    place.append(&batch[..20]).await.unwrap();
+    place.append(&batch[20..]).await.unwrap();
+    let expected = Quantiles { count: 60, mean_us: 30, p50_us: 30, p95_us: 57, p99_us: 60 };
+    assert_eq!(stats(&place, &w, &key, T0).await.response_time, expected);
+}
+
+pub(crate) async fn days_begin_at_midnight(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    place.append(&[record(&key, LAST_US), record(&key, JULY), record(&key, JULY)]).await.unwrap();
+    assert_eq!(stats(&place, &w, &key, LAST_US).await.requests_today, 1);
+    assert_eq!(stats(&place, &w, &key, JULY).await.requests_today, 2);
+    let next_day = JULY.plus(Duration::from_secs(86_400));
+    let stats = stats(&place, &w, &key, next_day).await;
+    assert_eq!((stats.requests_today, stats.total_requests), (0, 3));
+}
+
+pub(crate) async fn a_record_knows_its_key_by_id_only(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let mut stray = record(&key, T0);
+    stray.api_key_id = KeyId::new(T0);
+    assert_eq!(place.append(&[stray.clone()]).await.unwrap(), 1);
+    assert_eq!(stats(&place, &w, &key, T0).await.total_requests, 0);
+    assert_eq!(place.stats(&w, stray.api_key_id, T0).await.unwrap(), None);
+    assert_eq!(spent_by(&place, T0, &SpentBy::Key(stray.api_key_id)).await, [1; 5]);
+}
+
+pub(crate) async fn a_deleted_key_keeps_its_usage(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    place.append(&[record(&key, T0)]).await.unwrap();
+    place.delete_key(&w, key.key.id, &someone(), T0).await.unwrap();
+    // What was in the journal when the key went still arrives.
+    place.append(&[record(&key, after(1))]).await.unwrap();
+    assert_eq!(stats(&place, &w, &key, T0).await.total_requests, 2);
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.items.len(), 2);
+    let range = UsageRange { from: T0, to: after(60), interval: Interval::Day };
+    assert_eq!(place.usage(&w, key.key.id, &range).await.unwrap().unwrap()[0].requests, 2);
+}
+
+pub(crate) async fn a_key_knows_its_usage(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let denied = UsageRecord { charged: false, ..ended(&key, after(5), Outcome::Denied, 429) };
+    let given_back = UsageRecord { charged: false, ..ended(&key, after(1), Outcome::UpstreamFailed, 502) };
+    place.append(&[record(&key, T0), denied, given_back]).await.unwrap();
+    let expected = KeyRecord { quota_used: 1, usage_count: 2, last_used_at: Some(after(5)), ..key.clone() };
+    assert_eq!(place.key(&w, key.key.id).await.unwrap(), Some(expected.clone()));
+    let listed = place.keys(&w, &Default::default(), everything()).await.unwrap().items;
+    assert_eq!(listed, std::slice::from_ref(&expected));
+    let updated = place.update_key(&w, key.key.id, Default::default(), &someone(), T0).await.unwrap().value;
+    assert_eq!(updated, expected);
+}
+
+pub(crate) async fn charts_have_a_point_per_window_with_usage(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let minute = |n: u64| JULY.plus(Duration::from_secs(60 * n));
+    let denied = UsageRecord { charged: false, ..ended(&key, minute(2), Outcome::Denied, 429) };
+    place
+        .append(&[record(&key, LAST_US), record(&key, minute(2)), denied, record(&key, minute(90))])
+        .await
+        .unwrap();
+    let starts = async |interval| {
+        let range = UsageRange { from: LAST_US, to: minute(1_000), interval };
+        let points = place.usage(&w, key.key.id, &range).await.unwrap().unwrap();
+        points.iter().map(|point| (point.start, point.requests)).collect::<Vec<_>>()
+    };
+    let before = |seconds| JULY.minus(Duration::from_secs(seconds));
+    assert_eq!(starts(Interval::Minute).await, [(before(60), 1), (minute(2), 2), (minute(90), 1)]);
+    assert_eq!(starts(Interval::Hour).await, [(before(3_600), 1), (JULY, 2), (minute(60), 1)]);
+    assert_eq!(starts(Interval::Day).await, [(before(86_400), 1), (JULY, 3)]);
+    let range = UsageRange { from: minute(2), to: minute(3), interval: Interval::Minute };
+    let expected = UsagePoint {
+        start: minute(2),
+        requests: 2,
+        denied: 1,
+        errors: 0,
+        tokens_used: 0,
+        bytes_in: 20,
+        bytes_out: 200,
+        response_time: Quantiles { count: 1, mean_us: 1_000, p50_us: 999, p95_us: 999, p99_us: 999 },
+    };
+    assert_eq!(place.usage(&w, key.key.id, &range).await.unwrap(), Some(vec![expected]));
+}
+
+pub(crate) async fn charts_end_before_to_and_begin_with_the_window_of_from(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    place.append(&[record(&key, LAST_US), record(&key, JULY)]).await.unwrap();
+    let us = Duration::from_micros(1);
+    for (from, to, expected) in [
+        (LAST_US, JULY, 1),
+        (LAST_US, JULY.plus(us), 2),
+        (JULY, JULY.plus(us), 1),
+        (JULY.plus(us), JULY.plus(us).plus(us), 1),
+        (JULY, JULY, 0),
+        (JULY, LAST_US, 0),
+    ] {
+        let range = UsageRange { from, to, interval: Interval::Hour };
+        let points = place.usage(&w, key.key.id, &range).await.unwrap().unwrap();
+        assert_eq!(points.len(), expected, "{range:?}");
+    }
+}
+
+pub(crate) async fn logs_are_newest_first_and_paged(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let batch: Vec<UsageRecord> = [2, 0, 3, 1].into_iter().map(|n| record(&key, after(n))).collect();
+    place.append(&batch).await.unwrap();
+    for (number, size, expected, more) in [
+        (1, 4, vec![3, 2, 1, 0], false),
+        (1, 3, vec![3, 2, 1], true),
+        (2, 3, vec![0], false),
+        (2, 4, vec![], false),
+        (2, 2, vec![1, 0], false),
+    ] {
+        let asked = LogPageRequest::Number(page(number, size));
+        let found = place.logs(&w, key.key.id, &LogFilter::default(), asked).await.unwrap().unwrap();
+        let seconds: Vec<u64> = found.items.iter().map(|record| record.at.since(T0).as_secs()).collect();
+        assert_eq!((seconds, found.total), (expected, Some(4)), "page {number} of {size}");
+        assert_eq!(found.next.is_some(), more, "page {number} of {size}");
+    }
+}
+
+pub(crate) async fn cursors_walk_every_record_once(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    // Seven of one microsecond, so that a cursor must tell them apart by id.
+    let mut batch: Vec<UsageRecord> = (0..7).map(|_| record(&key, T0)).collect();
+    batch.push(record(&key, T0.plus(Duration::from_micros(1))));
+    batch.push(record(&key, T0.minus(Duration::from_micros(1))));
+    place.append(&batch).await.unwrap();
+    let all = logs(&place, &w, &key, &LogFilter::default()).await.items;
+    assert_eq!(all.len(), 9);
+    for size in [1, 2, 3, 8, 9, 10] {
+        let first = LogPageRequest::Number(page(1, size));
+        let mut part = place.logs(&w, key.key.id, &LogFilter::default(), first).await.unwrap().unwrap();
+        let mut walked = part.items;
+        while let Some(cursor) = part.next {
+            let asked = LogPageRequest::After(cursor, size);
+            part = place.logs(&w, key.key.id, &LogFilter::default(), asked).await.unwrap().unwrap();
+            assert_eq!(part.total, None);
+            assert!(!part.items.is_empty());
+            walked.append(&mut part.items);
+        }
+        assert_eq!(walked, all, "by {size}");
+    }
+}
+
+pub(crate) async fn logs_are_filtered(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let at = |n, endpoint: &str, status_code| UsageRecord {
+        endpoint: endpoint.into(),
+        status_code,
+        ..record(&key, after(n))
+    };
+    place
+        .append(&[
+            at(0, "/v1/Chat", 200),
+            at(1, "/v1/100%", 404),
+            at(2, "/v1/a_b", 200),
+            at(3, "/V1/CHATS", 500),
+        ])
+        .await
+        .unwrap();
+    let by = LogFilter::default;
+    let path = |text: &str| LogFilter { endpoint: Some(text.into()), ..by() };
+    for (filter, expected) in [
+        (by(), vec![3, 2, 1, 0]),
+        (LogFilter { status_code: Some(200), ..by() }, vec![2, 0]),
+        (LogFilter { status_code: Some(201), ..by() }, vec![]),
+        (LogFilter { from: Some(after(1)), ..by() }, vec![3, 2, 1]),
+        (LogFilter { to: Some(after(1)), ..by() }, vec![0]),
+        (LogFilter { from: Some(after(1)), to: Some(after(3)), ..by() }, vec![2, 1]),
+        (path("cHAT"), vec![3, 0]),
+        (path("chats"), vec![3]),
+        (path("%"), vec![1]),
+        (path("_"), vec![2]),
+        (path(""), vec![3, 2, 1, 0]),
+        (path("'"), vec![]),
+        (LogFilter { status_code: Some(500), ..path("chat") }, vec![3]),
+    ] {
+        let found = logs(&place, &w, &key, &filter).await;
+        let seconds: Vec<u64> = found.items.iter().map(|record| record.at.since(T0).as_secs()).collect();
+        assert_eq!(found.total, Some(u64::try_from(expected.len()).unwrap()), "{filter:?}");
+        assert_eq!(seconds, expected, "{filter:?}");
+    }
+}
+
+pub(crate) async fn workspaces_do_not_see_each_others_usage(place: Place) {
+    let (w1, mine) = key_of(&place, "w1").await;
+    let (w2, theirs) = key_of(&place, "w2").await;
+    place.append(&[record(&mine, T0), record(&theirs, T0), record(&theirs, T0)]).await.unwrap();
+    let range = UsageRange { from: T0, to: after(60), interval: Interval::Day };
+    let all = LogPageRequest::Number(everything());
+    assert_eq!(place.stats(&w2, mine.key.id, T0).await.unwrap(), None);
+    assert_eq!(place.usage(&w2, mine.key.id, &range).await.unwrap(), None);
+    assert_eq!(place.logs(&w2, mine.key.id, &LogFilter::default(), all).await.unwrap(), None);
+    assert_eq!(stats(&place, &w1, &mine, T0).await.total_requests, 1);
+    assert_eq!(stats(&place, &w2, &theirs, T0).await.total_requests, 2);
+}
+
+pub(crate) async fn spending_follows_the_windows(place: Place) {
+    let (_, key) = key_of(&place, "w1").await;
+    let uncharged = UsageRecord { charged: false, ..record(&key, JULY) };
+    let back = |seconds| LAST_US.minus(Duration::from_secs(seconds));
+    place
+        .append(&[
+            record(&key, LAST_US),
+            record(&key, back(60)),
+            record(&key, back(3_600)),
+            record(&key, back(86_400)),
+            record(&key, back(31 * 86_400)),
+            record(&key, JULY),
+            uncharged,
+        ])
+        .await
+        .unwrap();
+    let subject = SpentBy::Key(key.key.id);
+    assert_eq!(spent_by(&place, LAST_US, &subject).await, [1, 2, 3, 4, 6]);
+    assert_eq!(spent_by(&place, JULY, &subject).await, [1, 1, 1, 1, 6]);
+    let august = JULY.plus(Duration::from_secs(31 * 86_400));
+    assert_eq!(spent_by(&place, august, &subject).await, [0, 0, 0, 0, 6]);
+    let end_of_july = august.minus(Duration::from_micros(1));
+    assert_eq!(spent_by(&place, end_of_july, &subject).await, [0, 0, 0, 1, 6]);
+}
+
+pub(crate) async fn spending_is_summed_per_workspace(place: Place) {
+    let (w1, a) = key_of(&place, "w1").await;
+    let b = place.key_in(&w1, "b").await;
+    let (w2, c) = key_of(&place, "w2").await;
+    place.append(&[record(&a, T0), record(&b, T0), record(&b, T0), record(&c, T0)]).await.unwrap();
+    for (subject, expected) in [
+        (SpentBy::Workspace(w1), 3),
+        (SpentBy::Workspace(w2), 1),
+        (SpentBy::Key(a.key.id), 1),
+        (SpentBy::Key(b.key.id), 2),
+        (SpentBy::Key(c.key.id), 1),
+    ] {
+        assert_eq!(spent_by(&place, T0, &subject).await, [expected; 5], "{subject:?}");
+    }
+    assert_eq!(spent(&place, T0).await.len(), 5);
+}
+
+pub(crate) async fn spending_of_nothing_is_nothing(place: Place) {
+    let (_, key) = key_of(&place, "w1").await;
+    place.append(&[UsageRecord { charged: false, ..ended(&key, T0, Outcome::Denied, 429) }]).await.unwrap();
+    assert_eq!(spent(&place, T0).await, []);
+}
+
+pub(crate) async fn a_receiver_that_goes_ends_the_spending(place: Place) {
+    let (_, key) = key_of(&place, "w1").await;
+    place.append(&[record(&key, T0)]).await.unwrap();
+    let (to, from) = mpsc::channel(1);
+    drop(from);
+    let error = place.spent(T0, to).await.unwrap_err();
+    assert!(matches!(error, StoreError::Cancelled), "{error}");
+}

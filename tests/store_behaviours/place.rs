@@ -1,0 +1,220 @@
+//! A store of its own for each test, and short names for what tests put into it.
+
+use keygate::clock::Timestamp;
+use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
+use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
+use keygate::store::sqlite::{SqliteOptions, SqliteStore};
+use keygate::store::{Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest};
+use keygate::store::{PlanRecord, Store, UsageRecord, Version};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// An instant with odd microseconds: 2025-06-15T15:06:40.123457Z.
+pub(crate) const T0: Timestamp = Timestamp::from_micros(1_750_000_000_123_457);
+
+/// The plan's highest rate in [`Place::tenant`].
+pub(crate) const PLAN_RATE: u32 = 100;
+/// The plan's end users in [`Place::tenant`].
+pub(crate) const PLAN_END_USERS: u64 = 100;
+
+/// An empty store that nobody else has.
+pub(crate) struct Place {
+    pub(crate) store: Arc<dyn Store>,
+    backend: Backend,
+}
+
+enum Backend {
+    Sqlite { open: Arc<SqliteStore>, folder: tempfile::TempDir },
+}
+
+// === impl Place ===
+
+impl Place {
+    pub(crate) async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let open = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
+        Self { store: Arc::<SqliteStore>::clone(&open), backend: Backend::Sqlite { open, folder } }
+    }
+
+    /// Closes the store and opens it again.
+    pub(crate) async fn reopen(self) -> Self {
+        match self.backend {
+            Backend::Sqlite { open, folder } => {
+                open.close().await;
+                let again = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
+                let store = Arc::<SqliteStore>::clone(&again);
+                Self { store, backend: Backend::Sqlite { open: again, folder } }
+            }
+        }
+    }
+
+    /// Where the embedded store's file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        match &self.backend {
+            Backend::Sqlite { folder, .. } => folder.path().join("keygate.db"),
+        }
+    }
+
+    /// A workspace on the plan `basic`, which is made with it.
+    pub(crate) async fn tenant(&self, id: &str) -> WorkspaceId {
+        if self.plan(&plan_id("basic")).await.unwrap().is_none() {
+            self.create_plan(plan("basic"), &someone(), T0).await.unwrap();
+        }
+        self.ensure_workspace(&workspace_id(id), &plan_id("basic"), &someone(), T0).await.unwrap().value.id
+    }
+
+    /// A key in a workspace that exists.
+    pub(crate) async fn key_in(&self, workspace: &WorkspaceId, name: &str) -> KeyRecord {
+        self.create_key(new_key(workspace, name), &someone(), T0).await.unwrap().value
+    }
+
+    /// All of the feed above `after`.
+    pub(crate) async fn all_changes(&self, after: Version) -> (Version, Vec<Change>) {
+        let (to, mut from) = mpsc::channel(1);
+        let collect = async {
+            let mut all = Vec::new();
+            while let Some(batch) = from.recv().await {
+                all.extend(batch);
+            }
+            all
+        };
+        let (reached, all) = tokio::join!(self.changes(after, to), collect);
+        (reached.unwrap(), all)
+    }
+
+    /// The feed above `after`, each change in a word or two.
+    pub(crate) async fn feed(&self, after: Version) -> Vec<String> {
+        self.all_changes(after).await.1.iter().map(describe).collect()
+    }
+}
+
+impl Deref for Place {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.store
+    }
+}
+
+fn open_sqlite(path: &std::path::Path) -> SqliteStore {
+    SqliteStore::open(path, &SqliteOptions::default()).unwrap()
+}
+
+fn describe(change: &Change) -> String {
+    match change {
+        Change::Plan(plan) => format!("plan {}", plan.id),
+        Change::PlanRemoved(id) => format!("plan {id} removed"),
+        Change::Workspace { id, plan_id } => format!("workspace {id} on {plan_id}"),
+        Change::Key(key) => format!("key {}", key.key.id),
+        Change::KeyRemoved { id, .. } => format!("key {id} removed"),
+        Change::EndUserRemoved { workspace_id, other_id } => {
+            format!("end user {workspace_id}/{other_id} removed")
+        }
+        Change::Broken { table, id, .. } => format!("broken {table} {id}"),
+    }
+}
+
+// === short names ===
+
+pub(crate) fn after(seconds: u64) -> Timestamp {
+    T0.plus(Duration::from_secs(seconds))
+}
+
+pub(crate) fn someone() -> Actor {
+    Actor { subject: "ada".into(), role: "admin", address: None, request_id: None }
+}
+
+pub(crate) fn workspace_id(id: &str) -> WorkspaceId {
+    id.parse().unwrap()
+}
+
+pub(crate) fn plan_id(id: &str) -> PlanId {
+    id.parse().unwrap()
+}
+
+pub(crate) fn page(page: u32, pagesize: u32) -> PageRequest {
+    PageRequest { page, pagesize }
+}
+
+/// One page that is large enough for any test.
+pub(crate) fn everything() -> PageRequest {
+    page(1, 10_000)
+}
+
+pub(crate) fn plan(id: &str) -> PlanRecord {
+    let plan = Plan {
+        id: plan_id(id),
+        api_ops_rate_limit: PLAN_RATE,
+        end_user_quota: PLAN_END_USERS,
+        limits: [].into(),
+    };
+    PlanRecord { plan, description: String::new(), created_at: T0, updated_at: T0 }
+}
+
+/// A credential that no other has.
+pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
+    let random = KeyId::new(T0).0.into_bytes();
+    let mut digest = [0; 32];
+    digest[..16].copy_from_slice(&random);
+    IssuedCredential { digest: Digest(digest), pepper_version, hint: "sk-app-Ab3d…9fQz".into() }
+}
+
+/// An app key of the resource `r1`.
+pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
+    let key = Key {
+        id: KeyId::new(T0),
+        workspace_id: workspace.clone(),
+        kind: KeyType::App,
+        scopes: KeyType::App.default_scopes(),
+        resource_id: "r1".into(),
+        ceilings: Ceilings {
+            rate_limit: 50,
+            rate_burst: None,
+            daily_request_limit: 1_000,
+            quota_limit: None,
+            concurrency_limit: None,
+            limits: [].into(),
+        },
+        allowed_ips: [].into(),
+        is_active: true,
+        expires_at: None,
+    };
+    NewKey {
+        key,
+        name: name.into(),
+        description: String::new(),
+        metadata: serde_json::Map::new(),
+        credential: credential(1),
+    }
+}
+
+/// A charged request that was answered with 200 after 1 ms.
+pub(crate) fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
+    UsageRecord {
+        id: RequestId::new(at),
+        request_id: "req".into(),
+        api_key_id: key.key.id,
+        workspace_id: key.key.workspace_id.clone(),
+        at,
+        method: "GET".into(),
+        endpoint: "/v1/app/chat".into(),
+        route: "/v1/app/{rest*}".into(),
+        status_code: 200,
+        outcome: Outcome::Served,
+        denial: None,
+        charged: true,
+        response_time_us: 1_000,
+        ttfb_us: None,
+        bytes_in: 10,
+        bytes_out: 100,
+        tokens_used: 0,
+        ip_address: None,
+        user_agent: "".into(),
+        end_user_id: None,
+        upstream: "".into(),
+        node: "n1".into(),
+    }
+}

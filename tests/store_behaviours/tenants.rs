@@ -1,0 +1,181 @@
+//! Plans and workspaces.
+
+use crate::place::{Place, T0, after, everything, page, plan, plan_id, someone, workspace_id};
+use keygate::policy::key::{Ceiling, Count, Per};
+use keygate::store::{KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch, WorkspaceRecord};
+
+fn moved_to(plan: &str) -> WorkspacePatch {
+    WorkspacePatch { plan_id: Some(plan_id(plan)), ..WorkspacePatch::default() }
+}
+
+pub(crate) async fn an_absent_plan_or_workspace_is_none(place: Place) {
+    assert_eq!(place.plan(&plan_id("none")).await.unwrap(), None);
+    assert_eq!(place.workspace(&workspace_id("none")).await.unwrap(), None);
+    assert_eq!(place.plans(everything()).await.unwrap().total, 0);
+    assert_eq!(place.workspaces(everything()).await.unwrap().total, 0);
+    let error = place.update_plan(&plan_id("none"), PlanPatch::default(), &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
+}
+
+pub(crate) async fn a_plan_reads_back_exactly(place: Place) {
+    let mut gold = plan("gold");
+    gold.description = "50 % more 中".into();
+    gold.plan.end_user_quota = (1 << 53) - 1;
+    gold.plan.limits = [Ceiling { count: Count::Requests, per: Per::Day, max: 0 }].into();
+    let written = place.create_plan(gold.clone(), &someone(), T0).await.unwrap();
+    assert_eq!(written.value, gold);
+    assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(gold));
+}
+
+pub(crate) async fn a_plan_id_is_used_once(place: Place) {
+    place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
+    let mut other = plan("gold");
+    other.description = "other".into();
+    let error = place.create_plan(other, &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::AlreadyExists("plan")), "{error}");
+    assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(plan("gold")));
+    place.create_plan(plan("Gold"), &someone(), T0).await.unwrap();
+}
+
+pub(crate) async fn a_patched_plan_keeps_the_rest(place: Place) {
+    place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
+    let patch = PlanPatch { end_user_quota: Some(0), ..PlanPatch::default() };
+    let written = place.update_plan(&plan_id("gold"), patch, &someone(), after(1)).await.unwrap();
+    let mut expected = PlanRecord { updated_at: after(1), ..plan("gold") };
+    expected.plan.end_user_quota = 0;
+    assert_eq!(written.value, expected);
+    assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(expected));
+    let too_many = [Ceiling { count: Count::Requests, per: Per::Day, max: 1 }; 9].into();
+    let patch = PlanPatch { limits: Some(too_many), ..PlanPatch::default() };
+    let error = place.update_plan(&plan_id("gold"), patch, &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::Invalid { field: "limits", .. }), "{error}");
+}
+
+pub(crate) async fn a_lowered_plan_leaves_keys_alone(place: Place) {
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let before = place.version().await.unwrap();
+    let patch = PlanPatch { api_ops_rate_limit: Some(1), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    assert_eq!(place.key(&w, key.key.id).await.unwrap(), Some(key.clone()));
+    assert_eq!(place.feed(before).await, ["plan basic"]);
+    // And such a key can still be renamed and switched off.
+    let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
+    place.update_key(&w, key.key.id, patch, &someone(), T0).await.unwrap();
+}
+
+pub(crate) async fn a_plan_in_use_stays(place: Place) {
+    place.tenant("w1").await;
+    place.tenant("w2").await;
+    let error = place.delete_plan(&plan_id("basic"), &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::PlanInUse { workspaces: 2 }), "{error}");
+    assert!(place.plan(&plan_id("basic")).await.unwrap().is_some());
+    place.create_plan(plan("other"), &someone(), T0).await.unwrap();
+    for w in ["w1", "w2"] {
+        place
+            .put_workspace(&workspace_id(w), moved_to("other"), &plan_id("basic"), &someone(), T0)
+            .await
+            .unwrap();
+    }
+    place.delete_plan(&plan_id("basic"), &someone(), T0).await.unwrap();
+    assert_eq!(place.plan(&plan_id("basic")).await.unwrap(), None);
+    let error = place.delete_plan(&plan_id("basic"), &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
+}
+
+pub(crate) async fn a_plan_can_come_back(place: Place) {
+    place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
+    place.delete_plan(&plan_id("gold"), &someone(), T0).await.unwrap();
+    let error =
+        place.ensure_workspace(&workspace_id("w"), &plan_id("gold"), &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
+    let again = PlanRecord { created_at: after(1), updated_at: after(1), ..plan("gold") };
+    place.create_plan(again.clone(), &someone(), after(1)).await.unwrap();
+    assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(again));
+    place.ensure_workspace(&workspace_id("w"), &plan_id("gold"), &someone(), T0).await.unwrap();
+}
+
+pub(crate) async fn plans_are_listed_by_id(place: Place) {
+    for id in ["b", "a", "B", "c", "a.1"] {
+        place.create_plan(plan(id), &someone(), T0).await.unwrap();
+    }
+    for (number, size, expected) in [
+        (1, 3, vec!["B", "a", "a.1"]),
+        (2, 3, vec!["b", "c"]),
+        (3, 3, vec![]),
+        (1, 5, vec!["B", "a", "a.1", "b", "c"]),
+    ] {
+        let found = place.plans(page(number, size)).await.unwrap();
+        let ids: Vec<&str> = found.items.iter().map(|record| record.plan.id.as_str()).collect();
+        assert_eq!((ids, found.total), (expected, 5), "page {number} of {size}");
+    }
+}
+
+pub(crate) async fn a_workspace_is_made_once(place: Place) {
+    place.create_plan(plan("a"), &someone(), T0).await.unwrap();
+    place.create_plan(plan("b"), &someone(), T0).await.unwrap();
+    let id = workspace_id("w1");
+    let by = someone();
+    let (a, b) = (plan_id("a"), plan_id("b"));
+    let first = place.ensure_workspace(&id, &a, &by, T0).await.unwrap();
+    let (one, two) = tokio::join!(
+        place.ensure_workspace(&id, &b, &by, after(1)),
+        place.ensure_workspace(&id, &b, &by, after(2)),
+    );
+    for again in [one.unwrap(), two.unwrap()] {
+        assert_eq!((again.value, again.version), (first.value.clone(), first.version));
+    }
+    let expected = WorkspaceRecord {
+        id: id.clone(),
+        name: String::new(),
+        plan_id: a,
+        end_users: 0,
+        created_at: T0,
+        updated_at: T0,
+    };
+    assert_eq!(place.workspace(&id).await.unwrap(), Some(expected));
+}
+
+pub(crate) async fn a_workspace_needs_a_plan(place: Place) {
+    let (id, none) = (workspace_id("w1"), plan_id("none"));
+    let missing = |error: StoreError| assert!(matches!(error, StoreError::NotFound("plan")), "{error}");
+    missing(place.ensure_workspace(&id, &none, &someone(), T0).await.unwrap_err());
+    missing(place.put_workspace(&id, WorkspacePatch::default(), &none, &someone(), T0).await.unwrap_err());
+    assert_eq!(place.workspace(&id).await.unwrap(), None);
+    let w = place.tenant("w2").await;
+    missing(place.put_workspace(&w, moved_to("none"), &plan_id("basic"), &someone(), T0).await.unwrap_err());
+    assert_eq!(place.workspace(&w).await.unwrap().unwrap().plan_id, plan_id("basic"));
+}
+
+pub(crate) async fn put_makes_and_changes_a_workspace(place: Place) {
+    place.create_plan(plan("a"), &someone(), T0).await.unwrap();
+    place.create_plan(plan("b"), &someone(), T0).await.unwrap();
+    let (id, a) = (workspace_id("w1"), plan_id("a"));
+    let named = WorkspacePatch { name: Some("W".into()), plan_id: None };
+    let made = place.put_workspace(&id, named, &a, &someone(), T0).await.unwrap();
+    assert_eq!((&*made.value.name, &made.value.plan_id), ("W", &a));
+    let changed = place.put_workspace(&id, moved_to("b"), &a, &someone(), after(1)).await.unwrap();
+    assert!(changed.version > made.version);
+    let expected = WorkspaceRecord { plan_id: plan_id("b"), updated_at: after(1), ..made.value };
+    assert_eq!(changed.value, expected);
+    assert_eq!(place.workspace(&id).await.unwrap(), Some(expected.clone()));
+    let same = place.put_workspace(&id, WorkspacePatch::default(), &a, &someone(), after(2)).await.unwrap();
+    assert_eq!(same.value, WorkspaceRecord { updated_at: after(2), ..expected });
+}
+
+pub(crate) async fn workspaces_are_listed_newest_first(place: Place) {
+    place.create_plan(plan("a"), &someone(), T0).await.unwrap();
+    for (id, seconds) in [("w2", 2), ("w1", 1), ("w3b", 3), ("w3a", 3)] {
+        place.ensure_workspace(&workspace_id(id), &plan_id("a"), &someone(), after(seconds)).await.unwrap();
+    }
+    for (number, size, expected) in [
+        (1, 3, vec!["w3a", "w3b", "w2"]),
+        (2, 3, vec!["w1"]),
+        (2, 4, vec![]),
+        (1, 4, vec!["w3a", "w3b", "w2", "w1"]),
+    ] {
+        let found = place.workspaces(page(number, size)).await.unwrap();
+        let ids: Vec<&str> = found.items.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!((ids, found.total), (expected, 4), "page {number} of {size}");
+    }
+}
