@@ -6,7 +6,9 @@
 //! so that numbers become visible in order and "all rows with a number above mine" misses nothing.
 //! *Invariant:* whatever is confined to a workspace names it in the query itself.
 
+mod decode;
 mod error;
+mod fields;
 pub mod migrate;
 mod record;
 pub mod rollup;
