@@ -25,8 +25,10 @@ use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
-use crate::store::sqlite::{SqliteOptions, SqliteStore};
-use crate::store::{Actor, Feed, PlanRecord, Store, StoreError, Tenants};
+use crate::store::migrate::MigrationState;
+use crate::store::postgres::{self, PgOptions, PgStore};
+use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
+use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
 use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
@@ -34,6 +36,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 /// Longest wait of a request for the store, and of an admin call for one step.
@@ -103,7 +106,7 @@ pub struct Running {
 struct Base {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
 }
@@ -112,7 +115,7 @@ struct Base {
 pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
-    let base = io.block_on(open(config, inline_peppers))?;
+    let base = io.block_on(open(config, inline_peppers, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
     let counters = Arc::new(Counters::default());
     let end_users = Arc::new(EndUsers::new(
@@ -216,11 +219,11 @@ impl Running {
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
-async fn open(config: &Config, inline_peppers: Option<&str>) -> Result<Base, StartError> {
+async fn open(config: &Config, inline_peppers: Option<&str>, io: &Handle) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
-    let store = open_store(config)?;
-    let peppers = agreed_peppers(config, inline_peppers, &store).await?;
+    let store = open_store(config, io).await?;
+    let peppers = agreed_peppers(config, inline_peppers, &*store).await?;
     let auth = auth(config, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
     Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
@@ -243,22 +246,46 @@ pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) 
     Ok(())
 }
 
-/// Opens the configured store.
-pub fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StoreError> {
-    let StoreLocation::Sqlite(path) = &config.store.location;
-    let options = SqliteOptions {
-        busy_timeout: config.store.busy_timeout,
-        readers: config.store.readers,
-        ..SqliteOptions::default()
-    };
-    SqliteStore::open(path, &options).map(Arc::new)
+/// Opens the configured store. Its connections, where it has some, live on `io`.
+pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
+    match &config.store.location {
+        StoreLocation::Sqlite(path) => {
+            let options = SqliteOptions {
+                busy_timeout: config.store.busy_timeout,
+                readers: config.store.readers,
+                ..SqliteOptions::default()
+            };
+            Ok(Arc::new(SqliteStore::open(path, &options)?))
+        }
+        StoreLocation::Postgres(url) => {
+            Ok(Arc::new(PgStore::open(url, &postgres_options(config), io.clone()).await?))
+        }
+    }
+}
+
+/// What the schema of the configured store has and lacks; with `apply` it is brought up to date first.
+pub async fn schema(config: &Config, apply: bool) -> Result<MigrationState, StoreError> {
+    match (&config.store.location, apply) {
+        (StoreLocation::Sqlite(path), true) => sqlite::migrate(path),
+        (StoreLocation::Sqlite(path), false) => sqlite::check(path),
+        (StoreLocation::Postgres(url), true) => postgres::migrate(url, &postgres_options(config)).await,
+        (StoreLocation::Postgres(url), false) => postgres::check(url, &postgres_options(config)).await,
+    }
+}
+
+fn postgres_options(config: &Config) -> PgOptions {
+    PgOptions {
+        connections: config.store.pool,
+        connect_timeout: config.store.connect_timeout,
+        statement_timeout: config.store.statement_timeout,
+    }
 }
 
 /// The peppers, after the store has agreed that they are those its digests were made with.
 pub async fn agreed_peppers(
     config: &Config,
     inline: Option<&str>,
-    store: &Arc<SqliteStore>,
+    store: &dyn Store,
 ) -> Result<Peppers, StartError> {
     if let Some(text) = inline {
         let peppers = Peppers::parse(text)?;

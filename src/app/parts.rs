@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, SpentRow, StoreError};
+use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then their records,
 //! then the store.
 
-use crate::store::sqlite::SqliteStore;
+use crate::store::Store;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub(super) struct Stopping {
     pub(super) drain_timeout: Duration,
     pub(super) last_records_within: Duration,
     pub(super) writer: JoinHandle<()>,
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
     pub(super) admin: Runtime,
     pub(super) io: Runtime,

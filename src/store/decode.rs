@@ -7,12 +7,13 @@ use super::rollup::{Sketch, Tally};
 use super::{
     AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord, LogCursor, LogPage,
 };
-use super::{PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version, WorkspaceRecord};
-use super::{Written, rules};
+use super::{NodeRow, PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version};
+use super::{WorkspaceRecord, Written, rules};
 use crate::policy::fault::Fault;
 use crate::policy::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::policy::key::{Ceilings, Key, Plan};
 use smallvec::SmallVec;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Rows in one batch of the feed or of spending, at most.
@@ -236,6 +237,26 @@ fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
     Ok(Change::Key(KeyChange { key, credentials, version }))
 }
 
+// === nodes ===
+
+/// What [`read_node`] reads before the age of the row in µs.
+macro_rules! node_columns {
+    () => {
+        "boot_id, name, admin, reached"
+    };
+}
+pub(super) use node_columns;
+
+pub(super) fn read_node(f: &mut Fields<'_>) -> Result<NodeRow, StoreError> {
+    Ok(NodeRow {
+        boot: f.uuid("boot_id")?,
+        name: f.text("name")?.into(),
+        admin: f.maybe_text("admin")?.map(Into::into),
+        reached: Version(f.int("reached")?),
+        seen_ago: Duration::from_micros(f.int("seen_at")?),
+    })
+}
+
 // === usage ===
 
 /// The columns that [`read_usage`] reads.
@@ -320,6 +341,18 @@ pub(super) fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreError> {
     })
 }
 
+/// A kept tally to add to; none when it is not what it must be. Then it is left as it is for a person to look at, and
+/// its window stops counting: one damaged row must not hold up the ledger.
+pub(super) fn sound_tally(read: Result<Tally, StoreError>) -> Result<Option<Tally>, StoreError> {
+    match read {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "a roll-up of usage is damaged and counts no further");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
 /// A window's `start`, then its tally.
 pub(super) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, StoreError> {
     let start = f.instant("start")?;
@@ -336,8 +369,19 @@ pub(super) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, StoreError> {
     })
 }
 
+/// [`read_spent`], or none when the row is not what it must be: the others still count.
+pub(super) fn sound_spent(f: &mut Fields<'_>) -> Result<Option<SpentRow>, StoreError> {
+    match read_spent(f) {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "what somebody has spent cannot be read; it counts as nothing");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
 /// `subject_kind`, `subject_id`, then what was charged: ever, this minute, hour, day, month.
-pub(super) fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
+fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
     let subject = read_subject(f)?;
     let total = f.int("charged")?;
     let (minute, hour) = (f.int("minute")?, f.int("hour")?);
@@ -353,7 +397,7 @@ pub(super) fn subject_columns(subject: &SpentBy) -> (i64, &[u8]) {
     }
 }
 
-pub(super) fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
+fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
     let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
     let kind: i64 = f.int("subject_kind")?;
     let bytes = f.blob("subject_id")?;

@@ -216,6 +216,11 @@ pub(super) fn without_nul(text: &str) -> std::borrow::Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 
+/// Whether a text that is looked for can be nowhere, because no stored text holds a NUL.
+pub(super) fn hold_nul<const N: usize>(texts: [Option<&str>; N]) -> bool {
+    texts.into_iter().flatten().any(|text| text.contains('\0'))
+}
+
 fn check_count(field: &'static str, count: u64) -> Result<(), StoreError> {
     if count > CEILING_MAX {
         return Err(StoreError::Invalid { field, why: format!("must be at most {CEILING_MAX}") });

@@ -58,6 +58,16 @@ impl Keys for SqliteStore {
         self.read(move |tx| list(tx, &workspace, &filter, page)).await
     }
 
+    async fn key_version(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Version>, StoreError> {
+        let workspace = workspace.clone();
+        self.read(move |tx| {
+            let sql = "SELECT version FROM keys WHERE id = ?1 AND workspace_id = ?2";
+            let values = params![id.0.as_bytes(), workspace.as_str()];
+            row::one(tx, sql, values, |f| Ok(Version(f.int("version")?)))
+        })
+        .await
+    }
+
     async fn update_key(
         &self,
         workspace: &WorkspaceId,

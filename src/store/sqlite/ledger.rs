@@ -67,17 +67,7 @@ impl Ledger for SqliteStore {
             let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
             let life = rollups::one(tx, &window(Width::Total))?.unwrap_or_default();
             let today = rollups::one(tx, &window(Width::Day))?.unwrap_or_default();
-            Ok(Some(KeyStats {
-                total_requests: life.requests,
-                requests_today: today.requests,
-                quota_used: life.charged,
-                quota_limit,
-                denied: life.denied,
-                errors: life.errors,
-                last_used_at: (life.requests > 0).then_some(life.last_at),
-                tokens_used: life.tokens,
-                response_time: life.quantiles(),
-            }))
+            Ok(Some(KeyStats::new(&life, &today, quota_limit)))
         })
         .await
     }

@@ -6,14 +6,16 @@ use crate::clock::Timestamp;
 use crate::policy::id::KeyId;
 use crate::policy::key::Per;
 use crate::policy::limit::{window_end, window_start};
-use crate::store::decode::{read_point, read_spent, read_tally, subject_columns, tally_columns};
+use crate::store::decode::{
+    read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
+};
 use crate::store::rollup::{Tally, Width, Window};
 use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
 
 /// Adds `news` to one roll-up: one read, one merge, one write.
 pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
-    let mut tally = one(tx, window)?.unwrap_or_default();
+    let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
     let sql = "INSERT OR REPLACE INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors,
                    charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
@@ -96,7 +98,7 @@ pub(super) fn each_spent(
                    coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
                        AND r.subject_id = t.subject_id AND r.width = 86400
                        AND r.start >= :month AND r.start < :next_month), 0)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged > 0";
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     let values = named_params! {
         ":minute": window_start(Per::Minute, at).as_micros(),
@@ -105,5 +107,5 @@ pub(super) fn each_spent(
         ":month": window_start(Per::Month, at).as_micros(),
         ":next_month": next_month,
     };
-    row::each(tx, sql, values, |f| visit(read_spent(f)?))
+    row::each(tx, sql, values, |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }
