@@ -9,6 +9,8 @@ mod keys;
 mod ledger;
 mod only_sqlite;
 mod place;
+mod only_postgres;
+mod private_postgres;
 mod tenants;
 
 /// Makes one module of tests per backend.
@@ -132,3 +134,4 @@ macro_rules! behaviours {
 }
 
 behaviours!(sqlite);
+behaviours!(postgres);

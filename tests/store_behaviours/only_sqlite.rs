@@ -2,7 +2,7 @@
 
 use crate::place::{Place, T0, new_key, someone, workspace_id};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore, check, migrate};
-use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, StoreError, Version};
+use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, Version};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

@@ -166,9 +166,9 @@ pub(super) async fn send_spent(
                        AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = $2), 0),
                    coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
                        AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = $3), 0),
-                   coalesce((SELECT least(sum(r.charged), 9223372036854775807)::bigint FROM usage_rollups r
+                   (SELECT least(coalesce(sum(r.charged), 0), 9223372036854775807)::bigint FROM usage_rollups r
                        WHERE r.subject_kind = t.subject_kind AND r.subject_id = t.subject_id AND r.width = 86400
-                       AND r.start >= $4 AND r.start < $5), 0)
+                       AND r.start >= $4 AND r.start < $5)
                FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     let start = |per| window_start(per, at).as_micros();
