@@ -10,7 +10,7 @@ PACKAGES = gcc libc6-dev make cmake
 .PHONY: run test lint dist fuzz tools
 
 run: tools
-	@$(CARGO) build --release --quiet
+	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
 test: tools
@@ -24,8 +24,8 @@ dist: tools
 	$(CARGO) build --locked --profile dist
 
 fuzz: tools
-	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
-		$(CARGO) +nightly fuzz run $$target -- -max_total_time=60 || exit 1; done
+	for target in path secret config; do \
+		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
 # Pingora compiles zlib-ng, and SQLite is built in: both want a C compiler, zlib-ng also cmake. Nothing else is needed.
 tools:

@@ -9,11 +9,13 @@
 //! # The arrows
 //!
 //! ```text
-//! main → cli → app → { proxy, admin, usage, store, counter, keyring, enduser, gate, config }
+//! main → cli → app → { proxy, admin, usage, store, counter, keyring, enduser, gate, config, policy }
+//! cli → admin, draft, config, store, policy
 //! proxy → gate, usage, policy, counter, keyring, store's records    admin → draft, store, keyring, policy
 //! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
 //! keyring → store, policy    counter → policy, store's records      enduser → store, policy
-//! usage → store, policy      store → policy                         policy → clock
+//! usage → store, policy      store → policy, config's addresses     config → policy
+//! policy → clock            envelope → policy
 //! ```
 //!
 //! Everyone may use `clock`, `metrics` and `envelope`.

@@ -189,7 +189,7 @@ pub(super) async fn list_keys(
 /// Read a key
 ///
 /// Role `viewer`.
-#[utoipa::path(get, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")), responses(
+#[utoipa::path(get, path = "/apikeys/{id}", tag = "API keys", params(("id" = String, Path, description = "Which key")), responses(
     (status = 200, description = "The key", body = Envelope<KeyView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
@@ -206,7 +206,7 @@ pub(super) async fn get_key(
 /// Change a key
 ///
 /// Role `admin`. Absent fields stay as they are; null clears those that can be empty. In force on this node when answered.
-#[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")),
+#[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys", params(("id" = String, Path, description = "Which key")),
 request_body = KeyUpdate, responses(
     (status = 200, description = "The key as it is now", body = Envelope<KeyView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -235,7 +235,7 @@ pub(super) async fn update_key(
 /// Delete a key
 ///
 /// Role `admin`. For good: the secret is refused from now on, statistics and logs stay, the name is free.
-#[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys", params(("id", description = "Which key")), responses(
+#[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys", params(("id" = String, Path, description = "Which key")), responses(
     (status = 200, description = "It is gone", body = Envelope<Deleted>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
@@ -255,7 +255,7 @@ pub(super) async fn delete_key(
 ///
 /// Role `admin`. Id, limits, spent quota and statistics stay. The secret before is dead at once, or after the grace
 /// period; an older one is dead in any case.
-#[utoipa::path(post, path = "/apikeys/{id}/regenerate", tag = "API keys", params(("id", description = "Which key")),
+#[utoipa::path(post, path = "/apikeys/{id}/regenerate", tag = "API keys", params(("id" = String, Path, description = "Which key")),
 request_body = Option<KeyRegenerate>, responses(
     (status = 200, description = "The key and its new secret", body = Envelope<IssuedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

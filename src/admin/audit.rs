@@ -72,8 +72,8 @@ pub(super) struct AuditView {
 
 /// List the audit trail
 ///
-/// Role `admin`. Newest first. With role `platform`, no workspace in the token and no `X-Workspace-Id`: the platform's own
-/// lines (plans and workspaces).
+/// Role `admin`: its own workspace's lines. Role `platform`: those of the workspace in `X-Workspace-Id`, or without one the
+/// platform's own (plans and workspaces). Newest first.
 #[utoipa::path(get, path = "/audit", tag = "Audit", params(AuditParams), responses(
     (status = 200, description = "A page of lines", body = Envelope<Listed<AuditView>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

@@ -333,7 +333,7 @@ fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
     }
 }
 
-/// A NumericDate (RFC 7519, 2) in whole seconds.
+/// A `NumericDate` (RFC 7519, 2) in whole seconds.
 #[expect(clippy::cast_possible_truncation, reason = "floats saturate, and far futures need no precision")]
 fn seconds(value: Option<&Value>) -> Option<i64> {
     let number = value?.as_number()?;

@@ -79,8 +79,11 @@ impl FromRequestParts<Shared> for Auditor {
 
     async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
         let identity = identify(parts, admin, Role::Admin)?;
-        let by = actor(&identity, parts);
-        Ok(Self { workspace: workspace(&identity, &by, parts, admin).await? })
+        if identity.role == Role::Platform && !parts.headers.contains_key(WORKSPACE) {
+            return Ok(Self { workspace: None });
+        }
+        let (_, about) = settled(&identity, parts, admin).await?;
+        Ok(Self { workspace: Some(about) })
     }
 }
 
@@ -92,7 +95,7 @@ impl FromRequestParts<Shared> for Visitor {
         if identity.role == Role::Platform {
             return Ok(Self::Everywhere);
         }
-        let (_, own) = confined(parts, admin, Role::Viewer).await?;
+        let (_, own) = settled(&identity, parts, admin).await?;
         Ok(Self::Only(own))
     }
 }
@@ -100,12 +103,21 @@ impl FromRequestParts<Shared> for Visitor {
 /// A caller of at least the role `least`, and the one workspace the call is about.
 async fn confined(parts: &Parts, admin: &Admin, least: Role) -> Result<(Actor, WorkspaceId), AdminError> {
     let identity = identify(parts, admin, least)?;
-    let by = actor(&identity, parts);
-    let found = workspace(&identity, &by, parts, admin).await?;
-    let workspace = found.ok_or_else(|| {
+    settled(&identity, parts, admin).await
+}
+
+/// `identity` as an actor, and the one workspace the call is about.
+async fn settled(
+    identity: &Identity,
+    parts: &Parts,
+    admin: &Admin,
+) -> Result<(Actor, WorkspaceId), AdminError> {
+    let by = actor(identity, parts);
+    let found = workspace(identity, &by, parts, admin).await?;
+    let about = found.ok_or_else(|| {
         AdminError::parameter(WORKSPACE.as_str(), "is required: the token names no workspace")
     })?;
-    Ok((by, workspace))
+    Ok((by, about))
 }
 
 /// Who calls, if they have at least the role `least`.

@@ -108,6 +108,8 @@ impl Admin {
     }
 
     /// Like [`Admin::ask`] for a write: answers once it is in force on this node.
+    ///
+    /// A write that was refused for want of time may still have been done if it had begun; asking again shows which.
     pub(super) async fn write<T>(
         &self,
         missing: Fault,
@@ -127,7 +129,13 @@ impl Admin {
             return Err(AdminError::of(Fault::WorkspaceNoAccess));
         }
         let plan = &self.deps.default_plan;
-        self.write(Fault::Internal, self.deps.store.ensure_workspace(id, plan, by, self.now())).await?;
+        let made =
+            self.write(Fault::Internal, self.deps.store.ensure_workspace(id, plan, by, self.now())).await;
+        made.inspect_err(|failure| {
+            if failure.fault() == Fault::Internal {
+                tracing::error!(%plan, workspace = %id, "a workspace could not be made; is there such a plan?");
+            }
+        })?;
         self.seen.insert(id.clone(), ());
         Ok(())
     }

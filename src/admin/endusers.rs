@@ -73,7 +73,7 @@ pub(super) async fn list_end_users(
 /// Read an end user
 ///
 /// Role `viewer`.
-#[utoipa::path(get, path = "/endusers/{id}", tag = "End users", params(("id", description = "Which end user")),
+#[utoipa::path(get, path = "/endusers/{id}", tag = "End users", params(("id" = String, Path, description = "Which end user")),
 responses(
     (status = 200, description = "The end user", body = Envelope<EndUserView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -92,7 +92,7 @@ pub(super) async fn get_end_user(
 /// Forget an end user
 ///
 /// Role `admin`. Makes room in the plan; should the same person come again, it is new.
-#[utoipa::path(delete, path = "/endusers/{id}", tag = "End users", params(("id", description = "Which end user")),
+#[utoipa::path(delete, path = "/endusers/{id}", tag = "End users", params(("id" = String, Path, description = "Which end user")),
 responses(
     (status = 200, description = "It is gone", body = Envelope<Deleted>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

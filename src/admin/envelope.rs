@@ -6,6 +6,7 @@
 use super::context::Shared;
 use super::error::AdminError;
 use crate::clock::Timestamp;
+pub(super) use crate::envelope::Envelope;
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
 use axum::body::Body;
@@ -14,13 +15,15 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::value::RawValue;
+use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// What a call came to, before it is written down.
 #[derive(Clone)]
 pub(super) enum Outcome {
     /// Its data as JSON.
-    Done(String),
+    Done(Arc<RawValue>),
     /// Why not.
     Failed(AdminError),
 }
@@ -34,23 +37,6 @@ pub(super) struct Answer<T> {
 /// The id of the admin request being answered, in its extensions.
 #[derive(Clone)]
 pub(super) struct AdminRequestId(pub(super) Box<str>);
-
-/// The envelope, as the OpenAPI document shows it.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Envelope<T> {
-    /// 0 on success, else a code of the table of errors.
-    #[schema(example = 0)]
-    code: u32,
-    /// For people, in English or Chinese.
-    #[schema(example = "OK")]
-    msg: String,
-    data: T,
-    /// Empty on success, else a stable name such as `validation_failed`.
-    #[schema(example = "")]
-    error: String,
-    /// When the answer was written, in epoch milliseconds.
-    time: i64,
-}
 
 /// The detail of a failure; most have none.
 #[derive(Serialize, ToSchema)]
@@ -82,7 +68,10 @@ pub(super) async fn write(State(admin): State<Shared>, mut request: Request, nex
     let outcome =
         response.extensions_mut().remove::<Outcome>().or_else(|| foreign_failure(response.status()));
     if let Some(outcome) = outcome {
-        fill(&mut response, &render(&outcome, lang, admin.now()), bodyless);
+        match render(&outcome, lang, admin.now()) {
+            Ok(json) => fill(&mut response, json, bodyless),
+            Err(error) => tracing::error!(%error, "an answer could not be written as JSON"),
+        }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -91,6 +80,7 @@ pub(super) async fn write(State(admin): State<Shared>, mut request: Request, nex
 }
 
 /// What a panic of a handler is answered with.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
 pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let what = panic
         .downcast_ref::<&str>()
@@ -102,29 +92,24 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
 }
 
 /// The envelope as JSON.
-fn render(outcome: &Outcome, lang: Lang, at: Timestamp) -> String {
-    let time = at.as_millis();
+fn render(outcome: &Outcome, lang: Lang, at: Timestamp) -> serde_json::Result<String> {
     match outcome {
-        Outcome::Done(data) => format!(r#"{{"code":0,"msg":"OK","data":{data},"error":"","time":{time}}}"#),
-        Outcome::Failed(failure) => {
-            let fault = failure.fault();
-            let msg = serde_json::Value::from(failure.message(lang));
-            format!(
-                r#"{{"code":{},"msg":{msg},"data":{},"error":"{}","time":{time}}}"#,
-                fault.code(),
-                failure.data(),
-                fault.name()
-            )
-        }
+        Outcome::Done(data) => serde_json::to_string(&Envelope::ok(data, at)),
+        Outcome::Failed(failure) => serde_json::to_string(&Envelope::fault(
+            failure.fault(),
+            failure.message(lang),
+            failure.data(),
+            at,
+        )),
     }
 }
 
-fn fill(response: &mut Response, json: &str, bodyless: bool) {
+fn fill(response: &mut Response, json: String, bodyless: bool) {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(json.len()));
-    *response.body_mut() = if bodyless { Body::empty() } else { Body::from(json.to_owned()) };
+    *response.body_mut() = if bodyless { Body::empty() } else { Body::from(json) };
 }
 
 fn foreign_failure(status: StatusCode) -> Option<Outcome> {
@@ -164,10 +149,10 @@ impl<T> Answer<T> {
 
 impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
-        match serde_json::to_string(&self.data) {
+        match serde_json::value::to_raw_value(&self.data) {
             Ok(json) => {
                 let mut response = self.status.into_response();
-                response.extensions_mut().insert(Outcome::Done(json));
+                response.extensions_mut().insert(Outcome::Done(json.into()));
                 response
             }
             Err(error) => {

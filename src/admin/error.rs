@@ -10,6 +10,7 @@ use crate::store::StoreError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 /// A refusal or failure of the admin API.
 #[derive(Clone, Debug)]
@@ -100,11 +101,11 @@ impl AdminError {
     }
 
     /// The sentence for people.
-    pub(super) fn message(&self, lang: Lang) -> &str {
+    pub(super) fn message(&self, lang: Lang) -> Cow<'static, str> {
         match (&self.particular, lang) {
-            (None, _) => self.fault.message(lang),
-            (Some(said), Lang::En) => &said.en,
-            (Some(said), Lang::Zh) => &said.zh,
+            (None, _) => self.fault.message(lang).into(),
+            (Some(said), Lang::En) => said.en.clone().into(),
+            (Some(said), Lang::Zh) => said.zh.clone().into(),
         }
     }
 
@@ -122,6 +123,7 @@ impl AdminError {
         let first = errors.first().map(|e| format!("{} {}", e.field, e.message)).unwrap_or_default();
         let en = format!("{}: {first}", fault.message(Lang::En));
         let zh = format!("{}：{first}", fault.message(Lang::Zh));
+        let errors = serde_json::to_value(errors).unwrap_or_default();
         Self::of(fault).saying(en, zh).with_data(json!({"errors": errors}))
     }
 

@@ -5,7 +5,7 @@
 use super::context::Shared;
 use super::error::AdminError;
 use crate::clock::Timestamp;
-use crate::draft::{FieldError, INSTANT_ALLOWED, nearest, parse_instant};
+use crate::draft::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::policy::fault::Fault;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -113,12 +113,7 @@ impl Params {
             if self.known.contains(&name.as_str()) {
                 continue;
             }
-            let message = match nearest(name, &self.known) {
-                Some(near) => format!("is not known here; did you mean {near}?"),
-                None => "is not known here; this call has no parameters".to_owned(),
-            };
-            let field = name.chars().filter(|c| !c.is_control()).take(64).collect();
-            self.errors.push(FieldError { field, message });
+            self.errors.push(FieldError { field: shown(name), message: unknown_field(name, &self.known) });
         }
         self.errors
     }

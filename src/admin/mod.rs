@@ -3,8 +3,8 @@
 //! Must not know: the data plane, or which store it talks to. When the store is gone, reads and writes answer 503 within
 //! the write timeout; health, metrics and the documents go on.
 //!
-//! *Invariant:* a handler gets a workspace only from [`caller`], which has checked the token.
-//! *Invariant:* every answer is rendered in [`envelope`]; handlers and errors only say what happened.
+//! *Invariant:* a handler gets a workspace only from `caller`, which has checked the token.
+//! *Invariant:* every answer is rendered in `envelope`; handlers and errors only say what happened.
 
 mod apikeys;
 mod audit;
@@ -16,6 +16,7 @@ mod envelope;
 mod error;
 mod extract;
 mod health;
+mod logs;
 mod page;
 mod plans;
 mod router;

@@ -56,6 +56,12 @@ pub(super) const fn millis(at: Timestamp) -> i64 {
     at.as_millis()
 }
 
+/// Microseconds as milliseconds with three decimals.
+#[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
+pub(super) fn fractional_millis(us: u64) -> f64 {
+    us as f64 / 1_000.0
+}
+
 /// Refuses a `start` after `end`; `names` are the parameters'.
 pub(super) fn in_order(
     params: &mut Params,

@@ -72,7 +72,7 @@ pub(super) async fn list_plans(
 /// Read a plan
 ///
 /// Role `platform`.
-#[utoipa::path(get, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")), responses(
+#[utoipa::path(get, path = "/plans/{id}", tag = "Plans", params(("id" = String, Path, description = "Which plan")), responses(
     (status = 200, description = "The plan", body = Envelope<PlanView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
@@ -90,7 +90,7 @@ pub(super) async fn get_plan(
 /// Change a plan
 ///
 /// Role `platform`. Keys above a lowered rate run at the plan's.
-#[utoipa::path(put, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")),
+#[utoipa::path(put, path = "/plans/{id}", tag = "Plans", params(("id" = String, Path, description = "Which plan")),
 request_body = PlanUpdate, responses(
     (status = 200, description = "The plan as it is now", body = Envelope<PlanView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -112,7 +112,7 @@ pub(super) async fn update_plan(
 /// Delete a plan
 ///
 /// Role `platform`. A plan that workspaces are on, or that new ones get, is kept.
-#[utoipa::path(delete, path = "/plans/{id}", tag = "Plans", params(("id", description = "Which plan")), responses(
+#[utoipa::path(delete, path = "/plans/{id}", tag = "Plans", params(("id" = String, Path, description = "Which plan")), responses(
     (status = 200, description = "It is gone", body = Envelope<Deleted>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]

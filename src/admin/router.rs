@@ -3,7 +3,7 @@
 use super::context::{Admin, AdminDeps, Shared};
 use super::envelope;
 use super::error::AdminError;
-use super::{apikeys, audit, endusers, health, plans, usage, workspaces};
+use super::{apikeys, audit, endusers, health, logs, plans, usage, workspaces};
 use crate::policy::fault::Fault;
 use axum::Router;
 use axum::extract::Request;
@@ -12,8 +12,10 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::OpenApi;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{OpenApi, PartialSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
@@ -57,13 +59,13 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 fn urls() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut urls = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(apikeys::create_key, apikeys::list_keys))
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))
-        .routes(routes!(usage::key_logs))
+        .routes(routes!(logs::key_logs))
         .routes(routes!(endusers::list_end_users))
         .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
         .routes(routes!(workspaces::list_workspaces))
@@ -74,7 +76,30 @@ fn urls() -> OpenApiRouter<Shared> {
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
-        .routes(routes!(health::openapi_json))
+        .routes(routes!(health::openapi_json));
+    describe_workspace_header(urls.get_openapi_mut());
+    urls
+}
+
+/// Adds `X-Workspace-Id` to every call that is about one workspace.
+fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        if !["/apikeys", "/endusers", "/audit"].iter().any(|about| path.starts_with(about)) {
+            continue;
+        }
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let header = ParameterBuilder::new()
+                .name("X-Workspace-Id")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(
+                    "Which workspace; only role `platform` may name another than the token's own.",
+                ))
+                .schema(Some(String::schema()));
+            operation.parameters.get_or_insert_default().push(header.build().into());
+        }
+    }
 }
 
 /// What every answer goes through: panics become answers, then answers are written.

@@ -1,4 +1,4 @@
-//! What a key's requests came to: totals, time series, and the usage records themselves.
+//! What a key's requests came to: totals and time series.
 
 use super::apikeys::key_id;
 use super::caller::Reader;
@@ -6,21 +6,17 @@ use super::context::Shared;
 use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Params, Query, Segment};
-use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, in_order, millis};
+use super::page::{fractional_millis, in_order, millis};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
 use crate::policy::key::Per;
 use crate::policy::limit::{window_end, window_start};
 use crate::store::rollup::Quantiles;
-use crate::store::{
-    Interval, KeyStats, LogFilter, LogPage, LogPageRequest, PageRequest, UsagePoint, UsageRange, UsageRecord,
-};
+use crate::store::{Interval, KeyStats, UsagePoint, UsageRange};
 use axum::extract::State;
 use serde::Serialize;
 use std::time::Duration;
 use utoipa::{IntoParams, ToSchema};
-
-mod cursor;
 
 /// Most points of one time series.
 const POINTS_MAX: u64 = 10_000;
@@ -56,58 +52,6 @@ impl FromParams for UsageQuery {
         in_order(params, ("from", "to"), from, to);
         let interval = params.word("interval").unwrap_or(Interval::Hour);
         Self { from, to, interval }
-    }
-}
-
-/// Which usage records.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "says in the OpenAPI document what `LogQuery` reads")]
-pub(super) struct LogParams {
-    /// Not before: epoch seconds, epoch milliseconds or RFC 3339.
-    start_date: Option<String>,
-    /// Not at or after.
-    end_date: Option<String>,
-    /// Only this status.
-    #[param(minimum = 100, maximum = 599)]
-    status_code: Option<u16>,
-    /// Only paths that contain this, case ignored.
-    endpoint: Option<String>,
-    /// Number of the page, from 1. Not together with `cursor`.
-    #[param(minimum = 1, default = 1)]
-    page: Option<u32>,
-    /// Items on a page.
-    #[param(minimum = 1, maximum = 100, default = 10)]
-    pagesize: Option<u32>,
-    /// The `page.next_cursor` of the answer before.
-    cursor: Option<String>,
-}
-
-/// [`LogParams`] as read.
-pub(super) struct LogQuery {
-    filter: LogFilter,
-    page: LogPageRequest,
-}
-
-impl FromParams for LogQuery {
-    fn from_params(params: &mut Params) -> Self {
-        let (from, to) = (params.instant("start_date"), params.instant("end_date"));
-        in_order(params, ("start_date", "end_date"), from, to);
-        let status_code = params.whole("status_code", 100, 599).and_then(|code| u16::try_from(code).ok());
-        let endpoint = params.text("endpoint").filter(|text| !text.is_empty());
-        let number = params.whole("page", 1, u32::MAX);
-        let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
-        let after = params.read("cursor", |text| {
-            cursor::decode(text).ok_or_else(|| "must be the page.next_cursor of an answer".into())
-        });
-        if after.is_some() && number.is_some() {
-            params.refuse("cursor", "cannot be given together with page");
-        }
-        let page = match after {
-            Some(place) => LogPageRequest::After(place, pagesize),
-            None => LogPageRequest::Number(PageRequest { page: number.unwrap_or(1), pagesize }),
-        };
-        Self { filter: LogFilter { from, to, status_code, endpoint }, page }
     }
 }
 
@@ -172,62 +116,12 @@ pub(super) struct PointView {
     bytes_out: u64,
 }
 
-/// A part of the usage records, newest first.
-#[derive(Serialize, ToSchema)]
-pub(super) struct LogsView {
-    page: LogPageView,
-    items: Vec<LogView>,
-}
-
-/// Which part of the usage records this is.
-#[derive(Serialize, ToSchema)]
-pub(super) struct LogPageView {
-    /// Number of the page; null when it was asked for by cursor.
-    page: Option<u32>,
-    pagesize: u32,
-    /// Records on all pages; null when it was asked for by cursor.
-    total: Option<u64>,
-    hasnext: bool,
-    /// The `cursor` of the next part; null at the end.
-    next_cursor: Option<String>,
-}
-
-/// A usage record.
-#[derive(Serialize, ToSchema)]
-pub(super) struct LogView {
-    id: String,
-    request_id: String,
-    api_key_id: String,
-    endpoint: String,
-    method: String,
-    route: String,
-    status_code: u16,
-    /// `served`, `denied`, `upstream_failed`, `aborted` or `interrupted`.
-    outcome: &'static str,
-    /// Why it was denied, e.g. `rate_limit_exceeded`; else empty.
-    error: &'static str,
-    /// Milliseconds.
-    response_time: f64,
-    /// Milliseconds.
-    ttfb_ms: Option<f64>,
-    bytes_in: u64,
-    bytes_out: u64,
-    tokens_used: u64,
-    ip_address: Option<String>,
-    user_agent: String,
-    end_user_id: Option<String>,
-    upstream: String,
-    node: String,
-    /// When the request had arrived, in epoch milliseconds.
-    created_at: i64,
-}
-
 // === handlers ===
 
 /// Totals of a key
 ///
 /// Role `viewer`. Takes the same time however long the ledger; a deleted key keeps its statistics.
-#[utoipa::path(get, path = "/apikeys/{id}/stats", tag = "Usage", params(("id", description = "Which key")), responses(
+#[utoipa::path(get, path = "/apikeys/{id}/stats", tag = "Usage", params(("id" = String, Path, description = "Which key")), responses(
     (status = 200, description = "Totals", body = Envelope<StatsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
@@ -240,13 +134,13 @@ pub(super) async fn key_stats(
     let id = key_id(&id)?;
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.stats(&workspace, id, admin.now())).await?;
     let stats = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(Answer::ok(StatsView::new(stats)))
+    Ok(Answer::ok(StatsView::new(&stats)))
 }
 
 /// Time series of a key
 ///
 /// Role `viewer`. Points begin on the UTC calendar; those without requests are there as zeros.
-#[utoipa::path(get, path = "/apikeys/{id}/usage", tag = "Usage", params(("id", description = "Which key"), UsageParams),
+#[utoipa::path(get, path = "/apikeys/{id}/usage", tag = "Usage", params(("id" = String, Path, description = "Which key"), UsageParams),
 responses(
     (status = 200, description = "The series, oldest first", body = Envelope<SeriesView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -262,28 +156,6 @@ pub(super) async fn key_usage(
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.usage(&workspace, id, &range)).await?;
     let points = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     Ok(Answer::ok(SeriesView::new(&range, points)))
-}
-
-/// Usage records of a key
-///
-/// Role `viewer`. Newest first, by page or by cursor; only a cursor misses nothing and repeats nothing while records
-/// arrive.
-#[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id", description = "Which key"), LogParams),
-responses(
-    (status = 200, description = "Usage records", body = Envelope<LogsView>),
-    (status = "default", description = "Refused", body = Envelope<Detail>),
-))]
-pub(super) async fn key_logs(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
-    Query(LogQuery { filter, page }): Query<LogQuery>,
-) -> Result<Answer<LogsView>, AdminError> {
-    let id = key_id(&id)?;
-    let call = admin.deps.store.logs(&workspace, id, &filter, page.clone());
-    let found = admin.ask(Fault::KeyNotFound, call).await?;
-    let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(Answer::ok(LogsView::new(&page, part)))
 }
 
 // === helpers ===
@@ -314,17 +186,11 @@ const fn per_of(interval: Interval) -> Per {
     }
 }
 
-/// Microseconds as milliseconds with three decimals.
-#[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
-fn as_millis(us: u64) -> f64 {
-    us as f64 / 1_000.0
-}
-
 // === views ===
 
 impl StatsView {
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts below 2⁵³")]
-    fn new(stats: KeyStats) -> Self {
+    fn new(stats: &KeyStats) -> Self {
         let KeyStats {
             total_requests,
             requests_today,
@@ -335,7 +201,7 @@ impl StatsView {
             last_used_at,
             tokens_used,
             response_time,
-        } = stats;
+        } = *stats;
         let admitted = total_requests.saturating_sub(denied);
         let error_rate = if admitted == 0 { 0.0 } else { errors as f64 / admitted as f64 };
         Self {
@@ -356,10 +222,10 @@ impl LatencyView {
     fn new(times: Quantiles) -> Self {
         let Quantiles { count: _, mean_us, p50_us, p95_us, p99_us } = times;
         Self {
-            avg_response_time: as_millis(mean_us),
-            p50: as_millis(p50_us),
-            p95: as_millis(p95_us),
-            p99: as_millis(p99_us),
+            avg_response_time: fractional_millis(mean_us),
+            p50: fractional_millis(p50_us),
+            p95: fractional_millis(p95_us),
+            p99: fractional_millis(p99_us),
         }
     }
 }
@@ -373,7 +239,7 @@ impl SeriesView {
         let mut start = range.from;
         while start < range.to {
             let point = found.next_if(|p| p.start <= start);
-            whole.push(point.map_or_else(|| PointView::nothing(start), PointView::new));
+            whole.push(point.map_or_else(|| PointView::nothing(start), |p| PointView::new(&p)));
             match window_end(per, start) {
                 Some(end) if end > start => start = end,
                 _ => break,
@@ -389,9 +255,9 @@ impl SeriesView {
 }
 
 impl PointView {
-    fn new(point: UsagePoint) -> Self {
+    fn new(point: &UsagePoint) -> Self {
         let UsagePoint { start, requests, denied, errors, tokens_used, bytes_in, bytes_out, response_time } =
-            point;
+            *point;
         Self {
             start: millis(start),
             requests,
@@ -405,7 +271,7 @@ impl PointView {
     }
 
     fn nothing(start: Timestamp) -> Self {
-        Self::new(UsagePoint {
+        Self::new(&UsagePoint {
             start,
             requests: 0,
             denied: 0,
@@ -415,70 +281,6 @@ impl PointView {
             bytes_out: 0,
             response_time: Quantiles::default(),
         })
-    }
-}
-
-impl LogsView {
-    fn new(asked: &LogPageRequest, part: LogPage) -> Self {
-        let LogPage { items, total, next } = part;
-        let (page, pagesize) = match asked {
-            LogPageRequest::Number(number) => (Some(number.page), number.pagesize),
-            LogPageRequest::After(_, pagesize) => (None, *pagesize),
-        };
-        let next_cursor = next.map(cursor::encode);
-        let page = LogPageView { page, pagesize, total, hasnext: next_cursor.is_some(), next_cursor };
-        Self { page, items: items.into_iter().map(LogView::new).collect() }
-    }
-}
-
-impl LogView {
-    fn new(record: UsageRecord) -> Self {
-        let UsageRecord {
-            id,
-            request_id,
-            api_key_id,
-            workspace_id: _,
-            at,
-            method,
-            endpoint,
-            route,
-            status_code,
-            outcome,
-            denial,
-            charged: _,
-            response_time_us,
-            ttfb_us,
-            bytes_in,
-            bytes_out,
-            tokens_used,
-            ip_address,
-            user_agent,
-            end_user_id,
-            upstream,
-            node,
-        } = record;
-        Self {
-            id: id.to_string(),
-            request_id: request_id.into(),
-            api_key_id: api_key_id.to_string(),
-            endpoint: endpoint.into(),
-            method: method.into(),
-            route: route.into(),
-            status_code,
-            outcome: outcome.as_str(),
-            error: denial.map_or("", Fault::name),
-            response_time: as_millis(response_time_us),
-            ttfb_ms: ttfb_us.map(as_millis),
-            bytes_in,
-            bytes_out,
-            tokens_used,
-            ip_address: ip_address.map(|ip| ip.to_string()),
-            user_agent: user_agent.into(),
-            end_user_id: end_user_id.map(|id| id.to_string()),
-            upstream: upstream.into(),
-            node: node.into(),
-            created_at: millis(at),
-        }
     }
 }
 
@@ -550,7 +352,7 @@ mod tests {
             response_time: Quantiles::default(),
         };
         for (total, denied, errors, expected) in [(10, 2, 2, 0.25), (0, 0, 0, 0.0), (5, 5, 0, 0.0)] {
-            let rate = StatsView::new(stats(total, denied, errors)).error_rate;
+            let rate = StatsView::new(&stats(total, denied, errors)).error_rate;
             assert!((rate - expected).abs() < 1e-12, "{rate}");
         }
     }

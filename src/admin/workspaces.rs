@@ -49,7 +49,7 @@ pub(super) async fn list_workspaces(
 /// Read a workspace
 ///
 /// Role `platform`, or any role for one's own workspace.
-#[utoipa::path(get, path = "/workspaces/{id}", tag = "Workspaces", params(("id", description = "Which workspace")),
+#[utoipa::path(get, path = "/workspaces/{id}", tag = "Workspaces", params(("id" = String, Path, description = "Which workspace")),
 responses(
     (status = 200, description = "The workspace", body = Envelope<WorkspaceView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -73,7 +73,7 @@ pub(super) async fn get_workspace(
 /// Change a workspace, or make it
 ///
 /// Role `platform`. A new workspace that names no plan is on the default plan.
-#[utoipa::path(put, path = "/workspaces/{id}", tag = "Workspaces", params(("id", description = "Which workspace")),
+#[utoipa::path(put, path = "/workspaces/{id}", tag = "Workspaces", params(("id" = String, Path, description = "Which workspace")),
 request_body = WorkspaceUpdate, responses(
     (status = 200, description = "The workspace as it is now", body = Envelope<WorkspaceView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

@@ -11,7 +11,7 @@ mod stop;
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
 pub use parts::routes;
-pub use stop::wait_for_signal;
+pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -32,15 +32,17 @@ use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
 use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 /// Longest wait of a request for the store, and of an admin call for one step.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long admin calls in flight may take to finish after the last request of the proxy.
+const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
 const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
 /// Keys that may wait to be re-hashed under a new pepper.
@@ -62,6 +64,12 @@ pub enum StartError {
     /// Peppers from the environment.
     #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
     Peppers(#[from] BadPeppers),
+    /// The peppers that the store's digests were made with are gone.
+    #[error("there is no file {path}, and the keys of this database can only be checked with the peppers it held; bring it back", path = path.display())]
+    PeppersGone {
+        /// Where they should be.
+        path: PathBuf,
+    },
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
@@ -113,6 +121,7 @@ struct Base {
 
 /// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
 pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+    parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers, io.handle()))?;
@@ -125,12 +134,15 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         config.end_users.cache_entries,
         STORE_PATIENCE,
     ));
-    let follower = parts::follower(config, &base, &keyring, &counters, &end_users);
+    let admin_at = Arc::new(OnceLock::new());
+    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     let broken = io.block_on(follower.load())?;
     base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
     io.block_on(parts::restore(&base, &counters))?;
 
     let (stop, stopped) = watch::channel(false);
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let (stop_feed, feed_stopped) = watch::channel(false);
     let (give_up, deadline) = watch::channel(None);
     let (recorder, records) =
         Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
@@ -138,7 +150,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
-    io.spawn(follower.run(stopped.clone()));
+    let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
@@ -163,7 +175,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
         deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
         metrics: Arc::clone(&base.metrics),
-        stop: stopped.clone(),
+        stop: stopped,
         open,
     };
     let mut proxy_addresses = Vec::new();
@@ -177,9 +189,11 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
+    // Said once, before anybody can ask for it.
+    let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
     let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
-    admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), stopped));
+    let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
         proxy: proxy_addresses,
@@ -191,11 +205,16 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         clock: base.clock,
         stopping: stop::Stopping {
             stop,
+            stop_admin,
+            stop_feed,
             give_up,
             accepting,
             all_closed,
+            admin_served,
             drain_timeout: config.proxy.drain_timeout,
+            last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
+            follower,
             writer,
             store: base.store,
             proxy: proxy_runtime,
@@ -298,6 +317,9 @@ pub async fn agreed_peppers(
             // The real one is somewhere else; a fresh one in its place would only hide that.
             let removed = std::fs::remove_file(&config.secrets.pepper_file);
             tracing::debug!(?removed, "the pepper file made a moment ago");
+            if matches!(error, StoreError::WrongPepper(_)) {
+                return Err(StartError::PeppersGone { path: config.secrets.pepper_file.clone() });
+            }
         }
         return Err(error.into());
     }

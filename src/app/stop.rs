@@ -1,5 +1,5 @@
-//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then their records,
-//! then the store.
+//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
+//! (until then it tells that this node is stopping), then the last records, then the store.
 
 use crate::store::Store;
 use std::io;
@@ -7,22 +7,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+/// How long the other nodes are told that this one is going.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+
 /// What has to be stopped.
 pub(super) struct Stopping {
+    /// Ends the proxy's listeners.
     pub(super) stop: watch::Sender<bool>,
+    /// Ends the admin API's listener.
+    pub(super) stop_admin: watch::Sender<bool>,
+    /// Ends the change feed, which admin calls in flight still wait for.
+    pub(super) stop_feed: watch::Sender<bool>,
     /// Tells the writer when to give up.
     pub(super) give_up: watch::Sender<Option<Instant>>,
     /// Readiness.
     pub(super) accepting: Arc<AtomicBool>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
+    /// Ends with the last admin call.
+    pub(super) admin_served: JoinHandle<()>,
     pub(super) drain_timeout: Duration,
+    pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
+    /// Ends when the feed is stopped, after saying goodbye to the other nodes.
+    pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
     pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
@@ -40,6 +53,13 @@ impl Stopping {
         if drained.is_err() {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         }
+        self.stop_admin.send_replace(true);
+        let last_calls =
+            self.io.block_on(async { tokio::time::timeout(self.last_calls_within, self.admin_served).await });
+        if last_calls.is_err() {
+            tracing::warn!("admin calls still in flight are cut off");
+        }
+        self.stop_feed.send_replace(true);
         // Dropping what still runs records it, and drops the last recorder, which ends the writer's queue.
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
@@ -51,32 +71,52 @@ impl Stopping {
                 tracing::error!("the writer of the ledger did not end");
             }
         });
-        self.io.block_on(self.store.close());
+        self.io.block_on(async {
+            if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
+                tracing::debug!("the change feed did not end in time");
+            }
+            self.store.close().await;
+        });
         self.io.shutdown_timeout(Duration::from_secs(1));
     }
 }
 
-/// Returns when the process is asked to stop. A second request does not wait for requests in flight.
-pub async fn wait_for_signal() -> io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-            // Left alone, this signal would kill the process and cut off its requests.
-            _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
-        }
+/// The signals of the process, caught from the moment this is made: one that comes before it is waited for counts.
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    /// Catches them. Whoever says that the gateway is ready does this first: whoever reads that may want to stop it.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
-    tracing::info!("stopping: no new connections; requests in flight may finish");
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+
+    /// Returns when the process is asked to stop. A second request does not wait for requests in flight.
+    pub async fn asked_to_stop(self) {
+        let Self { mut term, mut int, mut hup } = self;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                // Left alone, this signal would kill the process and cut off its requests.
+                _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
+            }
         }
-        tracing::error!("stopped at once, as asked a second time");
-        std::process::exit(130);
-    });
-    Ok(())
+        tracing::info!("stopping: no new connections; requests in flight may finish");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            tracing::error!("stopped at once, as asked a second time");
+            std::process::exit(130);
+        });
+    }
 }

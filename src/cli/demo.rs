@@ -2,7 +2,7 @@
 
 use super::{Environment, Failure, log, ready};
 use crate::admin::Role;
-use crate::app::{self, Running, StartError};
+use crate::app::{self, Running, Signals, StartError};
 use crate::config::Config;
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
@@ -53,6 +53,7 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     let config = config(args, folder, backend.address)?;
     log::init(&config.log);
     let running = app::start(&config, None).map_err(Failure::failed)?;
+    let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     let (secret, token) = running.block_on(first_key(&running, &config))?;
     if args.ready_json {
         let mut more = Map::new();
@@ -63,7 +64,7 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     } else {
         welcome(&running, &secret, &token, args.data_dir.as_deref());
     }
-    running.block_on(app::wait_for_signal()).map_err(Failure::failed)?;
+    running.block_on(signals.asked_to_stop());
     running.stop();
     Ok(())
 }

@@ -51,7 +51,7 @@ pub enum Command {
 pub struct ConfigArgs {
     /// The config file (TOML). Without one the defaults apply. Every key can also be set in the environment, as
     /// `KEYGATE_` and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is `[proxy] listen`
-    #[arg(short, long, value_name = "FILE", env = "KEYGATE_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "KEYGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
 }
 

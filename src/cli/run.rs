@@ -1,7 +1,7 @@
 //! `keygate run`
 
 use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log, ready};
-use crate::app;
+use crate::app::{self, Signals};
 use clap::Args;
 use serde_json::Map;
 
@@ -19,11 +19,12 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
     let config = load(&args.config, environment)?;
     log::init(&config.log);
     let running = app::start(&config, inline_peppers(environment)).map_err(Failure::failed)?;
+    let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }
-    running.block_on(app::wait_for_signal()).map_err(Failure::failed)?;
+    running.block_on(signals.asked_to_stop());
     running.stop();
     Ok(())
 }

@@ -188,8 +188,8 @@ mod tests {
     fn without_a_word_about_tls_it_is_preferred() {
         let url: PostgresUrl = "postgresql://k@h/d".parse().unwrap();
         assert_eq!(
-            (url.ssl_mode, url.password(), url.hosts),
-            (SslMode::Prefer, None, vec![("h".into(), 5432)])
+            (url.ssl_mode, url.password(), url.hosts.as_slice()),
+            (SslMode::Prefer, None, [("h".to_owned(), 5432)].as_slice())
         );
     }
 

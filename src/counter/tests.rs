@@ -1,3 +1,5 @@
+//! Charging in this process: all limits or none, however many charge at once.
+
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::policy::key::{Count, Per};

@@ -82,6 +82,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A field of a change: absent stays, null clears.
+    #[expect(clippy::option_option, reason = "as patches have it: absent, cleared, set")]
     pub(crate) fn cleared<T>(
         &mut self,
         name: &'static str,
@@ -185,7 +186,7 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 /// The one of `known` that takes the fewest changed characters to become from `name`.
-pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let name: Vec<char> = name.chars().take(NAME_SHOWN).collect();
     known.iter().copied().min_by_key(|candidate| distance(&name, candidate))
 }

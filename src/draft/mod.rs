@@ -11,7 +11,8 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use fields::{FieldError, nearest};
+pub use fields::FieldError;
+pub(crate) use fields::{shown, unknown_field};
 pub use instant::{INSTANT_ALLOWED, parse_instant};
 pub use key::{KeyDraft, KeyPatchDraft, read_grace_period};
 pub use plan::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};

@@ -1,3 +1,5 @@
+//! The replica: what a find answers after each change, and what a late or repeated change does.
+
 use super::*;
 use crate::policy::id::EndUserId;
 use crate::policy::key::{Ceilings, KeyType};

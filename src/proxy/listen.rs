@@ -75,6 +75,11 @@ impl Acceptor {
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        // An answer's head and body are two small writes; the second must not wait for the first's acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection ended before it was served");
+            return;
+        }
         let proxy = Arc::clone(&self.proxy);
         let (deadlines, stop, open) = (self.deadlines, self.stop.clone(), self.open.clone());
         let connections = self.metrics.connections.clone();

@@ -32,8 +32,7 @@ pub(super) async fn deny(
     let fault = denial.fault();
     ctx.fault = Some(fault);
     keep_open_if_possible(session);
-    let message = denial.message(ctx.lang);
-    let envelope = Envelope::fault(fault, &message, denial.detail(), at);
+    let envelope = Envelope::fault(fault, denial.message(ctx.lang), denial.detail(), at);
     let body = serde_json::to_vec(&envelope).unwrap_or_default();
     let mut header = ResponseHeader::build(fault.status(), Some(12))?;
     header.insert_header("Content-Type", "application/json")?;

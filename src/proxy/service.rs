@@ -109,7 +109,8 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(denied) => {
-                self.refuse(session, ctx, *denied).await?;
+                // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
+                self.refuse(session, ctx, *denied).await.map_err(|e| e.into_down())?;
                 Ok(true)
             }
         }
@@ -159,7 +160,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -177,11 +178,6 @@ impl ProxyHttp for Proxy {
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
-        // The canonical path was put on the session's own header by `prepare`; an absolute target ends here as well.
-        let target = session.req_header().uri.path_and_query().map_or("/", |t| t.as_str());
-        request.set_uri(
-            target.parse().map_err(|_| Error::explain(ErrorType::InternalError, "a canonical target"))?,
-        );
         Ok(())
     }
 
@@ -228,20 +224,27 @@ impl ProxyHttp for Proxy {
             // The client is gone or what it sends makes no sense any more; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        if fault == Fault::Internal {
+            tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
+        }
         let error_code = fault.status();
         if session.response_written().is_some() {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        // Of the request's body an unknown part is still to come.
-        session.set_keepalive(None);
+        let can_reuse_downstream = session.is_body_done();
+        if !can_reuse_downstream {
+            // Of the request's body an unknown part is still to come.
+            session.set_keepalive(None);
+        }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;
         let denial = Denial::Plain(fault);
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
+            return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy { error_code, can_reuse_downstream }
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {

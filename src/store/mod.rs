@@ -94,6 +94,15 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
+    /// Adds many keys, each as [`Keys::create_key`] does and whatever becomes of the others. Answers for each, in order;
+    /// fails as a whole, and has then added none of them, only when the store itself fails.
+    async fn create_keys(
+        &self,
+        keys: Vec<NewKey>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Vec<Result<Version, StoreError>>, StoreError>;
+
     /// One key that is not deleted.
     async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
 

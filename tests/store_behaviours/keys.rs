@@ -151,6 +151,21 @@ pub(crate) async fn a_secret_opens_one_key(place: Place) {
     place.create_key(second, &someone(), after(60)).await.unwrap();
 }
 
+pub(crate) async fn many_keys_at_once_stand_or_fall_one_by_one(place: Place) {
+    let w = place.tenant("w1").await;
+    let mut too_fast = new_key(&w, "too fast");
+    too_fast.key.ceilings.rate_limit = PLAN_RATE + 1;
+    let keys = vec![new_key(&w, "a"), new_key(&w, "a"), too_fast, new_key(&w, "b")];
+    let before = place.version().await.unwrap();
+    let done = place.create_keys(keys, &someone(), T0).await.unwrap();
+    let refused: Vec<_> = done.iter().map(|d| d.as_ref().err().map(ToString::to_string)).collect();
+    assert!(matches!(done[1], Err(StoreError::DuplicateName)), "{refused:?}");
+    assert!(matches!(done[2], Err(StoreError::RateAbovePlan { .. })), "{refused:?}");
+    assert_eq!(names(&place, &w, KeyFilter::default()).await.len(), 2);
+    let versions: Vec<_> = done.iter().flatten().map(|v| v.0 - before.0).collect();
+    assert_eq!(versions, [1, 2], "a refused key draws no number");
+}
+
 pub(crate) async fn names_are_unique_per_resource_and_workspace(place: Place) {
     let (w1, w2) = (place.tenant("w1").await, place.tenant("w2").await);
     place.key_in(&w1, "name").await;

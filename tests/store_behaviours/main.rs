@@ -7,9 +7,9 @@ mod end_users;
 mod feed;
 mod keys;
 mod ledger;
+mod only_postgres;
 mod only_sqlite;
 mod place;
-mod only_postgres;
 mod private_postgres;
 mod tenants;
 
@@ -41,6 +41,7 @@ macro_rules! behaviours {
                 a_key_must_hold_the_scope_of_its_kind
                 an_id_is_used_once
                 a_secret_opens_one_key
+                many_keys_at_once_stand_or_fall_one_by_one
                 names_are_unique_per_resource_and_workspace
                 a_name_is_free_after_delete
                 of_two_creates_at_once_one_wins

@@ -1,9 +1,9 @@
 //! A store of its own for each test, and short names for what tests put into it.
 
+use crate::private_postgres::Server;
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
-use crate::private_postgres::Server;
 use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
 use keygate::store::{Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest};

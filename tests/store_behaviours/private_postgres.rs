@@ -108,7 +108,11 @@ impl Server {
     pub(crate) async fn create(&self, options: &str) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        self.superuser("postgres").await.batch_execute(&format!("CREATE DATABASE {name} {options}")).await.unwrap();
+        self.superuser("postgres")
+            .await
+            .batch_execute(&format!("CREATE DATABASE {name} {options}"))
+            .await
+            .unwrap();
         self.url(&name)
     }
 
@@ -214,7 +218,8 @@ pub(crate) async fn raw(url: &str) -> Client {
 
 /// The folder with both `initdb` and `postgres`; the newest of Debian's first, then those of PATH.
 fn programs() -> PathBuf {
-    let is_whole = |folder: &PathBuf| ["initdb", "postgres", "pg_ctl"].iter().all(|name| folder.join(name).exists());
+    let is_whole =
+        |folder: &PathBuf| ["initdb", "postgres", "pg_ctl"].iter().all(|name| folder.join(name).exists());
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
         .unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::{Pepper, Secret};
-use crate::store::{Actor, Digest, IssuedCredential};
+use crate::store::{Actor, Digest, IssuedCredential, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -49,60 +49,108 @@ type Row = Map<String, Value>;
 /// Rows with their line numbers; a line may be no row.
 type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
 
+/// Rows stored in one step.
+const BATCH: usize = 500;
+
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
-    let rows = rows(&args.file)?;
     let progress = ProgressBar::new_spinner().with_style(style());
-    let (mut imported, mut failed) = (0_u64, 0_u64);
-    let mut plans = HashMap::new();
-    for (line, row) in rows {
-        let done = row.and_then(|row| import(desk, args, row, &mut plans));
-        match done {
-            Ok(()) => imported += 1,
-            Err(why) => {
-                failed += 1;
-                progress.suspend(|| eprintln!("{}:{line}: {why}", args.file.display()));
-            }
+    let mut import =
+        Import { desk, args, plans: HashMap::new(), batch: Vec::new(), imported: 0, refused: 0, progress };
+    for (line, row) in rows(&args.file)? {
+        match row.and_then(|row| import.key_of(row)) {
+            Ok(key) => import.batch.push((line, key)),
+            Err(why) => import.refuse(line, &why),
         }
-        progress.inc(1);
+        if import.batch.len() == BATCH {
+            import.store()?;
+        }
+        import.progress.inc(1);
     }
-    progress.finish_and_clear();
+    import.store()?;
+    import.progress.finish_and_clear();
     let verb = if args.dry_run { "could be imported" } else { "imported" };
-    eprintln!("{imported} {verb}, {failed} refused");
-    if failed == 0 { Ok(()) } else { Err(Failure::Failed(format!("{failed} rows were refused"))) }
+    eprintln!("{} {verb}, {} refused", import.imported, import.refused);
+    match import.refused {
+        0 => Ok(()),
+        refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+    }
 }
 
-fn import(
-    desk: &Desk,
-    args: &ImportArgs,
-    mut row: Row,
-    plans: &mut HashMap<WorkspaceId, Plan>,
-) -> Result<(), String> {
-    let workspace = match text(&mut row, "workspace_id")? {
-        Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
-        None => args.within.workspace.clone(),
-    };
-    let id = match text(&mut row, "id")? {
-        Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
-        None => KeyId::new(desk.now),
-    };
-    let is_active = match row.remove("is_active") {
-        None | Some(Value::Null) => true,
-        Some(Value::Bool(flag)) => flag,
-        Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
-        Some(_) => return Err("is_active: must be true or false".into()),
-    };
-    let issued = issued(desk, &mut row)?;
-    let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
-    if args.dry_run {
-        return Ok(());
+/// An import under way.
+struct Import<'d> {
+    desk: &'d Desk,
+    args: &'d ImportArgs,
+    plans: HashMap<WorkspaceId, Plan>,
+    /// Keys to be stored, with the lines they come from.
+    batch: Vec<(u64, NewKey)>,
+    imported: u64,
+    refused: u64,
+    progress: ProgressBar,
+}
+
+impl Import<'_> {
+    fn key_of(&mut self, mut row: Row) -> Result<NewKey, String> {
+        let desk = self.desk;
+        let workspace = match text(&mut row, "workspace_id")? {
+            Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
+            None => self.args.within.workspace.clone(),
+        };
+        let id = match text(&mut row, "id")? {
+            Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
+            None => KeyId::new(desk.now),
+        };
+        let is_active = match row.remove("is_active") {
+            None | Some(Value::Null) => true,
+            Some(Value::Bool(flag)) => flag,
+            Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
+            Some(_) => return Err("is_active: must be true or false".into()),
+        };
+        let issued = issued(desk, &mut row)?;
+        let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
+        if !self.plans.contains_key(&workspace) {
+            self.plans.insert(workspace.clone(), self.plan_of(&workspace)?);
+        }
+        let plan = self.plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
+        let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
+        key.key.is_active = is_active;
+        Ok(key)
     }
-    if !plans.contains_key(&workspace) {
-        plans.insert(workspace.clone(), desk.plan_of(&workspace).map_err(said)?);
+
+    /// The plan of a workspace. A dry run makes none, so a workspace that is not there has the plan it would get.
+    fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, String> {
+        if !self.args.dry_run {
+            return self.desk.plan_of(workspace).map_err(said);
+        }
+        let known = self.desk.wait(self.desk.store.workspace(workspace)).map_err(said)?;
+        let plan = known.map_or_else(|| self.desk.config.admin.default_plan.clone(), |w| w.plan_id);
+        let found = self.desk.wait(self.desk.store.plan(&plan)).map_err(said)?;
+        found.map(|record| record.plan).ok_or_else(|| format!("workspace_id: there is no plan {plan}"))
     }
-    let plan = plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
-    let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
-    key.key.is_active = is_active;
-    desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now)).map(|_| ()).map_err(said)
+
+    fn store(&mut self) -> Result<(), Failure> {
+        let (lines, keys): (Vec<u64>, Vec<NewKey>) = std::mem::take(&mut self.batch).into_iter().unzip();
+        if self.args.dry_run {
+            self.imported += count(keys.len());
+            return Ok(());
+        }
+        let done = self.desk.wait(self.desk.store.create_keys(keys, &Actor::cli(), self.desk.now))?;
+        for (line, created) in lines.into_iter().zip(done) {
+            match created {
+                Ok(_) => self.imported += 1,
+                Err(error) => self.refuse(line, &error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, line: u64, why: &str) {
+        self.refused += 1;
+        self.progress.suspend(|| eprintln!("{}:{line}: {why}", self.args.file.display()));
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 /// The credential of a row: made from its plaintext, or taken over as `export` wrote it.

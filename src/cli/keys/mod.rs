@@ -115,7 +115,7 @@ fn list(desk: &Desk, args: &ListArgs) -> Result<(), Failure> {
     desk.each_key(&args.within.workspace, &filter, |record| {
         let state = if record.key.is_active { "active" } else { "disabled" };
         let KeyRecord { key, name, hint, .. } = record;
-        println!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind, hint, name);
+        println!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name);
         Ok(())
     })
 }

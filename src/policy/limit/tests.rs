@@ -1,3 +1,5 @@
+//! The rule of each limit, by example and by property.
+
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use proptest::prelude::*;

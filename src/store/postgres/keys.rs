@@ -25,6 +25,16 @@ impl Keys for PgStore {
         self.write(move |tx| Box::pin(async move { create(tx, key, &by, at).await })).await
     }
 
+    async fn create_keys(
+        &self,
+        keys: Vec<NewKey>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
+        let by = by.clone();
+        self.write(move |tx| Box::pin(async move { create_each(tx, keys, &by, at).await })).await
+    }
+
     async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
         let workspace = workspace.clone();
         self.read(move |tx| Box::pin(async move { live_record(tx, &workspace, id).await })).await
@@ -129,6 +139,32 @@ async fn create(
     };
     audit::add(tx, version, by, at, line).await?;
     Ok(Written { value: record, version })
+}
+
+/// Each within a savepoint, so that one that is refused takes no other with it.
+async fn create_each(
+    tx: &Tx<'_>,
+    keys: Vec<NewKey>,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
+    let mut done = Vec::with_capacity(keys.len());
+    for key in keys {
+        tx.control("SAVEPOINT one_key").await?;
+        let created = create(tx, key, by, at).await;
+        match created {
+            Ok(written) => {
+                tx.control("RELEASE one_key").await?;
+                done.push(Ok(written.version));
+            }
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                tx.control("ROLLBACK TO one_key; RELEASE one_key").await?;
+                done.push(Err(error));
+            }
+        }
+    }
+    Ok(done)
 }
 
 async fn change(

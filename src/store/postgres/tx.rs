@@ -164,6 +164,11 @@ impl<'t> Tx<'t> {
         self.signs.within(self.patience, executed).await
     }
 
+    /// Runs statements that say something about the transaction itself.
+    pub(super) async fn control(&self, sql: &str) -> Result<(), StoreError> {
+        self.signs.within(self.patience, self.transaction.batch_execute(sql)).await
+    }
+
     /// Nothing of this transaction is to be kept, although it succeeds.
     pub(super) fn undo(&self) {
         self.signs.undone.store(true, Ordering::Relaxed);

@@ -61,7 +61,7 @@ impl EndUsers for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let gone = end_user_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("end user"))?;
             let version = next_version(tx)?;
             row::execute(tx, "DELETE FROM end_users WHERE id = ?1", [id.0.as_bytes()])?;

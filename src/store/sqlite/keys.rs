@@ -22,23 +22,31 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| {
-            let credential = key.credential.clone();
-            let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
-            let record = rules::new_key(key, &by.subject, at)?;
-            rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
-            forget_expired_credentials(tx, at)?;
-            check_digest_is_free(tx, credential.digest)?;
-            let version = next_version(tx)?;
-            insert(tx, &record, &credential, version)?;
-            let line = rules::Line {
-                action: "key.create",
-                workspace: Some(&record.key.workspace_id),
-                target: record.key.id.to_string(),
-                changes: rules::key_fields(&record),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            Ok(Written { value: record, version })
+        self.write_durably(move |tx| create(tx, key, &by, at)).await
+    }
+
+    async fn create_keys(
+        &self,
+        keys: Vec<NewKey>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
+        let by = by.clone();
+        self.write_durably(move |tx| {
+            let mut done = Vec::with_capacity(keys.len());
+            for key in keys {
+                tx.execute_batch("SAVEPOINT one_key")?;
+                let created = create(tx, key, &by, at);
+                if created.is_err() {
+                    tx.execute_batch("ROLLBACK TO one_key")?;
+                }
+                tx.execute_batch("RELEASE one_key")?;
+                match created {
+                    Err(error) if error.is_transient() => return Err(error),
+                    other => done.push(other.map(|written| written.version)),
+                }
+            }
+            Ok(done)
         })
         .await
     }
@@ -77,7 +85,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             if let Some(asked) = patch.rate_limit {
                 let plan = plan_of(tx, &workspace)?.ok_or(StoreError::NotFound("workspace"))?;
@@ -107,7 +115,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             let version = next_version(tx)?;
@@ -139,7 +147,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let mut record = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             check_digest_is_free(tx, new.digest)?;
@@ -168,7 +176,7 @@ impl Keys for SqliteStore {
         new: Digest,
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND (digest = ?2 OR old_digest = ?2)";
             let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
             let Some(is_current) = found else { return Ok(None) };
@@ -183,6 +191,30 @@ impl Keys for SqliteStore {
         })
         .await
     }
+}
+
+fn create(
+    tx: &Transaction<'_>,
+    key: NewKey,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let credential = key.credential.clone();
+    let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
+    let record = rules::new_key(key, &by.subject, at)?;
+    rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
+    forget_expired_credentials(tx, at)?;
+    check_digest_is_free(tx, credential.digest)?;
+    let version = next_version(tx)?;
+    insert(tx, &record, &credential, version)?;
+    let line = rules::Line {
+        action: "key.create",
+        workspace: Some(&record.key.workspace_id),
+        target: record.key.id.to_string(),
+        changes: rules::key_fields(&record),
+    };
+    audit::add(tx, version, by, at, line)?;
+    Ok(Written { value: record, version })
 }
 
 // === writes ===

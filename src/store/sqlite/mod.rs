@@ -64,13 +64,24 @@ impl SqliteStore {
         Ok(Self { workers: Workers::start(opened, options.queue.max(1))? })
     }
 
-    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds.
+    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote
+    /// survives the end of the process; the last moments may not survive the machine's.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         self.call(Queue::Write, TransactionBehavior::Immediate, work).await
+    }
+
+    /// The same for what people decide: on the disk before they are told, so that a deleted key stays deleted when the
+    /// power fails.
+    async fn write_durably<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.call(Queue::DurableWrite, TransactionBehavior::Immediate, work).await
     }
 
     /// Runs `work` on a reader's thread; all it reads is of one moment.
@@ -94,6 +105,12 @@ impl SqliteStore {
                 return;
             }
             let outcome = (|| {
+                // Cannot be changed inside a transaction; costs nothing when it stays the same.
+                match queue {
+                    Queue::DurableWrite => connection.pragma_update(None, "synchronous", "FULL")?,
+                    Queue::Write => connection.pragma_update(None, "synchronous", "NORMAL")?,
+                    Queue::Read => {}
+                }
                 let transaction = connection.transaction_with_behavior(how)?;
                 let value = work(&transaction)?;
                 transaction.commit()?;

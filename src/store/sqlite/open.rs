@@ -83,7 +83,6 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     require_ours(path, &connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
     Ok(connection)

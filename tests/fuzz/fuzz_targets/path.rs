@@ -1,4 +1,4 @@
-//! Any bytes as path, query and segment: `cargo +nightly fuzz run path`.
+//! Any bytes as path, query and segment: `cargo +nightly fuzz run --fuzz-dir tests/fuzz path`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any bytes as a presented secret and as a file of peppers: `cargo +nightly fuzz run secret`.
+//! Any bytes as a presented secret and as a file of peppers: `cargo +nightly fuzz run --fuzz-dir tests/fuzz secret`.
 
 #![no_main]
 

@@ -1,0 +1,212 @@
+//! The usage records of a key, one by one, by page or by cursor.
+
+mod cursor;
+
+use super::apikeys::key_id;
+use super::caller::Reader;
+use super::context::Shared;
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::{FromParams, Params, Query, Segment};
+use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, millis};
+use crate::policy::fault::Fault;
+use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest, UsageRecord};
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
+
+// === requests ===
+
+/// Which usage records.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "says in the OpenAPI document what `LogQuery` reads")]
+pub(super) struct LogParams {
+    /// Not before: epoch seconds, epoch milliseconds or RFC 3339.
+    start_date: Option<String>,
+    /// Not at or after.
+    end_date: Option<String>,
+    /// Only this status.
+    #[param(minimum = 100, maximum = 599)]
+    status_code: Option<u16>,
+    /// Only paths that contain this, case ignored.
+    endpoint: Option<String>,
+    /// Number of the page, from 1. Not together with `cursor`.
+    #[param(minimum = 1, default = 1)]
+    page: Option<u32>,
+    /// Items on a page.
+    #[param(minimum = 1, maximum = 100, default = 10)]
+    pagesize: Option<u32>,
+    /// The `page.next_cursor` of the answer before.
+    cursor: Option<String>,
+}
+
+/// [`LogParams`] as read.
+pub(super) struct LogQuery {
+    filter: LogFilter,
+    page: LogPageRequest,
+}
+
+impl FromParams for LogQuery {
+    fn from_params(params: &mut Params) -> Self {
+        let (from, to) = (params.instant("start_date"), params.instant("end_date"));
+        in_order(params, ("start_date", "end_date"), from, to);
+        let status_code = params.whole("status_code", 100, 599).and_then(|code| u16::try_from(code).ok());
+        let endpoint = params.text("endpoint").filter(|text| !text.is_empty());
+        let number = params.whole("page", 1, u32::MAX);
+        let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
+        let after = params.read("cursor", |text| {
+            cursor::decode(text).ok_or_else(|| "must be the page.next_cursor of an answer".into())
+        });
+        if after.is_some() && number.is_some() {
+            params.refuse("cursor", "cannot be given together with page");
+        }
+        let page = match after {
+            Some(place) => LogPageRequest::After(place, pagesize),
+            None => LogPageRequest::Number(PageRequest { page: number.unwrap_or(1), pagesize }),
+        };
+        Self { filter: LogFilter { from, to, status_code, endpoint }, page }
+    }
+}
+
+// === answers ===
+
+/// A part of the usage records, newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogsView {
+    page: LogPageView,
+    items: Vec<LogView>,
+}
+
+/// Which part of the usage records this is.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogPageView {
+    /// Number of the page; null when it was asked for by cursor.
+    page: Option<u32>,
+    pagesize: u32,
+    /// Records on all pages; null when it was asked for by cursor.
+    total: Option<u64>,
+    hasnext: bool,
+    /// The `cursor` of the next part; null at the end.
+    next_cursor: Option<String>,
+}
+
+/// A usage record.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogView {
+    id: String,
+    request_id: String,
+    api_key_id: String,
+    endpoint: String,
+    method: String,
+    route: String,
+    status_code: u16,
+    /// `served`, `denied`, `upstream_failed`, `aborted` or `interrupted`.
+    outcome: &'static str,
+    /// Why it was denied, e.g. `rate_limit_exceeded`; else empty.
+    error: &'static str,
+    /// Milliseconds.
+    response_time: f64,
+    /// Milliseconds.
+    ttfb_ms: Option<f64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    tokens_used: u64,
+    ip_address: Option<String>,
+    user_agent: String,
+    end_user_id: Option<String>,
+    upstream: String,
+    node: String,
+    /// When the request had arrived, in epoch milliseconds.
+    created_at: i64,
+}
+
+// === handlers ===
+
+/// Usage records of a key
+///
+/// Role `viewer`. Newest first, by page or by cursor; only a cursor misses nothing and repeats nothing while records
+/// arrive.
+#[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
+responses(
+    (status = 200, description = "Usage records", body = Envelope<LogsView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn key_logs(
+    State(admin): State<Shared>,
+    Reader { workspace }: Reader,
+    id: Segment,
+    Query(LogQuery { filter, page }): Query<LogQuery>,
+) -> Result<Answer<LogsView>, AdminError> {
+    let id = key_id(&id)?;
+    let call = admin.deps.store.logs(&workspace, id, &filter, page.clone());
+    let found = admin.ask(Fault::KeyNotFound, call).await?;
+    let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
+    Ok(Answer::ok(LogsView::new(&page, part)))
+}
+
+// === views ===
+
+impl LogsView {
+    fn new(asked: &LogPageRequest, part: LogPage) -> Self {
+        let LogPage { items, total, next } = part;
+        let (page, pagesize) = match asked {
+            LogPageRequest::Number(number) => (Some(number.page), number.pagesize),
+            LogPageRequest::After(_, pagesize) => (None, *pagesize),
+        };
+        let next_cursor = next.map(cursor::encode);
+        let page = LogPageView { page, pagesize, total, hasnext: next_cursor.is_some(), next_cursor };
+        Self { page, items: items.into_iter().map(LogView::new).collect() }
+    }
+}
+
+impl LogView {
+    fn new(record: UsageRecord) -> Self {
+        let UsageRecord {
+            id,
+            request_id,
+            api_key_id,
+            workspace_id: _,
+            at,
+            method,
+            endpoint,
+            route,
+            status_code,
+            outcome,
+            denial,
+            charged: _,
+            response_time_us,
+            ttfb_us,
+            bytes_in,
+            bytes_out,
+            tokens_used,
+            ip_address,
+            user_agent,
+            end_user_id,
+            upstream,
+            node,
+        } = record;
+        Self {
+            id: id.to_string(),
+            request_id: request_id.into(),
+            api_key_id: api_key_id.to_string(),
+            endpoint: endpoint.into(),
+            method: method.into(),
+            route: route.into(),
+            status_code,
+            outcome: outcome.as_str(),
+            error: denial.map_or("", Fault::name),
+            response_time: fractional_millis(response_time_us),
+            ttfb_ms: ttfb_us.map(fractional_millis),
+            bytes_in,
+            bytes_out,
+            tokens_used,
+            ip_address: ip_address.map(|ip| ip.to_string()),
+            user_agent: user_agent.into(),
+            end_user_id: end_user_id.map(|id| id.to_string()),
+            upstream: upstream.into(),
+            node: node.into(),
+            created_at: millis(at),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! What the calls do, from creating a key to reading what became of it.
+
+use super::*;
+use crate::policy::secret::{Shape, shape};
+use crate::store::{Digest, EndUsers};
+
+pub(super) async fn api_and_token() -> (Api, String) {
+    let api = Api::start().await;
+    let token = api.token("ws-a", Role::Admin);
+    (api, token)
+}
+
+#[tokio::test]
+async fn a_created_key_shows_its_secret_once() {
+    let (api, token) = api_and_token().await;
+    let body = json!({"name": "n", "type": "rag", "resource_id": "kb-1", "rate_limit": 7, "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
+        "limits": [{"count": "requests", "per": "hour", "max": 9}], "expires_at": NOW.as_secs() + 60, "metadata": {"a": [1]}});
+    let reply = api.call(&token, "POST", "/apikeys", body).await;
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    let mut made = reply.data();
+    let secret = made["api_key"].as_str().expect("a secret").to_owned();
+    assert_eq!(shape(secret.as_bytes(), "sk"), Shape::Ours);
+    made.as_object_mut().expect("an object").remove("api_key");
+    let expected = json!({
+        "id": made["id"], "name": "n", "description": "", "hint": made["hint"], "type": "rag", "scopes": ["rag"],
+        "resource_id": "kb-1", "workspace_id": "ws-a", "rate_limit": 7, "rate_burst": null,
+        "daily_request_limit": 100_000, "quota_limit": null, "quota_used": 0, "concurrency_limit": null,
+        "limits": [{"count": "requests", "per": "hour", "max": 9}], "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
+        "metadata": {"a": [1]}, "is_active": true, "is_expired": false, "expires_at": NOW.as_millis() + 60_000,
+        "last_used_at": null, "usage_count": 0, "created_by": "user-1", "created_at": NOW.as_millis(),
+        "updated_at": NOW.as_millis()
+    });
+    assert_eq!(made, expected);
+
+    let uri = format!("/apikeys/{}", made["id"].as_str().expect("an id"));
+    let read = api.call(&token, "GET", &uri, Value::Null).await;
+    assert_eq!(read.data(), expected);
+    for uri in [uri.as_str(), "/apikeys", "/audit"] {
+        assert!(!api.call(&token, "GET", uri, Value::Null).await.text.contains(&secret), "{uri}");
+    }
+    api.clock.advance(Duration::from_mins(1));
+    assert_eq!(api.call(&token, "GET", &uri, Value::Null).await.data()["is_expired"], true);
+}
+
+#[tokio::test]
+async fn names_are_unique_on_a_resource_until_the_key_is_deleted() {
+    let (api, token) = api_and_token().await;
+    let first = api.key(&token, "n").await;
+    let again = json!({"name": "n", "type": "app", "resource_id": "app-1"});
+    let refused = api.call(&token, "POST", "/apikeys", again.clone()).await;
+    assert_eq!(refused.verdict(), (409, 3008, "api_key_duplicate_name".into()));
+    let uri = format!("/apikeys/{}", first["id"].as_str().expect("an id"));
+    let gone = api.call(&token, "DELETE", &uri, Value::Null).await;
+    assert_eq!(gone.data(), json!({"id": first["id"], "deleted": true}));
+    assert_eq!(api.call(&token, "POST", "/apikeys", again).await.status, 201);
+    for method in ["GET", "DELETE"] {
+        assert_eq!(api.call(&token, method, &uri, Value::Null).await.verdict().2, "api_key_not_found");
+    }
+    assert_eq!(
+        api.call(&token, "GET", &format!("{uri}/stats"), Value::Null).await.status,
+        200,
+        "statistics stay"
+    );
+}
+
+#[tokio::test]
+async fn a_rate_above_the_plan_is_an_error_that_names_it() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let uri = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
+    let create = json!({"name": "m", "type": "service", "rate_limit": 101});
+    for (method, uri, body) in [("POST", "/apikeys", create), ("PUT", &*uri, json!({"rate_limit": 101}))] {
+        let mut request = request(&token, method, uri, &body);
+        let reply = api.send(request).await;
+        assert_eq!(reply.verdict(), (400, 1_000, "bad_request".into()));
+        let message = "rate_limit 101 is above the 100 requests per second of plan default";
+        assert_eq!(reply.json()["msg"], message);
+        assert_eq!(reply.data()["plan_limit"], 100);
+        request = super::request(&token, method, uri, &body);
+        request.headers_mut().insert("accept-language", "zh".parse().expect("a header"));
+        let chinese = api.send(request).await.json()["msg"].as_str().expect("text").to_owned();
+        assert!(chinese.contains("套餐 default") && chinese.contains("100"), "{chinese}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_touches_what_it_names() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let uri = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
+    api.clock.advance(Duration::from_secs(1));
+    let changes = json!({"name": "m", "quota_limit": 5, "is_active": false, "scopes": ["app", "memory"]});
+    let changed = api.call(&token, "PUT", &uri, changes).await;
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    let mut expected = key.clone();
+    expected.as_object_mut().expect("an object").remove("api_key");
+    for (field, value) in [
+        ("name", json!("m")),
+        ("quota_limit", json!(5)),
+        ("is_active", json!(false)),
+        ("scopes", json!(["app", "memory"])),
+        ("updated_at", json!(NOW.as_millis() + 1_000)),
+    ] {
+        expected[field] = value;
+    }
+    assert_eq!(changed.data(), expected);
+    let cleared = api.call(&token, "PUT", &uri, json!({"quota_limit": null})).await.data();
+    assert_eq!(cleared["quota_limit"], Value::Null);
+    let same = api.call(&token, "PUT", &uri, json!({})).await.data();
+    assert_eq!(same, cleared);
+    let refused = api.call(&token, "PUT", &uri, json!({"scopes": ["rag"]})).await;
+    assert_eq!(refused.verdict(), (400, 1_001, "validation_failed".into()));
+    assert_eq!(refused.data()["errors"][0]["field"], "scopes");
+}
+
+#[tokio::test]
+async fn regenerating_keeps_the_key_and_changes_the_secret() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let uri = format!("/apikeys/{}/regenerate", key["id"].as_str().expect("an id"));
+    let mut secrets = vec![key["api_key"].clone()];
+    for body in [Value::Null, json!({}), json!({"grace_period_seconds": 60})] {
+        let reply = api.call(&token, "POST", &uri, body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let renewed = reply.data();
+        assert_eq!((&renewed["id"], &renewed["name"]), (&key["id"], &key["name"]));
+        assert!(!secrets.contains(&renewed["api_key"]));
+        secrets.push(renewed["api_key"].clone());
+    }
+    let refused = api.call(&token, "POST", &uri, json!({"grace_period_seconds": 2_592_001})).await;
+    assert_eq!(refused.data()["errors"][0]["field"], "grace_period_seconds");
+}
+
+#[tokio::test]
+async fn a_write_is_in_force_on_this_node_when_it_is_answered() {
+    let (api, token) = api_and_token().await;
+    let peppers = Peppers::new(vec![(1, vec![7; 32])]).expect("a pepper");
+    let opens = |key: &Value| {
+        let secret = key["api_key"].as_str().expect("a secret");
+        let found = api.keyring.find(&Digest(peppers.current().digest(secret.as_bytes())), NOW);
+        found.map(|found| found.entry.key.is_active)
+    };
+    let first = api.key(&token, "n").await;
+    assert_eq!(opens(&first), Some(true));
+    let uri = format!("/apikeys/{}", first["id"].as_str().expect("an id"));
+    api.call(&token, "PUT", &uri, json!({"is_active": false})).await;
+    assert_eq!(opens(&first), Some(false));
+    api.call(&token, "PUT", &uri, json!({"is_active": true})).await;
+    let body = json!({"grace_period_seconds": 60});
+    let second = api.call(&token, "POST", &format!("{uri}/regenerate"), body).await.data();
+    assert_eq!((opens(&first), opens(&second)), (Some(true), Some(true)), "the grace period runs");
+    let third = api.call(&token, "POST", &format!("{uri}/regenerate"), Value::Null).await.data();
+    assert_eq!((opens(&first), opens(&second), opens(&third)), (None, None, Some(true)));
+    api.call(&token, "DELETE", &uri, Value::Null).await;
+    assert_eq!(opens(&third), None);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    let (api, token) = api_and_token().await;
+    for n in 0..12 {
+        api.clock.advance(Duration::from_millis(1));
+        api.key(&token, &format!("key {n}")).await;
+    }
+    let service =
+        api.call(&token, "POST", "/apikeys", json!({"name": "svc", "type": "service"})).await.data();
+    let off = format!("/apikeys/{}", service["id"].as_str().expect("an id"));
+    api.call(&token, "PUT", &off, json!({"is_active": false})).await;
+    let rows = [
+        ("", 12, 10, true),
+        ("?page=2", 12, 2, false),
+        ("?page=9", 12, 0, false),
+        ("?pagesize=12", 12, 12, false),
+        ("?pagesize=11", 12, 11, true),
+        ("?is_active=false", 1, 1, false),
+        ("?is_active=any&pagesize=100", 13, 13, false),
+        ("?type=service&is_active=any", 1, 1, false),
+        ("?type=service", 0, 0, false),
+        ("?resource_id=app-1", 12, 10, true),
+        ("?resource_id=app-2", 0, 0, false),
+        ("?search=KEY%201", 3, 3, false),
+        ("?search=%25", 0, 0, false),
+        ("?search=", 12, 10, true),
+    ];
+    for (query, total, items, hasnext) in rows {
+        let data = api.call(&token, "GET", &format!("/apikeys{query}"), Value::Null).await.data();
+        let seen = (
+            data["page"]["total"].as_u64(),
+            data["items"].as_array().map(Vec::len),
+            data["page"]["hasnext"].as_bool(),
+        );
+        assert_eq!(seen, (Some(total), Some(items), Some(hasnext)), "{query}");
+    }
+    let newest = api.call(&token, "GET", "/apikeys", Value::Null).await.data();
+    assert_eq!(newest["items"][0]["name"], "key 11");
+    assert_eq!(newest["page"], json!({"page": 1, "pagesize": 10, "total": 12, "hasnext": true}));
+    for (query, field) in [
+        ("page=0", "page"),
+        ("page=x", "page"),
+        ("pagesize=101", "pagesize"),
+        ("pagesize=0", "pagesize"),
+        ("type=robot", "type"),
+        ("is_active=yes", "is_active"),
+        ("Type=app", "Type"),
+    ] {
+        let reply = api.call(&token, "GET", &format!("/apikeys?{query}"), Value::Null).await;
+        assert_eq!(reply.verdict(), (400, 1_003, "invalid_parameter".into()), "{query}");
+        assert_eq!(reply.data()["errors"][0]["field"], field);
+        assert!(reply.json()["msg"].as_str().expect("text").contains(field));
+    }
+}
+
+#[tokio::test]
+async fn end_users_are_looked_up_and_forgotten() {
+    let (api, token) = api_and_token().await;
+    api.key(&token, "n").await;
+    for name in ["ann", "bob"] {
+        api.store.admit_end_user(&workspace("ws-a"), name, NOW).await.expect("admitted");
+    }
+    let found = api.call(&token, "GET", "/endusers?other_id=ann", Value::Null).await.data();
+    assert_eq!(found["page"]["total"], 1);
+    let ann = found["items"][0].clone();
+    assert_eq!((ann["other_id"].as_str(), ann["workspace_id"].as_str()), (Some("ann"), Some("ws-a")));
+    let uri = format!("/endusers/{}", ann["id"].as_str().expect("an id"));
+    assert_eq!(api.call(&token, "GET", &uri, Value::Null).await.data(), ann);
+    assert_eq!(api.call(&token, "DELETE", &uri, Value::Null).await.data()["deleted"], true);
+    assert_eq!(
+        api.call(&token, "GET", &uri, Value::Null).await.verdict(),
+        (404, 4_001, "end_user_not_found".into())
+    );
+    assert_eq!(api.call(&token, "GET", "/workspaces/ws-a", Value::Null).await.data()["end_users"], 1);
+}
+
+#[tokio::test]
+async fn plans_and_workspaces_live_together() {
+    let api = Api::start().await;
+    let token = api.token("-", Role::Platform);
+    let call = async |method: &str, uri: &str, body: Value| api.call(&token, method, uri, body).await;
+    let gold = json!({"id": "gold", "api_ops_rate_limit": 9, "end_user_quota": 0, "limits": [{"count": "requests", "per": "day", "max": 3}]});
+    let made = call("POST", "/plans", gold.clone()).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert_eq!(made.data()["limits"], gold["limits"]);
+    assert_eq!(call("POST", "/plans", gold).await.verdict(), (409, 1_000, "conflict".into()));
+    assert_eq!(
+        call("PUT", "/plans/gold", json!({"api_ops_rate_limit": 8})).await.data()["api_ops_rate_limit"],
+        8
+    );
+    assert_eq!(call("GET", "/plans", Value::Null).await.data()["page"]["total"], 2);
+
+    let put = call("PUT", "/workspaces/ws-z", json!({"plan_id": "gold", "name": "Zed"})).await.data();
+    assert_eq!(
+        (put["plan_id"].as_str(), put["name"].as_str(), put["end_users"].as_u64()),
+        (Some("gold"), Some("Zed"), Some(0))
+    );
+    let defaulted = call("PUT", "/workspaces/ws-y", json!({})).await.data();
+    assert_eq!(defaulted["plan_id"], "default");
+    let missing = call("PUT", "/workspaces/ws-z", json!({"plan_id": "none"})).await;
+    assert_eq!(
+        (missing.verdict().1, missing.data()["errors"][0]["field"].as_str()),
+        (1_001, Some("plan_id"))
+    );
+    assert_eq!(call("PUT", "/workspaces/a%20b", json!({})).await.verdict().1, 1_003);
+    assert_eq!(call("GET", "/workspaces", Value::Null).await.data()["page"]["total"], 2);
+    assert_eq!(
+        call("GET", "/workspaces/nowhere", Value::Null).await.verdict(),
+        (404, 4_000, "not_found".into())
+    );
+
+    let used = call("DELETE", "/plans/gold", Value::Null).await;
+    assert_eq!(used.verdict().2, "conflict");
+    assert!(used.json()["msg"].as_str().expect("text").starts_with("1 workspaces are on this plan"));
+    assert_eq!(call("DELETE", "/plans/default", Value::Null).await.verdict().2, "conflict");
+    call("PUT", "/workspaces/ws-z", json!({"plan_id": "default"})).await;
+    assert_eq!(call("DELETE", "/plans/gold", Value::Null).await.status, 200);
+    assert_eq!(call("GET", "/plans/gold", Value::Null).await.verdict().2, "not_found");
+}
+
+#[tokio::test]
+async fn the_audit_trail_says_who_did_what() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let uri = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
+    let changed = api.call(&token, "PUT", &uri, json!({"rate_limit": 3})).await;
+    let lines = api
+        .call(&token, "GET", &format!("/audit?target={}", key["id"].as_str().expect("an id")), Value::Null)
+        .await;
+    let newest = &lines.data()["items"][0];
+    assert_eq!(newest["action"], "key.update");
+    assert_eq!(
+        (&newest["subject"], &newest["role"], &newest["workspace_id"]),
+        (&json!("user-1"), &json!("admin"), &json!("ws-a"))
+    );
+    assert_eq!(newest["request_id"], changed.header("x-request-id"));
+    assert!(newest["changes"].to_string().contains("rate_limit"));
+
+    let platform = api.token("-", Role::Platform);
+    api.call(&platform, "PUT", "/plans/default", json!({"description": "d"})).await;
+    let lines = api.call(&platform, "GET", "/audit?action=plan.update", Value::Null).await.data();
+    assert_eq!(
+        (lines["page"]["total"].as_u64(), lines["items"][0]["workspace_id"].clone()),
+        (Some(1), Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn health_and_metrics() {
+    let checks = vec![Check { name: "store", ok: false, detail: "stale".into() }];
+    let api = Api::start_with(|deps| {
+        deps.readiness = Arc::new(move || Readiness { ready: false, checks: checks.clone() });
+        deps.metrics_token = Some(MetricsToken::new("scrape"));
+    })
+    .await;
+    assert_eq!(api.call("", "GET", "/healthz", Value::Null).await.data(), json!({"alive": true}));
+    let brief = api.call("", "GET", "/readyz", Value::Null).await;
+    assert_eq!((brief.status.as_u16(), brief.data()), (503, json!({"ready": false})));
+    let long = api.call("", "GET", "/readyz?verbose", Value::Null).await.data();
+    assert_eq!(long, json!({"ready": false, "checks": [{"name": "store", "ok": false, "detail": "stale"}]}));
+
+    assert_eq!(api.call("", "GET", "/metrics", Value::Null).await.verdict().2, "unauthorized");
+    assert_eq!(api.call("guess", "GET", "/metrics", Value::Null).await.verdict().2, "token_invalid");
+    let metrics = api.call("scrape", "GET", "/metrics", Value::Null).await;
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.header("content-type").starts_with("text/plain; version=0.0.4"));
+    let ready = Api::start().await.call("", "GET", "/readyz", Value::Null).await;
+    assert_eq!((ready.status.as_u16(), ready.data()), (200, json!({"ready": true})));
+}

@@ -1,0 +1,152 @@
+//! The OpenAPI document says what the API does: no call, parameter or field more or less.
+
+use super::*;
+use crate::draft::{
+    KeyDraft, KeyPatchDraft, PlanDraft, PlanPatchDraft, WorkspacePatchDraft, read_grace_period,
+};
+use serde_json::Map;
+use std::collections::BTreeSet;
+
+fn document() -> Value {
+    serde_json::to_value(openapi()).expect("JSON")
+}
+
+/// (method, path, operation) of every call in the document.
+pub(super) fn operations() -> Vec<(String, String, Value)> {
+    let document = document();
+    let mut all = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("a path") {
+            all.push((method.to_uppercase(), path.clone(), operation.clone()));
+        }
+    }
+    all
+}
+
+#[test]
+fn the_document_is_this() {
+    insta::assert_json_snapshot!("openapi", document());
+}
+
+#[test]
+fn every_url_comes_from_the_list_the_document_is_made_of() {
+    let source = include_str!("../router.rs");
+    for way_around in [".route(", ".nest(", ".route_service(", ".nest_service("] {
+        assert!(!source.contains(way_around), "{way_around} makes a URL that the document does not know");
+    }
+    assert_eq!(source.matches(".merge(").count(), 1, "only the documentation pages are not described");
+}
+
+#[tokio::test]
+async fn every_call_of_the_document_is_answered_by_a_handler() {
+    let api = Api::start().await;
+    for (method, path, _) in operations() {
+        let reply = api.call("", &method, &path.replace("{id}", "x"), Value::Null).await;
+        assert!(!matches!(reply.status.as_u16(), 404 | 405), "{method} {path}: {}", reply.text);
+    }
+}
+
+#[tokio::test]
+async fn every_documented_parameter_is_read_and_no_other() {
+    let api = Api::start().await;
+    let token = api.token("-", Role::Platform);
+    for (method, path, operation) in operations() {
+        if ["/metrics", "/healthz", "/openapi.json"].contains(&path.as_str()) {
+            continue;
+        }
+        let documented: BTreeSet<String> = operation["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|p| p["in"] == "query")
+            .map(|p| p["name"].as_str().expect("a name").to_owned())
+            .collect();
+        for name in documented.iter().map(String::as_str).chain(["nonsense"]) {
+            let id = "0198a000-0000-7000-8000-000000000000";
+            let uri = format!("{}?{name}=%00", path.replace("{id}", id));
+            let mut request = request(&token, &method, &uri, &Value::Null);
+            request.headers_mut().insert("x-workspace-id", "ws-a".parse().expect("a header"));
+            api.store
+                .ensure_workspace(
+                    &workspace("ws-a"),
+                    &"default".parse().expect("a plan"),
+                    &Actor::keygate(),
+                    NOW,
+                )
+                .await
+                .expect("a workspace");
+            let reply = api.send(request).await;
+            let unknown = reply.text.contains("is not known here");
+            assert_eq!(unknown, name == "nonsense", "{method} {uri}: {}", reply.text);
+        }
+    }
+}
+
+#[test]
+fn bodies_have_the_fields_that_drafts_read() {
+    let ws = workspace("ws-a");
+    let document = document();
+    type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::draft::FieldError> + 'a>;
+    let readers: [(&str, Read<'_>); 6] = [
+        ("KeyCreate", Box::new(|b| KeyDraft::read(b, &ws, NOW).err().unwrap_or_default())),
+        ("KeyUpdate", Box::new(|b| KeyPatchDraft::read(b, NOW).err().unwrap_or_default())),
+        ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
+        ("PlanCreate", Box::new(|b| PlanDraft::read(b).err().unwrap_or_default())),
+        ("PlanUpdate", Box::new(|b| PlanPatchDraft::read(b).err().unwrap_or_default())),
+        ("WorkspaceUpdate", Box::new(|b| WorkspacePatchDraft::read(b).err().unwrap_or_default())),
+    ];
+    for (name, read) in readers {
+        let schema = &document["components"]["schemas"][name];
+        let described: BTreeSet<&str> =
+            schema["properties"].as_object().expect(name).keys().map(String::as_str).collect();
+        // A value that no rule allows: what is complained of as such is read, what is unknown is not.
+        let body: Map<String, Value> =
+            described.iter().map(|f| ((*f).to_owned(), json!({"a": {}}))).collect();
+        let complaints = read(&body);
+        let unread: Vec<_> = complaints.iter().filter(|e| e.message.contains("not known here")).collect();
+        assert!(unread.is_empty(), "{name}: {unread:?}");
+        let required: BTreeSet<String> = read(&Map::new()).into_iter().map(|e| e.field).collect();
+        let described_required: BTreeSet<String> = schema["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|f| f.as_str().expect("a name").to_owned())
+            .collect();
+        assert_eq!(required, described_required, "{name}");
+        // A guess far from everything is answered with a field that is described.
+        for guess in described.iter().map(|f| format!("{f}x")) {
+            let complaints = read(&Map::from_iter([(guess.clone(), Value::Null)]));
+            let hint = complaints.iter().find(|e| e.field == guess).expect("a complaint");
+            let near = hint.message.trim_end_matches('?').rsplit(' ').next().unwrap_or_default();
+            assert!(described.contains(near), "{name}: {guess} → {near}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_document_and_its_pages_need_nothing_from_elsewhere() {
+    let api = Api::start().await;
+    let served = api.call("", "GET", "/openapi.json", Value::Null).await;
+    assert_eq!((served.header("content-type"), served.json()), ("application/json", document()));
+
+    let redirect = api.call("", "GET", "/docs", Value::Null).await;
+    assert_eq!((redirect.status.as_u16(), redirect.header("location")), (303, "/docs/"));
+    let page = api.call("", "GET", "/docs/", Value::Null).await;
+    assert_eq!(page.status, 200);
+    assert!(page.header("content-security-policy").starts_with("default-src 'self'"));
+    let mut loaded = 0;
+    for attribute in page.text.split(['"', '\'']).filter(|t| t.ends_with(".js") || t.ends_with(".css")) {
+        assert!(!attribute.contains("//"), "{attribute} is elsewhere");
+        let uri = format!("/docs/{}", attribute.trim_start_matches("./"));
+        let asset = api.call("", "GET", &uri, Value::Null).await;
+        assert_eq!(asset.status, 200, "{uri}");
+        if uri.ends_with("initializer.js") {
+            assert!(
+                asset.text.contains("/openapi.json") && asset.text.contains("\"validatorUrl\": \"none\"")
+            );
+        }
+        loaded += 1;
+    }
+    assert!(loaded >= 4, "the page loads its scripts and styles");
+    assert_eq!(api.call("", "GET", "/docs/none.js", Value::Null).await.verdict().2, "not_found");
+}

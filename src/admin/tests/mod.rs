@@ -1,0 +1,186 @@
+//! The admin API as callers see it, over the embedded store in a temporary folder and a clock that tests move.
+
+mod calls;
+mod document;
+mod envelopes;
+mod isolation;
+mod tokens;
+mod usage;
+
+use super::*;
+use crate::clock::{Clock, ManualClock, Timestamp};
+use crate::keyring::{FeedOptions, Follower, Keyring};
+use crate::metrics::Metrics;
+use crate::policy::id::WorkspaceId;
+use crate::policy::secret::Peppers;
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::{Actor, Feed, Store, Tenants};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+/// Where the clocks of these tests stand at first.
+pub(super) const NOW: Timestamp = Timestamp::from_secs(1_767_225_600);
+pub(super) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// A whole admin API.
+pub(super) struct Api {
+    pub(super) router: Router,
+    pub(super) store: Arc<SqliteStore>,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) auth: Arc<Auth>,
+    pub(super) keyring: Arc<Keyring>,
+    _folder: tempfile::TempDir,
+}
+
+/// An answer, read to its end.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+pub(super) fn auth_config() -> AuthConfig {
+    AuthConfig {
+        keys: AuthKeys::Hs256(SECRET.to_vec().into()),
+        algorithms: vec![Algorithm::HS256],
+        issuer: "https://issuer.test".into(),
+        audience: "keygate-admin".into(),
+        leeway: Duration::from_secs(5),
+        claims: ClaimNames::default(),
+    }
+}
+
+pub(super) fn workspace(id: &str) -> WorkspaceId {
+    id.parse().expect("a workspace id")
+}
+
+impl Api {
+    pub(super) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// An API whose dependencies were changed by `adjust`.
+    pub(super) async fn start_with(adjust: impl FnOnce(&mut AdminDeps)) -> Self {
+        let (mut deps, store, clock, folder) = dependencies().await;
+        adjust(&mut deps);
+        let (auth, keyring) = (Arc::clone(&deps.auth), Arc::clone(&deps.keyring));
+        Self { router: router(deps), store, clock, auth, keyring, _folder: folder }
+    }
+
+    /// A token for `role` in the workspace `id`; `-` means none.
+    pub(super) fn token(&self, id: &str, role: Role) -> String {
+        let workspace = (id != "-").then(|| workspace(id));
+        let hour = Duration::from_hours(1);
+        let minted = self.auth.mint("user-1", workspace.as_ref(), role, hour, self.clock.now().wall);
+        minted.expect("a token")
+    }
+
+    pub(super) async fn send(&self, request: Request<Body>) -> Reply {
+        send(&self.router, request).await
+    }
+
+    /// A call with a token, and a body unless it is null.
+    pub(super) async fn call(&self, token: &str, method: &str, uri: &str, body: Value) -> Reply {
+        self.send(request(token, method, uri, &body)).await
+    }
+
+    /// A key of the workspace that `token` is for.
+    pub(super) async fn key(&self, token: &str, name: &str) -> Value {
+        let body = json!({"name": name, "type": "app", "resource_id": "app-1"});
+        let reply = self.call(token, "POST", "/apikeys", body).await;
+        assert_eq!(reply.status, 201, "{}", reply.text);
+        reply.data()
+    }
+}
+
+/// What an API is made from, over a new store that has the plan `default`.
+pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualClock>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = SqliteStore::open(&folder.path().join("keygate.db"), &SqliteOptions::default());
+    let store = Arc::new(store.expect("a new store"));
+    let plan = json!({"id": "default", "api_ops_rate_limit": 100, "end_user_quota": 10});
+    let plan = crate::draft::PlanDraft::read(plan.as_object().expect("an object")).expect("a right plan");
+    store.create_plan(plan.into_record(NOW), &Actor::keygate(), NOW).await.expect("a stored plan");
+    let clock = Arc::new(ManualClock::at(NOW));
+    let keyring = follow(&store, &clock);
+    let deps = AdminDeps {
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        keyring,
+        peppers: Arc::new(Peppers::new(vec![(1, vec![7; 32])]).expect("a pepper")),
+        secret_prefix: "sk".into(),
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
+        metrics: Arc::new(Metrics::new().expect("metrics of different names")),
+        readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
+        default_plan: "default".parse().expect("a plan id"),
+        create_workspaces: true,
+        metrics_token: None,
+        max_body_bytes: 64 * 1_024,
+        write_timeout: Duration::from_secs(2),
+    };
+    (deps, store, clock, folder)
+}
+
+/// A keyring that follows `store` for as long as the test runs.
+fn follow(store: &Arc<SqliteStore>, clock: &Arc<ManualClock>) -> Arc<Keyring> {
+    let keyring = Arc::new(Keyring::new());
+    let follower = Follower::new(
+        Arc::clone(&keyring),
+        Arc::clone(store) as Arc<dyn Feed>,
+        Arc::clone(clock) as Arc<dyn Clock>,
+        FeedOptions { poll_interval: Duration::from_hours(1) },
+        Box::new(|_| {}),
+    );
+    let (keep_going, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        follower.run(stop).await;
+        drop(keep_going);
+    });
+    keyring
+}
+
+pub(super) async fn send(router: &Router, request: Request<Body>) -> Reply {
+    let response = router.clone().oneshot(request).await.expect("routers do not fail");
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
+    let text = String::from_utf8(bytes.to_vec()).expect("text");
+    Reply { status: parts.status, headers: parts.headers, text }
+}
+
+pub(super) fn request(token: &str, method: &str, uri: &str, body: &Value) -> Request<Body> {
+    let builder = Request::builder().method(method).uri(uri);
+    let builder =
+        if token.is_empty() { builder } else { builder.header("authorization", format!("Bearer {token}")) };
+    if body.is_null() {
+        return builder.body(Body::empty()).expect("a request");
+    }
+    let builder = builder.header("content-type", "application/json");
+    builder.body(Body::from(body.to_string())).expect("a request")
+}
+
+impl Reply {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub(super) fn data(&self) -> Value {
+        self.json()["data"].clone()
+    }
+
+    /// Status, code and name of the envelope.
+    pub(super) fn verdict(&self) -> (u16, u64, String) {
+        let json = self.json();
+        let name = json["error"].as_str().expect("an error name").to_owned();
+        (self.status.as_u16(), json["code"].as_u64().expect("a code"), name)
+    }
+
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map(|v| v.to_str().expect("a text header")).unwrap_or_default()
+    }
+}

@@ -1,0 +1,146 @@
+//! What is told of a key's requests.
+
+use super::calls::api_and_token;
+use super::*;
+use crate::policy::fault::Fault;
+use crate::policy::id::{KeyId, RequestId};
+use crate::store::{Ledger, Outcome, UsageRecord};
+
+fn usage(key: &Value, seconds_ago: u64, status_code: u16, denial: Option<Fault>) -> UsageRecord {
+    let at = NOW.minus(Duration::from_secs(seconds_ago));
+    UsageRecord {
+        id: RequestId::new(at),
+        request_id: format!("req-{seconds_ago}").into(),
+        api_key_id: key["id"].as_str().expect("an id").parse::<KeyId>().expect("a key id"),
+        workspace_id: workspace("ws-a"),
+        at,
+        method: "POST".into(),
+        endpoint: "/v1/app/Chat".into(),
+        route: "app".into(),
+        status_code,
+        outcome: if denial.is_some() { Outcome::Denied } else { Outcome::Served },
+        denial,
+        charged: denial.is_none(),
+        response_time_us: 2_500,
+        ttfb_us: denial.is_none().then_some(1_250),
+        bytes_in: 10,
+        bytes_out: 20,
+        tokens_used: 5,
+        ip_address: Some("192.0.2.9".parse().expect("an address")),
+        user_agent: "curl".into(),
+        end_user_id: None,
+        upstream: "127.0.0.1:9001".into(),
+        node: "node-1".into(),
+    }
+}
+
+#[tokio::test]
+async fn usage_is_told_three_ways() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let records = [
+        usage(&key, 0, 200, None),
+        usage(&key, 3_600, 502, None),
+        usage(&key, 3_601, 429, Some(Fault::RateLimitExceeded)),
+    ];
+    assert_eq!(api.store.append(&records).await.expect("a ledger"), 3);
+    let base = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
+    let get = async |tail: &str| api.call(&token, "GET", &format!("{base}{tail}"), Value::Null).await;
+
+    let stats = get("/stats").await.data();
+    for (field, value) in [
+        ("total_requests", json!(3)),
+        ("requests_today", json!(1)),
+        ("quota_used", json!(2)),
+        ("quota_limit", Value::Null),
+        ("last_used_at", json!(NOW.as_millis())),
+        ("denied", json!(1)),
+        ("error_rate", json!(0.5)),
+        ("avg_response_time", json!(2.5)),
+    ] {
+        assert_eq!(stats[field], value, "{field}");
+    }
+    let p99 = stats["p99"].as_f64().expect("a number");
+    assert!((2.4..2.6).contains(&p99), "{p99}");
+
+    let series =
+        get(&format!("/usage?from={}&to={}&interval=hour", NOW.as_secs() - 7_200, NOW.as_secs() + 1))
+            .await
+            .data();
+    let requests: Vec<_> =
+        series["points"].as_array().expect("points").iter().map(|p| p["requests"].as_u64()).collect();
+    assert_eq!(requests, [Some(1), Some(1), Some(1)]);
+    for (query, field) in [
+        ("from=2&to=1", "from"),
+        ("interval=week", "interval"),
+        ("from=x", "from"),
+        ("from=0&interval=minute", "interval"),
+    ] {
+        let reply = get(&format!("/usage?{query}")).await;
+        assert_eq!(
+            (reply.verdict().1, reply.data()["errors"][0]["field"].as_str()),
+            (1_003, Some(field)),
+            "{query}"
+        );
+    }
+
+    let logs = get("/logs").await.data();
+    assert_eq!(
+        logs["page"],
+        json!({"page": 1, "pagesize": 10, "total": 3, "hasnext": false, "next_cursor": null})
+    );
+    let denied = &logs["items"][2];
+    let expected = json!({"id": records[2].id.to_string(), "request_id": "req-3601", "api_key_id": key["id"], "endpoint": "/v1/app/Chat",
+        "method": "POST", "route": "app", "status_code": 429, "outcome": "denied", "error": "rate_limit_exceeded",
+        "response_time": 2.5, "ttfb_ms": null, "bytes_in": 10, "bytes_out": 20, "tokens_used": 5, "ip_address": "192.0.2.9",
+        "user_agent": "curl", "end_user_id": null, "upstream": "127.0.0.1:9001", "node": "node-1",
+        "created_at": NOW.as_millis() - 3_601_000});
+    assert_eq!(*denied, expected);
+}
+
+#[tokio::test]
+async fn logs_are_filtered_and_walked() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let records: Vec<_> = (0..25).map(|n| usage(&key, n, if n % 5 == 0 { 500 } else { 200 }, None)).collect();
+    api.store.append(&records).await.expect("a ledger");
+    let base = format!("/apikeys/{}/logs", key["id"].as_str().expect("an id"));
+    let get = async |query: &str| api.call(&token, "GET", &format!("{base}?{query}"), Value::Null).await;
+    for (query, total) in [
+        ("status_code=500".to_owned(), 5),
+        ("status_code=404".to_owned(), 0),
+        ("endpoint=app/chat".to_owned(), 25),
+        ("endpoint=nope".to_owned(), 0),
+        (format!("start_date={}", NOW.as_secs() - 4), 5),
+        (format!("end_date={}", NOW.as_millis() - 20_000), 4),
+        ("start_date=2026-01-01T00:00:00Z".to_owned(), 1),
+    ] {
+        assert_eq!(get(&query).await.data()["page"]["total"], total, "{query}");
+    }
+    let mut walked = Vec::new();
+    let mut query = "pagesize=10".to_owned();
+    loop {
+        let part = get(&query).await.data();
+        walked.extend(part["items"].as_array().expect("items").iter().map(|i| i["request_id"].clone()));
+        let Some(cursor) = part["page"]["next_cursor"].as_str() else { break };
+        assert_eq!(part["page"]["hasnext"], true);
+        query = format!("pagesize=10&cursor={cursor}");
+    }
+    assert_eq!(walked, (0..25).map(|n| json!(format!("req-{n}"))).collect::<Vec<_>>());
+    let cursor = get("pagesize=10").await.data()["page"]["next_cursor"].as_str().expect("more").to_owned();
+    for (query, field) in [
+        ("status_code=99", "status_code"),
+        ("status_code=600", "status_code"),
+        ("start_date=5&end_date=4", "start_date"),
+        ("cursor=nonsense", "cursor"),
+        (&format!("cursor={cursor}&page=2"), "cursor"),
+        ("start_date=99999999999999999", "start_date"),
+    ] {
+        let reply = get(query).await;
+        assert_eq!(
+            (reply.verdict().1, reply.data()["errors"][0]["field"].as_str()),
+            (1_003, Some(field)),
+            "{query}"
+        );
+    }
+}

@@ -1,0 +1,418 @@
+//! What an operator does through the admin API, and that the very next request sees it.
+
+use crate::installation::Installation;
+use crate::support::{Gateway, Key, Raw, Request, Response, eventually, eventually_true};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A connection to the proxy that was used before, and a request on it.
+struct Line<'k> {
+    raw: Raw,
+    secret: &'k str,
+}
+
+impl<'k> Line<'k> {
+    /// Opens it; its first request must be admitted.
+    #[track_caller]
+    fn open(gateway: &Gateway, secret: &'k str) -> Self {
+        let mut line = Self { raw: gateway.connect(), secret };
+        assert_eq!(line.ask().status, 200);
+        line
+    }
+
+    /// A request on the connection, which must stay open for the next.
+    #[track_caller]
+    fn ask(&mut self) -> Response {
+        self.raw.call(&Request::get("/v1/app/x").bearer(self.secret))
+    }
+
+    /// Status and code of a request.
+    #[track_caller]
+    fn told(&mut self) -> (u16, u64) {
+        let response = self.ask();
+        if response.status == 200 { (200, 0) } else { (response.status, response.fault().1) }
+    }
+}
+
+#[track_caller]
+fn delete(gateway: &Gateway, key: &Key) {
+    gateway.managed("DELETE", &format!("/apikeys/{}", key.id), None);
+}
+
+/// Gives the key a new secret.
+#[track_caller]
+fn regenerate(gateway: &Gateway, key: &Key, body: &Value) -> String {
+    let made = gateway.managed("POST", &format!("/apikeys/{}/regenerate", key.id), Some(body));
+    assert_eq!(made["id"], json!(key.id));
+    made["api_key"].as_str().expect("a secret").to_owned()
+}
+
+// === the walk-through ===
+
+#[test]
+fn a_key_from_its_creation_to_its_end() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let made = json!({"name": "checkout", "type": "service", "quota_limit": 2});
+    let answer = gateway.admin("POST", "/apikeys", Some(&made));
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let data = answer.data();
+    let text = |field: &str| data[field].as_str().expect("text").to_owned();
+    let key = Key { id: text("id"), secret: text("api_key") };
+    assert!(!gateway.admin("GET", &format!("/apikeys/{}", key.id), None).text().contains(&key.secret));
+
+    let mut line = Line::open(&gateway, &key.secret);
+    assert_eq!(line.told(), (200, 0));
+    let denied = line.ask();
+    assert_eq!(denied.fault(), (429, 3016, "quota_exceeded".into()));
+    assert_eq!(denied.data()["limit"], json!("quota_limit"), "{denied:?}");
+
+    let rows = gateway.wait_for_logs(&key, 3);
+    let seen: Vec<_> = rows.iter().map(|r| (r["status_code"].as_u64(), r["error"].as_str())).collect();
+    assert_eq!(seen, [(Some(429), Some("quota_exceeded")), (Some(200), Some("")), (Some(200), Some(""))]);
+    let stats = gateway.stats(&key);
+    let figures = ["total_requests", "requests_today", "quota_used", "quota_limit", "denied"];
+    let figures = figures.map(|name| stats[name].as_u64().expect("a number"));
+    // Today is 0 when midnight has just passed.
+    assert!(figures == [3, 3, 2, 2, 1] || figures == [3, 0, 2, 2, 1], "{stats}");
+    assert!(stats["p99"].as_f64() > Some(0.0) && stats["last_used_at"].is_i64(), "{stats}");
+    let usage = gateway.managed("GET", &format!("/apikeys/{}/usage?interval=hour", key.id), None);
+    let points = usage["points"].as_array().expect("points");
+    let sum = |field: &str| points.iter().filter_map(|p| p[field].as_u64()).sum::<u64>();
+    assert_eq!((sum("requests"), sum("denied")), (3, 1), "{usage}");
+
+    gateway.update_key(&key, &json!({"quota_limit": 100}));
+    assert_eq!(line.told(), (200, 0), "more quota counts at once");
+    gateway.update_key(&key, &json!({"is_active": false}));
+    assert_eq!(line.told(), (401, 3011));
+    gateway.update_key(&key, &json!({"is_active": true}));
+    assert_eq!(line.told(), (200, 0));
+
+    let second = regenerate(&gateway, &key, &json!({}));
+    assert_eq!(line.told(), (401, 3009), "without grace the old secret is dead at once");
+    let mut line = Line::open(&gateway, &second);
+    let third = regenerate(&gateway, &key, &json!({"grace_period_seconds": 3600}));
+    assert_eq!(line.told(), (200, 0), "with grace both secrets work");
+    let mut newest = Line::open(&gateway, &third);
+    assert_eq!(gateway.managed("GET", &format!("/apikeys/{}", key.id), None)["id"], json!(key.id));
+
+    delete(&gateway, &key);
+    assert_eq!((line.told(), newest.told()), ((401, 3009), (401, 3009)), "and neither is left");
+    assert_eq!(gateway.admin("GET", &format!("/apikeys/{}", key.id), None).fault().1, 3007);
+    // Two and a denial, one with more quota, denied while disabled, one again, the third secret's one and two of the
+    // second: a secret that is not live belongs to nobody.
+    assert_eq!(gateway.wait_for_logs(&key, 9).len(), 9, "the logs stay");
+    assert_eq!(gateway.stats(&key)["quota_used"], json!(7), "and so do the statistics");
+    let again = gateway.admin("POST", "/apikeys", Some(&made));
+    assert_eq!(again.status, 201, "the name is free: {}", again.text());
+    let twice = gateway.admin("POST", "/apikeys", Some(&made));
+    assert_eq!(twice.fault(), (409, 3008, "api_key_duplicate_name".into()));
+}
+
+// === at once ===
+
+#[test]
+fn every_switch_of_a_key_is_seen_by_the_very_next_request() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"rate_limit": 1000}));
+    let mut line = Line::open(&gateway, &key.secret);
+    for round in 0..50 {
+        gateway.update_key(&key, &json!({"is_active": false}));
+        assert_eq!(line.told(), (401, 3011), "round {round}");
+        gateway.update_key(&key, &json!({"is_active": true}));
+        assert_eq!(line.told(), (200, 0), "round {round}");
+    }
+}
+
+#[test]
+fn every_new_secret_is_known_and_every_deleted_one_unknown_to_the_very_next_request() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let mut raw = gateway.connect();
+    let mut told = |secret: &str| raw.call(&Request::get("/v1/app/x").bearer(secret)).status;
+    for round in 0..20 {
+        let key = gateway.create_key(json!({}));
+        assert_eq!(told(&key.secret), 200, "round {round}");
+        let renewed = regenerate(&gateway, &key, &json!({}));
+        assert_eq!((told(&key.secret), told(&renewed)), (401, 200), "round {round}");
+        delete(&gateway, &key);
+        assert_eq!(told(&renewed), 401, "round {round}");
+    }
+}
+
+// === plans ===
+
+/// Makes the plan and puts the workspace of the first token on it.
+fn on_plan(gateway: &Gateway, id: &str, rate: u32) {
+    let plan = json!({"id": id, "api_ops_rate_limit": rate, "end_user_quota": 10});
+    gateway.managed("POST", "/plans", Some(&plan));
+    gateway.managed("PUT", "/workspaces/default", Some(&json!({"plan_id": id})));
+}
+
+/// Asks until a limit says no; at most as often as the lowered rate can be passed on a slow machine.
+#[track_caller]
+fn denied(line: &mut Line<'_>) -> Response {
+    (0..1_000).map(|_| line.ask()).find(|r| r.status != 200).expect("a denial")
+}
+
+#[test]
+fn a_rate_above_the_plan_is_an_error_that_names_the_plans_limit() {
+    let place = Installation::new();
+    let gateway = place.start();
+    on_plan(&gateway, "small", 7);
+    let key = gateway.create_key(json!({}));
+    assert_eq!(gateway.managed("GET", &format!("/apikeys/{}", key.id), None)["rate_limit"], json!(7));
+    let above = json!({"name": "n", "type": "service", "rate_limit": 8});
+    let update = format!("/apikeys/{}", key.id);
+    for (method, path) in [("POST", "/apikeys"), ("PUT", update.as_str())] {
+        let body = if method == "POST" { above.clone() } else { json!({"rate_limit": 8}) };
+        let refused = gateway.admin(method, path, Some(&body));
+        assert_eq!(refused.fault(), (400, 1000, "bad_request".into()));
+        assert!(refused.json()["msg"].as_str().is_some_and(|m| m.contains('7')), "{}", refused.text());
+        assert_eq!((&refused.data()["plan_limit"], &refused.data()["plan_id"]), (&json!(7), &json!("small")));
+    }
+    assert_eq!(
+        gateway.managed("GET", &update, None)["rate_limit"],
+        json!(7),
+        "nothing was capped or changed"
+    );
+}
+
+#[test]
+fn a_lowered_plan_binds_the_very_next_request_and_the_denial_says_so() {
+    let place = Installation::new();
+    let gateway = place.start();
+    on_plan(&gateway, "shrinking", 900);
+    let key = gateway.create_key(json!({"rate_limit": 900, "rate_burst": 900}));
+    let mut line = Line::open(&gateway, &key.secret);
+    gateway.managed("PUT", "/plans/shrinking", Some(&json!({"api_ops_rate_limit": 1})));
+    assert_eq!(line.ask().number("x-ratelimit-limit-qps"), 1);
+    let refused = denied(&mut line);
+    assert_eq!(refused.fault(), (429, 3014, "rate_limit_exceeded".into()));
+    let data = refused.data();
+    assert_eq!((&data["limit"], &data["set_by"]), (&json!("api_ops_rate_limit"), &json!("plan")), "{data}");
+    assert!(refused.json()["msg"].as_str().is_some_and(|m| m.contains("plan")), "{}", refused.text());
+    let kept = gateway.managed("GET", &format!("/apikeys/{}", key.id), None);
+    assert_eq!(kept["rate_limit"], json!(900), "the key itself is as it was");
+    gateway.managed("PUT", "/plans/shrinking", Some(&json!({"api_ops_rate_limit": 900})));
+    assert_eq!(line.ask().number("x-ratelimit-limit-qps"), 900, "and is free again with the plan");
+}
+
+#[test]
+fn a_workspace_moved_to_another_plan_is_bound_by_it_at_once() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"rate_limit": 900}));
+    let mut line = Line::open(&gateway, &key.secret);
+    on_plan(&gateway, "tiny", 2);
+    assert_eq!(line.ask().number("x-ratelimit-limit-qps"), 2);
+    assert_eq!(denied(&mut line).data()["set_by"], json!("plan"));
+    gateway.managed("PUT", "/workspaces/default", Some(&json!({"plan_id": "default"})));
+    assert_eq!(line.ask().number("x-ratelimit-limit-qps"), 900);
+    let in_use = json!({"plan_id": "tiny"});
+    gateway.managed("PUT", "/workspaces/default", Some(&in_use));
+    assert_eq!(gateway.admin("DELETE", "/plans/tiny", None).fault(), (409, 1000, "conflict".into()));
+    let unknown = gateway.admin("PUT", "/workspaces/default", Some(&json!({"plan_id": "none"})));
+    assert_eq!(unknown.fault(), (400, 1001, "validation_failed".into()));
+}
+
+// === logs ===
+
+#[test]
+fn logs_are_filtered_and_a_cursor_walks_every_row_once_while_new_ones_arrive() {
+    const ROWS: usize = 60;
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"scopes": ["app"], "rate_limit": 1000}));
+    let mut raw = gateway.connect();
+    let mut ask = |target: &str| raw.call(&Request::get(target).bearer(&key.secret)).status;
+    for n in 0..ROWS {
+        let (target, expected) =
+            [("/v1/app/Alpha", 200), ("/v1/app/beta%25", 200), ("/v1/rag/denied", 403)][n % 3];
+        assert_eq!(ask(target), expected);
+    }
+    let logs = |query: &str| gateway.managed("GET", &format!("/apikeys/{}/logs?{query}", key.id), None);
+    let total = |query: &str| logs(query)["page"]["total"].as_u64().expect("a total");
+    eventually_true("all rows are in the ledger", || total("") == ROWS as u64);
+    let newest = logs("pagesize=1")["items"][0]["created_at"].as_i64().expect("an instant");
+    for (query, expected) in [
+        ("status_code=403", 20),
+        ("status_code=500", 0),
+        ("endpoint=ALPHA", 20),
+        ("endpoint=%25", 20),
+        ("endpoint=/app/", 40),
+        ("endpoint=/app/&status_code=403", 0),
+        (&format!("start_date={}", newest + 1), 0),
+        (&format!("end_date={}", newest + 1), 60),
+        ("start_date=2020-01-01T00:00:00Z&end_date=2020-01-02T00:00:00Z", 0),
+    ] {
+        assert_eq!(total(query), expected, "{query}");
+    }
+    for query in ["status_code=99", "status_code=600", "start_date=2&end_date=1", "cursor=x", "pagesize=101"]
+    {
+        let refused = gateway.admin("GET", &format!("/apikeys/{}/logs?{query}", key.id), None);
+        assert_eq!(refused.fault(), (400, 1003, "invalid_parameter".into()), "{query}");
+    }
+
+    let mut walked = Vec::new();
+    let mut part = logs("pagesize=7");
+    loop {
+        walked.extend(part["items"].as_array().expect("rows").clone());
+        let Some(cursor) = part["page"]["next_cursor"].as_str() else { break };
+        // Rows that arrive between two parts move every page, and no cursor.
+        let before = total("");
+        assert_eq!(ask("/v1/app/new"), 200);
+        eventually_true("the new row is in the ledger", || total("") > before);
+        part = logs(&format!("pagesize=7&cursor={cursor}"));
+    }
+    let ids: BTreeSet<_> = walked.iter().map(|row| row["id"].as_str().expect("an id")).collect();
+    assert_eq!((walked.len(), ids.len()), (ROWS, ROWS), "each row once");
+    assert!(walked.iter().all(|row| row["endpoint"] != json!("/v1/app/new")));
+    assert!(walked.is_sorted_by_key(|row| -row["created_at"].as_i64().expect("an instant")), "newest first");
+}
+
+// === who may what ===
+
+#[test]
+fn a_role_too_low_and_another_workspace_are_refused() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    let one = format!("/apikeys/{}", key.id);
+    let (viewer, other) = (gateway.mint("viewer", "default"), gateway.mint("admin", "other"));
+    let off = json!({"is_active": false});
+    assert_eq!(gateway.admin_as(&viewer, "GET", &one, None).status, 200);
+    for (method, body) in [("PUT", Some(&off)), ("DELETE", None)] {
+        let low = gateway.admin_as(&viewer, method, &one, body);
+        assert_eq!(low.fault(), (403, 3001, "forbidden".into()), "{method}");
+        let foreign = gateway.admin_as(&other, method, &one, body);
+        assert_eq!(foreign.fault(), (404, 3007, "api_key_not_found".into()), "{method}");
+    }
+    for path in ["", "/stats", "/usage", "/logs"] {
+        let foreign = gateway.admin_as(&other, "GET", &format!("{one}{path}"), None);
+        assert_eq!(foreign.fault(), (404, 3007, "api_key_not_found".into()), "{path}");
+    }
+    let named = Request::get("/apikeys").bearer(&other).header("X-Workspace-Id", "default");
+    assert_eq!(Raw::connect(gateway.admin).call(&named).fault(), (403, 3003, "workspace_no_access".into()));
+    let bare = Raw::connect(gateway.admin).call(&Request::get("/apikeys"));
+    assert_eq!(bare.fault(), (401, 2001, "unauthorized".into()));
+    assert_eq!(gateway.admin_as("a.b.c", "GET", "/apikeys", None).fault().1, 2002);
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200, "and nothing has changed");
+}
+
+#[test]
+fn an_expired_token_is_told_apart_from_a_bad_one() {
+    let place = Installation::with("[admin.jwt]\nleeway = '0s'");
+    let gateway = place.start();
+    let short = place.done(&["token", "--workspace", "default", "--ttl", "1s"]);
+    let refused = eventually("a token of one second expires", || {
+        Some(gateway.admin_as(&short, "GET", "/apikeys", None)).filter(|answer| answer.status != 200)
+    });
+    assert_eq!(refused.fault(), (401, 2003, "token_expired".into()));
+}
+
+#[test]
+fn people_are_told_in_chinese_where_they_prefer_it() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let call = |address, request: Request| {
+        let response = Raw::connect(address).call(&request.header("Accept-Language", "zh-CN,en;q=0.5"));
+        response.json()["msg"].as_str().expect("text").to_owned()
+    };
+    let token = gateway.token();
+    let missing = "/apikeys/019378a0-0000-7000-8000-000000000000";
+    assert_eq!(call(gateway.admin, Request::get(missing).bearer(&token)), "该 API 密钥不存在");
+    let above = Request::post("/apikeys", r#"{"name":"n","type":"service","rate_limit":1001}"#);
+    let above = above.header("Content-Type", "application/json").bearer(&token);
+    assert_eq!(call(gateway.admin, above), "rate_limit 1001 超过套餐 default 的上限：每秒 1000 次请求");
+    assert_eq!(call(gateway.proxy, Request::get("/v1/app/x").bearer("nobody")), "API 密钥无效");
+}
+
+// === pages, readiness, metrics ===
+
+#[test]
+fn the_documentation_and_the_readiness_are_there_without_a_token() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let get = |path: &str| Raw::connect(gateway.admin).call(&Request::get(path));
+    let docs = get("/docs/");
+    assert_eq!((docs.status, docs.text().contains("swagger-ui")), (200, true), "{docs:?}");
+    let elsewhere = ["src=\"http", "href=\"http", "src=\"//"];
+    assert!(elsewhere.iter().all(|e| !docs.text().contains(e)), "nothing is loaded from elsewhere");
+    assert_eq!(get("/openapi.json").json()["info"]["title"], json!("Keygate admin API"));
+    assert_eq!(get("/healthz").data(), json!({"alive": true}));
+    assert_eq!(get("/readyz").data(), json!({"ready": true}));
+    let verbose = get("/readyz?verbose").data();
+    let checks = verbose["checks"].as_array().expect("checks");
+    let names: Vec<_> = checks.iter().filter_map(|check| check["name"].as_str()).collect();
+    assert_eq!(names, ["accepting", "change_feed"], "{verbose}");
+    assert!(checks.iter().all(|check| check["ok"] == json!(true)), "{verbose}");
+    assert_eq!(get("/nothing").fault(), (404, 4000, "not_found".into()));
+}
+
+/// Every series of `/metrics` with its value.
+#[track_caller]
+fn metrics(gateway: &Gateway) -> BTreeMap<String, f64> {
+    let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
+    let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        (name.to_owned(), value.parse().expect("a number"))
+    });
+    series.collect()
+}
+
+/// The values of one label over all series.
+fn values<'m>(metrics: &'m BTreeMap<String, f64>, label: &str) -> BTreeSet<&'m str> {
+    let begin = format!("{label}=\"");
+    let after = metrics.keys().filter_map(|name| name.split(&begin).nth(1));
+    after.filter_map(|rest| rest.split('"').next()).collect()
+}
+
+#[test]
+fn metrics_count_every_record_and_no_client_chooses_a_label() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"scopes": ["app"], "rate_limit": 1000}));
+    let garbage = |round: u32| {
+        for n in 0..40 {
+            let name = format!("Garbage{round}x{n}");
+            let requests = [
+                Request::get(&format!("/{name}")).bearer(&key.secret),
+                Request::new(&name.to_uppercase(), "/v1/app/x").bearer(&key.secret),
+                Request::get(&format!("/v1/app/{name}?{name}={name}")).bearer(&name),
+                Request::get(&format!("/v1/rag/{name}")).bearer(&key.secret),
+                Request::get(&format!("/v1/app/{name}"))
+                    .bearer(&key.secret)
+                    .header("User-Agent", &name)
+                    .header("X-Request-Id", &name)
+                    .header("X-End-User-Id", &name),
+            ];
+            for request in requests {
+                gateway.call(&request);
+            }
+        }
+        let of = |metrics: &BTreeMap<String, f64>, what: &str| metrics[&format!("keygate_usage_{what}")];
+        let settled = eventually("all records are in the ledger", || {
+            let now = metrics(&gateway);
+            let [accepted, stored, queued, shed] =
+                ["accepted_total", "stored_total", "queued", "shed_total"].map(|what| of(&now, what));
+            assert!((accepted - stored - queued - shed).abs() < 0.5, "{now:?}");
+            // The requests with the known secret that have a route: three of the five.
+            let expected = f64::from(round * 120);
+            assert!(accepted < expected + 0.5, "{now:?}");
+            ((stored - expected).abs() < 0.5).then_some(now)
+        });
+        assert_eq!(gateway.stats(&key)["total_requests"], json!(round * 120));
+        settled
+    };
+    let first = garbage(1);
+    let second = garbage(2);
+    assert_eq!(first.keys().collect::<Vec<_>>(), second.keys().collect::<Vec<_>>(), "no new series");
+    assert!(second.keys().all(|name| !name.to_lowercase().contains("garbage") && !name.contains(&key.id)));
+    assert_eq!(values(&second, "route"), BTreeSet::from(["", "app", "rag"]));
+    assert_eq!(values(&second, "status"), BTreeSet::from(["2xx", "4xx"]));
+    assert_eq!(values(&second, "outcome"), BTreeSet::from(["denied", "served"]));
+    let errors = BTreeSet::from(["api_key_invalid", "api_key_invalid_scope", "route_not_found"]);
+    assert_eq!(values(&second, "error"), errors);
+}

@@ -1,0 +1,467 @@
+//! The command line: what each command says, does and refuses, and what a gateway then sees of it.
+
+use crate::installation::{Installation, Process, says};
+use crate::support::{CommandOutput, Gateway, PATIENCE, Raw, Request, Response, keygate};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+// === help and exit codes ===
+
+/// The help of a command and of everything below it, in the order in which it lists them.
+fn help_of(command: &[&str], all: &mut String) {
+    let args = [command, &["--help"]].concat();
+    let output = keygate(repository(), &args);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{command:?}");
+    all.push_str(&["$ keygate ", &args.join(" "), "\n", &output.stdout, "\n"].concat());
+    let listed = output.stdout.split("Commands:\n").nth(1).unwrap_or_default();
+    let listed = listed.lines().take_while(|line| !line.is_empty());
+    // Names stand two columns in; what goes on from the line before stands further in.
+    let names = listed.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+    for name in names.filter_map(|line| line.split(' ').next()).filter(|name| *name != "help") {
+        help_of(&[command, &[name]].concat(), all);
+    }
+}
+
+#[test]
+fn the_help_of_every_command_says_what_every_flag_does() {
+    let mut all = String::new();
+    help_of(&[], &mut all);
+    insta::assert_snapshot!("help", all);
+}
+
+#[test]
+fn exit_codes_tell_success_from_failure_and_from_misuse() {
+    let place = Installation::new();
+    let unknown = "019378a0-0000-7000-8000-000000000000";
+    let cases: &[(i32, &[&str])] = &[
+        (0, &["check"]),
+        (0, &["migrate"]),
+        (0, &["keys", "list"]),
+        (1, &["keys", "disable", unknown]),
+        (1, &["keys", "regenerate", unknown]),
+        (1, &["keys", "delete", unknown]),
+        (1, &["keys", "import", "missing.csv"]),
+        (1, &["keys", "create", "--name", "n", "--rate-limit", "1001"]),
+        (64, &["keys", "create", "--name", "n", "--type", "app"]),
+        (64, &["keys", "create", "--name", "n", "--rate-limit", "0"]),
+        (64, &["keys", "create", "--name", "n", "--expires-at", "2020-01-01T00:00:00Z"]),
+        (64, &["keys", "create", "--name", "n", "--allowed-ips", "10.0.0.1/8"]),
+        (64, &["keys", "create", "--name", "n", "--type", "gadget"]),
+        (64, &["keys", "create"]),
+        (64, &["keys", "delete", "1"]),
+        (64, &["run", "--redy-json"]),
+        (64, &["keys"]),
+        (64, &["nonsense"]),
+    ];
+    for (code, args) in cases {
+        let output = place.command(args);
+        assert_eq!(output.code, Some(*code), "{args:?}: {output:?}");
+        assert_eq!(*code == 0, output.stderr.lines().all(is_log), "{args:?}: {output:?}");
+    }
+    for (code, args) in [
+        (64, &[][..]),
+        (0, &["--version"]),
+        (0, &["openapi"]),
+        (64, &["check", "--config", "/nonexistent.toml"]),
+        (64, &["openapi", "--config", "/nonexistent.toml"]),
+    ] {
+        assert_eq!(keygate(repository(), args).code, Some(code), "{args:?}");
+    }
+}
+
+/// Whether a line of standard error is a log line that tells no trouble.
+fn is_log(line: &str) -> bool {
+    line.contains(" INFO ")
+}
+
+// === check ===
+
+#[test]
+fn check_names_every_mistake_of_a_file_with_its_place() {
+    let place = Installation::new();
+    let bad = r#"
+[proxy]
+listen = ["nonsense"]
+threads = -1
+lisen = 3
+[admin]
+listen = "127.0.0.1"
+default_plan = "gold"
+[log]
+level = "loud"
+[usage]
+when_full = "panic"
+[plans.default]
+api_ops_rate_limit = 0
+[[upstreams]]
+name = "app"
+servers = []
+[[routes]]
+path = "/v1/{rest*}"
+upstream = "other"
+scopes = ["apps"]
+"#;
+    place.write("bad.toml", bad);
+    for command in ["check", "run"] {
+        let output = keygate(&place.path(""), &[command, "--config", "bad.toml"]);
+        assert_eq!((output.code, output.stdout.as_str()), (Some(64), ""), "{output:?}");
+        let places: Vec<_> = output.stderr.lines().filter_map(|line| line.split(": ").next()).collect();
+        let expected = [
+            "bad.toml:3:11 proxy.listen[0]",
+            "bad.toml:4:11 proxy.threads",
+            "bad.toml:5:1 proxy.lisen",
+            "bad.toml:7:10 admin.listen",
+            "bad.toml:8:16 admin.default_plan",
+            "bad.toml:10:9 log.level",
+            "bad.toml:12:13 usage.when_full",
+            "bad.toml:14:22 plans.default.api_ops_rate_limit",
+            "bad.toml:17:11 upstreams[0].servers",
+            "bad.toml:20:12 routes[0].upstream",
+            "bad.toml:21:11 routes[0].scopes[0]",
+        ];
+        assert_eq!(places, expected, "{}", output.stderr);
+        says(&output.stderr, &["did you mean \"listen\"?", "must be one of: shed, refuse", "known: app"]);
+    }
+    assert!(!place.path("data").exists(), "what was refused has touched nothing");
+}
+
+#[test]
+fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config() {
+    let place = Installation::new();
+    let route = |path: &str| format!("[[routes]]\npath = '{path}'\nupstream = 'o'\n");
+    let twice = [route("/a/{x}"), route("/a/{y}"), route("/a/{z")].concat();
+    place.write("routes.toml", &format!("[[upstreams]]\nname = 'o'\nservers = ['127.0.0.1:1']\n{twice}"));
+    let output = keygate(&place.path(""), &["check", "--config", "routes.toml"]);
+    assert_eq!(output.code, Some(64), "{output:?}");
+    says(&output.stderr, &["routes[1].path: ", "routes[2].path: "]);
+
+    let output = keygate(repository(), &["check", "--config", "conf/keygate.toml"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(output.stdout, "ok: 1 routes to 1 upstreams\n");
+}
+
+// === token ===
+
+#[test]
+fn a_token_opens_what_its_role_may_and_nothing_else() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = json!({"name": "k", "type": "service"});
+    for (role, create, plans) in [("viewer", 403, 403), ("admin", 201, 403), ("platform", 201, 200)] {
+        let token = gateway.mint(role, role);
+        let status = |method, path, body| gateway.admin_as(&token, method, path, body).status;
+        let seen = (
+            status("GET", "/apikeys", None),
+            status("POST", "/apikeys", Some(&key)),
+            status("GET", "/plans", None),
+        );
+        assert_eq!(seen, (200, create, plans), "{role}");
+    }
+    let everywhere = place.done(&["token", "--role", "platform"]);
+    let list = |request: Request| Raw::connect(gateway.admin).call(&request.bearer(&everywhere));
+    assert_eq!(list(Request::get("/apikeys")).fault(), (400, 1003, "invalid_parameter".into()));
+    let named = list(Request::get("/apikeys").header("X-Workspace-Id", "admin"));
+    assert_eq!((named.status, &named.data()["page"]["total"]), (200, &json!(1)), "{named:?}");
+}
+
+#[test]
+fn token_refuses_nonsense_and_a_token_of_elsewhere_is_not_valid_here() {
+    let place = Installation::new();
+    for (args, part) in [
+        (&["--role", "root", "--workspace", "w"][..], "must be one of: viewer, admin, platform"),
+        (&["--role", "viewer"], "needs --workspace"),
+        (&["--workspace", "a b"], "A-Z a-z 0-9"),
+        (&["--workspace", "w", "--ttl", "366d"], "from 1s to 365d"),
+        (&["--workspace", "w", "--ttl", "0s"], "from 1s to 365d"),
+        (&["--workspace", "w", "--ttl", "12"], "from 1s to 365d"),
+    ] {
+        says(&place.fails(64, &[&["token"], args].concat()), &[part]);
+    }
+    let elsewhere = Installation::new().done(&["token", "--workspace", "default", "--role", "platform"]);
+    let gateway = place.start();
+    let refused = gateway.admin_as(&elsewhere, "GET", "/apikeys", None);
+    assert_eq!(refused.fault(), (401, 2002, "token_invalid".into()));
+}
+
+// === migrate, openapi ===
+
+#[test]
+fn migrate_makes_a_store_leaves_a_current_one_alone_and_refuses_a_newer_one() {
+    let place = Installation::new();
+    let CommandOutput { code, stdout, stderr } = place.command(&["migrate", "--check"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), "pending  0001_initial\n"));
+    says(&stderr, &["1 migrations are pending"]);
+    assert!(!place.path("data").exists(), "a check changes nothing");
+
+    for args in [&["migrate"][..], &["migrate"], &["migrate", "--check"]] {
+        assert_eq!(place.done(args), "applied  0001_initial", "{args:?}");
+    }
+
+    let newer = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+                 SELECT 999, 'of_tomorrow', applied_on, checksum FROM refinery_schema_history WHERE version = 1";
+    assert_eq!(place.database().execute(newer, []).expect("a history"), 1);
+    for args in [&["migrate"][..], &["migrate", "--check"], &["keys", "list"]] {
+        says(&place.fails(1, args), &["schema 999", "up to 1"]);
+    }
+    says(&place.refusal(), &["schema 999", "up to 1"]);
+}
+
+#[test]
+fn migrate_refuses_a_store_in_use_and_its_check_does_not_mind() {
+    let place = Installation::new();
+    let _gateway = place.start();
+    says(&place.fails(1, &["migrate"]), &["is in use by another Keygate"]);
+    assert_eq!(place.done(&["migrate", "--check"]), "applied  0001_initial");
+}
+
+#[test]
+fn openapi_prints_what_the_admin_api_serves() {
+    let gateway = Installation::new().start();
+    let printed = keygate(repository(), &["openapi"]);
+    assert_eq!(printed.code, Some(0));
+    let printed: Value = serde_json::from_str(&printed.stdout).expect("JSON");
+    let served = Raw::connect(gateway.admin).call(&Request::get("/openapi.json"));
+    assert_eq!(served.json(), printed);
+    assert!(printed["paths"].as_object().is_some_and(|paths| paths.len() > 10), "{printed}");
+}
+
+// === keys ===
+
+#[track_caller]
+fn answers(gateway: &Gateway, secret: &str) -> (u16, u64) {
+    let response: Response = gateway.get("/v1/app/x", secret);
+    (response.status, if response.status == 200 { 0 } else { response.fault().1 })
+}
+
+#[test]
+fn what_the_keys_commands_do_is_in_force_when_the_gateway_starts() {
+    let place = Installation::new();
+    let (_, live) = place.make_key(&["--name", "live"]);
+    let (disabled_id, disabled) = place.make_key(&["--name", "disabled"]);
+    let (deleted_id, deleted) = place.make_key(&["--name", "deleted"]);
+    let (renewed_id, renewed) = place.make_key(&["--name", "renewed"]);
+    let (grace_id, grace) = place.make_key(&["--name", "grace"]);
+    let (_, bound) = place.make_key(&["--name", "bound", "--type", "rag", "--resource-id", "kb-1"]);
+    let (_, fenced) = place.make_key(&["--name", "fenced", "--allowed-ips", "192.0.2.0/24"]);
+    let (_, once) = place.make_key(&["--name", "once", "--quota-limit", "1"]);
+
+    place.done(&["keys", "disable", &disabled_id]);
+    place.done(&["keys", "delete", &deleted_id]);
+    let renewed_now = place.done(&["keys", "regenerate", &renewed_id]);
+    let grace_now = place.done(&["keys", "regenerate", &grace_id, "--grace-period-seconds", "3600"]);
+
+    let active = place.done(&["keys", "list"]);
+    let all = place.done(&["keys", "list", "--all"]);
+    assert_eq!((active.lines().count(), all.lines().count()), (6, 7), "{all}");
+    assert!(!active.contains(&disabled_id) && all.contains(&format!("{disabled_id}  disabled service")));
+    assert!(!all.contains(&deleted_id), "{all}");
+    assert_eq!(place.done(&["keys", "list", "--workspace", "other"]), "");
+
+    let gateway = place.start();
+    for (what, secret, expected) in [
+        ("live", &live, (200, 0)),
+        ("disabled", &disabled, (401, 3011)),
+        ("deleted", &deleted, (401, 3009)),
+        ("the old secret without grace", &renewed, (401, 3009)),
+        ("the new secret", &renewed_now, (200, 0)),
+        ("the old secret with grace", &grace, (200, 0)),
+        ("the new secret beside it", &grace_now, (200, 0)),
+        ("a rag key", &bound, (403, 3012)),
+        ("a key from elsewhere", &fenced, (403, 3020)),
+        ("the first of one request", &once, (200, 0)),
+        ("the second of one request", &once, (429, 3016)),
+    ] {
+        assert_eq!(answers(&gateway, secret), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_second_process_on_the_same_store_is_refused_and_the_first_does_not_notice() {
+    let place = Installation::new();
+    let (id, secret) = place.make_key(&["--name", "k"]);
+    let gateway = place.start();
+    let in_use = format!("is in use by another Keygate (pid {})", gateway.ready["pid"]);
+    for args in [&["keys", "list"][..], &["keys", "delete", &id], &["keys", "create", "--name", "n"]] {
+        says(&place.fails(1, args), &[&in_use, "use its admin API"]);
+    }
+    says(&place.refusal(), &[&in_use]);
+    assert_eq!(answers(&gateway, &secret), (200, 0));
+}
+
+// === import, export ===
+
+#[test]
+fn import_takes_json_lines_and_tells_every_bad_row_by_its_number() {
+    let place = Installation::new();
+    place.write(
+        "keys.jsonl",
+        concat!(
+            r#"{"name":"one","type":"service","api_key":"legacy_key_0001"}"#,
+            "\nnot JSON\n\n",
+            r#"{"name":"two","type":"app","resource_id":"a-1","api_key":"sk-proj-T3BlbkFJ","is_active":false}"#,
+            "\n",
+            r#"{"name":"three","type":"service","api_key":"legacy_key_0001"}"#,
+            "\n",
+            r#"{"name":"four","type":"service"}"#,
+            "\n",
+            r#"{"name":"one","type":"service","api_key":"legacy_key_0005"}"#,
+            "\n",
+            r#"{"name":"six","type":"gadget","rate_limit":"fast","api_key":"legacy_key_0006"}"#,
+            "\n",
+            r#"{"name":"seven","type":"service","api_key":"with blank"}"#,
+            "\n",
+            r#"{"name":"eight","type":"service","rate_limit":1001,"api_key":"legacy_key_0008"}"#,
+            "\n",
+            r#"{"name":"nine","type":"service","api_key":"legacy_key_0009","workspace_id":"tenant"}"#,
+            "\n",
+        ),
+    );
+    let errors = place.fails(1, &["keys", "import", "keys.jsonl"]);
+    says(
+        &errors,
+        &[
+            "keys.jsonl:2: is not a JSON object",
+            "keys.jsonl:5: secret: must not be the secret of another key",
+            "keys.jsonl:6: api_key: is required",
+            "keys.jsonl:7: the resource already has a key of that name",
+            "keys.jsonl:8: type: must be one of",
+            "rate_limit: must be a whole number",
+            "keys.jsonl:9: api_key: must be 1 to 128 visible ASCII characters",
+            "keys.jsonl:10: rate_limit 1001 is above the 1000 requests/s of plan default",
+            "3 imported, 7 refused",
+        ],
+    );
+    assert!(!errors.contains("legacy_key") && !errors.contains("with blank"), "secrets are not repeated");
+
+    let gateway = place.start();
+    assert_eq!(answers(&gateway, "legacy_key_0001"), (200, 0));
+    assert_eq!(answers(&gateway, "legacy_key_0009"), (200, 0));
+    assert_eq!(answers(&gateway, "sk-proj-T3BlbkFJ"), (401, 3011));
+    for refused in ["legacy_key_0005", "legacy_key_0006", "legacy_key_0008"] {
+        assert_eq!(answers(&gateway, refused), (401, 3009), "{refused}");
+    }
+}
+
+#[test]
+fn import_takes_comma_separated_values_and_a_dry_run_takes_nothing() {
+    let place = Installation::new();
+    place.write(
+        "keys.csv",
+        "name,type,resource_id,scopes,quota_limit,metadata,api_key\n\
+         one,service,,app rag,2,\"{\"\"team\"\":\"\"blue\"\"}\",csv_key_1\n\
+         two,app,a-1,,many,,csv_key_2\n\
+         three,app,a-1,,,{,csv_key_3\n\
+         too short\n\
+         \"four, with a comma\",app,a-2,app,,,csv_key_4\n\
+         five,app,,,,,csv_key_5\n",
+    );
+    let told = [
+        "keys.csv:3: quota_limit: must be a whole number",
+        "keys.csv:4: metadata: must be JSON",
+        "keys.csv:5: is not CSV, or has another number of fields than the header",
+        "keys.csv:7: resource_id: is required for a key of type app",
+    ];
+    let dry = place.fails(1, &["keys", "import", "--dry-run", "keys.csv"]);
+    says(&dry, &told);
+    says(&dry, &["2 could be imported, 4 refused"]);
+    assert_eq!(place.done(&["keys", "list"]), "");
+    let wet = place.fails(1, &["keys", "import", "keys.csv"]);
+    says(&wet, &told);
+    says(&wet, &["2 imported, 4 refused"]);
+    says(&place.done(&["keys", "list"]), &["four, with a comma"]);
+
+    let gateway = place.start();
+    assert_eq!(gateway.get("/v1/rag/x", "csv_key_1").status, 200);
+    assert_eq!(answers(&gateway, "csv_key_1"), (200, 0));
+    assert_eq!(answers(&gateway, "csv_key_1"), (429, 3016), "the row's quota of 2 counts");
+    assert_eq!(answers(&gateway, "csv_key_4"), (200, 0));
+    let kept = gateway.managed("GET", "/apikeys?search=one", None);
+    assert_eq!(kept["items"][0]["metadata"], json!({"team": "blue"}), "{kept}");
+}
+
+#[test]
+fn an_export_holds_no_secret_and_opens_the_same_doors_elsewhere_with_the_same_peppers() {
+    let (here, there) = (Installation::new(), Installation::new());
+    let (id, own) = here.make_key(&["--name", "own", "--quota-limit", "3", "--scopes", "app"]);
+    let (off_id, off) = here.make_key(&["--name", "off", "--workspace", "tenant"]);
+    here.done(&["keys", "disable", &off_id, "--workspace", "tenant"]);
+    let (old_id, old) = here.make_key(&["--name", "renewed"]);
+    let renewed = here.done(&["keys", "regenerate", &old_id, "--grace-period-seconds", "3600"]);
+    here.write("foreign.jsonl", r#"{"name":"foreign","type":"service","api_key":"a-foreign-secret"}"#);
+    here.done(&["keys", "import", "foreign.jsonl"]);
+
+    let exported = here.done(&["keys", "export"]);
+    assert_eq!(exported.lines().count(), 4, "{exported}");
+    for secret in [&own, &off, &old, &renewed, "a-foreign-secret"] {
+        assert!(!exported.contains(secret) && !exported.contains(&secret[secret.len() - 12..]), "{exported}");
+    }
+    assert_eq!(here.done(&["keys", "export", "--workspace", "tenant"]).lines().count(), 1);
+
+    there.write("data/pepper", &here.read("data/pepper"));
+    there.write("keys.jsonl", &exported);
+    there.done(&["keys", "import", "keys.jsonl"]);
+    let sorted = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&there.done(&["keys", "export"])), sorted(&exported), "nothing was lost on the way");
+    let again = there.fails(1, &["keys", "import", "keys.jsonl"]);
+    says(&again, &["0 imported, 4 refused"]);
+
+    let gateway = there.start();
+    assert_eq!(answers(&gateway, &own), (200, 0));
+    assert_eq!(answers(&gateway, &renewed), (200, 0));
+    assert_eq!(answers(&gateway, "a-foreign-secret"), (200, 0));
+    assert_eq!(answers(&gateway, &off), (401, 3011));
+    assert_eq!(answers(&gateway, &old), (401, 3009), "a grace period does not travel");
+    assert_eq!(gateway.managed("GET", &format!("/apikeys/{id}"), None)["quota_limit"], json!(3));
+}
+
+#[test]
+fn digests_of_a_pepper_that_is_not_here_are_refused() {
+    let (here, there) = (Installation::new(), Installation::new());
+    let two = format!("2:{}\n", "5a".repeat(32));
+    here.write("data/pepper", &two);
+    here.make_key(&["--name", "k"]);
+    there.write("keys.jsonl", &here.done(&["keys", "export"]));
+    let refused = there.fails(1, &["keys", "import", "keys.jsonl"]);
+    says(&refused, &["keys.jsonl:1: pepper_version: this installation has no pepper 2"]);
+}
+
+// === demo ===
+
+#[test]
+fn the_demo_works_as_it_says_beside_a_taken_port_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Whoever has the port: it is taken.
+    let taken = TcpListener::bind("127.0.0.1:8080").ok();
+    let temporary = folder.path().to_str().expect("text");
+    let mut demo = Process::start(folder.path(), &[("TMPDIR", temporary)], &["demo", "--ready-json"]);
+    let ready = demo.ready();
+    let fields: BTreeSet<_> = ready.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(fields, BTreeSet::from(["admin", "admin_token", "api_key", "pid", "proxy", "workspace_id"]));
+    let text = |field: &str| ready[field].as_str().expect("text").to_owned();
+    let address = |field: &str| text(field).parse::<SocketAddr>().expect("an address");
+    assert_ne!(address("proxy").port(), 8080);
+    drop(taken);
+
+    let echoed =
+        Raw::connect(address("proxy")).call(&Request::get("/v1/rag/hello?q=1").bearer(&text("api_key")));
+    assert_eq!((echoed.status, &echoed.json()["path"]), (200, &json!("/v1/rag/hello")), "{echoed:?}");
+    assert!(!echoed.text().contains(&text("api_key")), "the backend does not see the secret");
+    let keys = Raw::connect(address("admin")).call(&Request::get("/apikeys").bearer(&text("admin_token")));
+    let keys = keys.data();
+    assert_eq!(keys["page"]["total"], json!(1), "{keys}");
+    assert_eq!(keys["items"][0]["workspace_id"], ready["workspace_id"]);
+
+    assert_ne!(
+        folder.path().read_dir().expect("a folder").count(),
+        0,
+        "it keeps its data here while it runs"
+    );
+    assert_eq!(demo.stop().code(), Some(0));
+    assert_eq!(folder.path().read_dir().expect("a folder").count(), 0, "all gone after at most {PATIENCE:?}");
+}

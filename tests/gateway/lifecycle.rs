@@ -1,0 +1,387 @@
+//! Starting, stopping and what lies between two starts: files of a first start, peppers, drains, kills, refusals.
+
+use crate::installation::{Installation, Process, mode, says};
+use crate::support::{Gateway, Hold, Raw, Request, eventually, eventually_true};
+use serde_json::json;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+fn status(gateway: &Gateway, secret: &str) -> u16 {
+    gateway.get("/v1/app/x", secret).status
+}
+
+/// How many of `n` requests are admitted.
+fn admitted(gateway: &Gateway, secret: &str, n: usize) -> usize {
+    let mut line = gateway.connect();
+    let request = Request::get("/v1/app/x").bearer(secret);
+    (0..n).filter(|_| line.call(&request).status == 200).count()
+}
+
+/// Runs `scenario` again if the UTC day turned meanwhile: its windows are calendar windows.
+fn within_one_day(scenario: impl Fn()) {
+    let today = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() / 86_400;
+    loop {
+        let day = today();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&scenario));
+        match result {
+            Ok(()) => return,
+            Err(_) if today() != day => {}
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+// === first and second start ===
+
+#[test]
+fn a_first_start_makes_its_secrets_for_their_owner_only_and_says_where() {
+    let place = Installation::new();
+    let gateway = place.start();
+    assert_eq!(mode(&place.path("data")), 0o700);
+    for name in ["data/pepper", "data/admin.jwt.secret", "data/admin.token", "data/keygate.db"] {
+        assert_eq!(mode(&place.path(name)), 0o600, "{name}");
+    }
+    says(&gateway.stderr(), &["made data/pepper", "admin token", "data/admin.token"]);
+    for name in ["data/pepper", "data/admin.jwt.secret", "data/admin.token"] {
+        let secret = place.read(name);
+        let secret = secret.trim().rsplit(':').next().expect("text");
+        assert!(secret.len() >= 64 && !gateway.stderr().contains(secret), "{name} is in the log");
+    }
+    assert_eq!(gateway.admin("GET", "/plans", None).status, 200, "the first token works");
+}
+
+#[test]
+fn a_second_start_uses_what_the_first_one_made() {
+    let place = Installation::new();
+    let names = ["data/pepper", "data/admin.jwt.secret", "data/admin.token"];
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    let token = gateway.token();
+    let before = names.map(|name| place.read(name));
+    assert_eq!(gateway.stop().code(), Some(0));
+
+    let again = gateway.restart();
+    assert_eq!(names.map(|name| place.read(name)), before);
+    assert!(!again.stderr().contains("made data/pepper"), "{}", again.stderr());
+    assert_eq!(again.admin_as(&token, "GET", "/plans", None).status, 200);
+    assert_eq!(status(&again, &key.secret), 200);
+}
+
+#[test]
+fn a_secret_that_others_may_read_is_refused_with_the_command_that_mends_it() {
+    let place = Installation::new();
+    assert_eq!(place.start().stop().code(), Some(0));
+    for name in ["data/pepper", "data/admin.jwt.secret"] {
+        for open in [0o640, 0o604] {
+            fs::set_permissions(place.path(name), fs::Permissions::from_mode(open)).expect("set");
+            says(&place.refusal(), &[&format!("(mode {open:o}); run: chmod 600 {name}")]);
+        }
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o600)).expect("set");
+    }
+    place.start();
+}
+
+// === peppers ===
+
+#[test]
+fn a_lost_pepper_is_refused_and_no_new_one_takes_its_place() {
+    let place = Installation::new();
+    let (_, secret) = place.make_key(&["--name", "k"]);
+    let pepper = place.read("data/pepper");
+    fs::remove_file(place.path("data/pepper")).expect("removed");
+    says(&place.refusal(), &["there is no file data/pepper", "bring it back"]);
+    says(&place.fails(1, &["keys", "list"]), &["there is no file data/pepper"]);
+    assert!(!place.path("data/pepper").exists());
+    place.write("data/pepper", &pepper);
+    assert_eq!(status(&place.start(), &secret), 200);
+}
+
+#[test]
+fn a_wrong_pepper_is_refused_and_stays_as_it_is() {
+    let place = Installation::new();
+    place.make_key(&["--name", "k"]);
+    let right = place.read("data/pepper");
+    let wrong = format!("1:{}\n", "5a".repeat(32));
+    place.write("data/pepper", &wrong);
+    let refusal = place.refusal();
+    says(&refusal, &["pepper 1 is not the one that this database's keys were made with"]);
+    assert!(!refusal.contains("5a5a"), "{refusal}");
+    assert_eq!(place.read("data/pepper"), wrong, "a file that somebody wrote is not ours to remove");
+    for (text, part) in [
+        ("nonsense\n", "data/pepper: line 1 is not `version:hexadecimal`"),
+        ("1:00ff\n", "data/pepper: pepper 1 is shorter than 32 bytes"),
+        ("", "data/pepper: there is no pepper"),
+    ] {
+        place.write("data/pepper", text);
+        says(&place.refusal(), &[part]);
+    }
+    place.write("data/pepper", &right);
+    place.start();
+}
+
+#[test]
+fn a_key_moves_to_the_new_pepper_when_it_is_used_and_then_the_old_one_can_go() {
+    let place = Installation::new();
+    let (_, used) = place.make_key(&["--name", "used"]);
+    let (_, unused) = place.make_key(&["--name", "unused"]);
+    let old = place.read("data/pepper");
+    let new = format!("2:{}\n", "c3".repeat(32));
+    place.write("data/pepper", &format!("{old}{new}"));
+
+    let moved = |n: i64| {
+        let counted =
+            place
+                .database()
+                .query_row("SELECT count(*) FROM keys WHERE pepper_version = 2", [], |r| r.get(0));
+        counted.is_ok_and(|found: i64| found == n)
+    };
+    let mut gateway = place.start();
+    assert!(moved(0), "nothing moves by itself");
+    assert_eq!(status(&gateway, &used), 200);
+    eventually_true("the used key is under pepper 2", || moved(1));
+    assert_eq!(status(&gateway, &used), 200, "and is found there");
+    assert_eq!(gateway.stop().code(), Some(0));
+
+    place.write("data/pepper", &new);
+    says(&place.refusal(), &["pepper 1 is missing, but the secrets of 1 keys"]);
+    place.write("data/pepper", &format!("{new}{old}"));
+    let mut gateway = place.start();
+    assert_eq!(status(&gateway, &unused), 200, "an unused key is still found under pepper 1");
+    eventually_true("both keys are under pepper 2", || moved(2));
+    assert_eq!(gateway.stop().code(), Some(0));
+
+    place.write("data/pepper", &new);
+    let gateway = place.start();
+    assert_eq!((status(&gateway, &used), status(&gateway, &unused)), (200, 200));
+}
+
+// === signals ===
+
+#[test]
+fn sigterm_lets_requests_finish_says_so_and_takes_no_new_ones() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    let mut idle = gateway.connect();
+    assert_eq!(idle.call(&Request::get("/v1/app/x").bearer(&key.secret)).status, 200);
+    let hold = Hold::new();
+    place.origin.answer_after(&hold);
+    let mut busy = gateway.connect();
+    busy.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    place.origin.wait_for_heads(2);
+
+    gateway.signal("TERM");
+    let ready = eventually("readiness tells that it stops", || {
+        let answer = Raw::connect(gateway.admin).call(&Request::get("/readyz?verbose"));
+        (answer.status != 200).then_some(answer)
+    });
+    assert_eq!(ready.fault(), (503, 10003, "service_unavailable".into()));
+    assert_eq!(ready.data()["checks"][0]["detail"], json!("stopping"), "{ready:?}");
+    assert!(idle.is_closed(), "a connection that waits for nothing is closed");
+    eventually_true("new connections are refused", || TcpStream::connect(gateway.proxy).is_err());
+
+    hold.release();
+    let answer = busy.response();
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"{\"ok\":true}"[..]));
+    assert_eq!(gateway.wait().code(), Some(0));
+
+    let again = gateway.restart();
+    let rows = again.logs(&key);
+    let seen: Vec<_> = rows.iter().map(|r| (r["endpoint"].as_str(), r["outcome"].as_str())).collect();
+    let served = Some("served");
+    assert_eq!(seen, [(Some("/v1/app/slow"), served), (Some("/v1/app/x"), served)], "{rows:#?}");
+}
+
+#[test]
+fn sigterm_lets_an_admin_call_finish() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let body = r#"{"name":"last","type":"service"}"#;
+    let create = Request::post("/apikeys", body).header("Content-Type", "application/json");
+    let create = create.header("Expect", "100-continue").bearer(&gateway.token());
+    let mut call = Raw::connect(gateway.admin);
+    call.send(&create.head());
+    assert_eq!(call.response().status, 100, "the call has begun");
+    gateway.signal("TERM");
+    eventually_true("no new calls are taken", || TcpStream::connect(gateway.admin).is_err());
+    call.send(body.as_bytes());
+    let made = call.response();
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(gateway.wait().code(), Some(0));
+    let secret = made.data()["api_key"].as_str().expect("a secret").to_owned();
+    assert_eq!(status(&gateway.restart(), &secret), 200, "what was answered is there");
+}
+
+#[test]
+fn a_second_sigterm_waits_for_nobody() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    let hold = Hold::new();
+    place.origin.answer_after(&hold);
+    let mut busy = gateway.connect();
+    busy.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    place.origin.wait_for_heads(1);
+    gateway.signal("TERM");
+    eventually_true("new connections are refused", || TcpStream::connect(gateway.proxy).is_err());
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(130));
+    hold.release();
+}
+
+#[test]
+fn after_sigterm_every_answered_request_is_in_the_ledger() {
+    const CONNECTIONS: usize = 8;
+    const EACH: usize = 250;
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({"rate_limit": 1000, "rate_burst": 1_000_000}));
+    std::thread::scope(|scope| {
+        for _ in 0..CONNECTIONS {
+            scope.spawn(|| assert_eq!(admitted(&gateway, &key.secret, EACH), EACH));
+        }
+    });
+    assert_eq!(gateway.stop().code(), Some(0));
+
+    let again = gateway.restart();
+    let stats = again.stats(&key);
+    assert_eq!((&stats["total_requests"], &stats["quota_used"]), (&json!(2000), &json!(2000)), "{stats}");
+    let logs = again.managed("GET", &format!("/apikeys/{}/logs", key.id), None);
+    assert_eq!(logs["page"]["total"], json!(2000));
+}
+
+#[test]
+fn sighup_changes_nothing_and_kills_nobody() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({}));
+    gateway.signal("HUP");
+    eventually_true("it says what SIGHUP does", || gateway.stderr().contains("SIGHUP"));
+    assert_eq!(status(&gateway, &key.secret), 200);
+    assert_eq!(gateway.stop().code(), Some(0));
+}
+
+// === counters ===
+
+#[test]
+fn limits_go_on_after_a_restart_where_they_stood() {
+    within_one_day(|| {
+        let place = Installation::new();
+        let mut gateway = place.start();
+        let month = json!([{"count": "requests", "per": "month", "max": 5}]);
+        let keys = [json!({"quota_limit": 5}), json!({"daily_request_limit": 5}), json!({"limits": month})]
+            .map(|fields| gateway.create_key(fields));
+        for key in &keys {
+            assert_eq!(admitted(&gateway, &key.secret, 3), 3);
+        }
+        assert_eq!(gateway.stop().code(), Some(0));
+
+        let again = gateway.restart();
+        for (key, code) in keys.iter().zip([3016, 3015, 3017]) {
+            assert_eq!(admitted(&again, &key.secret, 4), 2, "three of five were spent before");
+            assert_eq!(again.get("/v1/app/x", &key.secret).fault().1, code);
+        }
+    });
+}
+
+#[test]
+fn after_a_kill_limits_go_on_where_the_ledger_stood() {
+    let place = Installation::new();
+    let mut gateway = place.start();
+    let key = gateway.create_key(json!({"quota_limit": 60}));
+    assert_eq!(admitted(&gateway, &key.secret, 20), 20);
+    eventually_true("the ledger has the first part", || gateway.stats(&key)["quota_used"] == json!(20));
+    // Of these the ledger has as many as its writer had stored by the time of the kill.
+    assert_eq!(admitted(&gateway, &key.secret, 10), 10);
+    gateway.kill9();
+
+    let again = gateway.restart();
+    let kept = again.stats(&key)["quota_used"].as_u64().expect("a number");
+    assert!((20..=30).contains(&kept), "{kept}");
+    let more = admitted(&again, &key.secret, 61);
+    assert_eq!(more as u64, 60 - kept, "exactly what the ledger leaves of the quota");
+}
+
+// === refusals ===
+
+#[test]
+fn a_store_that_is_not_ours_is_refused_and_left_as_it_is() {
+    let place = Installation::new();
+    place.write("data/keygate.db", &"this is no database. ".repeat(500));
+    says(&place.refusal(), &["data/keygate.db is not a Keygate database"]);
+    assert!(place.read("data/keygate.db").starts_with("this is no database. "));
+
+    fs::remove_file(place.path("data/keygate.db")).expect("removed");
+    let foreign = rusqlite::Connection::open(place.path("data/keygate.db")).expect("made");
+    foreign.execute_batch("CREATE TABLE theirs (x)").expect("made");
+    drop(foreign);
+    says(&place.refusal(), &["data/keygate.db is not a Keygate database"]);
+    says(&place.fails(1, &["migrate"]), &["data/keygate.db is not a Keygate database"]);
+    assert!(!place.path("data/pepper").exists(), "what is refused gets no secrets");
+
+    fs::remove_file(place.path("data/keygate.db")).expect("removed");
+    fs::create_dir(place.path("data/keygate.db")).expect("made");
+    says(&place.refusal(), &["data/keygate.db cannot be opened"]);
+}
+
+#[test]
+fn a_deleted_store_is_a_new_one_without_the_old_keys() {
+    let place = Installation::new();
+    let (_, secret) = place.make_key(&["--name", "k"]);
+    for name in ["keygate.db", "keygate.db-wal", "keygate.db-shm"] {
+        fs::remove_file(place.path("data").join(name)).ok();
+    }
+    let gateway = place.start();
+    assert_eq!(gateway.get("/v1/app/x", &secret).fault(), (401, 3009, "api_key_invalid".into()));
+    assert_eq!(status(&gateway, &gateway.create_key(json!({"name": "k"})).secret), 200);
+}
+
+#[test]
+fn a_port_in_use_is_refused_with_its_listener_and_address() {
+    for (section, quote, what) in [("proxy", ["['", "']"], "proxy"), ("admin", ["'", "'"], "admin")] {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address: SocketAddr = taken.local_addr().expect("an address");
+        let [open, close] = quote;
+        let place = Installation::with(&format!("[{section}]\nlisten = {open}{address}{close}"));
+        says(&place.refusal(), &[&format!("{what} cannot listen on {address}"), "in use"]);
+        drop(taken);
+        let gateway = place.start();
+        assert_eq!(if what == "proxy" { gateway.proxy } else { gateway.admin }, address);
+    }
+}
+
+#[test]
+fn the_environment_alone_is_a_configuration() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pepper = format!("7:{}", "a1".repeat(32));
+    let variables = [
+        ("KEYGATE_PROXY_LISTEN", "127.0.0.1:0,127.0.0.1:0"),
+        ("KEYGATE_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("KEYGATE_STORE_URL", "sqlite:elsewhere/keys.db"),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET_FILE", "elsewhere/jwt"),
+        ("KEYGATE_SECRETS_PEPPERS", pepper.as_str()),
+        ("KEYGATE_SECRETS_PREFIX", "acme"),
+    ];
+    let mut process = Process::start(folder.path(), &variables, &["run", "--ready-json"]);
+    let ready = process.ready();
+    assert_eq!(ready["proxies"].as_array().map(Vec::len), Some(2), "{ready}");
+    let address = |field: &str| ready[field].as_str().and_then(|a| a.parse().ok()).expect("an address");
+    let answer = Raw::connect(address("proxy")).call(&Request::get("/anything"));
+    assert_eq!(answer.fault(), (404, 4000, "route_not_found".into()), "routes are in files only");
+    let token = fs::read_to_string(folder.path().join("elsewhere/admin.token")).expect("a token");
+    let create = Request::post("/apikeys", r#"{"name":"k","type":"service"}"#);
+    let create = create.header("Content-Type", "application/json").bearer(token.trim());
+    let made = Raw::connect(address("admin")).call(&create);
+    assert_eq!(made.status, 201, "{made:?}");
+    assert!(made.data()["api_key"].as_str().is_some_and(|s| s.starts_with("acme-service-")));
+    assert_eq!(process.stop().code(), Some(0));
+    assert!(!folder.path().join("data/pepper").exists(), "the environment's peppers need no file");
+
+    let mut misspelt = variables.to_vec();
+    misspelt.push(("KEYGATE_PROXY_LISTENN", "127.0.0.1:0"));
+    let mut refused = Process::start(folder.path(), &misspelt, &["run", "--ready-json"]);
+    let code = refused.wait().code();
+    assert_eq!((refused.line.as_str(), code), ("", Some(64)));
+}

@@ -1,0 +1,27 @@
+//! What Keygate promises, tried from outside: the real binary, real sockets, an origin that writes down what it gets.
+//!
+//! One module per promise; `support` has the gateway, the origin and the raw client they share.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
+mod admin_flow;
+mod authorization;
+mod commands;
+mod connections;
+mod end_users;
+mod headers;
+mod installation;
+mod lifecycle;
+mod limits;
+mod order;
+mod replies;
+mod routing;
+mod secrets;
+mod streaming;
+mod support;
+mod usage;

@@ -1,0 +1,45 @@
+//! The parts that every test stands on.
+//!
+//! Nothing here sleeps to wait for something to happen, but for the one poll in [`eventually`]: answers are read from
+//! sockets, and origins answer when a [`Hold`] is released. Every wait ends after [`PATIENCE`] with a failure.
+
+mod admin;
+mod config;
+mod gateway;
+mod origin;
+mod raw;
+mod request;
+
+pub(crate) use admin::Key;
+pub(crate) use config::{one_route, route, stand, upstream};
+pub(crate) use gateway::{CommandOutput, Gateway, keygate, write_config};
+pub(crate) use origin::{Hold, Origin, ReservedPort};
+pub(crate) use raw::{Raw, Response};
+pub(crate) use request::Request;
+
+use std::time::{Duration, Instant};
+
+/// The longest anything may take before the test fails; generous, because the machine may be busy with other builds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How often [`eventually`] looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Waits until `look` finds something; fails with `what` after [`PATIENCE`].
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "this did not happen within {PATIENCE:?}: {what}");
+        // The only sleep of the suite: a poll of a fact that nothing announces, e.g. a row in the ledger.
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until `holds` is true; fails with `what` after [`PATIENCE`].
+#[track_caller]
+pub(crate) fn eventually_true(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually(what, || holds().then_some(()));
+}
