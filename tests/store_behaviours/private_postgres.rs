@@ -116,6 +116,12 @@ impl Server {
         self.url(&name)
     }
 
+    /// Whether a database can choose who sorts for it: since version 15.
+    pub(crate) fn has_locale_providers(&self) -> bool {
+        let version = std::fs::read_to_string(self.folder.join("data/PG_VERSION")).unwrap();
+        version.trim().parse::<u32>().unwrap() >= 15
+    }
+
     /// Where a database of this server is.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://{OWNER}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
