@@ -10,6 +10,7 @@ mod decode;
 mod error;
 mod fields;
 pub mod migrate;
+mod node;
 pub mod postgres;
 mod record;
 pub mod rollup;
@@ -17,6 +18,7 @@ mod rules;
 pub mod sqlite;
 
 pub use error::StoreError;
+pub use node::{NodeReport, NodeRow};
 pub use record::*;
 
 use crate::clock::Timestamp;
@@ -62,7 +64,7 @@ pub trait Feed: Send + Sync + 'static {
     /// Resolves when somebody, on whatever node, may have written since the last time it did. For one waiter; a backend
     /// that cannot tell never resolves, and nobody may rely on it: the wise one polls as well.
     async fn changed(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Remembers what every pepper in use looks like, and refuses a set that does not fit what was remembered.

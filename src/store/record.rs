@@ -10,8 +10,6 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::fmt;
 use std::net::IpAddr;
-use std::time::Duration;
-use uuid::Uuid;
 
 /// HMAC-SHA-256 of a secret under a pepper.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -274,36 +272,6 @@ pub struct KeyChange {
     pub credentials: SmallVec<[Credential; 2]>,
     /// In which write it became so.
     pub version: Version,
-}
-
-// === nodes ===
-
-/// A sign of life of one process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeReport {
-    /// Which process; made at its start.
-    pub boot: Uuid,
-    /// What the configuration calls it.
-    pub name: Box<str>,
-    /// Where its admin API listens.
-    pub admin: Option<Box<str>>,
-    /// The number of the newest change in force there.
-    pub reached: Version,
-}
-
-/// One process that runs, or ran, on the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeRow {
-    /// Which process.
-    pub boot: Uuid,
-    /// What its configuration calls it.
-    pub name: Box<str>,
-    /// Where its admin API listens.
-    pub admin: Option<Box<str>>,
-    /// The number of the newest change in force there.
-    pub reached: Version,
-    /// How long ago its last sign of life came, by the store's clock.
-    pub seen_ago: Duration,
 }
 
 // === usage ===
@@ -573,16 +541,6 @@ impl Change {
     /// Whether something is gone for good.
     pub const fn is_removal(&self) -> bool {
         matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
-    }
-}
-
-impl NodeRow {
-    /// For how long after its last sign of life a process counts as running.
-    pub const LIVE_WITHIN: Duration = Duration::from_secs(10);
-
-    /// Whether it counts as running.
-    pub fn is_live(&self) -> bool {
-        self.seen_ago <= Self::LIVE_WITHIN
     }
 }
 

@@ -1,5 +1,5 @@
-//! `keygate keys`: managing keys of a gateway that is not running. A running one owns its store and is managed through
-//! its admin API.
+//! `keygate keys`: managing keys without the admin API. A running gateway owns its SQLite file, so there this is for one
+//! that is not running; on PostgreSQL others may run meanwhile.
 
 mod create;
 mod export;
@@ -176,8 +176,7 @@ impl Desk {
         plan.map(|record| record.plan).ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))
     }
 
-    /// Shows `each` every key of a workspace, oldest page last. Keys made meanwhile may be missed or shown twice, but
-    /// there is nobody to make any: the store has one owner.
+    /// Shows `each` every key of a workspace, oldest page last. Keys that others make meanwhile may be shown twice.
     fn each_key(
         &self,
         workspace: &WorkspaceId,

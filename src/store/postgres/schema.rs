@@ -3,12 +3,13 @@
 //! Must not know: what is done with the tables. Whatever does not fit is `Refused` in words for the operator; a crash
 //! half-way leaves what was there before, because PostgreSQL takes the whole transaction back.
 
-use super::{PgOptions, StoreError, broken_off, connect, error, tls};
+use super::{PgOptions, StoreError, connect, error, tls};
 use crate::config::PostgresUrl;
 use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, POSTGRES};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row, Socket};
 
 /// "KyGt": the lock that whoever changes the schema holds, in this database.
 const LOCK: i64 = 0x4b79_4774;
@@ -140,12 +141,12 @@ impl Connection {
                 None => {
                     let (client, connection) =
                         config.connect(NoTls).await.map_err(|e| error::at_start(&e))?;
-                    let driver = tokio::spawn(async { ended(connection.await) });
+                    let driver = tokio::spawn(drive(connection));
                     Self { client, driver }
                 }
                 Some(tls) => {
                     let (client, connection) = config.connect(tls).await.map_err(|e| error::at_start(&e))?;
-                    let driver = tokio::spawn(async { ended(connection.await) });
+                    let driver = tokio::spawn(drive(connection));
                     Self { client, driver }
                 }
             };
@@ -161,9 +162,12 @@ impl Drop for Connection {
     }
 }
 
-fn ended(outcome: Result<(), tokio_postgres::Error>) {
-    if outcome.is_err() {
-        // Whoever waits for an answer is told; this is for those who look closer.
-        tracing::debug!(error = %broken_off(), "a connection for the schema ended");
+/// Whoever waits for an answer is told when the connection ends; this is for those who look closer.
+async fn drive<S>(connection: tokio_postgres::Connection<Socket, S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if let Err(error) = connection.await {
+        tracing::debug!(error = %StoreError::from(error), "a connection for the schema ended");
     }
 }

@@ -45,21 +45,18 @@ fn by_roots(
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<WebPkiServerVerifier>, StoreError> {
     let mut roots = RootCertStore::empty();
-    match file {
-        Some(path) => {
-            let unreadable = |error: &dyn std::fmt::Display| {
-                StoreError::Refused(format!("sslrootcert {} cannot be used: {error}", path.display()))
-            };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                roots.add(certificate).map_err(|error| unreadable(&error))?;
-            }
+    if let Some(path) = file {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            StoreError::Refused(format!("sslrootcert {} cannot be used: {error}", path.display()))
+        };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+            let certificate = certificate.map_err(|error| unreadable(&error))?;
+            roots.add(certificate).map_err(|error| unreadable(&error))?;
         }
-        None => {
-            let (added, ignored) =
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            tracing::debug!(added, ignored, "root certificates of this machine");
-        }
+    } else {
+        let found = rustls_native_certs::load_native_certs().certs;
+        let (added, ignored) = roots.add_parsable_certificates(found);
+        tracing::debug!(added, ignored, "root certificates of this machine");
     }
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
         .build()
