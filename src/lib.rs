@@ -14,7 +14,7 @@
 //! proxy → gate, usage, policy, counter, keyring, store's records    admin → draft, store, keyring, policy
 //! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
 //! keyring → store, policy    counter → policy, store's records      enduser → store, policy
-//! usage → store, policy      store → policy                         config → policy
+//! usage → store, policy      store → policy, config's addresses     config → policy
 //! policy → clock            envelope → policy
 //! ```
 //!

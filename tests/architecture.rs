@@ -194,11 +194,14 @@ fn policy_is_pure() {
 
 #[test]
 fn each_library_of_the_edges_is_known_where_its_edge_is() {
-    let homes: [(&str, &[&str]); 4] = [
+    let homes: [(&str, &[&str]); 7] = [
         ("pingora::", &["src/proxy/", "src/app/"]),
         // The demo brings a backend of its own.
         ("axum::", &["src/admin/", "src/app/", "src/cli/demo.rs"]),
         ("rusqlite::", &["src/store/"]),
+        ("tokio_postgres", &["src/store/postgres/"]),
+        ("deadpool", &["src/store/postgres/"]),
+        ("PgStore", &["src/store/postgres/", "src/app/"]),
         ("SqliteStore", &["src/store/sqlite/", "src/app/", "src/cli/"]),
     ];
     for source in sources("src") {

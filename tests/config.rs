@@ -2,7 +2,7 @@
 
 use keygate::config::{
     Config, ConfigError, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey, LogFormat, LogLevel,
-    OnFailure, ResourceSource, StoreLocation, WhenFull, example_config, known_keys,
+    OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config, known_keys,
 };
 use keygate::policy::key::Scope;
 use std::path::Path;
@@ -160,6 +160,13 @@ fn variables_override() {
         ("ADMIN_JWT_CLAIMS_WORKSPACE", "tenant", |c| c.admin.jwt.claims.workspace == "tenant"),
         ("SECRETS_PREFIX", "kg", |c| c.secrets.prefix == "kg"),
         ("STORE_URL", "sqlite:/x/y.db", |c| c.store.location == StoreLocation::Sqlite("/x/y.db".into())),
+        ("STORE_URL", "postgres://u:p@h:5433/d?sslmode=require", |c| {
+            matches!(&c.store.location, StoreLocation::Postgres(url)
+                if url.password() == Some("p") && url.ssl_mode == SslMode::Require)
+        }),
+        ("STORE_POOL", "20", |c| c.store.pool == 20),
+        ("STORE_CONNECT_TIMEOUT", "1s", |c| c.store.connect_timeout == Duration::from_secs(1)),
+        ("STORE_STATEMENT_TIMEOUT", "3s", |c| c.store.statement_timeout == Duration::from_secs(3)),
         ("COUNTERS_ON_FAILURE", "deny", |c| c.counters.on_failure == OnFailure::Deny),
         ("KEYRING_POLL_INTERVAL", "250ms", |c| c.keyring.poll_interval.as_millis() == 250),
         ("USAGE_WHEN_FULL", "refuse", |c| c.usage.when_full == WhenFull::Refuse),

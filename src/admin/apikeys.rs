@@ -6,6 +6,7 @@ use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Object, OptionalObject, Params, Query, Segment};
 use super::page::{Listed, millis, page_request};
+use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord, ScopeWord};
 use crate::clock::Timestamp;
 use crate::draft::{KeyDraft, KeyPatchDraft, credential, read_grace_period};
@@ -136,6 +137,24 @@ pub(super) struct IssuedKey {
     api_key: String,
 }
 
+/// A key as it is now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChangedKey {
+    #[serde(flatten)]
+    key: KeyView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    propagation: Option<Spread>,
+}
+
+/// A key that was deleted.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeletedKey {
+    #[serde(flatten)]
+    deleted: Deleted,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    propagation: Option<Spread>,
+}
+
 /// What was deleted.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Deleted {
@@ -206,49 +225,52 @@ pub(super) async fn get_key(
 /// Change a key
 ///
 /// Role `admin`. Absent fields stay as they are; null clears those that can be empty. In force on this node when answered.
-#[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys", params(("id" = String, Path, description = "Which key")),
-request_body = KeyUpdate, responses(
-    (status = 200, description = "The key as it is now", body = Envelope<KeyView>),
+#[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys",
+params(("id" = String, Path, description = "Which key"), WaitParams), request_body = KeyUpdate, responses(
+    (status = 200, description = "The key as it is now", body = Envelope<ChangedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn update_key(
     State(admin): State<Shared>,
     Writer { actor, workspace }: Writer,
     id: Segment,
-    Query(()): Query<()>,
+    Query(wait): Query<WaitQuery>,
     Object(body): Object,
-) -> Result<Answer<KeyView>, AdminError> {
+) -> Result<Answer<ChangedKey>, AdminError> {
     let at = admin.now();
     let id = key_id(&id)?;
     let draft = KeyPatchDraft::read(&body, at).map_err(AdminError::fields)?;
     let key = find(&admin, &workspace, id).await?;
     if draft.is_empty() {
-        return Ok(Answer::ok(KeyView::new(key, at)));
+        return Ok(Answer::ok(ChangedKey { key: KeyView::new(key, at), propagation: None }));
     }
     // A key's type never changes, so what was checked against it still holds when the store writes.
     let patch = draft.into_patch(key.key.kind).map_err(AdminError::fields)?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
-    let changed = admin.write(Fault::KeyNotFound, call).await?;
-    Ok(Answer::ok(KeyView::new(changed, at)))
+    let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
+    let propagation = spread(&admin, &wait, changed.version).await;
+    Ok(Answer::ok(ChangedKey { key: KeyView::new(changed.value, at), propagation }))
 }
 
 /// Delete a key
 ///
 /// Role `admin`. For good: the secret is refused from now on, statistics and logs stay, the name is free.
-#[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys", params(("id" = String, Path, description = "Which key")), responses(
-    (status = 200, description = "It is gone", body = Envelope<Deleted>),
+#[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys",
+params(("id" = String, Path, description = "Which key"), WaitParams), responses(
+    (status = 200, description = "It is gone", body = Envelope<DeletedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn delete_key(
     State(admin): State<Shared>,
     Writer { actor, workspace }: Writer,
     id: Segment,
-    Query(()): Query<()>,
-) -> Result<Answer<Deleted>, AdminError> {
+    Query(wait): Query<WaitQuery>,
+) -> Result<Answer<DeletedKey>, AdminError> {
     let id = key_id(&id)?;
     let call = admin.deps.store.delete_key(&workspace, id, &actor, admin.now());
-    admin.write(Fault::KeyNotFound, call).await?;
-    Ok(Answer::ok(Deleted::new(&id)))
+    let deleted = admin.write_versioned(Fault::KeyNotFound, call).await?;
+    let propagation = spread(&admin, &wait, deleted.version).await;
+    Ok(Answer::ok(DeletedKey { deleted: Deleted::new(&id), propagation }))
 }
 
 /// Give a key a new secret

@@ -115,9 +115,18 @@ impl Admin {
         missing: Fault,
         call: impl Future<Output = Result<Written<T>, StoreError>>,
     ) -> Result<T, AdminError> {
+        self.write_versioned(missing, call).await.map(|written| written.value)
+    }
+
+    /// Like [`Admin::write`], with the number of the change.
+    pub(super) async fn write_versioned<T>(
+        &self,
+        missing: Fault,
+        call: impl Future<Output = Result<Written<T>, StoreError>>,
+    ) -> Result<Written<T>, AdminError> {
         let written = self.ask(missing, call).await?;
         self.reach(written.version).await;
-        Ok(written.value)
+        Ok(written)
     }
 
     /// The caller's own workspace: made if it is new and that is allowed, else refused.

@@ -19,6 +19,7 @@ mod health;
 mod logs;
 mod page;
 mod plans;
+mod propagation;
 mod router;
 mod schema;
 #[cfg(test)]

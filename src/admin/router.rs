@@ -3,7 +3,7 @@
 use super::context::{Admin, AdminDeps, Shared};
 use super::envelope;
 use super::error::AdminError;
-use super::{apikeys, audit, endusers, health, logs, plans, usage, workspaces};
+use super::{apikeys, audit, endusers, health, logs, plans, propagation, usage, workspaces};
 use crate::policy::fault::Fault;
 use axum::Router;
 use axum::extract::Request;
@@ -63,6 +63,7 @@ fn urls() -> OpenApiRouter<Shared> {
         .routes(routes!(apikeys::create_key, apikeys::list_keys))
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
+        .routes(routes!(propagation::key_propagation))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))
         .routes(routes!(logs::key_logs))

@@ -25,15 +25,18 @@ use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
-use crate::store::sqlite::{SqliteOptions, SqliteStore};
-use crate::store::{Actor, Feed, PlanRecord, Store, StoreError, Tenants};
+use crate::store::migrate::MigrationState;
+use crate::store::postgres::{self, PgOptions, PgStore};
+use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
+use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
 use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 /// Longest wait of a request for the store, and of an admin call for one step.
@@ -111,7 +114,7 @@ pub struct Running {
 struct Base {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
 }
@@ -121,7 +124,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
-    let base = io.block_on(open(config, inline_peppers))?;
+    let base = io.block_on(open(config, inline_peppers, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
     let counters = Arc::new(Counters::default());
     let end_users = Arc::new(EndUsers::new(
@@ -131,7 +134,8 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         config.end_users.cache_entries,
         STORE_PATIENCE,
     ));
-    let follower = parts::follower(config, &base, &keyring, &counters, &end_users);
+    let admin_at = Arc::new(OnceLock::new());
+    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     let broken = io.block_on(follower.load())?;
     base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
     io.block_on(parts::restore(&base, &counters))?;
@@ -146,7 +150,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
-    io.spawn(follower.run(feed_stopped));
+    let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
@@ -185,6 +189,8 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
+    // Said once, before anybody can ask for it.
+    let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
     let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
@@ -208,6 +214,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             drain_timeout: config.proxy.drain_timeout,
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
+            follower,
             writer,
             store: base.store,
             proxy: proxy_runtime,
@@ -231,11 +238,11 @@ impl Running {
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
-async fn open(config: &Config, inline_peppers: Option<&str>) -> Result<Base, StartError> {
+async fn open(config: &Config, inline_peppers: Option<&str>, io: &Handle) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
-    let store = open_store(config)?;
-    let peppers = agreed_peppers(config, inline_peppers, &store).await?;
+    let store = open_store(config, io).await?;
+    let peppers = agreed_peppers(config, inline_peppers, &*store).await?;
     let auth = auth(config, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
     Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
@@ -258,22 +265,46 @@ pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) 
     Ok(())
 }
 
-/// Opens the configured store.
-pub fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StoreError> {
-    let StoreLocation::Sqlite(path) = &config.store.location;
-    let options = SqliteOptions {
-        busy_timeout: config.store.busy_timeout,
-        readers: config.store.readers,
-        ..SqliteOptions::default()
-    };
-    SqliteStore::open(path, &options).map(Arc::new)
+/// Opens the configured store. Its connections, where it has some, live on `io`.
+pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
+    match &config.store.location {
+        StoreLocation::Sqlite(path) => {
+            let options = SqliteOptions {
+                busy_timeout: config.store.busy_timeout,
+                readers: config.store.readers,
+                ..SqliteOptions::default()
+            };
+            Ok(Arc::new(SqliteStore::open(path, &options)?))
+        }
+        StoreLocation::Postgres(url) => {
+            Ok(Arc::new(PgStore::open(url, &postgres_options(config), io.clone()).await?))
+        }
+    }
+}
+
+/// What the schema of the configured store has and lacks; with `apply` it is brought up to date first.
+pub async fn schema(config: &Config, apply: bool) -> Result<MigrationState, StoreError> {
+    match (&config.store.location, apply) {
+        (StoreLocation::Sqlite(path), true) => sqlite::migrate(path),
+        (StoreLocation::Sqlite(path), false) => sqlite::check(path),
+        (StoreLocation::Postgres(url), true) => postgres::migrate(url, &postgres_options(config)).await,
+        (StoreLocation::Postgres(url), false) => postgres::check(url, &postgres_options(config)).await,
+    }
+}
+
+fn postgres_options(config: &Config) -> PgOptions {
+    PgOptions {
+        connections: config.store.pool,
+        connect_timeout: config.store.connect_timeout,
+        statement_timeout: config.store.statement_timeout,
+    }
 }
 
 /// The peppers, after the store has agreed that they are those its digests were made with.
 pub async fn agreed_peppers(
     config: &Config,
     inline: Option<&str>,
-    store: &Arc<SqliteStore>,
+    store: &dyn Store,
 ) -> Result<Peppers, StartError> {
     if let Some(text) = inline {
         let peppers = Peppers::parse(text)?;

@@ -7,17 +7,18 @@ use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
 use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
-use crate::keyring::{FeedOptions, Follower, Keyring};
+use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::metrics::Metrics;
+use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, SpentRow, StoreError};
+use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -91,6 +92,7 @@ pub(super) fn follower(
     keyring: &Arc<Keyring>,
     counters: &Arc<Counters>,
     end_users: &Arc<EndUsers>,
+    admin_at: &Arc<OnceLock<SocketAddr>>,
 ) -> Follower {
     let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
     let forget = move |removed: &Change| match removed {
@@ -99,7 +101,10 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
+    let boot = uuid_v7(base.clock.now().wall);
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
+        .reporting(reporter)
 }
 
 /// Sets the counters to what the ledger knows, before the first request.

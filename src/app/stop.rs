@@ -1,7 +1,7 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
 //! (until then it tells that this node is stopping), then the last records, then the store.
 
-use crate::store::sqlite::SqliteStore;
+use crate::store::Store;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+/// How long the other nodes are told that this one is going.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What has to be stopped.
 pub(super) struct Stopping {
@@ -31,8 +34,10 @@ pub(super) struct Stopping {
     pub(super) drain_timeout: Duration,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
+    /// Ends when the feed is stopped, after saying goodbye to the other nodes.
+    pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
     pub(super) admin: Runtime,
     pub(super) io: Runtime,
@@ -66,7 +71,12 @@ impl Stopping {
                 tracing::error!("the writer of the ledger did not end");
             }
         });
-        self.io.block_on(self.store.close());
+        self.io.block_on(async {
+            if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
+                tracing::debug!("the change feed did not end in time");
+            }
+            self.store.close().await;
+        });
         self.io.shutdown_timeout(Duration::from_secs(1));
     }
 }

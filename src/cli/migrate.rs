@@ -1,8 +1,7 @@
 //! `keygate migrate`
 
 use super::{ConfigArgs, Environment, Failure, load, say};
-use crate::config::StoreLocation;
-use crate::store::sqlite;
+use crate::app;
 use clap::Args;
 
 /// Arguments of `keygate migrate`.
@@ -17,9 +16,9 @@ pub struct MigrateArgs {
 
 pub(super) fn run(args: &MigrateArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
-    let StoreLocation::Sqlite(path) = &config.store.location;
-    let state =
-        if args.check { sqlite::check(path) } else { sqlite::migrate(path) }.map_err(Failure::failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let state = runtime.block_on(app::schema(&config, !args.check)).map_err(Failure::failed)?;
     for name in &state.applied {
         say(format_args!("applied  {name}"))?;
     }

@@ -99,6 +99,9 @@ impl Default for StoreConfig {
             location: StoreLocation::Sqlite("data/keygate.db".into()),
             busy_timeout: Duration::from_secs(5),
             readers: 2,
+            pool: 8,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
         }
     }
 }

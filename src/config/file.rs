@@ -197,6 +197,9 @@ fn store(s: &mut Section<'_, '_>) -> StoreConfig {
         location: s.value("url", &StoreUrl, d.location),
         busy_timeout: s.value("busy_timeout", &span_ms(0, 60_000), d.busy_timeout),
         readers: s.value("readers", &Whole { min: 1, max: 64 }, d.readers),
+        pool: s.value("pool", &Whole { min: 1, max: 1_000 }, d.pool),
+        connect_timeout: s.value("connect_timeout", &span_ms(100, 60_000), d.connect_timeout),
+        statement_timeout: s.value("statement_timeout", &span_ms(100, 600_000), d.statement_timeout),
     }
 }
 

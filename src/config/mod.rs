@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod given;
 mod nearest;
+mod postgres_url;
 mod reading;
 mod rule;
 mod section;
@@ -16,6 +17,7 @@ mod types;
 mod validate;
 
 pub use error::{ConfigError, Mistake};
+pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use types::*;
 
 use reading::Reading;

@@ -3,6 +3,7 @@
 //! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
 
 use super::given::Given;
+use super::postgres_url::BadPostgresUrl;
 use super::rule::{Parsed, Rule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
 use crate::policy::key::Count;
@@ -149,13 +150,17 @@ impl Rule for StoreUrl {
     type Value = StoreLocation;
 
     fn must(&self) -> String {
-        r#"sqlite:PATH, such as "sqlite:data/keygate.db""#.into()
+        r#"sqlite:PATH, such as "sqlite:data/keygate.db", or postgres://USER:PASSWORD@HOST:PORT/DATABASE"#
+            .into()
     }
 
     fn read(&self, given: Given<'_>) -> Result<StoreLocation, String> {
         let url = given.text().ok_or_else(|| refusal(self))?;
         if scheme_is(url, &["postgres", "postgresql"]) {
-            return Err(format!("PostgreSQL is not supported by this version; must be {}", self.must()));
+            return url
+                .parse()
+                .map(StoreLocation::Postgres)
+                .map_err(|error: BadPostgresUrl| error.to_string());
         }
         // `sqlite://a/b` would name the host a; `sqlite::memory:` would forget every key at exit.
         let path =
@@ -165,8 +170,11 @@ impl Rule for StoreUrl {
     }
 
     fn show(&self, value: &StoreLocation) -> String {
-        let StoreLocation::Sqlite(path) = value;
-        quote(&format_args!("sqlite:{}", path.display()))
+        match value {
+            StoreLocation::Sqlite(path) => quote(&format_args!("sqlite:{}", path.display())),
+            // Without the user and the password, which are nobody's business here.
+            StoreLocation::Postgres(url) => quote(&format_args!("postgres:…/{}", url.database)),
+        }
     }
 }
 

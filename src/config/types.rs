@@ -2,6 +2,7 @@
 //!
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
+use super::postgres_url::PostgresUrl;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
@@ -146,10 +147,16 @@ pub struct SecretsConfig {
 pub struct StoreConfig {
     /// Which store.
     pub location: StoreLocation,
-    /// How long a statement waits for another's lock.
+    /// How long a statement waits for another's lock on the SQLite file.
     pub busy_timeout: Duration,
-    /// Connections that read.
+    /// Connections that read from SQLite.
     pub readers: usize,
+    /// Most connections to PostgreSQL, not counting the one that listens for changes.
+    pub pool: usize,
+    /// How long a connection to PostgreSQL may take to open, and how long a call waits for a free one.
+    pub connect_timeout: Duration,
+    /// How long PostgreSQL may take for a statement.
+    pub statement_timeout: Duration,
 }
 
 /// Which store.
@@ -157,6 +164,8 @@ pub struct StoreConfig {
 pub enum StoreLocation {
     /// A SQLite database in this file.
     Sqlite(PathBuf),
+    /// A database on a PostgreSQL server.
+    Postgres(PostgresUrl),
 }
 
 /// `[counters]`

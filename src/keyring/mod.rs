@@ -7,7 +7,7 @@
 
 mod feed;
 
-pub use feed::{FeedOptions, Follower};
+pub use feed::{FeedOptions, Follower, Reporter};
 
 use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, PlanId, WorkspaceId};

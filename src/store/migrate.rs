@@ -30,8 +30,16 @@ pub(super) const HISTORY_TABLE: &str = "refinery_schema_history";
 type File = (&'static str, &'static str);
 
 /// The migrations of the embedded store. `V1__initial` is `migrations/sqlite/0001_initial.sql`, and so on.
-pub(super) const SQLITE: &[File] =
-    &[("V1__initial", include_str!("../../migrations/sqlite/0001_initial.sql"))];
+pub(super) const SQLITE: &[File] = &[
+    ("V1__initial", include_str!("../../migrations/sqlite/0001_initial.sql")),
+    ("V2__nodes", include_str!("../../migrations/sqlite/0002_nodes.sql")),
+];
+
+/// The migrations of the store for several nodes: the same numbers and names.
+pub(super) const POSTGRES: &[File] = &[
+    ("V1__initial", include_str!("../../migrations/postgres/0001_initial.sql")),
+    ("V2__nodes", include_str!("../../migrations/postgres/0002_nodes.sql")),
+];
 
 /// What runs the migrations of `files`: all that are pending in one transaction.
 pub(super) fn runner(files: &[File]) -> Result<Runner, StoreError> {
@@ -114,6 +122,12 @@ mod tests {
         let known = runner(SQLITE).unwrap();
         let numbers: Vec<i32> = known.get_migrations().iter().map(Migration::version).collect();
         assert_eq!(numbers, (1..=i32::try_from(SQLITE.len()).unwrap()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn both_backends_have_the_same_numbers_and_names() {
+        let names = |files: &[File]| files.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert_eq!(names(SQLITE), names(POSTGRES));
     }
 
     #[test]

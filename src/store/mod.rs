@@ -6,14 +6,19 @@
 //! so that numbers become visible in order and "all rows with a number above mine" misses nothing.
 //! *Invariant:* whatever is confined to a workspace names it in the query itself.
 
+mod decode;
 mod error;
+mod fields;
 pub mod migrate;
+mod node;
+pub mod postgres;
 mod record;
 pub mod rollup;
 mod rules;
 pub mod sqlite;
 
 pub use error::StoreError;
+pub use node::{NodeReport, NodeRow};
 pub use record::*;
 
 use crate::clock::Timestamp;
@@ -21,6 +26,7 @@ use crate::policy::id::{EndUserId, KeyId, PlanId, WorkspaceId};
 use async_trait::async_trait;
 use std::fmt;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 /// A number of the store's one sequence of changes. 0 is before everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -36,9 +42,12 @@ pub struct Written<T> {
 }
 
 /// All of it, as the composition root hands it out; everybody else takes the one trait it needs.
-pub trait Store: Feed + Keys + Tenants + EndUsers + Ledger + Audit {}
-
-impl<T: Feed + Keys + Tenants + EndUsers + Ledger + Audit> Store for T {}
+#[async_trait]
+pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Ledger + Audit {
+    /// Takes no more calls, finishes those that run or are queued, and lets go of the backend. Later calls are
+    /// `Unavailable`.
+    async fn close(&self);
+}
 
 /// The change feed that keyrings follow.
 #[async_trait]
@@ -52,9 +61,28 @@ pub trait Feed: Send + Sync + 'static {
     /// The number of the newest write.
     async fn version(&self) -> Result<Version, StoreError>;
 
+    /// Resolves when somebody, on whatever node, may have written since the last time it did. For one waiter; a backend
+    /// that cannot tell never resolves, and nobody may rely on it: the wise one polls as well.
+    async fn changed(&self) {
+        std::future::pending::<()>().await;
+    }
+
     /// Remembers what every pepper in use looks like, and refuses a set that does not fit what was remembered.
     /// `peppers` are (version, check) pairs; a check tells two peppers apart and reveals neither.
     async fn agree_on_peppers(&self, peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError>;
+}
+
+/// Who runs on the store, and how far each has followed its changes.
+#[async_trait]
+pub trait Nodes: Send + Sync + 'static {
+    /// A sign of life, with how far the node has come. Whoever has not been seen for a day is forgotten.
+    async fn report(&self, node: &NodeReport) -> Result<(), StoreError>;
+
+    /// A process says that it is going; nobody has to wait for it any more.
+    async fn leave(&self, boot: Uuid) -> Result<(), StoreError>;
+
+    /// All that are known, by name.
+    async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError>;
 }
 
 /// Keys at rest.
@@ -87,6 +115,9 @@ pub trait Keys: Send + Sync + 'static {
         filter: &KeyFilter,
         page: PageRequest,
     ) -> Result<Page<KeyRecord>, StoreError>;
+
+    /// The number of the newest write to a key, deleted or not. None: there never was one in this workspace.
+    async fn key_version(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Version>, StoreError>;
 
     /// Changes a key. `NotFound`, `DuplicateName`, `RateAbovePlan` (only when the patch touches the rate), `Invalid`.
     async fn update_key(

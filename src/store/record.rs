@@ -1,7 +1,7 @@
 //! The rows of the store as everybody else sees them. Plain data; what they mean for a decision is `policy`'s.
 
 use super::Version;
-use super::rollup::Quantiles;
+use super::rollup::{Quantiles, Tally};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
 use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
@@ -541,6 +541,23 @@ impl Change {
     /// Whether something is gone for good.
     pub const fn is_removal(&self) -> bool {
         matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
+    }
+}
+
+impl KeyStats {
+    /// Statistics from the roll-ups of a key's whole life and of the current day.
+    pub(super) fn new(life: &Tally, today: &Tally, quota_limit: Option<u64>) -> Self {
+        Self {
+            total_requests: life.requests,
+            requests_today: today.requests,
+            quota_used: life.charged,
+            quota_limit,
+            denied: life.denied,
+            errors: life.errors,
+            last_used_at: (life.requests > 0).then_some(life.last_at),
+            tokens_used: life.tokens,
+            response_time: life.quantiles(),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use super::{IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
 use super::{WorkspacePatch, WorkspaceRecord};
 use crate::clock::Timestamp;
+use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scope, Scopes};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
@@ -25,7 +26,7 @@ pub(super) fn new_key(new: NewKey, by: &str, at: Timestamp) -> Result<KeyRecord,
         quota_used: 0,
         usage_count: 0,
         last_used_at: None,
-        created_by: by.to_owned(),
+        created_by: without_nul(by).into_owned(),
         created_at: at,
         updated_at: at,
     };
@@ -86,6 +87,7 @@ pub(super) fn check_rate(asked: u32, plan: &Plan) -> Result<(), StoreError> {
 fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
     check_text("name", &record.name)?;
     check_text("description", &record.description)?;
+    check_text("hint", &record.hint)?;
     check_text("resource_id", &record.key.resource_id)?;
     check_scopes(record.key.kind, record.key.scopes)?;
     let ceilings = &record.key.ceilings;
@@ -155,6 +157,50 @@ pub(super) fn patched_workspace(
     Ok(after)
 }
 
+/// A workspace that nobody has named yet.
+pub(super) fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
+    WorkspaceRecord { id, name: String::new(), plan_id, end_users: 0, created_at: at, updated_at: at }
+}
+
+// === secrets and peppers ===
+
+/// A secret opens one key.
+pub(super) fn secret_taken() -> StoreError {
+    StoreError::Invalid { field: "secret", why: "must not be the secret of another key".into() }
+}
+
+/// The remembered peppers that are not among those given; or which of these is another than it was.
+pub(super) fn missing_peppers(
+    remembered: &[(u32, [u8; 32])],
+    given: &[(u32, [u8; 32])],
+) -> Result<Vec<u32>, StoreError> {
+    let mut missing = Vec::new();
+    for (version, check) in remembered {
+        match given.iter().find(|(v, _)| v == version) {
+            Some((_, same)) if same == check => {}
+            Some(_) => {
+                return Err(StoreError::WrongPepper(format!(
+                    "pepper {version} is not the one that this database's keys were made with; give the one from \
+                     before, or give the new one a version of its own"
+                )));
+            }
+            None => missing.push(*version),
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether pepper `version` may be missing, which `keys` keys were made with.
+pub(super) fn check_pepper_unused(version: u32, keys: u64) -> Result<(), StoreError> {
+    if keys == 0 {
+        return Ok(());
+    }
+    Err(StoreError::WrongPepper(format!(
+        "pepper {version} is missing, but the secrets of {keys} keys can only be checked with it; give it as well, \
+         after the current one"
+    )))
+}
+
 // === values ===
 
 /// Texts that people give hold no NUL: PostgreSQL cannot store one, and nothing may depend on the backend.
@@ -168,6 +214,11 @@ pub(super) fn check_text(field: &'static str, text: &str) -> Result<(), StoreErr
 /// Texts of the ledger come from the wire; a record must never be refused for one, so a NUL becomes U+FFFD.
 pub(super) fn without_nul(text: &str) -> std::borrow::Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+/// Whether a text that is looked for can be nowhere, because no stored text holds a NUL.
+pub(super) fn hold_nul<const N: usize>(texts: [Option<&str>; N]) -> bool {
+    texts.into_iter().flatten().any(|text| text.contains('\0'))
 }
 
 fn check_count(field: &'static str, count: u64) -> Result<(), StoreError> {
@@ -234,6 +285,21 @@ pub(super) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String> {
 }
 
 // === audit ===
+
+/// What happened to what.
+pub(super) struct Line<'a> {
+    pub(super) action: &'static str,
+    pub(super) workspace: Option<&'a WorkspaceId>,
+    pub(super) target: String,
+    pub(super) changes: Fields,
+}
+
+impl Line<'_> {
+    /// Lines about plans and workspaces themselves belong to the platform.
+    pub(super) fn is_of_platform(&self) -> bool {
+        self.action.starts_with("plan.") || self.action.starts_with("workspace.")
+    }
+}
 
 /// What a key is, for the audit trail. Destructured, so that a new field must be decided on here.
 pub(super) fn key_fields(record: &KeyRecord) -> Fields {

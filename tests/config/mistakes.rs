@@ -100,16 +100,20 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     // Backends that this version does not have.
     (
-        "store.url = \"postgres://u:hunter2@db/k\"",
-        "1:13 store.url: PostgreSQL is not supported by this version; must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+        "store.url = \"postgres://u:hunter2@db\"",
+        "1:13 store.url: must name a database, as in postgres://USER@HOST/DATABASE",
+    ),
+    (
+        "store.url = \"postgres://u:hunter2@db/k?sslmode=on\"",
+        "1:13 store.url: sslmode must be one of: disable, prefer, require, verify-ca, verify-full",
     ),
     (
         "store.url = \"sqlite://data/k.db\"",
-        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\", or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
     ),
     (
         "store.url = \"sqlite::memory:\"",
-        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\"",
+        "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\", or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
     ),
     (
         "counters.url = \"rediss://:hunter2@c\"",

@@ -7,9 +7,13 @@ mod end_users;
 mod feed;
 mod keys;
 mod ledger;
+mod nodes;
+mod only_postgres;
 mod only_sqlite;
 mod place;
+mod private_postgres;
 mod tenants;
+mod texts;
 
 /// Makes one module of tests per backend.
 macro_rules! run_on {
@@ -128,8 +132,18 @@ macro_rules! behaviours {
                 a_refused_act_leaves_no_line
                 lines_belong_to_a_workspace_or_the_platform
                 lines_are_filtered_and_paged;
+            nodes:
+                a_node_is_known_by_its_last_report
+                a_node_that_leaves_is_forgotten
+                reports_draw_no_number
+                a_keys_number_is_that_of_its_newest_write;
+            texts:
+                a_text_with_nul_is_found_nowhere
+                nul_in_what_tokens_say_is_replaced
+                nul_in_a_hint_is_refused;
         }
     };
 }
 
 behaviours!(sqlite);
+behaviours!(postgres);

@@ -2,7 +2,7 @@
 
 use crate::place::{Place, T0, new_key, someone, workspace_id};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore, check, migrate};
-use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, StoreError, Version};
+use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, Version};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -80,7 +80,7 @@ async fn a_newer_schema_is_refused() {
     migrate(&path).unwrap();
     let raw = Connection::open(&path).unwrap();
     raw.execute_batch(
-        "INSERT INTO refinery_schema_history SELECT 9999, 'future', applied_on, checksum FROM refinery_schema_history",
+        "INSERT INTO refinery_schema_history SELECT 9999, 'future', applied_on, checksum FROM refinery_schema_history LIMIT 1",
     )
     .unwrap();
     for why in [refusal(open(&path)), refusal(migrate(&path)), refusal(check(&path))] {

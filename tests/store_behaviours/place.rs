@@ -1,8 +1,10 @@
 //! A store of its own for each test, and short names for what tests put into it.
 
+use crate::private_postgres::Server;
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
+use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
 use keygate::store::{Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest};
 use keygate::store::{PlanRecord, Store, UsageRecord, Version};
@@ -27,7 +29,8 @@ pub(crate) struct Place {
 }
 
 enum Backend {
-    Sqlite { open: Arc<SqliteStore>, folder: tempfile::TempDir },
+    Sqlite { folder: tempfile::TempDir },
+    Postgres { url: String },
 }
 
 // === impl Place ===
@@ -35,26 +38,38 @@ enum Backend {
 impl Place {
     pub(crate) async fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let open = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
-        Self { store: Arc::<SqliteStore>::clone(&open), backend: Backend::Sqlite { open, folder } }
+        let store = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
+        Self { store, backend: Backend::Sqlite { folder } }
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        let url = Server::shared().database().await;
+        Self { store: Arc::new(open_postgres(&url).await), backend: Backend::Postgres { url } }
     }
 
     /// Closes the store and opens it again.
     pub(crate) async fn reopen(self) -> Self {
-        match self.backend {
-            Backend::Sqlite { open, folder } => {
-                open.close().await;
-                let again = Arc::new(open_sqlite(&folder.path().join("keygate.db")));
-                let store = Arc::<SqliteStore>::clone(&again);
-                Self { store, backend: Backend::Sqlite { open: again, folder } }
-            }
-        }
+        self.store.close().await;
+        let store: Arc<dyn Store> = match &self.backend {
+            Backend::Sqlite { folder } => Arc::new(open_sqlite(&folder.path().join("keygate.db"))),
+            Backend::Postgres { url } => Arc::new(open_postgres(url).await),
+        };
+        Self { store, backend: self.backend }
     }
 
     /// Where the embedded store's file is.
     pub(crate) fn path(&self) -> PathBuf {
         match &self.backend {
-            Backend::Sqlite { folder, .. } => folder.path().join("keygate.db"),
+            Backend::Sqlite { folder } => folder.path().join("keygate.db"),
+            Backend::Postgres { .. } => panic!("it has no file"),
+        }
+    }
+
+    /// Where the database is.
+    pub(crate) fn url(&self) -> &str {
+        match &self.backend {
+            Backend::Sqlite { .. } => panic!("it has no URL"),
+            Backend::Postgres { url } => url,
         }
     }
 
@@ -101,6 +116,12 @@ impl Deref for Place {
 
 fn open_sqlite(path: &std::path::Path) -> SqliteStore {
     SqliteStore::open(path, &SqliteOptions::default()).unwrap()
+}
+
+/// A store on the database at `url`, as another node would open it.
+pub(crate) async fn open_postgres(url: &str) -> PgStore {
+    let runtime = tokio::runtime::Handle::current();
+    PgStore::open(&url.parse().unwrap(), &PgOptions::default(), runtime).await.unwrap()
 }
 
 fn describe(change: &Change) -> String {

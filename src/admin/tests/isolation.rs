@@ -15,6 +15,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("PUT /apikeys/{id}", Some(Role::Admin)),
         ("DELETE /apikeys/{id}", Some(Role::Admin)),
         ("POST /apikeys/{id}/regenerate", Some(Role::Admin)),
+        ("GET /apikeys/{id}/propagation", Some(Role::Viewer)),
         ("GET /apikeys/{id}/stats", Some(Role::Viewer)),
         ("GET /apikeys/{id}/usage", Some(Role::Viewer)),
         ("GET /apikeys/{id}/logs", Some(Role::Viewer)),

@@ -4,6 +4,7 @@ mod calls;
 mod document;
 mod envelopes;
 mod isolation;
+mod propagation;
 mod tokens;
 mod usage;
 

@@ -6,7 +6,7 @@ use crate::draft::{KeyDraft, credential};
 use crate::policy::id::KeyId;
 use crate::policy::key::{KeyType, Scope};
 use crate::policy::secret::Secret;
-use crate::store::{Actor, Keys};
+use crate::store::Actor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 

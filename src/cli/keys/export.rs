@@ -3,7 +3,7 @@
 use super::Desk;
 use crate::cli::Failure;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::{Change, Credential, Feed, KeyFilter, KeyRecord, PageRequest, Tenants, Version};
+use crate::store::{Change, Credential, KeyFilter, KeyRecord, PageRequest, Version};
 use clap::Args;
 use serde_json::{Value, json};
 use std::collections::HashMap;

@@ -6,7 +6,7 @@ use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::Secret;
-use crate::store::{Actor, Digest, IssuedCredential, Keys, NewKey, Tenants};
+use crate::store::{Actor, Digest, IssuedCredential, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};

@@ -1,5 +1,5 @@
-//! `keygate keys`: managing keys of a gateway that is not running. A running one owns its store and is managed through
-//! its admin API.
+//! `keygate keys`: managing keys without the admin API. A running gateway owns its SQLite file, so there this is for one
+//! that is not running; on PostgreSQL others may run meanwhile.
 
 mod create;
 mod export;
@@ -13,8 +13,7 @@ use crate::draft::{FieldError, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::{Peppers, Secret};
-use crate::store::sqlite::SqliteStore;
-use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, Keys, PageRequest, StoreError, Tenants};
+use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, PageRequest, Store, StoreError};
 use clap::{Args, Subcommand};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +88,7 @@ struct RegenerateArgs {
 struct Desk {
     config: Config,
     runtime: Runtime,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     peppers: Peppers,
     now: Timestamp,
 }
@@ -152,9 +151,10 @@ impl Desk {
     fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
-        let store = app::open_store(&config).map_err(|e| Failure::failed(StartError::from(e)))?;
+        let opened = runtime.block_on(app::open_store(&config, runtime.handle()));
+        let store = opened.map_err(|e| Failure::failed(StartError::from(e)))?;
         let peppers =
-            runtime.block_on(app::agreed_peppers(&config, inline, &store)).map_err(Failure::failed)?;
+            runtime.block_on(app::agreed_peppers(&config, inline, &*store)).map_err(Failure::failed)?;
         runtime
             .block_on(app::create_plans(&config, &*store, SystemClock::new().now().wall))
             .map_err(Failure::failed)?;
@@ -174,8 +174,7 @@ impl Desk {
         plan.map(|record| record.plan).ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))
     }
 
-    /// Shows `each` every key of a workspace, oldest page last. Keys made meanwhile may be missed or shown twice, but
-    /// there is nobody to make any: the store has one owner.
+    /// Shows `each` every key of a workspace, oldest page last. Keys that others make meanwhile may be shown twice.
     fn each_key(
         &self,
         workspace: &WorkspaceId,

@@ -1,21 +1,15 @@
 //! The audit trail: one line per administrative write, in the same transaction as it.
 
-use super::row::{self, Fields};
+use super::row;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::policy::id::{AuditId, WorkspaceId};
-use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version, rules};
+use crate::store::decode::{audit_columns, read_audit};
+use crate::store::rules::{Line, without_nul};
+use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};
 use serde_json::Value;
-
-/// What happened to what.
-pub(super) struct Line<'a> {
-    pub(super) action: &'static str,
-    pub(super) workspace: Option<&'a WorkspaceId>,
-    pub(super) target: String,
-    pub(super) changes: rules::Fields,
-}
 
 /// Adds a line. Lines about plans and workspaces themselves belong to the platform.
 pub(super) fn add(
@@ -29,7 +23,6 @@ pub(super) fn add(
                    action, target, changes)
                VALUES (:id, :version, :at, :platform, :workspace, :subject, :role, :address, :request, :action,
                    :target, :changes)";
-    let platform = line.action.starts_with("plan.") || line.action.starts_with("workspace.");
     row::execute(
         tx,
         sql,
@@ -37,12 +30,12 @@ pub(super) fn add(
             ":id": AuditId::new(at).0.as_bytes(),
             ":version": row::int(version.0),
             ":at": at.as_micros(),
-            ":platform": platform,
+            ":platform": line.is_of_platform(),
             ":workspace": line.workspace.map(WorkspaceId::as_str),
-            ":subject": by.subject,
+            ":subject": without_nul(&by.subject),
             ":role": by.role,
             ":address": by.address.map(|a| a.to_string()),
-            ":request": by.request_id.as_deref(),
+            ":request": by.request_id.as_deref().map(without_nul),
             ":action": line.action,
             ":target": line.target,
             ":changes": Value::Object(line.changes).to_string(),
@@ -52,7 +45,7 @@ pub(super) fn add(
 }
 
 macro_rules! filtered {
-    ($select:literal, $scope:literal) => {
+    ($select:expr, $scope:literal) => {
         concat!(
             "SELECT ",
             $select,
@@ -66,13 +59,7 @@ macro_rules! filtered {
 
 macro_rules! lines {
     ($scope:literal) => {
-        concat!(
-            filtered!(
-                "id, at, workspace_id, subject, role, address, request_id, action, target, changes",
-                $scope
-            ),
-            " ORDER BY version DESC LIMIT :limit OFFSET :offset"
-        )
+        concat!(filtered!(audit_columns!(), $scope), " ORDER BY version DESC LIMIT :limit OFFSET :offset")
     };
 }
 
@@ -111,25 +98,10 @@ impl Audit for SqliteStore {
                     ":scope": scope, ":action": filter.action, ":target": filter.target, ":from": from, ":to": to,
                     ":limit": page.pagesize, ":offset": row::int(page.offset()),
                 },
-                record,
+                read_audit,
             )?;
             Ok(Page { items, total })
         })
         .await
     }
-}
-
-fn record(f: &mut Fields<'_>) -> Result<AuditRecord, StoreError> {
-    Ok(AuditRecord {
-        id: AuditId(f.uuid("id")?),
-        at: f.instant("at")?,
-        workspace_id: f.maybe_parsed("workspace_id")?,
-        subject: f.text("subject")?.to_owned(),
-        role: f.text("role")?.to_owned(),
-        address: f.maybe_parsed("address")?,
-        request_id: f.maybe_text("request_id")?.map(str::to_owned),
-        action: f.text("action")?.to_owned(),
-        target: f.text("target")?.to_owned(),
-        changes: f.read("changes", serde_json::from_str)?,
-    })
 }

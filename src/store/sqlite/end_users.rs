@@ -1,11 +1,12 @@
 //! End users, and the one atomic step by which a new one comes to exist.
 
-use super::audit::{self, Line};
-use super::row::{self, Fields};
+use super::audit;
+use super::row;
 use super::tenants::plan_of;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{EndUserId, WorkspaceId};
+use crate::store::decode::{end_user_columns, read_end_user};
 use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
@@ -70,7 +71,7 @@ impl EndUsers for SqliteStore {
                 "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
                              ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
             row::execute(tx, tombstone, params![workspace.as_str(), gone.other_id, row::int(version.0)])?;
-            let line = Line {
+            let line = rules::Line {
                 action: "enduser.delete",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -120,8 +121,12 @@ fn named(
     other_id: &str,
     page: PageRequest,
 ) -> Result<Page<EndUserRecord>, StoreError> {
-    let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users
-               WHERE workspace_id = ?1 AND other_id = ?2";
+    let sql = concat!(
+        "SELECT ",
+        end_user_columns!(),
+        " FROM end_users
+               WHERE workspace_id = ?1 AND other_id = ?2"
+    );
     let found = row::one(tx, sql, params![workspace.as_str(), other_id], read_end_user)?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
@@ -135,8 +140,12 @@ fn list(
 ) -> Result<Page<EndUserRecord>, StoreError> {
     let total =
         row::count(tx, "SELECT count(*) FROM end_users WHERE workspace_id = ?1", [workspace.as_str()])?;
-    let sql = "SELECT id, workspace_id, other_id, created_at FROM end_users WHERE workspace_id = ?1
-               ORDER BY created_at DESC, id DESC LIMIT ?2 OFFSET ?3";
+    let sql = concat!(
+        "SELECT ",
+        end_user_columns!(),
+        " FROM end_users WHERE workspace_id = ?1
+               ORDER BY created_at DESC, id DESC LIMIT ?2 OFFSET ?3"
+    );
     let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
     let items = row::all(tx, sql, values, read_end_user)?;
     Ok(Page { items, total })
@@ -147,16 +156,6 @@ fn end_user_record(
     workspace: &WorkspaceId,
     id: EndUserId,
 ) -> Result<Option<EndUserRecord>, StoreError> {
-    let sql =
-        "SELECT id, workspace_id, other_id, created_at FROM end_users WHERE workspace_id = ?1 AND id = ?2";
+    let sql = concat!("SELECT ", end_user_columns!(), " FROM end_users WHERE workspace_id = ?1 AND id = ?2");
     row::one(tx, sql, params![workspace.as_str(), id.0.as_bytes()], read_end_user)
-}
-
-fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreError> {
-    Ok(EndUserRecord {
-        id: EndUserId(f.uuid("id")?),
-        workspace_id: f.parsed("workspace_id")?,
-        other_id: f.text("other_id")?.to_owned(),
-        created_at: f.instant("created_at")?,
-    })
 }

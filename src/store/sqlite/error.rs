@@ -1,6 +1,7 @@
 //! What SQLite's errors mean to callers. SQL, values and paths stay out of the text.
 
 use super::StoreError;
+use crate::store::rules;
 use rusqlite::{Error, ErrorCode, ffi};
 
 impl From<Error> for StoreError {
@@ -43,12 +44,7 @@ fn constraint(extended_code: i32, text: &str) -> StoreError {
     match columns {
         "keys.workspace_id, keys.resource_id, keys.name" => StoreError::DuplicateName,
         "keys.id" => StoreError::AlreadyExists("key"),
-        "keys.digest" | "keys.old_digest" => secret_taken(),
+        "keys.digest" | "keys.old_digest" => rules::secret_taken(),
         _ => StoreError::Corrupt(format!("a rule of the schema does not hold (SQLite code {extended_code})")),
     }
-}
-
-/// A secret opens one key.
-pub(super) fn secret_taken() -> StoreError {
-    StoreError::Invalid { field: "secret", why: "must not be the secret of another key".into() }
 }

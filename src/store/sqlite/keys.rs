@@ -1,7 +1,6 @@
 //! Keys: made, listed, changed, deleted, given new secrets.
 
-use super::audit::{self, Line};
-use super::error::secret_taken;
+use super::audit;
 use super::key_rows::{list, live_record};
 use super::row;
 use super::tenants::plan_of;
@@ -67,6 +66,16 @@ impl Keys for SqliteStore {
         self.read(move |tx| list(tx, &workspace, &filter, page)).await
     }
 
+    async fn key_version(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Version>, StoreError> {
+        let workspace = workspace.clone();
+        self.read(move |tx| {
+            let sql = "SELECT version FROM keys WHERE id = ?1 AND workspace_id = ?2";
+            let values = params![id.0.as_bytes(), workspace.as_str()];
+            row::one(tx, sql, values, |f| Ok(Version(f.int("version")?)))
+        })
+        .await
+    }
+
     async fn update_key(
         &self,
         workspace: &WorkspaceId,
@@ -86,7 +95,7 @@ impl Keys for SqliteStore {
             forget_expired_credentials(tx, at)?;
             let version = next_version(tx)?;
             update(tx, &after, version)?;
-            let line = Line {
+            let line = rules::Line {
                 action: "key.update",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -116,7 +125,7 @@ impl Keys for SqliteStore {
                            old_valid_until = NULL
                        WHERE id = ?1";
             row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
-            let line = Line {
+            let line = rules::Line {
                 action: "key.delete",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -145,7 +154,7 @@ impl Keys for SqliteStore {
             let old_until = old_until.filter(|until| *until > at);
             let version = next_version(tx)?;
             replace_credential(tx, id, &new, old_until, version, at)?;
-            let line = Line {
+            let line = rules::Line {
                 action: "key.regenerate",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -198,7 +207,7 @@ fn create(
     check_digest_is_free(tx, credential.digest)?;
     let version = next_version(tx)?;
     insert(tx, &record, &credential, version)?;
-    let line = Line {
+    let line = rules::Line {
         action: "key.create",
         workspace: Some(&record.key.workspace_id),
         target: record.key.id.to_string(),
@@ -343,5 +352,5 @@ fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(),
 fn check_digest_is_free(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
     let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1)
                     + (SELECT count(*) FROM keys WHERE old_digest = ?1)";
-    if row::count(tx, sql, [digest.0])? == 0 { Ok(()) } else { Err(secret_taken()) }
+    if row::count(tx, sql, [digest.0])? == 0 { Ok(()) } else { Err(rules::secret_taken()) }
 }

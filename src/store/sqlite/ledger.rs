@@ -1,11 +1,12 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
 use super::rollups;
-use super::row::{self, Fields};
+use super::row;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
-use crate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::store::decode::{self, BATCH_MAX, read_usage, usage_columns};
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules::without_nul;
 use crate::store::{KeyStats, Ledger, LogCursor, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
@@ -13,9 +14,6 @@ use crate::store::{UsagePoint, UsageRange, UsageRecord};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
 use tokio::sync::mpsc;
-
-/// Rows of spending in one batch, at most.
-const BATCH_MAX: usize = 1_000;
 
 /// What the ledger needs of a key whose usage may be seen.
 struct Owned {
@@ -69,17 +67,7 @@ impl Ledger for SqliteStore {
             let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
             let life = rollups::one(tx, &window(Width::Total))?.unwrap_or_default();
             let today = rollups::one(tx, &window(Width::Day))?.unwrap_or_default();
-            Ok(Some(KeyStats {
-                total_requests: life.requests,
-                requests_today: today.requests,
-                quota_used: life.charged,
-                quota_limit,
-                denied: life.denied,
-                errors: life.errors,
-                last_used_at: (life.requests > 0).then_some(life.last_at),
-                tokens_used: life.tokens,
-                response_time: life.quantiles(),
-            }))
+            Ok(Some(KeyStats::new(&life, &today, quota_limit)))
         })
         .await
     }
@@ -193,13 +181,8 @@ fn log_page(
         LogPageRequest::After(..) => None,
     };
     // One more than asked for tells whether anything follows.
-    let mut items = select_logs(tx, workspace, id, filter, after, u64::from(limit) + 1, offset)?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let last = items.last().filter(|_| more);
-    let next = last.map(|record| LogCursor { at: record.at, id: record.id });
-    Ok(LogPage { items, total, next })
+    let found = select_logs(tx, workspace, id, filter, after, u64::from(limit) + 1, offset)?;
+    Ok(decode::log_page(found, limit, total))
 }
 
 fn count_logs(
@@ -232,9 +215,8 @@ fn select_logs(
     offset: u64,
 ) -> Result<Vec<UsageRecord>, StoreError> {
     let sql = concat!(
-        "SELECT id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code, outcome, denial,
-            charged, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id,
-            upstream, node",
+        "SELECT ",
+        usage_columns!(),
         shown!(),
         " AND (at, id) < (:after_at, :after_id) ORDER BY at DESC, id DESC LIMIT :limit OFFSET :offset"
     );
@@ -256,37 +238,6 @@ fn select_logs(
             ":limit": row::int(limit),
             ":offset": row::int(offset),
         },
-        read_record,
+        read_usage,
     )
-}
-
-fn read_record(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> {
-    Ok(UsageRecord {
-        id: RequestId(f.uuid("id")?),
-        request_id: f.text("request_id")?.into(),
-        api_key_id: KeyId(f.uuid("api_key_id")?),
-        workspace_id: f.parsed("workspace_id")?,
-        at: f.instant("at")?,
-        method: f.text("method")?.into(),
-        endpoint: f.text("endpoint")?.into(),
-        route: f.text("route")?.into(),
-        status_code: f.int("status_code")?,
-        outcome: f.parsed("outcome")?,
-        denial: f.maybe_text("denial")?.map(known_fault).transpose()?,
-        charged: f.bool("charged")?,
-        response_time_us: f.int("response_time_us")?,
-        ttfb_us: f.maybe_int("ttfb_us")?,
-        bytes_in: f.int("bytes_in")?,
-        bytes_out: f.int("bytes_out")?,
-        tokens_used: f.int("tokens_used")?,
-        ip_address: f.maybe_parsed("ip_address")?,
-        user_agent: f.text("user_agent")?.into(),
-        end_user_id: f.maybe_uuid("end_user_id")?.map(EndUserId),
-        upstream: f.text("upstream")?.into(),
-        node: f.text("node")?.into(),
-    })
-}
-
-fn known_fault(name: &str) -> Result<Fault, StoreError> {
-    Fault::from_name(name).ok_or_else(|| StoreError::Corrupt("denial is no known fault".into()))
 }

@@ -12,6 +12,7 @@ mod feed;
 mod key_rows;
 mod keys;
 mod ledger;
+mod nodes;
 mod open;
 mod rollups;
 mod row;
@@ -20,14 +21,15 @@ mod workers;
 
 pub use open::{check, migrate};
 
-use super::{StoreError, Version};
+use super::{Store, StoreError, Version};
+use async_trait::async_trait;
 use rusqlite::{Transaction, TransactionBehavior};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use workers::{Job, Queue, Workers};
 
-/// The embedded store. Dropping it lets queued calls finish in the background; [`SqliteStore::close`] waits for that.
+/// The embedded store. Dropping it lets queued calls finish in the background; [`Store::close`] waits for that.
 #[derive(Debug)]
 pub struct SqliteStore {
     workers: Workers,
@@ -60,11 +62,6 @@ impl SqliteStore {
     pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
         let opened = open::open(path, options)?;
         Ok(Self { workers: Workers::start(opened, options.queue.max(1))? })
-    }
-
-    /// Takes no more calls, finishes those that are queued, and lets go of the file. Later calls are `Unavailable`.
-    pub async fn close(&self) {
-        self.workers.close().await;
     }
 
     /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote
@@ -125,6 +122,13 @@ impl SqliteStore {
         });
         self.workers.send(queue, job).await?;
         answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the call was broken off".into())))
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn close(&self) {
+        self.workers.close().await;
     }
 }
 

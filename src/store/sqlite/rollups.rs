@@ -1,30 +1,21 @@
 //! The roll-ups: fed with what a batch comes to, read for statistics, charts and counters.
 
 use super::StoreError;
-use super::row::{self, Fields};
+use super::row;
 use crate::clock::Timestamp;
 use crate::policy::id::KeyId;
 use crate::policy::key::Per;
 use crate::policy::limit::{window_end, window_start};
-use crate::store::rollup::{Sketch, Tally, Width, Window};
+use crate::store::decode::{
+    read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
+};
+use crate::store::rollup::{Tally, Width, Window};
 use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
-use uuid::Uuid;
-
-const KEY: i64 = 1;
-const WORKSPACE: i64 = 2;
-
-/// The columns that [`read_tally`] reads.
-macro_rules! tally_columns {
-    () => {
-        "requests, denied, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum,
-         sketch"
-    };
-}
 
 /// Adds `news` to one roll-up: one read, one merge, one write.
 pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
-    let mut tally = one(tx, window)?.unwrap_or_default();
+    let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
     let sql = "INSERT OR REPLACE INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors,
                    charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
@@ -85,20 +76,9 @@ pub(super) fn series(
          ORDER BY start"
     );
     let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
-    row::all(tx, sql, params![KEY, id.0.as_bytes(), width.seconds(), from, to], |f| {
-        let start = f.instant("start")?;
-        let tally = read_tally(f)?;
-        Ok(UsagePoint {
-            start,
-            requests: tally.requests,
-            denied: tally.denied,
-            errors: tally.errors,
-            tokens_used: tally.tokens,
-            bytes_in: tally.bytes_in,
-            bytes_out: tally.bytes_out,
-            response_time: tally.quantiles(),
-        })
-    })
+    let subject = SpentBy::Key(id);
+    let (kind, bytes) = subject_columns(&subject);
+    row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
 
 /// What every subject has spent of the windows that contain `at`, one at a time.
@@ -118,7 +98,7 @@ pub(super) fn each_spent(
                    coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
                        AND r.subject_id = t.subject_id AND r.width = 86400
                        AND r.start >= :month AND r.start < :next_month), 0)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged > 0";
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     let values = named_params! {
         ":minute": window_start(Per::Minute, at).as_micros(),
@@ -127,49 +107,5 @@ pub(super) fn each_spent(
         ":month": window_start(Per::Month, at).as_micros(),
         ":next_month": next_month,
     };
-    row::each(tx, sql, values, |f| {
-        let subject = read_subject(f)?;
-        let total = f.int("charged")?;
-        let (minute, hour) = (f.int("minute")?, f.int("hour")?);
-        let (day, month) = (f.int("day")?, f.int("month")?);
-        visit(SpentRow { subject, minute, hour, day, month, total })
-    })
-}
-
-fn subject_columns(subject: &SpentBy) -> (i64, &[u8]) {
-    match subject {
-        SpentBy::Key(id) => (KEY, id.0.as_bytes()),
-        SpentBy::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
-    }
-}
-
-fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
-    let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
-    let kind: i64 = f.int("subject_kind")?;
-    let bytes = f.blob("subject_id")?;
-    match kind {
-        KEY => Uuid::from_slice(bytes).map(|id| SpentBy::Key(KeyId(id))).map_err(|_| corrupt()),
-        WORKSPACE => {
-            let text = std::str::from_utf8(bytes).map_err(|_| corrupt())?;
-            text.parse().map(SpentBy::Workspace).map_err(|_| corrupt())
-        }
-        _ => Err(StoreError::Corrupt("subject_kind of a roll-up is neither 1 nor 2".into())),
-    }
-}
-
-fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreError> {
-    Ok(Tally {
-        requests: f.int("requests")?,
-        denied: f.int("denied")?,
-        errors: f.int("errors")?,
-        charged: f.int("charged")?,
-        tokens: f.int("tokens")?,
-        bytes_in: f.int("bytes_in")?,
-        bytes_out: f.int("bytes_out")?,
-        last_at: f.instant("last_at")?,
-        response_count: f.int("response_count")?,
-        response_us_sum: f.int("response_us_sum")?,
-        sketch: Sketch::decode(f.blob("sketch")?)
-            .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
-    })
+    row::each(tx, sql, values, |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }

@@ -1,13 +1,15 @@
 //! Plans and workspaces.
 
-use super::audit::{self, Line};
-use super::row::{self, Fields};
+use super::audit;
+use super::row;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::Plan;
+use crate::store::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
+use crate::store::decode::{read_workspace, workspace_columns};
 use crate::store::rules;
-use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
+use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
@@ -59,7 +61,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                Line { action: "plan.create", workspace: None, target, changes },
+                rules::Line { action: "plan.create", workspace: None, target, changes },
             )?;
             Ok(Written { value: record, version })
         })
@@ -77,7 +79,9 @@ impl Tenants for SqliteStore {
             let sql = concat!(
                 "SELECT ",
                 plan_columns!(),
-                ", p.description, p.created_at, p.updated_at FROM plans p
+                ", ",
+                plan_record_columns!(),
+                " FROM plans p
                  WHERE p.deleted_at IS NULL ORDER BY p.id LIMIT ?1 OFFSET ?2"
             );
             let items = row::all(tx, sql, params![page.pagesize, row::int(page.offset())], read_plan_record)?;
@@ -121,7 +125,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                Line { action: "plan.update", workspace: None, target, changes },
+                rules::Line { action: "plan.update", workspace: None, target, changes },
             )?;
             Ok(Written { value: after, version })
         })
@@ -147,7 +151,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                Line { action: "plan.delete", workspace: None, target, changes },
+                rules::Line { action: "plan.delete", workspace: None, target, changes },
             )?;
             Ok(Written { value: (), version })
         })
@@ -169,7 +173,7 @@ impl Tenants for SqliteStore {
         let (id, plan, by) = (id.clone(), plan.clone(), by.clone());
         self.write_durably(move |tx| match workspace_record(tx, &id)? {
             Some(written) => Ok(written),
-            None => create_workspace(tx, blank_workspace(id, plan, at), &by, at),
+            None => create_workspace(tx, rules::blank_workspace(id, plan, at), &by, at),
         })
         .await
     }
@@ -207,7 +211,7 @@ impl Tenants for SqliteStore {
             if let Some(before) = workspace_record(tx, &id)? {
                 return update_workspace(tx, &before.value, patch, &by, at);
             }
-            let blank = blank_workspace(id, default_plan, at);
+            let blank = rules::blank_workspace(id, default_plan, at);
             create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, &by, at)
         })
         .await
@@ -215,10 +219,6 @@ impl Tenants for SqliteStore {
 }
 
 // === writes ===
-
-fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
-    WorkspaceRecord { id, name: String::new(), plan_id, end_users: 0, created_at: at, updated_at: at }
-}
 
 fn create_workspace(
     tx: &Transaction<'_>,
@@ -238,7 +238,7 @@ fn create_workspace(
         row::int(version.0)
     ];
     row::execute(tx, sql, values)?;
-    let line = Line {
+    let line = rules::Line {
         action: "workspace.create",
         workspace: Some(&record.id),
         target: record.id.to_string(),
@@ -262,7 +262,7 @@ fn update_workspace(
     let values =
         params![after.id.as_str(), after.name, after.plan_id.as_str(), at.as_micros(), row::int(version.0)];
     row::execute(tx, sql, values)?;
-    let line = Line {
+    let line = rules::Line {
         action: "workspace.update",
         workspace: Some(&after.id),
         target: after.id.to_string(),
@@ -274,45 +274,13 @@ fn update_workspace(
 
 // === reads ===
 
-/// The columns that [`read_plan`] reads; `p` is the table.
-macro_rules! plan_columns {
-    () => {
-        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.limits"
-    };
-}
-pub(super) use plan_columns;
-
-/// The columns that [`read_workspace`] reads.
-macro_rules! workspace_columns {
-    () => {
-        "id, name, plan_id, end_users, created_at, updated_at, version"
-    };
-}
-use workspace_columns;
-
-pub(super) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
-    Ok(Plan {
-        id: f.parsed("id")?,
-        api_ops_rate_limit: f.int("api_ops_rate_limit")?,
-        end_user_quota: f.int("end_user_quota")?,
-        limits: f.read("limits", rules::limits_from_json)?,
-    })
-}
-
-fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreError> {
-    Ok(PlanRecord {
-        plan: read_plan(f)?,
-        description: f.text("description")?.to_owned(),
-        created_at: f.instant("created_at")?,
-        updated_at: f.instant("updated_at")?,
-    })
-}
-
 fn plan_record(tx: &Transaction<'_>, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
     let sql = concat!(
         "SELECT ",
         plan_columns!(),
-        ", p.description, p.created_at, p.updated_at FROM plans p WHERE p.id = ?1 AND p.deleted_at IS NULL"
+        ", ",
+        plan_record_columns!(),
+        " FROM plans p WHERE p.id = ?1 AND p.deleted_at IS NULL"
     );
     row::one(tx, sql, [id.as_str()], read_plan_record)
 }
@@ -325,18 +293,6 @@ pub(super) fn plan_of(tx: &Transaction<'_>, workspace: &WorkspaceId) -> Result<O
         " FROM workspaces w JOIN plans p ON p.id = w.plan_id WHERE w.id = ?1"
     );
     row::one(tx, sql, [workspace.as_str()], read_plan)
-}
-
-fn read_workspace(f: &mut Fields<'_>) -> Result<Written<WorkspaceRecord>, StoreError> {
-    let value = WorkspaceRecord {
-        id: f.parsed("id")?,
-        name: f.text("name")?.to_owned(),
-        plan_id: f.parsed("plan_id")?,
-        end_users: f.int("end_users")?,
-        created_at: f.instant("created_at")?,
-        updated_at: f.instant("updated_at")?,
-    };
-    Ok(Written { value, version: Version(f.int("version")?) })
 }
 
 fn workspace_record(

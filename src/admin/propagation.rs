@@ -1,0 +1,153 @@
+//! How far a change of a key has come: which node has it in force, and the wait until all that live have.
+//!
+//! Must not know: how nodes follow the store; it reads what they have reported. A store that is gone ends the wait, and
+//! the answer says that not everybody is known to have the change.
+
+use super::apikeys::key_id;
+use super::caller::Reader;
+use super::context::{Admin, Shared};
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::{FromParams, Params, Query, Segment};
+use crate::policy::fault::Fault;
+use crate::store::{NodeRow, Version};
+use axum::extract::State;
+use serde::Serialize;
+use std::time::Duration;
+use utoipa::{IntoParams, ToSchema};
+
+/// How often reports are read while a call waits for the other nodes.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// Whom to wait for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "says in the OpenAPI document what `WaitQuery` reads")]
+pub(super) struct WaitParams {
+    /// `all`: answer once every live node has the change in force, or after two seconds with those that lag in
+    /// `propagation`. Without it: once this node has.
+    wait: Option<String>,
+}
+
+/// [`WaitParams`] as read.
+pub(super) struct WaitQuery {
+    for_all: bool,
+}
+
+/// How a change has spread when the call was answered; only with `wait=all`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Spread {
+    /// Number of the change.
+    version: u64,
+    /// Every live node has it in force.
+    complete: bool,
+    /// Names of live nodes that had not said so yet.
+    lagging: Vec<String>,
+}
+
+/// How far the newest change of a key has come.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PropagationView {
+    /// Number of the newest change of this key.
+    version: u64,
+    /// Every live node has it in force.
+    complete: bool,
+    nodes: Vec<NodeView>,
+}
+
+/// A node, as it last reported.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NodeView {
+    /// What its configuration calls it.
+    node: String,
+    /// Which process; made at its start.
+    boot_id: String,
+    /// Where its admin API listens; null: not said yet.
+    admin: Option<String>,
+    /// Number of the newest change, of whatever thing, that is in force there.
+    applied_version: u64,
+    /// It has the newest change of this key in force.
+    applied: bool,
+    /// It was heard of within the last ten seconds.
+    live: bool,
+    /// Milliseconds since it was last heard of.
+    seen_ms_ago: u64,
+}
+
+/// See how far a key's newest change has come
+///
+/// Role `viewer`. Also for a deleted key.
+#[utoipa::path(get, path = "/apikeys/{id}/propagation", tag = "API keys", params(("id" = String, Path, description = "Which key")), responses(
+    (status = 200, description = "Which node has it in force", body = Envelope<PropagationView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn key_propagation(
+    State(admin): State<Shared>,
+    Reader { workspace }: Reader,
+    id: Segment,
+    Query(()): Query<()>,
+) -> Result<Answer<PropagationView>, AdminError> {
+    let store = &admin.deps.store;
+    let found = admin.ask(Fault::KeyNotFound, store.key_version(&workspace, key_id(&id)?)).await?;
+    let version = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
+    let nodes = admin.ask(Fault::NotFound, store.nodes()).await?;
+    let complete = lagging(&nodes, version).is_empty();
+    let nodes = nodes.into_iter().map(|node| NodeView::new(node, version)).collect();
+    Ok(Answer::ok(PropagationView { version: version.0, complete, nodes }))
+}
+
+/// Waits as `query` asks, no longer than a write may take. The change is stored whatever the answer says.
+pub(super) async fn spread(admin: &Admin, query: &WaitQuery, version: Version) -> Option<Spread> {
+    if !query.for_all {
+        return None;
+    }
+    let mut last = None;
+    let all_have_it = async {
+        loop {
+            match admin.deps.store.nodes().await {
+                Ok(nodes) => {
+                    let behind = last.insert(lagging(&nodes, version));
+                    if behind.is_empty() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the reports of the nodes cannot be read"),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let in_time = tokio::time::timeout(admin.deps.write_timeout, all_have_it).await.is_ok();
+    Some(Spread { version: version.0, complete: in_time, lagging: last.unwrap_or_default() })
+}
+
+/// Names of the live nodes that have not reported `version`.
+fn lagging(nodes: &[NodeRow], version: Version) -> Vec<String> {
+    let behind = nodes.iter().filter(|node| node.is_live() && node.reached < version);
+    behind.map(|node| node.name.to_string()).collect()
+}
+
+impl FromParams for WaitQuery {
+    fn from_params(params: &mut Params) -> Self {
+        let wait = params.read("wait", |text| match text {
+            "all" => Ok(true),
+            _ => Err("must be all, or absent".into()),
+        });
+        Self { for_all: wait.unwrap_or(false) }
+    }
+}
+
+impl NodeView {
+    fn new(node: NodeRow, version: Version) -> Self {
+        let (live, applied) = (node.is_live(), node.reached >= version);
+        let NodeRow { boot, name, admin, reached, seen_ago } = node;
+        Self {
+            node: name.into(),
+            boot_id: boot.to_string(),
+            admin: admin.map(Into::into),
+            applied_version: reached.0,
+            applied,
+            live,
+            seen_ms_ago: u64::try_from(seen_ago.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! Rows as records: which columns are selected, in which order they are read, and what a row that cannot be is called.
+//!
+//! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` takes them.
+
+use super::fields::Fields;
+use super::rollup::{Sketch, Tally};
+use super::{
+    AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord, LogCursor, LogPage,
+};
+use super::{NodeRow, PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version};
+use super::{WorkspaceRecord, Written, rules};
+use crate::policy::fault::Fault;
+use crate::policy::id::{AuditId, EndUserId, KeyId, RequestId};
+use crate::policy::key::{Ceilings, Key, Plan};
+use smallvec::SmallVec;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Rows in one batch of the feed or of spending, at most.
+pub(super) const BATCH_MAX: usize = 1_000;
+
+// === keys ===
+
+/// The columns that [`read_key`] reads; `k` is the table.
+macro_rules! key_columns {
+    () => {
+        "k.id, k.workspace_id, k.kind, k.scopes, k.resource_id, k.rate_limit, k.rate_burst, k.daily_request_limit,
+         k.quota_limit, k.concurrency_limit, k.limits, k.allowed_ips, k.is_active, k.expires_at"
+    };
+}
+pub(super) use key_columns;
+
+pub(super) fn read_key(f: &mut Fields<'_>) -> Result<Key, StoreError> {
+    Ok(Key {
+        id: KeyId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        kind: f.parsed("kind")?,
+        scopes: f.parsed("scopes")?,
+        resource_id: f.text("resource_id")?.into(),
+        ceilings: Ceilings {
+            rate_limit: f.int("rate_limit")?,
+            rate_burst: f.maybe_int("rate_burst")?,
+            daily_request_limit: f.int("daily_request_limit")?,
+            quota_limit: f.maybe_int("quota_limit")?,
+            concurrency_limit: f.maybe_int("concurrency_limit")?,
+            limits: f.read("limits", rules::limits_from_json)?,
+        },
+        allowed_ips: f.read("allowed_ips", rules::ips_from_json)?,
+        is_active: f.bool("is_active")?,
+        expires_at: f.maybe_instant("expires_at")?,
+    })
+}
+
+/// What [`read_key_record`] reads behind [`key_columns`]; `t` is the roll-up of the key's whole life.
+macro_rules! key_record_columns {
+    () => {
+        "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied, 0),
+         t.last_at, k.created_by, k.created_at, k.updated_at"
+    };
+}
+pub(super) use key_record_columns;
+
+pub(super) fn read_key_record(f: &mut Fields<'_>) -> Result<KeyRecord, StoreError> {
+    Ok(KeyRecord {
+        key: read_key(f)?,
+        name: f.text("name")?.to_owned(),
+        description: f.text("description")?.to_owned(),
+        metadata: f.read("metadata", serde_json::from_str)?,
+        hint: f.text("hint")?.into(),
+        quota_used: f.int("quota_used")?,
+        usage_count: f.int("usage_count")?,
+        last_used_at: f.maybe_instant("last_used_at")?,
+        created_by: f.text("created_by")?.to_owned(),
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    })
+}
+
+// === tenants ===
+
+/// The columns that [`read_plan`] reads; `p` is the table.
+macro_rules! plan_columns {
+    () => {
+        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.limits"
+    };
+}
+pub(super) use plan_columns;
+
+pub(super) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
+    Ok(Plan {
+        id: f.parsed("id")?,
+        api_ops_rate_limit: f.int("api_ops_rate_limit")?,
+        end_user_quota: f.int("end_user_quota")?,
+        limits: f.read("limits", rules::limits_from_json)?,
+    })
+}
+
+/// What [`read_plan_record`] reads behind [`plan_columns`].
+macro_rules! plan_record_columns {
+    () => {
+        "p.description, p.created_at, p.updated_at"
+    };
+}
+pub(super) use plan_record_columns;
+
+pub(super) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreError> {
+    Ok(PlanRecord {
+        plan: read_plan(f)?,
+        description: f.text("description")?.to_owned(),
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    })
+}
+
+/// The columns that [`read_workspace`] reads.
+macro_rules! workspace_columns {
+    () => {
+        "id, name, plan_id, end_users, created_at, updated_at, version"
+    };
+}
+pub(super) use workspace_columns;
+
+pub(super) fn read_workspace(f: &mut Fields<'_>) -> Result<Written<WorkspaceRecord>, StoreError> {
+    let value = WorkspaceRecord {
+        id: f.parsed("id")?,
+        name: f.text("name")?.to_owned(),
+        plan_id: f.parsed("plan_id")?,
+        end_users: f.int("end_users")?,
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    };
+    Ok(Written { value, version: Version(f.int("version")?) })
+}
+
+/// The columns that [`read_end_user`] reads.
+macro_rules! end_user_columns {
+    () => {
+        "id, workspace_id, other_id, created_at"
+    };
+}
+pub(super) use end_user_columns;
+
+pub(super) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreError> {
+    Ok(EndUserRecord {
+        id: EndUserId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        other_id: f.text("other_id")?.to_owned(),
+        created_at: f.instant("created_at")?,
+    })
+}
+
+// === the change feed ===
+
+/// One query of the feed. The first column of each is the row's id; its one parameter, `$1`, is the number behind which
+/// the feed begins (both backends take parameters written so).
+pub(super) struct Source {
+    table: &'static str,
+    pub(super) sql: &'static str,
+    read: fn(&mut Fields<'_>) -> Result<Change, StoreError>,
+}
+
+/// In the order in which a keyring can take them in: what is pointed at comes before what points, and a plan goes only
+/// after the workspaces that left it.
+pub(super) const SOURCES: &[Source] = &[
+    Source {
+        table: "plans",
+        sql: concat!(
+            "SELECT ",
+            plan_columns!(),
+            " FROM plans p WHERE p.version > $1 AND p.deleted_at IS NULL ORDER BY p.version"
+        ),
+        read: |f| Ok(Change::Plan(read_plan(f)?)),
+    },
+    Source {
+        table: "workspaces",
+        sql: "SELECT id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
+        read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
+    },
+    Source {
+        table: "keys",
+        sql: concat!(
+            "SELECT ",
+            key_columns!(),
+            ", k.version, k.digest, k.pepper_version, k.old_digest, k.old_pepper_version, k.old_valid_until
+             FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
+        ),
+        read: read_key_change,
+    },
+    Source {
+        table: "keys",
+        sql: "SELECT id, version FROM keys WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        read: |f| Ok(Change::KeyRemoved { id: KeyId(f.uuid("id")?), version: Version(f.int("version")?) }),
+    },
+    Source {
+        table: "end_user_tombstones",
+        sql: "SELECT other_id, workspace_id FROM end_user_tombstones WHERE version > $1 ORDER BY version",
+        read: |f| {
+            let other_id = f.text("other_id")?.into();
+            Ok(Change::EndUserRemoved { workspace_id: f.parsed("workspace_id")?, other_id })
+        },
+    },
+    Source {
+        table: "plans",
+        sql: "SELECT id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        read: |f| Ok(Change::PlanRemoved(f.parsed("id")?)),
+    },
+];
+
+impl Source {
+    /// A row that cannot be understood is a change too: what it stood for must not be served.
+    pub(super) fn change(&self, fields: &mut Fields<'_>) -> Result<Change, StoreError> {
+        match (self.read)(fields) {
+            Err(StoreError::Corrupt(why)) => {
+                Ok(Change::Broken { table: self.table, id: fields.id_for_people(), why })
+            }
+            other => other,
+        }
+    }
+}
+
+fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
+    let key = read_key(f)?;
+    let version = Version(f.int("version")?);
+    let current = Credential {
+        digest: Digest(f.digest("digest")?),
+        pepper_version: f.int("pepper_version")?,
+        valid_until: None,
+    };
+    let mut credentials = SmallVec::from_iter([current]);
+    if let Some(old) = f.maybe_digest("old_digest")? {
+        credentials.push(Credential {
+            digest: Digest(old),
+            pepper_version: f.int("old_pepper_version")?,
+            valid_until: Some(f.instant("old_valid_until")?),
+        });
+    }
+    Ok(Change::Key(KeyChange { key, credentials, version }))
+}
+
+// === nodes ===
+
+/// What [`read_node`] reads before the age of the row in µs.
+macro_rules! node_columns {
+    () => {
+        "boot_id, name, admin, reached"
+    };
+}
+pub(super) use node_columns;
+
+pub(super) fn read_node(f: &mut Fields<'_>) -> Result<NodeRow, StoreError> {
+    Ok(NodeRow {
+        boot: f.uuid("boot_id")?,
+        name: f.text("name")?.into(),
+        admin: f.maybe_text("admin")?.map(Into::into),
+        reached: Version(f.int("reached")?),
+        seen_ago: Duration::from_micros(f.int("seen_at")?),
+    })
+}
+
+// === usage ===
+
+/// The columns that [`read_usage`] reads.
+macro_rules! usage_columns {
+    () => {
+        "id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code, outcome, denial, charged,
+         response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id, upstream,
+         node"
+    };
+}
+pub(super) use usage_columns;
+
+pub(super) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> {
+    Ok(UsageRecord {
+        id: RequestId(f.uuid("id")?),
+        request_id: f.text("request_id")?.into(),
+        api_key_id: KeyId(f.uuid("api_key_id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        at: f.instant("at")?,
+        method: f.text("method")?.into(),
+        endpoint: f.text("endpoint")?.into(),
+        route: f.text("route")?.into(),
+        status_code: f.int("status_code")?,
+        outcome: f.parsed("outcome")?,
+        denial: f.maybe_text("denial")?.map(known_fault).transpose()?,
+        charged: f.bool("charged")?,
+        response_time_us: f.int("response_time_us")?,
+        ttfb_us: f.maybe_int("ttfb_us")?,
+        bytes_in: f.int("bytes_in")?,
+        bytes_out: f.int("bytes_out")?,
+        tokens_used: f.int("tokens_used")?,
+        ip_address: f.maybe_parsed("ip_address")?,
+        user_agent: f.text("user_agent")?.into(),
+        end_user_id: f.maybe_uuid("end_user_id")?.map(EndUserId),
+        upstream: f.text("upstream")?.into(),
+        node: f.text("node")?.into(),
+    })
+}
+
+fn known_fault(name: &str) -> Result<Fault, StoreError> {
+    Fault::from_name(name).ok_or_else(|| StoreError::Corrupt("denial is no known fault".into()))
+}
+
+/// The page of at most `limit` records out of `found`, which holds one more when anything follows.
+pub(super) fn log_page(mut found: Vec<UsageRecord>, limit: u32, total: Option<u64>) -> LogPage {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().filter(|_| more);
+    let next = last.map(|record| LogCursor { at: record.at, id: record.id });
+    LogPage { items: found, total, next }
+}
+
+// === roll-ups ===
+
+const KEY: i64 = 1;
+const WORKSPACE: i64 = 2;
+
+/// The columns that [`read_tally`] reads.
+macro_rules! tally_columns {
+    () => {
+        "requests, denied, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum,
+         sketch"
+    };
+}
+pub(super) use tally_columns;
+
+pub(super) fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreError> {
+    Ok(Tally {
+        requests: f.int("requests")?,
+        denied: f.int("denied")?,
+        errors: f.int("errors")?,
+        charged: f.int("charged")?,
+        tokens: f.int("tokens")?,
+        bytes_in: f.int("bytes_in")?,
+        bytes_out: f.int("bytes_out")?,
+        last_at: f.instant("last_at")?,
+        response_count: f.int("response_count")?,
+        response_us_sum: f.int("response_us_sum")?,
+        sketch: Sketch::decode(f.blob("sketch")?)
+            .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
+    })
+}
+
+/// A kept tally to add to; none when it is not what it must be. Then it is left as it is for a person to look at, and
+/// its window stops counting: one damaged row must not hold up the ledger.
+pub(super) fn sound_tally(read: Result<Tally, StoreError>) -> Result<Option<Tally>, StoreError> {
+    match read {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "a roll-up of usage is damaged and counts no further");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// A window's `start`, then its tally.
+pub(super) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, StoreError> {
+    let start = f.instant("start")?;
+    let tally = read_tally(f)?;
+    Ok(UsagePoint {
+        start,
+        requests: tally.requests,
+        denied: tally.denied,
+        errors: tally.errors,
+        tokens_used: tally.tokens,
+        bytes_in: tally.bytes_in,
+        bytes_out: tally.bytes_out,
+        response_time: tally.quantiles(),
+    })
+}
+
+/// [`read_spent`], or none when the row is not what it must be: the others still count.
+pub(super) fn sound_spent(f: &mut Fields<'_>) -> Result<Option<SpentRow>, StoreError> {
+    match read_spent(f) {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "what somebody has spent cannot be read; it counts as nothing");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// `subject_kind`, `subject_id`, then what was charged: ever, this minute, hour, day, month.
+fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
+    let subject = read_subject(f)?;
+    let total = f.int("charged")?;
+    let (minute, hour) = (f.int("minute")?, f.int("hour")?);
+    let (day, month) = (f.int("day")?, f.int("month")?);
+    Ok(SpentRow { subject, minute, hour, day, month, total })
+}
+
+/// `subject_kind` and `subject_id` of a roll-up.
+pub(super) fn subject_columns(subject: &SpentBy) -> (i64, &[u8]) {
+    match subject {
+        SpentBy::Key(id) => (KEY, id.0.as_bytes()),
+        SpentBy::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
+    }
+}
+
+fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
+    let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
+    let kind: i64 = f.int("subject_kind")?;
+    let bytes = f.blob("subject_id")?;
+    match kind {
+        KEY => Uuid::from_slice(bytes).map(|id| SpentBy::Key(KeyId(id))).map_err(|_| corrupt()),
+        WORKSPACE => {
+            let text = std::str::from_utf8(bytes).map_err(|_| corrupt())?;
+            text.parse().map(SpentBy::Workspace).map_err(|_| corrupt())
+        }
+        _ => Err(StoreError::Corrupt("subject_kind of a roll-up is neither 1 nor 2".into())),
+    }
+}
+
+// === audit ===
+
+/// The columns that [`read_audit`] reads.
+macro_rules! audit_columns {
+    () => {
+        "id, at, workspace_id, subject, role, address, request_id, action, target, changes"
+    };
+}
+pub(super) use audit_columns;
+
+pub(super) fn read_audit(f: &mut Fields<'_>) -> Result<AuditRecord, StoreError> {
+    Ok(AuditRecord {
+        id: AuditId(f.uuid("id")?),
+        at: f.instant("at")?,
+        workspace_id: f.maybe_parsed("workspace_id")?,
+        subject: f.text("subject")?.to_owned(),
+        role: f.text("role")?.to_owned(),
+        address: f.maybe_parsed("address")?,
+        request_id: f.maybe_text("request_id")?.map(str::to_owned),
+        action: f.text("action")?.to_owned(),
+        target: f.text("target")?.to_owned(),
+        changes: f.read("changes", serde_json::from_str)?,
+    })
+}

@@ -1,0 +1,179 @@
+//! End users, and the one atomic step by which a new one comes to exist.
+
+use super::tenants::plan_of;
+use super::tx::Tx;
+use super::{PgStore, StoreError, audit, next_version};
+use crate::clock::Timestamp;
+use crate::policy::id::{EndUserId, WorkspaceId};
+use crate::store::decode::{end_user_columns, read_end_user};
+use crate::store::fields::int;
+use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
+use async_trait::async_trait;
+use serde_json::json;
+
+#[async_trait]
+impl EndUsers for PgStore {
+    async fn admit_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        at: Timestamp,
+    ) -> Result<EndUserAdmission, StoreError> {
+        rules::check_text("other_id", other_id)?;
+        let (workspace, other_id) = (workspace.clone(), other_id.to_owned());
+        // A known one passes whatever the quota, so it need not wait for newcomers of its workspace.
+        let (known_workspace, known_id) = (workspace.clone(), other_id.clone());
+        let looked =
+            self.read(move |tx| Box::pin(async move { known(tx, &known_workspace, &known_id).await }));
+        if let Some(id) = looked.await? {
+            return Ok(EndUserAdmission::Admitted(id));
+        }
+        self.write_again(move |tx| {
+            let (workspace, other_id) = (workspace.clone(), other_id.clone());
+            Box::pin(async move { admit(tx, &workspace, &other_id, at).await })
+        })
+        .await
+    }
+
+    async fn end_users(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<EndUserRecord>, StoreError> {
+        if rules::hold_nul([other_id]) {
+            return Ok(Page { items: Vec::new(), total: 0 });
+        }
+        let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
+        self.read(move |tx| {
+            Box::pin(async move {
+                match other_id {
+                    Some(other_id) => named(tx, &workspace, &other_id, page).await,
+                    None => list(tx, &workspace, page).await,
+                }
+            })
+        })
+        .await
+    }
+
+    async fn end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+    ) -> Result<Option<EndUserRecord>, StoreError> {
+        let workspace = workspace.clone();
+        self.read(move |tx| Box::pin(async move { end_user_record(tx, &workspace, id).await })).await
+    }
+
+    async fn delete_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| Box::pin(async move { delete(tx, &workspace, id, &by, at).await })).await
+    }
+}
+
+/// The workspace's row is locked first: between the look and the insert nobody else inserts into this workspace.
+async fn admit(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+    at: Timestamp,
+) -> Result<EndUserAdmission, StoreError> {
+    let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
+    let there: Option<u64> = tx.one(lock, &[&workspace.as_str()], |f| f.int("end_users")).await?;
+    let there = there.ok_or(StoreError::NotFound("workspace"))?;
+    if let Some(id) = known(tx, workspace, other_id).await? {
+        return Ok(EndUserAdmission::Admitted(id));
+    }
+    let quota = plan_of(tx, workspace).await?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
+    if there >= quota {
+        return Ok(EndUserAdmission::Full { quota });
+    }
+    let room = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = $1";
+    tx.execute(room, &[&workspace.as_str()]).await?;
+    let id = EndUserId::new(at);
+    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
+    tx.execute(insert, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await?;
+    Ok(EndUserAdmission::Admitted(id))
+}
+
+/// Locks in the order in which [`admit`] does: first the workspace, then its end users.
+async fn delete(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    id: EndUserId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<()>, StoreError> {
+    let version = next_version(tx).await?;
+    let room = "UPDATE workspaces SET end_users = end_users - 1 WHERE id = $1";
+    tx.execute(room, &[&workspace.as_str()]).await?;
+    let gone = end_user_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("end user"))?;
+    tx.execute("DELETE FROM end_users WHERE id = $1", &[&id.0]).await?;
+    let tombstone = "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES ($1, $2, $3)
+                     ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+    tx.execute(tombstone, &[&workspace.as_str(), &gone.other_id, &int(version.0)]).await?;
+    let line = rules::Line {
+        action: "enduser.delete",
+        workspace: Some(workspace),
+        target: id.to_string(),
+        changes: rules::fields([("other_id", json!(gone.other_id))]),
+    };
+    audit::add(tx, version, by, at, line).await?;
+    Ok(Written { value: (), version })
+}
+
+async fn known(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+) -> Result<Option<EndUserId>, StoreError> {
+    let sql = "SELECT id FROM end_users WHERE workspace_id = $1 AND other_id = $2";
+    tx.one(sql, &[&workspace.as_str(), &other_id], |f| Ok(EndUserId(f.uuid("id")?))).await
+}
+
+/// At most one, found by the index on names however many there are.
+async fn named(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    other_id: &str,
+    page: PageRequest,
+) -> Result<Page<EndUserRecord>, StoreError> {
+    let sql =
+        concat!("SELECT ", end_user_columns!(), " FROM end_users WHERE workspace_id = $1 AND other_id = $2");
+    let found = tx.one(sql, &[&workspace.as_str(), &other_id], read_end_user).await?;
+    let total = u64::from(found.is_some());
+    let is_on_page = page.offset() == 0 && page.pagesize > 0;
+    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+}
+
+async fn list(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    page: PageRequest,
+) -> Result<Page<EndUserRecord>, StoreError> {
+    let count = "SELECT count(*) FROM end_users WHERE workspace_id = $1";
+    let total = tx.count(count, &[&workspace.as_str()]).await?;
+    let sql = concat!(
+        "SELECT ",
+        end_user_columns!(),
+        " FROM end_users WHERE workspace_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3"
+    );
+    let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
+    let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], read_end_user).await?;
+    Ok(Page { items, total })
+}
+
+async fn end_user_record(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    id: EndUserId,
+) -> Result<Option<EndUserRecord>, StoreError> {
+    let sql = concat!("SELECT ", end_user_columns!(), " FROM end_users WHERE workspace_id = $1 AND id = $2");
+    tx.one(sql, &[&workspace.as_str(), &id.0], read_end_user).await
+}

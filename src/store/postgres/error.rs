@@ -1,0 +1,106 @@
+//! What PostgreSQL's errors mean to callers. SQL, values, addresses and names stay out of the text.
+
+use super::StoreError;
+use crate::store::rules;
+use deadpool_postgres::{PoolError, TimeoutType};
+use tokio_postgres::Error;
+use tokio_postgres::error::{DbError, SqlState};
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        match error.as_db_error() {
+            Some(said) => of_server(said),
+            None => Self::Unavailable(of_connection(&error).into()),
+        }
+    }
+}
+
+/// Whether the server broke a transaction off for the sake of another one, so that trying again helps.
+pub(super) fn is_conflict(error: &Error) -> bool {
+    matches!(error.code(), Some(code) if is_conflict_code(code))
+}
+
+/// Why there is no connection.
+pub(super) fn of_pool(error: &PoolError) -> StoreError {
+    let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
+    match error {
+        PoolError::Timeout(TimeoutType::Wait) => unavailable("all connections to the database are busy"),
+        PoolError::Timeout(_) => unavailable("the database does not answer"),
+        PoolError::Backend(error) => match error.as_db_error() {
+            Some(said) => of_server(said),
+            None => unavailable(of_connection(error)),
+        },
+        PoolError::Closed => unavailable("it has been closed"),
+        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+            unavailable("the pool is out of order")
+        }
+    }
+}
+
+fn is_conflict_code(code: &SqlState) -> bool {
+    *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
+}
+
+fn of_server(said: &DbError) -> StoreError {
+    let code = said.code();
+    let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
+    if *code == SqlState::UNIQUE_VIOLATION {
+        return of_constraint(said.constraint().unwrap_or_default());
+    }
+    if *code == SqlState::QUERY_CANCELED {
+        return unavailable("the database took too long");
+    }
+    if *code == SqlState::LOCK_NOT_AVAILABLE || is_conflict_code(code) {
+        return unavailable("the database is busy with other writes");
+    }
+    if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+        return unavailable("the database takes no writes now");
+    }
+    if *code == SqlState::PROGRAM_LIMIT_EXCEEDED {
+        return StoreError::Invalid { field: "name", why: "must be shorter".into() };
+    }
+    // The first two characters are the class of an error; the rest tells more than a caller can use.
+    match code.code().get(..2) {
+        Some("08") => unavailable("the connection to the database was lost"),
+        Some("28" | "3D") => unavailable("the database does not let this user in"),
+        Some("53") => unavailable("the database is full"),
+        Some("57" | "25") => unavailable("the database is stopping or starting"),
+        Some("58" | "F0") => unavailable("the database has trouble with its files"),
+        _ => StoreError::Corrupt(format!("PostgreSQL answered with code {}", code.code())),
+    }
+}
+
+/// Which rule of the schema was broken, by the name of its index.
+fn of_constraint(name: &str) -> StoreError {
+    match name {
+        "keys_live_name" => StoreError::DuplicateName,
+        "keys_pkey" => StoreError::AlreadyExists("key"),
+        "keys_digest" | "keys_old_digest" => rules::secret_taken(),
+        _ => StoreError::Corrupt("a rule of the schema does not hold".into()),
+    }
+}
+
+/// The error's own text may name addresses; its kind is enough.
+fn of_connection(error: &Error) -> &'static str {
+    use std::error::Error as _;
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::ConnectionRefused) => "the database refuses connections",
+        Some(std::io::ErrorKind::TimedOut) => "the database does not answer",
+        Some(std::io::ErrorKind::InvalidData) => "the database's TLS certificate is not acceptable",
+        _ if error.to_string().contains("TLS") => "TLS with the database failed",
+        _ => "the connection to the database was lost",
+    }
+}
+
+/// A connection that is refused before anything is served: a wrong name or password does not heal by waiting.
+pub(super) fn at_start(error: &Error) -> StoreError {
+    match error.code().and_then(|code| code.code().get(..2)) {
+        Some("28") => StoreError::Refused("the database does not know this user and password".into()),
+        Some("3D") => StoreError::Refused("there is no such database on the server".into()),
+        _ => match error.as_db_error() {
+            Some(said) => of_server(said),
+            None => StoreError::Unavailable(of_connection(error).into()),
+        },
+    }
+}

@@ -1,0 +1,148 @@
+//! Keys as rows: how they are selected and written.
+
+use super::StoreError;
+use super::tx::Tx;
+use crate::clock::Timestamp;
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::KeyType;
+use crate::store::decode::{key_columns, key_record_columns, read_key_record};
+use crate::store::fields::int;
+use crate::store::{IssuedCredential, KeyFilter, KeyRecord, Page, PageRequest, Version, rules};
+use serde_json::json;
+use tokio_postgres::types::ToSql;
+
+/// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.
+macro_rules! select_records {
+    () => {
+        concat!(
+            "SELECT ",
+            key_columns!(),
+            ", ",
+            key_record_columns!(),
+            " FROM keys k LEFT JOIN usage_rollups t
+               ON t.subject_kind = 1 AND t.subject_id = uuid_send(k.id) AND t.width = 0 AND t.start = 0 "
+        )
+    };
+}
+
+/// Which keys a list shows; `k` is the table.
+macro_rules! listed {
+    () => {
+        "WHERE k.workspace_id = $1 AND k.deleted_at IS NULL
+           AND ($2::text IS NULL OR k.kind = $2) AND ($3::boolean IS NULL OR k.is_active = $3)
+           AND ($4::text IS NULL OR k.resource_id = $4)
+           AND ($5::text IS NULL OR strpos(k.search_text, $5) > 0) "
+    };
+}
+
+/// One key that is not deleted.
+pub(super) async fn live_record(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    id: KeyId,
+) -> Result<Option<KeyRecord>, StoreError> {
+    let sql = concat!(select_records!(), "WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at IS NULL");
+    tx.one(sql, &[&id.0, &workspace.as_str()], read_key_record).await
+}
+
+/// One page of the keys that fit.
+pub(super) async fn list(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    filter: &KeyFilter,
+    page: PageRequest,
+) -> Result<Page<KeyRecord>, StoreError> {
+    let (workspace, kind) = (workspace.as_str(), filter.kind.map(KeyType::as_str));
+    let search = filter.search.as_deref().map(rules::fold_case);
+    let count = concat!("SELECT count(*) FROM keys k ", listed!());
+    let total =
+        tx.count(count, &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search]).await?;
+    let select =
+        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $6 OFFSET $7");
+    let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
+    let values: &[&(dyn ToSql + Sync)] =
+        &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &limit, &offset];
+    let items = tx.all(select, values, read_key_record).await?;
+    Ok(Page { items, total })
+}
+
+pub(super) async fn insert(
+    tx: &Tx<'_>,
+    record: &KeyRecord,
+    credential: &IssuedCredential,
+    version: Version,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
+                   search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
+                   allowed_ips, is_active, expires_at, digest, pepper_version, created_by, created_at, updated_at,
+                   version)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+                   $21, $22, $23, $24, $25)";
+    let (key, ceilings) = (&record.key, &record.key.ceilings);
+    tx.execute(
+        sql,
+        &[
+            &key.id.0,
+            &key.workspace_id.as_str(),
+            &key.kind.as_str(),
+            &key.scopes.joined(),
+            &key.resource_id,
+            &record.name,
+            &record.description,
+            &json!(record.metadata).to_string(),
+            &record.hint,
+            &rules::search_text(record),
+            &i64::from(ceilings.rate_limit),
+            &ceilings.rate_burst.map(i64::from),
+            &int(ceilings.daily_request_limit),
+            &ceilings.quota_limit.map(int),
+            &ceilings.concurrency_limit.map(i64::from),
+            &rules::limits_to_json(&ceilings.limits).to_string(),
+            &rules::ips_to_json(&key.allowed_ips).to_string(),
+            &key.is_active,
+            &key.expires_at.map(Timestamp::as_micros),
+            &credential.digest.0.as_slice(),
+            &i64::from(credential.pepper_version),
+            &record.created_by,
+            &record.created_at.as_micros(),
+            &record.updated_at.as_micros(),
+            &int(version.0),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Writes every field that a patch can change.
+pub(super) async fn update(tx: &Tx<'_>, record: &KeyRecord, version: Version) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET scopes = $2, name = $3, description = $4, metadata = $5, search_text = $6,
+                   rate_limit = $7, rate_burst = $8, daily_request_limit = $9, quota_limit = $10,
+                   concurrency_limit = $11, limits = $12, allowed_ips = $13, is_active = $14, expires_at = $15,
+                   updated_at = $16, version = $17
+               WHERE id = $1";
+    let (key, ceilings) = (&record.key, &record.key.ceilings);
+    tx.execute(
+        sql,
+        &[
+            &key.id.0,
+            &key.scopes.joined(),
+            &record.name,
+            &record.description,
+            &json!(record.metadata).to_string(),
+            &rules::search_text(record),
+            &i64::from(ceilings.rate_limit),
+            &ceilings.rate_burst.map(i64::from),
+            &int(ceilings.daily_request_limit),
+            &ceilings.quota_limit.map(int),
+            &ceilings.concurrency_limit.map(i64::from),
+            &rules::limits_to_json(&ceilings.limits).to_string(),
+            &rules::ips_to_json(&key.allowed_ips).to_string(),
+            &key.is_active,
+            &key.expires_at.map(Timestamp::as_micros),
+            &record.updated_at.as_micros(),
+            &int(version.0),
+        ],
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! The store for several nodes: a PostgreSQL database behind a pool of connections.
+//!
+//! Must not know: anything outside the store. When the server is gone or hangs every call answers
+//! [`StoreError::Unavailable`] within its timeout, and the next one that finds it well succeeds without a restart.
+//!
+//! *Invariant:* every administrative write locks the row of `change_seq` before it looks at anything; so writes take
+//! turns, and numbers become visible in order.
+//! *Invariant:* every connection lives and is used on the one runtime given to [`PgStore::open`].
+
+mod audit;
+mod connect;
+mod end_users;
+mod error;
+mod feed;
+mod key_rows;
+mod keys;
+mod ledger;
+mod listen;
+mod nodes;
+mod rollups;
+mod schema;
+mod tenants;
+mod tls;
+mod tx;
+
+pub use schema::{check, migrate};
+
+use super::{Store, StoreError, Version};
+use crate::config::PostgresUrl;
+use async_trait::async_trait;
+use deadpool_postgres::{Object, Pool};
+use listen::Listener;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
+use tx::{Kind, Tx, Work};
+
+/// A store on a PostgreSQL server.
+pub struct PgStore {
+    pool: Pool,
+    runtime: Handle,
+    listener: Listener,
+    /// Read while a call runs; holds true once closed.
+    closed: Arc<RwLock<bool>>,
+    patience: Duration,
+}
+
+/// How a PostgreSQL store is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgOptions {
+    /// Most connections, not counting the one that listens for changes; at least 1.
+    pub connections: usize,
+    /// How long a connection may take to open, and how long a call waits for one to become free.
+    pub connect_timeout: Duration,
+    /// How long a statement may take, on the server and, half a second later, here.
+    pub statement_timeout: Duration,
+}
+
+/// How much later than the server this side gives a statement up: the server's own word is the better one.
+const GRACE: Duration = Duration::from_millis(500);
+/// How often a call is tried that the server broke off because it stood in another's way.
+const ATTEMPTS: usize = 5;
+
+impl Default for PgOptions {
+    fn default() -> Self {
+        Self {
+            connections: 8,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+// === impl PgStore ===
+
+impl PgStore {
+    /// Opens the store at `url` and brings its schema up to date. Everything it ever does runs on `runtime`. `Refused`
+    /// when the schema is newer than this program, or the database is not fit for a store; `Unavailable` when it does
+    /// not answer.
+    pub async fn open(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
+        let (of_url, of_options) = (url.clone(), options.clone());
+        let opening = runtime.spawn(async move {
+            schema::bring_up_to_date(&of_url, &of_options).await?;
+            connect::pool(&of_url, &of_options)
+        });
+        let pool = opening.await.map_err(|_| broken_off())??;
+        let listener = Listener::start(url, options, &runtime)?;
+        let patience = options.statement_timeout + GRACE;
+        Ok(Self { pool, runtime, listener, closed: Arc::default(), patience })
+    }
+
+    /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+    {
+        self.call(Kind::Write, work).await.map_err(|broken| broken.error)
+    }
+
+    /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
+    async fn write_again<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> Fn(&'t Tx<'t>) -> Work<'t, T> + Clone + Send + 'static,
+    {
+        let mut attempt = 1;
+        loop {
+            match self.call(Kind::Write, work.clone()).await {
+                Err(broken) if broken.is_conflict && attempt < ATTEMPTS => attempt += 1,
+                other => return other.map_err(|broken| broken.error),
+            }
+        }
+    }
+
+    /// Runs `work`; all it reads is of one moment.
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+    {
+        self.call(Kind::Read, work).await.map_err(|broken| broken.error)
+    }
+
+    async fn call<T, F>(&self, kind: Kind, work: F) -> Result<T, Broken>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+    {
+        let running = Arc::clone(&self.closed).read_owned().await;
+        if *running {
+            return Err(StoreError::Unavailable("it has been closed".into()).into());
+        }
+        let (answer, answered) = oneshot::channel();
+        let (pool, patience) = (self.pool.clone(), self.patience);
+        self.runtime.spawn(serve(pool, kind, patience, work, answer, running));
+        answered.await.unwrap_or_else(|_| Err(broken_off().into()))
+    }
+}
+
+#[async_trait]
+impl Store for PgStore {
+    async fn close(&self) {
+        *self.closed.write().await = true;
+        self.listener.stop();
+        self.pool.close();
+    }
+}
+
+impl fmt::Debug for PgStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgStore").field("connections", &self.pool.status()).finish_non_exhaustive()
+    }
+}
+
+/// Why a call came to nothing, and whether that was for other calls' sake only.
+struct Broken {
+    error: StoreError,
+    is_conflict: bool,
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        Self { error, is_conflict: false }
+    }
+}
+
+/// One call, on the runtime of the connections, where its caller's end cannot leave it half done.
+async fn serve<T, F>(
+    pool: Pool,
+    kind: Kind,
+    patience: Duration,
+    work: F,
+    answer: oneshot::Sender<Result<T, Broken>>,
+    running: OwnedRwLockReadGuard<bool>,
+) where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+{
+    let outcome = match pool.get().await {
+        // Nobody waits any more: the caller was told nothing, so nothing may change.
+        Ok(_) if answer.is_closed() => return,
+        Ok(mut connection) => {
+            let (outcome, is_sound) =
+                tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
+            if !is_sound {
+                // It may yet answer what was given up; nobody else must read that.
+                drop(Object::take(connection));
+            }
+            outcome
+        }
+        Err(error) => Err(error::of_pool(&error).into()),
+    };
+    if answer.send(outcome).is_err() {
+        tracing::debug!("the caller of a store call went away while it ran");
+    }
+    drop(running);
+}
+
+fn broken_off() -> StoreError {
+    StoreError::Unavailable("the call was broken off".into())
+}
+
+/// Draws the next number of the one sequence of changes, and wakes the other nodes once the transaction is kept. Must
+/// come first in a transaction: whoever has the number has everybody else wait.
+async fn next_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
+    let sql = "WITH next AS (UPDATE change_seq SET value = value + 1 WHERE one = 1 RETURNING value)
+               SELECT value, pg_notify('keygate_changes', '') FROM next";
+    tx.one(sql, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
+}
+
+/// The number of the newest write.
+async fn current_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
+    let sql = "SELECT value FROM change_seq WHERE one = 1";
+    tx.one(sql, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
+}
+
+fn no_sequence() -> StoreError {
+    StoreError::Corrupt("change_seq has no row".into())
+}

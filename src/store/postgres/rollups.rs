@@ -1,0 +1,217 @@
+//! The roll-ups: fed with what a batch comes to, read for statistics, charts and counters.
+
+use super::StoreError;
+use super::tx::Tx;
+use crate::clock::Timestamp;
+use crate::policy::id::KeyId;
+use crate::policy::key::Per;
+use crate::policy::limit::{window_end, window_start};
+use crate::store::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
+use crate::store::fields::{Fields, int};
+use crate::store::rollup::{Tally, Width, Window};
+use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
+use std::collections::BTreeMap;
+use tokio::sync::mpsc;
+
+/// Adds `news` to the roll-ups: all that are touched are made where they are missing, locked, read, merged and written.
+///
+/// Every node touches them in the one order of the primary key, so that two of them wait for each other in one direction
+/// only. (A `jsonb` merge in the database would need the sketch's arithmetic there a second time.)
+pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<Window, Tally>) -> Result<(), StoreError> {
+    let mut columns = Columns::default();
+    for window in news.keys() {
+        columns.push_window(window);
+    }
+    make_missing(tx, &columns).await?;
+    let kept = lock_and_read(tx, &columns).await?;
+    let mut merged = Columns::default();
+    for ((window, new), kept) in news.iter().zip(kept) {
+        let Some(mut tally) = kept else { continue };
+        tally.merge(new);
+        merged.push_window(window);
+        merged.push_tally(&tally);
+    }
+    write(tx, &merged).await
+}
+
+/// Rows as PostgreSQL takes many at once: column by column.
+#[derive(Default)]
+struct Columns<'w> {
+    kinds: Vec<i64>,
+    subjects: Vec<&'w [u8]>,
+    widths: Vec<i64>,
+    starts: Vec<i64>,
+    /// In the order of [`tally_columns`], without the sketch.
+    figures: [Vec<i64>; 10],
+    sketches: Vec<Vec<u8>>,
+}
+
+async fn make_missing(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
+    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
+                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+               SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
+               FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) AS u (k, s, w, t)
+               ORDER BY k, s, w, t
+               ON CONFLICT DO NOTHING";
+    tx.execute(sql, &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts]).await?;
+    Ok(())
+}
+
+/// What is kept of each window, in the order of `columns`. None for a row that is not what it must be: it is left for a
+/// person to look at, and the others go on.
+async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<Tally>>, StoreError> {
+    let sql = concat!(
+        "SELECT u.place, ",
+        tally_columns!(),
+        " FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS u (k, s, w, t, place)
+          JOIN usage_rollups r ON r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t
+          ORDER BY u.k, u.s, u.w, u.t FOR UPDATE OF r"
+    );
+    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
+        &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts];
+    let rows = tx
+        .all(sql, values, |f| {
+            let place: usize = f.int("place")?;
+            Ok((place, decode::sound_tally(read_tally(f))?))
+        })
+        .await?;
+    let mut kept: Vec<Option<Tally>> = (0..columns.kinds.len()).map(|_| None).collect();
+    for (place, tally) in rows {
+        if let Some(slot) = place.checked_sub(1).and_then(|at| kept.get_mut(at)) {
+            *slot = tally;
+        }
+    }
+    Ok(kept)
+}
+
+async fn write(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
+    let sql = "UPDATE usage_rollups r SET requests = u.f0, denied = u.f1, errors = u.f2, charged = u.f3, tokens = u.f4,
+                   bytes_in = u.f5, bytes_out = u.f6, last_at = u.f7, response_count = u.f8, response_us_sum = u.f9,
+                   sketch = u.sketch
+               FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                   $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
+                   $13::bigint[], $14::bigint[], $15::bytea[])
+                   AS u (k, s, w, t, f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, sketch)
+               WHERE r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t";
+    let [f0, f1, f2, f3, f4, f5, f6, f7, f8, f9] = &columns.figures;
+    tx.execute(
+        sql,
+        &[
+            &columns.kinds,
+            &columns.subjects,
+            &columns.widths,
+            &columns.starts,
+            f0,
+            f1,
+            f2,
+            f3,
+            f4,
+            f5,
+            f6,
+            f7,
+            f8,
+            f9,
+            &columns.sketches,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// One roll-up, if it has counted anything.
+pub(super) async fn one(tx: &Tx<'_>, window: &Window) -> Result<Option<Tally>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        tally_columns!(),
+        " FROM usage_rollups WHERE subject_kind = $1 AND subject_id = $2 AND width = $3 AND start = $4"
+    );
+    let (kind, subject) = subject_columns(&window.subject);
+    tx.one(sql, &[&kind, &subject, &window.width.seconds(), &window.start.as_micros()], read_tally).await
+}
+
+/// A time series of one key: windows that begin in `[floor(from), to)`, oldest first.
+pub(super) async fn series(
+    tx: &Tx<'_>,
+    id: KeyId,
+    range: &UsageRange,
+) -> Result<Vec<UsagePoint>, StoreError> {
+    let width = match range.interval {
+        Interval::Minute => Width::Minute,
+        Interval::Hour => Width::Hour,
+        Interval::Day => Width::Day,
+    };
+    let sql = concat!(
+        "SELECT start, ",
+        tally_columns!(),
+        " FROM usage_rollups WHERE subject_kind = $1 AND subject_id = $2 AND width = $3 AND start >= $4 AND start < $5
+         ORDER BY start"
+    );
+    let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
+    let subject = SpentBy::Key(id);
+    let (kind, bytes) = subject_columns(&subject);
+    tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
+}
+
+/// Sends what every subject has spent of the windows that contain `at`.
+pub(super) async fn send_spent(
+    tx: &Tx<'_>,
+    at: Timestamp,
+    to: &mpsc::Sender<Vec<SpentRow>>,
+) -> Result<(), StoreError> {
+    // A month is the sum of its days; no roll-up is kept for it.
+    let sql = "SELECT t.subject_kind, t.subject_id, t.charged,
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = $1), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = $2), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = $3), 0),
+                   (SELECT least(coalesce(sum(r.charged), 0), 9223372036854775807)::bigint FROM usage_rollups r
+                       WHERE r.subject_kind = t.subject_kind AND r.subject_id = t.subject_id AND r.width = 86400
+                       AND r.start >= $4 AND r.start < $5)
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
+    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
+    let start = |per| window_start(per, at).as_micros();
+    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
+        &[&start(Per::Minute), &start(Per::Hour), &start(Per::Day), &start(Per::Month), &next_month];
+    let mut parts = tx.parts(sql, values, BATCH_MAX).await?;
+    while let Some(rows) = parts.next().await? {
+        let mut batch = Vec::with_capacity(rows.len());
+        for row in &rows {
+            batch.extend(decode::sound_spent(&mut Fields::of(row))?);
+        }
+        to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
+    }
+    Ok(())
+}
+
+// === impl Columns ===
+
+impl<'w> Columns<'w> {
+    fn push_window(&mut self, window: &'w Window) {
+        let (kind, subject) = subject_columns(&window.subject);
+        self.kinds.push(kind);
+        self.subjects.push(subject);
+        self.widths.push(window.width.seconds());
+        self.starts.push(window.start.as_micros());
+    }
+
+    fn push_tally(&mut self, tally: &Tally) {
+        let figures = [
+            int(tally.requests),
+            int(tally.denied),
+            int(tally.errors),
+            int(tally.charged),
+            int(tally.tokens),
+            int(tally.bytes_in),
+            int(tally.bytes_out),
+            tally.last_at.as_micros(),
+            int(tally.response_count),
+            int(tally.response_us_sum),
+        ];
+        for (column, figure) in self.figures.iter_mut().zip(figures) {
+            column.push(figure);
+        }
+        self.sketches.push(tally.sketch.encode());
+    }
+}

@@ -1,0 +1,173 @@
+//! Bringing the schema up to date: one node at a time, on a connection of its own, in one transaction.
+//!
+//! Must not know: what is done with the tables. Whatever does not fit is `Refused` in words for the operator; a crash
+//! half-way leaves what was there before, because PostgreSQL takes the whole transaction back.
+
+use super::{PgOptions, StoreError, connect, error, tls};
+use crate::config::PostgresUrl;
+use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, POSTGRES};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls, Row, Socket};
+
+/// "KyGt": the lock that whoever changes the schema holds, in this database.
+const LOCK: i64 = 0x4b79_4774;
+/// How long to wait for another node that changes the schema.
+const LOCK_WITHIN: Duration = Duration::from_mins(1);
+
+/// A connection outside the pool, closed when it is dropped.
+struct Connection {
+    client: Client,
+    driver: JoinHandle<()>,
+}
+
+/// Brings the schema of the database at `url` up to date and says what it has now. Nodes of this version and of the one
+/// before may be running on it. Call it on the runtime that is to do the work.
+pub async fn migrate(url: &PostgresUrl, options: &PgOptions) -> Result<MigrationState, StoreError> {
+    bring_up_to_date(url, options).await?;
+    check(url, options).await
+}
+
+/// Says what the database at `url` has and lacks, and changes nothing.
+pub async fn check(url: &PostgresUrl, options: &PgOptions) -> Result<MigrationState, StoreError> {
+    let connection = Connection::open(url, options, options.statement_timeout).await?;
+    within(options.statement_timeout * 2, state(&connection.client)).await
+}
+
+/// Applies what is pending. Of several nodes that start at once, one does it and the others wait for it.
+pub(super) async fn bring_up_to_date(url: &PostgresUrl, options: &PgOptions) -> Result<(), StoreError> {
+    // A migration may take as long as it needs: what is pending is known before it begins, and so is who waits.
+    let mut connection = Connection::open(url, options, Duration::ZERO).await?;
+    let patience = options.statement_timeout * 2;
+    within(patience, require_fit(&connection.client)).await?;
+    if within(patience, state(&connection.client)).await?.pending.is_empty() {
+        return Ok(());
+    }
+    lock(&connection.client).await?;
+    if within(patience, state(&connection.client)).await?.pending.is_empty() {
+        return Ok(());
+    }
+    let runner = migrate::runner(POSTGRES)?;
+    let report = runner.run_async(&mut connection.client).await.map_err(|error| migrate::refused(&error))?;
+    for migration in report.applied_migrations() {
+        tracing::info!(%migration, "the schema was brought up to date");
+    }
+    Ok(())
+}
+
+/// Texts are UTF-8, and rows written by others are seen as they are: anything else would change what is stored.
+async fn require_fit(client: &Client) -> Result<(), StoreError> {
+    let encoding = client.query_one("SELECT current_setting('server_encoding')", &[]).await?;
+    match encoding.try_get::<_, &str>(0)? {
+        "UTF8" => Ok(()),
+        other => Err(StoreError::Refused(format!(
+            "the database has the encoding {other}; make one with ENCODING 'UTF8'"
+        ))),
+    }
+}
+
+/// Ends with the connection, so a crash lets go of it.
+async fn lock(client: &Client) -> Result<(), StoreError> {
+    client.batch_execute(&format!("SET lock_timeout = {}", LOCK_WITHIN.as_millis())).await?;
+    let taken = within(LOCK_WITHIN * 2, async {
+        client.query_one("SELECT pg_advisory_lock($1)::text", &[&LOCK]).await.map_err(StoreError::from)
+    });
+    match taken.await {
+        Ok(_) => Ok(()),
+        Err(StoreError::Unavailable(_)) => Err(StoreError::Unavailable(
+            "another Keygate has been changing the schema for a minute; look for it in pg_stat_activity"
+                .into(),
+        )),
+        Err(other) => Err(other),
+    }
+}
+
+/// Read here and not by refinery, which panics at a history that is not as it wrote it.
+async fn state(client: &Client) -> Result<MigrationState, StoreError> {
+    let known = migrate::runner(POSTGRES)?;
+    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&HISTORY_TABLE]).await?;
+    if !exists.try_get::<_, bool>(0)? {
+        return migrate::compare(&known, Vec::new());
+    }
+    // The pattern is what refinery parses without asking.
+    let sql = format!(
+        "SELECT version, name, checksum, checksum ~ '^[0-9]+$'
+             AND applied_on ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}[.0-9]*(Z|[+-][0-9:]+)$'
+         FROM {HISTORY_TABLE} ORDER BY version"
+    );
+    let rows = client.query(&sql, &[]).await?;
+    let mut history = Vec::with_capacity(rows.len());
+    for row in &rows {
+        history.push(history_line(row)?);
+    }
+    migrate::compare(&known, history)
+}
+
+fn history_line(row: &Row) -> Result<HistoryLine, StoreError> {
+    let damaged = || {
+        StoreError::Refused(format!(
+            "the table {HISTORY_TABLE} holds a line that no Keygate wrote; restore it"
+        ))
+    };
+    let number = row.try_get(0).map_err(|_| damaged())?;
+    let name = row.try_get(1).map_err(|_| damaged())?;
+    let checksum = row.try_get(2).map_err(|_| damaged())?;
+    match row.try_get(3) {
+        Ok(Some(true)) => Ok(HistoryLine { migration: MigrationName { number, name }, checksum }),
+        _ => Err(damaged()),
+    }
+}
+
+async fn within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let silent = |_| Err(StoreError::Unavailable("the database does not answer".into()));
+    tokio::time::timeout(patience, call).await.unwrap_or_else(silent)
+}
+
+// === impl Connection ===
+
+impl Connection {
+    async fn open(
+        url: &PostgresUrl,
+        options: &PgOptions,
+        statement_timeout: Duration,
+    ) -> Result<Self, StoreError> {
+        let config = connect::config(url, options, statement_timeout);
+        let opening = async {
+            let opened = match tls::connector(url)? {
+                None => {
+                    let (client, connection) =
+                        config.connect(NoTls).await.map_err(|e| error::at_start(&e))?;
+                    let driver = tokio::spawn(drive(connection));
+                    Self { client, driver }
+                }
+                Some(tls) => {
+                    let (client, connection) = config.connect(tls).await.map_err(|e| error::at_start(&e))?;
+                    let driver = tokio::spawn(drive(connection));
+                    Self { client, driver }
+                }
+            };
+            Ok(opened)
+        };
+        within(options.connect_timeout * 2, opening).await
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Whoever waits for an answer is told when the connection ends; this is for those who look closer.
+async fn drive<S>(connection: tokio_postgres::Connection<Socket, S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if let Err(error) = connection.await {
+        tracing::debug!(error = %StoreError::from(error), "a connection for the schema ended");
+    }
+}

@@ -1,0 +1,148 @@
+//! TLS to the server, as `sslmode` asks for it: `prefer` and `require` encrypt and believe any certificate (unless a
+//! root is given), `verify-ca` wants one that a known root vouches for, `verify-full` also the server's name on it.
+
+use super::StoreError;
+use crate::config::{PostgresUrl, SslMode};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::path::Path;
+use std::sync::Arc;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Believes any certificate: what is said is hidden from listeners, not from somebody in the middle.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+/// Believes a certificate that a root vouches for, whatever name is on it.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+/// What makes TLS connections; none when they are to be plain.
+pub(super) fn connector(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, StoreError> {
+    let provider = Arc::new(ring::default_provider());
+    let roots = url.root_certificate.as_deref();
+    let verifier: Arc<dyn ServerCertVerifier> = match (url.ssl_mode, roots) {
+        (SslMode::Disable, _) => return Ok(None),
+        (SslMode::Prefer, _) | (SslMode::Require, None) => Arc::new(Anybody(Arc::clone(&provider))),
+        (SslMode::Require | SslMode::VerifyCa, _) => Arc::new(AnyName(by_roots(roots, &provider)?)),
+        (SslMode::VerifyFull, _) => by_roots(roots, &provider)?,
+    };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| refused(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(Some(MakeRustlsConnect::new(config)))
+}
+
+fn by_roots(
+    file: Option<&Path>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, StoreError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = file {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            StoreError::Refused(format!("sslrootcert {} cannot be used: {error}", path.display()))
+        };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+            let certificate = certificate.map_err(|error| unreadable(&error))?;
+            roots.add(certificate).map_err(|error| unreadable(&error))?;
+        }
+    } else {
+        let found = rustls_native_certs::load_native_certs().certs;
+        let (added, ignored) = roots.add_parsable_certificates(found);
+        tracing::debug!(added, ignored, "root certificates of this machine");
+    }
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .map_err(|error| refused(&error))
+}
+
+fn refused(error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Refused(format!("TLS to the database cannot be set up: {error}"))
+}
+
+// === impl Anybody ===
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+// === impl AnyName ===
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        // The name is looked at last, after the chain has been found good.
+        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}

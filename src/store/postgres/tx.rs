@@ -1,0 +1,257 @@
+//! One transaction: statements prepared once per connection, each under a timeout, and rows as [`Columns`] sees them.
+//!
+//! Must not know: which tables there are. A server that does not answer in time makes the connection unsound: the
+//! statement is `Unavailable`, and the connection must not be used again.
+
+use super::{Broken, StoreError, error};
+use crate::store::fields::{Columns, Fields};
+use deadpool_postgres::{Object, Transaction};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{IsolationLevel, Portal, Row};
+use uuid::Uuid;
+
+/// What a call does within its transaction.
+pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
+
+/// Values of a statement.
+pub(super) type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
+
+/// What a transaction is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Changes rows; sees what others have committed up to each statement.
+    Write,
+    /// Changes nothing; sees one moment.
+    Read,
+}
+
+/// One transaction.
+pub(super) struct Tx<'t> {
+    transaction: Transaction<'t>,
+    patience: Duration,
+    signs: &'t Signs,
+}
+
+/// What happened to a transaction besides its outcome.
+#[derive(Default)]
+struct Signs {
+    /// The server did not answer in time.
+    hung: AtomicBool,
+    /// The server broke it off for the sake of another one.
+    conflict: AtomicBool,
+    /// It succeeded by finding nothing to do.
+    undone: AtomicBool,
+}
+
+/// The rows of one query, fetched part by part.
+pub(super) struct Parts<'a, 't> {
+    tx: &'a Tx<'t>,
+    portal: Portal,
+    size: i32,
+    is_over: bool,
+}
+
+/// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then. Also tells
+/// whether the connection can be used again.
+pub(super) async fn run<T, F>(
+    connection: &mut Object,
+    kind: Kind,
+    patience: Duration,
+    work: F,
+    is_given_up: impl Fn() -> bool,
+) -> (Result<T, Broken>, bool)
+where
+    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
+{
+    let signs = Signs::default();
+    let outcome = transact(connection, kind, patience, work, is_given_up, &signs).await;
+    let is_conflict = signs.conflict.load(Ordering::Relaxed);
+    let is_sound = !signs.hung.load(Ordering::Relaxed);
+    (outcome.map_err(|error| Broken { error, is_conflict }), is_sound)
+}
+
+async fn transact<T, F>(
+    connection: &mut Object,
+    kind: Kind,
+    patience: Duration,
+    work: F,
+    is_given_up: impl Fn() -> bool,
+    signs: &Signs,
+) -> Result<T, StoreError>
+where
+    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
+{
+    let begin = connection.build_transaction();
+    let begin = match kind {
+        Kind::Write => begin.isolation_level(IsolationLevel::ReadCommitted),
+        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+    };
+    let transaction = signs.within(patience, begin.start()).await?;
+    let tx = Tx { transaction, patience, signs };
+    let value = work(&tx).await?;
+    let Tx { transaction, .. } = tx;
+    if is_given_up() {
+        signs.within(patience, transaction.rollback()).await?;
+        return Err(StoreError::Cancelled);
+    }
+    if signs.undone.load(Ordering::Relaxed) {
+        signs.within(patience, transaction.rollback()).await?;
+    } else {
+        signs.within(patience, transaction.commit()).await?;
+    }
+    Ok(value)
+}
+
+// === impl Tx ===
+
+impl<'t> Tx<'t> {
+    /// The first row, if there is one.
+    pub(super) async fn one<T>(
+        &self,
+        sql: &str,
+        values: Values<'_>,
+        decode: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let rows = self.rows(sql, values).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        decode(&mut Fields::of(row)).map(Some)
+    }
+
+    /// Every row.
+    pub(super) async fn all<T>(
+        &self,
+        sql: &str,
+        values: Values<'_>,
+        mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.rows(sql, values).await?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in &rows {
+            items.push(decode(&mut Fields::of(row))?);
+        }
+        Ok(items)
+    }
+
+    /// Every row, `size` at a time, each part under a timeout of its own.
+    pub(super) async fn parts(
+        &self,
+        sql: &str,
+        values: Values<'_>,
+        size: usize,
+    ) -> Result<Parts<'_, 't>, StoreError> {
+        let bound = async {
+            let statement = self.transaction.prepare_cached(sql).await?;
+            self.transaction.bind(&statement, values).await
+        };
+        let portal = self.signs.within(self.patience, bound).await?;
+        Ok(Parts { tx: self, portal, size: i32::try_from(size).unwrap_or(i32::MAX), is_over: false })
+    }
+
+    /// The one number that a `SELECT count(*)` answers.
+    pub(super) async fn count(&self, sql: &str, values: Values<'_>) -> Result<u64, StoreError> {
+        Ok(self.one(sql, values, |f| f.int("count")).await?.unwrap_or(0))
+    }
+
+    /// Runs a statement and answers how many rows it touched.
+    pub(super) async fn execute(&self, sql: &str, values: Values<'_>) -> Result<u64, StoreError> {
+        let executed = async {
+            let statement = self.transaction.prepare_cached(sql).await?;
+            self.transaction.execute(&statement, values).await
+        };
+        self.signs.within(self.patience, executed).await
+    }
+
+    /// Runs statements that say something about the transaction itself.
+    pub(super) async fn control(&self, sql: &str) -> Result<(), StoreError> {
+        self.signs.within(self.patience, self.transaction.batch_execute(sql)).await
+    }
+
+    /// Nothing of this transaction is to be kept, although it succeeds.
+    pub(super) fn undo(&self) {
+        self.signs.undone.store(true, Ordering::Relaxed);
+    }
+
+    async fn rows(&self, sql: &str, values: Values<'_>) -> Result<Vec<Row>, StoreError> {
+        let queried = async {
+            let statement = self.transaction.prepare_cached(sql).await?;
+            self.transaction.query(&statement, values).await
+        };
+        self.signs.within(self.patience, queried).await
+    }
+}
+
+// === impl Parts ===
+
+impl Parts<'_, '_> {
+    /// The next rows; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Row>>, StoreError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let fetched = self.tx.transaction.query_portal(&self.portal, self.size);
+        let rows = self.tx.signs.within(self.tx.patience, fetched).await?;
+        self.is_over = i32::try_from(rows.len()).is_ok_and(|n| n < self.size);
+        Ok(if rows.is_empty() { None } else { Some(rows) })
+    }
+}
+
+// === impl Signs ===
+
+impl Signs {
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(patience, call).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if error::is_conflict(&error) {
+                    self.conflict.store(true, Ordering::Relaxed);
+                }
+                Err(error.into())
+            }
+            Err(_) => {
+                self.hung.store(true, Ordering::Relaxed);
+                Err(StoreError::Unavailable("the database does not answer".into()))
+            }
+        }
+    }
+}
+
+// === impl Columns ===
+
+impl Columns for Row {
+    fn text(&self, at: usize) -> Result<Option<&str>, &'static str> {
+        self.try_get(at).map_err(|_| "is not text")
+    }
+
+    fn int(&self, at: usize) -> Result<Option<i64>, &'static str> {
+        self.try_get(at).map_err(|_| "is not a number")
+    }
+
+    fn flag(&self, at: usize) -> Result<Option<bool>, &'static str> {
+        self.try_get(at).map_err(|_| "is neither true nor false")
+    }
+
+    fn bytes(&self, at: usize) -> Result<Option<&[u8]>, &'static str> {
+        self.try_get(at).map_err(|_| "is not binary")
+    }
+
+    fn uuid(&self, at: usize) -> Result<Option<Uuid>, &'static str> {
+        self.try_get(at).map_err(|_| "is not a UUID")
+    }
+
+    fn id_for_people(&self) -> String {
+        if let Ok(Some(id)) = self.uuid(0) {
+            return id.to_string();
+        }
+        match self.text(0) {
+            Ok(Some(id)) => id.to_owned(),
+            _ => "?".to_owned(),
+        }
+    }
+}

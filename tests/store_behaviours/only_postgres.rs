@@ -1,0 +1,629 @@
+//! What only PostgreSQL does: several stores on one database, a server that hangs, dies, refuses or holds nonsense.
+
+use crate::place::{
+    Place, T0, after, everything, new_key, open_postgres, plan, plan_id, record, someone, workspace_id,
+};
+use crate::private_postgres::{Server, raw};
+use keygate::config::PostgresUrl;
+use keygate::policy::id::{KeyId, WorkspaceId};
+use keygate::store::postgres::{PgOptions, PgStore, check, migrate};
+use keygate::store::{Change, EndUserAdmission, Feed as _, KeyFilter, Keys as _};
+use keygate::store::{NodeReport, Nodes as _, PlanPatch, SpentRow, Store, StoreError, Tenants as _, Version};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// For a server that does not answer: short, so that tests are.
+fn hasty() -> PgOptions {
+    let timeout = Duration::from_millis(500);
+    PgOptions { connections: 4, connect_timeout: timeout, statement_timeout: timeout }
+}
+
+async fn open(url: &str, options: &PgOptions) -> Result<PgStore, StoreError> {
+    PgStore::open(&url.parse().unwrap(), options, Handle::current()).await
+}
+
+fn database_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap().split('?').next().unwrap()
+}
+
+fn refusal<T: std::fmt::Debug>(outcome: Result<T, StoreError>) -> String {
+    match outcome.unwrap_err() {
+        StoreError::Refused(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unavailable<T: std::fmt::Debug>(outcome: Result<T, StoreError>) -> String {
+    match outcome.unwrap_err() {
+        StoreError::Unavailable(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Asks again until the store answers; a server that comes back needs a moment.
+async fn recovered(store: &PgStore) -> Version {
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        match store.version().await {
+            Ok(version) => return version,
+            Err(error) => assert!(error.is_transient() && Instant::now() < limit, "{error}"),
+        }
+    }
+}
+
+// === several stores on one database ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stores_see_each_others_changes() {
+    let place = Place::postgres().await;
+    let other = open_postgres(place.url()).await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    assert_eq!(other.key(&w, key.key.id).await.unwrap(), Some(key.clone()));
+    let deleted = other.delete_key(&w, key.key.id, &someone(), T0).await.unwrap().version;
+    assert_eq!(place.version().await.unwrap(), deleted);
+    assert_eq!(place.feed(Version(deleted.0 - 1)).await, [format!("key {} removed", key.key.id)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_follows_many_writers_misses_nothing() {
+    const WRITERS: usize = 8;
+    const WRITES: usize = 200;
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let stores = [Arc::clone(&place.store), Arc::new(open_postgres(place.url()).await) as Arc<dyn Store>];
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (store, w) = (Arc::clone(&stores[writer % 2]), w.clone());
+            tokio::spawn(async move {
+                let mut made = Vec::with_capacity(WRITES);
+                for n in 0..WRITES {
+                    let key = new_key(&w, &format!("{writer}-{n}"));
+                    made.push(store.create_key(key, &someone(), T0).await.unwrap().value.key.id);
+                }
+                made
+            })
+        })
+        .collect();
+    // Never asks for what it has seen: a number that became visible late would be lost for good.
+    let follow = async {
+        let (mut reached, mut seen) = (Version(0), HashSet::new());
+        while seen.len() < WRITERS * WRITES {
+            let (next, changes) = place.all_changes(reached).await;
+            for change in changes {
+                if let Change::Key(key) = change {
+                    assert!(key.version > reached && key.version <= next, "{} {reached} {next}", key.version);
+                    assert!(seen.insert(key.key.id), "a key came twice");
+                }
+            }
+            reached = next;
+        }
+        seen
+    };
+    let seen = tokio::time::timeout(Duration::from_mins(2), follow).await.expect("a change was missed");
+    for writer in writers {
+        assert!(writer.await.unwrap().iter().all(|id| seen.contains(id)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_wakes_the_other_store_at_once() {
+    let place = Place::postgres().await;
+    let other = open_postgres(place.url()).await;
+    place.tenant("w1").await;
+    // Once when it begins to listen, and for what was written by then.
+    other.changed().await;
+    while tokio::time::timeout(Duration::from_millis(200), other.changed()).await.is_ok() {}
+    let mut waits = Vec::new();
+    for n in 0..21 {
+        let named = PlanPatch { description: Some(n.to_string()), ..PlanPatch::default() };
+        place.update_plan(&plan_id("basic"), named, &someone(), T0).await.unwrap();
+        let start = Instant::now();
+        let woken = tokio::time::timeout(Duration::from_secs(5), other.changed()).await;
+        assert!(woken.is_ok(), "write {n} was not heard");
+        waits.push(start.elapsed());
+    }
+    // The median: a machine that is busy with other tests may hold up one of them.
+    waits.sort_unstable();
+    assert!(waits[10] < Duration::from_millis(100), "{waits:?}");
+    // A refused write wakes nobody.
+    place.create_plan(plan("basic"), &someone(), T0).await.unwrap_err();
+    assert!(tokio::time::timeout(Duration::from_millis(200), other.changed()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_500_newcomers_on_two_stores_exactly_the_quota_exists() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let stores = [Arc::clone(&place.store), Arc::new(open_postgres(place.url()).await) as Arc<dyn Store>];
+    let calls: Vec<_> = (0..500)
+        .map(|n: usize| {
+            let (store, w) = (Arc::clone(&stores[n % 2]), w.clone());
+            tokio::spawn(async move { store.admit_end_user(&w, &format!("u{n}"), T0).await.unwrap() })
+        })
+        .collect();
+    let mut admitted = HashSet::new();
+    for call in calls {
+        match call.await.unwrap() {
+            EndUserAdmission::Admitted(id) => assert!(admitted.insert(id)),
+            EndUserAdmission::Full { quota } => assert_eq!(quota, crate::place::PLAN_END_USERS),
+        }
+    }
+    assert_eq!(admitted.len(), 100);
+    assert_eq!(place.workspace(&w).await.unwrap().unwrap().end_users, 100);
+    assert_eq!(place.end_users(&w, None, everything()).await.unwrap().total, 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_append_at_once_count_every_record_once() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let keys = [place.key_in(&w, "a").await, place.key_in(&w, "b").await];
+    let stores = [Arc::clone(&place.store), Arc::new(open_postgres(place.url()).await) as Arc<dyn Store>];
+    // Both bring the same records, in opposite order, so that they meet in the rows and in the roll-ups.
+    let batches: Vec<Vec<_>> = (0..10)
+        .map(|n| (0..50).map(|m| record(&keys[usize::from(m % 2 == 0)], after(60 * n + m))).collect())
+        .collect();
+    let both: Vec<_> = stores
+        .into_iter()
+        .enumerate()
+        .map(|(node, store)| {
+            let mut batches = batches.clone();
+            if node == 1 {
+                batches.reverse();
+                batches.iter_mut().for_each(|batch| batch.reverse());
+            }
+            tokio::spawn(async move {
+                let mut new = 0;
+                for batch in &batches {
+                    new += store.append(batch).await.unwrap();
+                }
+                new
+            })
+        })
+        .collect();
+    let mut new = 0;
+    for node in both {
+        new += node.await.unwrap();
+    }
+    assert_eq!(new, 500);
+    for key in &keys {
+        let stats = place.stats(&w, key.key.id, T0).await.unwrap().unwrap();
+        assert_eq!((stats.total_requests, stats.response_time.count), (250, 250));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_seen_by_the_clock_they_share() {
+    let place = Place::postgres().await;
+    let other = open_postgres(place.url()).await;
+    let node = |name: &str, boot, reached| NodeReport {
+        boot: uuid::Uuid::from_u128(boot),
+        name: name.into(),
+        admin: Some("10.0.0.1:8081".into()),
+        reached: Version(reached),
+    };
+    place.report(&node("b", 1, 5)).await.unwrap();
+    other.report(&node("a", 2, 4)).await.unwrap();
+    other.report(&node("a", 2, 6)).await.unwrap();
+    raw(place.url())
+        .await
+        .batch_execute("UPDATE nodes SET seen_at = seen_at - 11000000 WHERE name = 'b'")
+        .await
+        .unwrap();
+    let nodes = place.nodes().await.unwrap();
+    let facts: Vec<_> = nodes.iter().map(|n| (&*n.name, n.reached, n.is_live())).collect();
+    assert_eq!(facts, [("a", Version(6), true), ("b", Version(5), false)]);
+    assert_eq!(nodes[0].admin.as_deref(), Some("10.0.0.1:8081"));
+    place.leave(uuid::Uuid::from_u128(2)).await.unwrap();
+    assert_eq!(place.nodes().await.unwrap().len(), 1);
+}
+
+// === the schema ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_nodes_that_start_at_once_one_migrates() {
+    let url = Server::shared().create("").await;
+    let before = check(&url.parse().unwrap(), &PgOptions::default()).await.unwrap();
+    assert!(before.applied.is_empty() && before.pending.len() >= 2, "{before:?}");
+    let starts: Vec<_> = (0..6)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move { open(&url, &PgOptions::default()).await.map(drop) })
+        })
+        .collect();
+    for start in starts {
+        start.await.unwrap().unwrap();
+    }
+    let after = check(&url.parse().unwrap(), &PgOptions::default()).await.unwrap();
+    assert_eq!((&after.applied, after.pending.len()), (&before.pending, 0));
+    let history = "SELECT count(*) FROM refinery_schema_history";
+    let lines: i64 = raw(&url).await.query_one(history, &[]).await.unwrap().get(0);
+    assert_eq!(usize::try_from(lines).unwrap(), after.applied.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_was_cut_off_is_done_again() {
+    // What refinery makes before the transaction that does the work: all that a crash can leave.
+    let url = Server::shared().create("").await;
+    let client = raw(&url).await;
+    client
+        .batch_execute(
+            "CREATE TABLE refinery_schema_history
+                 (version INT4 PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))",
+        )
+        .await
+        .unwrap();
+    assert!(!check(&url.parse().unwrap(), &PgOptions::default()).await.unwrap().pending.is_empty());
+    let store = open(&url, &PgOptions::default()).await.unwrap();
+    assert_eq!(store.version().await.unwrap(), Version(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_half_there_is_refused_clearly_and_left_alone() {
+    let url = Server::shared().create("").await;
+    let client = raw(&url).await;
+    client.batch_execute("CREATE TABLE keys (mine INT)").await.unwrap();
+    let why = refusal(open(&url, &PgOptions::default()).await);
+    assert!(why.contains("the schema cannot be brought up to date"), "{why}");
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'refinery_schema_history'";
+    let left: i64 = client.query_one(tables, &[]).await.unwrap().get(0);
+    assert_eq!(left, 1, "nothing of a migration that failed stays");
+    client.batch_execute("DROP TABLE keys").await.unwrap();
+    open(&url, &PgOptions::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_that_is_not_ours_is_refused() {
+    for (damage, expected) in [
+        ("UPDATE refinery_schema_history SET checksum = '17' WHERE version = 1", "migration 1 "),
+        ("UPDATE refinery_schema_history SET checksum = 'x' WHERE version = 1", "no Keygate wrote"),
+        ("UPDATE refinery_schema_history SET applied_on = NULL WHERE version = 1", "no Keygate wrote"),
+        ("UPDATE refinery_schema_history SET version = 9999 WHERE version = 2", "schema 9999"),
+    ] {
+        let url = Server::shared().database().await;
+        raw(&url).await.batch_execute(damage).await.unwrap();
+        let address: PostgresUrl = url.parse().unwrap();
+        for why in [
+            refusal(open(&url, &PgOptions::default()).await),
+            refusal(migrate(&address, &PgOptions::default()).await),
+            refusal(check(&address, &PgOptions::default()).await),
+        ] {
+            assert!(why.contains(expected), "{damage}: {why}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_not_utf8_is_refused() {
+    // ICU, which this server sorts with, knows no other encoding.
+    let options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    let provider = if Server::shared().has_locale_providers() { "LOCALE_PROVIDER libc" } else { "" };
+    let url = Server::shared().create(&format!("{options} {provider}")).await;
+    let why = refusal(open(&url, &PgOptions::default()).await);
+    assert!(why.contains("SQL_ASCII") && why.contains("UTF8"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_let_in_is_told_so_without_the_password() {
+    let server = Server::shared();
+    let why = refusal(open(&server.url("nowhere"), &PgOptions::default()).await);
+    assert_eq!(why, "there is no such database on the server");
+    let stranger = server.url("postgres").replace("keygate@", "stranger:hunter2@");
+    let error = open(&stranger, &PgOptions::default()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused(_)) && !format!("{error:?}").contains("hunter2"), "{error}");
+}
+
+// === rows that cannot be ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_rows_are_named_and_stop_nobody_else() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let sound = place.key_in(&w, "sound").await.key.id;
+    let client = raw(place.url()).await;
+    client.batch_execute("SET session_replication_role = replica").await.unwrap();
+    for (n, damage) in [
+        "kind = 'spaceship'",
+        "kind = ''",
+        "scopes = 'app,root'",
+        "rate_limit = -1",
+        "rate_limit = 4294967296",
+        "rate_burst = -1",
+        "daily_request_limit = -9223372036854775808",
+        "quota_limit = -1",
+        "concurrency_limit = 9223372036854775807",
+        "limits = '[{'",
+        "limits = ''",
+        "limits = '[{\"count\":\"requests\",\"per\":\"aeon\",\"max\":1}]'",
+        "allowed_ips = '[\"nonsense\"]'",
+        "expires_at = 9223372036854775807",
+        "workspace_id = 'not an id'",
+        "workspace_id = ''",
+        "digest = '\\x00'",
+        "digest = ''",
+        "digest = NULL",
+        "pepper_version = NULL",
+        "pepper_version = -1",
+        "old_digest = decode(repeat('00', 32), 'hex'), old_pepper_version = 1, old_valid_until = NULL",
+        "version = -version",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = place.key_in(&w, &format!("broken {n}")).await.key.id;
+        let hit = client.execute(&format!("UPDATE keys SET {damage} WHERE id = $1"), &[&id.0]).await.unwrap();
+        assert_eq!(hit, 1);
+        let (_, changes) = place.all_changes(Version(0)).await;
+        assert!(changes.iter().any(|change| matches!(change, Change::Key(key) if key.key.id == sound)));
+        let served = changes.iter().any(|change| matches!(change, Change::Key(key) if key.key.id == id));
+        assert!(!served, "{damage}");
+        if damage.starts_with("version") {
+            continue;
+        }
+        let why = changes.iter().find_map(|change| match change {
+            Change::Broken { table: "keys", id: named, why } if *named == id.to_string() => Some(why.clone()),
+            _ => None,
+        });
+        let why = why.unwrap_or_else(|| panic!("not noticed: {damage}"));
+        let column = damage.split(' ').next().unwrap();
+        assert!(why.starts_with(column) || why.starts_with("old_"), "{damage}: {why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_plans_and_workspaces_are_named() {
+    let place = Place::postgres().await;
+    place.tenant("w1").await;
+    let damage = "SET session_replication_role = replica;
+                  UPDATE plans SET api_ops_rate_limit = -1; UPDATE workspaces SET plan_id = '?';";
+    raw(place.url()).await.batch_execute(damage).await.unwrap();
+    assert_eq!(place.feed(Version(0)).await, ["broken plans basic", "broken workspaces w1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_roll_up_holds_up_neither_the_ledger_nor_the_start() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let (a, b) = (place.key_in(&w, "a").await, place.key_in(&w, "b").await);
+    place.append(&[record(&a, T0), record(&b, T0)]).await.unwrap();
+    let damage = "UPDATE usage_rollups SET charged = -1 WHERE subject_id = uuid_send($1)";
+    raw(place.url()).await.execute(damage, &[&a.key.id.0]).await.unwrap();
+    assert_eq!(place.append(&[record(&a, T0), record(&b, T0)]).await.unwrap(), 2);
+    assert_eq!(place.stats(&w, b.key.id, T0).await.unwrap().unwrap().total_requests, 2);
+    let error = place.stats(&w, a.key.id, T0).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Corrupt(why) if why.starts_with("charged")), "{error}");
+    let (to, mut from) = mpsc::channel::<Vec<SpentRow>>(4);
+    let collect = async {
+        let mut subjects = 0;
+        while let Some(batch) = from.recv().await {
+            subjects += batch.len();
+        }
+        subjects
+    };
+    let (outcome, subjects) = tokio::join!(place.spent(T0, to), collect);
+    outcome.unwrap();
+    assert_eq!(subjects, 2, "b and the workspace");
+}
+
+// === a server that is not well ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_is_unavailable_in_time_and_welcome_back() {
+    let server = Server::start();
+    let url = server.database().await;
+    let store = Arc::new(open(&url, &hasty()).await.unwrap());
+    let before = store.version().await.unwrap();
+    server.freeze();
+    let start = Instant::now();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.version().await })
+        })
+        .collect();
+    for call in calls {
+        unavailable(call.await.unwrap());
+    }
+    let waited = start.elapsed();
+    // Waiting for a connection, opening one, and the statement: each half a second, and half a second of grace.
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+    server.thaw();
+    assert_eq!(recovered(&store).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_killed_and_restarted_is_welcome_back() {
+    let mut server = Server::start();
+    let url = server.database().await;
+    let store = open(&url, &hasty()).await.unwrap();
+    let plan = plan("p");
+    let made = store.create_plan(plan.clone(), &someone(), T0).await.unwrap().version;
+    server.stop();
+    unavailable(store.version().await);
+    unavailable(store.create_plan(plan, &someone(), T0).await);
+    server.start_again();
+    assert_eq!(recovered(&store).await, made);
+    // The ear is back too: it says once that it has missed something, and hears what follows.
+    store.changed().await;
+    let woken = tokio::time::timeout(Duration::from_secs(20), async {
+        store.update_plan(&plan_id("p"), PlanPatch::default(), &someone(), T0).await.unwrap();
+        store.changed().await;
+    });
+    woken.await.expect("it listens again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_not_there_is_unavailable_at_once() {
+    let mut server = Server::start();
+    server.stop();
+    let why = unavailable(open(&server.url("postgres"), &hasty()).await);
+    assert_eq!(why, "the database refuses connections");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_takes_no_writes_is_unavailable_for_writes_only() {
+    let place = Place::postgres().await;
+    place.tenant("w1").await;
+    let name = database_of(place.url());
+    let read_only = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+    Server::shared().superuser("postgres").await.batch_execute(&read_only).await.unwrap();
+    let store = open_postgres(place.url()).await;
+    let error = store.create_plan(plan("p"), &someone(), T0).await;
+    assert_eq!(unavailable(error), "the database takes no writes now");
+    assert!(store.plan(&plan_id("basic")).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_takes_too_long_is_broken_off() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let store = open(place.url(), &hasty()).await.unwrap();
+    let mut client = raw(place.url()).await;
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let start = Instant::now();
+    let why = unavailable(store.keys(&w, &KeyFilter::default(), everything()).await);
+    assert!(why.contains("too long") || why.contains("busy"), "{why}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    lock.rollback().await.unwrap();
+    // Its connection was not harmed.
+    assert_eq!(store.keys(&w, &KeyFilter::default(), everything()).await.unwrap().total, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_caller_went_away_changes_nothing() {
+    let place = Place::postgres().await;
+    place.tenant("w1").await;
+    let before = place.version().await.unwrap();
+    let mut client = raw(place.url()).await;
+    let hold = client.transaction().await.unwrap();
+    hold.batch_execute("SELECT value FROM change_seq FOR UPDATE").await.unwrap();
+    let waiting =
+        place.update_plan(&plan_id("basic"), PlanPatch::default(), &someone(), T0).await_briefly().await;
+    assert!(waiting.is_none(), "it waits for the row");
+    hold.rollback().await.unwrap();
+    // The next write comes after the one that was given up, in the row's queue; so that one is over by then.
+    let next = place.update_plan(&plan_id("basic"), PlanPatch::default(), &someone(), T0).await.unwrap();
+    assert_eq!(next.version, Version(before.0 + 1));
+}
+
+/// Waits a moment for an answer, then gives up.
+trait AwaitBriefly: Future + Sized {
+    async fn await_briefly(self) -> Option<Self::Output> {
+        tokio::time::timeout(Duration::from_millis(300), self).await.ok()
+    }
+}
+
+impl<F: Future> AwaitBriefly for F {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_finishes_what_runs_and_refuses_what_comes() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let calls: Vec<_> = (0..40)
+        .map(|n| {
+            let (store, w): (Arc<dyn Store>, WorkspaceId) = (Arc::clone(&place.store), w.clone());
+            tokio::spawn(async move { store.create_key(new_key(&w, &n.to_string()), &someone(), T0).await })
+        })
+        .collect();
+    place.close().await;
+    let mut made = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => made += 1,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    }
+    assert_eq!(unavailable(place.version().await), "it has been closed");
+    let again = open_postgres(place.url()).await;
+    assert_eq!(again.keys(&w, &KeyFilter::default(), everything()).await.unwrap().total, made);
+    place.close().await;
+}
+
+// === limits of connections ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_connection_has_a_name_and_its_limits() {
+    let url = Server::shared().database().await;
+    let store = Arc::new(open(&url, &hasty()).await.unwrap());
+    let calls: Vec<_> = (0..64)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.key(&workspace_id("nobody"), KeyId::new(after(n))).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), None);
+    }
+    let client = raw(&url).await;
+    let named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'keygate' AND datname = $1";
+    let count: i64 = client.query_one(named, &[&database_of(&url)]).await.unwrap().get(0);
+    assert!((2..=5).contains(&count), "four of the pool and one that listens, not {count}");
+}
+
+// === TLS ===
+
+/// A certificate for 127.0.0.1, valid until 2126, and the one that vouches for it.
+const CERTIFICATE: &str = include_str!("certificates/server.crt");
+const KEY: &str = include_str!("certificates/server.key");
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store_behaviours/certificates/root.crt");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_as_strict_as_sslmode_says() {
+    let mut server = Server::start();
+    let plain = server.database().await;
+    // The server has none yet.
+    let with = |host: &str, asked: &str| plain.replace("127.0.0.1", host).replace("sslmode=disable", asked);
+    open(&with("127.0.0.1", "sslmode=prefer"), &hasty()).await.unwrap();
+    let why = unavailable(open(&with("127.0.0.1", "sslmode=require"), &hasty()).await);
+    assert_eq!(why, "TLS with the database failed");
+    server.stop();
+    server.use_certificate(CERTIFICATE, KEY);
+    server.start_again();
+    let (ca, full) =
+        (format!("sslmode=verify-ca&sslrootcert={ROOT}"), format!("sslmode=verify-full&sslrootcert={ROOT}"));
+    let require_ca = format!("sslmode=require&sslrootcert={ROOT}");
+    for (host, asked, is_encrypted) in [
+        ("127.0.0.1", "sslmode=disable", Some(false)),
+        ("127.0.0.1", "sslmode=prefer", Some(true)),
+        ("127.0.0.1", "sslmode=require", Some(true)),
+        ("127.0.0.1", require_ca.as_str(), Some(true)),
+        ("127.0.0.1", ca.as_str(), Some(true)),
+        ("127.0.0.1", full.as_str(), Some(true)),
+        // The certificate has no such name on it.
+        ("localhost", ca.as_str(), Some(true)),
+        ("localhost", full.as_str(), None),
+        // Nobody this machine knows vouches for it.
+        ("127.0.0.1", "sslmode=verify-ca", None),
+        ("127.0.0.1", "sslmode=verify-full", None),
+    ] {
+        let opened = open(&with(host, asked), &hasty()).await;
+        let Some(is_encrypted) = is_encrypted else {
+            let why = unavailable(opened);
+            assert_eq!(why, "the database's TLS certificate is not acceptable", "{host} {asked}");
+            continue;
+        };
+        let store = opened.unwrap_or_else(|error| panic!("{host} {asked}: {error}"));
+        let looked = store.version().await.unwrap();
+        assert_eq!(looked, Version(0));
+        let count = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                     WHERE application_name = 'keygate' AND state = 'idle' AND ssl <> $1";
+        let wrong: i64 = raw(&plain).await.query_one(count, &[&is_encrypted]).await.unwrap().get(0);
+        store.close().await;
+        assert_eq!(wrong, 0, "{host} {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_certificate_that_cannot_be_read_is_refused() {
+    let url = Server::shared()
+        .url("postgres")
+        .replace("sslmode=disable", "sslmode=verify-ca&sslrootcert=/nowhere.pem");
+    let why = refusal(open(&url, &hasty()).await);
+    assert!(why.starts_with("sslrootcert /nowhere.pem cannot be used"), "{why}");
+}
