@@ -18,7 +18,7 @@ test: tools test-tools
 
 lint: tools
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- --deny warnings
+	$(CARGO) clippy --locked --lib --bins -- --deny warnings
 
 dist: tools
 	$(CARGO) build --locked --profile dist

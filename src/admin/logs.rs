@@ -125,7 +125,7 @@ pub(super) struct LogView {
 
 /// Usage records of a key
 ///
-/// Role `viewer`. Newest first, by page or by cursor; only a cursor misses nothing and repeats nothing while records
+/// Role `viewer`. Newest first, by page or by cursor; only a cursor repeats nothing and keeps its place while records
 /// arrive.
 #[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(

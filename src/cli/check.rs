@@ -1,6 +1,6 @@
 //! `keygate check`
 
-use super::{ConfigArgs, Environment, Failure, load};
+use super::{ConfigArgs, Environment, Failure, load, say};
 use clap::Args;
 
 /// Arguments of `keygate check`.
@@ -12,6 +12,5 @@ pub struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
-    println!("ok: {} routes to {} upstreams", config.routes.len(), config.upstreams.len());
-    Ok(())
+    say(format_args!("ok: {} routes to {} upstreams", config.routes.len(), config.upstreams.len()))
 }

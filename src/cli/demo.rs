@@ -1,6 +1,6 @@
 //! `keygate demo`: a whole gateway for trying out, with nothing prepared.
 
-use super::{Environment, Failure, log, ready};
+use super::{Environment, Failure, log, ready, say};
 use crate::admin::Role;
 use crate::app::{self, Running, Signals, StartError};
 use crate::config::Config;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
         more.insert("workspace_id".into(), json!(WORKSPACE));
         ready::print(&running, more)?;
     } else {
-        welcome(&running, &secret, &token, args.data_dir.as_deref());
+        welcome(&running, &secret, &token, args.data_dir.as_deref())?;
     }
     running.block_on(signals.asked_to_stop());
     running.stop();
@@ -126,11 +126,11 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     Ok((secret, token))
 }
 
-fn welcome(running: &Running, secret: &Secret, token: &str, kept: Option<&Path>) {
+fn welcome(running: &Running, secret: &Secret, token: &str, kept: Option<&Path>) -> Result<(), Failure> {
     let proxy = running.proxy.first().copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let admin = running.admin;
     let data = kept.map_or("nowhere: it goes away when you stop".into(), |d| d.display().to_string());
-    println!(
+    say(format_args!(
         "Keygate is running. It guards an echo backend under /v1/app/, /v1/rag/ and /v1/memory/.
 
 Try the first key (5 requests per second):
@@ -145,7 +145,7 @@ Create one of your own:
 Admin API: http://{admin}/docs   metrics: http://{admin}/metrics   data: {data}
 Stop with Ctrl-C.",
         secret = secret.expose(),
-    );
+    ))
 }
 
 /// A backend that answers with what it was asked.

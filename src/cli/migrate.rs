@@ -1,6 +1,6 @@
 //! `keygate migrate`
 
-use super::{ConfigArgs, Environment, Failure, load};
+use super::{ConfigArgs, Environment, Failure, load, say};
 use crate::app;
 use clap::Args;
 
@@ -20,10 +20,10 @@ pub(super) fn run(args: &MigrateArgs, environment: Environment<'_>) -> Result<()
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let state = runtime.block_on(app::schema(&config, !args.check)).map_err(Failure::failed)?;
     for name in &state.applied {
-        println!("applied  {name}");
+        say(format_args!("applied  {name}"))?;
     }
     for name in &state.pending {
-        println!("pending  {name}");
+        say(format_args!("pending  {name}"))?;
     }
     if state.pending.is_empty() {
         return Ok(());

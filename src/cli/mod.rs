@@ -15,6 +15,8 @@ mod token;
 
 use crate::config::{Config, ConfigError};
 use clap::{Args, Parser, Subcommand};
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -110,6 +112,15 @@ fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failu
     crate::app::routes(&config)
         .map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
     Ok(config)
+}
+
+/// Prints a result on standard output. A reader that has gone, as in `keygate openapi | head`, has what it wanted.
+fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
 }
 
 /// The peppers of the environment, if it has any.

@@ -1,8 +1,7 @@
 //! `keygate openapi`
 
-use super::Failure;
+use super::{Failure, say};
 
 pub(super) fn run() -> Result<(), Failure> {
-    println!("{}", crate::admin::openapi().to_pretty_json().map_err(Failure::failed)?);
-    Ok(())
+    say(format_args!("{}", crate::admin::openapi().to_pretty_json().map_err(Failure::failed)?))
 }

@@ -1,9 +1,8 @@
 //! The line of JSON that tells a supervising program that every listener accepts. Contract 8.
 
-use super::Failure;
+use super::{Failure, say};
 use crate::app::Running;
 use serde_json::{Map, Value, json};
-use std::io::{self, Write};
 
 /// Prints the line, with `more` behind what is always in it.
 pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), Failure> {
@@ -17,6 +16,5 @@ pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), F
     line.insert("admin".into(), json!(running.admin.to_string()));
     line.insert("pid".into(), json!(std::process::id()));
     line.extend(more);
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}", Value::Object(line)).and_then(|()| out.flush()).map_err(Failure::failed)
+    say(format_args!("{}", Value::Object(line)))
 }

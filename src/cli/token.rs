@@ -1,6 +1,6 @@
 //! `keygate token`
 
-use super::{ConfigArgs, Environment, Failure, load};
+use super::{ConfigArgs, Environment, Failure, load, say};
 use crate::admin::Role;
 use crate::app;
 use crate::clock::{Clock, SystemClock};
@@ -42,8 +42,7 @@ pub(super) fn run(args: &TokenArgs, environment: Environment<'_>) -> Result<(), 
     let token = auth
         .mint(&args.subject, args.workspace.as_ref(), args.role, args.ttl, now)
         .map_err(Failure::failed)?;
-    println!("{token}");
-    Ok(())
+    say(format_args!("{token}"))
 }
 
 fn role(text: &str) -> Result<Role, String> {

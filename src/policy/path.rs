@@ -67,6 +67,32 @@ pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
     Ok(CanonicalPath(Cow::Owned(text)))
 }
 
+/// The path and the query of a request target (RFC 9112, 3.2): all of an origin form, what is behind the authority of an
+/// absolute form. Other forms (`*`, an authority, a path without its slash) and doubtful authorities are refused.
+pub fn split_target(raw: &[u8]) -> Result<(&[u8], &[u8]), BadPath> {
+    let origin =
+        if raw.first() == Some(&b'/') { raw } else { behind_authority(raw).ok_or(BadPath::NotAbsolute)? };
+    match origin.iter().position(|b| *b == b'?') {
+        Some(at) => Ok((&origin[..at], &origin[at + 1..])),
+        None => Ok((origin, b"")),
+    }
+}
+
+fn behind_authority(raw: &[u8]) -> Option<&[u8]> {
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| raw.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)))?;
+    let rest = &raw[scheme.len()..];
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, origin) = rest.split_at(end);
+    // No user information, no escapes: a host and perhaps a port.
+    let host = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    if authority.is_empty() || !authority.iter().all(host) || origin.first() == Some(&b'?') {
+        return None;
+    }
+    Some(if origin.is_empty() { b"/" } else { origin })
+}
+
 /// Whether `raw`, the query part of a request target (without the `?`), may be forwarded as it is.
 ///
 /// A query is never rewritten, because its meaning is the backend's; only bytes that could change where the request

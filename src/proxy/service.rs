@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
-use crate::policy::path::{canonical, check_query};
+use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::EndUserFrom;
 use crate::store::Outcome;
 use crate::usage::{Pending, Recorder, Start};
@@ -110,7 +110,7 @@ impl ProxyHttp for Proxy {
             }
             Err(denied) => {
                 // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
-                self.refuse(session, ctx, *denied).await.map_err(|e| e.into_down())?;
+                self.refuse(session, ctx, *denied).await.map_err(Error::into_down)?;
                 Ok(true)
             }
         }
@@ -346,7 +346,7 @@ impl Proxy {
     /// Step 1: is the request well formed and of a permitted size?
     fn check_message(&self, session: &Session) -> Result<(), Denial> {
         let header = session.req_header();
-        if header.uri.path_and_query().map_or(0, |t| t.as_str().len()) > self.limits.uri_bytes {
+        if header.raw_path().len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
         let bytes: usize = header.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
@@ -363,8 +363,9 @@ impl Proxy {
         }
         check_framing(header)?;
         let bad = |b| Denial::BadRequest(BadRequest::Path(b));
-        canonical(header.uri.path().as_bytes()).map_err(bad)?;
-        check_query(header.uri.query().unwrap_or("").as_bytes()).map_err(bad)?;
+        let (path, query) = split_target(header.raw_path()).map_err(bad)?;
+        canonical(path).map_err(bad)?;
+        check_query(query).map_err(bad)?;
         if content_length(session).is_some_and(|l| l > self.limits.body_bytes) {
             return Err(Denial::Plain(Fault::PayloadTooLarge));
         }
@@ -476,17 +477,18 @@ fn give_back(ctx: &mut Ctx) {
     }
 }
 
-/// The request target as it is forwarded, where the client wrote it differently.
+/// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
 fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
-    let path = canonical(header.uri.path().as_bytes()).ok()?;
-    let absolute = header.uri.authority().is_some();
-    if path.as_str() == header.uri.path() && !absolute {
+    let raw = header.raw_path();
+    let (path, query) = split_target(raw).ok()?;
+    let path = canonical(path).ok()?;
+    if raw.starts_with(path.as_bytes()) && !path.was_respelled() {
         return None;
     }
-    let mut target = String::from(path.as_str());
-    if let Some(query) = header.uri.query() {
+    let mut target = path.into_string();
+    if !query.is_empty() {
         target.push('?');
-        target.push_str(query);
+        target.push_str(std::str::from_utf8(query).ok()?);
     }
     target.parse().ok()
 }

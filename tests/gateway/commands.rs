@@ -428,7 +428,19 @@ fn digests_of_a_pepper_that_is_not_here_are_refused() {
     here.make_key(&["--name", "k"]);
     there.write("keys.jsonl", &here.done(&["keys", "export"]));
     let refused = there.fails(1, &["keys", "import", "keys.jsonl"]);
-    says(&refused, &["keys.jsonl:1: pepper_version: this installation has no pepper 2"]);
+    says(
+        &refused,
+        &["keys.jsonl:1: pepper_version: the digest was made with a pepper that this installation does not"],
+    );
+    // Another pepper of the same number is another pepper.
+    let elsewhere = Installation::new();
+    elsewhere.write("data/pepper", &format!("2:{}\n", "5b".repeat(32)));
+    elsewhere.write("keys.jsonl", &here.done(&["keys", "export"]));
+    let refused = elsewhere.fails(1, &["keys", "import", "keys.jsonl"]);
+    says(
+        &refused,
+        &["keys.jsonl:1: pepper_version: the digest was made with a pepper that this installation does not"],
+    );
 }
 
 // === demo ===

@@ -346,9 +346,6 @@ fn a_port_in_use_is_refused_with_its_listener_and_address() {
         let [open, close] = quote;
         let place = Installation::with(&format!("[{section}]\nlisten = {open}{address}{close}"));
         says(&place.refusal(), &[&format!("{what} cannot listen on {address}"), "in use"]);
-        drop(taken);
-        let gateway = place.start();
-        assert_eq!(if what == "proxy" { gateway.proxy } else { gateway.admin }, address);
     }
 }
 

@@ -222,8 +222,8 @@ fn no_more_requests_are_in_flight_than_a_key_allows() {
     origin.answer_after(&hold);
     let key = gateway.create_key(json!({"concurrency_limit": 2}));
     let request = Request::get("/v1/app/x").bearer(&key.secret);
-    let mut held = [gateway.connect(), gateway.connect()];
-    for client in &mut held {
+    let mut waiting = [gateway.connect(), gateway.connect()];
+    for client in &mut waiting {
         client.send(&request.bytes());
     }
     origin.wait_for_heads(2);
@@ -233,7 +233,7 @@ fn no_more_requests_are_in_flight_than_a_key_allows() {
     refused(&denial, 3017, "limit_exceeded", &detail);
     assert_eq!(denial.remaining("concurrency"), 0);
     hold.release();
-    for client in &mut held {
+    for client in &mut waiting {
         assert_eq!(client.response().status, 200);
     }
     eventually("a place is free again", || (third.call(&request).status == 200).then_some(()));

@@ -1,7 +1,7 @@
 //! `keygate keys create`
 
 use super::{Desk, InWorkspace, told};
-use crate::cli::Failure;
+use crate::cli::{Failure, say};
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::KeyId;
 use crate::policy::key::{KeyType, Scope};
@@ -63,8 +63,7 @@ pub(super) fn run(desk: &Desk, args: CreateArgs) -> Result<(), Failure> {
     let key = draft.into_new_key(KeyId::new(desk.now), workspace, &plan, issued).map_err(Failure::failed)?;
     let written = desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now))?;
     eprintln!("created {}; its secret is shown this once:", written.value.key.id);
-    println!("{}", secret.expose());
-    Ok(())
+    say(format_args!("{}", secret.expose()))
 }
 
 fn fields(args: CreateArgs) -> Map<String, Value> {

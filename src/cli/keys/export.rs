@@ -28,7 +28,7 @@ pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
         desk.each_key(&workspace, &KeyFilter::default(), |record| {
             // A key whose row cannot be understood has no credential in the feed; it is reported there.
             let Some(credential) = credentials.get(&record.key.id) else { return Ok(()) };
-            writeln!(out, "{}", line(&record, credential)).map_err(Failure::failed)
+            writeln!(out, "{}", line(desk, &record, credential)).map_err(Failure::failed)
         })?;
     }
     out.flush().map_err(Failure::failed)
@@ -74,7 +74,12 @@ fn credentials(desk: &Desk) -> Result<HashMap<KeyId, Credential>, Failure> {
     Ok(all)
 }
 
-fn line(record: &KeyRecord, credential: &Credential) -> Value {
+/// Which pepper of that version, so that no other installation takes it for its own.
+fn check_of(desk: &Desk, version: u32) -> Option<String> {
+    desk.peppers.iter().find(|p| p.version() == version).map(|p| hex::encode(p.check()))
+}
+
+fn line(desk: &Desk, record: &KeyRecord, credential: &Credential) -> Value {
     let key = &record.key;
     let own = &key.ceilings;
     let limits: Vec<_> = own
@@ -103,5 +108,6 @@ fn line(record: &KeyRecord, credential: &Credential) -> Value {
         "hint": record.hint,
         "digest": hex::encode(credential.digest.0),
         "pepper_version": credential.pepper_version,
+        "pepper_check": check_of(desk, credential.pepper_version),
     })
 }

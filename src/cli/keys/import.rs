@@ -5,7 +5,7 @@ use crate::cli::Failure;
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
-use crate::policy::secret::{Pepper, Secret};
+use crate::policy::secret::Secret;
 use crate::store::{Actor, Digest, IssuedCredential, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,7 +39,8 @@ pub(super) struct ImportArgs {
     /// `POST /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id`
     /// overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
     file: PathBuf,
-    /// Check every row and report its mistakes, but import nothing
+    /// Check every row by itself and report its mistakes, but import nothing. Names and secrets that are taken already are
+    /// found only by importing
     #[arg(long)]
     dry_run: bool,
 }
@@ -158,6 +159,7 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
     let plaintext = text(row, "api_key")?;
     let digest = text(row, "digest")?;
     let hint = text(row, "hint")?;
+    let check = text(row, "pepper_check")?;
     let version = row.remove("pepper_version");
     let prefix = &desk.config.secrets.prefix;
     match (plaintext, digest) {
@@ -174,8 +176,11 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
             let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
             let pepper_version =
                 version.ok_or("pepper_version: must be the number of the digest's pepper")?;
-            if !desk.peppers.iter().map(Pepper::version).any(|v| v == pepper_version) {
-                return Err(format!("pepper_version: this installation has no pepper {pepper_version}"));
+            let pepper = desk.peppers.iter().find(|p| p.version() == pepper_version);
+            if pepper.is_none_or(|p| check.as_deref() != Some(&*hex::encode(p.check()))) {
+                let why =
+                    "pepper_version: the digest was made with a pepper that this installation does not have";
+                return Err(format!("{why} (number {pepper_version} of the other one)"));
             }
             let hint = hint.ok_or("hint: is required beside digest")?.into();
             Ok(IssuedCredential { digest: Digest(bytes), pepper_version, hint })

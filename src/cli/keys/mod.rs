@@ -5,7 +5,7 @@ mod create;
 mod export;
 mod import;
 
-use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log};
+use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log, say};
 use crate::app::{self, StartError};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
@@ -115,8 +115,7 @@ fn list(desk: &Desk, args: &ListArgs) -> Result<(), Failure> {
     desk.each_key(&args.within.workspace, &filter, |record| {
         let state = if record.key.is_active { "active" } else { "disabled" };
         let KeyRecord { key, name, hint, .. } = record;
-        println!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name);
-        Ok(())
+        say(format_args!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name))
     })
 }
 
@@ -143,8 +142,7 @@ fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
     let grace = Duration::from_secs(args.grace_period_seconds.into());
     let old_until = (!grace.is_zero()).then(|| desk.now.plus(grace));
     desk.wait(desk.store.regenerate_key(workspace, id, issued, old_until, &Actor::cli(), desk.now))?;
-    println!("{}", secret.expose());
-    Ok(())
+    say(format_args!("{}", secret.expose()))
 }
 
 // === impl Desk ===

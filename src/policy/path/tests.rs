@@ -226,3 +226,30 @@ proptest! {
         prop_assert_eq!(decode_segment(&segment).map(Cow::into_owned), expected);
     }
 }
+
+#[test]
+fn targets_are_split_and_only_those_with_a_path_are_taken() {
+    let no = Err(BadPath::NotAbsolute);
+    for (raw, expected) in [
+        ("/", Ok(("/", ""))),
+        ("/a?b=c?d", Ok(("/a", "b=c?d"))),
+        ("/a?", Ok(("/a", ""))),
+        ("http://h/a?b", Ok(("/a", "b"))),
+        ("HTTPS://h:8080//a", Ok(("//a", ""))),
+        ("http://[::1]:80", Ok(("/", ""))),
+        ("http://h?a", no),
+        ("http:///a", no),
+        ("http://u@h/a", no),
+        ("http://h%2f/a", no),
+        ("http://h\\@x/a", no),
+        ("ftp://h/a", no),
+        ("http:/a", no),
+        ("h:80", no),
+        ("a/b", no),
+        ("*", no),
+        ("", no),
+    ] {
+        let bytes = expected.map(|(p, q): (&str, &str)| (p.as_bytes(), q.as_bytes()));
+        assert_eq!(split_target(raw.as_bytes()), bytes, "{raw}");
+    }
+}

@@ -243,7 +243,7 @@ fn read_into(reader: &mut impl Read, mut left: usize, arriving: &Mutex<Vec<u8>>)
 fn respond(out: &mut dyn Write, status: u16, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
     let mut head = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([*name, ": ", *value, "\r\n"]);
     }
     head.push_str("\r\n");
     let mut bytes = head.into_bytes();

@@ -46,10 +46,10 @@ impl Request {
     pub(crate) fn head(&self) -> Vec<u8> {
         let mut text = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            text.extend([name, ": ", value, "\r\n"]);
         }
         if let Some(body) = &self.body {
-            text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            text.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
         }
         text.push_str("\r\n");
         text.into_bytes()
