@@ -30,16 +30,12 @@ pub(super) const HISTORY_TABLE: &str = "refinery_schema_history";
 type File = (&'static str, &'static str);
 
 /// The migrations of the embedded store. `V1__initial` is `migrations/sqlite/0001_initial.sql`, and so on.
-pub(super) const SQLITE: &[File] = &[
-    ("V1__initial", include_str!("../../migrations/sqlite/0001_initial.sql")),
-    ("V2__nodes", include_str!("../../migrations/sqlite/0002_nodes.sql")),
-];
+pub(super) const SQLITE: &[File] =
+    &[("V1__initial", include_str!("../../migrations/sqlite/0001_initial.sql"))];
 
 /// The migrations of the store for several nodes: the same numbers and names.
-pub(super) const POSTGRES: &[File] = &[
-    ("V1__initial", include_str!("../../migrations/postgres/0001_initial.sql")),
-    ("V2__nodes", include_str!("../../migrations/postgres/0002_nodes.sql")),
-];
+pub(super) const POSTGRES: &[File] =
+    &[("V1__initial", include_str!("../../migrations/postgres/0001_initial.sql"))];
 
 /// What runs the migrations of `files`: all that are pending in one transaction.
 pub(super) fn runner(files: &[File]) -> Result<Runner, StoreError> {

@@ -18,7 +18,11 @@ mod headers;
 mod installation;
 mod lifecycle;
 mod limits;
+mod nodes;
 mod order;
+#[expect(dead_code, reason = "what other crates of tests use of it")]
+#[path = "../store_behaviours/private_postgres.rs"]
+mod private_postgres;
 mod replies;
 mod routing;
 mod secrets;

@@ -229,7 +229,7 @@ async fn nodes_are_seen_by_the_clock_they_share() {
 async fn of_nodes_that_start_at_once_one_migrates() {
     let url = Server::shared().create("").await;
     let before = check(&url.parse().unwrap(), &PgOptions::default()).await.unwrap();
-    assert!(before.applied.is_empty() && before.pending.len() >= 2, "{before:?}");
+    assert!(before.applied.is_empty() && !before.pending.is_empty(), "{before:?}");
     let starts: Vec<_> = (0..6)
         .map(|_| {
             let url = url.clone();
@@ -283,7 +283,7 @@ async fn a_history_that_is_not_ours_is_refused() {
         ("UPDATE refinery_schema_history SET checksum = '17' WHERE version = 1", "migration 1 "),
         ("UPDATE refinery_schema_history SET checksum = 'x' WHERE version = 1", "no Keygate wrote"),
         ("UPDATE refinery_schema_history SET applied_on = NULL WHERE version = 1", "no Keygate wrote"),
-        ("UPDATE refinery_schema_history SET version = 9999 WHERE version = 2", "schema 9999"),
+        ("UPDATE refinery_schema_history SET version = 9999 WHERE version = 1", "schema 9999"),
     ] {
         let url = Server::shared().database().await;
         raw(&url).await.batch_execute(damage).await.unwrap();

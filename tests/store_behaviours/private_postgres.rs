@@ -27,8 +27,8 @@ pub(crate) struct Server {
 const OWNER: &str = "keygate";
 /// A database with the schema, from which others are copied.
 const TEMPLATE: &str = "keygate_template";
-/// Durability is not what is tested, and a machine that runs tests has better things to do.
-const SETTINGS: &str = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300 \
+/// What was committed survives the server's death but not the machine's, which no test brings about.
+const SETTINGS: &str = "-c fsync=off -c full_page_writes=off -c max_connections=300 \
      -c shared_buffers=64MB -c listen_addresses=127.0.0.1 -c autovacuum=off";
 
 /// Runs the server and waits for a word. When its input ends, because we are gone, it stops the server and cleans up.

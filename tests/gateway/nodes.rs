@@ -1,0 +1,150 @@
+//! Several nodes on one PostgreSQL database: what one is told the others know, and none needs the database to serve.
+
+use crate::private_postgres::Server;
+use crate::support::{Gateway, Key, Origin, eventually_true, one_route};
+use serde_json::{Value, json};
+
+/// Two nodes on one database, `second` with the peppers and the signing secret of `first`.
+struct Pair {
+    first: Gateway,
+    second: Gateway,
+    _origin: Origin,
+}
+
+/// `work` on a runtime of its own; the tests around it have none.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(work)
+}
+
+fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gateway {
+    let config = one_route(origin.address);
+    Gateway::start(&format!(
+        "{config}[store]\nurl = \"{url}\"\nstatement_timeout = \"1s\"\n[node]\nname = \"{name}\"\n{more}"
+    ))
+}
+
+fn pair(url: &str) -> Pair {
+    let origin = Origin::start();
+    let first = node(&origin, url, "first", "");
+    let data = first.folder().join("data");
+    let shared = format!(
+        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n",
+        data.display()
+    );
+    let second = node(&origin, url, "second", &shared);
+    Pair { first, second, _origin: origin }
+}
+
+fn delete_everywhere(gateway: &Gateway, key: &Key) -> Value {
+    gateway.managed("DELETE", &format!("/apikeys/{}?wait=all", key.id), None)
+}
+
+#[test]
+fn a_key_deleted_on_one_node_is_refused_by_the_other_when_the_call_returns() {
+    let Pair { first, mut second, _origin } = pair(&wait(Server::shared().database()));
+    for _ in 0..10 {
+        let key = first.create_key(json!({}));
+        eventually_true("the other node knows the key", || {
+            second.get("/v1/app/x", &key.secret).status == 200
+        });
+        let spread = delete_everywhere(&first, &key)["propagation"].clone();
+        assert_eq!((&spread["complete"], &spread["lagging"]), (&json!(true), &json!([])));
+        assert_eq!(second.get("/v1/app/x", &key.secret).status, 401);
+        let seen = first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
+        let nodes = seen["nodes"].as_array().unwrap();
+        let names: Vec<_> = nodes.iter().map(|node| node["node"].as_str().unwrap()).collect();
+        assert_eq!(names, ["first", "second"]);
+        assert!(nodes.iter().all(|node| node["applied"] == true && node["live"] == true), "{seen}");
+        assert_eq!(nodes[1]["admin"], second.admin.to_string());
+    }
+    // One that has said goodbye is not waited for.
+    assert!(second.stop().success());
+    let key = first.create_key(json!({}));
+    assert_eq!(delete_everywhere(&first, &key)["propagation"]["complete"], true);
+    let seen = first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
+    assert_eq!(seen["nodes"].as_array().unwrap().len(), 1, "{seen}");
+}
+
+#[test]
+fn a_node_that_was_killed_is_named_as_lagging() {
+    let Pair { first, mut second, _origin } = pair(&wait(Server::shared().database()));
+    let key = first.create_key(json!({}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    second.kill9();
+    let spread = delete_everywhere(&first, &key)["propagation"].clone();
+    assert_eq!((&spread["complete"], &spread["lagging"]), (&json!(false), &json!(["second"])));
+}
+
+#[test]
+fn usage_of_all_nodes_adds_up() {
+    let Pair { first, second, _origin } = pair(&wait(Server::shared().database()));
+    let key = first.create_key(json!({}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    let before = first.wait_for_logs(&key, first.logs(&key).len().max(1)).len();
+    for _ in 0..5 {
+        assert_eq!(first.get("/v1/app/x", &key.secret).status, 200);
+        assert_eq!(second.get("/v1/app/x", &key.secret).status, 200);
+    }
+    // Refusals while the key was on its way belong to no key, so all that counts was served.
+    eventually_true("all records are stored", || first.logs(&key).len() == before + 10);
+    assert_eq!(first.stats(&key)["total_requests"], json!(before + 10));
+}
+
+#[test]
+fn a_database_that_is_gone_hurts_no_request_and_is_welcome_back() {
+    let mut server = Server::start();
+    let Pair { first, second, _origin } = pair(&wait(server.database()));
+    let key = first.create_key(json!({}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    server.stop();
+    for gateway in [&first, &second] {
+        assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+        let refused = gateway_write(gateway, &first);
+        assert_eq!(refused, 503);
+    }
+    server.start_again();
+    eventually_true("admin writes succeed again", || gateway_write(&second, &first) == 201);
+    let after = first.create_key(json!({}));
+    eventually_true("the other node follows again", || second.get("/v1/app/x", &after.secret).status == 200);
+    eventually_true("usage of the outage is stored", || first.logs(&key).len() == 3);
+}
+
+/// The status of a key's creation on `gateway`, with the token of `first`.
+fn gateway_write(gateway: &Gateway, first: &Gateway) -> u16 {
+    static NAMES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let name = format!("try {}", NAMES.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let body = json!({"name": name, "type": "service"});
+    gateway.admin_as(&first.token(), "POST", "/apikeys", Some(&body)).status
+}
+
+#[test]
+fn migrate_tells_and_does_on_postgres_too() {
+    let url = wait(Server::shared().create(""));
+    let folder = tempfile::tempdir().unwrap();
+    crate::support::write_config(folder.path(), &format!("[store]\nurl = \"{url}\"\n"));
+    let run = |args: &[&str]| {
+        let args: Vec<&str> = args.iter().copied().chain(["--config", "keygate.toml"]).collect();
+        crate::support::keygate(folder.path(), &args)
+    };
+    let before = run(&["migrate", "--check"]);
+    assert_eq!(before.code, Some(1), "{before:?}");
+    assert!(before.stdout.starts_with("pending  0001_initial\n"), "{before:?}");
+    let done = run(&["migrate"]);
+    assert_eq!((done.code, done.stdout.matches("applied ").count()), (Some(0), 1), "{done:?}");
+    assert_eq!(run(&["migrate", "--check"]).code, Some(0));
+    // And keys can be made while nobody runs, or while somebody does.
+    let made = run(&["keys", "create", "--name", "k"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    assert!(made.stdout.starts_with("sk-service-"), "{made:?}");
+}
+
+#[test]
+fn the_password_is_in_no_log() {
+    let server = Server::shared();
+    let url = wait(server.database()).replace("keygate@", "keygate:hunter2secret@");
+    let origin = Origin::start();
+    let gateway = node(&origin, &url, "n", "[log]\nlevel = \"trace\"\n");
+    let key = gateway.create_key(json!({}));
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    assert!(!gateway.stderr().contains("hunter2secret"));
+}
