@@ -65,6 +65,8 @@ metrics! {
     keyring_version: IntGauge = "keygate_keyring_version";
     /// Milliseconds since the change feed last answered.
     keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
+    /// Gateways that run on the store, this one included.
+    nodes: IntGauge = "keygate_nodes";
     /// Rows of the store that could not be understood at the start.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
     /// Usage records of finished requests. Always the sum of stored, in the queue and shed.

@@ -152,6 +152,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
+    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics)));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 

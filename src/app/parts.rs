@@ -13,7 +13,7 @@ use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, SpentRow, StoreError};
+use crate::store::{Change, Keys, Nodes, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, watch};
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// How often the store is asked who else runs on it.
+const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 /// Idle connections to backends that are kept, per worker thread of the proxy.
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
@@ -262,6 +264,28 @@ pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: 
         metrics.keyring_version.set(number(keyring.version().0.into()));
         metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
         tokio::time::sleep(GAUGES_EVERY).await;
+    }
+}
+
+/// Looks who else runs on the store. As long as each node counts by itself, whoever runs several must know it.
+pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>) {
+    let mut told = 1;
+    loop {
+        match store.nodes().await {
+            Ok(nodes) => {
+                let live = nodes.iter().filter(|n| n.is_live()).count();
+                metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
+                if live > told {
+                    tracing::warn!(
+                        nodes = live,
+                        "several gateways run on this store and each counts limits by itself"
+                    );
+                }
+                told = live.max(1);
+            }
+            Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
+        }
+        tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
     }
 }
 
