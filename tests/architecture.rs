@@ -242,7 +242,7 @@ fn only_the_request_filter_admits_and_charges() {
         let count = |s: &Source| s.code.matches(call).count();
         all.iter().filter(|s| count(s) > 0).map(|s| (s.path.clone(), count(s))).collect()
     };
-    assert_eq!(callers("gate.admit("), [("src/proxy/service.rs".to_owned(), 1)]);
+    assert_eq!(callers("gate.admit("), [("src/proxy/decide.rs".to_owned(), 1)]);
     assert_eq!(callers("counters.charge("), [("src/gate.rs".to_owned(), 1)]);
     assert_eq!(callers(".decide("), [("src/proxy/service.rs".to_owned(), 1)]);
     let service = all.iter().find(|s| s.path == "src/proxy/service.rs").unwrap();

@@ -5,6 +5,7 @@
 
 mod body;
 mod ctx;
+mod decide;
 mod headers;
 pub mod listen;
 mod ratelimit;

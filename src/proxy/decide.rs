@@ -1,0 +1,189 @@
+//! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
+
+use super::body::{check_framing, content_length, read_ahead};
+use super::ctx::Ctx;
+use super::reply;
+use super::service::Proxy;
+use crate::gate::{Admission, Denied, EndUserNamed, Permit, RequestView};
+use crate::keyring::Entry;
+use crate::policy::credential::end_user_in_body;
+use crate::policy::denial::{BadRequest, Denial};
+use crate::policy::fault::{Fault, Lang};
+use crate::policy::path::{canonical, check_query, split_target};
+use crate::policy::route::EndUserFrom;
+use crate::usage::{Pending, Place, Start};
+use http::header::{ACCEPT_LANGUAGE, HOST, HeaderValue, USER_AGENT};
+use http::{Method, Version};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use std::sync::Arc;
+
+impl Proxy {
+    pub(super) async fn decide(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<Admission, Box<Denied>> {
+        self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
+        let permit = {
+            let header = session.req_header();
+            self.gate.authorize(&RequestView {
+                method: &header.method,
+                path: header.uri.path(),
+                headers: &header.headers,
+                address: ctx.address,
+                now: ctx.arrived,
+            })?
+        };
+        ctx.route = Some(Arc::clone(permit.route()));
+        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        let Ok(place) = self.recorder.keep_place() else {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        };
+        let mut record = self.record_of(session, ctx, permit.entry(), place);
+        let admission = match self.gate.admit(permit, end_user.as_deref(), ctx.arrived).await {
+            Ok(admission) => admission,
+            Err(denied) => {
+                ctx.record = Some(record);
+                return Err(denied);
+            }
+        };
+        record.charged();
+        if let Some(id) = admission.end_user() {
+            record.end_user(id);
+        }
+        ctx.record = Some(record);
+        Ok(admission)
+    }
+
+    /// What is needed however the request is answered.
+    pub(super) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
+        session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
+        session.set_read_timeout(Some(self.limits.body_timeout));
+        let header = session.req_header_mut();
+        if let Some(wanted) = header.headers.get(ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok()) {
+            ctx.lang = Lang::preferred(wanted);
+        }
+        if self.limits.trust_request_id
+            && let Some(given) = header.headers.get("x-request-id")
+            && is_request_id(given)
+        {
+            ctx.request_id = given.clone();
+        }
+        if let Some(rewritten) = canonical_target(header) {
+            header.set_uri(rewritten);
+        }
+    }
+
+    /// Step 1: is the request well formed and of a permitted size?
+    fn check_message(&self, session: &Session) -> Result<(), Denial> {
+        let header = session.req_header();
+        if header.raw_path().len() > self.limits.uri_bytes {
+            return Err(Denial::Plain(Fault::UriTooLong));
+        }
+        let bytes: usize = header.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
+        if bytes > self.limits.header_bytes || header.headers.len() > self.limits.header_fields {
+            return Err(Denial::Plain(Fault::HeadersTooLarge));
+        }
+        if matches!(header.method, Method::TRACE | Method::CONNECT) {
+            return Err(Denial::Plain(Fault::NotImplemented));
+        }
+        let mut hosts = header.headers.get_all(HOST).iter();
+        let one = hosts.next().is_some() && hosts.next().is_none();
+        if !one && header.version == Version::HTTP_11 {
+            return Err(Denial::BadRequest(BadRequest::Host));
+        }
+        check_framing(header)?;
+        let bad = |b| Denial::BadRequest(BadRequest::Path(b));
+        let (path, query) = split_target(header.raw_path()).map_err(bad)?;
+        canonical(path).map_err(bad)?;
+        check_query(query).map_err(bad)?;
+        if content_length(session).is_some_and(|l| l > self.limits.body_bytes) {
+            return Err(Denial::Plain(Fault::PayloadTooLarge));
+        }
+        Ok(())
+    }
+
+    /// The end user that the request names, reading its body ahead where the route says so.
+    async fn end_user(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: Permit,
+    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
+        let EndUserFrom::JsonField(field) = &permit.route().end_user else {
+            let named = match permit.end_user() {
+                EndUserNamed::Header(name) => Some(name.clone()),
+                EndUserNamed::Nobody | EndUserNamed::Body => None,
+            };
+            return Ok((permit, named));
+        };
+        let found = match read_ahead(session, self.limits.end_user_body_bytes).await {
+            Ok(None) => Ok(None),
+            Ok(Some(body)) => {
+                let found = end_user_in_body(&body, field).map_err(Denial::BadRequest);
+                ctx.body = Some(body);
+                found
+            }
+            Err(denial) => Err(denial),
+        };
+        match found {
+            Ok(name) => Ok((permit, name.map(Into::into))),
+            Err(denial) => Err(permit.deny(denial)),
+        }
+    }
+
+    pub(super) async fn refuse(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        denied: Denied,
+    ) -> pingora::Result<()> {
+        ctx.route = denied.route;
+        if ctx.record.is_none()
+            && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
+        {
+            ctx.record = Some(self.record_of(session, ctx, entry, Place::default()));
+        }
+        let at = self.clock.now().wall;
+        reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at).await
+    }
+
+    fn record_of(&self, session: &Session, ctx: &Ctx, entry: &Entry, place: Place) -> Pending {
+        let header = session.req_header();
+        let start = Start {
+            id: ctx.id,
+            request_id: ctx.request_id.to_str().unwrap_or(""),
+            api_key_id: entry.key.id,
+            workspace_id: entry.key.workspace_id.clone(),
+            arrived: ctx.arrived,
+            method: header.method.as_str(),
+            endpoint: header.uri.path(),
+            route: ctx.route_name(),
+            ip_address: ctx.address,
+            user_agent: header.headers.get(USER_AGENT).map_or(b"", HeaderValue::as_bytes),
+            node: &self.node,
+        };
+        Pending::begin(start, place, self.recorder.clone(), Arc::clone(&self.clock))
+    }
+}
+
+/// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
+fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
+    let raw = header.raw_path();
+    let (path, query) = split_target(raw).ok()?;
+    let path = canonical(path).ok()?;
+    if raw.starts_with(path.as_bytes()) && !path.was_respelled() {
+        return None;
+    }
+    let mut target = path.into_string();
+    if !query.is_empty() {
+        target.push('?');
+        target.push_str(std::str::from_utf8(query).ok()?);
+    }
+    target.parse().ok()
+}
+
+fn is_request_id(value: &HeaderValue) -> bool {
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
