@@ -16,7 +16,6 @@ pub use stop::wait_for_signal;
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
@@ -62,6 +61,9 @@ pub enum StartError {
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
+    /// The counters that nodes share.
+    #[error("counters.url: {0}")]
+    Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
@@ -115,7 +117,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -147,7 +149,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),
-        counters,
+        counters: Arc::clone(&counters),
         end_users,
         peppers: Arc::clone(&base.peppers),
         secret_prefix: config.secrets.prefix.as_str().into(),
@@ -195,6 +197,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             drain_timeout: config.proxy.drain_timeout,
             last_records_within: LAST_RECORDS_WITHIN,
             writer,
+            counters,
             store: base.store,
             proxy: proxy_runtime,
             admin: admin_runtime,

@@ -1,6 +1,7 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then their records,
 //! then the store.
 
+use crate::counter::Counters;
 use crate::store::sqlite::SqliteStore;
 use std::io;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub(super) struct Stopping {
     pub(super) drain_timeout: Duration,
     pub(super) last_records_within: Duration,
     pub(super) writer: JoinHandle<()>,
+    pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<SqliteStore>,
     pub(super) proxy: Runtime,
     pub(super) admin: Runtime,
@@ -51,6 +53,7 @@ impl Stopping {
                 tracing::error!("the writer of the ledger did not end");
             }
         });
+        self.io.block_on(self.counters.close());
         self.io.block_on(self.store.close());
         self.io.shutdown_timeout(Duration::from_secs(1));
     }

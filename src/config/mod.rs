@@ -9,6 +9,7 @@ mod file;
 mod given;
 mod nearest;
 mod reading;
+mod redis_url;
 mod rule;
 mod section;
 mod texts;

@@ -3,6 +3,7 @@
 //! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
 
 use super::given::Given;
+use super::redis_url;
 use super::rule::{Parsed, Rule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
 use crate::policy::key::Count;
@@ -116,7 +117,7 @@ pub(super) fn header(text: &str) -> Option<HeaderName> {
     (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
 }
 
-fn server(text: &str) -> Option<ServerAddr> {
+pub(super) fn server(text: &str) -> Option<ServerAddr> {
     let (host, port) = text.rsplit_once(':')?;
     if !port.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -176,7 +177,7 @@ impl Rule for CountersUrl {
     type Value = CountersLocation;
 
     fn must(&self) -> String {
-        r#""memory:""#.into()
+        redis_url::MUST.into()
     }
 
     fn read(&self, given: Given<'_>) -> Result<CountersLocation, String> {
@@ -184,18 +185,14 @@ impl Rule for CountersUrl {
         if url == "memory:" {
             return Ok(CountersLocation::Memory);
         }
-        if scheme_is(
-            url,
-            &["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"],
-        ) {
-            return Err(format!("Redis is not supported by this version; must be {}", self.must()));
-        }
-        Err(refusal(self))
+        redis_url::read(url).map(CountersLocation::Redis).ok_or_else(|| refusal(self))
     }
 
     fn show(&self, value: &CountersLocation) -> String {
-        let CountersLocation::Memory = value;
-        quote(&"memory:")
+        match value {
+            CountersLocation::Memory => quote(&"memory:"),
+            CountersLocation::Redis(url) => quote(&redis_url::show(url)),
+        }
     }
 }
 

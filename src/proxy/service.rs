@@ -5,7 +5,7 @@ use super::ctx::Ctx;
 use super::headers::{HeaderPolicy, Told, from_backend};
 use super::listen::Connection;
 use super::ratelimit::{self, Families};
-use super::reply;
+use super::reply::{self, DEGRADED};
 use super::upstream::Upstream;
 use crate::clock::Clock;
 use crate::gate::{Admission, Denied, EndUserNamed, Gate, Permit, RequestView};
@@ -105,6 +105,7 @@ impl ProxyHttp for Proxy {
         }
         match decided {
             Ok(admission) => {
+                ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
             }
@@ -208,6 +209,9 @@ impl ProxyHttp for Proxy {
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
+        }
+        if ctx.degraded {
+            response.insert_header(DEGRADED.0, DEGRADED.1)?;
         }
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());
@@ -398,6 +402,7 @@ impl Proxy {
 
     async fn refuse(&self, session: &mut Session, ctx: &mut Ctx, denied: Denied) -> pingora::Result<()> {
         ctx.route = denied.route;
+        ctx.degraded = denied.degraded;
         if ctx.record.is_none()
             && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
         {

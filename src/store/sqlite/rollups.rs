@@ -22,6 +22,23 @@ macro_rules! tally_columns {
     };
 }
 
+/// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.
+macro_rules! spent_rows {
+    () => {
+        "SELECT t.subject_kind, t.subject_id, t.charged,
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = :minute), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = :hour), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = :day), 0),
+                   coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 86400
+                       AND r.start >= :month AND r.start < :next_month), 0)
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged > 0"
+    };
+}
+
 /// Adds `news` to one roll-up: one read, one merge, one write.
 pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
     let mut tally = one(tx, window)?.unwrap_or_default();
@@ -107,18 +124,7 @@ pub(super) fn each_spent(
     at: Timestamp,
     mut visit: impl FnMut(SpentRow) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    // A month is the sum of its days; no roll-up is kept for it.
-    let sql = "SELECT t.subject_kind, t.subject_id, t.charged,
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = :minute), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = :hour), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = :day), 0),
-                   coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400
-                       AND r.start >= :month AND r.start < :next_month), 0)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged > 0";
+    let sql = spent_rows!();
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     let values = named_params! {
         ":minute": window_start(Per::Minute, at).as_micros(),
@@ -127,12 +133,39 @@ pub(super) fn each_spent(
         ":month": window_start(Per::Month, at).as_micros(),
         ":next_month": next_month,
     };
-    row::each(tx, sql, values, |f| {
-        let subject = read_subject(f)?;
-        let total = f.int("charged")?;
-        let (minute, hour) = (f.int("minute")?, f.int("hour")?);
-        let (day, month) = (f.int("day")?, f.int("month")?);
-        visit(SpentRow { subject, minute, hour, day, month, total })
+    row::each(tx, sql, values, |f| visit(read_spent(f)?))
+}
+
+/// What one subject has spent of the windows that contain `at`.
+pub(super) fn spent_of(
+    tx: &Transaction<'_>,
+    subject: &SpentBy,
+    at: Timestamp,
+) -> Result<SpentRow, StoreError> {
+    let sql = concat!(spent_rows!(), " AND t.subject_kind = :kind AND t.subject_id = :subject");
+    let (kind, id) = subject_columns(subject);
+    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
+    let values = named_params! {
+        ":minute": window_start(Per::Minute, at).as_micros(),
+        ":hour": window_start(Per::Hour, at).as_micros(),
+        ":day": window_start(Per::Day, at).as_micros(),
+        ":month": window_start(Per::Month, at).as_micros(),
+        ":next_month": next_month,
+        ":kind": kind,
+        ":subject": id,
+    };
+    let none = SpentRow { subject: subject.clone(), minute: 0, hour: 0, day: 0, month: 0, total: 0 };
+    Ok(row::one(tx, sql, values, read_spent)?.unwrap_or(none))
+}
+
+fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
+    Ok(SpentRow {
+        subject: read_subject(f)?,
+        total: f.int("charged")?,
+        minute: f.int("minute")?,
+        hour: f.int("hour")?,
+        day: f.int("day")?,
+        month: f.int("month")?,
     })
 }
 
