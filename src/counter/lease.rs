@@ -376,16 +376,11 @@ impl Lease {
 
     /// Remembers a refusal, or that a rate is empty for the moment.
     fn believe(&mut self, ask: &Ask, grant: &Grant, now_ns: u64) {
-        let (limit, retry) = match grant.refused {
-            Some(refused) => refused,
-            None => match self.emptied(ask, grant) {
-                Some(limit) => (limit, RetryAfter::Wait(pace(&limit))),
-                None => {
-                    self.exhausted = None;
-                    self.believed = Duration::ZERO;
-                    return;
-                }
-            },
+        let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
+        let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
+            self.exhausted = None;
+            self.believed = Duration::ZERO;
+            return;
         };
         let (retry, holds) = match (limit.rule, retry) {
             (Rule::Bucket { .. }, RetryAfter::Wait(wait)) => {

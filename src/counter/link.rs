@@ -143,7 +143,7 @@ impl Link {
                     continue;
                 }
                 Err(error @ LinkError::Unfit(_)) if !told => {
-                    tracing::error!(%error, "counters: Redis is not used")
+                    tracing::error!(%error, "counters: Redis is not used");
                 }
                 Err(error) if !told => tracing::warn!(%error, "counters: Redis is gone"),
                 Err(error) => tracing::debug!(%error, "counters: Redis is still gone"),
@@ -175,24 +175,19 @@ impl Link {
         };
         let mut connection = Connection::clone(&connection);
         let mut answer = std::pin::pin!(connection.run(command));
-        let answered = match tokio::time::timeout(patience, &mut answer).await {
-            Ok(answered) => {
-                if answered.is_ok() {
-                    self.is_well();
-                }
-                answered
+        if let Ok(answered) = tokio::time::timeout(patience, &mut answer).await {
+            if answered.is_ok() {
+                self.is_well();
             }
-            Err(_) => {
-                if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX {
-                    self.lose("answers too late");
-                }
-                match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
-                    Ok(answered) => answered,
-                    Err(_) => return Err(Trouble::Link("no answer".into())),
-                }
-            }
-        };
-        answered.map_err(trouble)
+            return answered.map_err(|e| trouble(&e));
+        }
+        if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX {
+            self.lose("answers too late");
+        }
+        match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
+            Ok(answered) => answered.map_err(|e| trouble(&e)),
+            Err(_) => Err(Trouble::Link("no answer".into())),
+        }
     }
 
     /// Gives the connection up; a new one is looked for.
@@ -336,14 +331,14 @@ fn collect_texts(value: &Value, out: &mut Vec<String>) {
     }
 }
 
-fn trouble(error: RedisError) -> Trouble {
+fn trouble(error: &RedisError) -> Trouble {
     let text = error.to_string();
     // A script's error carries the inner one in its text on older servers.
     let ours = ["READONLY", "OOM", "MISCONF", "NOREPLICAS"].iter().any(|word| text.contains(word));
     match error.kind() {
-        ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Trouble::Key(outline(&error)),
-        ErrorKind::Server(ServerErrorKind::ResponseError) if !ours => Trouble::Key(outline(&error)),
-        _ => Trouble::Link(outline(&error)),
+        ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Trouble::Key(outline(error)),
+        ErrorKind::Server(ServerErrorKind::ResponseError) if !ours => Trouble::Key(outline(error)),
+        _ => Trouble::Link(outline(error)),
     }
 }
 

@@ -182,12 +182,12 @@ impl Run {
 
     /// A request: from what is in hand, or Redis is asked, whose answer comes later.
     fn request(&mut self, index: usize) {
-        let (now_ns, now_us) = (self.world.now_ns(), self.world.now_us);
+        let (now_ns, today_us) = (self.world.now_ns(), self.world.now_us);
         let node = &mut self.nodes[index];
         match node.lease.take(&self.limits, now_ns) {
             Take::Unit(at_us) => {
-                node.running.push((at_us, now_us));
-                self.admitted.push(now_us);
+                node.running.push((at_us, today_us));
+                self.admitted.push(today_us);
             }
             Take::Refused(_) => {}
             Take::Ask if !node.in_transit.is_empty() => {}
@@ -217,7 +217,7 @@ impl Run {
         let until = self.world.now_us + us;
         while self.world.now_us < until {
             self.world.now_us = until.min(self.world.now_us + 5_000);
-            let (now_ns, now_us) = (self.world.now_ns(), self.world.now_us);
+            let (now_ns, today_us) = (self.world.now_ns(), self.world.now_us);
             for index in 0..self.nodes.len() {
                 let node = &mut self.nodes[index];
                 if let Some(first) = node.in_transit.first().filter(|t| t.0 <= now_ns).cloned() {
@@ -227,8 +227,8 @@ impl Run {
                     if ask.need > 0
                         && let Some(at_us) = node.lease.spend(now_ns)
                     {
-                        node.running.push((at_us, now_us));
-                        self.admitted.push(now_us);
+                        node.running.push((at_us, today_us));
+                        self.admitted.push(today_us);
                     }
                     if ask.ahead == 0 {
                         node.lease.retire();

@@ -38,6 +38,10 @@ pub(super) struct Ledgered {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every answer is a grant; a box would cost each of them a detour"
+)]
 pub(super) enum Answer {
     /// Granted or refused; with what the key and the workspace have used of each window.
     Grant(Grant, Vec<[u64; 5]>),
@@ -145,8 +149,8 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
                 Rule::Bucket { .. } => {
                     let (bucket, after) = rest.split_at_checked(2)?;
                     rest = after;
-                    let reset = Duration::from_micros(unsigned(bucket[1])?);
-                    Remaining { units: unsigned(bucket[0])?, reset: Some(reset) }
+                    let full_in = Duration::from_micros(unsigned(bucket[1])?);
+                    Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
                 }
                 Rule::Window { per, max } => Remaining {
                     units: max.saturating_sub(*windows.get(window_number(per) - 1)?),

@@ -129,6 +129,10 @@ pub(super) struct Unit {
 }
 
 /// What a waiting request is told.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every request gets a unit; a box would cost each an allocation"
+)]
 enum Verdict {
     Unit(Undelivered),
     Refused(Box<Refusal>),
@@ -140,6 +144,7 @@ enum Verdict {
 struct Undelivered(Option<(Unit, Left)>);
 
 /// What can be told at once.
+#[expect(clippy::large_enum_variant, reason = "nearly every request is told at once")]
 enum Quick {
     Verdict(Verdict),
     Wait(oneshot::Receiver<Verdict>),

@@ -1,7 +1,7 @@
 //! Redis gone, hung, slow, lying or empty: requests go on, nobody waits long, no limit is passed.
 
 use crate::chaos::{ChaosProxy, Mode};
-use crate::node::{Ledger, Node, PROMISED, Setup, TestKey};
+use crate::node::{Ledger, Node, PROMISED, Setup, TestKey, in_turn};
 use crate::redis::RedisServer;
 use keygate::counter::{Declined, OnFailure};
 use keygate::policy::fault::Fault;
@@ -28,6 +28,7 @@ const FAILURES: [(&str, Mode); 8] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_longer_than_promised_however_redis_fails() {
+    let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;
     for (name, mode) in FAILURES {
@@ -84,6 +85,7 @@ async fn a_forgotten_script_is_sent_again() {
 
 #[tokio::test]
 async fn a_wrong_type_at_one_key_hurts_no_other() {
+    let _turn = in_turn().await;
     let server = RedisServer::start();
     let node = Setup::of(1).node("n", server.address).await;
     let (bad, good) = (TestKey::window(Per::Total, 3), TestKey::window(Per::Total, 3));
@@ -103,6 +105,7 @@ async fn admitted_of(key: &TestKey, nodes: &[&Node], requests: usize) -> u64 {
 
 #[tokio::test]
 async fn shares_of_all_nodes_stay_within_what_was_left() {
+    let _turn = in_turn().await;
     let mut server = RedisServer::start();
     for (before, after) in [(0, 100), (30, 70), (97, 2)] {
         let setup = Setup::of(3);
@@ -127,6 +130,7 @@ async fn shares_of_all_nodes_stay_within_what_was_left() {
 
 #[tokio::test]
 async fn a_rate_without_redis_is_shared() {
+    let _turn = in_turn().await;
     let mut server = RedisServer::start();
     let setup = Setup::of(2);
     let nodes = [setup.node("a", server.address).await, setup.node("b", server.address).await];
@@ -157,6 +161,7 @@ async fn deny_denies_and_allow_allows() {
 
 #[tokio::test]
 async fn an_emptied_redis_goes_on_where_the_ledger_stands() {
+    let _turn = in_turn().await;
     let mut server = RedisServer::start();
     let ledger = Arc::new(Ledger(AtomicU64::new(60)));
     let setup = Setup { ledger: Arc::clone(&ledger), ..Setup::of(2) };
@@ -192,6 +197,7 @@ async fn until_shared(key: &TestKey, nodes: &[&Node], ledger: &Ledger) {
 
 #[tokio::test]
 async fn what_was_spent_without_redis_is_told_to_it() {
+    let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;
     let node = Setup::of(1).node("n", proxy.address).await;
@@ -215,6 +221,7 @@ async fn what_was_spent_without_redis_is_told_to_it() {
 
 #[tokio::test]
 async fn a_flood_over_the_limit_does_not_reach_redis() {
+    let _turn = in_turn().await;
     let server = RedisServer::start();
     let node = Setup::of(1).node("n", server.address).await;
     let key = TestKey::window(Per::Total, 5);

@@ -17,6 +17,12 @@ use std::time::{Duration, Instant};
 /// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
 pub(crate) const PROMISED: Duration = Duration::from_millis(20);
 
+/// These tests measure; two at a time would measure each other.
+pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    TURN.lock().await
+}
+
 /// A ledger that knows one number.
 #[derive(Default)]
 pub(crate) struct Ledger(pub(crate) AtomicU64);
@@ -56,10 +62,14 @@ impl Setup {
     }
 
     pub(crate) async fn try_node(&self, name: &str, address: SocketAddr) -> Result<Node, LinkError> {
+        self.node_at(name, place(address)).await
+    }
+
+    pub(crate) async fn node_at(&self, name: &str, place: RedisPlace) -> Result<Node, LinkError> {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         let nodes = self.nodes;
         let leases = Leases::start(LeasesConfig {
-            place: place(address),
+            place,
             on_failure: self.on_failure,
             node: name.to_owned(),
             nodes: Box::new(move || nodes),
@@ -70,6 +80,11 @@ impl Setup {
         })
         .await?;
         Ok(Node { counters: Counters::shared(leases), metrics })
+    }
+
+    /// Nodes that admit nothing without Redis, so that whatever is admitted was counted there.
+    pub(crate) fn strict(nodes: usize) -> Self {
+        Self { on_failure: OnFailure::Deny, ..Self::of(nodes) }
     }
 
     /// All nodes on one server.

@@ -53,7 +53,7 @@ impl RedisServer {
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
         let mut text = format!("*{}\r\n", words.len());
         for word in words {
-            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            text.extend(["$", &word.len().to_string(), "\r\n", word, "\r\n"]);
         }
         stream.write_all(text.as_bytes()).expect("the command");
         let mut answer = [0_u8; 4096];
