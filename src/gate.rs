@@ -1,18 +1,19 @@
 //! THE DECISION: may this request pass, and at whose cost? The order of contract 4.2, told once.
 //!
 //! Must not know: Pingora, axum, any database driver. It asks the keyring, the counters and the end users, all of them
-//! in memory; only an end user never seen before waits for the store.
+//! in memory; only an end user never seen before waits for the store, and shared counters a moment for Redis.
 //!
 //! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
 //! an [`Admission`], and what forwards takes an `Admission`.
 
 use crate::clock::Now;
-use crate::counter::{Charge, Charged, Counters, Left};
+use crate::counter::{Charge, Charged, Counters, Declined, Left};
 use crate::enduser::EndUsers;
 use crate::keyring::{Entry, Keyring};
 use crate::policy::authorize::{Asked, Asks, authorize};
 use crate::policy::credential::{end_user_in_header, presented};
 use crate::policy::denial::Denial;
+use crate::policy::fault::Fault;
 use crate::policy::id::{EndUserId, KeyId};
 use crate::policy::path::decode_segment;
 use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
@@ -96,6 +97,8 @@ pub struct Denied {
     pub entry: Option<Arc<Entry>>,
     /// What is left of each limit, if limits were looked at.
     pub left: Option<Left>,
+    /// Whether this node decided about limits by itself because the shared counters are gone.
+    pub degraded: bool,
 }
 
 /// A key whose digest can be made anew with the current pepper.
@@ -136,12 +139,9 @@ impl Gate {
         now: Now,
     ) -> Result<Admission, Box<Denied>> {
         let Permit { entry, route, .. } = permit;
-        let charged = match self.charge(&entry, now) {
+        let charged = match self.charge(&entry, now).await {
             Ok(charged) => charged,
-            Err(refusal) => {
-                let (denial, left) = (Denial::Limit(refusal.refused), Some(refusal.left));
-                return Err(Denied::of(denial, Some(route), entry, left));
-            }
+            Err(declined) => return Err(Denied::declined(declined, route, entry)),
         };
         let Some(name) = end_user else {
             return Ok(Admission { entry, charged, end_user: None });
@@ -155,7 +155,7 @@ impl Gate {
         }
     }
 
-    fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, Box<crate::counter::Refusal>> {
+    async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, Declined> {
         let plan = entry.workspace.plan();
         let charge = Charge {
             key: entry.key.id,
@@ -163,7 +163,7 @@ impl Gate {
             workspace: &entry.workspace.id,
             workspace_limits: &plan.workspace_limits,
         };
-        self.counters.charge(&charge, now)
+        self.counters.admit(&charge, now).await
     }
 
     /// Step 3: whose secret is this?
@@ -271,6 +271,11 @@ impl Admission {
         self.charged.left()
     }
 
+    /// Whether this node decided about limits by itself because the shared counters are gone.
+    pub fn degraded(&self) -> bool {
+        self.charged.degraded()
+    }
+
     /// Undoes the charge: the request never reached a backend.
     pub fn give_back(self) {
         self.charged.give_back();
@@ -280,10 +285,20 @@ impl Admission {
 impl Denied {
     /// A refusal before a key was found.
     pub fn early(denial: Denial, route: Option<&Arc<Route>>) -> Box<Self> {
-        Box::new(Self { denial, route: route.cloned(), entry: None, left: None })
+        Box::new(Self { denial, route: route.cloned(), entry: None, left: None, degraded: false })
     }
 
     fn of(denial: Denial, route: Option<Arc<Route>>, entry: Arc<Entry>, left: Option<Left>) -> Box<Self> {
-        Box::new(Self { denial, route, entry: Some(entry), left })
+        Box::new(Self { denial, route, entry: Some(entry), left, degraded: false })
+    }
+
+    fn declined(declined: Declined, route: Arc<Route>, entry: Arc<Entry>) -> Box<Self> {
+        let (denial, left, degraded) = match declined {
+            Declined::Limit { refusal, degraded } => {
+                (Denial::Limit(refusal.refused), Some(refusal.left), degraded)
+            }
+            Declined::Unavailable => (Denial::Plain(Fault::ServiceUnavailable), None, true),
+        };
+        Box::new(Self { denial, route: Some(route), entry: Some(entry), left, degraded })
     }
 }

@@ -69,6 +69,10 @@ metrics! {
     nodes: IntGauge = "keygate_nodes";
     /// Rows of the store that could not be understood at the start.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
+    /// Questions to Redis about limits that nodes share.
+    counter_calls: IntCounter = "keygate_counter_calls_total";
+    /// Requests decided by this node alone because Redis was gone or late.
+    counters_degraded: IntCounter = "keygate_counters_degraded_total";
     /// Usage records of finished requests. Always the sum of stored, in the queue and shed.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.

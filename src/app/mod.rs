@@ -15,8 +15,7 @@ pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::counter::Counters;
+use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
@@ -73,6 +72,9 @@ pub enum StartError {
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
+    /// The counters that nodes share.
+    #[error("counters.url: {0}")]
+    Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
@@ -126,7 +128,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -152,7 +154,8 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics)));
+    let counts_alone = config.counters.location == CountersLocation::Memory;
+    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics), counts_alone));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
@@ -162,7 +165,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),
-        counters,
+        counters: Arc::clone(&counters),
         end_users,
         peppers: Arc::clone(&base.peppers),
         secret_prefix: config.secrets.prefix.as_str().into(),
@@ -217,6 +220,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
             writer,
+            counters,
             store: base.store,
             proxy: proxy_runtime,
             admin: admin_runtime,

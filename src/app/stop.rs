@@ -1,6 +1,7 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
 //! (until then it tells that this node is stopping), then the last records, then the store.
 
+use crate::counter::Counters;
 use crate::store::Store;
 use std::io;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub(super) struct Stopping {
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
     pub(super) admin: Runtime,
@@ -75,6 +77,7 @@ impl Stopping {
             if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
                 tracing::debug!("the change feed did not end in time");
             }
+            self.counters.close().await;
             self.store.close().await;
         });
         self.io.shutdown_timeout(Duration::from_secs(1));

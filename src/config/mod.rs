@@ -10,6 +10,7 @@ mod given;
 mod nearest;
 mod postgres_url;
 mod reading;
+mod redis_url;
 mod rule;
 mod section;
 mod texts;

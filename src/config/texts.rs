@@ -4,6 +4,7 @@
 
 use super::given::Given;
 use super::postgres_url::BadPostgresUrl;
+use super::redis_url;
 use super::rule::{Parsed, Rule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
 use crate::policy::key::Count;
@@ -117,7 +118,7 @@ pub(super) fn header(text: &str) -> Option<HeaderName> {
     (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
 }
 
-fn server(text: &str) -> Option<ServerAddr> {
+pub(super) fn server(text: &str) -> Option<ServerAddr> {
     let (host, port) = text.rsplit_once(':')?;
     if !port.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -184,7 +185,7 @@ impl Rule for CountersUrl {
     type Value = CountersLocation;
 
     fn must(&self) -> String {
-        r#""memory:""#.into()
+        redis_url::MUST.into()
     }
 
     fn read(&self, given: Given<'_>) -> Result<CountersLocation, String> {
@@ -192,18 +193,14 @@ impl Rule for CountersUrl {
         if url == "memory:" {
             return Ok(CountersLocation::Memory);
         }
-        if scheme_is(
-            url,
-            &["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"],
-        ) {
-            return Err(format!("Redis is not supported by this version; must be {}", self.must()));
-        }
-        Err(refusal(self))
+        redis_url::read(url).map(CountersLocation::Redis).ok_or_else(|| refusal(self))
     }
 
     fn show(&self, value: &CountersLocation) -> String {
-        let CountersLocation::Memory = value;
-        quote(&"memory:")
+        match value {
+            CountersLocation::Memory => quote(&"memory:"),
+            CountersLocation::Redis(url) => quote(&redis_url::show(url)),
+        }
     }
 }
 

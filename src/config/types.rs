@@ -178,10 +178,46 @@ pub struct CountersConfig {
 }
 
 /// Which counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CountersLocation {
     /// Those in this process.
     Memory,
+    /// Those in Redis, shared by several nodes.
+    Redis(RedisUrl),
+}
+
+/// Where Redis is and who we are there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl {
+    /// What is there.
+    pub kind: RedisKind,
+    /// The server, the Sentinels, or some nodes of the cluster.
+    pub servers: Vec<ServerAddr>,
+    /// Whether connections are encrypted.
+    pub tls: bool,
+    /// Who we are.
+    pub user: Option<String>,
+    /// How we prove it.
+    pub password: Option<String>,
+    /// The number of the database; 0 in a cluster.
+    pub database: u16,
+}
+
+/// What kind of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisKind {
+    /// One server.
+    Server,
+    /// The master that Sentinels know by this name.
+    Sentinel(String),
+    /// A cluster.
+    Cluster,
+}
+
+impl std::fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&super::redis_url::show(self))
+    }
 }
 
 /// `[keyring]`

@@ -3,7 +3,8 @@
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::policy::key::{Count, Per};
-use crate::policy::limit::{LimitName, RetryAfter, Rule};
+use crate::policy::limit::{LimitName, RetryAfter, Rule, Spending};
+use crate::store::SpentBy;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -298,6 +298,16 @@ impl Spending {
         self.release(cost);
     }
 
+    /// Lets the buckets of `limits` count as empty at `at_ns`, unless they are emptier: others may have spent them.
+    pub fn empty(&mut self, limits: &[Limit], at_ns: u64) {
+        for limit in limits {
+            if let Rule::Bucket { rate, burst } = limit.rule {
+                let full_at = self.full_at_ns_mut(limit.name);
+                *full_at = (*full_at).max(at_ns.saturating_add(step_ns(rate).saturating_mul(burst)));
+            }
+        }
+    }
+
     /// Ends what was in flight; what was charged stays charged.
     pub fn release(&mut self, cost: u64) {
         self.in_flight = self.in_flight.saturating_sub(cost);

@@ -40,6 +40,8 @@ pub struct Ctx {
     pub attempts: usize,
     /// Whether a connection to a backend stood.
     pub reached: bool,
+    /// Whether limits were decided without the shared counters.
+    pub degraded: bool,
     /// What Keygate answered by itself.
     pub fault: Option<Fault>,
     _in_flight: InFlight,
@@ -66,6 +68,7 @@ impl Ctx {
             round: None,
             attempts: 0,
             reached: false,
+            degraded: false,
             fault: None,
             _in_flight: InFlight(in_flight),
         }

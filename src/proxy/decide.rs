@@ -140,6 +140,7 @@ impl Proxy {
         denied: Denied,
     ) -> pingora::Result<()> {
         ctx.route = denied.route;
+        ctx.degraded = denied.degraded;
         if ctx.record.is_none()
             && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
         {

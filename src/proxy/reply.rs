@@ -20,6 +20,9 @@ const DRAINED: u64 = 64 * 1024;
 /// How long draining may take.
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 
+/// Tells that limits were decided without the counters that nodes share.
+pub(super) const DEGRADED: (&str, &str) = ("X-Keygate-Degraded", "counters");
+
 /// Answers with `denial`.
 pub(super) async fn deny(
     session: &mut Session,
@@ -45,6 +48,9 @@ pub(super) async fn deny(
     }
     if fault.status() == 401 {
         header.insert_header("WWW-Authenticate", "Bearer")?;
+    }
+    if ctx.degraded {
+        header.insert_header(DEGRADED.0, DEGRADED.1)?;
     }
     if let Some(left) = left {
         ratelimit::write(&mut header, limits.families, left, ctx.arrived, retry_after)?;

@@ -4,7 +4,7 @@ use super::ctx::Ctx;
 use super::headers::{HeaderPolicy, Told, from_backend};
 use super::listen::Connection;
 use super::ratelimit::{self, Families};
-use super::reply;
+use super::reply::{self, DEGRADED};
 use super::upstream::Upstream;
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -99,6 +99,7 @@ impl ProxyHttp for Proxy {
         }
         match decided {
             Ok(admission) => {
+                ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
             }
@@ -203,6 +204,9 @@ impl ProxyHttp for Proxy {
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
+        }
+        if ctx.degraded {
+            response.insert_header(DEGRADED.0, DEGRADED.1)?;
         }
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());

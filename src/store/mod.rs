@@ -262,6 +262,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError>;
 
+    /// The same of one subject; of one that has spent nothing, zeros.
+    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError>;
+
     /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this
     /// workspace; a deleted key keeps its statistics.
     async fn stats(

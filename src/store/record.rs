@@ -561,6 +561,13 @@ impl KeyStats {
     }
 }
 
+impl SpentRow {
+    /// Nothing spent.
+    pub const fn nothing(subject: SpentBy) -> Self {
+        Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
+    }
+}
+
 impl PageRequest {
     /// Items before this page.
     pub fn offset(self) -> u64 {

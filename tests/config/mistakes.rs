@@ -116,10 +116,13 @@ const MISTAKES: &[(&str, &str)] = &[
         "1:13 store.url: must be sqlite:PATH, such as \"sqlite:data/keygate.db\", or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
     ),
     (
-        "counters.url = \"rediss://:hunter2@c\"",
-        "1:16 counters.url: Redis is not supported by this version; must be \"memory:\"",
+        "counters.url = \"rediss://:hunter2@c/x\"",
+        "1:16 counters.url: must be \"memory:\", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host",
     ),
-    ("counters.url = \"disk:\"", "1:16 counters.url: must be \"memory:\""),
+    (
+        "counters.url = \"disk:\"",
+        "1:16 counters.url: must be \"memory:\", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host",
+    ),
     (
         "[[plans.a.limits]]\ncount = \"tokens\"\nper = \"day\"\nmax = 1",
         "2:9 plans.a.limits[0].count: tokens cannot be counted by this version; must be one of: requests",

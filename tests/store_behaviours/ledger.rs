@@ -40,6 +40,9 @@ async fn spent(place: &Place, at: Timestamp) -> Vec<SpentRow> {
     };
     let (outcome, rows) = tokio::join!(place.spent(at, to), collect);
     outcome.unwrap();
+    for row in &rows {
+        assert_eq!(place.spent_of(&row.subject, at).await.unwrap(), *row, "asked for one or for all");
+    }
     rows
 }
 
@@ -56,6 +59,9 @@ fn ended(key: &KeyRecord, at: Timestamp, outcome: Outcome, status_code: u16) -> 
 pub(crate) async fn an_empty_batch_is_nothing(place: Place) {
     assert_eq!(place.append(&[]).await.unwrap(), 0);
     assert_eq!(spent(&place, T0).await, []);
+    let nobody = SpentBy::Key(KeyId::new(T0));
+    let none = SpentRow { subject: nobody.clone(), minute: 0, hour: 0, day: 0, month: 0, total: 0 };
+    assert_eq!(place.spent_of(&nobody, T0).await.unwrap(), none);
 }
 
 pub(crate) async fn append_is_idempotent(place: Place) {

@@ -45,6 +45,11 @@ impl Ledger for PgStore {
         self.read(move |tx| Box::pin(async move { rollups::send_spent(tx, at, &to).await })).await
     }
 
+    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+        let subject = subject.clone();
+        self.read(move |tx| Box::pin(async move { rollups::spent_of(tx, &subject, at).await })).await
+    }
+
     async fn stats(
         &self,
         workspace: &WorkspaceId,

@@ -152,14 +152,10 @@ pub(super) async fn series(
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
 
-/// Sends what every subject has spent of the windows that contain `at`.
-pub(super) async fn send_spent(
-    tx: &Tx<'_>,
-    at: Timestamp,
-    to: &mpsc::Sender<Vec<SpentRow>>,
-) -> Result<(), StoreError> {
-    // A month is the sum of its days; no roll-up is kept for it.
-    let sql = "SELECT t.subject_kind, t.subject_id, t.charged,
+/// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.
+macro_rules! spent_rows {
+    () => {
+        "SELECT t.subject_kind, t.subject_id, t.charged,
                    coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
                        AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = $1), 0),
                    coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
@@ -169,12 +165,26 @@ pub(super) async fn send_spent(
                    (SELECT least(coalesce(sum(r.charged), 0), 9223372036854775807)::bigint FROM usage_rollups r
                        WHERE r.subject_kind = t.subject_kind AND r.subject_id = t.subject_id AND r.width = 86400
                        AND r.start >= $4 AND r.start < $5)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
-    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0"
+    };
+}
+
+/// The instants that [`spent_rows`] asks for: where the minute, hour, day and month of `at` begin, and the next month.
+fn edges(at: Timestamp) -> [i64; 5] {
     let start = |per| window_start(per, at).as_micros();
-    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-        &[&start(Per::Minute), &start(Per::Hour), &start(Per::Day), &start(Per::Month), &next_month];
-    let mut parts = tx.parts(sql, values, BATCH_MAX).await?;
+    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
+    [start(Per::Minute), start(Per::Hour), start(Per::Day), start(Per::Month), next_month]
+}
+
+/// Sends what every subject has spent of the windows that contain `at`.
+pub(super) async fn send_spent(
+    tx: &Tx<'_>,
+    at: Timestamp,
+    to: &mpsc::Sender<Vec<SpentRow>>,
+) -> Result<(), StoreError> {
+    let [minute, hour, day, month, next_month] = edges(at);
+    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&minute, &hour, &day, &month, &next_month];
+    let mut parts = tx.parts(spent_rows!(), values, BATCH_MAX).await?;
     while let Some(rows) = parts.next().await? {
         let mut batch = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -183,6 +193,23 @@ pub(super) async fn send_spent(
         to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
     }
     Ok(())
+}
+
+/// What one subject has spent of the windows that contain `at`.
+pub(super) async fn spent_of(tx: &Tx<'_>, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+    let sql = concat!(spent_rows!(), " AND t.subject_kind = $6 AND t.subject_id = $7");
+    let [minute, hour, day, month, next_month] = edges(at);
+    let (kind, id) = subject_columns(subject);
+    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
+        &[&minute, &hour, &day, &month, &next_month, &kind, &id];
+    let mut parts = tx.parts(sql, values, 1).await?;
+    let mut found = None;
+    if let Some(rows) = parts.next().await? {
+        for row in &rows {
+            found = decode::sound_spent(&mut Fields::of(row))?;
+        }
+    }
+    Ok(found.unwrap_or_else(|| SpentRow::nothing(subject.clone())))
 }
 
 // === impl Columns ===

@@ -55,6 +55,11 @@ impl Ledger for SqliteStore {
         .await
     }
 
+    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+        let subject = subject.clone();
+        self.read(move |tx| rollups::spent_of(tx, &subject, at)).await
+    }
+
     async fn stats(
         &self,
         workspace: &WorkspaceId,

@@ -13,6 +13,23 @@ use crate::store::rollup::{Tally, Width, Window};
 use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
 
+/// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.
+macro_rules! spent_rows {
+    () => {
+        "SELECT t.subject_kind, t.subject_id, t.charged,
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = :minute), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = :hour), 0),
+                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = :day), 0),
+                   coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
+                       AND r.subject_id = t.subject_id AND r.width = 86400
+                       AND r.start >= :month AND r.start < :next_month), 0)
+               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0"
+    };
+}
+
 /// Adds `news` to one roll-up: one read, one merge, one write.
 pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
@@ -87,18 +104,7 @@ pub(super) fn each_spent(
     at: Timestamp,
     mut visit: impl FnMut(SpentRow) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    // A month is the sum of its days; no roll-up is kept for it.
-    let sql = "SELECT t.subject_kind, t.subject_id, t.charged,
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = :minute), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = :hour), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = :day), 0),
-                   coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400
-                       AND r.start >= :month AND r.start < :next_month), 0)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0";
+    let sql = spent_rows!();
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     let values = named_params! {
         ":minute": window_start(Per::Minute, at).as_micros(),
@@ -108,4 +114,26 @@ pub(super) fn each_spent(
         ":next_month": next_month,
     };
     row::each(tx, sql, values, |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
+}
+
+/// What one subject has spent of the windows that contain `at`.
+pub(super) fn spent_of(
+    tx: &Transaction<'_>,
+    subject: &SpentBy,
+    at: Timestamp,
+) -> Result<SpentRow, StoreError> {
+    let sql = concat!(spent_rows!(), " AND t.subject_kind = :kind AND t.subject_id = :subject");
+    let (kind, id) = subject_columns(subject);
+    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
+    let values = named_params! {
+        ":minute": window_start(Per::Minute, at).as_micros(),
+        ":hour": window_start(Per::Hour, at).as_micros(),
+        ":day": window_start(Per::Day, at).as_micros(),
+        ":month": window_start(Per::Month, at).as_micros(),
+        ":next_month": next_month,
+        ":kind": kind,
+        ":subject": id,
+    };
+    let found = row::one(tx, sql, values, sound_spent)?.flatten();
+    Ok(found.unwrap_or_else(|| SpentRow::nothing(subject.clone())))
 }

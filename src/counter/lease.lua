@@ -1,0 +1,256 @@
+-- Keygate, counters, version 1. One call charges every limit of a key and of its workspace, all of them or none.
+--
+-- KEYS  the key's hash, [the workspace's hash,] the hash of the key's places in flight. All share one hash tag.
+-- ARGV  node, life_us, nodes, need, have, ahead, in_flight (-1: no such limit), ahead_places, max_places,
+--       n, n times {at_us, units}                          what is given back (negative) or was spent without us
+--       per subject: known (0 or 1), if 1: at_us, used of minute hour day month total       from the ledger
+--                    n, n times {'b', slot, rate, burst} or {'w', window, max}
+--
+-- Fields of a subject: g = when it was made (µs), s1…s5 = starts of its windows (s), u1…u5 = used in them,
+-- f0 f1 = when the bucket is full again, e0 e1 = until when units leased ahead may still be spent (ticks).
+--
+-- A tick is 1/16 µs since 2025: fine enough for 160 000 units/s, and exact in a double until 2042.
+local TICKS, EPOCH_S, SUBJECT_MS, PLACE_US, LEDGER_LAG_US = 16, 1735689600, 172800000, 5000000, 2000000
+local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+
+local t = redis.call('TIME')
+local now_us = t[1] * 1000000 + t[2]
+local now = (t[1] - EPOCH_S) * 1000000 * TICKS + t[2] * TICKS
+
+local cursor = 0
+local function next_text() cursor = cursor + 1; return ARGV[cursor] end
+local function next_number() cursor = cursor + 1; return tonumber(ARGV[cursor]) end
+local function whole(n) return string.format('%.0f', n) end
+
+-- The first day of the month of a day, both counted since 1970 (Hinnant's days-to-civil).
+local function month_start(day)
+  local z = day + 719468
+  local doe = z - floor(z / 146097) * 146097
+  local yoe = floor((doe - floor(doe / 1460) + floor(doe / 36524) - floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + floor(yoe / 4) - floor(yoe / 100))
+  local mp = floor((5 * doy + 2) / 153)
+  return day - (doy - floor((153 * mp + 2) / 5))
+end
+
+local function starts_of(us)
+  local s = floor(us / 1000000)
+  local day = floor(s / 86400)
+  return { s - s % 60, s - s % 3600, day * 86400, month_start(day) * 86400, 0 }
+end
+
+local function ends_of(starts)
+  return { starts[1] + 60, starts[2] + 3600, starts[3] + 86400, month_start(starts[4] / 86400 + 32) * 86400 }
+end
+
+-- === what is asked ===
+
+local node, life_us, nodes = next_text(), next_number(), next_number()
+local need, have, ahead = next_number(), next_number(), next_number()
+local in_flight, ahead_places, max_places = next_number(), next_number(), next_number()
+local life = life_us * TICKS
+local adjustments = {}
+for i = 1, next_number() do adjustments[i] = { at = next_number(), units = next_number() } end
+
+local starts = starts_of(now_us)
+local FIELDS = { 'g', 's1', 'u1', 's2', 'u2', 's3', 'u3', 's4', 'u4', 's5', 'u5', 'f0', 'e0', 'f1', 'e1' }
+
+local function read(hash, ledger)
+  local v = redis.call('HMGET', hash, unpack(FIELDS))
+  local subject = { hash = hash, start = {}, used = {}, full = {}, leased = {}, limits = {} }
+  subject.made = tonumber(v[1])
+  if not subject.made then
+    if not ledger then return nil end
+    subject.made, subject.is_new = now_us, true
+    v = {}
+    local at = starts_of(ledger.at)
+    for w = 1, 5 do v[2 * w], v[2 * w + 1] = at[w], ledger.used[w] end
+  end
+  for w = 1, 5 do
+    subject.start[w], subject.used[w] = tonumber(v[2 * w] or 0), tonumber(v[2 * w + 1] or 0)
+    -- A clock that steps back finds the later window still counting.
+    if subject.start[w] < starts[w] then subject.start[w], subject.used[w] = starts[w], 0 end
+  end
+  for b = 0, 1 do
+    subject.full[b], subject.leased[b] = tonumber(v[12 + 2 * b] or 0), tonumber(v[13 + 2 * b] or 0)
+  end
+  return subject
+end
+
+local subjects = {}
+for i = 1, #KEYS - 1 do
+  local ledger = nil
+  if next_number() == 1 then
+    ledger = { at = next_number(), used = {} }
+    for w = 1, 5 do ledger.used[w] = next_number() end
+  end
+  local subject = read(KEYS[i], ledger)
+  if not subject then return { 2, i } end
+  for l = 1, next_number() do
+    local kind, slot, a = next_text(), next_number(), next_number()
+    if kind == 'b' then
+      -- A rate of nothing has no step; no charge is ever small enough for it.
+      local step = a > 0 and ceil(1000000 * TICKS / a) or 2 ^ 52
+      subject.limits[l] = { bucket = slot, step = step, burst = next_number() }
+    else
+      subject.limits[l] = { window = slot, max = a }
+    end
+  end
+  subjects[i] = subject
+end
+
+-- === what was spent or given back elsewhere ===
+
+local function adjust(subject, adjustment)
+  local at, units = adjustment.at, adjustment.units
+  -- Whoever fills the hash has put in what it owes.
+  if subject.is_new and units > 0 then return end
+  -- What is older than the hash was counted where that came from: in the ledger, or never.
+  if at < subject.made - (units > 0 and LEDGER_LAG_US or 0) then return end
+  local then_starts = starts_of(at)
+  for w = 1, 5 do
+    if then_starts[w] == subject.start[w] then subject.used[w] = max(0, subject.used[w] + units) end
+  end
+  if units < 0 and now_us - at <= life_us then
+    for _, limit in ipairs(subject.limits) do
+      if limit.bucket then
+        subject.full[limit.bucket] = max(0, subject.full[limit.bucket] + units * limit.step)
+      end
+    end
+  end
+end
+
+for _, adjustment in ipairs(adjustments) do
+  for _, subject in ipairs(subjects) do adjust(subject, adjustment) end
+end
+
+-- === how much there is ===
+
+-- While units leased ahead may be unspent, the bucket fills only to what it holds less what refills during a lease:
+-- then whatever is spent late, no stretch of time sees more than burst + rate × time.
+local function base(subject, limit, leasing)
+  local leased_until = leasing and now or min(now, subject.leased[limit.bucket])
+  return max(subject.full[limit.bucket], now, leased_until + life)
+end
+
+local function available(subject, limit, leasing)
+  if limit.window then return max(0, limit.max - subject.used[limit.window]) end
+  return max(0, floor((now + limit.burst * limit.step - base(subject, limit, leasing)) / limit.step))
+end
+
+local places = KEYS[#KEYS]
+local others = 0
+if in_flight >= 0 then
+  local held = redis.call('HGETALL', places)
+  for i = 1, #held, 2 do
+    local count, until_us = string.match(held[i + 1], '^(%d+) (%d+)$')
+    if not count or tonumber(until_us) <= now_us then
+      redis.call('HDEL', places, held[i])
+    elseif held[i] ~= node then
+      others = others + tonumber(count)
+    end
+  end
+end
+local free_places = in_flight >= 0 and max(0, max_places - others - in_flight) or 2 ^ 52
+
+local requests = min(need, free_places)
+for _, subject in ipairs(subjects) do
+  for _, limit in ipairs(subject.limits) do
+    requests = min(requests, available(subject, limit, false) + have)
+  end
+end
+
+-- === the worst reason to refuse: index, µs to wait; -1 never, -2 when a request ends ===
+
+local why, wait = 0, -3
+local function worse(index, candidate)
+  local rank = candidate == -1 and math.huge or candidate
+  local current = wait == -1 and math.huge or wait
+  if rank > current then why, wait = index, candidate end
+end
+if need > 0 and requests < 1 then
+  local window_ends = ends_of(starts)
+  local index = 0
+  for _, subject in ipairs(subjects) do
+    for _, limit in ipairs(subject.limits) do
+      index = index + 1
+      if available(subject, limit, false) + have < 1 then
+        if limit.window then
+          local ends = window_ends[limit.window]
+          worse(index, (ends and limit.max > 0) and max(1, ends * 1000000 - now_us) or -1)
+        else
+          local over = base(subject, limit, false) + limit.step - (now + limit.burst * limit.step)
+          worse(index, limit.burst > 0 and limit.step < 2 ^ 52 and max(1, ceil(over / TICKS)) or -1)
+        end
+      end
+    end
+  end
+  if free_places < 1 then worse(0, max_places > 0 and -2 or -1) end
+end
+
+-- === take ===
+
+local extra = 0
+if ahead > 0 and requests == need and why == 0 and wait == -3 then
+  extra = ahead
+  local paid = max(0, requests - have)
+  for _, subject in ipairs(subjects) do
+    for _, limit in ipairs(subject.limits) do
+      local left = available(subject, limit, true) - paid
+      -- Near the end of a window the leases shrink, so that no node sits on the last units.
+      extra = min(extra, limit.window and floor(left / (2 * nodes)) or left)
+    end
+  end
+  extra = max(0, extra)
+end
+local granted = max(0, requests - have) + extra
+
+for _, subject in ipairs(subjects) do
+  if granted > 0 then
+    for _, limit in ipairs(subject.limits) do
+      if limit.bucket then
+        subject.full[limit.bucket] = base(subject, limit, extra > 0) + granted * limit.step
+        if extra > 0 then subject.leased[limit.bucket] = max(subject.leased[limit.bucket], now + life) end
+      end
+    end
+    for w = 1, 5 do subject.used[w] = subject.used[w] + granted end
+  end
+  local out = { 'g', whole(subject.made) }
+  for w = 1, 5 do
+    out[#out + 1] = 's' .. w; out[#out + 1] = whole(subject.start[w])
+    out[#out + 1] = 'u' .. w; out[#out + 1] = whole(subject.used[w])
+  end
+  for b = 0, 1 do
+    out[#out + 1] = 'f' .. b; out[#out + 1] = whole(subject.full[b])
+    out[#out + 1] = 'e' .. b; out[#out + 1] = whole(subject.leased[b])
+  end
+  redis.call('HSET', subject.hash, unpack(out))
+  redis.call('PEXPIRE', subject.hash, SUBJECT_MS)
+end
+
+local held_places = 0
+if in_flight >= 0 then
+  local spare = max(0, free_places - requests)
+  held_places = in_flight + requests + min(ahead_places, floor(spare / (2 * nodes)))
+  if held_places > 0 then
+    redis.call('HSET', places, node, whole(held_places) .. ' ' .. whole(now_us + PLACE_US))
+    redis.call('PEXPIRE', places, PLACE_US / 1000)
+  else
+    redis.call('HDEL', places, node)
+  end
+end
+
+-- === answer ===
+
+local refused = need > 0 and requests < 1
+local answer = { refused and 1 or 0, now_us, granted, held_places, max(0, max_places - others - held_places), why, wait }
+for _, subject in ipairs(subjects) do
+  answer[#answer + 1] = subject.made
+  for w = 1, 5 do answer[#answer + 1] = subject.used[w] end
+  for _, limit in ipairs(subject.limits) do
+    if limit.bucket then
+      answer[#answer + 1] = available(subject, limit, false)
+      answer[#answer + 1] = max(0, ceil((subject.full[limit.bucket] - now) / TICKS))
+    end
+  end
+end
+return answer

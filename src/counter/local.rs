@@ -1,0 +1,184 @@
+//! What is spent through this process: the rule over shared state, check all, then take all.
+//!
+//! Alone it is the truth; beside Redis it is this node's own part of it. Must not know: Redis, leases, shares.
+//!
+//! *Invariant:* the lock of a key is taken before the lock of its workspace and never two of one kind, so that charges
+//! cannot wait for each other in a circle.
+
+use super::share::WINDOWS;
+use super::{Charge, Left, Refusal};
+use crate::clock::{Now, Timestamp};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::limit::{Limits, Refused, Spending};
+use crate::store::{SpentBy, SpentRow};
+use dashmap::DashMap;
+use smallvec::SmallVec;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Spending of this process.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    keys: DashMap<KeyId, Shared>,
+    workspaces: DashMap<WorkspaceId, Shared>,
+}
+
+/// Spending that several requests share.
+#[derive(Clone, Debug, Default)]
+struct Shared(Arc<Mutex<Spending>>);
+
+/// What one request has taken. Dropping it ends what is in flight; the rest stays charged.
+#[derive(Debug)]
+pub(super) struct Taken {
+    parts: SmallVec<[(Shared, Limits); 2]>,
+    at: Now,
+}
+
+/// A request costs one.
+const COST: u64 = 1;
+
+impl Local {
+    /// Charges all limits of a request at `now`, or none of them. With `empty_at_ns`, rates count as empty at that
+    /// steady time, because others may have spent them.
+    pub(super) fn charge(
+        &self,
+        charge: &Charge<'_>,
+        now: Now,
+        empty_at_ns: Option<u64>,
+    ) -> Result<(Taken, Left), Box<Refusal>> {
+        let (key, workspace) = self.subjects(charge);
+        let mut key_spending = key.lock();
+        let mut workspace_spending = workspace.as_ref().map(Shared::lock);
+        if let Some(at_ns) = empty_at_ns {
+            key_spending.empty(charge.key_limits, at_ns);
+            if let Some(spending) = workspace_spending.as_deref_mut() {
+                spending.empty(charge.workspace_limits, at_ns);
+            }
+        }
+        let checked = check(&key_spending, workspace_spending.as_deref(), charge, now);
+        if checked.is_ok() {
+            take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
+        }
+        let left = left(&key_spending, workspace_spending.as_deref(), charge, now);
+        drop(workspace_spending);
+        drop(key_spending);
+        match checked {
+            Ok(()) => Ok((Taken::new(key, workspace, charge, now), left)),
+            Err(refused) => Err(Box::new(Refusal { refused, left })),
+        }
+    }
+
+    /// Counts a request that was admitted elsewhere.
+    pub(super) fn note(&self, charge: &Charge<'_>, now: Now) -> Taken {
+        let (key, workspace) = self.subjects(charge);
+        let mut key_spending = key.lock();
+        let mut workspace_spending = workspace.as_ref().map(Shared::lock);
+        take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
+        drop(workspace_spending);
+        drop(key_spending);
+        Taken::new(key, workspace, charge, now)
+    }
+
+    /// What has been spent here in each of the windows that contain `at`.
+    pub(super) fn used(&self, subject: &SpentBy, at: Timestamp) -> [u64; 5] {
+        let shared = self.subject(subject);
+        let spending = shared.lock();
+        WINDOWS.map(|per| spending.used(per, at))
+    }
+
+    /// Sets what the ledger knows, before anything is charged.
+    pub(super) fn restore(&self, row: &SpentRow, at: Timestamp) {
+        let spending = Spending::restored(at, row.minute, row.hour, row.day, row.month, row.total);
+        *self.subject(&row.subject).lock() = spending;
+    }
+
+    /// Forgets a key that is gone for good.
+    pub(super) fn forget(&self, key: KeyId) {
+        self.keys.remove(&key);
+    }
+
+    fn subjects(&self, charge: &Charge<'_>) -> (Shared, Option<Shared>) {
+        // A workspace without limits of its own is not counted, so that its keys do not meet at one lock.
+        let workspace = (!charge.workspace_limits.is_empty()).then(|| self.workspace(charge.workspace));
+        (self.key(charge.key), workspace)
+    }
+
+    fn subject(&self, subject: &SpentBy) -> Shared {
+        match subject {
+            SpentBy::Key(id) => self.key(*id),
+            SpentBy::Workspace(id) => self.workspace(id),
+        }
+    }
+
+    fn key(&self, id: KeyId) -> Shared {
+        if let Some(found) = self.keys.get(&id) {
+            return found.clone();
+        }
+        self.keys.entry(id).or_default().clone()
+    }
+
+    fn workspace(&self, id: &WorkspaceId) -> Shared {
+        if let Some(found) = self.workspaces.get(id) {
+            return found.clone();
+        }
+        self.workspaces.entry(id.clone()).or_default().clone()
+    }
+}
+
+fn take(key: &mut Spending, workspace: Option<&mut Spending>, charge: &Charge<'_>, now: Now) {
+    key.take(charge.key_limits, COST, now);
+    if let Some(spending) = workspace {
+        spending.take(charge.workspace_limits, COST, now);
+    }
+}
+
+fn check(key: &Spending, workspace: Option<&Spending>, charge: &Charge<'_>, now: Now) -> Result<(), Refused> {
+    let by_key = key.check(charge.key_limits, COST, now);
+    let by_workspace = workspace.map_or(Ok(()), |w| w.check(charge.workspace_limits, COST, now));
+    match (by_key, by_workspace) {
+        // The client is told the longer wait: after the shorter one it would be refused again.
+        (Err(a), Err(b)) => Err(if b.retry > a.retry { b } else { a }),
+        (Err(only), Ok(())) | (Ok(()), Err(only)) => Err(only),
+        (Ok(()), Ok(())) => Ok(()),
+    }
+}
+
+fn left(key: &Spending, workspace: Option<&Spending>, charge: &Charge<'_>, now: Now) -> Left {
+    let mut left: Left = charge.key_limits.iter().map(|l| (*l, key.remaining(l, now))).collect();
+    if let Some(spending) = workspace {
+        left.extend(charge.workspace_limits.iter().map(|l| (*l, spending.remaining(l, now))));
+    }
+    left
+}
+
+// === impl Taken, Shared ===
+
+impl Taken {
+    fn new(key: Shared, workspace: Option<Shared>, charge: &Charge<'_>, at: Now) -> Self {
+        let mut parts = SmallVec::new();
+        parts.push((key, charge.key_limits.clone()));
+        parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone())));
+        Self { parts, at }
+    }
+
+    /// Undoes it all: the request never reached a backend.
+    pub(super) fn give_back(mut self) {
+        for (shared, limits) in self.parts.drain(..) {
+            shared.lock().give_back(&limits, COST, self.at);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        for (shared, _) in self.parts.drain(..) {
+            shared.lock().release(COST);
+        }
+    }
+}
+
+impl Shared {
+    /// Nothing that runs under this lock can panic half-way, so a poisoned one holds sound values.
+    fn lock(&self) -> MutexGuard<'_, Spending> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,231 @@
+//! Redis gone, hung, slow, lying or empty: requests go on, nobody waits long, no limit is passed.
+
+use crate::chaos::{ChaosProxy, Mode};
+use crate::node::{Ledger, Node, PROMISED, Setup, TestKey, in_turn};
+use crate::redis::RedisServer;
+use keygate::counter::{Declined, OnFailure};
+use keygate::policy::fault::Fault;
+use keygate::policy::key::Per;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a timer and a busy machine may add to what is promised.
+const NOISE: Duration = Duration::from_millis(15);
+
+/// The ways in which Redis fails that requests must not notice.
+const FAILURES: [(&str, Mode); 8] = [
+    ("cut", Mode::Cut),
+    ("hung", Mode::Hang),
+    ("slow by 300 ms", Mode::Late(Duration::from_millis(300))),
+    ("slow by 5 s", Mode::Late(Duration::from_secs(5))),
+    ("read-only", Mode::Say("-READONLY You can't write against a read only replica.\r\n")),
+    ("loading", Mode::Say("-LOADING Redis is loading the dataset in memory\r\n")),
+    ("moved", Mode::Say("-MOVED 3999 127.0.0.1:1\r\n")),
+    ("garbage", Mode::Say("\u{1}\u{2}garbage\r\n")),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_longer_than_promised_however_redis_fails() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let proxy = ChaosProxy::before(server.address).await;
+    for (name, mode) in FAILURES {
+        let node = Arc::new(Setup::of(1).node("n", proxy.address).await);
+        let keys: Vec<TestKey> = (0..20).map(|_| TestKey::window(Per::Total, 1_000_000)).collect();
+        for key in &keys {
+            assert!(!key.charge(&node).await.expect("admitted").degraded(), "{name}: before");
+        }
+        proxy.set(mode);
+        let longest = many(&node, &keys).await;
+        assert!(longest < PROMISED + NOISE, "{name}: a request waited {longest:?}");
+        assert!(keys[0].charge(&node).await.expect("its share is all").degraded(), "{name}: afterwards");
+        proxy.set(Mode::Pass);
+        let healed = Instant::now();
+        while keys[0].charge(&node).await.expect("admitted").degraded() {
+            assert!(healed.elapsed() < Duration::from_secs(2), "{name}: no recovery within 2 s");
+            // How soon is the subject.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Charges every key many times at once; answers the longest wait.
+async fn many(node: &Arc<Node>, keys: &[TestKey]) -> Duration {
+    let mut tasks = Vec::new();
+    for key in keys {
+        let (node, key) = (Arc::clone(node), key.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            for _ in 0..30 {
+                let (charged, took) = key.timed(&node).await;
+                drop(charged.expect("there is room in the share"));
+                longest = longest.max(took);
+            }
+            longest
+        }));
+    }
+    let mut longest = Duration::ZERO;
+    for task in tasks {
+        longest = longest.max(task.await.expect("a task"));
+    }
+    longest
+}
+
+#[tokio::test]
+async fn a_forgotten_script_is_sent_again() {
+    let server = RedisServer::start();
+    let node = Setup::of(1).node("n", server.address).await;
+    let key = TestKey::window(Per::Total, 10);
+    assert!(key.charge(&node).await.is_ok());
+    assert_eq!(server.command(&["SCRIPT", "FLUSH"]), "+OK");
+    assert!(!key.charge(&node).await.expect("admitted").degraded());
+}
+
+#[tokio::test]
+async fn a_wrong_type_at_one_key_hurts_no_other() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let node = Setup::of(1).node("n", server.address).await;
+    let (bad, good) = (TestKey::window(Per::Total, 3), TestKey::window(Per::Total, 3));
+    server.command(&["SET", &format!("kg1:{{w}}:k:{}", bad.id), "somebody else's"]);
+    let admitted = admitted_of(&bad, &[&node], 10).await;
+    assert_eq!(admitted, 3, "its share is all of it");
+    assert!(!good.charge(&node).await.expect("admitted").degraded());
+}
+
+async fn admitted_of(key: &TestKey, nodes: &[&Node], requests: usize) -> u64 {
+    let mut admitted = 0;
+    for n in 0..requests {
+        admitted += u64::from(key.charge(nodes[n % nodes.len()]).await.is_ok());
+    }
+    admitted
+}
+
+#[tokio::test]
+async fn shares_of_all_nodes_stay_within_what_was_left() {
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    for (before, after) in [(0, 100), (30, 70), (97, 2)] {
+        let setup = Setup::of(3);
+        let (a, b, c) = (
+            setup.node("a", server.address).await,
+            setup.node("b", server.address).await,
+            setup.node("c", server.address).await,
+        );
+        let key = TestKey::window(Per::Total, 100);
+        // All of it through one node; the others hear of it last.
+        let mut admitted = admitted_of(&key, &[&a], before).await;
+        admitted += admitted_of(&key, &[&a, &b, &c], 3).await;
+        assert_eq!(admitted, before as u64 + 3);
+        server.stop();
+        admitted += admitted_of(&key, &[&a, &b, &c], 300).await;
+        assert!(admitted <= 100, "{before} before: {admitted}");
+        // Rounding down, and the node that spent most has nothing left of its share.
+        assert!(admitted >= before as u64 + 3 + after / 3, "{before} before: only {admitted}");
+        server.restart();
+    }
+}
+
+#[tokio::test]
+async fn a_rate_without_redis_is_shared() {
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    let setup = Setup::of(2);
+    let nodes = [setup.node("a", server.address).await, setup.node("b", server.address).await];
+    let key = TestKey::rate(100);
+    let mut admitted = admitted_of(&key, &[&nodes[0]], 300).await;
+    let begun = Instant::now();
+    server.stop();
+    // Real time is the subject: a second of asking for all there is.
+    while begun.elapsed() < Duration::from_secs(1) {
+        admitted += admitted_of(&key, &[&nodes[0], &nodes[1]], 2).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let allowed = 100 + 100 * u64::try_from(begun.elapsed().as_millis()).expect("short") / 1_000 + 20;
+    assert!((150..=allowed).contains(&admitted), "{admitted} of {allowed}");
+}
+
+#[tokio::test]
+async fn deny_denies_and_allow_allows() {
+    let mut server = RedisServer::start();
+    let deny = Setup { on_failure: OnFailure::Deny, ..Setup::of(1) }.node("d", server.address).await;
+    let allow = Setup { on_failure: OnFailure::Allow, ..Setup::of(1) }.node("a", server.address).await;
+    server.stop();
+    let key = TestKey::window(Per::Total, 2);
+    assert_eq!(key.charge(&deny).await.expect_err("denied"), Declined::Unavailable);
+    assert_eq!(admitted_of(&key, &[&allow], 5).await, 5);
+    assert_eq!(Fault::ServiceUnavailable.status(), 503);
+}
+
+#[tokio::test]
+async fn an_emptied_redis_goes_on_where_the_ledger_stands() {
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    let ledger = Arc::new(Ledger(AtomicU64::new(60)));
+    let setup = Setup { ledger: Arc::clone(&ledger), ..Setup::of(2) };
+    let (a, b) = (setup.node("a", server.address).await, setup.node("b", server.address).await);
+    let key = TestKey::window(Per::Total, 100);
+    assert_eq!(admitted_of(&key, &[&a, &b], 10).await, 10, "sixty are spent, says the ledger");
+    ledger.0.store(70, Ordering::SeqCst);
+    server.restart();
+    until_shared(&key, &[&a, &b], &ledger).await;
+    let spent = ledger.0.load(Ordering::SeqCst);
+    let rest = admitted_of(&key, &[&a, &b], 200).await;
+    assert!(spent + rest <= 100, "{rest} more after {spent}");
+    // What was spent without Redis in the last two seconds is counted twice when the ledger was quicker.
+    assert!(spent + rest >= 90, "{rest} more after {spent}");
+}
+
+/// Charges until both nodes share again, and tells the ledger as a writer would.
+async fn until_shared(key: &TestKey, nodes: &[&Node], ledger: &Ledger) {
+    let begun = Instant::now();
+    for node in nodes {
+        loop {
+            let charged = key.charge(node).await.expect("there is room");
+            ledger.0.fetch_add(1, Ordering::SeqCst);
+            if !charged.degraded() {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
+            // How soon is the subject.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_spent_without_redis_is_told_to_it() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let proxy = ChaosProxy::before(server.address).await;
+    let node = Setup::of(1).node("n", proxy.address).await;
+    let key = TestKey::window(Per::Total, 1_000);
+    assert_eq!(admitted_of(&key, &[&node], 5).await, 5);
+    proxy.set(Mode::Cut);
+    let mut admitted = 5 + admitted_of(&key, &[&node], 7).await;
+    proxy.set(Mode::Pass);
+    let begun = Instant::now();
+    while key.charge(&node).await.expect("admitted").degraded() {
+        admitted += 1;
+        assert!(begun.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
+        // How soon is the subject.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    admitted += 1;
+    node.counters.close().await;
+    let kept = server.command(&["HGET", &format!("kg1:{{w}}:k:{}", key.id), "u5"]);
+    assert!(kept.ends_with(&format!("\r\n{admitted}")), "{kept} after {admitted}");
+}
+
+#[tokio::test]
+async fn a_flood_over_the_limit_does_not_reach_redis() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let node = Setup::of(1).node("n", server.address).await;
+    let key = TestKey::window(Per::Total, 5);
+    assert_eq!(admitted_of(&key, &[&node], 20_000).await, 5);
+    let calls = node.metrics.counter_calls.get();
+    assert!(calls < 40, "{calls} calls for 20 000 requests");
+}

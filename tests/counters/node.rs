@@ -1,0 +1,163 @@
+//! A node: counters with their own connection, and the key that all nodes charge.
+
+use crate::redis::RedisServer;
+use keygate::clock::{Clock, SystemClock, Timestamp};
+use keygate::counter::{Charge, Charged, Counters, Declined, Leases, LeasesConfig, OnFailure};
+use keygate::counter::{LinkError, RedisKind, RedisPlace, SpentSource};
+use keygate::metrics::Metrics;
+use keygate::policy::id::{KeyId, WorkspaceId};
+use keygate::policy::key::{Count, Per};
+use keygate::policy::limit::{Limit, LimitName, Limits, Rule};
+use keygate::store::{SpentBy, SpentRow};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
+pub(crate) const PROMISED: Duration = Duration::from_millis(20);
+
+/// These tests measure; two at a time would measure each other.
+pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    TURN.lock().await
+}
+
+/// A ledger that knows one number.
+#[derive(Default)]
+pub(crate) struct Ledger(pub(crate) AtomicU64);
+
+#[async_trait::async_trait]
+impl SpentSource for Ledger {
+    async fn spent_of(&self, subject: &SpentBy, _at: Timestamp) -> Option<SpentRow> {
+        let n = self.0.load(Ordering::SeqCst);
+        Some(SpentRow { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
+    }
+}
+
+/// One clock for all, so that instants of two nodes can be compared.
+pub(crate) fn clock() -> Arc<dyn Clock> {
+    static CLOCK: OnceLock<Arc<SystemClock>> = OnceLock::new();
+    CLOCK.get_or_init(|| Arc::new(SystemClock::new())).clone()
+}
+
+pub(crate) struct Node {
+    pub(crate) counters: Counters,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+pub(crate) struct Setup {
+    pub(crate) on_failure: OnFailure,
+    pub(crate) nodes: usize,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+impl Setup {
+    pub(crate) fn of(nodes: usize) -> Self {
+        Self { on_failure: OnFailure::Share, nodes, ledger: Arc::default() }
+    }
+
+    pub(crate) async fn node(&self, name: &str, address: SocketAddr) -> Node {
+        self.try_node(name, address).await.expect("a Redis that is fit")
+    }
+
+    pub(crate) async fn try_node(&self, name: &str, address: SocketAddr) -> Result<Node, LinkError> {
+        self.node_at(name, place(address)).await
+    }
+
+    pub(crate) async fn node_at(&self, name: &str, place: RedisPlace) -> Result<Node, LinkError> {
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let nodes = self.nodes;
+        let leases = Leases::start(LeasesConfig {
+            place,
+            on_failure: self.on_failure,
+            node: name.to_owned(),
+            nodes: Box::new(move || nodes),
+            ledger: self.ledger.clone(),
+            clock: clock(),
+            metrics: Arc::clone(&metrics),
+            io: tokio::runtime::Handle::current(),
+        })
+        .await?;
+        Ok(Node { counters: Counters::shared(leases), metrics })
+    }
+
+    /// Nodes that admit nothing without Redis, so that whatever is admitted was counted there.
+    pub(crate) fn strict(nodes: usize) -> Self {
+        Self { on_failure: OnFailure::Deny, ..Self::of(nodes) }
+    }
+
+    /// All nodes on one server.
+    pub(crate) async fn all(&self, server: &RedisServer) -> Vec<Arc<Node>> {
+        let mut nodes = Vec::new();
+        for n in 0..self.nodes {
+            nodes.push(Arc::new(self.node(&format!("n{n}"), server.address).await));
+        }
+        nodes
+    }
+}
+
+pub(crate) fn place(address: SocketAddr) -> RedisPlace {
+    RedisPlace {
+        kind: RedisKind::Server,
+        servers: vec![(address.ip().to_string(), address.port())],
+        tls: false,
+        user: None,
+        password: None,
+        database: 0,
+    }
+}
+
+/// A key with its limits.
+#[derive(Clone)]
+pub(crate) struct TestKey {
+    pub(crate) id: KeyId,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) limits: Limits,
+    pub(crate) workspace_limits: Limits,
+}
+
+impl TestKey {
+    pub(crate) fn new(rules: &[(LimitName, Rule)]) -> Self {
+        Self {
+            id: KeyId::new(clock().now().wall),
+            workspace: "w".parse().expect("an id"),
+            limits: limits(rules),
+            workspace_limits: Limits::new(),
+        }
+    }
+
+    /// So many per second, and not limited otherwise.
+    pub(crate) fn rate(rate: u64) -> Self {
+        Self::new(&[(LimitName::Rate { plan: false }, Rule::of(Per::Second, rate))])
+    }
+
+    /// A generous rate and a ceiling on a window, as every key has both.
+    pub(crate) fn window(per: Per, max: u64) -> Self {
+        Self::new(&[
+            (LimitName::Rate { plan: false }, Rule::of(Per::Second, 1_000_000)),
+            (LimitName::Key(0), Rule::of(per, max)),
+        ])
+    }
+
+    pub(crate) async fn charge(&self, node: &Node) -> Result<Charged, Declined> {
+        let charge = Charge {
+            key: self.id,
+            key_limits: &self.limits,
+            workspace: &self.workspace,
+            workspace_limits: &self.workspace_limits,
+        };
+        node.counters.admit(&charge, clock().now()).await
+    }
+
+    /// A charge, and how long it took.
+    pub(crate) async fn timed(&self, node: &Node) -> (Result<Charged, Declined>, Duration) {
+        let begun = Instant::now();
+        let charged = self.charge(node).await;
+        (charged, begun.elapsed())
+    }
+}
+
+pub(crate) fn limits(rules: &[(LimitName, Rule)]) -> Limits {
+    rules.iter().map(|(name, rule)| Limit { name: *name, count: Count::Requests, rule: *rule }).collect()
+}
