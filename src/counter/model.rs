@@ -401,3 +401,55 @@ fn places_of_a_node_that_lives_are_renewed() {
     run.pass(5_000);
     assert_eq!(run.admitted.len(), 2, "and free soon after its request ended");
 }
+
+fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> Ask {
+    Ask {
+        limits: limits.iter().copied().collect(),
+        need,
+        have: 0,
+        ahead,
+        places: None,
+        ahead_places: 0,
+        max_places: 0,
+        adjustments: Vec::new(),
+    }
+}
+
+/// Units leased from a full bucket and spent at the end of their life meet a bucket that is not full again.
+#[test]
+fn what_is_spent_late_does_not_add_to_a_full_burst() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 1_000, burst: 100 })];
+    let late = world.ask("a", 2, &plain_ask(&limits, 0, 50)).units;
+    assert_eq!(late, 50);
+    world.now_us += 49_000;
+    let at_once = world.ask("b", 2, &plain_ask(&limits, 100, 0)).units;
+    assert!(late + at_once <= 100, "{late} late and {at_once} at once from a burst of 100");
+    // With nothing leased, the whole burst is there for whoever waits.
+    world.now_us += 1_000_000;
+    assert_eq!(world.ask("b", 2, &plain_ask(&limits, 200, 0)).units, 100);
+}
+
+/// A node that comes late tells only what the ledger could not know when Redis was filled from it.
+#[test]
+fn what_the_ledger_has_is_not_counted_twice() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    world.ledger.total = 50;
+    assert_eq!(world.ask("a", 2, &plain_ask(&limits, 1, 0)).left[0].1.units, 49);
+    let told = |at_us, units| Ask {
+        adjustments: vec![super::lease::Adjustment { at_us, units }],
+        ..plain_ask(&limits, 0, 0)
+    };
+    let before = START_US - 10_000_000;
+    assert_eq!(world.ask("b", 2, &told(before, 7)).left[0].1.units, 49, "spent long before: in the ledger");
+    assert_eq!(world.ask("b", 2, &told(before, -7)).left[0].1.units, 49, "never counted here");
+    assert_eq!(
+        world.ask("b", 2, &told(START_US - 1_000_000, 7)).left[0].1.units,
+        42,
+        "too young for the ledger"
+    );
+    assert_eq!(world.ask("b", 2, &told(START_US, -2)).left[0].1.units, 44);
+}

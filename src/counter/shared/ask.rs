@@ -1,0 +1,218 @@
+//! Asking Redis for one key: who asks, what becomes of the answer, who is told.
+//!
+//! Must not know: where requests come from. Without an answer, those who wait decide alone.
+
+use super::{BROKEN_FOR, Leases, PATIENCE, Purpose, State, Subject, Undelivered, Unit, Verdict, nanos};
+use crate::clock::Timestamp;
+use crate::counter::lease::{Ask, Grant};
+use crate::counter::link::{Trouble, is_no_script};
+use crate::counter::script::{self, Answer, Ledgered, Subjects};
+use crate::counter::share::Known;
+use crate::store::SpentBy;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Why there is no answer.
+pub(super) enum Failed {
+    /// Nothing was done: the ledger could not tell what to fill Redis with.
+    Unheard,
+    Trouble(Trouble),
+}
+
+impl Leases {
+    /// Sends somebody to ask, unless somebody is on the way or too many are. Answers whether somebody is on the way now.
+    pub(super) fn begin(
+        &self,
+        subject: &Arc<Subject>,
+        state: &mut State,
+        purpose: Purpose,
+        now_ns: u64,
+    ) -> bool {
+        if state.is_asking(now_ns) {
+            return true;
+        }
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else { return false };
+        let Some(me) = self.me.upgrade() else { return false };
+        state.turn += 1;
+        state.asking_since_ns = Some(now_ns);
+        self.config.io.spawn(me.serve(Arc::clone(subject), state.turn, purpose, permit));
+        true
+    }
+
+    /// Asks until nobody waits.
+    async fn serve(
+        self: Arc<Self>,
+        subject: Arc<Subject>,
+        turn: u64,
+        purpose: Purpose,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let mut first = true;
+        loop {
+            let (ask, sent_ns) = {
+                let now_ns = self.now_ns();
+                let mut state = subject.lock();
+                if state.turn != turn {
+                    break;
+                }
+                state.waiting.retain(|w| !w.is_closed());
+                let waiting = u64::try_from(state.waiting.len()).unwrap_or(u64::MAX);
+                let ask = match (purpose, waiting) {
+                    (Purpose::Settle, 0) if first => state.lease.settle(now_ns),
+                    (_, 0) if !first => None,
+                    _ => Some(state.lease.ask(waiting, now_ns)),
+                };
+                let Some(ask) = ask else {
+                    state.asking_since_ns = None;
+                    break;
+                };
+                state.asking_since_ns = Some(now_ns);
+                (ask, now_ns)
+            };
+            first = false;
+            let answer = self.put(&subject, &ask).await;
+            let more = self.take_in(&subject, turn, &ask, sent_ns, answer);
+            if !more {
+                break;
+            }
+        }
+        drop(permit);
+        subject.list();
+    }
+
+    /// Asks once; fills Redis from the ledger first if it has forgotten the key.
+    pub(super) async fn put(&self, subject: &Subject, ask: &Ask) -> Result<(Grant, Vec<[u64; 5]>), Failed> {
+        let subjects = self.subjects(subject, ask);
+        match self.call(&subjects, ask, None).await? {
+            Answer::Grant(grant, used) => return Ok((grant, used)),
+            Answer::Unknown => {}
+        }
+        let ledger = self.ledgered(subject, &subjects, ask).await.ok_or(Failed::Unheard)?;
+        match self.call(&subjects, ask, Some(&ledger)).await? {
+            Answer::Grant(grant, used) => Ok((grant, used)),
+            Answer::Unknown => Err(Failed::Trouble(Trouble::Link("does not keep what it is given".into()))),
+        }
+    }
+
+    async fn call(
+        &self,
+        subjects: &Subjects<'_>,
+        ask: &Ask,
+        ledger: Option<&Ledgered>,
+    ) -> Result<Answer, Failed> {
+        self.config.metrics.counter_calls.inc();
+        let command = script::command(subjects, ask, ledger, true);
+        let value = match self.link.ask(&command, PATIENCE).await {
+            Err(trouble) if is_no_script(&trouble) => {
+                self.link.ask(&script::command(subjects, ask, ledger, false), PATIENCE).await
+            }
+            answered => answered,
+        };
+        let value = value.map_err(Failed::Trouble)?;
+        script::read(&value, ask, subjects)
+            .ok_or_else(|| Failed::Trouble(Trouble::Link("answers what is no answer".into())))
+    }
+
+    /// Takes in an answer and tells those who wait. Answers whether to ask again.
+    fn take_in(
+        &self,
+        subject: &Arc<Subject>,
+        turn: u64,
+        ask: &Ask,
+        sent_ns: u64,
+        answer: Result<(Grant, Vec<[u64; 5]>), Failed>,
+    ) -> bool {
+        let now_ns = self.now_ns();
+        let mut told = Vec::new();
+        let mut state = subject.lock();
+        let on_time = state.turn == turn;
+        let more = match answer {
+            Ok((grant, used)) if on_time => {
+                self.learn(subject, &mut state, &grant, &used);
+                state.lease.answer(ask, &grant, sent_ns, now_ns);
+                state.trouble_since_ns = None;
+                hand_out(subject, &mut state, now_ns, &mut told);
+                if state.waiting.is_empty() && ask.ahead == 0 {
+                    // Taken for those who waited, with the whole burst: not to be kept for later.
+                    state.lease.retire();
+                }
+                !state.waiting.is_empty()
+            }
+            Ok((grant, _)) => {
+                state.lease.too_late(&grant);
+                false
+            }
+            Err(failed) => {
+                self.note_failure(subject, &mut state, ask, failed, now_ns);
+                if on_time {
+                    told.extend(state.waiting.drain(..).map(|w| (w, Verdict::Alone)));
+                }
+                false
+            }
+        };
+        if on_time && !more {
+            state.asking_since_ns = None;
+        }
+        drop(state);
+        for (waiter, verdict) in told {
+            // Whoever stopped waiting gets nothing; a unit goes back as it is dropped.
+            drop(waiter.send(verdict));
+        }
+        more
+    }
+
+    fn note_failure(&self, subject: &Subject, state: &mut State, ask: &Ask, failed: Failed, now_ns: u64) {
+        match failed {
+            Failed::Unheard => {
+                state.lease.unheard(ask);
+                // The ledger is asked again, but not by every request.
+                state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
+            }
+            Failed::Trouble(Trouble::Key(why)) => {
+                tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+                state.lease.unanswered(ask);
+                state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
+            }
+            Failed::Trouble(Trouble::Link(why)) => {
+                self.link.lose(&why);
+                state.lease.unanswered(ask);
+            }
+        }
+    }
+
+    fn learn(&self, subject: &Subject, state: &mut State, grant: &Grant, used: &[[u64; 5]]) {
+        let at = Timestamp::from_micros(grant.now_us);
+        if let Some(used) = used.first() {
+            let own = self.local.used(&SpentBy::Key(subject.key), at);
+            state.known = Some(Known { at, used: *used, own });
+        }
+        if let Some(used) = used.get(1) {
+            let own = self.local.used(&SpentBy::Workspace(subject.workspace.clone()), at);
+            self.workspaces.insert(subject.workspace.clone(), Known { at, used: *used, own });
+        }
+    }
+}
+
+/// Hands units to those who wait, first come first served, until there are none; then all are refused, if that is known.
+fn hand_out(
+    subject: &Arc<Subject>,
+    state: &mut State,
+    now_ns: u64,
+    told: &mut Vec<(oneshot::Sender<Verdict>, Verdict)>,
+) {
+    while let Some(waiter) = state.waiting.pop_front() {
+        if waiter.is_closed() {
+            continue;
+        }
+        if let Some(at_us) = state.lease.spend(now_ns) {
+            let unit = Unit { subject: Arc::clone(subject), at_us, ended: false };
+            let left = state.lease.left(now_ns);
+            told.push((waiter, Verdict::Unit(Undelivered(Some((unit, left))))));
+        } else if let Some(refusal) = state.lease.refusal(now_ns) {
+            told.push((waiter, Verdict::Refused(refusal)));
+        } else {
+            state.waiting.push_front(waiter);
+            return;
+        }
+    }
+}
