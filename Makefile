@@ -27,15 +27,18 @@ fuzz: tools
 	for target in path secret config; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
-# The tests run the store on PostgreSQL servers of their own: only the programs are needed, no server that runs.
+# The tests start PostgreSQL and Redis servers of their own: only the programs are needed, no server that runs.
 test-tools:
-	@for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
-		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && exit 0; done; \
+	@missing=; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
+		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
+	[ -n "$$found" ] || missing="$$missing postgresql"; \
+	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing postgresql" >&2; \
-		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } >&2; \
+		echo "installing$$missing" >&2; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >&2; \
 	else \
-		echo "missing: PostgreSQL's programs. On Debian or Ubuntu: sudo apt-get install postgresql" >&2; exit 1; \
+		echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
 	fi
 
 # Pingora compiles zlib-ng, and SQLite is built in: both want a C compiler, zlib-ng also cmake. Nothing else is needed.
