@@ -60,7 +60,7 @@ local function read(hash, ledger)
   subject.made = tonumber(v[1])
   if not subject.made then
     if not ledger then return nil end
-    subject.made, subject.is_new = now_us, true
+    subject.made = now_us
     v = {}
     local at = starts_of(ledger.at)
     for w = 1, 5 do v[2 * w], v[2 * w + 1] = at[w], ledger.used[w] end
@@ -102,9 +102,8 @@ end
 
 local function adjust(subject, adjustment)
   local at, units = adjustment.at, adjustment.units
-  -- Whoever fills the hash has put in what it owes.
-  if subject.is_new and units > 0 then return end
-  -- What is older than the hash was counted where that came from: in the ledger, or never.
+  -- What is older than the hash was counted where that came from: in the ledger, or never. What is hardly older may be
+  -- in it or not, and counts: once too often is better than not at all.
   if at < subject.made - (units > 0 and LEDGER_LAG_US or 0) then return end
   local then_starts = starts_of(at)
   for w = 1, 5 do

@@ -344,7 +344,8 @@ impl Lease {
         self.peak_in_flight = self.peak_in_flight.max(self.in_flight);
     }
 
-    fn units(&self) -> u64 {
+    /// Units in hand.
+    pub fn units(&self) -> u64 {
         self.batches.iter().map(|b| b.units).sum()
     }
 

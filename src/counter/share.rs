@@ -2,8 +2,8 @@
 //!
 //! Pure. Must not know: why Redis is gone, or how the number of nodes is known.
 //!
-//! *Invariant:* the shares of all nodes together are no more than the limit, and no more than was left of it when Redis
-//! was last heard, as far as each node heard the same.
+//! *Invariant:* the shares of all nodes together are no more than what was left of the limit, if each knew the same. What
+//! a node could not know (others' last units, a lease's life old at most, and what the ledger has not told yet) is the bound.
 
 use crate::clock::Timestamp;
 use crate::policy::key::Per;

@@ -111,7 +111,6 @@ struct State {
     /// Which question that is; an answer to another comes too late.
     turn: u64,
     known: Option<Known>,
-    ledger_asked_ns: Option<u64>,
     broken_until_ns: u64,
     /// When Redis was last well, seen from the first request that it failed.
     trouble_since_ns: Option<u64>,

@@ -129,6 +129,16 @@ async fn shares_of_all_nodes_stay_within_what_was_left() {
 }
 
 #[tokio::test]
+async fn one_node_alone_admits_all_that_was_left() {
+    let mut server = RedisServer::start();
+    let node = Setup::of(1).node("n", server.address).await;
+    let key = TestKey::window(Per::Total, 10);
+    assert_eq!(admitted_of(&key, &[&node], 4).await, 4);
+    server.stop();
+    assert_eq!(admitted_of(&key, &[&node], 20).await, 6);
+}
+
+#[tokio::test]
 async fn a_rate_without_redis_is_shared() {
     let _turn = in_turn().await;
     let mut server = RedisServer::start();
@@ -170,12 +180,16 @@ async fn an_emptied_redis_goes_on_where_the_ledger_stands() {
     assert_eq!(admitted_of(&key, &[&a, &b], 10).await, 10, "sixty are spent, says the ledger");
     ledger.0.store(70, Ordering::SeqCst);
     server.restart();
+    // Real time is the subject: what a node had in hand when Redis went is good for 50 ms, whatever the ledger says.
+    tokio::time::sleep(Duration::from_millis(60)).await;
     until_shared(&key, &[&a, &b], &ledger).await;
+    for n in 0..200 {
+        let admitted = key.charge([&a, &b][n % 2]).await.is_ok();
+        ledger.0.fetch_add(u64::from(admitted), Ordering::SeqCst);
+    }
     let spent = ledger.0.load(Ordering::SeqCst);
-    let rest = admitted_of(&key, &[&a, &b], 200).await;
-    assert!(spent + rest <= 100, "{rest} more after {spent}");
-    // What was spent without Redis in the last two seconds is counted twice when the ledger was quicker.
-    assert!(spent + rest >= 90, "{rest} more after {spent}");
+    // What was spent without Redis just before it was filled is counted twice when the ledger was quicker.
+    assert!((90..=100).contains(&spent), "{spent}");
 }
 
 /// Charges until both nodes share again, and tells the ledger as a writer would.

@@ -1,6 +1,8 @@
 //! Counters shared over Redis: several nodes in one process, each with its own connections, and a Redis that fails in
 //! every way it can. Real time is the subject of most of these tests: limits are per second, and waiting is bounded.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so")]
+
 mod chaos;
 mod exact;
 mod failing;

@@ -2,7 +2,7 @@
 //!
 //! Must not know: how Redis is asked. When the ledger is gone as well, a node knows only what it has seen.
 
-use super::{BROKEN_FOR, Leases, OnFailure, Subject, Unit, nanos};
+use super::{Leases, OnFailure, Subject, Unit};
 use crate::clock::Timestamp;
 use crate::counter::lease::{Adjustment, Ask};
 use crate::counter::local::Taken;
@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How far the ledger may lag behind; `lease.lua` has the same number.
+const LEDGER_LAG: Duration = Duration::from_secs(2);
 /// A share of nothing may be more when Redis is back, which is looked for about this often.
 const SHARE_RETRY: Duration = Duration::from_secs(1);
 
@@ -56,8 +58,8 @@ impl Leases {
     ) -> Result<(Taken, Left), Box<Refusal>> {
         let now = self.config.clock.now();
         let (known, since_ns) = {
-            let mut state = subject.lock();
-            (state.known, *state.trouble_since_ns.get_or_insert_with(|| self.link.last_well_ns()))
+            let state = subject.lock();
+            (state.known, state.trouble_since_ns.unwrap_or_else(|| self.link.last_well_ns()))
         };
         let workspace_known = self.workspaces.get(charge.workspace).map(|k| *k);
         let own = Charge {
@@ -90,31 +92,51 @@ impl Leases {
         }
     }
 
-    /// Reads from the ledger what Redis never told of this key, if there is time.
-    async fn remember(&self, subject: &Subject, charge: &Charge<'_>, deadline: Instant) {
-        let now = self.config.clock.now();
-        {
-            let mut state = subject.lock();
-            let lately = state.ledger_asked_ns.is_some_and(|at| now.steady_ns < at + nanos(BROKEN_FOR));
-            if state.known.is_some() || lately {
-                return;
-            }
-            state.ledger_asked_ns = Some(now.steady_ns);
+    /// Reads from the ledger what other nodes may have spent since Redis last told, once per outage, if there is time.
+    async fn remember(&self, subject: &Arc<Subject>, charge: &Charge<'_>, deadline: Instant) {
+        if subject.lock().trouble_since_ns.is_some() {
+            return;
         }
-        let counted = !charge.workspace_limits.is_empty();
-        let rows = self.rows(subject, counted, now.wall);
-        let Ok(Some(rows)) = tokio::time::timeout_at(deadline, rows).await else { return };
-        let known = |row: &SpentRow| Known {
-            at: now.wall,
-            used: [row.minute, row.hour, row.day, row.month, row.total],
-            own: self.local.used(&row.subject, now.wall),
-        };
+        if let (Some(me), Ok(permit)) = (self.me.upgrade(), Arc::clone(&self.calls).try_acquire_owned()) {
+            let (reader, counted) = (Arc::clone(subject), !charge.workspace_limits.is_empty());
+            let read = self.config.io.spawn(async move {
+                me.read_ledger(&reader, counted).await;
+                drop(permit);
+            });
+            if tokio::time::timeout_at(deadline, read).await.is_err() {
+                tracing::debug!(key = %subject.key, "counters: the ledger tells too late what was spent");
+            }
+        }
+        // Nobody else waits for it; what it tells later counts from then on.
+        subject.lock().trouble_since_ns.get_or_insert_with(|| self.link.last_well_ns());
+    }
+
+    async fn read_ledger(&self, subject: &Subject, counted: bool) {
+        let at = self.config.clock.now().wall;
+        let Some(rows) = self.rows(subject, counted, at).await else { return };
         if let Some(row) = rows.first() {
-            subject.lock().known.get_or_insert(known(row));
+            let mut state = subject.lock();
+            let in_hand = state.lease.units();
+            state.known = Some(self.known(row, state.known.as_ref(), in_hand, at));
         }
         if let Some(row) = rows.get(1) {
-            self.workspaces.entry(subject.workspace.clone()).or_insert(known(row));
+            let seen = self.workspaces.get(&subject.workspace).map(|k| *k);
+            self.workspaces.insert(subject.workspace.clone(), self.known(row, seen.as_ref(), 0, at));
         }
+    }
+
+    /// What is known when the ledger tells `row`, and Redis told what was `seen`.
+    fn known(&self, row: &SpentRow, seen: Option<&Known>, in_hand: u64, at: Timestamp) -> Known {
+        let own = self.local.used(&row.subject, at).map(|used| used.saturating_add(in_hand));
+        let mut used = [row.minute, row.hour, row.day, row.month, row.total];
+        for (window, (used, per)) in used.iter_mut().zip(WINDOWS).enumerate() {
+            let Some(seen) = seen.filter(|s| window_start(per, s.at) == window_start(per, at)) else {
+                continue;
+            };
+            let since = own[window].saturating_sub(seen.own[window]);
+            *used = (*used).max(seen.used[window].saturating_add(since));
+        }
+        Known { at, used, own }
     }
 
     /// What the ledger knows, and what this node has seen beyond that.
@@ -149,7 +171,9 @@ fn raise(row: &mut SpentRow, seen: Option<&Known>, owed: &[Adjustment], at: Time
     for (window, (used, per)) in used.into_iter().zip(WINDOWS).enumerate() {
         let start = window_start(per, at);
         let seen = seen.filter(|s| window_start(per, s.at) == start).map_or(0, |s| s.used[window]);
-        let here = |a: &&Adjustment| window_start(per, Timestamp::from_micros(a.at_us)) == start;
+        // The script adds what is younger than that by itself.
+        let old = |a: &&Adjustment| Timestamp::from_micros(a.at_us) < at.minus(LEDGER_LAG);
+        let here = |a: &&Adjustment| old(a) && window_start(per, Timestamp::from_micros(a.at_us)) == start;
         let owed: u64 = owed.iter().filter(here).filter_map(|a| u64::try_from(a.units).ok()).sum();
         *used = (*used).max(seen.saturating_add(owed));
     }

@@ -128,8 +128,8 @@ impl Leases {
         let on_time = state.turn == turn;
         let more = match answer {
             Ok((grant, used)) if on_time => {
-                self.learn(subject, &mut state, &grant, &used);
                 state.lease.answer(ask, &grant, sent_ns, now_ns);
+                self.learn(subject, &mut state, &grant, &used);
                 state.trouble_since_ns = None;
                 hand_out(subject, &mut state, now_ns, &mut told);
                 if state.waiting.is_empty() && ask.ahead == 0 {
@@ -182,12 +182,15 @@ impl Leases {
 
     fn learn(&self, subject: &Subject, state: &mut State, grant: &Grant, used: &[[u64; 5]]) {
         let at = Timestamp::from_micros(grant.now_us);
+        // What is in hand is paid for and will be this node's own spending.
+        let in_hand = state.lease.units();
+        let own = |subject: &SpentBy| self.local.used(subject, at).map(|used| used.saturating_add(in_hand));
         if let Some(used) = used.first() {
-            let own = self.local.used(&SpentBy::Key(subject.key), at);
+            let own = own(&SpentBy::Key(subject.key));
             state.known = Some(Known { at, used: *used, own });
         }
         if let Some(used) = used.get(1) {
-            let own = self.local.used(&SpentBy::Workspace(subject.workspace.clone()), at);
+            let own = own(&SpentBy::Workspace(subject.workspace.clone()));
             self.workspaces.insert(subject.workspace.clone(), Known { at, used: *used, own });
         }
     }
