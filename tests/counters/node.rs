@@ -12,7 +12,8 @@ use keygate::store::{SpentBy, SpentRow};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
 pub(crate) const PROMISED: Duration = Duration::from_millis(20);

@@ -4,7 +4,8 @@ use crate::node::{Setup, TestKey, place};
 use crate::redis::RedisServer;
 use keygate::counter::{RedisKind, RedisPlace};
 use keygate::policy::key::Per;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 #[tokio::test]
 async fn a_redis_that_may_evict_is_refused_with_what_to_set() {
