@@ -67,8 +67,24 @@ fn assert_never_above(admitted: &[u64], rate: u64) {
     }
 }
 
+/// How often a rate may fall short of what it allows because the machine had other things to do. It may never be passed.
+const TRIES: usize = 3;
+
 async fn a_rate_is_exact(nodes: usize, rate: u64) {
     let _turn = in_turn().await;
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        let (reached, expected) = last_seconds_of_a_rate(nodes, rate).await;
+        if reached * 100 >= expected * 99 - 100 {
+            return;
+        }
+        seen.push((reached, expected));
+    }
+    panic!("at {rate} per second (reached, expected) were {seen:?}");
+}
+
+/// How much of a rate was reached, and how much there was, once the burst was spent.
+async fn last_seconds_of_a_rate(nodes: usize, rate: u64) -> (u64, u64) {
     let server = RedisServer::start();
     let nodes = Setup::strict(nodes).all(&server).await;
     let key = TestKey::rate(rate);
@@ -81,8 +97,7 @@ async fn a_rate_is_exact(nodes: usize, rate: u64) {
         |from: u64| admitted.iter().filter(|at| **at >= first + from * 1_000_000_000).count() as u64;
     let (from, long) = (2, (admitted[admitted.len() - 1] - first) / 1_000_000 - 2_000);
     let expected = rate * long / 1_000;
-    let seen = last_seconds(from);
-    assert!(seen * 100 >= expected * 99 - 100, "{seen} of {expected}");
+    (last_seconds(from), expected)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,18 +114,21 @@ async fn a_hundred_a_second_over_two_nodes() {
 async fn a_busy_key_asks_once_for_many_requests() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
-    let nodes = Setup::strict(3).all(&server).await;
-    let key = TestKey::rate(5_000);
-    let admitted = drive(&nodes, &key, Some(3_400), Duration::from_secs(4)).await;
-    assert_never_above(&admitted, 5_000);
-    let calls: u64 = nodes.iter().map(|n| n.metrics.counter_calls.get()).sum();
-    let seconds = (admitted[admitted.len() - 1] - admitted[0]) / 1_000_000;
-    assert!(
-        admitted.len() as u64 * 100 >= 5_000 * seconds / 1_000 * 99,
-        "{} in {seconds} ms",
-        admitted.len()
-    );
-    assert!(calls * 20 <= admitted.len() as u64, "{calls} calls for {} requests", admitted.len());
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        let nodes = Setup::strict(3).all(&server).await;
+        let key = TestKey::rate(5_000);
+        let admitted = drive(&nodes, &key, Some(3_400), Duration::from_secs(4)).await;
+        assert_never_above(&admitted, 5_000);
+        let calls: u64 = nodes.iter().map(|n| n.metrics.counter_calls.get()).sum();
+        let (count, ms) = (admitted.len() as u64, (admitted[admitted.len() - 1] - admitted[0]) / 1_000_000);
+        println!("{count} admitted in {ms} ms of 5000 per second, {calls} calls to Redis");
+        if count * 100 >= 5_000 * ms / 1_000 * 99 && calls * 20 <= count {
+            return;
+        }
+        seen.push((count, ms, calls));
+    }
+    panic!("(admitted, in ms, calls to Redis) were {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
