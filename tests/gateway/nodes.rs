@@ -26,11 +26,15 @@ fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gateway {
 }
 
 fn pair(url: &str) -> Pair {
+    pair_with(url, "")
+}
+
+fn pair_with(url: &str, more: &str) -> Pair {
     let origin = Origin::start();
-    let first = node(&origin, url, "first", "");
+    let first = node(&origin, url, "first", more);
     let data = first.folder().join("data");
     let shared = format!(
-        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n",
+        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n{more}",
         data.display()
     );
     let second = node(&origin, url, "second", &shared);
@@ -228,4 +232,45 @@ fn nodes_that_count_limits_by_themselves_say_so() {
     for node in [&first, &second] {
         eventually_true("it is told", || node.stderr().contains("each counts limits by itself"));
     }
+}
+
+/// Sends `requests` of `key` to the two nodes in turn, from many connections at once. Answers how many were admitted.
+fn admitted_by(pair: &Pair, key: &Key, requests: usize) -> usize {
+    const CONNECTIONS: usize = 20;
+    let request = Request::get("/v1/app/x").bearer(&key.secret);
+    std::thread::scope(|scope| {
+        let lane = |n: usize| {
+            let mut connection = if n % 2 == 0 { pair.first.connect() } else { pair.second.connect() };
+            let request = &request;
+            scope.spawn(move || {
+                (0..requests / CONNECTIONS).filter(|_| connection.call(request).status == 200).count()
+            })
+        };
+        let lanes: Vec<_> = (0..CONNECTIONS).map(lane).collect();
+        lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
+    })
+}
+
+#[test]
+fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
+    let server = crate::redis::RedisServer::start();
+    let more = format!("[counters]\nurl = \"redis://{}\"\n", server.address);
+    let pair = pair_with(&wait(Server::shared().database()), &more);
+    let fields = json!({"quota_limit": 57, "rate_limit": 1_000, "rate_burst": 100_000});
+    let key = pair.first.create_key(fields);
+    eventually_true("the other node knows the key", || {
+        let seen = pair.first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
+        seen["nodes"]
+            .as_array()
+            .is_some_and(|nodes| nodes.len() == 2 && nodes.iter().all(|n| n["applied"] == true))
+    });
+    let mut admitted = admitted_by(&pair, &key, 400);
+    // What a node has leased and did not need goes back within moments.
+    eventually_true("the last units are found again", || {
+        admitted += admitted_by(&pair, &key, 20);
+        admitted >= 57
+    });
+    assert_eq!(admitted, 57);
+    assert_eq!(admitted_by(&pair, &key, 100), 0);
+    eventually_true("the ledger says the same", || pair.first.stats(&key)["quota_used"] == json!(57));
 }
