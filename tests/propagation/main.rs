@@ -1,0 +1,125 @@
+//! How soon a change made through one node acts on another. A measurement, so it runs by itself: `make measure`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and measures real time"
+)]
+
+#[path = "../store_behaviours/private_postgres.rs"]
+#[expect(dead_code, reason = "the store's own tests use more of it")]
+mod private_postgres;
+#[path = "../gateway/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
+mod support;
+
+use private_postgres::Server;
+use serde_json::json;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::{Gateway, Key, Origin, Raw, Request, eventually_true, one_route};
+
+/// Two nodes on one database, `second` with the peppers and the signing secret of `first`.
+struct Pair {
+    first: Gateway,
+    second: Gateway,
+    _origin: Origin,
+}
+
+/// `work` on a runtime of its own; the tests around it have none.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(work)
+}
+
+fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gateway {
+    let config = one_route(origin.address);
+    Gateway::start(&format!(
+        "{config}[store]\nurl = \"{url}\"\nstatement_timeout = \"1s\"\n[node]\nname = \"{name}\"\n{more}"
+    ))
+}
+
+fn pair(url: &str) -> Pair {
+    pair_with(url, "")
+}
+
+fn pair_with(url: &str, more: &str) -> Pair {
+    let origin = Origin::start();
+    let first = node(&origin, url, "first", more);
+    let data = first.folder().join("data");
+    let shared = format!(
+        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n{more}",
+        data.display()
+    );
+    let second = node(&origin, url, "second", &shared);
+    Pair { first, second, _origin: origin }
+}
+
+/// From the answer of one node's admin API to the first request on which the other acts on it, 200 times, while both serve
+/// other requests. The latest ever is what the contract bounds; the 99th percentile is measured and printed.
+#[test]
+fn a_change_acts_on_the_other_node_within_moments_while_both_are_busy() {
+    const TRIALS: usize = 200;
+    let Pair { first, second, _origin } = pair(&wait(Server::shared().database()));
+    let key = first.create_key(
+        json!({"rate_limit": 1_000, "rate_burst": 1_000_000, "daily_request_limit": 100_000_000}),
+    );
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    let busy = first.create_key(
+        json!({"rate_limit": 1_000, "rate_burst": 1_000_000, "daily_request_limit": 100_000_000}),
+    );
+    let (done, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut waits = std::thread::scope(|scope| {
+        for node in [&first, &second] {
+            scope.spawn(|| {
+                let mut connection = node.connect();
+                while !done.load(Ordering::Relaxed) {
+                    connection.call(&Request::get("/v1/app/load").bearer(&busy.secret));
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let waits = trials(TRIALS, &first, second.connect(), &key);
+        done.store(true, Ordering::Relaxed);
+        waits
+    });
+    waits.sort_unstable();
+    let (median, p99) = (waits[TRIALS / 2], waits[TRIALS * 99 / 100]);
+    let served = served.into_inner();
+    println!(
+        "propagation over {TRIALS} changes beside {served} requests: median {median:?}, p99 {p99:?}, latest {:?}",
+        waits[TRIALS - 1]
+    );
+    assert!(p99 <= Duration::from_millis(100), "p99 {p99:?}, latest {:?}", waits[TRIALS - 1]);
+    assert!(waits[TRIALS - 1] <= Duration::from_secs(2));
+}
+
+/// Switches `key` off and on through `first`; how long after each answer the other node still acted on the old state.
+fn trials(count: usize, first: &Gateway, mut second: Raw, key: &Key) -> Vec<Duration> {
+    let request = Request::get("/v1/app/x").bearer(&key.secret);
+    let one = |trial: usize| {
+        let active = trial % 2 == 1;
+        first.update_key(key, &json!({ "is_active": active }));
+        let answered = Instant::now();
+        while (second.call(&request).status == 200) != active {
+            assert!(answered.elapsed() < Duration::from_secs(10), "trial {trial} never arrived");
+        }
+        answered.elapsed()
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn a_change_that_nobody_announces_is_found_within_two_seconds() {
+    let url = wait(Server::shared().database());
+    let Pair { first, second, _origin } = pair(&url);
+    let key = first.create_key(json!({}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    // What a node would write, without the notification.
+    let sql = "WITH next AS (UPDATE change_seq SET value = value + 1 RETURNING value)
+               UPDATE keys SET is_active = false, version = (SELECT value FROM next)";
+    wait(async { private_postgres::raw(&url).await.batch_execute(sql).await.unwrap() });
+    let written = Instant::now();
+    eventually_true("both nodes refuse the key", || {
+        [&first, &second].iter().all(|node| node.get("/v1/app/x", &key.secret).status == 401)
+    });
+    assert!(written.elapsed() <= Duration::from_secs(2), "{:?}", written.elapsed());
+}
