@@ -33,6 +33,7 @@ impl EndUsers for PgStore {
             Box::pin(async move { admit(tx, &workspace, &other_id, at).await })
         })
         .await
+        .map_err(|broken| broken.error)
     }
 
     async fn end_users(

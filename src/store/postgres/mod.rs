@@ -9,6 +9,7 @@
 
 mod audit;
 mod connect;
+mod copy;
 mod end_users;
 mod error;
 mod feed;
@@ -17,6 +18,7 @@ mod keys;
 mod ledger;
 mod listen;
 mod nodes;
+mod partitions;
 mod rollups;
 mod schema;
 mod tenants;
@@ -42,6 +44,7 @@ pub struct PgStore {
     pool: Pool,
     runtime: Handle,
     listener: Listener,
+    days: partitions::Days,
     /// Read while a call runs; holds true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
@@ -88,7 +91,7 @@ impl PgStore {
         let pool = opening.await.map_err(|_| broken_off())??;
         let listener = Listener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
-        Ok(Self { pool, runtime, listener, closed: Arc::default(), patience })
+        Ok(Self { pool, runtime, listener, days: partitions::Days::default(), closed: Arc::default(), patience })
     }
 
     /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.
@@ -101,7 +104,7 @@ impl PgStore {
     }
 
     /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
-    async fn write_again<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn write_again<T, F>(&self, work: F) -> Result<T, Broken>
     where
         T: Send + 'static,
         F: for<'t> Fn(&'t Tx<'t>) -> Work<'t, T> + Clone + Send + 'static,
@@ -110,7 +113,7 @@ impl PgStore {
         loop {
             match self.call(Kind::Write, work.clone()).await {
                 Err(broken) if broken.is_conflict && attempt < ATTEMPTS => attempt += 1,
-                other => return other.map_err(|broken| broken.error),
+                other => return other,
             }
         }
     }
@@ -155,15 +158,18 @@ impl fmt::Debug for PgStore {
     }
 }
 
-/// Why a call came to nothing, and whether that was for other calls' sake only.
+/// Why a call came to nothing.
 struct Broken {
     error: StoreError,
+    /// It was for other calls' sake only.
     is_conflict: bool,
+    /// It was for a value that the server does not take.
+    is_content: bool,
 }
 
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Self {
-        Self { error, is_conflict: false }
+        Self { error, is_conflict: false, is_content: false }
     }
 }
 

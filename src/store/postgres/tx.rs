@@ -5,13 +5,18 @@
 
 use super::{Broken, StoreError, error};
 use crate::store::fields::{Columns, Fields};
+use bytes::Bytes;
 use deadpool_postgres::{Object, Transaction};
+use futures_util::SinkExt as _;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, Portal, Row};
+use tokio_postgres::{CopyInSink, IsolationLevel, Portal, Row};
 use uuid::Uuid;
+
+/// Bytes handed to the connection at once.
+const COPY_BYTES: usize = 256 * 1_024;
 
 /// What a call does within its transaction.
 pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
@@ -42,6 +47,8 @@ struct Signs {
     hung: AtomicBool,
     /// The server broke it off for the sake of another one.
     conflict: AtomicBool,
+    /// The server refused a value, not the work.
+    content: AtomicBool,
     /// It succeeded by finding nothing to do.
     undone: AtomicBool,
 }
@@ -69,8 +76,9 @@ where
     let signs = Signs::default();
     let outcome = transact(connection, kind, patience, work, is_given_up, &signs).await;
     let is_conflict = signs.conflict.load(Ordering::Relaxed);
+    let is_content = signs.content.load(Ordering::Relaxed);
     let is_sound = !signs.hung.load(Ordering::Relaxed);
-    (outcome.map_err(|error| Broken { error, is_conflict }), is_sound)
+    (outcome.map_err(|error| Broken { error, is_conflict, is_content }), is_sound)
 }
 
 async fn transact<T, F>(
@@ -169,6 +177,21 @@ impl<'t> Tx<'t> {
         self.signs.within(self.patience, self.transaction.batch_execute(sql)).await
     }
 
+    /// Runs a `COPY … FROM STDIN` with these bytes and answers how many rows they were.
+    pub(super) async fn copy(&self, sql: &str, rows: Bytes) -> Result<u64, StoreError> {
+        let copied = async {
+            let statement = self.transaction.prepare_cached(sql).await?;
+            let mut sink = std::pin::pin!(self.transaction.copy_in(&statement).await?);
+            let mut left = rows;
+            while !left.is_empty() {
+                let part: Bytes = left.split_to(left.len().min(COPY_BYTES));
+                sink.send(part).await?;
+            }
+            CopyInSink::finish(sink.as_mut()).await
+        };
+        self.signs.within(self.patience, copied).await
+    }
+
     /// Nothing of this transaction is to be kept, although it succeeds.
     pub(super) fn undo(&self) {
         self.signs.undone.store(true, Ordering::Relaxed);
@@ -211,6 +234,9 @@ impl Signs {
             Ok(Err(error)) => {
                 if error::is_conflict(&error) {
                     self.conflict.store(true, Ordering::Relaxed);
+                }
+                if error::is_content(&error) {
+                    self.content.store(true, Ordering::Relaxed);
                 }
                 Err(error.into())
             }

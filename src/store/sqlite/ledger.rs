@@ -8,7 +8,7 @@ use crate::policy::fault::Fault;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::store::decode::{self, BATCH_MAX, read_usage, usage_columns};
 use crate::store::rollup::{Width, Window, tally};
-use crate::store::rules::without_nul;
+use crate::store::rules;
 use crate::store::{KeyStats, Ledger, LogCursor, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
 use crate::store::{UsagePoint, UsageRange, UsageRecord};
 use async_trait::async_trait;
@@ -26,7 +26,8 @@ impl Ledger for SqliteStore {
         if records.is_empty() {
             return Ok(0);
         }
-        let records = records.to_vec();
+        let mut records = records.to_vec();
+        records.iter_mut().for_each(rules::fit);
         self.write(move |tx| {
             let mut new = Vec::with_capacity(records.len());
             for record in &records {
@@ -125,13 +126,13 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
         sql,
         named_params! {
             ":id": record.id.0.as_bytes(),
-            ":request_id": without_nul(&record.request_id),
+            ":request_id": record.request_id,
             ":key": record.api_key_id.0.as_bytes(),
             ":workspace": record.workspace_id.as_str(),
             ":at": record.at.as_micros(),
-            ":method": without_nul(&record.method),
-            ":endpoint": without_nul(&record.endpoint),
-            ":route": without_nul(&record.route),
+            ":method": record.method,
+            ":endpoint": record.endpoint,
+            ":route": record.route,
             ":status": record.status_code,
             ":outcome": record.outcome.as_str(),
             ":denial": record.denial.map(Fault::name),
@@ -143,10 +144,10 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
             ":bytes_out": row::int(record.bytes_out),
             ":tokens": row::int(record.tokens_used),
             ":ip": record.ip_address.map(|ip| ip.to_string()),
-            ":user_agent": without_nul(&record.user_agent),
+            ":user_agent": record.user_agent,
             ":end_user": record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
-            ":upstream": without_nul(&record.upstream),
-            ":node": without_nul(&record.node),
+            ":upstream": record.upstream,
+            ":node": record.node,
         },
     )?;
     Ok(inserted == 1)
