@@ -69,6 +69,8 @@ metrics! {
     nodes: IntGauge = "keygate_nodes";
     /// Rows of the store that could not be understood at the start.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
+    /// Rows of the store that could not be understood and were left out of a list.
+    store_rows_passed_over: IntCounter = "keygate_store_rows_passed_over_total";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
     /// Requests decided by this node alone because Redis was gone or late.

@@ -29,7 +29,9 @@ CREATE TABLE workspaces (
     end_users  BIGINT NOT NULL,                 -- rows of end_users, kept in the same transaction as they
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
-    version    BIGINT NOT NULL
+    version    BIGINT NOT NULL,
+    usage_kept_from BIGINT NOT NULL DEFAULT 0,     -- no usage record before this is shown
+    usage_pruned_to BIGINT NOT NULL DEFAULT 0      -- none before this is there any more
 );
 CREATE INDEX workspaces_version ON workspaces (version);
 CREATE INDEX workspaces_plan ON workspaces (plan_id);

@@ -28,7 +28,9 @@ CREATE TABLE workspaces (
     end_users  INTEGER NOT NULL,                -- rows of end_users, kept in the same transaction as they
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
-    version    INTEGER NOT NULL
+    version    INTEGER NOT NULL,
+    usage_kept_from INTEGER NOT NULL DEFAULT 0,    -- no usage record before this is shown
+    usage_pruned_to INTEGER NOT NULL DEFAULT 0     -- none before this is there any more
 ) STRICT;
 CREATE INDEX workspaces_version ON workspaces (version);
 CREATE INDEX workspaces_plan ON workspaces (plan_id);

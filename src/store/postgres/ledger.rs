@@ -1,24 +1,24 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
-use super::tx::Tx;
 use super::copy::Rows;
 use super::partitions::day_of;
-use super::{Broken, PgStore, StoreError, rollups};
+use super::tx::Tx;
+use super::{Broken, PgStore, StoreError, logs, rollups};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::decode::{self, read_usage, usage_columns};
-use crate::store::fields::int;
+use crate::store::decode::usage_columns;
+use crate::store::fields::{Fields, int};
+use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules;
-use crate::store::{KeyStats, Ledger, LogCursor, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
+use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
 use crate::store::{UsagePoint, UsageRange, UsageRecord};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// Bytes of a usual record on its way.
@@ -27,6 +27,7 @@ const ROW_BYTES: usize = 512;
 /// What the ledger needs of a key whose usage may be seen.
 struct Owned {
     quota_limit: Option<u64>,
+    kept_from: Timestamp,
 }
 
 #[async_trait]
@@ -97,13 +98,16 @@ impl Ledger for PgStore {
         filter: &LogFilter,
         page: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError> {
-        let (workspace, filter) = (workspace.clone(), filter.clone());
+        let (workspace, mut filter) = (workspace.clone(), filter.clone());
+        if rules::hold_nul([filter.endpoint.as_deref()]) {
+            // It is nowhere, and the server would not even take it: no record is of the year 10000.
+            filter = LogFilter { from: Some(Timestamp::from_micros(i64::MAX)), ..LogFilter::default() };
+        }
         self.read(move |tx| {
             Box::pin(async move {
-                if owned(tx, &workspace, id).await?.is_none() {
-                    return Ok(None);
-                }
-                log_page(tx, &workspace, id, &filter, &page).await.map(Some)
+                let Some(Owned { kept_from, .. }) = owned(tx, &workspace, id).await? else { return Ok(None) };
+                let search = Search::new(&filter, &page, kept_from);
+                logs::page(tx, &workspace, id, &search).await.map(Some)
             })
         })
         .await
@@ -185,7 +189,7 @@ async fn stats(
     id: KeyId,
     at: Timestamp,
 ) -> Result<Option<KeyStats>, StoreError> {
-    let Some(Owned { quota_limit }) = owned(tx, workspace, id).await? else { return Ok(None) };
+    let Some(Owned { quota_limit, .. }) = owned(tx, workspace, id).await? else { return Ok(None) };
     let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
     let life = rollups::one(tx, &window(Width::Total)).await?.unwrap_or_default();
     let today = rollups::one(tx, &window(Width::Day)).await?.unwrap_or_default();
@@ -194,104 +198,10 @@ async fn stats(
 
 /// A key of that workspace, deleted or not.
 async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Owned>, StoreError> {
-    let sql = "SELECT quota_limit FROM keys WHERE id = $1 AND workspace_id = $2";
-    tx.one(sql, &[&id.0, &workspace.as_str()], |f| Ok(Owned { quota_limit: f.maybe_int("quota_limit")? }))
-        .await
-}
-
-// === logs ===
-
-/// Which records are shown. Paths are folded as ASCII, in both backends; nothing in `$6` is a wildcard.
-macro_rules! shown {
-    () => {
-        " FROM usage WHERE api_key_id = $1 AND workspace_id = $2 AND at >= $3 AND at < $4
-            AND ($5::bigint IS NULL OR status_code = $5)
-            AND ($6::text IS NULL OR strpos(lower(endpoint COLLATE \"C\"), $6) > 0)"
+    let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
+               WHERE k.id = $1 AND k.workspace_id = $2";
+    let read = |f: &mut Fields<'_>| {
+        Ok(Owned { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
     };
-}
-
-async fn log_page(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-    page: &LogPageRequest,
-) -> Result<LogPage, StoreError> {
-    let (after, limit, offset) = match page {
-        LogPageRequest::Number(page) => (None, page.pagesize, page.offset()),
-        LogPageRequest::After(cursor, limit) => (Some(*cursor), *limit, 0),
-    };
-    let wants_total = matches!(page, LogPageRequest::Number(_));
-    if rules::hold_nul([filter.endpoint.as_deref()]) {
-        return Ok(decode::log_page(Vec::new(), limit, wants_total.then_some(0)));
-    }
-    let total = if wants_total { Some(count_logs(tx, workspace, id, filter).await?) } else { None };
-    // One more than asked for tells whether anything follows.
-    let found = select_logs(tx, workspace, id, filter, after, u64::from(limit) + 1, offset).await?;
-    Ok(decode::log_page(found, limit, total))
-}
-
-async fn count_logs(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-) -> Result<u64, StoreError> {
-    let bounds = Bounds::of(filter);
-    let values: &[&(dyn ToSql + Sync)] =
-        &[&id.0, &workspace.as_str(), &bounds.from, &bounds.to, &bounds.status, &bounds.endpoint];
-    tx.count(concat!("SELECT count(*)", shown!()), values).await
-}
-
-async fn select_logs(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-    after: Option<LogCursor>,
-    limit: u64,
-    offset: u64,
-) -> Result<Vec<UsageRecord>, StoreError> {
-    let sql = concat!(
-        "SELECT ",
-        usage_columns!(),
-        shown!(),
-        " AND (at, id) < ($7, $8) ORDER BY at DESC, id DESC LIMIT $9 OFFSET $10"
-    );
-    let bounds = Bounds::of(filter);
-    // Without a place to begin behind: behind the end of time, where no record is.
-    let after_at = after.map_or(i64::MAX, |cursor| cursor.at.as_micros());
-    let after_id = after.map_or(Uuid::max(), |cursor| cursor.id.0);
-    let values: &[&(dyn ToSql + Sync)] = &[
-        &id.0,
-        &workspace.as_str(),
-        &bounds.from,
-        &bounds.to,
-        &bounds.status,
-        &bounds.endpoint,
-        &after_at,
-        &after_id,
-        &int(limit),
-        &int(offset),
-    ];
-    tx.all(sql, values, read_usage).await
-}
-
-/// A filter as the query takes it.
-struct Bounds {
-    from: i64,
-    to: i64,
-    status: Option<i64>,
-    endpoint: Option<String>,
-}
-
-impl Bounds {
-    fn of(filter: &LogFilter) -> Self {
-        Self {
-            from: filter.from.map_or(i64::MIN, Timestamp::as_micros),
-            to: filter.to.map_or(i64::MAX, Timestamp::as_micros),
-            status: filter.status_code.map(i64::from),
-            endpoint: filter.endpoint.as_deref().map(str::to_ascii_lowercase),
-        }
-    }
+    tx.one(sql, &[&id.0, &workspace.as_str()], read).await
 }

@@ -17,6 +17,7 @@ mod key_rows;
 mod keys;
 mod ledger;
 mod listen;
+mod logs;
 mod nodes;
 mod partitions;
 mod rollups;
@@ -91,7 +92,14 @@ impl PgStore {
         let pool = opening.await.map_err(|_| broken_off())??;
         let listener = Listener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
-        Ok(Self { pool, runtime, listener, days: partitions::Days::default(), closed: Arc::default(), patience })
+        Ok(Self {
+            pool,
+            runtime,
+            listener,
+            days: partitions::Days::default(),
+            closed: Arc::default(),
+            patience,
+        })
     }
 
     /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.

@@ -11,7 +11,7 @@ use futures_util::SinkExt as _;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CopyInSink, IsolationLevel, Portal, Row};
 use uuid::Uuid;
 
@@ -136,6 +136,22 @@ impl<'t> Tx<'t> {
         mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         let rows = self.rows(sql, values).await?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in &rows {
+            items.push(decode(&mut Fields::of(row))?);
+        }
+        Ok(items)
+    }
+
+    /// Every row of a statement that is planned anew each time, for these values.
+    pub(super) async fn all_planned<T>(
+        &self,
+        sql: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+        mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let queried = self.transaction.query_typed(sql, values);
+        let rows = self.signs.within(self.patience, queried).await?;
         let mut items = Vec::with_capacity(rows.len());
         for row in &rows {
             items.push(decode(&mut Fields::of(row))?);
