@@ -23,7 +23,8 @@ use crate::metrics::Metrics;
 use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
-use crate::proxy::listen::{Acceptor, Deadlines};
+use crate::proxy::connections::Connections;
+use crate::proxy::listen::Acceptor;
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
@@ -177,11 +178,14 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (open, all_closed) = mpsc::channel(1);
     let acceptor = Acceptor {
         proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
-        deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
+        connections: Connections::new(parts::deadlines(config), Arc::clone(&base.metrics)),
+        limits: parts::head_limits(config),
         metrics: Arc::clone(&base.metrics),
+        clock: Arc::clone(&base.clock),
         stop: stopped,
         open,
     };
+    proxy_runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
     let mut proxy_addresses = Vec::new();
     for address in &config.proxy.listen {
         let listener = proxy_runtime.block_on(parts::listen("proxy", *address))?;

@@ -11,6 +11,8 @@ use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::metrics::Metrics;
 use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::proxy::connections::Deadlines;
+use crate::proxy::listen::HeadLimits;
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
@@ -31,6 +33,10 @@ const RESOLVE_EVERY: Duration = Duration::from_secs(30);
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
+/// How long a client may go on sending after a last answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// Most header fields that Pingora takes.
+const FIELDS_MAX: usize = 256;
 /// Idle connections to backends that are kept, per worker thread of the proxy.
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
@@ -212,8 +218,6 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
-        body_timeout: config.proxy.body_timeout,
-        idle_timeout: config.proxy.idle_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
@@ -230,6 +234,26 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
+    }
+}
+
+pub(super) fn deadlines(config: &Config) -> Deadlines {
+    Deadlines {
+        first_byte: config.proxy.first_byte_timeout,
+        head: config.proxy.header_timeout,
+        idle: config.proxy.idle_timeout,
+        body: config.proxy.body_timeout,
+        write: config.proxy.write_timeout,
+        linger: LINGER,
+    }
+}
+
+pub(super) const fn head_limits(config: &Config) -> HeadLimits {
+    HeadLimits {
+        uri_bytes: config.proxy.max_uri_bytes,
+        header_bytes: config.proxy.max_header_bytes,
+        // More than is configured is refused later, by an answer that can keep the connection.
+        fields: FIELDS_MAX,
     }
 }
 
