@@ -35,6 +35,8 @@ pub enum BadHead {
     Framing,
     /// A transfer coding other than `chunked`.
     Coding,
+    /// A tunnel is asked for.
+    Connect,
     /// Not exactly one sound `Host`, or another one than the target names.
     Host,
     /// The request target.
@@ -103,6 +105,9 @@ fn request_line(line: &[u8]) -> Result<(&[u8], bool), BadHead> {
     let method = line.iter().take_while(|b| is_token(**b)).count();
     if method == 0 || method > METHOD_MAX || line.get(method) != Some(&b' ') {
         return Err(BadHead::Syntax);
+    }
+    if &line[..method] == b"CONNECT" {
+        return Err(BadHead::Connect);
     }
     let rest = &line[method + 1..];
     let version_10 = match rest.len().checked_sub(9).map(|at| &rest[at..]) {

@@ -16,7 +16,7 @@ pub(super) fn denial_of(bad: BadHead) -> Denial {
         BadHead::Framing => Denial::BadRequest(BadRequest::Framing),
         BadHead::Host => Denial::BadRequest(BadRequest::Host),
         BadHead::Target(bad_path) => Denial::BadRequest(BadRequest::Path(bad_path)),
-        BadHead::Coding => Denial::Plain(Fault::NotImplemented),
+        BadHead::Coding | BadHead::Connect => Denial::Plain(Fault::NotImplemented),
         BadHead::Fields => Denial::Plain(Fault::HeadersTooLarge),
     }
 }

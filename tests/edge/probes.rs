@@ -60,7 +60,7 @@ const REQUEST_LINES: &[(&str, Expect)] = &[
     ("AVERYLONGMETHODTHATNOBODYHASEVERHEARDOF /v1/app/x HTTP/1.1", Refused(400, "syntax")),
     ("TRACE /v1/app/x HTTP/1.1", Refused(501, "")),
     ("TRACK /v1/app/x HTTP/1.1", Passes("/v1/app/x", "")),
-    ("CONNECT h:443 HTTP/1.1", Refused(400, "path")),
+    ("CONNECT h:443 HTTP/1.1", Refused(501, "")),
     ("CONNECT /v1/app/x HTTP/1.1", Refused(501, "")),
 ];
 
