@@ -11,14 +11,11 @@ use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::metrics::Metrics;
 use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
-use crate::proxy::connections::Deadlines;
-use crate::proxy::listen::HeadLimits;
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use async_trait::async_trait;
-use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -33,12 +30,6 @@ const RESOLVE_EVERY: Duration = Duration::from_secs(30);
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
-/// How long a client may go on sending after a last answer.
-const LINGER: Duration = Duration::from_secs(2);
-/// Most header fields that Pingora takes.
-const FIELDS_MAX: usize = 256;
-/// Idle connections to backends that are kept, per worker thread of the proxy.
-const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -234,35 +225,6 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
-    }
-}
-
-pub(super) fn deadlines(config: &Config) -> Deadlines {
-    Deadlines {
-        first_byte: config.proxy.first_byte_timeout,
-        head: config.proxy.header_timeout,
-        idle: config.proxy.idle_timeout,
-        body: config.proxy.body_timeout,
-        write: config.proxy.write_timeout,
-        linger: LINGER,
-    }
-}
-
-pub(super) const fn head_limits(config: &Config) -> HeadLimits {
-    HeadLimits {
-        uri_bytes: config.proxy.max_uri_bytes,
-        header_bytes: config.proxy.max_header_bytes,
-        // More than is configured is refused later, by an answer that can keep the connection.
-        fields: FIELDS_MAX,
-    }
-}
-
-pub(super) fn server_conf(config: &Config) -> ServerConf {
-    let threads = threads(config.proxy.threads);
-    ServerConf {
-        threads,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
-        ..ServerConf::default()
     }
 }
 

@@ -152,9 +152,8 @@ fn field<'h>(line: &'h [u8], seen: &mut Seen<'h>) -> Result<(), BadHead> {
     // Only names of these lengths concern framing, so most lines are not compared with anything.
     match colon {
         4 if name.eq_ignore_ascii_case(b"host") => {
-            if seen.host.replace(value()).is_some() {
-                return Err(BadHead::Host);
-            }
+            let second = seen.host.replace(value()).is_some();
+            return if second { Err(BadHead::Host) } else { Ok(()) };
         }
         14 if name.eq_ignore_ascii_case(b"content-length") => {
             let length = content_length(value()).ok_or(BadHead::Framing)?;

@@ -93,11 +93,10 @@ async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connect
         }
         match wire.more().await {
             Ok(1..) => {}
-            Ok(0) => return Next::Nothing,
             Err(_) if connection.ends() == Some(End::HeadLate) => {
                 return Next::Refused(Denial::Plain(Fault::RequestTimeout));
             }
-            Err(_) => return Next::Nothing,
+            Ok(0) | Err(_) => return Next::Nothing,
         }
     }
 }
