@@ -7,6 +7,7 @@
 mod files;
 mod parts;
 mod stop;
+mod upstreams;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -24,6 +25,7 @@ use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
+use crate::proxy::upstream::tend;
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
@@ -159,9 +161,11 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = parts::upstreams(config);
-    io.block_on(parts::resolve_all(&upstreams));
-    io.spawn(parts::resolve_for_ever(upstreams.clone()));
+    let upstreams = upstreams::upstreams(config, &base.metrics, &base.clock);
+    io.block_on(upstreams::find_servers(&upstreams));
+    for upstream in &upstreams {
+        io.spawn(tend(Arc::clone(upstream)));
+    }
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),

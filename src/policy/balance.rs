@@ -209,7 +209,8 @@ impl std::str::FromStr for Balancing {
             "hash:key" => Self::Hash(HashBy::Key),
             "hash:end-user" => Self::Hash(HashBy::EndUser),
             _ => {
-                let name = text.strip_prefix("hash:header:").and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
+                let name =
+                    text.strip_prefix("hash:header:").and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
                 Self::Hash(HashBy::Header(name.ok_or(unknown)?))
             }
         })

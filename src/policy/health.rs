@@ -166,7 +166,9 @@ mod tests {
         assert!(Probed::default().is_up(), "a server is trusted until something is known");
         assert!(!Probed::default().after(false, PROBES).is_up());
         let mut probed = Probed::default().after(true, PROBES);
-        for (good, up) in [(false, true), (false, true), (true, true), (false, true), (false, true), (false, false)] {
+        for (good, up) in
+            [(false, true), (false, true), (true, true), (false, true), (false, true), (false, false)]
+        {
             probed = probed.after(good, PROBES);
             assert_eq!(probed.is_up(), up);
         }
@@ -201,9 +203,14 @@ mod tests {
 
     #[test]
     fn the_last_server_and_more_than_the_share_stay_in() {
-        for (out, all, percent, ejects) in
-            [(0, 1, 50, false), (0, 2, 50, true), (1, 2, 50, false), (1, 4, 50, true), (0, 3, 0, false), (0, 1, 100, true)]
-        {
+        for (out, all, percent, ejects) in [
+            (0, 1, 50, false),
+            (0, 2, 50, true),
+            (1, 2, 50, false),
+            (1, 4, 50, true),
+            (0, 3, 0, false),
+            (0, 1, 100, true),
+        ] {
             let mut server = Ejection::default();
             assert_eq!(server.failed(SECOND, rule(1, percent), out, all).is_some(), ejects, "{out} of {all}");
         }

@@ -77,7 +77,10 @@ fn the_less_busy_of_two_evens_out_the_load() {
     // One that answers nothing does not get its turn any more.
     let slow = |c: usize| if c == 0 { 1_000 } else { 0 };
     let chosen: Vec<_> = (0..100).filter_map(|n| balance.less_busy(mix(n), slow, |_| true)).collect();
-    assert!(chosen.iter().filter(|c| **c == 0).count() <= 1, "only where both draws were the same: {chosen:?}");
+    assert!(
+        chosen.iter().filter(|c| **c == 0).count() <= 1,
+        "only where both draws were the same: {chosen:?}"
+    );
 }
 
 proptest! {
