@@ -12,6 +12,6 @@
 mod balance;
 mod group;
 mod health;
-#[expect(dead_code, reason = "what other crates of tests use of it")]
+#[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
