@@ -14,6 +14,7 @@ pub mod listen;
 mod ratelimit;
 mod reply;
 mod service;
+mod trip;
 pub mod upstream;
 mod wire;
 
