@@ -86,7 +86,7 @@ fn a_connection_carries_only_so_many_requests() {
 
 #[test]
 fn every_wait_for_a_client_has_an_end() {
-    let times = "first_byte_timeout = \"300ms\"\nheader_timeout = \"300ms\"\nidle_timeout = \"1s\"\nbody_timeout = \"300ms\"\n";
+    let times = "first_byte_timeout = \"300ms\"\nheader_timeout = \"300ms\"\nidle_timeout = \"1s\"\nbody_timeout = \"300ms\"\nmin_body_rate = 0\n";
     let (origin, gateway) = stand(&format!("[proxy]\n{times}"));
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let good = Request::get("/v1/app/x").bearer(&secret);
