@@ -38,8 +38,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-/// Longest wait of a request for the store, and of an admin call for one step.
+/// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait of an admin call for the store; the rest of the two seconds in which it answers is for all else.
+const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 /// How long admin calls in flight may take to finish after the last request of the proxy.
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
@@ -138,8 +140,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     ));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    let broken = io.block_on(follower.load())?;
-    base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    io.block_on(follower.load())?;
     io.block_on(parts::restore(&base, &counters))?;
 
     let (stop, stopped) = watch::channel(false);

@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
@@ -297,7 +297,7 @@ pub(super) fn admin_deps(
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
-        write_timeout: STORE_PATIENCE,
+        write_timeout: ADMIN_PATIENCE,
     })
 }
 
@@ -316,6 +316,7 @@ pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: 
     let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
     loop {
         metrics.keyring_keys.set(number(keyring.len() as u128));
+        metrics.keyring_broken.set(number(keyring.broken() as u128));
         metrics.keyring_version.set(number(keyring.version().0.into()));
         metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
         tokio::time::sleep(GAUGES_EVERY).await;
