@@ -20,7 +20,7 @@ use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::policy::id::WorkspaceId;
+use crate::policy::id::{WorkspaceId, uuid_v7};
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
@@ -37,6 +37,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 /// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -116,6 +117,8 @@ pub struct Running {
 
 /// What stays the same from the opening of the store to the end.
 struct Base {
+    /// Which process this is; another each time.
+    boot: Uuid,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
@@ -156,7 +159,14 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
-    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics), counts_alone));
+    let name = config.node.name.clone();
+    io.spawn(parts::watch_nodes(
+        base.store.clone(),
+        Arc::clone(&base.metrics),
+        base.boot,
+        name,
+        counts_alone,
+    ));
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
@@ -251,7 +261,8 @@ async fn open(config: &Config, inline_peppers: Option<&str>, io: &Handle) -> Res
     let peppers = agreed_peppers(config, inline_peppers, &*store).await?;
     let auth = auth(config, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
-    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    let boot = uuid_v7(clock.now().wall);
+    Ok(Base { boot, clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.

@@ -13,7 +13,7 @@ use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
+use crate::store::{Change, Keys, Ledger, NodeRow, Nodes, SpentBy, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use async_trait::async_trait;
 use pingora::server::configuration::ServerConf;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 /// How often names of backends are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -104,8 +105,7 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let boot = uuid_v7(base.clock.now().wall);
-    let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
 }
@@ -323,9 +323,17 @@ pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: 
     }
 }
 
-/// Looks who else runs on the store. As long as each node counts by itself, whoever runs several must know it.
-pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>, counts_alone: bool) {
-    let mut told = 1;
+/// Looks who else runs on the store, for the process `boot` called `name`. As long as each node counts by itself, whoever
+/// runs several must know it.
+pub(super) async fn watch_nodes(
+    store: Arc<dyn Nodes>,
+    metrics: Arc<Metrics>,
+    boot: Uuid,
+    name: String,
+    counts_alone: bool,
+) {
+    let begun = tokio::time::Instant::now();
+    let (mut told, mut told_of_twin) = (1, false);
     loop {
         match store.nodes().await {
             Ok(nodes) => {
@@ -338,6 +346,16 @@ pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>, co
                     );
                 }
                 told = live.max(1);
+                // One that has not been heard of since this one began is the one before it.
+                let is_twin =
+                    |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
+                let has_twin = nodes.iter().any(|n| n.is_live() && is_twin(n));
+                if has_twin && !told_of_twin {
+                    tracing::warn!(
+                        "another gateway on this store is called {name} too; usage does not tell them apart"
+                    );
+                }
+                told_of_twin = has_twin;
             }
             Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
         }

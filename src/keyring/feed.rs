@@ -100,7 +100,15 @@ impl Follower {
         options: FeedOptions,
         on_removed: Box<dyn Fn(&Change) + Send + Sync>,
     ) -> Self {
-        Self { keyring, store, clock, on_removed, options, reporter: None, is_starting_over: AtomicBool::new(false) }
+        Self {
+            keyring,
+            store,
+            clock,
+            on_removed,
+            options,
+            reporter: None,
+            is_starting_over: AtomicBool::new(false),
+        }
     }
 
     /// Also reports how far it has come, after every change and as a sign of life; says goodbye at the end.
@@ -198,7 +206,11 @@ impl Follower {
     }
 
     /// Puts every change above `after` in force, after showing it to `see`. Answers how far the store has come.
-    async fn read(&self, after: Version, see: &mut (dyn FnMut(&Change) + Send)) -> Result<Version, StoreError> {
+    async fn read(
+        &self,
+        after: Version,
+        see: &mut (dyn FnMut(&Change) + Send),
+    ) -> Result<Version, StoreError> {
         let (to, mut batches) = mpsc::channel::<Vec<Change>>(BATCHES);
         let asked = self.store.changes(after, to);
         let applied = async {

@@ -264,7 +264,8 @@ impl Keyring {
 
     /// Drops every key that is not in `there`, and answers which.
     fn keep_only(&self, there: &HashSet<KeyId>) -> Vec<KeyId> {
-        let gone: Vec<KeyId> = self.by_id.iter().map(|held| *held.key()).filter(|id| !there.contains(id)).collect();
+        let gone: Vec<KeyId> =
+            self.by_id.iter().map(|held| *held.key()).filter(|id| !there.contains(id)).collect();
         for id in &gone {
             self.remove_key(*id);
         }
