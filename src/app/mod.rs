@@ -173,16 +173,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
-    io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    let counts_alone = config.counters.location == CountersLocation::Memory;
-    let name = config.node.name.clone();
-    io.spawn(parts::watch_nodes(
-        base.store.clone(),
-        Arc::clone(&base.metrics),
-        base.boot,
-        name,
-        counts_alone,
-    ));
+    parts::watch(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 

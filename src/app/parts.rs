@@ -312,7 +312,15 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
     Readiness { ready: accepting && fresh, checks }
 }
 
-pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
+/// What looks at the gateway from beside, for as long as it lives.
+pub(super) fn watch(config: &Config, base: &Base, keyring: &Arc<Keyring>, io: &Handle) {
+    io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
+    let counts_alone = config.counters.location == CountersLocation::Memory;
+    let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
+    io.spawn(watch_nodes(store, metrics, base.boot, config.node.name.clone(), counts_alone));
+}
+
+async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
     let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
     loop {
         metrics.keyring_keys.set(number(keyring.len() as u128));
@@ -325,7 +333,7 @@ pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: 
 
 /// Looks who else runs on the store, for the process `boot` called `name`. As long as each node counts by itself, whoever
 /// runs several must know it.
-pub(super) async fn watch_nodes(
+async fn watch_nodes(
     store: Arc<dyn Nodes>,
     metrics: Arc<Metrics>,
     boot: Uuid,

@@ -228,7 +228,9 @@ impl Follower {
             if let Some(Unapplied { what, id, why, .. }) = self.keyring.apply(change) {
                 tracing::error!(what, id, why, "a row of the store cannot be served");
             }
-            removal.iter().for_each(|r| (self.on_removed)(r));
+            if let Some(removal) = removal {
+                (self.on_removed)(&removal);
+            }
         }
     }
 

@@ -70,17 +70,13 @@ impl PgStore {
             };
             let answer = tokio::time::timeout(patience, asked).await;
             drop(running);
-            match answer {
-                Ok(rows) => {
-                    let rows = rows?;
-                    let row = rows.first().ok_or_else(no_sequence)?;
-                    Ok(Version(Fields::of(row).int("value")?))
-                }
-                Err(_) => {
-                    drop(Object::take(connection));
-                    Err(StoreError::Unavailable("the database does not answer".into()))
-                }
-            }
+            let Ok(rows) = answer else {
+                drop(Object::take(connection));
+                return Err(StoreError::Unavailable("the database does not answer".into()));
+            };
+            let rows = rows?;
+            let row = rows.first().ok_or_else(no_sequence)?;
+            Ok(Version(Fields::of(row).int("value")?))
         };
         self.runtime.spawn(looking).await.map_err(|_| broken_off())?
     }
