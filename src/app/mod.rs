@@ -16,7 +16,7 @@ pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
