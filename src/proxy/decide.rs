@@ -49,6 +49,9 @@ impl Proxy {
             }
         };
         record.charged();
+        if admission.degraded() {
+            record.degraded();
+        }
         if let Some(id) = admission.end_user() {
             record.end_user(id);
         }
@@ -145,6 +148,9 @@ impl Proxy {
             && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
         {
             ctx.record = Some(self.record_of(session, ctx, entry, Place::default()));
+        }
+        if let (true, Some(record)) = (ctx.degraded, &mut ctx.record) {
+            record.degraded();
         }
         let at = self.clock.now().wall;
         reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at).await

@@ -263,7 +263,7 @@ pub(super) fn read_node(f: &mut Fields<'_>) -> Result<NodeRow, StoreError> {
 macro_rules! usage_columns {
     () => {
         "id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code, outcome, denial, charged,
-         response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id, upstream,
+         degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id, upstream,
          node"
     };
 }
@@ -283,6 +283,7 @@ pub(super) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> 
         outcome: f.parsed("outcome")?,
         denial: f.maybe_text("denial")?.map(known_fault).transpose()?,
         charged: f.bool("charged")?,
+        degraded: f.bool("degraded")?,
         response_time_us: f.int("response_time_us")?,
         ttfb_us: f.maybe_int("ttfb_us")?,
         bytes_in: f.int("bytes_in")?,

@@ -319,6 +319,8 @@ pub struct UsageRecord {
     pub denial: Option<Fault>,
     /// Whether it counts against the key's limits.
     pub charged: bool,
+    /// Whether its limits were decided without the shared counters.
+    pub degraded: bool,
     /// From arrival to the last byte of the answer, in µs.
     pub response_time_us: u64,
     /// From arrival to the first byte of the answer, in µs.

@@ -227,6 +227,7 @@ pub(crate) fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
         outcome: Outcome::Served,
         denial: None,
         charged: true,
+        degraded: false,
         response_time_us: 1_000,
         ttfb_us: None,
         bytes_in: 10,
