@@ -163,7 +163,7 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
     let now = Timestamp::from_micros(now_us);
     let places_left = unsigned(head[4])?;
     let mut left = Left::new();
-    let mut heard = SmallVec::new();
+    let mut told = SmallVec::new();
     let mut made_us = i64::MIN;
     let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
     for limits in [Some(key), subjects.workspace.1.then_some(workspace)].into_iter().flatten() {
@@ -188,11 +188,11 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
             };
             left.push((*limit, remaining));
         }
-        heard.push(Heard { epoch: own[1], at: now, used: windows });
+        told.push(Heard { epoch: own[1], at: now, used: windows });
     }
     let refused = if head[0] == 1 { Some(reason(head[5], head[6], &ask.limits)?) } else { None };
     let (units, places) = (unsigned(head[2])?, unsigned(head[3])?);
-    Some(Answer::Grant(Grant { now_us, units, places, places_left, refused, left, made_us }, heard))
+    Some(Answer::Grant(Grant { now_us, units, places, places_left, refused, left, made_us }, told))
 }
 
 /// The limit of that index, counted without those in flight; 0 is the one in flight.
