@@ -4,6 +4,7 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod counters;
 mod edge;
 mod files;
 mod parts;
@@ -80,7 +81,7 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
     /// The counters that nodes share.
-    #[error("counters.url: {0}")]
+    #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
@@ -144,7 +145,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),

@@ -2,9 +2,9 @@
 
 use super::{Base, STORE_PATIENCE, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
-use crate::counter::{Counters, Leases, LeasesConfig, OnFailure, RedisKind, RedisPlace, SpentSource};
+use crate::clock::Clock;
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
@@ -13,15 +13,14 @@ use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
+use crate::store::{Change, Keys, Nodes, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
-use async_trait::async_trait;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
 /// How often the gauges of the keyring are set.
@@ -73,60 +72,6 @@ pub(super) fn follower(
     let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
-}
-
-/// The counters that the config names.
-pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Result<Counters, StartError> {
-    let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
-    let kind = match &url.kind {
-        config::RedisKind::Server => RedisKind::Server,
-        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisKind::Cluster => RedisKind::Cluster,
-    };
-    let place = RedisPlace {
-        kind,
-        servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
-        tls: url.tls,
-        user: url.user.clone(),
-        password: url.password.clone(),
-        database: url.database,
-    };
-    let on_failure = match config.counters.on_failure {
-        config::OnFailure::Share => OnFailure::Share,
-        config::OnFailure::Deny => OnFailure::Deny,
-        config::OnFailure::Allow => OnFailure::Allow,
-    };
-    let leases = Leases::start(LeasesConfig {
-        place,
-        on_failure,
-        // Another name after each start: what was in flight before is not in flight any more.
-        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
-        nodes: {
-            let live = base.metrics.nodes.clone();
-            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
-        },
-        ledger: Arc::new(SpentAtRest(base.store.clone())),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
-        io: io.clone(),
-    });
-    Ok(Counters::shared(leases.await?))
-}
-
-/// The store's ledger, as counters ask it.
-struct SpentAtRest(Arc<dyn Ledger>);
-
-#[async_trait]
-impl SpentSource for SpentAtRest {
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        match self.0.spent_of(subject, at).await {
-            Ok(row) => Some(row),
-            Err(error) => {
-                tracing::debug!(%error, "the ledger cannot tell what was spent");
-                None
-            }
-        }
-    }
 }
 
 /// Sets the counters to what the ledger knows, before the first request.
