@@ -4,11 +4,13 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod counters;
 mod edge;
 mod files;
 mod parts;
 mod stop;
 mod upstreams;
+mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -83,7 +85,7 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
     /// The counters that nodes share.
-    #[error("counters.url: {0}")]
+    #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
@@ -149,7 +151,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -173,7 +175,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
-    parts::watch(config, &base, &keyring, io.handle());
+    watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 

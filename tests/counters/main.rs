@@ -5,8 +5,12 @@
 
 #[expect(dead_code, reason = "the tests of several nodes use more of it")]
 mod chaos;
+mod cluster;
 mod exact;
 mod failing;
 mod node;
+mod patience;
 mod redis;
+mod sentinel;
 mod start;
+mod tls;
