@@ -227,6 +227,15 @@ pub trait EndUsers: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError>;
 
+    /// Adds end users of a workspace as they were in another store, with their ids and whatever its plan has room for.
+    /// Those that are there already, by id or by name, stay as they are. Answers how many were new; `NotFound` when there
+    /// is no such workspace.
+    async fn restore_end_users(
+        &self,
+        workspace: &WorkspaceId,
+        users: Vec<EndUserRecord>,
+    ) -> Result<u64, StoreError>;
+
     /// End users of a workspace, newest first; with `other_id` exactly that one.
     async fn end_users(
         &self,
