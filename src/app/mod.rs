@@ -7,6 +7,7 @@
 mod files;
 mod parts;
 mod stop;
+mod upstreams;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -175,9 +176,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = parts::upstreams(config);
-    io.block_on(parts::resolve_all(&upstreams));
-    io.spawn(parts::resolve_for_ever(upstreams.clone()));
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),

@@ -15,11 +15,13 @@ mod rule;
 mod section;
 mod texts;
 mod types;
+mod upstream;
 mod validate;
 
 pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use types::*;
+pub use upstream::{EjectConfig, HealthCheck, HealthConfig, ServerConfig, UpstreamConfig};
 
 use reading::Reading;
 use section::Section;
