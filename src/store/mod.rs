@@ -11,6 +11,7 @@ mod error;
 mod fields;
 pub mod migrate;
 mod node;
+mod past;
 pub mod postgres;
 mod record;
 pub mod rollup;
@@ -19,6 +20,7 @@ pub mod sqlite;
 
 pub use error::StoreError;
 pub use node::{NodeReport, NodeRow};
+pub use past::KeyPast;
 pub use record::*;
 
 use crate::clock::Timestamp;

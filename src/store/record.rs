@@ -51,21 +51,7 @@ pub struct NewKey {
     /// How it is found.
     pub credential: IssuedCredential,
     /// What it brings along from the store it was in before; none for a key that is new.
-    pub past: Option<KeyPast>,
-}
-
-/// What a key that moves from one store to another brings along. It was made before, so it is not held to its plan now: as
-/// after a plan was lowered, it runs at the plan's limit.
-#[derive(Clone, Debug)]
-pub struct KeyPast {
-    /// See [`KeyRecord::created_by`].
-    pub created_by: String,
-    /// See [`KeyRecord::created_at`].
-    pub created_at: Timestamp,
-    /// See [`KeyRecord::updated_at`].
-    pub updated_at: Timestamp,
-    /// The credential before the current one, while its grace period lasts.
-    pub old: Option<Credential>,
+    pub past: Option<super::KeyPast>,
 }
 
 /// A key at rest.
