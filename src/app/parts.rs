@@ -2,9 +2,9 @@
 
 use super::{Base, STORE_PATIENCE, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
-use crate::counter::{Counters, Leases, LeasesConfig, OnFailure, RedisKind, RedisPlace, SpentSource};
+use crate::clock::Clock;
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
@@ -13,24 +13,20 @@ use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
+use crate::store::{Change, Keys, Nodes, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
-use async_trait::async_trait;
-use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
-/// Idle connections to backends that are kept, per worker thread of the proxy.
-const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -76,60 +72,6 @@ pub(super) fn follower(
     let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
-}
-
-/// The counters that the config names.
-pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Result<Counters, StartError> {
-    let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
-    let kind = match &url.kind {
-        config::RedisKind::Server => RedisKind::Server,
-        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisKind::Cluster => RedisKind::Cluster,
-    };
-    let place = RedisPlace {
-        kind,
-        servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
-        tls: url.tls,
-        user: url.user.clone(),
-        password: url.password.clone(),
-        database: url.database,
-    };
-    let on_failure = match config.counters.on_failure {
-        config::OnFailure::Share => OnFailure::Share,
-        config::OnFailure::Deny => OnFailure::Deny,
-        config::OnFailure::Allow => OnFailure::Allow,
-    };
-    let leases = Leases::start(LeasesConfig {
-        place,
-        on_failure,
-        // Another name after each start: what was in flight before is not in flight any more.
-        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
-        nodes: {
-            let live = base.metrics.nodes.clone();
-            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
-        },
-        ledger: Arc::new(SpentAtRest(base.store.clone())),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
-        io: io.clone(),
-    });
-    Ok(Counters::shared(leases.await?))
-}
-
-/// The store's ledger, as counters ask it.
-struct SpentAtRest(Arc<dyn Ledger>);
-
-#[async_trait]
-impl SpentSource for SpentAtRest {
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        match self.0.spent_of(subject, at).await {
-            Ok(row) => Some(row),
-            Err(error) => {
-                tracing::debug!(%error, "the ledger cannot tell what was spent");
-                None
-            }
-        }
-    }
 }
 
 /// Sets the counters to what the ledger knows, before the first request.
@@ -180,8 +122,6 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
-        body_timeout: config.proxy.body_timeout,
-        idle_timeout: config.proxy.idle_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
@@ -198,15 +138,6 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
-    }
-}
-
-pub(super) fn server_conf(config: &Config) -> ServerConf {
-    let threads = threads(config.proxy.threads);
-    ServerConf {
-        threads,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
-        ..ServerConf::default()
     }
 }
 
