@@ -75,6 +75,7 @@ impl Traffic {
                 description: String::new(),
                 metadata: serde_json::Map::new(),
                 credential: IssuedCredential { digest: Digest(digest), pepper_version: 1, hint: "sk".into() },
+                past: None,
             };
             store.create_key(key, &by, now()).await.unwrap();
         }
