@@ -62,6 +62,10 @@ metrics! {
     connections: IntGauge = "keygate_connections";
     /// Client connections that Keygate ended, by reason.
     connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
+    /// Client connections that were closed because there was no place for them, by reason.
+    connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
+    /// Bytes of bodies in memory that clients have yet to take, about.
+    bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
     /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
@@ -82,7 +86,7 @@ metrics! {
     keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
     /// Gateways that run on the store, this one included.
     nodes: IntGauge = "keygate_nodes";
-    /// Rows of the store that could not be understood at the start.
+    /// Rows of the store that cannot be served now, because they are not what they must be.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
