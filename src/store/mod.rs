@@ -228,6 +228,17 @@ pub trait EndUsers: Send + Sync + 'static {
         workspace: &WorkspaceId,
         other_id: &str,
         at: Timestamp,
+    ) -> Result<EndUserAdmission, StoreError> {
+        self.admit_end_user_as(workspace, other_id, EndUserId::new(at), at).await
+    }
+
+    /// The same, for one who is called `id` if it is new.
+    async fn admit_end_user_as(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        id: EndUserId,
+        at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError>;
 
     /// Adds end users of a workspace as they were in another store, with their ids and whatever its plan has room for.

@@ -13,10 +13,11 @@ use serde_json::json;
 
 #[async_trait]
 impl EndUsers for PgStore {
-    async fn admit_end_user(
+    async fn admit_end_user_as(
         &self,
         workspace: &WorkspaceId,
         other_id: &str,
+        id: EndUserId,
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError> {
         rules::check_text("other_id", other_id)?;
@@ -30,7 +31,7 @@ impl EndUsers for PgStore {
         }
         self.write_again(move |tx| {
             let (workspace, other_id) = (workspace.clone(), other_id.clone());
-            Box::pin(async move { admit(tx, &workspace, &other_id, at).await })
+            Box::pin(async move { admit(tx, &workspace, &other_id, id, at).await })
         })
         .await
         .map_err(|broken| broken.error)
@@ -93,6 +94,7 @@ async fn admit(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
     other_id: &str,
+    id: EndUserId,
     at: Timestamp,
 ) -> Result<EndUserAdmission, StoreError> {
     let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
@@ -107,7 +109,6 @@ async fn admit(
     }
     let room = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = $1";
     tx.execute(room, &[&workspace.as_str()]).await?;
-    let id = EndUserId::new(at);
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
     tx.execute(insert, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await?;
     Ok(EndUserAdmission::Admitted(id))
