@@ -7,8 +7,8 @@ use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
-    ProxyConfig, ResourceSource, RouteConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys,
+    PlanConfig, ProxyConfig, ResourceSource, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
@@ -23,6 +23,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
+    listeners_go_together(&config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
@@ -133,6 +134,24 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
         if name == other_name {
             reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));
         }
+    }
+}
+
+fn listeners_go_together(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+    let [tls, files] = ["proxy.listen_tls", "proxy.certificates"];
+    if !proxy.listen_tls.is_empty() && proxy.certificates.is_empty() {
+        reading.complain_of_conflict(&[files, tls], format!("must be set, for {tls} is"));
+    }
+    if proxy.client_certificates == ClientCertificates::Required && proxy.client_ca_file.is_none() {
+        let [asked, ca] = ["proxy.client_certificates", "proxy.client_ca_file"];
+        reading.complain_of_conflict(&[asked, ca], format!("must not be required unless {ca} is set"));
+    }
+    if proxy.proxy_protocol && proxy.trusted_proxies.is_empty() {
+        let [protocol, trusted] = ["proxy.proxy_protocol", "proxy.trusted_proxies"];
+        reading.complain_of_conflict(
+            &[protocol, trusted],
+            format!("is believed of {trusted} only, and there are none"),
+        );
     }
 }
 
