@@ -7,8 +7,8 @@ use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, ClientCertificates, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys,
-    PlanConfig, ProxyConfig, ResourceSource, RouteConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
+    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
@@ -26,6 +26,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     listeners_go_together(&config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
+    counters_fit(&config.counters, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
@@ -43,11 +44,18 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
 
 fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Reading<'_>) {
     let mut seen: Vec<(String, SocketAddr)> = Vec::new();
-    let proxies =
-        proxy.listen.iter().enumerate().map(|(n, address)| (format!("proxy.listen[{n}]"), *address));
+    let lists = [
+        ("proxy.listen", &proxy.listen),
+        ("proxy.listen_tls", &proxy.listen_tls),
+        ("proxy.listen_h2c", &proxy.listen_h2c),
+    ];
+    let proxies = lists.into_iter().flat_map(|(list, addresses)| {
+        addresses.iter().enumerate().map(move |(n, address)| (format!("{list}[{n}]"), *address))
+    });
     for (path, address) in proxies.chain([("admin.listen".to_owned(), admin.listen)]) {
         if let Some((other, _)) = seen.iter().find(|(_, earlier)| collide(*earlier, address)) {
-            let uses = [&path, "proxy.listen", "admin.listen"];
+            let list = path.split('[').next().unwrap_or(&path);
+            let uses = [&path, list, "proxy.listen", "admin.listen"];
             reading.complain_of_conflict(&uses, format!("{address} is taken by {other}"));
         }
         seen.push((path, address));
@@ -138,20 +146,23 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
 }
 
 fn listeners_go_together(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
-    let [tls, files] = ["proxy.listen_tls", "proxy.certificates"];
-    if !proxy.listen_tls.is_empty() && proxy.certificates.is_empty() {
-        reading.complain_of_conflict(&[files, tls], format!("must be set, for {tls} is"));
-    }
-    if proxy.client_certificates == ClientCertificates::Required && proxy.client_ca_file.is_none() {
-        let [asked, ca] = ["proxy.client_certificates", "proxy.client_ca_file"];
-        reading.complain_of_conflict(&[asked, ca], format!("must not be required unless {ca} is set"));
-    }
-    if proxy.proxy_protocol && proxy.trusted_proxies.is_empty() {
-        let [protocol, trusted] = ["proxy.proxy_protocol", "proxy.trusted_proxies"];
-        reading.complain_of_conflict(
-            &[protocol, trusted],
-            format!("is believed of {trusted} only, and there are none"),
-        );
+    let required = proxy.client_certificates == ClientCertificates::Required;
+    for (lacks, what, needed) in [
+        (
+            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty(),
+            "proxy.listen_tls",
+            "proxy.certificates",
+        ),
+        (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
+        (
+            proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
+            "proxy.proxy_protocol",
+            "proxy.trusted_proxies",
+        ),
+    ] {
+        if lacks {
+            reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
+        }
     }
 }
 
@@ -177,6 +188,32 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
             &["usage.batch_records", "usage.queue_records"],
             format!("must be at most usage.queue_records, which is {}", config.usage.queue_records),
         );
+    }
+}
+
+/// Files that would be ignored are mistakes: whoever names them relies on them.
+fn counters_fit(counters: &CountersConfig, reading: &mut Reading<'_>) {
+    const URL: &str = "counters.url";
+    let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
+    let tls = [
+        ("counters.tls_ca_file", &counters.tls_ca_file),
+        ("counters.tls_cert_file", &counters.tls_cert_file),
+        ("counters.tls_key_file", &counters.tls_key_file),
+    ];
+    if !url.is_some_and(|url| url.tls) {
+        for (path, _) in tls.iter().filter(|(_, file)| file.is_some()) {
+            reading.complain_of_conflict(&[path, URL], "needs a counters.url that begins with rediss");
+        }
+    }
+    if counters.tls_cert_file.is_some() != counters.tls_key_file.is_some() {
+        let (cert, key) = ("counters.tls_cert_file", "counters.tls_key_file");
+        let (given, missing) = if counters.tls_cert_file.is_some() { (cert, key) } else { (key, cert) };
+        reading.complain_of_conflict(&[given], format!("needs {missing} beside it"));
+    }
+    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisKind::Sentinel(_)));
+    if counters.sentinel_password_file.is_some() && !sentinels {
+        let uses = ["counters.sentinel_password_file", URL];
+        reading.complain_of_conflict(&uses, "needs a counters.url of Sentinels, as in redis+sentinel://…");
     }
 }
 

@@ -123,6 +123,32 @@ const MISTAKES: &[(&str, &str)] = &[
         "counters.url = \"disk:\"",
         "1:16 counters.url: must be \"memory:\", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host",
     ),
+    ("proxy.listen_tls = [\"127.0.0.1:1\"]", "1:20 proxy.listen_tls: needs proxy.certificates"),
+    (
+        "proxy.client_certificates = \"required\"",
+        "1:29 proxy.client_certificates: needs proxy.client_ca_file",
+    ),
+    ("proxy.proxy_protocol = true", "1:24 proxy.proxy_protocol: needs proxy.trusted_proxies"),
+    (
+        "proxy.listen_h2c = [\"0.0.0.0:8080\"]",
+        "1:21 proxy.listen_h2c[0]: 0.0.0.0:8080 is taken by proxy.listen[0]",
+    ),
+    (
+        "proxy.trusted_proxies = [\"10.0.0.0/33\"]",
+        "1:26 proxy.trusted_proxies[0]: must be a network such as \"10.0.0.0/8\" or \"fd00::/8\", or one address",
+    ),
+    (
+        "counters.url = \"redis://c\"\ncounters.tls_ca_file = \"ca.pem\"",
+        "2:24 counters.tls_ca_file: needs a counters.url that begins with rediss",
+    ),
+    (
+        "counters.url = \"rediss://c\"\ncounters.tls_key_file = \"k\"",
+        "2:25 counters.tls_key_file: needs counters.tls_cert_file beside it",
+    ),
+    (
+        "counters.url = \"rediss://c\"\ncounters.sentinel_password_file = \"p\"",
+        "2:35 counters.sentinel_password_file: needs a counters.url of Sentinels, as in redis+sentinel://…",
+    ),
     (
         "[[plans.a.limits]]\ncount = \"tokens\"\nper = \"day\"\nmax = 1",
         "2:9 plans.a.limits[0].count: tokens cannot be counted by this version; must be one of: requests",
