@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -287,6 +287,16 @@ impl AsyncWrite for Wire {
         self.check_write(context)?;
         let polled = Pin::new(&mut self.io).poll_shutdown(context);
         self.written(polled)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
+            tracing::trace!(%error, "a client was gone before its connection was closed");
+        }
     }
 }
 
