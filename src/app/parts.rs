@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
@@ -8,12 +8,10 @@ use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
-use crate::metrics::Metrics;
-use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Nodes, SpentRow, StoreError};
+use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,10 +21,6 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
-/// How often the gauges of the keyring are set.
-const GAUGES_EVERY: Duration = Duration::from_secs(1);
-/// How often the store is asked who else runs on it.
-const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -68,8 +62,7 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let boot = uuid_v7(base.clock.now().wall);
-    let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
 }
@@ -196,7 +189,7 @@ pub(super) fn admin_deps(
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
-        write_timeout: STORE_PATIENCE,
+        write_timeout: ADMIN_PATIENCE,
     })
 }
 
@@ -209,38 +202,6 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     Readiness { ready: accepting && fresh, checks }
-}
-
-pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
-    let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
-    loop {
-        metrics.keyring_keys.set(number(keyring.len() as u128));
-        metrics.keyring_version.set(number(keyring.version().0.into()));
-        metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
-        tokio::time::sleep(GAUGES_EVERY).await;
-    }
-}
-
-/// Looks who else runs on the store. As long as each node counts by itself, whoever runs several must know it.
-pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>, counts_alone: bool) {
-    let mut told = 1;
-    loop {
-        match store.nodes().await {
-            Ok(nodes) => {
-                let live = nodes.iter().filter(|n| n.is_live()).count();
-                metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                if counts_alone && live > told {
-                    tracing::warn!(
-                        nodes = live,
-                        "several gateways run on this store and each counts limits by itself"
-                    );
-                }
-                told = live.max(1);
-            }
-            Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
-        }
-        tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
-    }
 }
 
 /// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
