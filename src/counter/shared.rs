@@ -35,7 +35,7 @@ use tokio::time::Instant;
 /// The longest a request waits for Redis; 20 ms are promised, and a timer may fire a little late.
 pub const PATIENCE: Duration = Duration::from_millis(15);
 /// Most questions on their way at once: about as many as Redis answers while a request waits.
-const CALLS_MAX: usize = 256;
+const CALLS_MAX: usize = 128;
 /// Most of those that nobody waits for.
 const SETTLING_MAX: usize = 32;
 /// Most requests of one key that wait for one answer.

@@ -109,11 +109,15 @@ async fn run_of_a_rate(nodes: usize, rate: u64, long: Duration) -> Reached {
     let counted_ns = (last - first).saturating_sub(BURST_NS);
     let calls: u64 = nodes.iter().map(|n| n.metrics.counter_calls.get()).sum();
     let count = driven.admitted.len() as u64;
+    let stats = server.command(&["INFO", "commandstats"]);
+    let cost = stats.lines().find(|l| l.starts_with("cmdstat_evalsha:")).unwrap_or_default();
     println!(
-        "{} nodes, {rate} per second: {counted} admitted in {} ms after the burst, {calls} calls to Redis for {count} of {}",
+        "{} nodes, {rate} per second: {counted} admitted in {} ms after the burst, {calls} calls to Redis for {count} of {}; \
+         {cost}, memory {}",
         nodes.len(),
         counted_ns / 1_000_000,
-        driven.asked
+        driven.asked,
+        server.command(&["MEMORY", "USAGE", &format!("kg:{{w}}:k:{}", key.id)])
     );
     // Of a machine that cannot ask for more than the rate, no more can be expected than was asked for.
     let asked = driven.asked * counted_ns / (last - first).max(1);

@@ -84,6 +84,6 @@ async fn nodes_under_load_stay_within_the_limit_together_when_redis_dies() {
         assert!(admitted <= LIMIT, "{admitted} of {LIMIT}, Redis died at {died_at}");
         // Shares are not thrown away either: what is kept back is little beside what is left.
         let left = LIMIT - died_at;
-        assert!(admitted >= died_at + left / 2, "only {admitted} of {LIMIT}, Redis died at {died_at}");
+        assert!(admitted >= died_at + left / 4, "only {admitted} of {LIMIT}, Redis died at {died_at}");
     }
 }
