@@ -77,7 +77,11 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> (Vec<Duration>, 
     let node = Arc::new(Setup { clock, ..Setup::of(1) }.node("n", proxy.address).await);
     let keys: Vec<TestKey> = (0..KEYS).map(|_| TestKey::window(Per::Total, 1_000_000)).collect();
     for key in &keys {
-        assert!(!key.charge(&node).await.expect("admitted").degraded(), "{name}: before");
+        // On a busy machine an answer may be late.
+        while key.charge(&node).await.expect("admitted").degraded() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{name}: before");
+            tokio::task::yield_now().await;
+        }
     }
     tokio::time::pause();
     proxy.set(mode);
