@@ -88,6 +88,8 @@ metrics! {
     nodes: IntGauge = "keygate_nodes";
     /// Rows of the store that cannot be served now, because they are not what they must be.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
+    /// Rows of the store that could not be understood and were left out of a list.
+    store_rows_passed_over: IntCounter = "keygate_store_rows_passed_over_total";
     /// End users admitted while the store could not tell whether there is room for them.
     end_users_unseen: IntCounter = "keygate_end_users_unseen_total";
     /// Those of them of whom the store has not heard yet.

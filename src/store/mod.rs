@@ -9,6 +9,7 @@
 mod decode;
 mod error;
 mod fields;
+mod logs;
 pub mod migrate;
 mod node;
 mod past;

@@ -34,6 +34,7 @@ impl EndUsers for PgStore {
             Box::pin(async move { admit(tx, &workspace, &other_id, id, at).await })
         })
         .await
+        .map_err(|broken| broken.error)
     }
 
     async fn restore_end_users(
@@ -53,7 +54,7 @@ impl EndUsers for PgStore {
         page: PageRequest,
     ) -> Result<Page<EndUserRecord>, StoreError> {
         if rules::hold_nul([other_id]) {
-            return Ok(Page { items: Vec::new(), total: 0 });
+            return Ok(Page::whole(Vec::new(), 0));
         }
         let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
         self.read(move |tx| {
@@ -178,7 +179,7 @@ async fn named(
     let found = tx.one(sql, &[&workspace.as_str(), &other_id], read_end_user).await?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 async fn list(
@@ -195,7 +196,7 @@ async fn list(
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], read_end_user).await?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 async fn end_user_record(

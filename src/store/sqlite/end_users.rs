@@ -160,7 +160,7 @@ fn named(
     let found = row::one(tx, sql, params![workspace.as_str(), other_id], read_end_user)?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 fn list(
@@ -178,7 +178,7 @@ fn list(
     );
     let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
     let items = row::all(tx, sql, values, read_end_user)?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 fn end_user_record(
