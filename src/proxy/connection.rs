@@ -4,11 +4,10 @@
 //! ([`super::connections`]) reads that, and ends it by waking its socket with an error.
 
 use crate::keyring::Entry;
-use arc_swap::ArcSwapOption;
 use atomic_waker::AtomicWaker;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -55,7 +54,7 @@ pub struct Connection {
     /// The client, where a proxy of ours said that it is another than [`Self::peer`].
     client: OnceLock<IpAddr>,
     /// The key that is being served, whose end is the end of this.
-    key: ArcSwapOption<Entry>,
+    key: Mutex<Option<Arc<Entry>>>,
     /// The connection that this is a stream of.
     parent: Option<Arc<Connection>>,
     shared: Arc<Shared>,
@@ -173,7 +172,7 @@ impl Connection {
             peer,
             secure,
             client: OnceLock::new(),
-            key: ArcSwapOption::empty(),
+            key: Mutex::default(),
             parent,
             shared: Arc::clone(shared),
             stage: AtomicU8::new(Stage::FirstByte as u8),
@@ -209,12 +208,18 @@ impl Connection {
 
     /// What is served to it ends with this key.
     pub fn serves(&self, key: Option<Arc<Entry>>) {
-        self.key.store(key);
+        let before = std::mem::replace(&mut *self.key(), key);
+        drop(before);
     }
 
     /// The key that is being served.
     pub(super) fn served(&self) -> Option<Arc<Entry>> {
-        self.key.load_full()
+        self.key().clone()
+    }
+
+    fn key(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
+        // An entry is whole whatever happened to the thread that held it.
+        self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when it is ended from elsewhere.
@@ -363,7 +368,9 @@ impl Connection {
         }
         let waited = self.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
         let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
-        waited > ms(self.shared.deadlines.head) && self.came.load(Ordering::Relaxed) < owed
+        let came = self.came.load(Ordering::Relaxed);
+        // Nothing at all may be because it is the backend's word that the client waits for.
+        waited > ms(self.shared.deadlines.head) && came > 0 && came < owed
     }
 
     fn due_in(&self, within: Duration) -> u64 {
