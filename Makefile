@@ -1,5 +1,6 @@
 # make run    try Keygate: builds, starts the demo, prints a curl line that works
 # make test   every test, with everything they need
+# make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes)
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, on this machine
@@ -12,7 +13,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test measure lint dist env check-deploy fuzz tools test-tools
+.PHONY: run test measure lint dist env check-deploy fuzz tools test-tools bench-ledger
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -23,6 +24,9 @@ test: tools test-tools
 
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
+
+bench-ledger: tools test-tools
+	$(CARGO) bench --locked --bench ledger
 
 lint: tools
 	$(CARGO) fmt --check

@@ -16,7 +16,7 @@ use super::types::{
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX, Scope};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 
@@ -51,6 +51,7 @@ pub(super) struct PlanFile {
     pub(super) api_ops_rate_limit: u32,
     pub(super) end_user_quota: u64,
     pub(super) description: String,
+    pub(super) usage_retention_days: u32,
     pub(super) limits: Vec<Option<Ceiling>>,
 }
 
@@ -288,6 +289,11 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
         ),
         end_user_quota: s.value("end_user_quota", &Whole { min: 0, max: CEILING_MAX }, d.plan.end_user_quota),
         description: s.value("description", &Text { min: 0, max: 2_000 }, d.description),
+        usage_retention_days: s.value(
+            "usage_retention_days",
+            &Whole { min: 0, max: RETENTION_DAYS_MAX },
+            d.usage_retention_days.unwrap_or(0),
+        ),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
     }
 }

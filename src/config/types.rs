@@ -326,6 +326,8 @@ pub struct PlanConfig {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
+    /// How many days usage records are kept for; none: for ever.
+    pub usage_retention_days: Option<u32>,
 }
 
 /// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.

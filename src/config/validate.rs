@@ -248,6 +248,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanC
                 plan.plan.end_user_quota = file.end_user_quota;
                 plan.plan.limits = file.limits.into_iter().flatten().collect();
                 plan.description = file.description;
+                plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
                 plans.insert(id, plan);
             }
             Err(bad) => reading.complain(&path, bad.to_string()),

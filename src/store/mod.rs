@@ -15,6 +15,7 @@ mod node;
 mod past;
 pub mod postgres;
 mod record;
+mod retention;
 pub mod rollup;
 mod rules;
 pub mod sqlite;
@@ -281,6 +282,13 @@ pub trait Ledger: Send + Sync + 'static {
     /// Stores records and feeds the roll-ups from those really inserted, in one transaction. A record that is there
     /// already (same id) is passed over, so repeating a call changes nothing. Answers how many were new.
     async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError>;
+
+    /// Makes partitions ahead of need and deletes what need not be kept at the instant `at`, in steps that are short each.
+    /// Repeating it is harmless; several nodes may do it at once.
+    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+        let nothing_to_do = |_| Upkeep::default();
+        Ok(nothing_to_do(at))
+    }
 
     /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError>;

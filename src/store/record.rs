@@ -152,6 +152,8 @@ pub struct PlanRecord {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
+    /// How many whole UTC days before today usage records are kept for; none: for ever.
+    pub usage_retention_days: Option<u32>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -163,6 +165,8 @@ pub struct PlanRecord {
 pub struct PlanPatch {
     /// See [`PlanRecord::description`].
     pub description: Option<String>,
+    /// See [`PlanRecord::usage_retention_days`].
+    pub usage_retention_days: Option<Option<u32>>,
     /// See [`Plan::api_ops_rate_limit`].
     pub api_ops_rate_limit: Option<u32>,
     /// See [`Plan::end_user_quota`].
@@ -483,6 +487,19 @@ pub struct LogPage {
     pub next: Option<LogCursor>,
     /// Rows that could not be understood and are left out.
     pub passed_over: u64,
+}
+
+/// What a round of upkeep has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Partitions of the ledger that were made.
+    pub partitions_made: u64,
+    /// Partitions that went, with all in them.
+    pub partitions_dropped: u64,
+    /// Usage records that went one by one.
+    pub records_deleted: u64,
+    /// Roll-ups of minutes and hours that went.
+    pub rollups_deleted: u64,
 }
 
 /// How many records fit a filter.

@@ -7,9 +7,11 @@
 //! *Invariant:* accepted = stored + in the queue + shed. *Invariant:* usage flows outward only; no request reads it.
 
 mod record;
+mod upkeep;
 mod writer;
 
 pub use record::{Pending, Start};
+pub use upkeep::keep_up;
 pub use writer::{Writer, WriterOptions};
 
 use crate::metrics::Metrics;
