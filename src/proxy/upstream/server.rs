@@ -19,6 +19,10 @@ pub struct Server {
     pub address: SocketAddr,
     /// The same as text, for records and metrics.
     pub text: Arc<str>,
+    /// The name or address it has in the config.
+    pub host: Box<str>,
+    /// The same with the port, as `Host` has it.
+    pub authority: Box<str>,
     /// Who it is to a hash.
     pub(super) identity: u64,
     /// Both the number and its metric.
