@@ -60,7 +60,7 @@ metrics! {
     connections: IntGauge = "keygate_connections";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
-    /// Attempts at a server, by what came of them: answered, connect_failed, timed_out, broke_off, error_status (500 and above).
+    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
     upstream_results: IntCounterVec = "keygate_upstream_results_total", labels &["upstream", "server", "result"];
     /// Requests in flight at a server.
     upstream_in_flight: IntGaugeVec = "keygate_upstream_requests_in_flight", labels &["upstream", "server"];

@@ -25,7 +25,6 @@ use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
-use crate::proxy::upstream::tend;
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
@@ -161,11 +160,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = upstreams::upstreams(config, &base.metrics, &base.clock);
-    io.block_on(upstreams::find_servers(&upstreams));
-    for upstream in &upstreams {
-        io.spawn(tend(Arc::clone(upstream)));
-    }
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),

@@ -4,22 +4,30 @@ use crate::clock::Clock;
 use crate::config::{Config, HealthCheck, HealthConfig, UpstreamConfig};
 use crate::metrics::Metrics;
 use crate::policy::health::{EjectRule, ProbeRule};
-use crate::proxy::upstream::{HttpProbe, Named, Probe, Settings, Timeouts, Upstream};
+use crate::proxy::upstream::{HttpProbe, Named, Probe, Settings, Timeouts, Upstream, tend};
 use std::sync::Arc;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-pub(super) fn upstreams(
+/// The upstreams of the config, their servers looked up. They are tended on `io` from now on.
+pub(super) fn start(
     config: &Config,
     metrics: &Arc<Metrics>,
     clock: &Arc<dyn Clock>,
+    io: &Runtime,
 ) -> Box<[Arc<Upstream>]> {
     let upstream =
         |u: &UpstreamConfig| Arc::new(Upstream::new(settings(u), Arc::clone(metrics), Arc::clone(clock)));
-    config.upstreams.iter().map(upstream).collect()
+    let upstreams: Box<[_]> = config.upstreams.iter().map(upstream).collect();
+    io.block_on(find_servers(&upstreams));
+    for upstream in &upstreams {
+        io.spawn(tend(Arc::clone(upstream)));
+    }
+    upstreams
 }
 
 /// Looks the names of all servers up, before the first request.
-pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
+async fn find_servers(upstreams: &[Arc<Upstream>]) {
     let mut all = JoinSet::new();
     for upstream in upstreams.iter().map(Arc::clone) {
         all.spawn(async move { upstream.resolve().await });

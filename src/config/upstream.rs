@@ -347,7 +347,7 @@ const SERVER_NAME: Parsed<String> = Parsed {
 };
 
 const BALANCE: Parsed<Balancing> = Parsed {
-    must: r#"one of: round-robin, least-connections, hash:key, hash:end-user, hash:header:NAME"#,
+    must: "one of: round-robin, least-connections, hash:key, hash:end-user, hash:header:NAME",
     read: |text| match text.parse().ok()? {
         Balancing::Hash(HashBy::Header(name)) => {
             header(name.as_str()).map(|name| Balancing::Hash(HashBy::Header(name)))

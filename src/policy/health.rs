@@ -78,8 +78,8 @@ impl Probed {
     #[must_use]
     pub const fn after(self, good: bool, rule: ProbeRule) -> Self {
         let (next, needed) = match (self.verdict, good) {
-            (Verdict::Unknown, true) | (Verdict::Up, true) => (Verdict::Up, 0),
-            (Verdict::Unknown, false) | (Verdict::Down, false) => (Verdict::Down, 0),
+            (Verdict::Unknown | Verdict::Up, true) => (Verdict::Up, 0),
+            (Verdict::Unknown | Verdict::Down, false) => (Verdict::Down, 0),
             (Verdict::Up, false) => (Verdict::Down, rule.down_after),
             (Verdict::Down, true) => (Verdict::Up, rule.up_after),
         };

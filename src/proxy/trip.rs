@@ -87,8 +87,7 @@ impl Proxy {
 
 /// The random half of the request's own id.
 fn random_bits(ctx: &Ctx) -> u64 {
-    let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h] = ctx.id.0.into_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    ctx.id.0.as_u64_pair().1
 }
 
 /// What binds the request to a server, where its upstream chooses so.
