@@ -79,6 +79,9 @@ pub enum StartError {
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
+    /// Files that upstreams name cannot be used.
+    #[error("{}", .0.join("\n"))]
+    Upstreams(Vec<String>),
     /// An address cannot be listened on.
     #[error("{what} cannot listen on {address}: {error}")]
     Listen {
@@ -122,6 +125,11 @@ struct Base {
     auth: Arc<Auth>,
 }
 
+/// Whether the files that the config names for backends can be used.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+}
+
 /// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
 pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
     parts::raise_file_limit();
@@ -160,7 +168,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io)?;
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),

@@ -11,7 +11,10 @@
 
 mod balance;
 mod group;
+mod dialects;
 mod health;
+mod retry;
+mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
