@@ -86,6 +86,9 @@ pub enum StartError {
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
+    /// Files that upstreams name cannot be used.
+    #[error("{}", .0.join("\n"))]
+    Upstreams(Vec<String>),
     /// An address cannot be listened on.
     #[error("{what} cannot listen on {address}: {error}")]
     Listen {
@@ -138,6 +141,11 @@ pub struct InlineSecrets<'e> {
     pub signing: Option<&'e str>,
 }
 
+/// Whether the files that the config names for backends can be used.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+}
+
 /// Makes everything and starts it.
 pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, StartError> {
     parts::raise_file_limit();
@@ -176,7 +184,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io)?;
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),

@@ -14,5 +14,6 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod path;
+pub mod retry;
 pub mod route;
 pub mod secret;

@@ -124,19 +124,19 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.trip.reached = true;
+        Self::reached(ctx);
         Ok(())
     }
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
+        session: &mut Session,
+        peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        let another = self.not_reached(ctx, &e);
-        e.set_retry(another);
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "a backend cannot be reached");
+        e.set_retry(self.not_reached(session, ctx));
         e
     }
 
@@ -144,17 +144,13 @@ impl ProxyHttp for Proxy {
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        e: Box<Error>,
+        mut e: Box<Error>,
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        let mut e = e.more_context(format!("Peer: {peer}"));
-        self.broke_off(ctx, &e);
-        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
-            e.set_retry(false);
-        } else {
-            e.retry.decide_reuse(client_reused);
-        }
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "an attempt failed");
+        let again = self.broke_off(session, ctx, &e, client_reused);
+        e.set_retry(again);
         e
     }
 
@@ -218,6 +214,17 @@ impl ProxyHttp for Proxy {
             record.first_byte(response.status.as_u16());
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Option<Duration>> {
+        self.still_in_time(ctx)?;
+        Ok(None)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
@@ -309,7 +316,7 @@ impl Proxy {
         }
     }
 
-    fn elapsed(&self, ctx: &Ctx) -> Duration {
+    pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
     }
 }

@@ -10,8 +10,11 @@
 )]
 
 mod balance;
+mod dialects;
 mod group;
 mod health;
+mod retry;
+mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
