@@ -224,6 +224,7 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
         ("KEYGATE_CONFIG", "x"),
         ("KEYGATE_LOG", "debug"),
         ("KEYGATE_SECRETS_PEPPERS", "1:00"),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", "x"),
         ("KEYGATE_SERVICE_HOST", "10.0.0.1"),
         ("KEYGATE_SERVICE_PORT_HTTP", "80"),
         ("KEYGATE_PORT", "tcp://10.0.0.1:80"),

@@ -52,8 +52,11 @@ pub(super) fn settings(config: &Config) -> Result<Vec<Settings>, Vec<String>> {
 }
 
 fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
-    let named =
-        |s: &ServerConfig| Named { host: s.address.host.as_str().into(), port: s.address.port, weight: s.weight };
+    let named = |s: &ServerConfig| Named {
+        host: s.address.host.as_str().into(),
+        port: s.address.port,
+        weight: s.weight,
+    };
     let version = match u.protocol {
         Protocol::Http1 => Version::Http1,
         Protocol::Http2 => Version::Http2,

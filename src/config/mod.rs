@@ -22,8 +22,8 @@ pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use types::*;
 pub use upstream::{
-    ClientCertificate, EjectConfig, HealthCheck, HealthConfig, Protocol, RetryConfig, ServerConfig, TlsConfig,
-    UpstreamConfig,
+    ClientCertificate, EjectConfig, HealthCheck, HealthConfig, Protocol, RetryConfig, ServerConfig,
+    TlsConfig, UpstreamConfig,
 };
 
 use reading::Reading;
@@ -32,8 +32,9 @@ use std::io::Read as _;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// Variables of the program itself, which override no key: peppers, the path of the file, the log's filter.
-pub const PROGRAM_VARIABLES: &[&str] = &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_CONFIG", "KEYGATE_LOG"];
+/// Variables of the program itself, which override no key: secrets, the path of the file, the log's filter.
+pub const PROGRAM_VARIABLES: &[&str] =
+    &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_ADMIN_JWT_HS256_SECRET", "KEYGATE_CONFIG", "KEYGATE_LOG"];
 /// Largest file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 

@@ -272,13 +272,17 @@ fn checked_tls(n: usize, file: TlsFile, reading: &mut Reading<'_>) -> Option<Tls
     };
     if config.any_certificate && config.ca_file.is_some() {
         let (danger, ca) = (path("danger_accept_any_certificate"), path("ca_file"));
-        reading.complain_of_conflict(&[&danger, &ca], "must be false while ca_file is set: nothing would be checked");
+        reading.complain_of_conflict(
+            &[&danger, &ca],
+            "must be false while ca_file is set: nothing would be checked",
+        );
     }
     if enabled {
         return Some(config);
     }
     if config != TlsConfig::default() {
-        reading.complain_of_conflict(&[&path("enabled")], "must be true, as other keys of this table are set");
+        reading
+            .complain_of_conflict(&[&path("enabled")], "must be true, as other keys of this table are set");
     }
     None
 }

@@ -122,7 +122,9 @@ mod tests {
         let rule = BudgetRule { percent: 20, per_second: 2 };
         let mut budget = Budget::default();
         let mut now = 5 * SECOND;
-        let taken = |budget: &mut Budget, requests, now| (0..).take_while(|_| budget.take(requests, now, rule)).count();
+        let taken = |budget: &mut Budget, requests, now| {
+            (0..).take_while(|_| budget.take(requests, now, rule)).count()
+        };
         assert_eq!(taken(&mut budget, 10, now), 4, "two of ten, and two for the second");
         assert_eq!(taken(&mut budget, 14, now), 0, "four fifths of one");
         assert_eq!(taken(&mut budget, 15, now), 1);

@@ -42,11 +42,8 @@ impl Proxy {
         if ctx.trip.seat.is_none() {
             ctx.trip.seat = Some(upstream.enter().map_err(|why| self.no_server(upstream, why))?);
         }
-        let wish = Wish {
-            random: random_bits(ctx),
-            name: name_of(upstream, session, ctx),
-            tried: &ctx.trip.tried,
-        };
+        let wish =
+            Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
         let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
         let waiting = upstream.wait().map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {

@@ -54,7 +54,10 @@ fn http2_in_clear_text_shares_connections() {
         assert_eq!((response.status, response.text().as_str()), (200, "spoken"));
     }
     let heard = speaker.heard();
-    assert!(heard.iter().all(|h| (h.version, &*h.method, &*h.path) == ("h2", "POST", "/v1/app/x")), "{heard:?}");
+    assert!(
+        heard.iter().all(|h| (h.version, &*h.method, &*h.path) == ("h2", "POST", "/v1/app/x")),
+        "{heard:?}"
+    );
     assert_eq!(heard.iter().map(|h| h.body.len()).collect::<Vec<_>>(), [0, 40_000, 80_000, 120_000, 160_000]);
     assert!(heard.iter().all(|h| h.authority == "gateway.test"), "the client's Host is passed on");
     assert_eq!(speaker.connections(), 1);
@@ -83,7 +86,11 @@ fn tls_believes_only_whom_it_should() {
     }
     let sni: Vec<_> = speaker.heard().into_iter().map(|h| h.sni).collect();
     let asked = |name: &str| Some(name.to_owned());
-    assert_eq!(sni, [asked("localhost"), None, asked("app.internal"), asked("localhost")], "an address is no SNI");
+    assert_eq!(
+        sni,
+        [asked("localhost"), None, asked("app.internal"), asked("localhost")],
+        "an address is no SNI"
+    );
 }
 
 #[test]
@@ -99,7 +106,8 @@ fn the_handshake_picks_the_version() {
         ("http1", &["h2", "http/1.1"], Some("h1")),
     ] {
         let speaker = Speaker::start(Some(&Inside { alpn, ..http(&certified) }));
-        let config = format!("protocol = \"{protocol}\"\n[upstreams.tls]\nenabled = true\nca_file = \"{ca}\"\n");
+        let config =
+            format!("protocol = \"{protocol}\"\n[upstreams.tls]\nenabled = true\nca_file = \"{ca}\"\n");
         assert_eq!(status(&named(speaker.address), &config), 200, "{protocol} {alpn:?}");
         assert_eq!(speaker.heard().pop().map(|h| h.version), heard, "{protocol} {alpn:?}");
     }
@@ -169,7 +177,9 @@ fn connections_are_not_shared_between_ways_of_speaking() {
     let speaker = Speaker::start(Some(&http(&certified)));
     let upstream = |name: &str, more: &str| {
         let server = named(speaker.address);
-        format!("[[upstreams]]\nname = \"{name}\"\nservers = [\"{server}\"]\n[upstreams.tls]\nenabled = true\n{more}\n")
+        format!(
+            "[[upstreams]]\nname = \"{name}\"\nservers = [\"{server}\"]\n[upstreams.tls]\nenabled = true\n{more}\n"
+        )
     };
     let files = Files::new();
     let wrong = files.write("others.pem", &Authority::new().pem());

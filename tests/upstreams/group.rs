@@ -18,7 +18,8 @@ impl Group {
     #[track_caller]
     pub(crate) fn start(weights: &[u16], more: &str) -> Self {
         let origins: Vec<_> = weights.iter().map(|_| Origin::start()).collect();
-        let weighted = origins.iter().zip(weights).map(|(o, weight)| format!("\"{} weight={weight}\"", o.address));
+        let weighted =
+            origins.iter().zip(weights).map(|(o, weight)| format!("\"{} weight={weight}\"", o.address));
         Self { origins, ..Self::of(weighted.collect(), more) }
     }
 

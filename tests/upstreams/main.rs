@@ -10,8 +10,8 @@
 )]
 
 mod balance;
-mod group;
 mod dialects;
+mod group;
 mod health;
 mod retry;
 mod speaker;

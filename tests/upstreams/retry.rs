@@ -1,7 +1,7 @@
 //! What is sent again and what never is, how long a request may take, and how much may be going on at once.
 
 use crate::group::Group;
-use crate::support::{Hold, ReservedPort, Request, Response, eventually_true};
+use crate::support::{Hold, Request, ReservedPort, Response, eventually_true};
 use serde_json::json;
 use std::io;
 

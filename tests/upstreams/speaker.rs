@@ -84,7 +84,8 @@ impl Authority {
 impl Speaker {
     /// HTTP/2 in clear text with prior knowledge, or inside TLS what the handshake has picked.
     pub(crate) fn start(tls: Option<&Inside<'_>>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
@@ -110,8 +111,9 @@ impl Speaker {
 
 fn server_config(inside: &Inside<'_>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let builder = match inside.clients_of {
         None => builder.with_no_client_auth(),
         Some(authority) => {
@@ -121,7 +123,8 @@ fn server_config(inside: &Inside<'_>) -> ServerConfig {
             builder.with_client_cert_verifier(verifier.build().unwrap())
         }
     };
-    let chain = CertificateDer::pem_slice_iter(inside.shown.chain.as_bytes()).collect::<Result<_, _>>().unwrap();
+    let chain =
+        CertificateDer::pem_slice_iter(inside.shown.chain.as_bytes()).collect::<Result<_, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_slice(inside.shown.key.as_bytes()).unwrap();
     let mut config = builder.with_single_cert(chain, key).unwrap();
     config.alpn_protocols = inside.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
@@ -142,7 +145,8 @@ async fn serve(stream: TcpStream, acceptor: Option<TlsAcceptor>, shared: Arc<Sha
     let Some(acceptor) = acceptor else { return serve_h2(stream, plain, shared).await };
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let connection = stream.get_ref().1;
-    let (sni, certified) = (connection.server_name().map(str::to_owned), connection.peer_certificates().is_some());
+    let (sni, certified) =
+        (connection.server_name().map(str::to_owned), connection.peer_certificates().is_some());
     let inside = Heard { sni, certified, ..plain };
     if connection.alpn_protocol() == Some(b"h2") {
         serve_h2(stream, inside, shared).await;

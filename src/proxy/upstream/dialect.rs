@@ -166,7 +166,9 @@ fn client(chain: &[u8], key: &[u8]) -> Result<Arc<CertKey>, BadTls> {
     // Tried once here, as each connection will: does the key belong to the certificate?
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|b| b.with_root_certificates(RootCertStore::empty()).with_client_auth_cert(chain.clone(), key))
+        .and_then(|b| {
+            b.with_root_certificates(RootCertStore::empty()).with_client_auth_cert(chain.clone(), key)
+        })
         .map_err(|error| BadTls::ClientKey(error.to_string()))?;
     Ok(Arc::new(CertKey::new(chain.iter().map(|c| c.to_vec()).collect(), bytes)))
 }
