@@ -6,6 +6,7 @@
 mod defaults;
 mod error;
 mod file;
+mod forward;
 mod given;
 mod nearest;
 mod postgres_url;

@@ -376,7 +376,7 @@ const PROBE_PATH: Parsed<String> = Parsed {
 
 const HOST: Parsed<String> = Parsed {
     must: "a host name or address, perhaps with a port",
-    read: |text| server(text).or_else(|| server(&format!("{text}:1"))).map(|_| text.to_owned()),
+    read: |text| is_host_and_port(text).then(|| text.to_owned()),
     show: quote,
 };
 
@@ -393,6 +393,11 @@ const STATUSES: Parsed<RangeInclusive<u16>> = Parsed {
     },
     show: |range| quote(&format_args!("{}-{}", range.start(), range.end())),
 };
+
+/// Whether `text` is what `Host` can be: a name or an address, perhaps with a port.
+pub(super) fn is_host_and_port(text: &str) -> bool {
+    server(text).or_else(|| server(&format!("{text}:1"))).is_some()
+}
 
 pub(super) const fn span_ms(min: u64, max: u64) -> Span {
     Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }

@@ -4,6 +4,7 @@
 //! from it.
 
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
@@ -295,6 +296,7 @@ fn route(
         not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let (forward, cors) = checked_cors(n, file.forward, reading);
     let path = file.path?;
     Some(RouteConfig {
         name: file.name.unwrap_or_else(|| path.clone()),
@@ -305,6 +307,8 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        forward,
+        cors,
     })
 }
 

@@ -134,7 +134,9 @@ impl OriginRule {
         }
         Some(match below {
             None => Self { front: text.into(), behind: None },
-            Some(below) => Self { front: format!("{scheme}://").into(), behind: Some(format!(".{below}").into()) },
+            Some(below) => {
+                Self { front: format!("{scheme}://").into(), behind: Some(format!(".{below}").into()) }
+            }
         })
     }
 
@@ -225,7 +227,16 @@ mod tests {
             let origin = HeaderValue::from_static(origin);
             assert_eq!(cors.allowed(&origin).is_some(), fits, "{origin:?}");
         }
-        for bad in ["*", "https://", "https://a/", "https://A.b", "a.b", "https://*", "https://*.[::1]", "https://a:0"] {
+        for bad in [
+            "*",
+            "https://",
+            "https://a/",
+            "https://A.b",
+            "a.b",
+            "https://*",
+            "https://*.[::1]",
+            "https://a:0",
+        ] {
             assert_eq!(OriginRule::parse(bad), None, "{bad}");
         }
     }
@@ -264,7 +275,10 @@ mod tests {
         let mut strict = cors(listed(&["https://app.example"]));
         strict.credentials = true;
         strict.mark(&mut answer, Some(&origin));
-        assert_eq!((&answer["access-control-allow-origin"], &answer["access-control-allow-credentials"]), (&origin, &HeaderValue::from_static("true")));
+        assert_eq!(
+            (&answer["access-control-allow-origin"], &answer["access-control-allow-credentials"]),
+            (&origin, &HeaderValue::from_static("true"))
+        );
         assert_eq!(answer.get_all("vary").iter().count(), 2);
         strict.mark(&mut answer, Some(&HeaderValue::from_static("https://other.example")));
         assert!(answer.names_beginning("access-control-").is_empty());

@@ -6,14 +6,17 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod cors;
 pub mod credential;
 pub mod denial;
 pub mod fault;
+pub mod forward;
 pub mod health;
 pub mod id;
 pub mod key;
 pub mod limit;
 pub mod path;
 pub mod retry;
+pub mod rewrite;
 pub mod route;
 pub mod secret;

@@ -69,7 +69,9 @@ impl Segment {
             return Err("the path has two slashes in a row".to_owned());
         }
         match canonical(format!("/{text}").as_bytes()) {
-            Ok(spelled) if spelled.was_respelled() => Err(format!("`{text}` must be written `{}`", &spelled[1..])),
+            Ok(spelled) if spelled.was_respelled() => {
+                Err(format!("`{text}` must be written `{}`", &spelled[1..]))
+            }
             Ok(_) => Ok(Self::Literal(text.into())),
             Err(bad) => Err(format!("`{text}`: {}", bad.reason())),
         }
