@@ -58,6 +58,8 @@ metrics! {
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
     connections: IntGauge = "keygate_connections";
+    /// Client connections that Keygate ended, by reason.
+    connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
     /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.

@@ -4,6 +4,7 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod edge;
 mod files;
 mod parts;
 mod stop;
@@ -24,13 +25,11 @@ use crate::metrics::Metrics;
 use crate::policy::id::WorkspaceId;
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
-use crate::proxy::listen::{Acceptor, Deadlines};
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
-use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -196,22 +195,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         rehash,
     };
     let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let proxy_runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
-    let (open, all_closed) = mpsc::channel(1);
-    let acceptor = Acceptor {
-        proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
-        deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
-        metrics: Arc::clone(&base.metrics),
-        stop: stopped,
-        open,
-    };
-    let mut proxy_addresses = Vec::new();
-    for address in &config.proxy.listen {
-        let listener = proxy_runtime.block_on(parts::listen("proxy", *address))?;
-        proxy_addresses.push(listener.local_addr().unwrap_or(*address));
-        proxy_runtime.spawn(acceptor.clone().run(listener));
-    }
-    drop(acceptor);
+    let edge = edge::open(config, &base, proxy, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -223,7 +207,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
-        proxy: proxy_addresses,
+        proxy: edge.addresses,
         admin: admin_address,
         store: base.store.clone(),
         keyring,
@@ -236,7 +220,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
             stop_feed,
             give_up,
             accepting,
-            all_closed,
+            all_closed: edge.all_closed,
             admin_served,
             drain_timeout: config.proxy.drain_timeout,
             last_calls_within: LAST_CALLS_WITHIN,
@@ -245,7 +229,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
             writer,
             counters,
             store: base.store,
-            proxy: proxy_runtime,
+            proxy: edge.runtime,
             admin: admin_runtime,
             io,
         },

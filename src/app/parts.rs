@@ -16,7 +16,6 @@ use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use async_trait::async_trait;
-use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,8 +28,6 @@ use tokio::sync::{mpsc, watch};
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
-/// Idle connections to backends that are kept, per worker thread of the proxy.
-const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -180,8 +177,6 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
-        body_timeout: config.proxy.body_timeout,
-        idle_timeout: config.proxy.idle_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
@@ -198,15 +193,6 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
-    }
-}
-
-pub(super) fn server_conf(config: &Config) -> ServerConf {
-    let threads = threads(config.proxy.threads);
-    ServerConf {
-        threads,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
-        ..ServerConf::default()
     }
 }
 

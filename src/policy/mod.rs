@@ -6,11 +6,13 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod chunks;
 pub mod cors;
 pub mod credential;
 pub mod denial;
 pub mod fault;
 pub mod forward;
+pub mod head;
 pub mod health;
 pub mod id;
 pub mod key;
