@@ -65,6 +65,7 @@ pub struct Permit {
     entry: Arc<Entry>,
     route: Arc<Route>,
     end_user: EndUserNamed,
+    rewritten: Option<Box<str>>,
 }
 
 /// Where the request says on whose behalf it comes.
@@ -126,7 +127,10 @@ impl Gate {
             Err(denial) => return Err(Denied::early(denial, Some(route))),
         };
         match check(&entry, &matched, request) {
-            Ok(end_user) => Ok(Permit { entry, route: Arc::clone(route), end_user }),
+            Ok(end_user) => {
+                let rewritten = route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
+                Ok(Permit { entry, route: Arc::clone(route), end_user, rewritten })
+            }
             Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), entry, None)),
         }
     }
@@ -242,6 +246,11 @@ impl Permit {
     /// The route.
     pub fn route(&self) -> &Arc<Route> {
         &self.route
+    }
+
+    /// The path that the backend is to get, where that is another than the client's. Given away once.
+    pub fn take_rewritten(&mut self) -> Option<Box<str>> {
+        self.rewritten.take()
     }
 
     /// Where the request names its end user.

@@ -49,6 +49,8 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
             EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
         },
         keep_credential: r.keep_credential,
+        forward: r.forward.clone(),
+        cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
 }

@@ -31,6 +31,8 @@ pub struct Ctx {
     pub connection: Option<Arc<Connection>>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
+    /// The path that the backend gets, where that is another than the client's.
+    pub rewritten: Option<Box<str>>,
     /// Proof that it may be forwarded.
     pub admission: Option<Admission>,
     /// Its record to be.
@@ -63,6 +65,7 @@ impl Ctx {
             address: IpAddr::from([0, 0, 0, 0]),
             connection: None,
             route: None,
+            rewritten: None,
             admission: None,
             record: None,
             body: None,

@@ -25,7 +25,7 @@ impl Proxy {
         ctx: &mut Ctx,
     ) -> Result<Admission, Box<Denied>> {
         self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
-        let permit = {
+        let mut permit = {
             let header = session.req_header();
             self.gate.authorize(&RequestView {
                 method: &header.method,
@@ -36,6 +36,7 @@ impl Proxy {
             })?
         };
         ctx.route = Some(Arc::clone(permit.route()));
+        ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
         let Ok(place) = self.recorder.keep_place() else {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));

@@ -5,9 +5,11 @@
 
 mod body;
 pub mod connections;
+mod cors;
 mod ctx;
 mod decide;
 mod early;
+mod forward;
 mod headers;
 mod http1;
 pub mod listen;

@@ -1,7 +1,9 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::connections::Connection;
+use super::cors;
 use super::ctx::Ctx;
+use super::forward;
 use super::headers::{HeaderPolicy, Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
@@ -89,6 +91,9 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
+        if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+            return Ok(true);
+        }
         let decided = self.decide(session, ctx).await;
         let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
@@ -168,6 +173,12 @@ impl ProxyHttp for Proxy {
             keep_credential: route.keep_credential,
         };
         self.headers.to_backend(request, &told)?;
+        if let Some(path) = &ctx.rewritten {
+            forward::retarget(request, path)?;
+        }
+        // After what is told of the client's Host, and before Pingora checks that all agrees.
+        forward::rehost(request, &route.forward.host, ctx.trip.server())?;
+        forward::apply(request, &route.forward.request)?;
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
@@ -195,7 +206,7 @@ impl ProxyHttp for Proxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -205,12 +216,18 @@ impl ProxyHttp for Proxy {
             connection.becomes_tunnel();
         }
         self.answered(ctx, response.status.as_u16());
+        if let Some(route) = &ctx.route {
+            forward::apply(response, &route.forward.response)?;
+        }
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
         }
         if ctx.degraded {
             response.insert_header(DEGRADED.0, DEGRADED.1)?;
+        }
+        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+            cors::mark(response, cors, session);
         }
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());

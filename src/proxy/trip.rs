@@ -160,6 +160,11 @@ impl Proxy {
 }
 
 impl Trip {
+    /// The server it is at.
+    pub(super) fn server(&self) -> Option<&Server> {
+        self.busy.as_deref()
+    }
+
     /// The request does not come back to the server it is at.
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));

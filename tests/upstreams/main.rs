@@ -10,7 +10,9 @@
 )]
 
 mod balance;
+mod cors;
 mod dialects;
+mod forward;
 mod group;
 mod health;
 mod retry;

@@ -88,6 +88,11 @@ impl Dialect {
         Self { version, tls, group }
     }
 
+    /// Whether connections are inside TLS.
+    pub(super) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Whether both make the same connections.
     pub fn is_same(&self, other: &Self) -> bool {
         self.group == other.group

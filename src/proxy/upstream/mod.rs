@@ -298,9 +298,13 @@ impl Upstream {
                     continue;
                 }
                 let name = &self.settings.names[named];
-                let known = members.iter().find(|m| m.server.is(address, name));
+                let authority = name.authority(self.settings.dialect.is_tls());
+                let known = members.iter().find(|m| m.server.is(address, &name.host, &authority));
                 let server = known.map_or_else(
-                    || Arc::new(Server::new(&self.settings.name, address, name, &self.metrics)),
+                    || {
+                        let called = (&*name.host, &*authority);
+                        Arc::new(Server::new(&self.settings.name, address, called, &self.metrics))
+                    },
                     |m| Arc::clone(&m.server),
                 );
                 next.push(Member { server, weight: name.weight, named });
@@ -397,12 +401,13 @@ fn take_place(count: &AtomicUsize, most: usize) -> bool {
 // === impl Named ===
 
 impl Named {
-    /// As `Host` has it: the port where it is not the scheme's own cannot be told apart here, so it is always there.
-    pub(super) fn authority(&self) -> String {
-        if self.host.contains(':') {
-            return format!("[{}]:{}", self.host, self.port);
+    /// As `Host` has it: without the port where that is the scheme's own.
+    pub(super) fn authority(&self, is_tls: bool) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { (*self.host).to_owned() };
+        match (self.port, is_tls) {
+            (80, false) | (443, true) => host,
+            (port, _) => format!("{host}:{port}"),
         }
-        format!("{}:{}", self.host, self.port)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Must not know: its group, how it is spoken to. The path of a request that goes well takes no lock here.
 
-use super::{Named, take_place};
+use super::take_place;
 use crate::clock::Now;
 use crate::metrics::Metrics;
 use crate::policy::balance::hash;
@@ -62,14 +62,19 @@ pub enum Failure {
 
 impl Server {
     /// A server of the upstream of that name, about which nothing is known.
-    pub(super) fn new(upstream: &str, address: SocketAddr, named: &Named, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        upstream: &str,
+        address: SocketAddr,
+        (host, authority): (&str, &str),
+        metrics: &Metrics,
+    ) -> Self {
         let text: Arc<str> = address.to_string().into();
         let labels = [upstream, &*text];
         Self {
             address,
             identity: hash(text.as_bytes()),
-            host: named.host.clone(),
-            authority: named.authority().into(),
+            host: host.into(),
+            authority: authority.into(),
             in_flight: AtomicUsize::new(0),
             in_flight_shown: metrics.upstream_in_flight.with_label_values(&labels),
             answered: metrics.upstream_results.with_label_values(&[upstream, &text, "answered"]),
@@ -81,8 +86,8 @@ impl Server {
     }
 
     /// Whether it is this one.
-    pub(super) fn is(&self, address: SocketAddr, named: &Named) -> bool {
-        self.address == address && self.host == named.host
+    pub(super) fn is(&self, address: SocketAddr, host: &str, authority: &str) -> bool {
+        self.address == address && *self.host == *host && *self.authority == *authority
     }
 
     /// Notes a request as in flight, unless there are `most` already.
