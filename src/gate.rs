@@ -26,8 +26,6 @@ use tokio::sync::mpsc;
 
 /// What decides.
 pub struct Gate {
-    /// Which requests are known at all.
-    pub routes: RouteTable,
     /// Who may come.
     pub keyring: Arc<Keyring>,
     /// What they have spent.
@@ -117,8 +115,8 @@ pub struct Rehash {
 
 impl Gate {
     /// Steps 2 to 6: route, secret, scope, resource, address. Looks at memory only and charges nothing.
-    pub fn authorize(&self, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
-        let Some(matched) = self.routes.find(request.method, request.path) else {
+    pub fn authorize(&self, routes: &RouteTable, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
+        let Some(matched) = routes.find(request.method, request.path) else {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;

@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError};
+use super::{Base, Reloader, STORE_PATIENCE, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
@@ -12,9 +12,10 @@ use crate::metrics::Metrics;
 use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,14 +154,9 @@ pub(super) const fn when_full(config: &Config) -> WhenFull {
     }
 }
 
-pub(super) fn proxy(
-    config: &Config,
-    base: &Base,
-    gate: Gate,
-    upstreams: Box<[Arc<Upstream>]>,
-    recorder: Recorder,
-) -> Proxy {
-    let named = gate.routes.routes().iter().flat_map(|r| {
+/// Where requests go.
+pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upstream>]>) -> Site {
+    let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
             Some(ResourceFrom::Header(name)) => Some(name.clone()),
             _ => None,
@@ -172,6 +168,16 @@ pub(super) fn proxy(
         resource.into_iter().chain(end_user)
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
+    Site { routes, upstreams, headers }
+}
+
+pub(super) fn proxy(
+    config: &Config,
+    base: &Base,
+    gate: Gate,
+    site: Arc<ArcSwap<Site>>,
+    recorder: Recorder,
+) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
         header_bytes: config.proxy.max_header_bytes,
@@ -188,11 +194,10 @@ pub(super) fn proxy(
     };
     Proxy {
         gate: Arc::new(gate),
-        upstreams,
+        site,
         recorder,
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
-        headers,
         limits,
         node: config.node.name.as_str().into(),
     }
@@ -233,6 +238,7 @@ pub(super) fn admin_deps(
     base: &Base,
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
+    reload: Arc<Reloader>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
@@ -249,6 +255,7 @@ pub(super) fn admin_deps(
         auth: Arc::clone(&base.auth),
         metrics: Arc::clone(&base.metrics),
         readiness: Arc::new(readiness),
+        reload,
         default_plan: config.admin.default_plan.clone(),
         create_workspaces: config.admin.create_workspaces,
         metrics_token,

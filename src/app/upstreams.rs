@@ -1,38 +1,17 @@
 //! From the config to groups of backends.
 
-use super::StartError;
-use crate::clock::Clock;
 use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
-use crate::metrics::Metrics;
 use crate::policy::health::{EjectRule, ProbeRule};
 use crate::policy::retry::BudgetRule;
 use crate::proxy::upstream::{
-    Dialect, HttpProbe, Most, Named, Probe, Settings, Timeouts, Tls, TlsParts, Upstream, Version, tend,
+    Dialect, HttpProbe, Most, Named, Probe, Settings, Timeouts, Tls, TlsParts, Upstream, Version,
 };
 use std::path::Path;
 use std::sync::Arc;
-use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// The upstreams of the config, their servers looked up. They are tended on `io` from now on.
-pub(super) fn start(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    clock: &Arc<dyn Clock>,
-    io: &Runtime,
-) -> Result<Box<[Arc<Upstream>]>, StartError> {
-    let settings = settings(config).map_err(StartError::Upstreams)?;
-    let upstream = |s| Arc::new(Upstream::new(s, Arc::clone(metrics), Arc::clone(clock)));
-    let upstreams: Box<[_]> = settings.into_iter().map(upstream).collect();
-    io.block_on(find_servers(&upstreams));
-    for upstream in &upstreams {
-        io.spawn(tend(Arc::clone(upstream)));
-    }
-    Ok(upstreams)
-}
-
-/// Looks the names of all servers up, before the first request.
-async fn find_servers(upstreams: &[Arc<Upstream>]) {
+/// Looks the names of all their servers up, before the first request.
+pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
     let mut all = JoinSet::new();
     for upstream in upstreams.iter().map(Arc::clone) {
         all.spawn(async move { upstream.resolve().await });

@@ -17,7 +17,7 @@ impl Proxy {
         if session.req_header().method != Method::OPTIONS {
             return Ok(false);
         }
-        let Some(answer) = self.preflight_answer(session, ctx) else { return Ok(false) };
+        let Some(answer) = Self::preflight_answer(session, ctx) else { return Ok(false) };
         let mut header = ResponseHeader::build(204, Some(8))?;
         for (name, value) in &answer {
             header.append_header(name.clone(), value)?;
@@ -28,7 +28,7 @@ impl Proxy {
         Ok(true)
     }
 
-    fn preflight_answer(&self, session: &Session, ctx: &mut Ctx) -> Option<HeaderMap> {
+    fn preflight_answer(session: &Session, ctx: &mut Ctx) -> Option<HeaderMap> {
         let header = session.req_header();
         let (origin, method) =
             (header.headers.get(ORIGIN)?, header.headers.get(ACCESS_CONTROL_REQUEST_METHOD)?);
@@ -36,14 +36,14 @@ impl Proxy {
         let path = header.uri.path();
         // What is not well formed is refused where everything is.
         canonical(path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
-        let route = self.gate.routes.find(&method, path)?.route;
+        let route = ctx.site.routes.find(&method, path)?.route.clone();
         let asked = Preflight {
             origin,
             method: &method,
             headers: header.headers.get(ACCESS_CONTROL_REQUEST_HEADERS),
         };
         let answer = route.cors.as_ref()?.answer(&asked);
-        ctx.route = Some(route.clone());
+        ctx.route = Some(route);
         Some(answer)
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of one request while it passes through Pingora's phases.
 
 use super::connections::{Connection, End};
+use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
@@ -29,6 +30,8 @@ pub struct Ctx {
     pub address: IpAddr,
     /// Where it came over.
     pub connection: Option<Arc<Connection>>,
+    /// The routes and upstreams it uses from begin to end.
+    pub site: Arc<Site>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
     /// The path that the backend gets, where that is another than the client's.
@@ -54,7 +57,7 @@ struct InFlight(IntGauge);
 
 impl Ctx {
     /// A request whose head arrived at `arrived`.
-    pub fn new(arrived: Now, in_flight: IntGauge) -> Self {
+    pub fn new(arrived: Now, site: Arc<Site>, in_flight: IntGauge) -> Self {
         in_flight.inc();
         let id = RequestId::new(arrived.wall);
         Self {
@@ -64,6 +67,7 @@ impl Ctx {
             lang: Lang::En,
             address: IpAddr::from([0, 0, 0, 0]),
             connection: None,
+            site,
             route: None,
             rewritten: None,
             admission: None,

@@ -27,13 +27,16 @@ impl Proxy {
         self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
         let mut permit = {
             let header = session.req_header();
-            self.gate.authorize(&RequestView {
-                method: &header.method,
-                path: header.uri.path(),
-                headers: &header.headers,
-                address: ctx.address,
-                now: ctx.arrived,
-            })?
+            self.gate.authorize(
+                &ctx.site.routes,
+                &RequestView {
+                    method: &header.method,
+                    path: header.uri.path(),
+                    headers: &header.headers,
+                    address: ctx.address,
+                    now: ctx.arrived,
+                },
+            )?
         };
         ctx.route = Some(Arc::clone(permit.route()));
         ctx.rewritten = permit.take_rewritten();

@@ -4,10 +4,10 @@ use super::connections::Connection;
 use super::cors;
 use super::ctx::Ctx;
 use super::forward;
-use super::headers::{HeaderPolicy, Told, from_backend};
+use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
-use super::upstream::Upstream;
+use super::site::Site;
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -15,6 +15,7 @@ use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
 use crate::store::Outcome;
 use crate::usage::Recorder;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
@@ -30,16 +31,14 @@ use std::time::Duration;
 pub struct Proxy {
     /// Decides.
     pub gate: Arc<Gate>,
-    /// Backends, in the order that routes number them.
-    pub upstreams: Box<[Arc<Upstream>]>,
+    /// Where requests go, as the newest config says.
+    pub site: Arc<ArcSwap<Site>>,
     /// Takes the records.
     pub recorder: Recorder,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// What goes to backends.
-    pub headers: HeaderPolicy,
     /// Sizes and times.
     pub limits: ProxyLimits,
     /// This node's name.
@@ -72,7 +71,7 @@ impl ProxyHttp for Proxy {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.metrics.in_flight.clone())
+        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
@@ -172,7 +171,7 @@ impl ProxyHttp for Proxy {
             trace: ctx.id,
             keep_credential: route.keep_credential,
         };
-        self.headers.to_backend(request, &told)?;
+        ctx.site.headers.to_backend(request, &told)?;
         if let Some(path) = &ctx.rewritten {
             forward::retarget(request, path)?;
         }

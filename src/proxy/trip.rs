@@ -35,7 +35,8 @@ pub struct Trip {
 impl Proxy {
     /// Chooses a server and goes there.
     pub(super) fn next_server(&self, session: &Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
-        let Some(upstream) = self.upstream_of(ctx) else {
+        let site = Arc::clone(&ctx.site);
+        let Some(upstream) = ctx.route.as_ref().and_then(|r| site.upstreams.get(r.upstream)) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
         let left = self.time_left(upstream, ctx)?;
@@ -80,7 +81,7 @@ impl Proxy {
 
     /// Whether the request may go on, now that a part of the answer has come.
     pub(super) fn still_in_time(&self, ctx: &Ctx) -> pingora::Result<()> {
-        self.upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
+        upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
     fn no_server(&self, upstream: &Upstream, why: NoServer) -> Box<Error> {
@@ -133,7 +134,7 @@ impl Proxy {
             replayable: !session.as_ref().retry_buffer_truncated(),
             answered: ctx.trip.answered || session.response_written().is_some(),
         };
-        let Some(upstream) = self.upstream_of(ctx) else { return false };
+        let Some(upstream) = upstream_of(ctx) else { return false };
         let may = broken.may_repeat(request)
             && ctx.trip.attempts < upstream.settings.attempts
             && upstream.has_another(&ctx.trip.tried);
@@ -147,15 +148,11 @@ impl Proxy {
     }
 
     fn judge(&self, ctx: &Ctx, failure: Option<Failure>) {
-        let (Some(upstream), Some(busy)) = (self.upstream_of(ctx), &ctx.trip.busy) else { return };
+        let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
         match failure {
             Some(failure) => upstream.failed(busy, failure),
             None => upstream.succeeded(busy),
         }
-    }
-
-    fn upstream_of(&self, ctx: &Ctx) -> Option<&Arc<Upstream>> {
-        self.upstreams.get(ctx.route.as_ref()?.upstream)
     }
 }
 
@@ -169,6 +166,10 @@ impl Trip {
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
     }
+}
+
+fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
+    ctx.site.upstreams.get(ctx.route.as_ref()?.upstream)
 }
 
 /// What the error says about how far the server has come.

@@ -25,7 +25,8 @@ const LISTED: &str = "origins = [\"https://app.example\", \"https://*.app.exampl
 #[test]
 fn a_preflight_is_answered_before_the_key_and_for_nothing() {
     let (origin, gateway) = stand(LISTED);
-    let response = preflight(&gateway, "/v1/app/x", "https://a.app.example", "POST", "authorization, content-type");
+    let response =
+        preflight(&gateway, "/v1/app/x", "https://a.app.example", "POST", "authorization, content-type");
     assert_eq!((response.status, response.body.len()), (204, 0));
     for (name, value) in [
         ("access-control-allow-origin", "https://a.app.example"),
@@ -44,7 +45,11 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
         ("https://app.example", "POST", "x-other"),
     ] {
         let response = preflight(&gateway, "/v1/app/x", from, method, headers);
-        assert_eq!((response.status, response.header("access-control-allow-origin")), (204, None), "{from} {method}");
+        assert_eq!(
+            (response.status, response.header("access-control-allow-origin")),
+            (204, None),
+            "{from} {method}"
+        );
     }
     assert_eq!(origin.count(), 0, "no backend sees a preflight");
     // Where nothing is said about other origins, an OPTIONS request is a request like any other.
@@ -78,7 +83,11 @@ fn every_answer_of_the_route_can_be_read_by_the_pages_it_is_for() {
     let unknown = from("https://app.example", "sk-service-nonsense");
     assert_eq!([served.status, refused.status, unknown.status], [200, 429, 401]);
     for response in [&served, &refused, &unknown] {
-        assert_eq!(response.header("access-control-allow-origin"), Some("https://app.example"), "{response:?}");
+        assert_eq!(
+            response.header("access-control-allow-origin"),
+            Some("https://app.example"),
+            "{response:?}"
+        );
         assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
         let exposed = response.header("access-control-expose-headers").unwrap();
         for name in ["X-Request-Id", "Retry-After", "RateLimit", "X-RateLimit-Remaining-QPS", "x-mine"] {

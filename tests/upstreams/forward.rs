@@ -12,7 +12,8 @@ fn stand(path: &str, more: &str) -> (Origin, Gateway, String) {
 
 #[test]
 fn the_backend_gets_the_path_that_the_route_makes() {
-    let (origin, gateway, secret) = stand("/v1/app/{app_id}/{rest*}", "rewrite = \"/internal/{app_id}/api/{rest}\"");
+    let (origin, gateway, secret) =
+        stand("/v1/app/{app_id}/{rest*}", "rewrite = \"/internal/{app_id}/api/{rest}\"");
     for (sent, got) in [
         ("/v1/app/a1/chat/x?q=%61&r", "/internal/a1/api/chat/x?q=%61&r"),
         ("/v1/app/a1/", "/internal/a1/api/"),
@@ -31,7 +32,9 @@ fn the_backend_gets_the_path_that_the_route_makes() {
 
 #[test]
 fn the_backend_gets_the_host_that_the_route_says() {
-    for (rule, own) in [("client", None), ("server", Some("")), ("name:backend.internal:81", Some("backend.internal:81"))] {
+    for (rule, own) in
+        [("client", None), ("server", Some("")), ("name:backend.internal:81", Some("backend.internal:81"))]
+    {
         let (origin, gateway, secret) = stand("/v1/app/{rest*}", &format!("host = \"{rule}\""));
         assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
         let server = origin.address.to_string();

@@ -14,6 +14,7 @@ mod cors;
 mod dialects;
 mod forward;
 mod group;
+mod reload;
 mod health;
 mod retry;
 mod speaker;

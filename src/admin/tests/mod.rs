@@ -9,6 +9,7 @@ mod tokens;
 mod usage;
 
 use super::*;
+use super::{NotReloaded, Reload, Reloaded};
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::keyring::{FeedOptions, Follower, Keyring};
 use crate::metrics::Metrics;
@@ -119,6 +120,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
+        reload: Arc::new(NoConfig),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
         metrics_token: None,
@@ -126,6 +128,19 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         write_timeout: Duration::from_secs(2),
     };
     (deps, store, clock, folder)
+}
+
+/// A gateway that was not started from a config.
+struct NoConfig;
+
+#[async_trait::async_trait]
+impl Reload for NoConfig {
+    async fn reload(&self) -> Result<Reloaded, NotReloaded> {
+        Err(NotReloaded::Mistakes(vec![
+            "k.toml:3:1 routes[0].path: is missing".to_owned(),
+            "proxy: it differs".to_owned(),
+        ]))
+    }
 }
 
 /// A keyring that follows `store` for as long as the test runs.

@@ -285,6 +285,29 @@ impl Upstream {
         self.ejected.notify_one();
     }
 
+    /// Knows the servers of `old`, which it replaces, as far as it names them too.
+    pub fn inherit(&self, old: &Self) {
+        let is_tls = self.settings.dialect.is_tls();
+        let own = |member: Member| {
+            let server = &member.server;
+            let same = |n: &Named| *n.host == *server.host && n.authority(is_tls) == *server.authority;
+            let named = self.settings.names.iter().position(same)?;
+            Some(Member { weight: self.settings.names[named].weight, named, ..member })
+        };
+        let mut members = self.lock();
+        *members = old.all_members().into_iter().filter_map(own).collect();
+        self.refresh(&members);
+    }
+
+    /// Stops showing its servers, but for those that `successor` has.
+    pub fn forget(&self, successor: Option<&Self>) {
+        let kept: Vec<SocketAddr> =
+            successor.map(|s| s.all_members().iter().map(|m| m.server.address).collect()).unwrap_or_default();
+        for member in self.all_members().iter().filter(|m| !kept.contains(&m.server.address)) {
+            self.metrics.forget_server(&self.settings.name, &member.server.text);
+        }
+    }
+
     /// Uses what looking the names up has found; where that failed, in place of an address, the addresses of that name
     /// stay. With nothing found at all, everything stays.
     fn settle(&self, found: &[Option<Vec<SocketAddr>>]) {
