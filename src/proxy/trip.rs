@@ -84,6 +84,7 @@ impl Proxy {
         upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
+    #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
     fn no_server(&self, upstream: &Upstream, why: NoServer) -> Box<Error> {
         self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name, why.as_str()]).inc();
         Error::explain(ErrorType::HTTPStatus(503), why.as_str())

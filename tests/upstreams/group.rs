@@ -18,9 +18,9 @@ impl Group {
     #[track_caller]
     pub(crate) fn start(weights: &[u16], more: &str) -> Self {
         let origins: Vec<_> = weights.iter().map(|_| Origin::start()).collect();
-        let weighted =
-            origins.iter().zip(weights).map(|(o, weight)| format!("\"{} weight={weight}\"", o.address));
-        Self { origins, ..Self::of(weighted.collect(), more) }
+        let weighted = |(o, weight): (&Origin, &u16)| format!("\"{} weight={weight}\"", o.address);
+        let servers = origins.iter().zip(weights).map(weighted).collect();
+        Self { origins, ..Self::of(servers, more) }
     }
 
     /// Servers at these addresses.

@@ -14,8 +14,8 @@ mod cors;
 mod dialects;
 mod forward;
 mod group;
-mod reload;
 mod health;
+mod reload;
 mod retry;
 mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]

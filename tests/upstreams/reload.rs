@@ -1,7 +1,9 @@
 //! A new config in place of the running one: all of it or nothing, and no request notices.
 
 use crate::group::Group;
-use crate::support::{Gateway, Hold, Origin, Request, Response, eventually_true, route, upstream, write_config};
+use crate::support::{
+    Gateway, Hold, Origin, Request, Response, eventually_true, route, upstream, write_config,
+};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -96,7 +98,11 @@ fn requests_in_flight_finish_where_they_began() {
     assert_eq!(reload(&gateway).status, 200);
     hold.release();
     assert_eq!(connection.response().status, 200);
-    assert_eq!(connection.call(&Request::get("/v1/x").bearer(&secret)).status, 404, "the next one is told by the new");
+    assert_eq!(
+        connection.call(&Request::get("/v1/x").bearer(&secret)).status,
+        404,
+        "the next one is told by the new"
+    );
 }
 
 #[test]
@@ -138,7 +144,8 @@ fn a_loop_of_reloads_under_load_fails_no_request() {
     let config = |n: usize| {
         // The upstream changes every time, the order of the routes too.
         let servers = if n % 2 == 0 { [0, 1] } else { [1, 0] };
-        let addresses = servers.map(|s| format!("\"{} weight={}\"", origins[s].address, 1 + n % 3)).join(", ");
+        let addresses =
+            servers.map(|s| format!("\"{} weight={}\"", origins[s].address, 1 + n % 3)).join(", ");
         let upstream = format!("[[upstreams]]\nname = \"a\"\nservers = [{addresses}]\n");
         let routes = if n % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
         upstream + &named(routes[0], "a") + &named(routes[1], "a")
