@@ -10,6 +10,8 @@ use std::time::Duration;
 
 #[path = "config/mistakes.rs"]
 mod mistakes;
+#[path = "config/forwarding.rs"]
+mod forwarding;
 #[path = "config/upstreams.rs"]
 mod upstreams;
 
