@@ -4,12 +4,14 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod counters;
 mod edge;
 mod files;
 mod parts;
 mod reload;
 mod stop;
 mod upstreams;
+mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -19,12 +21,12 @@ pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::policy::id::WorkspaceId;
+use crate::policy::id::{WorkspaceId, uuid_v7};
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::store::migrate::MigrationState;
@@ -39,10 +41,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// Longest wait of a request for the store, and of an admin call for one step.
+/// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait of an admin call for the store; the rest of the two seconds in which it answers is for all else.
+const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 /// How long admin calls in flight may take to finish after the last request of the proxy.
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
@@ -82,7 +87,7 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
     /// The counters that nodes share.
-    #[error("counters.url: {0}")]
+    #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
@@ -128,6 +133,8 @@ pub struct Running {
 
 /// What stays the same from the opening of the store to the end.
 struct Base {
+    /// Which process this is; another each time.
+    boot: Uuid,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
@@ -160,7 +167,7 @@ pub fn start(
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -170,8 +177,7 @@ pub fn start(
     ));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    let broken = io.block_on(follower.load())?;
-    base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    io.block_on(follower.load())?;
     io.block_on(parts::restore(&base, &counters))?;
 
     let (stop, stopped) = watch::channel(false);
@@ -185,9 +191,7 @@ pub fn start(
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
-    io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    let counts_alone = config.counters.location == CountersLocation::Memory;
-    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics), counts_alone));
+    watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
@@ -265,7 +269,8 @@ async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result
     let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
     let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
-    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    let boot = uuid_v7(clock.now().wall);
+    Ok(Base { boot, clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.

@@ -18,7 +18,7 @@ impl Default for Config {
             admin: AdminConfig::default(),
             secrets: SecretsConfig::default(),
             store: StoreConfig::default(),
-            counters: CountersConfig { location: CountersLocation::Memory, on_failure: OnFailure::Share },
+            counters: CountersConfig::default(),
             keyring: KeyringConfig::default(),
             usage: UsageConfig::default(),
             end_users: EndUsersConfig { cache_entries: 200_000 },
@@ -27,6 +27,19 @@ impl Default for Config {
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),
             routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for CountersConfig {
+    fn default() -> Self {
+        Self {
+            location: CountersLocation::Memory,
+            on_failure: OnFailure::Share,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            sentinel_password_file: None,
         }
     }
 }

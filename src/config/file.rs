@@ -200,10 +200,14 @@ fn store(s: &mut Section<'_, '_>) -> StoreConfig {
 }
 
 fn counters(s: &mut Section<'_, '_>) -> CountersConfig {
-    let d = Config::default().counters;
+    let d = CountersConfig::default();
     CountersConfig {
         location: s.value("url", &CountersUrl, d.location),
         on_failure: s.value("on_failure", &Word::new(), d.on_failure),
+        tls_ca_file: s.value("tls_ca_file", &OrEmpty(FILE), d.tls_ca_file),
+        tls_cert_file: s.value("tls_cert_file", &OrEmpty(FILE), d.tls_cert_file),
+        tls_key_file: s.value("tls_key_file", &OrEmpty(FILE), d.tls_key_file),
+        sentinel_password_file: s.value("sentinel_password_file", &OrEmpty(FILE), d.sentinel_password_file),
     }
 }
 

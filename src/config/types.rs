@@ -182,6 +182,14 @@ pub struct CountersConfig {
     pub location: CountersLocation,
     /// What to do while shared counters cannot be reached; without meaning for those in memory.
     pub on_failure: OnFailure,
+    /// Who vouches for the certificates of Redis; none: the roots of this machine.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Our certificate, for a Redis that asks for one; together with [`CountersConfig::tls_key_file`].
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key_file: Option<PathBuf>,
+    /// Where the password of the Sentinels is; that of the servers is in the URL.
+    pub sentinel_password_file: Option<PathBuf>,
 }
 
 /// Which counters.
