@@ -103,16 +103,17 @@ impl Signals {
     }
 
     /// Reloads the config at each SIGHUP. Returns when the process is asked to stop. A second request does not wait for requests in flight.
-    pub async fn asked_to_stop(self, reloader: &Arc<Reloader>) {
+    pub async fn asked_to_stop(self, reloader: Option<&Arc<Reloader>>) {
         let Self { mut term, mut int, mut hup } = self;
         loop {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 _ = hup.recv() => {
-                    let reloader = Arc::clone(reloader);
-                    // By itself, so that a stop need not wait for it.
-                    tokio::spawn(async move { reloader.reload_and_tell().await });
+                    // By itself, so that a stop need not wait for it. Left alone, this signal would kill the process.
+                    if let Some(reloader) = reloader.map(Arc::clone) {
+                        tokio::spawn(async move { reloader.reload_and_tell().await });
+                    }
                 }
             }
         }

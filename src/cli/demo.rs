@@ -60,7 +60,7 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     } else {
         welcome(&running, &secret, &token, args.data_dir.as_deref())?;
     }
-    running.block_on(signals.asked_to_stop(&running.reloader));
+    running.block_on(signals.asked_to_stop(Some(&running.reloader)));
     running.stop();
     Ok(())
 }

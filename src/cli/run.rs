@@ -30,7 +30,7 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }
-    running.block_on(signals.asked_to_stop(&running.reloader));
+    running.block_on(signals.asked_to_stop(Some(&running.reloader)));
     running.stop();
     Ok(())
 }
