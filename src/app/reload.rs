@@ -87,7 +87,7 @@ impl Reloader {
     pub async fn reload_and_tell(&self) {
         match self.reload().await {
             Ok(Reloaded { routes, upstreams }) => {
-                tracing::info!(routes, upstreams, "the config was reloaded")
+                tracing::info!(routes, upstreams, "the config was reloaded");
             }
             Err(NotReloaded::Mistakes(mistakes)) => {
                 tracing::error!(

@@ -214,7 +214,7 @@ impl ProxyHttp for Proxy {
         {
             connection.becomes_tunnel();
         }
-        self.answered(ctx, response.status.as_u16());
+        Self::answered(ctx, response.status.as_u16());
         if let Some(route) = &ctx.route {
             forward::apply(response, &route.forward.response)?;
         }

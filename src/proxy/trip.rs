@@ -93,7 +93,7 @@ impl Proxy {
     /// The server could not be connected to. Answers whether the request goes on to another.
     pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx) -> bool {
         ctx.trip.waiting = None;
-        self.judge(ctx, Some(Failure::Connect));
+        judge(ctx, Some(Failure::Connect));
         ctx.trip.leave();
         self.goes_on(session, ctx, Broken::NotConnected)
     }
@@ -105,10 +105,10 @@ impl Proxy {
     }
 
     /// The head of an answer has come.
-    pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
+    pub(super) fn answered(ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
         if status >= 200 {
-            self.judge(ctx, (status >= 500).then_some(Failure::Status));
+            judge(ctx, (status >= 500).then_some(Failure::Status));
         }
     }
 
@@ -120,10 +120,12 @@ impl Proxy {
         }
         let broken = broken(e);
         // That a server closes a connection while it is idle says nothing about the server.
-        let closed_while_idle = reused && broken == Broken::Unknown && !ctx.trip.answered;
+        let closed_while_idle = reused
+            && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
+            && !ctx.trip.answered;
         if broken != Broken::NotProcessed && !closed_while_idle {
             let slow = matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-            self.judge(ctx, Some(if slow { Failure::Timeout } else { Failure::Broken }));
+            judge(ctx, Some(if slow { Failure::Timeout } else { Failure::Broken }));
             ctx.trip.leave();
         }
         self.goes_on(session, ctx, broken)
@@ -147,14 +149,6 @@ impl Proxy {
         self.metrics.upstream_retries.with_label_values(&[&*upstream.settings.name, outcome]).inc();
         granted
     }
-
-    fn judge(&self, ctx: &Ctx, failure: Option<Failure>) {
-        let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
-        match failure {
-            Some(failure) => upstream.failed(busy, failure),
-            None => upstream.succeeded(busy),
-        }
-    }
 }
 
 impl Trip {
@@ -166,6 +160,15 @@ impl Trip {
     /// The request does not come back to the server it is at.
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
+    }
+}
+
+/// Tells the upstream how the attempt went.
+fn judge(ctx: &Ctx, failure: Option<Failure>) {
+    let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
+    match failure {
+        Some(failure) => upstream.failed(busy, failure),
+        None => upstream.succeeded(busy),
     }
 }
 
