@@ -134,7 +134,7 @@ fn what_is_known_of_servers_and_their_connections_stay() {
     assert_eq!((up(0), up(1)), (None, None));
     std::fs::write(&path, config).unwrap();
     assert_eq!(reload(&group.gateway).status, 200);
-    group.get_many(2, ("X-Any", "1"));
+    assert_eq!((up(0), up(1)), (Some(1), Some(1)), "one that comes back is a new one");
 }
 
 #[test]
