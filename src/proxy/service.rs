@@ -1,6 +1,6 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::cors;
 use super::ctx::Ctx;
 use super::forward;
@@ -237,10 +237,13 @@ impl ProxyHttp for Proxy {
     fn response_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         _end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
+        if let (Some(part), Some(connection)) = (body, &ctx.connection) {
+            connection.takes(part.len());
+        }
         self.still_in_time(ctx)?;
         Ok(None)
     }

@@ -120,7 +120,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
-        reload: Arc::new(NoConfig),
+        reload: Arc::new(SameConfig),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
         metrics_token: None,
@@ -130,16 +130,13 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
     (deps, store, clock, folder)
 }
 
-/// A gateway that was not started from a config.
-struct NoConfig;
+/// A config that is in force whenever it is read.
+struct SameConfig;
 
 #[async_trait::async_trait]
-impl Reload for NoConfig {
+impl Reload for SameConfig {
     async fn reload(&self) -> Result<Reloaded, NotReloaded> {
-        Err(NotReloaded::Mistakes(vec![
-            "k.toml:3:1 routes[0].path: is missing".to_owned(),
-            "proxy: it differs".to_owned(),
-        ]))
+        Ok(Reloaded { routes: 1, upstreams: 1 })
     }
 }
 
