@@ -22,3 +22,4 @@ pub mod retry;
 pub mod rewrite;
 pub mod route;
 pub mod secret;
+pub mod source;
