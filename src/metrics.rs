@@ -4,13 +4,15 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Upper bounds of the buckets of waiting for shared counters, in seconds; 0.02 is what is promised.
+const WAIT: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0];
 /// Upper bounds of the buckets of Keygate's own time, in seconds.
 const OWN: &[f64] =
     &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
@@ -35,6 +37,7 @@ macro_rules! metrics {
     };
     (@make IntCounter, $name:literal, $help:expr, [], []) => { IntCounter::with_opts(Opts::new($name, $help))? };
     (@make IntGauge, $name:literal, $help:expr, [], []) => { IntGauge::with_opts(Opts::new($name, $help))? };
+    (@make IntGaugeVec, $name:literal, $help:expr, [$labels:expr], []) => { IntGaugeVec::new(Opts::new($name, $help), $labels)? };
     (@make IntCounterVec, $name:literal, $help:expr, [$labels:expr], []) => { IntCounterVec::new(Opts::new($name, $help), $labels)? };
     (@make Histogram, $name:literal, $help:expr, [], [$buckets:expr]) => {
         Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))?
@@ -57,8 +60,24 @@ metrics! {
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
     connections: IntGauge = "keygate_connections";
+    /// Client connections that Keygate ended, by reason.
+    connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
+    /// Client connections that were closed because there was no place for them, by reason.
+    connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
+    /// Bytes of bodies in memory that clients have yet to take, about.
+    bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
+    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
+    upstream_results: IntCounterVec = "keygate_upstream_results_total", labels &["upstream", "server", "result"];
+    /// Requests in flight at a server.
+    upstream_in_flight: IntGaugeVec = "keygate_upstream_requests_in_flight", labels &["upstream", "server"];
+    /// Whether a server may get requests: 1, or 0 while probes fail or it is ejected.
+    upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
+    /// Times a server was ejected because requests to it failed in a row.
+    upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
+    /// Requests that found no server left, by upstream.
+    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
     /// Number of the newest change in force.
@@ -67,10 +86,24 @@ metrics! {
     keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
     /// Gateways that run on the store, this one included.
     nodes: IntGauge = "keygate_nodes";
-    /// Rows of the store that could not be understood at the start.
+    /// Rows of the store that cannot be served now, because they are not what they must be.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
+    /// 1 while Redis answers in time, 0 while nodes decide alone; 0 where counters are not shared.
+    counter_up: IntGauge = "keygate_counter_up";
+    /// Attempts to connect to Redis.
+    counter_connects: IntCounter = "keygate_counter_connects_total";
+    /// Questions to Redis that were not answered within 15 ms.
+    counter_late: IntCounter = "keygate_counter_late_total";
+    /// Questions to Redis that are on their way.
+    counter_asking: IntGauge = "keygate_counter_asking";
+    /// Seconds that requests waited for shared counters; those served from what is in hand waited for nothing and are not counted.
+    counter_wait_seconds: Histogram = "keygate_counter_wait_seconds", buckets WAIT;
+    /// Units of limits that Redis debited for this node in advance or on demand.
+    counter_units_granted: IntCounter = "keygate_counter_units_granted_total";
+    /// Units of those that were given back unspent.
+    counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
     /// Usage records of finished requests. Always the sum of stored, in the queue and shed.
@@ -86,6 +119,18 @@ metrics! {
 }
 
 impl Metrics {
+    /// Stops showing a server that is not in the upstream any more.
+    pub fn forget_server(&self, upstream: &str, server: &str) {
+        let labels = [upstream, server];
+        // What was never shown is forgotten already.
+        self.upstream_in_flight.remove_label_values(&labels).ok();
+        self.upstream_up.remove_label_values(&labels).ok();
+        self.upstream_ejections.remove_label_values(&labels).ok();
+        for result in ["answered", "connect_failed", "timed_out", "broke_off", "error_status"] {
+            self.upstream_results.remove_label_values(&[upstream, server, result]).ok();
+        }
+    }
+
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         // Derived when it is read, from the same counters that are shown beside it, so that the identity always holds.

@@ -1,8 +1,9 @@
 //! The promise of the configuration: what is documented is what holds, and every mistake is told with its place.
 
 use keygate::config::{
-    Config, ConfigError, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey, LogFormat, LogLevel,
-    OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config, known_keys,
+    Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
+    LogFormat, LogLevel, OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config,
+    known_keys,
 };
 use keygate::policy::key::Scope;
 use std::path::Path;
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 #[path = "config/mistakes.rs"]
 mod mistakes;
+#[path = "config/upstreams.rs"]
+mod upstreams;
 
 type Env = Vec<(String, String)>;
 
@@ -79,8 +82,10 @@ fn documented<'f>(file: &'f toml::Table, path: &str) -> Option<&'f toml::Value> 
 /// The header of the table that holds `key`, and the key's own name.
 fn header_and_leaf(key: &KnownKey) -> (String, &str) {
     let (table, leaf) = key.path.rsplit_once('.').unwrap_or_default();
-    let header = match table.strip_suffix("[]") {
-        Some(list) => format!("[[{list}]]"),
+    let header = match table.split_once("[]") {
+        Some((list, "")) => format!("[[{list}]]"),
+        // A table inside one of a list: the list's own header goes on a line of its own.
+        Some((list, inner)) => format!("[[{list}]]\n[{list}{inner}]"),
         None => format!("[{table}]"),
     };
     (header, leaf)
@@ -91,7 +96,8 @@ fn a_misspelt_key_is_told_in_every_section() {
     for key in known_keys() {
         let (header, leaf) = header_and_leaf(&key);
         let path = key.path.replace("[]", "[0]");
-        let expected = format!("2:1 {path}x: unknown key; did you mean {leaf:?}?");
+        let line = header.lines().count() + 1;
+        let expected = format!("{line}:1 {path}x: unknown key; did you mean {leaf:?}?");
         let lines = told(parse(&format!("{header}\n{leaf}x = 1\n")));
         assert!(lines.contains(&expected), "{expected}\n{lines:#?}");
     }
@@ -105,7 +111,8 @@ fn a_value_of_the_wrong_type_is_told_for_every_key() {
     for key in known_keys() {
         let (header, leaf) = header_and_leaf(&key);
         let path = key.path.replace("[]", "[0]");
-        let expected = format!("2:{} {path}: must be ", leaf.len() + 4);
+        let line = header.lines().count() + 1;
+        let expected = format!("{line}:{} {path}: must be ", leaf.len() + 4);
         let lines = told(parse(&format!("{header}\n{leaf} = 1979-05-27\n")));
         assert!(lines.iter().any(|line| line.starts_with(&expected)), "{expected}\n{lines:#?}");
     }
@@ -168,6 +175,7 @@ fn variables_override() {
         ("STORE_CONNECT_TIMEOUT", "1s", |c| c.store.connect_timeout == Duration::from_secs(1)),
         ("STORE_STATEMENT_TIMEOUT", "3s", |c| c.store.statement_timeout == Duration::from_secs(3)),
         ("COUNTERS_ON_FAILURE", "deny", |c| c.counters.on_failure == OnFailure::Deny),
+        ("COUNTERS_URL", "rediss+cluster://c", |c| c.counters.location != CountersLocation::Memory),
         ("KEYRING_POLL_INTERVAL", "250ms", |c| c.keyring.poll_interval.as_millis() == 250),
         ("USAGE_WHEN_FULL", "refuse", |c| c.usage.when_full == WhenFull::Refuse),
         ("END_USERS_CACHE_ENTRIES", "5000", |c| c.end_users.cache_entries == 5_000),
@@ -218,6 +226,7 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
         ("KEYGATE_CONFIG", "x"),
         ("KEYGATE_LOG", "debug"),
         ("KEYGATE_SECRETS_PEPPERS", "1:00"),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", "x"),
         ("KEYGATE_SERVICE_HOST", "10.0.0.1"),
         ("KEYGATE_SERVICE_PORT_HTTP", "80"),
         ("KEYGATE_PORT", "tcp://10.0.0.1:80"),
@@ -270,7 +279,7 @@ keep_credential = true
     let config = parse(text).expect("it loads");
     let servers: Vec<String> = config.upstreams[0].servers.iter().map(ToString::to_string).collect();
     assert_eq!(servers, ["10.0.0.1:1", "b.internal:2", "[::1]:3"]);
-    assert_eq!(config.upstreams[0].servers[2].host, "::1");
+    assert_eq!(config.upstreams[0].servers[2].address.host, "::1");
     let plans: Vec<&str> = config.plans.iter().map(|plan| plan.plan.id.as_str()).collect();
     assert_eq!(plans, ["default", "gold"]);
     assert_eq!(config.plans[1].plan.limits[0].max, 5);

@@ -112,6 +112,7 @@ CREATE TABLE usage (
     outcome          TEXT NOT NULL,
     denial           TEXT,
     charged          BOOLEAN NOT NULL,
+    degraded         BOOLEAN NOT NULL,          -- decided without the shared counters
     response_time_us BIGINT NOT NULL,
     ttfb_us          BIGINT,
     bytes_in         BIGINT NOT NULL,

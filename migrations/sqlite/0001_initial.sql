@@ -111,6 +111,7 @@ CREATE TABLE usage (
     outcome          TEXT NOT NULL,
     denial           TEXT,
     charged          INTEGER NOT NULL CHECK (charged IN (0, 1)),
+    degraded         INTEGER NOT NULL CHECK (degraded IN (0, 1)),   -- decided without the shared counters
     response_time_us INTEGER NOT NULL,
     ttfb_us          INTEGER,
     bytes_in         INTEGER NOT NULL,

@@ -105,6 +105,8 @@ pub(super) struct LogView {
     outcome: &'static str,
     /// Why it was denied, e.g. `rate_limit_exceeded`; else empty.
     error: &'static str,
+    /// Its limits were decided without the shared counters.
+    degraded: bool,
     /// Milliseconds.
     response_time: f64,
     /// Milliseconds.
@@ -175,6 +177,7 @@ impl LogView {
             outcome,
             denial,
             charged: _,
+            degraded,
             response_time_us,
             ttfb_us,
             bytes_in,
@@ -196,6 +199,7 @@ impl LogView {
             status_code,
             outcome: outcome.as_str(),
             error: denial.map_or("", Fault::name),
+            degraded,
             response_time: fractional_millis(response_time_us),
             ttfb_ms: ttfb_us.map(fractional_millis),
             bytes_in,

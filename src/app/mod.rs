@@ -4,9 +4,13 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod counters;
+mod edge;
 mod files;
 mod parts;
 mod stop;
+mod upstreams;
+mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -15,21 +19,19 @@ pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::policy::id::WorkspaceId;
+use crate::policy::id::{WorkspaceId, uuid_v7};
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
-use crate::proxy::listen::{Acceptor, Deadlines};
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::{Recorder, Writer, WriterOptions};
-use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -37,9 +39,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
-/// Longest wait of a request for the store, and of an admin call for one step.
+/// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait of an admin call for the store; the rest of the two seconds in which it answers is for all else.
+const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 /// How long admin calls in flight may take to finish after the last request of the proxy.
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
@@ -72,8 +78,14 @@ pub enum StartError {
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
+    /// The secret of the environment that admin tokens are signed with.
+    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET: {0}")]
+    SigningSecret(admin::BadAuth),
+    /// A secret of the environment beside public keys.
+    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
+    TwoSigningKeys,
     /// The counters that nodes share.
-    #[error("counters.url: {0}")]
+    #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
@@ -114,6 +126,8 @@ pub struct Running {
 
 /// What stays the same from the opening of the store to the end.
 struct Base {
+    /// Which process this is; another each time.
+    boot: Uuid,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
@@ -121,14 +135,23 @@ struct Base {
     auth: Arc<Auth>,
 }
 
-/// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
-pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+/// Secrets of the environment, used instead of those of the files.
+#[derive(Clone, Copy, Default)]
+pub struct InlineSecrets<'e> {
+    /// Lines of `version:hexadecimal`.
+    pub peppers: Option<&'e str>,
+    /// What admin tokens are signed with.
+    pub signing: Option<&'e str>,
+}
+
+/// Makes everything and starts it.
+pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
-    let base = io.block_on(open(config, inline_peppers, io.handle()))?;
+    let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -138,8 +161,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     ));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    let broken = io.block_on(follower.load())?;
-    base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    io.block_on(follower.load())?;
     io.block_on(parts::restore(&base, &counters))?;
 
     let (stop, stopped) = watch::channel(false);
@@ -153,15 +175,11 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
     let follower = io.spawn(follower.run(feed_stopped));
-    io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    let counts_alone = config.counters.location == CountersLocation::Memory;
-    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics), counts_alone));
+    watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = parts::upstreams(config);
-    io.block_on(parts::resolve_all(&upstreams));
-    io.spawn(parts::resolve_for_ever(upstreams.clone()));
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),
@@ -173,22 +191,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         rehash,
     };
     let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let proxy_runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
-    let (open, all_closed) = mpsc::channel(1);
-    let acceptor = Acceptor {
-        proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
-        deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
-        metrics: Arc::clone(&base.metrics),
-        stop: stopped,
-        open,
-    };
-    let mut proxy_addresses = Vec::new();
-    for address in &config.proxy.listen {
-        let listener = proxy_runtime.block_on(parts::listen("proxy", *address))?;
-        proxy_addresses.push(listener.local_addr().unwrap_or(*address));
-        proxy_runtime.spawn(acceptor.clone().run(listener));
-    }
-    drop(acceptor);
+    let edge = edge::open(config, &base, proxy, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -200,7 +203,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
-        proxy: proxy_addresses,
+        proxy: edge.addresses,
         admin: admin_address,
         store: base.store.clone(),
         keyring,
@@ -213,7 +216,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             stop_feed,
             give_up,
             accepting,
-            all_closed,
+            all_closed: edge.all_closed,
             admin_served,
             drain_timeout: config.proxy.drain_timeout,
             last_calls_within: LAST_CALLS_WITHIN,
@@ -222,7 +225,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             writer,
             counters,
             store: base.store,
-            proxy: proxy_runtime,
+            proxy: edge.runtime,
             admin: admin_runtime,
             io,
         },
@@ -243,14 +246,15 @@ impl Running {
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
-async fn open(config: &Config, inline_peppers: Option<&str>, io: &Handle) -> Result<Base, StartError> {
+async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
     let store = open_store(config, io).await?;
-    let peppers = agreed_peppers(config, inline_peppers, &*store).await?;
-    let auth = auth(config, &clock)?;
+    let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
+    let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
-    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    let boot = uuid_v7(clock.now().wall);
+    Ok(Base { boot, clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
@@ -335,8 +339,9 @@ pub async fn agreed_peppers(
     Ok(kept.value)
 }
 
-/// What checks admin tokens. A first start makes the secret and a first token.
-pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
+/// What checks admin tokens, with the secret of the environment if there is one. Without one a first start makes the
+/// secret's file and a first token.
+pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
     let jwt = &config.admin.jwt;
     let build = |keys| {
         Auth::new(AuthConfig {
@@ -353,6 +358,11 @@ pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError>
         })
     };
     match &jwt.keys {
+        JwtKeys::JwksFile(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
+        JwtKeys::SharedSecretFile(_) if let Some(secret) = inline => {
+            let secret = Zeroizing::new(secret.trim().as_bytes().to_vec());
+            build(AuthKeys::Hs256(secret)).map_err(StartError::SigningSecret)
+        }
         JwtKeys::JwksFile(path) => {
             let text =
                 std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;

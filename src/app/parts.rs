@@ -1,38 +1,26 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
-use crate::counter::{Counters, Leases, LeasesConfig, OnFailure, RedisKind, RedisPlace, SpentSource};
+use crate::clock::Clock;
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
-use crate::metrics::Metrics;
-use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
-use crate::proxy::upstream::{Timeouts, Upstream};
+use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
+use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
-use async_trait::async_trait;
-use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
-/// How often names of backends are looked up again.
-const RESOLVE_EVERY: Duration = Duration::from_secs(30);
-/// How often the gauges of the keyring are set.
-const GAUGES_EVERY: Duration = Duration::from_secs(1);
-/// How often the store is asked who else runs on it.
-const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
-/// Idle connections to backends that are kept, per worker thread of the proxy.
-const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -58,36 +46,6 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
     RouteTable::new(routes.collect())
 }
 
-pub(super) fn upstreams(config: &Config) -> Box<[Arc<Upstream>]> {
-    let upstream = |u: &crate::config::UpstreamConfig| {
-        let servers = u.servers.iter().map(|s| (s.host.as_str().into(), s.port)).collect();
-        let timeouts = Timeouts {
-            connect: u.connect_timeout,
-            read: u.read_timeout,
-            write: u.write_timeout,
-            idle: u.idle_timeout,
-        };
-        Arc::new(Upstream::new(&u.name, servers, timeouts))
-    };
-    config.upstreams.iter().map(upstream).collect()
-}
-
-pub(super) async fn resolve_all(upstreams: &[Arc<Upstream>]) {
-    for upstream in upstreams {
-        for failed in upstream.resolve().await {
-            tracing::warn!(upstream = &*upstream.name, failed, "a backend's name cannot be looked up");
-        }
-    }
-}
-
-pub(super) async fn resolve_for_ever(upstreams: Box<[Arc<Upstream>]>) {
-    let named: Vec<_> = upstreams.into_iter().filter(|u| !u.is_static()).collect();
-    while !named.is_empty() {
-        tokio::time::sleep(RESOLVE_EVERY).await;
-        resolve_all(&named).await;
-    }
-}
-
 /// The follower of the change feed, which also makes the other parts forget what is gone.
 pub(super) fn follower(
     config: &Config,
@@ -104,64 +62,9 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let boot = uuid_v7(base.clock.now().wall);
-    let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
-}
-
-/// The counters that the config names.
-pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Result<Counters, StartError> {
-    let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
-    let kind = match &url.kind {
-        config::RedisKind::Server => RedisKind::Server,
-        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisKind::Cluster => RedisKind::Cluster,
-    };
-    let place = RedisPlace {
-        kind,
-        servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
-        tls: url.tls,
-        user: url.user.clone(),
-        password: url.password.clone(),
-        database: url.database,
-    };
-    let on_failure = match config.counters.on_failure {
-        config::OnFailure::Share => OnFailure::Share,
-        config::OnFailure::Deny => OnFailure::Deny,
-        config::OnFailure::Allow => OnFailure::Allow,
-    };
-    let leases = Leases::start(LeasesConfig {
-        place,
-        on_failure,
-        // Another name after each start: what was in flight before is not in flight any more.
-        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
-        nodes: {
-            let live = base.metrics.nodes.clone();
-            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
-        },
-        ledger: Arc::new(SpentAtRest(base.store.clone())),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
-        io: io.clone(),
-    });
-    Ok(Counters::shared(leases.await?))
-}
-
-/// The store's ledger, as counters ask it.
-struct SpentAtRest(Arc<dyn Ledger>);
-
-#[async_trait]
-impl SpentSource for SpentAtRest {
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        match self.0.spent_of(subject, at).await {
-            Ok(row) => Some(row),
-            Err(error) => {
-                tracing::debug!(%error, "the ledger cannot tell what was spent");
-                None
-            }
-        }
-    }
 }
 
 /// Sets the counters to what the ledger knows, before the first request.
@@ -212,8 +115,6 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
-        body_timeout: config.proxy.body_timeout,
-        idle_timeout: config.proxy.idle_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
@@ -230,15 +131,6 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
-    }
-}
-
-pub(super) fn server_conf(config: &Config) -> ServerConf {
-    let threads = threads(config.proxy.threads);
-    ServerConf {
-        threads,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
-        ..ServerConf::default()
     }
 }
 
@@ -297,7 +189,7 @@ pub(super) fn admin_deps(
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
-        write_timeout: STORE_PATIENCE,
+        write_timeout: ADMIN_PATIENCE,
     })
 }
 
@@ -310,38 +202,6 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     Readiness { ready: accepting && fresh, checks }
-}
-
-pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
-    let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
-    loop {
-        metrics.keyring_keys.set(number(keyring.len() as u128));
-        metrics.keyring_version.set(number(keyring.version().0.into()));
-        metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
-        tokio::time::sleep(GAUGES_EVERY).await;
-    }
-}
-
-/// Looks who else runs on the store. As long as each node counts by itself, whoever runs several must know it.
-pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>, counts_alone: bool) {
-    let mut told = 1;
-    loop {
-        match store.nodes().await {
-            Ok(nodes) => {
-                let live = nodes.iter().filter(|n| n.is_live()).count();
-                metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                if counts_alone && live > told {
-                    tracing::warn!(
-                        nodes = live,
-                        "several gateways run on this store and each counts limits by itself"
-                    );
-                }
-                told = live.max(1);
-            }
-            Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
-        }
-        tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
-    }
 }
 
 /// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.

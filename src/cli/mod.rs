@@ -3,8 +3,11 @@
 //! Must not know: how anything is done; it reads arguments, calls, prints. Results go to standard output, everything
 //! else to standard error.
 
+mod archive;
 mod check;
 mod demo;
+mod echo;
+mod health;
 mod keys;
 mod log;
 mod migrate;
@@ -13,6 +16,7 @@ mod ready;
 mod run;
 mod token;
 
+use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -44,8 +48,16 @@ pub enum Command {
     Token(token::TokenArgs),
     /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
     Keys(keys::KeysArgs),
+    /// Write plans, workspaces, keys and end users to a file that `import` takes, for moving to another store
+    Export(archive::ExportArgs),
+    /// Take plans, workspaces, keys and end users from a file that `export` wrote
+    Import(archive::ImportArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
+    /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
+    Health(health::HealthArgs),
+    /// Run a backend that answers with what it was asked, for trying a gateway out
+    Echo(echo::EchoArgs),
 }
 
 /// Which config file to read.
@@ -97,7 +109,11 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Migrate(args) => migrate::run(&args, environment),
         Command::Token(args) => token::run(&args, environment),
         Command::Keys(args) => keys::run(args, environment),
+        Command::Export(args) => archive::export(&args, environment),
+        Command::Import(args) => archive::import(&args, environment),
         Command::Openapi => openapi::run(),
+        Command::Health(args) => health::run(&args, environment),
+        Command::Echo(args) => echo::run(&args, environment),
     };
     match done {
         Ok(()) => Exit::Ok,
@@ -123,13 +139,14 @@ fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The peppers of the environment, if it has any.
-fn inline_peppers(environment: Environment<'_>) -> Option<&str> {
-    environment
-        .variables
-        .iter()
-        .find(|(name, _)| name == "KEYGATE_SECRETS_PEPPERS")
-        .map(|(_, value)| value.as_str())
+/// The secrets of the environment.
+fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
+    let value =
+        |wanted| environment.variables.iter().find(|(name, _)| name == wanted).map(|(_, v)| v.as_str());
+    InlineSecrets {
+        peppers: value("KEYGATE_SECRETS_PEPPERS"),
+        signing: value("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+    }
 }
 
 impl Failure {

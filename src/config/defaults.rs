@@ -3,8 +3,7 @@
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUsersConfig, HeaderFamily,
     JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, OnFailure,
-    PlanConfig, ProxyConfig, SecretsConfig, ServerAddr, StoreConfig, StoreLocation, UpstreamConfig,
-    UsageConfig, WhenFull,
+    PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig, WhenFull,
 };
 use crate::policy::id::PlanId;
 use crate::policy::key::Plan;
@@ -19,7 +18,7 @@ impl Default for Config {
             admin: AdminConfig::default(),
             secrets: SecretsConfig::default(),
             store: StoreConfig::default(),
-            counters: CountersConfig { location: CountersLocation::Memory, on_failure: OnFailure::Share },
+            counters: CountersConfig::default(),
             keyring: KeyringConfig::default(),
             usage: UsageConfig::default(),
             end_users: EndUsersConfig { cache_entries: 200_000 },
@@ -28,6 +27,19 @@ impl Default for Config {
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),
             routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for CountersConfig {
+    fn default() -> Self {
+        Self {
+            location: CountersLocation::Memory,
+            on_failure: OnFailure::Share,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            sentinel_password_file: None,
         }
     }
 }
@@ -41,9 +53,16 @@ impl Default for ProxyConfig {
             max_header_fields: 100,
             max_uri_bytes: 8 << 10,
             max_body_bytes: 100 << 20,
+            first_byte_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(1),
             body_timeout: Duration::from_mins(1),
+            write_timeout: Duration::from_secs(30),
+            min_body_rate: 240,
+            max_connections: 20_000,
+            max_connections_per_address: 4_096,
+            max_requests_per_connection: 100_000,
+            max_bytes_in_flight: 512 << 20,
             secret_headers: vec![http::header::AUTHORIZATION, HeaderName::from_static("x-api-key")],
             end_user_header: HeaderName::from_static("x-end-user-id"),
             end_user_body_bytes: 1 << 20,
@@ -136,21 +155,5 @@ impl PlanConfig {
     pub(super) fn new(id: PlanId) -> Self {
         let plan = Plan { id, api_ops_rate_limit: 1_000, end_user_quota: 10_000, limits: Box::default() };
         Self { plan, description: String::new() }
-    }
-}
-
-// === impl UpstreamConfig ===
-
-impl UpstreamConfig {
-    /// An upstream with the default deadlines.
-    pub(super) fn new(name: String, servers: Vec<ServerAddr>) -> Self {
-        Self {
-            name,
-            servers,
-            connect_timeout: Duration::from_secs(2),
-            read_timeout: Duration::from_mins(1),
-            write_timeout: Duration::from_mins(1),
-            idle_timeout: Duration::from_secs(30),
-        }
     }
 }

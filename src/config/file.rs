@@ -3,29 +3,27 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
-use super::rule::{Flag, OrEmpty, Parsed, Size, Span, Text, Whole, Word, quote};
+use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{
-    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, SERVER, StoreUrl,
-    header, is_name,
+    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, StoreUrl, header,
+    is_name,
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
-    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, ServerAddr,
-    StoreConfig, UpstreamConfig, UsageConfig,
+    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, StoreConfig,
+    UsageConfig,
 };
+use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::id::PlanId;
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Most plans in the file.
 const PLANS_MAX: usize = 1_000;
 /// Most upstreams.
 const UPSTREAMS_MAX: usize = 1_000;
-/// Most servers of an upstream.
-const SERVERS_MAX: usize = 256;
 /// Most routes.
 const ROUTES_MAX: usize = 10_000;
 
@@ -54,12 +52,6 @@ pub(super) struct PlanFile {
     pub(super) end_user_quota: u64,
     pub(super) description: String,
     pub(super) limits: Vec<Option<Ceiling>>,
-}
-
-/// An upstream as it was read; empty parts were missing or wrong.
-pub(super) struct UpstreamFile {
-    pub(super) name: Option<String>,
-    pub(super) config: UpstreamConfig,
 }
 
 /// A route as it was read; empty parts were missing or wrong.
@@ -126,9 +118,28 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         max_header_fields: s.value("max_header_fields", &Whole { min: 1, max: 250 }, d.max_header_fields),
         max_uri_bytes: s.value("max_uri_bytes", &size(64, 512 << 10), d.max_uri_bytes),
         max_body_bytes: s.value("max_body_bytes", &Size { min: 0, max: 1 << 40 }, d.max_body_bytes),
+        first_byte_timeout: s.value("first_byte_timeout", &span_ms(100, 600_000), d.first_byte_timeout),
         header_timeout: s.value("header_timeout", &span_ms(100, 600_000), d.header_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(1_000, 3_600_000), d.idle_timeout),
         body_timeout: s.value("body_timeout", &span_ms(100, 3_600_000), d.body_timeout),
+        write_timeout: s.value("write_timeout", &span_ms(100, 3_600_000), d.write_timeout),
+        min_body_rate: s.value("min_body_rate", &Size { min: 0, max: 1 << 30 }, d.min_body_rate),
+        max_connections: s.value("max_connections", &Whole { min: 1, max: 10_000_000 }, d.max_connections),
+        max_connections_per_address: s.value(
+            "max_connections_per_address",
+            &Whole { min: 0, max: 10_000_000 },
+            d.max_connections_per_address,
+        ),
+        max_requests_per_connection: s.value(
+            "max_requests_per_connection",
+            &Whole { min: 1, max: 1_000_000_000 },
+            d.max_requests_per_connection,
+        ),
+        max_bytes_in_flight: s.value(
+            "max_bytes_in_flight",
+            &Size { min: 1 << 20, max: 1 << 40 },
+            d.max_bytes_in_flight,
+        ),
         secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
         end_user_header: s.value("end_user_header", &HEADER, d.end_user_header),
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
@@ -204,10 +215,14 @@ fn store(s: &mut Section<'_, '_>) -> StoreConfig {
 }
 
 fn counters(s: &mut Section<'_, '_>) -> CountersConfig {
-    let d = Config::default().counters;
+    let d = CountersConfig::default();
     CountersConfig {
         location: s.value("url", &CountersUrl, d.location),
         on_failure: s.value("on_failure", &Word::new(), d.on_failure),
+        tls_ca_file: s.value("tls_ca_file", &OrEmpty(FILE), d.tls_ca_file),
+        tls_cert_file: s.value("tls_cert_file", &OrEmpty(FILE), d.tls_cert_file),
+        tls_key_file: s.value("tls_key_file", &OrEmpty(FILE), d.tls_key_file),
+        sentinel_password_file: s.value("sentinel_password_file", &OrEmpty(FILE), d.sentinel_password_file),
     }
 }
 
@@ -265,21 +280,6 @@ fn ceiling(s: &mut Section<'_, '_>) -> Option<Ceiling> {
     let per = s.required("per", &Word::new());
     let max = s.required("max", &Whole { min: 1, max: CEILING_MAX });
     Some(Ceiling { count: count?, per: per?, max: max? })
-}
-
-fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
-    let d = UpstreamConfig::new(String::new(), Vec::new());
-    let name = s.required("name", &NAME);
-    let servers: Vec<ServerAddr> = s.required_list("servers", &SERVER, 1..=SERVERS_MAX);
-    let config = UpstreamConfig {
-        name: name.clone().unwrap_or_default(),
-        servers,
-        connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
-        read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
-        write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
-        idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
-    };
-    UpstreamFile { name, config }
 }
 
 fn route(s: &mut Section<'_, '_>) -> RouteFile {
@@ -347,8 +347,4 @@ const END_USER: Parsed<EndUserChoice> = Parsed {
 
 const fn size(min: usize, max: usize) -> Size<usize> {
     Size { min, max }
-}
-
-const fn span_ms(min: u64, max: u64) -> Span {
-    Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
 }

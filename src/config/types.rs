@@ -3,6 +3,7 @@
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
 use super::postgres_url::PostgresUrl;
+use super::upstream::UpstreamConfig;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
@@ -57,12 +58,26 @@ pub struct ProxyConfig {
     pub max_uri_bytes: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
+    /// How long a new connection may wait before its first byte.
+    pub first_byte_timeout: Duration,
     /// How long the headers of a request may take to arrive.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
     /// Longest pause between two parts of a request body.
     pub body_timeout: Duration,
+    /// How long a client may take none of what is written to it.
+    pub write_timeout: Duration,
+    /// Bytes a second that a client must send of a body, on average; 0 is any.
+    pub min_body_rate: u64,
+    /// Most client connections.
+    pub max_connections: usize,
+    /// Most client connections from one address; 0 is any number.
+    pub max_connections_per_address: usize,
+    /// Most requests of one connection.
+    pub max_requests_per_connection: u64,
+    /// Most bytes of bodies in memory, of all connections together.
+    pub max_bytes_in_flight: u64,
     /// Headers that may carry the secret; in `authorization` it is a Bearer token. Each once, in order of preference.
     pub secret_headers: Vec<HeaderName>,
     /// The header that names the end user where a route does not say otherwise.
@@ -175,6 +190,14 @@ pub struct CountersConfig {
     pub location: CountersLocation,
     /// What to do while shared counters cannot be reached; without meaning for those in memory.
     pub on_failure: OnFailure,
+    /// Who vouches for the certificates of Redis; none: the roots of this machine.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Our certificate, for a Redis that asks for one; together with [`CountersConfig::tls_key_file`].
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key_file: Option<PathBuf>,
+    /// Where the password of the Sentinels is; that of the servers is in the URL.
+    pub sentinel_password_file: Option<PathBuf>,
 }
 
 /// Which counters.
@@ -276,23 +299,6 @@ pub struct PlanConfig {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
-}
-
-/// `[[upstreams]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    /// What routes call it; no two have the same name.
-    pub name: String,
-    /// The servers, at least one, each once.
-    pub servers: Vec<ServerAddr>,
-    /// How long a connection may take to open.
-    pub connect_timeout: Duration,
-    /// Longest pause of the backend while it answers.
-    pub read_timeout: Duration,
-    /// Longest pause of the backend while it takes the request.
-    pub write_timeout: Duration,
-    /// How long an unused connection is kept.
-    pub idle_timeout: Duration,
 }
 
 /// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.

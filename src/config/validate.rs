@@ -7,9 +7,10 @@ use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
-    ProxyConfig, ResourceSource, RouteConfig, UpstreamConfig,
+    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUserSource, JwtAlgorithm,
+    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
+use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
 use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
 use http::HeaderName;
@@ -24,6 +25,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
+    counters_fit(&config.counters, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
@@ -31,7 +33,10 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
     config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
-    servers_differ(&config.upstreams, &names, reading);
+    // An item that is no table has left no upstream, and the numbers no longer fit.
+    if config.upstreams.len() == names.len() {
+        check_upstreams(&config.upstreams, &config.proxy, reading);
+    }
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     config
 }
@@ -157,6 +162,32 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
     }
 }
 
+/// Files that would be ignored are mistakes: whoever names them relies on them.
+fn counters_fit(counters: &CountersConfig, reading: &mut Reading<'_>) {
+    const URL: &str = "counters.url";
+    let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
+    let tls = [
+        ("counters.tls_ca_file", &counters.tls_ca_file),
+        ("counters.tls_cert_file", &counters.tls_cert_file),
+        ("counters.tls_key_file", &counters.tls_key_file),
+    ];
+    if !url.is_some_and(|url| url.tls) {
+        for (path, _) in tls.iter().filter(|(_, file)| file.is_some()) {
+            reading.complain_of_conflict(&[path, URL], "needs a counters.url that begins with rediss");
+        }
+    }
+    if counters.tls_cert_file.is_some() != counters.tls_key_file.is_some() {
+        let (cert, key) = ("counters.tls_cert_file", "counters.tls_key_file");
+        let (given, missing) = if counters.tls_cert_file.is_some() { (cert, key) } else { (key, cert) };
+        reading.complain_of_conflict(&[given], format!("needs {missing} beside it"));
+    }
+    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisKind::Sentinel(_)));
+    if counters.sentinel_password_file.is_some() && !sentinels {
+        let uses = ["counters.sentinel_password_file", URL];
+        reading.complain_of_conflict(&uses, "needs a counters.url of Sentinels, as in redis+sentinel://…");
+    }
+}
+
 fn node_name(given: Option<String>, host_name: &str, default: String, reading: &mut Reading<'_>) -> String {
     if let Some(name) = given {
         return name;
@@ -244,18 +275,12 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
     }
 }
 
-fn servers_differ(upstreams: &[UpstreamConfig], names: &[Option<String>], reading: &mut Reading<'_>) {
-    // An item that is no table has left no upstream, and the numbers no longer fit.
-    if upstreams.len() != names.len() {
-        return;
-    }
+/// What goes with what inside each upstream, and with the rest.
+fn check_upstreams(upstreams: &[UpstreamConfig], proxy: &ProxyConfig, reading: &mut Reading<'_>) {
     for (n, upstream) in upstreams.iter().enumerate() {
-        for (k, server) in upstream.servers.iter().enumerate() {
-            if upstream.servers[..k].contains(server) {
-                let list = format!("upstreams[{n}].servers");
-                let path = format!("{list}[{k}]");
-                reading.complain_of_conflict(&[&path, &list], format!("{server} is there twice"));
-            }
+        upstream::check(n, upstream, reading);
+        if let Some(name) = upstream::hash_header(upstream) {
+            not_a_secret_header(name, &format!("upstreams[{n}].balance"), proxy, reading);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! What is known of one request while it passes through Pingora's phases.
 
+use super::connection::{Connection, End};
+use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
+use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
 use crate::policy::route::Route;
@@ -24,6 +27,8 @@ pub struct Ctx {
     pub lang: Lang,
     /// The client's address.
     pub address: IpAddr,
+    /// Where it came over.
+    pub connection: Option<Arc<Connection>>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
     /// Proof that it may be forwarded.
@@ -34,12 +39,8 @@ pub struct Ctx {
     pub body: Option<Bytes>,
     /// Body bytes taken from the client so far.
     pub body_bytes: u64,
-    /// The first server in its round, and how many were tried.
-    pub round: Option<usize>,
-    /// Servers tried so far.
-    pub attempts: usize,
-    /// Whether a connection to a backend stood.
-    pub reached: bool,
+    /// Its way through the servers of its upstream.
+    pub trip: Trip,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
     /// What Keygate answered by itself.
@@ -60,17 +61,25 @@ impl Ctx {
             request_id: id_value(id),
             lang: Lang::En,
             address: IpAddr::from([0, 0, 0, 0]),
+            connection: None,
             route: None,
             admission: None,
             record: None,
             body: None,
             body_bytes: 0,
-            round: None,
-            attempts: 0,
-            reached: false,
+            trip: Trip::default(),
             degraded: false,
             fault: None,
             _in_flight: InFlight(in_flight),
+        }
+    }
+
+    /// What the client's connection made of its message, where that is why reading it failed.
+    pub fn client_fault(&self) -> Option<Denial> {
+        match self.connection.as_ref()?.ends()? {
+            End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
+            End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
+            _ => None,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
+use super::connection::Connection;
 use super::ctx::Ctx;
 use super::headers::{HeaderPolicy, Told, from_backend};
-use super::listen::Connection;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::upstream::Upstream;
@@ -15,6 +15,7 @@ use crate::store::Outcome;
 use crate::usage::Recorder;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -56,10 +57,6 @@ pub struct ProxyLimits {
     pub body_bytes: u64,
     /// Bytes of a body that is read ahead.
     pub end_user_body_bytes: u64,
-    /// Between two reads of a body.
-    pub body_timeout: Duration,
-    /// An idle connection is kept this long.
-    pub idle_timeout: Duration,
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
     /// Which header families tell what is left.
@@ -85,8 +82,8 @@ impl ProxyHttp for Proxy {
         connection: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            connection.head_has_arrived();
             ctx.address = connection.peer.ip();
+            ctx.connection = Some(*connection);
         }
     }
 
@@ -111,19 +108,8 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
-        let Some(upstream) = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)) else {
-            return Error::e_explain(ErrorType::InternalError, "a request without a route");
-        };
-        let start = *ctx.round.get_or_insert_with(|| upstream.start());
-        let Some(server) = upstream.server(start, ctx.attempts) else {
-            return Error::e_explain(ErrorType::HTTPStatus(503), "no server left to try");
-        };
-        ctx.attempts += 1;
-        if let Some(record) = &mut ctx.record {
-            record.upstream(&server.text);
-        }
-        Ok(upstream.peer(&server))
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+        self.next_server(session, ctx)
     }
 
     async fn connected_to_upstream(
@@ -135,21 +121,37 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.reached = true;
+        ctx.trip.reached = true;
         Ok(())
     }
 
     fn fail_to_connect(
         &self,
         _session: &mut Session,
-        peer: &HttpPeer,
+        _peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        self.metrics.upstream_failures.inc();
-        let servers = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)).map_or(0, |u| u.len());
-        tracing::warn!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
-        e.set_retry(ctx.attempts < servers);
+        let another = self.not_reached(ctx, &e);
+        e.set_retry(another);
+        e
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut e = e.more_context(format!("Peer: {peer}"));
+        self.broke_off(ctx, &e);
+        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            e.set_retry(false);
+        } else {
+            e.retry.decide_reuse(client_reused);
+        }
         e
     }
 
@@ -201,6 +203,12 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(connection) = &ctx.connection
+        {
+            connection.becomes_tunnel();
+        }
+        self.answered(ctx, response.status.as_u16());
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
@@ -214,14 +222,28 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Option<Duration>> {
+        if let (Some(part), Some(connection)) = (body, &ctx.connection) {
+            connection.takes(part.len());
+        }
+        Ok(None)
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        if !ctx.reached {
+        if !ctx.trip.reached {
             give_back(ctx);
         }
-        let Some(fault) = fault_of(e) else {
-            // The client is gone or what it sends makes no sense any more; there is nobody to answer.
+        let Some(denial) = ctx.client_fault().or_else(|| fault_of(e).map(Denial::Plain)) else {
+            // The client is gone; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        let fault = denial.fault();
         if fault == Fault::Internal {
             tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
         }
@@ -237,7 +259,6 @@ impl ProxyHttp for Proxy {
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;
-        let denial = Denial::Plain(fault);
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
             return FailToProxy { error_code, can_reuse_downstream: false };

@@ -50,6 +50,8 @@ pub struct NewKey {
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// How it is found.
     pub credential: IssuedCredential,
+    /// What it brings along from the store it was in before; none for a key that is new.
+    pub past: Option<super::KeyPast>,
 }
 
 /// A key at rest.
@@ -319,6 +321,8 @@ pub struct UsageRecord {
     pub denial: Option<Fault>,
     /// Whether it counts against the key's limits.
     pub charged: bool,
+    /// Whether its limits were decided without the shared counters.
+    pub degraded: bool,
     /// From arrival to the last byte of the answer, in µs.
     pub response_time_us: u64,
     /// From arrival to the first byte of the answer, in µs.

@@ -65,6 +65,7 @@ impl Pending {
             outcome: Outcome::Interrupted,
             denial: None,
             charged: false,
+            degraded: false,
             response_time_us: 0,
             ttfb_us: None,
             bytes_in: 0,
@@ -87,6 +88,11 @@ impl Pending {
     /// The charge was given back.
     pub fn given_back(&mut self) {
         self.set(|r| r.charged = false);
+    }
+
+    /// Its limits were decided without the shared counters.
+    pub fn degraded(&mut self) {
+        self.set(|r| r.degraded = true);
     }
 
     /// Whom the request is for.

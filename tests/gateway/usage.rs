@@ -2,6 +2,7 @@
 
 use crate::support::{Gateway, Hold, Origin, Request, eventually, one_route, route, stand};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 #[test]
 fn the_record_of_a_served_request_tells_what_happened() {
@@ -25,6 +26,7 @@ fn the_record_of_a_served_request_tells_what_happened() {
         ("status_code", json!(201)),
         ("outcome", json!("served")),
         ("error", json!("")),
+        ("degraded", json!(false)),
         ("bytes_in", json!(15)),
         ("bytes_out", json!(14)),
         ("tokens_used", json!(0)),
@@ -40,6 +42,34 @@ fn the_record_of_a_served_request_tells_what_happened() {
     assert!(0.0 < ttfb && ttfb <= whole && whole < 30_000.0, "{ttfb} {whole}");
     assert!(row["created_at"].as_u64().unwrap() > 1_600_000_000_000);
     assert!(!row.to_string().contains("private"), "the query is nobody's business");
+}
+
+#[test]
+fn what_was_decided_without_the_shared_counters_says_so_in_its_record() {
+    let origin = Origin::start();
+    let mut redis = crate::redis::RedisServer::start();
+    let counters = format!("[counters]\nurl = \"redis://{}\"\n", redis.address);
+    let gateway = Gateway::start(&(one_route(origin.address) + &counters));
+    let key = gateway.create_key(json!({"quota_limit": 8}));
+    let call = || {
+        let response = gateway.get("/v1/app/x", &key.secret);
+        let is_degraded = response.header("x-keygate-degraded").is_some();
+        (response.header("x-request-id").expect("an id").to_owned(), response.status, is_degraded)
+    };
+    let mut told = vec![call()];
+    redis.stop();
+    told.extend((0..9).map(|_| call()));
+    let kinds: BTreeSet<_> = told.iter().map(|(_, status, is_degraded)| (*status, *is_degraded)).collect();
+    assert!(kinds.is_superset(&BTreeSet::from([(200, false), (200, true), (429, true)])), "{told:?}");
+    let kept: Vec<_> = gateway.wait_for_logs(&key, told.len()).iter().rev().map(as_told).collect();
+    assert_eq!(kept, told);
+}
+
+/// What a client was told, as the record has it: the request's id, the status, and whether it was degraded.
+fn as_told(row: &Value) -> (String, u16, bool) {
+    let id = row["request_id"].as_str().expect("an id").to_owned();
+    let status = row["status_code"].as_u64().and_then(|code| code.try_into().ok()).expect("a status");
+    (id, status, row["degraded"].as_bool().expect("a flag"))
 }
 
 #[test]
@@ -182,12 +212,6 @@ fn every_request_of_many_is_in_the_ledger_exactly_once() {
         ends.dedup();
         assert_eq!(ends.len(), 100);
     }
-    let metrics = gateway.admin("GET", "/metrics", None).text();
-    for line in [
-        "keygate_usage_accepted_total 400\n",
-        "keygate_usage_stored_total 400\n",
-        "keygate_usage_shed_total 0\n",
-    ] {
-        assert!(metrics.contains(line), "{line}");
-    }
+    let accounts = gateway.settled_accounts();
+    assert_eq!((accounts.accepted, accounts.stored, accounts.shed), (400, 400, 0));
 }

@@ -105,6 +105,7 @@ pub(crate) async fn records_read_back_exactly(place: Place) {
         outcome: Outcome::Denied,
         denial: Some(Fault::RateLimitExceeded),
         charged: false,
+        degraded: true,
         response_time_us: 123_456_789,
         ttfb_us: Some(0),
         bytes_in: 0,

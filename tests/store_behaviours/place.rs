@@ -209,6 +209,7 @@ pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
         description: String::new(),
         metadata: serde_json::Map::new(),
         credential: credential(1),
+        past: None,
     }
 }
 
@@ -227,6 +228,7 @@ pub(crate) fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
         outcome: Outcome::Served,
         denial: None,
         charged: true,
+        degraded: false,
         response_time_us: 1_000,
         ttfb_us: None,
         bytes_in: 10,

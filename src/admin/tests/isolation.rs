@@ -84,6 +84,7 @@ fn usage_record(owner: &str, key: KeyId, user: EndUserId) -> UsageRecord {
         outcome: Outcome::Served,
         denial: None,
         charged: true,
+        degraded: false,
         response_time_us: 1_500,
         ttfb_us: Some(700),
         bytes_in: 1,

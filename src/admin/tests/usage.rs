@@ -21,6 +21,7 @@ fn usage(key: &Value, seconds_ago: u64, status_code: u16, denial: Option<Fault>)
         outcome: if denial.is_some() { Outcome::Denied } else { Outcome::Served },
         denial,
         charged: denial.is_none(),
+        degraded: false,
         response_time_us: 2_500,
         ttfb_us: denial.is_none().then_some(1_250),
         bytes_in: 10,
@@ -92,7 +93,7 @@ async fn usage_is_told_three_ways() {
     let denied = &logs["items"][2];
     let expected = json!({"id": records[2].id.to_string(), "request_id": "req-3601", "api_key_id": key["id"], "endpoint": "/v1/app/Chat",
         "method": "POST", "route": "app", "status_code": 429, "outcome": "denied", "error": "rate_limit_exceeded",
-        "response_time": 2.5, "ttfb_ms": null, "bytes_in": 10, "bytes_out": 20, "tokens_used": 5, "ip_address": "192.0.2.9",
+        "degraded": false, "response_time": 2.5, "ttfb_ms": null, "bytes_in": 10, "bytes_out": 20, "tokens_used": 5, "ip_address": "192.0.2.9",
         "user_agent": "curl", "end_user_id": null, "upstream": "127.0.0.1:9001", "node": "node-1",
         "created_at": NOW.as_millis() - 3_601_000});
     assert_eq!(*denied, expected);

@@ -119,9 +119,9 @@ async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, S
         "INSERT INTO usage (",
         usage_columns!(),
         ") SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-               $8::text[], $9::bigint[], $10::text[], $11::text[], $12::boolean[], $13::bigint[], $14::bigint[],
-               $15::bigint[], $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::uuid[], $21::text[],
-               $22::text[])
+               $8::text[], $9::bigint[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bigint[],
+               $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::uuid[],
+               $22::text[], $23::text[])
            ON CONFLICT (id) DO NOTHING RETURNING id"
     );
     // In the order of `usage_columns`.
@@ -138,6 +138,7 @@ async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, S
         &column(records, |r| r.outcome.as_str()),
         &column(records, |r| r.denial.map(Fault::name)),
         &column(records, |r| r.charged),
+        &column(records, |r| r.degraded),
         &column(records, |r| int(r.response_time_us)),
         &column(records, |r| r.ttfb_us.map(int)),
         &column(records, |r| int(r.bytes_in)),

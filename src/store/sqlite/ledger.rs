@@ -114,10 +114,10 @@ impl Ledger for SqliteStore {
 /// Stores a record; false when it was there already.
 fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError> {
     let sql = "INSERT INTO usage (id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code,
-                   outcome, denial, charged, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address,
+                   outcome, denial, charged, degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address,
                    user_agent, end_user_id, upstream, node)
                VALUES (:id, :request_id, :key, :workspace, :at, :method, :endpoint, :route, :status, :outcome,
-                   :denial, :charged, :response_time, :ttfb, :bytes_in, :bytes_out, :tokens, :ip, :user_agent,
+                   :denial, :charged, :degraded, :response_time, :ttfb, :bytes_in, :bytes_out, :tokens, :ip, :user_agent,
                    :end_user, :upstream, :node)
                ON CONFLICT (id) DO NOTHING";
     let inserted = row::execute(
@@ -136,6 +136,7 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
             ":outcome": record.outcome.as_str(),
             ":denial": record.denial.map(Fault::name),
             ":charged": record.charged,
+            ":degraded": record.degraded,
             ":response_time": row::int(record.response_time_us),
             ":ttfb": record.ttfb_us.map(row::int),
             ":bytes_in": row::int(record.bytes_in),

@@ -1,0 +1,251 @@
+//! The table of all client connections: who is taken in, who goes when there is no room, who is late.
+//!
+//! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
+//! request sets a timer or reads a clock for its deadlines.
+
+use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
+use crate::metrics::Metrics;
+use dashmap::DashMap;
+use slab::Slab;
+use std::cmp::Reverse;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Parts of the table, so that accepting does not wait for the look at all of them.
+const SHARDS: usize = 16;
+/// How many connections are picked at once as those to go when more come than fit.
+const PICKED: usize = 256;
+/// How much connections may take up.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections in total.
+    pub connections: usize,
+    /// Connections from one address; 0: as many as there are in total.
+    pub per_address: usize,
+    /// Bytes of bodies a second that a client must send on average, once [`Deadlines::head`] has passed; 0: any.
+    pub body_rate: u64,
+    /// Bytes of bodies in memory, of all connections together.
+    pub bytes: u64,
+}
+
+/// Why a connection is not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// All places are taken by connections that are being served.
+    Full,
+    /// Its address has as many as it may.
+    Address,
+}
+
+/// The table of connections.
+pub struct Connections {
+    shared: Arc<Shared>,
+    bounds: Bounds,
+    open: AtomicUsize,
+    per_address: DashMap<IpAddr, usize>,
+    /// Those that would go next, the next one last; and when they were picked.
+    picked: Mutex<Picked>,
+    shards: [Mutex<Slab<Arc<Connection>>>; SHARDS],
+    next: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Picked {
+    at: u64,
+    waiting: Vec<(u64, Arc<Connection>)>,
+}
+
+/// A place in the table; dropping it gives it back.
+pub struct Registered {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+    address: IpAddr,
+    shard: usize,
+    key: usize,
+}
+
+// === impl Connections ===
+
+impl Connections {
+    /// An empty table.
+    pub fn new(deadlines: Deadlines, bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::new(Shared::new(deadlines, bounds.body_rate)),
+            bounds,
+            open: AtomicUsize::new(0),
+            per_address: DashMap::new(),
+            picked: Mutex::default(),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            next: AtomicUsize::new(0),
+            metrics,
+        })
+    }
+
+    /// Takes a connection in. When all places are taken, the one that has waited longest for a request goes.
+    pub fn register(self: &Arc<Self>, peer: SocketAddr) -> Result<Registered, Refused> {
+        let address = network_of(peer.ip());
+        if !self.count_in(address) {
+            return Err(Refused::Address);
+        }
+        if self.open.fetch_add(1, Ordering::AcqRel) >= self.bounds.connections && !self.make_room() {
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            self.count_out(address);
+            return Err(Refused::Full);
+        }
+        let connection = Arc::new(Connection::new(peer, &self.shared));
+        let shard = self.next.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        let key = self.shard(shard).insert(Arc::clone(&connection));
+        self.metrics.connections.inc();
+        Ok(Registered { connections: Arc::clone(self), connection, address, shard, key })
+    }
+
+    fn count_in(&self, address: IpAddr) -> bool {
+        if self.bounds.per_address == 0 {
+            return true;
+        }
+        let mut open = self.per_address.entry(address).or_insert(0);
+        let fits = *open < self.bounds.per_address;
+        *open += usize::from(fits);
+        fits
+    }
+
+    fn count_out(&self, address: IpAddr) {
+        if let dashmap::Entry::Occupied(mut open) = self.per_address.entry(address) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
+    }
+
+    /// Ends the connection that has waited longest, those that never asked for anything first.
+    fn make_room(&self) -> bool {
+        let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
+        let Picked { at, waiting } = &mut *picked;
+        let now = self.shared.now_ms.load(Ordering::Relaxed);
+        if waiting.is_empty() && *at != now {
+            // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
+            *at = now;
+            *waiting = self.pick();
+        }
+        while let Some((rank, connection)) = waiting.pop() {
+            if connection.ends().is_none() && connection.rank() == Some(rank) {
+                self.cut(&connection, End::Crowded);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn pick(&self) -> Vec<(u64, Arc<Connection>)> {
+        let mut all = Vec::new();
+        for shard in 0..SHARDS {
+            let ranked = |connection: &Arc<Connection>| Some((connection.rank()?, Arc::clone(connection)));
+            all.extend(self.shard(shard).iter().filter_map(|(_, connection)| ranked(connection)));
+        }
+        all.sort_unstable_by_key(|(rank, _)| *rank);
+        all.truncate(PICKED);
+        all.reverse();
+        all
+    }
+
+    fn cut(&self, connection: &Connection, end: End) {
+        connection.end_with(end);
+        self.metrics.connections_cut.with_label_values(&[end.as_str()]).inc();
+    }
+
+    /// Looks after all connections until the runtime ends.
+    pub async fn watch(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        let begun = Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            let now = ms(begun.elapsed());
+            self.shared.now_ms.store(now, Ordering::Relaxed);
+            self.look(now, *stop.borrow());
+        }
+    }
+
+    fn look(&self, now: u64, stopping: bool) {
+        let mut bytes = 0;
+        for shard in 0..SHARDS {
+            for (_, connection) in self.shard(shard).iter() {
+                bytes += connection.bytes();
+                if let Some(end) = connection.is_due(now, stopping) {
+                    self.cut(connection, end);
+                }
+            }
+        }
+        self.metrics.bytes_in_flight.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.shared.over_budget.store(bytes > self.bounds.bytes, Ordering::Relaxed);
+        if bytes > self.bounds.bytes {
+            self.relieve(bytes - self.bounds.bytes);
+        }
+    }
+
+    /// Ends connections of clients that take nothing, the largest first, until `excess` bytes are free.
+    fn relieve(&self, mut excess: u64) {
+        let mut stalled = Vec::new();
+        for shard in 0..SHARDS {
+            let is_stalled = |c: &Arc<Connection>| c.is_stalled() && c.ends().is_none();
+            stalled
+                .extend(self.shard(shard).iter().filter(|(_, c)| is_stalled(c)).map(|(_, c)| Arc::clone(c)));
+        }
+        stalled.sort_by_cached_key(|connection| Reverse(connection.bytes()));
+        for connection in stalled {
+            self.cut(&connection, End::OverBudget);
+            excess = excess.saturating_sub(connection.bytes());
+            if excess == 0 {
+                return;
+            }
+        }
+    }
+
+    fn shard(&self, shard: usize) -> std::sync::MutexGuard<'_, Slab<Arc<Connection>>> {
+        // A slab is whole whatever happened to the thread that held it.
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Registered ===
+
+impl Registered {
+    /// The connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.connections.shard(self.shard).remove(self.key);
+        self.connections.open.fetch_sub(1, Ordering::AcqRel);
+        self.connections.count_out(self.address);
+        self.connections.metrics.connections.dec();
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    /// As metrics say it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Address => "address",
+        }
+    }
+}
+
+/// What counts as one address: of IPv6, what one household gets.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
