@@ -15,6 +15,9 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
+/// Most records before a numbered page. Each of them is passed by; a cursor passes by none.
+const DEPTH_MAX: u64 = 100_000;
+
 // === requests ===
 
 /// Which usage records.
@@ -31,7 +34,7 @@ pub(super) struct LogParams {
     status_code: Option<u16>,
     /// Only paths that contain this, case ignored.
     endpoint: Option<String>,
-    /// Number of the page, from 1. Not together with `cursor`.
+    /// Number of the page, from 1, within the first 100 000 records. Not together with `cursor`.
     #[param(minimum = 1, default = 1)]
     page: Option<u32>,
     /// Items on a page.
@@ -61,6 +64,9 @@ impl FromParams for LogQuery {
         if after.is_some() && number.is_some() {
             params.refuse("cursor", "cannot be given together with page");
         }
+        if number.is_some_and(|page| PageRequest { page, pagesize }.offset() > DEPTH_MAX) {
+            params.refuse("page", format!("must be within the first {DEPTH_MAX} records; go on with cursor"));
+        }
         let page = match after {
             Some(place) => LogPageRequest::After(place, pagesize),
             None => LogPageRequest::Number(PageRequest { page: number.unwrap_or(1), pagesize }),
@@ -86,6 +92,8 @@ pub(super) struct LogPageView {
     pagesize: u32,
     /// Records on all pages; null when it was asked for by cursor.
     total: Option<u64>,
+    /// There are at least `total`: those of a status or a path are counted among the newest 50 000 only.
+    total_is_estimate: bool,
     hasnext: bool,
     /// The `cursor` of the next part; null at the end.
     next_cursor: Option<String>,
@@ -128,7 +136,8 @@ pub(super) struct LogView {
 /// Usage records of a key
 ///
 /// Role `viewer`. Newest first, by page or by cursor; only a cursor repeats nothing and keeps its place while records
-/// arrive.
+/// arrive. One call looks at no more than 50 000 records to find those of a status or a path: then it answers what it has
+/// found, which may be nothing, and `next_cursor` goes on from there.
 #[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(
     (status = 200, description = "Usage records", body = Envelope<LogsView>),
@@ -144,6 +153,7 @@ pub(super) async fn key_logs(
     let call = admin.deps.store.logs(&workspace, id, &filter, page.clone());
     let found = admin.ask(Fault::KeyNotFound, call).await?;
     let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
+    admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
     Ok(Answer::ok(LogsView::new(&page, part)))
 }
 
@@ -151,13 +161,22 @@ pub(super) async fn key_logs(
 
 impl LogsView {
     fn new(asked: &LogPageRequest, part: LogPage) -> Self {
-        let LogPage { items, total, next } = part;
+        let LogPage { items, total, next, passed_over: _ } = part;
         let (page, pagesize) = match asked {
             LogPageRequest::Number(number) => (Some(number.page), number.pagesize),
             LogPageRequest::After(_, pagesize) => (None, *pagesize),
         };
         let next_cursor = next.map(cursor::encode);
-        let page = LogPageView { page, pagesize, total, hasnext: next_cursor.is_some(), next_cursor };
+        let total_is_estimate = total.is_some_and(|total| !total.is_exact);
+        let total = total.map(|total| total.records);
+        let page = LogPageView {
+            page,
+            pagesize,
+            total,
+            total_is_estimate,
+            hasnext: next_cursor.is_some(),
+            next_cursor,
+        };
         Self { page, items: items.into_iter().map(LogView::new).collect() }
     }
 }

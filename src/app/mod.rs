@@ -20,7 +20,6 @@ pub use stop::Signals;
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -152,13 +151,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
     let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
-    let end_users = Arc::new(EndUsers::new(
-        base.store.clone(),
-        Arc::clone(&base.clock),
-        io.handle().clone(),
-        config.end_users.cache_entries,
-        STORE_PATIENCE,
-    ));
+    let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
@@ -174,7 +167,10 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
     let writer = io.spawn(writer.run());
-    let follower = io.spawn(follower.run(feed_stopped));
+    let settling = Arc::clone(&end_users);
+    let follower = io.spawn(async move {
+        tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
+    });
     watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));

@@ -1,11 +1,11 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{ADMIN_PATIENCE, Base, StartError};
+use super::{ADMIN_PATIENCE, Base, STORE_PATIENCE, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
-use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
 use crate::counter::Counters;
-use crate::enduser::EndUsers;
+use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 
 /// Rows of spending on their way from the ledger.
@@ -44,6 +44,25 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         keep_credential: r.keep_credential,
     });
     RouteTable::new(routes.collect())
+}
+
+/// Who the end users are, as far as this node knows.
+pub(super) fn end_users(config: &Config, base: &Base, io: &Handle) -> EndUsers {
+    let when_gone = match config.end_users.when_store_is_gone {
+        WhenStoreIsGone::Refuse => WhenGone::Refuse,
+        WhenStoreIsGone::Admit => WhenGone::Admit { at_most: config.end_users.unsettled_entries },
+    };
+    EndUsers::new(enduser::Parts {
+        store: base.store.clone(),
+        clock: Arc::clone(&base.clock),
+        metrics: Arc::clone(&base.metrics),
+        io: io.clone(),
+        options: enduser::Options {
+            entries: config.end_users.cache_entries,
+            patience: STORE_PATIENCE,
+            when_gone,
+        },
+    })
 }
 
 /// The follower of the change feed, which also makes the other parts forget what is gone.

@@ -4,6 +4,7 @@ use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUsersConfig, HeaderFamily,
     JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, OnFailure,
     PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig, WhenFull,
+    WhenStoreIsGone,
 };
 use crate::policy::id::PlanId;
 use crate::policy::key::Plan;
@@ -21,7 +22,11 @@ impl Default for Config {
             counters: CountersConfig::default(),
             keyring: KeyringConfig::default(),
             usage: UsageConfig::default(),
-            end_users: EndUsersConfig { cache_entries: 200_000 },
+            end_users: EndUsersConfig {
+                cache_entries: 200_000,
+                when_store_is_gone: WhenStoreIsGone::Refuse,
+                unsettled_entries: 10_000,
+            },
             log: LogConfig { level: LogLevel::Info, format: LogFormat::Text, access: false },
             node: NodeConfig { name: "keygate".into() },
             plans: vec![PlanConfig::new(default_plan_id())],

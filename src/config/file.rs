@@ -249,6 +249,12 @@ fn end_users(s: &mut Section<'_, '_>) -> EndUsersConfig {
     let d = Config::default().end_users;
     EndUsersConfig {
         cache_entries: s.value("cache_entries", &Whole { min: 1_000, max: 100_000_000 }, d.cache_entries),
+        when_store_is_gone: s.value("when_store_is_gone", &Word::new(), d.when_store_is_gone),
+        unsettled_entries: s.value(
+            "unsettled_entries",
+            &Whole { min: 1, max: 10_000_000 },
+            d.unsettled_entries,
+        ),
     }
 }
 

@@ -272,6 +272,10 @@ pub struct UsageConfig {
 pub struct EndUsersConfig {
     /// Most end users that are remembered without asking the store.
     pub cache_entries: usize,
+    /// What becomes of a new one while the store is gone.
+    pub when_store_is_gone: WhenStoreIsGone,
+    /// Most that are admitted without the store before it has heard of them.
+    pub unsettled_entries: usize,
 }
 
 /// `[log]`
@@ -384,6 +388,16 @@ words!(
         Deny = "deny",
         /// Admit requests without counting.
         Allow = "allow",
+    }
+);
+
+words!(
+    /// What becomes of a new end user while the store is gone.
+    WhenStoreIsGone {
+        /// Refused, because nobody can tell whether there is room.
+        Refuse = "refuse",
+        /// Admitted, and settled when the store is back.
+        Admit = "admit",
     }
 );
 

@@ -67,6 +67,10 @@ const MISTAKES: &[(&str, &str)] = &[
     ("log.level = \"loud\"", "1:13 log.level: must be one of: error, warn, info, debug, trace"),
     ("log.format = \"xml\"", "1:14 log.format: must be one of: text, json"),
     ("usage.when_full = \"wait\"", "1:19 usage.when_full: must be one of: shed, refuse"),
+    (
+        "end_users.when_store_is_gone = \"allow\"",
+        "1:32 end_users.when_store_is_gone: must be one of: refuse, admit",
+    ),
     ("counters.on_failure = 1", "1:23 counters.on_failure: must be one of: share, deny, allow"),
     (
         "proxy.rate_limit_headers = [\"x\"]",

@@ -88,7 +88,7 @@ async fn usage_is_told_three_ways() {
     let logs = get("/logs").await.data();
     assert_eq!(
         logs["page"],
-        json!({"page": 1, "pagesize": 10, "total": 3, "hasnext": false, "next_cursor": null})
+        json!({"page": 1, "pagesize": 10, "total": 3, "total_is_estimate": false, "hasnext": false, "next_cursor": null})
     );
     let denied = &logs["items"][2];
     let expected = json!({"id": records[2].id.to_string(), "request_id": "req-3601", "api_key_id": key["id"], "endpoint": "/v1/app/Chat",
@@ -131,6 +131,8 @@ async fn logs_are_filtered_and_walked() {
     let cursor = get("pagesize=10").await.data()["page"]["next_cursor"].as_str().expect("more").to_owned();
     for (query, field) in [
         ("status_code=99", "status_code"),
+        ("page=10002", "page"),
+        ("page=1002&pagesize=100", "page"),
         ("status_code=600", "status_code"),
         ("start_date=5&end_date=4", "start_date"),
         ("cursor=nonsense", "cursor"),
