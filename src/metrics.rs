@@ -56,6 +56,8 @@ metrics! {
     request_seconds: HistogramVec = "keygate_request_duration_seconds", labels &["route"], buckets LATENCY;
     /// Seconds of that which Keygate itself took to decide, without waiting for the client's body.
     own_seconds: Histogram = "keygate_own_duration_seconds", buckets OWN;
+    /// Seconds from the decision to the first byte of the backend's answer, by route.
+    backend_seconds: HistogramVec = "keygate_backend_first_byte_seconds", labels &["route"], buckets LATENCY;
     /// Requests in flight.
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.

@@ -83,6 +83,9 @@ pub enum StartError {
     /// A secret of the environment beside public keys.
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
+    /// TLS with clients.
+    #[error("proxy: {0}")]
+    Tls(#[from] crate::proxy::tls::TlsError),
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
@@ -108,6 +111,10 @@ pub enum StartError {
 pub struct Running {
     /// Where the proxy listens.
     pub proxy: Vec<SocketAddr>,
+    /// Where it speaks TLS.
+    pub proxy_tls: Vec<SocketAddr>,
+    /// Where it speaks HTTP/2 without TLS.
+    pub proxy_h2c: Vec<SocketAddr>,
     /// Where the admin API listens.
     pub admin: SocketAddr,
     /// Everything at rest.
@@ -187,7 +194,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         rehash,
     };
     let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let edge = edge::open(config, &base, proxy, stopped)?;
+    let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -200,6 +207,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
 
     Ok(Running {
         proxy: edge.addresses,
+        proxy_tls: edge.addresses_tls,
+        proxy_h2c: edge.addresses_h2c,
         admin: admin_address,
         store: base.store.clone(),
         keyring,

@@ -9,12 +9,14 @@ use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::policy::source::TrustedProxies;
+use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -134,14 +136,19 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
+        write_timeout: config.proxy.write_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
         access_log: config.log.access,
+        access_sample: config.log.access_sample,
     };
     Proxy {
+        guesses: Guesses::new(config.proxy.max_invalid_keys),
+        accesses: AtomicU64::new(0),
+        trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
         upstreams,
         recorder,

@@ -11,6 +11,7 @@
 #[path = "../counters/chaos.rs"]
 mod chaos;
 mod cluster;
+mod disk;
 mod end_users;
 mod feed;
 mod ordinary;
