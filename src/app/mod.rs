@@ -20,7 +20,7 @@ use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::policy::id::WorkspaceId;
+use crate::policy::id::{WorkspaceId, uuid_v7};
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::proxy::listen::{Acceptor, Deadlines};
@@ -28,7 +28,8 @@ use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
-use crate::usage::{Recorder, Writer, WriterOptions};
+use crate::usage::Recorder;
+use crate::usage::journal::{Keeper, OpenError};
 use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,9 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The usage journal.
+    #[error("usage.journal_dir: {0}")]
+    Journal(#[from] OpenError),
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -128,7 +132,11 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline_peppers, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, io.handle()))?);
+    let boot = uuid_v7(base.clock.now().wall);
+    let (give_up, deadline) = watch::channel(None);
+    let mut writer = io.block_on(parts::writer(config, &base, boot, deadline))?;
+    let journal = Arc::clone(writer.journal());
+    let counters = Arc::new(io.block_on(parts::counters(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -137,21 +145,19 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
         STORE_PATIENCE,
     ));
     let admin_at = Arc::new(OnceLock::new());
-    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
+    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at, boot);
     let broken = io.block_on(follower.load())?;
     base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
-    io.block_on(parts::restore(&base, &counters))?;
+    io.block_on(parts::restore(&base, &counters, &mut writer))?;
 
     let (stop, stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let (give_up, deadline) = watch::channel(None);
-    let (recorder, records) =
-        Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
-    let options =
-        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
-    let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
-    let writer = io.spawn(writer.run());
+    let recorder = Recorder::new(Arc::clone(&journal), parts::when_full(config), Arc::clone(&base.metrics));
+    let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
+    // On a thread of its own: unpacking many records must not keep I/O waiting.
+    let handle = io.handle().clone();
+    let writer = io.spawn_blocking(move || handle.block_on(writer.run()));
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
@@ -196,7 +202,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
+    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), journal)?;
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
@@ -220,6 +226,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
             writer,
+            keeper,
             counters,
             store: base.store,
             proxy: proxy_runtime,

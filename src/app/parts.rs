@@ -8,13 +8,15 @@ use crate::counter::{Counters, Leases, LeasesConfig, OnFailure, RedisKind, Redis
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UsageCount};
 use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::{Timeouts, Upstream};
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
-use crate::usage::{Recorder, WhenFull};
+use crate::usage::journal::JournalOptions;
+use crate::usage::journal::disk::RealDisk;
+use crate::usage::{Flush, Journal, Recorder, WhenFull, Writer, WriterOptions};
 use async_trait::async_trait;
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
@@ -24,6 +26,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
 
 /// How often names of backends are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -33,6 +37,10 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 /// Idle connections to backends that are kept, per worker thread of the proxy.
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
+/// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
+const REPLAY_WITHIN: Duration = Duration::from_secs(2);
+/// How long counters wait for the ledger to have what the journal holds.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -96,6 +104,7 @@ pub(super) fn follower(
     counters: &Arc<Counters>,
     end_users: &Arc<EndUsers>,
     admin_at: &Arc<OnceLock<SocketAddr>>,
+    boot: Uuid,
 ) -> Follower {
     let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
     let forget = move |removed: &Change| match removed {
@@ -104,14 +113,18 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let boot = uuid_v7(base.clock.now().wall);
     let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
 }
 
 /// The counters that the config names.
-pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Result<Counters, StartError> {
+pub(super) async fn counters(
+    config: &Config,
+    base: &Base,
+    flush: Flush,
+    io: &Handle,
+) -> Result<Counters, StartError> {
     let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
     let kind = match &url.kind {
         config::RedisKind::Server => RedisKind::Server,
@@ -140,7 +153,7 @@ pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Resul
             let live = base.metrics.nodes.clone();
             Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
         },
-        ledger: Arc::new(SpentAtRest(base.store.clone())),
+        ledger: Arc::new(SpentAtRest { ledger: base.store.clone(), flush }),
         clock: Arc::clone(&base.clock),
         metrics: Arc::clone(&base.metrics),
         io: io.clone(),
@@ -148,13 +161,20 @@ pub(super) async fn counters(config: &Config, base: &Base, io: &Handle) -> Resul
     Ok(Counters::shared(leases.await?))
 }
 
-/// The store's ledger, as counters ask it.
-struct SpentAtRest(Arc<dyn Ledger>);
+/// The store's ledger, as counters ask it: after what this node still has in its journal has got there.
+struct SpentAtRest {
+    ledger: Arc<dyn Ledger>,
+    flush: Flush,
+}
 
 #[async_trait]
 impl SpentSource for SpentAtRest {
     async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        match self.0.spent_of(subject, at).await {
+        if !self.flush.flushed(FLUSHED_WITHIN).await {
+            tracing::debug!("the ledger does not have yet what the journal holds");
+            return None;
+        }
+        match self.ledger.spent_of(subject, at).await {
             Ok(row) => Some(row),
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot tell what was spent");
@@ -164,19 +184,47 @@ impl SpentSource for SpentAtRest {
     }
 }
 
-/// Sets the counters to what the ledger knows, before the first request.
-pub(super) async fn restore(base: &Base, counters: &Counters) -> Result<(), StoreError> {
+/// The journal, and the writer that empties it, which has stored what an earlier run left, or as much as there was time
+/// for; what the rest has spent is told.
+pub(super) async fn writer(
+    config: &Config,
+    base: &Base,
+    boot: Uuid,
+    deadline: watch::Receiver<Option<Instant>>,
+) -> Result<Writer, StartError> {
+    let options = JournalOptions {
+        folder: config.usage.journal_dir.clone(),
+        max_bytes: config.usage.journal_max_bytes,
+        segment_bytes: config.usage.journal_segment_bytes,
+        sync_interval: config.usage.journal_sync_interval,
+        threads: threads(config.proxy.threads),
+        node: config.node.name.as_str().into(),
+        boot,
+    };
+    let (_, reader) = Journal::open(options, Arc::new(RealDisk), Arc::clone(&base.metrics))?;
+    let options =
+        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
+    Ok(Writer::new(reader, base.store.clone(), Arc::clone(&base.metrics), options, deadline))
+}
+
+/// Sets the counters to what the ledger knows and to what the journal has spent beyond that, before the first request.
+pub(super) async fn restore(base: &Base, counters: &Counters, writer: &mut Writer) -> Result<(), StoreError> {
     let at = base.clock.now().wall;
+    let mut unstored = writer.replay(REPLAY_WITHIN, at).await;
     let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
     let read = base.store.spent(at, to);
     let put = async {
         while let Some(batch) = rows.recv().await {
-            for row in batch {
+            for mut row in batch {
+                unstored.add_to(&mut row);
                 counters.restore(&row, at);
             }
         }
+        unstored
     };
-    tokio::join!(read, put).0
+    let (read, unstored) = tokio::join!(read, put);
+    unstored.into_rows().for_each(|row| counters.restore(&row, at));
+    read
 }
 
 pub(super) const fn when_full(config: &Config) -> WhenFull {
@@ -277,13 +325,23 @@ pub(super) fn admin_deps(
     base: &Base,
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
+    journal: Arc<Journal>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
         Some(path) => Some(MetricsToken::new(super::read_secret(path)?.trim())),
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
-    let readiness = move || readiness(&ring, &*clock, max_stale, accepting.load(Ordering::Acquire));
+    let metrics = Arc::clone(&base.metrics);
+    let refuses_when_full = when_full(config) == WhenFull::Refuse;
+    let readiness = move || {
+        let accepting = accepting.load(Ordering::Acquire);
+        let mut all = readiness(&ring, &*clock, max_stale, accepting);
+        let usage = usage_checks(&metrics, &journal, refuses_when_full);
+        all.ready &= usage.iter().all(|check| check.ok);
+        all.checks.extend(usage);
+        all
+    };
     Ok(AdminDeps {
         store: base.store.clone(),
         keyring: Arc::clone(keyring),
@@ -310,6 +368,21 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     Readiness { ready: accepting && fresh, checks }
+}
+
+/// How usage is doing. Only a node that refuses requests because its journal is full is not ready.
+fn usage_checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bool) -> [Check; 2] {
+    let UsageCount { accepted, stored, in_journal, shed, set_aside } = metrics.usage();
+    let is_full = journal.is_full();
+    let room = if is_full { "full" } else { "has room" };
+    let journal_now = format!("{room}; {} bytes, {} records wait", journal.bytes(), journal.waiting());
+    let identity = format!(
+        "accepted {accepted} = stored {stored} + in journal {in_journal} + shed {shed} + set aside {set_aside}"
+    );
+    [
+        Check { name: "usage_journal", ok: !(is_full && refuses_when_full), detail: journal_now },
+        Check { name: "usage", ok: true, detail: identity },
+    ]
 }
 
 pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {

@@ -395,9 +395,10 @@ fn metrics_count_every_record_and_no_client_chooses_a_label() {
         let of = |metrics: &BTreeMap<String, f64>, what: &str| metrics[&format!("keygate_usage_{what}")];
         let settled = eventually("all records are in the ledger", || {
             let now = metrics(&gateway);
-            let [accepted, stored, queued, shed] =
-                ["accepted_total", "stored_total", "queued", "shed_total"].map(|what| of(&now, what));
-            assert!((accepted - stored - queued - shed).abs() < 0.5, "{now:?}");
+            let [accepted, stored, in_journal, shed, set_aside] =
+                ["accepted_total", "stored_total", "in_journal", "shed_total", "set_aside_total"]
+                    .map(|what| of(&now, what));
+            assert!((accepted - stored - in_journal - shed - set_aside).abs() < 0.5, "{now:?}");
             // The requests with the known secret that have a route: three of the five.
             let expected = f64::from(round * 120);
             assert!(accepted < expected + 0.5, "{now:?}");
