@@ -134,7 +134,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let keyring = Arc::new(Keyring::new());
     let boot = uuid_v7(base.clock.now().wall);
     let (give_up, deadline) = watch::channel(None);
-    let mut writer = io.block_on(parts::writer(config, &base, boot, deadline))?;
+    let mut writer = parts::writer(config, &base, boot, deadline)?;
     let journal = Arc::clone(writer.journal());
     let counters = Arc::new(io.block_on(parts::counters(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
@@ -155,9 +155,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (stop_feed, feed_stopped) = watch::channel(false);
     let recorder = Recorder::new(Arc::clone(&journal), parts::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
-    // On a thread of its own: unpacking many records must not keep I/O waiting.
-    let handle = io.handle().clone();
-    let writer = io.spawn_blocking(move || handle.block_on(writer.run()));
+    let writer = parts::write(writer, io.handle());
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;

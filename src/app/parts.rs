@@ -26,6 +26,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -39,7 +40,9 @@ const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 /// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
 const REPLAY_WITHIN: Duration = Duration::from_secs(2);
-/// How long counters wait for the ledger to have what the journal holds.
+/// How far the ledger may lag behind what ended here: counters know by themselves what is younger.
+const LEDGER_LAG: Duration = Duration::from_secs(1);
+/// How long counters wait for a ledger that lags further behind.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
@@ -170,7 +173,7 @@ struct SpentAtRest {
 #[async_trait]
 impl SpentSource for SpentAtRest {
     async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        if !self.flush.flushed(FLUSHED_WITHIN).await {
+        if !self.flush.is_current(LEDGER_LAG, FLUSHED_WITHIN).await {
             tracing::debug!("the ledger does not have yet what the journal holds");
             return None;
         }
@@ -186,7 +189,7 @@ impl SpentSource for SpentAtRest {
 
 /// The journal, and the writer that empties it, which has stored what an earlier run left, or as much as there was time
 /// for; what the rest has spent is told.
-pub(super) async fn writer(
+pub(super) fn writer(
     config: &Config,
     base: &Base,
     boot: Uuid,
@@ -205,6 +208,12 @@ pub(super) async fn writer(
     let options =
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     Ok(Writer::new(reader, base.store.clone(), Arc::clone(&base.metrics), options, deadline))
+}
+
+/// Runs the writer on a thread of its own: unpacking many records must not keep I/O waiting.
+pub(super) fn write(writer: Writer, io: &Handle) -> JoinHandle<()> {
+    let handle = io.clone();
+    io.spawn_blocking(move || handle.block_on(writer.run()))
 }
 
 /// Sets the counters to what the ledger knows and to what the journal has spent beyond that, before the first request.

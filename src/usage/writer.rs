@@ -20,7 +20,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How often a record is refused for its content before it is set aside, if nothing else was stored beside it: then it
 /// may be the store that is at fault.
 const REFUSALS_MAX: u32 = 5;
-/// Every so many rounds, what alone keeps old segments is carried over.
+/// Every so many rounds, or when more than half of the journal is in use, what alone keeps old segments is carried over.
 const CARRY_EVERY: u32 = 20;
 
 /// How to write.
@@ -44,7 +44,7 @@ pub struct Writer {
     /// Read by [`Writer::replay`] and not stored.
     unstored: Batch,
     flush: Flush,
-    done: watch::Sender<u64>,
+    done: watch::Sender<Done>,
 }
 
 /// Waits for the writer.
@@ -52,7 +52,15 @@ pub struct Writer {
 pub struct Flush {
     asked: Arc<AtomicU64>,
     wake: Arc<Notify>,
-    done: watch::Receiver<u64>,
+    done: watch::Receiver<Done>,
+}
+
+/// The last round in which everything was stored.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    /// Who asked before it began.
+    asked: u64,
+    began: Option<Instant>,
 }
 
 /// The deadline came first. What is not stored stays in the journal.
@@ -71,7 +79,7 @@ impl Writer {
         deadline: watch::Receiver<Option<Instant>>,
     ) -> Self {
         let set_aside = SetAside::of(reader.journal().folder());
-        let (done, seen) = watch::channel(0);
+        let (done, seen) = watch::channel(Done::default());
         let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen };
         let unstored = Batch::default();
         Self { reader, ledger, metrics, options, deadline, set_aside, unstored, flush, done }
@@ -120,17 +128,19 @@ impl Writer {
         let mut rounds = 0_u32;
         let mut stored = self.store(&batch).await;
         while stored.is_ok() {
-            let asked = self.flush.asked.load(Ordering::Acquire);
+            let began = Some(Instant::now());
+            let done = Done { asked: self.flush.asked.load(Ordering::Acquire), began };
             let is_stopping = self.deadline.borrow().is_some();
             if is_stopping {
                 self.reader.journal().close();
             }
             stored = self.round(&mut batch).await;
             let Ok(records) = stored else { break };
-            self.done.send_replace(asked);
+            self.done.send_replace(done);
             rounds = rounds.wrapping_add(1);
-            if rounds.is_multiple_of(CARRY_EVERY) {
+            if rounds.is_multiple_of(CARRY_EVERY) || self.reader.journal().is_tight() {
                 self.reader.carry();
+                self.reader.retire();
             }
             match is_stopping {
                 true if records == 0 => break,
@@ -175,7 +185,7 @@ impl Writer {
         let mut backoff = Backoff(BACKOFF);
         let mut refusals = 0;
         let mut stored = 0;
-        let mut todo = vec![0..batch.len()];
+        let mut todo: Vec<Range<usize>> = std::iter::once(0..batch.len()).collect();
         while !batch.is_empty() {
             let refused = self.store_parts(batch, todo, &mut stored, &mut backoff).await?;
             if refused.is_empty() {
@@ -276,12 +286,18 @@ impl Writer {
 }
 
 impl Flush {
+    /// Whether every record that ended more than `lag` ago is stored; waits for that as long as `patience`.
+    pub async fn is_current(&self, lag: Duration, patience: Duration) -> bool {
+        let began = self.done.borrow().began;
+        began.is_some_and(|began| began.elapsed() <= lag) || self.flushed(patience).await
+    }
+
     /// Waits until every record that has ended before this call is stored. False: not `within` that time.
     pub async fn flushed(&self, within: Duration) -> bool {
         let asked = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake.notify_one();
         let mut done = self.done.clone();
-        matches!(tokio::time::timeout(within, done.wait_for(|done| *done >= asked)).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(within, done.wait_for(|done| done.asked >= asked)).await, Ok(Ok(_)))
     }
 }
 

@@ -247,6 +247,11 @@ impl Journal {
         self.is_full.load(Ordering::Relaxed)
     }
 
+    /// Whether more than half of it is in use.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() > self.options.max_bytes / 2
+    }
+
     /// One more record has ended that the ledger does not have.
     pub(super) fn one_more_waits(&self) {
         self.waiting.fetch_add(1, Ordering::Relaxed);

@@ -29,8 +29,8 @@ pub struct Reader {
     chunk: Vec<u8>,
     /// Whether segments of earlier processes are still to be read.
     is_behind: bool,
-    /// Whether records of earlier processes have not been counted yet as accepted in this one.
-    counts: bool,
+    /// The last segment of an earlier process whose records have not been counted yet as accepted in this one.
+    counts_up_to: u64,
 }
 
 /// Records, and where they stand.
@@ -96,9 +96,10 @@ impl Reader {
             queue: VecDeque::new(),
             chunk: Vec::new(),
             is_behind: true,
-            counts: true,
+            counts_up_to: 0,
         };
         reader.look();
+        reader.counts_up_to = reader.tracks.keys().next_back().copied().unwrap_or(0);
         reader
     }
 
@@ -117,10 +118,10 @@ impl Reader {
 
     /// Fills `batch` up to `most` records. False: it has all that there was when the round began.
     pub fn read(&mut self, most: usize, batch: &mut Batch) -> bool {
-        if !self.is_behind {
-            self.take_late();
-        }
         loop {
+            if !self.is_behind {
+                self.take_late();
+            }
             while batch.len() < most {
                 let Some(pair) = self.queue.pop_front() else { break };
                 self.add(batch, &pair);
@@ -188,7 +189,7 @@ impl Reader {
     }
 
     fn add(&mut self, batch: &mut Batch, pair: &Pair) {
-        if self.counts {
+        if pair.frames.first().is_some_and(|at| at.segment <= self.counts_up_to) {
             self.journal.has_accepted(1);
         }
         match pair.record() {
@@ -304,9 +305,8 @@ impl Reader {
             }
             pairing.interrupt().0.iter().for_each(|pair| show(&pair.admit, None));
         }
-        if std::mem::take(&mut self.counts) {
-            self.journal.has_accepted(records);
-        }
+        self.counts_up_to = 0;
+        self.journal.has_accepted(records);
     }
 
     /// Whether earlier processes left records that have not been read yet.

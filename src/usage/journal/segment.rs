@@ -179,16 +179,12 @@ impl Segment {
 
     /// The ledger has the record of the frame at `at`.
     pub fn acknowledge(&self, at: usize) -> io::Result<()> {
-        match &self.mapping {
-            Some(mapping) => {
-                mapping.set_mark(at + MARK_AT, ACKNOWLEDGED);
-                Ok(())
-            }
-            None => {
-                let place = u64::try_from(at + MARK_AT).unwrap_or(u64::MAX);
-                self.file.write_all_at(&ACKNOWLEDGED.to_le_bytes(), place)
-            }
+        if let Some(mapping) = &self.mapping {
+            mapping.set_mark(at + MARK_AT, ACKNOWLEDGED);
+            return Ok(());
         }
+        let place = u64::try_from(at + MARK_AT).unwrap_or(u64::MAX);
+        self.file.write_all_at(&ACKNOWLEDGED.to_le_bytes(), place)
     }
 
     /// Writes to disk, with `sync`, what is not there yet.
