@@ -3,12 +3,16 @@
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, on this machine
+# make env    .env with fresh secrets for docker compose
+# make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
 CARGO ?= cargo
 PACKAGES = gcc libc6-dev make cmake
 
-.PHONY: run test measure lint dist fuzz tools test-tools
+ENV_FILE ?= .env
+
+.PHONY: run test measure lint dist env check-deploy fuzz tools test-tools
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -26,6 +30,27 @@ lint: tools
 
 dist: tools
 	$(CARGO) build --locked --profile dist
+
+# One that is there is kept: its pepper is what the keys of the database are hashed with.
+env:
+	@if [ -e "$(ENV_FILE)" ]; then echo "$(ENV_FILE) is there and stays as it is" >&2; exit 0; fi; umask 077; \
+	random() { od -An -v -N"$$1" -tx1 /dev/urandom | tr -d ' \n'; }; \
+	while IFS= read -r line; do case "$$line" in \
+		*[=:]RANDOM*) printf '%s%s\n' "$${line%RANDOM*}" "$$(random "$${line##*RANDOM}")";; \
+		*) printf '%s\n' "$$line";; esac; done <.env.example >"$(ENV_FILE)" && echo "wrote $(ENV_FILE): keep a copy" >&2
+
+# What a container engine would do first can be checked without one.
+check-deploy:
+	@missing=; for tool in docker-compose haproxy promtool systemd-analyze; do \
+		command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing. On Debian: apt-get install docker-compose haproxy prometheus systemd" >&2; exit 1; }
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(MAKE) --no-print-directory env ENV_FILE="$$folder/env" && docker-compose --env-file "$$folder/env" config -q && \
+	sed 's#/usr/local/bin/keygate#/bin/true#' conf/systemd/keygate.service >"$$folder/keygate.service" && \
+	systemd-analyze verify "$$folder/keygate.service"
+	haproxy -c -q -f conf/haproxy/haproxy.cfg
+	promtool check config conf/prometheus/prometheus.yml
+	promtool test rules conf/prometheus/alerts_test.yml
 
 fuzz: tools
 	for target in path secret config; do \

@@ -5,8 +5,8 @@
 use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, MetricFamily, MetricType};
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Upper bounds of the latency buckets, in seconds.
@@ -36,6 +36,7 @@ macro_rules! metrics {
     };
     (@make IntCounter, $name:literal, $help:expr, [], []) => { IntCounter::with_opts(Opts::new($name, $help))? };
     (@make IntGauge, $name:literal, $help:expr, [], []) => { IntGauge::with_opts(Opts::new($name, $help))? };
+    (@make IntGaugeVec, $name:literal, $help:expr, [$labels:expr], []) => { IntGaugeVec::new(Opts::new($name, $help), $labels)? };
     (@make IntCounterVec, $name:literal, $help:expr, [$labels:expr], []) => { IntCounterVec::new(Opts::new($name, $help), $labels)? };
     (@make Histogram, $name:literal, $help:expr, [], [$buckets:expr]) => {
         Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))?
@@ -60,6 +61,16 @@ metrics! {
     connections: IntGauge = "keygate_connections";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
+    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
+    upstream_results: IntCounterVec = "keygate_upstream_results_total", labels &["upstream", "server", "result"];
+    /// Requests in flight at a server.
+    upstream_in_flight: IntGaugeVec = "keygate_upstream_requests_in_flight", labels &["upstream", "server"];
+    /// Whether a server may get requests: 1, or 0 while probes fail or it is ejected.
+    upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
+    /// Times a server was ejected because requests to it failed in a row.
+    upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
+    /// Requests that found no server left, by upstream.
+    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
     /// Number of the newest change in force.
@@ -146,6 +157,18 @@ impl Metrics {
                     metric.set_counter(counter);
                 }
             }
+        }
+    }
+
+    /// Stops showing a server that is not in the upstream any more.
+    pub fn forget_server(&self, upstream: &str, server: &str) {
+        let labels = [upstream, server];
+        // What was never shown is forgotten already.
+        self.upstream_in_flight.remove_label_values(&labels).ok();
+        self.upstream_up.remove_label_values(&labels).ok();
+        self.upstream_ejections.remove_label_values(&labels).ok();
+        for result in ["answered", "connect_failed", "timed_out", "broke_off", "error_status"] {
+            self.upstream_results.remove_label_values(&[upstream, server, result]).ok();
         }
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 #[path = "config/mistakes.rs"]
 mod mistakes;
+#[path = "config/upstreams.rs"]
+mod upstreams;
 
 type Env = Vec<(String, String)>;
 
@@ -79,8 +81,10 @@ fn documented<'f>(file: &'f toml::Table, path: &str) -> Option<&'f toml::Value> 
 /// The header of the table that holds `key`, and the key's own name.
 fn header_and_leaf(key: &KnownKey) -> (String, &str) {
     let (table, leaf) = key.path.rsplit_once('.').unwrap_or_default();
-    let header = match table.strip_suffix("[]") {
-        Some(list) => format!("[[{list}]]"),
+    let header = match table.split_once("[]") {
+        Some((list, "")) => format!("[[{list}]]"),
+        // A table inside one of a list: the list's own header goes on a line of its own.
+        Some((list, inner)) => format!("[[{list}]]\n[{list}{inner}]"),
         None => format!("[{table}]"),
     };
     (header, leaf)
@@ -91,7 +95,8 @@ fn a_misspelt_key_is_told_in_every_section() {
     for key in known_keys() {
         let (header, leaf) = header_and_leaf(&key);
         let path = key.path.replace("[]", "[0]");
-        let expected = format!("2:1 {path}x: unknown key; did you mean {leaf:?}?");
+        let line = header.lines().count() + 1;
+        let expected = format!("{line}:1 {path}x: unknown key; did you mean {leaf:?}?");
         let lines = told(parse(&format!("{header}\n{leaf}x = 1\n")));
         assert!(lines.contains(&expected), "{expected}\n{lines:#?}");
     }
@@ -105,7 +110,8 @@ fn a_value_of_the_wrong_type_is_told_for_every_key() {
     for key in known_keys() {
         let (header, leaf) = header_and_leaf(&key);
         let path = key.path.replace("[]", "[0]");
-        let expected = format!("2:{} {path}: must be ", leaf.len() + 4);
+        let line = header.lines().count() + 1;
+        let expected = format!("{line}:{} {path}: must be ", leaf.len() + 4);
         let lines = told(parse(&format!("{header}\n{leaf} = 1979-05-27\n")));
         assert!(lines.iter().any(|line| line.starts_with(&expected)), "{expected}\n{lines:#?}");
     }
@@ -218,6 +224,7 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
         ("KEYGATE_CONFIG", "x"),
         ("KEYGATE_LOG", "debug"),
         ("KEYGATE_SECRETS_PEPPERS", "1:00"),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", "x"),
         ("KEYGATE_SERVICE_HOST", "10.0.0.1"),
         ("KEYGATE_SERVICE_PORT_HTTP", "80"),
         ("KEYGATE_PORT", "tcp://10.0.0.1:80"),
@@ -270,7 +277,7 @@ keep_credential = true
     let config = parse(text).expect("it loads");
     let servers: Vec<String> = config.upstreams[0].servers.iter().map(ToString::to_string).collect();
     assert_eq!(servers, ["10.0.0.1:1", "b.internal:2", "[::1]:3"]);
-    assert_eq!(config.upstreams[0].servers[2].host, "::1");
+    assert_eq!(config.upstreams[0].servers[2].address.host, "::1");
     let plans: Vec<&str> = config.plans.iter().map(|plan| plan.plan.id.as_str()).collect();
     assert_eq!(plans, ["default", "gold"]);
     assert_eq!(config.plans[1].plan.limits[0].max, 5);

@@ -4,7 +4,7 @@ use crate::policy::id::fill_random;
 use crate::policy::secret::{BadPeppers, Peppers};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -20,7 +20,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// Others may read it.
-    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path}", path = path.display())]
+    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path} (a file of root's may also be read by its group)", path = path.display())]
     Open {
         /// Which.
         path: PathBuf,
@@ -69,9 +69,16 @@ pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError
 /// Reads a secret that somebody else made.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let text = fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))?;
-    let mode = fs::metadata(path).map_err(io(path))?.permissions().mode() & 0o777;
-    let others = mode & 0o077;
-    if others == 0 { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+    let metadata = fs::metadata(path).map_err(io(path))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    let is_private = mode & forbidden(metadata.uid()) == 0;
+    if is_private { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+}
+
+/// What the mode of a secret's file must not allow. One of root's is handed to us by its group: systemd's credentials and
+/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key.
+const fn forbidden(owner: u32) -> u32 {
+    if owner == 0 { 0o037 } else { 0o077 }
 }
 
 /// Writes `text` to a new private file, or over an old one at once.
@@ -130,8 +137,15 @@ mod tests {
         let second = signing_secret(&path).expect("read");
         assert!(first.is_new && !second.is_new);
         assert_eq!((first.value.len(), &first.value), (64, &second.value));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("set");
-        assert!(matches!(signing_secret(&path), Err(FileError::Open { mode: 0o640, .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("set");
+        assert!(matches!(signing_secret(&path), Err(FileError::Open { mode: 0o644, .. })));
+    }
+
+    #[test]
+    fn only_a_file_of_roots_may_be_read_by_its_group() {
+        let refused = |owner, mode: u32| mode & forbidden(owner) != 0;
+        assert!(!refused(0, 0o440) && !refused(0, 0o640) && !refused(1000, 0o600) && !refused(1000, 0o400));
+        assert!(refused(1000, 0o640) && refused(0, 0o660) && refused(0, 0o444) && refused(0, 0o604));
     }
 
     #[test]

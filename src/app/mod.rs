@@ -7,6 +7,7 @@
 mod files;
 mod parts;
 mod stop;
+mod upstreams;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -38,6 +39,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use zeroize::Zeroizing;
 
 /// Longest wait of a request for the store, and of an admin call for one step.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,6 +75,12 @@ pub enum StartError {
     /// The keys that admin tokens are checked with.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
+    /// The secret of the environment that admin tokens are signed with.
+    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET: {0}")]
+    SigningSecret(admin::BadAuth),
+    /// A secret of the environment beside public keys.
+    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
+    TwoSigningKeys,
     /// The counters that nodes share.
     #[error("counters.url: {0}")]
     Counters(#[from] crate::counter::LinkError),
@@ -125,12 +133,21 @@ struct Base {
     auth: Arc<Auth>,
 }
 
-/// Makes everything and starts it. `inline_peppers` are those of the environment, used instead of the file's.
-pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, StartError> {
+/// Secrets of the environment, used instead of those of the files.
+#[derive(Clone, Copy, Default)]
+pub struct InlineSecrets<'e> {
+    /// Lines of `version:hexadecimal`.
+    pub peppers: Option<&'e str>,
+    /// What admin tokens are signed with.
+    pub signing: Option<&'e str>,
+}
+
+/// Makes everything and starts it.
+pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
-    let base = io.block_on(open(config, inline_peppers, io.handle()))?;
+    let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
     let boot = uuid_v7(base.clock.now().wall);
     let (give_up, deadline) = watch::channel(None);
@@ -163,9 +180,7 @@ pub fn start(config: &Config, inline_peppers: Option<&str>) -> Result<Running, S
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = parts::upstreams(config);
-    io.block_on(parts::resolve_all(&upstreams));
-    io.spawn(parts::resolve_for_ever(upstreams.clone()));
+    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
     let gate = Gate {
         routes,
         keyring: Arc::clone(&keyring),
@@ -248,12 +263,12 @@ impl Running {
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
-async fn open(config: &Config, inline_peppers: Option<&str>, io: &Handle) -> Result<Base, StartError> {
+async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
     let store = open_store(config, io).await?;
-    let peppers = agreed_peppers(config, inline_peppers, &*store).await?;
-    let auth = auth(config, &clock)?;
+    let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
+    let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
     Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
@@ -340,8 +355,9 @@ pub async fn agreed_peppers(
     Ok(kept.value)
 }
 
-/// What checks admin tokens. A first start makes the secret and a first token.
-pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
+/// What checks admin tokens, with the secret of the environment if there is one. Without one a first start makes the
+/// secret's file and a first token.
+pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
     let jwt = &config.admin.jwt;
     let build = |keys| {
         Auth::new(AuthConfig {
@@ -358,6 +374,11 @@ pub fn auth(config: &Config, clock: &Arc<dyn Clock>) -> Result<Auth, StartError>
         })
     };
     match &jwt.keys {
+        JwtKeys::JwksFile(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
+        JwtKeys::SharedSecretFile(_) if let Some(secret) = inline => {
+            let secret = Zeroizing::new(secret.trim().as_bytes().to_vec());
+            build(AuthKeys::Hs256(secret)).map_err(StartError::SigningSecret)
+        }
         JwtKeys::JwksFile(path) => {
             let text =
                 std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;

@@ -11,7 +11,7 @@ use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::metrics::{Metrics, UsageCount};
 use crate::policy::id::uuid_v7;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
-use crate::proxy::upstream::{Timeouts, Upstream};
+use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
 use crate::usage::journal::JournalOptions;
@@ -30,8 +30,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// How often names of backends are looked up again.
-const RESOLVE_EVERY: Duration = Duration::from_secs(30);
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
@@ -67,36 +65,6 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         keep_credential: r.keep_credential,
     });
     RouteTable::new(routes.collect())
-}
-
-pub(super) fn upstreams(config: &Config) -> Box<[Arc<Upstream>]> {
-    let upstream = |u: &crate::config::UpstreamConfig| {
-        let servers = u.servers.iter().map(|s| (s.host.as_str().into(), s.port)).collect();
-        let timeouts = Timeouts {
-            connect: u.connect_timeout,
-            read: u.read_timeout,
-            write: u.write_timeout,
-            idle: u.idle_timeout,
-        };
-        Arc::new(Upstream::new(&u.name, servers, timeouts))
-    };
-    config.upstreams.iter().map(upstream).collect()
-}
-
-pub(super) async fn resolve_all(upstreams: &[Arc<Upstream>]) {
-    for upstream in upstreams {
-        for failed in upstream.resolve().await {
-            tracing::warn!(upstream = &*upstream.name, failed, "a backend's name cannot be looked up");
-        }
-    }
-}
-
-pub(super) async fn resolve_for_ever(upstreams: Box<[Arc<Upstream>]>) {
-    let named: Vec<_> = upstreams.into_iter().filter(|u| !u.is_static()).collect();
-    while !named.is_empty() {
-        tokio::time::sleep(RESOLVE_EVERY).await;
-        resolve_all(&named).await;
-    }
 }
 
 /// The follower of the change feed, which also makes the other parts forget what is gone.

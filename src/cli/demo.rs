@@ -1,20 +1,16 @@
 //! `keygate demo`: a whole gateway for trying out, with nothing prepared.
 
-use super::{Environment, Failure, log, ready, say};
+use super::{Environment, Failure, echo, log, ready, say};
 use crate::admin::Role;
-use crate::app::{self, Running, Signals, StartError};
+use crate::app::{self, InlineSecrets, Running, Signals, StartError};
 use crate::config::Config;
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::secret::Secret;
 use crate::store::{Actor, StoreError};
-use axum::body::Bytes;
-use axum::http::{HeaderMap, Method, Uri};
-use axum::response::Json;
 use clap::Args;
-use serde_json::{Map, Value, json};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use serde_json::{Map, json};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,10 +45,10 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     };
     let folder = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
     let folder = folder.ok_or_else(|| Failure::Failed("there is no folder for the demo's data".into()))?;
-    let backend = Backend::start().map_err(Failure::failed)?;
-    let config = config(args, folder, backend.address)?;
+    let backend = echo::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(Failure::failed)?;
+    let config = config(args, folder, backend)?;
     log::init(&config.log);
-    let running = app::start(&config, None).map_err(Failure::failed)?;
+    let running = app::start(&config, InlineSecrets::default()).map_err(Failure::failed)?;
     let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     let (secret, token) = running.block_on(first_key(&running, &config))?;
     if args.ready_json {
@@ -146,42 +142,4 @@ Admin API: http://{admin}/docs   metrics: http://{admin}/metrics   data: {data}
 Stop with Ctrl-C.",
         secret = secret.expose(),
     ))
-}
-
-/// A backend that answers with what it was asked.
-struct Backend {
-    address: SocketAddr,
-}
-
-impl Backend {
-    fn start() -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("keygate-echo".into()).spawn(move || {
-            runtime.block_on(async {
-                let served = match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => axum::serve(listener, axum::Router::new().fallback(echo)).await,
-                    Err(error) => Err(error),
-                };
-                tracing::error!(?served, "the echo backend ended");
-            });
-        })?;
-        Ok(Self { address })
-    }
-}
-
-async fn echo(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Json<Value> {
-    let headers: Map<String, Value> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str().into(), json!(String::from_utf8_lossy(value.as_bytes()))))
-        .collect();
-    Json(json!({
-        "method": method.as_str(),
-        "path": uri.path(),
-        "query": uri.query(),
-        "headers": headers,
-        "body": String::from_utf8_lossy(&body),
-    }))
 }

@@ -5,6 +5,8 @@
 
 mod check;
 mod demo;
+mod echo;
+mod health;
 mod keys;
 mod log;
 mod migrate;
@@ -13,6 +15,7 @@ mod ready;
 mod run;
 mod token;
 
+use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -46,6 +49,10 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
+    /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
+    Health(health::HealthArgs),
+    /// Run a backend that answers with what it was asked, for trying a gateway out
+    Echo(echo::EchoArgs),
 }
 
 /// Which config file to read.
@@ -98,6 +105,8 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Token(args) => token::run(&args, environment),
         Command::Keys(args) => keys::run(args, environment),
         Command::Openapi => openapi::run(),
+        Command::Health(args) => health::run(&args, environment),
+        Command::Echo(args) => echo::run(&args, environment),
     };
     match done {
         Ok(()) => Exit::Ok,
@@ -123,13 +132,14 @@ fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The peppers of the environment, if it has any.
-fn inline_peppers(environment: Environment<'_>) -> Option<&str> {
-    environment
-        .variables
-        .iter()
-        .find(|(name, _)| name == "KEYGATE_SECRETS_PEPPERS")
-        .map(|(_, value)| value.as_str())
+/// The secrets of the environment.
+fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
+    let value =
+        |wanted| environment.variables.iter().find(|(name, _)| name == wanted).map(|(_, v)| v.as_str());
+    InlineSecrets {
+        peppers: value("KEYGATE_SECRETS_PEPPERS"),
+        signing: value("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+    }
 }
 
 impl Failure {

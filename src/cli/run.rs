@@ -1,6 +1,6 @@
 //! `keygate run`
 
-use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log, ready};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
 use crate::app::{self, Signals};
 use clap::Args;
 use serde_json::Map;
@@ -18,7 +18,7 @@ pub struct RunArgs {
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
-    let running = app::start(&config, inline_peppers(environment)).map_err(Failure::failed)?;
+    let running = app::start(&config, inline_secrets(environment)).map_err(Failure::failed)?;
     let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {

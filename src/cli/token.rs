@@ -1,6 +1,6 @@
 //! `keygate token`
 
-use super::{ConfigArgs, Environment, Failure, load, say};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say};
 use crate::admin::Role;
 use crate::app;
 use crate::clock::{Clock, SystemClock};
@@ -37,7 +37,7 @@ pub(super) fn run(args: &TokenArgs, environment: Environment<'_>) -> Result<(), 
         return Err(Failure::Usage(format!("a token of role {} needs --workspace", args.role.as_str())));
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let auth = app::auth(&config, &clock).map_err(Failure::failed)?;
+    let auth = app::auth(&config, inline_secrets(environment).signing, &clock).map_err(Failure::failed)?;
     let now = clock.now().wall;
     let token = auth
         .mint(&args.subject, args.workspace.as_ref(), args.role, args.ttl, now)

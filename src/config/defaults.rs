@@ -3,8 +3,7 @@
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUsersConfig, HeaderFamily,
     JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, OnFailure,
-    PlanConfig, ProxyConfig, SecretsConfig, ServerAddr, StoreConfig, StoreLocation, UpstreamConfig,
-    UsageConfig, WhenFull,
+    PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig, WhenFull,
 };
 use crate::policy::id::PlanId;
 use crate::policy::key::Plan;
@@ -138,21 +137,5 @@ impl PlanConfig {
     pub(super) fn new(id: PlanId) -> Self {
         let plan = Plan { id, api_ops_rate_limit: 1_000, end_user_quota: 10_000, limits: Box::default() };
         Self { plan, description: String::new() }
-    }
-}
-
-// === impl UpstreamConfig ===
-
-impl UpstreamConfig {
-    /// An upstream with the default deadlines.
-    pub(super) fn new(name: String, servers: Vec<ServerAddr>) -> Self {
-        Self {
-            name,
-            servers,
-            connect_timeout: Duration::from_secs(2),
-            read_timeout: Duration::from_mins(1),
-            write_timeout: Duration::from_mins(1),
-            idle_timeout: Duration::from_secs(30),
-        }
     }
 }

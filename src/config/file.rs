@@ -3,29 +3,27 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
-use super::rule::{Flag, OrEmpty, Parsed, Size, Span, Text, Whole, Word, quote};
+use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{
-    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, SERVER, StoreUrl,
-    header, is_name,
+    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, StoreUrl, header,
+    is_name,
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
-    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, ServerAddr,
-    StoreConfig, UpstreamConfig, UsageConfig,
+    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, StoreConfig,
+    UsageConfig,
 };
+use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::id::PlanId;
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Most plans in the file.
 const PLANS_MAX: usize = 1_000;
 /// Most upstreams.
 const UPSTREAMS_MAX: usize = 1_000;
-/// Most servers of an upstream.
-const SERVERS_MAX: usize = 256;
 /// Most routes.
 const ROUTES_MAX: usize = 10_000;
 
@@ -54,12 +52,6 @@ pub(super) struct PlanFile {
     pub(super) end_user_quota: u64,
     pub(super) description: String,
     pub(super) limits: Vec<Option<Ceiling>>,
-}
-
-/// An upstream as it was read; empty parts were missing or wrong.
-pub(super) struct UpstreamFile {
-    pub(super) name: Option<String>,
-    pub(super) config: UpstreamConfig,
 }
 
 /// A route as it was read; empty parts were missing or wrong.
@@ -277,21 +269,6 @@ fn ceiling(s: &mut Section<'_, '_>) -> Option<Ceiling> {
     Some(Ceiling { count: count?, per: per?, max: max? })
 }
 
-fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
-    let d = UpstreamConfig::new(String::new(), Vec::new());
-    let name = s.required("name", &NAME);
-    let servers: Vec<ServerAddr> = s.required_list("servers", &SERVER, 1..=SERVERS_MAX);
-    let config = UpstreamConfig {
-        name: name.clone().unwrap_or_default(),
-        servers,
-        connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
-        read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
-        write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
-        idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
-    };
-    UpstreamFile { name, config }
-}
-
 fn route(s: &mut Section<'_, '_>) -> RouteFile {
     RouteFile {
         name: s.value("name", &OrEmpty(Text { min: 1, max: 128 }), None),
@@ -357,8 +334,4 @@ const END_USER: Parsed<EndUserChoice> = Parsed {
 
 const fn size(min: usize, max: usize) -> Size<usize> {
     Size { min, max }
-}
-
-const fn span_ms(min: u64, max: u64) -> Span {
-    Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
 }

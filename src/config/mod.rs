@@ -15,11 +15,13 @@ mod rule;
 mod section;
 mod texts;
 mod types;
+mod upstream;
 mod validate;
 
 pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use types::*;
+pub use upstream::{EjectConfig, HealthCheck, HealthConfig, ServerConfig, UpstreamConfig};
 
 use reading::Reading;
 use section::Section;
@@ -27,8 +29,9 @@ use std::io::Read as _;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// Variables of the program itself, which override no key: peppers, the path of the file, the log's filter.
-pub const PROGRAM_VARIABLES: &[&str] = &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_CONFIG", "KEYGATE_LOG"];
+/// Variables of the program itself, which override no key: secrets, the path of the file, the log's filter.
+pub const PROGRAM_VARIABLES: &[&str] =
+    &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_ADMIN_JWT_HS256_SECRET", "KEYGATE_CONFIG", "KEYGATE_LOG"];
 /// Largest file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 

@@ -62,6 +62,9 @@ pub(super) struct Parsed<T> {
     pub(super) show: fn(&T) -> String,
 }
 
+/// A whole number as the rule inside allows it, or 0.
+pub(super) struct OrNought<T>(pub(super) Whole<T>);
+
 /// What the rule inside allows, or empty text for none.
 pub(super) struct OrEmpty<R>(pub(super) R);
 
@@ -264,6 +267,27 @@ impl<T> Rule for Parsed<T> {
 
     fn show(&self, value: &T) -> String {
         (self.show)(value)
+    }
+}
+
+// === impl OrNought ===
+
+impl<T: Copy + PartialOrd + Display + TryFrom<i128> + From<u8>> Rule for OrNought<T> {
+    type Value = T;
+
+    fn must(&self) -> String {
+        format!("0, or {}", self.0.must())
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<T, String> {
+        if given.whole() == Some(0) {
+            return Ok(T::from(0));
+        }
+        self.0.read(given).map_err(|_| refusal(self))
+    }
+
+    fn show(&self, value: &T) -> String {
+        value.to_string()
     }
 }
 

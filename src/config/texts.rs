@@ -70,13 +70,6 @@ pub(super) const METHOD: Parsed<Method> = Parsed {
     show: quote,
 };
 
-/// A backend server.
-pub(super) const SERVER: Parsed<ServerAddr> = Parsed {
-    must: r#"host:port, such as "backend.internal:9000" or "[::1]:9000", without a scheme or a path"#,
-    read: server,
-    show: quote,
-};
-
 /// The pattern of a route. The table of routes looks at the rest of it.
 pub(super) const ROUTE_PATH: Parsed<String> = Parsed {
     must: r#"a path of 1 to 1024 visible ASCII characters that begins with "/", without ? or #"#,
@@ -118,6 +111,7 @@ pub(super) fn header(text: &str) -> Option<HeaderName> {
     (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
 }
 
+/// The server at `host:port`.
 pub(super) fn server(text: &str) -> Option<ServerAddr> {
     let (host, port) = text.rsplit_once(':')?;
     if !port.bytes().all(|b| b.is_ascii_digit()) {

@@ -3,6 +3,7 @@
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
 use super::postgres_url::PostgresUrl;
+use super::upstream::UpstreamConfig;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
@@ -280,23 +281,6 @@ pub struct PlanConfig {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
-}
-
-/// `[[upstreams]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    /// What routes call it; no two have the same name.
-    pub name: String,
-    /// The servers, at least one, each once.
-    pub servers: Vec<ServerAddr>,
-    /// How long a connection may take to open.
-    pub connect_timeout: Duration,
-    /// Longest pause of the backend while it answers.
-    pub read_timeout: Duration,
-    /// Longest pause of the backend while it takes the request.
-    pub write_timeout: Duration,
-    /// How long an unused connection is kept.
-    pub idle_timeout: Duration,
 }
 
 /// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.

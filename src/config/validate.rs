@@ -8,8 +8,9 @@ use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
-    ProxyConfig, ResourceSource, RouteConfig, UpstreamConfig,
+    ProxyConfig, ResourceSource, RouteConfig,
 };
+use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
 use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
 use http::HeaderName;
@@ -34,7 +35,10 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
     config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
-    servers_differ(&config.upstreams, &names, reading);
+    // An item that is no table has left no upstream, and the numbers no longer fit.
+    if config.upstreams.len() == names.len() {
+        check_upstreams(&config.upstreams, &config.proxy, reading);
+    }
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     config
 }
@@ -248,18 +252,12 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
     }
 }
 
-fn servers_differ(upstreams: &[UpstreamConfig], names: &[Option<String>], reading: &mut Reading<'_>) {
-    // An item that is no table has left no upstream, and the numbers no longer fit.
-    if upstreams.len() != names.len() {
-        return;
-    }
+/// What goes with what inside each upstream, and with the rest.
+fn check_upstreams(upstreams: &[UpstreamConfig], proxy: &ProxyConfig, reading: &mut Reading<'_>) {
     for (n, upstream) in upstreams.iter().enumerate() {
-        for (k, server) in upstream.servers.iter().enumerate() {
-            if upstream.servers[..k].contains(server) {
-                let list = format!("upstreams[{n}].servers");
-                let path = format!("{list}[{k}]");
-                reading.complain_of_conflict(&[&path, &list], format!("{server} is there twice"));
-            }
+        upstream::check(n, upstream, reading);
+        if let Some(name) = upstream::hash_header(upstream) {
+            not_a_secret_header(name, &format!("upstreams[{n}].balance"), proxy, reading);
         }
     }
 }

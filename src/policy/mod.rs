@@ -5,9 +5,11 @@
 //! *Invariant:* nothing in here is `async`, holds a trait object or asks what time it is.
 
 pub mod authorize;
+pub mod balance;
 pub mod credential;
 pub mod denial;
 pub mod fault;
+pub mod health;
 pub mod id;
 pub mod key;
 pub mod limit;

@@ -1,5 +1,6 @@
 //! What is known of one request while it passes through Pingora's phases.
 
+use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
 use crate::policy::fault::{Fault, Lang};
@@ -34,12 +35,8 @@ pub struct Ctx {
     pub body: Option<Bytes>,
     /// Body bytes taken from the client so far.
     pub body_bytes: u64,
-    /// The first server in its round, and how many were tried.
-    pub round: Option<usize>,
-    /// Servers tried so far.
-    pub attempts: usize,
-    /// Whether a connection to a backend stood.
-    pub reached: bool,
+    /// Its way through the servers of its upstream.
+    pub trip: Trip,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
     /// What Keygate answered by itself.
@@ -65,9 +62,7 @@ impl Ctx {
             record: None,
             body: None,
             body_bytes: 0,
-            round: None,
-            attempts: 0,
-            reached: false,
+            trip: Trip::default(),
             degraded: false,
             fault: None,
             _in_flight: InFlight(in_flight),

@@ -11,6 +11,7 @@ pub mod listen;
 mod ratelimit;
 mod reply;
 mod service;
+mod trip;
 pub mod upstream;
 
 pub use headers::HeaderPolicy;

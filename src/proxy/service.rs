@@ -111,19 +111,8 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
-        let Some(upstream) = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)) else {
-            return Error::e_explain(ErrorType::InternalError, "a request without a route");
-        };
-        let start = *ctx.round.get_or_insert_with(|| upstream.start());
-        let Some(server) = upstream.server(start, ctx.attempts) else {
-            return Error::e_explain(ErrorType::HTTPStatus(503), "no server left to try");
-        };
-        ctx.attempts += 1;
-        if let Some(record) = &mut ctx.record {
-            record.upstream(&server.text);
-        }
-        Ok(upstream.peer(&server))
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+        self.next_server(session, ctx)
     }
 
     async fn connected_to_upstream(
@@ -135,21 +124,37 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.reached = true;
+        ctx.trip.reached = true;
         Ok(())
     }
 
     fn fail_to_connect(
         &self,
         _session: &mut Session,
-        peer: &HttpPeer,
+        _peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        self.metrics.upstream_failures.inc();
-        let servers = ctx.route.as_ref().and_then(|r| self.upstreams.get(r.upstream)).map_or(0, |u| u.len());
-        tracing::warn!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
-        e.set_retry(ctx.attempts < servers);
+        let another = self.not_reached(ctx, &e);
+        e.set_retry(another);
+        e
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut e = e.more_context(format!("Peer: {peer}"));
+        self.broke_off(ctx, &e);
+        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            e.set_retry(false);
+        } else {
+            e.retry.decide_reuse(client_reused);
+        }
         e
     }
 
@@ -201,6 +206,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        self.answered(ctx, response.status.as_u16());
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
@@ -215,7 +221,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        if !ctx.reached {
+        if !ctx.trip.reached {
             give_back(ctx);
         }
         let Some(fault) = fault_of(e) else {

@@ -212,7 +212,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[upstreams]]\nname = \"a\"",
-        "1:1 upstreams[0].servers: is missing; it must be a list, each item host:port, such as \"backend.internal:9000\" or \"[::1]:9000\", without a scheme or a path",
+        "1:1 upstreams[0].servers: is missing; it must be a list, each item host:port, such as \"backend.internal:9000\" or \"[::1]:9000\", without a scheme or a path, and perhaps a weight from 1 to 100, as in \"h:9000 weight=3\"",
     ),
     (
         "[[upstreams]]\nname = \"a\"\nservers = []",

@@ -74,7 +74,7 @@ fn a_secret_that_others_may_read_is_refused_with_the_command_that_mends_it() {
     let place = Installation::new();
     assert_eq!(place.start().stop().code(), Some(0));
     for name in ["data/pepper", "data/admin.jwt.secret"] {
-        for open in [0o640, 0o604] {
+        for open in [0o620, 0o604] {
             fs::set_permissions(place.path(name), fs::Permissions::from_mode(open)).expect("set");
             says(&place.refusal(), &[&format!("(mode {open:o}); run: chmod 600 {name}")]);
         }
@@ -346,6 +346,52 @@ fn a_port_in_use_is_refused_with_its_listener_and_address() {
         let [open, close] = quote;
         let place = Installation::with(&format!("[{section}]\nlisten = {open}{address}{close}"));
         says(&place.refusal(), &[&format!("{what} cannot listen on {address}"), "in use"]);
+    }
+}
+
+#[test]
+fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_ready() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = "5e".repeat(32);
+    let variables = [
+        ("KEYGATE_PROXY_LISTEN", "127.0.0.1:0"),
+        ("KEYGATE_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", secret.as_str()),
+    ];
+    let mut process = Process::start(folder.path(), &variables, &["run", "--ready-json"]);
+    let admin = process.ready()["admin"].as_str().expect("an address").to_owned();
+    // Another machine has the secret and no file.
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let token = Process::start(elsewhere.path(), &variables, &["token", "--role", "platform"]).line.clone();
+    let plans = Request::get("/plans").bearer(token.trim());
+    assert_eq!(Raw::connect(admin.parse().expect("an address")).call(&plans).status, 200);
+    for place in [&folder, &elsewhere] {
+        let made = ["admin.jwt.secret", "admin.token"].map(|f| place.path().join("data").join(f).exists());
+        assert_eq!(made, [false, false], "what the environment has is written nowhere");
+    }
+
+    let health = || Process::start(folder.path(), &variables, &["health", "--admin", &admin]);
+    let mut ready = health();
+    assert_eq!(ready.ready()["data"]["ready"], true);
+    assert_eq!(ready.wait().code(), Some(0));
+    assert_eq!(process.stop().code(), Some(0));
+    assert_eq!(health().wait().code(), Some(1), "nobody is there");
+
+    for (more, why) in [
+        (
+            ("KEYGATE_ADMIN_JWT_HS256_SECRET", "too short"),
+            "KEYGATE_ADMIN_JWT_HS256_SECRET: the HS256 secret has 9 bytes",
+        ),
+        (("KEYGATE_ADMIN_JWT_JWKS_FILE", "keys.json"), "only one of them counts"),
+    ] {
+        let mut all = variables.to_vec();
+        all.push(more);
+        all.push(("KEYGATE_ADMIN_JWT_ALGORITHMS", if more.1 == "keys.json" { "EdDSA" } else { "HS256" }));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keygate"));
+        let output = command.env_clear().envs(all).current_dir(folder.path()).arg("run").output();
+        let output = output.expect("the binary runs");
+        assert_eq!(output.status.code(), Some(1));
+        says(&String::from_utf8_lossy(&output.stderr), &[why]);
     }
 }
 

@@ -5,7 +5,7 @@ mod create;
 mod export;
 mod import;
 
-use super::{ConfigArgs, Environment, Failure, inline_peppers, load, log, say};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, say};
 use crate::app::{self, StartError};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
@@ -96,7 +96,7 @@ struct Desk {
 pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
-    let desk = Desk::open(config, inline_peppers(environment))?;
+    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
     let done = match args.command {
         KeysCommand::Create(args) => create::run(&desk, args),
         KeysCommand::List(args) => list(&desk, &args),

@@ -1,0 +1,296 @@
+//! `[[upstreams]]`: groups of backend servers, with every key, its rule and its default.
+//!
+//! Must not know: routes. What goes with what inside a group is checked here too.
+
+use super::reading::Reading;
+use super::rule::{OrEmpty, OrNought, Parsed, Span, Whole, Word, quote};
+use super::section::Section;
+use super::texts::{NAME, header, server};
+use super::types::ServerAddr;
+use crate::policy::balance::{Balancing, HashBy, WEIGHT_MAX};
+use crate::policy::key::words;
+use crate::policy::path::{canonical, check_query, split_target};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Most servers of an upstream.
+const SERVERS_MAX: usize = 256;
+
+/// `[[upstreams]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// What routes call it; no two have the same name.
+    pub name: String,
+    /// The servers, at least one, each once.
+    pub servers: Vec<ServerConfig>,
+    /// Which of them gets a request.
+    pub balance: Balancing,
+    /// With a hash, at most this share of the mean load, in percent; 0 binds a name whatever the load.
+    pub hash_load_percent: u32,
+    /// How often names of servers are looked up again.
+    pub resolve_interval: Duration,
+    /// How long a connection may take to open.
+    pub connect_timeout: Duration,
+    /// Longest pause of the backend while it answers.
+    pub read_timeout: Duration,
+    /// Longest pause of the backend while it takes the request.
+    pub write_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// Whether and how servers are probed.
+    pub health: HealthConfig,
+    /// When a server that fails requests is taken out.
+    pub eject: EjectConfig,
+}
+
+/// One entry of `servers`. Displayed as it is written: `host:port`, or `host:port weight=3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub address: ServerAddr,
+    /// Its share of the requests, from 1 to [`WEIGHT_MAX`].
+    pub weight: u16,
+}
+
+/// `[upstreams.health]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// What is tried.
+    pub check: HealthCheck,
+    /// What an HTTP probe asks for.
+    pub path: String,
+    /// The `Host` of an HTTP probe; none sends the server's own.
+    pub host: Option<String>,
+    /// The statuses that count as good.
+    pub status: RangeInclusive<u16>,
+    /// Between the begins of two probes of a server.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// Good probes in a row after which a server that was down is up.
+    pub up_after: u32,
+    /// Failed probes in a row after which a server that was up is down.
+    pub down_after: u32,
+}
+
+words!(
+    /// How a server is probed.
+    HealthCheck {
+        /// Not at all.
+        Off = "off",
+        /// By opening a connection.
+        Tcp = "tcp",
+        /// By a request.
+        Http = "http",
+    }
+);
+
+/// `[upstreams.eject]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EjectConfig {
+    /// Failures in a row; 0 never ejects.
+    pub after: u32,
+    /// How long a server is out the first time; each further time is twice as long.
+    pub first: Duration,
+    /// The longest time.
+    pub longest: Duration,
+    /// Most servers of the group that may be out at once, in percent.
+    pub share_percent: u32,
+}
+
+/// An upstream as it was read; empty parts were missing or wrong.
+pub(super) struct UpstreamFile {
+    pub(super) name: Option<String>,
+    pub(super) config: UpstreamConfig,
+}
+
+/// Reads one table.
+pub(super) fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
+    let d = UpstreamConfig::new(String::new(), Vec::new());
+    let name = s.required("name", &NAME);
+    let config = UpstreamConfig {
+        name: name.clone().unwrap_or_default(),
+        servers: s.required_list("servers", &SERVER, 1..=SERVERS_MAX),
+        balance: s.value("balance", &BALANCE, d.balance),
+        hash_load_percent: s.value("hash_load_percent", &LOAD_PERCENT, d.hash_load_percent),
+        resolve_interval: s.value("resolve_interval", &span_ms(100, 86_400_000), d.resolve_interval),
+        connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
+        read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
+        write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
+        idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
+        health: s.table("health", health),
+        eject: s.table("eject", eject),
+    };
+    UpstreamFile { name, config }
+}
+
+fn health(s: &mut Section<'_, '_>) -> HealthConfig {
+    let d = HealthConfig::default();
+    HealthConfig {
+        check: s.value("check", &Word::new(), d.check),
+        path: s.value("path", &PROBE_PATH, d.path),
+        host: s.value("host", &OrEmpty(HOST), d.host),
+        status: s.value("status", &STATUSES, d.status),
+        interval: s.value("interval", &span_ms(50, 3_600_000), d.interval),
+        timeout: s.value("timeout", &span_ms(10, 60_000), d.timeout),
+        up_after: s.value("up_after", &Whole { min: 1, max: 100 }, d.up_after),
+        down_after: s.value("down_after", &Whole { min: 1, max: 100 }, d.down_after),
+    }
+}
+
+fn eject(s: &mut Section<'_, '_>) -> EjectConfig {
+    let d = EjectConfig::default();
+    EjectConfig {
+        after: s.value("after", &Whole { min: 0, max: 10_000 }, d.after),
+        first: s.value("first", &span_ms(10, 3_600_000), d.first),
+        longest: s.value("longest", &span_ms(10, 86_400_000), d.longest),
+        share_percent: s.value("share_percent", &Whole { min: 0, max: 100 }, d.share_percent),
+    }
+}
+
+/// Checks what goes with what inside each upstream; its path ends in the number that `n` is.
+pub(super) fn check(n: usize, upstream: &UpstreamConfig, reading: &mut Reading<'_>) {
+    for (k, server) in upstream.servers.iter().enumerate() {
+        if upstream.servers[..k].iter().any(|other| other.address == server.address) {
+            let list = format!("upstreams[{n}].servers");
+            let path = format!("{list}[{k}]");
+            reading.complain_of_conflict(&[&path, &list], format!("{} is there twice", server.address));
+        }
+    }
+    if upstream.eject.longest < upstream.eject.first {
+        let [longest, first] = ["longest", "first"].map(|key| format!("upstreams[{n}].eject.{key}"));
+        reading.complain_of_conflict(&[&longest, &first], "must not be shorter than first");
+    }
+    let is_hash = matches!(upstream.balance, Balancing::Hash(_));
+    if upstream.hash_load_percent > 0 && !is_hash {
+        let path = format!("upstreams[{n}].hash_load_percent");
+        reading.complain_of_conflict(&[&path], "must be 0 unless balance is one of hash:…");
+    }
+}
+
+/// The header that the upstream's hash reads, if any.
+pub(super) const fn hash_header(upstream: &UpstreamConfig) -> Option<&http::HeaderName> {
+    match &upstream.balance {
+        Balancing::Hash(HashBy::Header(name)) => Some(name),
+        _ => None,
+    }
+}
+
+// === rules ===
+
+/// A backend server and its weight.
+const SERVER: Parsed<ServerConfig> = Parsed {
+    must: r#"host:port, such as "backend.internal:9000" or "[::1]:9000", without a scheme or a path, and perhaps a weight from 1 to 100, as in "h:9000 weight=3""#,
+    read: |text| {
+        let (address, weight) = match text.split_once(' ') {
+            None => (text, 1),
+            Some((address, rest)) => {
+                let digits = rest.trim().strip_prefix("weight=")?;
+                let plain = digits.bytes().all(|b| b.is_ascii_digit());
+                (address, digits.parse().ok().filter(|w| plain && (1..=WEIGHT_MAX).contains(w))?)
+            }
+        };
+        Some(ServerConfig { address: server(address)?, weight })
+    },
+    show: quote,
+};
+
+const BALANCE: Parsed<Balancing> = Parsed {
+    must: "one of: round-robin, least-connections, hash:key, hash:end-user, hash:header:NAME",
+    read: |text| match text.parse().ok()? {
+        Balancing::Hash(HashBy::Header(name)) => {
+            header(name.as_str()).map(|name| Balancing::Hash(HashBy::Header(name)))
+        }
+        other => Some(other),
+    },
+    show: quote,
+};
+
+/// Somebody is always below a share of 100 percent or more.
+const LOAD_PERCENT: OrNought<u32> = OrNought(Whole { min: 100, max: 10_000 });
+
+const PROBE_PATH: Parsed<String> = Parsed {
+    must: r#"a path that begins with "/", without ambiguous spellings, perhaps with a query"#,
+    read: |text| {
+        let (path, query) = split_target(text.as_bytes()).ok()?;
+        let fits = canonical(path).is_ok_and(|p| !p.was_respelled()) && check_query(query).is_ok();
+        (fits && text.starts_with('/') && text.len() <= 1024).then(|| text.to_owned())
+    },
+    show: quote,
+};
+
+const HOST: Parsed<String> = Parsed {
+    must: "a host name or address, perhaps with a port",
+    read: |text| server(text).or_else(|| server(&format!("{text}:1"))).map(|_| text.to_owned()),
+    show: quote,
+};
+
+const STATUSES: Parsed<RangeInclusive<u16>> = Parsed {
+    must: r#"a status or a range of statuses from 100 to 599, such as "200" or "200-399""#,
+    read: |text| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let status = |text: &str| {
+            let digits = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
+            text.parse::<u16>().ok().filter(|s| digits && (100..=599).contains(s))
+        };
+        let (first, last) = (status(first)?, status(last)?);
+        (first <= last).then_some(first..=last)
+    },
+    show: |range| quote(&format_args!("{}-{}", range.start(), range.end())),
+};
+
+pub(super) const fn span_ms(min: u64, max: u64) -> Span {
+    Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
+}
+
+// === defaults ===
+
+impl UpstreamConfig {
+    /// An upstream that says nothing but its name and its servers.
+    pub(super) fn new(name: String, servers: Vec<ServerConfig>) -> Self {
+        Self {
+            name,
+            servers,
+            balance: Balancing::RoundRobin,
+            hash_load_percent: 0,
+            resolve_interval: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(2),
+            read_timeout: Duration::from_mins(1),
+            write_timeout: Duration::from_mins(1),
+            idle_timeout: Duration::from_secs(30),
+            health: HealthConfig::default(),
+            eject: EjectConfig::default(),
+        }
+    }
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            check: HealthCheck::Off,
+            path: "/".into(),
+            host: None,
+            status: 200..=399,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            up_after: 2,
+            down_after: 3,
+        }
+    }
+}
+
+impl Default for EjectConfig {
+    fn default() -> Self {
+        Self { after: 5, first: Duration::from_secs(10), longest: Duration::from_mins(5), share_percent: 50 }
+    }
+}
+
+// === impl ServerConfig ===
+
+impl fmt::Display for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)?;
+        if self.weight == 1 { Ok(()) } else { write!(f, " weight={}", self.weight) }
+    }
+}

@@ -1,0 +1,284 @@
+//! Backends: which server gets a request, and how it is spoken to.
+//!
+//! Must not know: keys, limits, routes. Requests find out who may be chosen from memory alone; names are looked up and
+//! servers probed by [`tend`], on the I/O runtime. When no server is left, the request gets none.
+//!
+//! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
+
+mod probe;
+mod server;
+mod tend;
+
+pub use probe::{HttpProbe, Probe};
+pub use server::{Busy, Failure, Server};
+pub use tend::tend;
+
+use crate::clock::{Clock, Now};
+use crate::metrics::Metrics;
+use crate::policy::balance::{Balance, Balancing, Candidate};
+use crate::policy::health::{EjectRule, ProbeRule};
+use arc_swap::ArcSwap;
+use pingora::upstreams::peer::HttpPeer;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// A group of servers.
+pub struct Upstream {
+    /// How it is to behave.
+    pub settings: Settings,
+    /// All servers, in the order of the names they come from.
+    members: Mutex<Vec<Member>>,
+    /// Those that may be chosen; made anew whenever that changes.
+    team: ArcSwap<Team>,
+    turn: AtomicUsize,
+    /// Wakes whoever lets ejected servers back in.
+    ejected: Notify,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+}
+
+/// How a group behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its name in the config.
+    pub name: Arc<str>,
+    /// Where its servers are.
+    pub names: Box<[Named]>,
+    /// Which server gets a request.
+    pub balancing: Balancing,
+    /// With a hash: the largest share of the mean load, in percent; 0 for no bound.
+    pub hash_load_percent: u32,
+    /// How often names are looked up again.
+    pub resolve_every: Duration,
+    /// How long a server may take.
+    pub timeouts: Timeouts,
+    /// How servers are probed; none where they are not.
+    pub probe: Option<Probe>,
+    /// When a server that fails requests is taken out.
+    pub eject: EjectRule,
+}
+
+/// A server as the config names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// A name or an address.
+    pub host: Box<str>,
+    /// The port.
+    pub port: u16,
+    /// The share of each of its addresses.
+    pub weight: u16,
+}
+
+/// How long a backend may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// Between two reads.
+    pub read: Duration,
+    /// For one write.
+    pub write: Duration,
+    /// An idle connection is kept for reuse this long; keep it below the server's own keep-alive time.
+    pub idle: Duration,
+}
+
+/// What a request brings to the choice of its server.
+#[derive(Clone, Copy)]
+pub struct Wish<'r> {
+    /// Bits that nobody can foresee.
+    pub random: u64,
+    /// The hash of what binds it to a server, where the group chooses by it.
+    pub name: u64,
+    /// The servers it has been to.
+    pub tried: &'r [Arc<Server>],
+}
+
+/// One server of the group.
+#[derive(Clone)]
+struct Member {
+    server: Arc<Server>,
+    weight: u16,
+    /// Which of the names it comes from.
+    named: usize,
+}
+
+/// The servers that may be chosen.
+#[derive(Default)]
+struct Team {
+    servers: Box<[Arc<Server>]>,
+    balance: Balance,
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// A group that has no server until its names are looked up.
+    pub fn new(settings: Settings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            settings,
+            members: Mutex::default(),
+            team: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
+            ejected: Notify::new(),
+            metrics,
+            clock,
+        }
+    }
+
+    /// The server for a request; none where every one is down, ejected or tried already.
+    pub fn pick(&self, wish: &Wish<'_>) -> Option<Busy> {
+        let team = self.team.load();
+        let usable = |n: usize| !wish.tried.iter().any(|s| s.address == team.servers[n].address);
+        let in_flight = |n: usize| team.servers[n].in_flight();
+        let chosen = match &self.settings.balancing {
+            Balancing::RoundRobin => team.balance.in_turn(self.turn.fetch_add(1, Ordering::Relaxed), usable),
+            Balancing::LeastConnections => team.balance.less_busy(wish.random, in_flight, usable),
+            Balancing::Hash(_) => {
+                team.balance.by_name(wish.name, self.settings.hash_load_percent, in_flight, usable)
+            }
+        };
+        Some(Server::occupy(&team.servers[chosen?]))
+    }
+
+    /// Whether there is a server that is not among `tried`.
+    pub fn has_another(&self, tried: &[Arc<Server>]) -> bool {
+        self.team.load().servers.iter().any(|s| !tried.iter().any(|t| t.address == s.address))
+    }
+
+    /// How Pingora is to speak to `server`.
+    pub fn peer(&self, server: &Server) -> Box<HttpPeer> {
+        let timeouts = &self.settings.timeouts;
+        let mut peer = HttpPeer::new(server.address, false, String::new());
+        peer.options.connection_timeout = Some(timeouts.connect);
+        peer.options.total_connection_timeout = Some(timeouts.connect);
+        peer.options.read_timeout = Some(timeouts.read);
+        peer.options.write_timeout = Some(timeouts.write);
+        peer.options.idle_timeout = Some(timeouts.idle);
+        Box::new(peer)
+    }
+
+    /// A request was answered with a status below 500.
+    pub fn succeeded(&self, server: &Server) {
+        server.answered();
+    }
+
+    /// A request failed at `server`, which may be one failure too many.
+    pub fn failed(&self, server: &Server, failure: Failure) {
+        self.metrics.upstream_failures.inc();
+        let (name, rule) = (&*self.settings.name, self.settings.eject);
+        self.metrics.upstream_results.with_label_values(&[name, &server.text, failure.as_str()]).inc();
+        let members = self.lock();
+        let down = members.iter().filter(|m| !m.server.is_up()).count();
+        let Some(lasts) = server.failed(self.now(), rule, down, members.len()) else { return };
+        self.metrics.upstream_ejections.with_label_values(&[name, &server.text]).inc();
+        tracing::warn!(
+            upstream = name,
+            server = &*server.text,
+            last_failure = failure.as_str(),
+            seconds = lasts.as_secs_f64(),
+            "a server is ejected: requests to it failed in a row"
+        );
+        self.refresh(&members);
+        self.ejected.notify_one();
+    }
+
+    /// Uses what looking the names up has found; where that failed, in place of an address, the addresses of that name
+    /// stay. With nothing found at all, everything stays.
+    fn settle(&self, found: &[Option<Vec<SocketAddr>>]) {
+        let mut members = self.lock();
+        let mut next: Vec<Member> = Vec::with_capacity(members.len());
+        for (named, addresses) in found.iter().enumerate() {
+            let kept = || members.iter().filter(|m| m.named == named).map(|m| m.server.address).collect();
+            for address in addresses.clone().unwrap_or_else(kept) {
+                // Two names for one server do not make it two.
+                if next.iter().any(|m| m.server.address == address) {
+                    continue;
+                }
+                let known = members.iter().find(|m| m.server.address == address);
+                let server = known.map_or_else(
+                    || Arc::new(Server::new(&self.settings.name, address, &self.metrics)),
+                    |m| Arc::clone(&m.server),
+                );
+                next.push(Member { server, weight: self.settings.names[named].weight, named });
+            }
+        }
+        let same = next.len() == members.len()
+            && next
+                .iter()
+                .zip(&*members)
+                .all(|(a, b)| Arc::ptr_eq(&a.server, &b.server) && a.named == b.named);
+        if next.is_empty() || same {
+            return;
+        }
+        for gone in members.iter().filter(|m| !next.iter().any(|n| n.server.address == m.server.address)) {
+            self.metrics.forget_server(&self.settings.name, &gone.server.text);
+        }
+        tracing::info!(upstream = &*self.settings.name, servers = next.len(), "the servers of an upstream");
+        *members = next;
+        self.refresh(&members);
+    }
+
+    /// What a probe of `server` has found.
+    fn probed(&self, server: &Server, good: bool, rule: ProbeRule, detail: &str) {
+        let members = self.lock();
+        let Some(up) = server.probed(good, rule) else { return };
+        let (upstream, text) = (&*self.settings.name, &*server.text);
+        if up {
+            tracing::info!(upstream, server = text, "a server is up: probes succeed");
+        } else {
+            tracing::warn!(upstream, server = text, detail, "a server is down: probes fail");
+        }
+        self.refresh(&members);
+    }
+
+    /// Lets those back in whose time is over. Answers when the next one's is.
+    fn readmit(&self, now: Now) -> Option<Duration> {
+        let members = self.lock();
+        let mut changed = false;
+        for member in &*members {
+            if member.server.readmit(now, self.settings.eject) {
+                changed = true;
+                let (upstream, server) = (&*self.settings.name, &*member.server.text);
+                tracing::info!(upstream, server, "a server is back in after its ejection");
+            }
+        }
+        if changed {
+            self.refresh(&members);
+        }
+        let next = members.iter().filter_map(|m| m.server.out_until_ns()).min()?;
+        Some(Duration::from_nanos(next.saturating_sub(now.steady_ns)))
+    }
+
+    fn refresh(&self, members: &[Member]) {
+        let up: Vec<&Member> = members.iter().filter(|m| m.server.is_up()).collect();
+        if up.is_empty() && !members.is_empty() {
+            tracing::error!(upstream = &*self.settings.name, "no server of an upstream is left");
+        }
+        let candidate = |m: &&Member| Candidate { weight: m.weight, identity: m.server.identity };
+        let balance = Balance::new(up.iter().map(candidate).collect());
+        let servers = up.iter().map(|m| Arc::clone(&m.server)).collect();
+        for member in members {
+            member.server.show_up();
+        }
+        self.team.store(Arc::new(Team { servers, balance }));
+    }
+
+    fn all_members(&self) -> Vec<Member> {
+        self.lock().clone()
+    }
+
+    fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
+        // Nothing between the lock and its release leaves the members half changed.
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

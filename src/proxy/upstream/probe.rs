@@ -1,0 +1,124 @@
+//! Active health checks: does a server accept connections, does it answer as it should?
+//!
+//! A probe opens a connection of its own, spoken as requests are (TLS, HTTP version), so that it tries what they need.
+//! Must not know: what the verdict is used for.
+
+use super::{Member, Upstream};
+use crate::policy::health::ProbeRule;
+use http::{Method, header};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Most probes of one upstream at a time.
+const AT_ONCE: usize = 64;
+
+/// How servers are probed.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The request to make; none only opens a connection.
+    pub http: Option<HttpProbe>,
+    /// Between the begins of two probes of a server.
+    pub every: Duration,
+    /// How long one may take.
+    pub within: Duration,
+    /// How many in a row turn the verdict.
+    pub rule: ProbeRule,
+}
+
+/// The request of a probe.
+#[derive(Clone, Debug)]
+pub struct HttpProbe {
+    /// Path and query.
+    pub target: Box<str>,
+    /// The `Host`; none sends the server's own, as it is written in the config.
+    pub host: Option<Box<str>>,
+    /// The statuses that count as good.
+    pub status: RangeInclusive<u16>,
+}
+
+/// Probes every server of `upstream` again and again.
+pub(super) async fn probe_for_ever(upstream: &Arc<Upstream>, probe: &Probe) {
+    let connector = Arc::new(Connector::new(None));
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut ticks = interval(probe.every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Dropped with this future, and its tasks with it.
+    let mut round = JoinSet::new();
+    loop {
+        ticks.tick().await;
+        for member in upstream.all_members() {
+            let (upstream, probe) = (Arc::clone(upstream), probe.clone());
+            let (connector, places) = (Arc::clone(&connector), Arc::clone(&places));
+            round.spawn(async move {
+                let place = places.acquire().await;
+                let found =
+                    match timeout(probe.within, try_once(&upstream, &member, &probe, &connector)).await {
+                        Ok(found) => found,
+                        Err(_) => Err(format!("no answer within {:?}", probe.within)),
+                    };
+                drop(place);
+                let detail = found.as_ref().err().map_or("", String::as_str);
+                upstream.probed(&member.server, found.is_ok(), probe.rule, detail);
+            });
+        }
+        // A round ends before the next begins: of one server's probes none overtakes another.
+        while round.join_next().await.is_some() {}
+    }
+}
+
+async fn try_once(
+    upstream: &Upstream,
+    member: &Member,
+    probe: &Probe,
+    connector: &Connector,
+) -> Result<(), String> {
+    let Some(request) = &probe.http else {
+        let opened = TcpStream::connect(member.server.address).await;
+        return opened.map(drop).map_err(|error| error.to_string());
+    };
+    let named = &upstream.settings.names[member.named];
+    let own = || format!("{}:{}", named.host, named.port);
+    let host = request.host.as_deref().map_or_else(own, str::to_owned);
+    match ask(upstream, member, request, &host, connector).await {
+        Ok(status) if request.status.contains(&status) => Ok(()),
+        Ok(status) => Err(format!("it answered {status}")),
+        Err(error) => Err(error.etype.as_str().to_owned()),
+    }
+}
+
+async fn ask(
+    upstream: &Upstream,
+    member: &Member,
+    request: &HttpProbe,
+    host: &str,
+    connector: &Connector,
+) -> pingora::Result<u16> {
+    let mut peer = upstream.peer(&member.server);
+    // No other request goes over a probe's connection, which ends with it.
+    peer.options.max_h2_streams = 1;
+    let (mut session, _) = connector.get_http_session(&*peer).await?;
+    let mut head = RequestHeader::build(Method::GET, request.target.as_bytes(), Some(3))?;
+    head.insert_header(header::HOST, host)?;
+    head.insert_header(header::USER_AGENT, "keygate-health-check")?;
+    if session.as_http1().is_some() {
+        head.insert_header(header::CONNECTION, "close")?;
+    }
+    session.write_request_header(Box::new(head)).await?;
+    session.finish_request_body().await?;
+    loop {
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |h| h.status.as_u16());
+        // Interim answers come before the one that counts.
+        if status >= 200 {
+            session.shutdown().await;
+            return Ok(status);
+        }
+    }
+}

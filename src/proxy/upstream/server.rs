@@ -1,0 +1,172 @@
+//! One server: what it has in flight, and whether it may get requests.
+//!
+//! Must not know: its group, how it is spoken to. The path of a request that goes well takes no lock here.
+
+use crate::clock::Now;
+use crate::metrics::Metrics;
+use crate::policy::balance::hash;
+use crate::policy::health::{EjectRule, Ejection, ProbeRule, Probed};
+use prometheus::{IntCounter, IntGauge};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// One address of a server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The same as text, for records and metrics.
+    pub text: Arc<str>,
+    /// Who it is to a hash.
+    pub(super) identity: u64,
+    /// Both the number and its metric.
+    in_flight: IntGauge,
+    answered: IntCounter,
+    up: IntGauge,
+    health: Mutex<Health>,
+    /// Whether a success has anything to put right.
+    has_failures: AtomicBool,
+}
+
+/// What is known of a server.
+#[derive(Clone, Copy, Default)]
+struct Health {
+    probed: Probed,
+    ejection: Ejection,
+}
+
+/// A request in flight at a server, until this is dropped.
+pub struct Busy(Arc<Server>);
+
+/// What can go wrong at a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection.
+    Connect,
+    /// Too slow.
+    Timeout,
+    /// The connection broke, or what came was no HTTP.
+    Broken,
+    /// A status of 500 or more.
+    Status,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A server of the upstream of that name, about which nothing is known.
+    pub(super) fn new(upstream: &str, address: SocketAddr, metrics: &Metrics) -> Self {
+        let text: Arc<str> = address.to_string().into();
+        let labels = [upstream, &*text];
+        Self {
+            address,
+            identity: hash(text.as_bytes()),
+            in_flight: metrics.upstream_in_flight.with_label_values(&labels),
+            answered: metrics.upstream_results.with_label_values(&[upstream, &text, "answered"]),
+            up: metrics.upstream_up.with_label_values(&labels),
+            health: Mutex::default(),
+            has_failures: AtomicBool::new(false),
+            text,
+        }
+    }
+
+    /// Notes a request as in flight.
+    pub(super) fn occupy(server: &Arc<Self>) -> Busy {
+        server.in_flight.inc();
+        Busy(Arc::clone(server))
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u64 {
+        u64::try_from(self.in_flight.get()).unwrap_or(0)
+    }
+
+    /// Whether it may get requests.
+    pub fn is_up(&self) -> bool {
+        let health = self.lock();
+        health.probed.is_up() && !health.ejection.is_out()
+    }
+
+    pub(super) fn answered(&self) {
+        self.answered.inc();
+        if self.has_failures.load(Ordering::Relaxed) {
+            self.lock().ejection.succeeded();
+            self.has_failures.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers for how long it is ejected, if it is.
+    pub(super) fn failed(&self, now: Now, rule: EjectRule, down: usize, all: usize) -> Option<Duration> {
+        let mut health = self.lock();
+        let lasts = health.ejection.failed(now.steady_ns, rule, down, all);
+        self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
+        lasts
+    }
+
+    pub(super) fn readmit(&self, now: Now, rule: EjectRule) -> bool {
+        let mut health = self.lock();
+        let back = health.ejection.readmit(now.steady_ns, rule);
+        self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
+        back
+    }
+
+    pub(super) fn out_until_ns(&self) -> Option<u64> {
+        self.lock().ejection.until_ns()
+    }
+
+    /// The new verdict, where the probe has turned it.
+    pub(super) fn probed(&self, good: bool, rule: ProbeRule) -> Option<bool> {
+        let mut health = self.lock();
+        let was_up = health.probed.is_up();
+        health.probed = health.probed.after(good, rule);
+        let is_up = health.probed.is_up();
+        (is_up != was_up).then_some(is_up)
+    }
+
+    pub(super) fn show_up(&self) {
+        self.up.set(self.is_up().into());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Busy ===
+
+impl Busy {
+    /// The server.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.0
+    }
+}
+
+impl Deref for Busy {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// The metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect_failed",
+            Self::Timeout => "timed_out",
+            Self::Broken => "broke_off",
+            Self::Status => "error_status",
+        }
+    }
+}

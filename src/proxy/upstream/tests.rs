@@ -1,0 +1,92 @@
+//! What is known of servers while their group changes.
+
+use super::*;
+use crate::clock::{ManualClock, Timestamp};
+use crate::policy::health::EjectRule;
+
+const RULE: ProbeRule = ProbeRule { up_after: 1, down_after: 1 };
+
+fn group(names: usize) -> (Upstream, Arc<ManualClock>, Arc<Metrics>) {
+    let named = |n: usize| Named { host: format!("h{n}").into(), port: 80, weight: 1 };
+    let second = Duration::from_secs(1);
+    let settings = Settings {
+        name: "app".into(),
+        names: (0..names).map(named).collect(),
+        balancing: Balancing::RoundRobin,
+        hash_load_percent: 0,
+        resolve_every: second,
+        timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
+        probe: None,
+        eject: EjectRule { after: 1, first: second, longest: second * 60, share_percent: 50 },
+    };
+    let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1)));
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    (Upstream::new(settings, Arc::clone(&metrics), clock.clone()), clock, metrics)
+}
+
+fn at(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, n], 80))
+}
+
+/// Whom four requests in a row meet, each once.
+fn team(upstream: &Upstream) -> Vec<SocketAddr> {
+    let wish = Wish { random: 0, name: 0, tried: &[] };
+    let mut met: Vec<_> = (0..4).filter_map(|_| Some(upstream.pick(&wish)?.address)).collect();
+    met.sort_unstable();
+    met.dedup();
+    met
+}
+
+#[test]
+fn a_name_that_cannot_be_looked_up_keeps_its_servers() {
+    let (upstream, ..) = group(2);
+    assert_eq!(team(&upstream), []);
+    upstream.settle(&[Some(vec![at(1), at(2)]), Some(vec![at(3)])]);
+    assert_eq!(team(&upstream), [at(1), at(2), at(3)]);
+    upstream.settle(&[None, Some(vec![at(4)])]);
+    assert_eq!(team(&upstream), [at(1), at(2), at(4)]);
+    upstream.settle(&[None, None]);
+    assert_eq!(team(&upstream), [at(1), at(2), at(4)]);
+    upstream.settle(&[Some(vec![at(4)]), Some(vec![at(4)])]);
+    assert_eq!(team(&upstream), [at(4)], "two names for one server do not make it two");
+}
+
+#[test]
+fn health_outlives_a_change_of_the_members() {
+    let (upstream, clock, metrics) = group(1);
+    upstream.settle(&[Some(vec![at(1), at(2), at(3), at(4)])]);
+    let server =
+        |n: u8| upstream.all_members().into_iter().find(|m| m.server.address == at(n)).expect("it").server;
+    upstream.probed(&server(1), false, RULE, "it answered 500");
+    upstream.failed(&server(2), Failure::Connect);
+    assert_eq!(team(&upstream), [at(3), at(4)]);
+    let busy = upstream.pick(&Wish { random: 0, name: 0, tried: &[server(4)] }).expect("the third");
+
+    upstream.settle(&[Some(vec![at(1), at(2), at(3), at(5), at(6)])]);
+    assert_eq!(team(&upstream), [at(3), at(5), at(6)]);
+    assert_eq!((busy.address, server(3).in_flight()), (at(3), 1));
+    assert!(!metrics.render().contains("10.0.0.4:80"), "who left is not shown any more");
+    drop(busy);
+    assert_eq!(server(3).in_flight(), 0);
+
+    assert_eq!(upstream.readmit(clock.now()), Some(Duration::from_secs(1)));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(upstream.readmit(clock.now()), None);
+    upstream.probed(&server(1), true, RULE, "");
+    assert_eq!(team(&upstream).len(), 4, "in one round of four: {:?}", team(&upstream));
+    assert!(server(1).is_up() && server(2).is_up());
+}
+
+#[test]
+fn a_server_that_was_tried_is_passed_over_and_the_last_one_ends_the_trip() {
+    let (upstream, ..) = group(1);
+    upstream.settle(&[Some(vec![at(1), at(2)])]);
+    let mut tried = Vec::new();
+    for left in [true, false] {
+        let busy = upstream.pick(&Wish { random: 7, name: 7, tried: &tried }).expect("another");
+        assert!(!tried.iter().any(|t: &Arc<Server>| t.address == busy.address));
+        tried.push(Arc::clone(busy.server()));
+        assert_eq!(upstream.has_another(&tried), left);
+    }
+    assert!(upstream.pick(&Wish { random: 7, name: 7, tried: &tried }).is_none());
+}

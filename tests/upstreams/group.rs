@@ -1,0 +1,63 @@
+//! A gateway in front of several origins.
+
+use crate::support::{Gateway, Origin, Raw, Request, route};
+use serde_json::json;
+
+/// A gateway whose one upstream `app` has several servers.
+pub(crate) struct Group {
+    pub(crate) gateway: Gateway,
+    pub(crate) origins: Vec<Origin>,
+    /// Of a key with a high rate.
+    pub(crate) secret: String,
+}
+
+impl Group {
+    /// Servers of these weights, the first origin for the first; `more` is further lines of the upstream, tables last.
+    #[track_caller]
+    pub(crate) fn start(weights: &[u16], more: &str) -> Self {
+        let origins: Vec<_> = weights.iter().map(|_| Origin::start()).collect();
+        let servers: Vec<_> = origins
+            .iter()
+            .zip(weights)
+            .map(|(origin, weight)| format!("\"{} weight={weight}\"", origin.address))
+            .collect();
+        let upstream = format!("[[upstreams]]\nname = \"app\"\nservers = [{}]\n{more}\n", servers.join(", "));
+        let gateway = Gateway::start(&(upstream + &route("app", "/v1/app/{rest*}", "app", "")));
+        let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+        Self { gateway, origins, secret }
+    }
+
+    /// One request; its status.
+    #[track_caller]
+    pub(crate) fn get(&self) -> u16 {
+        self.gateway.get("/v1/app/x", &self.secret).status
+    }
+
+    /// `n` requests, one after the other on one connection, each with that header; all must be served.
+    #[track_caller]
+    pub(crate) fn get_many(&self, n: usize, header: (&str, &str)) {
+        let mut connection = self.gateway.connect();
+        let request = Request::get("/v1/app/x").bearer(&self.secret).header(header.0, header.1);
+        for _ in 0..n {
+            assert_eq!(connection.call(&request).status, 200);
+        }
+    }
+
+    /// How many requests each origin got so far.
+    pub(crate) fn counts(&self) -> Vec<usize> {
+        self.origins.iter().map(Origin::count).collect()
+    }
+
+    /// The value of a metric whose name and labels are written like this; none while there is none.
+    pub(crate) fn metric(&self, series: &str) -> Option<u64> {
+        let text = Raw::connect(self.gateway.admin).call(&Request::get("/metrics")).text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        line.parse().ok()
+    }
+
+    /// A metric of the server that the `n`-th origin is.
+    pub(crate) fn metric_of(&self, name: &str, n: usize, more: &str) -> Option<u64> {
+        // Labels are written in the order of their names.
+        self.metric(&format!("{name}{{{more}server=\"{}\",upstream=\"app\"}}", self.origins[n].address))
+    }
+}

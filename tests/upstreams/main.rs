@@ -1,0 +1,17 @@
+//! What Keygate promises about backends: who gets a request, who does not, and what happens when none is left.
+//!
+//! Tried from outside: the real binary, origins that write down what they get.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
+mod balance;
+mod group;
+mod health;
+#[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
+#[path = "../gateway/support/mod.rs"]
+mod support;
