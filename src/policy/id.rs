@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn request_ids_are_unique_also_when_the_clock_stands_or_steps_back() {
         let instants = [5_000, 5_000, 4_000, 5_000, 3_000].map(Timestamp::from_millis);
-        let make = || (0..10_000).map(|n| RequestId::new(instants[n % 5])).collect::<Vec<_>>();
+        let make = move || (0..10_000).map(|n| RequestId::new(instants[n % 5])).collect::<Vec<_>>();
         let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(make)).collect();
         let ids: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 40_000);
