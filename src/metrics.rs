@@ -12,6 +12,8 @@ use prometheus::{
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Upper bounds of the buckets of waiting for shared counters, in seconds; 0.02 is what is promised.
+const WAIT: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0];
 /// Upper bounds of the buckets of Keygate's own time, in seconds.
 const OWN: &[f64] =
     &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
@@ -59,6 +61,8 @@ metrics! {
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
     connections: IntGauge = "keygate_connections";
+    /// Client connections that Keygate ended, by reason.
+    connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
     /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
@@ -83,6 +87,20 @@ metrics! {
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
+    /// 1 while Redis answers in time, 0 while nodes decide alone; 0 where counters are not shared.
+    counter_up: IntGauge = "keygate_counter_up";
+    /// Attempts to connect to Redis.
+    counter_connects: IntCounter = "keygate_counter_connects_total";
+    /// Questions to Redis that were not answered within 15 ms.
+    counter_late: IntCounter = "keygate_counter_late_total";
+    /// Questions to Redis that are on their way.
+    counter_asking: IntGauge = "keygate_counter_asking";
+    /// Seconds that requests waited for shared counters; those served from what is in hand waited for nothing and are not counted.
+    counter_wait_seconds: Histogram = "keygate_counter_wait_seconds", buckets WAIT;
+    /// Units of limits that Redis debited for this node in advance or on demand.
+    counter_units_granted: IntCounter = "keygate_counter_units_granted_total";
+    /// Units of those that were given back unspent.
+    counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.

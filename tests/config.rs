@@ -1,8 +1,9 @@
 //! The promise of the configuration: what is documented is what holds, and every mistake is told with its place.
 
 use keygate::config::{
-    Config, ConfigError, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey, LogFormat, LogLevel,
-    OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config, known_keys,
+    Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
+    LogFormat, LogLevel, OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config,
+    known_keys,
 };
 use keygate::policy::key::Scope;
 use std::path::Path;
@@ -174,6 +175,7 @@ fn variables_override() {
         ("STORE_CONNECT_TIMEOUT", "1s", |c| c.store.connect_timeout == Duration::from_secs(1)),
         ("STORE_STATEMENT_TIMEOUT", "3s", |c| c.store.statement_timeout == Duration::from_secs(3)),
         ("COUNTERS_ON_FAILURE", "deny", |c| c.counters.on_failure == OnFailure::Deny),
+        ("COUNTERS_URL", "rediss+cluster://c", |c| c.counters.location != CountersLocation::Memory),
         ("KEYRING_POLL_INTERVAL", "250ms", |c| c.keyring.poll_interval.as_millis() == 250),
         ("USAGE_WHEN_FULL", "refuse", |c| c.usage.when_full == WhenFull::Refuse),
         ("END_USERS_CACHE_ENTRIES", "5000", |c| c.end_users.cache_entries == 5_000),

@@ -4,7 +4,9 @@
 //! gets the next such function. A test asserts more than the absence of a panic: what was accepted must have the
 //! properties that the rest of the program relies on.
 
+use keygate::policy::chunks::Chunks;
 use keygate::policy::fault::Lang;
+use keygate::policy::head::{Framing, check, find_end, is_hopeless};
 use keygate::policy::path::{canonical, check_query, decode_segment};
 use keygate::policy::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
 use std::ops::Range;
@@ -39,6 +41,59 @@ fn paths_and_queries() {
         accepted > INPUTS / 100,
         "only {accepted} were accepted: the examples no longer reach the parser's depths"
     );
+}
+
+#[test]
+fn heads() {
+    let valid = [
+        "GET /a?b=c HTTP/1.1\r\nHost: h:80\r\nX-A: b\tc\r\n\r\n",
+        "POST http://h/x HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HEAD / HTTP/1.0\r\n\r\n",
+    ];
+    let mut accepted = 0;
+    each_damaged(&valid, |bytes| {
+        let Some(end) = find_end(bytes, 0) else {
+            is_hopeless(bytes, 0);
+            return;
+        };
+        let Ok(framing) = check(&bytes[..end], 50) else { return };
+        accepted += 1;
+        assert!(!is_hopeless(&bytes[..end], 0), "what is sound is never given up");
+        // Every line ends in CRLF, and nothing but tabs is invisible.
+        let head = &bytes[..end];
+        for (at, byte) in head.iter().enumerate() {
+            match byte {
+                b'\n' => assert_eq!(head[at - 1], b'\r'),
+                b'\r' => assert_eq!(head[at + 1], b'\n'),
+                b'\t' => {}
+                _ => assert!(!byte.is_ascii_control(), "{byte:#x}"),
+            }
+        }
+        let lower = String::from_utf8_lossy(head).to_lowercase();
+        match framing {
+            Framing::NoBody => assert!(!lower.contains("\r\ntransfer-encoding:")),
+            Framing::Length(length) => assert!(lower.contains(&format!("{length}"))),
+            Framing::Chunked => assert!(!lower.contains("\r\ncontent-length:") && lower.contains("chunked")),
+        }
+    });
+    assert!(accepted > INPUTS / 100, "only {accepted} were accepted");
+}
+
+#[test]
+fn chunked_bodies() {
+    let valid = ["5\r\nhello\r\n0\r\n\r\n", "a;x=\"y\"\r\n0123456789\r\n00\r\nT: v\r\n\r\nnext", "0\r\n\r\n"];
+    let mut accepted = 0;
+    each_damaged(&valid, |bytes| {
+        let (mut whole, mut split) = (Chunks::new(), Chunks::new());
+        let Ok(passed) = whole.pass(bytes) else { return };
+        accepted += 1;
+        assert!(passed <= bytes.len() && (whole.is_done() || passed == bytes.len()));
+        let one_by_one: usize =
+            bytes.iter().map(|b| split.pass(std::slice::from_ref(b)).expect("as before")).sum();
+        assert_eq!((one_by_one, split), (passed, whole), "it matters not how they come");
+    });
+    assert!(accepted > INPUTS / 100, "only {accepted} were accepted");
 }
 
 #[test]

@@ -4,10 +4,13 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod counters;
+mod edge;
 mod files;
 mod parts;
 mod stop;
 mod upstreams;
+mod usage;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -24,14 +27,12 @@ use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
 use crate::policy::route::BadRoute;
 use crate::policy::secret::{BadPeppers, Peppers};
-use crate::proxy::listen::{Acceptor, Deadlines};
 use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
-use pingora::proxy::http_proxy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -82,7 +83,7 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
     /// The counters that nodes share.
-    #[error("counters.url: {0}")]
+    #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
@@ -151,9 +152,9 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let keyring = Arc::new(Keyring::new());
     let boot = uuid_v7(base.clock.now().wall);
     let (give_up, deadline) = watch::channel(None);
-    let mut writer = parts::writer(config, &base, boot, deadline)?;
+    let mut writer = usage::writer(config, &base, boot, deadline)?;
     let journal = Arc::clone(writer.journal());
-    let counters = Arc::new(io.block_on(parts::counters(config, &base, writer.flush(), io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
         base.store.clone(),
         Arc::clone(&base.clock),
@@ -165,14 +166,14 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at, boot);
     let broken = io.block_on(follower.load())?;
     base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
-    io.block_on(parts::restore(&base, &counters, &mut writer))?;
+    io.block_on(usage::restore(&base, &counters, &mut writer))?;
 
     let (stop, stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let recorder = Recorder::new(Arc::clone(&journal), parts::when_full(config), Arc::clone(&base.metrics));
+    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
-    let writer = parts::write(writer, io.handle());
+    let writer = usage::write(writer, io.handle());
     let follower = io.spawn(follower.run(feed_stopped));
     io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
@@ -192,22 +193,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         rehash,
     };
     let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let proxy_runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
-    let (open, all_closed) = mpsc::channel(1);
-    let acceptor = Acceptor {
-        proxy: Arc::new(http_proxy(&Arc::new(parts::server_conf(config)), proxy)),
-        deadlines: Deadlines { head: config.proxy.header_timeout, idle: config.proxy.idle_timeout },
-        metrics: Arc::clone(&base.metrics),
-        stop: stopped,
-        open,
-    };
-    let mut proxy_addresses = Vec::new();
-    for address in &config.proxy.listen {
-        let listener = proxy_runtime.block_on(parts::listen("proxy", *address))?;
-        proxy_addresses.push(listener.local_addr().unwrap_or(*address));
-        proxy_runtime.spawn(acceptor.clone().run(listener));
-    }
-    drop(acceptor);
+    let edge = edge::open(config, &base, proxy, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -219,7 +205,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
-        proxy: proxy_addresses,
+        proxy: edge.addresses,
         admin: admin_address,
         store: base.store.clone(),
         keyring,
@@ -232,7 +218,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
             stop_feed,
             give_up,
             accepting,
-            all_closed,
+            all_closed: edge.all_closed,
             admin_served,
             drain_timeout: config.proxy.drain_timeout,
             last_calls_within: LAST_CALLS_WITHIN,
@@ -242,7 +228,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
             keeper,
             counters,
             store: base.store,
-            proxy: proxy_runtime,
+            proxy: edge.runtime,
             admin: admin_runtime,
             io,
         },

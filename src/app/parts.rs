@@ -1,49 +1,32 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError};
+use super::{Base, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{self, Config, CountersLocation, EndUserSource, HeaderFamily, ResourceSource};
-use crate::counter::{Counters, Leases, LeasesConfig, OnFailure, RedisKind, RedisPlace, SpentSource};
+use crate::clock::Clock;
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
-use crate::metrics::{Metrics, UsageCount};
-use crate::policy::id::uuid_v7;
+use crate::metrics::Metrics;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Ledger, Nodes, SpentBy, SpentRow, StoreError};
-use crate::usage::journal::JournalOptions;
-use crate::usage::journal::disk::RealDisk;
-use crate::usage::{Flush, Journal, Recorder, WhenFull, Writer, WriterOptions};
-use async_trait::async_trait;
-use pingora::server::configuration::ServerConf;
+use crate::store::{Change, Keys, Nodes};
+use crate::usage::{Journal, Recorder, WhenFull};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
-/// Idle connections to backends that are kept, per worker thread of the proxy.
-const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
-/// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
-const REPLAY_WITHIN: Duration = Duration::from_secs(2);
-/// How far the ledger may lag behind what ended here: counters know by themselves what is younger.
-const LEDGER_LAG: Duration = Duration::from_secs(1);
-/// How long counters wait for a ledger that lags further behind.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
-/// Rows of spending on their way from the ledger.
-const SPENT_BATCHES: usize = 4;
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -89,128 +72,6 @@ pub(super) fn follower(
         .reporting(reporter)
 }
 
-/// The counters that the config names.
-pub(super) async fn counters(
-    config: &Config,
-    base: &Base,
-    flush: Flush,
-    io: &Handle,
-) -> Result<Counters, StartError> {
-    let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
-    let kind = match &url.kind {
-        config::RedisKind::Server => RedisKind::Server,
-        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisKind::Cluster => RedisKind::Cluster,
-    };
-    let place = RedisPlace {
-        kind,
-        servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
-        tls: url.tls,
-        user: url.user.clone(),
-        password: url.password.clone(),
-        database: url.database,
-    };
-    let on_failure = match config.counters.on_failure {
-        config::OnFailure::Share => OnFailure::Share,
-        config::OnFailure::Deny => OnFailure::Deny,
-        config::OnFailure::Allow => OnFailure::Allow,
-    };
-    let leases = Leases::start(LeasesConfig {
-        place,
-        on_failure,
-        // Another name after each start: what was in flight before is not in flight any more.
-        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
-        nodes: {
-            let live = base.metrics.nodes.clone();
-            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
-        },
-        ledger: Arc::new(SpentAtRest { ledger: base.store.clone(), flush }),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
-        io: io.clone(),
-    });
-    Ok(Counters::shared(leases.await?))
-}
-
-/// The store's ledger, as counters ask it: after what this node still has in its journal has got there.
-struct SpentAtRest {
-    ledger: Arc<dyn Ledger>,
-    flush: Flush,
-}
-
-#[async_trait]
-impl SpentSource for SpentAtRest {
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
-        if !self.flush.is_current(LEDGER_LAG, FLUSHED_WITHIN).await {
-            tracing::debug!("the ledger does not have yet what the journal holds");
-            return None;
-        }
-        match self.ledger.spent_of(subject, at).await {
-            Ok(row) => Some(row),
-            Err(error) => {
-                tracing::debug!(%error, "the ledger cannot tell what was spent");
-                None
-            }
-        }
-    }
-}
-
-/// The journal, and the writer that empties it, which has stored what an earlier run left, or as much as there was time
-/// for; what the rest has spent is told.
-pub(super) fn writer(
-    config: &Config,
-    base: &Base,
-    boot: Uuid,
-    deadline: watch::Receiver<Option<Instant>>,
-) -> Result<Writer, StartError> {
-    let options = JournalOptions {
-        folder: config.usage.journal_dir.clone(),
-        max_bytes: config.usage.journal_max_bytes,
-        segment_bytes: config.usage.journal_segment_bytes,
-        sync_interval: config.usage.journal_sync_interval,
-        threads: threads(config.proxy.threads),
-        node: config.node.name.as_str().into(),
-        boot,
-    };
-    let (_, reader) = Journal::open(options, Arc::new(RealDisk), Arc::clone(&base.metrics))?;
-    let options =
-        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
-    Ok(Writer::new(reader, base.store.clone(), Arc::clone(&base.metrics), options, deadline))
-}
-
-/// Runs the writer on a thread of its own: unpacking many records must not keep I/O waiting.
-pub(super) fn write(writer: Writer, io: &Handle) -> JoinHandle<()> {
-    let handle = io.clone();
-    io.spawn_blocking(move || handle.block_on(writer.run()))
-}
-
-/// Sets the counters to what the ledger knows and to what the journal has spent beyond that, before the first request.
-pub(super) async fn restore(base: &Base, counters: &Counters, writer: &mut Writer) -> Result<(), StoreError> {
-    let at = base.clock.now().wall;
-    let mut unstored = writer.replay(REPLAY_WITHIN, at).await;
-    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
-    let read = base.store.spent(at, to);
-    let put = async {
-        while let Some(batch) = rows.recv().await {
-            for mut row in batch {
-                unstored.add_to(&mut row);
-                counters.restore(&row, at);
-            }
-        }
-        unstored
-    };
-    let (read, unstored) = tokio::join!(read, put);
-    unstored.into_rows().for_each(|row| counters.restore(&row, at));
-    read
-}
-
-pub(super) const fn when_full(config: &Config) -> WhenFull {
-    match config.usage.when_full {
-        crate::config::WhenFull::Shed => WhenFull::Shed,
-        crate::config::WhenFull::Refuse => WhenFull::Refuse,
-    }
-}
-
 pub(super) fn proxy(
     config: &Config,
     base: &Base,
@@ -237,8 +98,6 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
-        body_timeout: config.proxy.body_timeout,
-        idle_timeout: config.proxy.idle_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
@@ -255,15 +114,6 @@ pub(super) fn proxy(
         headers,
         limits,
         node: config.node.name.as_str().into(),
-    }
-}
-
-pub(super) fn server_conf(config: &Config) -> ServerConf {
-    let threads = threads(config.proxy.threads);
-    ServerConf {
-        threads,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
-        ..ServerConf::default()
     }
 }
 
@@ -310,13 +160,13 @@ pub(super) fn admin_deps(
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
     let metrics = Arc::clone(&base.metrics);
-    let refuses_when_full = when_full(config) == WhenFull::Refuse;
+    let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
     let readiness = move || {
         let accepting = accepting.load(Ordering::Acquire);
         let mut all = readiness(&ring, &*clock, max_stale, accepting);
-        let usage = usage_checks(&metrics, &journal, refuses_when_full);
-        all.ready &= usage.iter().all(|check| check.ok);
-        all.checks.extend(usage);
+        let more = usage::checks(&metrics, &journal, refuses_when_full);
+        all.ready &= more.iter().all(|check| check.ok);
+        all.checks.extend(more);
         all
     };
     Ok(AdminDeps {
@@ -345,21 +195,6 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     Readiness { ready: accepting && fresh, checks }
-}
-
-/// How usage is doing. Only a node that refuses requests because its journal is full is not ready.
-fn usage_checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bool) -> [Check; 2] {
-    let UsageCount { accepted, stored, in_journal, shed, set_aside } = metrics.usage();
-    let is_full = journal.is_full();
-    let room = if is_full { "full" } else { "has room" };
-    let journal_now = format!("{room}; {} bytes, {} records wait", journal.bytes(), journal.waiting());
-    let identity = format!(
-        "accepted {accepted} = stored {stored} + in journal {in_journal} + shed {shed} + set aside {set_aside}"
-    );
-    [
-        Check { name: "usage_journal", ok: !(is_full && refuses_when_full), detail: journal_now },
-        Check { name: "usage", ok: true, detail: identity },
-    ]
 }
 
 pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {

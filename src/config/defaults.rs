@@ -18,7 +18,7 @@ impl Default for Config {
             admin: AdminConfig::default(),
             secrets: SecretsConfig::default(),
             store: StoreConfig::default(),
-            counters: CountersConfig { location: CountersLocation::Memory, on_failure: OnFailure::Share },
+            counters: CountersConfig::default(),
             keyring: KeyringConfig::default(),
             usage: UsageConfig::default(),
             end_users: EndUsersConfig { cache_entries: 200_000 },
@@ -27,6 +27,19 @@ impl Default for Config {
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),
             routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for CountersConfig {
+    fn default() -> Self {
+        Self {
+            location: CountersLocation::Memory,
+            on_failure: OnFailure::Share,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            sentinel_password_file: None,
         }
     }
 }
@@ -40,9 +53,11 @@ impl Default for ProxyConfig {
             max_header_fields: 100,
             max_uri_bytes: 8 << 10,
             max_body_bytes: 100 << 20,
+            first_byte_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(1),
             body_timeout: Duration::from_mins(1),
+            write_timeout: Duration::from_secs(30),
             secret_headers: vec![http::header::AUTHORIZATION, HeaderName::from_static("x-api-key")],
             end_user_header: HeaderName::from_static("x-end-user-id"),
             end_user_body_bytes: 1 << 20,

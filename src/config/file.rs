@@ -118,9 +118,11 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         max_header_fields: s.value("max_header_fields", &Whole { min: 1, max: 250 }, d.max_header_fields),
         max_uri_bytes: s.value("max_uri_bytes", &size(64, 512 << 10), d.max_uri_bytes),
         max_body_bytes: s.value("max_body_bytes", &Size { min: 0, max: 1 << 40 }, d.max_body_bytes),
+        first_byte_timeout: s.value("first_byte_timeout", &span_ms(100, 600_000), d.first_byte_timeout),
         header_timeout: s.value("header_timeout", &span_ms(100, 600_000), d.header_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(1_000, 3_600_000), d.idle_timeout),
         body_timeout: s.value("body_timeout", &span_ms(100, 3_600_000), d.body_timeout),
+        write_timeout: s.value("write_timeout", &span_ms(100, 3_600_000), d.write_timeout),
         secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
         end_user_header: s.value("end_user_header", &HEADER, d.end_user_header),
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
@@ -196,10 +198,14 @@ fn store(s: &mut Section<'_, '_>) -> StoreConfig {
 }
 
 fn counters(s: &mut Section<'_, '_>) -> CountersConfig {
-    let d = Config::default().counters;
+    let d = CountersConfig::default();
     CountersConfig {
         location: s.value("url", &CountersUrl, d.location),
         on_failure: s.value("on_failure", &Word::new(), d.on_failure),
+        tls_ca_file: s.value("tls_ca_file", &OrEmpty(FILE), d.tls_ca_file),
+        tls_cert_file: s.value("tls_cert_file", &OrEmpty(FILE), d.tls_cert_file),
+        tls_key_file: s.value("tls_key_file", &OrEmpty(FILE), d.tls_key_file),
+        sentinel_password_file: s.value("sentinel_password_file", &OrEmpty(FILE), d.sentinel_password_file),
     }
 }
 

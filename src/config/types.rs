@@ -58,12 +58,16 @@ pub struct ProxyConfig {
     pub max_uri_bytes: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
+    /// How long a new connection may wait before its first byte.
+    pub first_byte_timeout: Duration,
     /// How long the headers of a request may take to arrive.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
     /// Longest pause between two parts of a request body.
     pub body_timeout: Duration,
+    /// How long a client may take none of what is written to it.
+    pub write_timeout: Duration,
     /// Headers that may carry the secret; in `authorization` it is a Bearer token. Each once, in order of preference.
     pub secret_headers: Vec<HeaderName>,
     /// The header that names the end user where a route does not say otherwise.
@@ -176,6 +180,14 @@ pub struct CountersConfig {
     pub location: CountersLocation,
     /// What to do while shared counters cannot be reached; without meaning for those in memory.
     pub on_failure: OnFailure,
+    /// Who vouches for the certificates of Redis; none: the roots of this machine.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Our certificate, for a Redis that asks for one; together with [`CountersConfig::tls_key_file`].
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key_file: Option<PathBuf>,
+    /// Where the password of the Sentinels is; that of the servers is in the URL.
+    pub sentinel_password_file: Option<PathBuf>,
 }
 
 /// Which counters.

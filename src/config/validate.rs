@@ -7,8 +7,8 @@ use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, Config, EndUserSource, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
-    ProxyConfig, ResourceSource, RouteConfig,
+    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUserSource, JwtAlgorithm,
+    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
@@ -28,6 +28,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
+    counters_fit(&config.counters, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
@@ -162,6 +163,32 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
             &["usage.journal_max_bytes", "usage.journal_segment_bytes"],
             format!("must have room for {JOURNAL_SEGMENTS_MIN} segments of {segment_bytes} bytes (usage.journal_segment_bytes)"),
         );
+    }
+}
+
+/// Files that would be ignored are mistakes: whoever names them relies on them.
+fn counters_fit(counters: &CountersConfig, reading: &mut Reading<'_>) {
+    const URL: &str = "counters.url";
+    let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
+    let tls = [
+        ("counters.tls_ca_file", &counters.tls_ca_file),
+        ("counters.tls_cert_file", &counters.tls_cert_file),
+        ("counters.tls_key_file", &counters.tls_key_file),
+    ];
+    if !url.is_some_and(|url| url.tls) {
+        for (path, _) in tls.iter().filter(|(_, file)| file.is_some()) {
+            reading.complain_of_conflict(&[path, URL], "needs a counters.url that begins with rediss");
+        }
+    }
+    if counters.tls_cert_file.is_some() != counters.tls_key_file.is_some() {
+        let (cert, key) = ("counters.tls_cert_file", "counters.tls_key_file");
+        let (given, missing) = if counters.tls_cert_file.is_some() { (cert, key) } else { (key, cert) };
+        reading.complain_of_conflict(&[given], format!("needs {missing} beside it"));
+    }
+    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisKind::Sentinel(_)));
+    if counters.sentinel_password_file.is_some() && !sentinels {
+        let uses = ["counters.sentinel_password_file", URL];
+        reading.complain_of_conflict(&uses, "needs a counters.url of Sentinels, as in redis+sentinel://…");
     }
 }
 

@@ -1,16 +1,22 @@
 -- Keygate, counters, version 1. One call charges every limit of a key and of its workspace, all of them or none.
 --
--- KEYS  the key's hash, [the workspace's hash,] the hash of the key's places in flight. All share one hash tag.
--- ARGV  node, life_us, nodes, need, have, ahead, in_flight (-1: no such limit), ahead_places, max_places,
---       n, n times {at_us, units}                          what is given back (negative) or was spent without us
---       per subject: known (0 or 1), if 1: at_us, used of minute hour day month total       from the ledger
+-- KEYS  the key's hash, [the workspace's hash]. Both share one hash tag.
+-- ARGV  node, server ('': ask), life_us, lag_us, nodes, need, have, ahead, in_flight (-1: no such limit), ahead_places,
+--       max_places, n, n times {at_us, units}              what is given back (negative) or was spent without us
+--       per subject: known (0 or 1), if 1: at_us, used of minute hour day month total           from the ledger
+--                    heard (0 or 1), if 1: epoch, at_us, used of the same                       what we once told this node
 --                    n, n times {'b', slot, rate, burst} or {'w', window, max}
 --
--- Fields of a subject: g = when it was made (µs), s1…s5 = starts of its windows (s), u1…u5 = used in them,
--- f0 f1 = when the bucket is full again, e0 e1 = until when units leased ahead may still be spent (ticks).
+-- Fields of a subject: v = layout, g = when it was made (µs), e = its epoch: since when this server counts it (µs), r = which
+-- server that is, s1…s5 = starts of its windows (s), u1…u5 = used in them, b1…b5 = how much of that is known from before the
+-- epoch, f0 f1 = when the bucket is full again, e0 e1 = until when units leased ahead may still be spent (ticks),
+-- p:NODE = places in flight of a node and until when they are believed (µs).
+--
+-- Scripts of other versions share these fields, so that two versions side by side count together. A new layout gets
+-- a new number, and a script that does not know it touches nothing.
 --
 -- A tick is 1/16 µs since 2025: fine enough for 160 000 units/s, and exact in a double until 2042.
-local TICKS, EPOCH_S, SUBJECT_MS, PLACE_US, LEDGER_LAG_US = 16, 1735689600, 172800000, 5000000, 2000000
+local LAYOUT, TICKS, EPOCH_S, SUBJECT_MS, PLACE_US = '1', 16, 1735689600, 172800000, 5000000
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
 local t = redis.call('TIME')
@@ -44,7 +50,7 @@ end
 
 -- === what is asked ===
 
-local node, life_us, nodes = next_text(), next_number(), next_number()
+local node, server, life_us, lag_us, nodes = next_text(), next_text(), next_number(), next_number(), next_number()
 local need, have, ahead = next_number(), next_number(), next_number()
 local in_flight, ahead_places, max_places = next_number(), next_number(), next_number()
 local life = life_us * TICKS
@@ -52,39 +58,58 @@ local adjustments = {}
 for i = 1, next_number() do adjustments[i] = { at = next_number(), units = next_number() } end
 
 local starts = starts_of(now_us)
-local FIELDS = { 'g', 's1', 'u1', 's2', 'u2', 's3', 'u3', 's4', 'u4', 's5', 'u5', 'f0', 'e0', 'f1', 'e1' }
+local FIELDS = { 'v', 'g', 'e', 'r', 's1', 'u1', 'b1', 's2', 'u2', 'b2', 's3', 'u3', 'b3', 's4', 'u4', 'b4', 's5', 'u5', 'b5',
+  'f0', 'e0', 'f1', 'e1' }
+if server == '' then
+  local info = redis.pcall('INFO', 'server')
+  server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or '-'
+end
 
+-- What there is of a subject; nothing if there is none and the ledger was not asked.
 local function read(hash, ledger)
   local v = redis.call('HMGET', hash, unpack(FIELDS))
-  local subject = { hash = hash, start = {}, used = {}, full = {}, leased = {}, limits = {} }
-  subject.made = tonumber(v[1])
+  local subject = { hash = hash, start = {}, used = {}, before = {}, full = {}, leased = {}, limits = {} }
+  subject.layout, subject.made, subject.epoch = v[1], tonumber(v[2]), tonumber(v[3])
   if not subject.made then
     if not ledger then return nil end
-    subject.made = now_us
-    v = {}
+    subject.layout, subject.made, v = LAYOUT, now_us, {}
     local at = starts_of(ledger.at)
-    for w = 1, 5 do v[2 * w], v[2 * w + 1] = at[w], ledger.used[w] end
+    for w = 1, 5 do v[2 + 3 * w], v[3 + 3 * w], v[4 + 3 * w] = at[w], ledger.used[w], ledger.used[w] end
   end
+  -- Another server took over, or this one came back with what it had on disk: some of what was told may be missing.
+  local began = v[4] ~= server
+  if began then subject.epoch = now_us end
   for w = 1, 5 do
-    subject.start[w], subject.used[w] = tonumber(v[2 * w] or 0), tonumber(v[2 * w + 1] or 0)
+    subject.start[w], subject.used[w] = tonumber(v[2 + 3 * w] or 0), tonumber(v[3 + 3 * w] or 0)
+    subject.before[w] = began and subject.used[w] or tonumber(v[4 + 3 * w] or 0)
     -- A clock that steps back finds the later window still counting.
-    if subject.start[w] < starts[w] then subject.start[w], subject.used[w] = starts[w], 0 end
+    if subject.start[w] < starts[w] then
+      subject.start[w], subject.used[w], subject.before[w] = starts[w], 0, 0
+    end
   end
   for b = 0, 1 do
-    subject.full[b], subject.leased[b] = tonumber(v[12 + 2 * b] or 0), tonumber(v[13 + 2 * b] or 0)
+    subject.full[b], subject.leased[b] = tonumber(v[20 + 2 * b] or 0), tonumber(v[21 + 2 * b] or 0)
   end
   return subject
 end
 
+local function next_spending()
+  local spending = { at = next_number(), used = {} }
+  for w = 1, 5 do spending.used[w] = next_number() end
+  return spending
+end
+
 local subjects = {}
-for i = 1, #KEYS - 1 do
-  local ledger = nil
-  if next_number() == 1 then
-    ledger = { at = next_number(), used = {} }
-    for w = 1, 5 do ledger.used[w] = next_number() end
-  end
+for i = 1, #KEYS do
+  local ledger = next_number() == 1 and next_spending() or nil
   local subject = read(KEYS[i], ledger)
   if not subject then return { 2, i } end
+  if subject.layout ~= LAYOUT then return redis.error_reply('KEYGATE layout ' .. tostring(subject.layout)) end
+  if next_number() == 1 then
+    local epoch = next_number()
+    local heard = next_spending()
+    if epoch ~= subject.epoch then subject.heard = heard end
+  end
   for l = 1, next_number() do
     local kind, slot, a = next_text(), next_number(), next_number()
     if kind == 'b' then
@@ -100,11 +125,34 @@ end
 
 -- === what was spent or given back elsewhere ===
 
+-- What is older than the hash was counted where that came from: in the ledger, or never. What is hardly older may be in
+-- it or not, and counts: once too often is better than not at all.
+local function is_old(subject, adjustment)
+  return adjustment.at < subject.made - (adjustment.units > 0 and lag_us or 0)
+end
+
+-- What a node was told before this epoch was debited, whatever became of the server that did it. The highest such word
+-- holds: whoever was told last was told of everything.
+local function believe(subject)
+  if not subject.heard then return end
+  local heard_starts = starts_of(subject.heard.at)
+  for w = 1, 5 do
+    if heard_starts[w] == subject.start[w] then
+      local word = subject.heard.used[w]
+      for _, adjustment in ipairs(adjustments) do
+        if is_old(subject, adjustment) and starts_of(adjustment.at)[w] == subject.start[w] then
+          word = word + adjustment.units
+        end
+      end
+      local missing = max(0, word - subject.before[w])
+      subject.used[w], subject.before[w] = subject.used[w] + missing, subject.before[w] + missing
+    end
+  end
+end
+
 local function adjust(subject, adjustment)
+  if is_old(subject, adjustment) then return end
   local at, units = adjustment.at, adjustment.units
-  -- What is older than the hash was counted where that came from: in the ledger, or never. What is hardly older may be
-  -- in it or not, and counts: once too often is better than not at all.
-  if at < subject.made - (units > 0 and LEDGER_LAG_US or 0) then return end
   local then_starts = starts_of(at)
   for w = 1, 5 do
     if then_starts[w] == subject.start[w] then subject.used[w] = max(0, subject.used[w] + units) end
@@ -118,6 +166,7 @@ local function adjust(subject, adjustment)
   end
 end
 
+for _, subject in ipairs(subjects) do believe(subject) end
 for _, adjustment in ipairs(adjustments) do
   for _, subject in ipairs(subjects) do adjust(subject, adjustment) end
 end
@@ -136,16 +185,18 @@ local function available(subject, limit, leasing)
   return max(0, floor((now + limit.burst * limit.step - base(subject, limit, leasing)) / limit.step))
 end
 
-local places = KEYS[#KEYS]
+local own_place, dead = 'p:' .. node, {}
 local others = 0
 if in_flight >= 0 then
-  local held = redis.call('HGETALL', places)
+  local held = redis.call('HGETALL', KEYS[1])
   for i = 1, #held, 2 do
     local count, until_us = string.match(held[i + 1], '^(%d+) (%d+)$')
-    if not count or tonumber(until_us) <= now_us then
-      redis.call('HDEL', places, held[i])
-    elseif held[i] ~= node then
-      others = others + tonumber(count)
+    if count and string.sub(held[i], 1, 2) == 'p:' then
+      if tonumber(until_us) <= now_us then
+        dead[#dead + 1] = held[i]
+      elseif held[i] ~= own_place then
+        others = others + tonumber(count)
+      end
     end
   end
 end
@@ -213,10 +264,11 @@ for _, subject in ipairs(subjects) do
     end
     for w = 1, 5 do subject.used[w] = subject.used[w] + granted end
   end
-  local out = { 'g', whole(subject.made) }
+  local out = { 'v', LAYOUT, 'g', whole(subject.made), 'e', whole(subject.epoch), 'r', server }
   for w = 1, 5 do
     out[#out + 1] = 's' .. w; out[#out + 1] = whole(subject.start[w])
     out[#out + 1] = 'u' .. w; out[#out + 1] = whole(subject.used[w])
+    out[#out + 1] = 'b' .. w; out[#out + 1] = whole(subject.before[w])
   end
   for b = 0, 1 do
     out[#out + 1] = 'f' .. b; out[#out + 1] = whole(subject.full[b])
@@ -231,11 +283,11 @@ if in_flight >= 0 then
   local spare = max(0, free_places - requests)
   held_places = in_flight + requests + min(ahead_places, floor(spare / (2 * nodes)))
   if held_places > 0 then
-    redis.call('HSET', places, node, whole(held_places) .. ' ' .. whole(now_us + PLACE_US))
-    redis.call('PEXPIRE', places, PLACE_US / 1000)
+    redis.call('HSET', KEYS[1], own_place, whole(held_places) .. ' ' .. whole(now_us + PLACE_US))
   else
-    redis.call('HDEL', places, node)
+    dead[#dead + 1] = own_place
   end
+  if #dead > 0 then redis.call('HDEL', KEYS[1], unpack(dead)) end
 end
 
 -- === answer ===
@@ -244,6 +296,7 @@ local refused = need > 0 and requests < 1
 local answer = { refused and 1 or 0, now_us, granted, held_places, max(0, max_places - others - held_places), why, wait }
 for _, subject in ipairs(subjects) do
   answer[#answer + 1] = subject.made
+  answer[#answer + 1] = subject.epoch
   for w = 1, 5 do answer[#answer + 1] = subject.used[w] end
   for _, limit in ipairs(subject.limits) do
     if limit.bucket then

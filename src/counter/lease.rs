@@ -217,12 +217,13 @@ impl Lease {
     }
 
     /// What Redis should hear though nobody waits: units unspent, units spent without it, places to renew or leave.
-    pub fn settle(&mut self, now_ns: u64) -> Option<Ask> {
+    /// With `tell`, it is to hear from this node even if there is none of that.
+    pub fn settle(&mut self, tell: bool, now_ns: u64) -> Option<Ask> {
         self.expire(now_ns);
         let places_are_due = self.places_are_due(now_ns);
         let used_places = self.peak_in_flight.max(self.in_flight);
         self.peak_in_flight = self.in_flight;
-        if self.adjustments.is_empty() && !places_are_due {
+        if self.adjustments.is_empty() && !places_are_due && !tell {
             return None;
         }
         Some(self.call(0, 0, used_places.min(self.places).max(self.in_flight), 0))

@@ -9,11 +9,12 @@
 pub mod lease;
 mod link;
 mod local;
+mod place;
 mod script;
 pub mod share;
 pub mod shared;
 
-pub use link::{LinkError, RedisKind, RedisPlace};
+pub use place::{LinkError, RedisKind, RedisPlace, RedisTls};
 pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
 
 use crate::clock::{Now, Timestamp};

@@ -10,6 +10,7 @@ use crate::store::{SpentBy, SpentRow};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::HashMap;
+use std::time::Duration;
 
 #[expect(dead_code, reason = "the tests from outside also stop and question it")]
 #[path = "../../tests/counters/redis.rs"]
@@ -91,6 +92,9 @@ impl World {
             key_limits,
             node,
             nodes: nodes as u64,
+            server: "s1",
+            lag: Duration::from_secs(2),
+            heard: [None; 2],
         };
         let at = Timestamp::from_micros(self.now_us);
         let ledger = Ledgered { at, rows: vec![self.ledger.clone(), self.ledger.clone()] };
@@ -235,7 +239,7 @@ impl Run {
                     }
                 } else if node.in_transit.is_empty()
                     && node.lease.is_due(now_ns)
-                    && let Some(ask) = node.lease.settle(now_ns)
+                    && let Some(ask) = node.lease.settle(false, now_ns)
                 {
                     self.send(index, ask);
                 }

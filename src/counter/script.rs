@@ -10,10 +10,12 @@ use crate::policy::key::Per;
 use crate::policy::limit::{Limit, LimitName, Remaining, RetryAfter, Rule, window_end};
 use crate::store::SpentRow;
 use redis::{Cmd, Script, Value};
+use smallvec::SmallVec;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The script. Its keys begin with its version, so that another version counts beside it, not into it.
+/// The script. Its name is made from its text, so that another version of it is another script; what both count is the
+/// same, or neither touches what the other wrote (`LAYOUT`).
 pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 pub(super) const SOURCE: &str = include_str!("lease.lua");
 
@@ -27,6 +29,23 @@ pub(super) struct Subjects<'r> {
     pub(super) key_limits: usize,
     pub(super) node: &'r str,
     pub(super) nodes: u64,
+    /// What the process of Redis is called; empty: the script finds out.
+    pub(super) server: &'r str,
+    /// How far the ledger may be behind.
+    pub(super) lag: Duration,
+    /// What this node was last told of the key and of the workspace.
+    pub(super) heard: [Option<Heard>; 2],
+}
+
+/// What Redis once told of one subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// In which of its epochs, a number that has meaning only there.
+    pub(super) epoch: i64,
+    /// When, by its clock.
+    pub(super) at: Timestamp,
+    /// Units debited in minute, hour, day, month and ever.
+    pub(super) used: [u64; 5],
 }
 
 /// What the ledger knows of the key and, if it is counted, of the workspace.
@@ -43,8 +62,8 @@ pub(super) struct Ledgered {
     reason = "nearly every answer is a grant; a box would cost each of them a detour"
 )]
 pub(super) enum Answer {
-    /// Granted or refused; with what the key and the workspace have used of each window.
-    Grant(Grant, Vec<[u64; 5]>),
+    /// Granted or refused; with what is debited of the key and of the workspace.
+    Grant(Grant, SmallVec<[Heard; 2]>),
     /// Redis does not know the key or the workspace; nothing was done.
     Unknown,
 }
@@ -62,12 +81,12 @@ pub(super) fn command(subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&Ledger
 
 fn arguments(cmd: &mut Cmd, subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&Ledgered>) {
     let (workspace, counted) = subjects.workspace;
-    cmd.arg(if counted { 3 } else { 2 }).arg(format!("kg1:{{{workspace}}}:k:{}", subjects.key));
+    cmd.arg(if counted { 2 } else { 1 }).arg(format!("kg:{{{workspace}}}:k:{}", subjects.key));
     if counted {
-        cmd.arg(format!("kg1:{{{workspace}}}:w"));
+        cmd.arg(format!("kg:{{{workspace}}}:w"));
     }
-    cmd.arg(format!("kg1:{{{workspace}}}:f:{}", subjects.key));
-    cmd.arg(subjects.node).arg(micros(LIFE)).arg(subjects.nodes.max(1));
+    cmd.arg(subjects.node).arg(subjects.server);
+    cmd.arg(micros(LIFE)).arg(micros(subjects.lag)).arg(subjects.nodes.max(1));
     cmd.arg(ask.need).arg(ask.have).arg(ask.ahead);
     cmd.arg(ask.places.map_or(-1, |p| i64::try_from(p).unwrap_or(i64::MAX)));
     cmd.arg(ask.ahead_places).arg(ask.max_places).arg(ask.adjustments.len());
@@ -75,9 +94,10 @@ fn arguments(cmd: &mut Cmd, subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&
         cmd.arg(adjustment.at_us).arg(adjustment.units);
     }
     let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
-    subject(cmd, key, ledger.and_then(|l| Some((l.at, l.rows.first()?))));
+    let [of_key, of_workspace] = subjects.heard;
+    subject(cmd, key, ledger.and_then(|l| Some((l.at, l.rows.first()?))), of_key);
     if counted {
-        subject(cmd, workspace, ledger.and_then(|l| Some((l.at, l.rows.get(1)?))));
+        subject(cmd, workspace, ledger.and_then(|l| Some((l.at, l.rows.get(1)?))), of_workspace);
     }
 }
 
@@ -95,7 +115,7 @@ pub(super) fn command_with(
     cmd
 }
 
-fn subject(cmd: &mut Cmd, limits: &[Limit], ledger: Option<(Timestamp, &SpentRow)>) {
+fn subject(cmd: &mut Cmd, limits: &[Limit], ledger: Option<(Timestamp, &SpentRow)>, heard: Option<Heard>) {
     match ledger {
         None => {
             cmd.arg(0);
@@ -103,6 +123,14 @@ fn subject(cmd: &mut Cmd, limits: &[Limit], ledger: Option<(Timestamp, &SpentRow
         Some((at, row)) => {
             cmd.arg(1).arg(at.as_micros());
             cmd.arg(row.minute).arg(row.hour).arg(row.day).arg(row.month).arg(row.total);
+        }
+    }
+    match heard {
+        None => {
+            cmd.arg(0);
+        }
+        Some(heard) => {
+            cmd.arg(1).arg(heard.epoch).arg(heard.at.as_micros()).arg(&heard.used);
         }
     }
     cmd.arg(limits.iter().filter(|l| !matches!(l.rule, Rule::InFlight { .. })).count());
@@ -135,15 +163,15 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
     let now = Timestamp::from_micros(now_us);
     let places_left = unsigned(head[4])?;
     let mut left = Left::new();
-    let mut used = Vec::with_capacity(2);
+    let mut told = SmallVec::new();
     let mut made_us = i64::MIN;
     let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
     for limits in [Some(key), subjects.workspace.1.then_some(workspace)].into_iter().flatten() {
-        let (own, after) = rest.split_at_checked(6)?;
+        let (own, after) = rest.split_at_checked(7)?;
         rest = after;
         made_us = made_us.max(own[0]);
         let windows =
-            [unsigned(own[1])?, unsigned(own[2])?, unsigned(own[3])?, unsigned(own[4])?, unsigned(own[5])?];
+            [unsigned(own[2])?, unsigned(own[3])?, unsigned(own[4])?, unsigned(own[5])?, unsigned(own[6])?];
         for limit in limits {
             let remaining = match limit.rule {
                 Rule::Bucket { .. } => {
@@ -160,11 +188,11 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
             };
             left.push((*limit, remaining));
         }
-        used.push(windows);
+        told.push(Heard { epoch: own[1], at: now, used: windows });
     }
     let refused = if head[0] == 1 { Some(reason(head[5], head[6], &ask.limits)?) } else { None };
     let (units, places) = (unsigned(head[2])?, unsigned(head[3])?);
-    Some(Answer::Grant(Grant { now_us, units, places, places_left, refused, left, made_us }, used))
+    Some(Answer::Grant(Grant { now_us, units, places, places_left, refused, left, made_us }, told))
 }
 
 /// The limit of that index, counted without those in flight; 0 is the one in flight.

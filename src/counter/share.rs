@@ -3,42 +3,53 @@
 //! Pure. Must not know: why Redis is gone, or how the number of nodes is known.
 //!
 //! *Invariant:* the shares of all nodes together are no more than what was left of the limit, if each knew the same. What
-//! a node could not know (others' last units, a lease's life old at most, and what the ledger has not told yet) is the bound.
+//! a node cannot know, others' spending since it last heard, it takes to go on at the pace it had; the bound is what others
+//! spend faster than that in the moment before Redis goes, and, of a key not used here lately, what the ledger lacks.
 
+use super::lease::LIFE;
 use crate::clock::Timestamp;
 use crate::policy::key::Per;
 use crate::policy::limit::{Limit, Limits, Rule, window_start};
 
 /// The calendar windows, in the order in which spending is told.
 pub const WINDOWS: [Per; 5] = [Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
+/// The last of them.
+const TOTAL: usize = 4;
+const SECOND_NS: u64 = 1_000_000_000;
+/// [`LIFE`] in ns.
+const LIFE_NS: u64 = LIFE.as_secs() * SECOND_NS + LIFE.subsec_nanos() as u64;
 
 /// What was known of one subject's spending when Redis, or the ledger, was last heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// When, on the calendar.
     pub at: Timestamp,
+    /// Until when that is all of it, in steady ns.
+    pub at_ns: u64,
     /// Units spent in each of [`WINDOWS`] by all nodes.
     pub used: [u64; 5],
     /// Units spent in each by this node.
     pub own: [u64; 5],
+    /// How many units per second others spent lately.
+    pub others_per_s: u64,
 }
 
-/// The limits that one of `nodes` enforces by itself, counting its own spending.
-pub fn share(limits: &[Limit], nodes: u64, known: Option<&Known>, at: Timestamp) -> Limits {
-    limits
-        .iter()
-        .map(|limit| Limit { rule: share_of(limit.rule, nodes.max(1), known, at), ..*limit })
-        .collect()
+/// The limits that one of `nodes` enforces by itself, counting its own spending, since it noticed at `noticed_ns` that Redis
+/// is gone.
+pub fn share(limits: &[Limit], nodes: u64, known: Option<&Known>, noticed_ns: u64, at: Timestamp) -> Limits {
+    let share_of =
+        |limit: &Limit| Limit { rule: share_of(limit.rule, nodes.max(1), known, noticed_ns, at), ..*limit };
+    limits.iter().map(share_of).collect()
 }
 
-fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, at: Timestamp) -> Rule {
+fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, noticed_ns: u64, at: Timestamp) -> Rule {
     match rule {
         Rule::Bucket { rate, burst } => Rule::Bucket { rate: rate / nodes, burst: burst / nodes },
         Rule::InFlight { max } => Rule::InFlight { max: max / nodes },
         Rule::Window { per, max } => {
             let even = max / nodes;
-            let max = known.and_then(|k| k.ceiling(per, max, nodes, at)).map_or(even, |c| c.min(even));
-            Rule::Window { per, max }
+            let ceiling = known.and_then(|k| k.ceiling(per, max, nodes, noticed_ns, at));
+            Rule::Window { per, max: ceiling.map_or(even, |c| c.min(even)) }
         }
     }
 }
@@ -46,15 +57,70 @@ fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, at: Timestamp) -> Rul
 // === impl Known ===
 
 impl Known {
+    /// What Redis told, with what was known `before` to see the others' pace by.
+    pub fn new(at: Timestamp, at_ns: u64, used: [u64; 5], own: [u64; 5], before: Option<&Self>) -> Self {
+        let others = |used: &[u64; 5], own: &[u64; 5]| used[TOTAL].saturating_sub(own[TOTAL]);
+        let others_per_s = before.map_or(0, |before| {
+            let passed_ns = at_ns.saturating_sub(before.at_ns);
+            let spent = others(&used, &own).saturating_sub(others(&before.used, &before.own));
+            // Leases come in lumps, one in each life of a unit or so.
+            let pace = per_second(spent, passed_ns.max(LIFE_NS));
+            let faded = before
+                .others_per_s
+                .saturating_sub(before.others_per_s.saturating_mul(passed_ns.min(SECOND_NS)) / SECOND_NS);
+            pace.max(faded)
+        });
+        Self { at, at_ns, used, own, others_per_s }
+    }
+
+    /// With what the ledger tells: all that was spent until `until_ns`, and this node's own part of it if nothing was `known`.
+    /// Own spending without Redis may be in it and be counted twice; never is any forgotten.
+    pub fn raised(
+        known: Option<&Self>,
+        ledger: [u64; 5],
+        own: [u64; 5],
+        until_ns: u64,
+        at: Timestamp,
+    ) -> Self {
+        let mut raised = Self {
+            at,
+            at_ns: until_ns.max(known.map_or(0, |k| k.at_ns)),
+            used: ledger,
+            own,
+            others_per_s: known.map_or(0, |k| k.others_per_s),
+        };
+        for (window, per) in WINDOWS.into_iter().enumerate() {
+            if let Some(known) = known.filter(|k| window_start(per, k.at) == window_start(per, at)) {
+                raised.used[window] = ledger[window].max(known.used[window]);
+                raised.own[window] = known.own[window];
+            }
+        }
+        raised
+    }
+
     /// Up to where this node's own spending may go; none when the window known of is over.
-    fn ceiling(&self, per: Per, max: u64, nodes: u64, at: Timestamp) -> Option<u64> {
+    fn ceiling(&self, per: Per, max: u64, nodes: u64, noticed_ns: u64, at: Timestamp) -> Option<u64> {
         let window = WINDOWS.iter().position(|w| *w == per)?;
         if window_start(per, self.at) != window_start(per, at) {
             return None;
         }
-        let left = max.saturating_sub(self.used[window]);
+        let left = max.saturating_sub(self.used[window]).saturating_sub(self.unseen(nodes, noticed_ns));
         Some(self.own[window].saturating_add(left / nodes))
     }
+
+    /// What others may have spent between the last word and the end of Redis.
+    fn unseen(&self, nodes: u64, noticed_ns: u64) -> u64 {
+        if nodes <= 1 || self.at_ns >= noticed_ns || self.others_per_s == 0 {
+            return 0;
+        }
+        let for_ns = noticed_ns - self.at_ns + 2 * LIFE_NS;
+        let units = u128::from(self.others_per_s) * u128::from(for_ns) / u128::from(SECOND_NS);
+        u64::try_from(units).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+fn per_second(units: u64, ns: u64) -> u64 {
+    u64::try_from(u128::from(units) * u128::from(SECOND_NS) / u128::from(ns.max(1))).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -77,8 +143,8 @@ mod tests {
             prop_assume!(used <= max);
             let nodes = spent.len() as u64;
             let after: u64 = spent.iter().map(|own| {
-                let known = Known { at, used: [used; 5], own: [*own; 5] };
-                let Rule::Window { max, .. } = share(&window(max), nodes, Some(&known), at)[0].rule else { unreachable!() };
+                let known = Known::new(at, 0, [used; 5], [*own; 5], None);
+                let Rule::Window { max, .. } = share(&window(max), nodes, Some(&known), 0, at)[0].rule else { unreachable!() };
                 max.max(*own)
             }).sum();
             prop_assert!(after <= max, "{after} of {max}");
@@ -87,17 +153,17 @@ mod tests {
 
     #[test]
     fn a_limit_smaller_than_the_number_of_nodes_is_nobodys() {
-        let shares = share(&window(2), 3, None, Timestamp::from_secs(0));
+        let shares = share(&window(2), 3, None, 0, Timestamp::from_secs(0));
         assert_eq!(shares[0].rule, Rule::of(Per::Day, 0));
     }
 
     #[test]
     fn what_was_known_of_yesterday_says_nothing_of_today() {
-        let known = Known { at: Timestamp::from_secs(0), used: [100; 5], own: [0; 5] };
+        let known = Known::new(Timestamp::from_secs(0), 0, [100; 5], [0; 5], None);
         let today = Timestamp::from_secs(86_400);
-        assert_eq!(share(&window(100), 2, Some(&known), today)[0].rule, Rule::of(Per::Day, 50));
+        assert_eq!(share(&window(100), 2, Some(&known), 0, today)[0].rule, Rule::of(Per::Day, 50));
         assert_eq!(
-            share(&window(100), 2, Some(&known), Timestamp::from_secs(1))[0].rule,
+            share(&window(100), 2, Some(&known), 0, Timestamp::from_secs(1))[0].rule,
             Rule::of(Per::Day, 0)
         );
     }

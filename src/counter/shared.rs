@@ -10,9 +10,10 @@ mod ask;
 mod tend;
 
 use super::lease::{Ask, Lease, Take};
-use super::link::{Link, LinkError, RedisPlace};
+use super::link::Link;
 use super::local::Local;
-use super::script::Subjects;
+use super::place::{LinkError, RedisPlace};
+use super::script::{Heard, Subjects};
 use super::share::Known;
 use super::{Charge, Charged, Declined, Left, Refusal};
 use crate::clock::{Clock, Timestamp};
@@ -24,11 +25,11 @@ use async_trait::async_trait;
 use dashmap::DashMap;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 /// The longest a request waits for Redis; 20 ms are promised, and a timer may fire a little late.
@@ -41,6 +42,8 @@ const WAITING_MAX: usize = 8_192;
 const ABANDONED_AFTER: Duration = Duration::from_millis(100);
 /// How long a key that Redis chokes on is left alone.
 const BROKEN_FOR: Duration = Duration::from_secs(1);
+/// How far the ledger is behind at least, as far as anybody relies on it: a batch is written each 50 ms, if it goes well.
+const LEDGER_LAG: Duration = Duration::from_secs(2);
 
 /// What to do while Redis cannot be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,9 @@ pub enum OnFailure {
 pub trait SpentSource: Send + Sync + 'static {
     /// What `subject` has spent of the windows that contain `at`; none when that cannot be told now.
     async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow>;
+
+    /// How long ago a record may have been made here that is not stored yet.
+    fn behind(&self) -> Duration;
 }
 
 /// What shared counters need.
@@ -86,17 +92,30 @@ pub struct Leases {
     link: Arc<Link>,
     local: Arc<Local>,
     keys: DashMap<KeyId, Arc<Subject>>,
-    workspaces: DashMap<WorkspaceId, Known>,
+    workspaces: DashMap<WorkspaceId, OfWorkspace>,
     calls: Arc<Semaphore>,
     /// Keys of which Redis will have to hear though nobody may ask.
     listed: Mutex<VecDeque<KeyId>>,
+    /// How far the ledger was behind of late, in ns.
+    lag_ns: AtomicU64,
     me: Weak<Self>,
+}
+
+/// What Redis, or the ledger, told of a workspace.
+#[derive(Clone, Copy, Default)]
+struct OfWorkspace {
+    known: Option<Known>,
+    heard: Option<Heard>,
+    /// In which outage the ledger was asked last, and whether that was after it had caught up.
+    asked: Option<(u64, bool)>,
 }
 
 /// A key on this node.
 struct Subject {
     key: KeyId,
     workspace: WorkspaceId,
+    /// Keys with one number fail together.
+    part: u32,
     leases: Weak<Leases>,
     listed: AtomicBool,
     state: Mutex<State>,
@@ -111,9 +130,23 @@ struct State {
     /// Which question that is; an answer to another comes too late.
     turn: u64,
     known: Option<Known>,
+    heard: Option<Heard>,
+    /// Whether Redis must hear from this node what it once told it: it may have forgotten.
+    untold: bool,
     broken_until_ns: u64,
-    /// When Redis was last well, seen from the first request that it failed.
-    trouble_since_ns: Option<u64>,
+    outage: Option<Outage>,
+}
+
+/// Since a request found Redis gone.
+struct Outage {
+    /// When Redis was last well, seen from that request, in steady ns.
+    since_ns: u64,
+    /// When that request came.
+    noticed_ns: u64,
+    /// Becomes true, or ends, when the ledger has told what others had spent.
+    reading: watch::Receiver<bool>,
+    /// When the ledger is asked once more, because by then it knows all that was spent before.
+    settle_at_ns: u64,
 }
 
 /// One request's unit. Dropping it ends its place in flight.
@@ -155,7 +188,8 @@ enum Purpose {
 impl Leases {
     /// Shared counters. Redis that is gone is looked for; Redis that may throw limits away is refused.
     pub async fn start(config: LeasesConfig) -> Result<Arc<Self>, LinkError> {
-        let link = Arc::new(Link::new(config.place.clone(), &config.node, Arc::clone(&config.clock)));
+        let (place, clock) = (config.place.clone(), Arc::clone(&config.clock));
+        let link = Arc::new(Link::new(place, &config.node, clock, Arc::clone(&config.metrics)));
         match link.look().await {
             Ok(()) => {}
             Err(error @ LinkError::Unfit(_)) => return Err(error),
@@ -170,6 +204,7 @@ impl Leases {
             workspaces: DashMap::new(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             listed: Mutex::default(),
+            lag_ns: AtomicU64::new(nanos(LEDGER_LAG)),
             me: me.clone(),
         });
         io.spawn(link.keep(Arc::downgrade(&leases)));
@@ -181,13 +216,23 @@ impl Leases {
     pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, Declined> {
         let deadline = Instant::now() + PATIENCE;
         let subject = self.subject(charge);
-        let verdict = match self.quick(&subject, charge) {
-            Quick::Verdict(verdict) => verdict,
-            Quick::Wait(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                Ok(Ok(verdict)) => verdict,
-                Ok(Err(_)) | Err(_) => Verdict::Alone,
-            },
+        let (quick, began_ns) = self.quick(&subject, charge);
+        let answer = match quick {
+            Quick::Verdict(Verdict::Alone) => None,
+            Quick::Verdict(verdict) => return self.charged(charge, verdict),
+            Quick::Wait(answer) => tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok),
         };
+        let charged = match answer {
+            None | Some(Verdict::Alone) => self.alone(&subject, charge, deadline).await,
+            Some(verdict) => self.charged(charge, verdict),
+        };
+        let waited = Duration::from_nanos(self.now_ns().saturating_sub(began_ns));
+        self.config.metrics.counter_wait_seconds.observe(waited.as_secs_f64());
+        charged
+    }
+
+    /// What Redis, or what is in hand, said.
+    fn charged(&self, charge: &Charge<'_>, verdict: Verdict) -> Result<Charged, Declined> {
         match verdict {
             Verdict::Unit(mut unit) => match unit.0.take() {
                 Some((unit, left)) => {
@@ -197,19 +242,19 @@ impl Leases {
                 None => Err(Declined::Unavailable),
             },
             Verdict::Refused(refusal) => Err(Declined::Limit { refusal, degraded: false }),
-            Verdict::Alone => self.alone(&subject, charge, deadline).await,
+            Verdict::Alone => Err(Declined::Unavailable),
         }
     }
 
     /// From what is in hand, or a place in the queue for what Redis will say.
-    fn quick(&self, subject: &Arc<Subject>, charge: &Charge<'_>) -> Quick {
+    fn quick(&self, subject: &Arc<Subject>, charge: &Charge<'_>) -> (Quick, u64) {
         let mut limits = charge.key_limits.clone();
         limits.extend_from_slice(charge.workspace_limits);
         let now_ns = self.now_ns();
         let mut state = subject.lock();
-        match state.lease.take(&limits, now_ns) {
+        let quick = match state.lease.take(&limits, now_ns) {
             Take::Unit(at_us) => {
-                if state.lease.is_low() && self.can_ask(&state, now_ns) {
+                if state.lease.is_low() && self.can_ask(subject, &state, now_ns) {
                     self.begin(subject, &mut state, Purpose::Serve, now_ns);
                 }
                 let unit = Unit { subject: Arc::clone(subject), at_us, ended: false };
@@ -219,7 +264,7 @@ impl Leases {
                 Quick::Verdict(Verdict::Unit(Undelivered(Some((unit, left)))))
             }
             Take::Refused(refusal) => Quick::Verdict(Verdict::Refused(refusal)),
-            Take::Ask if !self.can_ask(&state, now_ns) || state.waiting.len() >= WAITING_MAX => {
+            Take::Ask if !self.can_ask(subject, &state, now_ns) || state.waiting.len() >= WAITING_MAX => {
                 Quick::Verdict(Verdict::Alone)
             }
             Take::Ask => {
@@ -229,11 +274,12 @@ impl Leases {
                     state.is_asking(now_ns) || self.begin(subject, &mut state, Purpose::Serve, now_ns);
                 if begun { Quick::Wait(answer) } else { Quick::Verdict(Verdict::Alone) }
             }
-        }
+        };
+        (quick, now_ns)
     }
 
-    fn can_ask(&self, state: &State, now_ns: u64) -> bool {
-        self.link.is_up() && now_ns >= state.broken_until_ns
+    fn can_ask(&self, subject: &Subject, state: &State, now_ns: u64) -> bool {
+        now_ns >= state.broken_until_ns && self.link.is_up_for(subject.part, now_ns)
     }
 
     pub(super) fn forget(&self, key: KeyId) {
@@ -252,6 +298,7 @@ impl Leases {
             Arc::new(Subject {
                 key: charge.key,
                 workspace: charge.workspace.clone(),
+                part: crc32fast::hash(charge.workspace.as_str().as_bytes()),
                 leases: self.me.clone(),
                 listed: AtomicBool::new(false),
                 state: Mutex::default(),
@@ -260,7 +307,7 @@ impl Leases {
         Arc::clone(&self.keys.entry(charge.key).or_insert_with(new))
     }
 
-    fn subjects<'r>(&'r self, subject: &'r Subject, ask: &Ask) -> Subjects<'r> {
+    fn subjects<'r>(&'r self, subject: &'r Subject, ask: &Ask, server: &'r str) -> Subjects<'r> {
         let of_workspace = |l: &Limit| matches!(l.name, LimitName::Workspace(_));
         let key_limits = ask.limits.iter().take_while(|l| !of_workspace(l)).count();
         Subjects {
@@ -268,8 +315,20 @@ impl Leases {
             workspace: (&subject.workspace, key_limits < ask.limits.len()),
             key_limits,
             node: &self.config.node,
-            nodes: u64::try_from((self.config.nodes)()).unwrap_or(u64::MAX).max(1),
+            nodes: self.nodes(),
+            server,
+            lag: self.lag(),
+            heard: [subject.lock().heard, self.workspaces.get(&subject.workspace).and_then(|w| w.heard)],
         }
+    }
+
+    fn nodes(&self) -> u64 {
+        u64::try_from((self.config.nodes)()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// How far the ledger may be behind.
+    fn lag(&self) -> Duration {
+        Duration::from_nanos(self.lag_ns.load(Ordering::Relaxed))
     }
 
     fn now_ns(&self) -> u64 {
@@ -284,6 +343,11 @@ fn nanos(d: Duration) -> u64 {
 // === impl State, Subject, Unit, Undelivered ===
 
 impl State {
+    /// Whether Redis will have to hear something sooner or later.
+    fn owes(&self) -> bool {
+        self.untold || self.lease.owes()
+    }
+
     fn is_asking(&self, now_ns: u64) -> bool {
         self.asking_since_ns.is_some_and(|since| now_ns < since + nanos(ABANDONED_AFTER))
     }
@@ -297,7 +361,7 @@ impl Subject {
 
     /// Sees to it that Redis hears what it should, though nobody may ask for this key again.
     fn list(&self) {
-        if self.listed.load(Ordering::Acquire) || !self.lock().lease.owes() {
+        if self.listed.load(Ordering::Acquire) || !self.lock().owes() {
             return;
         }
         if self.listed.swap(true, Ordering::AcqRel) {

@@ -51,9 +51,11 @@ pub enum BadRequest {
     Path(BadPath),
     /// Two different credentials.
     TwoCredentials,
+    /// It is not what HTTP writes.
+    Syntax,
     /// The message's length is given twice, wrongly, or in two ways.
     Framing,
-    /// HTTP/1.1 without exactly one `Host`.
+    /// HTTP/1.1 without exactly one sound `Host`, or with another one than its target names.
     Host,
     /// The header that names the end user is repeated, empty or over-long.
     EndUserHeader,
@@ -220,6 +222,7 @@ impl BadRequest {
         match self {
             Self::Path(_) => "path",
             Self::TwoCredentials => "two_credentials",
+            Self::Syntax => "syntax",
             Self::Framing => "framing",
             Self::Host => "host",
             Self::EndUserHeader => "end_user_header",
@@ -233,12 +236,16 @@ impl BadRequest {
             (Self::Path(_), Lang::Zh) => "请求路径有歧义或包含不允许的字符",
             (Self::TwoCredentials, Lang::En) => "The request presents two different API keys",
             (Self::TwoCredentials, Lang::Zh) => "请求携带了两个不同的 API 密钥",
+            (Self::Syntax, Lang::En) => "The request is not written as HTTP/1.1 demands",
+            (Self::Syntax, Lang::Zh) => "请求不符合 HTTP/1.1 语法",
             (Self::Framing, Lang::En) => {
                 "The length of the request body is given twice, wrongly or in two ways"
             }
             (Self::Framing, Lang::Zh) => "请求体长度重复、错误或以两种方式声明",
-            (Self::Host, Lang::En) => "The request needs exactly one Host",
-            (Self::Host, Lang::Zh) => "请求必须且只能有一个 Host",
+            (Self::Host, Lang::En) => {
+                "The request needs exactly one Host, the one that its target names if it does"
+            }
+            (Self::Host, Lang::Zh) => "请求必须且只能有一个 Host，且须与请求目标一致",
             (Self::EndUserHeader, Lang::En) => {
                 "The header that names the end user must be there once, with 1 to 255 visible characters"
             }

@@ -6,9 +6,11 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod chunks;
 pub mod credential;
 pub mod denial;
 pub mod fault;
+pub mod head;
 pub mod health;
 pub mod id;
 pub mod key;

@@ -71,14 +71,15 @@ pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
 /// absolute form. Other forms (`*`, an authority, a path without its slash) and doubtful authorities are refused.
 pub fn split_target(raw: &[u8]) -> Result<(&[u8], &[u8]), BadPath> {
     let origin =
-        if raw.first() == Some(&b'/') { raw } else { behind_authority(raw).ok_or(BadPath::NotAbsolute)? };
+        if raw.first() == Some(&b'/') { raw } else { behind_authority(raw).ok_or(BadPath::NotAbsolute)?.1 };
     match origin.iter().position(|b| *b == b'?') {
         Some(at) => Ok((&origin[..at], &origin[at + 1..])),
         None => Ok((origin, b"")),
     }
 }
 
-fn behind_authority(raw: &[u8]) -> Option<&[u8]> {
+/// The authority of an absolute form, and the origin form behind it.
+pub(super) fn behind_authority(raw: &[u8]) -> Option<(&[u8], &[u8])> {
     let scheme = [&b"http://"[..], b"https://"]
         .into_iter()
         .find(|scheme| raw.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)))?;
@@ -90,7 +91,7 @@ fn behind_authority(raw: &[u8]) -> Option<&[u8]> {
     if authority.is_empty() || !authority.iter().all(host) || origin.first() == Some(&b'?') {
         return None;
     }
-    Some(if origin.is_empty() { b"/" } else { origin })
+    Some((authority, if origin.is_empty() { b"/" } else { origin }))
 }
 
 /// Whether `raw`, the query part of a request target (without the `?`), may be forwarded as it is.

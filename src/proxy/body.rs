@@ -1,6 +1,6 @@
 //! Reading a body ahead, for routes that find the end user in it.
 
-use crate::policy::denial::{BadRequest, Denial};
+use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -52,27 +52,4 @@ pub(super) async fn read_ahead(session: &mut Session, max: u64) -> Result<Option
 /// The declared length of the body.
 pub(super) fn content_length(session: &Session) -> Option<u64> {
     session.req_header().headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// What is wrong with how the body's length is told, if anything: backends may read such requests differently.
-pub(super) fn check_framing(header: &pingora::http::RequestHeader) -> Result<(), Denial> {
-    let bad = || Denial::BadRequest(BadRequest::Framing);
-    let mut lengths = header.headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let text = length.as_bytes();
-        let digits = !text.is_empty() && text.len() <= 18 && text.iter().all(u8::is_ascii_digit);
-        if !digits || (text.len() > 1 && text[0] == b'0') || lengths.next().is_some() {
-            return Err(bad());
-        }
-    }
-    let mut codings = header.headers.get_all(http::header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-            return Err(Denial::Plain(Fault::NotImplemented));
-        }
-        if codings.next().is_some() {
-            return Err(bad());
-        }
-    }
-    Ok(())
 }

@@ -1,8 +1,10 @@
 //! What is known of one request while it passes through Pingora's phases.
 
+use super::connections::{Connection, End};
 use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
+use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
 use crate::policy::route::Route;
@@ -25,6 +27,8 @@ pub struct Ctx {
     pub lang: Lang,
     /// The client's address.
     pub address: IpAddr,
+    /// Where it came over.
+    pub connection: Option<Arc<Connection>>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
     /// Proof that it may be forwarded.
@@ -57,6 +61,7 @@ impl Ctx {
             request_id: id_value(id),
             lang: Lang::En,
             address: IpAddr::from([0, 0, 0, 0]),
+            connection: None,
             route: None,
             admission: None,
             record: None,
@@ -66,6 +71,15 @@ impl Ctx {
             degraded: false,
             fault: None,
             _in_flight: InFlight(in_flight),
+        }
+    }
+
+    /// What the client's connection made of its message, where that is why reading it failed.
+    pub fn client_fault(&self) -> Option<Denial> {
+        match self.connection.as_ref()?.ends()? {
+            End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
+            End::BodyLate => Some(Denial::Plain(Fault::RequestTimeout)),
+            _ => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
 
-use super::body::{check_framing, content_length, read_ahead};
+use super::body::{content_length, read_ahead};
 use super::ctx::Ctx;
 use super::reply;
 use super::service::Proxy;
@@ -12,8 +12,8 @@ use crate::policy::fault::{Fault, Lang};
 use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::EndUserFrom;
 use crate::usage::{Pending, Start};
-use http::header::{ACCEPT_LANGUAGE, HOST, HeaderValue, USER_AGENT};
-use http::{Method, Version};
+use http::Method;
+use http::header::{ACCEPT_LANGUAGE, HeaderValue, USER_AGENT};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -56,8 +56,8 @@ impl Proxy {
 
     /// What is needed however the request is answered.
     pub(super) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
-        session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
-        session.set_read_timeout(Some(self.limits.body_timeout));
+        // The connection itself has the deadlines; Pingora's timers would only be set beside them.
+        session.set_read_timeout(None);
         let header = session.req_header_mut();
         if let Some(wanted) = header.headers.get(ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok()) {
             ctx.lang = Lang::preferred(wanted);
@@ -73,7 +73,8 @@ impl Proxy {
         }
     }
 
-    /// Step 1: is the request well formed and of a permitted size?
+    /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
+    /// was let in.
     fn check_message(&self, session: &Session) -> Result<(), Denial> {
         let header = session.req_header();
         if header.raw_path().len() > self.limits.uri_bytes {
@@ -86,12 +87,6 @@ impl Proxy {
         if matches!(header.method, Method::TRACE | Method::CONNECT) {
             return Err(Denial::Plain(Fault::NotImplemented));
         }
-        let mut hosts = header.headers.get_all(HOST).iter();
-        let one = hosts.next().is_some() && hosts.next().is_none();
-        if !one && header.version == Version::HTTP_11 {
-            return Err(Denial::BadRequest(BadRequest::Host));
-        }
-        check_framing(header)?;
         let bad = |b| Denial::BadRequest(BadRequest::Path(b));
         let (path, query) = split_target(header.raw_path()).map_err(bad)?;
         canonical(path).map_err(bad)?;
@@ -123,7 +118,7 @@ impl Proxy {
                 ctx.body = Some(body);
                 found
             }
-            Err(denial) => Err(denial),
+            Err(denial) => Err(ctx.client_fault().unwrap_or(denial)),
         };
         match found {
             Ok(name) => Ok((permit, name.map(Into::into))),

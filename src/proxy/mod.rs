@@ -4,15 +4,19 @@
 //! contract's envelope and the charge is given back.
 
 mod body;
+pub mod connections;
 mod ctx;
 mod decide;
+mod early;
 mod headers;
+mod http1;
 pub mod listen;
 mod ratelimit;
 mod reply;
 mod service;
 mod trip;
 pub mod upstream;
+mod wire;
 
 pub use headers::HeaderPolicy;
 pub use ratelimit::Families;

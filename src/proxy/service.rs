@@ -1,8 +1,8 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
+use super::connections::Connection;
 use super::ctx::Ctx;
 use super::headers::{HeaderPolicy, Told, from_backend};
-use super::listen::Connection;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::upstream::Upstream;
@@ -15,6 +15,7 @@ use crate::store::Outcome;
 use crate::usage::Recorder;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -56,10 +57,6 @@ pub struct ProxyLimits {
     pub body_bytes: u64,
     /// Bytes of a body that is read ahead.
     pub end_user_body_bytes: u64,
-    /// Between two reads of a body.
-    pub body_timeout: Duration,
-    /// An idle connection is kept this long.
-    pub idle_timeout: Duration,
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
     /// Which header families tell what is left.
@@ -85,8 +82,8 @@ impl ProxyHttp for Proxy {
         connection: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            connection.head_has_arrived();
             ctx.address = connection.peer.ip();
+            ctx.connection = Some(*connection);
         }
     }
 
@@ -206,6 +203,11 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(connection) = &ctx.connection
+        {
+            connection.becomes_tunnel();
+        }
         self.answered(ctx, response.status.as_u16());
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
@@ -224,10 +226,11 @@ impl ProxyHttp for Proxy {
         if !ctx.trip.reached {
             give_back(ctx);
         }
-        let Some(fault) = fault_of(e) else {
-            // The client is gone or what it sends makes no sense any more; there is nobody to answer.
+        let Some(denial) = ctx.client_fault().or_else(|| fault_of(e).map(Denial::Plain)) else {
+            // The client is gone; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        let fault = denial.fault();
         if fault == Fault::Internal {
             tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
         }
@@ -243,7 +246,6 @@ impl ProxyHttp for Proxy {
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;
-        let denial = Denial::Plain(fault);
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
             return FailToProxy { error_code, can_reuse_downstream: false };

@@ -53,6 +53,7 @@ pub struct Flush {
     asked: Arc<AtomicU64>,
     wake: Arc<Notify>,
     done: watch::Receiver<Done>,
+    made: Instant,
 }
 
 /// The last round in which everything was stored.
@@ -80,7 +81,7 @@ impl Writer {
     ) -> Self {
         let set_aside = SetAside::of(reader.journal().folder());
         let (done, seen) = watch::channel(Done::default());
-        let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen };
+        let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
         let unstored = Batch::default();
         Self { reader, ledger, metrics, options, deadline, set_aside, unstored, flush, done }
     }
@@ -286,10 +287,15 @@ impl Writer {
 }
 
 impl Flush {
-    /// Whether every record that ended more than `lag` ago is stored; waits for that as long as `patience`.
-    pub async fn is_current(&self, lag: Duration, patience: Duration) -> bool {
-        let began = self.done.borrow().began;
-        began.is_some_and(|began| began.elapsed() <= lag) || self.flushed(patience).await
+    /// Waits until every record that an earlier run left is stored. False: not `within` that time.
+    pub async fn has_replayed(&self, within: Duration) -> bool {
+        let all_stored_once = self.done.borrow().began.is_some();
+        all_stored_once || self.flushed(within).await
+    }
+
+    /// How long ago a record of this run may have ended that is not stored yet.
+    pub fn behind(&self) -> Duration {
+        self.done.borrow().began.unwrap_or(self.made).elapsed()
     }
 
     /// Waits until every record that has ended before this call is stored. False: not `within` that time.

@@ -124,6 +124,18 @@ const MISTAKES: &[(&str, &str)] = &[
         "1:16 counters.url: must be \"memory:\", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host",
     ),
     (
+        "counters.url = \"redis://c\"\ncounters.tls_ca_file = \"ca.pem\"",
+        "2:24 counters.tls_ca_file: needs a counters.url that begins with rediss",
+    ),
+    (
+        "counters.url = \"rediss://c\"\ncounters.tls_key_file = \"k\"",
+        "2:25 counters.tls_key_file: needs counters.tls_cert_file beside it",
+    ),
+    (
+        "counters.url = \"rediss://c\"\ncounters.sentinel_password_file = \"p\"",
+        "2:35 counters.sentinel_password_file: needs a counters.url of Sentinels, as in redis+sentinel://…",
+    ),
+    (
         "[[plans.a.limits]]\ncount = \"tokens\"\nper = \"day\"\nmax = 1",
         "2:9 plans.a.limits[0].count: tokens cannot be counted by this version; must be one of: requests",
     ),

@@ -205,6 +205,6 @@ async fn a_refusal_costs_no_other_limit_anything() {
         admitted += usize::from(key.charge(&nodes[n % 2]).await.is_ok());
     }
     assert_eq!(admitted, 3, "the workspace's three");
-    let kept = server.command(&["HGET", &format!("kg1:{{w}}:k:{}", key.id), "u5"]);
+    let kept = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
     assert!(kept.ends_with("\r\n3"), "{kept}");
 }

@@ -4,8 +4,12 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so")]
 
 mod chaos;
+mod cluster;
 mod exact;
 mod failing;
 mod node;
+mod patience;
 mod redis;
+mod sentinel;
 mod start;
+mod tls;

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
@@ -34,6 +35,10 @@ impl SpentSource for Ledger {
         let n = self.0.load(Ordering::SeqCst);
         Some(SpentRow { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
     }
+
+    fn behind(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// One clock for all, so that instants of two nodes can be compared.
@@ -47,15 +52,19 @@ pub(crate) struct Node {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) on_failure: OnFailure,
     pub(crate) nodes: usize,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Where the nodes' tasks run; none: where the test does.
+    pub(crate) io: Option<Handle>,
 }
 
 impl Setup {
     pub(crate) fn of(nodes: usize) -> Self {
-        Self { on_failure: OnFailure::Share, nodes, ledger: Arc::default() }
+        Self { on_failure: OnFailure::Share, nodes, ledger: Arc::default(), clock: clock(), io: None }
     }
 
     pub(crate) async fn node(&self, name: &str, address: SocketAddr) -> Node {
@@ -75,9 +84,9 @@ impl Setup {
             node: name.to_owned(),
             nodes: Box::new(move || nodes),
             ledger: self.ledger.clone(),
-            clock: clock(),
+            clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&metrics),
-            io: tokio::runtime::Handle::current(),
+            io: self.io.clone().unwrap_or_else(Handle::current),
         })
         .await?;
         Ok(Node { counters: Counters::shared(leases), metrics })
@@ -102,9 +111,10 @@ pub(crate) fn place(address: SocketAddr) -> RedisPlace {
     RedisPlace {
         kind: RedisKind::Server,
         servers: vec![(address.ip().to_string(), address.port())],
-        tls: false,
+        tls: None,
         user: None,
         password: None,
+        sentinel_password: None,
         database: 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,12 @@ pub(crate) struct RedisServer {
     options: Vec<String>,
 }
 
+/// A port that nobody has at the moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
 impl RedisServer {
     pub(crate) fn start() -> Self {
         Self::with(&[])
@@ -24,14 +31,26 @@ impl RedisServer {
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
         // Another process may take the port before the server does; then the next one is tried.
         for _ in 0..20 {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-            let address = listener.local_addr().expect("an address");
-            drop(listener);
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
             if let Some(process) = spawn(address, &options) {
                 return Self { process, address, options };
             }
         }
         panic!("redis-server does not come up");
+    }
+
+    /// With a file that says all, and which the server may write.
+    pub(crate) fn of_file(file: &Path, address: SocketAddr, options: &[&str]) -> Self {
+        let mut command = Command::new("redis-server");
+        command.arg(file).args(options);
+        let process = watch(command, address).expect("the server comes up");
+        Self { process, address, options: Vec::new() }
+    }
+
+    /// `-STOP` or `-CONT`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+        assert!(sent.expect("kill").success());
     }
 
     /// Ends the server as a crash does and starts an empty one in its place.
@@ -49,16 +68,25 @@ impl RedisServer {
 
     /// One command, answered as the server wrote it.
     pub(crate) fn command(&self, words: &[&str]) -> String {
+        self.commands(&[words])
+    }
+
+    /// Several on one connection; the answer is the last one's.
+    pub(crate) fn commands(&self, commands: &[&[&str]]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("the server");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        let mut text = format!("*{}\r\n", words.len());
-        for word in words {
-            text.extend(["$", &word.len().to_string(), "\r\n", word, "\r\n"]);
+        let mut last = String::new();
+        for words in commands {
+            let mut text = format!("*{}\r\n", words.len());
+            for word in *words {
+                text.extend(["$", &word.len().to_string(), "\r\n", word, "\r\n"]);
+            }
+            stream.write_all(text.as_bytes()).expect("the command");
+            let mut answer = [0_u8; 16_384];
+            let n = stream.read(&mut answer).expect("an answer");
+            last = String::from_utf8_lossy(&answer[..n]).trim().to_owned();
         }
-        stream.write_all(text.as_bytes()).expect("the command");
-        let mut answer = [0_u8; 4096];
-        let n = stream.read(&mut answer).expect("an answer");
-        String::from_utf8_lossy(&answer[..n]).trim().to_owned()
+        last
     }
 }
 
@@ -70,10 +98,17 @@ impl Drop for RedisServer {
 
 fn spawn(address: SocketAddr, options: &[String]) -> Option<Child> {
     let port = address.port().to_string();
-    let mut process = Command::new("redis-server")
+    let mut command = Command::new("redis-server");
+    command
         .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"])
         .args(["--maxclients", "2000"])
-        .args(options)
+        .args(options);
+    watch(command, address)
+}
+
+/// Starts it and waits until it answers; none when it ends instead.
+fn watch(mut command: Command, address: SocketAddr) -> Option<Child> {
+    let mut process = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

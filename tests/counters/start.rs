@@ -2,8 +2,9 @@
 
 use crate::node::{Setup, TestKey, place};
 use crate::redis::RedisServer;
-use keygate::counter::{RedisKind, RedisPlace};
+use keygate::counter::RedisPlace;
 use keygate::policy::key::Per;
+use keygate::policy::limit::{LimitName, Rule};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -44,7 +45,7 @@ async fn what_a_node_did_not_spend_it_gives_back_when_it_stops() {
         admitted += u64::from(key.charge(&node).await.is_ok());
     }
     node.counters.close().await;
-    let kept = server.command(&["HGET", &format!("kg1:{{w}}:k:{}", key.id), "u5"]);
+    let kept = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
     assert!(kept.ends_with(&format!("\r\n{admitted}")), "{kept} after {admitted}");
 }
 
@@ -52,8 +53,12 @@ async fn what_a_node_did_not_spend_it_gives_back_when_it_stops() {
 async fn a_password_is_asked_for_and_given() {
     let server = RedisServer::with(&["--requirepass", "hunter2"]);
     let key = TestKey::window(Per::Day, 10);
-    let stranger = Setup::of(1).node("n", server.address).await;
-    assert!(key.charge(&stranger).await.expect("its share").degraded());
+    for password in [None, Some("wrong".to_owned())] {
+        let stranger = RedisPlace { password, ..place(server.address) };
+        let why = Setup::of(1).node_at("n", stranger).await.err().expect("refused").to_string();
+        assert!(why.contains("does not believe the user or password"), "{why}");
+        assert!(!why.contains("wrong"), "{why}");
+    }
     let known = RedisPlace { password: Some("hunter2".into()), ..place(server.address) };
     assert!(!format!("{known:?}").contains("hunter2"));
     let node = Setup::of(1).node_at("n", known).await.expect("a node");
@@ -61,23 +66,43 @@ async fn a_password_is_asked_for_and_given() {
 }
 
 #[tokio::test]
-async fn a_cluster_counts_a_key_and_its_workspace_together() {
-    let folder = std::env::temp_dir().join(format!("keygate-cluster-{}", std::process::id()));
-    let file = folder.display().to_string();
-    let server = RedisServer::with(&["--cluster-enabled", "yes", "--cluster-config-file", &file]);
-    assert_eq!(server.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK");
-    let begun = Instant::now();
-    // A cluster cannot be waited for in any other way than by asking it.
-    while !server.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok") {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the cluster does not come up");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+async fn a_user_of_redis_needs_no_more_rights_than_the_refusal_names() {
+    let server = RedisServer::start();
+    server.command(&["ACL", "SETUSER", "keygate", "on", ">hunter2"]);
+    let user = RedisPlace {
+        user: Some("keygate".into()),
+        password: Some("hunter2".into()),
+        ..place(server.address)
+    };
+    let why = Setup::of(1).node_at("n", user.clone()).await.err().expect("refused").to_string();
+    let (_, rights) = why.split_once("it must have: ").expect("what it needs");
+    let mut words = vec!["ACL", "SETUSER", "keygate"];
+    words.extend(rights.split(' '));
+    assert_eq!(server.command(&words), "+OK");
+    let node = Setup::of(1).node_at("n", user).await.expect("a node");
+    let mut key = TestKey::window(Per::Day, 100);
+    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, Rule::InFlight { max: 4 })]));
+    for _ in 0..20 {
+        assert!(!key.charge(&node).await.expect("admitted").degraded());
     }
-    let place = RedisPlace { kind: RedisKind::Cluster, ..place(server.address) };
-    let node = Setup::of(1).node_at("n", place).await.expect("a node");
-    let mut key = TestKey::window(Per::Day, 10);
-    key.workspace_limits = key.limits.iter().skip(1).copied().collect();
-    key.workspace_limits[0].name = keygate::policy::limit::LimitName::Workspace(0);
-    assert!(!key.charge(&node).await.expect("admitted").degraded());
-    drop(server);
-    std::fs::remove_file(folder).expect("the cluster's file");
+}
+
+#[tokio::test]
+async fn a_black_hole_neither_stops_a_start_nor_delays_it_for_long() {
+    // The kernel answers nobody once the queue of those who want to connect is full.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let listener = socket.listen(1).expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let mut queued = Vec::new();
+    while let Ok(connected) =
+        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
+    {
+        queued.push(connected);
+        assert!(queued.len() < 100, "no black hole");
+    }
+    let begun = Instant::now();
+    let node = Setup::of(1).node("n", address).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(TestKey::window(Per::Day, 10).charge(&node).await.expect("its share is all").degraded());
 }

@@ -185,13 +185,15 @@ fn send_target(gateway: &Gateway, target: &[u8], secret: &str) -> Response {
 }
 
 #[test]
-fn a_fragment_is_no_part_of_a_request_and_goes_no_further() {
+fn a_fragment_is_no_part_of_a_request() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
-    for target in ["/v1/app/x?q=1#fragment", "/v1/app/x?q=1#/../admin", "/v1/app/x?q=1#?r=2"] {
-        assert_eq!(gateway.get(target, &secret).status, 200, "{target}");
-        assert_eq!(origin.last().target, "/v1/app/x?q=1", "{target}");
+    for target in
+        ["/v1/app/x#fragment", "/v1/app/x?q=1#fragment", "/v1/app/x?q=1#/../admin", "/v1/app/x?q=1#?r=2"]
+    {
+        assert_eq!(gateway.get(target, &secret).fault(), (400, 1000, "bad_request".into()), "{target}");
     }
+    assert_eq!(origin.count(), 0);
 }
 
 #[test]

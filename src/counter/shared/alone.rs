@@ -2,23 +2,24 @@
 //!
 //! Must not know: how Redis is asked. When the ledger is gone as well, a node knows only what it has seen.
 
-use super::{Leases, OnFailure, Subject, Unit};
+use super::{Leases, OnFailure, Outage, PATIENCE, Subject, Unit, nanos};
 use crate::clock::Timestamp;
-use crate::counter::lease::{Adjustment, Ask};
 use crate::counter::local::Taken;
 use crate::counter::script::{Ledgered, Subjects};
-use crate::counter::share::{Known, WINDOWS, share};
+use crate::counter::share::{Known, share};
 use crate::counter::{Charge, Charged, Declined, Left, Refusal};
-use crate::policy::limit::{RetryAfter, window_start};
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::limit::RetryAfter;
 use crate::store::{SpentBy, SpentRow};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How far the ledger may lag behind; `lease.lua` has the same number.
-const LEDGER_LAG: Duration = Duration::from_secs(2);
 /// A share of nothing may be more when Redis is back, which is looked for about this often.
 const SHARE_RETRY: Duration = Duration::from_secs(1);
+/// When the ledger did not tell, it is asked again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Leases {
     /// Decides by this node alone.
@@ -29,7 +30,6 @@ impl Leases {
         deadline: Instant,
     ) -> Result<Charged, Declined> {
         self.config.metrics.counters_degraded.inc();
-        let nodes = u64::try_from((self.config.nodes)()).unwrap_or(u64::MAX).max(1);
         let (taken, left) = match self.config.on_failure {
             OnFailure::Deny => return Err(Declined::Unavailable),
             OnFailure::Allow => {
@@ -38,7 +38,7 @@ impl Leases {
             }
             OnFailure::Share => {
                 self.remember(subject, charge, deadline).await;
-                let shared = self.share(subject, charge, nodes);
+                let shared = self.share(subject, charge);
                 shared.map_err(|refusal| Declined::Limit { refusal, degraded: true })?
             }
         };
@@ -50,21 +50,21 @@ impl Leases {
     }
 
     /// Charges this node's share of every limit.
-    fn share(
-        &self,
-        subject: &Subject,
-        charge: &Charge<'_>,
-        nodes: u64,
-    ) -> Result<(Taken, Left), Box<Refusal>> {
+    fn share(&self, subject: &Subject, charge: &Charge<'_>) -> Result<(Taken, Left), Box<Refusal>> {
         let now = self.config.clock.now();
-        let (known, since_ns) = {
+        let nodes = self.nodes();
+        let (known, since_ns, noticed_ns) = {
             let state = subject.lock();
-            (state.known, state.trouble_since_ns.unwrap_or_else(|| self.link.last_well_ns()))
+            let outage = state.outage.as_ref();
+            let (since_ns, noticed_ns) = outage
+                .map_or_else(|| (self.link.last_well_ns(), now.steady_ns), |o| (o.since_ns, o.noticed_ns));
+            (state.known, since_ns, noticed_ns)
         };
-        let workspace_known = self.workspaces.get(charge.workspace).map(|k| *k);
+        let of_workspace = self.workspaces.get(charge.workspace).and_then(|w| w.known);
+        let share_of = |limits, known: Option<&Known>| share(limits, nodes, known, noticed_ns, now.wall);
         let own = Charge {
-            key_limits: &share(charge.key_limits, nodes, known.as_ref(), now.wall),
-            workspace_limits: &share(charge.workspace_limits, nodes, workspace_known.as_ref(), now.wall),
+            key_limits: &share_of(charge.key_limits, known.as_ref()),
+            workspace_limits: &share_of(charge.workspace_limits, of_workspace.as_ref()),
             ..*charge
         };
         // One node alone has spent all that was spent, and knows it.
@@ -92,89 +92,100 @@ impl Leases {
         }
     }
 
-    /// Reads from the ledger what other nodes may have spent since Redis last told, once per outage, if there is time.
+    /// Has the ledger asked what other nodes had spent: when a key first finds Redis gone, for which the requests of that
+    /// moment wait while there is time, and once more when the ledger has caught up.
     async fn remember(&self, subject: &Arc<Subject>, charge: &Charge<'_>, deadline: Instant) {
-        if subject.lock().trouble_since_ns.is_some() {
-            return;
-        }
-        if let (Some(me), Ok(permit)) = (self.me.upgrade(), Arc::clone(&self.calls).try_acquire_owned()) {
-            let (reader, counted) = (Arc::clone(subject), !charge.workspace_limits.is_empty());
-            let read = self.config.io.spawn(async move {
-                me.read_ledger(&reader, counted).await;
-                drop(permit);
-            });
-            if tokio::time::timeout_at(deadline, read).await.is_err() {
-                tracing::debug!(key = %subject.key, "counters: the ledger tells too late what was spent");
+        let now_ns = self.now_ns();
+        let settled_ns = nanos(self.lag() + PATIENCE);
+        let counted = !charge.workspace_limits.is_empty();
+        let mut reading = {
+            let mut state = subject.lock();
+            match &mut state.outage {
+                None => {
+                    let since_ns = self.link.last_well_ns();
+                    let reading = self.ask_ledger(subject, counted, false);
+                    state.outage = Some(Outage {
+                        since_ns,
+                        noticed_ns: now_ns,
+                        reading: reading.clone(),
+                        settle_at_ns: now_ns + settled_ns,
+                    });
+                    reading
+                }
+                Some(outage) if now_ns >= outage.settle_at_ns => {
+                    outage.settle_at_ns = now_ns + nanos(ASK_AGAIN);
+                    drop(self.ask_ledger(subject, counted, true));
+                    return;
+                }
+                Some(outage) if now_ns < outage.noticed_ns + nanos(PATIENCE) => outage.reading.clone(),
+                Some(_) => return,
             }
+        };
+        if tokio::time::timeout_at(deadline, reading.wait_for(|told| *told)).await.is_err() {
+            tracing::debug!(key = %subject.key, "counters: the ledger tells too late what was spent");
         }
-        // Nobody else waits for it; what it tells later counts from then on.
-        subject.lock().trouble_since_ns.get_or_insert_with(|| self.link.last_well_ns());
     }
 
-    async fn read_ledger(&self, subject: &Subject, counted: bool) {
-        let at = self.config.clock.now().wall;
-        let Some(rows) = self.rows(subject, counted, at).await else { return };
+    /// Asks the ledger for one key; what it tells counts from then on, whoever waits for it.
+    fn ask_ledger(&self, subject: &Arc<Subject>, counted: bool, settled: bool) -> watch::Receiver<bool> {
+        let (told, reading) = watch::channel(false);
+        if let (Some(me), Ok(permit)) = (self.me.upgrade(), Arc::clone(&self.calls).try_acquire_owned()) {
+            let reader = Arc::clone(subject);
+            self.config.io.spawn(async move {
+                me.read_ledger(&reader, counted, settled).await;
+                drop(permit);
+                told.send_replace(true);
+            });
+        }
+        reading
+    }
+
+    async fn read_ledger(&self, subject: &Subject, counted: bool, settled: bool) {
+        let asked = self.config.clock.now();
+        let workspace = counted.then_some(&subject.workspace);
+        let Some(rows) = self.rows(subject.key, workspace, asked.wall).await else { return };
+        // So much it knows for certain; everything, once it has caught up.
+        let until_ns = if settled { u64::MAX } else { asked.steady_ns.saturating_sub(nanos(self.lag())) };
+        let raised = |row: &SpentRow, known: Option<&Known>| {
+            let used = [row.minute, row.hour, row.day, row.month, row.total];
+            Known::raised(known, used, self.local.used(&row.subject, asked.wall), until_ns, asked.wall)
+        };
         if let Some(row) = rows.first() {
             let mut state = subject.lock();
-            let in_hand = state.lease.units();
-            state.known = Some(self.known(row, state.known.as_ref(), in_hand, at));
+            state.known = Some(raised(row, state.known.as_ref()));
+            if settled && let Some(outage) = &mut state.outage {
+                outage.settle_at_ns = u64::MAX;
+            }
         }
         if let Some(row) = rows.get(1) {
-            let seen = self.workspaces.get(&subject.workspace).map(|k| *k);
-            self.workspaces.insert(subject.workspace.clone(), self.known(row, seen.as_ref(), 0, at));
+            let mut of_workspace = self.workspaces.entry(subject.workspace.clone()).or_default();
+            // Once per outage, not once per key: what this node spends meanwhile is in the ledger sooner or later.
+            let asked = Some((self.link.made(), settled));
+            if of_workspace.asked != asked && of_workspace.asked != Some((self.link.made(), true)) {
+                of_workspace.known = Some(raised(row, of_workspace.known.as_ref()));
+                of_workspace.asked = asked;
+            }
         }
     }
 
-    /// What is known when the ledger tells `row`, and Redis told what was `seen`.
-    fn known(&self, row: &SpentRow, seen: Option<&Known>, in_hand: u64, at: Timestamp) -> Known {
-        let own = self.local.used(&row.subject, at).map(|used| used.saturating_add(in_hand));
-        let mut used = [row.minute, row.hour, row.day, row.month, row.total];
-        for (window, (used, per)) in used.iter_mut().zip(WINDOWS).enumerate() {
-            let Some(seen) = seen.filter(|s| window_start(per, s.at) == window_start(per, at)) else {
-                continue;
-            };
-            let since = own[window].saturating_sub(seen.own[window]);
-            *used = (*used).max(seen.used[window].saturating_add(since));
-        }
-        Known { at, used, own }
-    }
-
-    /// What the ledger knows, and what this node has seen beyond that.
-    pub(super) async fn ledgered(
-        &self,
-        subject: &Subject,
-        subjects: &Subjects<'_>,
-        ask: &Ask,
-    ) -> Option<Ledgered> {
+    /// What the ledger knows of those that Redis does not know.
+    pub(super) async fn ledgered(&self, subjects: &Subjects<'_>) -> Option<Ledgered> {
         let at = self.config.clock.now().wall;
-        let mut rows = self.rows(subject, subjects.workspace.1, at).await?;
-        let seen = [subject.lock().known, self.workspaces.get(&subject.workspace).map(|k| *k)];
-        for (row, seen) in rows.iter_mut().zip(seen) {
-            raise(row, seen.as_ref(), &ask.adjustments, at);
-        }
+        let (workspace, counted) = subjects.workspace;
+        let rows = self.rows(subjects.key, counted.then_some(workspace), at).await?;
         Some(Ledgered { at, rows })
     }
 
-    async fn rows(&self, subject: &Subject, counted: bool, at: Timestamp) -> Option<Vec<SpentRow>> {
-        let mut rows = vec![self.config.ledger.spent_of(&SpentBy::Key(subject.key), at).await?];
-        if counted {
-            let workspace = SpentBy::Workspace(subject.workspace.clone());
-            rows.push(self.config.ledger.spent_of(&workspace, at).await?);
+    async fn rows(
+        &self,
+        key: KeyId,
+        workspace: Option<&WorkspaceId>,
+        at: Timestamp,
+    ) -> Option<Vec<SpentRow>> {
+        let mut rows = vec![self.config.ledger.spent_of(&SpentBy::Key(key), at).await?];
+        if let Some(workspace) = workspace {
+            rows.push(self.config.ledger.spent_of(&SpentBy::Workspace(workspace.clone()), at).await?);
         }
         Some(rows)
-    }
-}
-
-/// The ledger lags a moment behind: this node may have seen more, and what it spent without Redis may not be in it.
-fn raise(row: &mut SpentRow, seen: Option<&Known>, owed: &[Adjustment], at: Timestamp) {
-    let used = [&mut row.minute, &mut row.hour, &mut row.day, &mut row.month, &mut row.total];
-    for (window, (used, per)) in used.into_iter().zip(WINDOWS).enumerate() {
-        let start = window_start(per, at);
-        let seen = seen.filter(|s| window_start(per, s.at) == start).map_or(0, |s| s.used[window]);
-        // The script adds what is younger than that by itself.
-        let old = |a: &&Adjustment| Timestamp::from_micros(a.at_us) < at.minus(LEDGER_LAG);
-        let here = |a: &&Adjustment| old(a) && window_start(per, Timestamp::from_micros(a.at_us)) == start;
-        let owed: u64 = owed.iter().filter(here).filter_map(|a| u64::try_from(a.units).ok()).sum();
-        *used = (*used).max(seen.saturating_add(owed));
     }
 }

@@ -5,12 +5,16 @@
 use super::{BROKEN_FOR, Leases, PATIENCE, Purpose, State, Subject, Undelivered, Unit, Verdict, nanos};
 use crate::clock::Timestamp;
 use crate::counter::lease::{Ask, Grant};
-use crate::counter::link::{Trouble, is_no_script};
-use crate::counter::script::{self, Answer, Ledgered, Subjects};
+use crate::counter::place::Trouble;
+use crate::counter::script::{self, Answer, Heard, Ledgered, Subjects};
 use crate::counter::share::Known;
 use crate::store::SpentBy;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// What was granted, and what is debited of the key and of its workspace.
+pub(super) type Granted = (Grant, SmallVec<[Heard; 2]>);
 
 /// Why there is no answer.
 pub(super) enum Failed {
@@ -35,6 +39,7 @@ impl Leases {
         let Some(me) = self.me.upgrade() else { return false };
         state.turn += 1;
         state.asking_since_ns = Some(now_ns);
+        self.config.metrics.counter_asking.inc();
         self.config.io.spawn(me.serve(Arc::clone(subject), state.turn, purpose, permit));
         true
     }
@@ -58,7 +63,10 @@ impl Leases {
                 state.waiting.retain(|w| !w.is_closed());
                 let waiting = u64::try_from(state.waiting.len()).unwrap_or(u64::MAX);
                 let ask = match (purpose, waiting) {
-                    (Purpose::Settle, 0) if first => state.lease.settle(now_ns),
+                    (Purpose::Settle, 0) if first => {
+                        let tell = state.untold;
+                        state.lease.settle(tell, now_ns)
+                    }
                     (_, 0) if !first => None,
                     _ => Some(state.lease.ask(waiting, now_ns)),
                 };
@@ -77,40 +85,51 @@ impl Leases {
             }
         }
         drop(permit);
+        self.config.metrics.counter_asking.dec();
         subject.list();
     }
 
     /// Asks once; fills Redis from the ledger first if it has forgotten the key.
-    pub(super) async fn put(&self, subject: &Subject, ask: &Ask) -> Result<(Grant, Vec<[u64; 5]>), Failed> {
-        let subjects = self.subjects(subject, ask);
-        match self.call(&subjects, ask, None).await? {
-            Answer::Grant(grant, used) => return Ok((grant, used)),
-            Answer::Unknown => {}
-        }
-        let ledger = self.ledgered(subject, &subjects, ask).await.ok_or(Failed::Unheard)?;
-        match self.call(&subjects, ask, Some(&ledger)).await? {
-            Answer::Grant(grant, used) => Ok((grant, used)),
-            Answer::Unknown => Err(Failed::Trouble(Trouble::Link("does not keep what it is given".into()))),
-        }
+    pub(super) async fn put(&self, subject: &Subject, ask: &Ask) -> Result<Granted, Failed> {
+        let server = self.link.server();
+        let subjects = self.subjects(subject, ask, &server);
+        let answer = match self.call(subject.part, &subjects, ask, None).await? {
+            Answer::Unknown => {
+                let ledger = self.ledgered(&subjects).await.ok_or(Failed::Unheard)?;
+                self.call(subject.part, &subjects, ask, Some(&ledger)).await?
+            }
+            known @ Answer::Grant(..) => known,
+        };
+        let Answer::Grant(grant, heard) = answer else {
+            return Err(Failed::Trouble(Trouble::Link("does not keep what it is given".into())));
+        };
+        let returned = ask.adjustments.iter().filter(|a| a.units < 0).map(|a| a.units.unsigned_abs()).sum();
+        self.config.metrics.counter_units_returned.inc_by(returned);
+        self.config.metrics.counter_units_granted.inc_by(grant.units);
+        Ok((grant, heard))
     }
 
     async fn call(
         &self,
+        part: u32,
         subjects: &Subjects<'_>,
         ask: &Ask,
         ledger: Option<&Ledgered>,
     ) -> Result<Answer, Failed> {
         self.config.metrics.counter_calls.inc();
         let command = script::command(subjects, ask, ledger, true);
-        let value = match self.link.ask(&command, PATIENCE).await {
-            Err(trouble) if is_no_script(&trouble) => {
-                self.link.ask(&script::command(subjects, ask, ledger, false), PATIENCE).await
+        let value = match self.link.ask(part, &command, PATIENCE).await {
+            Err(trouble) if trouble.is_no_script() => {
+                self.link.ask(part, &script::command(subjects, ask, ledger, false), PATIENCE).await
             }
             answered => answered,
         };
         let value = value.map_err(Failed::Trouble)?;
-        script::read(&value, ask, subjects)
-            .ok_or_else(|| Failed::Trouble(Trouble::Link("answers what is no answer".into())))
+        script::read(&value, ask, subjects).ok_or_else(|| {
+            let why = "answers what is no answer";
+            self.link.lose(part, why);
+            Failed::Trouble(Trouble::Link(why.into()))
+        })
     }
 
     /// Takes in an answer and tells those who wait. Answers whether to ask again.
@@ -120,17 +139,18 @@ impl Leases {
         turn: u64,
         ask: &Ask,
         sent_ns: u64,
-        answer: Result<(Grant, Vec<[u64; 5]>), Failed>,
+        answer: Result<Granted, Failed>,
     ) -> bool {
         let now_ns = self.now_ns();
         let mut told = Vec::new();
         let mut state = subject.lock();
         let on_time = state.turn == turn;
         let more = match answer {
-            Ok((grant, used)) if on_time => {
+            Ok((grant, heard)) if on_time => {
                 state.lease.answer(ask, &grant, sent_ns, now_ns);
-                self.learn(subject, &mut state, &grant, &used);
-                state.trouble_since_ns = None;
+                self.learn(subject, &mut state, &heard, now_ns);
+                state.outage = None;
+                state.untold = false;
                 hand_out(subject, &mut state, now_ns, &mut told);
                 if state.waiting.is_empty() && ask.ahead == 0 {
                     // Taken for those who waited, with the whole burst: not to be kept for later.
@@ -143,7 +163,7 @@ impl Leases {
                 false
             }
             Err(failed) => {
-                self.note_failure(subject, &mut state, ask, failed, now_ns);
+                note_failure(subject, &mut state, ask, failed, now_ns);
                 if on_time {
                     told.extend(state.waiting.drain(..).map(|w| (w, Verdict::Alone)));
                 }
@@ -161,37 +181,46 @@ impl Leases {
         more
     }
 
-    fn note_failure(&self, subject: &Subject, state: &mut State, ask: &Ask, failed: Failed, now_ns: u64) {
-        match failed {
-            Failed::Unheard => {
-                state.lease.unheard(ask);
-                // The ledger is asked again, but not by every request.
-                state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
-            }
-            Failed::Trouble(Trouble::Key(why)) => {
-                tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
-                state.lease.unanswered(ask);
-                state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
-            }
-            Failed::Trouble(Trouble::Link(why)) => {
-                self.link.lose(&why);
-                state.lease.unanswered(ask);
+    fn learn(&self, subject: &Subject, state: &mut State, heard: &[Heard], now_ns: u64) {
+        // What is in hand is paid for and will be this node's own spending.
+        let in_hand = state.lease.units();
+        let own = |subject: &SpentBy, at: Timestamp| {
+            self.local.used(subject, at).map(|used| used.saturating_add(in_hand))
+        };
+        if let Some(heard) = heard.first() {
+            let own = own(&SpentBy::Key(subject.key), heard.at);
+            state.known = Some(Known::new(heard.at, now_ns, heard.used, own, state.known.as_ref()));
+            state.heard = Some(*heard);
+        }
+        if let Some(heard) = heard.get(1) {
+            let own = own(&SpentBy::Workspace(subject.workspace.clone()), heard.at);
+            let mut of_workspace = self.workspaces.entry(subject.workspace.clone()).or_default();
+            // Answers to two of its keys may be taken in in any order.
+            if of_workspace.heard.is_none_or(|seen| seen.epoch != heard.epoch || seen.at <= heard.at) {
+                let before = of_workspace.known;
+                of_workspace.known = Some(Known::new(heard.at, now_ns, heard.used, own, before.as_ref()));
+                of_workspace.heard = Some(*heard);
             }
         }
     }
+}
 
-    fn learn(&self, subject: &Subject, state: &mut State, grant: &Grant, used: &[[u64; 5]]) {
-        let at = Timestamp::from_micros(grant.now_us);
-        // What is in hand is paid for and will be this node's own spending.
-        let in_hand = state.lease.units();
-        let own = |subject: &SpentBy| self.local.used(subject, at).map(|used| used.saturating_add(in_hand));
-        if let Some(used) = used.first() {
-            let own = own(&SpentBy::Key(subject.key));
-            state.known = Some(Known { at, used: *used, own });
+fn note_failure(subject: &Subject, state: &mut State, ask: &Ask, failed: Failed, now_ns: u64) {
+    match failed {
+        Failed::Unheard => {
+            state.lease.unheard(ask);
+            // The ledger is asked again, but not by every request.
+            state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
         }
-        if let Some(used) = used.get(1) {
-            let own = own(&SpentBy::Workspace(subject.workspace.clone()));
-            self.workspaces.insert(subject.workspace.clone(), Known { at, used: *used, own });
+        Failed::Trouble(Trouble::Key(why)) => {
+            tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+            state.lease.unanswered(ask);
+            state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
+        }
+        Failed::Trouble(Trouble::Link(why)) => {
+            tracing::debug!(key = %subject.key, why, "counters: no answer");
+            state.lease.unanswered(ask);
+            state.untold = true;
         }
     }
 }

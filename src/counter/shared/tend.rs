@@ -2,7 +2,7 @@
 //!
 //! Must not know: requests. When Redis is gone, all of it waits.
 
-use super::{Leases, Purpose};
+use super::{LEDGER_LAG, Leases, Purpose, nanos};
 use crate::policy::id::KeyId;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -12,6 +12,8 @@ use std::time::Duration;
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
 /// Most keys settled in one sweep: when Redis comes back, it is not run over.
 const SWEPT_MAX: usize = 256;
+/// How long before Redis was lost it must have told something for it to hear that again. By then the ledger has the rest.
+const TOLD_BEFORE: Duration = Duration::from_secs(10);
 /// How long the last give-back may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -24,7 +26,7 @@ impl Leases {
                 let ask = {
                     let mut state = subject.lock();
                     state.lease.retire();
-                    state.lease.settle(self.now_ns())
+                    state.lease.settle(false, self.now_ns())
                 };
                 let Some(ask) = ask else { continue };
                 if !self.link.is_up() || self.put(&subject, &ask).await.is_err() {
@@ -52,9 +54,9 @@ impl Leases {
             let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
             subject.listed.store(false, Ordering::Release);
             let mut state = subject.lock();
-            let asked = self.can_ask(&state, now_ns)
+            let asked = self.can_ask(&subject, &state, now_ns)
                 && !state.is_asking(now_ns)
-                && state.lease.is_due(now_ns)
+                && (state.untold || state.lease.is_due(now_ns))
                 && self.begin(&subject, &mut state, Purpose::Settle, now_ns);
             drop(state);
             if !asked {
@@ -64,10 +66,45 @@ impl Leases {
     }
 }
 
+impl Leases {
+    /// After Redis was lost and found: it may be another, or have forgotten. What it told this node shortly before, it
+    /// hears again, so that nothing is spent twice.
+    fn tell_again(&self, lost_ns: u64) {
+        let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE.max(self.lag())));
+        for subject in &self.keys {
+            let mut state = subject.lock();
+            if state.known.is_some_and(|known| known.at_ns >= since_ns) {
+                state.untold = true;
+                drop(state);
+                subject.list();
+            }
+        }
+    }
+
+    /// Follows how far the ledger is behind; what was not stored lately may not have been told by it either.
+    fn follow_ledger(&self, passed: Duration) {
+        let lag = self.config.ledger.behind().max(self.lag().saturating_sub(passed)).max(LEDGER_LAG);
+        self.lag_ns.store(nanos(lag), Ordering::Relaxed);
+    }
+}
+
 pub(super) async fn sweep(leases: Weak<Leases>) {
+    let (mut made, mut at_ns) = (0, 0);
+    let mut well_ns = 0;
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(leases) = leases.upgrade() else { return };
+        let now_ns = leases.now_ns();
+        leases.follow_ledger(Duration::from_nanos(now_ns.saturating_sub(at_ns)));
+        at_ns = now_ns;
+        let made_now = leases.link.made();
+        if made_now != made {
+            leases.tell_again(well_ns);
+            made = made_now;
+        }
+        if leases.link.is_up() {
+            well_ns = leases.link.last_well_ns();
+        }
         leases.settle();
     }
 }

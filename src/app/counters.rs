@@ -1,0 +1,123 @@
+//! The counters that the config names, and what they rely on: Redis, the ledger, the number of nodes.
+
+use super::{Base, FileError, StartError, read_secret};
+use crate::clock::Timestamp;
+use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
+use crate::counter::{
+    Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
+};
+use crate::policy::id::uuid_v7;
+use crate::store::{Ledger, SpentBy, SpentRow};
+use crate::usage::Flush;
+use async_trait::async_trait;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// The counters that the config names.
+pub(super) async fn make(
+    config: &Config,
+    base: &Base,
+    flush: Flush,
+    io: &Handle,
+) -> Result<Counters, StartError> {
+    let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
+    let on_failure = match config.counters.on_failure {
+        config::OnFailure::Share => OnFailure::Share,
+        config::OnFailure::Deny => OnFailure::Deny,
+        config::OnFailure::Allow => OnFailure::Allow,
+    };
+    let leases = Leases::start(LeasesConfig {
+        place: place(&config.counters, url)?,
+        on_failure,
+        // Another name after each start: what was in flight before is not in flight any more.
+        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
+        nodes: {
+            let live = base.metrics.nodes.clone();
+            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
+        },
+        ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush }),
+        clock: Arc::clone(&base.clock),
+        metrics: Arc::clone(&base.metrics),
+        io: io.clone(),
+    });
+    Ok(Counters::shared(leases.await?))
+}
+
+fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
+    let kind = match &url.kind {
+        config::RedisKind::Server => RedisKind::Server,
+        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
+        config::RedisKind::Cluster => RedisKind::Cluster,
+    };
+    let sentinel_password = match &counters.sentinel_password_file {
+        None => None,
+        Some(path) => Some(read_secret(path)?.trim().to_owned()),
+    };
+    Ok(RedisPlace {
+        kind,
+        servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
+        tls: if url.tls { Some(certificates(counters)?) } else { None },
+        user: url.user.clone(),
+        password: url.password.clone(),
+        sentinel_password,
+        database: url.database,
+    })
+}
+
+fn certificates(counters: &CountersConfig) -> Result<RedisTls, StartError> {
+    let ca = match &counters.tls_ca_file {
+        None => None,
+        Some(path) => Some(certificate(path)?),
+    };
+    let client = match (&counters.tls_cert_file, &counters.tls_key_file) {
+        (Some(cert), Some(key)) => Some((certificate(cert)?, read_secret(key)?.as_bytes().to_vec())),
+        _ => None,
+    };
+    Ok(RedisTls { ca, client })
+}
+
+/// What a certificate in PEM begins with.
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// Without a certificate in it, a file of roots would trust nobody, and nobody would know why.
+fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
+    let read = std::fs::read(path);
+    let bytes = read.map_err(|error| FileError::Io { path: path.to_path_buf(), error })?;
+    if bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
+        return Ok(bytes);
+    }
+    Err(LinkError::Unfit(format!("there is no certificate in PEM in {}", path.display())).into())
+}
+
+/// How long counters wait at a time for the ledger to have what an earlier run left in the journal.
+const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The store's ledger, as counters ask it.
+struct SpentAtRest {
+    store: Arc<dyn Ledger>,
+    flush: Flush,
+}
+
+#[async_trait]
+impl SpentSource for SpentAtRest {
+    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
+        // What this run has not stored yet the counters know by themselves; what an earlier one left, nobody else does.
+        if !self.flush.has_replayed(REPLAYED_WITHIN).await {
+            tracing::debug!("the ledger does not have yet what an earlier run left in the journal");
+            return None;
+        }
+        match self.store.spent_of(subject, at).await {
+            Ok(row) => Some(row),
+            Err(error) => {
+                tracing::debug!(%error, "the ledger cannot tell what was spent");
+                None
+            }
+        }
+    }
+
+    fn behind(&self) -> Duration {
+        self.flush.behind()
+    }
+}

@@ -1,0 +1,144 @@
+//! One HTTP/1.1 connection: reads each head whole and strictly, then lets Pingora serve the request.
+//!
+//! Pingora's own reader has a deadline for each read instead of one for the head, takes a megabyte of it, mends what
+//! should be refused, and answers what it cannot read without a body. Here a request reaches it only when it has one
+//! reading.
+
+use super::connections::{Connection, End, Stage};
+use super::early::{answer, denial_of};
+use super::listen::Acceptor;
+use super::wire::Wire;
+use crate::policy::denial::{BadRequest, Denial};
+use crate::policy::fault::Fault;
+use crate::policy::head::{Framing, check, find_end, is_hopeless};
+use crate::store::Outcome;
+use bytes::BytesMut;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
+
+/// What of a head is neither its target nor its fields: method, version, line ends.
+const AROUND: usize = 64;
+/// Most of what still comes after a last answer that is read and thrown away.
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// What came of waiting for a request.
+enum Next {
+    /// A request, with what of its body came along.
+    Request(BytesMut),
+    /// Something that is refused.
+    Refused(Denial),
+    /// Nothing: the client left, or was sent away.
+    Nothing,
+}
+
+/// Serves one request after the other.
+pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: &Arc<Connection>) {
+    let mut served = 0;
+    loop {
+        let prefix = match next_request(acceptor, &mut wire, connection, served == 0).await {
+            Next::Request(prefix) => prefix,
+            Next::Refused(denial) => return refuse(acceptor, &mut wire, connection, &denial).await,
+            Next::Nothing => return,
+        };
+        served += 1;
+        connection.enter(Stage::Request);
+        let mut session = ServerSession::new_http1(wire);
+        session.set_pipelined_prefix(prefix);
+        session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
+        let Some(reused) = acceptor.proxy.process_new_http(session, &acceptor.stop).await else { return };
+        let (stream, _) = reused.consume();
+        let Ok(back) = stream.into_any().downcast::<Wire>() else { return };
+        wire = back;
+        if !wire.is_between_requests() {
+            return;
+        }
+    }
+}
+
+/// Waits for a head and looks at it.
+async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, first: bool) -> Next {
+    let limits = acceptor.limits;
+    connection.enter(if first { Stage::FirstByte } else { Stage::Idle });
+    let (mut searched, mut in_head, mut may_skip) = (0, false, !first);
+    loop {
+        // An empty line before a request line is forgiven, as RFC 9112, 2.2 asks; some clients end a body with it.
+        if may_skip && wire.ahead().len() >= 2 {
+            if wire.ahead().starts_with(b"\r\n") {
+                wire.skip(2);
+            }
+            may_skip = false;
+        }
+        if let Some(end) = find_end(wire.ahead(), searched) {
+            return take(wire, end, limits.fields);
+        }
+        let here = wire.ahead().len();
+        if is_hopeless(wire.ahead(), searched) && !may_skip {
+            return Next::Refused(Denial::BadRequest(BadRequest::Syntax));
+        }
+        if here > limits.uri_bytes + AROUND && memchr::memchr(b'\n', wire.ahead()).is_none() {
+            return Next::Refused(Denial::Plain(Fault::UriTooLong));
+        }
+        if here > limits.uri_bytes + limits.header_bytes + AROUND {
+            return Next::Refused(Denial::Plain(Fault::HeadersTooLarge));
+        }
+        searched = here;
+        if here > 0 && !in_head {
+            in_head = true;
+            connection.enter(Stage::Head);
+        }
+        if *acceptor.stop.borrow() && here == 0 {
+            return Next::Nothing;
+        }
+        match wire.more().await {
+            Ok(1..) => {}
+            Err(_) if connection.ends() == Some(End::HeadLate) => {
+                return Next::Refused(Denial::Plain(Fault::RequestTimeout));
+            }
+            Ok(0) | Err(_) => return Next::Nothing,
+        }
+    }
+}
+
+fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
+    let framing: Framing = match check(&wire.ahead()[..end], fields_max) {
+        Ok(framing) => framing,
+        Err(bad) => return Next::Refused(denial_of(bad)),
+    };
+    match wire.begin(end, framing) {
+        Ok(prefix) => Next::Request(prefix),
+        Err(_) => Next::Refused(Denial::BadRequest(BadRequest::Framing)),
+    }
+}
+
+/// Says why, and closes. What the client still sends is read for a while, because closing a socket with unread bytes in
+/// it would take the answer away from the client.
+async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, denial: &Denial) {
+    let name = denial.fault().name();
+    acceptor.metrics.denials.with_label_values(&[name]).inc();
+    let class = if denial.fault().status() < 500 { "4xx" } else { "5xx" };
+    acceptor.metrics.requests.with_label_values(&["", class, Outcome::Denied.as_str()]).inc();
+    connection.survive(Stage::Linger);
+    let bytes = answer(denial, wire.ahead(), acceptor.clock.now());
+    let told = async {
+        wire.write_all(&bytes).await?;
+        wire.shutdown().await
+    };
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "the client did not take the answer");
+        return;
+    }
+    linger(wire).await;
+}
+
+async fn linger(wire: &mut Wire) {
+    let mut left = LINGER_BYTES;
+    loop {
+        wire.skip(usize::MAX);
+        match wire.more().await {
+            Ok(n @ 1..) if n < left => left -= n,
+            _ => return,
+        }
+    }
+}

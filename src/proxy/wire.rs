@@ -1,0 +1,321 @@
+//! A client's socket as Pingora sees it: it yields the bytes of one request and no more.
+//!
+//! Must not know: what a request asks for. What comes after a request's body waits here for the next one, so that
+//! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
+//! stalls, and a connection that was ended elsewhere, are errors of the socket.
+
+use super::connections::{Connection, End};
+use crate::policy::chunks::{BadChunks, Chunks};
+use crate::policy::head::Framing;
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType, raw_connect::ProxyDigest,
+};
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+/// What is written is gathered up to so many bytes: an answer's head and a small body leave in one packet.
+const WRITE_BUFFER: usize = 1_460;
+/// Read at once while a head is awaited.
+const READ_AT_ONCE: usize = 4_096;
+/// Most bytes of next requests that wait here while one is being served.
+const AHEAD_MAX: usize = 64 * 1024;
+
+/// A client's socket.
+pub(super) struct Wire {
+    io: BufWriter<TcpStream>,
+    connection: Arc<Connection>,
+    gate: Gate,
+    /// Read, and not asked for yet.
+    ahead: BytesMut,
+}
+
+/// What may be read.
+#[derive(Debug)]
+enum Gate {
+    /// The rest of a body of known length.
+    Length(u64),
+    /// The rest of a chunked body.
+    Chunked(Chunks),
+    /// Nothing: the request's last byte has been read.
+    Closed,
+}
+
+// === impl Wire ===
+
+impl Wire {
+    /// Takes over `stream`.
+    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+        let io = BufWriter::with_capacity(WRITE_BUFFER, stream);
+        Self { io, connection, gate: Gate::Closed, ahead: BytesMut::new() }
+    }
+
+    /// What has been read of the next request.
+    pub(super) fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// Throws away the first `n` bytes of it.
+    pub(super) fn skip(&mut self, n: usize) {
+        self.ahead.advance(n.min(self.ahead.len()));
+    }
+
+    /// Reads more of the next request. 0: the client has closed its side.
+    pub(super) async fn more(&mut self) -> io::Result<usize> {
+        std::future::poll_fn(|context| self.poll_more(context)).await
+    }
+
+    /// Lets a request pass whose head is the first `head` bytes ahead. What of its body is here already comes along.
+    pub(super) fn begin(&mut self, head: usize, framing: Framing) -> Result<BytesMut, BadChunks> {
+        let rest = &self.ahead[head..];
+        let body = match framing {
+            Framing::NoBody => {
+                self.gate = Gate::Closed;
+                0
+            }
+            Framing::Length(length) => {
+                let here = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+                self.gate = Gate::of_length(length - u64::try_from(here).unwrap_or(length));
+                here
+            }
+            Framing::Chunked => {
+                let mut chunks = Chunks::new();
+                let here = chunks.pass(rest)?;
+                self.gate = Gate::of_chunks(chunks);
+                here
+            }
+        };
+        let taken = head + body;
+        // Splitting costs an allocation that the usual request, alone in its buffer, can do without.
+        Ok(if taken == self.ahead.len() {
+            std::mem::take(&mut self.ahead)
+        } else {
+            self.ahead.split_to(taken)
+        })
+    }
+
+    /// Whether the request that began last has been read to its end.
+    pub(super) const fn is_between_requests(&self) -> bool {
+        matches!(self.gate, Gate::Closed)
+    }
+
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.check_end()?;
+        self.connection.wakes(context);
+        if self.ahead.is_empty() {
+            // A connection that waits holds no buffer.
+            self.ahead = BytesMut::new();
+            ready!(self.io.get_ref().poll_read_ready(context))?;
+        }
+        self.ahead.reserve(READ_AT_ONCE);
+        poll_read_buf(Pin::new(self.io.get_mut()), context, &mut self.ahead)
+    }
+
+    fn check_end(&self) -> io::Result<()> {
+        match self.connection.ends() {
+            None => Ok(()),
+            Some(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+impl Gate {
+    const fn of_length(left: u64) -> Self {
+        if left == 0 { Self::Closed } else { Self::Length(left) }
+    }
+
+    fn of_chunks(chunks: Chunks) -> Self {
+        if chunks.is_done() { Self::Closed } else { Self::Chunked(chunks) }
+    }
+
+    /// How many of `bytes`, which come next, belong to the body.
+    fn pass(&mut self, bytes: &[u8]) -> Result<usize, BadChunks> {
+        let (passed, gate) = match self {
+            Self::Closed => return Ok(0),
+            Self::Length(left) => {
+                let here = u64::try_from(bytes.len()).unwrap_or(u64::MAX).min(*left);
+                (usize::try_from(here).unwrap_or(bytes.len()), Self::of_length(*left - here))
+            }
+            Self::Chunked(chunks) => (chunks.pass(bytes)?, Self::of_chunks(*chunks)),
+        };
+        *self = gate;
+        Ok(passed)
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check_end()?;
+        self.connection.wakes(context);
+        if self.connection.is_tunnel() {
+            return self.poll_tunnel(context, into);
+        }
+        if self.is_between_requests() {
+            return self.poll_closed(context);
+        }
+        let polled = self.poll_body(context, into);
+        match polled {
+            Poll::Pending => self.connection.read_waits(),
+            Poll::Ready(_) => self.connection.read_goes_on(),
+        }
+        polled
+    }
+}
+
+impl Wire {
+    fn poll_body(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        if self.ahead.is_empty() {
+            ready!(Pin::new(self.io.get_mut()).poll_read(context, into))?;
+        } else {
+            let here = self.ahead.len().min(into.remaining());
+            into.put_slice(&self.ahead.split_to(here));
+        }
+        let came = &into.filled()[before..];
+        let Ok(passed) = self.gate.pass(came) else {
+            self.connection.end_with(End::BadChunks);
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        };
+        if passed < came.len() {
+            // The beginning of the next request. What was ahead before is behind it.
+            let mut next = BytesMut::from(&came[passed..]);
+            next.extend_from_slice(&self.ahead);
+            self.ahead = next;
+            into.set_filled(before + passed);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// There is nothing to read before the answer; only that the client has gone is worth knowing.
+    fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.len() < AHEAD_MAX {
+            if ready!(self.poll_more(context))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_tunnel(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(self.io.get_mut()).poll_read(context, into);
+        }
+        let here = self.ahead.len().min(into.remaining());
+        into.put_slice(&self.ahead.split_to(here));
+        Poll::Ready(Ok(()))
+    }
+
+    fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.connection.write_waits(polled.is_pending());
+        polled
+    }
+
+    /// Whether the client can still be written to.
+    fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
+        match self.connection.ends() {
+            Some(end) if !end.can_answer() => Err(io::ErrorKind::TimedOut.into()),
+            _ => {
+                self.connection.wakes(context);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check_write(context)?;
+        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.written(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check_write(context)?;
+        let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
+        self.written(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_write(context)?;
+        let polled = Pin::new(&mut self.io).poll_flush(context);
+        self.written(polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_write(context)?;
+        let polled = Pin::new(&mut self.io).poll_shutdown(context);
+        self.written(polled)
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Pingora prints streams in its debug log; the bytes ahead may hold a secret.
+        f.debug_struct("Wire").field("peer", &self.connection.peer).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Wire {
+    async fn shutdown(&mut self) {
+        if let Err(error) = AsyncWriteExt::shutdown(self).await {
+            tracing::trace!(%error, "a client was gone before its connection was closed");
+        }
+    }
+}
+
+impl UniqueID for Wire {
+    fn id(&self) -> UniqueIDType {
+        self.io.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for Wire {}
+impl Peek for Wire {}
+
+impl GetTimingDigest for Wire {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Wire {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Wire {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+
+    fn set_socket_digest(&mut self, _digest: SocketDigest) {}
+}

@@ -1,0 +1,157 @@
+//! How long requests wait for Redis, with time in the test's hands: while the runtime has nothing else to do, it jumps to
+//! the next thing that is due. So what is measured is what was waited for, to the millisecond, however busy the machine.
+
+use crate::chaos::{ChaosProxy, Mode};
+use crate::node::{Node, PROMISED, Setup, TestKey};
+use crate::redis::RedisServer;
+use keygate::clock::{Clock, Now, Timestamp};
+use keygate::policy::key::Per;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Builder;
+use tokio::time::Instant;
+
+/// The ways in which Redis fails that requests must not notice.
+pub(crate) const FAILURES: [(&str, Mode); 9] = [
+    ("cut", Mode::Cut),
+    ("hung", Mode::Hang),
+    ("slow by 30 ms", Mode::Late(Duration::from_millis(30))),
+    ("slow by 300 ms", Mode::Late(Duration::from_millis(300))),
+    ("slow by 5 s", Mode::Late(Duration::from_secs(5))),
+    ("read-only", Mode::Say("-READONLY You can't write against a read only replica.\r\n")),
+    ("loading", Mode::Say("-LOADING Redis is loading the dataset in memory\r\n")),
+    ("moved", Mode::Say("-MOVED 3999 127.0.0.1:1\r\n")),
+    ("garbage", Mode::Say("\u{1}\u{2}garbage\r\n")),
+];
+const KEYS: usize = 20;
+const EACH: usize = 30;
+
+/// A clock that goes as the runtime's time does.
+struct RuntimeClock {
+    start: Instant,
+    wall: Timestamp,
+}
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Now {
+        let passed = self.start.elapsed();
+        let steady = passed + Duration::from_secs(1);
+        Now {
+            wall: self.wall.plus(passed),
+            steady_ns: u64::try_from(steady.as_nanos()).expect("a short test"),
+        }
+    }
+}
+
+#[test]
+fn nobody_waits_longer_than_promised_however_redis_fails() {
+    let server = RedisServer::start();
+    for (name, mode) in FAILURES {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (waits, node) = runtime.block_on(waits(&server, name, mode));
+        let longest = waits.iter().max().expect("requests");
+        assert!(*longest <= PROMISED, "{name}: a request waited {longest:?}");
+        // Those of the first moment wait; then everybody knows.
+        let waited = waits.iter().filter(|w| **w > Duration::from_millis(2)).count();
+        assert!(waited <= 2 * KEYS, "{name}: {waited} of {} requests waited", waits.len());
+        if matches!(mode, Mode::Hang | Mode::Late(_)) {
+            assert!(*longest >= Duration::from_millis(10), "{name}: nobody had to wait, {longest:?}");
+        }
+        let shown = node.metrics.render();
+        let of = |what: &str| {
+            let line = shown
+                .lines()
+                .find_map(|l| l.strip_prefix("keygate_counter_wait_seconds_")?.strip_prefix(what));
+            line.expect("a metric").trim().parse::<u64>().expect("a number")
+        };
+        assert_eq!(of("bucket{le=\"0.02\"}"), of("count"), "{name}: the metric says the same");
+        assert!(of("count") >= (KEYS * EACH) as u64);
+    }
+}
+
+/// How long each of many requests was kept while Redis fails in this way.
+async fn waits(server: &RedisServer, name: &str, mode: Mode) -> (Vec<Duration>, Arc<Node>) {
+    let proxy = ChaosProxy::before(server.address).await;
+    let start = Instant::now();
+    let clock = Arc::new(RuntimeClock { start, wall: crate::node::clock().now().wall });
+    let node = Arc::new(Setup { clock, ..Setup::of(1) }.node("n", proxy.address).await);
+    let keys: Vec<TestKey> = (0..KEYS).map(|_| TestKey::window(Per::Total, 1_000_000)).collect();
+    for key in &keys {
+        assert!(!key.charge(&node).await.expect("admitted").degraded(), "{name}: before");
+    }
+    tokio::time::pause();
+    proxy.set(mode);
+    // What was leased before the trouble is not its subject.
+    tokio::time::advance(Duration::from_millis(60)).await;
+    let lane = |key: TestKey| {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move {
+            let mut waits = Vec::new();
+            for _ in 0..EACH {
+                let (charged, took) = key.timed(&node).await;
+                drop(charged.expect("there is room in the share"));
+                waits.push(took);
+                tokio::task::yield_now().await;
+            }
+            waits
+        })
+    };
+    let lanes: Vec<_> = keys.into_iter().map(lane).collect();
+    let mut all = Vec::new();
+    for lane in lanes {
+        all.extend(lane.await.expect("a lane"));
+    }
+    (all, node)
+}
+
+/// Sixty keys' worth of tasks for four thousand keys would be few; one per request would be many. There is a bound.
+#[test]
+fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
+    const ASKED_MAX: usize = 4_000;
+    let server = RedisServer::start();
+    let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let setup = Setup { io: Some(io.handle().clone()), ..Setup::of(1) };
+    let node = Arc::new(io.block_on(setup.node("n", server.address)));
+    server.signal("-STOP");
+    let test = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let most = test.block_on(async {
+        let mut most = 0;
+        let mut tasks = Vec::new();
+        for n in 0..ASKED_MAX {
+            let (node, key) = (Arc::clone(&node), TestKey::window(Per::Total, 1_000_000));
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..3 {
+                    drop(key.charge(&node).await.expect("its share is all"));
+                }
+            }));
+            if n % 50 == 0 {
+                tokio::task::yield_now().await;
+                most = most.max(io.metrics().num_alive_tasks());
+            }
+        }
+        for task in tasks {
+            task.await.expect("a task");
+            most = most.max(io.metrics().num_alive_tasks());
+        }
+        most
+    });
+    assert!(most <= 1_024 + 16, "{most} tasks for {ASKED_MAX} keys");
+    server.signal("-CONT");
+    let healed = Instant::now();
+    let key = TestKey::window(Per::Total, 1_000_000);
+    test.block_on(async {
+        while key.charge(&node).await.expect("its share is all").degraded() {
+            assert!(healed.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
+            // How soon is the subject.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let asking = || node.metrics.counter_asking.get();
+        while asking() > 0 || io.metrics().num_alive_tasks() > 16 {
+            assert!(healed.elapsed() < Duration::from_secs(10), "{} questions are left", asking());
+            // How soon is the subject.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    drop(node);
+    io.shutdown_background();
+}

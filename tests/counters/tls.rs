@@ -1,0 +1,112 @@
+//! `rediss://`: certificates made by the test, and a real server that shows them.
+
+use crate::node::{Setup, TestKey, place};
+use crate::redis::RedisServer;
+use keygate::counter::{RedisPlace, RedisTls};
+use keygate::policy::key::Per;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// Somebody who vouches for others.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority");
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate for `name`, and its key.
+    fn vouch_for(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+/// A server that shows a certificate for `name`, and asks clients for one of theirs or not.
+fn server(authority: &Authority, name: &str, clients: &str, folder: &Path) -> (RedisServer, SocketAddr) {
+    let (certificate, key) = authority.vouch_for(name);
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let (ca, certificate, key) =
+        (file("ca", &authority.pem), file("certificate", &certificate), file("key", &key));
+    let port = crate::redis::free_port();
+    let server = RedisServer::with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-auth-clients",
+        clients,
+    ]);
+    let address = SocketAddr::new(server.address.ip(), port);
+    (server, address)
+}
+
+fn encrypted(address: SocketAddr, ca: &str, client: Option<(String, String)>) -> RedisPlace {
+    let client = client.map(|(certificate, key)| (certificate.into_bytes(), key.into_bytes()));
+    RedisPlace { tls: Some(RedisTls { ca: Some(ca.as_bytes().to_vec()), client }), ..place(address) }
+}
+
+async fn is_shared(place: RedisPlace) -> bool {
+    let node = Setup::of(1).node_at("n", place).await.expect("a node");
+    let key = TestKey::window(Per::Day, 10);
+    !key.charge(&node).await.expect("its share is all").degraded()
+}
+
+async fn refusal(place: RedisPlace) -> String {
+    Setup::of(1).node_at("n", place).await.err().expect("refused").to_string()
+}
+
+#[tokio::test]
+async fn a_server_is_trusted_by_the_authority_that_the_config_names_and_by_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (ours, others) = (Authority::new(), Authority::new());
+    let (_server, address) = server(&ours, "127.0.0.1", "no", folder.path());
+    assert!(is_shared(encrypted(address, &ours.pem, None)).await);
+    let why = refusal(encrypted(address, &others.pem, None)).await;
+    assert!(why.contains("not trusted") && why.contains("counters.tls_ca_file"), "{why}");
+    // Nor is it by the roots of this machine.
+    let unnamed = RedisPlace { tls: Some(RedisTls::default()), ..place(address) };
+    assert!(refusal(unnamed).await.contains("not trusted"));
+    // Plain text where TLS is spoken: Redis is not there, and the node serves without it.
+    assert!(!is_shared(place(address)).await);
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ours = Authority::new();
+    let (_server, address) = server(&ours, "redis.example.com", "no", folder.path());
+    let why = refusal(encrypted(address, &ours.pem, None)).await;
+    assert!(why.contains("not trusted") && why.contains("NotValidForName"), "{why}");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_who_we_are_is_shown_our_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ours = Authority::new();
+    let (_server, address) = server(&ours, "127.0.0.1", "yes", folder.path());
+    let client = ours.vouch_for("keygate");
+    assert!(is_shared(encrypted(address, &ours.pem, Some(client))).await);
+    let why = refusal(encrypted(address, &ours.pem, None)).await;
+    assert!(why.contains("counters.tls_cert_file"), "{why}");
+}

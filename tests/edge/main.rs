@@ -1,0 +1,13 @@
+//! The edge that faces the internet, tried with raw bytes: what the client saw and what the origin parsed.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
+mod probes;
+#[path = "../gateway/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
+mod support;
