@@ -83,7 +83,7 @@ metrics! {
     keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
     /// Gateways that run on the store, this one included.
     nodes: IntGauge = "keygate_nodes";
-    /// Rows of the store that could not be understood at the start.
+    /// Rows of the store that cannot be served now, because they are not what they must be.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";

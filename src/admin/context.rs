@@ -9,11 +9,16 @@ use crate::policy::fault::Fault;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
+use std::cell::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What the admin API is built from.
 pub struct AdminDeps {
@@ -41,7 +46,7 @@ pub struct AdminDeps {
     pub metrics_token: Option<MetricsToken>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Longest wait for the store within one step of a call.
+    /// Longest wait for the store within one call, however many steps it takes.
     pub write_timeout: Duration,
 }
 
@@ -94,13 +99,13 @@ impl Admin {
         self.deps.clock.now().wall
     }
 
-    /// Waits for a store call, no longer than the write timeout; `missing` is the fault of a thing that is not there.
+    /// Waits for a store call, no longer than what is left of the write timeout; `missing` is the fault of a thing that is not there.
     pub(super) async fn ask<T>(
         &self,
         missing: Fault,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, AdminError> {
-        let answer = match tokio::time::timeout(self.deps.write_timeout, call).await {
+        let answer = match tokio::time::timeout_at(self.deadline(), call).await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::Unavailable("no answer within the write timeout".into())),
         };
@@ -161,11 +166,27 @@ impl Admin {
         Ok(found)
     }
 
+    /// When this call gives the store up: so long after it first asked.
+    fn deadline(&self) -> Instant {
+        let from_now = || Instant::now() + self.deps.write_timeout;
+        DEADLINE.try_with(|deadline| *deadline.get_or_init(from_now)).unwrap_or_else(|_| from_now())
+    }
+
     async fn reach(&self, version: Version) {
         if !self.deps.keyring.reach(version).await {
             tracing::warn!(%version, "a change is stored but not yet in force on this node");
         }
     }
+}
+
+tokio::task_local! {
+    /// When the call that this task answers gives the store up; set when it first asks.
+    static DEADLINE: OnceCell<Instant>;
+}
+
+/// Gives each call one deadline for all it asks of the store.
+pub(super) async fn with_deadline(request: Request, next: Next) -> Response {
+    DEADLINE.scope(OnceCell::new(), next.run(request)).await
 }
 
 // === impl MetricsToken ===

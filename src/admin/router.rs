@@ -1,6 +1,6 @@
 //! Every URL of the admin listener on one screen.
 
-use super::context::{Admin, AdminDeps, Shared};
+use super::context::{self, Admin, AdminDeps, Shared};
 use super::envelope;
 use super::error::AdminError;
 use super::{apikeys, audit, endusers, health, logs, plans, propagation, usage, workspaces};
@@ -106,6 +106,7 @@ fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
 /// What every answer goes through: panics become answers, then answers are written.
 pub(super) fn finish(answered: Router, admin: Shared) -> Router {
     answered
+        .layer(from_fn(context::with_deadline))
         .layer(CatchPanicLayer::custom(envelope::panicked))
         .layer(from_fn_with_state(admin, envelope::write))
 }

@@ -11,6 +11,7 @@ mod parts;
 mod stop;
 mod upstreams;
 mod usage;
+mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
@@ -19,7 +20,7 @@ pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
@@ -40,10 +41,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// Longest wait of a request for the store, and of an admin call for one step.
+/// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait of an admin call for the store; the rest of the two seconds in which it answers is for all else.
+const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 /// How long admin calls in flight may take to finish after the last request of the proxy.
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
@@ -127,6 +131,8 @@ pub struct Running {
 
 /// What stays the same from the opening of the store to the end.
 struct Base {
+    /// Which process this is; another each time.
+    boot: Uuid,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
@@ -150,9 +156,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let boot = uuid_v7(base.clock.now().wall);
     let (give_up, deadline) = watch::channel(None);
-    let mut writer = usage::writer(config, &base, boot, deadline)?;
+    let mut writer = usage::writer(config, &base, deadline)?;
     let journal = Arc::clone(writer.journal());
     let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(EndUsers::new(
@@ -163,9 +168,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         STORE_PATIENCE,
     ));
     let admin_at = Arc::new(OnceLock::new());
-    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at, boot);
-    let broken = io.block_on(follower.load())?;
-    base.metrics.keyring_broken.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
+    io.block_on(follower.load())?;
     io.block_on(usage::restore(&base, &counters, &mut writer))?;
 
     let (stop, stopped) = watch::channel(false);
@@ -175,9 +179,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = usage::write(writer, io.handle());
     let follower = io.spawn(follower.run(feed_stopped));
-    io.spawn(parts::gauges(Arc::clone(&keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    let counts_alone = config.counters.location == CountersLocation::Memory;
-    io.spawn(parts::watch_nodes(base.store.clone(), Arc::clone(&base.metrics), counts_alone));
+    watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
@@ -256,7 +258,8 @@ async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result
     let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
     let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
-    Ok(Base { clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    let boot = uuid_v7(clock.now().wall);
+    Ok(Base { boot, clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.

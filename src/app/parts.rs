@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{Base, STORE_PATIENCE, StartError, usage};
+use super::{ADMIN_PATIENCE, Base, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
@@ -8,11 +8,10 @@ use crate::counter::Counters;
 use crate::enduser::EndUsers;
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
-use crate::metrics::Metrics;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, Nodes};
+use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +20,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
-use uuid::Uuid;
-
-/// How often the gauges of the keyring are set.
-const GAUGES_EVERY: Duration = Duration::from_secs(1);
-/// How often the store is asked who else runs on it.
-const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -58,7 +51,6 @@ pub(super) fn follower(
     counters: &Arc<Counters>,
     end_users: &Arc<EndUsers>,
     admin_at: &Arc<OnceLock<SocketAddr>>,
-    boot: Uuid,
 ) -> Follower {
     let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
     let forget = move |removed: &Change| match removed {
@@ -67,7 +59,7 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let reporter = Reporter::new(base.store.clone(), &config.node.name, boot, Arc::clone(admin_at));
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
 }
@@ -182,7 +174,7 @@ pub(super) fn admin_deps(
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
-        write_timeout: STORE_PATIENCE,
+        write_timeout: ADMIN_PATIENCE,
     })
 }
 
@@ -195,38 +187,6 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     Readiness { ready: accepting && fresh, checks }
-}
-
-pub(super) async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
-    let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
-    loop {
-        metrics.keyring_keys.set(number(keyring.len() as u128));
-        metrics.keyring_version.set(number(keyring.version().0.into()));
-        metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
-        tokio::time::sleep(GAUGES_EVERY).await;
-    }
-}
-
-/// Looks who else runs on the store. As long as each node counts by itself, whoever runs several must know it.
-pub(super) async fn watch_nodes(store: Arc<dyn Nodes>, metrics: Arc<Metrics>, counts_alone: bool) {
-    let mut told = 1;
-    loop {
-        match store.nodes().await {
-            Ok(nodes) => {
-                let live = nodes.iter().filter(|n| n.is_live()).count();
-                metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                if counts_alone && live > told {
-                    tracing::warn!(
-                        nodes = live,
-                        "several gateways run on this store and each counts limits by itself"
-                    );
-                }
-                told = live.max(1);
-            }
-            Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
-        }
-        tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
-    }
 }
 
 /// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.

@@ -15,7 +15,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 /// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
 const REPLAY_WITHIN: Duration = Duration::from_secs(2);
@@ -26,7 +25,6 @@ const SPENT_BATCHES: usize = 4;
 pub(super) fn writer(
     config: &Config,
     base: &Base,
-    boot: Uuid,
     deadline: watch::Receiver<Option<Instant>>,
 ) -> Result<Writer, StartError> {
     let options = JournalOptions {
@@ -36,7 +34,7 @@ pub(super) fn writer(
         sync_interval: config.usage.journal_sync_interval,
         threads: parts::threads(config.proxy.threads),
         node: config.node.name.as_str().into(),
-        boot,
+        boot: base.boot,
     };
     let (_, reader) = Journal::open(options, Arc::new(RealDisk), Arc::clone(&base.metrics))?;
     let options =

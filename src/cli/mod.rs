@@ -3,6 +3,7 @@
 //! Must not know: how anything is done; it reads arguments, calls, prints. Results go to standard output, everything
 //! else to standard error.
 
+mod archive;
 mod check;
 mod demo;
 mod echo;
@@ -47,6 +48,10 @@ pub enum Command {
     Token(token::TokenArgs),
     /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
     Keys(keys::KeysArgs),
+    /// Write plans, workspaces, keys and end users to a file that `import` takes, for moving to another store
+    Export(archive::ExportArgs),
+    /// Take plans, workspaces, keys and end users from a file that `export` wrote
+    Import(archive::ImportArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
     /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
@@ -104,6 +109,8 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Migrate(args) => migrate::run(&args, environment),
         Command::Token(args) => token::run(&args, environment),
         Command::Keys(args) => keys::run(args, environment),
+        Command::Export(args) => archive::export(&args, environment),
+        Command::Import(args) => archive::import(&args, environment),
         Command::Openapi => openapi::run(),
         Command::Health(args) => health::run(&args, environment),
         Command::Echo(args) => echo::run(&args, environment),

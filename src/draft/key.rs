@@ -5,7 +5,7 @@ use super::rules;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::{Ceiling, Ceilings, DAILY_DEFAULT, Key, KeyType, Plan, RATE_DEFAULT, Scopes};
-use crate::store::{IssuedCredential, KeyPatch, NewKey, StoreError};
+use crate::store::{IssuedCredential, KeyPast, KeyPatch, NewKey, StoreError};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -107,8 +107,32 @@ impl KeyDraft {
         if let Some(asked) = self.rate_limit.filter(|asked| *asked > limit) {
             return Err(StoreError::RateAbovePlan { asked, limit, plan: plan.id.clone() });
         }
+        let rate_limit = self.rate_limit.unwrap_or(RATE_DEFAULT.min(limit));
+        Ok(self.at_rate(rate_limit, id, workspace_id, credential, None))
+    }
+
+    /// The key as it was in another store, whatever its plan allows now.
+    pub fn into_moved_key(
+        self,
+        id: KeyId,
+        workspace_id: WorkspaceId,
+        credential: IssuedCredential,
+        past: KeyPast,
+    ) -> NewKey {
+        let rate_limit = self.rate_limit.unwrap_or(RATE_DEFAULT);
+        self.at_rate(rate_limit, id, workspace_id, credential, Some(past))
+    }
+
+    fn at_rate(
+        self,
+        rate_limit: u32,
+        id: KeyId,
+        workspace_id: WorkspaceId,
+        credential: IssuedCredential,
+        past: Option<KeyPast>,
+    ) -> NewKey {
         let ceilings = Ceilings {
-            rate_limit: self.rate_limit.unwrap_or(RATE_DEFAULT.min(limit)),
+            rate_limit,
             rate_burst: self.rate_burst,
             daily_request_limit: self.daily_request_limit,
             quota_limit: self.quota_limit,
@@ -127,7 +151,7 @@ impl KeyDraft {
             expires_at: self.expires_at,
         };
         let Self { name, description, metadata, .. } = self;
-        Ok(NewKey { key, name, description, metadata, credential })
+        NewKey { key, name, description, metadata, credential, past }
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Must not know: which store. When it is gone the follower keeps asking, and the keyring keeps serving.
 
-use super::{Keyring, Unapplied};
+use super::Keyring;
+use super::broken::Unapplied;
 use crate::clock::Clock;
 use crate::store::{Change, Feed, NodeReport, Nodes, StoreError, Version};
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -17,8 +19,6 @@ const BATCHES: usize = 4;
 
 /// How often a node says that it is there, although nothing has changed.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// The longest wait of a follower that reports: a third of the time after which a silent node counts as gone.
-const REPORT_WITHIN: Duration = Duration::from_secs(3);
 
 /// How to follow.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +44,8 @@ pub struct Follower {
     on_removed: Box<dyn Fn(&Change) + Send + Sync>,
     options: FeedOptions,
     reporter: Option<Reporter>,
-    /// Steady time of the last report, in ns; 0 before the first.
-    reported_ns: AtomicU64,
+    /// What is held may be of a past that the store no longer knows.
+    is_starting_over: AtomicBool,
 }
 
 impl Reporter {
@@ -59,6 +59,36 @@ impl Reporter {
         let admin = self.admin.get().map(|address| address.to_string().into());
         self.store.report(&NodeReport { admin, reached, ..self.node.clone() }).await
     }
+
+    /// Reports whatever `reached` comes to, at once, and that this node lives, for as long as `stop` is false.
+    async fn run(&self, mut reached: watch::Receiver<Version>, mut stop: watch::Receiver<bool>) {
+        let mut failing = false;
+        reached.mark_changed();
+        while !*stop.borrow() {
+            tokio::select! {
+                _ = reached.changed() => {}
+                () = tokio::time::sleep(REPORT_EVERY) => {}
+                _ = stop.changed() => break,
+            }
+            let now = *reached.borrow_and_update();
+            let failed = self.report(now).await.err();
+            match &failed {
+                Some(error) if !failing => {
+                    tracing::warn!(%error, "this node cannot tell the others how far it has come");
+                }
+                None if failing => tracing::info!("this node tells the others again how far it has come"),
+                _ => {}
+            }
+            failing = failed.is_some();
+            if failing {
+                // What has changed meanwhile is reported with the next sign of life.
+                tokio::time::sleep(REPORT_EVERY).await;
+            }
+        }
+        if let Err(error) = self.store.leave(self.node.boot).await {
+            tracing::debug!(%error, "others learn by our silence that this node has stopped");
+        }
+    }
 }
 
 impl Follower {
@@ -70,7 +100,15 @@ impl Follower {
         options: FeedOptions,
         on_removed: Box<dyn Fn(&Change) + Send + Sync>,
     ) -> Self {
-        Self { keyring, store, clock, on_removed, options, reporter: None, reported_ns: AtomicU64::new(0) }
+        Self {
+            keyring,
+            store,
+            clock,
+            on_removed,
+            options,
+            reporter: None,
+            is_starting_over: AtomicBool::new(false),
+        }
     }
 
     /// Also reports how far it has come, after every change and as a sign of life; says goodbye at the end.
@@ -79,24 +117,37 @@ impl Follower {
         Self { reporter: Some(reporter), ..self }
     }
 
-    /// Fetches everything up to now, once. Answers how many rows could not be understood.
-    pub async fn load(&self) -> Result<u64, StoreError> {
+    /// Fetches everything up to now, once.
+    ///
+    /// Whoever waits for all nodes waits for this one as soon as it has reported; what was written until then is looked
+    /// for once more, so that nothing is served here that somebody was told is in force everywhere.
+    pub async fn load(&self) -> Result<(), StoreError> {
+        self.catch_up().await?;
+        let Some(reporter) = &self.reporter else { return Ok(()) };
+        reporter.report(self.keyring.version()).await?;
         self.catch_up().await
     }
 
-    /// Follows until `stop` turns true.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    /// Follows until `stop` turns true. Reports go their own way: a slow one holds up no change.
+    pub async fn run(self, stop: watch::Receiver<bool>) {
+        let reports = async {
+            if let Some(reporter) = &self.reporter {
+                reporter.run(self.keyring.version.subscribe(), stop.clone()).await;
+            }
+        };
+        tokio::join!(self.follow(stop.clone()), reports);
+    }
+
+    async fn follow(&self, mut stop: watch::Receiver<bool>) {
         let mut failing = false;
-        let longest = if self.reporter.is_some() { REPORT_WITHIN } else { Duration::MAX };
-        let pause = self.options.poll_interval.min(longest);
         while !*stop.borrow() {
             tokio::select! {
                 () = self.keyring.nudge.notified() => {}
                 () = self.store.changed() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(self.options.poll_interval) => {}
                 _ = stop.changed() => break,
             }
-            let failed = self.catch_up_and_report().await.err();
+            let failed = self.catch_up().await.err();
             match &failed {
                 Some(error) if !failing => {
                     tracing::warn!(%error, "the change feed does not answer; serving from memory");
@@ -106,63 +157,93 @@ impl Follower {
             }
             failing = failed.is_some();
         }
-        if let Some(reporter) = &self.reporter
-            && let Err(error) = reporter.store.leave(reporter.node.boot).await
-        {
-            tracing::debug!(%error, "others learn by our silence that this node has stopped");
-        }
     }
 
-    async fn catch_up_and_report(&self) -> Result<(), StoreError> {
-        let before = self.keyring.version();
-        self.catch_up().await?;
-        let Some(reporter) = &self.reporter else { return Ok(()) };
-        let (reached, now_ns) = (self.keyring.version(), self.clock.now().steady_ns);
-        let last_ns = self.reported_ns.load(Ordering::Relaxed);
-        let is_due = u128::from(now_ns.saturating_sub(last_ns)) >= REPORT_EVERY.as_nanos();
-        if reached > before || is_due || last_ns == 0 {
-            reporter.report(reached).await?;
-            self.reported_ns.store(now_ns, Ordering::Relaxed);
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        if self.is_starting_over.load(Ordering::Relaxed) {
+            return self.start_over().await;
         }
+        let reached = self.keyring.version();
+        let is_again = self.keyring.broken_rows().take_wants_reading();
+        let after = if is_again { Version::default() } else { reached };
+        let now = self.read(after, &mut |_| {}).await.inspect_err(|_| {
+            if is_again {
+                self.keyring.broken_rows().read_again();
+            }
+        })?;
+        if now < reached {
+            tracing::error!(
+                %reached, %now,
+                "the store has gone back; changes made in between are lost, and everything is read anew"
+            );
+            self.is_starting_over.store(true, Ordering::Relaxed);
+            return self.start_over().await;
+        }
+        self.arrived(now);
         Ok(())
     }
 
-    async fn catch_up(&self) -> Result<u64, StoreError> {
-        let (to, mut batches) = mpsc::channel::<Vec<Change>>(BATCHES);
-        let asked = self.store.changes(self.keyring.version(), to);
-        let applied = async {
-            let mut broken = 0;
-            while let Some(batch) = batches.recv().await {
-                broken += self.apply(batch);
-            }
-            broken
-        };
-        let (reached, broken) = tokio::join!(asked, applied);
-        self.arrived(reached?);
-        Ok(broken)
+    /// The store knows less than it did: it was restored from a backup, or a fail-over lost writes. Its numbers will be
+    /// given out again for other changes, so nothing that is held can be taken for the truth.
+    async fn start_over(&self) -> Result<(), StoreError> {
+        // Nothing counts as reached until all of it has been read.
+        self.keyring.version.send_replace(Version::default());
+        self.keyring.forget_numbers();
+        let mut there = HashSet::new();
+        let reached = self
+            .read(Version::default(), &mut |change| {
+                if let Change::Key(change) = change {
+                    there.insert(change.key.id);
+                }
+            })
+            .await?;
+        for id in self.keyring.keep_only(&there) {
+            (self.on_removed)(&Change::KeyRemoved { id, version: reached });
+        }
+        self.is_starting_over.store(false, Ordering::Relaxed);
+        self.arrived(reached);
+        Ok(())
     }
 
-    fn apply(&self, batch: Vec<Change>) -> u64 {
-        let mut broken = 0;
+    /// Puts every change above `after` in force, after showing it to `see`. Answers how far the store has come.
+    async fn read(
+        &self,
+        after: Version,
+        see: &mut (dyn FnMut(&Change) + Send),
+    ) -> Result<Version, StoreError> {
+        let (to, mut batches) = mpsc::channel::<Vec<Change>>(BATCHES);
+        let asked = self.store.changes(after, to);
+        let applied = async {
+            while let Some(batch) = batches.recv().await {
+                batch.iter().for_each(&mut *see);
+                self.apply(batch);
+            }
+        };
+        tokio::join!(asked, applied).0
+    }
+
+    fn apply(&self, batch: Vec<Change>) {
         for change in batch {
             let removal = change.is_removal().then(|| change.clone());
-            match self.keyring.apply(change) {
-                Ok(()) => removal.iter().for_each(|r| (self.on_removed)(r)),
-                Err(Unapplied { what, id, why }) => {
-                    broken += 1;
-                    tracing::error!(what, id, why, "a row of the store cannot be served");
-                }
+            if let Some(Unapplied { what, id, why, .. }) = self.keyring.apply(change) {
+                tracing::error!(what, id, why, "a row of the store cannot be served");
+            }
+            if let Some(removal) = removal {
+                (self.on_removed)(&removal);
             }
         }
-        broken
     }
 
     fn arrived(&self, reached: Version) {
-        self.keyring.heard_ns.store(self.clock.now().steady_ns, Ordering::Relaxed);
+        self.heard();
         self.keyring.version.send_if_modified(|v| {
             let newer = reached > *v;
             *v = reached.max(*v);
             newer
         });
+    }
+
+    fn heard(&self) {
+        self.keyring.heard_ns.store(self.clock.now().steady_ns, Ordering::Relaxed);
     }
 }

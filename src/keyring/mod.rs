@@ -5,6 +5,7 @@
 //!
 //! *Invariant:* a change is in force for every request that begins after [`Keyring::reach`] has answered true.
 
+mod broken;
 mod feed;
 
 pub use feed::{FeedOptions, Follower, Reporter};
@@ -15,12 +16,13 @@ use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
 use crate::store::{Change, Credential, Digest, KeyChange, Version};
 use arc_swap::{ArcSwap, Guard};
+use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -34,6 +36,7 @@ pub struct Keyring {
     by_id: DashMap<KeyId, Arc<Entry>>,
     workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
     plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
+    broken: Mutex<Broken>,
     version: watch::Sender<Version>,
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0 before the first.
@@ -89,6 +92,7 @@ impl Keyring {
             by_id: DashMap::default(),
             workspaces: DashMap::default(),
             plans: Mutex::default(),
+            broken: Mutex::default(),
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
@@ -130,6 +134,11 @@ impl Keyring {
         self.by_id.is_empty()
     }
 
+    /// How many rows of the store cannot be served at the moment, because they are not what they must be.
+    pub fn broken(&self) -> usize {
+        self.broken_rows().len()
+    }
+
     /// For how long the store has not answered; none before its first answer.
     pub fn age(&self, now: Now) -> Option<Duration> {
         match self.heard_ns.load(Ordering::Relaxed) {
@@ -140,13 +149,32 @@ impl Keyring {
 
     // === applying changes; called by the follower only, one change after the other ===
 
-    fn apply(&self, change: Change) -> Result<(), Unapplied> {
+    /// Puts a change in force, or notes why it cannot be. Answers the latter if it is news.
+    fn apply(&self, change: Change) -> Option<Unapplied> {
+        let row = self.broken_rows().watched(&change);
+        match self.put(change) {
+            Ok(()) => {
+                row.inspect(|row| self.broken_rows().mended(row));
+                None
+            }
+            Err(unapplied) => self.broken_rows().add(&unapplied).then_some(unapplied),
+        }
+    }
+
+    fn put(&self, change: Change) -> Result<(), Unapplied> {
         match change {
-            Change::Plan(plan) => self.put_plan(plan),
+            Change::Plan(plan) => {
+                let there = Lacks::Plan(plan.id.clone());
+                self.put_plan(plan);
+                self.broken_rows().came(&there);
+            }
             Change::PlanRemoved(id) => {
                 self.plans().remove(&id);
             }
-            Change::Workspace { id, plan_id } => return self.put_workspace(id, &plan_id),
+            Change::Workspace { id, plan_id } => {
+                self.put_workspace(&id, &plan_id)?;
+                self.broken_rows().came(&Lacks::Workspace(id));
+            }
             Change::Key(change) => return self.put_key(change),
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}
@@ -157,7 +185,7 @@ impl Keyring {
                 {
                     self.remove_key(key);
                 }
-                return Err(Unapplied { what: table, id, why });
+                return Err(Unapplied { what: table, id, why, lacks: None });
             }
         }
         Ok(())
@@ -174,17 +202,18 @@ impl Keyring {
         }
     }
 
-    fn put_workspace(&self, id: WorkspaceId, plan_id: &PlanId) -> Result<(), Unapplied> {
+    fn put_workspace(&self, id: &WorkspaceId, plan_id: &PlanId) -> Result<(), Unapplied> {
         let Some(plan) = self.plans().get(plan_id).cloned() else {
             let why = format!("it is on the plan {plan_id}, which is not there");
-            return Err(Unapplied { what: "workspaces", id: id.to_string(), why });
+            let lacks = Some(Lacks::Plan(plan_id.clone()));
+            return Err(Unapplied { what: "workspaces", id: id.to_string(), why, lacks });
         };
-        if let Some(known) = self.workspaces.get(&id) {
+        if let Some(known) = self.workspaces.get(id) {
             known.plan.store(plan);
             return Ok(());
         }
         let workspace = Workspace { id: id.clone(), plan: ArcSwap::new(plan) };
-        self.workspaces.insert(id, Arc::new(workspace));
+        self.workspaces.insert(id.clone(), Arc::new(workspace));
         Ok(())
     }
 
@@ -198,7 +227,8 @@ impl Keyring {
         let Some(workspace) = self.workspaces.get(&key.workspace_id).map(|w| Arc::clone(w.value())) else {
             let why = format!("its workspace {} is not there", key.workspace_id);
             self.remove_key(id);
-            return Err(Unapplied { what: "keys", id: id.to_string(), why });
+            let lacks = Some(Lacks::Workspace(key.workspace_id));
+            return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks });
         };
         let entry = Arc::new(Entry { key, workspace, credentials, version });
         // First what opens it now, then away with what no longer does: no valid secret is ever unknown in between.
@@ -207,7 +237,7 @@ impl Keyring {
         }
         for old in before.iter().flat_map(|b| &b.credentials) {
             if !entry.credentials.iter().any(|c| c.digest == old.digest) {
-                self.by_digest.remove(&old.digest);
+                self.by_digest.remove_if(&old.digest, |_, held| held.key.id == id);
             }
         }
         self.by_id.insert(id, entry);
@@ -217,22 +247,38 @@ impl Keyring {
     fn remove_key(&self, id: KeyId) {
         if let Some((_, entry)) = self.by_id.remove(&id) {
             for credential in &entry.credentials {
-                self.by_digest.remove(&credential.digest);
+                self.by_digest.remove_if(&credential.digest, |_, held| held.key.id == id);
             }
         }
     }
 
-    fn plans(&self) -> std::sync::MutexGuard<'_, HashMap<PlanId, Arc<PlanInForce>>> {
+    /// The store has gone back: what is held may have numbers that it gives out again.
+    fn forget_numbers(&self) {
+        for mut held in self.by_id.iter_mut() {
+            let Entry { key, workspace, credentials, .. } = &**held;
+            let (key, workspace, credentials) = (key.clone(), Arc::clone(workspace), credentials.clone());
+            *held = Arc::new(Entry { key, workspace, credentials, version: Version::default() });
+        }
+        self.broken_rows().clear();
+    }
+
+    /// Drops every key that is not in `there`, and answers which.
+    fn keep_only(&self, there: &HashSet<KeyId>) -> Vec<KeyId> {
+        let gone: Vec<KeyId> =
+            self.by_id.iter().map(|held| *held.key()).filter(|id| !there.contains(id)).collect();
+        for id in &gone {
+            self.remove_key(*id);
+        }
+        gone
+    }
+
+    fn plans(&self) -> MutexGuard<'_, HashMap<PlanId, Arc<PlanInForce>>> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A change that could not be put in force. The rest of the feed goes on.
-#[derive(Debug)]
-struct Unapplied {
-    what: &'static str,
-    id: String,
-    why: String,
+    fn broken_rows(&self) -> MutexGuard<'_, Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Default for Keyring {

@@ -1,8 +1,9 @@
 //! The replica: what a find answers after each change, and what a late or repeated change does.
 
 use super::*;
-use crate::policy::id::EndUserId;
 use crate::policy::key::{Ceilings, KeyType};
+use crate::store::{Feed, StoreError};
+use tokio::sync::mpsc;
 
 const NOW: Timestamp = Timestamp::from_secs(1_764_000_000);
 
@@ -52,7 +53,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
 fn keyring(changes: Vec<Change>) -> Keyring {
     let keyring = Keyring::new();
     for change in changes {
-        keyring.apply(change).expect("it can be served");
+        assert_eq!(keyring.apply(change), None, "it can be served");
     }
     keyring
 }
@@ -66,7 +67,7 @@ fn a_key_is_found_until_it_is_gone() {
     let id = KeyId::new(NOW);
     let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
     assert!(opens(&ring, 1, NOW) && !opens(&ring, 2, NOW));
-    ring.apply(Change::KeyRemoved { id, version: Version(2) }).expect("applied");
+    ring.apply(Change::KeyRemoved { id, version: Version(2) });
     assert!(!opens(&ring, 1, NOW));
     assert!(ring.is_empty());
 }
@@ -76,9 +77,9 @@ fn an_old_secret_opens_until_its_grace_ends_and_an_older_one_never() {
     let id = KeyId::new(NOW);
     let end = NOW.plus(Duration::from_mins(1));
     let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
-    ring.apply(key(id, 2, &[credential(2, None), credential(1, Some(end))])).expect("applied");
+    ring.apply(key(id, 2, &[credential(2, None), credential(1, Some(end))]));
     assert!(opens(&ring, 2, NOW) && opens(&ring, 1, NOW) && !opens(&ring, 1, end));
-    ring.apply(key(id, 3, &[credential(3, None), credential(2, Some(end))])).expect("applied");
+    ring.apply(key(id, 3, &[credential(3, None), credential(2, Some(end))]));
     assert!(opens(&ring, 3, NOW) && opens(&ring, 2, NOW) && !opens(&ring, 1, NOW));
     assert_eq!(ring.len(), 1);
 }
@@ -87,7 +88,7 @@ fn an_old_secret_opens_until_its_grace_ends_and_an_older_one_never() {
 fn an_older_change_does_not_undo_a_newer_one() {
     let id = KeyId::new(NOW);
     let ring = keyring(vec![plan(9), workspace(), key(id, 5, &[credential(2, None)])]);
-    ring.apply(key(id, 4, &[credential(1, None)])).expect("passed over");
+    ring.apply(key(id, 4, &[credential(1, None)]));
     assert!(opens(&ring, 2, NOW) && !opens(&ring, 1, NOW));
 }
 
@@ -100,7 +101,7 @@ fn a_lowered_plan_rules_keys_that_are_held_already() {
         found.entry.limits(&found.entry.workspace.plan())[0].max()
     };
     assert_eq!(rate(), 50);
-    ring.apply(plan(10)).expect("applied");
+    ring.apply(plan(10));
     assert_eq!(rate(), 10);
 }
 
@@ -114,17 +115,119 @@ fn a_row_that_breaks_is_no_longer_served_and_the_others_are() {
         key(sound, 2, &[credential(2, None)]),
     ]);
     let change = Change::Broken { table: "keys", id: broken.to_string(), why: "rate_limit is -1".into() };
-    assert!(ring.apply(change).is_err());
+    assert!(ring.apply(change.clone()).is_some());
+    assert!(ring.apply(change).is_none(), "it is said once");
+    assert_eq!(ring.broken(), 1);
     assert!(!opens(&ring, 1, NOW) && opens(&ring, 2, NOW));
 }
 
 #[test]
 fn a_key_without_its_workspace_and_a_workspace_without_its_plan_are_reported() {
     let ring = Keyring::new();
-    assert!(ring.apply(workspace()).is_err());
-    assert!(ring.apply(key(KeyId::new(NOW), 1, &[credential(1, None)])).is_err());
+    let id = KeyId::new(NOW);
+    assert!(ring.apply(workspace()).is_some());
+    assert!(ring.apply(key(id, 1, &[credential(1, None)])).is_some());
     assert!(!opens(&ring, 1, NOW));
     let removed = Change::EndUserRemoved { workspace_id: "w".parse().expect("an id"), other_id: "a".into() };
-    assert!(ring.apply(removed).is_ok());
-    assert_ne!(EndUserId::new(NOW), EndUserId::new(NOW), "ids made at one instant differ");
+    assert!(ring.apply(removed).is_none());
+    assert_eq!(ring.broken(), 2);
+    ring.apply(Change::KeyRemoved { id, version: Version(2) });
+    assert_eq!(ring.broken(), 1, "what is gone is not broken");
+}
+
+/// A store that is a list of what was written, each under its number.
+#[derive(Default)]
+struct Written(Mutex<Vec<(u64, Change)>>);
+
+#[async_trait::async_trait]
+impl Feed for Written {
+    async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
+        let all = self.0.lock().expect("no panic").clone();
+        let newest = all.iter().map(|(version, _)| *version).max().unwrap_or_default();
+        let batch = all.into_iter().filter(|(v, _)| *v > after.0).map(|(_, change)| change).collect();
+        to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
+        Ok(Version(newest))
+    }
+
+    async fn version(&self) -> Result<Version, StoreError> {
+        not_asked()
+    }
+
+    async fn agree_on_peppers(&self, _peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError> {
+        not_asked()
+    }
+}
+
+fn not_asked<T>() -> Result<T, StoreError> {
+    Err(StoreError::Unavailable("nobody asks this here".into()))
+}
+
+/// A follower of a store of its own, and what it was told is gone.
+struct Following {
+    store: Arc<Written>,
+    follower: Follower,
+    keyring: Arc<Keyring>,
+    removed: Arc<Mutex<Vec<String>>>,
+}
+
+impl Following {
+    fn new() -> Self {
+        let (store, keyring) = (Arc::<Written>::default(), Arc::new(Keyring::new()));
+        let removed = Arc::<Mutex<Vec<String>>>::default();
+        let told = Arc::clone(&removed);
+        let follower = Follower::new(
+            Arc::clone(&keyring),
+            Arc::clone(&store) as Arc<dyn Feed>,
+            Arc::new(crate::clock::ManualClock::at(NOW)),
+            FeedOptions { poll_interval: Duration::from_secs(1) },
+            Box::new(move |change| told.lock().expect("no panic").push(format!("{change:?}"))),
+        );
+        Self { store, follower, keyring, removed }
+    }
+
+    /// What the store holds from now on, and the follower after its next look.
+    async fn holds(&self, rows: Vec<(u64, Change)>) {
+        *self.store.0.lock().expect("no panic") = rows;
+        self.follower.load().await.expect("it answers");
+    }
+}
+
+#[tokio::test]
+async fn what_waited_for_a_plan_that_was_broken_is_served_once_the_plan_is_mended() {
+    let following = Following::new();
+    let id = KeyId::new(NOW);
+    let broken = Change::Broken { table: "plans", id: "default".into(), why: "api_ops_rate_limit".into() };
+    let rest = vec![(2, workspace()), (3, key(id, 3, &[credential(1, None)]))];
+    following.holds([vec![(1, broken)], rest.clone()].concat()).await;
+    assert!(!opens(&following.keyring, 1, NOW));
+    assert_eq!(following.keyring.broken(), 3, "the plan, its workspace, and the key in it");
+    let mended = [rest, vec![(4, plan(9))]].concat();
+    following.holds(mended.clone()).await;
+    // The look that brought the plan asks for one more, in which the rest is read again.
+    following.holds(mended).await;
+    assert!(opens(&following.keyring, 1, NOW));
+    assert_eq!(following.keyring.broken(), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_has_gone_back_is_believed_and_its_new_changes_are_seen() {
+    let following = Following::new();
+    let (kept, lost) = (KeyId::new(NOW), KeyId::new(NOW));
+    let before = vec![
+        (1, plan(9)),
+        (2, workspace()),
+        (3, key(kept, 3, &[credential(1, None)])),
+        (4, key(lost, 4, &[credential(2, None)])),
+        (5, key(kept, 5, &[credential(3, None), credential(1, Some(NOW))])),
+    ];
+    following.holds(before.clone()).await;
+    assert!(opens(&following.keyring, 2, NOW) && opens(&following.keyring, 3, NOW));
+    following.holds(before[..3].to_vec()).await;
+    assert_eq!(following.keyring.version(), Version(3));
+    assert!(opens(&following.keyring, 1, NOW), "the secret that the store knows opens");
+    assert!(!opens(&following.keyring, 2, NOW) && !opens(&following.keyring, 3, NOW));
+    assert_eq!(following.removed.lock().expect("no panic").len(), 1, "counters forget the key that is lost");
+    let next = [before[..3].to_vec(), vec![(4, key(kept, 4, &[credential(4, None)]))]].concat();
+    following.holds(next).await;
+    assert!(opens(&following.keyring, 4, NOW) && !opens(&following.keyring, 1, NOW));
 }

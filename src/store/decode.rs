@@ -2,7 +2,7 @@
 //!
 //! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` takes them.
 
-use super::fields::Fields;
+use super::fields::{Fields, int};
 use super::rollup::{Sketch, Tally};
 use super::{
     AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord, LogCursor, LogPage,
@@ -151,8 +151,8 @@ pub(super) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreEr
 
 // === the change feed ===
 
-/// One query of the feed. The first column of each is the row's id; its one parameter, `$1`, is the number behind which
-/// the feed begins (both backends take parameters written so).
+/// One query of the feed. The first column of each is the row's id and the second its number; its one parameter, `$1`,
+/// is the number behind which the feed begins (both backends take parameters written so).
 pub(super) struct Source {
     table: &'static str,
     pub(super) sql: &'static str,
@@ -165,7 +165,7 @@ pub(super) const SOURCES: &[Source] = &[
     Source {
         table: "plans",
         sql: concat!(
-            "SELECT ",
+            "SELECT p.id, p.version, ",
             plan_columns!(),
             " FROM plans p WHERE p.version > $1 AND p.deleted_at IS NULL ORDER BY p.version"
         ),
@@ -173,13 +173,13 @@ pub(super) const SOURCES: &[Source] = &[
     },
     Source {
         table: "workspaces",
-        sql: "SELECT id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
+        sql: "SELECT id, version, id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
         read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
     },
     Source {
         table: "keys",
         sql: concat!(
-            "SELECT ",
+            "SELECT k.id, k.version, ",
             key_columns!(),
             ", k.version, k.digest, k.pepper_version, k.old_digest, k.old_pepper_version, k.old_valid_until
              FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
@@ -188,12 +188,14 @@ pub(super) const SOURCES: &[Source] = &[
     },
     Source {
         table: "keys",
-        sql: "SELECT id, version FROM keys WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        sql: "SELECT id, version, id, version FROM keys
+              WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
         read: |f| Ok(Change::KeyRemoved { id: KeyId(f.uuid("id")?), version: Version(f.int("version")?) }),
     },
     Source {
         table: "end_user_tombstones",
-        sql: "SELECT other_id, workspace_id FROM end_user_tombstones WHERE version > $1 ORDER BY version",
+        sql: "SELECT other_id, version, other_id, workspace_id FROM end_user_tombstones
+              WHERE version > $1 ORDER BY version",
         read: |f| {
             let other_id = f.text("other_id")?.into();
             Ok(Change::EndUserRemoved { workspace_id: f.parsed("workspace_id")?, other_id })
@@ -201,20 +203,37 @@ pub(super) const SOURCES: &[Source] = &[
     },
     Source {
         table: "plans",
-        sql: "SELECT id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        sql: "SELECT id, version, id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
         read: |f| Ok(Change::PlanRemoved(f.parsed("id")?)),
     },
 ];
 
+/// The number behind which the feed begins, as its queries take it. Whoever knows nothing yet is also shown the rows
+/// whose number cannot be.
+pub(super) fn feed_after(after: Version) -> i64 {
+    if after == Version::default() { i64::MIN } else { int(after.0) }
+}
+
 impl Source {
-    /// A row that cannot be understood is a change too: what it stood for must not be served.
-    pub(super) fn change(&self, fields: &mut Fields<'_>) -> Result<Change, StoreError> {
-        match (self.read)(fields) {
+    /// The change that a row stands for; `reached` is the number of the newest write, which no row can be above. A row
+    /// that cannot be understood is a change too: what it stood for must not be served.
+    pub(super) fn change(&self, fields: &mut Fields<'_>, reached: Version) -> Result<Change, StoreError> {
+        match self.checked(fields, reached) {
             Err(StoreError::Corrupt(why)) => {
                 Ok(Change::Broken { table: self.table, id: fields.id_for_people(), why })
             }
             other => other,
         }
+    }
+
+    /// A number from the future would outlive the next changes of its row, which have smaller ones.
+    fn checked(&self, fields: &mut Fields<'_>, reached: Version) -> Result<Change, StoreError> {
+        fields.skip();
+        let version = Version(fields.int("version")?);
+        if version == Version::default() || version > reached {
+            return Err(StoreError::Corrupt(format!("version is not between 1 and {reached}")));
+        }
+        (self.read)(fields)
     }
 }
 

@@ -131,6 +131,11 @@ impl<'r> Fields<'r> {
         self.row.id_for_people()
     }
 
+    /// Passes over a column that is not wanted.
+    pub(super) fn skip(&mut self) {
+        self.step();
+    }
+
     fn step(&mut self) -> usize {
         self.at += 1;
         self.at - 1

@@ -11,6 +11,7 @@ mod error;
 mod fields;
 pub mod migrate;
 mod node;
+mod past;
 pub mod postgres;
 mod record;
 pub mod rollup;
@@ -19,6 +20,7 @@ pub mod sqlite;
 
 pub use error::StoreError;
 pub use node::{NodeReport, NodeRow};
+pub use past::KeyPast;
 pub use record::*;
 
 use crate::clock::Timestamp;
@@ -226,6 +228,15 @@ pub trait EndUsers: Send + Sync + 'static {
         other_id: &str,
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError>;
+
+    /// Adds end users of a workspace as they were in another store, with their ids and whatever its plan has room for.
+    /// Those that are there already, by id or by name, stay as they are. Answers how many were new; `NotFound` when there
+    /// is no such workspace.
+    async fn restore_end_users(
+        &self,
+        workspace: &WorkspaceId,
+        users: Vec<EndUserRecord>,
+    ) -> Result<u64, StoreError>;
 
     /// End users of a workspace, newest first; with `other_id` exactly that one.
     async fn end_users(

@@ -50,6 +50,8 @@ pub struct NewKey {
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// How it is found.
     pub credential: IssuedCredential,
+    /// What it brings along from the store it was in before; none for a key that is new.
+    pub past: Option<super::KeyPast>,
 }
 
 /// A key at rest.

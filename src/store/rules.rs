@@ -2,7 +2,7 @@
 //!
 //! Pure; must not know SQL. Backends read the record, ask here what becomes of it, and write the answer.
 
-use super::{IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
+use super::{Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
 use super::{WorkspacePatch, WorkspaceRecord};
 use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
@@ -15,8 +15,15 @@ pub(super) type Fields = Map<String, Value>;
 
 // === keys ===
 
-/// The record that `new` becomes at `at`, or why it may not.
-pub(super) fn new_key(new: NewKey, by: &str, at: Timestamp) -> Result<KeyRecord, StoreError> {
+/// The record that `new` becomes at `at` under `plan`, or why it may not.
+pub(super) fn new_key(new: NewKey, plan: &Plan, by: &str, at: Timestamp) -> Result<KeyRecord, StoreError> {
+    if new.past.is_none() {
+        check_rate(new.key.ceilings.rate_limit, plan)?;
+    }
+    let (created_by, created_at, updated_at) = match &new.past {
+        Some(past) => (past.created_by.as_str(), past.created_at, past.updated_at),
+        None => (by, at, at),
+    };
     let record = KeyRecord {
         key: new.key,
         name: new.name,
@@ -26,12 +33,20 @@ pub(super) fn new_key(new: NewKey, by: &str, at: Timestamp) -> Result<KeyRecord,
         quota_used: 0,
         usage_count: 0,
         last_used_at: None,
-        created_by: without_nul(by).into_owned(),
-        created_at: at,
-        updated_at: at,
+        created_by: without_nul(created_by).into_owned(),
+        created_at,
+        updated_at,
     };
     check_key(&record)?;
     Ok(record)
+}
+
+/// The credentials that `new` has at `at`: the current one, and the one before while its grace period lasts.
+pub(super) fn new_credentials(new: &NewKey, at: Timestamp) -> (Credential, Option<Credential>) {
+    let IssuedCredential { digest, pepper_version, .. } = &new.credential;
+    let current = Credential { digest: *digest, pepper_version: *pepper_version, valid_until: None };
+    let old = new.past.as_ref().and_then(|past| past.old);
+    (current, old.filter(|old| old.valid_until.is_some_and(|until| until > at)))
 }
 
 /// The record that `before` becomes at `at` by `patch`, or why it may not.

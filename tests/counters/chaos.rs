@@ -1,12 +1,13 @@
-//! A proxy in front of Redis that a test can make hang, lag, lie and cut.
+//! A proxy in front of a server that a test can make hang, lag, lie and cut. Other test crates include it with `#[path]`.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// What the proxy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,26 @@ pub(crate) enum Mode {
     Late(Duration),
     /// Answers everything with this line.
     Say(&'static str),
+    /// Lets what contains this text arrive and be done, then cuts that connection instead of passing the answer on.
+    CutAfter(&'static str),
+    /// Passes nothing on from or to clients among whose first words was this text.
+    HangIfSaid(&'static str),
+    /// Passes nothing on over connections that were open before, and everything over new ones.
+    HangIfOld,
+}
+
+/// How much of what a client says first is remembered.
+const FIRST_WORDS: usize = 4_096;
+
+/// What is known of one connection.
+#[derive(Default)]
+struct Talk {
+    /// It began while old connections hang, so it is a new one.
+    is_new: bool,
+    first_words: Mutex<Vec<u8>>,
+    /// The next answer is the last that the server gives.
+    is_doomed: AtomicBool,
+    over: Notify,
 }
 
 pub(crate) struct ChaosProxy {
@@ -51,14 +72,19 @@ impl ChaosProxy {
 
 async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>) {
     let Ok(upstream) = TcpStream::connect(server).await else { return };
+    // Both ends see every word at once, as if there were no proxy.
+    client.set_nodelay(true).expect("an option");
+    upstream.set_nodelay(true).expect("an option");
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = upstream.into_split();
+    let talk = Talk { is_new: *mode.borrow() == Mode::HangIfOld, ..Talk::default() };
     let cut = mode.clone();
-    let asked = questions(from_client, to_server, mode.clone());
-    let answered = answers(from_server, to_client, mode);
+    let asked = questions(from_client, to_server, mode.clone(), &talk);
+    let answered = answers(from_server, to_client, mode, &talk);
     tokio::select! {
         () = async { tokio::join!(asked, answered); } => {}
         () = until(cut, |m| *m == Mode::Cut) => {}
+        () = talk.over.notified() => {}
     }
 }
 
@@ -69,25 +95,43 @@ async fn until(mut mode: watch::Receiver<Mode>, is: impl FnMut(&Mode) -> bool) {
     }
 }
 
-async fn questions(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+async fn questions(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mode: watch::Receiver<Mode>,
+    talk: &Talk,
+) {
     let mut bytes = vec![0_u8; 65_536];
     while let Ok(n) = from.read(&mut bytes).await {
         if n == 0 {
             return;
         }
-        until(mode.clone(), |m| *m != Mode::Hang).await;
-        if to.write_all(&bytes[..n]).await.is_err() {
+        let words = &bytes[..n];
+        talk.hear(words);
+        until(mode.clone(), |m| !talk.hangs(m)).await;
+        let now = *mode.borrow();
+        if let Mode::CutAfter(text) = now
+            && contains(words, text)
+        {
+            talk.is_doomed.store(true, Ordering::SeqCst);
+        }
+        if to.write_all(words).await.is_err() {
             return;
         }
     }
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::Receiver<Mode>, talk: &Talk) {
     let mut bytes = vec![0_u8; 65_536];
     while let Ok(n) = from.read(&mut bytes).await {
         if n == 0 {
             return;
         }
+        if talk.is_doomed.load(Ordering::SeqCst) {
+            talk.over.notify_one();
+            return;
+        }
+        until(mode.clone(), |m| !talk.hangs(m)).await;
         let now = *mode.borrow();
         let line = match now {
             Mode::Say(line) => line.as_bytes(),
@@ -101,4 +145,27 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::R
             return;
         }
     }
+}
+
+// === impl Talk ===
+
+impl Talk {
+    fn hear(&self, words: &[u8]) {
+        let mut first = self.first_words.lock().expect("no panic");
+        let room = FIRST_WORDS.saturating_sub(first.len()).min(words.len());
+        first.extend_from_slice(&words[..room]);
+    }
+
+    fn hangs(&self, mode: &Mode) -> bool {
+        match mode {
+            Mode::Hang => true,
+            Mode::HangIfOld => !self.is_new,
+            Mode::HangIfSaid(text) => contains(&self.first_words.lock().expect("no panic"), text),
+            _ => false,
+        }
+    }
+}
+
+fn contains(words: &[u8], text: &str) -> bool {
+    words.windows(text.len()).any(|window| window == text.as_bytes())
 }

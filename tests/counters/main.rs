@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so")]
 
+#[expect(dead_code, reason = "the tests of several nodes use more of it")]
 mod chaos;
 mod cluster;
 mod exact;

@@ -1,7 +1,23 @@
 //! The files that put Keygate into production say what is true: they are read as their own programs read them, and held
 //! against the binary they run. What needs those programs themselves is `make check-deploy`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
 mod dashboards;
+#[path = "../gateway/installation.rs"]
+#[expect(dead_code, reason = "the gateway's own tests use more of it")]
+mod installation;
+mod moving;
+#[path = "../store_behaviours/private_postgres.rs"]
+#[expect(dead_code, reason = "the store's own tests use more of it")]
+mod private_postgres;
+#[path = "../gateway/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
+mod support;
 
 use clap::Parser as _;
 use keygate::cli::Cli;

@@ -18,11 +18,7 @@ mod headers;
 mod installation;
 mod lifecycle;
 mod limits;
-mod nodes;
 mod order;
-#[expect(dead_code, reason = "what other crates of tests use of it")]
-#[path = "../store_behaviours/private_postgres.rs"]
-mod private_postgres;
 #[path = "../counters/redis.rs"]
 #[expect(dead_code, reason = "the counters' own tests use more of it")]
 mod redis;

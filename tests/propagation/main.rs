@@ -1,10 +1,18 @@
 //! How soon a change made through one node acts on another. A measurement, so it runs by itself: `make measure`.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     clippy::disallowed_methods,
     reason = "a test that cannot go on fails, and measures real time"
 )]
 
+#[path = "../counters/chaos.rs"]
+#[expect(dead_code, reason = "the tests of trouble use it")]
+mod chaos;
+#[path = "../nodes/cluster.rs"]
+#[expect(dead_code, reason = "the tests of several nodes use more of it")]
+mod cluster;
 #[path = "../store_behaviours/private_postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 mod private_postgres;
@@ -12,46 +20,12 @@ mod private_postgres;
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
 
+use cluster::{Pair, pair, wait};
 use private_postgres::Server;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::{Gateway, Key, Origin, Raw, Request, eventually_true, one_route};
-
-/// Two nodes on one database, `second` with the peppers and the signing secret of `first`.
-struct Pair {
-    first: Gateway,
-    second: Gateway,
-    _origin: Origin,
-}
-
-/// `work` on a runtime of its own; the tests around it have none.
-fn wait<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Runtime::new().unwrap().block_on(work)
-}
-
-fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gateway {
-    let config = one_route(origin.address);
-    Gateway::start(&format!(
-        "{config}[store]\nurl = \"{url}\"\nstatement_timeout = \"1s\"\n[node]\nname = \"{name}\"\n{more}"
-    ))
-}
-
-fn pair(url: &str) -> Pair {
-    pair_with(url, "")
-}
-
-fn pair_with(url: &str, more: &str) -> Pair {
-    let origin = Origin::start();
-    let first = node(&origin, url, "first", more);
-    let data = first.folder().join("data");
-    let shared = format!(
-        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n{more}",
-        data.display()
-    );
-    let second = node(&origin, url, "second", &shared);
-    Pair { first, second, _origin: origin }
-}
+use support::{Gateway, Key, Raw, Request, eventually_true};
 
 /// From the answer of one node's admin API to the first request on which the other acts on it, 200 times, while both serve
 /// other requests. The latest ever is what the contract bounds; the 99th percentile is measured and printed.

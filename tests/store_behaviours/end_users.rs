@@ -2,7 +2,7 @@
 
 use crate::place::{PLAN_END_USERS, Place, T0, after, everything, page, plan_id, someone, workspace_id};
 use keygate::policy::id::{EndUserId, WorkspaceId};
-use keygate::store::{EndUserAdmission, PlanPatch, StoreError};
+use keygate::store::{EndUserAdmission, EndUserRecord, PlanPatch, StoreError};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -31,6 +31,34 @@ pub(crate) async fn a_known_end_user_is_the_same_again(place: Place) {
     assert_eq!((record.id, &record.workspace_id, &*record.other_id, record.created_at), (first, &w, "u", T0));
     assert_eq!(counted(&place, &w).await, (1, 1));
     assert_eq!(place.end_user(&w, EndUserId::new(T0)).await.unwrap(), None);
+}
+
+pub(crate) async fn end_users_that_move_keep_their_ids(place: Place) {
+    let w = place.tenant("w1").await;
+    let known = admit(&place, &w, "known").await.unwrap();
+    set_quota(&place, 2).await;
+    let moved = |other_id: &str| EndUserRecord {
+        id: EndUserId::new(T0),
+        workspace_id: w.clone(),
+        other_id: other_id.into(),
+        created_at: after(5),
+    };
+    let users = vec![moved("a"), moved("known"), moved("β"), moved("c")];
+    // The quota is for newcomers; and a name has one id, the one it got first.
+    assert_eq!(place.restore_end_users(&w, users.clone()).await.unwrap(), 3);
+    assert_eq!(place.restore_end_users(&w, users.clone()).await.unwrap(), 0);
+    assert_eq!(counted(&place, &w).await, (4, 4));
+    assert_eq!(admit(&place, &w, "known").await, Some(known));
+    for user in [&users[0], &users[2], &users[3]] {
+        assert_eq!(place.end_user(&w, user.id).await.unwrap().as_ref(), Some(user));
+        assert_eq!(admit(&place, &w, &user.other_id).await, Some(user.id));
+    }
+    assert_eq!(admit(&place, &w, "new").await, None, "there is no room for newcomers");
+    assert_eq!(place.restore_end_users(&w, Vec::new()).await.unwrap(), 0);
+    let nowhere = place.restore_end_users(&workspace_id("nowhere"), users).await;
+    assert!(matches!(nowhere, Err(StoreError::NotFound("workspace"))), "{nowhere:?}");
+    let nul = place.restore_end_users(&w, vec![moved("a\0b")]).await;
+    assert!(matches!(nul, Err(StoreError::Invalid { .. })), "{nul:?}");
 }
 
 pub(crate) async fn a_full_plan_admits_the_known_only(place: Place) {

@@ -5,7 +5,7 @@ use crate::place::{PLAN_RATE, Place, T0, after, credential, everything, new_key,
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, WorkspaceId};
 use keygate::policy::key::{Ceiling, Count, KeyType, Per, Scope, Scopes};
-use keygate::store::{Change, Credential, KeyFilter, KeyPatch, KeyRecord, PlanPatch, StoreError};
+use keygate::store::{Change, Credential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError};
 use serde_json::json;
 
 async fn names(place: &Place, workspace: &WorkspaceId, filter: KeyFilter) -> Vec<String> {
@@ -164,6 +164,37 @@ pub(crate) async fn many_keys_at_once_stand_or_fall_one_by_one(place: Place) {
     assert_eq!(names(&place, &w, KeyFilter::default()).await.len(), 2);
     let versions: Vec<_> = done.iter().flatten().map(|v| v.0 - before.0).collect();
     assert_eq!(versions, [1, 2], "a refused key draws no number");
+}
+
+pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
+    let w = place.tenant("w1").await;
+    let moved = |name: &str, old: Option<Credential>| {
+        let mut new = new_key(&w, name);
+        // Its plan was lowered, and it had expired, before it moved.
+        new.key.ceilings.rate_limit = PLAN_RATE + 1;
+        new.key.expires_at = Some(Timestamp::from_micros(5));
+        let [created_at, updated_at] = [7_000, 9_000].map(Timestamp::from_micros);
+        new.past = Some(KeyPast { created_by: "ann".into(), created_at, updated_at, old });
+        new
+    };
+    let until = |at| Credential { digest: credential(1).digest, pepper_version: 3, valid_until: Some(at) };
+    let live = until(after(1));
+    let new = moved("graceful", Some(live));
+    let current = Credential { digest: new.credential.digest, pepper_version: 1, valid_until: None };
+    let made = place.create_key(new, &someone(), T0).await.unwrap().value;
+    let stored = place.key(&w, made.key.id).await.unwrap().unwrap();
+    assert_eq!(stored, made);
+    assert_eq!((&*stored.created_by, stored.key.ceilings.rate_limit), ("ann", PLAN_RATE + 1));
+    assert_eq!([stored.created_at, stored.updated_at].map(Timestamp::as_micros), [7_000, 9_000]);
+    assert_eq!(credentials(&place, made.key.id).await, [current, live]);
+
+    let over = moved("its grace is over", Some(until(T0)));
+    let over = place.create_key(over, &someone(), T0).await.unwrap().value;
+    assert_eq!(credentials(&place, over.key.id).await.len(), 1);
+    // What opens one key opens no other, also while it is only the credential before.
+    let taken = place.create_key(moved("taken", Some(live)), &someone(), T0).await;
+    assert!(matches!(taken, Err(StoreError::Invalid { field: "secret", .. })), "{taken:?}");
+    assert_eq!(names(&place, &w, KeyFilter::default()).await.len(), 2, "nothing of it stays");
 }
 
 pub(crate) async fn names_are_unique_per_resource_and_workspace(place: Place) {

@@ -44,6 +44,7 @@ macro_rules! behaviours {
                 an_id_is_used_once
                 a_secret_opens_one_key
                 many_keys_at_once_stand_or_fall_one_by_one
+                a_key_that_moves_brings_its_past
                 names_are_unique_per_resource_and_workspace
                 a_name_is_free_after_delete
                 of_two_creates_at_once_one_wins
@@ -84,6 +85,7 @@ macro_rules! behaviours {
                 deletion_makes_room
                 an_end_user_needs_a_workspace_and_a_sound_name
                 names_are_exact
+                end_users_that_move_keep_their_ids
                 end_users_are_listed_newest_first_and_paged
                 workspaces_do_not_see_each_others_end_users;
             feed:

@@ -209,6 +209,7 @@ pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
         description: String::new(),
         metadata: serde_json::Map::new(),
         credential: credential(1),
+        past: None,
     }
 }
 

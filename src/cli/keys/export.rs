@@ -2,10 +2,13 @@
 
 use super::Desk;
 use crate::cli::Failure;
+use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::key::{Ceiling, Scope};
 use crate::store::{Change, Credential, KeyFilter, KeyRecord, PageRequest, Version};
 use clap::Args;
 use serde_json::{Value, json};
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use tokio::sync::mpsc;
@@ -24,18 +27,17 @@ pub(super) struct ExportArgs {
 pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
     let credentials = credentials(desk)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for workspace in workspaces(desk, args)? {
+    for workspace in workspaces(desk, args.workspace.as_ref())? {
         desk.each_key(&workspace, &KeyFilter::default(), |record| {
-            // A key whose row cannot be understood has no credential in the feed; it is reported there.
-            let Some(credential) = credentials.get(&record.key.id) else { return Ok(()) };
-            writeln!(out, "{}", line(desk, &record, credential)).map_err(Failure::failed)
+            let Some(line) = line(desk, &record, &credentials) else { return Ok(()) };
+            writeln!(out, "{line}").map_err(Failure::failed)
         })?;
     }
     out.flush().map_err(Failure::failed)
 }
 
-fn workspaces(desk: &Desk, args: &ExportArgs) -> Result<Vec<WorkspaceId>, Failure> {
-    if let Some(one) = &args.workspace {
+fn workspaces(desk: &Desk, only: Option<&WorkspaceId>) -> Result<Vec<WorkspaceId>, Failure> {
+    if let Some(one) = only {
         return Ok(vec![one.clone()]);
     }
     let mut all = Vec::new();
@@ -49,8 +51,10 @@ fn workspaces(desk: &Desk, args: &ExportArgs) -> Result<Vec<WorkspaceId>, Failur
     Ok(all)
 }
 
-/// The current credential of every key, as the change feed carries it.
-fn credentials(desk: &Desk) -> Result<HashMap<KeyId, Credential>, Failure> {
+/// The credentials of every key that open something, as the change feed carries them: the current one first.
+pub(in crate::cli) type Credentials = HashMap<KeyId, SmallVec<[Credential; 2]>>;
+
+pub(in crate::cli) fn credentials(desk: &Desk) -> Result<Credentials, Failure> {
     let (to, mut batches) = mpsc::channel(4);
     let read = desk.store.changes(Version::default(), to);
     let collected = async {
@@ -58,10 +62,7 @@ fn credentials(desk: &Desk) -> Result<HashMap<KeyId, Credential>, Failure> {
         while let Some(batch) = batches.recv().await {
             for change in batch {
                 match change {
-                    Change::Key(change) => {
-                        let current = change.credentials.iter().find(|c| c.valid_until.is_none());
-                        all.extend(current.map(|c| (change.key.id, *c)));
-                    }
+                    Change::Key(change) => drop(all.insert(change.key.id, change.credentials)),
                     Change::Broken { table, id, why } => eprintln!("keygate: {table} {id}: {why}"),
                     _ => {}
                 }
@@ -79,35 +80,52 @@ fn check_of(desk: &Desk, version: u32) -> Option<String> {
     desk.peppers.iter().find(|p| p.version() == version).map(|p| hex::encode(p.check()))
 }
 
-fn line(desk: &Desk, record: &KeyRecord, credential: &Credential) -> Value {
+/// A credential that has been replaced and opens until its grace period ends.
+fn old(desk: &Desk, credentials: &[Credential]) -> Option<Value> {
+    let old = credentials.iter().find(|c| c.valid_until.is_some_and(|until| until > desk.now))?;
+    Some(json!({
+        "digest": hex::encode(old.digest.0),
+        "pepper_version": old.pepper_version,
+        "pepper_check": check_of(desk, old.pepper_version),
+        "valid_until": old.valid_until.map(Timestamp::as_millis),
+    }))
+}
+
+pub(in crate::cli) fn ceilings(all: &[Ceiling]) -> Vec<Value> {
+    all.iter().map(|c| json!({ "count": c.count.as_str(), "per": c.per.as_str(), "max": c.max })).collect()
+}
+
+/// A key as `import` takes it; none of one that nothing opens, which the feed has reported.
+pub(in crate::cli) fn line(desk: &Desk, record: &KeyRecord, credentials: &Credentials) -> Option<Value> {
+    let found = credentials.get(&record.key.id)?;
+    let current = found.iter().find(|c| c.valid_until.is_none())?;
     let key = &record.key;
     let own = &key.ceilings;
-    let limits: Vec<_> = own
-        .limits
-        .iter()
-        .map(|c| json!({ "count": c.count.as_str(), "per": c.per.as_str(), "max": c.max }))
-        .collect();
-    json!({
+    Some(json!({
         "id": key.id.to_string(),
         "workspace_id": key.workspace_id.as_str(),
         "name": record.name,
         "description": record.description,
         "type": key.kind.as_str(),
-        "scopes": key.scopes.iter().map(crate::policy::key::Scope::as_str).collect::<Vec<_>>(),
+        "scopes": key.scopes.iter().map(Scope::as_str).collect::<Vec<_>>(),
         "resource_id": key.resource_id,
         "rate_limit": own.rate_limit,
         "rate_burst": own.rate_burst,
         "daily_request_limit": own.daily_request_limit,
         "quota_limit": own.quota_limit,
         "concurrency_limit": own.concurrency_limit,
-        "limits": limits,
-        "expires_at": key.expires_at.map(crate::clock::Timestamp::as_millis),
+        "limits": ceilings(&own.limits),
+        "expires_at": key.expires_at.map(Timestamp::as_millis),
         "allowed_ips": key.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "metadata": record.metadata,
         "is_active": key.is_active,
+        "created_by": record.created_by,
+        "created_at": record.created_at.as_millis(),
+        "updated_at": record.updated_at.as_millis(),
         "hint": record.hint,
-        "digest": hex::encode(credential.digest.0),
-        "pepper_version": credential.pepper_version,
-        "pepper_check": check_of(desk, credential.pepper_version),
-    })
+        "digest": hex::encode(current.digest.0),
+        "pepper_version": current.pepper_version,
+        "pepper_check": check_of(desk, current.pepper_version),
+        "old": old(desk, found),
+    }))
 }

@@ -1,12 +1,13 @@
 //! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
 
-use super::{Desk, InWorkspace, told};
+use super::{Desk, InWorkspace, moved, told};
 use crate::cli::Failure;
+use crate::clock::Timestamp;
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::Secret;
-use crate::store::{Actor, Digest, IssuedCredential, NewKey};
+use crate::store::{Actor, IssuedCredential, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -45,7 +46,7 @@ pub(super) struct ImportArgs {
     dry_run: bool,
 }
 
-type Row = Map<String, Value>;
+pub(in crate::cli) type Row = Map<String, Value>;
 
 /// Rows with their line numbers; a line may be no row.
 type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
@@ -54,17 +55,10 @@ type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
 const BATCH: usize = 500;
 
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
-    let progress = ProgressBar::new_spinner().with_style(style());
-    let mut import =
-        Import { desk, args, plans: HashMap::new(), batch: Vec::new(), imported: 0, refused: 0, progress };
+    let mut import = Import::new(desk, &args.file, Some(args.within.workspace.clone()));
+    import.dry_run = args.dry_run;
     for (line, row) in rows(&args.file)? {
-        match row.and_then(|row| import.key_of(row)) {
-            Ok(key) => import.batch.push((line, key)),
-            Err(why) => import.refuse(line, &why),
-        }
-        if import.batch.len() == BATCH {
-            import.store()?;
-        }
+        import.add(line, row)?;
         import.progress.inc(1);
     }
     import.store()?;
@@ -78,23 +72,54 @@ pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
 }
 
 /// An import under way.
-struct Import<'d> {
+pub(in crate::cli) struct Import<'d> {
     desk: &'d Desk,
-    args: &'d ImportArgs,
+    file: &'d Path,
+    /// That of rows that name none; without it they are refused.
+    workspace: Option<WorkspaceId>,
+    dry_run: bool,
+    /// Whether keys that are there already are passed over instead of refused.
+    pub(in crate::cli) again: bool,
     plans: HashMap<WorkspaceId, Plan>,
     /// Keys to be stored, with the lines they come from.
     batch: Vec<(u64, NewKey)>,
-    imported: u64,
-    refused: u64,
-    progress: ProgressBar,
+    pub(in crate::cli) imported: u64,
+    pub(in crate::cli) there_already: u64,
+    pub(in crate::cli) refused: u64,
+    pub(in crate::cli) progress: ProgressBar,
 }
 
-impl Import<'_> {
+impl<'d> Import<'d> {
+    pub(in crate::cli) fn new(desk: &'d Desk, file: &'d Path, workspace: Option<WorkspaceId>) -> Self {
+        Self {
+            desk,
+            file,
+            workspace,
+            dry_run: false,
+            again: false,
+            plans: HashMap::new(),
+            batch: Vec::new(),
+            imported: 0,
+            there_already: 0,
+            refused: 0,
+            progress: ProgressBar::new_spinner().with_style(style()),
+        }
+    }
+
+    /// Takes a row, and stores it with others when there are enough of them.
+    pub(in crate::cli) fn add(&mut self, line: u64, row: Result<Row, String>) -> Result<(), Failure> {
+        match row.and_then(|row| self.key_of(row)) {
+            Ok(key) => self.batch.push((line, key)),
+            Err(why) => self.refuse(line, &why),
+        }
+        if self.batch.len() == BATCH { self.store() } else { Ok(()) }
+    }
+
     fn key_of(&mut self, mut row: Row) -> Result<NewKey, String> {
         let desk = self.desk;
         let workspace = match text(&mut row, "workspace_id")? {
             Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
-            None => self.args.within.workspace.clone(),
+            None => self.workspace.clone().ok_or("workspace_id: is required")?,
         };
         let id = match text(&mut row, "id")? {
             Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
@@ -106,20 +131,31 @@ impl Import<'_> {
             Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
             Some(_) => return Err("is_active: must be true or false".into()),
         };
-        let issued = issued(desk, &mut row)?;
-        let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
-        if !self.plans.contains_key(&workspace) {
-            self.plans.insert(workspace.clone(), self.plan_of(&workspace)?);
-        }
-        let plan = self.plans.get(&workspace).ok_or("workspace_id: its plan is not there")?;
-        let mut key = draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?;
+        let mut key = if let Some((credential, past)) = moved::take(desk, &mut row)? {
+            // It may have expired where it comes from, and is to say so here too.
+            let draft = KeyDraft::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
+            self.known_plan(&workspace)?;
+            draft.into_moved_key(id, workspace, credential, past)
+        } else {
+            let issued = issued(desk, &mut row)?;
+            let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
+            let plan = self.known_plan(&workspace)?;
+            draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?
+        };
         key.key.is_active = is_active;
         Ok(key)
     }
 
+    fn known_plan(&mut self, workspace: &WorkspaceId) -> Result<&Plan, String> {
+        if !self.plans.contains_key(workspace) {
+            self.plans.insert(workspace.clone(), self.plan_of(workspace)?);
+        }
+        self.plans.get(workspace).ok_or_else(|| "workspace_id: its plan is not there".into())
+    }
+
     /// The plan of a workspace. A dry run makes none, so a workspace that is not there has the plan it would get.
     fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, String> {
-        if !self.args.dry_run {
+        if !self.dry_run {
             return self.desk.plan_of(workspace).map_err(said);
         }
         let known = self.desk.wait(self.desk.store.workspace(workspace)).map_err(said)?;
@@ -128,25 +164,32 @@ impl Import<'_> {
         found.map(|record| record.plan).ok_or_else(|| format!("workspace_id: there is no plan {plan}"))
     }
 
-    fn store(&mut self) -> Result<(), Failure> {
+    /// Stores what was taken and is not stored yet.
+    pub(in crate::cli) fn store(&mut self) -> Result<(), Failure> {
         let (lines, keys): (Vec<u64>, Vec<NewKey>) = std::mem::take(&mut self.batch).into_iter().unzip();
-        if self.args.dry_run {
+        if self.dry_run {
             self.imported += count(keys.len());
             return Ok(());
         }
+        let names: Vec<_> = keys.iter().map(|new| (new.key.workspace_id.clone(), new.key.id)).collect();
         let done = self.desk.wait(self.desk.store.create_keys(keys, &Actor::cli(), self.desk.now))?;
-        for (line, created) in lines.into_iter().zip(done) {
+        for ((line, (workspace, id)), created) in lines.into_iter().zip(names).zip(done) {
             match created {
                 Ok(_) => self.imported += 1,
+                Err(_) if self.again && self.is_there(&workspace, id)? => self.there_already += 1,
                 Err(error) => self.refuse(line, &error.to_string()),
             }
         }
         Ok(())
     }
 
-    fn refuse(&mut self, line: u64, why: &str) {
+    fn is_there(&self, workspace: &WorkspaceId, id: KeyId) -> Result<bool, Failure> {
+        self.desk.wait(self.desk.store.key_version(workspace, id)).map(|version| version.is_some())
+    }
+
+    pub(in crate::cli) fn refuse(&mut self, line: u64, why: &str) {
         self.refused += 1;
-        self.progress.suspend(|| eprintln!("{}:{line}: {why}", self.args.file.display()));
+        self.progress.suspend(|| eprintln!("{}:{line}: {why}", self.file.display()));
     }
 }
 
@@ -154,40 +197,16 @@ fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// The credential of a row: made from its plaintext, or taken over as `export` wrote it.
+/// The credential of a row that has the plaintext.
 fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
-    let plaintext = text(row, "api_key")?;
-    let digest = text(row, "digest")?;
-    let hint = text(row, "hint")?;
-    let check = text(row, "pepper_check")?;
-    let version = row.remove("pepper_version");
     let prefix = &desk.config.secrets.prefix;
-    match (plaintext, digest) {
-        (Some(plaintext), None) => {
-            let secret = Secret::import(plaintext, prefix).ok_or(
-                "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
-            )?;
-            Ok(credential(&secret, prefix, &desk.peppers))
-        }
-        (None, Some(digest)) => {
-            let mut bytes = [0; 32];
-            hex::decode_to_slice(&digest, &mut bytes)
-                .map_err(|_| "digest: must be 64 hexadecimal characters")?;
-            let version = version.as_ref().and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
-            let pepper_version =
-                version.ok_or("pepper_version: must be the number of the digest's pepper")?;
-            let pepper = desk.peppers.iter().find(|p| p.version() == pepper_version);
-            if pepper.is_none_or(|p| check.as_deref() != Some(&*hex::encode(p.check()))) {
-                let why =
-                    "pepper_version: the digest was made with a pepper that this installation does not have";
-                return Err(format!("{why} (number {pepper_version} of the other one)"));
-            }
-            let hint = hint.ok_or("hint: is required beside digest")?.into();
-            Ok(IssuedCredential { digest: Digest(bytes), pepper_version, hint })
-        }
-        (None, None) => Err("api_key: is required (or digest, as keygate keys export writes it)".into()),
-        (Some(_), Some(_)) => Err("api_key and digest: only one of them".into()),
-    }
+    let Some(plaintext) = text(row, "api_key")? else {
+        return Err("api_key: is required (or digest, as keygate keys export writes it)".into());
+    };
+    let secret = Secret::import(plaintext, prefix).ok_or(
+        "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
+    )?;
+    Ok(credential(&secret, prefix, &desk.peppers))
 }
 
 fn rows(file: &Path) -> Result<Rows, Failure> {
@@ -234,7 +253,7 @@ fn cell(name: &str, value: &str) -> Result<(String, Value), String> {
     Ok((name.to_owned(), parsed))
 }
 
-fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
+pub(super) fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
     match row.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),

@@ -2,8 +2,9 @@
 //! that is not running; on PostgreSQL others may run meanwhile.
 
 mod create;
-mod export;
-mod import;
+pub(super) mod export;
+pub(super) mod import;
+mod moved;
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, say};
 use crate::app::{self, StartError};
@@ -19,8 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-/// Keys fetched at once by commands that go through all of them.
-const PAGE: u32 = 500;
+/// Keys fetched at once by commands that go through all of them. Each page walks past those before it, so few large ones
+/// are far quicker than many small ones.
+const PAGE: u32 = 10_000;
 
 /// Arguments of `keygate keys`.
 #[derive(Debug, Args)]
@@ -85,12 +87,12 @@ struct RegenerateArgs {
 }
 
 /// The store, opened, with all that making keys takes.
-struct Desk {
-    config: Config,
-    runtime: Runtime,
-    store: Arc<dyn Store>,
+pub(in crate::cli) struct Desk {
+    pub(in crate::cli) config: Config,
+    pub(in crate::cli) runtime: Runtime,
+    pub(in crate::cli) store: Arc<dyn Store>,
     peppers: Peppers,
-    now: Timestamp,
+    pub(in crate::cli) now: Timestamp,
 }
 
 pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Failure> {
@@ -148,7 +150,7 @@ fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
 // === impl Desk ===
 
 impl Desk {
-    fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
+    pub(in crate::cli) fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
         let opened = runtime.block_on(app::open_store(&config, runtime.handle()));
@@ -162,7 +164,10 @@ impl Desk {
         Ok(Self { config, runtime, store, peppers, now })
     }
 
-    fn wait<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failure> {
+    pub(in crate::cli) fn wait<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Failure> {
         self.runtime.block_on(call).map_err(Failure::failed)
     }
 
@@ -193,6 +198,6 @@ impl Desk {
 }
 
 /// Field errors as one line.
-fn told(errors: &[FieldError]) -> String {
+pub(in crate::cli) fn told(errors: &[FieldError]) -> String {
     errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect::<Vec<_>>().join("; ")
 }

@@ -35,6 +35,16 @@ impl EndUsers for PgStore {
         .await
     }
 
+    async fn restore_end_users(
+        &self,
+        workspace: &WorkspaceId,
+        users: Vec<EndUserRecord>,
+    ) -> Result<u64, StoreError> {
+        users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
+        let workspace = workspace.clone();
+        self.write(move |tx| Box::pin(async move { restore(tx, &workspace, &users).await })).await
+    }
+
     async fn end_users(
         &self,
         workspace: &WorkspaceId,
@@ -100,6 +110,24 @@ async fn admit(
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
     tx.execute(insert, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await?;
     Ok(EndUserAdmission::Admitted(id))
+}
+
+/// Locks in the order in which [`admit`] does: first the workspace, then its end users.
+async fn restore(tx: &Tx<'_>, workspace: &WorkspaceId, users: &[EndUserRecord]) -> Result<u64, StoreError> {
+    let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
+    let there: Option<u64> = tx.one(lock, &[&workspace.as_str()], |f| f.int("end_users")).await?;
+    there.ok_or(StoreError::NotFound("workspace"))?;
+    let ids: Vec<_> = users.iter().map(|user| user.id.0).collect();
+    let names: Vec<_> = users.iter().map(|user| user.other_id.as_str()).collect();
+    let instants: Vec<_> = users.iter().map(|user| user.created_at.as_micros()).collect();
+    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at)
+                  SELECT id, $1, other_id, created_at
+                  FROM unnest($2::uuid[], $3::text[], $4::bigint[]) AS moved (id, other_id, created_at)
+                  ON CONFLICT DO NOTHING";
+    let new = tx.execute(insert, &[&workspace.as_str(), &ids, &names, &instants]).await?;
+    let room = "UPDATE workspaces SET end_users = end_users + $2 WHERE id = $1";
+    tx.execute(room, &[&workspace.as_str(), &int(new)]).await?;
+    Ok(new)
 }
 
 /// Locks in the order in which [`admit`] does: first the workspace, then its end users.

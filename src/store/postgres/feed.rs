@@ -1,21 +1,33 @@
 //! The change feed, and the agreement on peppers.
 
-use super::tx::Tx;
-use super::{PgStore, StoreError, current_version, next_version};
-use crate::store::decode::{BATCH_MAX, SOURCES};
-use crate::store::fields::{Fields, int};
+use super::tx::{Kind, Tx};
+use super::{NEWEST, PgStore, StoreError, broken_off, current_version, error, next_version, no_sequence};
+use crate::store::decode::{BATCH_MAX, SOURCES, feed_after};
+use crate::store::fields::Fields;
 use crate::store::{Change, Feed, Version, rules};
 use async_trait::async_trait;
+use deadpool_postgres::Object;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// How long a look at the newest number may take before it is tried on another connection as well.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl Feed for PgStore {
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
-        self.read(move |tx| Box::pin(async move { send_changes(tx, after, &to).await })).await
+        // Nearly always there is nothing new, and one look tells.
+        let reached = self.look().await?;
+        if reached <= after {
+            return Ok(reached);
+        }
+        self.follow(Kind::Read, move |tx| Box::pin(async move { send_changes(tx, after, &to).await })).await
     }
 
     async fn version(&self) -> Result<Version, StoreError> {
-        self.read(|tx| Box::pin(current_version(tx))).await
+        self.look().await
     }
 
     async fn changed(&self) {
@@ -28,22 +40,60 @@ impl Feed for PgStore {
     }
 }
 
+impl PgStore {
+    /// The number of the newest write. A connection that says nothing for [`LOOK_AGAIN_AFTER`] is not waited for alone:
+    /// it may be dead without anybody having been told, and others that are idle with it.
+    async fn look(&self) -> Result<Version, StoreError> {
+        let mut first = pin!(self.look_once());
+        if let Ok(answer) = tokio::time::timeout(LOOK_AGAIN_AFTER, &mut first).await {
+            return answer;
+        }
+        self.feed_pool.retain(|_, _| false);
+        tokio::select! {
+            Ok(version) = &mut first => Ok(version),
+            answer = self.look_once() => answer,
+        }
+    }
+
+    /// One statement and no transaction around it: one round trip.
+    async fn look_once(&self) -> Result<Version, StoreError> {
+        let running = Arc::clone(&self.closed).read_owned().await;
+        if *running {
+            return Err(StoreError::Unavailable("it has been closed".into()));
+        }
+        let (pool, patience) = (self.feed_pool.clone(), self.patience);
+        let looking = async move {
+            let connection = pool.get().await.map_err(|failed| error::of_pool(&failed))?;
+            let asked = async {
+                let statement = connection.prepare_cached(NEWEST).await?;
+                connection.query(&statement, &[]).await
+            };
+            let answer = tokio::time::timeout(patience, asked).await;
+            drop(running);
+            let Ok(rows) = answer else {
+                drop(Object::take(connection));
+                return Err(StoreError::Unavailable("the database does not answer".into()));
+            };
+            let rows = rows?;
+            let row = rows.first().ok_or_else(no_sequence)?;
+            Ok(Version(Fields::of(row).int("value")?))
+        };
+        self.runtime.spawn(looking).await.map_err(|_| broken_off())?
+    }
+}
+
 async fn send_changes(
     tx: &Tx<'_>,
     after: Version,
     to: &mpsc::Sender<Vec<Change>>,
 ) -> Result<Version, StoreError> {
     let reached = current_version(tx).await?;
-    // Nearly always there is nothing new, and one look tells.
-    if reached <= after {
-        return Ok(reached);
-    }
     for source in SOURCES {
-        let mut parts = tx.parts(source.sql, &[&int(after.0)], BATCH_MAX).await?;
+        let mut parts = tx.parts(source.sql, &[&feed_after(after)], BATCH_MAX).await?;
         while let Some(rows) = parts.next().await? {
             let mut batch = Vec::with_capacity(rows.len());
             for row in &rows {
-                batch.push(source.change(&mut Fields::of(row))?);
+                batch.push(source.change(&mut Fields::of(row), reached)?);
             }
             to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
         }

@@ -7,7 +7,7 @@ use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::KeyType;
 use crate::store::decode::{key_columns, key_record_columns, read_key_record};
 use crate::store::fields::int;
-use crate::store::{IssuedCredential, KeyFilter, KeyRecord, Page, PageRequest, Version, rules};
+use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version, rules};
 use serde_json::json;
 use tokio_postgres::types::ToSql;
 
@@ -69,7 +69,7 @@ pub(super) async fn list(
 pub(super) async fn insert(
     tx: &Tx<'_>,
     record: &KeyRecord,
-    credential: &IssuedCredential,
+    credential: &Credential,
     version: Version,
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
@@ -110,6 +110,19 @@ pub(super) async fn insert(
         ],
     )
     .await?;
+    Ok(())
+}
+
+/// The credential before, of a key that brings one along.
+pub(super) async fn insert_old_credential(
+    tx: &Tx<'_>,
+    id: KeyId,
+    old: &Credential,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET old_digest = $2, old_pepper_version = $3, old_valid_until = $4 WHERE id = $1";
+    let until = old.valid_until.map(Timestamp::as_micros);
+    let pepper = i64::from(old.pepper_version);
+    tx.execute(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &until]).await?;
     Ok(())
 }
 

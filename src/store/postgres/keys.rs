@@ -1,6 +1,6 @@
 //! Keys: made, listed, changed, deleted, given new secrets.
 
-use super::key_rows::{insert, list, live_record, update};
+use super::key_rows::{insert, insert_old_credential, list, live_record, update};
 use super::tenants::plan_of;
 use super::tx::Tx;
 use super::{PgStore, StoreError, audit, next_version};
@@ -124,13 +124,16 @@ async fn create(
     at: Timestamp,
 ) -> Result<Written<KeyRecord>, StoreError> {
     let version = next_version(tx).await?;
-    let credential = key.credential.clone();
+    let (credential, old) = rules::new_credentials(&key, at);
     let plan = plan_of(tx, &key.key.workspace_id).await?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::new_key(key, &by.subject, at)?;
-    rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
+    let record = rules::new_key(key, &plan, &by.subject, at)?;
     forget_expired_credentials(tx, at).await?;
     check_digest_is_free(tx, credential.digest).await?;
     insert(tx, &record, &credential, version).await?;
+    if let Some(old) = old {
+        check_digest_is_free(tx, old.digest).await?;
+        insert_old_credential(tx, record.key.id, &old).await?;
+    }
     let line = Line {
         action: "key.create",
         workspace: Some(&record.key.workspace_id),

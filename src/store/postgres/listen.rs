@@ -4,7 +4,6 @@
 
 use super::{PgOptions, StoreError, connect, tls};
 use crate::config::PostgresUrl;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,6 +16,16 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 /// First wait after a lost connection; doubled each time up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How often the connection is asked whether it is still there: whoever only listens never learns that nobody speaks.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How to connect, and how long to wait for that and for each answer.
+struct Line {
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+    connect_within: Duration,
+    answer_within: Duration,
+}
 
 /// The ear of a store.
 pub(super) struct Listener {
@@ -34,9 +43,13 @@ impl Listener {
         runtime: &Handle,
     ) -> Result<Self, StoreError> {
         let heard = Arc::new(Notify::new());
-        let config = connect::config(url, options, options.statement_timeout);
-        let listening = listen_for_ever(config, tls::connector(url)?, Arc::clone(&heard));
-        let task = runtime.spawn(listening).abort_handle();
+        let line = Line {
+            config: connect::config(url, options, options.statement_timeout),
+            tls: tls::connector(url)?,
+            connect_within: options.connect_timeout,
+            answer_within: options.statement_timeout,
+        };
+        let task = runtime.spawn(line.listen_for_ever(Arc::clone(&heard))).abort_handle();
         Ok(Self { heard, task })
     }
 
@@ -57,53 +70,77 @@ impl Drop for Listener {
     }
 }
 
-async fn listen_for_ever(config: Config, tls: Option<MakeRustlsConnect>, heard: Arc<Notify>) {
-    let mut wait = BACKOFF;
-    loop {
-        let ended = match &tls {
-            None => match config.connect(NoTls).await {
-                Ok((client, connection)) => listen(client, connection, &heard, &mut wait).await,
-                Err(error) => Err(error),
-            },
-            Some(tls) => match config.connect(tls.clone()).await {
-                Ok((client, connection)) => listen(client, connection, &heard, &mut wait).await,
-                Err(error) => Err(error),
-            },
+// === impl Line ===
+
+impl Line {
+    async fn listen_for_ever(self, heard: Arc<Notify>) {
+        let mut wait = BACKOFF;
+        loop {
+            let error = self.listen_once(&heard, &mut wait).await.err();
+            tracing::debug!(?error, "not listening for changes; they are polled for meanwhile");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn listen_once(&self, heard: &Notify, wait: &mut Duration) -> Result<(), StoreError> {
+        match &self.tls {
+            None => {
+                let (client, connection) = within(self.connect_within, self.config.connect(NoTls)).await?;
+                self.listen(client, connection, heard, wait).await
+            }
+            Some(tls) => {
+                let opening = self.config.connect(tls.clone());
+                let (client, connection) = within(self.connect_within, opening).await?;
+                self.listen(client, connection, heard, wait).await
+            }
+        }
+    }
+
+    /// Listens until the connection ends or falls silent. Whatever was written before the first word is heard as one
+    /// change.
+    async fn listen<S>(
+        &self,
+        client: Client,
+        mut connection: Connection<Socket, S>,
+        heard: &Notify,
+        wait: &mut Duration,
+    ) -> Result<(), StoreError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let speak = async {
+            within(self.answer_within, client.batch_execute("LISTEN keygate_changes")).await?;
+            *wait = BACKOFF;
+            heard.notify_one();
+            loop {
+                tokio::time::sleep(PROBE_EVERY).await;
+                within(self.answer_within, client.batch_execute("")).await?;
+            }
         };
-        let error = ended.err().map(StoreError::from);
-        tracing::debug!(?error, "not listening for changes; they are polled for meanwhile");
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(BACKOFF_MAX);
+        let hear = async {
+            loop {
+                match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(_))) => heard.notify_one(),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Ok(()),
+                }
+            }
+        };
+        tokio::select! {
+            ended = hear => ended,
+            ended = speak => ended,
+        }
     }
 }
 
-/// Listens until the connection ends. Whatever was written before the first word is heard as one change.
-async fn listen<S>(
-    client: Client,
-    mut connection: Connection<Socket, S>,
-    heard: &Notify,
-    wait: &mut Duration,
-) -> Result<(), Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut asked = pin!(client.batch_execute("LISTEN keygate_changes"));
-    let mut is_listening = false;
-    loop {
-        let message = std::future::poll_fn(|context| connection.poll_message(context));
-        tokio::select! {
-            answer = &mut asked, if !is_listening => {
-                answer?;
-                is_listening = true;
-                *wait = BACKOFF;
-                heard.notify_one();
-            }
-            message = message => match message {
-                Some(Ok(AsyncMessage::Notification(_))) => heard.notify_one(),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
-            },
-        }
+async fn within<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(StoreError::Unavailable("the database does not answer".into())),
     }
 }

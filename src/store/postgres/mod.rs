@@ -40,6 +40,8 @@ use tx::{Kind, Tx, Work};
 /// A store on a PostgreSQL server.
 pub struct PgStore {
     pool: Pool,
+    /// For following changes and saying so: neither waits for what administrators, end users and the ledger do.
+    feed_pool: Pool,
     runtime: Handle,
     listener: Listener,
     /// Read while a call runs; holds true once closed.
@@ -50,7 +52,7 @@ pub struct PgStore {
 /// How a PostgreSQL store is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgOptions {
-    /// Most connections, not counting the one that listens for changes; at least 1.
+    /// Most connections, not counting the four that follow changes; at least 1.
     pub connections: usize,
     /// How long a connection may take to open, and how long a call waits for one to become free.
     pub connect_timeout: Duration,
@@ -60,6 +62,8 @@ pub struct PgOptions {
 
 /// How much later than the server this side gives a statement up: the server's own word is the better one.
 const GRACE: Duration = Duration::from_millis(500);
+/// Connections that follow changes: one reads, one reports, and one takes over from a reader that hangs.
+const FEED_CONNECTIONS: usize = 3;
 /// How often a call is tried that the server broke off because it stood in another's way.
 const ATTEMPTS: usize = 5;
 
@@ -83,12 +87,13 @@ impl PgStore {
         let (of_url, of_options) = (url.clone(), options.clone());
         let opening = runtime.spawn(async move {
             schema::bring_up_to_date(&of_url, &of_options).await?;
-            connect::pool(&of_url, &of_options)
+            let feed = PgOptions { connections: FEED_CONNECTIONS, ..of_options.clone() };
+            Ok::<_, StoreError>((connect::pool(&of_url, &of_options)?, connect::pool(&of_url, &feed)?))
         });
-        let pool = opening.await.map_err(|_| broken_off())??;
+        let (pool, feed_pool) = opening.await.map_err(|_| broken_off())??;
         let listener = Listener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
-        Ok(Self { pool, runtime, listener, closed: Arc::default(), patience })
+        Ok(Self { pool, feed_pool, runtime, listener, closed: Arc::default(), patience })
     }
 
     /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.
@@ -97,7 +102,7 @@ impl PgStore {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
     {
-        self.call(Kind::Write, work).await.map_err(|broken| broken.error)
+        self.call(&self.pool, Kind::Write, work).await.map_err(|broken| broken.error)
     }
 
     /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
@@ -108,7 +113,7 @@ impl PgStore {
     {
         let mut attempt = 1;
         loop {
-            match self.call(Kind::Write, work.clone()).await {
+            match self.call(&self.pool, Kind::Write, work.clone()).await {
                 Err(broken) if broken.is_conflict && attempt < ATTEMPTS => attempt += 1,
                 other => return other.map_err(|broken| broken.error),
             }
@@ -121,10 +126,19 @@ impl PgStore {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
     {
-        self.call(Kind::Read, work).await.map_err(|broken| broken.error)
+        self.call(&self.pool, Kind::Read, work).await.map_err(|broken| broken.error)
     }
 
-    async fn call<T, F>(&self, kind: Kind, work: F) -> Result<T, Broken>
+    /// Like [`PgStore::read`] or [`PgStore::write`], on the connections that follow changes.
+    async fn follow<T, F>(&self, kind: Kind, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+    {
+        self.call(&self.feed_pool, kind, work).await.map_err(|broken| broken.error)
+    }
+
+    async fn call<T, F>(&self, pool: &Pool, kind: Kind, work: F) -> Result<T, Broken>
     where
         T: Send + 'static,
         F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
@@ -134,7 +148,7 @@ impl PgStore {
             return Err(StoreError::Unavailable("it has been closed".into()).into());
         }
         let (answer, answered) = oneshot::channel();
-        let (pool, patience) = (self.pool.clone(), self.patience);
+        let (pool, patience) = (pool.clone(), self.patience);
         self.runtime.spawn(serve(pool, kind, patience, work, answer, running));
         answered.await.unwrap_or_else(|_| Err(broken_off().into()))
     }
@@ -145,6 +159,7 @@ impl Store for PgStore {
     async fn close(&self) {
         *self.closed.write().await = true;
         self.listener.stop();
+        self.feed_pool.close();
         self.pool.close();
     }
 }
@@ -173,21 +188,26 @@ async fn serve<T, F>(
     kind: Kind,
     patience: Duration,
     work: F,
-    answer: oneshot::Sender<Result<T, Broken>>,
+    mut answer: oneshot::Sender<Result<T, Broken>>,
     running: OwnedRwLockReadGuard<bool>,
 ) where
     T: Send + 'static,
     F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
 {
-    let outcome = match pool.get().await {
-        // Nobody waits any more: the caller was told nothing, so nothing may change.
-        Ok(_) if answer.is_closed() => return,
+    let connection = tokio::select! {
+        connection = pool.get() => connection,
+        // Nobody waits any more: the caller was told nothing, so nothing may change, and nobody need stand in line.
+        () = answer.closed() => return,
+    };
+    let outcome = match connection {
         Ok(mut connection) => {
             let (outcome, is_sound) =
                 tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
             if !is_sound {
-                // It may yet answer what was given up; nobody else must read that.
+                // It may yet answer what was given up; nobody else must read that. What is idle may hang as well, and
+                // must not be found out one patience after the other.
                 drop(Object::take(connection));
+                pool.retain(|_, _| false);
             }
             outcome
         }
@@ -211,10 +231,12 @@ async fn next_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
     tx.one(sql, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
 }
 
+/// Reads the number of the newest write.
+const NEWEST: &str = "SELECT value FROM change_seq WHERE one = 1";
+
 /// The number of the newest write.
 async fn current_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
-    let sql = "SELECT value FROM change_seq WHERE one = 1";
-    tx.one(sql, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
+    tx.one(NEWEST, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
 }
 
 fn no_sequence() -> StoreError {

@@ -1,5 +1,6 @@
 //! Who runs on the store, and how far each has followed it. Seen by the database's clock, which all nodes share.
 
+use super::tx::Kind;
 use super::{PgStore, StoreError};
 use crate::store::decode::{node_columns, read_node};
 use crate::store::fields::int;
@@ -19,10 +20,14 @@ macro_rules! now {
 impl Nodes for PgStore {
     async fn report(&self, node: &NodeReport) -> Result<(), StoreError> {
         let node = node.clone();
-        self.write(move |tx| {
+        let report = self.follow(Kind::Write, move |tx| {
             Box::pin(async move {
+                // Who has been silent for a day is history.
                 let sql = concat!(
-                    "INSERT INTO nodes (boot_id, name, admin, reached, seen_at) VALUES ($1, $2, $3, $4, ",
+                    "WITH gone AS (DELETE FROM nodes WHERE boot_id <> $1 AND seen_at < ",
+                    now!(),
+                    " - 86400000000)
+                     INSERT INTO nodes (boot_id, name, admin, reached, seen_at) VALUES ($1, $2, $3, $4, ",
                     now!(),
                     ") ON CONFLICT (boot_id) DO UPDATE SET name = excluded.name, admin = excluded.admin,
                            reached = excluded.reached, seen_at = excluded.seen_at"
@@ -30,23 +35,20 @@ impl Nodes for PgStore {
                 let admin = node.admin.as_deref();
                 tx.execute(sql, &[&node.boot, &without_nul(&node.name), &admin, &int(node.reached.0)])
                     .await?;
-                // Who has been silent for a day is history.
-                let sql = concat!("DELETE FROM nodes WHERE seen_at < ", now!(), " - 86400000000");
-                tx.execute(sql, &[]).await?;
                 Ok(())
             })
-        })
-        .await
+        });
+        report.await
     }
 
     async fn leave(&self, boot: Uuid) -> Result<(), StoreError> {
-        self.write(move |tx| {
+        let leave = self.follow(Kind::Write, move |tx| {
             Box::pin(async move {
                 tx.execute("DELETE FROM nodes WHERE boot_id = $1", &[&boot]).await?;
                 Ok(())
             })
-        })
-        .await
+        });
+        leave.await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {

@@ -30,6 +30,16 @@ impl EndUsers for SqliteStore {
         self.write(move |tx| admit(tx, &workspace, &other_id, at)).await
     }
 
+    async fn restore_end_users(
+        &self,
+        workspace: &WorkspaceId,
+        users: Vec<EndUserRecord>,
+    ) -> Result<u64, StoreError> {
+        users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
+        let workspace = workspace.clone();
+        self.write_durably(move |tx| restore(tx, &workspace, &users)).await
+    }
+
     async fn end_users(
         &self,
         workspace: &WorkspaceId,
@@ -103,6 +113,25 @@ fn admit(
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)";
     row::execute(tx, insert, params![id.0.as_bytes(), workspace.as_str(), other_id, at.as_micros()])?;
     Ok(EndUserAdmission::Admitted(id))
+}
+
+fn restore(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    users: &[EndUserRecord],
+) -> Result<u64, StoreError> {
+    plan_of(tx, workspace)?.ok_or(StoreError::NotFound("workspace"))?;
+    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)
+                  ON CONFLICT DO NOTHING";
+    let mut new = 0;
+    for user in users {
+        let values =
+            params![user.id.0.as_bytes(), workspace.as_str(), user.other_id, user.created_at.as_micros()];
+        new += u64::try_from(row::execute(tx, insert, values)?).unwrap_or(0);
+    }
+    let room = "UPDATE workspaces SET end_users = end_users + ?2 WHERE id = ?1";
+    row::execute(tx, room, params![workspace.as_str(), row::int(new)])?;
+    Ok(new)
 }
 
 fn known(

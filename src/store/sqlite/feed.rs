@@ -2,7 +2,7 @@
 
 use super::row;
 use super::{SqliteStore, StoreError, current_version};
-use crate::store::decode::{BATCH_MAX, SOURCES};
+use crate::store::decode::{BATCH_MAX, SOURCES, feed_after};
 use crate::store::{Change, Feed, Version, rules};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
@@ -15,8 +15,8 @@ impl Feed for SqliteStore {
             let reached = current_version(tx)?;
             let mut batches = Batches { to, batch: Vec::new() };
             for source in SOURCES {
-                row::each(tx, source.sql, [row::int(after.0)], |fields| {
-                    batches.push(source.change(fields)?)
+                row::each(tx, source.sql, [feed_after(after)], |fields| {
+                    batches.push(source.change(fields, reached)?)
                 })?;
             }
             batches.send()?;

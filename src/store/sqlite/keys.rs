@@ -7,7 +7,9 @@ use super::tenants::plan_of;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::{Actor, Digest, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::{
+    Actor, Credential, Digest, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page,
+};
 use crate::store::{PageRequest, Version, Written, rules};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
@@ -199,14 +201,17 @@ fn create(
     by: &Actor,
     at: Timestamp,
 ) -> Result<Written<KeyRecord>, StoreError> {
-    let credential = key.credential.clone();
+    let (credential, old) = rules::new_credentials(&key, at);
     let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::new_key(key, &by.subject, at)?;
-    rules::check_rate(record.key.ceilings.rate_limit, &plan)?;
+    let record = rules::new_key(key, &plan, &by.subject, at)?;
     forget_expired_credentials(tx, at)?;
     check_digest_is_free(tx, credential.digest)?;
     let version = next_version(tx)?;
     insert(tx, &record, &credential, version)?;
+    if let Some(old) = old {
+        check_digest_is_free(tx, old.digest)?;
+        insert_old_credential(tx, record.key.id, &old)?;
+    }
     let line = rules::Line {
         action: "key.create",
         workspace: Some(&record.key.workspace_id),
@@ -222,7 +227,7 @@ fn create(
 fn insert(
     tx: &Transaction<'_>,
     record: &KeyRecord,
-    credential: &IssuedCredential,
+    credential: &Credential,
     version: Version,
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
@@ -264,6 +269,14 @@ fn insert(
             ":version": row::int(version.0),
         },
     )?;
+    Ok(())
+}
+
+/// The credential before, of a key that brings one along.
+fn insert_old_credential(tx: &Transaction<'_>, id: KeyId, old: &Credential) -> Result<(), StoreError> {
+    let sql = "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_valid_until = ?4 WHERE id = ?1";
+    let until = old.valid_until.map(Timestamp::as_micros);
+    row::execute(tx, sql, params![id.0.as_bytes(), old.digest.0, old.pepper_version, until])?;
     Ok(())
 }
 

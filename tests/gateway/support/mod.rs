@@ -6,6 +6,7 @@
 mod admin;
 mod config;
 mod gateway;
+mod ledger;
 mod origin;
 mod raw;
 mod request;

@@ -1,43 +1,9 @@
 //! Several nodes on one PostgreSQL database: what one is told the others know, and none needs the database to serve.
 
+use crate::cluster::{Pair, node, pair, pair_with, wait};
 use crate::private_postgres::Server;
-use crate::support::{Gateway, Key, Origin, Request, eventually_true, one_route};
+use crate::support::{Gateway, Key, Origin, Request, eventually_true};
 use serde_json::{Value, json};
-
-/// Two nodes on one database, `second` with the peppers and the signing secret of `first`.
-struct Pair {
-    first: Gateway,
-    second: Gateway,
-    _origin: Origin,
-}
-
-/// `work` on a runtime of its own; the tests around it have none.
-fn wait<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Runtime::new().unwrap().block_on(work)
-}
-
-fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gateway {
-    let config = one_route(origin.address);
-    Gateway::start(&format!(
-        "{config}[store]\nurl = \"{url}\"\nstatement_timeout = \"1s\"\n[node]\nname = \"{name}\"\n{more}"
-    ))
-}
-
-fn pair(url: &str) -> Pair {
-    pair_with(url, "")
-}
-
-fn pair_with(url: &str, more: &str) -> Pair {
-    let origin = Origin::start();
-    let first = node(&origin, url, "first", more);
-    let data = first.folder().join("data");
-    let shared = format!(
-        "[secrets]\npepper_file = \"{0}/pepper\"\n[admin.jwt]\nhs256_secret_file = \"{0}/admin.jwt.secret\"\n{more}",
-        data.display()
-    );
-    let second = node(&origin, url, "second", &shared);
-    Pair { first, second, _origin: origin }
-}
 
 fn delete_everywhere(gateway: &Gateway, key: &Key) -> Value {
     gateway.managed("DELETE", &format!("/apikeys/{}?wait=all", key.id), None)
@@ -182,7 +148,8 @@ fn admitted_by(pair: &Pair, key: &Key, requests: usize) -> usize {
 fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
     let server = crate::redis::RedisServer::start();
     let more = format!("[counters]\nurl = \"redis://{}\"\n", server.address);
-    let pair = pair_with(&wait(Server::shared().database()), &more);
+    let url = wait(Server::shared().database());
+    let pair = pair_with([&url, &url], &more);
     let fields = json!({"quota_limit": 57, "rate_limit": 1_000, "rate_burst": 100_000});
     let key = pair.first.create_key(fields);
     eventually_true("the other node knows the key", || {

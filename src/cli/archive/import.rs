@@ -1,0 +1,206 @@
+//! `keygate import`
+
+use super::{FORMAT, Thing};
+use crate::cli::keys::import::{Import as KeyImport, Row};
+use crate::cli::keys::{Desk, told};
+use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
+use crate::clock::Timestamp;
+use crate::draft::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
+use crate::store::{Actor, EndUserRecord, StoreError};
+use clap::Args;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+
+/// End users stored in one step.
+const BATCH: usize = 1_000;
+
+/// Arguments of `keygate import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A file that `keygate export` wrote. Plans and workspaces become what it says; keys and end users that are there
+    /// already stay as they are, so an import that was broken off can be repeated
+    file: PathBuf,
+}
+
+pub(in crate::cli) fn run(args: &ImportArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    let config = load(&args.config, environment)?;
+    log::init(&config.log);
+    // All of it is read once before anything of it is used.
+    let whole = is_whole(&args.file)?;
+    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
+    let mut keys = KeyImport::new(&desk, &args.file, None);
+    keys.again = true;
+    keys.progress.set_length(whole);
+    let mut import =
+        Import { desk: &desk, keys, users: Vec::new(), plans: 0, workspaces: 0, end_users: (0, 0) };
+    let done = import.everything(&args.file);
+    desk.runtime.block_on(desk.store.close());
+    done?;
+    import.keys.progress.finish_and_clear();
+    let Import { keys, plans, workspaces, end_users: (new, known), .. } = import;
+    eprintln!("imported {plans} plans, {workspaces} workspaces, {} keys, {new} end users", keys.imported);
+    eprintln!("there already: {} keys, {known} end users; refused: {}", keys.there_already, keys.refused);
+    match keys.refused {
+        0 => Ok(()),
+        refused => Err(Failure::Failed(format!("{refused} lines were refused"))),
+    }
+}
+
+/// Whether the file is one of ours from its head to its end. Answers its lines.
+fn is_whole(file: &Path) -> Result<u64, Failure> {
+    let refused = |why: &str| Failure::Failed(format!("{}: {why}", file.display()));
+    let mut counts = [0_u64; 4];
+    let (mut number, mut end) = (0, None);
+    for line in lines(file)? {
+        let (n, row) = line?;
+        number = n;
+        if n == 1 {
+            let format = row.get("keygate").and_then(|head| head.get("format")).and_then(Value::as_u64);
+            match format {
+                Some(FORMAT) => continue,
+                Some(other) => {
+                    return Err(refused(&format!("is of format {other}; this binary reads {FORMAT}")));
+                }
+                None => return Err(refused("was not written by keygate export")),
+            }
+        }
+        if end.is_some() {
+            return Err(refused("goes on after its end"));
+        }
+        match Thing::ALL.iter().position(|thing| row.contains_key(thing.name())) {
+            Some(thing) => counts[thing] += 1,
+            None => end = row.get("end").cloned(),
+        }
+    }
+    let counted = |(thing, n): (&Thing, u64)| {
+        end.as_ref().and_then(|end| end.get(thing.name())).and_then(Value::as_u64) == Some(n)
+    };
+    let is_whole = Thing::ALL.iter().zip(counts).all(counted);
+    if is_whole { Ok(number) } else { Err(refused("is not whole: lines are missing")) }
+}
+
+type Line = Result<(u64, Row), Failure>;
+
+/// The lines with their numbers, each an object.
+fn lines(file: &Path) -> Result<impl Iterator<Item = Line> + use<>, Failure> {
+    let name = file.display().to_string();
+    let opened = File::open(file).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
+    Ok((1..).zip(BufReader::new(opened).lines()).map(move |(n, line)| {
+        let line = line.map_err(|e| Failure::Failed(format!("{name}:{n}: {e}")))?;
+        let row = serde_json::from_str(&line);
+        row.map(|row| (n, row)).map_err(|_| Failure::Failed(format!("{name}:{n}: is not a JSON object")))
+    }))
+}
+
+/// An import under way.
+struct Import<'d> {
+    desk: &'d Desk,
+    keys: KeyImport<'d>,
+    /// End users of one workspace that are to be stored.
+    users: Vec<EndUserRecord>,
+    plans: u64,
+    workspaces: u64,
+    /// New ones, and those that were there already.
+    end_users: (u64, u64),
+}
+
+impl Import<'_> {
+    fn everything(&mut self, file: &Path) -> Result<(), Failure> {
+        for line in lines(file)? {
+            let (n, mut row) = line?;
+            self.keys.progress.inc(1);
+            let mut take = |thing: Thing| match row.remove(thing.name()) {
+                Some(Value::Object(fields)) => Some(fields),
+                _ => None,
+            };
+            if let Some(plan) = take(Thing::Plan) {
+                self.plan(plan).map_err(|why| at(file, n, &why))?;
+            } else if let Some(workspace) = take(Thing::Workspace) {
+                self.workspace(workspace).map_err(|why| at(file, n, &why))?;
+            } else if let Some(key) = take(Thing::Key) {
+                self.keys.add(n, Ok(key))?;
+            } else if let Some(user) = take(Thing::EndUser) {
+                self.keys.store()?;
+                match end_user(&user) {
+                    Ok(user) => self.end_user(user)?,
+                    Err(why) => self.keys.refuse(n, &why),
+                }
+            }
+        }
+        self.keys.store()?;
+        self.store_users()
+    }
+
+    fn plan(&mut self, mut fields: Row) -> Result<(), String> {
+        let Desk { store, now, .. } = self.desk;
+        let draft = PlanDraft::read(&fields).map_err(|errors| told(&errors))?;
+        let record = draft.into_record(*now);
+        let id = record.plan.id.clone();
+        let by = Actor::cli();
+        let made = self.desk.runtime.block_on(store.create_plan(record, &by, *now));
+        if let Err(StoreError::AlreadyExists(_)) = made {
+            fields.remove("id");
+            let patch = PlanPatchDraft::read(&fields).map_err(|errors| told(&errors))?.into_patch();
+            let changed = self.desk.runtime.block_on(store.update_plan(&id, patch, &by, *now));
+            changed.map_err(|e| e.to_string())?;
+        } else {
+            made.map_err(|e| e.to_string())?;
+        }
+        self.plans += 1;
+        Ok(())
+    }
+
+    fn workspace(&mut self, mut fields: Row) -> Result<(), String> {
+        let Desk { store, now, config, .. } = self.desk;
+        let id = word(&fields, "id")?.parse().map_err(|e| format!("id: {e}"))?;
+        fields.remove("id");
+        let patch = WorkspacePatchDraft::read(&fields).map_err(|errors| told(&errors))?.into_patch();
+        let by = Actor::cli();
+        let put = store.put_workspace(&id, patch, &config.admin.default_plan, &by, *now);
+        self.desk.runtime.block_on(put).map_err(|e| e.to_string())?;
+        self.workspaces += 1;
+        Ok(())
+    }
+
+    fn end_user(&mut self, user: EndUserRecord) -> Result<(), Failure> {
+        let is_next_workspace = self.users.last().is_some_and(|last| last.workspace_id != user.workspace_id);
+        if is_next_workspace || self.users.len() == BATCH {
+            self.store_users()?;
+        }
+        self.users.push(user);
+        Ok(())
+    }
+
+    fn store_users(&mut self) -> Result<(), Failure> {
+        let users = std::mem::take(&mut self.users);
+        let Some(workspace) = users.first().map(|user| user.workspace_id.clone()) else { return Ok(()) };
+        let count = users.len() as u64;
+        let new = self.desk.wait(self.desk.store.restore_end_users(&workspace, users))?;
+        self.end_users.0 += new;
+        self.end_users.1 += count.saturating_sub(new);
+        Ok(())
+    }
+}
+
+fn end_user(fields: &Row) -> Result<EndUserRecord, String> {
+    let millis = fields.get("created_at").and_then(Value::as_i64);
+    let millis = millis.filter(|ms| (0..=Timestamp::MAX.as_millis()).contains(ms));
+    Ok(EndUserRecord {
+        id: word(fields, "id")?.parse().map_err(|_| "id: must be a UUID")?,
+        workspace_id: word(fields, "workspace_id")?.parse().map_err(|e| format!("workspace_id: {e}"))?,
+        other_id: word(fields, "other_id")?.to_owned(),
+        created_at: Timestamp::from_millis(millis.ok_or("created_at: must be epoch milliseconds")?),
+    })
+}
+
+fn word<'f>(fields: &'f Row, name: &str) -> Result<&'f str, String> {
+    fields.get(name).and_then(Value::as_str).ok_or_else(|| format!("{name}: must be text"))
+}
+
+fn at(file: &Path, line: u64, why: &str) -> Failure {
+    Failure::Failed(format!("{}:{line}: {why}", file.display()))
+}

@@ -1,0 +1,36 @@
+//! `keygate export` and `keygate import`: everything administrative in one file, for moving from one store to another.
+//!
+//! The file is JSON lines: a head, then plans, workspaces, keys and end users as [`Thing`]s, then an end that counts them, so
+//! that half a file is never taken for a whole one. Usage is not in it.
+
+mod export;
+mod import;
+
+pub(super) use export::{ExportArgs, run as export};
+pub(super) use import::{ImportArgs, run as import};
+
+/// The number of the format; a file with another is refused.
+const FORMAT: u64 = 1;
+
+/// What a line is about: the one field of its object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Thing {
+    Plan,
+    Workspace,
+    Key,
+    EndUser,
+}
+
+impl Thing {
+    /// In the order of the file: each refers to those before it.
+    const ALL: [Self; 4] = [Self::Plan, Self::Workspace, Self::Key, Self::EndUser];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plan => "plan",
+            Self::Workspace => "workspace",
+            Self::Key => "key",
+            Self::EndUser => "end_user",
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Rows of the store that cannot be served, for as long as they cannot: what is counted, logged once, and tried again.
+//!
+//! Holds at most as many entries as the store has rows.
+
+use crate::policy::id::{PlanId, WorkspaceId};
+use crate::store::Change;
+use std::collections::HashMap;
+
+/// A change that could not be put in force. The rest of the feed goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unapplied {
+    pub(super) what: &'static str,
+    pub(super) id: String,
+    pub(super) why: String,
+    pub(super) lacks: Option<Lacks>,
+}
+
+/// What a sound row points at and cannot be served without. Once that is there, the row is to be read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lacks {
+    Plan(PlanId),
+    Workspace(WorkspaceId),
+}
+
+/// A row: its table and its id.
+pub(super) type Row = (&'static str, String);
+
+/// All that is broken at the moment.
+#[derive(Debug, Default)]
+pub(super) struct Broken {
+    rows: HashMap<Row, Unapplied>,
+    /// Something came that a row here was waiting for.
+    wants_reading: bool,
+}
+
+// === impl Broken ===
+
+impl Broken {
+    /// Notes a row. Answers whether that is news.
+    pub(super) fn add(&mut self, row: &Unapplied) -> bool {
+        let before = self.rows.insert((row.what, row.id.clone()), row.clone());
+        before.as_ref() != Some(row)
+    }
+
+    /// The row that `change` is about, if any row is broken: nearly always none is, and nothing is allocated.
+    pub(super) fn watched(&self, change: &Change) -> Option<Row> {
+        if self.rows.is_empty() {
+            return None;
+        }
+        match change {
+            Change::Plan(plan) => Some(("plans", plan.id.to_string())),
+            Change::PlanRemoved(id) => Some(("plans", id.to_string())),
+            Change::Workspace { id, .. } => Some(("workspaces", id.to_string())),
+            Change::Key(change) => Some(("keys", change.key.id.to_string())),
+            Change::KeyRemoved { id, .. } => Some(("keys", id.to_string())),
+            Change::EndUserRemoved { .. } | Change::Broken { .. } => None,
+        }
+    }
+
+    /// A row is sound, or gone.
+    pub(super) fn mended(&mut self, row: &Row) {
+        self.rows.remove(row);
+    }
+
+    /// `there` can be pointed at from now on.
+    pub(super) fn came(&mut self, there: &Lacks) {
+        if self.rows.values().any(|row| row.lacks.as_ref() == Some(there)) {
+            self.wants_reading = true;
+        }
+    }
+
+    /// Whether rows that were passed over should be read again; asked once, forgotten.
+    pub(super) fn take_wants_reading(&mut self) -> bool {
+        std::mem::take(&mut self.wants_reading)
+    }
+
+    /// Undoes [`Broken::take_wants_reading`]: it came to nothing.
+    pub(super) fn read_again(&mut self) {
+        self.wants_reading = true;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Forgets all, before everything is read anew.
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+    }
+}

@@ -1,0 +1,47 @@
+//! The oracle of every pipeline test: what was accepted is stored, on its way, or counted as lost.
+
+use super::{Gateway, Raw, Request, eventually};
+
+/// Usage records by where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accounts {
+    pub(crate) accepted: u64,
+    pub(crate) stored: u64,
+    pub(crate) on_the_way: u64,
+    pub(crate) shed: u64,
+}
+
+impl Gateway {
+    /// Where the usage records are, all looked at in one moment; they add up, or this fails.
+    #[track_caller]
+    pub(crate) fn accounts(&self) -> Accounts {
+        let metrics = self.metrics();
+        let of = |name| number_of(&metrics, name);
+        let accounts = Accounts {
+            accepted: of("keygate_usage_accepted_total"),
+            stored: of("keygate_usage_stored_total"),
+            on_the_way: of("keygate_usage_queued"),
+            shed: of("keygate_usage_shed_total"),
+        };
+        let Accounts { accepted, stored, on_the_way, shed } = accounts;
+        assert_eq!(accepted, stored + on_the_way + shed, "{accounts:?}");
+        accounts
+    }
+
+    /// The same once nothing is on its way any more.
+    #[track_caller]
+    pub(crate) fn settled_accounts(&self) -> Accounts {
+        eventually("every usage record has arrived", || Some(self.accounts()).filter(|a| a.on_the_way == 0))
+    }
+
+    fn metrics(&self) -> String {
+        Raw::connect(self.admin).call(&Request::get("/metrics")).text()
+    }
+}
+
+#[track_caller]
+fn number_of(metrics: &str, name: &str) -> u64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {metrics}"));
+    line.parse().unwrap_or_else(|_| panic!("{name} is {line}"))
+}

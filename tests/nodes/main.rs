@@ -1,0 +1,25 @@
+//! Several nodes on one PostgreSQL database: what one is told the others know, none needs the database to serve, and
+//! whatever happens to it, nothing is half done.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and tests live in real time"
+)]
+
+#[path = "../counters/chaos.rs"]
+mod chaos;
+mod cluster;
+mod feed;
+mod ordinary;
+#[expect(dead_code, reason = "the store's own tests use more of it")]
+#[path = "../store_behaviours/private_postgres.rs"]
+mod private_postgres;
+#[path = "../counters/redis.rs"]
+#[expect(dead_code, reason = "the counters' own tests use more of it")]
+mod redis;
+#[path = "../gateway/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
+mod support;
+mod trouble;
