@@ -3,7 +3,8 @@
 use super::{Base, StartError, parts};
 use crate::config::Config;
 use crate::proxy::Proxy;
-use crate::proxy::connections::{Connections, Deadlines};
+use crate::proxy::connection::Deadlines;
+use crate::proxy::connections::{Bounds, Connections};
 use crate::proxy::listen::{Acceptor, HeadLimits};
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
@@ -40,7 +41,7 @@ pub(super) fn open(
     let (open, all_closed) = mpsc::channel(1);
     let acceptor = Acceptor {
         proxy: Arc::new(http_proxy(&Arc::new(server_conf(config)), proxy)),
-        connections: Connections::new(deadlines(config), Arc::clone(&base.metrics)),
+        connections: Connections::new(deadlines(config), bounds(config), Arc::clone(&base.metrics)),
         limits: head_limits(config),
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
@@ -77,11 +78,21 @@ fn deadlines(config: &Config) -> Deadlines {
     }
 }
 
+const fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        connections: config.proxy.max_connections,
+        per_address: config.proxy.max_connections_per_address,
+        body_rate: config.proxy.min_body_rate,
+        bytes: config.proxy.max_bytes_in_flight,
+    }
+}
+
 const fn head_limits(config: &Config) -> HeadLimits {
     HeadLimits {
         uri_bytes: config.proxy.max_uri_bytes,
         header_bytes: config.proxy.max_header_bytes,
         // More than is configured is refused later, by an answer that can keep the connection.
         fields: FIELDS_MAX,
+        requests: config.proxy.max_requests_per_connection,
     }
 }

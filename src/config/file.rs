@@ -123,6 +123,23 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         idle_timeout: s.value("idle_timeout", &span_ms(1_000, 3_600_000), d.idle_timeout),
         body_timeout: s.value("body_timeout", &span_ms(100, 3_600_000), d.body_timeout),
         write_timeout: s.value("write_timeout", &span_ms(100, 3_600_000), d.write_timeout),
+        min_body_rate: s.value("min_body_rate", &Size { min: 0, max: 1 << 30 }, d.min_body_rate),
+        max_connections: s.value("max_connections", &Whole { min: 1, max: 10_000_000 }, d.max_connections),
+        max_connections_per_address: s.value(
+            "max_connections_per_address",
+            &Whole { min: 0, max: 10_000_000 },
+            d.max_connections_per_address,
+        ),
+        max_requests_per_connection: s.value(
+            "max_requests_per_connection",
+            &Whole { min: 1, max: 1_000_000_000 },
+            d.max_requests_per_connection,
+        ),
+        max_bytes_in_flight: s.value(
+            "max_bytes_in_flight",
+            &Size { min: 1 << 20, max: 1 << 40 },
+            d.max_bytes_in_flight,
+        ),
         secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
         end_user_header: s.value("end_user_header", &HEADER, d.end_user_header),
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),

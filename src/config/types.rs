@@ -68,6 +68,16 @@ pub struct ProxyConfig {
     pub body_timeout: Duration,
     /// How long a client may take none of what is written to it.
     pub write_timeout: Duration,
+    /// Bytes a second that a client must send of a body, on average; 0 is any.
+    pub min_body_rate: u64,
+    /// Most client connections.
+    pub max_connections: usize,
+    /// Most client connections from one address; 0 is any number.
+    pub max_connections_per_address: usize,
+    /// Most requests of one connection.
+    pub max_requests_per_connection: u64,
+    /// Most bytes of bodies in memory, of all connections together.
+    pub max_bytes_in_flight: u64,
     /// Headers that may carry the secret; in `authorization` it is a Bearer token. Each once, in order of preference.
     pub secret_headers: Vec<HeaderName>,
     /// The header that names the end user where a route does not say otherwise.

@@ -1,5 +1,6 @@
 //! Reading a body ahead, for routes that find the end user in it.
 
+use super::connection::Connection;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,13 @@ const REPLAYED: u64 = 64 * 1024;
 /// Pingora forwards what was read here from its own replay buffer, which holds 64 KiB; a longer body therefore goes on
 /// from the copy made here, whose last part makes Pingora ask for it. That needs the length in advance, so a longer body
 /// without a `Content-Length` is refused with 411.
-pub(super) async fn read_ahead(session: &mut Session, max: u64) -> Result<Option<Bytes>, Denial> {
+///
+/// What is read counts as held for `connection`.
+pub(super) async fn read_ahead(
+    session: &mut Session,
+    max: u64,
+    connection: Option<&Connection>,
+) -> Result<Option<Bytes>, Denial> {
     if session.is_body_empty() {
         return Ok(None);
     }
@@ -35,7 +42,12 @@ pub(super) async fn read_ahead(session: &mut Session, max: u64) -> Result<Option
             Some(_) => {}
         }
         match session.read_request_body().await {
-            Ok(Some(part)) => body.extend_from_slice(&part),
+            Ok(Some(part)) => {
+                if let Some(held) = connection {
+                    held.takes(part.len());
+                }
+                body.extend_from_slice(&part);
+            }
             Ok(None) => return Ok(Some(body.freeze())),
             Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
         }

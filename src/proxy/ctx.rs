@@ -1,6 +1,6 @@
 //! What is known of one request while it passes through Pingora's phases.
 
-use super::connections::{Connection, End};
+use super::connection::{Connection, End};
 use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
@@ -78,7 +78,7 @@ impl Ctx {
     pub fn client_fault(&self) -> Option<Denial> {
         match self.connection.as_ref()?.ends()? {
             End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
-            End::BodyLate => Some(Denial::Plain(Fault::RequestTimeout)),
+            End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }
     }

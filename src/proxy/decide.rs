@@ -111,7 +111,11 @@ impl Proxy {
             };
             return Ok((permit, named));
         };
-        let found = match read_ahead(session, self.limits.end_user_body_bytes).await {
+        if ctx.connection.as_ref().is_some_and(|connection| !connection.has_room()) {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        }
+        let held = ctx.connection.clone();
+        let found = match read_ahead(session, self.limits.end_user_body_bytes, held.as_deref()).await {
             Ok(None) => Ok(None),
             Ok(Some(body)) => {
                 let found = end_user_in_body(&body, field).map_err(Denial::BadRequest);

@@ -4,7 +4,7 @@
 //! should be refused, and answers what it cannot read without a body. Here a request reaches it only when it has one
 //! reading.
 
-use super::connections::{Connection, End, Stage};
+use super::connection::{Connection, End, Stage};
 use super::early::{answer, denial_of};
 use super::listen::Acceptor;
 use super::wire::Wire;
@@ -46,6 +46,9 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
         connection.enter(Stage::Request);
         let mut session = ServerSession::new_http1(wire);
         session.set_pipelined_prefix(prefix);
+        if served >= acceptor.limits.requests {
+            session.set_keepalive_reuses_remaining(Some(0));
+        }
         session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
         let Some(reused) = acceptor.proxy.process_new_http(session, &acceptor.stop).await else { return };
         let (stream, _) = reused.consume();

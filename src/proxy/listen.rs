@@ -29,6 +29,8 @@ pub struct HeadLimits {
     pub header_bytes: usize,
     /// Number of header fields.
     pub fields: usize,
+    /// Requests of one connection.
+    pub requests: u64,
 }
 
 /// Accepts on one listener for as long as the gateway runs.
@@ -77,9 +79,15 @@ impl Acceptor {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
+        let registered = match self.connections.register(peer) {
+            Ok(registered) => registered,
+            Err(refused) => {
+                self.metrics.connections_refused.with_label_values(&[refused.as_str()]).inc();
+                return;
+            }
+        };
         let acceptor = self.clone();
         tokio::spawn(async move {
-            let registered = acceptor.connections.register(peer);
             let connection = registered.connection();
             let wire = Box::new(Wire::new(stream, Arc::clone(connection)));
             http1::serve(&acceptor, wire, connection).await;

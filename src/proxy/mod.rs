@@ -4,6 +4,7 @@
 //! contract's envelope and the charge is given back.
 
 mod body;
+pub mod connection;
 pub mod connections;
 mod ctx;
 mod decide;

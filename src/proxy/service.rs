@@ -1,6 +1,6 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::ctx::Ctx;
 use super::headers::{HeaderPolicy, Told, from_backend};
 use super::ratelimit::{self, Families};
@@ -220,6 +220,19 @@ impl ProxyHttp for Proxy {
             record.first_byte(response.status.as_u16());
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Option<Duration>> {
+        if let (Some(part), Some(connection)) = (body, &ctx.connection) {
+            connection.takes(part.len());
+        }
+        Ok(None)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {

@@ -4,7 +4,7 @@
 //! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
-use super::connections::{Connection, End};
+use super::connection::{Connection, End};
 use crate::policy::chunks::{BadChunks, Chunks};
 use crate::policy::head::Framing;
 use async_trait::async_trait;
@@ -166,10 +166,11 @@ impl AsyncRead for Wire {
         if self.is_between_requests() {
             return self.poll_closed(context);
         }
+        let before = into.filled().len();
         let polled = self.poll_body(context, into);
         match polled {
             Poll::Pending => self.connection.read_waits(),
-            Poll::Ready(_) => self.connection.read_goes_on(),
+            Poll::Ready(_) => self.connection.read_goes_on(into.filled().len() - before),
         }
         polled
     }
@@ -223,6 +224,13 @@ impl Wire {
         polled
     }
 
+    fn taken(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.connection.gives(bytes);
+        }
+        polled
+    }
+
     /// Whether the client can still be written to.
     fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
         match self.connection.ends() {
@@ -243,7 +251,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
         let polled = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.written(polled)
+        self.taken(self.written(polled))
     }
 
     fn poll_write_vectored(
@@ -253,7 +261,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
         let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
-        self.written(polled)
+        self.taken(self.written(polled))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
+mod limits;
 mod probes;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]

@@ -1,0 +1,350 @@
+//! One client connection, as those see it who do not own its socket: what it is at, until when, and why it ends.
+//!
+//! Must not know: HTTP, other connections. Whoever serves it notes what it waits for; whoever looks after all of them
+//! ([`super::connections`]) reads that, and ends it by waking its socket with an error.
+
+use atomic_waker::AtomicWaker;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::Context;
+use std::time::Duration;
+
+/// How often the connections are looked at, and so how exact a deadline is: never early, at most this late.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// A deadline that is none.
+const NEVER: u64 = u64::MAX;
+/// What may be on its way to a client beside what was handed to its socket: Pingora's pipe of four parts of 64 KiB.
+const PIPE_BYTES: u64 = 4 * 64 * 1024;
+
+/// Deadlines of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For the first byte of its first request.
+    pub first_byte: Duration,
+    /// For a request's head, from its first byte to its last, however it drips.
+    pub head: Duration,
+    /// Between an answer and the first byte of the next request.
+    pub idle: Duration,
+    /// For the next part of a body.
+    pub body: Duration,
+    /// For the client to take any of what is written to it.
+    pub write: Duration,
+    /// For what still comes after a last answer, before the connection is closed.
+    pub linger: Duration,
+}
+
+/// What all connections have in common.
+pub(super) struct Shared {
+    deadlines: Deadlines,
+    body_rate: u64,
+    /// Milliseconds since the gateway began to look, as of the last look.
+    pub(super) now_ms: AtomicU64,
+    /// Whether bodies take up more memory than they may.
+    pub(super) over_budget: AtomicBool,
+}
+
+/// One client connection.
+pub struct Connection {
+    /// The client's end.
+    pub peer: SocketAddr,
+    shared: Arc<Shared>,
+    stage: AtomicU8,
+    /// When its stage began.
+    since: AtomicU64,
+    read_due: AtomicU64,
+    /// Since when it waits for the next part of a body; [`NEVER`]: it does not.
+    waits_since: AtomicU64,
+    /// How long it has waited for the body so far, in milliseconds, and what came of it, in bytes.
+    waited: AtomicU64,
+    came: AtomicU64,
+    /// Bytes of bodies taken for this client, and bytes that it has taken in turn.
+    taken: AtomicU64,
+    given: AtomicU64,
+    write_due: AtomicU64,
+    end: AtomicU8,
+    tunnel: AtomicBool,
+    waker: AtomicWaker,
+}
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident { $($(#[$case_doc:meta])* $case:ident,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$case_doc])* $case,)+ }
+
+        impl $name {
+            const ALL: &'static [Self] = &[$(Self::$case,)+];
+
+            fn of(number: u8) -> Option<Self> {
+                Self::ALL.get(usize::from(number)).copied()
+            }
+        }
+    };
+}
+
+numbered!(
+    /// What a connection is at.
+    Stage {
+        /// Waiting for its first byte.
+        FirstByte,
+        /// Between requests.
+        Idle,
+        /// In the head of a request.
+        Head,
+        /// In a request: its deadlines are those of its reads and writes.
+        Request,
+        /// After a last answer: what still comes is thrown away.
+        Linger,
+    }
+);
+
+numbered!(
+    /// Why a connection ends before it ends by itself.
+    End {
+        /// Nothing came.
+        Silent,
+        /// The head of a request took too long.
+        HeadLate,
+        /// The next part of a body took too long.
+        BodyLate,
+        /// The body comes too slowly.
+        BodySlow,
+        /// The body's chunks make no sense.
+        BadChunks,
+        /// The client takes nothing of what is written to it.
+        WriteStalled,
+        /// It made room for a new one.
+        Crowded,
+        /// Bodies took up too much memory, and this client takes nothing.
+        OverBudget,
+        /// The gateway stops.
+        Stopping,
+    }
+);
+
+// === impl Shared ===
+
+impl Shared {
+    pub(super) fn new(deadlines: Deadlines, body_rate: u64) -> Self {
+        Self { deadlines, body_rate, now_ms: AtomicU64::new(0), over_budget: AtomicBool::new(false) }
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// One that has just been accepted.
+    pub(super) fn new(peer: SocketAddr, shared: &Arc<Shared>) -> Self {
+        let connection = Self {
+            peer,
+            shared: Arc::clone(shared),
+            stage: AtomicU8::new(Stage::FirstByte as u8),
+            since: AtomicU64::new(0),
+            read_due: AtomicU64::new(NEVER),
+            waits_since: AtomicU64::new(NEVER),
+            waited: AtomicU64::new(0),
+            came: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            given: AtomicU64::new(0),
+            write_due: AtomicU64::new(NEVER),
+            end: AtomicU8::new(u8::MAX),
+            tunnel: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        };
+        connection.enter(Stage::FirstByte);
+        connection
+    }
+
+    /// Goes on to `stage`, and to its deadline.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+        self.since.store(self.shared.now_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        if stage == Stage::Idle || stage == Stage::Request {
+            self.waited.store(0, Ordering::Relaxed);
+            self.came.store(0, Ordering::Relaxed);
+            self.taken.store(0, Ordering::Relaxed);
+            self.given.store(0, Ordering::Relaxed);
+        }
+        let within = match stage {
+            Stage::FirstByte => self.shared.deadlines.first_byte,
+            Stage::Idle => self.shared.deadlines.idle,
+            Stage::Head => self.shared.deadlines.head,
+            Stage::Linger => self.shared.deadlines.linger,
+            Stage::Request => return self.read_due.store(NEVER, Ordering::Relaxed),
+        };
+        self.read_due.store(self.due_in(within), Ordering::Relaxed);
+    }
+
+    /// A read of a body must wait for the client.
+    pub fn read_waits(&self) {
+        if self.read_due.load(Ordering::Relaxed) == NEVER {
+            self.read_due.store(self.due_in(self.shared.deadlines.body), Ordering::Relaxed);
+            self.waits_since.store(self.shared.now_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// It waits no longer: so many bytes came.
+    pub fn read_goes_on(&self, bytes: usize) {
+        self.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.read_due.load(Ordering::Relaxed) != NEVER {
+            let since = self.waits_since.swap(NEVER, Ordering::Relaxed);
+            let waited = self.shared.now_ms.load(Ordering::Relaxed).saturating_sub(since);
+            self.waited.fetch_add(waited, Ordering::Relaxed);
+            self.read_due.store(NEVER, Ordering::Relaxed);
+        }
+    }
+
+    /// So many bytes of bodies are held for this client.
+    pub fn takes(&self, bytes: usize) {
+        self.taken.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The client has taken so many bytes.
+    pub fn gives(&self, bytes: usize) {
+        self.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether there is room for more bodies in memory, as of a moment ago.
+    pub fn has_room(&self) -> bool {
+        !self.shared.over_budget.load(Ordering::Relaxed)
+    }
+
+    /// A write must wait for the client, or waits no longer.
+    pub fn write_waits(&self, waits: bool) {
+        let due = self.write_due.load(Ordering::Relaxed);
+        if waits && due == NEVER {
+            self.write_due.store(self.due_in(self.shared.deadlines.write), Ordering::Relaxed);
+        } else if !waits && due != NEVER {
+            self.write_due.store(NEVER, Ordering::Relaxed);
+        }
+    }
+
+    /// From now on bytes pass in both directions, whatever they are.
+    pub fn becomes_tunnel(&self) {
+        self.tunnel.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether it has become one.
+    pub fn is_tunnel(&self) -> bool {
+        self.tunnel.load(Ordering::Acquire)
+    }
+
+    /// Ends it for this reason.
+    pub fn end_with(&self, end: End) {
+        self.end.store(end as u8, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Why it ends, if it does.
+    pub fn ends(&self) -> Option<End> {
+        End::of(self.end.load(Ordering::Acquire))
+    }
+
+    /// Forgets the end it was given, so that what is still to be said can be written and lingered over.
+    pub fn survive(&self, stage: Stage) {
+        self.end.store(u8::MAX, Ordering::Release);
+        self.enter(stage);
+    }
+
+    /// Has the task of `context` woken when the connection is ended.
+    pub fn wakes(&self, context: &Context<'_>) {
+        self.waker.register(context.waker());
+    }
+
+    /// Bytes of bodies held for this client, about.
+    pub(super) fn bytes(&self) -> u64 {
+        let taken = self.taken.load(Ordering::Relaxed).saturating_sub(self.given.load(Ordering::Relaxed));
+        taken + if self.is_stalled() { PIPE_BYTES } else { 0 }
+    }
+
+    /// Whether the client is to take something and does not.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.write_due.load(Ordering::Relaxed) != NEVER
+    }
+
+    /// Who goes first when there is no room: the lowest. None: it is being served.
+    pub(super) fn rank(&self) -> Option<u64> {
+        let since = self.since.load(Ordering::Relaxed) >> 1;
+        match Stage::of(self.stage.load(Ordering::Relaxed))? {
+            Stage::FirstByte | Stage::Head => Some(since),
+            Stage::Idle => Some(since | 1 << 63),
+            Stage::Request | Stage::Linger => None,
+        }
+    }
+
+    /// Whether the body it waits for comes too slowly.
+    fn is_slow(&self, now: u64) -> bool {
+        let since = self.waits_since.load(Ordering::Relaxed);
+        if since == NEVER || self.shared.body_rate == 0 {
+            return false;
+        }
+        let waited = self.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
+        let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
+        waited > ms(self.shared.deadlines.head) && self.came.load(Ordering::Relaxed) < owed
+    }
+
+    fn due_in(&self, within: Duration) -> u64 {
+        // What is read here is up to a tick old, and a deadline is never early.
+        self.shared.now_ms.load(Ordering::Relaxed).saturating_add(ms(within + TICK))
+    }
+
+    pub(super) fn is_due(&self, now: u64, stopping: bool) -> Option<End> {
+        let ends = self.ends();
+        if ends.is_some_and(|end| !end.can_answer()) {
+            return None;
+        }
+        if now >= self.write_due.load(Ordering::Relaxed) {
+            return Some(End::WriteStalled);
+        }
+        if ends.is_some() {
+            // It is being told why.
+            return None;
+        }
+        let stage = Stage::of(self.stage.load(Ordering::Relaxed))?;
+        if stopping && matches!(stage, Stage::FirstByte | Stage::Idle | Stage::Head) {
+            return Some(End::Stopping);
+        }
+        if stage == Stage::Request && self.is_slow(now) {
+            return Some(End::BodySlow);
+        }
+        if now < self.read_due.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(match stage {
+            Stage::FirstByte | Stage::Idle | Stage::Linger => End::Silent,
+            Stage::Head => End::HeadLate,
+            Stage::Request => End::BodyLate,
+        })
+    }
+}
+
+// === impl End ===
+
+impl End {
+    /// As metrics say it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::HeadLate => "head_late",
+            Self::BodyLate => "body_late",
+            Self::BodySlow => "body_slow",
+            Self::BadChunks => "bad_chunks",
+            Self::WriteStalled => "write_stalled",
+            Self::Crowded => "crowded",
+            Self::OverBudget => "over_budget",
+            Self::Stopping => "stopping",
+        }
+    }
+
+    /// Whether the client can still be told something.
+    pub const fn can_answer(self) -> bool {
+        matches!(self, Self::HeadLate | Self::BodyLate | Self::BodySlow | Self::BadChunks)
+    }
+}
+
+pub(super) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

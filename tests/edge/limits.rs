@@ -1,0 +1,201 @@
+//! What a client may hold, and for how long: connections, time, bytes. Others are served meanwhile.
+
+use crate::support::{Gateway, Hold, Raw, Request, eventually_true, stand};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// A counter or gauge of `/metrics`.
+fn metric(gateway: &Gateway, line: &str) -> f64 {
+    let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
+    let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
+    found.map_or(0.0, |n| n.parse().expect("a number"))
+}
+
+fn cut(gateway: &Gateway, reason: &str) -> f64 {
+    metric(gateway, &format!("keygate_connections_cut_total{{reason=\"{reason}\"}}"))
+}
+
+#[test]
+fn whoever_waits_longest_makes_room_and_whoever_is_served_stays() {
+    let (origin, gateway) = stand("[proxy]\nmax_connections = 8\nfirst_byte_timeout = \"60s\"\n");
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let hold = Hold::new();
+    origin.answer_after(&hold);
+    let mut busy = gateway.connect();
+    busy.send(&Request::get("/v1/app/busy").bearer(&secret).bytes());
+    origin.wait_for_heads(1);
+    let mut silent: Vec<Raw> = (0..7).map(|_| gateway.connect()).collect();
+    eventually_true("all places are taken", || metric(&gateway, "keygate_connections") == 8.0);
+    // Each newcomer is taken in, and somebody silent goes for it.
+    for n in 1..=3 {
+        silent.push(gateway.connect());
+        eventually_true("somebody silent went", || cut(&gateway, "crowded") >= f64::from(n));
+    }
+    hold.release();
+    assert_eq!(busy.response().status, 200, "it was being served");
+    let mut late = gateway.connect();
+    assert_eq!(late.call(&Request::get("/v1/app/late").bearer(&secret)).status, 200, "there is always room");
+}
+
+#[test]
+fn when_everybody_is_being_served_a_newcomer_is_turned_away() {
+    let (origin, gateway) = stand("[proxy]\nmax_connections = 3\n");
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let hold = Hold::new();
+    origin.answer_after(&hold);
+    let mut busy: Vec<Raw> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut busy {
+        client.send(&Request::get("/v1/app/x").bearer(&secret).bytes());
+    }
+    origin.wait_for_heads(3);
+    assert!(gateway.connect().is_closed());
+    assert_eq!(metric(&gateway, "keygate_connections_refused_total{reason=\"full\"}"), 1.0);
+    hold.release();
+    assert!(busy.iter_mut().all(|client| client.response().status == 200));
+}
+
+#[test]
+fn one_address_has_only_so_many_connections() {
+    let (_origin, gateway) = stand("[proxy]\nmax_connections_per_address = 3\n");
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let mut open: Vec<Raw> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut open {
+        assert_eq!(client.call(&Request::get("/v1/app/x").bearer(&secret)).status, 200);
+    }
+    assert!(gateway.connect().is_closed());
+    open.pop().unwrap().hang_up();
+    eventually_true("the place is free again", || {
+        let mut client = gateway.connect();
+        client.try_send(&Request::get("/v1/app/x").bearer(&secret).bytes()) && !client.is_closed()
+    });
+}
+
+#[test]
+fn a_connection_carries_only_so_many_requests() {
+    let (_origin, gateway) = stand("[proxy]\nmax_requests_per_connection = 3\n");
+    let secret = gateway.create_key(json!({})).secret;
+    let mut client = gateway.connect();
+    for last in [false, false, true] {
+        let response = client.call(&Request::get("/v1/app/x").bearer(&secret));
+        assert_eq!(response.status, 200);
+        let closes = response.header("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"));
+        assert_eq!(closes, last);
+    }
+    assert!(client.is_closed());
+}
+
+#[test]
+fn every_wait_for_a_client_has_an_end() {
+    let times = "first_byte_timeout = \"300ms\"\nheader_timeout = \"300ms\"\nidle_timeout = \"1s\"\nbody_timeout = \"300ms\"\nmin_body_rate = 0\n";
+    let (origin, gateway) = stand(&format!("[proxy]\n{times}"));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let good = Request::get("/v1/app/x").bearer(&secret);
+    assert!(gateway.connect().is_closed(), "nothing was ever said");
+    let mut half = gateway.connect();
+    half.send(b"GET /v1/app/x HTTP/1.1\r\n");
+    assert_eq!(half.response().fault(), (408, 1000, "request_timeout".into()));
+    assert!(half.is_closed());
+    // The same on a connection that has been good for something.
+    let mut later = gateway.connect();
+    assert_eq!(later.call(&good).status, 200);
+    later.send(b"GET /v1/app/x HTT");
+    assert_eq!(later.response().fault(), (408, 1000, "request_timeout".into()));
+    assert!(later.is_closed());
+    let mut idle = gateway.connect();
+    assert_eq!(idle.call(&good).status, 200);
+    assert!(idle.is_closed());
+    let mut body = gateway.connect();
+    body.send(&Request::post("/v1/app/x", "whole").bearer(&secret).head());
+    body.send(b"wh");
+    assert_eq!(body.response().fault(), (408, 1000, "request_timeout".into()));
+    assert!(body.is_closed());
+    assert_eq!(origin.count(), 2);
+    assert!(
+        cut(&gateway, "silent") >= 2.0
+            && cut(&gateway, "head_late") == 2.0
+            && cut(&gateway, "body_late") == 1.0
+    );
+}
+
+#[test]
+fn a_head_or_body_that_drips_for_ever_is_cut_off() {
+    let (origin, gateway) =
+        stand("[proxy]\nheader_timeout = \"500ms\"\nbody_timeout = \"10s\"\nmin_body_rate = \"10KiB\"\n");
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let head = Request::post("/v1/app/x", vec![b'x'; 100_000]).bearer(&secret).head();
+    for (first, drop, reason) in [
+        (b"GET /v1/app/x HTTP/1.1\r\nX-A: ".as_slice(), b"a".as_slice(), "head_late"),
+        (&head, b"x", "body_slow"),
+    ] {
+        let mut client = gateway.connect();
+        client.send(first);
+        let begun = Instant::now();
+        while cut(&gateway, reason) == 0.0 {
+            // Each look at the metrics is a pause between two drops.
+            client.try_send(drop);
+            assert!(begun.elapsed() < Duration::from_secs(20), "{reason}: it drips on");
+        }
+        assert_eq!(client.response().fault(), (408, 1000, "request_timeout".into()), "{reason}");
+    }
+    assert_eq!(origin.count(), 0);
+}
+
+/// An origin that answers with as much as anybody takes.
+fn endless(origin: &crate::support::Origin) {
+    origin.script(|_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")?;
+        let part = vec![b'x'; 64 * 1024];
+        (0..15_000).try_for_each(|_| out.write_all(&part))
+    });
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off() {
+    let (origin, gateway) = stand("[proxy]\nwrite_timeout = \"300ms\"\n");
+    let key = gateway.create_key(json!({}));
+    endless(&origin);
+    let mut client = gateway.connect();
+    client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+    let row = &gateway.wait_for_logs(&key, 1)[0];
+    assert_eq!(row["outcome"], "aborted");
+    assert_eq!(cut(&gateway, "write_stalled"), 1.0);
+}
+
+#[test]
+fn clients_that_take_nothing_cannot_hold_the_memory() {
+    let (origin, gateway) = stand("[proxy]\nmax_bytes_in_flight = \"1MiB\"\nwrite_timeout = \"10m\"\n");
+    let key = gateway.create_key(json!({"rate_limit": 1000}));
+    endless(&origin);
+    let mut greedy: Vec<Raw> = (0..20).map(|_| gateway.connect()).collect();
+    for client in &mut greedy {
+        client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+    }
+    eventually_true("most of them are gone", || cut(&gateway, "over_budget") >= 15.0);
+    eventually_true("the rest fits", || metric(&gateway, "keygate_bytes_in_flight") <= f64::from(1 << 20));
+    origin.answer(200, &[], b"fine");
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).text(), "fine");
+}
+
+#[test]
+fn a_thousand_clients_that_hold_on_leave_the_others_alone() {
+    let (origin, gateway) = stand("[plans.default]\napi_ops_rate_limit = 100000\n");
+    let secret = gateway.create_key(json!({"rate_limit": 100_000})).secret;
+    let post = Request::post("/v1/app/x", vec![b'x'; 10_000]).bearer(&secret).head();
+    let holding: Vec<Raw> = (0..1_000)
+        .map(|n| {
+            let mut client = gateway.connect();
+            match n % 3 {
+                0 => {}
+                1 => client.send(b"GET /v1/app/x HTTP/1.1\r\nHost: h\r\nX-Slow: "),
+                _ => client.send(&post),
+            }
+            client
+        })
+        .collect();
+    let mut client = gateway.connect();
+    for n in 0..1_000 {
+        assert_eq!(client.call(&Request::get(&format!("/v1/app/{n}")).bearer(&secret)).status, 200);
+    }
+    assert_eq!(origin.count(), 1_000);
+    assert_eq!(holding.len(), 1_000);
+}
