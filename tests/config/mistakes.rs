@@ -186,6 +186,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:25 keyring.poll_interval: must be shorter than keyring.max_stale",
     ),
     (
+        "usage.journal_segment_bytes = \"64KiB\"\nusage.journal_max_bytes = \"1GiB\"",
+        "2:27 usage.journal_max_bytes: must be at most 10000 segments of 65536 bytes (usage.journal_segment_bytes)",
+    ),
+    (
         "usage.journal_segment_bytes = \"1MiB\"\nusage.journal_max_bytes = \"3MiB\"",
         "2:27 usage.journal_max_bytes: must have room for 4 segments of 1048576 bytes (usage.journal_segment_bytes)",
     ),

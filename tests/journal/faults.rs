@@ -1,6 +1,7 @@
 //! Disks that are full or broken, and folders that are somebody else's.
 
 use crate::stand::{Mood, SMALL, Sizes, Stand, TestLedger, options, segments};
+use crate::tiny_disk::TinyDisk;
 use keygate::metrics::Metrics;
 use keygate::policy::id::RequestId;
 use keygate::store::Outcome;
@@ -11,7 +12,6 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -142,29 +142,10 @@ fn a_disk_without_room_is_tried_now_and_then_and_used_again() {
     assert_eq!(ledger.rows().keys().collect::<Vec<_>>(), [&id]);
 }
 
-/// A file system of a megabyte, unmounted at the end.
-struct TinyDisk(tempfile::TempDir);
-
-impl TinyDisk {
-    fn mount() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path());
-        assert!(mount.status().unwrap().success(), "this test mounts a tmpfs and has to run as root");
-        Self(folder)
-    }
-}
-
-impl Drop for TinyDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
-    }
-}
-
 #[test]
 fn a_full_file_system_kills_nobody_and_is_used_again_when_it_has_room() {
     let tiny = TinyDisk::mount();
-    let folder = tempfile::tempdir_in(tiny.0.path()).unwrap();
+    let folder = tempfile::tempdir_in(tiny.path()).unwrap();
     let sizes = Sizes { segment: 128 << 10, segments: 1_000, threads: 1 };
     let mut stand = Stand::at(Arc::new(folder), sizes, WhenFull::Shed, Arc::new(RealDisk));
     let ledger = TestLedger::new(Mood::Well);
@@ -176,11 +157,10 @@ fn a_full_file_system_kills_nobody_and_is_used_again_when_it_has_room() {
     }
     assert!(served > 1_000, "{served}");
     // Somebody else fills what little is left; what is allocated can be written to all the same.
-    let filled = fs::write(tiny.0.path().join("filler"), vec![1; 2 << 20]);
-    assert!(filled.is_err());
+    tiny.fill();
     store_all(&mut stand, &ledger);
     assert_eq!(ledger.rows().len() as u64, served - stand.metrics.usage().shed);
-    fs::remove_file(tiny.0.path().join("filler")).unwrap();
+    tiny.make_room();
     eventually("there is room again", || !stand.journal.is_full());
     let after = stand.serve(1);
     store_all(&mut stand, &ledger);

@@ -7,4 +7,5 @@ mod faults;
 mod format;
 mod model;
 mod stand;
+mod tiny_disk;
 mod writing;

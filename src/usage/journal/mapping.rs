@@ -20,6 +20,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Bytes of a page, or a divisor of that.
+const PAGE: usize = 4_096;
+
 /// A file in memory.
 #[derive(Debug)]
 pub struct Mapping(MmapRaw);
@@ -73,6 +76,18 @@ impl Mapping {
     /// Writes `range` to disk and waits for it (`msync`, as good as `fdatasync`).
     pub fn sync(&self, range: Range<usize>) -> io::Result<()> {
         self.0.flush_range(range.start, range.end.saturating_sub(range.start))
+    }
+
+    /// Makes `range` be written to disk again, without changing it: after a write that failed the kernel takes the pages
+    /// for written all the same.
+    pub fn touch(&self, range: Range<usize>) {
+        let first = range.start - range.start % PAGE;
+        for at in (first..range.end.min(self.len())).step_by(PAGE) {
+            // SAFETY: within the mapping and aligned, as in `set_mark`; adding nothing changes no byte, and whatever else
+            // changes these bytes is a mark, which is set atomically, too.
+            let place = unsafe { AtomicU32::from_ptr(self.0.as_mut_ptr().add(at).cast()) };
+            place.fetch_or(0, Ordering::Relaxed);
+        }
     }
 
     /// Lets go of the memory, which comes back from the file when it is touched again.

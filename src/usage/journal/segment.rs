@@ -44,8 +44,9 @@ pub struct Segment {
     committed: AtomicUsize,
     /// Nothing more will be written.
     is_sealed: AtomicBool,
-    /// How much of it is on disk; only the keeper's business.
+    /// How much of it is on disk, and whether more could not be brought there; only the keeper's business.
     synced: AtomicUsize,
+    sync_failed: AtomicBool,
     /// Whether the ledger's writer has to read it; records carried over from older segments it knows already.
     is_read: AtomicBool,
 }
@@ -107,6 +108,7 @@ impl Segment {
             committed: AtomicUsize::new(committed),
             is_sealed: AtomicBool::new(is_sealed),
             synced: AtomicUsize::new(0),
+            sync_failed: AtomicBool::new(false),
             is_read: AtomicBool::new(true),
         }
     }
@@ -194,11 +196,18 @@ impl Segment {
     ) -> io::Result<()> {
         let Some(mapping) = &self.mapping else { return Ok(()) };
         let (from, to) = (self.synced.load(Ordering::Relaxed), self.committed());
-        if from < to {
-            sync(mapping, from..to)?;
+        if from >= to {
+            return Ok(());
+        }
+        if self.sync_failed.load(Ordering::Relaxed) {
+            mapping.touch(from..to);
+        }
+        let synced = sync(mapping, from..to);
+        self.sync_failed.store(synced.is_err(), Ordering::Relaxed);
+        if synced.is_ok() {
             self.synced.store(to, Ordering::Relaxed);
         }
-        Ok(())
+        synced
     }
 
     /// Lets go of its memory; it is rarely touched any more.
