@@ -9,7 +9,7 @@
 //! | segments written to at a time | one for each worker thread, and one for what is carried over; two more are ready |
 //! | a record | about 230 bytes for both parts with a short path; at most 8 KiB each |
 //! | texts in it | path 2 048 bytes, user agent 256, any other 255; longer ones are cut |
-//! | lost when the process dies | nothing that was answered |
+//! | lost when the process dies | nothing that was answered; whose last byte was being sent may say `interrupted` |
 //! | lost when the machine dies | what was written in the last `usage.journal_sync_interval`, 10 ms, and one sync |
 //! | kept open by requests in flight | at most four times the size of their beginnings |
 //! | damaged segments kept for a look | the last 16 |
