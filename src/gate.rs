@@ -146,7 +146,8 @@ impl Gate {
         let Some(name) = end_user else {
             return Ok(Admission { entry, charged, end_user: None });
         };
-        match self.end_users.admit(&entry.workspace.id, name, self.keyring.version()).await {
+        let quota = entry.workspace.plan().plan.end_user_quota;
+        match self.end_users.admit(&entry.workspace.id, name, self.keyring.version(), quota).await {
             Ok(id) => Ok(Admission { entry, charged, end_user: Some(id) }),
             Err(denial) => {
                 charged.give_back();

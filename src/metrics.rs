@@ -57,6 +57,8 @@ metrics! {
     request_seconds: HistogramVec = "keygate_request_duration_seconds", labels &["route"], buckets LATENCY;
     /// Seconds of that which Keygate itself took to decide, without waiting for the client's body.
     own_seconds: Histogram = "keygate_own_duration_seconds", buckets OWN;
+    /// Seconds from the decision to the first byte of the backend's answer, by route.
+    backend_seconds: HistogramVec = "keygate_backend_first_byte_seconds", labels &["route"], buckets LATENCY;
     /// Requests in flight.
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
@@ -89,6 +91,14 @@ metrics! {
     nodes: IntGauge = "keygate_nodes";
     /// Rows of the store that cannot be served now, because they are not what they must be.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
+    /// Rows of the store that could not be understood and were left out of a list.
+    store_rows_passed_over: IntCounter = "keygate_store_rows_passed_over_total";
+    /// End users admitted while the store could not tell whether there is room for them.
+    end_users_unseen: IntCounter = "keygate_end_users_unseen_total";
+    /// Those of them of whom the store has not heard yet.
+    end_users_unsettled: IntGauge = "keygate_end_users_unsettled";
+    /// Those of them for whom there turned out to be no room.
+    end_users_over_quota: IntCounter = "keygate_end_users_over_quota_total";
     /// Questions to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
     /// 1 while Redis answers in time, 0 while nodes decide alone; 0 where counters are not shared.

@@ -2,8 +2,8 @@
 
 use keygate::config::{
     Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
-    LogFormat, LogLevel, OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, example_config,
-    known_keys,
+    LogFormat, LogLevel, OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, WhenStoreIsGone,
+    example_config, known_keys,
 };
 use keygate::policy::key::Scope;
 use std::path::Path;
@@ -179,6 +179,10 @@ fn variables_override() {
         ("KEYRING_POLL_INTERVAL", "250ms", |c| c.keyring.poll_interval.as_millis() == 250),
         ("USAGE_WHEN_FULL", "refuse", |c| c.usage.when_full == WhenFull::Refuse),
         ("END_USERS_CACHE_ENTRIES", "5000", |c| c.end_users.cache_entries == 5_000),
+        ("END_USERS_WHEN_STORE_IS_GONE", "admit", |c| {
+            c.end_users.when_store_is_gone == WhenStoreIsGone::Admit
+        }),
+        ("END_USERS_UNSETTLED_ENTRIES", "7", |c| c.end_users.unsettled_entries == 7),
         ("LOG_LEVEL", "debug", |c| c.log.level == LogLevel::Debug),
         ("LOG_FORMAT", "json", |c| c.log.format == LogFormat::Json),
         ("NODE_NAME", "n-1", |c| c.node.name == "n-1"),

@@ -29,7 +29,9 @@ CREATE TABLE workspaces (
     end_users  BIGINT NOT NULL,                 -- rows of end_users, kept in the same transaction as they
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
-    version    BIGINT NOT NULL
+    version    BIGINT NOT NULL,
+    usage_kept_from BIGINT NOT NULL DEFAULT 0,     -- no usage record before this is shown
+    usage_pruned_to BIGINT NOT NULL DEFAULT 0      -- none before this is there any more
 );
 CREATE INDEX workspaces_version ON workspaces (version);
 CREATE INDEX workspaces_plan ON workspaces (plan_id);
@@ -98,9 +100,11 @@ CREATE TABLE end_user_tombstones (
 );
 CREATE INDEX end_user_tombstones_version ON end_user_tombstones (version);
 
--- The ledger. No foreign keys: what happened stays, whatever becomes of the key.
+-- The ledger, one partition for each UTC day of `at`; Keygate makes them ahead and drops them by retention. A record's
+-- instant is part of its identity, as its id is made from it, so a record is there once. No foreign keys: what happened
+-- stays, whatever becomes of the key.
 CREATE TABLE usage (
-    id               UUID PRIMARY KEY,
+    id               UUID NOT NULL,
     request_id       TEXT NOT NULL,
     api_key_id       UUID NOT NULL,
     workspace_id     TEXT COLLATE "C" NOT NULL,
@@ -122,9 +126,13 @@ CREATE TABLE usage (
     user_agent       TEXT NOT NULL,
     end_user_id      UUID,
     upstream         TEXT NOT NULL,
-    node             TEXT NOT NULL
-);
-CREATE INDEX usage_key_at ON usage (api_key_id, at DESC, id DESC);
+    node             TEXT NOT NULL,
+    PRIMARY KEY (id, at)
+) PARTITION BY RANGE (at);
+-- The last two are what logs are filtered by: a search reads this index and not the rows.
+CREATE INDEX usage_key_at ON usage (api_key_id, at DESC, id DESC) INCLUDE (status_code, endpoint);
+-- Rows of days that have no partition, such as those of a clock that is years off.
+CREATE TABLE usage_odd PARTITION OF usage DEFAULT;
 
 -- Figures per subject and calendar window, fed in the transaction that inserts the rows.
 CREATE TABLE usage_rollups (
@@ -146,6 +154,7 @@ CREATE TABLE usage_rollups (
     PRIMARY KEY (subject_kind, subject_id, width, start)
 ) WITH (fillfactor = 70);                       -- the newest windows are rewritten all the time
 CREATE INDEX usage_rollups_totals ON usage_rollups (subject_kind, subject_id) WHERE width = 0;
+CREATE INDEX usage_rollups_age ON usage_rollups (width, start, subject_kind, subject_id);
 
 CREATE TABLE audit (
     id           UUID PRIMARY KEY,

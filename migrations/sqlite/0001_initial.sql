@@ -28,7 +28,9 @@ CREATE TABLE workspaces (
     end_users  INTEGER NOT NULL,                -- rows of end_users, kept in the same transaction as they
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
-    version    INTEGER NOT NULL
+    version    INTEGER NOT NULL,
+    usage_kept_from INTEGER NOT NULL DEFAULT 0,    -- no usage record before this is shown
+    usage_pruned_to INTEGER NOT NULL DEFAULT 0     -- none before this is there any more
 ) STRICT;
 CREATE INDEX workspaces_version ON workspaces (version);
 CREATE INDEX workspaces_plan ON workspaces (plan_id);
@@ -123,7 +125,8 @@ CREATE TABLE usage (
     upstream         TEXT NOT NULL,
     node             TEXT NOT NULL
 ) STRICT;
-CREATE INDEX usage_key_at ON usage (api_key_id, at DESC, id DESC);
+-- The last two are what logs are filtered by: a search reads this index and not the rows.
+CREATE INDEX usage_key_at ON usage (api_key_id, at DESC, id DESC, status_code, endpoint);
 
 -- Figures per subject and calendar window, fed in the transaction that inserts the rows.
 CREATE TABLE usage_rollups (
@@ -145,6 +148,7 @@ CREATE TABLE usage_rollups (
     PRIMARY KEY (subject_kind, subject_id, width, start)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_rollups_totals ON usage_rollups (subject_kind, subject_id) WHERE width = 0;
+CREATE INDEX usage_rollups_age ON usage_rollups (width, start, subject_kind, subject_id);
 
 CREATE TABLE audit (
     id           BLOB PRIMARY KEY,

@@ -202,6 +202,7 @@ pub(super) async fn list_keys(
 ) -> Result<Answer<Listed<KeyView>>, AdminError> {
     let at = admin.now();
     let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
+    admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
     Ok(Answer::ok(Listed::new(page, keys, |key| KeyView::new(key, at))))
 }
 

@@ -1,6 +1,8 @@
 //! The usage records of a key, one by one, by page or by cursor.
 
 mod cursor;
+#[expect(unreachable_pub, reason = "the macro of words makes them public")]
+mod stream;
 
 use super::apikeys::key_id;
 use super::caller::Reader;
@@ -12,8 +14,13 @@ use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, m
 use crate::policy::fault::Fault;
 use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest, UsageRecord};
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
+use stream::Format;
 use utoipa::{IntoParams, ToSchema};
+
+/// Most records before a numbered page. Each of them is passed by; a cursor passes by none.
+const DEPTH_MAX: u64 = 100_000;
 
 // === requests ===
 
@@ -31,7 +38,7 @@ pub(super) struct LogParams {
     status_code: Option<u16>,
     /// Only paths that contain this, case ignored.
     endpoint: Option<String>,
-    /// Number of the page, from 1. Not together with `cursor`.
+    /// Number of the page, from 1, within the first 100 000 records. Not together with `cursor`.
     #[param(minimum = 1, default = 1)]
     page: Option<u32>,
     /// Items on a page.
@@ -39,12 +46,16 @@ pub(super) struct LogParams {
     pagesize: Option<u32>,
     /// The `page.next_cursor` of the answer before.
     cursor: Option<String>,
+    /// `json` (default), or a file of all that fit: `csv` or `ndjson`. Not together with `page` and `pagesize`.
+    #[param(default = "json")]
+    format: Option<String>,
 }
 
 /// [`LogParams`] as read.
 pub(super) struct LogQuery {
     filter: LogFilter,
     page: LogPageRequest,
+    format: Format,
 }
 
 impl FromParams for LogQuery {
@@ -54,18 +65,26 @@ impl FromParams for LogQuery {
         let status_code = params.whole("status_code", 100, 599).and_then(|code| u16::try_from(code).ok());
         let endpoint = params.text("endpoint").filter(|text| !text.is_empty());
         let number = params.whole("page", 1, u32::MAX);
-        let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
+        let given = params.whole("pagesize", 1, PAGESIZE_MAX);
+        let pagesize = given.unwrap_or(PAGESIZE_DEFAULT);
+        let format = params.word("format").unwrap_or(Format::Json);
+        if format != Format::Json && (number.is_some() || given.is_some()) {
+            params.refuse("format", "is a file of everything, which has no page and no pagesize");
+        }
         let after = params.read("cursor", |text| {
             cursor::decode(text).ok_or_else(|| "must be the page.next_cursor of an answer".into())
         });
         if after.is_some() && number.is_some() {
             params.refuse("cursor", "cannot be given together with page");
         }
+        if number.is_some_and(|page| PageRequest { page, pagesize }.offset() > DEPTH_MAX) {
+            params.refuse("page", format!("must be within the first {DEPTH_MAX} records; go on with cursor"));
+        }
         let page = match after {
             Some(place) => LogPageRequest::After(place, pagesize),
             None => LogPageRequest::Number(PageRequest { page: number.unwrap_or(1), pagesize }),
         };
-        Self { filter: LogFilter { from, to, status_code, endpoint }, page }
+        Self { filter: LogFilter { from, to, status_code, endpoint }, page, format }
     }
 }
 
@@ -86,6 +105,8 @@ pub(super) struct LogPageView {
     pagesize: u32,
     /// Records on all pages; null when it was asked for by cursor.
     total: Option<u64>,
+    /// There are at least `total`: those of a status or a path are counted among the newest 50 000 only.
+    total_is_estimate: bool,
     hasnext: bool,
     /// The `cursor` of the next part; null at the end.
     next_cursor: Option<String>,
@@ -128,36 +149,56 @@ pub(super) struct LogView {
 /// Usage records of a key
 ///
 /// Role `viewer`. Newest first, by page or by cursor; only a cursor repeats nothing and keeps its place while records
-/// arrive.
+/// arrive. One call looks at no more than 50 000 records to find those of a status or a path: then it answers what it has
+/// found, which may be nothing, and `next_cursor` goes on from there.
 #[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(
-    (status = 200, description = "Usage records", body = Envelope<LogsView>),
+    (status = 200, description = "Usage records", content(
+        (Envelope<LogsView> = "application/json"), (String = "text/csv"), (String = "application/x-ndjson"),
+    )),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_logs(
     State(admin): State<Shared>,
     Reader { workspace }: Reader,
     id: Segment,
-    Query(LogQuery { filter, page }): Query<LogQuery>,
-) -> Result<Answer<LogsView>, AdminError> {
+    Query(LogQuery { filter, page, format }): Query<LogQuery>,
+) -> Result<Response, AdminError> {
     let id = key_id(&id)?;
+    if format != Format::Json {
+        let after = match page {
+            LogPageRequest::After(place, _) => Some(place),
+            LogPageRequest::Number(_) => None,
+        };
+        return stream::file(admin, workspace, id, filter, format, after).await;
+    }
     let call = admin.deps.store.logs(&workspace, id, &filter, page.clone());
     let found = admin.ask(Fault::KeyNotFound, call).await?;
     let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(Answer::ok(LogsView::new(&page, part)))
+    admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
+    Ok(Answer::ok(LogsView::new(&page, part)).into_response())
 }
 
 // === views ===
 
 impl LogsView {
     fn new(asked: &LogPageRequest, part: LogPage) -> Self {
-        let LogPage { items, total, next } = part;
+        let LogPage { items, total, next, passed_over: _ } = part;
         let (page, pagesize) = match asked {
             LogPageRequest::Number(number) => (Some(number.page), number.pagesize),
             LogPageRequest::After(_, pagesize) => (None, *pagesize),
         };
         let next_cursor = next.map(cursor::encode);
-        let page = LogPageView { page, pagesize, total, hasnext: next_cursor.is_some(), next_cursor };
+        let total_is_estimate = total.is_some_and(|total| !total.is_exact);
+        let total = total.map(|total| total.records);
+        let page = LogPageView {
+            page,
+            pagesize,
+            total,
+            total_is_estimate,
+            hasnext: next_cursor.is_some(),
+            next_cursor,
+        };
         Self { page, items: items.into_iter().map(LogView::new).collect() }
     }
 }

@@ -21,7 +21,6 @@ pub use stop::Signals;
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::enduser::EndUsers;
 use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -86,6 +85,9 @@ pub enum StartError {
     /// A secret of the environment beside public keys.
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
+    /// TLS with clients.
+    #[error("proxy: {0}")]
+    Tls(#[from] crate::proxy::tls::TlsError),
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
@@ -114,6 +116,10 @@ pub enum StartError {
 pub struct Running {
     /// Where the proxy listens.
     pub proxy: Vec<SocketAddr>,
+    /// Where it speaks TLS.
+    pub proxy_tls: Vec<SocketAddr>,
+    /// Where it speaks HTTP/2 without TLS.
+    pub proxy_h2c: Vec<SocketAddr>,
     /// Where the admin API listens.
     pub admin: SocketAddr,
     /// Everything at rest.
@@ -160,13 +166,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let mut writer = usage::writer(config, &base, deadline)?;
     let journal = Arc::clone(writer.journal());
     let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
-    let end_users = Arc::new(EndUsers::new(
-        base.store.clone(),
-        Arc::clone(&base.clock),
-        io.handle().clone(),
-        config.end_users.cache_entries,
-        STORE_PATIENCE,
-    ));
+    let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
@@ -178,7 +178,10 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = usage::write(writer, io.handle());
-    let follower = io.spawn(follower.run(feed_stopped));
+    let settling = Arc::clone(&end_users);
+    let follower = io.spawn(async move {
+        tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
+    });
     watching::start(config, &base, &keyring, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
@@ -195,7 +198,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         rehash,
     };
     let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let edge = edge::open(config, &base, proxy, stopped)?;
+    let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -208,6 +211,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
 
     Ok(Running {
         proxy: edge.addresses,
+        proxy_tls: edge.addresses_tls,
+        proxy_h2c: edge.addresses_h2c,
         admin: admin_address,
         store: base.store.clone(),
         keyring,

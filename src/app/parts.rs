@@ -1,24 +1,26 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{ADMIN_PATIENCE, Base, StartError, usage};
+use super::{ADMIN_PATIENCE, Base, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
-use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource};
+use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
 use crate::counter::Counters;
-use crate::enduser::EndUsers;
+use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::policy::source::TrustedProxies;
+use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 
 /// The routes of the config, as the gate wants them.
@@ -41,6 +43,25 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         keep_credential: r.keep_credential,
     });
     RouteTable::new(routes.collect())
+}
+
+/// Who the end users are, as far as this node knows.
+pub(super) fn end_users(config: &Config, base: &Base, io: &Handle) -> EndUsers {
+    let when_gone = match config.end_users.when_store_is_gone {
+        WhenStoreIsGone::Refuse => WhenGone::Refuse,
+        WhenStoreIsGone::Admit => WhenGone::Admit { at_most: config.end_users.unsettled_entries },
+    };
+    EndUsers::new(enduser::Parts {
+        store: base.store.clone(),
+        clock: Arc::clone(&base.clock),
+        metrics: Arc::clone(&base.metrics),
+        io: io.clone(),
+        options: enduser::Options {
+            entries: config.end_users.cache_entries,
+            patience: STORE_PATIENCE,
+            when_gone,
+        },
+    })
 }
 
 /// The follower of the change feed, which also makes the other parts forget what is gone.
@@ -90,14 +111,19 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
+        write_timeout: config.proxy.write_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
         access_log: config.log.access,
+        access_sample: config.log.access_sample,
     };
     Proxy {
+        guesses: Guesses::new(config.proxy.max_invalid_keys),
+        accesses: AtomicU64::new(0),
+        trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
         upstreams,
         recorder,

@@ -7,6 +7,7 @@ use super::upstream::UpstreamConfig;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
+use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,6 +49,26 @@ pub struct Config {
 pub struct ProxyConfig {
     /// Where to accept requests; port 0 picks a free one.
     pub listen: Vec<SocketAddr>,
+    /// Where to accept requests over TLS.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Where to accept requests over HTTP/2 without TLS.
+    pub listen_h2c: Vec<SocketAddr>,
+    /// Chains and keys, in files or folders; the first is for clients that ask for no name.
+    pub certificates: Vec<PathBuf>,
+    /// Whose clients' certificates are accepted; none asks for none.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a client must have one.
+    pub client_certificates: ClientCertificates,
+    /// Whose word on a client's address counts.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether those give it with the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Streams of one HTTP/2 connection at a time.
+    pub max_http2_streams: u32,
+    /// Invalid secrets a second that one address may present; 0 is any number.
+    pub max_invalid_keys: u32,
+    /// How often it is looked whether the keys of open requests still stand.
+    pub revocation_check: Duration,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
     /// Largest block of request headers, in bytes.
@@ -276,6 +297,10 @@ pub struct UsageConfig {
 pub struct EndUsersConfig {
     /// Most end users that are remembered without asking the store.
     pub cache_entries: usize,
+    /// What becomes of a new one while the store is gone.
+    pub when_store_is_gone: WhenStoreIsGone,
+    /// Most that are admitted without the store before it has heard of them.
+    pub unsettled_entries: usize,
 }
 
 /// `[log]`
@@ -287,6 +312,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Whether each request gets a line.
     pub access: bool,
+    /// Of so many requests one is written, and every failed one.
+    pub access_sample: u64,
 }
 
 /// `[node]`
@@ -366,6 +393,16 @@ words!(
 );
 
 words!(
+    /// Whether clients must have certificates, where they are asked for one.
+    ClientCertificates {
+        /// Those without are served as well.
+        Optional = "optional",
+        /// Those without are not served.
+        Required = "required",
+    }
+);
+
+words!(
     /// An algorithm of signatures.
     JwtAlgorithm {
         /// HMAC with SHA-256.
@@ -388,6 +425,16 @@ words!(
         Deny = "deny",
         /// Admit requests without counting.
         Allow = "allow",
+    }
+);
+
+words!(
+    /// What becomes of a new end user while the store is gone.
+    WhenStoreIsGone {
+        /// Refused, because nobody can tell whether there is room.
+        Refuse = "refuse",
+        /// Admitted, and settled when the store is back.
+        Admit = "admit",
     }
 );
 

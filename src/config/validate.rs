@@ -7,8 +7,8 @@ use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUserSource, JwtAlgorithm,
-    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
+    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig};
 use crate::policy::id::PlanId;
@@ -28,6 +28,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
+    listeners_go_together(&config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     counters_fit(&config.counters, reading);
@@ -48,11 +49,18 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
 
 fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Reading<'_>) {
     let mut seen: Vec<(String, SocketAddr)> = Vec::new();
-    let proxies =
-        proxy.listen.iter().enumerate().map(|(n, address)| (format!("proxy.listen[{n}]"), *address));
+    let lists = [
+        ("proxy.listen", &proxy.listen),
+        ("proxy.listen_tls", &proxy.listen_tls),
+        ("proxy.listen_h2c", &proxy.listen_h2c),
+    ];
+    let proxies = lists.into_iter().flat_map(|(list, addresses)| {
+        addresses.iter().enumerate().map(move |(n, address)| (format!("{list}[{n}]"), *address))
+    });
     for (path, address) in proxies.chain([("admin.listen".to_owned(), admin.listen)]) {
         if let Some((other, _)) = seen.iter().find(|(_, earlier)| collide(*earlier, address)) {
-            let uses = [&path, "proxy.listen", "admin.listen"];
+            let list = path.split('[').next().unwrap_or(&path);
+            let uses = [&path, list, "proxy.listen", "admin.listen"];
             reading.complain_of_conflict(&uses, format!("{address} is taken by {other}"));
         }
         seen.push((path, address));
@@ -138,6 +146,27 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
     ] {
         if name == other_name {
             reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));
+        }
+    }
+}
+
+fn listeners_go_together(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+    let required = proxy.client_certificates == ClientCertificates::Required;
+    for (lacks, what, needed) in [
+        (
+            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty(),
+            "proxy.listen_tls",
+            "proxy.certificates",
+        ),
+        (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
+        (
+            proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
+            "proxy.proxy_protocol",
+            "proxy.trusted_proxies",
+        ),
+    ] {
+        if lacks {
+            reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
         }
     }
 }

@@ -103,7 +103,7 @@ local subjects = {}
 for i = 1, #KEYS do
   local ledger = next_number() == 1 and next_spending() or nil
   local subject = read(KEYS[i], ledger)
-  if not subject then return { 2, i } end
+  if not subject then return { 2, i, now_us } end
   if subject.layout ~= LAYOUT then return redis.error_reply('KEYGATE layout ' .. tostring(subject.layout)) end
   if next_number() == 1 then
     local epoch = next_number()

@@ -107,7 +107,7 @@ impl World {
             let values: Vec<redis::Value> = both.query(&mut self.redis).expect("the script runs");
             match script::read(&values[0], ask, &subjects).expect("an answer of the script") {
                 Answer::Grant(grant, _) => return grant,
-                Answer::Unknown => {}
+                Answer::Unknown(_) => {}
             }
         }
         panic!("Redis was filled and does not know the key");
@@ -456,4 +456,20 @@ fn what_the_ledger_has_is_not_counted_twice() {
         "too young for the ledger"
     );
     assert_eq!(world.ask("b", 2, &told(START_US, -2)).left[0].1.units, 44);
+}
+
+/// While nodes are upgraded, scripts of two versions run side by side: they count in the same fields, and admit one limit.
+#[test]
+fn two_versions_of_the_script_admit_one_limit() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let versions = [world.script.clone(), format!("{}\n-- the next version", world.script)];
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let mut granted = 0;
+    for n in 0..60 {
+        world.script.clone_from(&versions[n % 2]);
+        granted += world.ask(["old", "new"][n % 2], 2, &plain_ask(&limits, 3, 4)).units;
+        world.now_us += 1_000;
+    }
+    assert_eq!(granted, 100);
 }

@@ -3,8 +3,9 @@
 //! Pure. Must not know: why Redis is gone, or how the number of nodes is known.
 //!
 //! *Invariant:* the shares of all nodes together are no more than what was left of the limit, if each knew the same. What
-//! a node cannot know, others' spending since it last heard, it takes to go on at the pace it had; the bound is what others
-//! spend faster than that in the moment before Redis goes, and, of a key not used here lately, what the ledger lacks.
+//! a node cannot know, others' spending since it last heard, it takes off: heard a moment ago, it was the pace they had; not
+//! heard for longer, it is all that the rate of the key allows, until the ledger has caught up. The bound is what others
+//! spend faster than they did in the moment before Redis goes, and what the ledger never tells because it is gone as well.
 
 use super::lease::LIFE;
 use crate::clock::Timestamp;
@@ -16,6 +17,8 @@ pub const WINDOWS: [Per; 5] = [Per::Minute, Per::Hour, Per::Day, Per::Month, Per
 /// The last of them.
 const TOTAL: usize = 4;
 const SECOND_NS: u64 = 1_000_000_000;
+/// For how long a word from Redis says at what pace others go.
+const FRESH_NS: u64 = 500_000_000;
 /// [`LIFE`] in ns.
 const LIFE_NS: u64 = LIFE.as_secs() * SECOND_NS + LIFE.subsec_nanos() as u64;
 
@@ -37,18 +40,22 @@ pub struct Known {
 /// The limits that one of `nodes` enforces by itself, counting its own spending, since it noticed at `noticed_ns` that Redis
 /// is gone.
 pub fn share(limits: &[Limit], nodes: u64, known: Option<&Known>, noticed_ns: u64, at: Timestamp) -> Limits {
-    let share_of =
-        |limit: &Limit| Limit { rule: share_of(limit.rule, nodes.max(1), known, noticed_ns, at), ..*limit };
-    limits.iter().map(share_of).collect()
+    let rate = limits.iter().find_map(|limit| match limit.rule {
+        Rule::Bucket { rate, burst } => Some((rate, burst)),
+        _ => None,
+    });
+    let unseen = known.map_or(0, |k| k.unseen(nodes, rate, noticed_ns));
+    let rule = |limit: &Limit| share_of(limit.rule, nodes.max(1), known, unseen, at);
+    limits.iter().map(|limit| Limit { rule: rule(limit), ..*limit }).collect()
 }
 
-fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, noticed_ns: u64, at: Timestamp) -> Rule {
+fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, unseen: u64, at: Timestamp) -> Rule {
     match rule {
         Rule::Bucket { rate, burst } => Rule::Bucket { rate: rate / nodes, burst: burst / nodes },
         Rule::InFlight { max } => Rule::InFlight { max: max / nodes },
         Rule::Window { per, max } => {
             let even = max / nodes;
-            let ceiling = known.and_then(|k| k.ceiling(per, max, nodes, noticed_ns, at));
+            let ceiling = known.and_then(|k| k.ceiling(per, max, nodes, unseen, at));
             Rule::Window { per, max: ceiling.map_or(even, |c| c.min(even)) }
         }
     }
@@ -99,24 +106,38 @@ impl Known {
     }
 
     /// Up to where this node's own spending may go; none when the window known of is over.
-    fn ceiling(&self, per: Per, max: u64, nodes: u64, noticed_ns: u64, at: Timestamp) -> Option<u64> {
+    fn ceiling(&self, per: Per, max: u64, nodes: u64, unseen: u64, at: Timestamp) -> Option<u64> {
         let window = WINDOWS.iter().position(|w| *w == per)?;
         if window_start(per, self.at) != window_start(per, at) {
             return None;
         }
-        let left = max.saturating_sub(self.used[window]).saturating_sub(self.unseen(nodes, noticed_ns));
+        let left = max.saturating_sub(self.used[window]).saturating_sub(unseen);
         Some(self.own[window].saturating_add(left / nodes))
     }
 
-    /// What others may have spent between the last word and the end of Redis.
-    fn unseen(&self, nodes: u64, noticed_ns: u64) -> u64 {
-        if nodes <= 1 || self.at_ns >= noticed_ns || self.others_per_s == 0 {
+    /// What others may have spent between the last word and the end of Redis, of a key that may spend `rate` and burst.
+    fn unseen(&self, nodes: u64, rate: Option<(u64, u64)>, noticed_ns: u64) -> u64 {
+        if nodes <= 1 || self.at_ns >= noticed_ns {
             return 0;
         }
-        let for_ns = noticed_ns - self.at_ns + 2 * LIFE_NS;
-        let units = u128::from(self.others_per_s) * u128::from(for_ns) / u128::from(SECOND_NS);
-        u64::try_from(units).unwrap_or(u64::MAX).saturating_add(1)
+        let for_ns = noticed_ns - self.at_ns;
+        let paced = if self.others_per_s == 0 {
+            0
+        } else {
+            in_time(self.others_per_s, for_ns.saturating_add(2 * LIFE_NS)).saturating_add(1)
+        };
+        match rate {
+            // Where nobody else ever spent anything, nobody is taken to have begun just now.
+            Some((rate, burst)) if for_ns > FRESH_NS && self.used[TOTAL] > self.own[TOTAL] => {
+                paced.max(in_time(rate, for_ns).saturating_add(burst))
+            }
+            _ => paced,
+        }
     }
+}
+
+fn in_time(per_s: u64, ns: u64) -> u64 {
+    u64::try_from(u128::from(per_s) * u128::from(ns) / u128::from(SECOND_NS)).unwrap_or(u64::MAX)
 }
 
 fn per_second(units: u64, ns: u64) -> u64 {
@@ -149,6 +170,31 @@ mod tests {
             }).sum();
             prop_assert!(after <= max, "{after} of {max}");
         }
+    }
+
+    /// Others go on at the pace they had until Redis is gone, or as fast as the rate allows where nothing was heard.
+    #[test]
+    fn what_others_may_have_spent_unseen_is_nobodys() {
+        let at = Timestamp::from_secs(1_764_000_000);
+        let rate = Limit { rule: Rule::Bucket { rate: 10, burst: 20 }, ..window(0)[0] };
+        let max_of = |known: &Known, noticed_ns| {
+            let limits = [rate, window(1_000)[0]];
+            let Rule::Window { max, .. } = share(&limits, 2, Some(known), noticed_ns, at)[1].rule else {
+                unreachable!()
+            };
+            max
+        };
+        let before = Known::new(at, 0, [500; 5], [0; 5], None);
+        // Forty in a tenth of a second: 400 per second, and a tenth of a second of leases may be under way.
+        let paced = Known::new(at, SECOND_NS / 10, [540; 5], [0; 5], Some(&before));
+        assert_eq!(paced.others_per_s, 400);
+        assert_eq!(max_of(&paced, SECOND_NS / 10), 230);
+        assert_eq!(max_of(&paced, SECOND_NS / 5), (460 - 81) / 2);
+        // Heard a minute ago: 600 and the burst may be gone. Settled by the ledger: nothing is.
+        assert_eq!(max_of(&before, 60 * SECOND_NS), 0);
+        assert_eq!(max_of(&before, 10 * SECOND_NS), (500 - 120) / 2);
+        let settled = Known::raised(Some(&before), [600; 5], [0; 5], u64::MAX, at);
+        assert_eq!(max_of(&settled, 60 * SECOND_NS), 200);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::place::{LinkError, RedisPlace};
 use super::script::{Heard, Subjects};
 use super::share::Known;
 use super::{Charge, Charged, Declined, Left, Refusal};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Now, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::limit::{Limit, LimitName};
@@ -25,23 +25,27 @@ use async_trait::async_trait;
 use dashmap::DashMap;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 /// The longest a request waits for Redis; 20 ms are promised, and a timer may fire a little late.
 pub const PATIENCE: Duration = Duration::from_millis(15);
-/// Most questions on their way at once.
-const CALLS_MAX: usize = 1_024;
+/// Most questions on their way at once: about as many as Redis answers while a request waits.
+const CALLS_MAX: usize = 128;
+/// Most of those that nobody waits for.
+const SETTLING_MAX: usize = 32;
 /// Most requests of one key that wait for one answer.
 const WAITING_MAX: usize = 8_192;
 /// A question without an answer for so long does not keep the next from being asked.
 const ABANDONED_AFTER: Duration = Duration::from_millis(100);
 /// How long a key that Redis chokes on is left alone.
 const BROKEN_FOR: Duration = Duration::from_secs(1);
+/// By how much two calendars may differ without anybody minding, in µs.
+const CALENDAR_OFF_MAX_US: u64 = 50_000;
 /// How far the ledger is behind at least, as far as anybody relies on it: a batch is written each 50 ms, if it goes well.
 const LEDGER_LAG: Duration = Duration::from_secs(2);
 
@@ -94,10 +98,13 @@ pub struct Leases {
     keys: DashMap<KeyId, Arc<Subject>>,
     workspaces: DashMap<WorkspaceId, OfWorkspace>,
     calls: Arc<Semaphore>,
+    settling: Arc<Semaphore>,
     /// Keys of which Redis will have to hear though nobody may ask.
     listed: Mutex<VecDeque<KeyId>>,
     /// How far the ledger was behind of late, in ns.
     lag_ns: AtomicU64,
+    /// By how much Redis's calendar is before this node's, in µs: windows are those of Redis, also while it is gone.
+    ahead_us: AtomicI64,
     me: Weak<Self>,
 }
 
@@ -179,10 +186,10 @@ enum Quick {
 }
 
 /// Why a question is asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Serve,
-    Settle,
+    /// Nobody waits; with the leave to ask all the same.
+    Settle(#[expect(dead_code, reason = "its end is what it is for")] OwnedSemaphorePermit),
 }
 
 impl Leases {
@@ -203,8 +210,10 @@ impl Leases {
             keys: DashMap::new(),
             workspaces: DashMap::new(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             listed: Mutex::default(),
             lag_ns: AtomicU64::new(nanos(LEDGER_LAG)),
+            ahead_us: AtomicI64::new(0),
             me: me.clone(),
         });
         io.spawn(link.keep(Arc::downgrade(&leases)));
@@ -236,7 +245,7 @@ impl Leases {
         match verdict {
             Verdict::Unit(mut unit) => match unit.0.take() {
                 Some((unit, left)) => {
-                    let taken = self.local.note(charge, self.config.clock.now());
+                    let taken = self.local.note(charge, self.now());
                     Ok(Charged { taken, unit: Some(unit), left, degraded: false })
                 }
                 None => Err(Declined::Unavailable),
@@ -333,6 +342,21 @@ impl Leases {
 
     fn now_ns(&self) -> u64 {
         self.config.clock.now().steady_ns
+    }
+
+    /// Now, on the calendar that Redis goes by.
+    fn now(&self) -> Now {
+        let now = self.config.clock.now();
+        let ahead_us = self.ahead_us.load(Ordering::Relaxed);
+        Now { wall: Timestamp::from_micros(now.wall.as_micros().saturating_add(ahead_us)), ..now }
+    }
+
+    /// Sets this node's calendar by an answer of Redis, unless it is right to within what an answer's way may take.
+    fn set_calendar(&self, redis_us: i64) {
+        let off_us = redis_us.saturating_sub(self.now().wall.as_micros());
+        if off_us.unsigned_abs() > CALENDAR_OFF_MAX_US {
+            self.ahead_us.fetch_add(off_us, Ordering::Relaxed);
+        }
     }
 }
 

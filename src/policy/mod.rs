@@ -18,3 +18,4 @@ pub mod limit;
 pub mod path;
 pub mod route;
 pub mod secret;
+pub mod source;

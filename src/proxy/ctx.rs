@@ -27,6 +27,8 @@ pub struct Ctx {
     pub lang: Lang,
     /// The client's address.
     pub address: IpAddr,
+    /// Whether the client's side of it is encrypted.
+    pub secure: bool,
     /// Where it came over.
     pub connection: Option<Arc<Connection>>,
     /// The route that matched.
@@ -43,6 +45,8 @@ pub struct Ctx {
     pub trip: Trip,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
+    /// Nanoseconds until it was decided.
+    pub own_ns: u64,
     /// What Keygate answered by itself.
     pub fault: Option<Fault>,
     _in_flight: InFlight,
@@ -61,6 +65,7 @@ impl Ctx {
             request_id: id_value(id),
             lang: Lang::En,
             address: IpAddr::from([0, 0, 0, 0]),
+            secure: false,
             connection: None,
             route: None,
             admission: None,
@@ -69,6 +74,7 @@ impl Ctx {
             body_bytes: 0,
             trip: Trip::default(),
             degraded: false,
+            own_ns: 0,
             fault: None,
             _in_flight: InFlight(in_flight),
         }
@@ -78,6 +84,9 @@ impl Ctx {
     pub fn client_fault(&self) -> Option<Denial> {
         match self.connection.as_ref()?.ends()? {
             End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
+            End::KeyGone => Some(Denial::KeyInvalid),
+            End::KeyInactive => Some(Denial::KeyInactive),
+            End::KeyExpired => Some(Denial::KeyExpired),
             End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }

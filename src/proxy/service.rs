@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use super::ctx::Ctx;
+use super::guesses::Guesses;
 use super::headers::{HeaderPolicy, Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
@@ -11,6 +12,7 @@ use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
+use crate::policy::source::TrustedProxies;
 use crate::store::Outcome;
 use crate::usage::Recorder;
 use async_trait::async_trait;
@@ -22,6 +24,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The proxy.
@@ -40,6 +43,12 @@ pub struct Proxy {
     pub headers: HeaderPolicy,
     /// Sizes and times.
     pub limits: ProxyLimits,
+    /// Wrong secrets, by address; none: any number is answered.
+    pub guesses: Option<Guesses>,
+    /// Lines of the access log so far, written or not.
+    pub accesses: AtomicU64,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted: Arc<TrustedProxies>,
     /// This node's name.
     pub node: Box<str>,
 }
@@ -55,14 +64,18 @@ pub struct ProxyLimits {
     pub uri_bytes: usize,
     /// Bytes of a body.
     pub body_bytes: u64,
+    /// How long a client may take none of what is written to one of its streams.
+    pub write_timeout: Duration,
     /// Bytes of a body that is read ahead.
     pub end_user_body_bytes: u64,
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
     /// Which header families tell what is left.
     pub families: Families,
-    /// Whether each request is logged.
+    /// Whether requests are logged.
     pub access_log: bool,
+    /// One of so many is, and every one that Keygate or the backend failed.
+    pub access_sample: u64,
 }
 
 #[async_trait]
@@ -82,7 +95,6 @@ impl ProxyHttp for Proxy {
         connection: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            ctx.address = connection.peer.ip();
             ctx.connection = Some(*connection);
         }
     }
@@ -94,8 +106,12 @@ impl ProxyHttp for Proxy {
         if ctx.body.is_none() {
             self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
         }
+        ctx.own_ns = own;
         match decided {
             Ok(admission) => {
+                if let Some(connection) = &ctx.connection {
+                    connection.serves(Some(Arc::clone(admission.entry())));
+                }
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
@@ -168,6 +184,7 @@ impl ProxyHttp for Proxy {
             admission,
             request_id: &ctx.request_id,
             address: ctx.address,
+            secure: ctx.secure,
             trace: ctx.id,
             keep_credential: route.keep_credential,
         };
@@ -194,6 +211,18 @@ impl ProxyHttp for Proxy {
         if ctx.body_bytes > self.limits.body_bytes {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
         }
+        if let Some(stream) = ctx.connection.as_ref().filter(|connection| connection.is_stream()) {
+            // A socket of its own would note this; a stream has none.
+            stream.read_goes_on(body.as_ref().map_or(0, Bytes::len));
+            if !end_of_stream {
+                stream.read_waits();
+            }
+        }
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Over HTTP/1.1 Pingora would write the end of a chunked body once for the empty part and once for the end,
+            // and the second would be taken for the next request on that connection.
+            *body = None;
+        }
         Ok(())
     }
 
@@ -215,6 +244,10 @@ impl ProxyHttp for Proxy {
         }
         if ctx.degraded {
             response.insert_header(DEGRADED.0, DEGRADED.1)?;
+        }
+        if response.status != StatusCode::CONTINUE {
+            let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
+            self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
         }
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());
@@ -282,7 +315,7 @@ impl ProxyHttp for Proxy {
         }
         ctx.admission = None;
         self.count(ctx, outcome, status);
-        if self.limits.access_log {
+        if self.limits.access_log && self.is_in_sample(status) {
             log_access(session, ctx, outcome, status, self.elapsed(ctx));
         }
     }
@@ -308,6 +341,11 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    fn is_in_sample(&self, status: u16) -> bool {
+        status >= 500
+            || self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.limits.access_sample)
+    }
+
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
         let class = match status {
             100..200 => "1xx",

@@ -4,11 +4,12 @@
 
 use super::fields::{Fields, int};
 use super::rollup::{Sketch, Tally};
+use super::{AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord};
 use super::{
-    AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord, LogCursor, LogPage,
+    LogCursor, NodeRow, PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version,
 };
-use super::{NodeRow, PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version};
 use super::{WorkspaceRecord, Written, rules};
+use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
 use crate::policy::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::policy::key::{Ceilings, Key, Plan};
@@ -74,6 +75,26 @@ pub(super) fn read_key_record(f: &mut Fields<'_>) -> Result<KeyRecord, StoreErro
         created_at: f.instant("created_at")?,
         updated_at: f.instant("updated_at")?,
     })
+}
+
+/// [`read_key_record`], or none when the row is not what it must be: a list shows the others.
+pub(super) fn sound_key_record(f: &mut Fields<'_>) -> Result<Option<KeyRecord>, StoreError> {
+    sound("keys", f, read_key_record)
+}
+
+/// What `read` makes of a row of `table`; none, and a line in the log, when the row is not what it must be.
+fn sound<T>(
+    table: &'static str,
+    f: &mut Fields<'_>,
+    read: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match read(f) {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(table, id = f.id_for_people(), why, "a row cannot be understood and is left out");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
 }
 
 // === tenants ===
@@ -316,18 +337,25 @@ pub(super) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> 
     })
 }
 
+/// [`read_usage`], or none when the row is not what it must be: the others are shown.
+pub(super) fn sound_usage(f: &mut Fields<'_>) -> Result<Option<UsageRecord>, StoreError> {
+    sound("usage", f, read_usage)
+}
+
 fn known_fault(name: &str) -> Result<Fault, StoreError> {
     Fault::from_name(name).ok_or_else(|| StoreError::Corrupt("denial is no known fault".into()))
 }
 
-/// The page of at most `limit` records out of `found`, which holds one more when anything follows.
-pub(super) fn log_page(mut found: Vec<UsageRecord>, limit: u32, total: Option<u64>) -> LogPage {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let last = found.last().filter(|_| more);
-    let next = last.map(|record| LogCursor { at: record.at, id: record.id });
-    LogPage { items: found, total, next }
+/// `at` and `id` of a usage record.
+pub(super) fn read_place(f: &mut Fields<'_>) -> Result<LogCursor, StoreError> {
+    let at = f.instant("at")?;
+    Ok(LogCursor { at, id: RequestId(f.uuid("id")?) })
+}
+
+/// `start` and `requests` of a day's roll-up. A figure that cannot be is none at all: then further days are looked at.
+pub(super) fn read_day(f: &mut Fields<'_>) -> Result<(Timestamp, u64), StoreError> {
+    let start = f.instant("start")?;
+    Ok((start, f.int("requests").unwrap_or(0)))
 }
 
 // === roll-ups ===

@@ -56,6 +56,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether a value of what was to be stored is the reason, and not the store: without it the call would succeed.
+    pub const fn is_content(&self) -> bool {
+        matches!(self, Self::Invalid { .. })
+    }
+
     /// Whether the same call may succeed later without anybody changing it.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))

@@ -9,6 +9,7 @@
 mod decode;
 mod error;
 mod fields;
+mod logs;
 pub mod migrate;
 mod node;
 mod past;
@@ -226,6 +227,17 @@ pub trait EndUsers: Send + Sync + 'static {
         &self,
         workspace: &WorkspaceId,
         other_id: &str,
+        at: Timestamp,
+    ) -> Result<EndUserAdmission, StoreError> {
+        self.admit_end_user_as(workspace, other_id, EndUserId::new(at), at).await
+    }
+
+    /// The same, for one who is called `id` if it is new.
+    async fn admit_end_user_as(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        id: EndUserId,
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError>;
 

@@ -141,6 +141,8 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Items on all pages.
     pub total: u64,
+    /// Rows of this page that could not be understood and are left out.
+    pub passed_over: u64,
 }
 
 /// A plan at rest.
@@ -475,9 +477,21 @@ pub struct LogPage {
     /// The records, newest first.
     pub items: Vec<UsageRecord>,
     /// Records that fit the filter; none when the part was asked for by cursor.
-    pub total: Option<u64>,
-    /// Where the next part begins; none at the end.
+    pub total: Option<LogTotal>,
+    /// Where the next part begins; none at the end. A search that has looked at as many records as one call may ends
+    /// here too, with fewer items than were asked for or none at all.
     pub next: Option<LogCursor>,
+    /// Rows that could not be understood and are left out.
+    pub passed_over: u64,
+}
+
+/// How many records fit a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogTotal {
+    /// So many, or at least so many.
+    pub records: u64,
+    /// Whether all were counted.
+    pub is_exact: bool,
 }
 
 // === audit ===
@@ -562,6 +576,21 @@ impl KeyStats {
             tokens_used: life.tokens,
             response_time: life.quantiles(),
         }
+    }
+}
+
+impl<T> Page<T> {
+    /// A page of rows that were all understood.
+    pub fn whole(items: Vec<T>, total: u64) -> Self {
+        Self { items, total, passed_over: 0 }
+    }
+
+    /// A page without the rows that could not be understood, which are none.
+    pub(super) fn sound(rows: Vec<Option<T>>, total: u64) -> Self {
+        let found = rows.len();
+        let items: Vec<T> = rows.into_iter().flatten().collect();
+        let passed_over = u64::try_from(found - items.len()).unwrap_or(u64::MAX);
+        Self { items, total, passed_over }
     }
 }
 

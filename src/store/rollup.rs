@@ -7,7 +7,7 @@ use super::record::{Outcome, SpentBy, UsageRecord};
 use crate::clock::Timestamp;
 use crate::policy::key::Per;
 use crate::policy::limit::window_start;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Mean and quantiles of response times, in µs. All zero when there were no requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -98,15 +98,20 @@ const LAYOUT: u8 = 1;
 /// The largest sum, which both backends' 64-bit integers hold.
 const SUM_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// What `records` come to: for each key and each workspace one tally of every width.
+/// What `records` come to: for each key and each workspace one tally of every width. Each record is looked at once, for
+/// its minute; the wider windows are made from the minutes within them.
 pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<Window, Tally> {
-    let mut windows = BTreeMap::new();
+    let mut minutes = HashMap::<_, Tally>::new();
     for record in records {
-        let subjects = [SpentBy::Key(record.api_key_id), SpentBy::Workspace(record.workspace_id.clone())];
-        for subject in subjects {
+        let minute = (record.api_key_id, &record.workspace_id, Width::Minute.start(record.at));
+        minutes.entry(minute).or_default().add(record);
+    }
+    let mut windows = BTreeMap::new();
+    for ((key, workspace, minute), tally) in minutes {
+        for subject in [SpentBy::Key(key), SpentBy::Workspace(workspace.clone())] {
             for width in Width::ALL {
-                let window = Window { subject: subject.clone(), width, start: width.start(record.at) };
-                windows.entry(window).or_insert_with(Tally::default).add(record);
+                let window = Window { subject: subject.clone(), width, start: width.start(minute) };
+                windows.entry(window).or_insert_with(Tally::default).merge(&tally);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Pure; must not know SQL. Backends read the record, ask here what becomes of it, and write the answer.
 
 use super::{Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError};
-use super::{WorkspacePatch, WorkspaceRecord};
+use super::{UsageRecord, WorkspacePatch, WorkspaceRecord};
 use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scope, Scopes};
@@ -224,6 +224,39 @@ pub(super) fn check_text(field: &'static str, text: &str) -> Result<(), StoreErr
         return Err(StoreError::Invalid { field, why: "must not contain the character NUL".into() });
     }
     Ok(())
+}
+
+/// Longest endpoint of a usage record, in bytes. An index holds it: PostgreSQL's hold entries of 2 704 bytes.
+const ENDPOINT_MAX: usize = 2_048;
+/// Longest of its other texts, in bytes.
+const USAGE_TEXT_MAX: usize = 512;
+
+/// Makes a usage record fit for every store, whatever is in it: what came in over the wire must never keep it out. Texts
+/// are cut at a character, NUL becomes U+FFFD, an instant outside 1970 to 9999 the nearest inside. The same record always
+/// becomes the same.
+pub(super) fn fit(record: &mut UsageRecord) {
+    record.at = record.at.clamp(Timestamp::default(), Timestamp::MAX);
+    fit_text(&mut record.endpoint, ENDPOINT_MAX);
+    let others = [
+        &mut record.request_id,
+        &mut record.method,
+        &mut record.route,
+        &mut record.user_agent,
+        &mut record.upstream,
+        &mut record.node,
+    ];
+    for text in others {
+        fit_text(text, USAGE_TEXT_MAX);
+    }
+}
+
+fn fit_text(text: &mut Box<str>, max: usize) {
+    if text.contains('\0') {
+        *text = without_nul(text).into();
+    }
+    if text.len() > max {
+        *text = text[..text.floor_char_boundary(max)].into();
+    }
 }
 
 /// Texts of the ledger come from the wire; a record must never be refused for one, so a NUL becomes U+FFFD.

@@ -77,7 +77,11 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> (Vec<Duration>, 
     let node = Arc::new(Setup { clock, ..Setup::of(1) }.node("n", proxy.address).await);
     let keys: Vec<TestKey> = (0..KEYS).map(|_| TestKey::window(Per::Total, 1_000_000)).collect();
     for key in &keys {
-        assert!(!key.charge(&node).await.expect("admitted").degraded(), "{name}: before");
+        // On a busy machine an answer may be late.
+        while key.charge(&node).await.expect("admitted").degraded() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{name}: before");
+            tokio::task::yield_now().await;
+        }
     }
     tokio::time::pause();
     proxy.set(mode);
@@ -104,10 +108,10 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> (Vec<Duration>, 
     (all, node)
 }
 
-/// Sixty keys' worth of tasks for four thousand keys would be few; one per request would be many. There is a bound.
+/// However many keys are asked for while Redis hangs, so many questions are on their way and no more.
 #[test]
 fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
-    const ASKED_MAX: usize = 4_000;
+    const KEYS_MAX: usize = 4_000;
     let server = RedisServer::start();
     let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let setup = Setup { io: Some(io.handle().clone()), ..Setup::of(1) };
@@ -117,7 +121,7 @@ fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
     let most = test.block_on(async {
         let mut most = 0;
         let mut tasks = Vec::new();
-        for n in 0..ASKED_MAX {
+        for n in 0..KEYS_MAX {
             let (node, key) = (Arc::clone(&node), TestKey::window(Per::Total, 1_000_000));
             tasks.push(tokio::spawn(async move {
                 for _ in 0..3 {
@@ -135,7 +139,7 @@ fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
         }
         most
     });
-    assert!(most <= 1_024 + 16, "{most} tasks for {ASKED_MAX} keys");
+    assert!(most <= 128 + 16, "{most} tasks for {KEYS_MAX} keys");
     server.signal("-CONT");
     let healed = Instant::now();
     let key = TestKey::window(Per::Total, 1_000_000);

@@ -49,8 +49,8 @@ impl RedisServer {
 
     /// `-STOP` or `-CONT`.
     pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
-        assert!(sent.expect("kill").success());
+        let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", self.process.id())]).status();
+        assert!(sent.expect("a shell").success());
     }
 
     /// Ends the server as a crash does and starts an empty one in its place.

@@ -165,6 +165,11 @@ fn half_a_file_or_one_of_another_pepper_is_refused() {
     }
     assert_eq!(there.done(&["keys", "list", "--all"]), "", "nothing of them was used");
 
+    // What is not as it was written is refused by its line, and the rest is taken.
+    let odd = whole.replacen("{\"key\":{", "{\"key\":5,\"was\":{", 1);
+    there.write("odd.jsonl", &odd);
+    says(&there.fails(1, &["import", "odd.jsonl"]), &["key: must be an object", "2 keys", "refused: 1"]);
+
     let stranger = Installation::new();
     stranger.write("all.jsonl", &whole);
     let refused = stranger.fails(1, &["import", "all.jsonl"]);

@@ -11,6 +11,8 @@
 #[path = "../counters/chaos.rs"]
 mod chaos;
 mod cluster;
+mod disk;
+mod end_users;
 mod feed;
 mod ordinary;
 #[expect(dead_code, reason = "the store's own tests use more of it")]
@@ -19,6 +21,8 @@ mod private_postgres;
 #[path = "../counters/redis.rs"]
 #[expect(dead_code, reason = "the counters' own tests use more of it")]
 mod redis;
+mod rows;
+mod schema;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;

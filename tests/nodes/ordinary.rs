@@ -1,6 +1,6 @@
 //! Several nodes on one PostgreSQL database: what one is told the others know, and none needs the database to serve.
 
-use crate::cluster::{Pair, node, pair, pair_with, wait};
+use crate::cluster::{Pair, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;
 use crate::support::{Gateway, Key, Origin, Request, eventually_true};
 use serde_json::{Value, json};
@@ -167,4 +167,30 @@ fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
     assert_eq!(admitted, 57);
     assert_eq!(admitted_by(&pair, &key, 100), 0);
     eventually_true("the ledger says the same", || pair.first.stats(&key)["quota_used"] == json!(57));
+}
+
+#[test]
+fn a_node_believes_only_the_server_that_its_url_names() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store_behaviours/certificates");
+    let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+    let mut server = Server::start();
+    let plain = wait(server.database());
+    server.stop();
+    server.use_certificate(&read("server.crt"), &read("server.key"));
+    server.start_again();
+    let verified =
+        plain.replace("sslmode=disable", &format!("sslmode=verify-full&sslrootcert={folder}/root.crt"));
+    let Pair { first, second, _origin } = pair(&verified);
+    let key = first.create_key(json!({}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    let clear = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                     WHERE application_name = 'keygate' AND NOT ssl";
+    assert_eq!(number(&plain, clear), 0, "the one that listens is no exception");
+    // The certificate has no such name on it.
+    let other = tempfile::tempdir().unwrap();
+    let url = verified.replace("127.0.0.1", "localhost");
+    crate::support::write_config(other.path(), &format!("[store]\nurl = \"{url}\"\n"));
+    let told = crate::support::keygate(other.path(), &["run", "--config", "keygate.toml"]);
+    assert!(told.code.is_some_and(|code| code != 0), "{told:?}");
+    assert!(told.stderr.contains("the database's TLS certificate is not acceptable"), "{told:?}");
 }

@@ -3,6 +3,7 @@
 
 use crate::chaos::Mode;
 use crate::cluster::{Line, Pair, number, pair_with, sql, wait};
+use crate::disk::Disk;
 use crate::private_postgres::Server;
 use crate::support::{Gateway, Key, Request, eventually_true};
 use serde_json::json;
@@ -319,4 +320,69 @@ fn read_only() {
     let told = stand.endure(Admin::Reads, &[503]);
     turn("off");
     stand.recover(&told);
+}
+
+#[test]
+fn full() {
+    let server = Server::start();
+    let disk = wait(Disk::with_database(&server));
+    let stand = Stand::at(disk.url().to_owned(), "");
+    disk.fill();
+    // There is a little room left in what the tables have already.
+    let full = (0..2_000).find(|n| stand.create(0, format!("until it is full {n}")).status == 503);
+    assert!(full.is_some(), "it never is full");
+    let told = stand.endure(Admin::Maybe, &[200, 503]);
+    disk.make_room();
+    stand.recover(&told);
+    drop(stand);
+}
+
+/// Resident memory of a node, in KiB.
+fn resident(node: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.ready["pid"])).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn thousands_of_requests_while_it_hangs_cost_no_memory_and_are_all_kept() {
+    const CLIENTS: usize = 4;
+    const REQUESTS: usize = 1_000;
+    /// What the records of all that may take, and what allocators keep.
+    const GROWTH_MAX: u64 = 48 * 1_024;
+    let stand = Stand::on(Server::shared());
+    let crowd = |names: &str| {
+        std::thread::scope(|scope| {
+            for at in [0, 1] {
+                for client in 0..CLIENTS {
+                    let stand = &stand;
+                    scope.spawn(move || {
+                        let mut connection = stand.node(at).connect();
+                        for n in 0..REQUESTS {
+                            let request = Request::get("/v1/app/x").bearer(&stand.key.secret);
+                            // One in ten is for somebody new.
+                            let is_new = n % 10 == 0;
+                            let name = format!("{names} {client} {n}");
+                            let request =
+                                if is_new { request.header("X-End-User-Id", &name) } else { request };
+                            let status = connection.call(&request).status;
+                            assert!(status == 200 || (is_new && status == 503), "{status}");
+                        }
+                        stand.sent[at].fetch_add(REQUESTS as u64, Ordering::Relaxed);
+                    });
+                }
+            }
+        });
+    };
+    crowd("before");
+    let before = [0, 1].map(|at| resident(stand.node(at)));
+    stand.lines(Mode::Hang);
+    crowd("during");
+    for at in [0, 1] {
+        let grown = resident(stand.node(at)).saturating_sub(before[at]);
+        assert!(grown <= GROWTH_MAX, "{grown} KiB more");
+        assert!(stand.node(at).accounts().on_the_way > 0, "it waits");
+    }
+    stand.lines(Mode::Pass);
+    stand.recover(&[]);
 }

@@ -110,6 +110,10 @@ macro_rules! behaviours {
                 an_overlapping_batch_counts_once
                 records_read_back_exactly
                 numbers_too_large_are_cut_and_nul_is_replaced
+                nothing_in_a_record_keeps_it_out
+                totals_of_a_range_are_exact_to_the_microsecond
+                a_key_that_was_idle_for_years_is_read_like_any_other
+                a_search_looks_only_so_far_and_says_so
                 a_key_without_usage_has_zeroes
                 stats_count_by_outcome
                 response_times_are_of_answers_only

@@ -21,6 +21,8 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     user: Option<(u32, u32)>,
     keeper: Option<Child>,
+    /// Settings that go before the usual ones.
+    settings: &'static str,
 }
 
 /// The role that owns everything.
@@ -53,6 +55,11 @@ impl Server {
 
     /// Another one, for a test that stops, freezes or breaks it.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Another one with further settings, as `-c name=value`.
+    pub(crate) fn start_with(settings: &'static str) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("keygate-pg-").tempdir().unwrap().keep();
         let user = unprivileged();
@@ -61,7 +68,7 @@ impl Server {
             chown(&folder, Some(uid), Some(gid)).unwrap();
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = Self { programs, folder, port, user, keeper: None };
+        let mut server = Self { programs, folder, port, user, keeper: None, settings };
         server.initialise();
         server.start_again();
         server
@@ -70,8 +77,13 @@ impl Server {
     /// Starts a server that was stopped, at the same place with the same data.
     pub(crate) fn start_again(&mut self) {
         assert!(self.keeper.is_none(), "it runs");
-        let options =
-            format!("-p {} -k {} {SETTINGS} {}", self.port, self.folder.display(), self.tls_settings());
+        let options = format!(
+            "-p {} -k {} {SETTINGS} {} {}",
+            self.port,
+            self.folder.display(),
+            self.tls_settings(),
+            self.settings
+        );
         let mut shell = self.command(Path::new("/bin/sh"));
         shell.args(["-c", KEEPER, "sh"]).arg(&self.programs).arg(&self.folder).arg(options);
         let mut keeper = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

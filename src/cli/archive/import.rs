@@ -71,8 +71,8 @@ fn is_whole(file: &Path) -> Result<u64, Failure> {
         if end.is_some() {
             return Err(refused("goes on after its end"));
         }
-        match Thing::ALL.iter().position(|thing| row.contains_key(thing.name())) {
-            Some(thing) => counts[thing] += 1,
+        match Thing::of(&row) {
+            Some(thing) => counts[thing as usize] += 1,
             None => end = row.get("end").cloned(),
         }
     }
@@ -113,22 +113,20 @@ impl Import<'_> {
         for line in lines(file)? {
             let (n, mut row) = line?;
             self.keys.progress.inc(1);
-            let mut take = |thing: Thing| match row.remove(thing.name()) {
-                Some(Value::Object(fields)) => Some(fields),
-                _ => None,
+            // The head and the end have been read already.
+            let Some(thing) = Thing::of(&row) else { continue };
+            let Some(Value::Object(fields)) = row.remove(thing.name()) else {
+                self.keys.refuse(n, &format!("{}: must be an object", thing.name()));
+                continue;
             };
-            if let Some(plan) = take(Thing::Plan) {
-                self.plan(plan).map_err(|why| at(file, n, &why))?;
-            } else if let Some(workspace) = take(Thing::Workspace) {
-                self.workspace(workspace).map_err(|why| at(file, n, &why))?;
-            } else if let Some(key) = take(Thing::Key) {
-                self.keys.add(n, Ok(key))?;
-            } else if let Some(user) = take(Thing::EndUser) {
-                self.keys.store()?;
-                match end_user(&user) {
+            match thing {
+                Thing::Plan => self.plan(fields).map_err(|why| at(file, n, &why))?,
+                Thing::Workspace => self.workspace(fields).map_err(|why| at(file, n, &why))?,
+                Thing::Key => self.keys.add(n, Ok(fields))?,
+                Thing::EndUser => match end_user(&fields) {
                     Ok(user) => self.end_user(user)?,
                     Err(why) => self.keys.refuse(n, &why),
-                }
+                },
             }
         }
         self.keys.store()?;

@@ -9,6 +9,8 @@ mod import;
 pub(super) use export::{ExportArgs, run as export};
 pub(super) use import::{ImportArgs, run as import};
 
+use serde_json::{Map, Value};
+
 /// The number of the format; a file with another is refused.
 const FORMAT: u64 = 1;
 
@@ -24,6 +26,11 @@ enum Thing {
 impl Thing {
     /// In the order of the file: each refers to those before it.
     const ALL: [Self; 4] = [Self::Plan, Self::Workspace, Self::Key, Self::EndUser];
+
+    /// What a line is about; none of the head and the end.
+    fn of(line: &Map<String, Value>) -> Option<Self> {
+        Self::ALL.into_iter().find(|thing| line.contains_key(thing.name()))
+    }
 
     const fn name(self) -> &'static str {
         match self {

@@ -33,7 +33,7 @@ impl Leases {
         let (taken, left) = match self.config.on_failure {
             OnFailure::Deny => return Err(Declined::Unavailable),
             OnFailure::Allow => {
-                let now = self.config.clock.now();
+                let now = self.now();
                 (self.local.note(charge, now), subject.lock().lease.left(now.steady_ns))
             }
             OnFailure::Share => {
@@ -42,7 +42,7 @@ impl Leases {
                 shared.map_err(|refusal| Declined::Limit { refusal, degraded: true })?
             }
         };
-        let now = self.config.clock.now();
+        let now = self.now();
         let at_us = subject.lock().lease.owe(now.steady_ns, now.wall);
         subject.list();
         let unit = Unit { subject: Arc::clone(subject), at_us, ended: false };
@@ -51,7 +51,7 @@ impl Leases {
 
     /// Charges this node's share of every limit.
     fn share(&self, subject: &Subject, charge: &Charge<'_>) -> Result<(Taken, Left), Box<Refusal>> {
-        let now = self.config.clock.now();
+        let now = self.now();
         let nodes = self.nodes();
         let (known, since_ns, noticed_ns) = {
             let state = subject.lock();
@@ -141,7 +141,7 @@ impl Leases {
     }
 
     async fn read_ledger(&self, subject: &Subject, counted: bool, settled: bool) {
-        let asked = self.config.clock.now();
+        let asked = self.now();
         let workspace = counted.then_some(&subject.workspace);
         let Some(rows) = self.rows(subject.key, workspace, asked.wall).await else { return };
         // So much it knows for certain; everything, once it has caught up.
@@ -169,8 +169,7 @@ impl Leases {
     }
 
     /// What the ledger knows of those that Redis does not know.
-    pub(super) async fn ledgered(&self, subjects: &Subjects<'_>) -> Option<Ledgered> {
-        let at = self.config.clock.now().wall;
+    pub(super) async fn ledgered(&self, subjects: &Subjects<'_>, at: Timestamp) -> Option<Ledgered> {
         let (workspace, counted) = subjects.workspace;
         let rows = self.rows(subjects.key, counted.then_some(workspace), at).await?;
         Some(Ledgered { at, rows })

@@ -62,8 +62,8 @@ impl Leases {
                 }
                 state.waiting.retain(|w| !w.is_closed());
                 let waiting = u64::try_from(state.waiting.len()).unwrap_or(u64::MAX);
-                let ask = match (purpose, waiting) {
-                    (Purpose::Settle, 0) if first => {
+                let ask = match (&purpose, waiting) {
+                    (Purpose::Settle(_), 0) if first => {
                         let tell = state.untold;
                         state.lease.settle(tell, now_ns)
                     }
@@ -94,8 +94,8 @@ impl Leases {
         let server = self.link.server();
         let subjects = self.subjects(subject, ask, &server);
         let answer = match self.call(subject.part, &subjects, ask, None).await? {
-            Answer::Unknown => {
-                let ledger = self.ledgered(&subjects).await.ok_or(Failed::Unheard)?;
+            Answer::Unknown(at) => {
+                let ledger = self.ledgered(&subjects, at).await.ok_or(Failed::Unheard)?;
                 self.call(subject.part, &subjects, ask, Some(&ledger)).await?
             }
             known @ Answer::Grant(..) => known,
@@ -147,6 +147,7 @@ impl Leases {
         let on_time = state.turn == turn;
         let more = match answer {
             Ok((grant, heard)) if on_time => {
+                self.set_calendar(grant.now_us);
                 state.lease.answer(ask, &grant, sent_ns, now_ns);
                 self.learn(subject, &mut state, &heard, now_ns);
                 state.outage = None;

@@ -2,7 +2,7 @@
 //!
 //! Must not know: requests. When Redis is gone, all of it waits.
 
-use super::{LEDGER_LAG, Leases, Purpose, nanos};
+use super::{LEDGER_LAG, Leases, Purpose, Subject, nanos};
 use crate::policy::id::KeyId;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 /// How often what is unspent is looked through.
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
-/// Most keys settled in one sweep: when Redis comes back, it is not run over.
-const SWEPT_MAX: usize = 256;
+/// Most keys looked through in one sweep.
+const SWEPT_MAX: usize = 4_096;
 /// How long before Redis was lost it must have told something for it to hear that again. By then the ledger has the rest.
 const TOLD_BEFORE: Duration = Duration::from_secs(10);
 /// How long the last give-back may take.
@@ -39,12 +39,9 @@ impl Leases {
         }
     }
 
-    /// Settles the keys that nobody asked for lately, first come first served.
-    fn settle(&self) {
-        if !self.link.is_up() {
-            return;
-        }
-        let now_ns = self.now_ns();
+    /// Settles the keys that nobody asked for lately, first come first served, a few at a time: those that wait go first,
+    /// and a Redis that has just come back is not run over.
+    async fn settle(&self) {
         let listed: Vec<KeyId> = {
             let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             let some = all.len().min(SWEPT_MAX);
@@ -53,16 +50,22 @@ impl Leases {
         for key in listed {
             let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
             subject.listed.store(false, Ordering::Release);
-            let mut state = subject.lock();
-            let asked = self.can_ask(&subject, &state, now_ns)
-                && !state.is_asking(now_ns)
-                && (state.untold || state.lease.is_due(now_ns))
-                && self.begin(&subject, &mut state, Purpose::Settle, now_ns);
-            drop(state);
-            if !asked {
-                subject.list();
+            if self.is_due(&subject) && self.link.is_up() {
+                // Never closed.
+                let Ok(leave) = Arc::clone(&self.settling).acquire_owned().await else { return };
+                let now_ns = self.now_ns();
+                let mut state = subject.lock();
+                if self.can_ask(&subject, &state, now_ns) && !state.is_asking(now_ns) {
+                    self.begin(&subject, &mut state, Purpose::Settle(leave), now_ns);
+                }
             }
+            subject.list();
         }
+    }
+
+    fn is_due(&self, subject: &Subject) -> bool {
+        let state = subject.lock();
+        state.untold || state.lease.is_due(self.now_ns())
     }
 }
 
@@ -105,6 +108,6 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
         if leases.link.is_up() {
             well_ns = leases.link.last_well_ns();
         }
-        leases.settle();
+        leases.settle().await;
     }
 }

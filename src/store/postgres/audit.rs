@@ -66,7 +66,7 @@ impl Audit for PgStore {
         page: PageRequest,
     ) -> Result<Page<AuditRecord>, StoreError> {
         if rules::hold_nul([filter.action.as_deref(), filter.target.as_deref()]) {
-            return Ok(Page { items: Vec::new(), total: 0 });
+            return Ok(Page::whole(Vec::new(), 0));
         }
         let (workspace, filter) = (workspace.cloned(), filter.clone());
         self.read(move |tx| Box::pin(async move { list(tx, workspace.as_ref(), &filter, page).await })).await
@@ -89,5 +89,5 @@ async fn list(
     let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
         &[&scope, &filter.action, &filter.target, &from, &to, &limit, &offset];
     let items = tx.all(select, values, read_audit).await?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }

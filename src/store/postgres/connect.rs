@@ -54,7 +54,8 @@ pub(super) fn config(url: &PostgresUrl, options: &PgOptions, statement_timeout: 
     config.keepalives_interval(KEEPALIVE_EVERY).keepalives_retries(KEEPALIVE_TRIES);
     // Set before the first statement, so that none is without them.
     config.options(format!(
-        "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+        // No statement of ours is worth being compiled: that alone takes longer than any of them may.
+        "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} -c jit=off",
         statement_timeout.as_millis(),
         statement_timeout.as_millis(),
         IDLE_IN_TRANSACTION.as_millis()

@@ -13,10 +13,11 @@ use serde_json::json;
 
 #[async_trait]
 impl EndUsers for PgStore {
-    async fn admit_end_user(
+    async fn admit_end_user_as(
         &self,
         workspace: &WorkspaceId,
         other_id: &str,
+        id: EndUserId,
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError> {
         rules::check_text("other_id", other_id)?;
@@ -30,9 +31,10 @@ impl EndUsers for PgStore {
         }
         self.write_again(move |tx| {
             let (workspace, other_id) = (workspace.clone(), other_id.clone());
-            Box::pin(async move { admit(tx, &workspace, &other_id, at).await })
+            Box::pin(async move { admit(tx, &workspace, &other_id, id, at).await })
         })
         .await
+        .map_err(|broken| broken.error)
     }
 
     async fn restore_end_users(
@@ -52,7 +54,7 @@ impl EndUsers for PgStore {
         page: PageRequest,
     ) -> Result<Page<EndUserRecord>, StoreError> {
         if rules::hold_nul([other_id]) {
-            return Ok(Page { items: Vec::new(), total: 0 });
+            return Ok(Page::whole(Vec::new(), 0));
         }
         let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
         self.read(move |tx| {
@@ -92,6 +94,7 @@ async fn admit(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
     other_id: &str,
+    id: EndUserId,
     at: Timestamp,
 ) -> Result<EndUserAdmission, StoreError> {
     let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
@@ -106,7 +109,6 @@ async fn admit(
     }
     let room = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = $1";
     tx.execute(room, &[&workspace.as_str()]).await?;
-    let id = EndUserId::new(at);
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
     tx.execute(insert, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await?;
     Ok(EndUserAdmission::Admitted(id))
@@ -177,7 +179,7 @@ async fn named(
     let found = tx.one(sql, &[&workspace.as_str(), &other_id], read_end_user).await?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 async fn list(
@@ -194,7 +196,7 @@ async fn list(
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], read_end_user).await?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 async fn end_user_record(

@@ -20,6 +20,12 @@ pub(super) fn is_conflict(error: &Error) -> bool {
     matches!(error.code(), Some(code) if is_conflict_code(code))
 }
 
+/// Whether the server refused a value: what was to be stored, not how or when.
+pub(super) fn is_content(error: &Error) -> bool {
+    // The classes "data exception", "integrity constraint violation" and "program limit exceeded".
+    matches!(error.code().and_then(|code| code.code().get(..2)), Some("22" | "23" | "54"))
+}
+
 /// Why there is no connection.
 pub(super) fn of_pool(error: &PoolError) -> StoreError {
     let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());

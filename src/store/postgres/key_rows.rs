@@ -5,7 +5,7 @@ use super::tx::Tx;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::KeyType;
-use crate::store::decode::{key_columns, key_record_columns, read_key_record};
+use crate::store::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
 use crate::store::fields::int;
 use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version, rules};
 use serde_json::json;
@@ -62,8 +62,8 @@ pub(super) async fn list(
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let values: &[&(dyn ToSql + Sync)] =
         &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &limit, &offset];
-    let items = tx.all(select, values, read_key_record).await?;
-    Ok(Page { items, total })
+    let items = tx.all(select, values, sound_key_record).await?;
+    Ok(Page::sound(items, total))
 }
 
 pub(super) async fn insert(

@@ -47,7 +47,7 @@ impl Keys for PgStore {
         page: PageRequest,
     ) -> Result<Page<KeyRecord>, StoreError> {
         if rules::hold_nul([filter.resource_id.as_deref(), filter.search.as_deref()]) {
-            return Ok(Page { items: Vec::new(), total: 0 });
+            return Ok(Page::whole(Vec::new(), 0));
         }
         let (workspace, filter) = (workspace.clone(), filter.clone());
         self.read(move |tx| Box::pin(async move { list(tx, &workspace, &filter, page).await })).await

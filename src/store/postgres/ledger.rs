@@ -1,27 +1,33 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
+use super::copy::Rows;
+use super::partitions::day_of;
 use super::tx::Tx;
-use super::{PgStore, StoreError, rollups};
+use super::{Broken, PgStore, StoreError, logs, rollups};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::decode::{self, read_usage, usage_columns};
-use crate::store::fields::int;
+use crate::store::decode::usage_columns;
+use crate::store::fields::{Fields, int};
+use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
-use crate::store::rules::{self, without_nul};
-use crate::store::{KeyStats, Ledger, LogCursor, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
+use crate::store::rules;
+use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
 use crate::store::{UsagePoint, UsageRange, UsageRecord};
 use async_trait::async_trait;
-use std::borrow::Cow;
+use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
+
+/// Bytes of a usual record on its way.
+const ROW_BYTES: usize = 512;
 
 /// What the ledger needs of a key whose usage may be seen.
 struct Owned {
     quota_limit: Option<u64>,
+    kept_from: Timestamp,
 }
 
 #[async_trait]
@@ -30,15 +36,22 @@ impl Ledger for PgStore {
         if records.is_empty() {
             return Ok(0);
         }
-        // In one order on every node, so that two that bring the same records wait in one direction only.
         let mut records = records.to_vec();
+        records.iter_mut().for_each(rules::fit);
+        // In one order on every node, so that two that bring the same records wait in one direction only.
         records.sort_by_key(|record| record.id);
+        self.make_days(records.iter().map(|record| day_of(record.at))).await;
         let records: Arc<[UsageRecord]> = records.into();
-        self.write_again(move |tx| {
-            let records = Arc::clone(&records);
-            Box::pin(async move { append(tx, &records).await })
+        let appended = self
+            .write_again(move |tx| {
+                let records = Arc::clone(&records);
+                Box::pin(async move { append(tx, &records).await })
+            })
+            .await;
+        appended.map_err(|Broken { error, is_content, .. }| {
+            let why = || StoreError::Invalid { field: "usage record", why: error.to_string() };
+            if is_content { why() } else { error }
         })
-        .await
     }
 
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {
@@ -85,13 +98,16 @@ impl Ledger for PgStore {
         filter: &LogFilter,
         page: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError> {
-        let (workspace, filter) = (workspace.clone(), filter.clone());
+        let (workspace, mut filter) = (workspace.clone(), filter.clone());
+        if rules::hold_nul([filter.endpoint.as_deref()]) {
+            // It is nowhere, and the server would not even take it: no record is of the year 10000.
+            filter = LogFilter { from: Some(Timestamp::from_micros(i64::MAX)), ..LogFilter::default() };
+        }
         self.read(move |tx| {
             Box::pin(async move {
-                if owned(tx, &workspace, id).await?.is_none() {
-                    return Ok(None);
-                }
-                log_page(tx, &workspace, id, &filter, &page).await.map(Some)
+                let Some(Owned { kept_from, .. }) = owned(tx, &workspace, id).await? else { return Ok(None) };
+                let search = Search::new(&filter, &page, kept_from);
+                logs::page(tx, &workspace, id, &search).await.map(Some)
             })
         })
         .await
@@ -113,53 +129,56 @@ async fn append(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<u64, StoreError>
     Ok(count)
 }
 
-/// Stores what is not there yet, and answers which records that were.
+/// Stores what is not there yet, and answers which records that were. What comes goes into a table of this connection
+/// first, by COPY, and from there in one statement: the server parses nothing and plans one insert for all of them.
 async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, StoreError> {
-    let sql = concat!(
+    let lacks_table = "SELECT to_regclass('pg_temp.usage_new') IS NULL";
+    if tx.one(lacks_table, &[], |f| f.bool("lacks")).await? == Some(true) {
+        tx.control("CREATE TEMPORARY TABLE usage_new (LIKE usage) ON COMMIT DELETE ROWS").await?;
+    }
+    let copy = concat!("COPY usage_new (", usage_columns!(), ") FROM STDIN (FORMAT binary)");
+    tx.copy(copy, encoded(records)).await?;
+    let insert = concat!(
         "INSERT INTO usage (",
         usage_columns!(),
-        ") SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-               $8::text[], $9::bigint[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bigint[],
-               $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::text[], $20::text[], $21::uuid[],
-               $22::text[], $23::text[])
-           ON CONFLICT (id) DO NOTHING RETURNING id"
+        ") SELECT ",
+        usage_columns!(),
+        " FROM usage_new ON CONFLICT DO NOTHING RETURNING id"
     );
-    // In the order of `usage_columns`.
-    let values: &[&(dyn ToSql + Sync)] = &[
-        &column(records, |r| r.id.0),
-        &texts(records, |r| &r.request_id),
-        &column(records, |r| r.api_key_id.0),
-        &column(records, |r| r.workspace_id.as_str()),
-        &column(records, |r| r.at.as_micros()),
-        &texts(records, |r| &r.method),
-        &texts(records, |r| &r.endpoint),
-        &texts(records, |r| &r.route),
-        &column(records, |r| i64::from(r.status_code)),
-        &column(records, |r| r.outcome.as_str()),
-        &column(records, |r| r.denial.map(Fault::name)),
-        &column(records, |r| r.charged),
-        &column(records, |r| r.degraded),
-        &column(records, |r| int(r.response_time_us)),
-        &column(records, |r| r.ttfb_us.map(int)),
-        &column(records, |r| int(r.bytes_in)),
-        &column(records, |r| int(r.bytes_out)),
-        &column(records, |r| int(r.tokens_used)),
-        &column(records, |r| r.ip_address.map(|ip| ip.to_string())),
-        &texts(records, |r| &r.user_agent),
-        &column(records, |r| r.end_user_id.map(|id| id.0)),
-        &texts(records, |r| &r.upstream),
-        &texts(records, |r| &r.node),
-    ];
-    let ids = tx.all(sql, values, |f| f.uuid("id")).await?;
+    let ids = tx.all(insert, &[], |f| f.uuid("id")).await?;
     Ok(ids.into_iter().collect())
 }
 
-fn column<'r, T>(records: &'r [UsageRecord], of: impl Fn(&'r UsageRecord) -> T) -> Vec<T> {
-    records.iter().map(of).collect()
-}
-
-fn texts<'r>(records: &'r [UsageRecord], of: impl Fn(&'r UsageRecord) -> &'r str) -> Vec<Cow<'r, str>> {
-    records.iter().map(|record| without_nul(of(record))).collect()
+/// The records as COPY takes them, in the order of [`usage_columns`].
+fn encoded(records: &[UsageRecord]) -> Bytes {
+    let mut rows = Rows::of(23, records.len() * ROW_BYTES);
+    for record in records {
+        rows.begin();
+        rows.uuid(record.id.0);
+        rows.text(&record.request_id);
+        rows.uuid(record.api_key_id.0);
+        rows.text(record.workspace_id.as_str());
+        rows.int(record.at.as_micros());
+        rows.text(&record.method);
+        rows.text(&record.endpoint);
+        rows.text(&record.route);
+        rows.int(record.status_code.into());
+        rows.text(record.outcome.as_str());
+        rows.maybe_text(record.denial.map(Fault::name));
+        rows.flag(record.charged);
+        rows.flag(record.degraded);
+        rows.int(int(record.response_time_us));
+        rows.maybe_int(record.ttfb_us.map(int));
+        rows.int(int(record.bytes_in));
+        rows.int(int(record.bytes_out));
+        rows.int(int(record.tokens_used));
+        rows.maybe_text(record.ip_address.map(|ip| ip.to_string()).as_deref());
+        rows.text(&record.user_agent);
+        rows.maybe_uuid(record.end_user_id.map(|id| id.0));
+        rows.text(&record.upstream);
+        rows.text(&record.node);
+    }
+    rows.finish()
 }
 
 // === statistics ===
@@ -170,7 +189,7 @@ async fn stats(
     id: KeyId,
     at: Timestamp,
 ) -> Result<Option<KeyStats>, StoreError> {
-    let Some(Owned { quota_limit }) = owned(tx, workspace, id).await? else { return Ok(None) };
+    let Some(Owned { quota_limit, .. }) = owned(tx, workspace, id).await? else { return Ok(None) };
     let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
     let life = rollups::one(tx, &window(Width::Total)).await?.unwrap_or_default();
     let today = rollups::one(tx, &window(Width::Day)).await?.unwrap_or_default();
@@ -179,104 +198,10 @@ async fn stats(
 
 /// A key of that workspace, deleted or not.
 async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Owned>, StoreError> {
-    let sql = "SELECT quota_limit FROM keys WHERE id = $1 AND workspace_id = $2";
-    tx.one(sql, &[&id.0, &workspace.as_str()], |f| Ok(Owned { quota_limit: f.maybe_int("quota_limit")? }))
-        .await
-}
-
-// === logs ===
-
-/// Which records are shown. Paths are folded as ASCII, in both backends; nothing in `$6` is a wildcard.
-macro_rules! shown {
-    () => {
-        " FROM usage WHERE api_key_id = $1 AND workspace_id = $2 AND at >= $3 AND at < $4
-            AND ($5::bigint IS NULL OR status_code = $5)
-            AND ($6::text IS NULL OR strpos(lower(endpoint COLLATE \"C\"), $6) > 0)"
+    let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
+               WHERE k.id = $1 AND k.workspace_id = $2";
+    let read = |f: &mut Fields<'_>| {
+        Ok(Owned { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
     };
-}
-
-async fn log_page(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-    page: &LogPageRequest,
-) -> Result<LogPage, StoreError> {
-    let (after, limit, offset) = match page {
-        LogPageRequest::Number(page) => (None, page.pagesize, page.offset()),
-        LogPageRequest::After(cursor, limit) => (Some(*cursor), *limit, 0),
-    };
-    let wants_total = matches!(page, LogPageRequest::Number(_));
-    if rules::hold_nul([filter.endpoint.as_deref()]) {
-        return Ok(decode::log_page(Vec::new(), limit, wants_total.then_some(0)));
-    }
-    let total = if wants_total { Some(count_logs(tx, workspace, id, filter).await?) } else { None };
-    // One more than asked for tells whether anything follows.
-    let found = select_logs(tx, workspace, id, filter, after, u64::from(limit) + 1, offset).await?;
-    Ok(decode::log_page(found, limit, total))
-}
-
-async fn count_logs(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-) -> Result<u64, StoreError> {
-    let bounds = Bounds::of(filter);
-    let values: &[&(dyn ToSql + Sync)] =
-        &[&id.0, &workspace.as_str(), &bounds.from, &bounds.to, &bounds.status, &bounds.endpoint];
-    tx.count(concat!("SELECT count(*)", shown!()), values).await
-}
-
-async fn select_logs(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    filter: &LogFilter,
-    after: Option<LogCursor>,
-    limit: u64,
-    offset: u64,
-) -> Result<Vec<UsageRecord>, StoreError> {
-    let sql = concat!(
-        "SELECT ",
-        usage_columns!(),
-        shown!(),
-        " AND (at, id) < ($7, $8) ORDER BY at DESC, id DESC LIMIT $9 OFFSET $10"
-    );
-    let bounds = Bounds::of(filter);
-    // Without a place to begin behind: behind the end of time, where no record is.
-    let after_at = after.map_or(i64::MAX, |cursor| cursor.at.as_micros());
-    let after_id = after.map_or(Uuid::max(), |cursor| cursor.id.0);
-    let values: &[&(dyn ToSql + Sync)] = &[
-        &id.0,
-        &workspace.as_str(),
-        &bounds.from,
-        &bounds.to,
-        &bounds.status,
-        &bounds.endpoint,
-        &after_at,
-        &after_id,
-        &int(limit),
-        &int(offset),
-    ];
-    tx.all(sql, values, read_usage).await
-}
-
-/// A filter as the query takes it.
-struct Bounds {
-    from: i64,
-    to: i64,
-    status: Option<i64>,
-    endpoint: Option<String>,
-}
-
-impl Bounds {
-    fn of(filter: &LogFilter) -> Self {
-        Self {
-            from: filter.from.map_or(i64::MIN, Timestamp::as_micros),
-            to: filter.to.map_or(i64::MAX, Timestamp::as_micros),
-            status: filter.status_code.map(i64::from),
-            endpoint: filter.endpoint.as_deref().map(str::to_ascii_lowercase),
-        }
-    }
+    tx.one(sql, &[&id.0, &workspace.as_str()], read).await
 }

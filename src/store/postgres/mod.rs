@@ -9,6 +9,7 @@
 
 mod audit;
 mod connect;
+mod copy;
 mod end_users;
 mod error;
 mod feed;
@@ -16,7 +17,9 @@ mod key_rows;
 mod keys;
 mod ledger;
 mod listen;
+mod logs;
 mod nodes;
+mod partitions;
 mod rollups;
 mod schema;
 mod tenants;
@@ -44,6 +47,7 @@ pub struct PgStore {
     feed_pool: Pool,
     runtime: Handle,
     listener: Listener,
+    days: partitions::Days,
     /// Read while a call runs; holds true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
@@ -93,7 +97,15 @@ impl PgStore {
         let (pool, feed_pool) = opening.await.map_err(|_| broken_off())??;
         let listener = Listener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
-        Ok(Self { pool, feed_pool, runtime, listener, closed: Arc::default(), patience })
+        Ok(Self {
+            pool,
+            feed_pool,
+            runtime,
+            listener,
+            days: partitions::Days::default(),
+            closed: Arc::default(),
+            patience,
+        })
     }
 
     /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.
@@ -106,7 +118,7 @@ impl PgStore {
     }
 
     /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
-    async fn write_again<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn write_again<T, F>(&self, work: F) -> Result<T, Broken>
     where
         T: Send + 'static,
         F: for<'t> Fn(&'t Tx<'t>) -> Work<'t, T> + Clone + Send + 'static,
@@ -115,7 +127,7 @@ impl PgStore {
         loop {
             match self.call(&self.pool, Kind::Write, work.clone()).await {
                 Err(broken) if broken.is_conflict && attempt < ATTEMPTS => attempt += 1,
-                other => return other.map_err(|broken| broken.error),
+                other => return other,
             }
         }
     }
@@ -170,15 +182,18 @@ impl fmt::Debug for PgStore {
     }
 }
 
-/// Why a call came to nothing, and whether that was for other calls' sake only.
+/// Why a call came to nothing.
 struct Broken {
     error: StoreError,
+    /// It was for other calls' sake only.
     is_conflict: bool,
+    /// It was for a value that the server does not take.
+    is_content: bool,
 }
 
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Self {
-        Self { error, is_conflict: false }
+        Self { error, is_conflict: false, is_content: false }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 /// Adds `news` to the roll-ups: all that are touched are made where they are missing, locked, read, merged and written.
 ///
-/// Every node touches them in the one order of the primary key, so that two of them wait for each other in one direction
+/// Every node touches them in the one order of [`Window`], so that two of them wait for each other in one direction
 /// only. (A `jsonb` merge in the database would need the sketch's arithmetic there a second time.)
 pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<Window, Tally>) -> Result<(), StoreError> {
     let mut columns = Columns::default();
@@ -51,21 +51,21 @@ async fn make_missing(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreErr
                    tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
                SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
                FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) AS u (k, s, w, t)
-               ORDER BY k, s, w, t
                ON CONFLICT DO NOTHING";
     tx.execute(sql, &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts]).await?;
     Ok(())
 }
 
 /// What is kept of each window, in the order of `columns`. None for a row that is not what it must be: it is left for a
-/// person to look at, and the others go on.
+/// person to look at, and the others go on. Row by row and by the index, whatever the planner thinks of the table: so
+/// they are locked in the order in which they are asked for.
 async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<Tally>>, StoreError> {
     let sql = concat!(
         "SELECT u.place, ",
         tally_columns!(),
-        " FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS u (k, s, w, t, place)
-          JOIN usage_rollups r ON r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t
-          ORDER BY u.k, u.s, u.w, u.t FOR UPDATE OF r"
+        " FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS u (k, s, w, t, place),
+          LATERAL (SELECT * FROM usage_rollups r
+              WHERE r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t FOR UPDATE) AS r"
     );
     let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
         &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts];
@@ -84,15 +84,19 @@ async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<
     Ok(kept)
 }
 
+/// Writes rows that are there and locked. As an insert, because that finds each by the index without being planned to.
 async fn write(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
-    let sql = "UPDATE usage_rollups r SET requests = u.f0, denied = u.f1, errors = u.f2, charged = u.f3, tokens = u.f4,
-                   bytes_in = u.f5, bytes_out = u.f6, last_at = u.f7, response_count = u.f8, response_us_sum = u.f9,
-                   sketch = u.sketch
-               FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+    let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, errors, charged,
+                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+               SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                    $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
                    $13::bigint[], $14::bigint[], $15::bytea[])
-                   AS u (k, s, w, t, f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, sketch)
-               WHERE r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t";
+               ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
+                   requests = excluded.requests, denied = excluded.denied, errors = excluded.errors,
+                   charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
+                   bytes_out = excluded.bytes_out, last_at = excluded.last_at,
+                   response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
+                   sketch = excluded.sketch";
     let [f0, f1, f2, f3, f4, f5, f6, f7, f8, f9] = &columns.figures;
     tx.execute(
         sql,

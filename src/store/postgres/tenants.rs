@@ -194,7 +194,7 @@ async fn list_plans(tx: &Tx<'_>, page: PageRequest) -> Result<Page<PlanRecord>, 
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], read_plan_record).await?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 async fn plan_record(tx: &Tx<'_>, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
@@ -305,7 +305,7 @@ async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<Workspac
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], |f| Ok(read_workspace(f)?.value)).await?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 async fn workspace_record(

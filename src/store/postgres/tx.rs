@@ -5,13 +5,18 @@
 
 use super::{Broken, StoreError, error};
 use crate::store::fields::{Columns, Fields};
+use bytes::Bytes;
 use deadpool_postgres::{Object, Transaction};
+use futures_util::SinkExt as _;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, Portal, Row};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{CopyInSink, IsolationLevel, Portal, Row};
 use uuid::Uuid;
+
+/// Bytes handed to the connection at once.
+const COPY_BYTES: usize = 256 * 1_024;
 
 /// What a call does within its transaction.
 pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
@@ -42,6 +47,8 @@ struct Signs {
     hung: AtomicBool,
     /// The server broke it off for the sake of another one.
     conflict: AtomicBool,
+    /// The server refused a value, not the work.
+    content: AtomicBool,
     /// It succeeded by finding nothing to do.
     undone: AtomicBool,
 }
@@ -69,8 +76,9 @@ where
     let signs = Signs::default();
     let outcome = transact(connection, kind, patience, work, is_given_up, &signs).await;
     let is_conflict = signs.conflict.load(Ordering::Relaxed);
+    let is_content = signs.content.load(Ordering::Relaxed);
     let is_sound = !signs.hung.load(Ordering::Relaxed);
-    (outcome.map_err(|error| Broken { error, is_conflict }), is_sound)
+    (outcome.map_err(|error| Broken { error, is_conflict, is_content }), is_sound)
 }
 
 async fn transact<T, F>(
@@ -135,6 +143,22 @@ impl<'t> Tx<'t> {
         Ok(items)
     }
 
+    /// Every row of a statement that is planned anew each time, for these values.
+    pub(super) async fn all_planned<T>(
+        &self,
+        sql: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+        mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let queried = self.transaction.query_typed(sql, values);
+        let rows = self.signs.within(self.patience, queried).await?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in &rows {
+            items.push(decode(&mut Fields::of(row))?);
+        }
+        Ok(items)
+    }
+
     /// Every row, `size` at a time, each part under a timeout of its own.
     pub(super) async fn parts(
         &self,
@@ -167,6 +191,21 @@ impl<'t> Tx<'t> {
     /// Runs statements that say something about the transaction itself.
     pub(super) async fn control(&self, sql: &str) -> Result<(), StoreError> {
         self.signs.within(self.patience, self.transaction.batch_execute(sql)).await
+    }
+
+    /// Runs a `COPY … FROM STDIN` with these bytes and answers how many rows they were.
+    pub(super) async fn copy(&self, sql: &str, rows: Bytes) -> Result<u64, StoreError> {
+        let copied = async {
+            let statement = self.transaction.prepare_cached(sql).await?;
+            let mut sink = std::pin::pin!(self.transaction.copy_in(&statement).await?);
+            let mut left = rows;
+            while !left.is_empty() {
+                let part: Bytes = left.split_to(left.len().min(COPY_BYTES));
+                sink.send(part).await?;
+            }
+            CopyInSink::finish(sink.as_mut()).await
+        };
+        self.signs.within(self.patience, copied).await
     }
 
     /// Nothing of this transaction is to be kept, although it succeeds.
@@ -211,6 +250,9 @@ impl Signs {
             Ok(Err(error)) => {
                 if error::is_conflict(&error) {
                     self.conflict.store(true, Ordering::Relaxed);
+                }
+                if error::is_content(&error) {
+                    self.content.store(true, Ordering::Relaxed);
                 }
                 Err(error.into())
             }

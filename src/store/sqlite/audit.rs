@@ -100,7 +100,7 @@ impl Audit for SqliteStore {
                 },
                 read_audit,
             )?;
-            Ok(Page { items, total })
+            Ok(Page::whole(items, total))
         })
         .await
     }

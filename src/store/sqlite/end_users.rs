@@ -14,10 +14,11 @@ use serde_json::json;
 
 #[async_trait]
 impl EndUsers for SqliteStore {
-    async fn admit_end_user(
+    async fn admit_end_user_as(
         &self,
         workspace: &WorkspaceId,
         other_id: &str,
+        id: EndUserId,
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError> {
         rules::check_text("other_id", other_id)?;
@@ -27,7 +28,7 @@ impl EndUsers for SqliteStore {
         if let Some(id) = self.read(move |tx| known(tx, &known_workspace, &known_id)).await? {
             return Ok(EndUserAdmission::Admitted(id));
         }
-        self.write(move |tx| admit(tx, &workspace, &other_id, at)).await
+        self.write(move |tx| admit(tx, &workspace, &other_id, id, at)).await
     }
 
     async fn restore_end_users(
@@ -99,6 +100,7 @@ fn admit(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
     other_id: &str,
+    id: EndUserId,
     at: Timestamp,
 ) -> Result<EndUserAdmission, StoreError> {
     if let Some(id) = known(tx, workspace, other_id)? {
@@ -109,7 +111,6 @@ fn admit(
     if row::execute(tx, sql, params![workspace.as_str(), row::int(quota)])? == 0 {
         return Ok(EndUserAdmission::Full { quota });
     }
-    let id = EndUserId::new(at);
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)";
     row::execute(tx, insert, params![id.0.as_bytes(), workspace.as_str(), other_id, at.as_micros()])?;
     Ok(EndUserAdmission::Admitted(id))
@@ -159,7 +160,7 @@ fn named(
     let found = row::one(tx, sql, params![workspace.as_str(), other_id], read_end_user)?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page { items: found.into_iter().filter(|_| is_on_page).collect(), total })
+    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 fn list(
@@ -177,7 +178,7 @@ fn list(
     );
     let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
     let items = row::all(tx, sql, values, read_end_user)?;
-    Ok(Page { items, total })
+    Ok(Page::whole(items, total))
 }
 
 fn end_user_record(

@@ -4,7 +4,7 @@ use super::StoreError;
 use super::row;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::KeyType;
-use crate::store::decode::{key_columns, key_record_columns, read_key_record};
+use crate::store::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
 use crate::store::{KeyFilter, KeyRecord, Page, PageRequest, rules};
 use rusqlite::{Transaction, named_params, params};
 
@@ -77,7 +77,7 @@ pub(super) fn list(
             ":limit": page.pagesize,
             ":offset": row::int(page.offset()),
         },
-        read_key_record,
+        sound_key_record,
     )?;
-    Ok(Page { items, total })
+    Ok(Page::sound(items, total))
 }

@@ -12,6 +12,7 @@ mod feed;
 mod key_rows;
 mod keys;
 mod ledger;
+mod logs;
 mod nodes;
 mod open;
 mod rollups;

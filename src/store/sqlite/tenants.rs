@@ -85,7 +85,7 @@ impl Tenants for SqliteStore {
                  WHERE p.deleted_at IS NULL ORDER BY p.id LIMIT ?1 OFFSET ?2"
             );
             let items = row::all(tx, sql, params![page.pagesize, row::int(page.offset())], read_plan_record)?;
-            Ok(Page { items, total })
+            Ok(Page::whole(items, total))
         })
         .await
     }
@@ -193,7 +193,7 @@ impl Tenants for SqliteStore {
             );
             let page = params![page.pagesize, row::int(page.offset())];
             let items = row::all(tx, sql, page, |f| Ok(read_workspace(f)?.value))?;
-            Ok(Page { items, total })
+            Ok(Page::whole(items, total))
         })
         .await
     }

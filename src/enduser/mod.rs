@@ -1,0 +1,288 @@
+//! Known end users, and the one atomic step by which a new one comes to exist.
+//!
+//! Must not know: keys, limits, HTTP. A known end user costs a look-up in memory; only one never seen before (or long
+//! not seen) asks the store. When the store is gone, known ones pass and new ones are, as configured, refused as
+//! unavailable or admitted and settled later; once it is known to be gone nobody waits for it.
+
+mod unsettled;
+
+use crate::clock::{Clock, Now};
+use crate::metrics::Metrics;
+use crate::policy::denial::Denial;
+use crate::policy::fault::Fault;
+use crate::policy::id::{EndUserId, WorkspaceId};
+use crate::store::{EndUserAdmission, EndUsers as Table, StoreError, Version};
+use quick_cache::Equivalent;
+use quick_cache::sync::Cache;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use unsettled::Unsettled;
+
+/// How long a refusal is believed without asking the store again, unless something changes meanwhile.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(1);
+/// Refusals that are remembered.
+const REFUSALS: usize = 10_000;
+/// Questions to the store that may be on their way at once; who comes then stands in line.
+const ASKS_AT_ONCE: usize = 32;
+/// How often a store that is gone is tried again.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// The end users that this node knows.
+pub struct EndUsers {
+    known: Cache<Name, EndUserId>,
+    refused: Cache<Name, Refused>,
+    unsettled: Unsettled,
+    asks: Arc<Semaphore>,
+    /// 0 while the store answers; else the steady time in ns at which one request may try it again.
+    try_at_ns: AtomicU64,
+    parts: Parts,
+}
+
+/// What end users are made from.
+pub struct Parts {
+    /// Where they are at rest.
+    pub store: Arc<dyn Table>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+    /// Where the store is asked.
+    pub io: tokio::runtime::Handle,
+    /// How it is done.
+    pub options: Options,
+}
+
+/// How end users are admitted.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Most end users that are remembered without asking the store.
+    pub entries: usize,
+    /// The longest a request waits for the store.
+    pub patience: Duration,
+    /// What becomes of new ones while the store is gone.
+    pub when_gone: WhenGone,
+}
+
+/// What becomes of a new end user while the store is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenGone {
+    /// Refused with 503.
+    Refuse,
+    /// Admitted, and settled when the store is back. At most so many may be unsettled, and of one workspace never more
+    /// than its plan's `end_user_quota`; others are refused.
+    Admit {
+        /// Most that are unsettled at once.
+        at_most: usize,
+    },
+}
+
+/// (`workspace_id`, `other_id`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Name(WorkspaceId, Box<str>);
+
+/// The same, borrowed: looking up allocates nothing.
+struct NameRef<'r>(&'r WorkspaceId, &'r str);
+
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    quota: u64,
+    /// What the feed had reached: whoever makes room also writes a change.
+    version: Version,
+    at: Now,
+}
+
+impl EndUsers {
+    /// Knows nobody yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            known: Cache::new(parts.options.entries),
+            refused: Cache::new(REFUSALS),
+            unsettled: Unsettled::default(),
+            asks: Arc::new(Semaphore::new(ASKS_AT_ONCE)),
+            try_at_ns: AtomicU64::new(0),
+            parts,
+        }
+    }
+
+    /// The end user of that name, who may be new. `version` is what the keyring has reached, `quota` what the plan of
+    /// the workspace allows.
+    pub async fn admit(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        version: Version,
+        quota: u64,
+    ) -> Result<EndUserId, Denial> {
+        let name = NameRef(workspace, other_id);
+        if let Some(id) = self.known.get(&name) {
+            return Ok(id);
+        }
+        let owned = Name(workspace.clone(), other_id.into());
+        if let Some(id) = self.unsettled.get(&owned) {
+            return Ok(id);
+        }
+        let now = self.parts.clock.now();
+        // One id whichever way it comes to exist, so that usage recorded meanwhile names it.
+        let id = EndUserId::new(now.wall);
+        let refused = self.refused.get(&name).filter(|refused| refused.version == version);
+        if let Some(refused) = refused
+            && now.steady_ns.saturating_sub(refused.at.steady_ns) < nanos(REFUSAL_HOLDS)
+        {
+            return Err(Denial::EndUserQuota { quota: refused.quota });
+        }
+        if !self.may_ask(now) {
+            return self.without_store(owned, id, refused, quota);
+        }
+        match self.ask(owned.clone(), id, now).await {
+            Ok(EndUserAdmission::Admitted(id)) => {
+                self.known.insert(owned, id);
+                Ok(id)
+            }
+            Ok(EndUserAdmission::Full { quota }) => {
+                self.refused.insert(owned, Refused { quota, version, at: now });
+                Err(Denial::EndUserQuota { quota })
+            }
+            Err(Unasked::Gone) => self.without_store(owned, id, refused, quota),
+            Err(Unasked::Busy) => Err(Denial::Plain(Fault::ServiceUnavailable)),
+        }
+    }
+
+    /// Forgets an end user that was deleted.
+    pub fn forget(&self, workspace: &WorkspaceId, other_id: &str) {
+        self.known.remove(&NameRef(workspace, other_id));
+    }
+
+    /// Settles whoever was admitted unseen, for as long as `stop` is false, and once more at the end.
+    pub async fn settle(&self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let stopping = *stop.borrow();
+            let settled = self.settle_all().await;
+            if stopping {
+                break;
+            }
+            tokio::select! {
+                () = self.unsettled.added(), if settled => {}
+                () = tokio::time::sleep(TRY_EVERY), if !settled => {}
+                _ = stop.changed() => {}
+            }
+        }
+        let lost = self.unsettled.len();
+        if lost > 0 {
+            tracing::error!(lost, "end users that were admitted without the store are forgotten");
+        }
+    }
+
+    /// Answers false when the store is still gone.
+    async fn settle_all(&self) -> bool {
+        while let Some((name, id)) = self.unsettled.first() {
+            let at = self.parts.clock.now().wall;
+            match self.parts.store.admit_end_user_as(&name.0, &name.1, id, at).await {
+                Ok(EndUserAdmission::Admitted(stored)) => self.known.insert(name.clone(), stored),
+                Ok(EndUserAdmission::Full { .. }) => self.parts.metrics.end_users_over_quota.inc(),
+                Err(error) if error.is_transient() => return false,
+                Err(error) => {
+                    tracing::error!(%error, %id, "an end user that was admitted without the store cannot be kept");
+                }
+            }
+            // It answers; who was too many learns so at the next request.
+            self.try_at_ns.store(0, Ordering::Relaxed);
+            self.unsettled.remove(&name);
+            self.parts.metrics.end_users_unsettled.set(number(self.unsettled.len()));
+        }
+        true
+    }
+
+    /// Whether the store is worth a try: it answers, or it is this request's turn to see whether it does again.
+    fn may_ask(&self, now: Now) -> bool {
+        let at = self.try_at_ns.load(Ordering::Relaxed);
+        if at == 0 {
+            return true;
+        }
+        let next = now.steady_ns + nanos(TRY_EVERY);
+        now.steady_ns >= at
+            && self.try_at_ns.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Nobody can tell whether there is room.
+    fn without_store(
+        &self,
+        name: Name,
+        id: EndUserId,
+        refused: Option<Refused>,
+        quota: u64,
+    ) -> Result<EndUserId, Denial> {
+        let WhenGone::Admit { at_most } = self.parts.options.when_gone else {
+            return Err(Denial::Plain(Fault::ServiceUnavailable));
+        };
+        // There was no room, and nothing has changed since.
+        if let Some(Refused { quota, .. }) = refused {
+            return Err(Denial::EndUserQuota { quota });
+        }
+        match self.unsettled.add(name, id, quota, at_most) {
+            Some(id) => {
+                self.parts.metrics.end_users_unseen.inc();
+                self.parts.metrics.end_users_unsettled.set(number(self.unsettled.len()));
+                Ok(id)
+            }
+            None => Err(Denial::Plain(Fault::ServiceUnavailable)),
+        }
+    }
+
+    /// The store is asked on the I/O runtime, so that a client that hangs up half-way leaves nothing half done.
+    async fn ask(&self, name: Name, id: EndUserId, now: Now) -> Result<EndUserAdmission, Unasked> {
+        let Parts { store, io, options, .. } = &self.parts;
+        let patience = tokio::time::Instant::now() + options.patience;
+        let turn = tokio::time::timeout_at(patience, Arc::clone(&self.asks).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(Unasked::Busy) };
+        let store = Arc::clone(store);
+        let asked = io.spawn(async move {
+            let answer = store.admit_end_user_as(&name.0, &name.1, id, now.wall).await;
+            drop(turn);
+            answer
+        });
+        let answer = match tokio::time::timeout_at(patience, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(lost)) => Err(StoreError::Unavailable(lost.to_string())),
+            Err(_) => Err(StoreError::Unavailable("it did not answer in time".into())),
+        };
+        let is_gone = matches!(&answer, Err(error) if error.is_transient());
+        let try_at_ns = if is_gone { self.parts.clock.now().steady_ns + nanos(TRY_EVERY) } else { 0 };
+        self.try_at_ns.store(try_at_ns, Ordering::Relaxed);
+        answer.map_err(|error| {
+            tracing::warn!(%error, "a new end user cannot be decided on");
+            if is_gone { Unasked::Gone } else { Unasked::Busy }
+        })
+    }
+}
+
+/// Why the store has not decided.
+enum Unasked {
+    /// It is gone.
+    Gone,
+    /// It has more to do than it can, or cannot do this.
+    Busy,
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn number(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl Hash for NameRef<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+        self.1.hash(state);
+    }
+}
+
+impl Equivalent<Name> for NameRef<'_> {
+    fn equivalent(&self, name: &Name) -> bool {
+        *self.0 == name.0 && *self.1 == *name.1
+    }
+}

@@ -1,0 +1,170 @@
+//! A Redis that forgets what it was told: emptied, or restored from an older state. What the ledger does not have yet, the
+//! nodes tell it; nobody tramples it.
+
+use crate::node::{Setup, TestKey, in_turn};
+use crate::redis::RedisServer;
+use keygate::counter::Declined;
+use keygate::policy::key::Per;
+use keygate::policy::limit::Rule;
+use std::time::Duration;
+use tokio::time::Instant;
+
+fn spent(server: &RedisServer, key: &TestKey) -> u64 {
+    let answer = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
+    answer.rsplit("\r\n").next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+async fn spend(key: &TestKey, node: &crate::node::Node, units: u64) {
+    for _ in 0..units {
+        drop(key.charge(node).await.expect("there is room"));
+    }
+}
+
+/// Nobody asks for the key; the nodes tell by themselves. The ledger has nothing of it.
+async fn told_again(server: &RedisServer, key: &TestKey, units: u64) {
+    let begun = Instant::now();
+    while spent(server, key) < units {
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "{} of {units} are known again",
+            spent(server, key)
+        );
+        // How soon is the subject.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Charges until `rest` are admitted, or for a while, and then some more: never above. A node's word may count what another
+/// had in hand at that time and gave back later, so some may be missing.
+async fn all_of_the_rest(key: &TestKey, nodes: [&crate::node::Node; 2], rest: u64) {
+    let begun = Instant::now();
+    let (mut admitted, mut more) = (0, 100);
+    while more > 0 && begun.elapsed() < Duration::from_secs(5) {
+        for node in nodes {
+            admitted += u64::from(key.charge(node).await.is_ok());
+        }
+        more -= i32::from(admitted >= rest);
+        // What one node leased and did not need, the other gets a little later.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert!(admitted <= rest && admitted * 10 >= rest * 8, "{admitted} of {rest}");
+}
+
+#[tokio::test]
+async fn an_emptied_redis_hears_from_every_node_what_the_ledger_does_not_have_yet() {
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    let setup = Setup::strict(2);
+    let (a, b) = (setup.node("a", server.address).await, setup.node("b", server.address).await);
+    let key = TestKey::window(Per::Total, 100);
+    spend(&key, &a, 30).await;
+    spend(&key, &b, 40).await;
+    // What was leased ahead goes back first, so that the count is exact.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(spent(&server, &key), 70);
+    server.restart();
+    told_again(&server, &key, 70).await;
+    all_of_the_rest(&key, [&a, &b], 30).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_with_an_older_state_hears_what_it_lacks() {
+    let _turn = in_turn().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().display().to_string();
+    let mut server = RedisServer::with(&["--dir", &dir, "--dbfilename", "older.rdb"]);
+    let setup = Setup::strict(2);
+    let (a, b) = (setup.node("a", server.address).await, setup.node("b", server.address).await);
+    let key = TestKey::window(Per::Total, 100);
+    spend(&key, &a, 20).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(server.command(&["SAVE"]), "+OK");
+    spend(&key, &b, 40).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(spent(&server, &key), 60);
+    server.restart();
+    told_again(&server, &key, 60).await;
+    all_of_the_rest(&key, [&a, &b], 40).await;
+}
+
+#[tokio::test]
+async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
+    let server = RedisServer::start();
+    let node = Setup::strict(1).node("n", server.address).await;
+    let (newer, known) = (TestKey::window(Per::Total, 10), TestKey::window(Per::Total, 10));
+    spend(&newer, &node, 3).await;
+    let hash = format!("kg:{{w}}:k:{}", newer.id);
+    server.command(&["HSET", &hash, "v", "2"]);
+    // What was leased before is good for a moment.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let before = server.command(&["HGETALL", &hash]);
+    assert_eq!(newer.charge(&node).await.expect_err("not countable"), Declined::Unavailable);
+    assert_eq!(server.command(&["HGETALL", &hash]), before);
+    assert!(known.charge(&node).await.is_ok(), "other keys are counted");
+}
+
+/// How often a node may look for Redis in three seconds: it waits longer each time, up to half a second.
+const LOOKS_MAX: u64 = 16;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_comes_back_is_not_trampled() {
+    const NODES: usize = 3;
+    const KEYS: usize = 500;
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    let nodes = Setup::of(NODES).all(&server).await;
+    let key = |_| {
+        let mut key = TestKey::window(Per::Total, 1_000_000);
+        key.limits[0].rule = Rule::of(Per::Second, 1_000);
+        key
+    };
+    let keys: Vec<TestKey> = (0..KEYS).map(key).collect();
+    for key in &keys {
+        for node in &nodes {
+            spend(key, node, 1).await;
+        }
+    }
+    let counts = || -> (u64, u64) {
+        let sum = |of: fn(&crate::node::Node) -> u64| nodes.iter().map(|n| of(n)).sum();
+        (sum(|n| n.metrics.counter_connects.get()), sum(|n| n.metrics.counter_calls.get()))
+    };
+    let (connects, _) = counts();
+    server.stop();
+    let mut asked = 0_u64;
+    let gone = Instant::now();
+    // Real time is the subject: three seconds in which every key is used at every node, and then another.
+    while gone.elapsed() < Duration::from_secs(3) {
+        for key in keys.iter().skip(usize::try_from(asked).expect("few") % 7).step_by(7) {
+            for node in &nodes {
+                // Admitted or not: the rate is shared as well.
+                drop(key.charge(node).await);
+            }
+        }
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (looked, calls) = counts();
+    assert!(looked - connects <= LOOKS_MAX * NODES as u64, "{} looks", looked - connects);
+    server.restart();
+    let back = Instant::now();
+    let mut most_asking = 0;
+    while back.elapsed() < Duration::from_millis(1_500) {
+        most_asking =
+            most_asking.max(nodes.iter().map(|n| n.metrics.counter_asking.get()).max().unwrap_or(0));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (_, calls_now) = counts();
+    while !nodes.iter().all(|n| n.metrics.counter_up.get() == 1) {
+        assert!(back.elapsed() < Duration::from_secs(3), "found again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Each node tells each key's spending: asked, filled, and once more at most.
+    let calls = calls_now - calls;
+    println!("{calls} calls for {} keys at {NODES} nodes, at most {most_asking} at a time", KEYS);
+    assert!(calls <= (4 * KEYS * NODES) as u64, "{calls} calls");
+    let answer = server.command(&["INFO", "stats"]);
+    let connections = answer.lines().find_map(|l| l.strip_prefix("total_connections_received:"));
+    let connections: u64 = connections.expect("a count").trim().parse().expect("a number");
+    // Those of the test itself included; and on a busy machine an answer may be late, and a connection be given up again.
+    assert!(connections <= 10 * NODES as u64 + 10, "{connections} connections");
+}

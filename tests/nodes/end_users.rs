@@ -1,0 +1,218 @@
+//! End users of several nodes: never more than the plan allows, however many first requests come at once and whatever
+//! happens to the database in between; and what becomes of new ones while it is gone.
+
+use crate::chaos::Mode;
+use crate::cluster::{Line, Pair, node, number, pair_with, shared_with, wait};
+use crate::private_postgres::Server;
+use crate::support::{Gateway, Key, Raw, Request, eventually_true};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+const QUOTA: usize = 40;
+
+fn plan(quota: usize) -> String {
+    format!("[plans.default]\nend_user_quota = {quota}\napi_ops_rate_limit = 1000000\n")
+}
+
+fn ask(connection: &mut Raw, key: &Key, name: &str) -> u16 {
+    connection.call(&Request::get("/v1/app/x").bearer(&key.secret).header("X-End-User-Id", name)).status
+}
+
+/// The end users that exist, as the customer calls them, each with its id.
+fn existing(node: &Gateway) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for page in 1.. {
+        let data = node.managed("GET", &format!("/endusers?pagesize=100&page={page}"), None);
+        let text = |item: &Value, field: &str| item[field].as_str().unwrap().to_owned();
+        found.extend(
+            data["items"].as_array().unwrap().iter().map(|item| (text(item, "other_id"), text(item, "id"))),
+        );
+        if data["page"]["hasnext"] == false {
+            break;
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Names of whom one of `nodes` admits when many come to all of them for the first time at once.
+fn admitted_by(nodes: &[&Gateway], key: &Key, round: &str) -> BTreeSet<String> {
+    let admitted = Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for (at, node) in nodes.iter().enumerate() {
+            for client in 0..4 {
+                let admitted = &admitted;
+                scope.spawn(move || {
+                    let mut connection = node.connect();
+                    for n in 0..15 {
+                        // Every other name comes to all nodes, the rest to one each.
+                        let owner = if n % 2 == 0 { 9 } else { at };
+                        let name = format!("{round} {owner} {client} {n}");
+                        match ask(&mut connection, key, &name) {
+                            200 => drop(admitted.lock().unwrap().insert(name)),
+                            402 | 503 => {}
+                            other => panic!("{other}"),
+                        }
+                    }
+                });
+            }
+        }
+    });
+    admitted.into_inner().unwrap()
+}
+
+#[test]
+fn three_nodes_admit_exactly_the_quota_between_them() {
+    let url = wait(Server::shared().database());
+    let pair = pair_with([&url, &url], &plan(QUOTA));
+    let third = node(&pair._origin, &url, "third", &(shared_with(&pair.first) + &plan(QUOTA)));
+    let key = pair.key(json!({"rate_limit": 1_000_000}));
+    let nodes = [&pair.first, &pair.second, &third];
+    eventually_true("the third knows the key", || third.get("/v1/app/x", &key.secret).status == 200);
+    let admitted = admitted_by(&nodes, &key, "crowd");
+    let exist: BTreeSet<String> = existing(&pair.first).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(exist.len(), QUOTA);
+    assert_eq!(exist, admitted, "who exists is who was admitted");
+}
+
+#[test]
+fn the_quota_holds_while_connections_are_cut_under_it() {
+    let url = wait(Server::shared().database());
+    let lines = [Line::to(&url), Line::to(&url)];
+    let pair = pair_with([&lines[0].url, &lines[1].url], &plan(QUOTA));
+    let key = pair.key(json!({"rate_limit": 1_000_000}));
+    let nodes = pair.nodes();
+    let mut admitted = BTreeSet::new();
+    for (round, mode) in [Mode::CutAfter("COMMIT"), Mode::Cut, Mode::CutAfter("INSERT"), Mode::HangIfOld]
+        .into_iter()
+        .enumerate()
+    {
+        admitted.extend(std::thread::scope(|scope| {
+            let crowd = scope.spawn(|| admitted_by(&nodes, &key, &format!("cut {round}")));
+            lines[0].set(mode);
+            let more = admitted_by(&nodes[..1], &key, &format!("cut {round} too"));
+            lines[0].set(Mode::Pass);
+            let mut all = crowd.join().unwrap();
+            all.extend(more);
+            all
+        }));
+    }
+    eventually_true("the last places are taken", || {
+        admitted.extend(admitted_by(&nodes, &key, "calm"));
+        existing(&pair.first).len() >= QUOTA
+    });
+    let exist: BTreeSet<String> = existing(&pair.first).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(exist.len(), QUOTA);
+    // Who was refused because nobody could tell may exist all the same: the answer was lost, not the step.
+    assert!(admitted.is_subset(&exist), "{:?}", admitted.difference(&exist));
+    let counted = number(&url, "SELECT end_users FROM workspaces WHERE id = 'default'");
+    assert_eq!(usize::try_from(counted).unwrap(), QUOTA, "the count is kept in step");
+}
+
+#[test]
+fn nobody_waits_for_a_database_that_is_known_to_be_gone() {
+    let url = wait(Server::shared().database());
+    let line = Line::to(&url);
+    let pair = pair_with([&url, &line.url], &plan(QUOTA));
+    let key = pair.key(json!({}));
+    line.set(Mode::Hang);
+    let mut connection = pair.second.connect();
+    assert_eq!(ask(&mut connection, &key, "first to find out"), 503);
+    let begun = Instant::now();
+    let mut waited = 0;
+    for n in 0..20 {
+        let asked = Instant::now();
+        assert_eq!(ask(&mut connection, &key, &format!("next {n}")), 503);
+        waited += usize::from(asked.elapsed() > Duration::from_millis(500));
+    }
+    // One of them a second tries whether it is back, and waits for that.
+    assert!(waited <= 2 && begun.elapsed() < Duration::from_secs(8), "{waited} in {:?}", begun.elapsed());
+    line.set(Mode::Pass);
+    eventually_true("new ones are welcome again", || ask(&mut connection, &key, "next 3") == 200);
+}
+
+/// Two nodes that admit new end users also without the database, at most `at_most` each.
+fn generous(quota: usize, at_most: usize) -> (Pair, [Line; 2], Key) {
+    let url = wait(Server::shared().database());
+    let lines = [Line::to(&url), Line::to(&url)];
+    let more = format!(
+        "{}[end_users]\nwhen_store_is_gone = \"admit\"\nunsettled_entries = {at_most}\n",
+        plan(quota)
+    );
+    let pair = pair_with([&lines[0].url, &lines[1].url], &more);
+    let key = pair.key(json!({}));
+    (pair, lines, key)
+}
+
+fn metric(node: &Gateway, name: &str) -> String {
+    let metrics = Raw::connect(node.admin).call(&Request::get("/metrics")).text();
+    let line = metrics.lines().find(|line| line.starts_with(name)).expect("the metric").to_owned();
+    line.rsplit(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn who_is_admitted_without_the_database_is_settled_when_it_is_back() {
+    let (pair, lines, key) = generous(6, 100);
+    let mut connections = pair.nodes().map(Gateway::connect);
+    assert_eq!(ask(&mut connections[0], &key, "before"), 200);
+    lines.iter().for_each(|line| line.set(Mode::Hang));
+    for name in ["a", "b", "a", "b"] {
+        assert_eq!(ask(&mut connections[0], &key, name), 200);
+    }
+    // Both nodes admit this one, and neither knows of the other.
+    for connection in &mut connections {
+        assert_eq!(ask(connection, &key, "both"), 200);
+    }
+    assert_eq!(metric(&pair.first, "keygate_end_users_unsettled"), "3");
+    lines.iter().for_each(|line| line.set(Mode::Pass));
+    for node in pair.nodes() {
+        eventually_true("all are settled", || metric(node, "keygate_end_users_unsettled") == "0");
+        assert_eq!(metric(node, "keygate_end_users_over_quota_total"), "0");
+    }
+    let exist = existing(&pair.first);
+    let names: Vec<&str> = exist.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "before", "both"]);
+    let id = |name: &str| exist.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    eventually_true("all usage is stored", || pair.first.logs(&key).len() == 7);
+    let rows = pair.first.logs(&key);
+    let of = |name: &str| rows.iter().filter(|row| row["end_user_id"] == json!(id(name))).count();
+    assert_eq!([of("a"), of("b")], [2, 2], "usage names them by the id that they have now");
+    assert_eq!(ask(&mut connections[1], &key, "both"), 200);
+}
+
+#[test]
+fn who_turns_out_to_be_too_many_is_refused_from_then_on() {
+    let (pair, lines, key) = generous(3, 100);
+    let mut connection = pair.first.connect();
+    assert_eq!(ask(&mut connection, &key, "x"), 200);
+    assert_eq!(ask(&mut connection, &key, "y"), 200);
+    lines[0].set(Mode::Hang);
+    let told: Vec<u16> = ["a", "b", "c", "d", "x"].map(|name| ask(&mut connection, &key, name)).into();
+    assert_eq!(
+        told,
+        [200, 200, 200, 503, 200],
+        "no more than the quota in one workspace; who is known passes"
+    );
+    lines[0].set(Mode::Pass);
+    eventually_true("all are settled", || metric(&pair.first, "keygate_end_users_unsettled") == "0");
+    assert_eq!(metric(&pair.first, "keygate_end_users_over_quota_total"), "2");
+    assert_eq!(metric(&pair.first, "keygate_end_users_unseen_total"), "3");
+    assert_eq!(existing(&pair.first).len(), 3, "there never are more than the plan allows");
+    let told: Vec<u16> = ["a", "b", "c"].map(|name| ask(&mut connection, &key, name)).into();
+    assert_eq!(told.iter().filter(|status| **status == 200).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|status| **status == 402).count(), 2, "{told:?}");
+}
+
+#[test]
+fn no_more_are_admitted_unseen_than_configured() {
+    let (pair, lines, key) = generous(1_000, 2);
+    lines[0].set(Mode::Cut);
+    let mut connection = pair.first.connect();
+    let told: Vec<u16> = ["a", "b", "c", "a"].map(|name| ask(&mut connection, &key, name)).into();
+    assert_eq!(told, [200, 200, 503, 200]);
+    lines[0].set(Mode::Pass);
+    eventually_true("there is room again", || ask(&mut connection, &key, "c") == 200);
+    assert_eq!(existing(&pair.first).len(), 3);
+}
