@@ -78,8 +78,10 @@ metrics! {
     upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
     /// Times a server was ejected because requests to it failed in a row.
     upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
-    /// Requests that found no server left, by upstream.
-    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream"];
+    /// Requests that found no server: because all were down or tried, or there was as much going on as there may be.
+    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream", "reason"];
+    /// Requests that failed and were sent again, or were not because the budget was used up.
+    upstream_retries: IntCounterVec = "keygate_upstream_retries_total", labels &["upstream", "outcome"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
     /// Number of the newest change in force.

@@ -3,6 +3,7 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
+use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{
@@ -64,6 +65,7 @@ pub(super) struct RouteFile {
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
+    pub(super) forward: ForwardFile,
 }
 
 /// Where a route says its end user is named.
@@ -309,6 +311,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
+        forward: forward(s),
     }
 }
 

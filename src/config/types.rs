@@ -4,6 +4,8 @@
 
 use super::postgres_url::PostgresUrl;
 use super::upstream::UpstreamConfig;
+use crate::policy::cors::Cors;
+use crate::policy::forward::Forward;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
@@ -356,6 +358,10 @@ pub struct RouteConfig {
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
     pub keep_credential: bool,
+    /// What it changes about messages.
+    pub forward: Forward,
+    /// Which pages of other origins may use it; none: the backend decides.
+    pub cors: Option<Cors>,
 }
 
 /// Where a request names the resource it wants.

@@ -4,13 +4,14 @@
 //! from it.
 
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
     JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
-use super::upstream::{self, UpstreamConfig};
+use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::policy::id::PlanId;
 use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
 use http::HeaderName;
@@ -33,11 +34,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     let names: Vec<Option<String>> =
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
-    config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
-    // An item that is no table has left no upstream, and the numbers no longer fit.
-    if config.upstreams.len() == names.len() {
-        check_upstreams(&config.upstreams, &config.proxy, reading);
-    }
+    config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     config
 }
@@ -304,14 +301,21 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
     }
 }
 
-/// What goes with what inside each upstream, and with the rest.
-fn check_upstreams(upstreams: &[UpstreamConfig], proxy: &ProxyConfig, reading: &mut Reading<'_>) {
-    for (n, upstream) in upstreams.iter().enumerate() {
-        upstream::check(n, upstream, reading);
-        if let Some(name) = upstream::hash_header(upstream) {
+fn upstreams(
+    files: Vec<Option<UpstreamFile>>,
+    proxy: &ProxyConfig,
+    reading: &mut Reading<'_>,
+) -> Vec<UpstreamConfig> {
+    let mut upstreams = Vec::with_capacity(files.len());
+    for (n, file) in files.into_iter().enumerate() {
+        let Some(file) = file else { continue };
+        let upstream = upstream::checked(n, file, reading);
+        if let Some(name) = upstream::hash_header(&upstream) {
             not_a_secret_header(name, &format!("upstreams[{n}].balance"), proxy, reading);
         }
+        upstreams.push(upstream);
     }
+    upstreams
 }
 
 fn routes(
@@ -348,6 +352,7 @@ fn route(
         not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let (forward, cors) = checked_cors(n, file.forward, reading);
     let path = file.path?;
     Some(RouteConfig {
         name: file.name.unwrap_or_else(|| path.clone()),
@@ -358,6 +363,8 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        forward,
+        cors,
     })
 }
 

@@ -28,18 +28,20 @@ impl Proxy {
         ctx: &mut Ctx,
     ) -> Result<Admission, Box<Denied>> {
         self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
-        let permit = {
+        let mut permit = {
             let header = session.req_header();
-            let authorized = self.gate.authorize(&RequestView {
+            let view = RequestView {
                 method: &header.method,
                 path: header.uri.path(),
                 headers: &header.headers,
                 address: ctx.address,
                 now: ctx.arrived,
-            });
+            };
+            let authorized = self.gate.authorize(&ctx.site.routes, &view);
             authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
         };
         ctx.route = Some(Arc::clone(permit.route()));
+        ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
         let Ok(place) = self.recorder.keep_place() else {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
