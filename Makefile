@@ -6,6 +6,7 @@
 # make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, WebSocket, curl (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
+# make bench-journal  what the usage journal costs a request, and how long a gigabyte of it takes to recover
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
 CARGO ?= cargo
@@ -13,7 +14,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools
+.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools bench-journal
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -36,6 +37,9 @@ test-clients: tools
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --lib --bins -- --deny warnings
+
+bench-journal: tools
+	$(CARGO) bench --locked --bench journal
 
 dist: tools
 	$(CARGO) build --locked --profile dist
