@@ -56,6 +56,8 @@ metrics! {
     request_seconds: HistogramVec = "keygate_request_duration_seconds", labels &["route"], buckets LATENCY;
     /// Seconds of that which Keygate itself took to decide, without waiting for the client's body.
     own_seconds: Histogram = "keygate_own_duration_seconds", buckets OWN;
+    /// Seconds from the decision to the first byte of the backend's answer, by route.
+    backend_seconds: HistogramVec = "keygate_backend_first_byte_seconds", labels &["route"], buckets LATENCY;
     /// Requests in flight.
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
@@ -76,8 +78,10 @@ metrics! {
     upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
     /// Times a server was ejected because requests to it failed in a row.
     upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
-    /// Requests that found no server left, by upstream.
-    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream"];
+    /// Requests that found no server: because all were down or tried, or there was as much going on as there may be.
+    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream", "reason"];
+    /// Requests that failed and were sent again, or were not because the budget was used up.
+    upstream_retries: IntCounterVec = "keygate_upstream_retries_total", labels &["upstream", "outcome"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
     /// Number of the newest change in force.

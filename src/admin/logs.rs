@@ -1,6 +1,8 @@
 //! The usage records of a key, one by one, by page or by cursor.
 
 mod cursor;
+#[expect(unreachable_pub, reason = "the macro of words makes them public")]
+mod stream;
 
 use super::apikeys::key_id;
 use super::caller::Reader;
@@ -12,7 +14,9 @@ use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, m
 use crate::policy::fault::Fault;
 use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest, UsageRecord};
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
+use stream::Format;
 use utoipa::{IntoParams, ToSchema};
 
 /// Most records before a numbered page. Each of them is passed by; a cursor passes by none.
@@ -42,12 +46,16 @@ pub(super) struct LogParams {
     pagesize: Option<u32>,
     /// The `page.next_cursor` of the answer before.
     cursor: Option<String>,
+    /// `json` (default), or a file of all that fit: `csv` or `ndjson`. Not together with `page` and `pagesize`.
+    #[param(default = "json")]
+    format: Option<String>,
 }
 
 /// [`LogParams`] as read.
 pub(super) struct LogQuery {
     filter: LogFilter,
     page: LogPageRequest,
+    format: Format,
 }
 
 impl FromParams for LogQuery {
@@ -57,7 +65,12 @@ impl FromParams for LogQuery {
         let status_code = params.whole("status_code", 100, 599).and_then(|code| u16::try_from(code).ok());
         let endpoint = params.text("endpoint").filter(|text| !text.is_empty());
         let number = params.whole("page", 1, u32::MAX);
-        let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
+        let given = params.whole("pagesize", 1, PAGESIZE_MAX);
+        let pagesize = given.unwrap_or(PAGESIZE_DEFAULT);
+        let format = params.word("format").unwrap_or(Format::Json);
+        if format != Format::Json && (number.is_some() || given.is_some()) {
+            params.refuse("format", "is a file of everything, which has no page and no pagesize");
+        }
         let after = params.read("cursor", |text| {
             cursor::decode(text).ok_or_else(|| "must be the page.next_cursor of an answer".into())
         });
@@ -71,7 +84,7 @@ impl FromParams for LogQuery {
             Some(place) => LogPageRequest::After(place, pagesize),
             None => LogPageRequest::Number(PageRequest { page: number.unwrap_or(1), pagesize }),
         };
-        Self { filter: LogFilter { from, to, status_code, endpoint }, page }
+        Self { filter: LogFilter { from, to, status_code, endpoint }, page, format }
     }
 }
 
@@ -140,21 +153,30 @@ pub(super) struct LogView {
 /// found, which may be nothing, and `next_cursor` goes on from there.
 #[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(
-    (status = 200, description = "Usage records", body = Envelope<LogsView>),
+    (status = 200, description = "Usage records", content(
+        (Envelope<LogsView> = "application/json"), (String = "text/csv"), (String = "application/x-ndjson"),
+    )),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_logs(
     State(admin): State<Shared>,
     Reader { workspace }: Reader,
     id: Segment,
-    Query(LogQuery { filter, page }): Query<LogQuery>,
-) -> Result<Answer<LogsView>, AdminError> {
+    Query(LogQuery { filter, page, format }): Query<LogQuery>,
+) -> Result<Response, AdminError> {
     let id = key_id(&id)?;
+    if format != Format::Json {
+        let after = match page {
+            LogPageRequest::After(place, _) => Some(place),
+            LogPageRequest::Number(_) => None,
+        };
+        return stream::file(admin, workspace, id, filter, format, after).await;
+    }
     let call = admin.deps.store.logs(&workspace, id, &filter, page.clone());
     let found = admin.ask(Fault::KeyNotFound, call).await?;
     let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
-    Ok(Answer::ok(LogsView::new(&page, part)))
+    Ok(Answer::ok(LogsView::new(&page, part)).into_response())
 }
 
 // === views ===

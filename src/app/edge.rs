@@ -1,18 +1,22 @@
 //! The proxy's own runtime, its listeners and the table of its connections.
 
 use super::{Base, StartError, parts};
-use crate::config::Config;
+use crate::config::{ClientCertificates, Config};
+use crate::keyring::Keyring;
 use crate::proxy::Proxy;
-use crate::proxy::connection::Deadlines;
-use crate::proxy::connections::{Bounds, Connections};
-use crate::proxy::listen::{Acceptor, HeadLimits};
-use pingora::proxy::http_proxy;
+use crate::proxy::connection::{Deadlines, End};
+use crate::proxy::connections::{Bounds, Connections, Standing};
+use crate::proxy::listen::{Acceptor, HeadLimits, Protocol};
+use crate::proxy::tls::{Certificates, TlsError, TlsSettings};
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 /// How long a client may go on sending after a last answer.
 const LINGER: Duration = Duration::from_secs(2);
@@ -26,6 +30,9 @@ pub(super) struct Edge {
     pub(super) runtime: Runtime,
     /// Where it listens.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Where it speaks TLS, and where HTTP/2 without.
+    pub(super) addresses_tls: Vec<SocketAddr>,
+    pub(super) addresses_h2c: Vec<SocketAddr>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
 }
@@ -35,13 +42,19 @@ pub(super) fn open(
     config: &Config,
     base: &Base,
     proxy: Proxy,
+    keyring: &Arc<Keyring>,
     stopped: watch::Receiver<bool>,
 ) -> Result<Edge, StartError> {
     let runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
+    let tls = tls(config)?;
+    let standing = (config.proxy.revocation_check, standing(base, keyring));
     let acceptor = Acceptor {
-        proxy: Arc::new(http_proxy(&Arc::new(server_conf(config)), proxy)),
-        connections: Connections::new(deadlines(config), bounds(config), Arc::clone(&base.metrics)),
+        protocol: Protocol::Http1,
+        trusted: Arc::clone(&proxy.trusted),
+        proxy_protocol: config.proxy.proxy_protocol,
+        proxy: Arc::new(http_proxy_of(config, proxy)),
+        connections: Connections::new(deadlines(config), bounds(config), standing, Arc::clone(&base.metrics)),
         limits: head_limits(config),
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
@@ -49,13 +62,60 @@ pub(super) fn open(
         open,
     };
     runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
-    let mut addresses = Vec::new();
-    for address in &config.proxy.listen {
-        let listener = runtime.block_on(parts::listen("proxy", *address))?;
-        addresses.push(listener.local_addr().unwrap_or(*address));
-        runtime.spawn(acceptor.clone().run(listener));
+    let listen_at = |places: &[SocketAddr], protocol: &Protocol| {
+        let mut found = Vec::with_capacity(places.len());
+        for address in places {
+            let listener = runtime.block_on(parts::listen("proxy", *address))?;
+            found.push(listener.local_addr().unwrap_or(*address));
+            let acceptor = Acceptor { protocol: protocol.clone(), ..acceptor.clone() };
+            runtime.spawn(acceptor.run(listener));
+        }
+        Ok::<_, StartError>(found)
+    };
+    let addresses = listen_at(&config.proxy.listen, &Protocol::Http1)?;
+    let addresses_h2c = listen_at(&config.proxy.listen_h2c, &Protocol::Http2)?;
+    let mut addresses_tls = Vec::new();
+    if let Some(certificates) = tls {
+        let spoken = TlsAcceptor::from(certificates.server_config()?);
+        addresses_tls = listen_at(&config.proxy.listen_tls, &Protocol::Tls(spoken))?;
+        runtime.spawn(certificates.follow());
     }
-    Ok(Edge { runtime, addresses, all_closed })
+    drop(acceptor);
+    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, all_closed })
+}
+
+fn http_proxy_of(config: &Config, proxy: Proxy) -> HttpProxy<Proxy> {
+    let mut http = http_proxy(&Arc::new(server_conf(config)), proxy);
+    let mut options = HttpServerOptions::default();
+    // Otherwise Pingora itself refuses it, without a body; it is refused like everything else that is not served.
+    options.allow_connect_method_proxying = true;
+    http.server_options = Some(options);
+    http
+}
+
+fn tls(config: &Config) -> Result<Option<Arc<Certificates>>, TlsError> {
+    if config.proxy.listen_tls.is_empty() {
+        return Ok(None);
+    }
+    let settings = TlsSettings {
+        certificates: config.proxy.certificates.clone(),
+        client_ca: config.proxy.client_ca_file.clone(),
+        client_must: config.proxy.client_certificates == ClientCertificates::Required,
+    };
+    Certificates::load(settings).map(Some)
+}
+
+/// Whether a key that was good when its request came still is.
+fn standing(base: &Base, keyring: &Arc<Keyring>) -> Standing {
+    let (clock, ring) = (Arc::clone(&base.clock), Arc::clone(keyring));
+    Box::new(move |known| {
+        let at = clock.now().wall;
+        let Some(entry) = ring.current(known, at) else { return Some(End::KeyGone) };
+        if !entry.key.is_active {
+            return Some(End::KeyInactive);
+        }
+        entry.key.expires_at.is_some_and(|end| end <= at).then_some(End::KeyExpired)
+    })
 }
 
 fn server_conf(config: &Config) -> ServerConf {
@@ -94,5 +154,6 @@ const fn head_limits(config: &Config) -> HeadLimits {
         // More than is configured is refused later, by an answer that can keep the connection.
         fields: FIELDS_MAX,
         requests: config.proxy.max_requests_per_connection,
+        streams: config.proxy.max_http2_streams,
     }
 }

@@ -8,6 +8,7 @@ mod counters;
 mod edge;
 mod files;
 mod parts;
+mod reload;
 mod stop;
 mod upstreams;
 mod watching;
@@ -15,6 +16,7 @@ mod watching;
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
 pub use parts::routes;
+pub use reload::{ConfigSource, Reloader};
 pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
@@ -83,12 +85,18 @@ pub enum StartError {
     /// A secret of the environment beside public keys.
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
     TwoSigningKeys,
+    /// TLS with clients.
+    #[error("proxy: {0}")]
+    Tls(#[from] crate::proxy::tls::TlsError),
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
+    /// Files that upstreams name cannot be used.
+    #[error("{}", .0.join("\n"))]
+    Upstreams(Vec<String>),
     /// An address cannot be listened on.
     #[error("{what} cannot listen on {address}: {error}")]
     Listen {
@@ -108,6 +116,10 @@ pub enum StartError {
 pub struct Running {
     /// Where the proxy listens.
     pub proxy: Vec<SocketAddr>,
+    /// Where it speaks TLS.
+    pub proxy_tls: Vec<SocketAddr>,
+    /// Where it speaks HTTP/2 without TLS.
+    pub proxy_h2c: Vec<SocketAddr>,
     /// Where the admin API listens.
     pub admin: SocketAddr,
     /// Everything at rest.
@@ -120,6 +132,8 @@ pub struct Running {
     pub auth: Arc<Auth>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Puts new configs in force.
+    pub reloader: Arc<Reloader>,
     stopping: stop::Stopping,
 }
 
@@ -143,10 +157,19 @@ pub struct InlineSecrets<'e> {
     pub signing: Option<&'e str>,
 }
 
+/// Whether the files that the config names for backends can be used.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+}
+
 /// Makes everything and starts it.
-pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, StartError> {
+/// `source` is where the config came from, if it can be read again.
+pub fn start(
+    config: &Config,
+    source: Option<ConfigSource>,
+    inline: InlineSecrets<'_>,
+) -> Result<Running, StartError> {
     parts::raise_file_limit();
-    let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
@@ -175,9 +198,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
+    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
     let gate = Gate {
-        routes,
         keyring: Arc::clone(&keyring),
         counters: Arc::clone(&counters),
         end_users,
@@ -186,8 +208,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         secret_headers: config.proxy.secret_headers.clone().into(),
         rehash,
     };
-    let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
-    let edge = edge::open(config, &base, proxy, stopped)?;
+    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder);
+    let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
@@ -195,17 +217,20 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
+    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader))?;
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
         proxy: edge.addresses,
+        proxy_tls: edge.addresses_tls,
+        proxy_h2c: edge.addresses_h2c,
         admin: admin_address,
         store: base.store.clone(),
         keyring,
         peppers: base.peppers,
         auth: base.auth,
         clock: base.clock,
+        reloader,
         stopping: stop::Stopping {
             stop,
             stop_admin,

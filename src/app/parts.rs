@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{ADMIN_PATIENCE, Base, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
@@ -9,12 +9,15 @@ use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::policy::source::TrustedProxies;
+use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
 use crate::store::{Change, Keys, SpentRow, StoreError};
 use crate::usage::{Recorder, WhenFull};
+use arc_swap::ArcSwap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -42,6 +45,8 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
             EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
         },
         keep_credential: r.keep_credential,
+        forward: r.forward.clone(),
+        cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
 }
@@ -108,14 +113,9 @@ pub(super) const fn when_full(config: &Config) -> WhenFull {
     }
 }
 
-pub(super) fn proxy(
-    config: &Config,
-    base: &Base,
-    gate: Gate,
-    upstreams: Box<[Arc<Upstream>]>,
-    recorder: Recorder,
-) -> Proxy {
-    let named = gate.routes.routes().iter().flat_map(|r| {
+/// Where requests go.
+pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upstream>]>) -> Site {
+    let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
             Some(ResourceFrom::Header(name)) => Some(name.clone()),
             _ => None,
@@ -127,6 +127,16 @@ pub(super) fn proxy(
         resource.into_iter().chain(end_user)
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
+    Site { routes, upstreams, headers }
+}
+
+pub(super) fn proxy(
+    config: &Config,
+    base: &Base,
+    gate: Gate,
+    site: Arc<ArcSwap<Site>>,
+    recorder: Recorder,
+) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
         header_bytes: config.proxy.max_header_bytes,
@@ -134,20 +144,24 @@ pub(super) fn proxy(
         uri_bytes: config.proxy.max_uri_bytes,
         body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
+        write_timeout: config.proxy.write_timeout,
         trust_request_id: config.proxy.trust_request_id,
         families: Families {
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
         access_log: config.log.access,
+        access_sample: config.log.access_sample,
     };
     Proxy {
+        guesses: Guesses::new(config.proxy.max_invalid_keys),
+        accesses: AtomicU64::new(0),
+        trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
-        upstreams,
+        site,
         recorder,
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
-        headers,
         limits,
         node: config.node.name.as_str().into(),
     }
@@ -188,6 +202,7 @@ pub(super) fn admin_deps(
     base: &Base,
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
+    reload: Arc<Reloader>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
@@ -204,6 +219,7 @@ pub(super) fn admin_deps(
         auth: Arc::clone(&base.auth),
         metrics: Arc::clone(&base.metrics),
         readiness: Arc::new(readiness),
+        reload,
         default_plan: config.admin.default_plan.clone(),
         create_workspaces: config.admin.create_workspaces,
         metrics_token,

@@ -1,6 +1,7 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
 //! (until then it tells that this node is stopping), then the last records, then the store.
 
+use super::Reloader;
 use crate::counter::Counters;
 use crate::store::Store;
 use std::io;
@@ -101,15 +102,19 @@ impl Signals {
         })
     }
 
-    /// Returns when the process is asked to stop. A second request does not wait for requests in flight.
-    pub async fn asked_to_stop(self) {
+    /// Reloads the config at each SIGHUP. Returns when the process is asked to stop. A second request does not wait for requests in flight.
+    pub async fn asked_to_stop(self, reloader: Option<&Arc<Reloader>>) {
         let Self { mut term, mut int, mut hup } = self;
         loop {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                // Left alone, this signal would kill the process and cut off its requests.
-                _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
+                _ = hup.recv() => {
+                    // By itself, so that a stop need not wait for it. Left alone, this signal would kill the process.
+                    if let Some(reloader) = reloader.map(Arc::clone) {
+                        tokio::spawn(async move { reloader.reload_and_tell().await });
+                    }
+                }
             }
         }
         tracing::info!("stopping: no new connections; requests in flight may finish");

@@ -13,6 +13,11 @@ pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), F
         let all: Vec<_> = running.proxy.iter().map(ToString::to_string).collect();
         line.insert("proxies".into(), json!(all));
     }
+    for (name, addresses) in [("proxy_tls", &running.proxy_tls), ("proxy_h2c", &running.proxy_h2c)] {
+        if let Some(address) = addresses.first() {
+            line.insert(name.into(), json!(address.to_string()));
+        }
+    }
     line.insert("admin".into(), json!(running.admin.to_string()));
     line.insert("pid".into(), json!(std::process::id()));
     line.extend(more);

@@ -1,10 +1,10 @@
 //! What a key is worth that nobody set. `conf/keygate.toml` documents the same values and is tested against these.
 
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUsersConfig, HeaderFamily,
-    JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, OnFailure,
-    PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig, WhenFull,
-    WhenStoreIsGone,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
+    HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel,
+    NodeConfig, OnFailure, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
+    WhenFull, WhenStoreIsGone,
 };
 use crate::policy::id::PlanId;
 use crate::policy::key::Plan;
@@ -27,7 +27,12 @@ impl Default for Config {
                 when_store_is_gone: WhenStoreIsGone::Refuse,
                 unsettled_entries: 10_000,
             },
-            log: LogConfig { level: LogLevel::Info, format: LogFormat::Text, access: false },
+            log: LogConfig {
+                level: LogLevel::Info,
+                format: LogFormat::Text,
+                access: false,
+                access_sample: 1,
+            },
             node: NodeConfig { name: "keygate".into() },
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),
@@ -53,6 +58,16 @@ impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            listen_tls: Vec::new(),
+            listen_h2c: Vec::new(),
+            certificates: Vec::new(),
+            client_ca_file: None,
+            client_certificates: ClientCertificates::Optional,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            max_http2_streams: 100,
+            max_invalid_keys: 100,
+            revocation_check: Duration::from_millis(500),
             threads: 0,
             max_header_bytes: 32 << 10,
             max_header_fields: 100,

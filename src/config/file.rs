@@ -3,11 +3,12 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
+use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{
-    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, ROUTE_PATH, SECRET_PREFIX, StoreUrl, header,
-    is_name,
+    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH, SECRET_PREFIX, StoreUrl,
+    header, is_name,
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
@@ -64,6 +65,7 @@ pub(super) struct RouteFile {
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
+    pub(super) forward: ForwardFile,
 }
 
 /// Where a route says its end user is named.
@@ -112,6 +114,16 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
     let d = ProxyConfig::default();
     ProxyConfig {
         listen: s.list("listen", &LISTEN, 1..=16, d.listen),
+        listen_tls: s.list("listen_tls", &LISTEN, 0..=16, d.listen_tls),
+        listen_h2c: s.list("listen_h2c", &LISTEN, 0..=16, d.listen_h2c),
+        certificates: s.list("certificates", &FILE, 0..=1_000, d.certificates),
+        client_ca_file: s.value("client_ca_file", &OrEmpty(FILE), d.client_ca_file),
+        client_certificates: s.value("client_certificates", &Word::new(), d.client_certificates),
+        trusted_proxies: s.list("trusted_proxies", &NETWORK, 0..=1_000, d.trusted_proxies),
+        proxy_protocol: s.value("proxy_protocol", &Flag, d.proxy_protocol),
+        max_http2_streams: s.value("max_http2_streams", &Whole { min: 1, max: 10_000 }, d.max_http2_streams),
+        max_invalid_keys: s.value("max_invalid_keys", &Whole { min: 0, max: 1_000_000 }, d.max_invalid_keys),
+        revocation_check: s.value("revocation_check", &span_ms(100, 3_600_000), d.revocation_check),
         threads: s.value("threads", &THREADS, d.threads),
         // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
         max_header_bytes: s.value("max_header_bytes", &size(1 << 10, 512 << 10), d.max_header_bytes),
@@ -264,6 +276,7 @@ fn log(s: &mut Section<'_, '_>) -> LogConfig {
         level: s.value("level", &Word::new(), d.level),
         format: s.value("format", &Word::new(), d.format),
         access: s.value("access", &Flag, d.access),
+        access_sample: s.value("access_sample", &Whole { min: 1, max: 1_000_000_000 }, d.access_sample),
     }
 }
 
@@ -298,6 +311,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
+        forward: forward(s),
     }
 }
 

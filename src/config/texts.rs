@@ -9,6 +9,7 @@ use super::rule::{Parsed, Rule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
 use crate::policy::key::Count;
 use http::{HeaderName, Method};
+use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -25,6 +26,13 @@ pub(super) struct Counted;
 pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
     must: r#"IP:port, such as "127.0.0.1:8080" or "[::1]:8080""#,
     read: |text| text.parse().ok(),
+    show: quote,
+};
+
+/// A network, or one address.
+pub(super) const NETWORK: Parsed<IpNet> = Parsed {
+    must: r#"a network such as "10.0.0.0/8" or "fd00::/8", or one address"#,
+    read: |text| text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from)),
     show: quote,
 };
 

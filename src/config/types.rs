@@ -4,9 +4,12 @@
 
 use super::postgres_url::PostgresUrl;
 use super::upstream::UpstreamConfig;
+use crate::policy::cors::Cors;
+use crate::policy::forward::Forward;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
+use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,6 +51,26 @@ pub struct Config {
 pub struct ProxyConfig {
     /// Where to accept requests; port 0 picks a free one.
     pub listen: Vec<SocketAddr>,
+    /// Where to accept requests over TLS.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Where to accept requests over HTTP/2 without TLS.
+    pub listen_h2c: Vec<SocketAddr>,
+    /// Chains and keys, in files or folders; the first is for clients that ask for no name.
+    pub certificates: Vec<PathBuf>,
+    /// Whose clients' certificates are accepted; none asks for none.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a client must have one.
+    pub client_certificates: ClientCertificates,
+    /// Whose word on a client's address counts.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether those give it with the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Streams of one HTTP/2 connection at a time.
+    pub max_http2_streams: u32,
+    /// Invalid secrets a second that one address may present; 0 is any number.
+    pub max_invalid_keys: u32,
+    /// How often it is looked whether the keys of open requests still stand.
+    pub revocation_check: Duration,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
     /// Largest block of request headers, in bytes.
@@ -287,6 +310,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Whether each request gets a line.
     pub access: bool,
+    /// Of so many requests one is written, and every failed one.
+    pub access_sample: u64,
 }
 
 /// `[node]`
@@ -333,6 +358,10 @@ pub struct RouteConfig {
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
     pub keep_credential: bool,
+    /// What it changes about messages.
+    pub forward: Forward,
+    /// Which pages of other origins may use it; none: the backend decides.
+    pub cors: Option<Cors>,
 }
 
 /// Where a request names the resource it wants.
@@ -362,6 +391,16 @@ words!(
         XRateLimit = "x-ratelimit",
         /// `RateLimit` and `RateLimit-Policy`, as the IETF writes them.
         RateLimit = "ratelimit",
+    }
+);
+
+words!(
+    /// Whether clients must have certificates, where they are asked for one.
+    ClientCertificates {
+        /// Those without are served as well.
+        Optional = "optional",
+        /// Those without are not served.
+        Required = "required",
     }
 );
 

@@ -4,13 +4,14 @@
 //! from it.
 
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, CountersLocation, EndUserSource, JwtAlgorithm,
-    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
+    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
-use super::upstream::{self, UpstreamConfig};
+use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::policy::id::PlanId;
 use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
 use http::HeaderName;
@@ -23,6 +24,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
+    listeners_go_together(&config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     counters_fit(&config.counters, reading);
@@ -32,22 +34,25 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     let names: Vec<Option<String>> =
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
-    config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
-    // An item that is no table has left no upstream, and the numbers no longer fit.
-    if config.upstreams.len() == names.len() {
-        check_upstreams(&config.upstreams, &config.proxy, reading);
-    }
+    config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     config
 }
 
 fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Reading<'_>) {
     let mut seen: Vec<(String, SocketAddr)> = Vec::new();
-    let proxies =
-        proxy.listen.iter().enumerate().map(|(n, address)| (format!("proxy.listen[{n}]"), *address));
+    let lists = [
+        ("proxy.listen", &proxy.listen),
+        ("proxy.listen_tls", &proxy.listen_tls),
+        ("proxy.listen_h2c", &proxy.listen_h2c),
+    ];
+    let proxies = lists.into_iter().flat_map(|(list, addresses)| {
+        addresses.iter().enumerate().map(move |(n, address)| (format!("{list}[{n}]"), *address))
+    });
     for (path, address) in proxies.chain([("admin.listen".to_owned(), admin.listen)]) {
         if let Some((other, _)) = seen.iter().find(|(_, earlier)| collide(*earlier, address)) {
-            let uses = [&path, "proxy.listen", "admin.listen"];
+            let list = path.split('[').next().unwrap_or(&path);
+            let uses = [&path, list, "proxy.listen", "admin.listen"];
             reading.complain_of_conflict(&uses, format!("{address} is taken by {other}"));
         }
         seen.push((path, address));
@@ -133,6 +138,27 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
     ] {
         if name == other_name {
             reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));
+        }
+    }
+}
+
+fn listeners_go_together(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+    let required = proxy.client_certificates == ClientCertificates::Required;
+    for (lacks, what, needed) in [
+        (
+            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty(),
+            "proxy.listen_tls",
+            "proxy.certificates",
+        ),
+        (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
+        (
+            proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
+            "proxy.proxy_protocol",
+            "proxy.trusted_proxies",
+        ),
+    ] {
+        if lacks {
+            reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
         }
     }
 }
@@ -275,14 +301,21 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
     }
 }
 
-/// What goes with what inside each upstream, and with the rest.
-fn check_upstreams(upstreams: &[UpstreamConfig], proxy: &ProxyConfig, reading: &mut Reading<'_>) {
-    for (n, upstream) in upstreams.iter().enumerate() {
-        upstream::check(n, upstream, reading);
-        if let Some(name) = upstream::hash_header(upstream) {
+fn upstreams(
+    files: Vec<Option<UpstreamFile>>,
+    proxy: &ProxyConfig,
+    reading: &mut Reading<'_>,
+) -> Vec<UpstreamConfig> {
+    let mut upstreams = Vec::with_capacity(files.len());
+    for (n, file) in files.into_iter().enumerate() {
+        let Some(file) = file else { continue };
+        let upstream = upstream::checked(n, file, reading);
+        if let Some(name) = upstream::hash_header(&upstream) {
             not_a_secret_header(name, &format!("upstreams[{n}].balance"), proxy, reading);
         }
+        upstreams.push(upstream);
     }
+    upstreams
 }
 
 fn routes(
@@ -319,6 +352,7 @@ fn route(
         not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let (forward, cors) = checked_cors(n, file.forward, reading);
     let path = file.path?;
     Some(RouteConfig {
         name: file.name.unwrap_or_else(|| path.clone()),
@@ -329,6 +363,8 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        forward,
+        cors,
     })
 }
 

@@ -37,7 +37,7 @@ pub const PATIENCE: Duration = Duration::from_millis(15);
 /// Most questions on their way at once: about as many as Redis answers while a request waits.
 const CALLS_MAX: usize = 128;
 /// Most of those that nobody waits for.
-const SETTLING_MAX: usize = 32;
+const SETTLING_MAX: usize = 16;
 /// Most requests of one key that wait for one answer.
 const WAITING_MAX: usize = 8_192;
 /// A question without an answer for so long does not keep the next from being asked.

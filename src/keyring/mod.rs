@@ -110,6 +110,18 @@ impl Keyring {
         Some(Found { entry, pepper_version })
     }
 
+    /// What became of `known`, a key found earlier; none when it was deleted or none of the secrets it had then opens it
+    /// any more at the instant `at`.
+    pub fn current(&self, known: &Entry, at: Timestamp) -> Option<Arc<Entry>> {
+        let current = Arc::clone(self.by_id.get(&known.key.id)?.value());
+        let opens = |had: &Credential| {
+            // A secret that is hashed anew is the same secret.
+            let same = |c: &&Credential| c.digest == had.digest || c.pepper_version != had.pepper_version;
+            current.credentials.iter().find(same).is_some_and(|c| c.valid_until.is_none_or(|end| end > at))
+        };
+        known.credentials.iter().any(opens).then(|| Arc::clone(&current))
+    }
+
     /// Fetches changes at once and waits until everything up to `version` is in force on this node.
     /// Answers false when that took longer than two seconds; the change is stored all the same.
     pub async fn reach(&self, version: Version) -> bool {

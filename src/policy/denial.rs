@@ -23,6 +23,8 @@ pub enum Denial {
     KeyMissing,
     /// The secret is unknown, malformed, or its key is deleted.
     KeyInvalid,
+    /// The same, and so many came from that address that it has to wait this long for the next.
+    TooManyInvalid(Duration),
     /// The key is switched off.
     KeyInactive,
     /// The key has expired.
@@ -73,6 +75,7 @@ impl Denial {
             Self::RouteNotFound => Fault::RouteNotFound,
             Self::KeyMissing => Fault::KeyMissing,
             Self::KeyInvalid => Fault::KeyInvalid,
+            Self::TooManyInvalid(_) => Fault::RateLimitExceeded,
             Self::KeyInactive => Fault::KeyInactive,
             Self::KeyExpired => Fault::KeyExpired,
             Self::Scope(_) => Fault::KeyInvalidScope,
@@ -93,6 +96,10 @@ impl Denial {
     pub fn message(&self, lang: Lang) -> Cow<'static, str> {
         match self {
             Self::BadRequest(what) => Cow::Borrowed(what.message(lang)),
+            Self::TooManyInvalid(_) => match lang {
+                Lang::En => "Too many invalid API keys came from this address".into(),
+                Lang::Zh => "来自该地址的无效 API 密钥过多".into(),
+            },
             Self::Scope(lacking) => match lang {
                 Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
                 Lang::Zh => format!("API 密钥缺少权限范围 {}", lacking.joined()),
@@ -125,6 +132,9 @@ impl Denial {
                 "set_by": set_by(refused.limit.name),
                 "retry_after": self.retry_after_secs(),
             }),
+            Self::TooManyInvalid(_) => {
+                json!({ "limit": "invalid_keys", "set_by": "gateway", "retry_after": self.retry_after_secs() })
+            }
             Self::EndUserQuota { quota } => {
                 json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
             }
@@ -137,7 +147,9 @@ impl Denial {
     /// What is in flight ends when it ends: 1 is when to look again, not a promise.
     pub fn retry_after_secs(&self) -> Option<u64> {
         match self {
-            Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
+            Self::TooManyInvalid(wait) | Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => {
+                Some(whole_secs(*wait).max(1))
+            }
             Self::Limit(Refused { retry: RetryAfter::Release, .. })
             | Self::Plain(Fault::ServiceUnavailable) => Some(1),
             _ => None,

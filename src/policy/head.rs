@@ -206,7 +206,7 @@ pub fn content_length(text: &[u8]) -> Option<u64> {
 }
 
 /// A host and perhaps a port; no user, no path, nothing escaped.
-fn is_host(text: &[u8]) -> bool {
+pub fn is_host(text: &[u8]) -> bool {
     let fits =
         |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'~');
     !text.is_empty() && text.len() <= HOST_MAX && text.iter().all(fits)

@@ -3,11 +3,12 @@
 //! Must not know: HTTP, other connections. Whoever serves it notes what it waits for; whoever looks after all of them
 //! ([`super::connections`]) reads that, and ends it by waking its socket with an error.
 
+use crate::keyring::Entry;
 use atomic_waker::AtomicWaker;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::task::Context;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How often the connections are looked at, and so how exact a deadline is: never early, at most this late.
@@ -46,8 +47,16 @@ pub(super) struct Shared {
 
 /// One client connection.
 pub struct Connection {
-    /// The client's end.
+    /// The other end of the socket.
     pub peer: SocketAddr,
+    /// Whether it is encrypted.
+    pub secure: bool,
+    /// The client, where a proxy of ours said that it is another than [`Self::peer`].
+    client: OnceLock<IpAddr>,
+    /// The key that is being served, whose end is the end of this.
+    key: Mutex<Option<Arc<Entry>>>,
+    /// The connection that this is a stream of.
+    parent: Option<Arc<Connection>>,
     shared: Arc<Shared>,
     stage: AtomicU8,
     /// When its stage began.
@@ -113,6 +122,12 @@ numbered!(
         BodySlow,
         /// The body's chunks make no sense.
         BadChunks,
+        /// The key that is served was deleted, or its secret replaced.
+        KeyGone,
+        /// It was switched off.
+        KeyInactive,
+        /// It has expired.
+        KeyExpired,
         /// The client takes nothing of what is written to it.
         WriteStalled,
         /// It made room for a new one.
@@ -136,9 +151,29 @@ impl Shared {
 
 impl Connection {
     /// One that has just been accepted.
-    pub(super) fn new(peer: SocketAddr, shared: &Arc<Shared>) -> Self {
-        let connection = Self {
+    pub(super) fn new(peer: SocketAddr, secure: bool, shared: &Arc<Shared>) -> Self {
+        let connection = Self::make(peer, secure, None, shared);
+        connection.enter(Stage::FirstByte);
+        connection
+    }
+
+    /// A stream of `parent`: a request with deadlines and an end of its own.
+    pub(super) fn stream(parent: &Arc<Self>, shared: &Arc<Shared>) -> Self {
+        let stream = Self::make(parent.peer, parent.secure, Some(Arc::clone(parent)), shared);
+        if let Some(client) = parent.client.get() {
+            stream.is_from(*client);
+        }
+        stream.enter(Stage::Request);
+        stream
+    }
+
+    fn make(peer: SocketAddr, secure: bool, parent: Option<Arc<Self>>, shared: &Arc<Shared>) -> Self {
+        Self {
             peer,
+            secure,
+            client: OnceLock::new(),
+            key: Mutex::default(),
+            parent,
             shared: Arc::clone(shared),
             stage: AtomicU8::new(Stage::FirstByte as u8),
             since: AtomicU64::new(0),
@@ -152,9 +187,48 @@ impl Connection {
             end: AtomicU8::new(u8::MAX),
             tunnel: AtomicBool::new(false),
             waker: AtomicWaker::new(),
-        };
-        connection.enter(Stage::FirstByte);
-        connection
+        }
+    }
+
+    /// A proxy of ours says who the client is.
+    pub(super) fn is_from(&self, client: IpAddr) {
+        // It says so once.
+        self.client.get_or_init(|| client);
+    }
+
+    /// The client, as far as the connection tells.
+    pub fn client(&self) -> IpAddr {
+        self.client.get().copied().unwrap_or_else(|| self.peer.ip())
+    }
+
+    /// Whether it is one stream among others.
+    pub const fn is_stream(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// What is served to it ends with this key.
+    pub fn serves(&self, key: Option<Arc<Entry>>) {
+        let before = std::mem::replace(&mut *self.key(), key);
+        drop(before);
+    }
+
+    /// The key that is being served.
+    pub(super) fn served(&self) -> Option<Arc<Entry>> {
+        self.key().clone()
+    }
+
+    fn key(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
+        // An entry is whole whatever happened to the thread that held it.
+        self.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when it is ended from elsewhere.
+    pub async fn ended(&self) {
+        std::future::poll_fn(|context| {
+            self.wakes(context);
+            if self.ends().is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Goes on to `stage`, and to its deadline.
@@ -166,6 +240,9 @@ impl Connection {
             self.came.store(0, Ordering::Relaxed);
             self.taken.store(0, Ordering::Relaxed);
             self.given.store(0, Ordering::Relaxed);
+        }
+        if stage == Stage::Idle {
+            self.serves(None);
         }
         let within = match stage {
             Stage::FirstByte => self.shared.deadlines.first_byte,
@@ -198,6 +275,9 @@ impl Connection {
 
     /// So many bytes of bodies are held for this client.
     pub fn takes(&self, bytes: usize) {
+        if let Some(parent) = &self.parent {
+            return parent.takes(bytes);
+        }
         self.taken.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -265,6 +345,11 @@ impl Connection {
         self.write_due.load(Ordering::Relaxed) != NEVER
     }
 
+    /// Whether ending it may free memory: it takes nothing, or has streams, each of which may take nothing.
+    pub(super) fn may_hold(&self) -> bool {
+        self.is_stalled() || (self.is_tunnel() && self.bytes() > 0)
+    }
+
     /// Who goes first when there is no room: the lowest. None: it is being served.
     pub(super) fn rank(&self) -> Option<u64> {
         let since = self.since.load(Ordering::Relaxed) >> 1;
@@ -283,7 +368,9 @@ impl Connection {
         }
         let waited = self.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
         let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
-        waited > ms(self.shared.deadlines.head) && self.came.load(Ordering::Relaxed) < owed
+        let came = self.came.load(Ordering::Relaxed);
+        // Nothing at all may be because it is the backend's word that the client waits for.
+        waited > ms(self.shared.deadlines.head) && came > 0 && came < owed
     }
 
     fn due_in(&self, within: Duration) -> u64 {
@@ -332,6 +419,9 @@ impl End {
             Self::BodyLate => "body_late",
             Self::BodySlow => "body_slow",
             Self::BadChunks => "bad_chunks",
+            Self::KeyGone => "key_gone",
+            Self::KeyInactive => "key_inactive",
+            Self::KeyExpired => "key_expired",
             Self::WriteStalled => "write_stalled",
             Self::Crowded => "crowded",
             Self::OverBudget => "over_budget",
@@ -341,7 +431,16 @@ impl End {
 
     /// Whether the client can still be told something.
     pub const fn can_answer(self) -> bool {
-        matches!(self, Self::HeadLate | Self::BodyLate | Self::BodySlow | Self::BadChunks)
+        matches!(
+            self,
+            Self::HeadLate
+                | Self::BodyLate
+                | Self::BodySlow
+                | Self::BadChunks
+                | Self::KeyGone
+                | Self::KeyInactive
+                | Self::KeyExpired
+        )
     }
 }
 

@@ -4,6 +4,7 @@
 //! request sets a timer or reads a clock for its deadlines.
 
 use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
+use crate::keyring::Entry;
 use crate::metrics::Metrics;
 use dashmap::DashMap;
 use slab::Slab;
@@ -11,6 +12,7 @@ use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -40,6 +42,9 @@ pub enum Refused {
     Address,
 }
 
+/// Says why a request with the key of this entry can no longer be served, if it cannot.
+pub type Standing = Box<dyn Fn(&Entry) -> Option<End> + Send + Sync>;
+
 /// The table of connections.
 pub struct Connections {
     shared: Arc<Shared>,
@@ -48,6 +53,9 @@ pub struct Connections {
     per_address: DashMap<IpAddr, usize>,
     /// Those that would go next, the next one last; and when they were picked.
     picked: Mutex<Picked>,
+    /// Whether the key of a request still stands, asked every so often.
+    standing: Standing,
+    standing_every: Duration,
     shards: [Mutex<Slab<Arc<Connection>>>; SHARDS],
     next: AtomicUsize,
     metrics: Arc<Metrics>,
@@ -63,7 +71,7 @@ struct Picked {
 pub struct Registered {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
-    address: IpAddr,
+    address: Option<IpAddr>,
     shard: usize,
     key: usize,
 }
@@ -72,22 +80,35 @@ pub struct Registered {
 
 impl Connections {
     /// An empty table.
-    pub fn new(deadlines: Deadlines, bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        deadlines: Deadlines,
+        bounds: Bounds,
+        (standing_every, standing): (Duration, Standing),
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::new(Shared::new(deadlines, bounds.body_rate)),
             bounds,
             open: AtomicUsize::new(0),
             per_address: DashMap::new(),
             picked: Mutex::default(),
+            standing,
+            standing_every,
             shards: std::array::from_fn(|_| Mutex::default()),
             next: AtomicUsize::new(0),
             metrics,
         })
     }
 
-    /// Takes a connection in. When all places are taken, the one that has waited longest for a request goes.
-    pub fn register(self: &Arc<Self>, peer: SocketAddr) -> Result<Registered, Refused> {
-        let address = network_of(peer.ip());
+    /// Takes a connection in. When all places are taken, the one that has waited longest for a request goes. One from a
+    /// proxy of ours (`is_proxy`) counts for no address until it says for whom it is.
+    pub fn register(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        secure: bool,
+        is_proxy: bool,
+    ) -> Result<Registered, Refused> {
+        let address = (!is_proxy).then(|| network_of(peer.ip()));
         if !self.count_in(address) {
             return Err(Refused::Address);
         }
@@ -96,24 +117,32 @@ impl Connections {
             self.count_out(address);
             return Err(Refused::Full);
         }
-        let connection = Arc::new(Connection::new(peer, &self.shared));
-        let shard = self.next.fetch_add(1, Ordering::Relaxed) % SHARDS;
-        let key = self.shard(shard).insert(Arc::clone(&connection));
         self.metrics.connections.inc();
-        Ok(Registered { connections: Arc::clone(self), connection, address, shard, key })
+        Ok(self.put(Connection::new(peer, secure, &self.shared), address))
     }
 
-    fn count_in(&self, address: IpAddr) -> bool {
-        if self.bounds.per_address == 0 {
-            return true;
-        }
+    /// Looks after a stream of `connection` by itself. It takes no place.
+    pub fn register_stream(self: &Arc<Self>, connection: &Arc<Connection>) -> Registered {
+        self.put(Connection::stream(connection, &self.shared), None)
+    }
+
+    fn put(self: &Arc<Self>, connection: Connection, address: Option<IpAddr>) -> Registered {
+        let connection = Arc::new(connection);
+        let shard = self.next.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        let key = self.shard(shard).insert(Arc::clone(&connection));
+        Registered { connections: Arc::clone(self), connection, address, shard, key }
+    }
+
+    fn count_in(&self, address: Option<IpAddr>) -> bool {
+        let (Some(address), 1..) = (address, self.bounds.per_address) else { return true };
         let mut open = self.per_address.entry(address).or_insert(0);
         let fits = *open < self.bounds.per_address;
         *open += usize::from(fits);
         fits
     }
 
-    fn count_out(&self, address: IpAddr) {
+    fn count_out(&self, address: Option<IpAddr>) {
+        let Some(address) = address else { return };
         if let dashmap::Entry::Occupied(mut open) = self.per_address.entry(address) {
             *open.get_mut() -= 1;
             if *open.get() == 0 {
@@ -163,11 +192,16 @@ impl Connections {
         let begun = Instant::now();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut asked = Duration::ZERO;
         loop {
             ticks.tick().await;
             let now = ms(begun.elapsed());
             self.shared.now_ms.store(now, Ordering::Relaxed);
             self.look(now, *stop.borrow());
+            if begun.elapsed() >= asked + self.standing_every {
+                asked = begun.elapsed();
+                self.end_those_without_a_key();
+            }
         }
     }
 
@@ -188,11 +222,25 @@ impl Connections {
         }
     }
 
+    fn end_those_without_a_key(&self) {
+        for shard in 0..SHARDS {
+            let serving = |c: &Arc<Connection>| Some((c.served()?, Arc::clone(c)));
+            let served: Vec<_> = self.shard(shard).iter().filter_map(|(_, c)| serving(c)).collect();
+            for (entry, connection) in served {
+                if connection.ends().is_none()
+                    && let Some(end) = (self.standing)(&entry)
+                {
+                    self.cut(&connection, end);
+                }
+            }
+        }
+    }
+
     /// Ends connections of clients that take nothing, the largest first, until `excess` bytes are free.
     fn relieve(&self, mut excess: u64) {
         let mut stalled = Vec::new();
         for shard in 0..SHARDS {
-            let is_stalled = |c: &Arc<Connection>| c.is_stalled() && c.ends().is_none();
+            let is_stalled = |c: &Arc<Connection>| c.may_hold() && c.ends().is_none();
             stalled
                 .extend(self.shard(shard).iter().filter(|(_, c)| is_stalled(c)).map(|(_, c)| Arc::clone(c)));
         }
@@ -219,11 +267,25 @@ impl Registered {
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
+
+    /// A proxy of ours says that the connection is for `client`, whose connection it counts as from now on.
+    pub fn is_from(&mut self, client: IpAddr) -> Result<(), Refused> {
+        let address = Some(network_of(client));
+        if !self.connections.count_in(address) {
+            return Err(Refused::Address);
+        }
+        self.connections.count_out(std::mem::replace(&mut self.address, address));
+        self.connection.is_from(client);
+        Ok(())
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         self.connections.shard(self.shard).remove(self.key);
+        if self.connection.is_stream() {
+            return;
+        }
         self.connections.open.fetch_sub(1, Ordering::AcqRel);
         self.connections.count_out(self.address);
         self.connections.metrics.connections.dec();
@@ -243,7 +305,7 @@ impl Refused {
 }
 
 /// What counts as one address: of IPv6, what one household gets.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
         v4 @ IpAddr::V4(_) => v4,

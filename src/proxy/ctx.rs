@@ -1,6 +1,7 @@
 //! What is known of one request while it passes through Pingora's phases.
 
 use super::connection::{Connection, End};
+use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
@@ -27,10 +28,16 @@ pub struct Ctx {
     pub lang: Lang,
     /// The client's address.
     pub address: IpAddr,
+    /// Whether the client's side of it is encrypted.
+    pub secure: bool,
     /// Where it came over.
     pub connection: Option<Arc<Connection>>,
+    /// The routes and upstreams it uses from begin to end.
+    pub site: Arc<Site>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
+    /// The path that the backend gets, where that is another than the client's.
+    pub rewritten: Option<Box<str>>,
     /// Proof that it may be forwarded.
     pub admission: Option<Admission>,
     /// Its record to be.
@@ -43,6 +50,8 @@ pub struct Ctx {
     pub trip: Trip,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
+    /// Nanoseconds until it was decided.
+    pub own_ns: u64,
     /// What Keygate answered by itself.
     pub fault: Option<Fault>,
     _in_flight: InFlight,
@@ -52,7 +61,7 @@ struct InFlight(IntGauge);
 
 impl Ctx {
     /// A request whose head arrived at `arrived`.
-    pub fn new(arrived: Now, in_flight: IntGauge) -> Self {
+    pub fn new(arrived: Now, site: Arc<Site>, in_flight: IntGauge) -> Self {
         in_flight.inc();
         let id = RequestId::new(arrived.wall);
         Self {
@@ -61,14 +70,18 @@ impl Ctx {
             request_id: id_value(id),
             lang: Lang::En,
             address: IpAddr::from([0, 0, 0, 0]),
+            secure: false,
             connection: None,
+            site,
             route: None,
+            rewritten: None,
             admission: None,
             record: None,
             body: None,
             body_bytes: 0,
             trip: Trip::default(),
             degraded: false,
+            own_ns: 0,
             fault: None,
             _in_flight: InFlight(in_flight),
         }
@@ -78,6 +91,9 @@ impl Ctx {
     pub fn client_fault(&self) -> Option<Denial> {
         match self.connection.as_ref()?.ends()? {
             End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
+            End::KeyGone => Some(Denial::KeyInvalid),
+            End::KeyInactive => Some(Denial::KeyInactive),
+            End::KeyExpired => Some(Denial::KeyExpired),
             End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }

@@ -1,6 +1,7 @@
 //! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
 
 use super::body::{content_length, read_ahead};
+use super::connection::Connection;
 use super::ctx::Ctx;
 use super::reply;
 use super::service::Proxy;
@@ -9,13 +10,15 @@ use crate::keyring::Entry;
 use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
+use crate::policy::head;
 use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::EndUserFrom;
 use crate::usage::{Pending, Place, Start};
-use http::Method;
-use http::header::{ACCEPT_LANGUAGE, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
+use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Proxy {
@@ -25,17 +28,20 @@ impl Proxy {
         ctx: &mut Ctx,
     ) -> Result<Admission, Box<Denied>> {
         self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
-        let permit = {
+        let mut permit = {
             let header = session.req_header();
-            self.gate.authorize(&RequestView {
+            let view = RequestView {
                 method: &header.method,
                 path: header.uri.path(),
                 headers: &header.headers,
                 address: ctx.address,
                 now: ctx.arrived,
-            })?
+            };
+            let authorized = self.gate.authorize(&ctx.site.routes, &view);
+            authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
         };
         ctx.route = Some(Arc::clone(permit.route()));
+        ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
         let Ok(place) = self.recorder.keep_place() else {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
@@ -63,6 +69,14 @@ impl Proxy {
     pub(super) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
         // The connection itself has the deadlines; Pingora's timers would only be set beside them.
         session.set_read_timeout(None);
+        if session.req_header().version == Version::HTTP_2 {
+            session.set_write_timeout(Some(self.limits.write_timeout));
+            ctx.connection = session.req_header().extensions.get::<Arc<Connection>>().cloned();
+            if let Some(stream) = ctx.connection.as_ref().filter(|_| !session.is_body_empty()) {
+                stream.read_waits();
+            }
+        }
+        self.find_client(session.req_header(), ctx);
         let header = session.req_header_mut();
         if let Some(wanted) = header.headers.get(ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok()) {
             ctx.lang = Lang::preferred(wanted);
@@ -78,6 +92,32 @@ impl Proxy {
         }
     }
 
+    /// Whoever presents too many wrong secrets is told to wait instead of that they are wrong.
+    fn slow_down_guessing(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
+        if denied.denial == Denial::KeyInvalid
+            && let Some(Err(wait)) = self.guesses.as_ref().map(|guesses| guesses.another(ctx.address))
+        {
+            denied.denial = Denial::TooManyInvalid(wait);
+        }
+        denied
+    }
+
+    /// Who asks, and how, as far as those in between can be believed.
+    fn find_client(&self, header: &RequestHeader, ctx: &mut Ctx) {
+        let Some(connection) = &ctx.connection else { return };
+        ctx.secure = connection.secure;
+        ctx.address = connection.client();
+        if !self.trusted.contains(ctx.address) {
+            return;
+        }
+        if let Some(proto) = header.headers.get("x-forwarded-proto") {
+            ctx.secure = proto.as_bytes().eq_ignore_ascii_case(b"https");
+        }
+        let hops = header.headers.get_all("x-forwarded-for");
+        let values: SmallVec<[&[u8]; 4]> = hops.iter().map(HeaderValue::as_bytes).collect();
+        ctx.address = self.trusted.client(ctx.address, values.into_iter());
+    }
+
     /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
     /// was let in.
     fn check_message(&self, session: &Session) -> Result<(), Denial> {
@@ -91,6 +131,9 @@ impl Proxy {
         }
         if matches!(header.method, Method::TRACE | Method::CONNECT) {
             return Err(Denial::Plain(Fault::NotImplemented));
+        }
+        if header.version == Version::HTTP_2 {
+            check_http2(header)?;
         }
         let bad = |b| Denial::BadRequest(BadRequest::Path(b));
         let (path, query) = split_target(header.raw_path()).map_err(bad)?;
@@ -187,7 +230,25 @@ fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
         target.push('?');
         target.push_str(std::str::from_utf8(query).ok()?);
     }
-    target.parse().ok()
+    // Over HTTP/2 the authority is part of it, and stays.
+    let mut parts = header.uri.clone().into_parts();
+    parts.path_and_query = Some(target.parse().ok()?);
+    http::Uri::from_parts(parts).ok()
+}
+
+/// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
+fn check_http2(header: &RequestHeader) -> Result<(), Denial> {
+    let mut lengths = header.headers.get_all(CONTENT_LENGTH).iter();
+    let sound = lengths.next().is_none_or(|length| head::content_length(length.as_bytes()).is_some());
+    if !sound || lengths.next().is_some() {
+        return Err(Denial::BadRequest(BadRequest::Framing));
+    }
+    let authority = header.uri.authority().map(|a| a.as_str().as_bytes());
+    let host = authority.or_else(|| header.headers.get(HOST).map(HeaderValue::as_bytes));
+    if !host.is_some_and(head::is_host) {
+        return Err(Denial::BadRequest(BadRequest::Host));
+    }
+    Ok(())
 }
 
 fn is_request_id(value: &HeaderValue) -> bool {

@@ -44,6 +44,8 @@ pub struct Told<'r> {
     pub request_id: &'r HeaderValue,
     /// From where it came.
     pub address: IpAddr,
+    /// Whether it came encrypted.
+    pub secure: bool,
     /// Makes a trace for a request without one.
     pub trace: RequestId,
     /// Whether the secret goes along.
@@ -120,7 +122,7 @@ fn identify(header: &mut RequestHeader, told: &Told<'_>) -> pingora::Result<()> 
 
 fn forwarded(header: &mut RequestHeader, told: &Told<'_>) -> pingora::Result<()> {
     header.insert_header("X-Forwarded-For", told.address.to_canonical().to_string())?;
-    header.insert_header("X-Forwarded-Proto", "http")?;
+    header.insert_header("X-Forwarded-Proto", if told.secure { "https" } else { "http" })?;
     if let Some(host) = header.headers.get(HOST).cloned() {
         header.insert_header("X-Forwarded-Host", host)?;
     }

@@ -3,19 +3,23 @@
 //! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
 //! stops; this one stops as soon as the last request is answered.
 
-use super::connections::Connections;
-use super::http1;
+use super::connections::{Connections, Registered};
 use super::service::Proxy;
-use super::wire::Wire;
+use super::wire::{Socket, Wire};
+use super::{http1, http2};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::policy::source::{TrustedProxies, V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 /// How long a failed accept (no descriptors left) rests before it tries again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -31,11 +35,30 @@ pub struct HeadLimits {
     pub fields: usize,
     /// Requests of one connection.
     pub requests: u64,
+    /// Streams of an HTTP/2 connection at a time.
+    pub streams: u32,
+}
+
+/// What clients speak at a listener.
+#[derive(Clone)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, from its first byte.
+    Http2,
+    /// TLS, and inside it what client and gateway agree on.
+    Tls(TlsAcceptor),
 }
 
 /// Accepts on one listener for as long as the gateway runs.
 #[derive(Clone)]
 pub struct Acceptor {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Whose word on the client's address counts.
+    pub trusted: Arc<TrustedProxies>,
+    /// Whether those say it with the PROXY protocol.
+    pub proxy_protocol: bool,
     /// What serves requests.
     pub proxy: Arc<HttpProxy<Proxy>>,
     /// The table of connections.
@@ -79,18 +102,86 @@ impl Acceptor {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
-        let registered = match self.connections.register(peer) {
+        let secure = matches!(self.protocol, Protocol::Tls(_));
+        let registered = match self.connections.register(peer, secure, self.trusted.contains(peer.ip())) {
             Ok(registered) => registered,
-            Err(refused) => {
-                self.metrics.connections_refused.with_label_values(&[refused.as_str()]).inc();
-                return;
-            }
+            Err(refused) => return self.refused(refused.as_str()),
         };
         let acceptor = self.clone();
-        tokio::spawn(async move {
-            let connection = registered.connection();
-            let wire = Box::new(Wire::new(stream, Arc::clone(connection)));
-            http1::serve(&acceptor, wire, connection).await;
-        });
+        tokio::spawn(async move { acceptor.serve(stream, registered).await });
     }
+
+    async fn serve(&self, mut stream: TcpStream, mut registered: Registered) {
+        let connection = Arc::clone(registered.connection());
+        if self.proxy_protocol && self.trusted.contains(connection.peer.ip()) {
+            let told = tokio::select! {
+                biased;
+                () = connection.ended() => return,
+                told = introduction(&mut stream) => told,
+            };
+            match told {
+                Ok(None) => {}
+                Ok(Some(client)) => {
+                    if let Err(refused) = registered.is_from(client) {
+                        return self.refused(refused.as_str());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, proxy = %connection.peer, "no PROXY header");
+                    return self.refused("proxy_protocol");
+                }
+            }
+        }
+        let socket = match &self.protocol {
+            Protocol::Http1 | Protocol::Http2 => Socket::Plain(stream),
+            Protocol::Tls(acceptor) => {
+                let agreed = tokio::select! {
+                    biased;
+                    () = connection.ended() => return,
+                    agreed = acceptor.accept(stream) => agreed,
+                };
+                match agreed {
+                    Ok(stream) => Socket::Tls(Box::new(stream)),
+                    Err(error) => {
+                        tracing::debug!(%error, "no TLS connection came about");
+                        return self.refused("tls");
+                    }
+                }
+            }
+        };
+        let http2 = matches!(self.protocol, Protocol::Http2) || socket.is_http2();
+        let wire = Box::new(Wire::new(socket, Arc::clone(&connection)));
+        if http2 {
+            http2::serve(self, wire, &connection).await;
+        } else {
+            http1::serve(self, wire, &connection).await;
+        }
+    }
+
+    fn refused(&self, why: &str) {
+        self.metrics.connections_refused.with_label_values(&[why]).inc();
+    }
+}
+
+/// Reads what a proxy says about its client before anything else, and not a byte more. None: it speaks for itself.
+async fn introduction(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut head = [0; V2_HEAD];
+    let (first, rest) = head.split_at_mut(V2_SIGNATURE.len());
+    stream.read_exact(first).await?;
+    if first == V2_SIGNATURE {
+        stream.read_exact(rest).await?;
+        let mut addresses = vec![0; v2_rest(&head).map_err(|_| bad())?];
+        stream.read_exact(&mut addresses).await?;
+        return read_v2(&head, &addresses).map_err(|_| bad());
+    }
+    // Its end is a line feed, behind which the client's own bytes begin: so it is read byte by byte.
+    let mut line = first.to_vec();
+    while !line.ends_with(b"\n") {
+        if line.len() == V1_MAX || !line.starts_with(b"PROXY ") {
+            return Err(bad());
+        }
+        line.push(stream.read_u8().await?);
+    }
+    read_v1(&line).map_err(|_| bad())
 }

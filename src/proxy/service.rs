@@ -1,18 +1,23 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::connection::Connection;
+use super::cors;
 use super::ctx::Ctx;
-use super::headers::{HeaderPolicy, Told, from_backend};
+use super::forward;
+use super::guesses::Guesses;
+use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
-use super::upstream::Upstream;
+use super::site::Site;
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
+use crate::policy::source::TrustedProxies;
 use crate::store::Outcome;
 use crate::usage::Recorder;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
@@ -22,24 +27,29 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The proxy.
 pub struct Proxy {
     /// Decides.
     pub gate: Arc<Gate>,
-    /// Backends, in the order that routes number them.
-    pub upstreams: Box<[Arc<Upstream>]>,
+    /// Where requests go, as the newest config says.
+    pub site: Arc<ArcSwap<Site>>,
     /// Takes the records.
     pub recorder: Recorder,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// What goes to backends.
-    pub headers: HeaderPolicy,
     /// Sizes and times.
     pub limits: ProxyLimits,
+    /// Wrong secrets, by address; none: any number is answered.
+    pub guesses: Option<Guesses>,
+    /// Lines of the access log so far, written or not.
+    pub accesses: AtomicU64,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted: Arc<TrustedProxies>,
     /// This node's name.
     pub node: Box<str>,
 }
@@ -55,14 +65,18 @@ pub struct ProxyLimits {
     pub uri_bytes: usize,
     /// Bytes of a body.
     pub body_bytes: u64,
+    /// How long a client may take none of what is written to one of its streams.
+    pub write_timeout: Duration,
     /// Bytes of a body that is read ahead.
     pub end_user_body_bytes: u64,
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
     /// Which header families tell what is left.
     pub families: Families,
-    /// Whether each request is logged.
+    /// Whether requests are logged.
     pub access_log: bool,
+    /// One of so many is, and every one that Keygate or the backend failed.
+    pub access_sample: u64,
 }
 
 #[async_trait]
@@ -70,7 +84,7 @@ impl ProxyHttp for Proxy {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.metrics.in_flight.clone())
+        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
@@ -82,20 +96,26 @@ impl ProxyHttp for Proxy {
         connection: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            ctx.address = connection.peer.ip();
             ctx.connection = Some(*connection);
         }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
+        if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+            return Ok(true);
+        }
         let decided = self.decide(session, ctx).await;
         let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
             self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
         }
+        ctx.own_ns = own;
         match decided {
             Ok(admission) => {
+                if let Some(connection) = &ctx.connection {
+                    connection.serves(Some(Arc::clone(admission.entry())));
+                }
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
@@ -121,19 +141,19 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.trip.reached = true;
+        Self::reached(ctx);
         Ok(())
     }
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
+        session: &mut Session,
+        peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        let another = self.not_reached(ctx, &e);
-        e.set_retry(another);
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "a backend cannot be reached");
+        e.set_retry(self.not_reached(session, ctx));
         e
     }
 
@@ -141,17 +161,13 @@ impl ProxyHttp for Proxy {
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        e: Box<Error>,
+        mut e: Box<Error>,
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        let mut e = e.more_context(format!("Peer: {peer}"));
-        self.broke_off(ctx, &e);
-        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
-            e.set_retry(false);
-        } else {
-            e.retry.decide_reuse(client_reused);
-        }
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "an attempt failed");
+        let again = self.broke_off(session, ctx, &e, client_reused);
+        e.set_retry(again);
         e
     }
 
@@ -168,10 +184,17 @@ impl ProxyHttp for Proxy {
             admission,
             request_id: &ctx.request_id,
             address: ctx.address,
+            secure: ctx.secure,
             trace: ctx.id,
             keep_credential: route.keep_credential,
         };
-        self.headers.to_backend(request, &told)?;
+        ctx.site.headers.to_backend(request, &told)?;
+        if let Some(path) = &ctx.rewritten {
+            forward::retarget(request, path)?;
+        }
+        // After what is told of the client's Host, and before Pingora checks that all agrees.
+        forward::rehost(request, &route.forward.host, ctx.trip.server())?;
+        forward::apply(request, &route.forward.request)?;
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
@@ -194,12 +217,24 @@ impl ProxyHttp for Proxy {
         if ctx.body_bytes > self.limits.body_bytes {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
         }
+        if let Some(stream) = ctx.connection.as_ref().filter(|connection| connection.is_stream()) {
+            // A socket of its own would note this; a stream has none.
+            stream.read_goes_on(body.as_ref().map_or(0, Bytes::len));
+            if !end_of_stream {
+                stream.read_waits();
+            }
+        }
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Over HTTP/1.1 Pingora would write the end of a chunked body once for the empty part and once for the end,
+            // and the second would be taken for the next request on that connection.
+            *body = None;
+        }
         Ok(())
     }
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -208,13 +243,23 @@ impl ProxyHttp for Proxy {
         {
             connection.becomes_tunnel();
         }
-        self.answered(ctx, response.status.as_u16());
+        Self::answered(ctx, response.status.as_u16());
+        if let Some(route) = &ctx.route {
+            forward::apply(response, &route.forward.response)?;
+        }
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
         }
         if ctx.degraded {
             response.insert_header(DEGRADED.0, DEGRADED.1)?;
+        }
+        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+            cors::mark(response, cors, session);
+        }
+        if response.status != StatusCode::CONTINUE {
+            let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
+            self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
         }
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());
@@ -232,6 +277,7 @@ impl ProxyHttp for Proxy {
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
             connection.takes(part.len());
         }
+        self.still_in_time(ctx)?;
         Ok(None)
     }
 
@@ -282,7 +328,7 @@ impl ProxyHttp for Proxy {
         }
         ctx.admission = None;
         self.count(ctx, outcome, status);
-        if self.limits.access_log {
+        if self.limits.access_log && self.is_in_sample(status) {
             log_access(session, ctx, outcome, status, self.elapsed(ctx));
         }
     }
@@ -308,6 +354,11 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    fn is_in_sample(&self, status: u16) -> bool {
+        status >= 500
+            || self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.limits.access_sample)
+    }
+
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
         let class = match status {
             100..200 => "1xx",
@@ -324,7 +375,7 @@ impl Proxy {
         }
     }
 
-    fn elapsed(&self, ctx: &Ctx) -> Duration {
+    pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
     }
 }

@@ -18,9 +18,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::io::poll_read_buf;
 
 /// What is written is gathered up to so many bytes: an answer's head and a small body leave in one packet.
@@ -32,11 +33,17 @@ const AHEAD_MAX: usize = 64 * 1024;
 
 /// A client's socket.
 pub(super) struct Wire {
-    io: BufWriter<TcpStream>,
+    io: BufWriter<Socket>,
     connection: Arc<Connection>,
     gate: Gate,
     /// Read, and not asked for yet.
     ahead: BytesMut,
+}
+
+/// A socket, encrypted or not.
+pub(super) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// What may be read.
@@ -54,8 +61,8 @@ enum Gate {
 
 impl Wire {
     /// Takes over `stream`.
-    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        let io = BufWriter::with_capacity(WRITE_BUFFER, stream);
+    pub(super) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
+        let io = BufWriter::with_capacity(WRITE_BUFFER, socket);
         Self { io, connection, gate: Gate::Closed, ahead: BytesMut::new() }
     }
 
@@ -114,7 +121,9 @@ impl Wire {
         if self.ahead.is_empty() {
             // A connection that waits holds no buffer.
             self.ahead = BytesMut::new();
-            ready!(self.io.get_ref().poll_read_ready(context))?;
+            if let Socket::Plain(stream) = self.io.get_ref() {
+                ready!(stream.poll_read_ready(context))?;
+            }
         }
         self.ahead.reserve(READ_AT_ONCE);
         poll_read_buf(Pin::new(self.io.get_mut()), context, &mut self.ahead)
@@ -281,6 +290,16 @@ impl AsyncWrite for Wire {
     }
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
+            tracing::trace!(%error, "a client was gone before its connection was closed");
+        }
+    }
+}
+
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Pingora prints streams in its debug log; the bytes ahead may hold a secret.
@@ -299,7 +318,7 @@ impl Shutdown for Wire {
 
 impl UniqueID for Wire {
     fn id(&self) -> UniqueIDType {
-        self.io.get_ref().as_raw_fd()
+        self.io.get_ref().tcp().as_raw_fd()
     }
 }
 
@@ -326,4 +345,77 @@ impl GetSocketDigest for Wire {
     }
 
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}
+}
+
+// === impl Socket ===
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    /// Whether HTTP/2 was agreed on.
+    pub(super) fn is_http2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
 }

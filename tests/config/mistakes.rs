@@ -127,6 +127,20 @@ const MISTAKES: &[(&str, &str)] = &[
         "counters.url = \"disk:\"",
         "1:16 counters.url: must be \"memory:\", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host",
     ),
+    ("proxy.listen_tls = [\"127.0.0.1:1\"]", "1:20 proxy.listen_tls: needs proxy.certificates"),
+    (
+        "proxy.client_certificates = \"required\"",
+        "1:29 proxy.client_certificates: needs proxy.client_ca_file",
+    ),
+    ("proxy.proxy_protocol = true", "1:24 proxy.proxy_protocol: needs proxy.trusted_proxies"),
+    (
+        "proxy.listen_h2c = [\"0.0.0.0:8080\"]",
+        "1:21 proxy.listen_h2c[0]: 0.0.0.0:8080 is taken by proxy.listen[0]",
+    ),
+    (
+        "proxy.trusted_proxies = [\"10.0.0.0/33\"]",
+        "1:26 proxy.trusted_proxies[0]: must be a network such as \"10.0.0.0/8\" or \"fd00::/8\", or one address",
+    ),
     (
         "counters.url = \"redis://c\"\ncounters.tls_ca_file = \"ca.pem\"",
         "2:24 counters.tls_ca_file: needs a counters.url that begins with rediss",

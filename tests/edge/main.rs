@@ -7,8 +7,12 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
+mod abuse;
+mod http2;
 mod limits;
 mod probes;
+mod source;
+mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;

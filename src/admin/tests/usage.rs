@@ -100,6 +100,45 @@ async fn usage_is_told_three_ways() {
 }
 
 #[tokio::test]
+async fn logs_come_as_a_file_of_any_length() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let mut records: Vec<_> = (0..2_345).map(|n| usage(&key, n, 200, None)).collect();
+    records[7].user_agent = "a \"b\", c\nd".into();
+    api.store.append(&records).await.expect("a ledger");
+    let base = format!("/apikeys/{}/logs", key["id"].as_str().expect("an id"));
+    let get = async |query: &str| api.call(&token, "GET", &format!("{base}?{query}"), Value::Null).await;
+
+    let csv = get("format=csv").await.text;
+    let mut lines = csv::Reader::from_reader(csv.as_bytes());
+    let head: Vec<String> = lines.headers().expect("a head").iter().map(str::to_owned).collect();
+    let rows: Vec<csv::StringRecord> = lines.records().collect::<Result<_, _>>().expect("whole rows");
+    assert_eq!(rows.len(), 2_345);
+    assert!(rows.iter().enumerate().all(|(n, row)| row[1] == format!("req-{n}")), "newest first");
+    assert_eq!(&rows[7][16], "a \"b\", c\nd");
+
+    let ndjson = get("format=ndjson").await.text;
+    let lines: Vec<serde_json::Map<String, Value>> =
+        ndjson.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    assert_eq!(lines.len(), 2_345);
+    let mut fields: Vec<&String> = head.iter().collect();
+    fields.sort();
+    assert_eq!(lines[0].keys().collect::<Vec<_>>(), fields, "a file has the same fields in every format");
+    let first = get("pagesize=1").await.data()["items"][0].clone();
+    assert_eq!(Value::Object(lines[0].clone()), first);
+
+    assert_eq!(get("format=csv&status_code=404").await.text.lines().count(), 1, "the head");
+    assert_eq!(get("format=ndjson&status_code=404").await.text, "");
+    for query in ["format=xml", "format=csv&page=1", "format=csv&pagesize=5"] {
+        let reply = get(query).await;
+        assert_eq!(reply.data()["errors"][0]["field"], "format", "{query}");
+    }
+    let stranger = api.token("ws-b", Role::Admin);
+    let reply = api.call(&stranger, "GET", &format!("{base}?format=csv"), Value::Null).await;
+    assert_eq!((reply.status.as_u16(), reply.verdict().1), (404, 3_007));
+}
+
+#[tokio::test]
 async fn logs_are_filtered_and_walked() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;

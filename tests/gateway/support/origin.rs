@@ -35,10 +35,13 @@ pub(crate) struct ReservedPort {
     _bound: tokio::net::TcpSocket,
 }
 
+type SocketScript = dyn Fn(&Received, &mut TcpStream) -> io::Result<()> + Send + Sync;
 type Script = dyn Fn(&Received, &mut dyn Write) -> io::Result<()> + Send + Sync;
 
 struct Shared {
     script: Mutex<Arc<Script>>,
+    /// Instead of the script: has the socket itself.
+    socket_script: Mutex<Option<Arc<SocketScript>>>,
     requests: Mutex<Vec<Received>>,
     /// The body of the request being read, as far as it has come.
     arriving: Mutex<Vec<u8>>,
@@ -58,6 +61,7 @@ impl Origin {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(|_, out| respond(out, 200, &[], b"{\"ok\":true}"))),
+            socket_script: Mutex::default(),
             requests: Mutex::default(),
             arriving: Mutex::default(),
             heads: AtomicUsize::new(0),
@@ -76,6 +80,14 @@ impl Origin {
         script: impl Fn(&Received, &mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
     ) {
         *self.shared.script.lock().unwrap() = Arc::new(script);
+    }
+
+    /// Leaves the socket to `script` after a request, for what is no longer HTTP.
+    pub(crate) fn script_socket(
+        &self,
+        script: impl Fn(&Received, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) {
+        *self.shared.socket_script.lock().unwrap() = Some(Arc::new(script));
     }
 
     /// Answers with this from now on.
@@ -176,6 +188,10 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         }
         received.body = read_body(&mut reader, &received, &shared.arriving)?;
         shared.requests.lock().unwrap().push(received.clone());
+        let over_socket = shared.socket_script.lock().unwrap().clone();
+        if let Some(script) = over_socket {
+            return script(&received, &mut out);
+        }
         let script = Arc::clone(&shared.script.lock().unwrap());
         if let Err(error) = script(&received, &mut out) {
             out.shutdown(Shutdown::Both)?;

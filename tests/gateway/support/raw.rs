@@ -114,6 +114,23 @@ impl Raw {
         }
     }
 
+    /// Whether the gateway ends the connection, whatever it says before.
+    pub(crate) fn ends(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    /// The next `n` bytes, whatever they are.
+    #[track_caller]
+    pub(crate) fn exactly(&mut self, n: usize) -> Vec<u8> {
+        let mut bytes = vec![0; n];
+        self.stream.read_exact(&mut bytes).expect("so many bytes");
+        bytes
+    }
+
     /// Goes away in the middle of whatever there is.
     pub(crate) fn hang_up(self) {
         self.stream.get_ref().shutdown(Shutdown::Both).unwrap();

@@ -1,0 +1,118 @@
+//! Usage records as a file: any number of them, a part at a time, in constant memory.
+//!
+//! A part is fetched when the client has taken the one before, so a slow one holds nothing and one that goes away ends it.
+//! A store that fails halfway ends the connection without the end of the body: nobody takes half a file for a whole one.
+
+use super::LogView;
+use crate::admin::context::Shared;
+use crate::admin::error::AdminError;
+use crate::clock::Timestamp;
+use crate::policy::fault::Fault;
+use crate::policy::id::{KeyId, RequestId, WorkspaceId};
+use crate::policy::key::words;
+use crate::store::{LogCursor, LogFilter, LogPage, LogPageRequest};
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use uuid::Uuid;
+
+words!(
+    /// What usage records are written as.
+    Format {
+        /// A page, in the envelope of every answer.
+        Json = "json",
+        /// A file of comma-separated values with a head.
+        Csv = "csv",
+        /// A file with a JSON object in each line.
+        Ndjson = "ndjson",
+    }
+);
+
+/// Records in one part.
+const PART: u32 = 1_000;
+/// The first line of a file of comma-separated values: the fields of a [`LogView`].
+const HEAD: &str = "id,request_id,api_key_id,endpoint,method,route,status_code,outcome,error,degraded,response_time,\
+     ttfb_ms,bytes_in,bytes_out,tokens_used,ip_address,user_agent,end_user_id,upstream,node,created_at\n";
+
+/// A file while it is sent.
+struct Sending {
+    admin: Shared,
+    workspace: WorkspaceId,
+    key: KeyId,
+    filter: LogFilter,
+    format: Format,
+    /// What is sent next; none at the end.
+    part: Option<LogPage>,
+    is_first: bool,
+}
+
+/// The records that fit `filter`, newest first, from behind `after` on.
+pub(super) async fn file(
+    admin: Shared,
+    workspace: WorkspaceId,
+    key: KeyId,
+    filter: LogFilter,
+    format: Format,
+    after: Option<LogCursor>,
+) -> Result<Response, AdminError> {
+    let (content_type, ending) = match format {
+        Format::Csv => ("text/csv; charset=utf-8", "csv"),
+        Format::Json | Format::Ndjson => ("application/x-ndjson", "ndjson"),
+    };
+    let mut sending = Sending { admin, workspace, key, filter, format, part: None, is_first: true };
+    // The first part before the head of the answer, so that what is refused is refused like everything else.
+    let newest = LogCursor { at: Timestamp::MAX, id: RequestId(Uuid::max()) };
+    sending.part = Some(sending.fetch(after.unwrap_or(newest)).await?);
+    let parts = futures_util::stream::try_unfold(sending, Sending::next);
+    let name = format!("attachment; filename=\"usage-{key}.{ending}\"");
+    let headers = [
+        (header::CONTENT_TYPE, content_type.to_owned()),
+        (header::CONTENT_DISPOSITION, name),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    Ok((headers, Body::from_stream(parts)).into_response())
+}
+
+// === impl Sending ===
+
+impl Sending {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, axum::Error> {
+        let Some(part) = self.part.take() else { return Ok(None) };
+        self.admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
+        let bytes = self.written(part.items.into_iter().map(LogView::new)).map_err(axum::Error::new)?;
+        if let Some(cursor) = part.next {
+            let fetched = self.fetch(cursor).await;
+            self.part = Some(fetched.map_err(|_| axum::Error::new("the store did not answer"))?);
+        }
+        self.is_first = false;
+        Ok(Some((bytes, self)))
+    }
+
+    async fn fetch(&self, after: LogCursor) -> Result<LogPage, AdminError> {
+        let asked = LogPageRequest::After(after, PART);
+        let call = self.admin.deps.store.logs(&self.workspace, self.key, &self.filter, asked);
+        let found = self.admin.ask(Fault::KeyNotFound, call).await?;
+        found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
+    }
+
+    fn written(&self, views: impl Iterator<Item = LogView>) -> std::io::Result<Bytes> {
+        let mut out = Vec::new();
+        if self.format == Format::Csv {
+            if self.is_first {
+                out.extend_from_slice(HEAD.as_bytes());
+            }
+            let mut lines = csv::WriterBuilder::new().has_headers(false).from_writer(&mut out);
+            for view in views {
+                lines.serialize(view)?;
+            }
+            lines.flush()?;
+            drop(lines);
+        } else {
+            for view in views {
+                serde_json::to_writer(&mut out, &view)?;
+                out.push(b'\n');
+            }
+        }
+        Ok(out.into())
+    }
+}

@@ -1,0 +1,209 @@
+//! Where a request comes from when proxies of ours stand in front: the PROXY protocol and `X-Forwarded-For`.
+//!
+//! Must not know: sockets. What is not said by a trusted proxy counts for nothing, and of a list only what the trusted
+//! ones added themselves.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Longest header of version 1 of the PROXY protocol, in bytes, CRLF included.
+pub const V1_MAX: usize = 107;
+/// Bytes of a version 2 header before its addresses.
+pub const V2_HEAD: usize = 16;
+/// What a version 2 header begins with.
+pub const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// Longest rest of a version 2 header: addresses and whatever else a proxy likes to tell.
+const V2_REST_MAX: usize = 2_048;
+/// Most entries of `X-Forwarded-For` that are looked at.
+const HOPS_MAX: usize = 32;
+
+/// Which proxies are believed.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies(Box<[IpNet]>);
+
+/// A PROXY header that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadProxyHeader;
+
+// === impl TrustedProxies ===
+
+impl TrustedProxies {
+    /// Those in any of `networks`.
+    pub fn new(networks: &[IpNet]) -> Self {
+        Self(networks.into())
+    }
+
+    /// Whether `address` is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        !self.0.is_empty() && {
+            let canonical = address.to_canonical();
+            self.0.iter().any(|network| network.contains(&canonical))
+        }
+    }
+
+    /// The client behind `peer`: with `forwarded_for`, the values of `X-Forwarded-For` in order, the last entry that no
+    /// trusted proxy is, as long as those behind it are all trusted. What cannot be read ends the search.
+    pub fn client<'v>(
+        &self,
+        peer: IpAddr,
+        forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]>,
+    ) -> IpAddr {
+        let mut client = peer;
+        let hops = forwarded_for.rev().flat_map(|value| value.rsplit(|b| *b == b','));
+        for hop in hops.take(HOPS_MAX) {
+            if !self.contains(client) {
+                break;
+            }
+            let Some(address) = address_of(hop.trim_ascii()) else { break };
+            client = address;
+        }
+        client
+    }
+}
+
+/// An address, perhaps in brackets or with a port, as proxies write it.
+fn address_of(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    let bare = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?.0,
+        None if text.matches(':').count() == 1 => text.split_once(':')?.0,
+        None => text,
+    };
+    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// Reads a header of version 1, its CRLF included. None: the proxy speaks for itself.
+pub fn read_v1(line: &[u8]) -> Result<Option<IpAddr>, BadProxyHeader> {
+    let line = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()).ok_or(BadProxyHeader)?;
+    let mut words = line.split(' ');
+    if words.next() != Some("PROXY") {
+        return Err(BadProxyHeader);
+    }
+    let family = words.next().ok_or(BadProxyHeader)?;
+    if family == "UNKNOWN" {
+        return Ok(None);
+    }
+    let [source, destination, source_port, destination_port] =
+        std::array::from_fn(|_| words.next().unwrap_or_default());
+    let port = |text: &str| text.parse::<u16>().is_ok_and(|n| n.to_string() == text);
+    if words.next().is_some() || !port(source_port) || !port(destination_port) {
+        return Err(BadProxyHeader);
+    }
+    let sound = match family {
+        "TCP4" => both::<Ipv4Addr>(source, destination),
+        "TCP6" => both::<Ipv6Addr>(source, destination),
+        _ => None,
+    };
+    sound.map(|address| Some(address.to_canonical())).ok_or(BadProxyHeader)
+}
+
+fn both<A: std::str::FromStr + Into<IpAddr>>(source: &str, destination: &str) -> Option<IpAddr> {
+    destination.parse::<A>().ok()?;
+    source.parse::<A>().ok().map(Into::into)
+}
+
+/// How many bytes follow the first [`V2_HEAD`] of a header of version 2.
+pub fn v2_rest(head: &[u8; V2_HEAD]) -> Result<usize, BadProxyHeader> {
+    let rest = usize::from(u16::from_be_bytes([head[14], head[15]]));
+    let sound = head.starts_with(&V2_SIGNATURE) && head[12] >> 4 == 2 && rest <= V2_REST_MAX;
+    if sound { Ok(rest) } else { Err(BadProxyHeader) }
+}
+
+/// Reads a header of version 2. None: the proxy speaks for itself.
+pub fn read_v2(head: &[u8; V2_HEAD], rest: &[u8]) -> Result<Option<IpAddr>, BadProxyHeader> {
+    match (head[12] & 15, head[13]) {
+        // LOCAL, and families without an address.
+        (0, _) | (1, 0x00 | 0x31 | 0x32) => Ok(None),
+        (1, 0x11 | 0x12) if rest.len() >= 12 => {
+            let source: [u8; 4] = rest[..4].try_into().map_err(|_| BadProxyHeader)?;
+            Ok(Some(IpAddr::from(source)))
+        }
+        (1, 0x21 | 0x22) if rest.len() >= 36 => {
+            let source: [u8; 16] = rest[..16].try_into().map_err(|_| BadProxyHeader)?;
+            Ok(Some(IpAddr::from(source).to_canonical()))
+        }
+        _ => Err(BadProxyHeader),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn only_what_trusted_proxies_added_counts() {
+        let networks = ["10.0.0.0/8", "fd00::/8"].map(|n| n.parse().expect("a network"));
+        let trusted = TrustedProxies::new(&networks);
+        for (peer, values, client) in [
+            ("192.0.2.1", &["1.1.1.1"][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["9.9.9.9, 1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["9.9.9.9", "1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["9.9.9.9, 1.1.1.1, 10.2.3.4"], "1.1.1.1"),
+            ("10.0.0.1", &["10.1.1.1,10.2.2.2"], "10.1.1.1"),
+            ("10.0.0.1", &["1.1.1.1:8080"], "1.1.1.1"),
+            ("10.0.0.1", &["[2001:db8::1]:80"], "2001:db8::1"),
+            ("10.0.0.1", &["2001:db8::1"], "2001:db8::1"),
+            ("10.0.0.1", &["1.1.1.1, nonsense"], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1,"], "10.0.0.1"),
+            ("::ffff:10.0.0.1", &["1.1.1.1"], "1.1.1.1"),
+            ("fd00::1", &["::ffff:1.1.1.1"], "1.1.1.1"),
+        ] {
+            let found = trusted.client(ip(peer), values.iter().map(|v| v.as_bytes()));
+            assert_eq!(found, ip(client), "{peer} {values:?}");
+        }
+        assert_eq!(
+            TrustedProxies::default().client(ip("10.0.0.1"), [b"1.1.1.1".as_slice()].into_iter()),
+            ip("10.0.0.1")
+        );
+    }
+
+    #[test]
+    fn version_1() {
+        assert_eq!(read_v1(b"PROXY TCP4 1.1.1.1 2.2.2.2 1 65535\r\n"), Ok(Some(ip("1.1.1.1"))));
+        assert_eq!(read_v1(b"PROXY TCP6 2001:db8::1 ::1 1 2\r\n"), Ok(Some(ip("2001:db8::1"))));
+        assert_eq!(read_v1(b"PROXY UNKNOWN\r\n"), Ok(None));
+        assert_eq!(read_v1(b"PROXY UNKNOWN whatever is here\r\n"), Ok(None));
+        for bad in [
+            "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\n",
+            "PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n",
+            "PROXY TCP4 1.1.1.1 2.2.2.2 1 2 3\r\n",
+            "PROXY TCP4 1.1.1.1 2.2.2.2 01 2\r\n",
+            "PROXY TCP4 1.1.1.1 2.2.2.2 1 65536\r\n",
+            "PROXY TCP4 ::1 ::1 1 2\r\n",
+            "PROXY TCP4  1.1.1.1 2.2.2.2 1 2\r\n",
+            "PROXY\r\n",
+            "GET / HTTP/1.1\r\n",
+        ] {
+            assert_eq!(read_v1(bad.as_bytes()), Err(BadProxyHeader), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn version_2() {
+        let head = |command: u8, family: u8, rest: u16| {
+            let mut head = [0; V2_HEAD];
+            head[..12].copy_from_slice(&V2_SIGNATURE);
+            (head[12], head[13]) = (command, family);
+            head[14..].copy_from_slice(&rest.to_be_bytes());
+            head
+        };
+        let v4 = [1, 1, 1, 1, 2, 2, 2, 2, 0, 1, 0, 2];
+        assert_eq!(v2_rest(&head(0x21, 0x11, 12)), Ok(12));
+        assert_eq!(read_v2(&head(0x21, 0x11, 12), &v4), Ok(Some(ip("1.1.1.1"))));
+        let mut v6 = [0; 36];
+        v6[..16].copy_from_slice(&"2001:db8::1".parse::<Ipv6Addr>().expect("an address").octets());
+        assert_eq!(read_v2(&head(0x21, 0x21, 36), &v6), Ok(Some(ip("2001:db8::1"))));
+        assert_eq!(read_v2(&head(0x20, 0, 0), &[]), Ok(None));
+        assert_eq!(read_v2(&head(0x21, 0x11, 11), &v4[..11]), Err(BadProxyHeader));
+        assert_eq!(read_v2(&head(0x22, 0x11, 12), &v4), Err(BadProxyHeader));
+        assert_eq!(v2_rest(&head(0x11, 0x11, 12)), Err(BadProxyHeader));
+        assert_eq!(v2_rest(&head(0x21, 0x11, 60_000)), Err(BadProxyHeader));
+        assert_eq!(v2_rest(b"GET / HTTP/1.1\r\n"), Err(BadProxyHeader));
+    }
+}

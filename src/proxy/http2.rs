@@ -1,0 +1,117 @@
+//! One HTTP/2 connection: each stream is a request of its own, with limits on what all of them may hold together.
+
+use super::connection::{Connection, Stage};
+use super::listen::Acceptor;
+use super::wire::Wire;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::Digest;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of answers that wait in one stream for the client's window.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of bodies that may be on their way to us, of one stream and of all of them.
+const STREAM_WINDOW: u32 = 64 * 1024 - 1;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Requests that are no requests, before the connection ends.
+const MALFORMED_MAX: usize = 32;
+
+/// Serves streams until the client leaves, is sent away, or the gateway stops.
+pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc<Connection>) {
+    // The frames are HTTP/2's to read; only who is late is still decided by the wire.
+    connection.becomes_tunnel();
+    let mut streams = match handshake(wire, Some(options(acceptor))).await {
+        Ok(streams) => streams,
+        Err(error) => {
+            tracing::debug!(%error, "no HTTP/2 connection came about");
+            return;
+        }
+    };
+    let (mut stop, digest) = (acceptor.stop.clone(), Arc::new(Digest::default()));
+    let active = Arc::new(AtomicUsize::new(0));
+    let (mut served, mut malformed, mut leaving) = (0, 0, false);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop), if !leaving => {
+                streams.graceful_shutdown();
+                leaving = true;
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut streams, Arc::clone(&digest)) => accepted,
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                served += 1;
+                if served >= acceptor.limits.requests && !leaving {
+                    streams.graceful_shutdown();
+                    leaving = true;
+                }
+                let busy = Busy::new(&active, connection);
+                let stream = ServerSession::new_http2(session);
+                tokio::spawn(serve_stream(acceptor.clone(), stream, Arc::clone(connection), busy));
+            }
+            Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::debug!(%error, "an HTTP/2 connection ended");
+                return;
+            }
+        }
+    }
+}
+
+async fn serve_stream(
+    acceptor: Acceptor,
+    mut session: ServerSession,
+    connection: Arc<Connection>,
+    _busy: Busy,
+) {
+    let registered = acceptor.connections.register_stream(&connection);
+    let stream = Arc::clone(registered.connection());
+    session.req_header_mut().extensions_mut().insert(Arc::clone(&stream));
+    tokio::select! {
+        biased;
+        // Dropping the session resets the stream.
+        () = stream.ended() => {}
+        _ = acceptor.proxy.process_new_http(session, &acceptor.stop) => {}
+    }
+}
+
+fn options(acceptor: &Acceptor) -> H2Options {
+    let limits = acceptor.limits;
+    let mut options = default_h2_options();
+    let header_bytes = u32::try_from(limits.uri_bytes + limits.header_bytes).unwrap_or(u32::MAX);
+    options
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(header_bytes)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// A stream that is being served. With the first the connection is busy, with the last it waits again.
+struct Busy {
+    active: Arc<AtomicUsize>,
+    connection: Arc<Connection>,
+}
+
+impl Busy {
+    fn new(active: &Arc<AtomicUsize>, connection: &Arc<Connection>) -> Self {
+        if active.fetch_add(1, Ordering::AcqRel) == 0 {
+            connection.enter(Stage::Request);
+        }
+        Self { active: Arc::clone(active), connection: Arc::clone(connection) }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.active.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.connection.enter(Stage::Idle);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Streams that stay open: they pass in both directions without delay, and end with their key or their client.
+
+use crate::support::{Hold, Key, Origin, Request, stand};
+use serde_json::json;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// An origin whose answer begins and then waits, for ever as far as a test can tell.
+fn open_ended(origin: &Origin) -> Hold {
+    let hold = Hold::new();
+    let released = hold.clone();
+    origin.script(move |_, out| {
+        out.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+        )?;
+        out.write_all(b"9\r\ndata: 1\n\n\r\n")?;
+        released.wait(1);
+        out.write_all(b"0\r\n\r\n")
+    });
+    hold
+}
+
+#[test]
+fn a_key_that_is_switched_off_deleted_expired_or_replaced_ends_its_streams() {
+    let (origin, gateway) = stand("[proxy]\nrevocation_check = \"100ms\"\n");
+    let _hold = open_ended(&origin);
+    let soon = || json!({"expires_at": chrono_ms(1_500)});
+    let ways: [(&str, Box<dyn Fn(&Key)>, serde_json::Value); 4] = [
+        (
+            "key_inactive",
+            Box::new(|key| drop(gateway.update_key(key, &json!({"is_active": false})))),
+            json!({}),
+        ),
+        (
+            "key_gone",
+            Box::new(|key| drop(gateway.managed("DELETE", &format!("/apikeys/{}", key.id), None))),
+            json!({}),
+        ),
+        (
+            "key_gone",
+            Box::new(|key| drop(gateway.managed("POST", &format!("/apikeys/{}/regenerate", key.id), None))),
+            json!({}),
+        ),
+        ("key_expired", Box::new(|_| {}), soon()),
+    ];
+    for (how, end, fields) in ways {
+        let (key, other) = (gateway.create_key(fields), gateway.create_key(json!({})));
+        let mut client = gateway.connect();
+        client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+        assert_eq!(client.response_head().status, 200, "{how}");
+        assert_eq!(client.chunk().as_deref(), Some(b"data: 1\n\n".as_slice()));
+        let mut untouched = gateway.connect();
+        untouched.send(&Request::get("/v1/app/x").bearer(&other.secret).bytes());
+        assert_eq!(untouched.response_head().status, 200);
+        end(&key);
+        let begun = Instant::now();
+        assert!(client.is_closed(), "{how}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{how}: {:?}", begun.elapsed());
+        assert_eq!(untouched.chunk().as_deref(), Some(b"data: 1\n\n".as_slice()));
+        untouched.hang_up();
+    }
+}
+
+fn chrono_ms(ahead: u64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap() + ahead
+}
+
+/// An origin that agrees to an upgrade and then sends back what it gets.
+fn echoing(origin: &Origin) {
+    origin.script_socket(|_, socket| {
+        socket.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        )?;
+        let mut part = [0; 1024];
+        loop {
+            match std::io::Read::read(socket, &mut part)? {
+                0 => return Ok(()),
+                n => socket.write_all(&part[..n])?,
+            }
+        }
+    });
+}
+
+fn upgrade(secret: &str) -> Vec<u8> {
+    Request::get("/v1/app/ws")
+        .bearer(secret)
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .bytes()
+}
+
+#[test]
+fn a_websocket_passes_after_the_checks_of_its_key_and_ends_with_it() {
+    let (origin, gateway) =
+        stand("[proxy]\nrevocation_check = \"100ms\"\nbody_timeout = \"300ms\"\nidle_timeout = \"1s\"\n");
+    echoing(&origin);
+    let key = gateway.create_key(json!({}));
+    let mut refused = gateway.connect();
+    refused.send(&upgrade("nonsense"));
+    assert_eq!(refused.response().fault(), (401, 3009, "api_key_invalid".into()));
+    assert_eq!(origin.count(), 0);
+    let mut client = gateway.connect();
+    client.send(&upgrade(&key.secret));
+    let head = client.response_head();
+    assert_eq!((head.status, head.header("upgrade")), (101, Some("websocket")));
+    // Bytes that look like a request, like chunks, like nothing: all pass.
+    for message in [b"\x81\x05hello".as_slice(), b"GET / HTTP/1.1\r\n\r\n", b"0\r\n\r\n", b"\0\xff\n"] {
+        client.send(message);
+        assert_eq!(client.exactly(message.len()), message);
+    }
+    // Longer than any deadline of bodies or idle connections.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1_500) {
+        let logs = gateway.logs(&key);
+        assert!(logs.is_empty(), "it has not ended: {logs:?}");
+    }
+    client.send(b"still here");
+    assert_eq!(client.exactly(10), b"still here");
+    gateway.update_key(&key, &json!({"is_active": false}));
+    assert!(client.is_closed());
+    assert_eq!(gateway.wait_for_logs(&key, 1).len(), 1);
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_backend_request_with_it() {
+    let (origin, gateway) = stand("");
+    let _hold = open_ended(&origin);
+    let key = gateway.create_key(json!({"concurrency_limit": 1}));
+    for n in 1..=3 {
+        let mut client = gateway.connect();
+        client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+        assert_eq!(client.response_head().status, 200);
+        client.hang_up();
+        // Its place in flight is free at once, though the backend has not ended its answer.
+        let rows = gateway.wait_for_logs(&key, n);
+        assert!(rows.iter().all(|row| row["outcome"] == "aborted"), "{rows:?}");
+    }
+}
