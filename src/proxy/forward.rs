@@ -5,7 +5,7 @@
 use super::upstream::Server;
 use crate::policy::forward::{FieldRules, HostRule};
 use http::header::HOST;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{ErrorType, OrErr};
 
@@ -15,8 +15,11 @@ pub(super) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Resu
     if let Some(query) = request.uri.query() {
         target.extend(["?", query]);
     }
-    let uri = target.parse().or_err(ErrorType::InternalError, "a rewritten path is no URI")?;
-    request.set_uri(uri);
+    const NO_URI: &str = "a rewritten path is no URI";
+    // Over HTTP/2 the authority is a part of it.
+    let mut parts = request.uri.clone().into_parts();
+    parts.path_and_query = Some(target.parse().or_err(ErrorType::InternalError, NO_URI)?);
+    request.set_uri(Uri::from_parts(parts).or_err(ErrorType::InternalError, NO_URI)?);
     Ok(())
 }
 
