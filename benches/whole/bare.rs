@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use pingora::http::ResponseHeader;
 use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
-use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::Server;
+use pingora::server::configuration::{Opt, ServerConf};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::time::Duration;

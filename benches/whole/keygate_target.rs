@@ -70,7 +70,14 @@ pub(crate) fn serve(
         Setup::Redis => {
             let address = free();
             let mut command = Command::new("redis-server");
-            command.args(["--port", &address.port().to_string(), "--save", "", "--maxmemory-policy", "noeviction"]);
+            command.args([
+                "--port",
+                &address.port().to_string(),
+                "--save",
+                "",
+                "--maxmemory-policy",
+                "noeviction",
+            ]);
             servers.redis = Some(start(command.args(["--bind", "127.0.0.1"]), address));
             format!("[counters]\nurl = \"redis://{address}\"\n")
         }

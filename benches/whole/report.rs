@@ -64,7 +64,8 @@ impl Report {
              |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         );
         for row in &self.rows {
-            let ratio = |to| self.ratio(row, to, Sample::cpu_us).map_or_else(String::new, |r| format!("{r:.2}"));
+            let ratio =
+                |to| self.ratio(row, to, Sample::cpu_us).map_or_else(String::new, |r| format!("{r:.2}"));
             writeln!(
                 out,
                 "| {} | {} | {:.1} | {} | {} | {:.0} | {:.2} | {:.2} | {:.2} | {:.0} |",

@@ -117,7 +117,8 @@ impl Target {
 
     fn family(&self) -> Vec<u32> {
         let pid = self.process.0.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         std::iter::once(pid).chain(children.split_whitespace().filter_map(|p| p.parse().ok())).collect()
     }
 }
@@ -194,7 +195,9 @@ fn drawn(scenario: Scenario, known: &[String]) -> Vec<String> {
         Scenario::Unknown => {
             (0..DRAWS / 10).map(|_| Secret::generate("sk", KeyType::Service).expose().to_owned()).collect()
         }
-        Scenario::IllFormed => (0..DRAWS / 10).map(|_| format!("sk-service-{:032x}", random.u128(..))).collect(),
+        Scenario::IllFormed => {
+            (0..DRAWS / 10).map(|_| format!("sk-service-{:032x}", random.u128(..))).collect()
+        }
         _ if known.len() == 1 => known.to_vec(),
         _ => {
             // Zipf's law with exponent 1: how often the nth is drawn falls as 1/n, so the rank is uniform in its logarithm.
@@ -290,8 +293,9 @@ fn nginx_upstream(ground: &Ground<'_>) -> String {
 
 fn plain_nginx(ground: &Ground<'_>) -> Target {
     let address = free();
-    let server =
-        format!("server {{ listen {address}; keepalive_requests 1000000000; location / {{ {NGINX_FORWARD} }} }}");
+    let server = format!(
+        "server {{ listen {address}; keepalive_requests 1000000000; location / {{ {NGINX_FORWARD} }} }}"
+    );
     let mut command = nginx_command(ground.place, "plain", &nginx_upstream(ground), &server);
     ground.target("nginx, plain", address, start(&mut command, address))
 }
@@ -299,11 +303,17 @@ fn plain_nginx(ground: &Ground<'_>) -> Target {
 /// A map of the secrets, a rate per secret and an access log: as much of governing as it has.
 fn nginx(ground: &Ground<'_>) -> Target {
     let address = free();
-    let mut map = String::from("map_hash_max_size 65536; map_hash_bucket_size 256;\nmap $http_authorization $known { default 0;");
+    let mut map = String::from(
+        "map_hash_max_size 65536; map_hash_bucket_size 256;\nmap $http_authorization $known { default 0;",
+    );
     for secret in &ground.known {
         write!(map, "\"Bearer {secret}\" 1;\n").unwrap();
     }
-    let (rate, burst) = if ground.scenario == Scenario::Refused { ("1r/s", "") } else { ("1000000r/s", "burst=100000 nodelay") };
+    let (rate, burst) = if ground.scenario == Scenario::Refused {
+        ("1r/s", "")
+    } else {
+        ("1000000r/s", "burst=100000 nodelay")
+    };
     let http = format!(
         "{}\n{map} }}\nlimit_req_zone $http_authorization zone=rate:32m rate={rate}; limit_req_status 429;",
         nginx_upstream(ground)
