@@ -9,13 +9,14 @@ use http::{HeaderName, HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{ErrorType, OrErr};
 
+const NO_URI: &str = "a rewritten path is no URI";
+
 /// Gives the request the path that its route has made of it. The query stays.
 pub(super) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
     let mut target = path.to_owned();
     if let Some(query) = request.uri.query() {
         target.extend(["?", query]);
     }
-    const NO_URI: &str = "a rewritten path is no URI";
     // Over HTTP/2 the authority is a part of it.
     let mut parts = request.uri.clone().into_parts();
     parts.path_and_query = Some(target.parse().or_err(ErrorType::InternalError, NO_URI)?);
