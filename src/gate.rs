@@ -288,6 +288,12 @@ impl Admission {
     pub fn give_back(self) {
         self.charged.give_back();
     }
+
+    /// Undoes the charge: the request cannot be forwarded after all.
+    pub fn deny(self, denial: Denial, route: Option<Arc<Route>>) -> Box<Denied> {
+        self.charged.give_back();
+        Denied::of(denial, route, self.entry, None)
+    }
 }
 
 impl Denied {

@@ -11,6 +11,7 @@ mod parts;
 mod reload;
 mod stop;
 mod upstreams;
+mod usage;
 mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
@@ -32,7 +33,8 @@ use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
-use crate::usage::{Recorder, Writer, WriterOptions};
+use crate::usage::Recorder;
+use crate::usage::journal::{Keeper, OpenError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -107,6 +109,9 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The usage journal.
+    #[error("usage.journal_dir: {0}")]
+    Journal(#[from] OpenError),
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -173,23 +178,22 @@ pub fn start(
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
+    let (give_up, deadline) = watch::channel(None);
+    let mut writer = usage::writer(config, &base, deadline)?;
+    let journal = Arc::clone(writer.journal());
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
-    io.block_on(parts::restore(&base, &counters))?;
+    io.block_on(usage::restore(&base, &counters, &mut writer))?;
 
     let (stop, stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let (give_up, deadline) = watch::channel(None);
-    let (recorder, records) =
-        Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
-    let options =
-        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
-    let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
-    let writer = io.spawn(writer.run());
+    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
+    let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
+    let writer = usage::write(writer, io.handle());
     let settling = Arc::clone(&end_users);
     let follower = io.spawn(async move {
         tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
@@ -217,7 +221,8 @@ pub fn start(
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader))?;
+    let deps =
+        parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
@@ -244,6 +249,7 @@ pub fn start(
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
             writer,
+            keeper,
             counters,
             store: base.store,
             proxy: edge.runtime,

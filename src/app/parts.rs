@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
@@ -13,8 +13,8 @@ use crate::policy::source::TrustedProxies;
 use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
-use crate::store::{Change, Keys, SpentRow, StoreError};
-use crate::usage::{Recorder, WhenFull};
+use crate::store::{Change, Keys};
+use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,9 +23,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
-
-/// Rows of spending on their way from the ledger.
-const SPENT_BATCHES: usize = 4;
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -89,28 +86,6 @@ pub(super) fn follower(
     let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
-}
-
-/// Sets the counters to what the ledger knows, before the first request.
-pub(super) async fn restore(base: &Base, counters: &Counters) -> Result<(), StoreError> {
-    let at = base.clock.now().wall;
-    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
-    let read = base.store.spent(at, to);
-    let put = async {
-        while let Some(batch) = rows.recv().await {
-            for row in batch {
-                counters.restore(&row, at);
-            }
-        }
-    };
-    tokio::join!(read, put).0
-}
-
-pub(super) const fn when_full(config: &Config) -> WhenFull {
-    match config.usage.when_full {
-        crate::config::WhenFull::Shed => WhenFull::Shed,
-        crate::config::WhenFull::Refuse => WhenFull::Refuse,
-    }
 }
 
 /// Where requests go.
@@ -203,13 +178,23 @@ pub(super) fn admin_deps(
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
     reload: Arc<Reloader>,
+    journal: Arc<Journal>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
         Some(path) => Some(MetricsToken::new(super::read_secret(path)?.trim())),
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
-    let readiness = move || readiness(&ring, &*clock, max_stale, accepting.load(Ordering::Acquire));
+    let metrics = Arc::clone(&base.metrics);
+    let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
+    let readiness = move || {
+        let accepting = accepting.load(Ordering::Acquire);
+        let mut all = readiness(&ring, &*clock, max_stale, accepting);
+        let more = usage::checks(&metrics, &journal, refuses_when_full);
+        all.ready &= more.iter().all(|check| check.ok);
+        all.checks.extend(more);
+        all
+    };
     Ok(AdminDeps {
         store: base.store.clone(),
         keyring: Arc::clone(keyring),

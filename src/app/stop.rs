@@ -4,6 +4,7 @@
 use super::Reloader;
 use crate::counter::Counters;
 use crate::store::Store;
+use crate::usage::journal::Keeper;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,7 @@ pub(super) struct Stopping {
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    pub(super) keeper: Keeper,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
@@ -63,7 +65,7 @@ impl Stopping {
             tracing::warn!("admin calls still in flight are cut off");
         }
         self.stop_feed.send_replace(true);
-        // Dropping what still runs records it, and drops the last recorder, which ends the writer's queue.
+        // Dropping what still runs records it. After that the journal gets nothing more.
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
         self.io.block_on(async {
@@ -71,9 +73,12 @@ impl Stopping {
             // The writer gives up by itself; the margin is for one last call that hangs.
             let written = tokio::time::timeout(self.last_records_within * 2, self.writer).await;
             if !matches!(written, Ok(Ok(()))) {
-                tracing::error!("the writer of the ledger did not end");
+                tracing::error!(
+                    "the writer of the ledger did not end; what it has not stored stays in the journal"
+                );
             }
         });
+        self.keeper.stop();
         self.io.block_on(async {
             if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
                 tracing::debug!("the change feed did not end in time");

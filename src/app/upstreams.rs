@@ -49,6 +49,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
         resolve_every: u.resolve_interval,
         timeouts: Timeouts {
             connect: u.connect_timeout,
+            first_byte: (!u.first_byte_timeout.is_zero()).then_some(u.first_byte_timeout),
             read: u.read_timeout,
             write: u.write_timeout,
             idle: u.idle_timeout,

@@ -250,7 +250,17 @@ fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
     let d = UsageConfig::default();
     UsageConfig {
         journal_dir: s.value("journal_dir", &FILE, d.journal_dir),
-        queue_records: s.value("queue_records", &Whole { min: 1_024, max: 16_777_216 }, d.queue_records),
+        journal_max_bytes: s.value(
+            "journal_max_bytes",
+            &Size { min: 1 << 18, max: 1 << 40 },
+            d.journal_max_bytes,
+        ),
+        journal_segment_bytes: s.value(
+            "journal_segment_bytes",
+            &size(64 << 10, 256 << 20),
+            d.journal_segment_bytes,
+        ),
+        journal_sync_interval: s.value("journal_sync_interval", &span_ms(1, 10_000), d.journal_sync_interval),
         batch_records: s.value("batch_records", &Whole { min: 1, max: 100_000 }, d.batch_records),
         batch_delay: s.value("batch_delay", &span_ms(1, 10_000), d.batch_delay),
         when_full: s.value("when_full", &Word::new(), d.when_full),

@@ -35,6 +35,8 @@ pub struct UpstreamConfig {
     pub protocol: Protocol,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
+    /// How long the backend may take to begin its answer; zero for as long as any pause.
+    pub first_byte_timeout: Duration,
     /// Longest pause of the backend while it answers.
     pub read_timeout: Duration,
     /// Longest pause of the backend while it takes the request.
@@ -186,6 +188,7 @@ pub(super) fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
         resolve_interval: s.value("resolve_interval", &span_ms(100, 86_400_000), d.resolve_interval),
         protocol: s.value("protocol", &Word::new(), d.protocol),
         connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
+        first_byte_timeout: s.value("first_byte_timeout", &span_ms(0, 86_400_000), d.first_byte_timeout),
         read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
         write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
@@ -299,6 +302,10 @@ fn check(n: usize, upstream: &UpstreamConfig, reading: &mut Reading<'_>) {
             let path = format!("{list}[{k}]");
             reading.complain_of_conflict(&[&path, &list], format!("{} is there twice", server.address));
         }
+    }
+    if upstream.first_byte_timeout > upstream.read_timeout {
+        let [first, read] = ["first_byte_timeout", "read_timeout"].map(|key| format!("upstreams[{n}].{key}"));
+        reading.complain_of_conflict(&[&first, &read], "must not be longer than read_timeout");
     }
     if upstream.eject.longest < upstream.eject.first {
         let [longest, first] = ["longest", "first"].map(|key| format!("upstreams[{n}].eject.{key}"));
@@ -416,6 +423,7 @@ impl UpstreamConfig {
             resolve_interval: Duration::from_secs(30),
             protocol: Protocol::Http1,
             connect_timeout: Duration::from_secs(2),
+            first_byte_timeout: Duration::ZERO,
             read_timeout: Duration::from_mins(1),
             write_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_secs(30),

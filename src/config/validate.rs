@@ -18,6 +18,11 @@ use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+/// Least segments that the usage journal must have room for: one to write to, one to read from, and two ready.
+const JOURNAL_SEGMENTS_MIN: u64 = 4;
+/// Most segments of it: each is an open file, and a mapping, for as long as the ledger does not have what is in it.
+const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
+
 /// The configuration that `file` makes on the machine called `host_name`. Only without mistakes is it worth anything.
 pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -> Config {
     let mut config = file.sections;
@@ -180,10 +185,18 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
             "must be shorter than keyring.max_stale",
         );
     }
-    if config.usage.batch_records > config.usage.queue_records {
+    let segment_bytes = config.usage.journal_segment_bytes as u64;
+    let segments = config.usage.journal_max_bytes / segment_bytes;
+    if segments > JOURNAL_SEGMENTS_MAX {
         reading.complain_of_conflict(
-            &["usage.batch_records", "usage.queue_records"],
-            format!("must be at most usage.queue_records, which is {}", config.usage.queue_records),
+            &["usage.journal_max_bytes", "usage.journal_segment_bytes"],
+            format!("must be at most {JOURNAL_SEGMENTS_MAX} segments of {segment_bytes} bytes (usage.journal_segment_bytes)"),
+        );
+    }
+    if segments < JOURNAL_SEGMENTS_MIN {
+        reading.complain_of_conflict(
+            &["usage.journal_max_bytes", "usage.journal_segment_bytes"],
+            format!("must have room for {JOURNAL_SEGMENTS_MIN} segments of {segment_bytes} bytes (usage.journal_segment_bytes)"),
         );
     }
 }

@@ -94,6 +94,7 @@ impl Ctx {
             End::KeyGone => Some(Denial::KeyInvalid),
             End::KeyInactive => Some(Denial::KeyInactive),
             End::KeyExpired => Some(Denial::KeyExpired),
+            End::BackendLate => Some(Denial::Plain(Fault::GatewayTimeout)),
             End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }

@@ -5,9 +5,11 @@
 use super::upstream::Server;
 use crate::policy::forward::{FieldRules, HostRule};
 use http::header::HOST;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{ErrorType, OrErr};
+
+const NO_URI: &str = "a rewritten path is no URI";
 
 /// Gives the request the path that its route has made of it. The query stays.
 pub(super) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
@@ -15,8 +17,10 @@ pub(super) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Resu
     if let Some(query) = request.uri.query() {
         target.extend(["?", query]);
     }
-    let uri = target.parse().or_err(ErrorType::InternalError, "a rewritten path is no URI")?;
-    request.set_uri(uri);
+    // Over HTTP/2 the authority is a part of it.
+    let mut parts = request.uri.clone().into_parts();
+    parts.path_and_query = Some(target.parse().or_err(ErrorType::InternalError, NO_URI)?);
+    request.set_uri(Uri::from_parts(parts).or_err(ErrorType::InternalError, NO_URI)?);
     Ok(())
 }
 

@@ -152,7 +152,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "a backend cannot be reached");
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
         e.set_retry(self.not_reached(session, ctx));
         e
     }
@@ -165,7 +165,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = %e, "an attempt failed");
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "an attempt failed");
         let again = self.broke_off(session, ctx, &e, client_reused);
         e.set_retry(again);
         e
@@ -203,11 +203,14 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if end_of_stream {
+            Self::sent(session, ctx);
+        }
         if let Some(read_ahead) = &ctx.body {
             // Pingora replays what it kept, which may be only the tail. All of it is here.
             *body = end_of_stream.then(|| read_ahead.clone());
@@ -298,9 +301,10 @@ impl ProxyHttp for Proxy {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        let can_reuse_downstream = session.is_body_done();
+        let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.ends().is_some());
+        let can_reuse_downstream = session.is_body_done() && !is_over;
         if !can_reuse_downstream {
-            // Of the request's body an unknown part is still to come.
+            // Of the request's body an unknown part is still to come, or the connection has been given up.
             session.set_keepalive(None);
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());

@@ -2,12 +2,13 @@
 //!
 //! Must not know: how servers are chosen, or what the client is told when none is left.
 
+use super::connection::End;
 use super::ctx::Ctx;
 use super::service::Proxy;
 use super::upstream::{Busy, Failure, NoServer, Seat, Server, Upstream, Waiting, Wish};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
@@ -30,6 +31,8 @@ pub struct Trip {
     pub reached: bool,
     /// Whether the head of an answer has come.
     answered: bool,
+    /// Whether its connection counts the time until then.
+    is_awaited: bool,
 }
 
 impl Proxy {
@@ -104,10 +107,26 @@ impl Proxy {
         ctx.trip.reached = true;
     }
 
+    /// All of the request has been sent: the backend's time for its first byte begins. A connection that carries several
+    /// requests at once is not ended for one of them; there the longest pause is all there is.
+    pub(super) fn sent(session: &Session, ctx: &mut Ctx) {
+        let Some(within) = upstream_of(ctx).and_then(|u| u.settings.timeouts.first_byte) else { return };
+        if session.req_header().version == Version::HTTP_2 || ctx.trip.answered {
+            return;
+        }
+        if let Some(connection) = &ctx.connection {
+            connection.backend_within(Some(within));
+            ctx.trip.is_awaited = true;
+        }
+    }
+
     /// The head of an answer has come.
     pub(super) fn answered(ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
-        if status >= 200 {
+        if status >= 200 || status == 101 {
+            if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
+                connection.backend_within(None);
+            }
             judge(ctx, (status >= 500).then_some(Failure::Status));
         }
     }
@@ -115,6 +134,10 @@ impl Proxy {
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
     /// sent again.
     pub(super) fn broke_off(&self, session: &Session, ctx: &mut Ctx, e: &Error, reused: bool) -> bool {
+        if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::BackendLate)) {
+            judge(ctx, Some(Failure::Timeout));
+            return false;
+        }
         if e.esource != ErrorSource::Upstream {
             return false;
         }

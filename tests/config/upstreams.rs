@@ -85,6 +85,10 @@ fn each_mistake_of_an_upstream_is_told() {
             "5:12 upstreams[0].retry.attempts: must be a whole number from 1 to 10",
         ),
         (
+            "first_byte_timeout = \"61s\"",
+            "4:22 upstreams[0].first_byte_timeout: must not be longer than read_timeout",
+        ),
+        (
             "[upstreams.health]\ncheck = \"ping\"",
             "5:9 upstreams[0].health.check: must be one of: off, tcp, http",
         ),

@@ -203,3 +203,46 @@ fn a_group_of_http2_servers_takes_turns() {
     group.get_many(6, ("X-Any", "1"));
     assert_eq!(speakers.iter().map(|s| s.heard().len()).collect::<Vec<_>>(), [3, 3]);
 }
+
+#[test]
+fn grpc_passes_from_end_to_end() {
+    let speaker = Speaker::start(None);
+    let config = format!(
+        "[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n[[upstreams]]\nname = \"app\"\nservers = [\"{}\"]\nprotocol = \"http2\"\n",
+        speaker.address
+    );
+    let more = "rewrite = \"/{rest}\"\nhost = \"name:backend.test\"";
+    let gateway = Gateway::start(&(config + &route("app", "/v1/app/{rest*}", "app", more)));
+    let secret = gateway.create_key(json!({})).secret;
+    let address = gateway.ready["proxy_h2c"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(call_by_grpc(address, &secret));
+    let heard = speaker.heard().remove(0);
+    assert_eq!(
+        (&*heard.path, &*heard.authority, &heard.body[5..]),
+        ("/pkg.Service/Call", "backend.test", &b"hi"[..])
+    );
+}
+
+/// One call whose answer must be right, trailers included.
+async fn call_by_grpc(address: String, secret: &str) {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(async move { connection.await.ok() });
+    let request = http::Request::post("http://gateway.test/v1/app/pkg.Service/Call")
+        .header("authorization", format!("Bearer {secret}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (response, mut body) = send.ready().await.unwrap().send_request(request, false).unwrap();
+    body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\x02hi"), true).unwrap();
+    let (head, mut answer) = response.await.unwrap().into_parts();
+    assert_eq!(head.status, 200);
+    let mut came = Vec::new();
+    while let Some(part) = answer.data().await {
+        came.extend_from_slice(&part.unwrap());
+    }
+    assert_eq!(came, b"spoken");
+    assert_eq!(answer.trailers().await.unwrap().expect("trailers")["grpc-status"], "0");
+}

@@ -121,6 +121,35 @@ fn a_request_that_takes_too_long_in_all_is_504() {
 }
 
 #[test]
+fn a_backend_that_does_not_begin_to_answer_is_504_and_may_pause_for_longer_later() {
+    let group = Group::start(&[1], "first_byte_timeout = \"300ms\"\n");
+    let hold = Hold::new();
+    let waits = hold.clone();
+    group.origins[0].script(move |request, out| {
+        let late = request.target.ends_with("late");
+        if late {
+            waits.wait(1);
+        }
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")?;
+        if !late {
+            waits.wait(1);
+        }
+        out.write_all(b"ay")
+    });
+    // The answer that has begun is still waiting when the other one's time is over.
+    let mut slow = group.gateway.connect();
+    slow.send(&Request::get("/v1/app/slow").bearer(&group.secret).bytes());
+    assert_eq!(slow.response_head().status, 200);
+    for _ in 0..2 {
+        let request = Request::post("/v1/app/late", "once").bearer(&group.secret);
+        assert_eq!(group.gateway.call(&request).fault(), (504, 10003, "gateway_timeout".into()));
+    }
+    assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"timed_out\","), Some(2));
+    hold.release();
+    assert_eq!(slow.exactly(4), b"okay");
+}
+
+#[test]
 fn above_its_limit_an_upstream_refuses_at_once_and_for_nothing() {
     for (limit, servers, reason) in
         [("max_requests", 1, "max_requests"), ("max_requests_per_server", 2, "max_requests_per_server")]

@@ -170,7 +170,10 @@ async fn serve_h2(io: impl AsyncRead + AsyncWrite + Unpin, how: Heard, shared: A
             let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
             shared.heard.lock().unwrap().push(Heard { method, path, authority, body: bytes, ..how });
             let mut sent = respond.send_response(http::Response::new(()), false).unwrap();
-            sent.send_data(Bytes::from_static(b"spoken"), true).unwrap();
+            sent.send_data(Bytes::from_static(b"spoken"), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            sent.send_trailers(trailers).unwrap();
         });
     }
 }

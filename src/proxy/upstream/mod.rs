@@ -94,6 +94,8 @@ pub struct Named {
 pub struct Timeouts {
     /// To accept a connection.
     pub connect: Duration,
+    /// Between the end of the request and the first byte of the answer, where that is less than `read`.
+    pub first_byte: Option<Duration>,
     /// Between two reads.
     pub read: Duration,
     /// For one write.
