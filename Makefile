@@ -3,9 +3,11 @@
 # make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes)
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
-# make measure  how soon a change acts on another node, on this machine
+# make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
+# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, WebSocket, curl (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
+# make bench-journal  what the usage journal costs a request, and how long a gigabyte of it takes to recover
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
 CARGO ?= cargo
@@ -13,7 +15,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test measure lint dist env check-deploy fuzz tools test-tools bench-ledger
+.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools bench-journal bench-ledger
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -24,6 +26,14 @@ test: tools test-tools
 
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
+	$(CARGO) test --locked --test slow -- --nocapture
+
+test-clients: tools
+	@command -v python3 >/dev/null && command -v curl >/dev/null || { echo "missing: python3 or curl" >&2; exit 1; }
+	$(CARGO) build --locked
+	@[ -x target/clients/bin/python ] || python3 -m venv target/clients
+	@target/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	target/clients/bin/python tests/clients/run.py "$(CURDIR)/target/debug/keygate"
 
 bench-ledger: tools test-tools
 	$(CARGO) bench --locked --bench ledger
@@ -31,6 +41,9 @@ bench-ledger: tools test-tools
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --lib --bins -- --deny warnings
+
+bench-journal: tools
+	$(CARGO) bench --locked --bench journal
 
 dist: tools
 	$(CARGO) build --locked --profile dist

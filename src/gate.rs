@@ -26,8 +26,6 @@ use tokio::sync::mpsc;
 
 /// What decides.
 pub struct Gate {
-    /// Which requests are known at all.
-    pub routes: RouteTable,
     /// Who may come.
     pub keyring: Arc<Keyring>,
     /// What they have spent.
@@ -65,6 +63,7 @@ pub struct Permit {
     entry: Arc<Entry>,
     route: Arc<Route>,
     end_user: EndUserNamed,
+    rewritten: Option<Box<str>>,
 }
 
 /// Where the request says on whose behalf it comes.
@@ -116,8 +115,8 @@ pub struct Rehash {
 
 impl Gate {
     /// Steps 2 to 6: route, secret, scope, resource, address. Looks at memory only and charges nothing.
-    pub fn authorize(&self, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
-        let Some(matched) = self.routes.find(request.method, request.path) else {
+    pub fn authorize(&self, routes: &RouteTable, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
+        let Some(matched) = routes.find(request.method, request.path) else {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;
@@ -126,7 +125,10 @@ impl Gate {
             Err(denial) => return Err(Denied::early(denial, Some(route))),
         };
         match check(&entry, &matched, request) {
-            Ok(end_user) => Ok(Permit { entry, route: Arc::clone(route), end_user }),
+            Ok(end_user) => {
+                let rewritten = route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
+                Ok(Permit { entry, route: Arc::clone(route), end_user, rewritten })
+            }
             Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), entry, None)),
         }
     }
@@ -245,6 +247,11 @@ impl Permit {
         &self.route
     }
 
+    /// The path that the backend is to get, where that is another than the client's. Given away once.
+    pub fn take_rewritten(&mut self) -> Option<Box<str>> {
+        self.rewritten.take()
+    }
+
     /// Where the request names its end user.
     pub fn end_user(&self) -> &EndUserNamed {
         &self.end_user
@@ -280,6 +287,12 @@ impl Admission {
     /// Undoes the charge: the request never reached a backend.
     pub fn give_back(self) {
         self.charged.give_back();
+    }
+
+    /// Undoes the charge: the request cannot be forwarded after all.
+    pub fn deny(self, denial: Denial, route: Option<Arc<Route>>) -> Box<Denied> {
+        self.charged.give_back();
+        Denied::of(denial, route, self.entry, None)
     }
 }
 

@@ -3,6 +3,7 @@
 //! *Invariant:* no label has a value that a client can choose.
 
 use prometheus::core::Collector;
+use prometheus::proto::{Counter, Gauge, MetricFamily, MetricType};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -78,8 +79,10 @@ metrics! {
     upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
     /// Times a server was ejected because requests to it failed in a row.
     upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
-    /// Requests that found no server left, by upstream.
-    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream"];
+    /// Requests that found no server: because all were down or tried, or there was as much going on as there may be.
+    upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream", "reason"];
+    /// Requests that failed and were sent again, or were not because the budget was used up.
+    upstream_retries: IntCounterVec = "keygate_upstream_retries_total", labels &["upstream", "outcome"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
     /// Number of the newest change in force.
@@ -116,19 +119,81 @@ metrics! {
     counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
-    /// Usage records of finished requests. Always the sum of stored, in the queue and shed.
+    /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.
     usage_stored: IntCounter = "keygate_usage_stored_total";
     /// Usage records that could not be kept.
     usage_shed: IntCounter = "keygate_usage_shed_total";
+    /// Usage records that the ledger does not take; they are in the journal's set-aside.ndjson.
+    usage_set_aside: IntCounter = "keygate_usage_set_aside_total";
     /// Usage records on their way to the ledger.
-    usage_queued: IntGauge = "keygate_usage_queued";
+    usage_in_journal: IntGauge = "keygate_usage_in_journal";
+    /// Bytes of the usage journal on disk.
+    usage_journal_bytes: IntGauge = "keygate_usage_journal_bytes";
+    /// Places of the usage journal that could not be read.
+    usage_journal_damage: IntCounter = "keygate_usage_journal_damage_total";
+    /// Attempts to bring the usage journal to disk that failed.
+    usage_sync_failures: IntCounter = "keygate_usage_sync_failures_total";
     /// Attempts to store usage that failed and were or will be repeated.
     usage_store_failures: IntCounter = "keygate_usage_store_failures_total";
 }
 
+/// What became of usage records: `accepted = stored + in_journal + shed + set_aside`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsageCount {
+    /// Records of finished requests.
+    pub accepted: u64,
+    /// In the ledger.
+    pub stored: u64,
+    /// On their way there.
+    pub in_journal: u64,
+    /// Lost.
+    pub shed: u64,
+    /// Refused by the ledger, and kept in a file.
+    pub set_aside: u64,
+}
+
 impl Metrics {
+    /// What became of usage records.
+    pub fn usage(&self) -> UsageCount {
+        // In this order: whatever is stored meanwhile was accepted before.
+        let (stored, shed) = (self.usage_stored.get(), self.usage_shed.get());
+        let set_aside = self.usage_set_aside.get();
+        let accepted = self.usage_accepted.get();
+        let in_journal = accepted.saturating_sub(stored + shed + set_aside);
+        UsageCount { accepted, stored, in_journal, shed, set_aside }
+    }
+
+    /// Shows usage as it was at one moment, so that the identity holds in what is shown whenever that is.
+    fn balance(&self, families: &mut [MetricFamily]) {
+        let usage = self.usage();
+        for family in families {
+            let value = match family.name() {
+                "keygate_usage_accepted_total" => usage.accepted,
+                "keygate_usage_stored_total" => usage.stored,
+                "keygate_usage_shed_total" => usage.shed,
+                "keygate_usage_set_aside_total" => usage.set_aside,
+                "keygate_usage_in_journal" => usage.in_journal,
+                _ => continue,
+            };
+            let is_gauge = family.get_field_type() == MetricType::GAUGE;
+            for metric in family.mut_metric() {
+                #[expect(clippy::cast_precision_loss, reason = "as every counter of that size")]
+                let value = value as f64;
+                if is_gauge {
+                    let mut gauge = Gauge::default();
+                    gauge.set_value(value);
+                    metric.set_gauge(gauge);
+                } else {
+                    let mut counter = Counter::default();
+                    counter.set_value(value);
+                    metric.set_counter(counter);
+                }
+            }
+        }
+    }
+
     /// Stops showing a server that is not in the upstream any more.
     pub fn forget_server(&self, upstream: &str, server: &str) {
         let labels = [upstream, server];
@@ -143,12 +208,10 @@ impl Metrics {
 
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
-        // Derived when it is read, from the same counters that are shown beside it, so that the identity always holds.
-        let (stored, shed) = (self.usage_stored.get(), self.usage_shed.get());
-        let queued = self.usage_accepted.get().saturating_sub(stored + shed);
-        self.usage_queued.set(i64::try_from(queued).unwrap_or(i64::MAX));
+        let mut families = self.registry.gather();
+        self.balance(&mut families);
         let mut out = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+        match TextEncoder::new().encode(&families, &mut out) {
             Ok(()) => String::from_utf8_lossy(&out).into_owned(),
             Err(error) => {
                 tracing::error!(%error, "metrics cannot be written");

@@ -9,6 +9,8 @@ use keygate::policy::key::Scope;
 use std::path::Path;
 use std::time::Duration;
 
+#[path = "config/forwarding.rs"]
+mod forwarding;
 #[path = "config/mistakes.rs"]
 mod mistakes;
 #[path = "config/upstreams.rs"]

@@ -2,6 +2,7 @@
 
 use super::auth::Auth;
 use super::error::AdminError;
+use super::reload::Reload;
 use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct AdminDeps {
     pub metrics: Arc<Metrics>,
     /// Whether this node should be sent traffic.
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
+    /// Puts new configs in force.
+    pub reload: Arc<dyn Reload>,
     /// The plan of workspaces that name none.
     pub default_plan: PlanId,
     /// Whether a workspace first seen in a valid token is created.

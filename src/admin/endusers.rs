@@ -67,6 +67,7 @@ pub(super) async fn list_end_users(
 ) -> Result<Answer<Listed<EndUserView>>, AdminError> {
     let call = admin.deps.store.end_users(&workspace, other_id.as_deref(), page);
     let found = admin.ask(Fault::NotFound, call).await?;
+    admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
     Ok(Answer::ok(Listed::new(page, found, EndUserView::new)))
 }
 

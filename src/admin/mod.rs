@@ -20,6 +20,7 @@ mod logs;
 mod page;
 mod plans;
 mod propagation;
+mod reload;
 mod router;
 mod schema;
 #[cfg(test)]
@@ -29,4 +30,5 @@ mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthConfig, AuthKeys, BadAuth, ClaimNames, Role};
 pub use context::{AdminDeps, Check, MetricsToken, Readiness};
+pub use reload::{NotReloaded, Reload, Reloaded};
 pub use router::{openapi, router};

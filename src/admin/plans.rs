@@ -68,6 +68,7 @@ pub(super) async fn list_plans(
     Query(page): Query<PageRequest>,
 ) -> Result<Answer<Listed<PlanView>>, AdminError> {
     let found = admin.ask(Fault::NotFound, admin.deps.store.plans(page)).await?;
+    admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
     Ok(Answer::ok(Listed::new(page, found, PlanView::new)))
 }
 

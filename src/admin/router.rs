@@ -3,7 +3,7 @@
 use super::context::{self, Admin, AdminDeps, Shared};
 use super::envelope;
 use super::error::AdminError;
-use super::{apikeys, audit, endusers, health, logs, plans, propagation, usage, workspaces};
+use super::{apikeys, audit, endusers, health, logs, plans, propagation, reload, usage, workspaces};
 use crate::policy::fault::Fault;
 use axum::Router;
 use axum::extract::Request;
@@ -74,6 +74,7 @@ fn urls() -> OpenApiRouter<Shared> {
         .routes(routes!(plans::create_plan, plans::list_plans))
         .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
         .routes(routes!(audit::list_audit))
+        .routes(routes!(reload::reload))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))

@@ -43,6 +43,7 @@ pub(super) async fn list_workspaces(
     Query(page): Query<PageRequest>,
 ) -> Result<Answer<Listed<WorkspaceView>>, AdminError> {
     let found = admin.ask(Fault::NotFound, admin.deps.store.workspaces(page)).await?;
+    admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
     Ok(Answer::ok(Listed::new(page, found, WorkspaceView::new)))
 }
 

@@ -1,22 +1,27 @@
 //! The counters that the config names, and what they rely on: Redis, the ledger, the number of nodes.
 
 use super::{Base, FileError, StartError, read_secret};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Timestamp;
 use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
 use crate::counter::{
     Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
 };
-use crate::metrics::Metrics;
 use crate::policy::id::uuid_v7;
 use crate::store::{Ledger, SpentBy, SpentRow};
+use crate::usage::Flush;
 use async_trait::async_trait;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// The counters that the config names.
-pub(super) async fn make(config: &Config, base: &Base, io: &Handle) -> Result<Counters, StartError> {
+pub(super) async fn make(
+    config: &Config,
+    base: &Base,
+    flush: Flush,
+    io: &Handle,
+) -> Result<Counters, StartError> {
     let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
     let on_failure = match config.counters.on_failure {
         config::OnFailure::Share => OnFailure::Share,
@@ -32,7 +37,7 @@ pub(super) async fn make(config: &Config, base: &Base, io: &Handle) -> Result<Co
             let live = base.metrics.nodes.clone();
             Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
         },
-        ledger: Arc::new(SpentAtRest::new(base)),
+        ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush }),
         clock: Arc::clone(&base.clock),
         metrics: Arc::clone(&base.metrics),
         io: io.clone(),
@@ -86,39 +91,23 @@ fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
     Err(LinkError::Unfit(format!("there is no certificate in PEM in {}", path.display())).into())
 }
 
+/// How long counters wait at a time for the ledger to have what an earlier run left in the journal.
+const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
+
 /// The store's ledger, as counters ask it.
 struct SpentAtRest {
     store: Arc<dyn Ledger>,
-    metrics: Arc<Metrics>,
-    clock: Arc<dyn Clock>,
-    progress: Mutex<Progress>,
-}
-
-/// How far the writer is, seen from outside.
-struct Progress {
-    /// All records made before this are stored, in steady ns.
-    stored_until_ns: u64,
-    /// When so many records had been made, in steady ns.
-    mark_ns: u64,
-    mark: u64,
-}
-
-impl SpentAtRest {
-    fn new(base: &Base) -> Self {
-        let now_ns = base.clock.now().steady_ns;
-        let progress = Progress { stored_until_ns: now_ns, mark_ns: now_ns, mark: 0 };
-        Self {
-            store: base.store.clone(),
-            metrics: Arc::clone(&base.metrics),
-            clock: Arc::clone(&base.clock),
-            progress: Mutex::new(progress),
-        }
-    }
+    flush: Flush,
 }
 
 #[async_trait]
 impl SpentSource for SpentAtRest {
     async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
+        // What this run has not stored yet the counters know by themselves; what an earlier one left, nobody else does.
+        if !self.flush.has_replayed(REPLAYED_WITHIN).await {
+            tracing::debug!("the ledger does not have yet what an earlier run left in the journal");
+            return None;
+        }
         match self.store.spent_of(subject, at).await {
             Ok(row) => Some(row),
             Err(error) => {
@@ -129,14 +118,6 @@ impl SpentSource for SpentAtRest {
     }
 
     fn behind(&self) -> Duration {
-        let now_ns = self.clock.now().steady_ns;
-        let done = self.metrics.usage_stored.get() + self.metrics.usage_shed.get();
-        // Nothing that runs under this lock can panic half-way, so a poisoned one holds sound values.
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if done >= progress.mark {
-            progress.stored_until_ns = progress.mark_ns;
-            (progress.mark_ns, progress.mark) = (now_ns, self.metrics.usage_accepted.get());
-        }
-        Duration::from_nanos(now_ns.saturating_sub(progress.stored_until_ns))
+        self.flush.behind()
     }
 }

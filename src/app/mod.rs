@@ -8,13 +8,16 @@ mod counters;
 mod edge;
 mod files;
 mod parts;
+mod reload;
 mod stop;
 mod upstreams;
+mod usage;
 mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
 
 pub use parts::routes;
+pub use reload::{ConfigSource, Reloader};
 pub use stop::Signals;
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
@@ -30,7 +33,8 @@ use crate::store::migrate::MigrationState;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
-use crate::usage::{Recorder, Writer, WriterOptions};
+use crate::usage::Recorder;
+use crate::usage::journal::{Keeper, OpenError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -92,6 +96,9 @@ pub enum StartError {
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
+    /// Files that upstreams name cannot be used.
+    #[error("{}", .0.join("\n"))]
+    Upstreams(Vec<String>),
     /// An address cannot be listened on.
     #[error("{what} cannot listen on {address}: {error}")]
     Listen {
@@ -102,6 +109,9 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The usage journal.
+    #[error("usage.journal_dir: {0}")]
+    Journal(#[from] OpenError),
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -127,6 +137,8 @@ pub struct Running {
     pub auth: Arc<Auth>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Puts new configs in force.
+    pub reloader: Arc<Reloader>,
     stopping: stop::Stopping,
 }
 
@@ -150,30 +162,38 @@ pub struct InlineSecrets<'e> {
     pub signing: Option<&'e str>,
 }
 
+/// Whether the files that the config names for backends can be used.
+pub fn check_files(config: &Config) -> Result<(), StartError> {
+    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+}
+
 /// Makes everything and starts it.
-pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, StartError> {
+/// `source` is where the config came from, if it can be read again.
+pub fn start(
+    config: &Config,
+    source: Option<ConfigSource>,
+    inline: InlineSecrets<'_>,
+) -> Result<Running, StartError> {
     parts::raise_file_limit();
-    let routes = parts::routes(config).map_err(StartError::Routes)?;
     let io = parts::runtime("keygate-io", 2)?;
     let base = io.block_on(open(config, inline, io.handle()))?;
     let keyring = Arc::new(Keyring::new());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, io.handle()))?);
+    let (give_up, deadline) = watch::channel(None);
+    let mut writer = usage::writer(config, &base, deadline)?;
+    let journal = Arc::clone(writer.journal());
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
-    io.block_on(parts::restore(&base, &counters))?;
+    io.block_on(usage::restore(&base, &counters, &mut writer))?;
 
     let (stop, stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let (give_up, deadline) = watch::channel(None);
-    let (recorder, records) =
-        Recorder::new(config.usage.queue_records, parts::when_full(config), Arc::clone(&base.metrics));
-    let options =
-        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
-    let writer = Writer::new(records, base.store.clone(), Arc::clone(&base.metrics), options, deadline);
-    let writer = io.spawn(writer.run());
+    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
+    let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
+    let writer = usage::write(writer, io.handle());
     let settling = Arc::clone(&end_users);
     let follower = io.spawn(async move {
         tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
@@ -182,9 +202,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let upstreams = upstreams::start(config, &base.metrics, &base.clock, &io);
+    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
     let gate = Gate {
-        routes,
         keyring: Arc::clone(&keyring),
         counters: Arc::clone(&counters),
         end_users,
@@ -193,7 +212,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         secret_headers: config.proxy.secret_headers.clone().into(),
         rehash,
     };
-    let proxy = parts::proxy(config, &base, gate, upstreams, recorder);
+    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder);
     let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
@@ -202,7 +221,8 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps = parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting))?;
+    let deps =
+        parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
@@ -215,6 +235,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
         peppers: base.peppers,
         auth: base.auth,
         clock: base.clock,
+        reloader,
         stopping: stop::Stopping {
             stop,
             stop_admin,
@@ -228,6 +249,7 @@ pub fn start(config: &Config, inline: InlineSecrets<'_>) -> Result<Running, Star
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
             writer,
+            keeper,
             counters,
             store: base.store,
             proxy: edge.runtime,

@@ -1,6 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::{ADMIN_PATIENCE, Base, STORE_PATIENCE, StartError};
+use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
@@ -12,9 +12,10 @@ use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTabl
 use crate::policy::source::TrustedProxies;
 use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits};
-use crate::store::{Change, Keys, SpentRow, StoreError};
-use crate::usage::{Recorder, WhenFull};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
+use crate::store::{Change, Keys};
+use crate::usage::{Journal, Recorder, WhenFull};
+use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,9 +23,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
-
-/// Rows of spending on their way from the ledger.
-const SPENT_BATCHES: usize = 4;
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -44,6 +42,8 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
             EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
         },
         keep_credential: r.keep_credential,
+        forward: r.forward.clone(),
+        cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
 }
@@ -88,36 +88,9 @@ pub(super) fn follower(
         .reporting(reporter)
 }
 
-/// Sets the counters to what the ledger knows, before the first request.
-pub(super) async fn restore(base: &Base, counters: &Counters) -> Result<(), StoreError> {
-    let at = base.clock.now().wall;
-    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
-    let read = base.store.spent(at, to);
-    let put = async {
-        while let Some(batch) = rows.recv().await {
-            for row in batch {
-                counters.restore(&row, at);
-            }
-        }
-    };
-    tokio::join!(read, put).0
-}
-
-pub(super) const fn when_full(config: &Config) -> WhenFull {
-    match config.usage.when_full {
-        crate::config::WhenFull::Shed => WhenFull::Shed,
-        crate::config::WhenFull::Refuse => WhenFull::Refuse,
-    }
-}
-
-pub(super) fn proxy(
-    config: &Config,
-    base: &Base,
-    gate: Gate,
-    upstreams: Box<[Arc<Upstream>]>,
-    recorder: Recorder,
-) -> Proxy {
-    let named = gate.routes.routes().iter().flat_map(|r| {
+/// Where requests go.
+pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upstream>]>) -> Site {
+    let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
             Some(ResourceFrom::Header(name)) => Some(name.clone()),
             _ => None,
@@ -129,6 +102,16 @@ pub(super) fn proxy(
         resource.into_iter().chain(end_user)
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
+    Site { routes, upstreams, headers }
+}
+
+pub(super) fn proxy(
+    config: &Config,
+    base: &Base,
+    gate: Gate,
+    site: Arc<ArcSwap<Site>>,
+    recorder: Recorder,
+) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
         header_bytes: config.proxy.max_header_bytes,
@@ -150,11 +133,10 @@ pub(super) fn proxy(
         accesses: AtomicU64::new(0),
         trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
-        upstreams,
+        site,
         recorder,
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
-        headers,
         limits,
         node: config.node.name.as_str().into(),
     }
@@ -195,13 +177,24 @@ pub(super) fn admin_deps(
     base: &Base,
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
+    reload: Arc<Reloader>,
+    journal: Arc<Journal>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
         Some(path) => Some(MetricsToken::new(super::read_secret(path)?.trim())),
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
-    let readiness = move || readiness(&ring, &*clock, max_stale, accepting.load(Ordering::Acquire));
+    let metrics = Arc::clone(&base.metrics);
+    let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
+    let readiness = move || {
+        let accepting = accepting.load(Ordering::Acquire);
+        let mut all = readiness(&ring, &*clock, max_stale, accepting);
+        let more = usage::checks(&metrics, &journal, refuses_when_full);
+        all.ready &= more.iter().all(|check| check.ok);
+        all.checks.extend(more);
+        all
+    };
     Ok(AdminDeps {
         store: base.store.clone(),
         keyring: Arc::clone(keyring),
@@ -211,6 +204,7 @@ pub(super) fn admin_deps(
         auth: Arc::clone(&base.auth),
         metrics: Arc::clone(&base.metrics),
         readiness: Arc::new(readiness),
+        reload,
         default_plan: config.admin.default_plan.clone(),
         create_workspaces: config.admin.create_workspaces,
         metrics_token,

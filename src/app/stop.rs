@@ -1,8 +1,10 @@
 //! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
 //! (until then it tells that this node is stopping), then the last records, then the store.
 
+use super::Reloader;
 use crate::counter::Counters;
 use crate::store::Store;
+use crate::usage::journal::Keeper;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +40,7 @@ pub(super) struct Stopping {
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    pub(super) keeper: Keeper,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
@@ -62,7 +65,7 @@ impl Stopping {
             tracing::warn!("admin calls still in flight are cut off");
         }
         self.stop_feed.send_replace(true);
-        // Dropping what still runs records it, and drops the last recorder, which ends the writer's queue.
+        // Dropping what still runs records it. After that the journal gets nothing more.
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
         self.io.block_on(async {
@@ -70,9 +73,12 @@ impl Stopping {
             // The writer gives up by itself; the margin is for one last call that hangs.
             let written = tokio::time::timeout(self.last_records_within * 2, self.writer).await;
             if !matches!(written, Ok(Ok(()))) {
-                tracing::error!("the writer of the ledger did not end");
+                tracing::error!(
+                    "the writer of the ledger did not end; what it has not stored stays in the journal"
+                );
             }
         });
+        self.keeper.stop();
         self.io.block_on(async {
             if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
                 tracing::debug!("the change feed did not end in time");
@@ -101,15 +107,19 @@ impl Signals {
         })
     }
 
-    /// Returns when the process is asked to stop. A second request does not wait for requests in flight.
-    pub async fn asked_to_stop(self) {
+    /// Reloads the config at each SIGHUP. Returns when the process is asked to stop. A second request does not wait for requests in flight.
+    pub async fn asked_to_stop(self, reloader: Option<&Arc<Reloader>>) {
         let Self { mut term, mut int, mut hup } = self;
         loop {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                // Left alone, this signal would kill the process and cut off its requests.
-                _ = hup.recv() => tracing::warn!("SIGHUP: the config is read at the start only; restart to change it"),
+                _ = hup.recv() => {
+                    // By itself, so that a stop need not wait for it. Left alone, this signal would kill the process.
+                    if let Some(reloader) = reloader.map(Arc::clone) {
+                        tokio::spawn(async move { reloader.reload_and_tell().await });
+                    }
+                }
             }
         }
         tracing::info!("stopping: no new connections; requests in flight may finish");

@@ -1,33 +1,17 @@
 //! From the config to groups of backends.
 
-use crate::clock::Clock;
-use crate::config::{Config, HealthCheck, HealthConfig, UpstreamConfig};
-use crate::metrics::Metrics;
+use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
 use crate::policy::health::{EjectRule, ProbeRule};
-use crate::proxy::upstream::{HttpProbe, Named, Probe, Settings, Timeouts, Upstream, tend};
+use crate::policy::retry::BudgetRule;
+use crate::proxy::upstream::{
+    Dialect, HttpProbe, Most, Named, Probe, Settings, Timeouts, Tls, TlsParts, Upstream, Version,
+};
+use std::path::Path;
 use std::sync::Arc;
-use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// The upstreams of the config, their servers looked up. They are tended on `io` from now on.
-pub(super) fn start(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    clock: &Arc<dyn Clock>,
-    io: &Runtime,
-) -> Box<[Arc<Upstream>]> {
-    let upstream =
-        |u: &UpstreamConfig| Arc::new(Upstream::new(settings(u), Arc::clone(metrics), Arc::clone(clock)));
-    let upstreams: Box<[_]> = config.upstreams.iter().map(upstream).collect();
-    io.block_on(find_servers(&upstreams));
-    for upstream in &upstreams {
-        io.spawn(tend(Arc::clone(upstream)));
-    }
-    upstreams
-}
-
-/// Looks the names of all servers up, before the first request.
-async fn find_servers(upstreams: &[Arc<Upstream>]) {
+/// Looks the names of all their servers up, before the first request.
+pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
     let mut all = JoinSet::new();
     for upstream in upstreams.iter().map(Arc::clone) {
         all.spawn(async move { upstream.resolve().await });
@@ -35,11 +19,27 @@ async fn find_servers(upstreams: &[Arc<Upstream>]) {
     all.join_all().await;
 }
 
-fn settings(u: &UpstreamConfig) -> Settings {
-    let named = |s: &crate::config::ServerConfig| Named {
+/// How each upstream is to behave, or everything that is wrong with the files they name.
+pub(super) fn settings(config: &Config) -> Result<Vec<Settings>, Vec<String>> {
+    let mut all = Vec::with_capacity(config.upstreams.len());
+    let mut mistakes = Vec::new();
+    for (n, upstream) in config.upstreams.iter().enumerate() {
+        let tls = upstream.tls.as_ref().map(|t| tls(n, t, &mut mistakes));
+        all.push(settings_of(upstream, tls.flatten()));
+    }
+    if mistakes.is_empty() { Ok(all) } else { Err(mistakes) }
+}
+
+fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
+    let named = |s: &ServerConfig| Named {
         host: s.address.host.as_str().into(),
         port: s.address.port,
         weight: s.weight,
+    };
+    let version = match u.protocol {
+        Protocol::Http1 => Version::Http1,
+        Protocol::Http2 => Version::Http2,
+        Protocol::Auto => Version::Auto,
     };
     Settings {
         name: u.name.as_str().into(),
@@ -49,10 +49,20 @@ fn settings(u: &UpstreamConfig) -> Settings {
         resolve_every: u.resolve_interval,
         timeouts: Timeouts {
             connect: u.connect_timeout,
+            first_byte: (!u.first_byte_timeout.is_zero()).then_some(u.first_byte_timeout),
             read: u.read_timeout,
             write: u.write_timeout,
             idle: u.idle_timeout,
+            request: (!u.request_timeout.is_zero()).then_some(u.request_timeout),
         },
+        dialect: Dialect::new(version, tls),
+        most: Most {
+            requests: at_most(u.max_requests),
+            pending: at_most(u.max_pending),
+            per_server: at_most(u.max_requests_per_server),
+        },
+        attempts: u.retry.attempts,
+        budget: BudgetRule { percent: u.retry.budget_percent, per_second: u.retry.budget_per_second },
         probe: probe(&u.health),
         eject: EjectRule {
             after: u.eject.after,
@@ -61,6 +71,11 @@ fn settings(u: &UpstreamConfig) -> Settings {
             share_percent: u.eject.share_percent,
         },
     }
+}
+
+/// 0 means no limit.
+fn at_most(configured: u32) -> usize {
+    if configured == 0 { usize::MAX } else { usize::try_from(configured).unwrap_or(usize::MAX) }
 }
 
 fn probe(health: &HealthConfig) -> Option<Probe> {
@@ -75,4 +90,29 @@ fn probe(health: &HealthConfig) -> Option<Probe> {
     };
     let rule = ProbeRule { up_after: health.up_after, down_after: health.down_after };
     Some(Probe { http, every: health.interval, within: health.timeout, rule })
+}
+
+/// TLS as the `n`-th upstream wants it; none where a file cannot be used, which is a mistake then.
+fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<Tls> {
+    let mut read = |key: &str, path: &Path| match std::fs::read(path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            mistakes.push(format!("upstreams[{n}].tls.{key}: {} cannot be read: {error}", path.display()));
+            None
+        }
+    };
+    let ca = config.ca_file.as_deref().map(|path| read("ca_file", path));
+    let client = config.client.as_ref().map(|c| {
+        let (chain, key) = (read("client_cert_file", &c.cert_file), read("client_key_file", &c.key_file));
+        Some((chain?, key?))
+    });
+    // What is named must be there; nothing is made of the rest.
+    let (ca, client) = (ca.map_or(Some(None), |b| b.map(Some))?, client.map_or(Some(None), |c| c.map(Some))?);
+    let server_name = config.server_name.as_deref().map(Into::into);
+    let parts = TlsParts { server_name, ca, client, any_certificate: config.any_certificate };
+    Tls::new(&parts)
+        .map_err(|bad| {
+            mistakes.push(format!("upstreams[{n}].tls.{}: it cannot be used: {}", bad.key(), bad.reason()));
+        })
+        .ok()
 }

@@ -12,5 +12,6 @@ pub struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
+    crate::app::check_files(&config).map_err(|bad| Failure::Usage(bad.to_string()))?;
     say(format_args!("ok: {} routes to {} upstreams", config.routes.len(), config.upstreams.len()))
 }

@@ -3,6 +3,7 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
+use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{
@@ -65,6 +66,7 @@ pub(super) struct RouteFile {
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
+    pub(super) forward: ForwardFile,
 }
 
 /// Where a route says its end user is named.
@@ -249,7 +251,17 @@ fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
     let d = UsageConfig::default();
     UsageConfig {
         journal_dir: s.value("journal_dir", &FILE, d.journal_dir),
-        queue_records: s.value("queue_records", &Whole { min: 1_024, max: 16_777_216 }, d.queue_records),
+        journal_max_bytes: s.value(
+            "journal_max_bytes",
+            &Size { min: 1 << 18, max: 1 << 40 },
+            d.journal_max_bytes,
+        ),
+        journal_segment_bytes: s.value(
+            "journal_segment_bytes",
+            &size(64 << 10, 256 << 20),
+            d.journal_segment_bytes,
+        ),
+        journal_sync_interval: s.value("journal_sync_interval", &span_ms(1, 10_000), d.journal_sync_interval),
         batch_records: s.value("batch_records", &Whole { min: 1, max: 100_000 }, d.batch_records),
         batch_delay: s.value("batch_delay", &span_ms(1, 10_000), d.batch_delay),
         when_full: s.value("when_full", &Word::new(), d.when_full),
@@ -315,6 +327,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
+        forward: forward(s),
     }
 }
 

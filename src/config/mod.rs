@@ -6,6 +6,7 @@
 mod defaults;
 mod error;
 mod file;
+mod forward;
 mod given;
 mod nearest;
 mod postgres_url;
@@ -21,7 +22,10 @@ mod validate;
 pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use types::*;
-pub use upstream::{EjectConfig, HealthCheck, HealthConfig, ServerConfig, UpstreamConfig};
+pub use upstream::{
+    ClientCertificate, EjectConfig, HealthCheck, HealthConfig, Protocol, RetryConfig, ServerConfig,
+    TlsConfig, UpstreamConfig,
+};
 
 use reading::Reading;
 use section::Section;

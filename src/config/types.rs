@@ -4,6 +4,8 @@
 
 use super::postgres_url::PostgresUrl;
 use super::upstream::UpstreamConfig;
+use crate::policy::cors::Cors;
+use crate::policy::forward::Forward;
 use crate::policy::id::PlanId;
 use crate::policy::key::{Plan, Scopes, words};
 use http::{HeaderName, Method};
@@ -278,9 +280,13 @@ pub struct KeyringConfig {
 pub struct UsageConfig {
     /// The folder of records that the ledger has not taken yet.
     pub journal_dir: PathBuf,
-    /// Most records that wait in memory.
-    pub queue_records: usize,
-    /// Most records in one write to the ledger; at most [`UsageConfig::queue_records`].
+    /// Most bytes of the journal.
+    pub journal_max_bytes: u64,
+    /// Bytes of one of its segments.
+    pub journal_segment_bytes: usize,
+    /// How often what was written to it is brought to disk.
+    pub journal_sync_interval: Duration,
+    /// Most records in one write to the ledger.
     pub batch_records: usize,
     /// How long a batch may wait for more records.
     pub batch_delay: Duration,
@@ -358,6 +364,10 @@ pub struct RouteConfig {
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
     pub keep_credential: bool,
+    /// What it changes about messages.
+    pub forward: Forward,
+    /// Which pages of other origins may use it; none: the backend decides.
+    pub cors: Option<Cors>,
 }
 
 /// Where a request names the resource it wants.

@@ -3,15 +3,16 @@
 //! Must not know: routes. What goes with what inside a group is checked here too.
 
 use super::reading::Reading;
-use super::rule::{OrEmpty, OrNought, Parsed, Span, Whole, Word, quote};
+use super::rule::{Flag, OrEmpty, OrNought, Parsed, Span, Whole, Word, quote};
 use super::section::Section;
-use super::texts::{NAME, header, server};
+use super::texts::{FILE, NAME, header, server};
 use super::types::ServerAddr;
 use crate::policy::balance::{Balancing, HashBy, WEIGHT_MAX};
 use crate::policy::key::words;
 use crate::policy::path::{canonical, check_query, split_target};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Most servers of an upstream.
@@ -30,14 +31,30 @@ pub struct UpstreamConfig {
     pub hash_load_percent: u32,
     /// How often names of servers are looked up again.
     pub resolve_interval: Duration,
+    /// Which HTTP is spoken.
+    pub protocol: Protocol,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
+    /// How long the backend may take to begin its answer; zero for as long as any pause.
+    pub first_byte_timeout: Duration,
     /// Longest pause of the backend while it answers.
     pub read_timeout: Duration,
     /// Longest pause of the backend while it takes the request.
     pub write_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
+    /// How long a request may take in all; zero for as long as it likes.
+    pub request_timeout: Duration,
+    /// Most requests in flight; 0 for no limit.
+    pub max_requests: u32,
+    /// Most requests that wait for a connection; 0 for no limit.
+    pub max_pending: u32,
+    /// Most requests in flight at one server; 0 for no limit.
+    pub max_requests_per_server: u32,
+    /// Whether connections are inside TLS, and which.
+    pub tls: Option<TlsConfig>,
+    /// When a request that failed is sent again.
+    pub retry: RetryConfig,
     /// Whether and how servers are probed.
     pub health: HealthConfig,
     /// When a server that fails requests is taken out.
@@ -51,6 +68,51 @@ pub struct ServerConfig {
     pub address: ServerAddr,
     /// Its share of the requests, from 1 to [`WEIGHT_MAX`].
     pub weight: u16,
+}
+
+words!(
+    /// Which HTTP is spoken to a backend.
+    Protocol {
+        /// HTTP/1.1.
+        Http1 = "http1",
+        /// HTTP/2; without TLS with prior knowledge.
+        Http2 = "http2",
+        /// What the backend picks in the TLS handshake.
+        Auto = "auto",
+    }
+);
+
+/// `[upstreams.tls]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The name asked for and expected; none for the server's own.
+    pub server_name: Option<String>,
+    /// Certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// What this gateway shows: a certificate and its key.
+    pub client: Option<ClientCertificate>,
+    /// Whether any certificate is believed.
+    pub any_certificate: bool,
+}
+
+/// The two files of a client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate and those between it and its root.
+    pub cert_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
+}
+
+/// `[upstreams.retry]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryConfig {
+    /// Most attempts at one request, the first included.
+    pub attempts: u32,
+    /// How many may be sent again for each hundred requests.
+    pub budget_percent: u32,
+    /// And beside those, for each second.
+    pub budget_per_second: u32,
 }
 
 /// `[upstreams.health]`
@@ -103,6 +165,15 @@ pub struct EjectConfig {
 pub(super) struct UpstreamFile {
     pub(super) name: Option<String>,
     pub(super) config: UpstreamConfig,
+    tls: TlsFile,
+}
+
+/// `[upstreams.tls]` as it was read.
+struct TlsFile {
+    enabled: bool,
+    config: TlsConfig,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
 }
 
 /// Reads one table.
@@ -115,14 +186,46 @@ pub(super) fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
         balance: s.value("balance", &BALANCE, d.balance),
         hash_load_percent: s.value("hash_load_percent", &LOAD_PERCENT, d.hash_load_percent),
         resolve_interval: s.value("resolve_interval", &span_ms(100, 86_400_000), d.resolve_interval),
+        protocol: s.value("protocol", &Word::new(), d.protocol),
         connect_timeout: s.value("connect_timeout", &span_ms(10, 60_000), d.connect_timeout),
+        first_byte_timeout: s.value("first_byte_timeout", &span_ms(0, 86_400_000), d.first_byte_timeout),
         read_timeout: s.value("read_timeout", &span_ms(10, 86_400_000), d.read_timeout),
         write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
+        request_timeout: s.value("request_timeout", &span_ms(0, 7 * 86_400_000), d.request_timeout),
+        max_requests: s.value("max_requests", &AT_MOST, d.max_requests),
+        max_pending: s.value("max_pending", &AT_MOST, d.max_pending),
+        max_requests_per_server: s.value("max_requests_per_server", &AT_MOST, d.max_requests_per_server),
+        tls: None,
+        retry: s.table("retry", retry),
         health: s.table("health", health),
         eject: s.table("eject", eject),
     };
-    UpstreamFile { name, config }
+    let tls = s.table("tls", tls);
+    UpstreamFile { name, config, tls }
+}
+
+fn tls(s: &mut Section<'_, '_>) -> TlsFile {
+    TlsFile {
+        enabled: s.value("enabled", &Flag, false),
+        config: TlsConfig {
+            server_name: s.value("server_name", &OrEmpty(SERVER_NAME), None),
+            ca_file: s.value("ca_file", &OrEmpty(FILE), None),
+            client: None,
+            any_certificate: s.value("danger_accept_any_certificate", &Flag, false),
+        },
+        cert_file: s.value("client_cert_file", &OrEmpty(FILE), None),
+        key_file: s.value("client_key_file", &OrEmpty(FILE), None),
+    }
+}
+
+fn retry(s: &mut Section<'_, '_>) -> RetryConfig {
+    let d = RetryConfig::default();
+    RetryConfig {
+        attempts: s.value("attempts", &Whole { min: 1, max: 10 }, d.attempts),
+        budget_percent: s.value("budget_percent", &Whole { min: 0, max: 100 }, d.budget_percent),
+        budget_per_second: s.value("budget_per_second", &Whole { min: 0, max: 10_000 }, d.budget_per_second),
+    }
 }
 
 fn health(s: &mut Section<'_, '_>) -> HealthConfig {
@@ -149,14 +252,60 @@ fn eject(s: &mut Section<'_, '_>) -> EjectConfig {
     }
 }
 
-/// Checks what goes with what inside each upstream; its path ends in the number that `n` is.
-pub(super) fn check(n: usize, upstream: &UpstreamConfig, reading: &mut Reading<'_>) {
+/// The `n`-th upstream, once what goes with what inside it has been checked.
+pub(super) fn checked(n: usize, file: UpstreamFile, reading: &mut Reading<'_>) -> UpstreamConfig {
+    let mut upstream = file.config;
+    upstream.tls = checked_tls(n, file.tls, reading);
+    check(n, &upstream, reading);
+    upstream
+}
+
+fn checked_tls(n: usize, file: TlsFile, reading: &mut Reading<'_>) -> Option<TlsConfig> {
+    let path = |key: &str| format!("upstreams[{n}].tls.{key}");
+    let TlsFile { enabled, mut config, cert_file, key_file } = file;
+    let cert_key = ["client_cert_file", "client_key_file"].map(path);
+    config.client = match (cert_file, key_file) {
+        (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+        (None, None) => None,
+        (given, _) => {
+            let missing = &cert_key[usize::from(given.is_some())];
+            reading.complain_of_conflict(&[missing, &path("enabled")], "must be set, as its other half is");
+            None
+        }
+    };
+    if config.any_certificate && config.ca_file.is_some() {
+        let (danger, ca) = (path("danger_accept_any_certificate"), path("ca_file"));
+        reading.complain_of_conflict(
+            &[&danger, &ca],
+            "must be false while ca_file is set: nothing would be checked",
+        );
+    }
+    if enabled {
+        return Some(config);
+    }
+    if config != TlsConfig::default() {
+        reading
+            .complain_of_conflict(&[&path("enabled")], "must be true, as other keys of this table are set");
+    }
+    None
+}
+
+fn check(n: usize, upstream: &UpstreamConfig, reading: &mut Reading<'_>) {
+    if upstream.protocol == Protocol::Auto && upstream.tls.is_none() {
+        let protocol = format!("upstreams[{n}].protocol");
+        let message = "must be http1 or http2: without TLS nobody tells which HTTP a server speaks";
+        reading.complain_of_conflict(&[&protocol], message);
+    }
     for (k, server) in upstream.servers.iter().enumerate() {
         if upstream.servers[..k].iter().any(|other| other.address == server.address) {
             let list = format!("upstreams[{n}].servers");
             let path = format!("{list}[{k}]");
             reading.complain_of_conflict(&[&path, &list], format!("{} is there twice", server.address));
         }
+    }
+    if upstream.first_byte_timeout > upstream.read_timeout {
+        let [first, read] = ["first_byte_timeout", "read_timeout"].map(|key| format!("upstreams[{n}].{key}"));
+        reading.complain_of_conflict(&[&first, &read], "must not be longer than read_timeout");
     }
     if upstream.eject.longest < upstream.eject.first {
         let [longest, first] = ["longest", "first"].map(|key| format!("upstreams[{n}].eject.{key}"));
@@ -196,6 +345,18 @@ const SERVER: Parsed<ServerConfig> = Parsed {
     show: quote,
 };
 
+/// 0 for no limit.
+const AT_MOST: Whole<u32> = Whole { min: 0, max: 1_000_000 };
+
+const SERVER_NAME: Parsed<String> = Parsed {
+    must: "a host name or an IP address",
+    read: |text| {
+        let bracketed = if text.contains(':') { format!("[{text}]:1") } else { format!("{text}:1") };
+        server(&bracketed).map(|_| text.to_owned())
+    },
+    show: quote,
+};
+
 const BALANCE: Parsed<Balancing> = Parsed {
     must: "one of: round-robin, least-connections, hash:key, hash:end-user, hash:header:NAME",
     read: |text| match text.parse().ok()? {
@@ -222,7 +383,7 @@ const PROBE_PATH: Parsed<String> = Parsed {
 
 const HOST: Parsed<String> = Parsed {
     must: "a host name or address, perhaps with a port",
-    read: |text| server(text).or_else(|| server(&format!("{text}:1"))).map(|_| text.to_owned()),
+    read: |text| is_host_and_port(text).then(|| text.to_owned()),
     show: quote,
 };
 
@@ -240,6 +401,11 @@ const STATUSES: Parsed<RangeInclusive<u16>> = Parsed {
     show: |range| quote(&format_args!("{}-{}", range.start(), range.end())),
 };
 
+/// Whether `text` is what `Host` can be: a name or an address, perhaps with a port.
+pub(super) fn is_host_and_port(text: &str) -> bool {
+    server(text).or_else(|| server(&format!("{text}:1"))).is_some()
+}
+
 pub(super) const fn span_ms(min: u64, max: u64) -> Span {
     Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
 }
@@ -255,13 +421,27 @@ impl UpstreamConfig {
             balance: Balancing::RoundRobin,
             hash_load_percent: 0,
             resolve_interval: Duration::from_secs(30),
+            protocol: Protocol::Http1,
             connect_timeout: Duration::from_secs(2),
+            first_byte_timeout: Duration::ZERO,
             read_timeout: Duration::from_mins(1),
             write_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_secs(30),
+            request_timeout: Duration::ZERO,
+            max_requests: 0,
+            max_pending: 0,
+            max_requests_per_server: 0,
+            tls: None,
+            retry: RetryConfig::default(),
             health: HealthConfig::default(),
             eject: EjectConfig::default(),
         }
+    }
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { attempts: 3, budget_percent: 20, budget_per_second: 10 }
     }
 }
 

@@ -4,18 +4,24 @@
 //! from it.
 
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
     JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
 };
-use super::upstream::{self, UpstreamConfig};
+use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::policy::id::PlanId;
 use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+
+/// Least segments that the usage journal must have room for: one to write to, one to read from, and two ready.
+const JOURNAL_SEGMENTS_MIN: u64 = 4;
+/// Most segments of it: each is an open file, and a mapping, for as long as the ledger does not have what is in it.
+const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
 
 /// The configuration that `file` makes on the machine called `host_name`. Only without mistakes is it worth anything.
 pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -> Config {
@@ -33,11 +39,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     let names: Vec<Option<String>> =
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
-    config.upstreams = file.upstreams.into_iter().flatten().map(|upstream| upstream.config).collect();
-    // An item that is no table has left no upstream, and the numbers no longer fit.
-    if config.upstreams.len() == names.len() {
-        check_upstreams(&config.upstreams, &config.proxy, reading);
-    }
+    config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     config
 }
@@ -183,10 +185,18 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
             "must be shorter than keyring.max_stale",
         );
     }
-    if config.usage.batch_records > config.usage.queue_records {
+    let segment_bytes = config.usage.journal_segment_bytes as u64;
+    let segments = config.usage.journal_max_bytes / segment_bytes;
+    if segments > JOURNAL_SEGMENTS_MAX {
         reading.complain_of_conflict(
-            &["usage.batch_records", "usage.queue_records"],
-            format!("must be at most usage.queue_records, which is {}", config.usage.queue_records),
+            &["usage.journal_max_bytes", "usage.journal_segment_bytes"],
+            format!("must be at most {JOURNAL_SEGMENTS_MAX} segments of {segment_bytes} bytes (usage.journal_segment_bytes)"),
+        );
+    }
+    if segments < JOURNAL_SEGMENTS_MIN {
+        reading.complain_of_conflict(
+            &["usage.journal_max_bytes", "usage.journal_segment_bytes"],
+            format!("must have room for {JOURNAL_SEGMENTS_MIN} segments of {segment_bytes} bytes (usage.journal_segment_bytes)"),
         );
     }
 }
@@ -305,14 +315,21 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
     }
 }
 
-/// What goes with what inside each upstream, and with the rest.
-fn check_upstreams(upstreams: &[UpstreamConfig], proxy: &ProxyConfig, reading: &mut Reading<'_>) {
-    for (n, upstream) in upstreams.iter().enumerate() {
-        upstream::check(n, upstream, reading);
-        if let Some(name) = upstream::hash_header(upstream) {
+fn upstreams(
+    files: Vec<Option<UpstreamFile>>,
+    proxy: &ProxyConfig,
+    reading: &mut Reading<'_>,
+) -> Vec<UpstreamConfig> {
+    let mut upstreams = Vec::with_capacity(files.len());
+    for (n, file) in files.into_iter().enumerate() {
+        let Some(file) = file else { continue };
+        let upstream = upstream::checked(n, file, reading);
+        if let Some(name) = upstream::hash_header(&upstream) {
             not_a_secret_header(name, &format!("upstreams[{n}].balance"), proxy, reading);
         }
+        upstreams.push(upstream);
     }
+    upstreams
 }
 
 fn routes(
@@ -349,6 +366,7 @@ fn route(
         not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let (forward, cors) = checked_cors(n, file.forward, reading);
     let path = file.path?;
     Some(RouteConfig {
         name: file.name.unwrap_or_else(|| path.clone()),
@@ -359,6 +377,8 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        forward,
+        cors,
     })
 }
 

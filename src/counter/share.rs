@@ -67,7 +67,8 @@ impl Known {
     /// What Redis told, with what was known `before` to see the others' pace by.
     pub fn new(at: Timestamp, at_ns: u64, used: [u64; 5], own: [u64; 5], before: Option<&Self>) -> Self {
         let others = |used: &[u64; 5], own: &[u64; 5]| used[TOTAL].saturating_sub(own[TOTAL]);
-        let others_per_s = before.map_or(0, |before| {
+        // What the ledger told while Redis was gone is of no instant, and says nothing of a pace.
+        let others_per_s = before.filter(|before| before.at_ns < at_ns).map_or(0, |before| {
             let passed_ns = at_ns.saturating_sub(before.at_ns);
             let spent = others(&used, &own).saturating_sub(others(&before.used, &before.own));
             // Leases come in lumps, one in each life of a unit or so.
@@ -193,6 +194,14 @@ mod tests {
         // Heard a minute ago: 600 and the burst may be gone. Settled by the ledger: nothing is.
         assert_eq!(max_of(&before, 60 * SECOND_NS), 0);
         assert_eq!(max_of(&before, 10 * SECOND_NS), (500 - 120) / 2);
+        let back = Known::new(
+            at,
+            61 * SECOND_NS,
+            [700; 5],
+            [0; 5],
+            Some(&Known::raised(Some(&before), [600; 5], [0; 5], u64::MAX, at)),
+        );
+        assert_eq!(back.others_per_s, 0, "an outage is no pace");
         let settled = Known::raised(Some(&before), [600; 5], [0; 5], u64::MAX, at);
         assert_eq!(max_of(&settled, 60 * SECOND_NS), 200);
     }

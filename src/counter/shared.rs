@@ -37,7 +37,7 @@ pub const PATIENCE: Duration = Duration::from_millis(15);
 /// Most questions on their way at once: about as many as Redis answers while a request waits.
 const CALLS_MAX: usize = 128;
 /// Most of those that nobody waits for.
-const SETTLING_MAX: usize = 32;
+const SETTLING_MAX: usize = 16;
 /// Most requests of one key that wait for one answer.
 const WAITING_MAX: usize = 8_192;
 /// A question without an answer for so long does not keep the next from being asked.
@@ -353,9 +353,9 @@ impl Leases {
 
     /// Sets this node's calendar by an answer of Redis, unless it is right to within what an answer's way may take.
     fn set_calendar(&self, redis_us: i64) {
-        let off_us = redis_us.saturating_sub(self.now().wall.as_micros());
-        if off_us.unsigned_abs() > CALENDAR_OFF_MAX_US {
-            self.ahead_us.fetch_add(off_us, Ordering::Relaxed);
+        let ahead_us = redis_us.saturating_sub(self.config.clock.now().wall.as_micros());
+        if ahead_us.abs_diff(self.ahead_us.load(Ordering::Relaxed)) > CALENDAR_OFF_MAX_US {
+            self.ahead_us.store(ahead_us, Ordering::Relaxed);
         }
     }
 }

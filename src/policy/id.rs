@@ -5,19 +5,23 @@
 use crate::clock::Timestamp;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
+        uuid_id!($(#[$doc])* $name: uuid_v7);
+    };
+    ($(#[$doc:meta])* $name:ident: $make:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new id, made from the instant `at` and 74 bits of the system's randomness (UUIDv7, RFC 9562).
+            /// A new id (UUIDv7, RFC 9562), made from the instant `at`.
             pub fn new(at: Timestamp) -> Self {
-                Self(uuid_v7(at))
+                Self($make(at))
             }
         }
 
@@ -53,7 +57,7 @@ uuid_id!(
 );
 uuid_id!(
     /// Which request; also the identity of its usage record.
-    RequestId
+    RequestId: request_id
 );
 uuid_id!(
     /// Which line of the audit trail.
@@ -118,6 +122,28 @@ fn is_text_id(s: &str) -> bool {
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
 }
 
+/// UUIDv7 of the instant `at` that no other call in this process answers, whatever the clock does, and that costs no
+/// system call: 40 bits are a count, from a random start and scattered, and 34 bits are this process's.
+fn request_id(at: Timestamp) -> Uuid {
+    const COUNT_BITS: u64 = (1 << 40) - 1;
+    static PROCESS: OnceLock<[u8; 18]> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let process = PROCESS.get_or_init(|| {
+        let mut random = [0; 18];
+        fill_random(&mut random);
+        random
+    });
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
+    // Times an odd number is one to one in so many bits: no count becomes the same.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed).wrapping_add(number(&process[5..10]));
+    let scattered = count.wrapping_mul(number(&process[10..18]) | 1) & COUNT_BITS;
+    let mut random = [0; 10];
+    random[..5].copy_from_slice(&process[..5]);
+    random[5..].copy_from_slice(&scattered.to_be_bytes()[3..]);
+    let ms = u64::try_from(at.as_millis()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
+}
+
 /// UUIDv7 of the instant `at`. The random part is the system generator's.
 pub fn uuid_v7(at: Timestamp) -> Uuid {
     let mut random = [0_u8; 10];
@@ -132,4 +158,22 @@ pub fn uuid_v7(at: Timestamp) -> Uuid {
 #[expect(clippy::expect_used, reason = "no randomness means no safe way to continue")]
 pub fn fill_random(out: &mut [u8]) {
     getrandom::fill(out).expect("the operating system's random generator answers");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn request_ids_are_unique_also_when_the_clock_stands_or_steps_back() {
+        let instants = [5_000, 5_000, 4_000, 5_000, 3_000].map(Timestamp::from_millis);
+        let make = move || (0..10_000).map(|n| RequestId::new(instants[n % 5])).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(make)).collect();
+        let ids: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 40_000);
+        assert!(
+            ids.iter().all(|id| id.0.get_version_num() == 7 && id.0.get_variant() == uuid::Variant::RFC4122)
+        );
+    }
 }

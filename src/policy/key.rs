@@ -91,6 +91,8 @@ macro_rules! words {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name { $($(#[$vdoc])* $variant,)+ }
 
+        // Not everything that has words needs all of this.
+        #[allow(dead_code, reason = "one list of words makes them all alike")]
         impl $name {
             /// Every value, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];

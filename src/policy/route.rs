@@ -5,8 +5,11 @@
 //! *Invariant:* for one path exactly one pattern decides, whatever the order in the file: compared segment by segment
 //! from the left, a literal beats a parameter, and a parameter beats the rest of the path.
 
+use super::cors::Cors;
+use super::forward::Forward;
 use super::key::Scopes;
 use super::path::{BadPath, canonical};
+use super::rewrite::Rewrite;
 use http::{HeaderName, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,6 +41,10 @@ pub struct Route {
     pub end_user: EndUserFrom,
     /// Whether the backend gets to see the client's credential.
     pub keep_credential: bool,
+    /// What it changes about messages.
+    pub forward: Forward,
+    /// Which pages of other origins may use it; none: the backend decides.
+    pub cors: Option<Cors>,
 }
 
 /// Where a request carries the id of its resource.
@@ -234,6 +241,14 @@ impl Builder {
                 format!("`{name}` is not a parameter of `{}`: write it as `{{{name}}}` there", route.path);
             self.mistake(index, "resource", message);
         }
+        for (name, is_last) in route.forward.rewrite.iter().flat_map(Rewrite::params) {
+            let message = match parsed.kind_of(name) {
+                None => format!("`{name}` is not a parameter of `{}`", route.path),
+                Some(Kind::Rest) if !is_last => format!("`{name}` stands for any rest, so it must come last"),
+                Some(_) => continue,
+            };
+            self.mistake(index, "rewrite", message);
+        }
         let Some(place) = self.place_of(&parsed) else {
             self.mistake(index, "path", format!("`{}` is too much like another route's path", route.path));
             return;
@@ -342,6 +357,12 @@ impl Parsed {
         }
         self.names.push(name.into());
         Ok(())
+    }
+
+    /// What the parameter of that name stands for.
+    fn kind_of(&self, name: &str) -> Option<Kind> {
+        let params = self.kinds.iter().filter(|k| **k != Kind::Literal);
+        self.names.iter().zip(params).find(|(n, _)| ***n == *name).map(|(_, kind)| *kind)
     }
 
     /// Whether `name` stands for exactly one segment.

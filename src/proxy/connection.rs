@@ -71,6 +71,8 @@ pub struct Connection {
     taken: AtomicU64,
     given: AtomicU64,
     write_due: AtomicU64,
+    /// When the backend must have begun to answer; [`NEVER`]: nobody waits for that.
+    backend_due: AtomicU64,
     end: AtomicU8,
     tunnel: AtomicBool,
     waker: AtomicWaker,
@@ -128,6 +130,8 @@ numbered!(
         KeyInactive,
         /// It has expired.
         KeyExpired,
+        /// The backend does not begin to answer.
+        BackendLate,
         /// The client takes nothing of what is written to it.
         WriteStalled,
         /// It made room for a new one.
@@ -184,6 +188,7 @@ impl Connection {
             taken: AtomicU64::new(0),
             given: AtomicU64::new(0),
             write_due: AtomicU64::new(NEVER),
+            backend_due: AtomicU64::new(NEVER),
             end: AtomicU8::new(u8::MAX),
             tunnel: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -238,6 +243,7 @@ impl Connection {
         if stage == Stage::Idle || stage == Stage::Request {
             self.waited.store(0, Ordering::Relaxed);
             self.came.store(0, Ordering::Relaxed);
+            self.backend_due.store(NEVER, Ordering::Relaxed);
             self.taken.store(0, Ordering::Relaxed);
             self.given.store(0, Ordering::Relaxed);
         }
@@ -299,6 +305,11 @@ impl Connection {
         } else if !waits && due != NEVER {
             self.write_due.store(NEVER, Ordering::Relaxed);
         }
+    }
+
+    /// The backend must begin to answer within that time; none: it has, or nobody waits for it.
+    pub fn backend_within(&self, within: Option<Duration>) {
+        self.backend_due.store(within.map_or(NEVER, |within| self.due_in(within)), Ordering::Relaxed);
     }
 
     /// From now on bytes pass in both directions, whatever they are.
@@ -397,6 +408,9 @@ impl Connection {
         if stage == Stage::Request && self.is_slow(now) {
             return Some(End::BodySlow);
         }
+        if stage == Stage::Request && now >= self.backend_due.load(Ordering::Relaxed) {
+            return Some(End::BackendLate);
+        }
         if now < self.read_due.load(Ordering::Relaxed) {
             return None;
         }
@@ -419,6 +433,7 @@ impl End {
             Self::BodyLate => "body_late",
             Self::BodySlow => "body_slow",
             Self::BadChunks => "bad_chunks",
+            Self::BackendLate => "backend_late",
             Self::KeyGone => "key_gone",
             Self::KeyInactive => "key_inactive",
             Self::KeyExpired => "key_expired",
@@ -437,6 +452,7 @@ impl End {
                 | Self::BodyLate
                 | Self::BodySlow
                 | Self::BadChunks
+                | Self::BackendLate
                 | Self::KeyGone
                 | Self::KeyInactive
                 | Self::KeyExpired

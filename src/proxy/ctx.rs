@@ -1,6 +1,7 @@
 //! What is known of one request while it passes through Pingora's phases.
 
 use super::connection::{Connection, End};
+use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
 use crate::gate::Admission;
@@ -31,8 +32,12 @@ pub struct Ctx {
     pub secure: bool,
     /// Where it came over.
     pub connection: Option<Arc<Connection>>,
+    /// The routes and upstreams it uses from begin to end.
+    pub site: Arc<Site>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
+    /// The path that the backend gets, where that is another than the client's.
+    pub rewritten: Option<Box<str>>,
     /// Proof that it may be forwarded.
     pub admission: Option<Admission>,
     /// Its record to be.
@@ -56,7 +61,7 @@ struct InFlight(IntGauge);
 
 impl Ctx {
     /// A request whose head arrived at `arrived`.
-    pub fn new(arrived: Now, in_flight: IntGauge) -> Self {
+    pub fn new(arrived: Now, site: Arc<Site>, in_flight: IntGauge) -> Self {
         in_flight.inc();
         let id = RequestId::new(arrived.wall);
         Self {
@@ -67,7 +72,9 @@ impl Ctx {
             address: IpAddr::from([0, 0, 0, 0]),
             secure: false,
             connection: None,
+            site,
             route: None,
+            rewritten: None,
             admission: None,
             record: None,
             body: None,
@@ -87,6 +94,7 @@ impl Ctx {
             End::KeyGone => Some(Denial::KeyInvalid),
             End::KeyInactive => Some(Denial::KeyInactive),
             End::KeyExpired => Some(Denial::KeyExpired),
+            End::BackendLate => Some(Denial::Plain(Fault::GatewayTimeout)),
             End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }

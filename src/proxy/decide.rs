@@ -13,7 +13,7 @@ use crate::policy::fault::{Fault, Lang};
 use crate::policy::head;
 use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::EndUserFrom;
-use crate::usage::{Pending, Place, Start};
+use crate::usage::{Pending, Start};
 use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Version};
 use pingora::http::RequestHeader;
@@ -28,39 +28,36 @@ impl Proxy {
         ctx: &mut Ctx,
     ) -> Result<Admission, Box<Denied>> {
         self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
-        let permit = {
+        let mut permit = {
             let header = session.req_header();
-            let authorized = self.gate.authorize(&RequestView {
+            let view = RequestView {
                 method: &header.method,
                 path: header.uri.path(),
                 headers: &header.headers,
                 address: ctx.address,
                 now: ctx.arrived,
-            });
+            };
+            let authorized = self.gate.authorize(&ctx.site.routes, &view);
             authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
         };
         ctx.route = Some(Arc::clone(permit.route()));
+        ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
-        let Ok(place) = self.recorder.keep_place() else {
+        if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
-        };
-        let mut record = self.record_of(session, ctx, permit.entry(), place);
-        let admission = match self.gate.admit(permit, end_user.as_deref(), ctx.arrived).await {
-            Ok(admission) => admission,
-            Err(denied) => {
-                ctx.record = Some(record);
-                return Err(denied);
-            }
-        };
-        record.charged();
-        if admission.degraded() {
-            record.degraded();
         }
-        if let Some(id) = admission.end_user() {
-            record.end_user(id);
+        let admission = self.gate.admit(permit, end_user.as_deref(), ctx.arrived).await?;
+        let start = Start {
+            charged: true,
+            degraded: admission.degraded(),
+            end_user_id: admission.end_user(),
+            ..self.start_of(session, ctx, admission.entry())
+        };
+        if let Ok(record) = Pending::admitted(start, &self.recorder, &self.clock) {
+            ctx.record = Some(record);
+            return Ok(admission);
         }
-        ctx.record = Some(record);
-        Ok(admission)
+        Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()))
     }
 
     /// What is needed however the request is answered.
@@ -184,25 +181,21 @@ impl Proxy {
     ) -> pingora::Result<()> {
         ctx.route = denied.route;
         ctx.degraded = denied.degraded;
-        if ctx.record.is_none()
-            && let (Some(entry), Some(_)) = (&denied.entry, &ctx.route)
-        {
-            ctx.record = Some(self.record_of(session, ctx, entry, Place::default()));
-        }
-        if let (true, Some(record)) = (ctx.degraded, &mut ctx.record) {
-            record.degraded();
+        if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
+            let start = Start { degraded: ctx.degraded, ..self.start_of(session, ctx, entry) };
+            ctx.record = Some(Pending::refused(start, &self.recorder, &self.clock));
         }
         let at = self.clock.now().wall;
         reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at).await
     }
 
-    fn record_of(&self, session: &Session, ctx: &Ctx, entry: &Entry, place: Place) -> Pending {
+    fn start_of<'r>(&'r self, session: &'r Session, ctx: &'r Ctx, entry: &'r Entry) -> Start<'r> {
         let header = session.req_header();
-        let start = Start {
+        Start {
             id: ctx.id,
             request_id: ctx.request_id.to_str().unwrap_or(""),
             api_key_id: entry.key.id,
-            workspace_id: entry.key.workspace_id.clone(),
+            workspace_id: &entry.key.workspace_id,
             arrived: ctx.arrived,
             method: header.method.as_str(),
             endpoint: header.uri.path(),
@@ -210,8 +203,10 @@ impl Proxy {
             ip_address: ctx.address,
             user_agent: header.headers.get(USER_AGENT).map_or(b"", HeaderValue::as_bytes),
             node: &self.node,
-        };
-        Pending::begin(start, place, self.recorder.clone(), Arc::clone(&self.clock))
+            end_user_id: None,
+            charged: false,
+            degraded: false,
+        }
     }
 }
 

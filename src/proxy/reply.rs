@@ -1,6 +1,7 @@
 //! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
 
 use super::body::content_length;
+use super::cors;
 use super::ctx::Ctx;
 use super::ratelimit;
 use super::service::ProxyLimits;
@@ -55,6 +56,9 @@ pub(super) async fn deny(
     if let Some(left) = left {
         ratelimit::write(&mut header, limits.families, left, ctx.arrived, retry_after)?;
     }
+    if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+        cors::mark(&mut header, cors, session);
+    }
     let head_only = session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
@@ -65,7 +69,7 @@ pub(super) async fn deny(
 
 /// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large
 /// or unknown one, or one the client holds back until it is asked for, closes the connection.
-fn keep_open_if_possible(session: &mut Session) {
+pub(super) fn keep_open_if_possible(session: &mut Session) {
     if session.is_body_done() {
         return;
     }

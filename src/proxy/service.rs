@@ -1,12 +1,14 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::connection::Connection;
+use super::cors;
 use super::ctx::Ctx;
+use super::forward;
 use super::guesses::Guesses;
-use super::headers::{HeaderPolicy, Told, from_backend};
+use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
-use super::upstream::Upstream;
+use super::site::Site;
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -15,6 +17,7 @@ use crate::policy::fault::Fault;
 use crate::policy::source::TrustedProxies;
 use crate::store::Outcome;
 use crate::usage::Recorder;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
@@ -31,16 +34,14 @@ use std::time::Duration;
 pub struct Proxy {
     /// Decides.
     pub gate: Arc<Gate>,
-    /// Backends, in the order that routes number them.
-    pub upstreams: Box<[Arc<Upstream>]>,
+    /// Where requests go, as the newest config says.
+    pub site: Arc<ArcSwap<Site>>,
     /// Takes the records.
     pub recorder: Recorder,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// What goes to backends.
-    pub headers: HeaderPolicy,
     /// Sizes and times.
     pub limits: ProxyLimits,
     /// Wrong secrets, by address; none: any number is answered.
@@ -83,7 +84,7 @@ impl ProxyHttp for Proxy {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.metrics.in_flight.clone())
+        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
@@ -101,6 +102,9 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
+        if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+            return Ok(true);
+        }
         let decided = self.decide(session, ctx).await;
         let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
@@ -137,19 +141,19 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.trip.reached = true;
+        Self::reached(ctx);
         Ok(())
     }
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
+        session: &mut Session,
+        peer: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        let another = self.not_reached(ctx, &e);
-        e.set_retry(another);
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
+        e.set_retry(self.not_reached(session, ctx));
         e
     }
 
@@ -157,17 +161,13 @@ impl ProxyHttp for Proxy {
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        e: Box<Error>,
+        mut e: Box<Error>,
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        let mut e = e.more_context(format!("Peer: {peer}"));
-        self.broke_off(ctx, &e);
-        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
-            e.set_retry(false);
-        } else {
-            e.retry.decide_reuse(client_reused);
-        }
+        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "an attempt failed");
+        let again = self.broke_off(session, ctx, &e, client_reused);
+        e.set_retry(again);
         e
     }
 
@@ -188,7 +188,13 @@ impl ProxyHttp for Proxy {
             trace: ctx.id,
             keep_credential: route.keep_credential,
         };
-        self.headers.to_backend(request, &told)?;
+        ctx.site.headers.to_backend(request, &told)?;
+        if let Some(path) = &ctx.rewritten {
+            forward::retarget(request, path)?;
+        }
+        // After what is told of the client's Host, and before Pingora checks that all agrees.
+        forward::rehost(request, &route.forward.host, ctx.trip.server())?;
+        forward::apply(request, &route.forward.request)?;
         if ctx.body.is_some() {
             request.remove_header(&http::header::EXPECT);
         }
@@ -197,11 +203,14 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if end_of_stream {
+            Self::sent(session, ctx);
+        }
         if let Some(read_ahead) = &ctx.body {
             // Pingora replays what it kept, which may be only the tail. All of it is here.
             *body = end_of_stream.then(|| read_ahead.clone());
@@ -228,7 +237,7 @@ impl ProxyHttp for Proxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
@@ -237,13 +246,19 @@ impl ProxyHttp for Proxy {
         {
             connection.becomes_tunnel();
         }
-        self.answered(ctx, response.status.as_u16());
+        Self::answered(ctx, response.status.as_u16());
+        if let Some(route) = &ctx.route {
+            forward::apply(response, &route.forward.response)?;
+        }
         from_backend(response, &ctx.request_id)?;
         if let Some(admission) = &ctx.admission {
             ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
         }
         if ctx.degraded {
             response.insert_header(DEGRADED.0, DEGRADED.1)?;
+        }
+        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+            cors::mark(response, cors, session);
         }
         if response.status != StatusCode::CONTINUE {
             let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
@@ -265,6 +280,7 @@ impl ProxyHttp for Proxy {
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
             connection.takes(part.len());
         }
+        self.still_in_time(ctx)?;
         Ok(None)
     }
 
@@ -285,9 +301,10 @@ impl ProxyHttp for Proxy {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        let can_reuse_downstream = session.is_body_done();
+        let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.ends().is_some());
+        let can_reuse_downstream = session.is_body_done() && !is_over;
         if !can_reuse_downstream {
-            // Of the request's body an unknown part is still to come.
+            // Of the request's body an unknown part is still to come, or the connection has been given up.
             session.set_keepalive(None);
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
@@ -362,7 +379,7 @@ impl Proxy {
         }
     }
 
-    fn elapsed(&self, ctx: &Ctx) -> Duration {
+    pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
     }
 }

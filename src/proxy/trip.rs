@@ -1,87 +1,214 @@
-//! A request's way through the servers of its upstream: where it is, where it has been, how that went.
+//! A request's way through the servers of its upstream: where it is, where it has been, whether it may go on.
 //!
 //! Must not know: how servers are chosen, or what the client is told when none is left.
 
+use super::connection::End;
 use super::ctx::Ctx;
 use super::service::Proxy;
-use super::upstream::{Busy, Failure, Server, Upstream, Wish};
+use super::upstream::{Busy, Failure, NoServer, Seat, Server, Upstream, Waiting, Wish};
 use crate::policy::balance::{Balancing, HashBy, hash};
-use http::HeaderMap;
+use crate::policy::retry::{Broken, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where a request has been.
 #[derive(Default)]
 pub struct Trip {
+    seat: Option<Seat>,
+    /// While a connection is being opened.
+    waiting: Option<Waiting>,
     /// The server it is at.
     busy: Option<Busy>,
     /// Those it could not be served by.
     tried: SmallVec<[Arc<Server>; 2]>,
+    attempts: u32,
     /// Whether a connection to a backend stood.
     pub reached: bool,
-    /// Whether what the server made of it has been noted.
-    judged: bool,
+    /// Whether the head of an answer has come.
+    answered: bool,
+    /// Whether its connection counts the time until then.
+    is_awaited: bool,
 }
 
 impl Proxy {
     /// Chooses a server and goes there.
     pub(super) fn next_server(&self, session: &Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
-        let Some(upstream) = self.upstream_of(ctx) else {
+        let site = Arc::clone(&ctx.site);
+        let Some(upstream) = ctx.route.as_ref().and_then(|r| site.upstreams.get(r.upstream)) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
+        let left = self.time_left(upstream, ctx)?;
+        if ctx.trip.seat.is_none() {
+            ctx.trip.seat = Some(upstream.enter().map_err(|why| self.no_server(upstream, why))?);
+        }
         let wish =
             Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
-        let Some(busy) = upstream.pick(&wish) else {
-            self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name]).inc();
-            return Error::e_explain(ErrorType::HTTPStatus(503), "no server is left");
-        };
+        let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
+        let waiting = upstream.wait().map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
         }
-        let peer = upstream.peer(&busy);
+        let mut peer = upstream.peer(&busy);
+        if let Some(left) = left {
+            let options = &mut peer.options;
+            for limit in [
+                &mut options.connection_timeout,
+                &mut options.total_connection_timeout,
+                &mut options.read_timeout,
+                &mut options.write_timeout,
+            ] {
+                *limit = limit.map(|span| span.min(left));
+            }
+        }
+        ctx.trip.attempts += 1;
         ctx.trip.busy = Some(busy);
-        ctx.trip.judged = false;
+        ctx.trip.waiting = Some(waiting);
         Ok(peer)
     }
 
-    /// The server could not be connected to. Answers whether another may be tried.
-    pub(super) fn not_reached(&self, ctx: &mut Ctx, e: &Error) -> bool {
-        tracing::debug!(request_id = ?ctx.request_id, error = e.etype.as_str(), "a backend cannot be reached");
-        self.judge(ctx, Some(Failure::Connect));
-        ctx.trip.tried.extend(ctx.trip.busy.take().map(|busy| Arc::clone(busy.server())));
-        self.upstream_of(ctx).is_some_and(|u| u.has_another(&ctx.trip.tried))
+    /// What is left of the time that the whole request may take; an error where nothing is.
+    pub(super) fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> pingora::Result<Option<Duration>> {
+        let Some(whole) = upstream.settings.timeouts.request else { return Ok(None) };
+        let left = whole.saturating_sub(self.elapsed(ctx));
+        if left.is_zero() {
+            let late = Error::explain(ErrorType::ReadTimedout, "the request has taken as long as it may");
+            return Err(late.into_up());
+        }
+        Ok(Some(left))
+    }
+
+    /// Whether the request may go on, now that a part of the answer has come.
+    pub(super) fn still_in_time(&self, ctx: &Ctx) -> pingora::Result<()> {
+        upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
+    }
+
+    #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
+    fn no_server(&self, upstream: &Upstream, why: NoServer) -> Box<Error> {
+        self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name, why.as_str()]).inc();
+        Error::explain(ErrorType::HTTPStatus(503), why.as_str())
+    }
+
+    /// The server could not be connected to. Answers whether the request goes on to another.
+    pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx) -> bool {
+        ctx.trip.waiting = None;
+        judge(ctx, Some(Failure::Connect));
+        ctx.trip.leave();
+        self.goes_on(session, ctx, Broken::NotConnected)
+    }
+
+    /// A connection stands.
+    pub(super) fn reached(ctx: &mut Ctx) {
+        ctx.trip.waiting = None;
+        ctx.trip.reached = true;
+    }
+
+    /// All of the request has been sent: the backend's time for its first byte begins. A connection that carries several
+    /// requests at once is not ended for one of them; there the longest pause is all there is.
+    pub(super) fn sent(session: &Session, ctx: &mut Ctx) {
+        let Some(within) = upstream_of(ctx).and_then(|u| u.settings.timeouts.first_byte) else { return };
+        if session.req_header().version == Version::HTTP_2 || ctx.trip.answered {
+            return;
+        }
+        if let Some(connection) = &ctx.connection {
+            connection.backend_within(Some(within));
+            ctx.trip.is_awaited = true;
+        }
     }
 
     /// The head of an answer has come.
-    pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
-        self.judge(ctx, (status >= 500).then_some(Failure::Status));
+    pub(super) fn answered(ctx: &mut Ctx, status: u16) {
+        ctx.trip.answered = true;
+        if status >= 200 || status == 101 {
+            if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
+                connection.backend_within(None);
+            }
+            judge(ctx, (status >= 500).then_some(Failure::Status));
+        }
     }
 
-    /// The attempt failed after a connection stood.
-    pub(super) fn broke_off(&self, ctx: &mut Ctx, e: &Error) {
+    /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
+    /// sent again.
+    pub(super) fn broke_off(&self, session: &Session, ctx: &mut Ctx, e: &Error, reused: bool) -> bool {
+        if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::BackendLate)) {
+            judge(ctx, Some(Failure::Timeout));
+            return false;
+        }
         if e.esource != ErrorSource::Upstream {
-            return;
+            return false;
         }
-        let slow = matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        self.judge(ctx, Some(if slow { Failure::Timeout } else { Failure::Broken }));
+        let broken = broken(e);
+        // That a server closes a connection while it is idle says nothing about the server.
+        let closed_while_idle = reused
+            && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
+            && !ctx.trip.answered;
+        if broken != Broken::NotProcessed && !closed_while_idle {
+            let slow = matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+            judge(ctx, Some(if slow { Failure::Timeout } else { Failure::Broken }));
+            ctx.trip.leave();
+        }
+        self.goes_on(session, ctx, broken)
     }
 
-    /// Notes once for each attempt what came of it. What breaks after the head of an answer counts as well.
-    fn judge(&self, ctx: &mut Ctx, failure: Option<Failure>) {
-        let (Some(upstream), Some(busy)) = (self.upstream_of(ctx), &ctx.trip.busy) else { return };
-        match failure {
-            Some(failure) => upstream.failed(busy, failure),
-            None if !ctx.trip.judged => upstream.succeeded(busy),
-            None => {}
+    fn goes_on(&self, session: &Session, ctx: &Ctx, broken: Broken) -> bool {
+        let request = Request {
+            idempotent: session.req_header().method.is_idempotent(),
+            replayable: !session.as_ref().retry_buffer_truncated(),
+            answered: ctx.trip.answered || session.response_written().is_some(),
+        };
+        let Some(upstream) = upstream_of(ctx) else { return false };
+        let may = broken.may_repeat(request)
+            && ctx.trip.attempts < upstream.settings.attempts
+            && upstream.has_another(&ctx.trip.tried);
+        if !may {
+            return false;
         }
-        ctx.trip.judged = true;
+        let granted = upstream.may_repeat();
+        let outcome = if granted { "sent_again" } else { "over_budget" };
+        self.metrics.upstream_retries.with_label_values(&[&*upstream.settings.name, outcome]).inc();
+        granted
+    }
+}
+
+impl Trip {
+    /// The server it is at.
+    pub(super) fn server(&self) -> Option<&Server> {
+        self.busy.as_deref()
     }
 
-    fn upstream_of(&self, ctx: &Ctx) -> Option<&Arc<Upstream>> {
-        self.upstreams.get(ctx.route.as_ref()?.upstream)
+    /// The request does not come back to the server it is at.
+    fn leave(&mut self) {
+        self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
+    }
+}
+
+/// Tells the upstream how the attempt went.
+fn judge(ctx: &Ctx, failure: Option<Failure>) {
+    let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
+    match failure {
+        Some(failure) => upstream.failed(busy, failure),
+        None => upstream.succeeded(busy),
+    }
+}
+
+fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
+    ctx.site.upstreams.get(ctx.route.as_ref()?.upstream)
+}
+
+/// What the error says about how far the server has come.
+fn broken(e: &Error) -> Broken {
+    match e.etype {
+        ErrorType::H2Error | ErrorType::H2Downgrade if e.retry == RetryType::Decided(true) => {
+            Broken::NotProcessed
+        }
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
+            Broken::Unknown
+        }
+        _ => Broken::Misbehaved,
     }
 }
 
@@ -103,6 +230,6 @@ fn name_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
     }
 }
 
-fn header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h [u8]> {
-    headers.get(name).map(http::HeaderValue::as_bytes).filter(|value| !value.is_empty())
+fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h [u8]> {
+    headers.get(name).map(HeaderValue::as_bytes).filter(|value| !value.is_empty())
 }

@@ -134,6 +134,11 @@ pub(super) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreEr
     })
 }
 
+/// [`read_plan_record`], or none when the row is not what it must be: a list shows the others.
+pub(super) fn sound_plan_record(f: &mut Fields<'_>) -> Result<Option<PlanRecord>, StoreError> {
+    sound("plans", f, read_plan_record)
+}
+
 /// The columns that [`read_workspace`] reads.
 macro_rules! workspace_columns {
     () => {
@@ -154,6 +159,11 @@ pub(super) fn read_workspace(f: &mut Fields<'_>) -> Result<Written<WorkspaceReco
     Ok(Written { value, version: Version(f.int("version")?) })
 }
 
+/// The record of [`read_workspace`], or none when the row is not what it must be: a list shows the others.
+pub(super) fn sound_workspace(f: &mut Fields<'_>) -> Result<Option<WorkspaceRecord>, StoreError> {
+    sound("workspaces", f, |f| Ok(read_workspace(f)?.value))
+}
+
 /// The columns that [`read_end_user`] reads.
 macro_rules! end_user_columns {
     () => {
@@ -169,6 +179,11 @@ pub(super) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreEr
         other_id: f.text("other_id")?.to_owned(),
         created_at: f.instant("created_at")?,
     })
+}
+
+/// [`read_end_user`], or none when the row is not what it must be: a list shows the others.
+pub(super) fn sound_end_user(f: &mut Fields<'_>) -> Result<Option<EndUserRecord>, StoreError> {
+    sound("end_users", f, read_end_user)
 }
 
 // === the change feed ===

@@ -1,33 +1,39 @@
-//! From the end of a request to its row in the ledger.
+//! From a request to its row in the ledger.
 //!
-//! A [`Recorder`] takes finished records through a bounded queue; one [`writer`] copies them to the store in batches.
-//! Must not know: proxies, which store. When the store is gone records wait in the queue; when the queue is full they
-//! are shed and counted, or requests are refused beforehand, by config.
+//! A [`Pending`] writes the beginning of a request into the [`journal`] and, however it comes about, its end; one
+//! [`Writer`] copies what is whole to the store in batches. Must not know: proxies, which store. When the store is gone
+//! records wait in the journal, also over a crash; when that is full they are shed and counted, or requests are refused
+//! beforehand, by config.
 //!
-//! *Invariant:* accepted = stored + in the queue + shed. *Invariant:* usage flows outward only; no request reads it.
+//! *Invariant:* accepted = stored + in the journal + shed + set aside. *Invariant:* usage flows outward only; no request
+//! reads it.
 
+pub mod journal;
 mod record;
+mod set_aside;
+mod spent;
 mod upkeep;
 mod writer;
 
+pub use journal::{Journal, JournalFull};
 pub use record::{Pending, Start};
+pub use set_aside::SetAside;
+pub use spent::Spent;
 pub use upkeep::keep_up;
-pub use writer::{Writer, WriterOptions};
+pub use writer::{Flush, Writer, WriterOptions};
 
 use crate::metrics::Metrics;
-use crate::store::UsageRecord;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
-/// Where finished requests go.
+/// Where requests are recorded.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    queue: mpsc::Sender<UsageRecord>,
+    journal: Arc<Journal>,
     metrics: Arc<Metrics>,
     when_full: WhenFull,
 }
 
-/// What happens when the queue is full.
+/// What happens when the journal is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// Serving goes on; what cannot be kept is counted.
@@ -36,42 +42,17 @@ pub enum WhenFull {
     Refuse,
 }
 
-/// A kept place in the queue.
-#[derive(Debug, Default)]
-pub struct Place(Option<mpsc::OwnedPermit<UsageRecord>>);
-
-/// The queue is full and the config wants requests refused then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueFull;
-
 impl Recorder {
-    /// A recorder, and the end of the queue that the writer reads.
-    pub fn new(
-        queue_records: usize,
-        when_full: WhenFull,
-        metrics: Arc<Metrics>,
-    ) -> (Self, mpsc::Receiver<UsageRecord>) {
-        let (queue, records) = mpsc::channel(queue_records);
-        (Self { queue, metrics, when_full }, records)
+    /// A recorder into `journal`.
+    pub const fn new(journal: Arc<Journal>, when_full: WhenFull, metrics: Arc<Metrics>) -> Self {
+        Self { journal, metrics, when_full }
     }
 
-    /// Keeps a place for the record of a request about to be admitted, if the config asks for that.
-    pub fn keep_place(&self) -> Result<Place, QueueFull> {
+    /// Fails if the config wants no request admitted now, because it could not be recorded.
+    pub fn may_admit(&self) -> Result<(), JournalFull> {
         match self.when_full {
-            WhenFull::Shed => Ok(Place(None)),
-            WhenFull::Refuse => {
-                self.queue.clone().try_reserve_owned().map(|p| Place(Some(p))).map_err(|_| QueueFull)
-            }
-        }
-    }
-
-    /// Takes a finished record.
-    pub fn record(&self, record: UsageRecord, place: Place) {
-        self.metrics.usage_accepted.inc();
-        if let Some(permit) = place.0 {
-            permit.send(record);
-        } else if self.queue.try_send(record).is_err() {
-            self.metrics.usage_shed.inc();
+            WhenFull::Refuse if self.journal.is_full() => Err(JournalFull),
+            WhenFull::Refuse | WhenFull::Shed => Ok(()),
         }
     }
 }

@@ -1,20 +1,16 @@
 //! A request's record while the request lives.
 
-use super::{Place, Recorder};
+use super::journal::codec::{Admit, Complete, Kind, encode_whole, interrupted};
+use super::{JournalFull, Recorder, WhenFull};
 use crate::clock::{Clock, Now};
 use crate::policy::fault::Fault;
 use crate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
-use crate::store::{Outcome, UsageRecord};
+use crate::store::Outcome;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Longest client name that is kept, in bytes.
-const USER_AGENT_MAX: usize = 256;
-/// Longest path that is kept, in bytes.
-const ENDPOINT_MAX: usize = 2_048;
-
-/// What is known when the key has been found.
-#[derive(Debug)]
+/// What is known when the request has been decided.
+#[derive(Clone, Copy, Debug)]
 pub struct Start<'r> {
     /// Identity of the record.
     pub id: RequestId,
@@ -23,7 +19,7 @@ pub struct Start<'r> {
     /// Whose secret was presented.
     pub api_key_id: KeyId,
     /// The tenant of that key.
-    pub workspace_id: WorkspaceId,
+    pub workspace_id: &'r WorkspaceId,
     /// When the request had arrived.
     pub arrived: Now,
     /// HTTP method.
@@ -38,111 +34,175 @@ pub struct Start<'r> {
     pub user_agent: &'r [u8],
     /// This node.
     pub node: &'r str,
+    /// Whom the request is for.
+    pub end_user_id: Option<EndUserId>,
+    /// Whether it counts against its key's limits.
+    pub charged: bool,
+    /// Whether its limits were decided without the shared counters.
+    pub degraded: bool,
 }
 
 /// A record that will be in the ledger however the request ends: dropping it records what is known, as interrupted.
 pub struct Pending {
-    record: Option<(UsageRecord, Place)>,
+    id: RequestId,
     arrived: Now,
+    /// The beginning, if the journal had no room for it.
+    unwritten: Option<Box<[u8]>>,
+    ended: bool,
+    facts: Facts,
     recorder: Recorder,
     clock: Arc<dyn Clock>,
 }
 
+/// What becomes known while it is served.
+struct Facts {
+    charged: bool,
+    status_code: u16,
+    ttfb_us: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    tokens_used: u64,
+    upstream: Option<Arc<str>>,
+}
+
 impl Pending {
-    /// Begins the record of a request.
-    pub fn begin(start: Start<'_>, place: Place, recorder: Recorder, clock: Arc<dyn Clock>) -> Self {
+    /// Begins the record of a request that is refused. It is not held up by a full journal.
+    pub fn refused(start: Start<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
+        Self::new(&start, recorder, clock)
+    }
+
+    /// Begins the record of a request that is about to be forwarded. Fails if the config wants no request admitted that
+    /// cannot be recorded, and this one cannot; it has left nothing then.
+    pub fn admitted(
+        start: Start<'_>,
+        recorder: &Recorder,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, JournalFull> {
+        let mut pending = Self::new(&start, recorder, clock);
+        if pending.unwritten.is_some() && recorder.when_full == WhenFull::Refuse {
+            pending.ended = true;
+            return Err(JournalFull);
+        }
+        Ok(pending)
+    }
+
+    fn new(start: &Start<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
         let user_agent = String::from_utf8_lossy(start.user_agent);
-        let record = UsageRecord {
+        let admit = Admit {
             id: start.id,
-            request_id: start.request_id.into(),
             api_key_id: start.api_key_id,
-            workspace_id: start.workspace_id,
+            workspace_id: start.workspace_id.as_str(),
             at: start.arrived.wall,
-            method: start.method.into(),
-            endpoint: cut(start.endpoint, ENDPOINT_MAX).into(),
-            route: start.route.into(),
+            request_id: start.request_id,
+            method: start.method,
+            endpoint: start.endpoint,
+            route: start.route,
+            ip_address: Some(start.ip_address.to_canonical()),
+            user_agent: &user_agent,
+            end_user_id: start.end_user_id,
+            charged: start.charged,
+            degraded: start.degraded,
+            node: start.node,
+        };
+        let written = recorder.journal.append(Kind::Admit, |out| admit.encode(out));
+        let unwritten = written.is_err().then(|| {
+            let mut payload = Vec::new();
+            admit.encode(&mut payload);
+            payload.into()
+        });
+        let facts = Facts {
+            charged: start.charged,
             status_code: 0,
-            outcome: Outcome::Interrupted,
-            denial: None,
-            charged: false,
-            degraded: false,
-            response_time_us: 0,
             ttfb_us: None,
             bytes_in: 0,
             bytes_out: 0,
             tokens_used: 0,
-            ip_address: Some(start.ip_address.to_canonical()),
-            user_agent: cut(&user_agent, USER_AGENT_MAX).into(),
-            end_user_id: None,
-            upstream: Box::default(),
-            node: start.node.into(),
+            upstream: None,
         };
-        Self { record: Some((record, place)), arrived: start.arrived, recorder, clock }
-    }
-
-    /// The request was charged: it counts against its key's limits.
-    pub fn charged(&mut self) {
-        self.set(|r| r.charged = true);
+        Self {
+            id: start.id,
+            arrived: start.arrived,
+            unwritten,
+            ended: false,
+            facts,
+            recorder: recorder.clone(),
+            clock: Arc::clone(clock),
+        }
     }
 
     /// The charge was given back.
-    pub fn given_back(&mut self) {
-        self.set(|r| r.charged = false);
-    }
-
-    /// Its limits were decided without the shared counters.
-    pub fn degraded(&mut self) {
-        self.set(|r| r.degraded = true);
-    }
-
-    /// Whom the request is for.
-    pub fn end_user(&mut self, id: EndUserId) {
-        self.set(|r| r.end_user_id = Some(id));
+    pub const fn given_back(&mut self) {
+        self.facts.charged = false;
     }
 
     /// The backend server that is asked.
-    pub fn upstream(&mut self, server: &str) {
-        self.set(|r| r.upstream = server.into());
+    pub fn upstream(&mut self, server: &Arc<str>) {
+        self.facts.upstream = Some(Arc::clone(server));
     }
 
     /// The first byte of the answer is on its way.
     pub fn first_byte(&mut self, status: u16) {
-        let elapsed = self.elapsed_us();
-        self.set(|r| {
-            r.status_code = status;
-            r.ttfb_us.get_or_insert(elapsed);
-        });
+        self.facts.status_code = status;
+        if self.facts.ttfb_us.is_none() {
+            self.facts.ttfb_us = Some(self.elapsed_us());
+        }
     }
 
     /// Body bytes so far.
-    pub fn bytes(&mut self, bytes_in: u64, bytes_out: u64) {
-        self.set(|r| (r.bytes_in, r.bytes_out) = (bytes_in, bytes_out));
+    pub const fn bytes(&mut self, bytes_in: u64, bytes_out: u64) {
+        (self.facts.bytes_in, self.facts.bytes_out) = (bytes_in, bytes_out);
+    }
+
+    /// Tokens so far. May be told as often as more is known, until the record ends.
+    pub const fn tokens(&mut self, used: u64) {
+        self.facts.tokens_used = used;
     }
 
     /// Ends the record: the request was refused.
     pub fn denied(mut self, fault: Fault) {
-        self.set(|r| r.denial = Some(fault));
-        self.finish(Outcome::Denied, fault.status());
+        self.finish(Outcome::Denied, fault.status(), Some(fault));
     }
 
     /// Ends the record.
     pub fn complete(mut self, outcome: Outcome, status: u16) {
-        self.finish(outcome, status);
+        self.finish(outcome, status, None);
     }
 
-    fn finish(&mut self, outcome: Outcome, status: u16) {
-        let elapsed = self.elapsed_us();
-        if let Some((mut record, place)) = self.record.take() {
-            record.outcome = outcome;
-            record.status_code = status;
-            record.response_time_us = elapsed;
-            self.recorder.record(record, place);
+    fn finish(&mut self, outcome: Outcome, status_code: u16, denial: Option<Fault>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
         }
-    }
-
-    fn set(&mut self, change: impl FnOnce(&mut UsageRecord)) {
-        if let Some((record, _)) = &mut self.record {
-            change(record);
+        let facts = &self.facts;
+        let complete = Complete {
+            outcome,
+            denial,
+            status_code,
+            response_time_us: self.elapsed_us(),
+            ttfb_us: facts.ttfb_us,
+            bytes_in: facts.bytes_in,
+            bytes_out: facts.bytes_out,
+            tokens_used: facts.tokens_used,
+            upstream: facts.upstream.as_deref().unwrap_or_default(),
+            ..interrupted(self.id, facts.charged)
+        };
+        let Recorder { journal, metrics, .. } = &self.recorder;
+        metrics.usage_accepted.inc();
+        journal.one_more_waits();
+        match &self.unwritten {
+            None => {
+                if journal.append(Kind::Complete, |out| complete.encode(out)).is_err() {
+                    // Its beginning is written; the writer pairs it with this.
+                    let mut payload = Vec::new();
+                    complete.encode(&mut payload);
+                    journal.keep_late(payload.into());
+                }
+            }
+            Some(admit) => {
+                if journal.append(Kind::Whole, |out| encode_whole(out, admit, &complete)).is_err() {
+                    journal.fewer_wait(1);
+                    metrics.usage_shed.inc();
+                }
+            }
         }
     }
 
@@ -153,12 +213,6 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let status = self.record.as_ref().map_or(0, |(r, _)| r.status_code);
-        self.finish(Outcome::Interrupted, status);
+        self.finish(Outcome::Interrupted, self.facts.status_code, None);
     }
-}
-
-/// The longest start of `text` of at most `max` bytes.
-fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max.min(text.len()))]
 }

@@ -1,15 +1,27 @@
-//! One loop that copies records from the queue to the ledger, in batches, each until it is stored.
+//! One loop that copies records from the journal to the ledger, in batches, each until it is stored.
 
+use super::SetAside;
+use super::Spent;
+use super::journal::{Batch, Journal, Reader};
+use crate::clock::Timestamp;
 use crate::metrics::Metrics;
-use crate::store::{Ledger, StoreError, UsageRecord};
+use crate::policy::id::fill_random;
+use crate::store::{Ledger, StoreError};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// First wait after a failure; doubled each time up to [`BACKOFF_MAX`].
+/// First wait after a failure; doubled each time up to [`BACKOFF_MAX`]. Each wait is cut by up to a half, at random.
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How often a record is refused for its content before it is set aside, if nothing else was stored beside it: then it
+/// may be the store that is at fault.
+const REFUSALS_MAX: u32 = 5;
+/// Every so many rounds, or when more than half of the journal is in use, what alone keeps old segments is carried over.
+const CARRY_EVERY: u32 = 20;
 
 /// How to write.
 #[derive(Clone, Copy, Debug)]
@@ -22,96 +34,297 @@ pub struct WriterOptions {
 
 /// The writer of the ledger.
 pub struct Writer {
-    records: mpsc::Receiver<UsageRecord>,
+    reader: Reader,
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     options: WriterOptions,
     /// None while running; the instant after which nothing is tried again, once the gateway stops.
     deadline: watch::Receiver<Option<Instant>>,
+    set_aside: SetAside,
+    /// Read by [`Writer::replay`] and not stored.
+    unstored: Batch,
+    flush: Flush,
+    done: watch::Sender<Done>,
 }
+
+/// Waits for the writer.
+#[derive(Clone, Debug)]
+pub struct Flush {
+    asked: Arc<AtomicU64>,
+    wake: Arc<Notify>,
+    done: watch::Receiver<Done>,
+    made: Instant,
+}
+
+/// The last round in which everything was stored.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    /// Who asked before it began.
+    asked: u64,
+    began: Option<Instant>,
+}
+
+/// The deadline came first. What is not stored stays in the journal.
+struct GaveUp;
+
+/// Waits that grow.
+struct Backoff(Duration);
 
 impl Writer {
     /// A writer that, once `deadline` tells one, gives up at it.
     pub fn new(
-        records: mpsc::Receiver<UsageRecord>,
+        reader: Reader,
         ledger: Arc<dyn Ledger>,
         metrics: Arc<Metrics>,
         options: WriterOptions,
         deadline: watch::Receiver<Option<Instant>>,
     ) -> Self {
-        Self { records, ledger, metrics, options, deadline }
+        let set_aside = SetAside::of(reader.journal().folder());
+        let (done, seen) = watch::channel(Done::default());
+        let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
+        let unstored = Batch::default();
+        Self { reader, ledger, metrics, options, deadline, set_aside, unstored, flush, done }
     }
 
-    /// Writes until every recorder is gone and the queue is empty, or the deadline has passed.
-    pub async fn run(mut self) {
-        let mut batch = Vec::with_capacity(self.options.batch_records);
-        while self.fill(&mut batch).await {
-            if !self.store(&batch).await {
-                self.shed_rest(batch.len());
-                return;
-            }
+    /// The journal it empties.
+    pub const fn journal(&self) -> &Arc<Journal> {
+        self.reader.journal()
+    }
+
+    /// What waits for this writer.
+    pub fn flush(&self) -> Flush {
+        self.flush.clone()
+    }
+
+    /// Stores what earlier processes left, for at most about `within` and until the first failure; [`Writer::run`] goes on
+    /// with the rest. Answers what that has spent, in the windows that contain `at`. To be called once, before `run`.
+    ///
+    /// A call of the store that failed may have stored its batch all the same: limits then count at most that batch twice.
+    pub async fn replay(&mut self, within: Duration, at: Timestamp) -> Spent {
+        let until = Instant::now() + within;
+        let mut spent = Spent::new(at);
+        let mut batch = Batch::default();
+        while self.reader.is_behind() && Instant::now() < until {
             batch.clear();
+            self.reader.read(self.options.batch_records, &mut batch);
+            if batch.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.ledger.append(&batch.records).await {
+                tracing::warn!(%error, "usage records of an earlier run are stored later");
+                batch.records.iter().for_each(|record| spent.add_record(record));
+                self.unstored = batch;
+                break;
+            }
+            self.has_stored(&batch, 0..batch.len());
+            self.reader.retire();
         }
+        self.reader.rest(|admit, complete| spent.add(admit, complete));
+        spent
     }
 
-    /// Waits for a first record, then for the batch to fill or its delay to pass. False: there will be no more.
-    async fn fill(&mut self, batch: &mut Vec<UsageRecord>) -> bool {
-        if self.records.recv_many(batch, self.options.batch_records).await == 0 {
-            return false;
-        }
-        let full = tokio::time::sleep(self.options.batch_delay);
-        tokio::pin!(full);
-        while batch.len() < self.options.batch_records {
-            let room = self.options.batch_records - batch.len();
-            tokio::select! {
-                biased;
-                more = self.records.recv_many(batch, room) => if more == 0 { break },
-                () = &mut full => break,
+    /// Writes until the gateway stops and nothing is left, or the deadline has passed.
+    pub async fn run(mut self) {
+        let mut batch = std::mem::take(&mut self.unstored);
+        let mut rounds = 0_u32;
+        let mut stored = self.store(&batch).await;
+        while stored.is_ok() {
+            let began = Some(Instant::now());
+            let done = Done { asked: self.flush.asked.load(Ordering::Acquire), began };
+            let is_stopping = self.deadline.borrow().is_some();
+            if is_stopping {
+                self.reader.journal().close();
+            }
+            stored = self.round(&mut batch).await;
+            let Ok(records) = stored else { break };
+            self.done.send_replace(done);
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(CARRY_EVERY) || self.reader.journal().is_tight() {
+                self.reader.carry();
+                self.reader.retire();
+            }
+            match is_stopping {
+                true if records == 0 => break,
+                true => {}
+                false => self.wait_for_more().await,
             }
         }
-        true
+        let left = self.reader.journal().waiting();
+        if left > 0 {
+            tracing::warn!(left, "usage records stay in the journal for the next start");
+        }
     }
 
-    /// Tries until the batch is stored. False: the deadline came first.
-    async fn store(&mut self, batch: &[UsageRecord]) -> bool {
-        let mut wait = BACKOFF;
+    /// Stores what is in the journal now. Answers how many records that were.
+    async fn round(&mut self, batch: &mut Batch) -> Result<usize, GaveUp> {
+        self.reader.look();
+        let mut records = 0;
         loop {
-            match self.ledger.append(batch).await {
+            batch.clear();
+            let has_more = self.reader.read(self.options.batch_records, batch);
+            records += self.store(batch).await?;
+            self.reader.retire();
+            if !has_more {
+                return Ok(records);
+            }
+        }
+    }
+
+    async fn wait_for_more(&mut self) {
+        tokio::select! {
+            () = tokio::time::sleep(self.options.batch_delay) => {}
+            () = self.flush.wake.notified() => {}
+            changed = self.deadline.changed() => if changed.is_err() {
+                // Nobody can tell it to stop any more, and nobody has.
+                tokio::time::sleep(self.options.batch_delay).await;
+            }
+        }
+    }
+
+    /// Tries until every record is stored or set aside. What is refused for its content is found by halving.
+    async fn store(&mut self, batch: &Batch) -> Result<usize, GaveUp> {
+        let mut backoff = Backoff(BACKOFF);
+        let mut refusals = 0;
+        let mut stored = 0;
+        let mut todo: Vec<Range<usize>> = std::iter::once(0..batch.len()).collect();
+        while !batch.is_empty() {
+            let refused = self.store_parts(batch, todo, &mut stored, &mut backoff).await?;
+            if refused.is_empty() {
+                break;
+            }
+            self.metrics.usage_store_failures.inc();
+            refusals += 1;
+            if stored > 0 || refusals > REFUSALS_MAX {
+                self.put_aside(batch, &refused);
+                break;
+            }
+            // Not one was taken: it may be the store that is at fault.
+            todo = refused.into_iter().map(|(number, _)| number..number + 1).collect();
+            self.wait(&mut backoff).await?;
+        }
+        Ok(batch.len())
+    }
+
+    /// Stores the parts of a batch, halving those that are refused. Answers the records that are refused by themselves.
+    async fn store_parts(
+        &mut self,
+        batch: &Batch,
+        mut todo: Vec<Range<usize>>,
+        stored: &mut usize,
+        backoff: &mut Backoff,
+    ) -> Result<Vec<(usize, String)>, GaveUp> {
+        let mut refused = Vec::new();
+        while let Some(part) = todo.pop() {
+            match self.ledger.append(&batch.records[part.clone()]).await {
                 Ok(_) => {
-                    self.metrics.usage_stored.inc_by(count(batch.len()));
-                    return true;
+                    *stored += part.len();
+                    self.has_stored(batch, part);
+                    *backoff = Backoff(BACKOFF);
                 }
-                Err(error) => self.report(&error, wait),
+                Err(error) if is_content(&error) && part.len() == 1 => {
+                    refused.push((part.start, error.to_string()));
+                }
+                Err(error) if is_content(&error) => {
+                    let middle = part.start + part.len() / 2;
+                    todo.extend([middle..part.end, part.start..middle]);
+                }
+                Err(error) => {
+                    self.report(&error, backoff);
+                    todo.push(part);
+                    self.wait(backoff).await?;
+                }
             }
-            let deadline = *self.deadline.borrow();
-            if deadline.is_some_and(|d| Instant::now() >= d) {
-                return false;
+        }
+        Ok(refused)
+    }
+
+    fn has_stored(&mut self, batch: &Batch, numbers: Range<usize>) {
+        let n = numbers.len();
+        self.reader.acknowledge(batch, numbers);
+        self.metrics.usage_stored.inc_by(count(n));
+        self.reader.journal().fewer_wait(n);
+    }
+
+    fn put_aside(&mut self, batch: &Batch, refused: &[(usize, String)]) {
+        for (number, why) in refused {
+            let record = &batch.records[*number];
+            match self.set_aside.add(record, why) {
+                Ok(()) => {
+                    self.metrics.usage_set_aside.inc();
+                    tracing::error!(id = %record.id, why, "the ledger does not take a usage record; it is set aside");
+                }
+                Err(error) => {
+                    self.metrics.usage_shed.inc();
+                    tracing::error!(id = %record.id, why, %error, "the ledger does not take a usage record; it is lost");
+                }
             }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = self.deadline.changed() => {}
-            }
-            wait = (wait * 2).min(BACKOFF_MAX);
+            self.reader.acknowledge(batch, *number..number + 1);
+            self.reader.journal().fewer_wait(1);
         }
     }
 
-    fn report(&self, error: &StoreError, wait: Duration) {
+    /// Waits before something is tried again.
+    async fn wait(&mut self, backoff: &mut Backoff) -> Result<(), GaveUp> {
+        let deadline = *self.deadline.borrow();
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            return Err(GaveUp);
+        }
+        let wait = tokio::time::sleep(backoff.next());
+        tokio::pin!(wait);
+        tokio::select! {
+            () = &mut wait => {}
+            changed = self.deadline.changed() => if changed.is_err() { wait.await },
+        }
+        Ok(())
+    }
+
+    fn report(&self, error: &StoreError, backoff: &Backoff) {
         self.metrics.usage_store_failures.inc();
-        if wait == BACKOFF {
-            tracing::warn!(%error, "the ledger does not take usage records; they wait in the queue");
+        if backoff.is_fresh() {
+            tracing::warn!(%error, "the ledger does not take usage records; they wait in the journal");
         }
+    }
+}
+
+impl Flush {
+    /// Waits until every record that an earlier run left is stored. False: not `within` that time.
+    pub async fn has_replayed(&self, within: Duration) -> bool {
+        let all_stored_once = self.done.borrow().began.is_some();
+        all_stored_once || self.flushed(within).await
     }
 
-    /// Counts what will not be stored any more. A person has to know: this is usage that nobody will see.
-    fn shed_rest(&mut self, in_hand: usize) {
-        self.records.close();
-        let mut lost = in_hand;
-        while self.records.try_recv().is_ok() {
-            lost += 1;
-        }
-        self.metrics.usage_shed.inc_by(count(lost));
-        tracing::error!(lost, "usage records could not be stored before the gateway stopped");
+    /// How long ago a record of this run may have ended that is not stored yet.
+    pub fn behind(&self) -> Duration {
+        self.done.borrow().began.unwrap_or(self.made).elapsed()
     }
+
+    /// Waits until every record that has ended before this call is stored. False: not `within` that time.
+    pub async fn flushed(&self, within: Duration) -> bool {
+        let asked = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake.notify_one();
+        let mut done = self.done.clone();
+        matches!(tokio::time::timeout(within, done.wait_for(|done| done.asked >= asked)).await, Ok(Ok(_)))
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let mut random = [0_u8; 4];
+        fill_random(&mut random);
+        let part = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
+        let wait = self.0.mul_f64(1.0 - part / 2.0);
+        self.0 = (self.0 * 2).min(BACKOFF_MAX);
+        wait
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.0 == BACKOFF
+    }
+}
+
+/// Whether a store refuses the records for what is in them, so that trying again is no use.
+const fn is_content(error: &StoreError) -> bool {
+    matches!(error, StoreError::Invalid { .. } | StoreError::Corrupt(_))
 }
 
 fn count(n: usize) -> u64 {

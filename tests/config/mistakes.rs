@@ -18,7 +18,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     ("proxy.max_header_fields = 0", "1:27 proxy.max_header_fields: must be a whole number from 1 to 250"),
     ("store.readers = 65", "1:17 store.readers: must be a whole number from 1 to 64"),
-    ("usage.queue_records = 1", "1:23 usage.queue_records: must be a whole number from 1024 to 16777216"),
+    ("usage.batch_records = 0", "1:23 usage.batch_records: must be a whole number from 1 to 100000"),
     ("proxy.trust_request_id = \"yes\"", "1:26 proxy.trust_request_id: must be true or false"),
     ("log.access = 1", "1:14 log.access: must be true or false"),
     (
@@ -204,8 +204,12 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:25 keyring.poll_interval: must be shorter than keyring.max_stale",
     ),
     (
-        "usage.queue_records = 1024\nusage.batch_records = 1025",
-        "2:23 usage.batch_records: must be at most usage.queue_records, which is 1024",
+        "usage.journal_segment_bytes = \"64KiB\"\nusage.journal_max_bytes = \"1GiB\"",
+        "2:27 usage.journal_max_bytes: must be at most 10000 segments of 65536 bytes (usage.journal_segment_bytes)",
+    ),
+    (
+        "usage.journal_segment_bytes = \"1MiB\"\nusage.journal_max_bytes = \"3MiB\"",
+        "2:27 usage.journal_max_bytes: must have room for 4 segments of 1048576 bytes (usage.journal_segment_bytes)",
     ),
     (
         "[admin.jwt]\njwks_file = \"j\"\nhs256_secret_file = \"s\"",

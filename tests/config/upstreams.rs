@@ -65,6 +65,30 @@ fn each_mistake_of_an_upstream_is_told() {
             "4:21 upstreams[0].hash_load_percent: must be 0 unless balance is one of hash:…",
         ),
         (
+            "protocol = \"auto\"",
+            "4:12 upstreams[0].protocol: must be http1 or http2: without TLS nobody tells which HTTP a server speaks",
+        ),
+        (
+            "[upstreams.tls]\nca_file = \"ca.pem\"",
+            "4:1 upstreams[0].tls.enabled: must be true, as other keys of this table are set",
+        ),
+        (
+            "[upstreams.tls]\nenabled = true\nclient_key_file = \"k.pem\"",
+            "4:1 upstreams[0].tls.client_cert_file: must be set, as its other half is",
+        ),
+        (
+            "[upstreams.tls]\nenabled = true\nca_file = \"c\"\ndanger_accept_any_certificate = true",
+            "7:33 upstreams[0].tls.danger_accept_any_certificate: must be false while ca_file is set: nothing would be checked",
+        ),
+        (
+            "[upstreams.retry]\nattempts = 0",
+            "5:12 upstreams[0].retry.attempts: must be a whole number from 1 to 10",
+        ),
+        (
+            "first_byte_timeout = \"61s\"",
+            "4:22 upstreams[0].first_byte_timeout: must not be longer than read_timeout",
+        ),
+        (
             "[upstreams.health]\ncheck = \"ping\"",
             "5:9 upstreams[0].health.check: must be one of: off, tcp, http",
         ),

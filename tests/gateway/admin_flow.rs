@@ -346,7 +346,7 @@ fn the_documentation_and_the_readiness_are_there_without_a_token() {
     let verbose = get("/readyz?verbose").data();
     let checks = verbose["checks"].as_array().expect("checks");
     let names: Vec<_> = checks.iter().filter_map(|check| check["name"].as_str()).collect();
-    assert_eq!(names, ["accepting", "change_feed"], "{verbose}");
+    assert_eq!(names, ["accepting", "change_feed", "usage_journal", "usage"], "{verbose}");
     assert!(checks.iter().all(|check| check["ok"] == json!(true)), "{verbose}");
     assert_eq!(get("/nothing").fault(), (404, 4000, "not_found".into()));
 }
@@ -395,9 +395,10 @@ fn metrics_count_every_record_and_no_client_chooses_a_label() {
         let of = |metrics: &BTreeMap<String, f64>, what: &str| metrics[&format!("keygate_usage_{what}")];
         let settled = eventually("all records are in the ledger", || {
             let now = metrics(&gateway);
-            let [accepted, stored, queued, shed] =
-                ["accepted_total", "stored_total", "queued", "shed_total"].map(|what| of(&now, what));
-            assert!((accepted - stored - queued - shed).abs() < 0.5, "{now:?}");
+            let [accepted, stored, in_journal, shed, set_aside] =
+                ["accepted_total", "stored_total", "in_journal", "shed_total", "set_aside_total"]
+                    .map(|what| of(&now, what));
+            assert!((accepted - stored - in_journal - shed - set_aside).abs() < 0.5, "{now:?}");
             // The requests with the known secret that have a route: three of the five.
             let expected = f64::from(round * 120);
             assert!(accepted < expected + 0.5, "{now:?}");

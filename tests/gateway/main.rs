@@ -13,6 +13,7 @@ mod admin_flow;
 mod authorization;
 mod commands;
 mod connections;
+mod crash;
 mod end_users;
 mod headers;
 mod installation;
@@ -27,4 +28,6 @@ mod routing;
 mod secrets;
 mod streaming;
 mod support;
+#[path = "../journal/tiny_disk.rs"]
+mod tiny_disk;
 mod usage;

@@ -89,3 +89,57 @@ fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
         }
     }
 }
+
+#[test]
+fn lists_pass_over_rows_that_cannot_be() {
+    let url = wait(Server::shared().database());
+    let pair = pair(&url);
+    let node = &pair.first;
+    let key = pair.key(json!({}));
+    for name in ["sound", "broken"] {
+        let request = Request::get("/v1/app/x").bearer(&key.secret).header("X-End-User-Id", name);
+        assert_eq!(node.call(&request).status, 200);
+        node.managed("PUT", &format!("/workspaces/{name}"), Some(&json!({"name": name})));
+        let plan = json!({"id": name, "api_ops_rate_limit": 5, "end_user_quota": 5});
+        node.managed("POST", "/plans", Some(&plan));
+    }
+    for (table, column, damages) in [
+        ("plans", "id", ["api_ops_rate_limit = -1", "created_at = 9223372036854775807", "limits = ''"]),
+        ("workspaces", "id", ["end_users = -1", "plan_id = '?'", "updated_at = -9223372036854775808"]),
+        (
+            "end_users",
+            "other_id",
+            [
+                "created_at = 9223372036854775807",
+                "created_at = -9223372036854775808",
+                "created_at = 9000000000000000000",
+            ],
+        ),
+    ] {
+        let path = table.replace("end_users", "endusers");
+        for damage in damages {
+            let quiet = "SET session_replication_role = replica;";
+            sql(
+                &url,
+                &format!(
+                    "{quiet} CREATE TEMP TABLE was AS SELECT * FROM {table} WHERE {column} = 'broken';
+                 UPDATE {table} SET {damage} WHERE {column} = 'broken'"
+                ),
+            );
+            let listed = node.managed("GET", &format!("/{path}?pagesize=100"), None);
+            let items = listed["items"].as_array().unwrap();
+            let has = |name: &str| items.iter().any(|item| item[column] == name);
+            assert!(has("sound") && !has("broken"), "{damage}: {listed}");
+            // What it was before is put back, so that the next damage is the only one.
+            let repair = match table {
+                "plans" => "api_ops_rate_limit = 5, created_at = 0, limits = '[]'",
+                "workspaces" => "end_users = 0, plan_id = 'default', updated_at = 0",
+                _ => "created_at = 0",
+            };
+            sql(&url, &format!("{quiet} UPDATE {table} SET {repair} WHERE {column} = 'broken'"));
+        }
+    }
+    eventually_true("it is said", || node.stderr().contains("is left out"));
+    let metrics = Raw::connect(node.admin).call(&Request::get("/metrics")).text();
+    assert!(metrics.contains("keygate_store_rows_passed_over_total 9\n"), "{metrics}");
+}

@@ -1,7 +1,9 @@
 //! A gateway in front of several origins.
 
-use crate::support::{Gateway, Origin, Raw, Request, route};
+use crate::support::{Gateway, Origin, PATIENCE, Raw, Request, route};
 use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 /// A gateway whose one upstream `app` has several servers.
 pub(crate) struct Group {
@@ -16,15 +18,23 @@ impl Group {
     #[track_caller]
     pub(crate) fn start(weights: &[u16], more: &str) -> Self {
         let origins: Vec<_> = weights.iter().map(|_| Origin::start()).collect();
-        let servers: Vec<_> = origins
-            .iter()
-            .zip(weights)
-            .map(|(origin, weight)| format!("\"{} weight={weight}\"", origin.address))
-            .collect();
+        let weighted = |(o, weight): (&Origin, &u16)| format!("\"{} weight={weight}\"", o.address);
+        let servers = origins.iter().zip(weights).map(weighted).collect();
+        Self { origins, ..Self::of(servers, more) }
+    }
+
+    /// Servers at these addresses.
+    #[track_caller]
+    pub(crate) fn start_with(addresses: &[SocketAddr], more: &str) -> Self {
+        Self::of(addresses.iter().map(|a| format!("\"{a}\"")).collect(), more)
+    }
+
+    #[track_caller]
+    fn of(servers: Vec<String>, more: &str) -> Self {
         let upstream = format!("[[upstreams]]\nname = \"app\"\nservers = [{}]\n{more}\n", servers.join(", "));
         let gateway = Gateway::start(&(upstream + &route("app", "/v1/app/{rest*}", "app", "")));
         let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
-        Self { gateway, origins, secret }
+        Self { gateway, origins: Vec::new(), secret }
     }
 
     /// One request; its status.
@@ -41,6 +51,19 @@ impl Group {
         for _ in 0..n {
             assert_eq!(connection.call(&request).status, 200);
         }
+    }
+
+    /// Everything that comes until the gateway ends the connection.
+    pub(crate) fn until_cut(&self, request: &Request) -> String {
+        let mut stream = TcpStream::connect(self.gateway.proxy).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&request.bytes()).unwrap();
+        let mut bytes = Vec::new();
+        match stream.read_to_end(&mut bytes) {
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// How many requests each origin got so far.

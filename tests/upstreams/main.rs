@@ -10,8 +10,14 @@
 )]
 
 mod balance;
+mod cors;
+mod dialects;
+mod forward;
 mod group;
 mod health;
+mod reload;
+mod retry;
+mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;

@@ -31,6 +31,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("PUT /plans/{id}", Some(Role::Platform)),
         ("DELETE /plans/{id}", Some(Role::Platform)),
         ("GET /audit", Some(Role::Admin)),
+        ("POST /reload", Some(Role::Platform)),
         ("GET /healthz", None),
         ("GET /readyz", None),
         ("GET /metrics", None),

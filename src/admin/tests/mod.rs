@@ -9,6 +9,7 @@ mod tokens;
 mod usage;
 
 use super::*;
+use super::{NotReloaded, Reload, Reloaded};
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::keyring::{FeedOptions, Follower, Keyring};
 use crate::metrics::Metrics;
@@ -119,6 +120,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
+        reload: Arc::new(SameConfig),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
         metrics_token: None,
@@ -126,6 +128,16 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         write_timeout: Duration::from_secs(2),
     };
     (deps, store, clock, folder)
+}
+
+/// A config that is in force whenever it is read.
+struct SameConfig;
+
+#[async_trait::async_trait]
+impl Reload for SameConfig {
+    async fn reload(&self) -> Result<Reloaded, NotReloaded> {
+        Ok(Reloaded { routes: 1, upstreams: 1 })
+    }
 }
 
 /// A keyring that follows `store` for as long as the test runs.

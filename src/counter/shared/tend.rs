@@ -93,7 +93,7 @@ impl Leases {
 
 pub(super) async fn sweep(leases: Weak<Leases>) {
     let (mut made, mut at_ns) = (0, 0);
-    let mut well_ns = 0;
+    let (mut well_ns, mut server) = (0, String::new());
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(leases) = leases.upgrade() else { return };
@@ -102,8 +102,12 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
         at_ns = now_ns;
         let made_now = leases.link.made();
         if made_now != made {
-            leases.tell_again(well_ns);
-            made = made_now;
+            let server_now = leases.link.server();
+            // The same process has forgotten nothing. Of a cluster nobody knows.
+            if server_now.is_empty() || server_now != server {
+                leases.tell_again(well_ns);
+            }
+            (made, server) = (made_now, server_now);
         }
         if leases.link.is_up() {
             well_ns = leases.link.last_well_ns();

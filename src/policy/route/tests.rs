@@ -1,6 +1,7 @@
 //! The decision table of one configuration, the mistakes a configuration can make, and a naive matcher as the model.
 
 use super::*;
+use crate::policy::forward::Forward;
 use crate::policy::key::Scope;
 use proptest::prelude::*;
 
@@ -14,6 +15,8 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         resource: None,
         end_user: EndUserFrom::Nowhere,
         keep_credential: false,
+        forward: Forward::default(),
+        cors: None,
     }
 }
 
@@ -291,5 +294,48 @@ proptest! {
     fn no_pattern_panics(path in "[/{}*a.%2]{0,12}|(/\\{[a-z]\\}){0,40}") {
         let accepted = RouteTable::new(vec![route("r", &path, &[])]).ok().map(|t| t.routes()[0].path.clone());
         prop_assert!(accepted.is_none_or(|p| *p == path));
+    }
+}
+
+#[test]
+fn a_rewritten_path_is_made_of_the_parameters_of_its_own_pattern() {
+    let with = |path: &str, template: &str| {
+        let mut route = route("r", path, &[]);
+        route.forward.rewrite = Some(Rewrite::parse(template).expect("a template"));
+        RouteTable::new(vec![route])
+    };
+    for (path, template, sent, got) in [
+        ("/v1/app/{rest*}", "/{rest}", "/v1/app/a/b%20c/", "/a/b%20c/"),
+        ("/v1/app/{rest*}", "/{rest}", "/v1/app/", "/"),
+        ("/v1/{id}/{rest*}", "/in/{id}/x/{rest}", "/v1/7/a", "/in/7/x/a"),
+        ("/v1/{a}/{b}", "/{b}/{a}", "/v1/1/2", "/2/1"),
+        ("/v1/{a}", "/fixed", "/v1/1", "/fixed"),
+    ] {
+        let table = with(path, template).expect("it is sound");
+        let matched = table.find(&Method::GET, sent).expect("it matches");
+        let rewritten = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
+        assert_eq!(rewritten.as_deref(), Some(got), "{path} {template} {sent}");
+    }
+    for (path, template, wrong) in [
+        ("/v1/{a}", "/{b}", "`b` is not a parameter of `/v1/{a}`"),
+        ("/v1/{rest*}", "/{rest}/x", "`rest` stands for any rest, so it must come last"),
+    ] {
+        let bad = with(path, template).expect_err("it is not sound");
+        assert_eq!((bad[0].field, bad[0].message.as_str()), ("rewrite", wrong));
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_was_canonical_stays_canonical(segments in prop::collection::vec("[a-z0-9._~%-]{1,6}", 1..6), slash: bool) {
+        let sent = format!("/v1/{}{}", segments.join("/"), if slash { "/" } else { "" });
+        let Ok(spelled) = canonical(sent.as_bytes()) else { return Ok(()) };
+        let mut route = route("r", "/v1/{id}/{rest*}", &[]);
+        route.forward.rewrite = Some(Rewrite::parse("/x/{id}/{rest}").expect("a template"));
+        let table = RouteTable::new(vec![route]).expect("it is sound");
+        let Some(matched) = table.find(&Method::GET, &spelled) else { return Ok(()) };
+        let path = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params)).expect("a path");
+        let again = canonical(path.as_bytes());
+        prop_assert!(again.is_ok_and(|p| !p.was_respelled()), "{} became {}", sent, path);
     }
 }

@@ -5,10 +5,12 @@
 //!
 //! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
 
+mod dialect;
 mod probe;
 mod server;
 mod tend;
 
+pub use dialect::{BadTls, Dialect, Tls, TlsParts, Version};
 pub use probe::{HttpProbe, Probe};
 pub use server::{Busy, Failure, Server};
 pub use tend::tend;
@@ -17,10 +19,11 @@ use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
 use crate::policy::balance::{Balance, Balancing, Candidate};
 use crate::policy::health::{EjectRule, ProbeRule};
+use crate::policy::retry::{Budget, BudgetRule};
 use arc_swap::ArcSwap;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -34,6 +37,12 @@ pub struct Upstream {
     /// Those that may be chosen; made anew whenever that changes.
     team: ArcSwap<Team>,
     turn: AtomicUsize,
+    /// Requests that ever came.
+    requests: AtomicU64,
+    /// Those in flight, and those of them that wait for a connection.
+    in_flight: AtomicUsize,
+    pending: AtomicUsize,
+    budget: Mutex<Budget>,
     /// Wakes whoever lets ejected servers back in.
     ejected: Notify,
     metrics: Arc<Metrics>,
@@ -41,7 +50,7 @@ pub struct Upstream {
 }
 
 /// How a group behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// Its name in the config.
     pub name: Arc<str>,
@@ -55,6 +64,14 @@ pub struct Settings {
     pub resolve_every: Duration,
     /// How long a server may take.
     pub timeouts: Timeouts,
+    /// How servers are spoken to.
+    pub dialect: Dialect,
+    /// How much may be going on at once.
+    pub most: Most,
+    /// Most attempts at one request.
+    pub attempts: u32,
+    /// How many requests may be sent again.
+    pub budget: BudgetRule,
     /// How servers are probed; none where they are not.
     pub probe: Option<Probe>,
     /// When a server that fails requests is taken out.
@@ -77,13 +94,47 @@ pub struct Named {
 pub struct Timeouts {
     /// To accept a connection.
     pub connect: Duration,
+    /// Between the end of the request and the first byte of the answer, where that is less than `read`.
+    pub first_byte: Option<Duration>,
     /// Between two reads.
     pub read: Duration,
     /// For one write.
     pub write: Duration,
     /// An idle connection is kept for reuse this long; keep it below the server's own keep-alive time.
     pub idle: Duration,
+    /// The whole request; none for as long as it likes.
+    pub request: Option<Duration>,
 }
+
+/// How much may be going on at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Requests in flight.
+    pub requests: usize,
+    /// Requests that wait for a connection.
+    pub pending: usize,
+    /// Requests in flight at one server.
+    pub per_server: usize,
+}
+
+/// Why a request finds no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoServer {
+    /// Every server is down, ejected or tried already.
+    Down,
+    /// The upstream has as many requests in flight as it may.
+    Requests,
+    /// As many as may already wait for a connection.
+    Pending,
+    /// Every server has as many in flight as it may.
+    Servers,
+}
+
+/// A request in flight at an upstream, until this is dropped.
+pub struct Seat(Arc<Upstream>);
+
+/// A request that waits for a connection, until this is dropped.
+pub struct Waiting(Arc<Upstream>);
 
 /// What a request brings to the choice of its server.
 #[derive(Clone, Copy)]
@@ -122,36 +173,79 @@ impl Upstream {
             members: Mutex::default(),
             team: ArcSwap::default(),
             turn: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            budget: Mutex::default(),
             ejected: Notify::new(),
             metrics,
             clock,
         }
     }
 
-    /// The server for a request; none where every one is down, ejected or tried already.
-    pub fn pick(&self, wish: &Wish<'_>) -> Option<Busy> {
+    /// Lets a request in, if there is room.
+    pub fn enter(self: &Arc<Self>) -> Result<Seat, NoServer> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if take_place(&self.in_flight, self.settings.most.requests) {
+            return Ok(Seat(Arc::clone(self)));
+        }
+        Err(NoServer::Requests)
+    }
+
+    /// Lets a request wait for a connection, if there is room.
+    pub fn wait(self: &Arc<Self>) -> Result<Waiting, NoServer> {
+        if take_place(&self.pending, self.settings.most.pending) {
+            return Ok(Waiting(Arc::clone(self)));
+        }
+        Err(NoServer::Pending)
+    }
+
+    /// The server for a request.
+    pub fn pick(&self, wish: &Wish<'_>) -> Result<Busy, NoServer> {
         let team = self.team.load();
-        let usable = |n: usize| !wish.tried.iter().any(|s| s.address == team.servers[n].address);
+        let most = self.settings.most.per_server;
+        // Whoever takes the last place at a server in between sends this round again.
+        for _ in 0..=team.servers.len() {
+            let Some(chosen) = self.choose(&team, wish, most) else { break };
+            if let Some(busy) = Server::occupy(&team.servers[chosen], most) {
+                return Ok(busy);
+            }
+        }
+        let full = team.servers.iter().any(|s| !was_tried(s, wish.tried));
+        Err(if full { NoServer::Servers } else { NoServer::Down })
+    }
+
+    fn choose(&self, team: &Team, wish: &Wish<'_>, most: usize) -> Option<usize> {
+        let usable = |n: usize| {
+            let server = &team.servers[n];
+            !was_tried(server, wish.tried) && server.in_flight() < most as u64
+        };
         let in_flight = |n: usize| team.servers[n].in_flight();
-        let chosen = match &self.settings.balancing {
+        match &self.settings.balancing {
             Balancing::RoundRobin => team.balance.in_turn(self.turn.fetch_add(1, Ordering::Relaxed), usable),
             Balancing::LeastConnections => team.balance.less_busy(wish.random, in_flight, usable),
             Balancing::Hash(_) => {
                 team.balance.by_name(wish.name, self.settings.hash_load_percent, in_flight, usable)
             }
-        };
-        Some(Server::occupy(&team.servers[chosen?]))
+        }
     }
 
     /// Whether there is a server that is not among `tried`.
     pub fn has_another(&self, tried: &[Arc<Server>]) -> bool {
-        self.team.load().servers.iter().any(|s| !tried.iter().any(|t| t.address == s.address))
+        self.team.load().servers.iter().any(|s| !was_tried(s, tried))
+    }
+
+    /// Whether one more request may be sent again.
+    pub fn may_repeat(&self) -> bool {
+        let requests = self.requests.load(Ordering::Relaxed);
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.take(requests, self.now().steady_ns, self.settings.budget)
     }
 
     /// How Pingora is to speak to `server`.
     pub fn peer(&self, server: &Server) -> Box<HttpPeer> {
         let timeouts = &self.settings.timeouts;
-        let mut peer = HttpPeer::new(server.address, false, String::new());
+        let mut peer = self.settings.dialect.peer(server);
         peer.options.connection_timeout = Some(timeouts.connect);
         peer.options.total_connection_timeout = Some(timeouts.connect);
         peer.options.read_timeout = Some(timeouts.read);
@@ -170,6 +264,14 @@ impl Upstream {
         self.metrics.upstream_failures.inc();
         let (name, rule) = (&*self.settings.name, self.settings.eject);
         self.metrics.upstream_results.with_label_values(&[name, &server.text, failure.as_str()]).inc();
+        if failure != Failure::Status && !server.has_failures() {
+            tracing::warn!(
+                upstream = name,
+                server = &*server.text,
+                failure = failure.as_str(),
+                "requests to a server begin to fail"
+            );
+        }
         let members = self.lock();
         let down = members.iter().filter(|m| !m.server.is_up()).count();
         let Some(lasts) = server.failed(self.now(), rule, down, members.len()) else { return };
@@ -185,6 +287,29 @@ impl Upstream {
         self.ejected.notify_one();
     }
 
+    /// Knows the servers of `old`, which it replaces, as far as it names them too.
+    pub fn inherit(&self, old: &Self) {
+        let is_tls = self.settings.dialect.is_tls();
+        let own = |member: Member| {
+            let server = &member.server;
+            let same = |n: &Named| *n.host == *server.host && n.authority(is_tls) == *server.authority;
+            let named = self.settings.names.iter().position(same)?;
+            Some(Member { weight: self.settings.names[named].weight, named, ..member })
+        };
+        let mut members = self.lock();
+        *members = old.all_members().into_iter().filter_map(own).collect();
+        self.refresh(&members);
+    }
+
+    /// Stops showing its servers, but for those that `successor` has.
+    pub fn forget(&self, successor: Option<&Self>) {
+        let kept: Vec<SocketAddr> =
+            successor.map(|s| s.all_members().iter().map(|m| m.server.address).collect()).unwrap_or_default();
+        for member in self.all_members().iter().filter(|m| !kept.contains(&m.server.address)) {
+            self.metrics.forget_server(&self.settings.name, &member.server.text);
+        }
+    }
+
     /// Uses what looking the names up has found; where that failed, in place of an address, the addresses of that name
     /// stay. With nothing found at all, everything stays.
     fn settle(&self, found: &[Option<Vec<SocketAddr>>]) {
@@ -197,12 +322,17 @@ impl Upstream {
                 if next.iter().any(|m| m.server.address == address) {
                     continue;
                 }
-                let known = members.iter().find(|m| m.server.address == address);
+                let name = &self.settings.names[named];
+                let authority = name.authority(self.settings.dialect.is_tls());
+                let known = members.iter().find(|m| m.server.is(address, &name.host, &authority));
                 let server = known.map_or_else(
-                    || Arc::new(Server::new(&self.settings.name, address, &self.metrics)),
+                    || {
+                        let called = (&*name.host, &*authority);
+                        Arc::new(Server::new(&self.settings.name, address, called, &self.metrics))
+                    },
                     |m| Arc::clone(&m.server),
                 );
-                next.push(Member { server, weight: self.settings.names[named].weight, named });
+                next.push(Member { server, weight: name.weight, named });
             }
         }
         let same = next.len() == members.len()
@@ -277,6 +407,60 @@ impl Upstream {
     fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
         // Nothing between the lock and its release leaves the members half changed.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn was_tried(server: &Server, tried: &[Arc<Server>]) -> bool {
+    tried.iter().any(|t| t.address == server.address)
+}
+
+/// Counts one more unless there are `most` already.
+fn take_place(count: &AtomicUsize, most: usize) -> bool {
+    if count.fetch_add(1, Ordering::Relaxed) < most {
+        return true;
+    }
+    count.fetch_sub(1, Ordering::Relaxed);
+    false
+}
+
+// === impl Named ===
+
+impl Named {
+    /// As `Host` has it: without the port where that is the scheme's own.
+    pub(super) fn authority(&self, is_tls: bool) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { (*self.host).to_owned() };
+        match (self.port, is_tls) {
+            (80, false) | (443, true) => host,
+            (port, _) => format!("{host}:{port}"),
+        }
+    }
+}
+
+// === impl Seat, Waiting ===
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl NoServer ===
+
+impl NoServer {
+    /// The metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Requests => "max_requests",
+            Self::Pending => "max_pending",
+            Self::Servers => "max_requests_per_server",
+        }
     }
 }
 

@@ -83,10 +83,8 @@ async fn try_once(
         let opened = TcpStream::connect(member.server.address).await;
         return opened.map(drop).map_err(|error| error.to_string());
     };
-    let named = &upstream.settings.names[member.named];
-    let own = || format!("{}:{}", named.host, named.port);
-    let host = request.host.as_deref().map_or_else(own, str::to_owned);
-    match ask(upstream, member, request, &host, connector).await {
+    let host = request.host.as_deref().unwrap_or(&member.server.authority);
+    match ask(upstream, member, request, host, connector).await {
         Ok(status) if request.status.contains(&status) => Ok(()),
         Ok(status) => Err(format!("it answered {status}")),
         Err(error) => Err(error.etype.as_str().to_owned()),

@@ -2,6 +2,7 @@
 //!
 //! Must not know: its group, how it is spoken to. The path of a request that goes well takes no lock here.
 
+use super::take_place;
 use crate::clock::Now;
 use crate::metrics::Metrics;
 use crate::policy::balance::hash;
@@ -9,7 +10,7 @@ use crate::policy::health::{EjectRule, Ejection, ProbeRule, Probed};
 use prometheus::{IntCounter, IntGauge};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,10 +20,14 @@ pub struct Server {
     pub address: SocketAddr,
     /// The same as text, for records and metrics.
     pub text: Arc<str>,
+    /// The name or address it has in the config.
+    pub host: Box<str>,
+    /// The same with the port, as `Host` has it.
+    pub authority: Box<str>,
     /// Who it is to a hash.
     pub(super) identity: u64,
-    /// Both the number and its metric.
-    in_flight: IntGauge,
+    in_flight: AtomicUsize,
+    in_flight_shown: IntGauge,
     answered: IntCounter,
     up: IntGauge,
     health: Mutex<Health>,
@@ -57,13 +62,21 @@ pub enum Failure {
 
 impl Server {
     /// A server of the upstream of that name, about which nothing is known.
-    pub(super) fn new(upstream: &str, address: SocketAddr, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        upstream: &str,
+        address: SocketAddr,
+        (host, authority): (&str, &str),
+        metrics: &Metrics,
+    ) -> Self {
         let text: Arc<str> = address.to_string().into();
         let labels = [upstream, &*text];
         Self {
             address,
             identity: hash(text.as_bytes()),
-            in_flight: metrics.upstream_in_flight.with_label_values(&labels),
+            host: host.into(),
+            authority: authority.into(),
+            in_flight: AtomicUsize::new(0),
+            in_flight_shown: metrics.upstream_in_flight.with_label_values(&labels),
             answered: metrics.upstream_results.with_label_values(&[upstream, &text, "answered"]),
             up: metrics.upstream_up.with_label_values(&labels),
             health: Mutex::default(),
@@ -72,15 +85,23 @@ impl Server {
         }
     }
 
-    /// Notes a request as in flight.
-    pub(super) fn occupy(server: &Arc<Self>) -> Busy {
-        server.in_flight.inc();
-        Busy(Arc::clone(server))
+    /// Whether it is this one.
+    pub(super) fn is(&self, address: SocketAddr, host: &str, authority: &str) -> bool {
+        self.address == address && *self.host == *host && *self.authority == *authority
+    }
+
+    /// Notes a request as in flight, unless there are `most` already.
+    pub(super) fn occupy(server: &Arc<Self>, most: usize) -> Option<Busy> {
+        if !take_place(&server.in_flight, most) {
+            return None;
+        }
+        server.in_flight_shown.inc();
+        Some(Busy(Arc::clone(server)))
     }
 
     /// Requests in flight.
     pub fn in_flight(&self) -> u64 {
-        u64::try_from(self.in_flight.get()).unwrap_or(0)
+        self.in_flight.load(Ordering::Relaxed) as u64
     }
 
     /// Whether it may get requests.
@@ -89,9 +110,14 @@ impl Server {
         health.probed.is_up() && !health.ejection.is_out()
     }
 
+    /// Whether its last request failed.
+    pub(super) fn has_failures(&self) -> bool {
+        self.has_failures.load(Ordering::Relaxed)
+    }
+
     pub(super) fn answered(&self) {
         self.answered.inc();
-        if self.has_failures.load(Ordering::Relaxed) {
+        if self.has_failures() {
             self.lock().ejection.succeeded();
             self.has_failures.store(false, Ordering::Relaxed);
         }
@@ -153,7 +179,8 @@ impl Deref for Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.dec();
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight_shown.dec();
     }
 }
 

@@ -15,7 +15,18 @@ fn group(names: usize) -> (Upstream, Arc<ManualClock>, Arc<Metrics>) {
         balancing: Balancing::RoundRobin,
         hash_load_percent: 0,
         resolve_every: second,
-        timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
+        timeouts: Timeouts {
+            first_byte: None,
+            connect: second,
+            read: second,
+            write: second,
+            idle: second,
+            request: None,
+        },
+        dialect: Dialect::new(Version::Http1, None),
+        most: Most { requests: 2, pending: 1, per_server: usize::MAX },
+        attempts: 3,
+        budget: BudgetRule { percent: 0, per_second: 1 },
         probe: None,
         eject: EjectRule { after: 1, first: second, longest: second * 60, share_percent: 50 },
     };
@@ -31,7 +42,7 @@ fn at(n: u8) -> SocketAddr {
 /// Whom four requests in a row meet, each once.
 fn team(upstream: &Upstream) -> Vec<SocketAddr> {
     let wish = Wish { random: 0, name: 0, tried: &[] };
-    let mut met: Vec<_> = (0..4).filter_map(|_| Some(upstream.pick(&wish)?.address)).collect();
+    let mut met: Vec<_> = (0..4).filter_map(|_| Some(upstream.pick(&wish).ok()?.address)).collect();
     met.sort_unstable();
     met.dedup();
     met
@@ -88,5 +99,28 @@ fn a_server_that_was_tried_is_passed_over_and_the_last_one_ends_the_trip() {
         tried.push(Arc::clone(busy.server()));
         assert_eq!(upstream.has_another(&tried), left);
     }
-    assert!(upstream.pick(&Wish { random: 7, name: 7, tried: &tried }).is_none());
+    assert!(matches!(upstream.pick(&Wish { random: 7, name: 7, tried: &tried }), Err(NoServer::Down)));
+}
+
+#[test]
+fn there_is_no_more_going_on_than_there_may_be() {
+    let (mut upstream, ..) = group(1);
+    upstream.settings.most.per_server = 1;
+    let upstream = Arc::new(upstream);
+    upstream.settle(&[Some(vec![at(1), at(2)])]);
+    let seats = [upstream.enter(), upstream.enter()];
+    assert!(seats.iter().all(Result::is_ok) && matches!(upstream.enter(), Err(NoServer::Requests)));
+    let waiting = upstream.wait();
+    assert!(waiting.is_ok() && matches!(upstream.wait(), Err(NoServer::Pending)));
+    drop((seats, waiting));
+    assert!(upstream.enter().is_ok() && upstream.wait().is_ok());
+
+    let wish = Wish { random: 0, name: 0, tried: &[] };
+    let busy = [upstream.pick(&wish).expect("one"), upstream.pick(&wish).expect("the other")];
+    assert_ne!(busy[0].address, busy[1].address);
+    assert!(matches!(upstream.pick(&wish), Err(NoServer::Servers)));
+    let [first, _second] = busy;
+    let freed = first.address;
+    drop(first);
+    assert_eq!(upstream.pick(&wish).expect("it again").address, freed);
 }

@@ -5,7 +5,7 @@ use super::tx::Tx;
 use super::{PgStore, StoreError, audit, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{EndUserId, WorkspaceId};
-use crate::store::decode::{end_user_columns, read_end_user};
+use crate::store::decode::{end_user_columns, read_end_user, sound_end_user};
 use crate::store::fields::int;
 use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
 use async_trait::async_trait;
@@ -195,8 +195,8 @@ async fn list(
         " FROM end_users WHERE workspace_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3"
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
-    let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], read_end_user).await?;
-    Ok(Page::whole(items, total))
+    let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], sound_end_user).await?;
+    Ok(Page::sound(items, total))
 }
 
 async fn end_user_record(

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::store::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
-use crate::store::decode::{read_workspace, workspace_columns};
+use crate::store::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::fields::int;
 use crate::store::rules::{self, Line};
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
@@ -196,8 +196,8 @@ async fn list_plans(tx: &Tx<'_>, page: PageRequest) -> Result<Page<PlanRecord>, 
         " FROM plans p WHERE p.deleted_at IS NULL ORDER BY p.id LIMIT $1 OFFSET $2"
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
-    let items = tx.all(sql, &[&limit, &offset], read_plan_record).await?;
-    Ok(Page::whole(items, total))
+    let items = tx.all(sql, &[&limit, &offset], sound_plan_record).await?;
+    Ok(Page::sound(items, total))
 }
 
 async fn plan_record(tx: &Tx<'_>, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
@@ -307,8 +307,8 @@ async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<Workspac
         " FROM workspaces ORDER BY created_at DESC, id LIMIT $1 OFFSET $2"
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
-    let items = tx.all(sql, &[&limit, &offset], |f| Ok(read_workspace(f)?.value)).await?;
-    Ok(Page::whole(items, total))
+    let items = tx.all(sql, &[&limit, &offset], sound_workspace).await?;
+    Ok(Page::sound(items, total))
 }
 
 async fn workspace_record(

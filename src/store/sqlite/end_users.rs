@@ -6,7 +6,7 @@ use super::tenants::plan_of;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{EndUserId, WorkspaceId};
-use crate::store::decode::{end_user_columns, read_end_user};
+use crate::store::decode::{end_user_columns, read_end_user, sound_end_user};
 use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
@@ -177,8 +177,8 @@ fn list(
                ORDER BY created_at DESC, id DESC LIMIT ?2 OFFSET ?3"
     );
     let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
-    let items = row::all(tx, sql, values, read_end_user)?;
-    Ok(Page::whole(items, total))
+    let items = row::all(tx, sql, values, sound_end_user)?;
+    Ok(Page::sound(items, total))
 }
 
 fn end_user_record(

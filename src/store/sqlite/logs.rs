@@ -150,14 +150,14 @@ fn asked<T>(
     row::all(tx, sql, values.as_slice(), decode)
 }
 
-/// The record at a place; none within when the row is not what it must be.
+/// The record at a place, where it still is there; none when the row is not what it must be.
 fn record(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
     place: &LogCursor,
-) -> Result<Option<Option<UsageRecord>>, StoreError> {
+) -> Result<Vec<Option<UsageRecord>>, StoreError> {
     let sql = concat!("SELECT ", usage_columns!(), " FROM usage WHERE id = ?1 AND workspace_id = ?2");
-    row::one(tx, sql, params![place.id.0.as_bytes(), workspace.as_str()], sound_usage)
+    row::all(tx, sql, params![place.id.0.as_bytes(), workspace.as_str()], sound_usage)
 }
 
 /// How many records a key has in `range`: whole windows by their roll-ups, what is left at the edges by narrower ones,

@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::store::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
-use crate::store::decode::{read_workspace, workspace_columns};
+use crate::store::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::rules;
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
@@ -86,8 +86,9 @@ impl Tenants for SqliteStore {
                 " FROM plans p
                  WHERE p.deleted_at IS NULL ORDER BY p.id LIMIT ?1 OFFSET ?2"
             );
-            let items = row::all(tx, sql, params![page.pagesize, row::int(page.offset())], read_plan_record)?;
-            Ok(Page::whole(items, total))
+            let items =
+                row::all(tx, sql, params![page.pagesize, row::int(page.offset())], sound_plan_record)?;
+            Ok(Page::sound(items, total))
         })
         .await
     }
@@ -196,8 +197,8 @@ impl Tenants for SqliteStore {
                 " FROM workspaces ORDER BY created_at DESC, id LIMIT ?1 OFFSET ?2"
             );
             let page = params![page.pagesize, row::int(page.offset())];
-            let items = row::all(tx, sql, page, |f| Ok(read_workspace(f)?.value))?;
-            Ok(Page::whole(items, total))
+            let items = row::all(tx, sql, page, sound_workspace)?;
+            Ok(Page::sound(items, total))
         })
         .await
     }

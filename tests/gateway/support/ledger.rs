@@ -9,6 +9,7 @@ pub(crate) struct Accounts {
     pub(crate) stored: u64,
     pub(crate) on_the_way: u64,
     pub(crate) shed: u64,
+    pub(crate) set_aside: u64,
 }
 
 impl Gateway {
@@ -20,11 +21,12 @@ impl Gateway {
         let accounts = Accounts {
             accepted: of("keygate_usage_accepted_total"),
             stored: of("keygate_usage_stored_total"),
-            on_the_way: of("keygate_usage_queued"),
+            on_the_way: of("keygate_usage_in_journal"),
             shed: of("keygate_usage_shed_total"),
+            set_aside: of("keygate_usage_set_aside_total"),
         };
-        let Accounts { accepted, stored, on_the_way, shed } = accounts;
-        assert_eq!(accepted, stored + on_the_way + shed, "{accounts:?}");
+        let Accounts { accepted, stored, on_the_way, shed, set_aside } = accounts;
+        assert_eq!(accepted, stored + on_the_way + shed + set_aside, "{accounts:?}");
         accounts
     }
 

@@ -1,0 +1,79 @@
+//! Reading the config again.
+
+use super::caller::Platform;
+use super::context::Shared;
+use super::envelope::{Answer, Detail, Envelope};
+use super::error::AdminError;
+use super::extract::Query;
+use crate::draft::FieldError;
+use crate::policy::fault::Fault;
+use async_trait::async_trait;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Puts a new config in force, all of it or nothing.
+#[async_trait]
+pub trait Reload: Send + Sync {
+    /// Reads the config again.
+    async fn reload(&self) -> Result<Reloaded, NotReloaded>;
+}
+
+/// What is in force now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Routes.
+    pub routes: usize,
+    /// Groups of backends.
+    pub upstreams: usize,
+}
+
+/// Why the config in force stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotReloaded {
+    /// The new one has these mistakes, each as `place: what is wrong`.
+    Mistakes(Vec<String>),
+    /// The store does not take what it needs.
+    Store(String),
+}
+
+/// What is in force now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReloadedView {
+    /// Routes.
+    routes: usize,
+    /// Groups of backends.
+    upstreams: usize,
+}
+
+/// Reload the config
+///
+/// Role `platform`. Reads the file of this node again: routes, upstreams and new plans come into force together, or not
+/// at all and every mistake is told. SIGHUP does the same.
+#[utoipa::path(post, path = "/reload", tag = "Operation", responses(
+    (status = 200, description = "In force", body = Envelope<ReloadedView>),
+    (status = "default", description = "Refused: the config in force stays", body = Envelope<Detail>),
+))]
+pub(super) async fn reload(
+    State(admin): State<Shared>,
+    Platform { actor }: Platform,
+    Query(()): Query<()>,
+) -> Result<Answer<ReloadedView>, AdminError> {
+    match admin.deps.reload.reload().await {
+        Ok(Reloaded { routes, upstreams }) => {
+            tracing::info!(?actor, routes, upstreams, "the config was reloaded");
+            Ok(Answer::ok(ReloadedView { routes, upstreams }))
+        }
+        Err(NotReloaded::Mistakes(mistakes)) => {
+            let field = |line: &String| {
+                let (field, message) = line.split_once(": ").unwrap_or(("config", line));
+                FieldError { field: field.to_owned(), message: message.to_owned() }
+            };
+            Err(AdminError::fields(mistakes.iter().map(field).collect()))
+        }
+        Err(NotReloaded::Store(why)) => {
+            tracing::warn!(why, "the store did not take the plans of a new config");
+            Err(AdminError::of(Fault::ServiceUnavailable))
+        }
+    }
+}

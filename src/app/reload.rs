@@ -1,0 +1,250 @@
+//! A new config in place of the running one: all of it, or nothing and every reason why not.
+//!
+//! What can change is where requests go: routes, upstreams, and plans that are new. Requests in flight finish as they
+//! began; upstreams that have not changed go on with their servers' health and their connections, and of those that have,
+//! each server that is still there is known.
+
+use super::{Base, StartError, create_plans, parts, upstreams};
+use crate::admin::{NotReloaded, Reload, Reloaded};
+use crate::config::{Config, UpstreamConfig};
+use crate::proxy::Site;
+use crate::proxy::upstream::{Settings, Upstream, tend};
+use crate::store::Tenants;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+
+/// Where a config comes from.
+pub struct ConfigSource {
+    /// The file, if there is one.
+    pub path: Option<PathBuf>,
+    /// The environment, as it was at the start.
+    pub variables: Vec<(String, String)>,
+    /// The machine's name.
+    pub host_name: String,
+}
+
+/// Puts new configs in force.
+pub struct Reloader {
+    /// None: this gateway was not made from a config that could be read again.
+    source: Option<ConfigSource>,
+    site: Arc<ArcSwap<Site>>,
+    /// What is in force. One reload at a time.
+    running: Mutex<InForce>,
+    metrics: Arc<crate::metrics::Metrics>,
+    clock: Arc<dyn crate::clock::Clock>,
+    store: Arc<dyn Tenants>,
+    io: Handle,
+}
+
+/// The config in force and its upstreams.
+struct InForce {
+    config: Config,
+    upstreams: Vec<Tended>,
+}
+
+/// An upstream and the task that tends it.
+struct Tended {
+    config: UpstreamConfig,
+    upstream: Arc<Upstream>,
+    tending: AbortHandle,
+}
+
+impl Reloader {
+    /// Puts the first config in force.
+    pub(super) async fn start(
+        config: &Config,
+        source: Option<ConfigSource>,
+        base: &Base,
+        io: &Handle,
+    ) -> Result<Self, StartError> {
+        let routes = parts::routes(config).map_err(StartError::Routes)?;
+        let settings = upstreams::settings(config).map_err(StartError::Upstreams)?;
+        let (metrics, clock) = (Arc::clone(&base.metrics), Arc::clone(&base.clock));
+        let made: Vec<_> = settings
+            .into_iter()
+            .map(|s| Arc::new(Upstream::new(s, Arc::clone(&metrics), Arc::clone(&clock))))
+            .collect();
+        upstreams::find_servers(&made).await;
+        let tended = config.upstreams.iter().zip(made).map(|(c, upstream)| Tended::begin(c, upstream, io));
+        let tended: Vec<_> = tended.collect();
+        let site = Arc::new(ArcSwap::from_pointee(parts::site(config, routes, all(&tended))));
+        let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
+        let store: Arc<dyn Tenants> = base.store.clone();
+        Ok(Self { source, site, running, metrics, clock, store, io: io.clone() })
+    }
+
+    /// What requests read.
+    pub(super) fn site(&self) -> Arc<ArcSwap<Site>> {
+        Arc::clone(&self.site)
+    }
+
+    /// Reads the config again and puts it in force; says in the log what came of it.
+    pub async fn reload_and_tell(&self) {
+        match self.reload().await {
+            Ok(Reloaded { routes, upstreams }) => {
+                tracing::info!(routes, upstreams, "the config was reloaded");
+            }
+            Err(NotReloaded::Mistakes(mistakes)) => {
+                tracing::error!(
+                    "the config was not reloaded, and the one in force stays:\n{}",
+                    mistakes.join("\n")
+                );
+            }
+            Err(NotReloaded::Store(why)) => {
+                tracing::error!(why, "the config was not reloaded, and the one in force stays");
+            }
+        }
+    }
+
+    /// The upstreams of `config`: those in force where nothing has changed, else new ones that know the servers of the
+    /// one they replace.
+    async fn upstreams(
+        &self,
+        config: &Config,
+        settings: Vec<Settings>,
+        old: &[Tended],
+    ) -> Vec<Arc<Upstream>> {
+        let mut next = Vec::with_capacity(settings.len());
+        let mut new = Vec::new();
+        for (upstream, settings) in config.upstreams.iter().zip(settings) {
+            let before = old.iter().find(|t| t.config.name == upstream.name);
+            if let Some(same) = before
+                .filter(|t| t.config == *upstream && t.upstream.settings.dialect.is_same(&settings.dialect))
+            {
+                next.push(Arc::clone(&same.upstream));
+                continue;
+            }
+            let made = Upstream::new(settings, Arc::clone(&self.metrics), Arc::clone(&self.clock));
+            if let Some(before) = before {
+                made.inherit(&before.upstream);
+            }
+            let made = Arc::new(made);
+            new.push(Arc::clone(&made));
+            next.push(made);
+        }
+        upstreams::find_servers(&new).await;
+        next
+    }
+}
+
+#[async_trait]
+impl Reload for Reloader {
+    async fn reload(&self) -> Result<Reloaded, NotReloaded> {
+        let mut in_force = self.running.lock().await;
+        let wrong = NotReloaded::Mistakes;
+        let Some(source) = &self.source else {
+            return Err(wrong(vec!["this gateway was not started from a config".to_owned()]));
+        };
+        let config = Config::load(source.path.as_deref(), &source.variables, &source.host_name)
+            .map_err(|error| wrong(error.to_string().lines().map(str::to_owned).collect()))?;
+        let mut mistakes = takes_a_restart(&in_force.config, &config);
+        let routes = parts::routes(&config);
+        let settings = upstreams::settings(&config);
+        if let Err(bad) = &routes {
+            mistakes.extend(bad.iter().map(ToString::to_string));
+        }
+        if let Err(bad) = &settings {
+            mistakes.extend(bad.iter().cloned());
+        }
+        let (Ok(routes), Ok(settings), true) = (routes, settings, mistakes.is_empty()) else {
+            return Err(wrong(mistakes));
+        };
+        // The last thing that can fail. A plan that was made and is not used yet does no harm.
+        create_plans(&config, &*self.store, self.clock.now().wall)
+            .await
+            .map_err(|error| NotReloaded::Store(error.to_string()))?;
+
+        let next = self.upstreams(&config, settings, &in_force.upstreams).await;
+        let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
+        self.site.store(Arc::new(parts::site(&config, routes, next.iter().map(Arc::clone).collect())));
+        let mut old = std::mem::take(&mut in_force.upstreams);
+        for (config, upstream) in config.upstreams.iter().zip(next) {
+            let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
+            let tended = match kept {
+                Some(at) => old.swap_remove(at),
+                None => Tended::begin(config, upstream, &self.io),
+            };
+            in_force.upstreams.push(tended);
+        }
+        for gone in old {
+            gone.tending.abort();
+            let successor = in_force.upstreams.iter().find(|t| t.config.name == gone.config.name);
+            gone.upstream.forget(successor.map(|t| &*t.upstream));
+        }
+        in_force.config = config;
+        Ok(done)
+    }
+}
+
+impl Tended {
+    fn begin(config: &UpstreamConfig, upstream: Arc<Upstream>, io: &Handle) -> Self {
+        let tending = io.spawn(tend(Arc::clone(&upstream))).abort_handle();
+        Self { config: config.clone(), upstream, tending }
+    }
+}
+
+fn all(tended: &[Tended]) -> Box<[Arc<Upstream>]> {
+    tended.iter().map(|t| Arc::clone(&t.upstream)).collect()
+}
+
+/// The keys that differ and are read at the start only: by name where it is known, else their section.
+fn takes_a_restart(old: &Config, new: &Config) -> Vec<String> {
+    let mut changed = Vec::new();
+    macro_rules! fixed {
+        ($($section:ident: $($key:ident)*;)+) => {$(
+            let named = changed.len();
+            $(if old.$section.$key != new.$section.$key {
+                changed.push(concat!(stringify!($section), ".", stringify!($key)));
+            })*
+            if changed.len() == named && old.$section != new.$section {
+                changed.push(stringify!($section));
+            }
+        )+};
+    }
+    fixed! {
+        proxy: listen threads secret_headers drain_timeout;
+        admin: listen threads jwt metrics_token_file;
+        secrets: prefix pepper_file;
+        store: ;
+        counters: on_failure;
+        keyring: ;
+        usage: journal_dir;
+        end_users: ;
+        log: level format access;
+        node: name;
+    }
+    changed.into_iter().map(|key| format!("{key}: it has changed, and that takes a restart")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_a_restart_is_named() {
+        let read = |text: &str| Config::parse(text, "", &[], "").expect("it loads");
+        let old = read("");
+        for (text, expected) in [
+            ("", vec![]),
+            (
+                "[plans.gold]\n[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n",
+                vec![],
+            ),
+            (
+                "proxy.listen = [\"127.0.0.1:1\"]\nproxy.threads = 3\nproxy.max_header_fields = 7",
+                vec!["proxy.listen", "proxy.threads"],
+            ),
+            ("proxy.max_header_fields = 7\nstore.url = \"sqlite:x\"", vec!["proxy", "store"]),
+            ("node.name = \"x\"", vec!["node.name"]),
+        ] {
+            let told = takes_a_restart(&old, &read(text));
+            let keys: Vec<_> = told.iter().filter_map(|line| line.split(':').next()).collect();
+            assert_eq!(keys, expected, "{text}");
+        }
+    }
+}

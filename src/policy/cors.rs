@@ -1,0 +1,286 @@
+//! Which pages of other origins may use a route from a browser (the Fetch standard's CORS protocol).
+//!
+//! Must not know: keys. A preflight carries none, so it is answered from this alone.
+//!
+//! *Invariant:* an origin is echoed only if it is on the list; `*` never goes with credentials.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use std::time::Duration;
+
+/// What a route allows to pages of other origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors {
+    /// From where.
+    pub origins: Origins,
+    /// What may be asked.
+    pub methods: Box<[Method]>,
+    /// Which fields a request may carry, in lower case; none for any.
+    pub headers: Box<[HeaderName]>,
+    /// Which fields of an answer a page may read, as one line.
+    pub expose: HeaderValue,
+    /// Whether cookies and the like may come along.
+    pub credentials: bool,
+    /// How long a browser may remember the answer.
+    pub max_age: Duration,
+}
+
+/// From where pages may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// From everywhere. Never with credentials.
+    Any,
+    /// From these.
+    Listed(Box<[OriginRule]>),
+}
+
+/// One origin, or all whose host is below a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginRule {
+    /// All of it, or what is in front of the `*`.
+    front: Box<str>,
+    /// What is behind the `*`.
+    behind: Option<Box<str>>,
+}
+
+/// What a preflight asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Preflight<'r> {
+    /// By which page.
+    pub origin: &'r HeaderValue,
+    /// Whether it may ask so.
+    pub method: &'r Method,
+    /// Whether it may send these fields.
+    pub headers: Option<&'r HeaderValue>,
+}
+
+impl Cors {
+    /// Writes what a page of `origin` may do with an answer. What the backend says about it does not count.
+    pub fn mark(&self, answer: &mut impl Fields, origin: Option<&HeaderValue>) {
+        for name in answer.names_beginning("access-control-") {
+            answer.remove(&name);
+        }
+        if self.origins != Origins::Any {
+            answer.add(header::VARY, HeaderValue::from_static("Origin"));
+        }
+        let Some(allowed) = origin.and_then(|o| self.allowed(o)) else { return };
+        answer.set(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        if self.credentials {
+            answer.set(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+        answer.set(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.clone());
+    }
+
+    /// The answer to a preflight. What is not allowed is left out of it, and the browser stops there.
+    pub fn answer(&self, asked: &Preflight<'_>) -> HeaderMap {
+        let mut answer = HeaderMap::new();
+        let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
+        answer.insert(header::VARY, HeaderValue::from_static(vary));
+        let Some(origin) = self.allowed(asked.origin) else { return answer };
+        if !self.methods.contains(asked.method) || !self.headers_fit(asked.headers) {
+            return answer;
+        }
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if self.credentials {
+            answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+        let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        if let Ok(methods) = HeaderValue::from_str(&methods.join(", ")) {
+            answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        }
+        if let Some(headers) = asked.headers {
+            answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers.clone());
+        }
+        answer.insert(header::ACCESS_CONTROL_MAX_AGE, self.max_age.as_secs().into());
+        answer
+    }
+
+    fn allowed(&self, origin: &HeaderValue) -> Option<HeaderValue> {
+        match &self.origins {
+            Origins::Any => Some(HeaderValue::from_static("*")),
+            Origins::Listed(rules) => {
+                let text = origin.to_str().ok()?;
+                rules.iter().any(|r| r.fits(text)).then(|| origin.clone())
+            }
+        }
+    }
+
+    fn headers_fit(&self, asked: Option<&HeaderValue>) -> bool {
+        let Some(asked) = asked else { return true };
+        let Ok(names) = asked.to_str() else { return false };
+        let known = |name: &str| self.headers.iter().any(|h| h.as_str().eq_ignore_ascii_case(name));
+        self.headers.is_empty() || names.split(',').map(str::trim).all(|n| n.is_empty() || known(n))
+    }
+}
+
+impl OriginRule {
+    /// Reads `scheme://host`, perhaps with a port, perhaps with `*.` in front of the host's name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (scheme, host) = text.split_once("://")?;
+        let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
+            && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b));
+        let below = host.strip_prefix("*.");
+        let (name, port) = match below.unwrap_or(host).rsplit_once(':') {
+            Some((name, port)) if !port.contains(']') => (name, Some(port)),
+            _ => (below.unwrap_or(host), None),
+        };
+        let is_port = port.is_none_or(|p| p.parse::<u16>().is_ok_and(|n| n > 0) && !p.starts_with('+'));
+        let v6 = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+        let is_name = match v6 {
+            Some(address) => below.is_none() && address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !name.is_empty() && name.bytes().all(is_host_byte) && !name.starts_with('.'),
+        };
+        if !is_scheme || !is_port || !is_name || text.len() > 300 {
+            return None;
+        }
+        Some(match below {
+            None => Self { front: text.into(), behind: None },
+            Some(below) => {
+                Self { front: format!("{scheme}://").into(), behind: Some(format!(".{below}").into()) }
+            }
+        })
+    }
+
+    fn fits(&self, origin: &str) -> bool {
+        let Some(behind) = &self.behind else { return *origin == *self.front };
+        let between = origin.strip_prefix(&*self.front).and_then(|o| o.strip_suffix(&**behind));
+        between.is_some_and(|labels| {
+            !labels.is_empty() && labels.split('.').all(|l| !l.is_empty() && l.bytes().all(is_host_byte))
+        })
+    }
+}
+
+/// Browsers write origins in lower case.
+const fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b'_')
+}
+
+/// The fields of an answer, however it holds them.
+pub trait Fields {
+    /// The names that are there and begin so.
+    fn names_beginning(&self, front: &str) -> Vec<HeaderName>;
+    /// Takes all of that name off.
+    fn remove(&mut self, name: &HeaderName);
+    /// Puts this in place of all of that name.
+    fn set(&mut self, name: HeaderName, value: HeaderValue);
+    /// Puts this beside those of that name.
+    fn add(&mut self, name: HeaderName, value: HeaderValue);
+}
+
+impl Fields for HeaderMap {
+    fn names_beginning(&self, front: &str) -> Vec<HeaderName> {
+        self.keys().filter(|n| n.as_str().starts_with(front)).cloned().collect()
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        Self::remove(self, name);
+    }
+
+    fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.insert(name, value);
+    }
+
+    fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        self.append(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cors(origins: Origins) -> Cors {
+        Cors {
+            origins,
+            methods: [Method::GET, Method::POST].into(),
+            headers: [header::AUTHORIZATION, header::CONTENT_TYPE].into(),
+            expose: HeaderValue::from_static("X-Request-Id"),
+            credentials: false,
+            max_age: Duration::from_mins(10),
+        }
+    }
+
+    fn listed(rules: &[&str]) -> Origins {
+        Origins::Listed(rules.iter().map(|r| OriginRule::parse(r).expect("a rule")).collect())
+    }
+
+    #[test]
+    fn an_origin_fits_whole_and_a_star_takes_labels_only() {
+        let rules = listed(&["https://app.example", "https://*.example.com:8443", "http://[::1]:3000"]);
+        let cors = cors(rules);
+        for (origin, fits) in [
+            ("https://app.example", true),
+            ("http://app.example", false),
+            ("https://app.example:443", false),
+            ("https://app.example.evil", false),
+            ("https://evilapp.example", false),
+            ("https://a.example.com:8443", true),
+            ("https://a.b.example.com:8443", true),
+            ("https://example.com:8443", false),
+            ("https://.example.com:8443", false),
+            ("https://evil.org/.example.com:8443", false),
+            ("https://evil.org:1.example.com:8443", false),
+            ("https://u@a.example.com:8443", false),
+            ("http://[::1]:3000", true),
+            ("null", false),
+            ("", false),
+        ] {
+            let origin = HeaderValue::from_static(origin);
+            assert_eq!(cors.allowed(&origin).is_some(), fits, "{origin:?}");
+        }
+        for bad in [
+            "*",
+            "https://",
+            "https://a/",
+            "https://A.b",
+            "a.b",
+            "https://*",
+            "https://*.[::1]",
+            "https://a:0",
+        ] {
+            assert_eq!(OriginRule::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_preflight_is_told_all_or_nothing() {
+        let cors = cors(listed(&["https://app.example"]));
+        for (origin, method, headers, allowed) in [
+            ("https://app.example", Method::POST, Some("Content-Type,authorization"), true),
+            ("https://app.example", Method::GET, None, true),
+            ("https://app.example", Method::DELETE, None, false),
+            ("https://app.example", Method::POST, Some("x-other"), false),
+            ("https://other.example", Method::POST, None, false),
+        ] {
+            let (origin, headers) = (HeaderValue::from_static(origin), headers.map(HeaderValue::from_static));
+            let asked = Preflight { origin: &origin, method: &method, headers: headers.as_ref() };
+            let answer = cors.answer(&asked);
+            assert_eq!(answer.get("access-control-allow-origin"), allowed.then_some(&origin));
+            assert_eq!(answer.get("access-control-allow-headers"), headers.as_ref().filter(|_| allowed));
+            assert_eq!(answer.contains_key("access-control-max-age"), allowed);
+            assert!(answer["vary"].to_str().is_ok_and(|v| v.starts_with("Origin, ")));
+        }
+    }
+
+    #[test]
+    fn what_the_backend_says_does_not_count() {
+        let origin = HeaderValue::from_static("https://app.example");
+        let mut answer = HeaderMap::new();
+        answer.insert("access-control-allow-origin", HeaderValue::from_static("*"));
+        answer.insert("access-control-allow-private-network", HeaderValue::from_static("true"));
+        answer.insert("vary", HeaderValue::from_static("Accept"));
+        cors(Origins::Any).mark(&mut answer, Some(&origin));
+        assert_eq!(answer["access-control-allow-origin"], "*");
+        assert!(!answer.contains_key("access-control-allow-private-network"));
+        assert_eq!(answer.get_all("vary").iter().count(), 1, "the same for every origin");
+        let mut strict = cors(listed(&["https://app.example"]));
+        strict.credentials = true;
+        strict.mark(&mut answer, Some(&origin));
+        assert_eq!(
+            (&answer["access-control-allow-origin"], &answer["access-control-allow-credentials"]),
+            (&origin, &HeaderValue::from_static("true"))
+        );
+        assert_eq!(answer.get_all("vary").iter().count(), 2);
+        strict.mark(&mut answer, Some(&HeaderValue::from_static("https://other.example")));
+        assert!(answer.names_beginning("access-control-").is_empty());
+    }
+}

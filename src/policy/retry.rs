@@ -1,0 +1,163 @@
+//! Whether a request that failed at one server may be sent again, and how many such may be afloat.
+//!
+//! Must not know: connections. What is refused here is told to the client as the failure it was.
+//!
+//! *Invariant:* a request that a server may have begun to act on is repeated only if its method says that doing it twice
+//! is doing it once (RFC 9110, 9.2.2). *Invariant:* nothing is repeated once a part of an answer has come.
+
+/// How an attempt ended without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// No connection stood; the server has seen nothing.
+    NotConnected,
+    /// The server said that it did not act on it (HTTP/2: `REFUSED_STREAM`, `GOAWAY` below it, HTTP/1.1 wanted).
+    NotProcessed,
+    /// The connection ended: nobody knows how far the server has come.
+    Unknown,
+    /// The server was too slow, or what it sent makes no sense. Sending it again would only add to the trouble.
+    Misbehaved,
+}
+
+/// What matters of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Whether its method is idempotent.
+    pub idempotent: bool,
+    /// Whether all of its body that was sent is still there.
+    pub replayable: bool,
+    /// Whether a part of an answer has come.
+    pub answered: bool,
+}
+
+/// How many requests may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetRule {
+    /// For each hundred requests.
+    pub percent: u32,
+    /// And beside those, for each second.
+    pub per_second: u32,
+}
+
+/// What is left of it. Over any time with `n` requests and `t` seconds at most
+/// `n` · percent / 100 + `t` · per second + [`SAVED_MAX`] + per second are sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Thousandths of a repetition, earned by requests.
+    by_share: u64,
+    /// The same, earned by time.
+    by_time: u64,
+    /// What has been turned into those so far.
+    requests: u64,
+    at_ns: u64,
+}
+
+/// Most repetitions that requests save up.
+pub const SAVED_MAX: u64 = 100;
+
+impl Broken {
+    /// Whether such a request may be sent again after this.
+    pub const fn may_repeat(self, request: Request) -> bool {
+        let safe = match self {
+            Self::NotConnected | Self::NotProcessed => true,
+            Self::Unknown => request.idempotent,
+            Self::Misbehaved => false,
+        };
+        safe && request.replayable && !request.answered
+    }
+}
+
+impl Budget {
+    /// Takes one repetition, if there is one. `requests` have come in all, and it is `now_ns`.
+    pub fn take(&mut self, requests: u64, now_ns: u64, rule: BudgetRule) -> bool {
+        let earned = requests.saturating_sub(self.requests).saturating_mul(u64::from(rule.percent) * 10);
+        self.by_share = self.by_share.saturating_add(earned).min(SAVED_MAX * 1_000);
+        // Thousandths per nanosecond would be none: whole microseconds are turned, the rest waits.
+        let us = now_ns.saturating_sub(self.at_ns) / 1_000;
+        let rate = u64::from(rule.per_second);
+        let (gained, used_us) = match (us.saturating_mul(rate) / 1_000, rate) {
+            (0, _) | (_, 0) => (0, 0),
+            (gained, _) => (gained, gained.saturating_mul(1_000).div_ceil(rate)),
+        };
+        self.by_time = self.by_time.saturating_add(gained).min(rate * 1_000);
+        self.requests = self.requests.max(requests);
+        self.at_ns = self.at_ns.saturating_add(used_us.saturating_mul(1_000));
+        for purse in [&mut self.by_share, &mut self.by_time] {
+            if *purse >= 1_000 {
+                *purse -= 1_000;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const WHOLE: Request = Request { idempotent: true, replayable: true, answered: false };
+
+    #[test]
+    fn what_may_be_sent_again() {
+        use Broken::{Misbehaved, NotConnected, NotProcessed, Unknown};
+        let post = Request { idempotent: false, ..WHOLE };
+        for (broken, get_again, post_again) in [
+            (NotConnected, true, true),
+            (NotProcessed, true, true),
+            (Unknown, true, false),
+            (Misbehaved, false, false),
+        ] {
+            assert_eq!(broken.may_repeat(WHOLE), get_again, "{broken:?}");
+            assert_eq!(broken.may_repeat(post), post_again, "{broken:?}");
+            for never in [Request { replayable: false, ..WHOLE }, Request { answered: true, ..WHOLE }] {
+                assert!(!broken.may_repeat(never), "{broken:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_share_of_the_requests_and_some_per_second() {
+        let rule = BudgetRule { percent: 20, per_second: 2 };
+        let mut budget = Budget::default();
+        let mut now = 5 * SECOND;
+        let taken = |budget: &mut Budget, requests, now| {
+            (0..).take_while(|_| budget.take(requests, now, rule)).count()
+        };
+        assert_eq!(taken(&mut budget, 10, now), 4, "two of ten, and two for the second");
+        assert_eq!(taken(&mut budget, 14, now), 0, "four fifths of one");
+        assert_eq!(taken(&mut budget, 15, now), 1);
+        now += SECOND / 2;
+        assert_eq!(taken(&mut budget, 15, now), 1);
+        now += 3_600 * SECOND;
+        assert_eq!(taken(&mut budget, 1_000_000, now), 102, "what is saved up has a bound");
+        let none = BudgetRule { percent: 0, per_second: 0 };
+        assert!(!Budget::default().take(1_000, now, none));
+    }
+
+    proptest! {
+        #[test]
+        fn a_budget_is_never_passed_and_used_up(
+            steps in prop::collection::vec((0_u64..50, 0_u64..200_000_000, 0_u32..30), 1..200),
+            percent in 0_u32..=100,
+            per_second in 0_u32..20,
+        ) {
+            let rule = BudgetRule { percent, per_second };
+            let mut budget = Budget::default();
+            let (mut requests, mut now, mut repeated) = (0, 0, 0_u64);
+            for (more, ns, wanted) in steps {
+                requests += more;
+                now += ns;
+                repeated += (0..wanted).map(|_| u64::from(budget.take(requests, now, rule))).sum::<u64>();
+                let earned = requests * u64::from(percent) * SECOND + now * u64::from(per_second) * 100;
+                let most = earned / (100 * SECOND) + SAVED_MAX + u64::from(per_second) + 1;
+                prop_assert!(repeated <= most, "{repeated} of {most}");
+            }
+            // Whoever asks long enough gets what was earned last.
+            let (later, wait) = (requests + 100, now + SECOND);
+            let got = (0..1_000).filter(|_| budget.take(later, wait, rule)).count() as u64;
+            prop_assert!(got >= (u64::from(percent) + u64::from(per_second)).saturating_sub(2).min(SAVED_MAX));
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! What a record looks like in a segment: frames around payloads, both ways. Pure: bytes in, bytes out.
+//!
+//! Must not know files. What it is given to read may be anything: it never panics and takes nothing for a frame whose
+//! checksum does not fit.
+
+use crate::clock::Timestamp;
+use crate::policy::fault::Fault;
+use crate::policy::id::{EndUserId, KeyId, RequestId};
+use crate::store::{Outcome, UsageRecord};
+use std::net::IpAddr;
+use uuid::Uuid;
+
+/// Frames begin at multiples of this.
+pub const ALIGN: usize = 8;
+/// Bytes of a frame before its payload.
+pub const HEADER: usize = 16;
+/// Longest payload, in bytes. The fields are cut so that theirs is at most half of that.
+pub const PAYLOAD_MAX: usize = 8_192;
+/// What a frame's mark becomes when the ledger has its record. Any other value means that it has not.
+pub const ACKNOWLEDGED: u32 = 0x6b6f_7d21;
+/// Where in a frame the mark is.
+pub const MARK_AT: usize = 12;
+
+const MAGIC: [u8; 2] = *b"KG";
+const VERSION: u8 = 1;
+
+/// Longest path that is kept, in bytes.
+const ENDPOINT_MAX: usize = 2_048;
+/// Longest name of a client for itself that is kept, in bytes.
+const USER_AGENT_MAX: usize = 256;
+/// Longest other text that is kept, in bytes.
+const TEXT_MAX: usize = 255;
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What is known of a request before it is forwarded or refused.
+    Admit = 1,
+    /// How it ended.
+    Complete = 2,
+    /// Both in one, where the first could not be kept in time.
+    Whole = 3,
+}
+
+/// What the checksums of one segment begin with, so that no frame of another segment, and nothing a client sent, can pass
+/// for one of this segment's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(u32);
+
+/// A request before it is forwarded or refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admit<'a> {
+    /// Identity of the record.
+    pub id: RequestId,
+    /// Whose secret was presented.
+    pub api_key_id: KeyId,
+    /// The tenant of that key.
+    pub workspace_id: &'a str,
+    /// When the request had arrived.
+    pub at: Timestamp,
+    /// What the client and the logs know the request by.
+    pub request_id: &'a str,
+    /// HTTP method.
+    pub method: &'a str,
+    /// Canonical path.
+    pub endpoint: &'a str,
+    /// The route's name.
+    pub route: &'a str,
+    /// The client's address.
+    pub ip_address: Option<IpAddr>,
+    /// The client's name for itself.
+    pub user_agent: &'a str,
+    /// Whom the request is for.
+    pub end_user_id: Option<EndUserId>,
+    /// Whether it was charged.
+    pub charged: bool,
+    /// Whether its limits were decided without the shared counters.
+    pub degraded: bool,
+    /// The node that serves it.
+    pub node: &'a str,
+}
+
+/// The end of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete<'a> {
+    /// Identity of the record.
+    pub id: RequestId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it was denied.
+    pub denial: Option<Fault>,
+    /// Status sent to the client, or that would have been.
+    pub status_code: u16,
+    /// Whether it counts against limits.
+    pub charged: bool,
+    /// From arrival to the last byte of the answer, in µs.
+    pub response_time_us: u64,
+    /// From arrival to the first byte of the answer, in µs.
+    pub ttfb_us: Option<u64>,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// Tokens.
+    pub tokens_used: u64,
+    /// The backend server that was asked last.
+    pub upstream: &'a str,
+}
+
+/// A frame as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What it carries; none if another version of Keygate wrote it, or it is of a kind that this one does not know.
+    pub kind: Option<Kind>,
+    /// That.
+    pub payload: &'a [u8],
+    /// Whether the ledger has it.
+    pub acknowledged: bool,
+    /// Bytes from its beginning to the next frame's.
+    pub len: usize,
+}
+
+/// What is at a place where a frame may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// A frame.
+    Frame(Frame<'a>),
+    /// Too few bytes to tell.
+    Short,
+    /// No frame.
+    Not,
+}
+
+/// A payload whose checksum fits and whose content does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a journal record that cannot be: {0}")]
+pub struct Malformed(pub(super) &'static str);
+
+// === frames ===
+
+impl Seed {
+    /// The seed of the segment of that number, with the random number its name has.
+    pub fn new(sequence: u64, salt: u64) -> Self {
+        let seed = crc32c::crc32c(&sequence.to_le_bytes());
+        Self(crc32c::crc32c_append(seed, &salt.to_le_bytes()))
+    }
+
+    /// Over everything that a frame is but its checksum and its mark. `at` is its place: a frame moved is no frame.
+    fn checksum(self, at: u32, head: &[u8], payload: &[u8]) -> u32 {
+        let sum = crc32c::crc32c_append(self.0, &at.to_le_bytes());
+        let sum = crc32c::crc32c_append(sum, head);
+        crc32c::crc32c_append(sum, payload)
+    }
+}
+
+/// Begins a frame in `out`, which loses what it had: `payload` writes what it carries. [`seal`] makes it valid.
+pub fn begin(out: &mut Vec<u8>, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) {
+    out.clear();
+    out.extend_from_slice(&[0; HEADER]);
+    payload(out);
+    let len = u32::try_from(out.len() - HEADER).unwrap_or(u32::MAX);
+    out[..2].copy_from_slice(&MAGIC);
+    out[2] = kind as u8;
+    out[3] = VERSION;
+    out[4..8].copy_from_slice(&len.to_le_bytes());
+    out.resize(out.len().next_multiple_of(ALIGN), 0);
+}
+
+/// Makes the frame in `frame` valid at the place `at` of a segment.
+pub fn seal(frame: &mut [u8], seed: Seed, at: u32) {
+    let len = payload_len(frame);
+    let sum = seed.checksum(at, &frame[..8], &frame[HEADER..HEADER + len]);
+    frame[8..MARK_AT].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// What `bytes`, which begin at the place `at` of a segment, begin with.
+pub fn parse(bytes: &[u8], seed: Seed, at: u32) -> Parsed<'_> {
+    let Some((head, rest)) = bytes.split_at_checked(HEADER) else { return Parsed::Short };
+    if head[..2] != MAGIC {
+        return Parsed::Not;
+    }
+    let len = payload_len(head);
+    if len > PAYLOAD_MAX {
+        return Parsed::Not;
+    }
+    let Some(payload) = rest.get(..len) else { return Parsed::Short };
+    if seed.checksum(at, &head[..8], payload) != number(head, 8) {
+        return Parsed::Not;
+    }
+    let kind = match (head[3], head[2]) {
+        (VERSION, 1) => Some(Kind::Admit),
+        (VERSION, 2) => Some(Kind::Complete),
+        (VERSION, 3) => Some(Kind::Whole),
+        _ => None,
+    };
+    let acknowledged = number(head, MARK_AT) == ACKNOWLEDGED;
+    Parsed::Frame(Frame { kind, payload, acknowledged, len: (HEADER + len).next_multiple_of(ALIGN) })
+}
+
+fn payload_len(head: &[u8]) -> usize {
+    usize::try_from(number(head, 4)).unwrap_or(usize::MAX)
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+// === payloads ===
+
+const CHARGED: u8 = 1;
+const DEGRADED: u8 = 2;
+const HAS_END_USER: u8 = 4;
+const HAS_V4: u8 = 8;
+const HAS_V6: u8 = 16;
+/// The request id is the record's own, as it is unless the client's is trusted.
+const OWN_REQUEST_ID: u8 = 32;
+const HAS_TTFB: u8 = 2;
+
+impl Admit<'_> {
+    /// Appends the payload to `out`. Texts longer than their field may be are cut at a character.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut own = [0_u8; uuid::fmt::Hyphenated::LENGTH];
+        let is_own = self.request_id == self.id.0.hyphenated().encode_lower(&mut own);
+        let ip = match self.ip_address {
+            None => 0,
+            Some(IpAddr::V4(_)) => HAS_V4,
+            Some(IpAddr::V6(_)) => HAS_V6,
+        };
+        let flags = flag(CHARGED, self.charged)
+            | flag(DEGRADED, self.degraded)
+            | flag(HAS_END_USER, self.end_user_id.is_some())
+            | flag(OWN_REQUEST_ID, is_own)
+            | ip;
+        out.push(flags);
+        out.extend_from_slice(self.id.0.as_bytes());
+        out.extend_from_slice(self.api_key_id.0.as_bytes());
+        out.extend_from_slice(&self.at.as_micros().to_le_bytes());
+        if let Some(id) = self.end_user_id {
+            out.extend_from_slice(id.0.as_bytes());
+        }
+        match self.ip_address {
+            None => {}
+            Some(IpAddr::V4(ip)) => out.extend_from_slice(&ip.octets()),
+            Some(IpAddr::V6(ip)) => out.extend_from_slice(&ip.octets()),
+        }
+        put_text(out, self.workspace_id, TEXT_MAX);
+        put_text(out, if is_own { "" } else { self.request_id }, TEXT_MAX);
+        put_text(out, self.method, TEXT_MAX);
+        put_text(out, self.endpoint, ENDPOINT_MAX);
+        put_text(out, self.route, TEXT_MAX);
+        put_text(out, self.user_agent, USER_AGENT_MAX);
+        put_text(out, self.node, TEXT_MAX);
+    }
+}
+
+impl Complete<'_> {
+    /// Appends the payload to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(flag(CHARGED, self.charged) | flag(HAS_TTFB, self.ttfb_us.is_some()));
+        out.extend_from_slice(self.id.0.as_bytes());
+        out.extend_from_slice(&self.status_code.to_le_bytes());
+        for n in [self.response_time_us, self.ttfb_us.unwrap_or(0), self.bytes_in, self.bytes_out] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        out.extend_from_slice(&self.tokens_used.to_le_bytes());
+        put_text(out, self.outcome.as_str(), TEXT_MAX);
+        put_text(out, self.denial.map_or("", Fault::name), TEXT_MAX);
+        put_text(out, self.upstream, TEXT_MAX);
+    }
+}
+
+/// Appends the payload of [`Kind::Whole`]: `admit` as its `encode` wrote it, and the end.
+pub fn encode_whole(out: &mut Vec<u8>, admit: &[u8], complete: &Complete<'_>) {
+    let len = u32::try_from(admit.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(admit);
+    complete.encode(out);
+}
+
+/// The two parts of the payload of [`Kind::Whole`].
+pub fn split_whole(payload: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (_, rest) = payload.split_at_checked(4).ok_or(Malformed("a whole record without a length"))?;
+    let len = payload_len_of_first(payload);
+    rest.split_at_checked(len).ok_or(Malformed("a whole record shorter than its first part"))
+}
+
+fn payload_len_of_first(payload: &[u8]) -> usize {
+    usize::try_from(number(payload, 0)).unwrap_or(usize::MAX)
+}
+
+/// The identity in the payload of an admit or a complete.
+pub fn id_of(payload: &[u8]) -> Result<RequestId, Malformed> {
+    let mut from = Reader(payload);
+    from.bytes::<1>()?;
+    from.uuid().map(RequestId)
+}
+
+/// The payload of [`Kind::Admit`] read back. A request id that is the record's own is written into `own`.
+pub fn admit<'a>(
+    payload: &'a [u8],
+    own: &'a mut [u8; uuid::fmt::Hyphenated::LENGTH],
+) -> Result<Admit<'a>, Malformed> {
+    let mut from = Reader(payload);
+    let [flags] = from.bytes()?;
+    let id = RequestId(from.uuid()?);
+    let api_key_id = KeyId(from.uuid()?);
+    let at = Timestamp::from_micros(i64::from_le_bytes(from.bytes()?));
+    let end_user_id = if flags & HAS_END_USER == 0 { None } else { Some(EndUserId(from.uuid()?)) };
+    let ip_address = match flags & (HAS_V4 | HAS_V6) {
+        0 => None,
+        HAS_V4 => Some(IpAddr::from(from.bytes::<4>()?)),
+        HAS_V6 => Some(IpAddr::from(from.bytes::<16>()?)),
+        _ => return Err(Malformed("an address of two kinds")),
+    };
+    let workspace_id = from.text()?;
+    let given = from.text()?;
+    let request_id = if flags & OWN_REQUEST_ID == 0 { given } else { &*id.0.hyphenated().encode_lower(own) };
+    Ok(Admit {
+        id,
+        api_key_id,
+        workspace_id,
+        at,
+        request_id,
+        method: from.text()?,
+        endpoint: from.text()?,
+        route: from.text()?,
+        ip_address,
+        user_agent: from.text()?,
+        end_user_id,
+        charged: flags & CHARGED != 0,
+        degraded: flags & DEGRADED != 0,
+        node: from.text()?,
+    })
+}
+
+/// The payload of [`Kind::Complete`] read back.
+pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
+    let mut from = Reader(payload);
+    let [flags] = from.bytes()?;
+    let id = RequestId(from.uuid()?);
+    let status_code = u16::from_le_bytes(from.bytes()?);
+    let response_time_us = from.long()?;
+    let ttfb_us = from.long()?;
+    let bytes_in = from.long()?;
+    let bytes_out = from.long()?;
+    let tokens_used = from.long()?;
+    let outcome = from.text()?.parse().map_err(|_| Malformed("an outcome nobody knows"))?;
+    let denial = match from.text()? {
+        "" => None,
+        name => Some(Fault::from_name(name).ok_or(Malformed("a denial nobody knows"))?),
+    };
+    Ok(Complete {
+        id,
+        outcome,
+        denial,
+        status_code,
+        charged: flags & CHARGED != 0,
+        response_time_us,
+        ttfb_us: (flags & HAS_TTFB != 0).then_some(ttfb_us),
+        bytes_in,
+        bytes_out,
+        tokens_used,
+        upstream: from.text()?,
+    })
+}
+
+/// What a request is in the ledger that was cut off: by the gateway's death, or before anybody could say how it ended.
+pub const fn interrupted(id: RequestId, charged: bool) -> Complete<'static> {
+    Complete {
+        id,
+        outcome: Outcome::Interrupted,
+        denial: None,
+        status_code: 0,
+        charged,
+        response_time_us: 0,
+        ttfb_us: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        tokens_used: 0,
+        upstream: "",
+    }
+}
+
+/// The record of a request from its beginning and its end; without an end it was interrupted.
+pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<UsageRecord, Malformed> {
+    let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
+    let begun = admit(admit_payload, &mut own)?;
+    let ended = match complete_payload {
+        Some(payload) => complete(payload)?,
+        None => interrupted(begun.id, begun.charged),
+    };
+    Ok(UsageRecord {
+        id: begun.id,
+        request_id: begun.request_id.into(),
+        api_key_id: begun.api_key_id,
+        workspace_id: begun.workspace_id.parse().map_err(|_| Malformed("a workspace id that is none"))?,
+        at: begun.at,
+        method: begun.method.into(),
+        endpoint: begun.endpoint.into(),
+        route: begun.route.into(),
+        status_code: ended.status_code,
+        outcome: ended.outcome,
+        denial: ended.denial,
+        charged: ended.charged,
+        degraded: begun.degraded,
+        response_time_us: ended.response_time_us,
+        ttfb_us: ended.ttfb_us,
+        bytes_in: ended.bytes_in,
+        bytes_out: ended.bytes_out,
+        tokens_used: ended.tokens_used,
+        ip_address: begun.ip_address,
+        user_agent: begun.user_agent.into(),
+        end_user_id: begun.end_user_id,
+        upstream: ended.upstream.into(),
+        node: begun.node.into(),
+    })
+}
+
+const fn flag(bit: u8, set: bool) -> u8 {
+    if set { bit } else { 0 }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
+    let kept = &text[..text.floor_char_boundary(max.min(text.len()))];
+    let len = u16::try_from(kept.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(kept.as_bytes());
+}
+
+/// What is left of a payload.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed("it ends too soon"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        self.take(N)?.try_into().map_err(|_| Malformed("it ends too soon"))
+    }
+
+    fn uuid(&mut self) -> Result<Uuid, Malformed> {
+        self.bytes().map(Uuid::from_bytes)
+    }
+
+    fn long(&mut self) -> Result<u64, Malformed> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Result<&'a str, Malformed> {
+        let len = u16::from_le_bytes(self.bytes()?);
+        std::str::from_utf8(self.take(len.into())?).map_err(|_| Malformed("a text that is no UTF-8"))
+    }
+}

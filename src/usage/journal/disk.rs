@@ -1,0 +1,66 @@
+//! What the journal asks of the file system, so that a test can refuse it.
+
+use super::mapping::Mapping;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// The calls that fail when a disk is full or broken.
+pub trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// A new file of `bytes` zeros, all of them allocated, so that writing to it later cannot fail for lack of space. Its
+    /// name is on disk when this returns. Leaves nothing behind when it fails.
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<File>;
+
+    /// Writes a part of a mapped file to disk and waits for it.
+    fn sync(&self, mapping: &Mapping, range: Range<usize>) -> io::Result<()>;
+}
+
+/// The disk itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let made = allocate(&file, bytes).and_then(|()| sync_folder_of(path));
+        match made {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                if let Err(left) = fs::remove_file(path) {
+                    tracing::debug!(%left, "a segment that could not be made is still there");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn sync(&self, mapping: &Mapping, range: Range<usize>) -> io::Result<()> {
+        mapping.sync(range)
+    }
+}
+
+fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        // A file system that cannot promise space has it when it has been written.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let zeros = vec![0_u8; 65_536];
+            let mut left = bytes;
+            while left > 0 {
+                let part = usize::try_from(left).map_or(zeros.len(), |n| n.min(zeros.len()));
+                file.write_all(&zeros[..part])?;
+                left -= u64::try_from(part).unwrap_or(left);
+            }
+            file.sync_data()
+        }
+        other => Ok(other?),
+    }
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}

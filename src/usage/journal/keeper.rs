@@ -1,0 +1,177 @@
+//! The thread that does the journal's work with the file system: it brings what was written to disk, has the next
+//! segments ready, and removes those that are done with.
+
+use super::{Done, Journal, lock};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Segments that are kept ready.
+const SPARES: usize = 2;
+/// Passes between two attempts to make a segment while that fails.
+const RETRY_PASSES: u32 = 10;
+/// Most damaged segments that are kept.
+const DAMAGED_MAX: usize = 16;
+/// Where they are kept, under the journal's folder.
+const DAMAGED: &str = "damaged";
+
+/// The running thread. Dropping it stops it, after a last pass.
+#[derive(Debug)]
+pub struct Keeper {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Stop {
+    asked: Mutex<bool>,
+    woken: Condvar,
+}
+
+/// What the thread remembers.
+#[derive(Debug, Default)]
+struct Memory {
+    sync_fails: bool,
+    passes_to_retry: u32,
+}
+
+impl Keeper {
+    /// Starts the thread for `journal`.
+    pub fn start(journal: Arc<Journal>) -> io::Result<Self> {
+        let stop = Arc::new(Stop::default());
+        let told = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("keygate-journal".into()).spawn(move || {
+            let mut memory = Memory::default();
+            while !told.wait(&journal) {
+                journal.pass(&mut memory);
+            }
+            journal.close();
+            journal.pass(&mut memory);
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Brings everything to disk, removes what is done with, and ends the thread.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        *self.stop.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.woken.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the journal's thread ended badly");
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Stop {
+    /// Waits for the next pass. True: it is time to end.
+    fn wait(&self, journal: &Journal) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.woken.wait_timeout_while(asked, journal.options.sync_interval, |asked| !*asked);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Journal {
+    fn pass(&self, memory: &mut Memory) {
+        // What is done with goes only after what took its place is on disk.
+        let done = std::mem::take(&mut *lock(&self.done));
+        self.sync(memory);
+        self.remove(done);
+        if !self.is_closing.load(Ordering::Relaxed) {
+            self.prepare(memory);
+        }
+        self.metrics.usage_journal_bytes.set(i64::try_from(self.bytes()).unwrap_or(i64::MAX));
+    }
+
+    fn sync(&self, memory: &mut Memory) {
+        let mut failed = None;
+        for segment in self.live() {
+            let was_sealed = segment.is_sealed();
+            match segment.sync(|mapping, range| self.disk.sync(mapping, range)) {
+                Ok(()) if was_sealed => segment.rest(),
+                Ok(()) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        let Some(error) = failed else {
+            if std::mem::take(&mut memory.sync_fails) {
+                tracing::info!("the usage journal is brought to disk again");
+            }
+            return;
+        };
+        self.metrics.usage_sync_failures.inc();
+        if !std::mem::replace(&mut memory.sync_fails, true) {
+            tracing::error!(%error, "the usage journal cannot be brought to disk: the death of this machine would lose records");
+        }
+    }
+
+    fn prepare(&self, memory: &mut Memory) {
+        if memory.passes_to_retry > 0 {
+            memory.passes_to_retry -= 1;
+            return;
+        }
+        while lock(&self.spares).len() < SPARES {
+            match self.make_segment() {
+                Ok(segment) => {
+                    lock(&self.spares).push_back(segment);
+                    self.has_room_again();
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no segment is ready for the usage journal");
+                    memory.passes_to_retry = RETRY_PASSES;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn remove(&self, done: Vec<Done>) {
+        for Done { segment, is_damaged } in done {
+            let removed =
+                if is_damaged { self.set_aside(segment.path()) } else { fs::remove_file(segment.path()) };
+            if let Err(error) = removed {
+                // It is read again at the next start, and found to be stored.
+                tracing::warn!(%error, path = %segment.path().display(), "a segment cannot be removed");
+            }
+            self.segments.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn set_aside(&self, path: &Path) -> io::Result<()> {
+        let folder = self.options.folder.join(DAMAGED);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let mut kept: Vec<_> = fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+        kept.sort_unstable();
+        for old in kept.iter().rev().skip(DAMAGED_MAX - 1) {
+            fs::remove_file(old)?;
+        }
+        fs::rename(path, folder.join(path.file_name().unwrap_or_default()))
+    }
+
+    /// Ends every segment that is written to, and removes what was never needed. Whoever writes still, begins a new one.
+    pub(super) fn close_lanes(&self) {
+        for lane in &self.lanes {
+            lane.lock().close();
+        }
+        let spares: Vec<_> = lock(&self.spares).drain(..).collect();
+        let empty = self.live().into_iter().filter(|s| s.is_sealed() && s.is_unused());
+        for segment in spares.into_iter().chain(empty) {
+            self.done_with(segment, false);
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The file a usage record is in until the ledger has it, so that what was answered survives the death of the process.
+//!
+//! # Limits
+//!
+//! | what | how much |
+//! |---|---|
+//! | the whole journal | `usage.journal_max_bytes`, 1 GiB; then it is full |
+//! | a segment | `usage.journal_segment_bytes`, 4 MiB, all of it allocated when it is made |
+//! | segments written to at a time | one for each worker thread, and one for what is carried over; two more are ready |
+//! | a record | about 230 bytes for both parts with a short path; at most 8 KiB each |
+//! | texts in it | path 2 048 bytes, user agent 256, any other 255; longer ones are cut |
+//! | lost when the process dies | nothing that was answered; whose last byte was being sent may say `interrupted` |
+//! | lost when the machine dies | what was written in the last `usage.journal_sync_interval`, 10 ms, and one sync |
+//! | kept open by requests in flight | at most four times the size of their beginnings |
+//! | damaged segments kept for a look | the last 16 |
+//!
+//! # Format
+//!
+//! ```text
+//! NNNNNNNNNNNNNNNN-SSSSSSSSSSSSSSSS.journal       number and random number of the segment, in hexadecimal
+//!
+//! 0        a line of text for people: version, number, boot, node                          256 bytes
+//! 256      frame, frame, frame, …                                each begins at a multiple of 8
+//!          zeros, to the end
+//!
+//! frame    0  "KG"        2 bytes
+//!          2  kind        1       1 admit, 2 complete, 3 whole (both in one)
+//!          3  version     1       1
+//!          4  length      4       of the payload, little-endian as all numbers
+//!          8  checksum    4       CRC-32C of: number and random number of the segment, place in it, bytes 0 to 8, payload
+//!         12  mark        4       21 7d 6f 6b once the ledger has the record; not in the checksum
+//!         16  payload             then zeros up to a multiple of 8
+//! ```
+//!
+//! An `admit` is written before a request is forwarded, a `complete` when it has ended; the identity of the usage record
+//! is in both, and is the ledger's key, so that storing a record again changes nothing. The random number in the name
+//! keeps bytes that a client chose from ever passing for a frame.
+//!
+//! # When things fail
+//!
+//! A disk that is full: see `WhenFull`; when it has room again the journal uses it. A sync that fails is counted and
+//! logged, and serving goes on: only the death of the machine could still lose something. Bytes that are no frame are
+//! passed over, what follows them is read, and the segment is put into `damaged/`. Nothing here blocks a start, but for a
+//! folder that another process owns.
+
+pub mod codec;
+pub mod disk;
+mod keeper;
+mod lane;
+mod mapping;
+pub mod pairing;
+mod reader;
+pub mod scan;
+pub mod segment;
+
+pub use keeper::Keeper;
+pub use mapping::Mapping;
+pub use reader::{Batch, Reader};
+
+use crate::metrics::Metrics;
+use crate::policy::id::fill_random;
+use codec::Kind;
+use disk::Disk;
+use lane::{Lane, lane_of_this_thread};
+use segment::{Name, Position, Segment};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How a journal is kept.
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// Where. Made if it is not there.
+    pub folder: PathBuf,
+    /// Most bytes of all segments.
+    pub max_bytes: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: usize,
+    /// How often what was written is brought to disk.
+    pub sync_interval: Duration,
+    /// How many threads will write at the same time.
+    pub threads: usize,
+    /// What this process is called; for people.
+    pub node: Box<str>,
+    /// Which start of it; for people.
+    pub boot: Uuid,
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Somebody else has it.
+    #[error(
+        "{folder} is the journal of another process that is running; give each its own usage.journal_dir",
+        folder = .0.display()
+    )]
+    Owned(PathBuf),
+    /// The folder cannot be read or made.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// There is no room for the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the journal is full")]
+pub struct JournalFull;
+
+/// The journal of this process.
+#[derive(Debug)]
+pub struct Journal {
+    options: JournalOptions,
+    disk: Arc<dyn Disk>,
+    metrics: Arc<Metrics>,
+    /// The last one is for what is carried over.
+    lanes: Box<[Lane]>,
+    /// Segments with records that the ledger may not have.
+    live: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    /// Segments to be written to next.
+    spares: Mutex<VecDeque<Arc<Segment>>>,
+    /// Segments that are done with.
+    done: Mutex<Vec<Done>>,
+    /// How many files there are.
+    segments: AtomicUsize,
+    next_sequence: AtomicU64,
+    is_full: AtomicBool,
+    is_closing: AtomicBool,
+    /// Ends that found no room; their beginnings are in segments, which bounds them.
+    late: Mutex<VecDeque<Box<[u8]>>>,
+    /// Records that have ended and that the ledger does not have yet.
+    waiting: AtomicUsize,
+    /// Held for as long as the journal is.
+    _lock: File,
+}
+
+/// A segment that is done with.
+#[derive(Debug)]
+struct Done {
+    segment: Arc<Segment>,
+    is_damaged: bool,
+}
+
+impl Journal {
+    /// Takes possession of the folder. The reader begins with what earlier processes left in it.
+    pub fn open(
+        options: JournalOptions,
+        disk: Arc<dyn Disk>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Arc<Self>, Reader), OpenError> {
+        let lock = own(&options.folder)?;
+        let left = left_segments(&options.folder)?;
+        let next = left.keys().next_back().map_or(1, |last| last + 1);
+        // Every lane has a segment to itself, which must not be all there are.
+        let most =
+            usize::try_from(options.max_bytes / options.segment_bytes.max(1) as u64).unwrap_or(usize::MAX);
+        let lanes = options.threads.clamp(1, (most / 2).max(1)) + 1;
+        let journal = Arc::new(Self {
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            segments: AtomicUsize::new(left.len()),
+            live: Mutex::new(left),
+            spares: Mutex::default(),
+            done: Mutex::default(),
+            next_sequence: AtomicU64::new(next),
+            is_full: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            late: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            options,
+            disk,
+            metrics,
+            _lock: lock,
+        });
+        let reader = Reader::new(Arc::clone(&journal));
+        Ok((journal, reader))
+    }
+
+    /// Writes a frame: a copy into mapped memory. `payload` appends what it carries.
+    pub fn append(&self, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) -> Result<Position, JournalFull> {
+        let own = lane_of_this_thread() % self.writing_lanes().len();
+        let mut lane = self.writing_lanes()[own].lock();
+        let mut frame = std::mem::take(&mut lane.scratch);
+        codec::begin(&mut frame, kind, payload);
+        let mut written = lane.append(&mut frame, || self.take_segment());
+        lane.scratch = frame;
+        if written.is_err() && self.lanes.len() > 2 {
+            let frame = lane.scratch.clone();
+            drop(lane);
+            written = self.append_elsewhere(frame, own);
+        }
+        written
+    }
+
+    /// The lane of this thread has no room: another one may have some.
+    fn append_elsewhere(&self, mut frame: Vec<u8>, own: usize) -> Result<Position, JournalFull> {
+        let others = self.writing_lanes().iter().enumerate().filter(|(n, _)| *n != own);
+        let mut tried = others.map(|(_, lane)| lane.lock().append(&mut frame, || Err(JournalFull)));
+        tried.find(Result::is_ok).unwrap_or(Err(JournalFull))
+    }
+
+    /// Writes the beginning of a request again, into a segment of its own kind.
+    fn carry(&self, payload: &[u8]) -> Result<(Position, Arc<Segment>), JournalFull> {
+        let mut lane = self.lanes[self.lanes.len() - 1].lock();
+        let mut frame = std::mem::take(&mut lane.scratch);
+        codec::begin(&mut frame, Kind::Admit, |out| out.extend_from_slice(payload));
+        let written = lane.append(&mut frame, || {
+            let segment = self.take_segment()?;
+            segment.is_known();
+            Ok(segment)
+        });
+        lane.scratch = frame;
+        let at = written?;
+        lane.segment().map(|segment| (at, segment)).ok_or(JournalFull)
+    }
+
+    fn writing_lanes(&self) -> &[Lane] {
+        &self.lanes[..self.lanes.len() - 1]
+    }
+
+    /// Keeps an end for which there was no room. Its beginning is in a segment, so that a crash makes it `interrupted`.
+    pub(super) fn keep_late(&self, payload: Box<[u8]>) {
+        lock(&self.late).push_back(payload);
+    }
+
+    fn take_late(&self) -> VecDeque<Box<[u8]>> {
+        std::mem::take(&mut *lock(&self.late))
+    }
+
+    /// Nothing more is to be written: segments that have nothing in them go, the others end here. Whoever writes all the
+    /// same begins a new one.
+    pub fn close(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.close_lanes();
+    }
+
+    /// Whether the last attempt to find room failed.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Whether more than half of it is in use.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() > self.options.max_bytes / 2
+    }
+
+    /// One more record has ended that the ledger does not have.
+    pub(super) fn one_more_waits(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many records of earlier processes are this one's now.
+    fn has_accepted(&self, records: usize) {
+        self.waiting.fetch_add(records, Ordering::Relaxed);
+        self.metrics.usage_accepted.inc_by(u64::try_from(records).unwrap_or(u64::MAX));
+    }
+
+    /// So many records have found their place, or none.
+    pub(super) fn fewer_wait(&self, by: usize) {
+        self.waiting.fetch_sub(by, Ordering::Relaxed);
+    }
+
+    /// Records that have ended and that the ledger does not have yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all its segments on disk.
+    pub fn bytes(&self) -> u64 {
+        let segments = self.segments.load(Ordering::Relaxed);
+        u64::try_from(segments.saturating_mul(self.options.segment_bytes)).unwrap_or(u64::MAX)
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.options.folder
+    }
+
+    /// The next segment to write to.
+    fn take_segment(&self) -> Result<Arc<Segment>, JournalFull> {
+        let spare = lock(&self.spares).pop_front();
+        let segment = match spare {
+            Some(segment) => segment,
+            // Somebody tried a moment ago; the keeper goes on trying.
+            None if self.is_full() => return Err(JournalFull),
+            None => self.make_segment().map_err(|error| {
+                self.has_become_full(&error);
+                JournalFull
+            })?,
+        };
+        lock(&self.live).insert(segment.sequence(), Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    fn make_segment(&self) -> io::Result<Arc<Segment>> {
+        let bytes = self.options.segment_bytes as u64;
+        let has_room = |n: usize| ((n as u64 + 1) * bytes <= self.options.max_bytes).then_some(n + 1);
+        if self.segments.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).is_err() {
+            return Err(io::Error::other("all of usage.journal_max_bytes is in use"));
+        }
+        let mut salt = [0; 8];
+        fill_random(&mut salt);
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        let name = Name { sequence, salt: u64::from_le_bytes(salt) };
+        let path = self.options.folder.join(name.file_name());
+        let made = self.disk.create(&path, bytes).and_then(|file| {
+            Segment::fresh(name, path, file, self.options.boot, &self.options.node).map(Arc::new)
+        });
+        if made.is_err() {
+            self.segments.fetch_sub(1, Ordering::Relaxed);
+        }
+        made
+    }
+
+    fn has_become_full(&self, error: &io::Error) {
+        if !self.is_full.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, folder = %self.options.folder.display(), "the usage journal is full");
+        }
+    }
+
+    fn has_room_again(&self) {
+        if self.is_full.swap(false, Ordering::Relaxed) {
+            tracing::info!("the usage journal has room again");
+        }
+    }
+
+    /// What is to be read, oldest first.
+    fn live(&self) -> Vec<Arc<Segment>> {
+        lock(&self.live).values().cloned().collect()
+    }
+
+    /// The ledger has everything in that segment.
+    fn done_with(&self, segment: Arc<Segment>, is_damaged: bool) {
+        lock(&self.live).remove(&segment.sequence());
+        lock(&self.done).push(Done { segment, is_damaged });
+    }
+}
+
+/// Makes the folder, for its owner only, and takes its lock, which the kernel lets go of when this process ends.
+fn own(folder: &Path) -> Result<File, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |error| OpenError::Io { path, error }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))?;
+    let path = folder.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Owned(folder.to_path_buf())),
+        Err(TryLockError::Error(error)) => Err(OpenError::Io { path, error }),
+    }
+}
+
+/// The segments in the folder. One that cannot be opened is passed over and stays where it is.
+fn left_segments(folder: &Path) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
+    let io = |error| OpenError::Io { path: folder.to_path_buf(), error };
+    let mut left = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(Name::parse) else { continue };
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        match opened.and_then(|file| Ok((usize::try_from(file.metadata()?.len()).unwrap_or(0), file))) {
+            Ok((bytes, file)) => {
+                left.insert(name.sequence, Arc::new(Segment::left(name, path, file, bytes)));
+            }
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "a segment of the usage journal is left out");
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Nothing that runs under these locks can panic half-way, so a poisoned one holds sound values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

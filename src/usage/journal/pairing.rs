@@ -1,0 +1,132 @@
+//! From frames to records: which beginning belongs to which end. Pure.
+//!
+//! A request may begin in one segment and end in another, and a reader may meet the end first. What is remembered is
+//! bounded by the requests in flight, and by how unevenly segments are read.
+
+use super::codec::{self, Frame, Kind, Malformed};
+use super::segment::Position;
+use crate::policy::id::RequestId;
+use crate::store::UsageRecord;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+/// The frames that a record is made of.
+pub type Frames = SmallVec<[Position; 2]>;
+
+/// Beginnings without an end, and ends without a beginning.
+#[derive(Clone, Debug, Default)]
+pub struct Pairing {
+    open: HashMap<RequestId, Begun>,
+    early: HashMap<RequestId, Ended>,
+}
+
+/// A request that has begun.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// The payload of its frame.
+    pub payload: Box<[u8]>,
+    /// Its frame; several when it was carried over.
+    pub frames: Frames,
+}
+
+#[derive(Clone, Debug)]
+struct Ended {
+    payload: Box<[u8]>,
+    frame: Option<Position>,
+}
+
+/// A request with both ends; without the second it was interrupted.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The payload of its beginning.
+    pub admit: Box<[u8]>,
+    /// The payload of its end.
+    pub complete: Option<Box<[u8]>>,
+    /// Where both are.
+    pub frames: Frames,
+}
+
+/// What a frame came to.
+#[derive(Debug)]
+pub enum Met {
+    /// A request is whole.
+    Pair(Pair),
+    /// The other half is missing still.
+    Half,
+}
+
+impl Pair {
+    /// The record.
+    pub fn record(&self) -> Result<UsageRecord, Malformed> {
+        codec::record(&self.admit, self.complete.as_deref())
+    }
+}
+
+impl Pairing {
+    /// Takes a frame that stands at `at`.
+    pub fn take(&mut self, frame: &Frame<'_>, at: Position) -> Result<Met, Malformed> {
+        match frame.kind.ok_or(Malformed("another version of Keygate wrote it"))? {
+            Kind::Admit => self.begun(frame.payload, at),
+            Kind::Complete => self.ended(frame.payload, Some(at)),
+            Kind::Whole => {
+                let (admit, complete) = codec::split_whole(frame.payload)?;
+                let pair = Pair {
+                    admit: admit.into(),
+                    complete: Some(complete.into()),
+                    frames: SmallVec::from_slice(&[at]),
+                };
+                Ok(Met::Pair(pair))
+            }
+        }
+    }
+
+    fn begun(&mut self, payload: &[u8], at: Position) -> Result<Met, Malformed> {
+        let id = codec::id_of(payload)?;
+        if let Some(ended) = self.early.remove(&id) {
+            let frames = std::iter::once(at).chain(ended.frame).collect();
+            return Ok(Met::Pair(Pair { admit: payload.into(), complete: Some(ended.payload), frames }));
+        }
+        match self.open.entry(id) {
+            // Carried over, and the first copy not marked yet.
+            Entry::Occupied(mut known) => known.get_mut().frames.push(at),
+            Entry::Vacant(new) => {
+                new.insert(Begun { payload: payload.into(), frames: SmallVec::from_slice(&[at]) });
+            }
+        }
+        Ok(Met::Half)
+    }
+
+    /// Takes an end; `frame` is where it stands, if it is in the journal at all.
+    pub fn ended(&mut self, payload: &[u8], frame: Option<Position>) -> Result<Met, Malformed> {
+        let id = codec::id_of(payload)?;
+        let Some(mut begun) = self.open.remove(&id) else {
+            self.early.insert(id, Ended { payload: payload.into(), frame });
+            return Ok(Met::Half);
+        };
+        begun.frames.extend(frame);
+        Ok(Met::Pair(Pair { admit: begun.payload, complete: Some(payload.into()), frames: begun.frames }))
+    }
+
+    /// How many requests have begun and not ended.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Those that have begun in that segment.
+    pub fn open_in(&mut self, segment: u64) -> impl Iterator<Item = &mut Begun> {
+        self.open.values_mut().filter(move |begun| begun.frames.iter().any(|at| at.segment == segment))
+    }
+
+    /// Ends all that is open: it was interrupted. Ends whose beginning is gone are answered as well, by their frames.
+    pub fn interrupt(&mut self) -> (Vec<Pair>, Frames) {
+        let cut_off = |(_, begun): (RequestId, Begun)| Pair {
+            admit: begun.payload,
+            complete: None,
+            frames: begun.frames,
+        };
+        let pairs = self.open.drain().map(cut_off).collect();
+        let ends = self.early.drain().filter_map(|(_, ended)| ended.frame).collect();
+        (pairs, ends)
+    }
+}

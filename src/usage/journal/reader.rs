@@ -1,0 +1,413 @@
+//! Reading the journal in order, as the queue that it is: frames become records, records that the ledger has become
+//! marks, and segments without anything left are done with.
+//!
+//! One reader; what it keeps in memory is one batch, and the beginnings of requests that have not ended. Segments that an
+//! earlier process left come first. At their end, whatever has begun there and not ended was interrupted.
+
+use super::Journal;
+use super::codec::{ALIGN, HEADER, Malformed};
+use super::pairing::{Frames, Met, Pair, Pairing};
+use super::scan::{Scanner, Step};
+use super::segment::{FIRST, Position, Segment};
+use crate::store::UsageRecord;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// How much of a segment is read at a time. Longer than any frame.
+const CHUNK: usize = 256 << 10;
+/// Beginnings are carried over when they are less than one in so many bytes of a segment.
+const CARRY_SHARE: usize = 4;
+
+/// Reads a journal.
+#[derive(Debug)]
+pub struct Reader {
+    journal: Arc<Journal>,
+    tracks: BTreeMap<u64, Track>,
+    pairing: Pairing,
+    /// Whole records that did not fit into a batch.
+    queue: VecDeque<Pair>,
+    chunk: Vec<u8>,
+    /// Whether segments of earlier processes are still to be read.
+    is_behind: bool,
+    /// The last segment of an earlier process whose records have not been counted yet as accepted in this one.
+    counts_up_to: u64,
+}
+
+/// Records, and where they stand.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// For the ledger.
+    pub records: Vec<UsageRecord>,
+    /// The frames of each.
+    frames: Vec<Frames>,
+}
+
+/// How far a segment is read and done with.
+#[derive(Clone, Debug)]
+struct Track {
+    segment: Arc<Segment>,
+    scanner: Scanner,
+    /// Up to where it is read in this round.
+    limit: usize,
+    /// Whether anything may still come behind the limit.
+    is_final: bool,
+    is_at_end: bool,
+    /// Frames in it whose record the ledger does not have.
+    unacknowledged: usize,
+    is_damaged: bool,
+    /// What could not be read and has not been reported yet.
+    news: Vec<String>,
+}
+
+/// What reading one chunk came to.
+enum Read {
+    /// There is more, and room for it.
+    On,
+    /// Nothing more for now.
+    Enough,
+    /// The taker has no room.
+    Full,
+}
+
+impl Batch {
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.frames.clear();
+    }
+
+    /// Its records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(journal: Arc<Journal>) -> Self {
+        let mut reader = Self {
+            journal,
+            tracks: BTreeMap::new(),
+            pairing: Pairing::default(),
+            queue: VecDeque::new(),
+            chunk: Vec::new(),
+            is_behind: true,
+            counts_up_to: 0,
+        };
+        reader.look();
+        reader.counts_up_to = reader.tracks.keys().next_back().copied().unwrap_or(0);
+        reader
+    }
+
+    /// The journal it reads.
+    pub const fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Begins a round: [`Reader::read`] will read up to what is written now.
+    pub fn look(&mut self) {
+        for segment in self.journal.live() {
+            let track = self.tracks.entry(segment.sequence()).or_insert_with(|| Track::new(segment));
+            track.look();
+        }
+    }
+
+    /// Fills `batch` up to `most` records. False: it has all that there was when the round began.
+    pub fn read(&mut self, most: usize, batch: &mut Batch) -> bool {
+        loop {
+            if !self.is_behind {
+                self.take_late();
+            }
+            while batch.len() < most {
+                let Some(pair) = self.queue.pop_front() else { break };
+                self.add(batch, &pair);
+            }
+            if batch.len() >= most {
+                return true;
+            }
+            if !self.read_on(most) {
+                return !self.queue.is_empty();
+            }
+        }
+    }
+
+    /// Reads until there are `most` pairs in the queue. False: there is nothing more for now.
+    fn read_on(&mut self, most: usize) -> bool {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let (pairing, queue, metrics) = (&mut self.pairing, &mut self.queue, &self.journal.metrics);
+        let is_behind = self.is_behind;
+        let mut is_full = false;
+        for track in self.tracks.values_mut().take_while(|t| !is_behind || t.segment.is_left()) {
+            let mut read = Read::On;
+            while matches!(read, Read::On) {
+                read = track.read(&mut chunk, pairing, |pair| {
+                    queue.push_back(pair);
+                    queue.len() < most
+                });
+            }
+            for news in track.news.drain(..) {
+                metrics.usage_journal_damage.inc();
+                tracing::error!(
+                    segment = %track.segment.path().display(),
+                    "the usage journal is damaged: {news}; what follows is used, and the segment is set aside"
+                );
+            }
+            is_full = matches!(read, Read::Full);
+            if is_full {
+                break;
+            }
+        }
+        self.chunk = chunk;
+        if !is_full && self.is_behind {
+            self.has_caught_up();
+            return true;
+        }
+        is_full
+    }
+
+    /// All that earlier processes left has been read.
+    fn has_caught_up(&mut self) {
+        self.is_behind = false;
+        let (interrupted, ends_alone) = self.pairing.interrupt();
+        self.queue.extend(interrupted);
+        // Their beginnings were stored and removed, or are lost to damage: there is nothing to wait for.
+        self.acknowledge_frames(&ends_alone);
+    }
+
+    fn take_late(&mut self) {
+        for payload in self.journal.take_late() {
+            match self.pairing.ended(&payload, None) {
+                Ok(Met::Pair(pair)) => self.queue.push_back(pair),
+                Ok(Met::Half) => {}
+                Err(error) => tracing::error!(%error, "a usage record is lost"),
+            }
+        }
+    }
+
+    fn add(&mut self, batch: &mut Batch, pair: &Pair) {
+        if pair.frames.first().is_some_and(|at| at.segment <= self.counts_up_to) {
+            self.journal.has_accepted(1);
+        }
+        match pair.record() {
+            Ok(record) => {
+                batch.records.push(record);
+                batch.frames.push(pair.frames.clone());
+            }
+            Err(error) => self.is_lost(pair, error),
+        }
+    }
+
+    /// A record whose checksum fits and whose content does not: the segment is kept for a look.
+    fn is_lost(&mut self, pair: &Pair, error: Malformed) {
+        tracing::error!(%error, "a usage record cannot be understood; its segment is set aside");
+        self.journal.metrics.usage_journal_damage.inc();
+        self.journal.metrics.usage_shed.inc();
+        self.journal.fewer_wait(1);
+        for at in &pair.frames {
+            if let Some(track) = self.tracks.get_mut(&at.segment) {
+                track.is_damaged = true;
+            }
+        }
+        self.acknowledge_frames(&pair.frames);
+    }
+
+    /// The ledger has the records of `batch` from `from` to `to`.
+    pub fn acknowledge(&mut self, batch: &Batch, numbers: std::ops::Range<usize>) {
+        for frames in batch.frames.get(numbers).unwrap_or_default() {
+            self.acknowledge_frames(frames);
+        }
+    }
+
+    fn acknowledge_frames(&mut self, frames: &[Position]) {
+        for at in frames {
+            let Some(track) = self.tracks.get_mut(&at.segment) else { continue };
+            track.unacknowledged = track.unacknowledged.saturating_sub(1);
+            if let Err(error) = track.segment.acknowledge(at.offset) {
+                // It would be stored again, which changes nothing.
+                tracing::debug!(%error, "a record cannot be marked as stored");
+            }
+        }
+    }
+
+    /// Lets go of segments with nothing left in them.
+    pub fn retire(&mut self) {
+        let journal = &self.journal;
+        self.tracks.retain(|_, track| {
+            let is_done = track.is_at_end && track.unacknowledged == 0;
+            if is_done {
+                journal.done_with(Arc::clone(&track.segment), track.is_damaged);
+            }
+            !is_done
+        });
+    }
+
+    /// Writes beginnings that alone keep a segment into a newer one, so that a request that lasts for hours does not keep
+    /// all that was written beside it.
+    pub fn carry(&mut self) {
+        let kept: Vec<u64> =
+            self.tracks.values().filter(|t| t.may_be_carried()).map(Track::sequence).collect();
+        for sequence in kept {
+            let Some(track) = self.tracks.get(&sequence) else { continue };
+            let (mut open, mut bytes) = (0, 0);
+            for begun in self.pairing.open_in(sequence) {
+                open += 1;
+                bytes += HEADER + begun.payload.len();
+            }
+            let alone = open == track.unacknowledged;
+            if alone && bytes * CARRY_SHARE <= track.limit {
+                self.carry_from(sequence);
+            }
+        }
+    }
+
+    fn carry_from(&mut self, sequence: u64) {
+        let mut left_behind = Frames::new();
+        for begun in self.pairing.open_in(sequence) {
+            // Without room it stays where it is.
+            let Ok((at, segment)) = self.journal.carry(&begun.payload) else { break };
+            let track = self.tracks.entry(at.segment).or_insert_with(|| Track::new(segment));
+            track.unacknowledged += 1;
+            left_behind.extend(std::mem::replace(&mut begun.frames, Frames::from_slice(&[at])));
+        }
+        self.acknowledge_frames(&left_behind);
+    }
+
+    /// Requests that have begun and not ended.
+    pub fn open(&self) -> usize {
+        self.pairing.open()
+    }
+
+    /// Shows `each` every record that earlier processes left and that has not been read yet, without taking it: its
+    /// beginning and its end. Records that come from now on have been counted where they came from.
+    pub fn rest(&mut self, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
+        let mut records = 0;
+        let mut show = |admit: &[u8], complete: Option<&[u8]>| {
+            records += 1;
+            each(admit, complete);
+        };
+        self.queue.iter().for_each(|pair| show(&pair.admit, pair.complete.as_deref()));
+        if self.is_behind {
+            let mut pairing = self.pairing.clone();
+            let mut chunk = Vec::new();
+            for track in self.tracks.values().filter(|track| track.segment.is_left()) {
+                let mut track = track.clone();
+                let mut read = Read::On;
+                while matches!(read, Read::On) {
+                    read = track.read(&mut chunk, &mut pairing, |pair| {
+                        show(&pair.admit, pair.complete.as_deref());
+                        true
+                    });
+                }
+            }
+            pairing.interrupt().0.iter().for_each(|pair| show(&pair.admit, None));
+        }
+        self.counts_up_to = 0;
+        self.journal.has_accepted(records);
+    }
+
+    /// Whether earlier processes left records that have not been read yet.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind || !self.queue.is_empty()
+    }
+}
+
+// === impl Track ===
+
+impl Track {
+    fn new(segment: Arc<Segment>) -> Self {
+        Self {
+            scanner: Scanner::new(segment.seed(), FIRST),
+            limit: FIRST,
+            is_final: false,
+            is_at_end: false,
+            unacknowledged: 0,
+            is_damaged: false,
+            news: Vec::new(),
+            segment,
+        }
+    }
+
+    fn sequence(&self) -> u64 {
+        self.segment.sequence()
+    }
+
+    fn look(&mut self) {
+        // In this order: what is committed when it is sealed is all there will be.
+        self.is_final = self.segment.is_sealed();
+        self.limit = self.segment.committed();
+        // What was carried over is known already.
+        self.is_at_end |= self.is_final && !self.segment.is_read();
+    }
+
+    fn may_be_carried(&self) -> bool {
+        self.is_at_end && self.unacknowledged > 0 && !self.segment.is_left()
+    }
+
+    /// Reads one chunk and hands each whole record to `take`, until that answers that it has enough.
+    fn read(
+        &mut self,
+        chunk: &mut Vec<u8>,
+        pairing: &mut Pairing,
+        mut take: impl FnMut(Pair) -> bool,
+    ) -> Read {
+        let from = self.scanner.at();
+        if self.is_at_end || !self.segment.is_read() || (from >= self.limit && !self.is_final) {
+            return Read::Enough;
+        }
+        let len = self.limit.saturating_sub(from).min(CHUNK);
+        chunk.resize(len, 0);
+        if let Err(error) = self.segment.read(from, chunk) {
+            self.is_hurt(format!("{len} bytes cannot be read: {error}"));
+            self.scanner = Scanner::new(self.segment.seed(), from + len.max(1).next_multiple_of(ALIGN));
+            return Read::On;
+        }
+        let is_all = self.is_final && from + len >= self.limit;
+        loop {
+            match self.scanner.step(chunk, from, is_all) {
+                Step::Frame { frame, at, damaged_bytes } => {
+                    if damaged_bytes > 0 {
+                        self.is_hurt(format!("{damaged_bytes} bytes are no records"));
+                    }
+                    if frame.acknowledged {
+                        continue;
+                    }
+                    self.unacknowledged += 1;
+                    let at = Position { segment: self.segment.sequence(), offset: at };
+                    match pairing.take(&frame, at) {
+                        Ok(Met::Half) => {}
+                        Ok(Met::Pair(pair)) => {
+                            if !take(pair) {
+                                return Read::Full;
+                            }
+                        }
+                        Err(error) => {
+                            self.unacknowledged -= 1;
+                            self.is_hurt(error.to_string());
+                        }
+                    }
+                }
+                Step::More => return if from + len < self.limit { Read::On } else { Read::Enough },
+                Step::End { is_torn } => {
+                    if is_torn {
+                        tracing::debug!(
+                            segment = self.sequence(),
+                            "a torn end of the usage journal is cut off"
+                        );
+                    }
+                    self.is_at_end = true;
+                    return Read::Enough;
+                }
+            }
+        }
+    }
+
+    /// What follows can be read.
+    fn is_hurt(&mut self, how: String) {
+        self.is_damaged = true;
+        self.news.push(how);
+    }
+}

@@ -1,0 +1,221 @@
+//! One file of the journal: its name, its first bytes, and what of it is written, read and done with.
+
+use super::codec::{ACKNOWLEDGED, MARK_AT, Seed};
+use super::mapping::Mapping;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use uuid::Uuid;
+
+/// Where a segment's first frame is. What stands before it is for people.
+pub const FIRST: usize = 256;
+/// The end of a segment's name.
+const SUFFIX: &str = ".journal";
+
+/// Which segment: in the order they were made, and a random number against mistaking one's frames for another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// Its number.
+    pub sequence: u64,
+    /// Its random number.
+    pub salt: u64,
+}
+
+/// A place in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// In which segment: its number.
+    pub segment: u64,
+    /// How far from its beginning, in bytes.
+    pub offset: usize,
+}
+
+/// A segment.
+#[derive(Debug)]
+pub struct Segment {
+    name: Name,
+    path: PathBuf,
+    file: File,
+    /// None for one that an earlier process left.
+    mapping: Option<Mapping>,
+    /// Where the next frame will be; what is before that does not change any more, but for marks.
+    committed: AtomicUsize,
+    /// Nothing more will be written.
+    is_sealed: AtomicBool,
+    /// How much of it is on disk, and whether more could not be brought there; only the keeper's business.
+    synced: AtomicUsize,
+    sync_failed: AtomicBool,
+    /// Whether the ledger's writer has to read it; records carried over from older segments it knows already.
+    is_read: AtomicBool,
+}
+
+// === impl Name ===
+
+impl Name {
+    /// The name of that file; none if it is no segment's.
+    pub fn parse(file_name: &str) -> Option<Self> {
+        let (sequence, salt) = file_name.strip_suffix(SUFFIX)?.split_once('-')?;
+        let number = |text: &str| {
+            let is_ours = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            is_ours.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+        };
+        Some(Self { sequence: number(sequence)?, salt: number(salt)? })
+    }
+
+    /// The file's name.
+    pub fn file_name(self) -> String {
+        format!("{:016x}-{:016x}{SUFFIX}", self.sequence, self.salt)
+    }
+
+    /// What its checksums begin with.
+    pub fn seed(self) -> Seed {
+        Seed::new(self.sequence, self.salt)
+    }
+}
+
+/// The first bytes of a segment: a line of text.
+fn header(name: Name, boot: Uuid, node: &str) -> [u8; FIRST] {
+    let line = format!("keygate journal 1: segment {}, boot {boot}, node {node}\n", name.sequence);
+    let mut header = [0; FIRST];
+    let kept = line.len().min(FIRST);
+    header[..kept].copy_from_slice(&line.as_bytes()[..kept]);
+    header
+}
+
+// === impl Segment ===
+
+impl Segment {
+    /// A fresh one, in a file whose bytes are all allocated.
+    pub fn fresh(name: Name, path: PathBuf, file: File, boot: Uuid, node: &str) -> io::Result<Self> {
+        let mapping = Mapping::new(&file)?;
+        mapping.write(0, &header(name, boot, node));
+        Ok(Self { mapping: Some(mapping), ..Self::at(name, path, file, FIRST, false) })
+    }
+
+    /// One that an earlier process left, of that many bytes.
+    pub fn left(name: Name, path: PathBuf, file: File, bytes: usize) -> Self {
+        Self::at(name, path, file, bytes, true)
+    }
+
+    fn at(name: Name, path: PathBuf, file: File, committed: usize, is_sealed: bool) -> Self {
+        Self {
+            name,
+            path,
+            file,
+            mapping: None,
+            committed: AtomicUsize::new(committed),
+            is_sealed: AtomicBool::new(is_sealed),
+            synced: AtomicUsize::new(0),
+            sync_failed: AtomicBool::new(false),
+            is_read: AtomicBool::new(true),
+        }
+    }
+
+    /// Its number.
+    pub const fn sequence(&self) -> u64 {
+        self.name.sequence
+    }
+
+    /// What its checksums begin with.
+    pub fn seed(&self) -> Seed {
+        self.name.seed()
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether an earlier process left it.
+    pub const fn is_left(&self) -> bool {
+        self.mapping.is_none()
+    }
+
+    /// Whether the ledger's writer has to read it.
+    pub fn is_read(&self) -> bool {
+        self.is_read.load(Ordering::Relaxed)
+    }
+
+    /// What is in it the writer knows already.
+    pub fn is_known(&self) {
+        self.is_read.store(false, Ordering::Relaxed);
+    }
+
+    /// Adds a frame at `at`, if it fits: `seal` is called with it first. Answers where the next one goes. Only one thread
+    /// does this at a time.
+    pub fn append(&self, at: usize, frame: &mut [u8], seal: impl FnOnce(&mut [u8])) -> Option<usize> {
+        let mapping = self.mapping.as_ref()?;
+        let end = at.checked_add(frame.len()).filter(|end| *end <= mapping.len())?;
+        seal(frame);
+        mapping.write(at, frame);
+        self.committed.store(end, Ordering::Release);
+        Some(end)
+    }
+
+    /// Nothing more will be written.
+    pub fn seal(&self) {
+        self.is_sealed.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing more will be written. Asked before [`Segment::committed`], the answer to that is final.
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed.load(Ordering::Acquire)
+    }
+
+    /// Up to where it may be read.
+    pub fn committed(&self) -> usize {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing was ever written to it.
+    pub fn is_unused(&self) -> bool {
+        !self.is_left() && self.committed() == FIRST
+    }
+
+    /// Reads what is committed at `at`, from the page cache that the mapping writes to.
+    pub fn read(&self, at: usize, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, u64::try_from(at).unwrap_or(u64::MAX))
+    }
+
+    /// The ledger has the record of the frame at `at`.
+    pub fn acknowledge(&self, at: usize) -> io::Result<()> {
+        if let Some(mapping) = &self.mapping {
+            mapping.set_mark(at + MARK_AT, ACKNOWLEDGED);
+            return Ok(());
+        }
+        let place = u64::try_from(at + MARK_AT).unwrap_or(u64::MAX);
+        self.file.write_all_at(&ACKNOWLEDGED.to_le_bytes(), place)
+    }
+
+    /// Writes to disk, with `sync`, what is not there yet.
+    pub fn sync(
+        &self,
+        sync: impl FnOnce(&Mapping, std::ops::Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(mapping) = &self.mapping else { return Ok(()) };
+        let (from, to) = (self.synced.load(Ordering::Relaxed), self.committed());
+        if from >= to {
+            return Ok(());
+        }
+        if self.sync_failed.load(Ordering::Relaxed) {
+            mapping.touch(from..to);
+        }
+        let synced = sync(mapping, from..to);
+        self.sync_failed.store(synced.is_err(), Ordering::Relaxed);
+        if synced.is_ok() {
+            self.synced.store(to, Ordering::Relaxed);
+        }
+        synced
+    }
+
+    /// Lets go of its memory; it is rarely touched any more.
+    pub fn rest(&self) {
+        if let Some(mapping) = &self.mapping
+            && let Err(error) = mapping.rest()
+        {
+            tracing::debug!(%error, "a segment stays in memory");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Records that the ledger does not take, whatever is tried: one line of JSON each, for a person to look at.
+
+use crate::store::UsageRecord;
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Most bytes of the file.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// The file of records that were set aside.
+#[derive(Clone, Debug)]
+pub struct SetAside {
+    path: PathBuf,
+}
+
+impl SetAside {
+    /// The file in the journal's folder.
+    pub fn of(folder: &Path) -> Self {
+        Self { path: folder.join("set-aside.ndjson") }
+    }
+
+    /// Adds a record and why it was refused, and brings it to disk. Fails when the file is full, too.
+    pub fn add(&self, record: &UsageRecord, why: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        let mut line = line(record, why);
+        line.push('\n');
+        let before = file.metadata()?.len();
+        if before.saturating_add(line.len() as u64) > BYTES_MAX {
+            return Err(io::Error::other(format!("{} is full", self.path.display())));
+        }
+        let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // Half a line would spoil the next one.
+            file.set_len(before)?;
+        }
+        written
+    }
+}
+
+fn line(record: &UsageRecord, why: &str) -> String {
+    let UsageRecord {
+        id,
+        request_id,
+        api_key_id,
+        workspace_id,
+        at,
+        method,
+        endpoint,
+        route,
+        status_code,
+        outcome,
+        denial,
+        charged,
+        degraded,
+        response_time_us,
+        ttfb_us,
+        bytes_in,
+        bytes_out,
+        tokens_used,
+        ip_address,
+        user_agent,
+        end_user_id,
+        upstream,
+        node,
+    } = record;
+    json!({
+        "refused_because": why,
+        "id": id.to_string(),
+        "request_id": request_id,
+        "api_key_id": api_key_id.to_string(),
+        "workspace_id": workspace_id.as_str(),
+        "at_us": at.as_micros(),
+        "method": method,
+        "endpoint": endpoint,
+        "route": route,
+        "status_code": status_code,
+        "outcome": outcome.as_str(),
+        "denial": denial.map(crate::policy::fault::Fault::name),
+        "charged": charged,
+        "degraded": degraded,
+        "response_time_us": response_time_us,
+        "ttfb_us": ttfb_us,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "tokens_used": tokens_used,
+        "ip_address": ip_address.map(|ip| ip.to_string()),
+        "user_agent": user_agent,
+        "end_user_id": end_user_id.map(|id| id.to_string()),
+        "upstream": upstream,
+        "node": node,
+    })
+    .to_string()
+}

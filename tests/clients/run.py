@@ -1,0 +1,176 @@
+"""The clients that people use, through a gateway: OpenAI and Anthropic streaming, a WebSocket client, curl over HTTP/2.
+
+Run by `make test-clients`, which installs them. Starts a backend that answers as those APIs do, and the gateway in front.
+"""
+
+import asyncio
+import http.server
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+
+import anthropic
+import openai
+import websockets
+
+BINARY = sys.argv[1]
+WORDS = ["Hello", " from", " behind", " the", " gateway"]
+
+
+class Backend(http.server.BaseHTTPRequestHandler):
+    """Streams the same five words in the format of whichever API is asked."""
+
+    protocol_version = "HTTP/1.1"
+    seen = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, dict(self.headers), body))
+        events = self.anthropic() if self.path.endswith("/messages") else self.openai()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in events:
+            data = event.encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+    def do_GET(self):
+        body = json.dumps({"path": self.path}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def openai(self):
+        common = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        for word in WORDS:
+            choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+            yield "data: " + json.dumps({**common, "choices": [choice]}) + "\n\n"
+        yield "data: [DONE]\n\n"
+
+    def anthropic(self):
+        message = {"id": "m", "type": "message", "role": "assistant", "content": [], "model": "m", "stop_reason": None,
+                   "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
+        rows = [{"type": "message_start", "message": message},
+                {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}]
+        rows += [{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": w}} for w in WORDS]
+        rows += [{"type": "content_block_stop", "index": 0},
+                 {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+                  "usage": {"output_tokens": 5}},
+                 {"type": "message_stop"}]
+        for row in rows:
+            yield f"event: {row['type']}\ndata: {json.dumps(row)}\n\n"
+
+    def log_message(self, *_):
+        pass
+
+
+class Gateway:
+    """A gateway in a folder of its own, with a key."""
+
+    def __init__(self, folder, http_port, ws_port):
+        config = pathlib.Path(folder, "keygate.toml")
+        parts = ['[proxy]\nlisten = ["127.0.0.1:0"]\nlisten_h2c = ["127.0.0.1:0"]\n[admin]\nlisten = "127.0.0.1:0"\n']
+        for name, port in (("app", http_port), ("ws", ws_port)):
+            parts.append(f'[[upstreams]]\nname = "{name}"\nservers = ["127.0.0.1:{port}"]\n'
+                         f'[[routes]]\nname = "{name}"\npath = "/{name}/{{rest*}}"\nupstream = "{name}"\nscopes = ["app"]\n')
+        config.write_text("".join(parts))
+        self.process = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={})
+        self.ready = json.loads(self.process.stdout.readline())
+        self.token = pathlib.Path(folder, "data/admin.token").read_text().strip()
+        self.secret = self.admin("POST", "/apikeys", {"name": "clients", "type": "service"})["api_key"]
+
+    def admin(self, method, path, body=None):
+        request = urllib.request.Request(f"http://{self.ready['admin']}{path}", method=method,
+                                         data=None if body is None else json.dumps(body).encode(),
+                                         headers={"Authorization": f"Bearer {self.token}",
+                                                  "Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["data"]
+
+    def stop(self):
+        self.process.terminate()
+        assert self.process.wait(30) == 0
+
+
+def check_openai(gateway):
+    client = openai.OpenAI(base_url=f"http://{gateway.ready['proxy']}/app/v1", api_key=gateway.secret, max_retries=0)
+    stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+    assert [chunk.choices[0].delta.content for chunk in stream] == WORDS
+    wrong = openai.OpenAI(base_url=f"http://{gateway.ready['proxy']}/app/v1", api_key="nonsense", max_retries=0)
+    try:
+        wrong.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+        raise AssertionError("a wrong key was served")
+    except openai.AuthenticationError as error:
+        assert error.status_code == 401, error
+
+
+def check_anthropic(gateway):
+    client = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/app", api_key=gateway.secret, max_retries=0)
+    with client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]) as stream:
+        assert list(stream.text_stream) == WORDS
+    path, headers, _ = Backend.seen[-1]
+    assert path == "/app/v1/messages" and "x-api-key" not in {name.lower() for name in headers}, headers
+
+
+async def check_websocket(gateway):
+    url = f"ws://{gateway.ready['proxy']}/ws/echo"
+    headers = {"Authorization": f"Bearer {gateway.secret}"}
+    async with websockets.connect(url, additional_headers=headers) as socket:
+        for message in ("hello", "x" * 200_000, b"\0\xff"):
+            await socket.send(message)
+            assert await socket.recv() == message
+        gateway.admin("PUT", f"/apikeys/{gateway.admin('GET', '/apikeys')['items'][0]['id']}", {"is_active": False})
+        try:
+            await asyncio.wait_for(socket.recv(), 10)
+            raise AssertionError("a disabled key kept its socket")
+        except websockets.ConnectionClosed:
+            pass
+    try:
+        await websockets.connect(url, additional_headers=headers)
+        raise AssertionError("a disabled key got a socket")
+    except websockets.InvalidStatus as refused:
+        assert refused.response.status_code == 401, refused
+
+
+def check_curl(gateway):
+    for flags, address in (([], "proxy"), (["--http2-prior-knowledge"], "proxy_h2c")):
+        command = ["curl", "-sS", *flags, "-w", " %{http_version} %{http_code}", "-H", f"X-API-Key: {gateway.secret}",
+                   f"http://{gateway.ready[address]}/app/x"]
+        body, version, status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rsplit(" ", 2)
+        assert (json.loads(body)["path"], status) == ("/app/x", "200") and version in ("1.1", "2"), (body, version, status)
+        assert (version == "2") == bool(flags)
+
+
+async def main():
+    backend = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
+    threading.Thread(target=backend.serve_forever, daemon=True).start()
+
+    async def echo(socket):
+        try:
+            async for message in socket:
+                await socket.send(message)
+        except websockets.ConnectionClosed:
+            pass  # the gateway ended it with its key, which is what is tried
+
+    async with websockets.serve(echo, "127.0.0.1", 0, max_size=None) as server:
+        with tempfile.TemporaryDirectory() as folder:
+            gateway = Gateway(folder, backend.server_port, server.sockets[0].getsockname()[1])
+            passed = 0
+            for check in (check_curl, check_openai, check_anthropic):
+                await asyncio.to_thread(check, gateway)
+                passed += 1
+            await check_websocket(gateway)
+            gateway.stop()
+    print(f"{passed + 1} passed, 0 failed")
+
+
+asyncio.run(main())

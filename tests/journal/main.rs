@@ -1,0 +1,11 @@
+//! The usage journal: what it keeps through crashes, damage, full disks and stores that refuse.
+//!
+//! A crash is a copy of the folder, taken at any moment: what another process would find there.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod faults;
+mod format;
+mod model;
+mod stand;
+mod tiny_disk;
+mod writing;

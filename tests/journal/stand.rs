@@ -1,0 +1,266 @@
+//! A journal in a folder of its own, a clock that stands, and a ledger that does as it is told.
+
+use async_trait::async_trait;
+use keygate::clock::{Clock, ManualClock, Timestamp};
+use keygate::metrics::Metrics;
+use keygate::policy::id::{KeyId, RequestId, WorkspaceId};
+use keygate::store::{
+    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, Outcome, SpentBy, SpentRow, StoreError, UsagePoint,
+    UsageRange, UsageRecord,
+};
+use keygate::usage::journal::disk::{Disk, RealDisk};
+use keygate::usage::journal::{JournalOptions, Reader};
+use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull, Writer, WriterOptions};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+
+/// When everything happens.
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// A journal that is open.
+pub(crate) struct Stand {
+    pub(crate) folder: Arc<TempDir>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) reader: Option<Reader>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) recorder: Recorder,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) key: KeyId,
+}
+
+/// Sizes of a journal.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) segment: usize,
+    pub(crate) segments: u64,
+    pub(crate) threads: usize,
+}
+
+/// Small segments, so that a few records fill one, and room for many.
+pub(crate) const SMALL: Sizes = Sizes { segment: 4_096, segments: 1_000, threads: 1 };
+
+pub(crate) fn options(folder: &Path, sizes: Sizes) -> JournalOptions {
+    JournalOptions {
+        folder: folder.join("journal"),
+        max_bytes: sizes.segment as u64 * sizes.segments,
+        segment_bytes: sizes.segment,
+        sync_interval: Duration::from_millis(1),
+        threads: sizes.threads,
+        node: "node-1".into(),
+        boot: uuid::Uuid::nil(),
+    }
+}
+
+impl Stand {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), sizes, WhenFull::Shed, Arc::new(RealDisk))
+    }
+
+    pub(crate) fn at(folder: Arc<TempDir>, sizes: Sizes, when_full: WhenFull, disk: Arc<dyn Disk>) -> Self {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (journal, reader) =
+            Journal::open(options(folder.path(), sizes), disk, Arc::clone(&metrics)).unwrap();
+        let recorder = Recorder::new(Arc::clone(&journal), when_full, Arc::clone(&metrics));
+        let clock = Arc::new(ManualClock::at(NOW));
+        let key = KeyId(uuid::Uuid::from_u128(7));
+        Self { folder, journal, reader: Some(reader), metrics, recorder, clock, key }
+    }
+
+    /// What another process would find if this one died now.
+    pub(crate) fn crashed(&self) -> Arc<TempDir> {
+        let copy = tempfile::tempdir().unwrap();
+        fs::create_dir(copy.path().join("journal")).unwrap();
+        for entry in fs::read_dir(self.folder.path().join("journal")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                fs::copy(entry.path(), copy.path().join("journal").join(entry.file_name())).unwrap();
+            }
+        }
+        Arc::new(copy)
+    }
+
+    /// A request that has begun, with a path of that number.
+    pub(crate) fn begin(&self, number: u32) -> (RequestId, Pending) {
+        let id = RequestId::new(NOW);
+        (id, self.try_begin(id, number).unwrap())
+    }
+
+    pub(crate) fn try_begin(&self, id: RequestId, number: u32) -> Option<Pending> {
+        let workspace: WorkspaceId = "w".parse().unwrap();
+        let start = Start {
+            id,
+            request_id: &id.to_string(),
+            api_key_id: self.key,
+            workspace_id: &workspace,
+            arrived: self.clock.now(),
+            method: "GET",
+            endpoint: &format!("/v1/app/{number}"),
+            route: "app",
+            ip_address: IpAddr::from([127, 0, 0, 1]),
+            user_agent: b"tester/1.0",
+            node: "node-1",
+            end_user_id: None,
+            charged: true,
+            degraded: false,
+        };
+        Pending::admitted(start, &self.recorder, &self.clock).ok()
+    }
+
+    /// A request from its beginning to its end.
+    pub(crate) fn serve(&self, number: u32) -> RequestId {
+        let (id, pending) = self.begin(number);
+        pending.complete(Outcome::Served, 200);
+        id
+    }
+
+    /// [`Stand::serve`], and whatever its identity is.
+    pub(crate) fn serves(&self, number: u32) {
+        self.serve(number);
+    }
+
+    /// The writer of this journal, and what keeps it running.
+    pub(crate) fn writer(
+        &mut self,
+        ledger: &Arc<TestLedger>,
+        batch: usize,
+    ) -> (Writer, watch::Sender<Option<tokio::time::Instant>>) {
+        let (stop, stopped) = watch::channel(None);
+        let options = WriterOptions { batch_records: batch, batch_delay: Duration::from_millis(1) };
+        let reader = self.reader.take().unwrap();
+        let ledger: Arc<dyn Ledger> = ledger.clone();
+        (Writer::new(reader, ledger, Arc::clone(&self.metrics), options, stopped), stop)
+    }
+
+    /// accepted = stored + in journal + shed + set aside, and the journal counts the same as the difference is.
+    #[track_caller]
+    pub(crate) fn assert_identity(&self) {
+        let usage = self.metrics.usage();
+        assert_eq!(
+            usage.accepted,
+            usage.stored + usage.in_journal + usage.shed + usage.set_aside,
+            "{usage:?}"
+        );
+        assert_eq!(usage.in_journal, self.journal.waiting() as u64, "{usage:?}");
+    }
+
+    /// Segments on disk, with their sizes.
+    pub(crate) fn segments(&self) -> BTreeMap<String, u64> {
+        segments(&self.folder.path().join("journal"))
+    }
+}
+
+pub(crate) fn segments(folder: &Path) -> BTreeMap<String, u64> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let named = entries.map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()));
+    named.filter(|(name, _)| name.ends_with(".journal")).collect()
+}
+
+/// What a ledger does when it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// Is not there.
+    Gone,
+    /// Stores, and says that it could not be reached.
+    Forgetful,
+    /// Refuses whatever holds a path with this in it.
+    Picky(&'static str),
+}
+
+/// A ledger in memory: every record once.
+#[derive(Debug)]
+pub(crate) struct TestLedger {
+    rows: Mutex<BTreeMap<RequestId, UsageRecord>>,
+    mood: Mutex<Mood>,
+    calls: watch::Sender<usize>,
+}
+
+impl TestLedger {
+    pub(crate) fn new(mood: Mood) -> Arc<Self> {
+        Arc::new(Self { rows: Mutex::default(), mood: Mutex::new(mood), calls: watch::Sender::new(0) })
+    }
+
+    pub(crate) fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    pub(crate) fn rows(&self) -> BTreeMap<RequestId, UsageRecord> {
+        self.rows.lock().unwrap().clone()
+    }
+
+    /// Waits until it was asked that often in all.
+    pub(crate) async fn asked(&self, times: usize) {
+        self.calls.subscribe().wait_for(|calls| *calls >= times).await.unwrap();
+    }
+
+    /// Adds what is new; answers how many that were.
+    pub(crate) fn add(&self, records: &[UsageRecord]) -> u64 {
+        let mut rows = self.rows.lock().unwrap();
+        let before = rows.len();
+        for record in records {
+            rows.entry(record.id).or_insert_with(|| record.clone());
+        }
+        (rows.len() - before) as u64
+    }
+}
+
+fn nothing<T>() -> Result<T, StoreError> {
+    Err(StoreError::Unavailable("it keeps records only".into()))
+}
+
+#[async_trait]
+impl Ledger for TestLedger {
+    async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
+        let mood = *self.mood.lock().unwrap();
+        let done = match mood {
+            Mood::Gone => Err(StoreError::Unavailable("gone".into())),
+            Mood::Forgetful => {
+                self.add(records);
+                Err(StoreError::Unavailable("cut off after the commit".into()))
+            }
+            Mood::Picky(word) if records.iter().any(|r| r.endpoint.contains(word)) => {
+                Err(StoreError::Corrupt("a path nobody likes".into()))
+            }
+            Mood::Picky(_) | Mood::Well => Ok(self.add(records)),
+        };
+        self.calls.send_modify(|calls| *calls += 1);
+        done
+    }
+
+    async fn spent(&self, _: Timestamp, _: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {
+        nothing()
+    }
+
+    async fn spent_of(&self, _: &SpentBy, _: Timestamp) -> Result<SpentRow, StoreError> {
+        nothing()
+    }
+
+    async fn stats(&self, _: &WorkspaceId, _: KeyId, _: Timestamp) -> Result<Option<KeyStats>, StoreError> {
+        nothing()
+    }
+
+    async fn usage(
+        &self,
+        _: &WorkspaceId,
+        _: KeyId,
+        _: &UsageRange,
+    ) -> Result<Option<Vec<UsagePoint>>, StoreError> {
+        nothing()
+    }
+
+    async fn logs(
+        &self,
+        _: &WorkspaceId,
+        _: KeyId,
+        _: &LogFilter,
+        _: LogPageRequest,
+    ) -> Result<Option<LogPage>, StoreError> {
+        nothing()
+    }
+}
