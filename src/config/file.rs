@@ -66,6 +66,7 @@ pub(super) struct RouteFile {
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
+    pub(super) max_body_bytes: Option<u64>,
     pub(super) forward: ForwardFile,
 }
 
@@ -327,6 +328,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
+        max_body_bytes: s.value("max_body_bytes", &OrEmpty(Size { min: 0, max: 1 << 40 }), None),
         forward: forward(s),
     }
 }

@@ -364,6 +364,8 @@ pub struct RouteConfig {
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
     pub keep_credential: bool,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
     /// What it changes about messages.
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.

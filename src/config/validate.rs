@@ -377,6 +377,7 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        max_body_bytes: file.max_body_bytes.unwrap_or(proxy.max_body_bytes),
         forward,
         cors,
     })
