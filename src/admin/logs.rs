@@ -1,11 +1,7 @@
 //! The usage records of a key, one by one, by page or by cursor.
 
 mod cursor;
-#[expect(
-    unreachable_pub,
-    dead_code,
-    reason = "the macro of words makes more than is needed, and makes it public"
-)]
+#[expect(unreachable_pub, reason = "the macro of words makes public what is used in here only")]
 mod stream;
 
 use super::apikeys::key_id;

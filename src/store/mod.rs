@@ -19,11 +19,13 @@ mod retention;
 pub mod rollup;
 mod rules;
 pub mod sqlite;
+mod usage;
 
 pub use error::StoreError;
 pub use node::{NodeReport, NodeRow};
 pub use past::KeyPast;
 pub use record::*;
+pub use usage::*;
 
 use crate::clock::Timestamp;
 use crate::policy::id::{EndUserId, KeyId, PlanId, WorkspaceId};

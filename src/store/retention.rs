@@ -7,8 +7,8 @@
 //!
 //! *Invariant:* what is hidden stays hidden, also when the plan is later given a longer retention: totals agree with rows.
 
-use super::record::Upkeep;
 use super::rollup::Width;
+use super::usage::Upkeep;
 use super::{LogCursor, StoreError};
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, PlanId, RequestId};

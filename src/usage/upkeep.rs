@@ -18,7 +18,7 @@ pub async fn keep_up(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>) {
             Ok(done) if done != Upkeep::default() => tracing::info!(?done, "the ledger was kept in shape"),
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "the ledger could not be kept in shape; it is tried again in an hour")
+                tracing::warn!(%error, "the ledger could not be kept in shape; it is tried again in an hour");
             }
         }
         tokio::time::sleep(EVERY).await;
