@@ -1,11 +1,13 @@
 # make run    try Keygate: builds, starts the demo, prints a curl line that works
 # make test   every test, with everything they need
+# make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes)
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
 # make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, WebSocket, curl (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
+# make bench  what governing a request costs beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
 # make bench-journal  what the usage journal costs a request, and how long a gigabyte of it takes to recover
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
@@ -14,7 +16,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools bench-journal
+.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools bench bench-tools bench-journal bench-ledger
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -25,7 +27,7 @@ test: tools test-tools
 
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
-	$(CARGO) test --locked --test slow -- --nocapture
+	$(CARGO) test --locked --release --test slow -- --nocapture
 
 test-clients: tools
 	@command -v python3 >/dev/null && command -v curl >/dev/null || { echo "missing: python3 or curl" >&2; exit 1; }
@@ -33,6 +35,13 @@ test-clients: tools
 	@[ -x target/clients/bin/python ] || python3 -m venv target/clients
 	@target/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	target/clients/bin/python tests/clients/run.py "$(CURDIR)/target/debug/keygate"
+
+# Keygate and the bare proxy are built alike, as for production.
+bench: tools test-tools bench-tools
+	$(CARGO) bench --locked --profile dist --bench whole -- $(ARGS)
+
+bench-ledger: tools test-tools
+	$(CARGO) bench --locked --bench ledger
 
 lint: tools
 	$(CARGO) fmt --check
@@ -75,6 +84,17 @@ test-tools:
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
 	[ -n "$$found" ] || missing="$$missing postgresql"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing" >&2; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >&2; \
+	else \
+		echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
+	fi
+
+bench-tools:
+	@missing=; for tool in nginx haproxy wrk; do \
+		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing$$missing" >&2; \

@@ -46,7 +46,13 @@ impl Traffic {
             end_user_quota: 1,
             limits: Box::default(),
         };
-        let record = PlanRecord { plan, description: String::new(), created_at: now(), updated_at: now() };
+        let record = PlanRecord {
+            plan,
+            description: String::new(),
+            usage_retention_days: None,
+            created_at: now(),
+            updated_at: now(),
+        };
         store.create_plan(record, &by, now()).await.unwrap();
         for (n, (id, workspace)) in self.keys.iter().enumerate() {
             store.ensure_workspace(workspace, &plan_id, &by, now()).await.unwrap();

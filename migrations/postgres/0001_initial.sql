@@ -12,6 +12,7 @@ INSERT INTO change_seq (one, value) VALUES (1, 0);
 CREATE TABLE plans (
     id                 TEXT COLLATE "C" PRIMARY KEY,
     description        TEXT NOT NULL,
+    usage_retention_days BIGINT,               -- NULL: for ever
     api_ops_rate_limit BIGINT NOT NULL,         -- requests per second
     end_user_quota     BIGINT NOT NULL,
     limits             TEXT NOT NULL,           -- JSON: [{"count","per","max"}]

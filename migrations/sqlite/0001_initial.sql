@@ -11,6 +11,7 @@ INSERT INTO change_seq (one, value) VALUES (1, 0);
 CREATE TABLE plans (
     id                 TEXT PRIMARY KEY,
     description        TEXT NOT NULL,
+    usage_retention_days INTEGER,               -- NULL: for ever
     api_ops_rate_limit INTEGER NOT NULL,        -- requests per second
     end_user_quota     INTEGER NOT NULL,
     limits             TEXT NOT NULL,           -- JSON: [{"count","per","max"}]

@@ -1,7 +1,7 @@
 //! The usage records of a key, one by one, by page or by cursor.
 
 mod cursor;
-#[expect(unreachable_pub, reason = "the macro of words makes them public")]
+#[expect(unreachable_pub, reason = "the macro of words makes public what is used in here only")]
 mod stream;
 
 use super::apikeys::key_id;

@@ -28,6 +28,8 @@ pub(super) struct PlanView {
     end_user_quota: u64,
     /// Further ceilings, each over all keys of a workspace together.
     limits: Vec<CeilingView>,
+    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    usage_retention_days: Option<u32>,
     /// Epoch milliseconds.
     created_at: i64,
     /// Epoch milliseconds.
@@ -136,7 +138,7 @@ pub(super) async fn delete_plan(
 
 impl PlanView {
     fn new(record: PlanRecord) -> Self {
-        let PlanRecord { plan, description, created_at, updated_at } = record;
+        let PlanRecord { plan, description, usage_retention_days, created_at, updated_at } = record;
         let Plan { id, api_ops_rate_limit, end_user_quota, limits } = plan;
         Self {
             id: id.to_string(),
@@ -144,6 +146,7 @@ impl PlanView {
             api_ops_rate_limit,
             end_user_quota,
             limits: limits.iter().map(CeilingView::new).collect(),
+            usage_retention_days,
             created_at: millis(created_at),
             updated_at: millis(updated_at),
         }

@@ -111,6 +111,9 @@ pub(super) struct PlanCreate {
     /// Further ceilings, each over all keys of a workspace together.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
+    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    #[schema(minimum = 1, maximum = 36_500)]
+    usage_retention_days: Option<u32>,
 }
 
 /// What to change on a plan. Absent fields stay.
@@ -127,6 +130,9 @@ pub(super) struct PlanUpdate {
     /// Further ceilings; null: none.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
+    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    #[schema(minimum = 1, maximum = 36_500)]
+    usage_retention_days: Option<u32>,
 }
 
 /// What to change on a workspace, which is made if it does not exist. Absent fields stay.

@@ -286,10 +286,11 @@ async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
 pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) -> Result<(), StoreError> {
-    for PlanConfig { plan, description } in &config.plans {
+    for PlanConfig { plan, description, usage_retention_days } in &config.plans {
         let record = PlanRecord {
             plan: plan.clone(),
             description: description.clone(),
+            usage_retention_days: *usage_retention_days,
             created_at: now,
             updated_at: now,
         };

@@ -42,6 +42,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
             EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
         },
         keep_credential: r.keep_credential,
+        max_body_bytes: r.max_body_bytes,
         forward: r.forward.clone(),
         cors: r.cors.clone(),
     });
@@ -117,7 +118,6 @@ pub(super) fn proxy(
         header_bytes: config.proxy.max_header_bytes,
         header_fields: config.proxy.max_header_fields,
         uri_bytes: config.proxy.max_uri_bytes,
-        body_bytes: config.proxy.max_body_bytes,
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
         write_timeout: config.proxy.write_timeout,
         trust_request_id: config.proxy.trust_request_id,

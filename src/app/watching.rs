@@ -19,6 +19,7 @@ const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 /// Starts all of it on `io`.
 pub(super) fn start(config: &Config, base: &Base, keyring: &Arc<Keyring>, io: &Handle) {
     io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
+    io.spawn(crate::usage::keep_up(base.store.clone(), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
     let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
     io.spawn(watch_nodes(store, metrics, base.boot, config.node.name.clone(), counts_alone));

@@ -176,6 +176,6 @@ impl PlanConfig {
     /// What a plan allows that says nothing about itself.
     pub(super) fn new(id: PlanId) -> Self {
         let plan = Plan { id, api_ops_rate_limit: 1_000, end_user_quota: 10_000, limits: Box::default() };
-        Self { plan, description: String::new() }
+        Self { plan, description: String::new(), usage_retention_days: None }
     }
 }

@@ -17,7 +17,7 @@ use super::types::{
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, Scope};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX, Scope};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 
@@ -52,6 +52,7 @@ pub(super) struct PlanFile {
     pub(super) api_ops_rate_limit: u32,
     pub(super) end_user_quota: u64,
     pub(super) description: String,
+    pub(super) usage_retention_days: u32,
     pub(super) limits: Vec<Option<Ceiling>>,
 }
 
@@ -65,6 +66,7 @@ pub(super) struct RouteFile {
     pub(super) resource: Option<ResourceSource>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
+    pub(super) max_body_bytes: Option<u64>,
     pub(super) forward: ForwardFile,
 }
 
@@ -300,6 +302,11 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
         ),
         end_user_quota: s.value("end_user_quota", &Whole { min: 0, max: CEILING_MAX }, d.plan.end_user_quota),
         description: s.value("description", &Text { min: 0, max: 2_000 }, d.description),
+        usage_retention_days: s.value(
+            "usage_retention_days",
+            &Whole { min: 0, max: RETENTION_DAYS_MAX },
+            d.usage_retention_days.unwrap_or(0),
+        ),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
     }
 }
@@ -321,6 +328,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
+        max_body_bytes: s.value("max_body_bytes", &OrEmpty(Size { min: 0, max: 1 << 40 }), None),
         forward: forward(s),
     }
 }

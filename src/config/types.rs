@@ -332,6 +332,8 @@ pub struct PlanConfig {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
+    /// How many days usage records are kept for; none: for ever.
+    pub usage_retention_days: Option<u32>,
 }
 
 /// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.
@@ -362,6 +364,8 @@ pub struct RouteConfig {
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
     pub keep_credential: bool,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
     /// What it changes about messages.
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.

@@ -258,6 +258,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanC
                 plan.plan.end_user_quota = file.end_user_quota;
                 plan.plan.limits = file.limits.into_iter().flatten().collect();
                 plan.description = file.description;
+                plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
                 plans.insert(id, plan);
             }
             Err(bad) => reading.complain(&path, bad.to_string()),
@@ -376,6 +377,7 @@ fn route(
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
+        max_body_bytes: file.max_body_bytes.unwrap_or(proxy.max_body_bytes),
         forward,
         cors,
     })

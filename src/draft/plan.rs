@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 pub struct PlanDraft {
     plan: Plan,
     description: String,
+    usage_retention_days: Option<u32>,
 }
 
 /// A change of a plan somebody asks for.
@@ -34,9 +35,11 @@ impl PlanDraft {
         let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
         let limits = fields.optional("limits", rules::limits).unwrap_or_default();
         let description = fields.optional("description", rules::description).unwrap_or_default();
+        let usage_retention_days = fields.optional("usage_retention_days", rules::days);
         match (id, rate, quota, fields.finish()) {
             (Some(id), Some(api_ops_rate_limit), Some(end_user_quota), errors) if errors.is_empty() => {
-                Ok(Self { plan: Plan { id, api_ops_rate_limit, end_user_quota, limits }, description })
+                let plan = Plan { id, api_ops_rate_limit, end_user_quota, limits };
+                Ok(Self { plan, description, usage_retention_days })
             }
             (.., errors) => Err(errors),
         }
@@ -44,7 +47,8 @@ impl PlanDraft {
 
     /// The plan as it is stored at the instant `at`.
     pub fn into_record(self, at: Timestamp) -> PlanRecord {
-        PlanRecord { plan: self.plan, description: self.description, created_at: at, updated_at: at }
+        let Self { plan, description, usage_retention_days } = self;
+        PlanRecord { plan, description, usage_retention_days, created_at: at, updated_at: at }
     }
 }
 
@@ -56,6 +60,7 @@ impl PlanPatchDraft {
         let mut fields = Fields::of(body);
         let patch = PlanPatch {
             description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
+            usage_retention_days: fields.cleared("usage_retention_days", rules::days),
             api_ops_rate_limit: fields.changed("api_ops_rate_limit", rules::rate),
             end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
             limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),

@@ -3,7 +3,9 @@
 use super::fields::{Fields, Flaws};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, Scope, Scopes};
+use crate::policy::key::{
+    CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX, Scope, Scopes,
+};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
@@ -88,6 +90,11 @@ pub(super) fn ceiling(value: &Value) -> Result<u64, Flaws> {
 /// A rate or burst, in requests per second or requests.
 pub(super) fn rate(value: &Value) -> Result<u32, Flaws> {
     narrow(value, RATE_MAX)
+}
+
+/// A number of days.
+pub(super) fn days(value: &Value) -> Result<u32, Flaws> {
+    narrow(value, RETENTION_DAYS_MAX)
 }
 
 /// A number of requests in flight.

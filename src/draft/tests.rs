@@ -339,6 +339,8 @@ fn plans_and_workspaces_name_their_mistakes() {
         (json!({"id": "a"}), "id"),
         (json!({"api_ops_rate_limit": null}), "api_ops_rate_limit"),
         (json!({"end_user_quota": "9"}), "end_user_quota"),
+        (json!({"usage_retention_days": 0}), "usage_retention_days"),
+        (json!({"usage_retention_days": 36_501}), "usage_retention_days"),
     ] {
         assert_eq!(said(PlanPatchDraft::read(&map(body)).expect_err(field))[0].0, field);
     }

@@ -76,6 +76,8 @@ pub struct Plan {
 pub const CEILING_MAX: u64 = (1 << 53) - 1;
 /// Largest rate, in requests per second.
 pub const RATE_MAX: u32 = 10_000_000;
+/// Longest that a plan keeps usage records for when it does not keep them for ever, in days: 100 years.
+pub const RETENTION_DAYS_MAX: u32 = 36_500;
 /// Most further ceilings on one key or plan.
 pub const CEILINGS_MAX: usize = 8;
 /// Rate of a key that names none, in requests per second (the plan's where that is lower).

@@ -41,6 +41,8 @@ pub struct Route {
     pub end_user: EndUserFrom,
     /// Whether the backend gets to see the client's credential.
     pub keep_credential: bool,
+    /// Bytes of the largest request body.
+    pub max_body_bytes: u64,
     /// What it changes about messages.
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.

@@ -41,6 +41,9 @@ impl Proxy {
             authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
         };
         ctx.route = Some(Arc::clone(permit.route()));
+        if content_length(session).is_some_and(|length| length > permit.route().max_body_bytes) {
+            return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
+        }
         ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
         if self.recorder.may_admit().is_err() {
@@ -134,9 +137,6 @@ impl Proxy {
         let (path, query) = split_target(header.raw_path()).map_err(bad)?;
         canonical(path).map_err(bad)?;
         check_query(query).map_err(bad)?;
-        if content_length(session).is_some_and(|l| l > self.limits.body_bytes) {
-            return Err(Denial::Plain(Fault::PayloadTooLarge));
-        }
         Ok(())
     }
 

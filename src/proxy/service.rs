@@ -63,8 +63,6 @@ pub struct ProxyLimits {
     pub header_fields: usize,
     /// Bytes of the request target.
     pub uri_bytes: usize,
-    /// Bytes of a body.
-    pub body_bytes: u64,
     /// How long a client may take none of what is written to one of its streams.
     pub write_timeout: Duration,
     /// Bytes of a body that is read ahead.
@@ -217,7 +215,7 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
-        if ctx.body_bytes > self.limits.body_bytes {
+        if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
         }
         if let Some(stream) = ctx.connection.as_ref().filter(|connection| connection.is_stream()) {

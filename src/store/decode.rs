@@ -119,7 +119,7 @@ pub(super) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
 /// What [`read_plan_record`] reads behind [`plan_columns`].
 macro_rules! plan_record_columns {
     () => {
-        "p.description, p.created_at, p.updated_at"
+        "p.description, p.usage_retention_days, p.created_at, p.updated_at"
     };
 }
 pub(super) use plan_record_columns;
@@ -128,6 +128,7 @@ pub(super) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreEr
     Ok(PlanRecord {
         plan: read_plan(f)?,
         description: f.text("description")?.to_owned(),
+        usage_retention_days: f.maybe_int("usage_retention_days")?,
         created_at: f.instant("created_at")?,
         updated_at: f.instant("updated_at")?,
     })

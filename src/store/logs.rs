@@ -5,8 +5,8 @@
 //!
 //! *Invariant:* no call costs more on a long ledger than on a short one, beyond that bound.
 
-use super::record::{LogCursor, LogFilter, LogPage, LogPageRequest, LogTotal, UsageRecord};
 use super::rollup::Width;
+use super::usage::{LogCursor, LogFilter, LogPage, LogPageRequest, LogTotal, UsageRecord};
 use crate::clock::Timestamp;
 use crate::policy::id::RequestId;
 use std::ops::Range;

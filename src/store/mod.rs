@@ -15,14 +15,17 @@ mod node;
 mod past;
 pub mod postgres;
 mod record;
+mod retention;
 pub mod rollup;
 mod rules;
 pub mod sqlite;
+mod usage;
 
 pub use error::StoreError;
 pub use node::{NodeReport, NodeRow};
 pub use past::KeyPast;
 pub use record::*;
+pub use usage::*;
 
 use crate::clock::Timestamp;
 use crate::policy::id::{EndUserId, KeyId, PlanId, WorkspaceId};
@@ -281,6 +284,13 @@ pub trait Ledger: Send + Sync + 'static {
     /// Stores records and feeds the roll-ups from those really inserted, in one transaction. A record that is there
     /// already (same id) is passed over, so repeating a call changes nothing. Answers how many were new.
     async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError>;
+
+    /// Makes partitions ahead of need and deletes what need not be kept at the instant `at`, in steps that are short each.
+    /// Repeating it is harmless; several nodes may do it at once.
+    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+        let nothing_to_do = |_| Upkeep::default();
+        Ok(nothing_to_do(at))
+    }
 
     /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError>;

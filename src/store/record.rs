@@ -1,11 +1,9 @@
-//! The rows of the store as everybody else sees them. Plain data; what they mean for a decision is `policy`'s.
+//! The rows of the store as everybody else sees them, usage apart. Plain data; what they mean for a decision is `policy`'s.
 
 use super::Version;
-use super::rollup::{Quantiles, Tally};
 use crate::clock::Timestamp;
-use crate::policy::fault::Fault;
-use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
-use crate::policy::key::{Ceiling, Key, KeyType, Plan, Scopes, words};
+use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId};
+use crate::policy::key::{Ceiling, Key, KeyType, Plan, Scopes};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::fmt;
@@ -152,6 +150,8 @@ pub struct PlanRecord {
     pub plan: Plan,
     /// What it is for.
     pub description: String,
+    /// How many whole UTC days before today usage records are kept for; none: for ever.
+    pub usage_retention_days: Option<u32>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -163,6 +163,8 @@ pub struct PlanRecord {
 pub struct PlanPatch {
     /// See [`PlanRecord::description`].
     pub description: Option<String>,
+    /// See [`PlanRecord::usage_retention_days`].
+    pub usage_retention_days: Option<Option<u32>>,
     /// See [`Plan::api_ops_rate_limit`].
     pub api_ops_rate_limit: Option<u32>,
     /// See [`Plan::end_user_quota`].
@@ -278,222 +280,6 @@ pub struct KeyChange {
     pub version: Version,
 }
 
-// === usage ===
-
-words!(
-    /// How a request ended.
-    Outcome {
-        /// The backend's answer was passed on, whatever its status.
-        Served = "served",
-        /// Keygate refused it; the record's `denial` says why.
-        Denied = "denied",
-        /// No complete answer came from the backend.
-        UpstreamFailed = "upstream_failed",
-        /// The client went away first.
-        Aborted = "aborted",
-        /// The gateway was stopped while it was in flight.
-        Interrupted = "interrupted",
-    }
-);
-
-/// One request in the ledger.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UsageRecord {
-    /// Identity; a record is in the ledger once.
-    pub id: RequestId,
-    /// What the client and the logs know the request by.
-    pub request_id: Box<str>,
-    /// Whose secret was presented.
-    pub api_key_id: KeyId,
-    /// The tenant of that key.
-    pub workspace_id: WorkspaceId,
-    /// When the request had arrived.
-    pub at: Timestamp,
-    /// HTTP method.
-    pub method: Box<str>,
-    /// Canonical path, without the query.
-    pub endpoint: Box<str>,
-    /// The route's name; empty when none matched.
-    pub route: Box<str>,
-    /// Status sent to the client, or that would have been.
-    pub status_code: u16,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Why it was denied.
-    pub denial: Option<Fault>,
-    /// Whether it counts against the key's limits.
-    pub charged: bool,
-    /// Whether its limits were decided without the shared counters.
-    pub degraded: bool,
-    /// From arrival to the last byte of the answer, in µs.
-    pub response_time_us: u64,
-    /// From arrival to the first byte of the answer, in µs.
-    pub ttfb_us: Option<u64>,
-    /// Body bytes from the client.
-    pub bytes_in: u64,
-    /// Body bytes to the client.
-    pub bytes_out: u64,
-    /// Tokens, where the backend told.
-    pub tokens_used: u64,
-    /// The client's address.
-    pub ip_address: Option<IpAddr>,
-    /// The client's name for itself, cut to 256 bytes.
-    pub user_agent: Box<str>,
-    /// Whom the request was for.
-    pub end_user_id: Option<EndUserId>,
-    /// The backend server that was asked last.
-    pub upstream: Box<str>,
-    /// The node that served it.
-    pub node: Box<str>,
-}
-
-/// What one subject has spent of the windows that contain the asked instant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpentRow {
-    /// Whose spending.
-    pub subject: SpentBy,
-    /// Charged requests in this calendar minute.
-    pub minute: u64,
-    /// Charged requests in this calendar hour.
-    pub hour: u64,
-    /// Charged requests on this calendar day.
-    pub day: u64,
-    /// Charged requests in this calendar month.
-    pub month: u64,
-    /// Charged requests ever.
-    pub total: u64,
-}
-
-/// Whose spending.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SpentBy {
-    /// One key's.
-    Key(KeyId),
-    /// All keys of a workspace together.
-    Workspace(WorkspaceId),
-}
-
-/// Totals of one key.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KeyStats {
-    /// Requests that presented its secret, denied ones too.
-    pub total_requests: u64,
-    /// The same for the current UTC day.
-    pub requests_today: u64,
-    /// Charged requests.
-    pub quota_used: u64,
-    /// The key's `quota_limit`.
-    pub quota_limit: Option<u64>,
-    /// Denied requests.
-    pub denied: u64,
-    /// Requests that failed behind the gateway: status 500 or above, or no complete answer.
-    pub errors: u64,
-    /// When its secret was last presented.
-    pub last_used_at: Option<Timestamp>,
-    /// Tokens.
-    pub tokens_used: u64,
-    /// Response times of requests that were not denied.
-    pub response_time: Quantiles,
-}
-
-words!(
-    /// The width of a point of a time series.
-    Interval {
-        /// One minute.
-        Minute = "minute",
-        /// One hour.
-        Hour = "hour",
-        /// One UTC day.
-        Day = "day",
-    }
-);
-
-/// Which time series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UsageRange {
-    /// First instant.
-    pub from: Timestamp,
-    /// First instant after it.
-    pub to: Timestamp,
-    /// Width of a point.
-    pub interval: Interval,
-}
-
-/// One point of a time series.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UsagePoint {
-    /// Where it begins.
-    pub start: Timestamp,
-    /// Requests, denied ones too.
-    pub requests: u64,
-    /// Denied requests.
-    pub denied: u64,
-    /// Requests that failed behind the gateway.
-    pub errors: u64,
-    /// Tokens.
-    pub tokens_used: u64,
-    /// Body bytes from clients.
-    pub bytes_in: u64,
-    /// Body bytes to clients.
-    pub bytes_out: u64,
-    /// Response times of requests that were not denied.
-    pub response_time: Quantiles,
-}
-
-/// Which usage records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogFilter {
-    /// Not before.
-    pub from: Option<Timestamp>,
-    /// Not at or after.
-    pub to: Option<Timestamp>,
-    /// Only this status.
-    pub status_code: Option<u16>,
-    /// Only paths that contain this, case ignored.
-    pub endpoint: Option<String>,
-}
-
-/// Which part of the usage records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogPageRequest {
-    /// A numbered page.
-    Number(PageRequest),
-    /// What comes after a place, at most so many.
-    After(LogCursor, u32),
-}
-
-/// A place in the usage records, newest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogCursor {
-    /// The last record's instant.
-    pub at: Timestamp,
-    /// The last record's identity.
-    pub id: RequestId,
-}
-
-/// A part of the usage records.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogPage {
-    /// The records, newest first.
-    pub items: Vec<UsageRecord>,
-    /// Records that fit the filter; none when the part was asked for by cursor.
-    pub total: Option<LogTotal>,
-    /// Where the next part begins; none at the end. A search that has looked at as many records as one call may ends
-    /// here too, with fewer items than were asked for or none at all.
-    pub next: Option<LogCursor>,
-    /// Rows that could not be understood and are left out.
-    pub passed_over: u64,
-}
-
-/// How many records fit a filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogTotal {
-    /// So many, or at least so many.
-    pub records: u64,
-    /// Whether all were counted.
-    pub is_exact: bool,
-}
-
 // === audit ===
 
 /// Who does something.
@@ -562,23 +348,6 @@ impl Change {
     }
 }
 
-impl KeyStats {
-    /// Statistics from the roll-ups of a key's whole life and of the current day.
-    pub(super) fn new(life: &Tally, today: &Tally, quota_limit: Option<u64>) -> Self {
-        Self {
-            total_requests: life.requests,
-            requests_today: today.requests,
-            quota_used: life.charged,
-            quota_limit,
-            denied: life.denied,
-            errors: life.errors,
-            last_used_at: (life.requests > 0).then_some(life.last_at),
-            tokens_used: life.tokens,
-            response_time: life.quantiles(),
-        }
-    }
-}
-
 impl<T> Page<T> {
     /// A page of rows that were all understood.
     pub fn whole(items: Vec<T>, total: u64) -> Self {
@@ -591,13 +360,6 @@ impl<T> Page<T> {
         let items: Vec<T> = rows.into_iter().flatten().collect();
         let passed_over = u64::try_from(found - items.len()).unwrap_or(u64::MAX);
         Self { items, total, passed_over }
-    }
-}
-
-impl SpentRow {
-    /// Nothing spent.
-    pub const fn nothing(subject: SpentBy) -> Self {
-        Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Pure; must not know where figures are kept. Both backends feed their roll-ups through [`tally`] and [`Tally::merge`],
 //! so that they agree by construction.
 
-use super::record::{Outcome, SpentBy, UsageRecord};
+use super::usage::{Outcome, SpentBy, UsageRecord};
 use crate::clock::Timestamp;
 use crate::policy::key::Per;
 use crate::policy::limit::window_start;

@@ -146,9 +146,10 @@ pub(super) fn patched_plan(
     patch: PlanPatch,
     at: Timestamp,
 ) -> Result<PlanRecord, StoreError> {
-    let PlanPatch { description, api_ops_rate_limit, end_user_quota, limits } = patch;
+    let PlanPatch { description, usage_retention_days, api_ops_rate_limit, end_user_quota, limits } = patch;
     let mut after = before.clone();
     set(&mut after.description, description);
+    set(&mut after.usage_retention_days, usage_retention_days);
     set(&mut after.plan.api_ops_rate_limit, api_ops_rate_limit);
     set(&mut after.plan.end_user_quota, end_user_quota);
     set(&mut after.plan.limits, limits);
@@ -391,6 +392,7 @@ pub(super) fn plan_fields(record: &PlanRecord) -> Fields {
         ("api_ops_rate_limit", json!(api_ops_rate_limit)),
         ("end_user_quota", json!(end_user_quota)),
         ("limits", limits_to_json(limits)),
+        ("usage_retention_days", json!(record.usage_retention_days)),
     ])
 }
 

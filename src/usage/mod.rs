@@ -12,12 +12,14 @@ pub mod journal;
 mod record;
 mod set_aside;
 mod spent;
+mod upkeep;
 mod writer;
 
 pub use journal::{Journal, JournalFull};
 pub use record::{Pending, Start};
 pub use set_aside::SetAside;
 pub use spent::Spent;
+pub use upkeep::keep_up;
 pub use writer::{Flush, Writer, WriterOptions};
 
 use crate::metrics::Metrics;

@@ -131,7 +131,9 @@ impl Writer {
         while stored.is_ok() {
             let began = Some(Instant::now());
             let done = Done { asked: self.flush.asked.load(Ordering::Acquire), began };
-            let is_stopping = self.deadline.borrow().is_some();
+            // Whoever could tell it to stop is gone: a start that failed.
+            let is_alone = self.deadline.has_changed().is_err();
+            let is_stopping = is_alone || self.deadline.borrow().is_some();
             if is_stopping {
                 self.reader.journal().close();
             }
@@ -174,10 +176,7 @@ impl Writer {
         tokio::select! {
             () = tokio::time::sleep(self.options.batch_delay) => {}
             () = self.flush.wake.notified() => {}
-            changed = self.deadline.changed() => if changed.is_err() {
-                // Nobody can tell it to stop any more, and nobody has.
-                tokio::time::sleep(self.options.batch_delay).await;
-            }
+            _ = self.deadline.changed() => {}
         }
     }
 
@@ -272,10 +271,9 @@ impl Writer {
         let wait = tokio::time::sleep(backoff.next());
         tokio::pin!(wait);
         tokio::select! {
-            () = &mut wait => {}
-            changed = self.deadline.changed() => if changed.is_err() { wait.await },
+            () = &mut wait => Ok(()),
+            changed = self.deadline.changed() => changed.map_err(|_| GaveUp),
         }
-        Ok(())
     }
 
     fn report(&self, error: &StoreError, backoff: &Backoff) {

@@ -27,6 +27,7 @@ mod replies;
 mod routing;
 mod secrets;
 mod streaming;
+#[expect(dead_code, reason = "the edge's own tests use more of it")]
 mod support;
 #[path = "../journal/tiny_disk.rs"]
 mod tiny_disk;

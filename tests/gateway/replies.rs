@@ -114,6 +114,27 @@ fn sizes_have_limits_of_their_own() {
 }
 
 #[test]
+fn a_route_can_take_larger_or_smaller_bodies_than_others() {
+    let origin = Origin::start();
+    let routes = route("small", "/v1/small", "app", "max_body_bytes = 10")
+        + &route("large", "/v1/large", "app", "max_body_bytes = \"20KiB\"");
+    let gateway =
+        Gateway::start(&(one_route(origin.address) + &routes + "[proxy]\nmax_body_bytes = \"10KiB\"\n"));
+    let secret = gateway.create_key(json!({"quota_limit": 3})).secret;
+    let post = |target: &str, n: usize| gateway.call(&Request::post(target, vec![b'x'; n]).bearer(&secret));
+    for (target, most) in [("/v1/small", 10), ("/v1/app/x", 10 * 1024), ("/v1/large", 20 * 1024)] {
+        let over = post(target, most + 1);
+        assert_eq!(over.fault(), (413, 1000, "payload_too_large".into()), "{target}");
+        let served = post(target, most);
+        assert_eq!(
+            (served.status, origin.last().body.len()),
+            (200, most),
+            "{target}: what was refused cost nothing"
+        );
+    }
+}
+
+#[test]
 fn a_chunked_body_that_grows_too_large_is_cut_off() {
     let (origin, gateway) = stand("[proxy]\nmax_body_bytes = \"10KiB\"\n");
     let secret = gateway.create_key(json!({})).secret;

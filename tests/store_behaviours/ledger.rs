@@ -1,12 +1,13 @@
 //! Usage.
 
-use crate::place::{Place, T0, after, everything, page, record, someone};
+use crate::place::{Place, T0, after, everything, page, plan, plan_id, record, someone};
 use keygate::clock::Timestamp;
 use keygate::policy::fault::Fault;
 use keygate::policy::id::{EndUserId, KeyId, WorkspaceId};
 use keygate::store::rollup::Quantiles;
 use keygate::store::{
-    Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, LogTotal, Outcome, SpentBy,
+    Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, LogTotal, Outcome, PlanPatch,
+    PlanRecord, SpentBy, WorkspacePatch,
 };
 use keygate::store::{SpentRow, StoreError, UsagePoint, UsageRange, UsageRecord};
 use std::time::Duration;
@@ -243,6 +244,51 @@ pub(crate) async fn a_search_looks_only_so_far_and_says_so(place: Place) {
     assert_eq!((second.items, second.next), (vec![needle], None));
     let everything = logs(&place, &w, &key, &LogFilter::default()).await;
     assert_eq!(everything.total, exactly(LOOKED_AT + 1));
+}
+
+pub(crate) async fn records_go_when_their_plan_says_and_figures_stay(place: Place) {
+    const DAY: Duration = Duration::from_hours(24);
+    let (w, key) = key_of(&place, "w1").await;
+    let days = [0, 0, 3, 9].map(|n| record(&key, T0.plus(DAY * n)));
+    place.append(&days).await.unwrap();
+    let now = T0.plus(DAY * 10);
+    let done = place.upkeep(now).await.unwrap();
+    assert_eq!(done.records_deleted, 0, "no plan limits anything yet");
+    assert_eq!(
+        done.rollups_deleted, 2,
+        "a minute of the key and of its workspace, which are kept for eight days"
+    );
+    let keep = |days| PlanPatch { usage_retention_days: Some(days), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), keep(Some(7)), &someone(), T0).await.unwrap();
+    let done = place.upkeep(now).await.unwrap();
+    assert_eq!((done.records_deleted, done.rollups_deleted), (2, 0));
+    assert_eq!(place.upkeep(now).await.unwrap().records_deleted, 0, "once is enough");
+    // What is gone does not come back into view, and is not counted, because the plan has become more generous.
+    place.update_plan(&plan_id("basic"), keep(None), &someone(), T0).await.unwrap();
+    place.upkeep(now).await.unwrap();
+    let kept = logs(&place, &w, &key, &LogFilter::default()).await;
+    assert_eq!((kept.total, kept.items), (exactly(2), vec![days[3].clone(), days[2].clone()]));
+    assert_eq!(stats(&place, &w, &key, now).await.total_requests, 4);
+    let range = UsageRange { from: T0, to: now, interval: Interval::Day };
+    let points = place.usage(&w, key.key.id, &range).await.unwrap().unwrap();
+    assert_eq!(points.iter().map(|point| point.requests).collect::<Vec<_>>(), [2, 1, 1]);
+}
+
+pub(crate) async fn retention_is_each_workspaces_own(place: Place) {
+    const DAY: Duration = Duration::from_hours(24);
+    let (short, a) = key_of(&place, "w1").await;
+    let (long, b) = key_of(&place, "w2").await;
+    let brief = PlanRecord { usage_retention_days: Some(1), ..plan("brief") };
+    place.create_plan(brief, &someone(), T0).await.unwrap();
+    let moved = WorkspacePatch { plan_id: Some(plan_id("brief")), ..WorkspacePatch::default() };
+    place.put_workspace(&short, moved, &plan_id("basic"), &someone(), T0).await.unwrap();
+    // More than go in one step.
+    let many: Vec<UsageRecord> = (0..4_500).map(|n| record([&a, &b][n % 2], T0)).collect();
+    place.append(&many).await.unwrap();
+    let done = place.upkeep(T0.plus(DAY * 3)).await.unwrap();
+    assert_eq!(done.records_deleted, 2_250);
+    assert_eq!(logs(&place, &short, &a, &LogFilter::default()).await.total, exactly(0));
+    assert_eq!(logs(&place, &long, &b, &LogFilter::default()).await.total, exactly(2_250));
 }
 
 pub(crate) async fn a_key_without_usage_has_zeroes(place: Place) {

@@ -114,6 +114,8 @@ macro_rules! behaviours {
                 totals_of_a_range_are_exact_to_the_microsecond
                 a_key_that_was_idle_for_years_is_read_like_any_other
                 a_search_looks_only_so_far_and_says_so
+                records_go_when_their_plan_says_and_figures_stay
+                retention_is_each_workspaces_own
                 a_key_without_usage_has_zeroes
                 stats_count_by_outcome
                 response_times_are_of_answers_only

@@ -4,6 +4,7 @@ use crate::place::{
     Place, T0, after, everything, new_key, open_postgres, plan, plan_id, record, someone, workspace_id,
 };
 use crate::private_postgres::{Server, raw};
+use keygate::clock::Timestamp;
 use keygate::config::PostgresUrl;
 use keygate::policy::id::{KeyId, WorkspaceId};
 use keygate::store::postgres::{PgOptions, PgStore, check, migrate};
@@ -195,6 +196,61 @@ async fn two_nodes_that_append_at_once_count_every_record_once() {
         let stats = place.stats(&w, key.key.id, T0).await.unwrap().unwrap();
         assert_eq!((stats.total_requests, stats.response_time.count), (250, 250));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_has_a_partition_that_goes_as_a_whole() {
+    const DAY: Duration = Duration::from_hours(24);
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let server = raw(place.url()).await;
+    let row = server.query_one("SELECT (extract(epoch FROM now()) * 1000000)::bigint", &[]).await.unwrap();
+    let now = Timestamp::from_micros(row.get(0));
+    let partitions = async || {
+        let sql = "SELECT count(*), (SELECT count(*) FROM usage_odd) FROM pg_inherits WHERE inhparent = 'usage'::regclass";
+        let row = server.query_one(sql, &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    // A clock that is a month ahead: its rows wait until their day is near enough to be believed.
+    let early = record(&key, now.plus(DAY * 30));
+    place.append(std::slice::from_ref(&early)).await.unwrap();
+    assert_eq!(partitions().await, (1, 1), "the default one only");
+    place.append(&[record(&key, now.minus(DAY * 9)), record(&key, now)]).await.unwrap();
+    assert_eq!(partitions().await, (3, 1));
+    let made = place.upkeep(now).await.unwrap().partitions_made;
+    assert_eq!((made, partitions().await), (4, (7, 1)), "yesterday and three days ahead");
+
+    let patch = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    // A node whose clock is a year ahead empties nothing.
+    let done = place.upkeep(now.plus(DAY * 365)).await.unwrap();
+    assert_eq!((done.partitions_dropped, done.records_deleted), (1, 0));
+    assert_eq!(partitions().await, (6, 1));
+    assert_eq!(place.append(std::slice::from_ref(&early)).await.unwrap(), 0, "it is still there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_move_out_of_the_default_partition_when_their_day_gets_its_own() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let server = raw(place.url()).await;
+    let row = server.query_one("SELECT (extract(epoch FROM now()) * 1000000)::bigint", &[]).await.unwrap();
+    let records: Vec<_> = (0..3).map(|_| record(&key, Timestamp::from_micros(row.get(0)))).collect();
+    place.append(&records).await.unwrap();
+    // As if they had come before there was a partition for the day.
+    let undo = "CREATE TABLE kept AS SELECT * FROM usage; DO $$ DECLARE part text; BEGIN
+                    SELECT inhrelid::regclass::text INTO part FROM pg_inherits
+                        WHERE inhparent = 'usage'::regclass AND inhrelid <> 'usage_odd'::regclass;
+                    EXECUTE 'DROP TABLE ' || part; END $$;
+                INSERT INTO usage SELECT * FROM kept";
+    server.batch_execute(undo).await.unwrap();
+    place.upkeep(Timestamp::from_micros(row.get(0))).await.unwrap();
+    let odd: i64 = server.query_one("SELECT count(*) FROM usage_odd", &[]).await.unwrap().get(0);
+    let all: i64 = server.query_one("SELECT count(*) FROM usage", &[]).await.unwrap().get(0);
+    assert_eq!((odd, all), (0, 3));
+    assert_eq!(place.append(&records).await.unwrap(), 0, "the same records again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -172,7 +172,13 @@ pub(crate) fn plan(id: &str) -> PlanRecord {
         end_user_quota: PLAN_END_USERS,
         limits: [].into(),
     };
-    PlanRecord { plan, description: String::new(), created_at: T0, updated_at: T0 }
+    PlanRecord {
+        plan,
+        description: String::new(),
+        usage_retention_days: None,
+        created_at: T0,
+        updated_at: T0,
+    }
 }
 
 /// A credential that no other has.

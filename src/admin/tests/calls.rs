@@ -240,6 +240,7 @@ async fn plans_and_workspaces_live_together() {
     let made = call("POST", "/plans", gold.clone()).await;
     assert_eq!(made.status, 201, "{}", made.text);
     assert_eq!(made.data()["limits"], gold["limits"]);
+    assert_eq!(made.data()["usage_retention_days"], Value::Null, "for ever");
     assert_eq!(call("POST", "/plans", gold).await.verdict(), (409, 1_000, "conflict".into()));
     assert_eq!(
         call("PUT", "/plans/gold", json!({"api_ops_rate_limit": 8})).await.data()["api_ops_rate_limit"],

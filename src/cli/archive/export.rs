@@ -128,7 +128,7 @@ impl Export<'_> {
 }
 
 fn plan_line(record: PlanRecord) -> Value {
-    let PlanRecord { plan, description, created_at: _, updated_at: _ } = record;
+    let PlanRecord { plan, description, usage_retention_days, created_at: _, updated_at: _ } = record;
     let Plan { id, api_ops_rate_limit, end_user_quota, limits } = plan;
     json!({
         "id": id.as_str(),
@@ -136,6 +136,7 @@ fn plan_line(record: PlanRecord) -> Value {
         "api_ops_rate_limit": api_ops_rate_limit,
         "end_user_quota": end_user_quota,
         "limits": ceilings(&limits),
+        "usage_retention_days": usage_retention_days,
     })
 }
 

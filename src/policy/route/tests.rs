@@ -15,6 +15,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         resource: None,
         end_user: EndUserFrom::Nowhere,
         keep_credential: false,
+        max_body_bytes: 1 << 20,
         forward: Forward::default(),
         cors: None,
     }

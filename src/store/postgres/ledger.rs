@@ -13,7 +13,7 @@ use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
-use crate::store::{UsagePoint, UsageRange, UsageRecord};
+use crate::store::{Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -52,6 +52,18 @@ impl Ledger for PgStore {
             let why = || StoreError::Invalid { field: "usage record", why: error.to_string() };
             if is_content { why() } else { error }
         })
+    }
+
+    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+        let partitions_made = self.make_days_ahead().await?;
+        let clock = self.read(|tx| {
+            Box::pin(async move {
+                let now = "SELECT floor(extract(epoch FROM now()) * 1000000)::bigint";
+                tx.one(now, &[], |f| f.instant("now")).await
+            })
+        });
+        let now = clock.await?.unwrap_or_default().min(at);
+        Ok(Upkeep { partitions_made, ..retention::prune(self, now).await? })
     }
 
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {

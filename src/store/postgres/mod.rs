@@ -20,6 +20,7 @@ mod listen;
 mod logs;
 mod nodes;
 mod partitions;
+mod retention;
 mod rollups;
 mod schema;
 mod tenants;

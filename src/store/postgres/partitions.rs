@@ -50,6 +50,18 @@ impl PgStore {
         }
         self.days.seen(new);
     }
+
+    /// Sees to the days around and ahead of today. Answers how many partitions were made.
+    pub(super) async fn make_days_ahead(&self) -> Result<u64, StoreError> {
+        self.write(|tx| {
+            Box::pin(async move {
+                let today = today(tx).await?;
+                let days: Vec<i64> = (today - 1..=today + AHEAD).collect();
+                make(tx, &days).await
+            })
+        })
+        .await
+    }
 }
 
 /// The day that it is by the database's clock.

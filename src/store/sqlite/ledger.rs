@@ -12,7 +12,7 @@ use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
-use crate::store::{UsagePoint, UsageRange, UsageRecord};
+use crate::store::{Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
 use tokio::sync::mpsc;
@@ -44,6 +44,10 @@ impl Ledger for SqliteStore {
             Ok(u64::try_from(new.len()).unwrap_or(u64::MAX))
         })
         .await
+    }
+
+    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+        retention::prune(self, at).await
     }
 
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {

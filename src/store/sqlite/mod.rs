@@ -15,6 +15,7 @@ mod ledger;
 mod logs;
 mod nodes;
 mod open;
+mod retention;
 mod rollups;
 mod row;
 mod tenants;

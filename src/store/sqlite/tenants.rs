@@ -30,13 +30,14 @@ impl Tenants for SqliteStore {
             // A tombstone of that id makes room; a live plan does not.
             let sql =
                 "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
-                           updated_at, deleted_at, version)
-                       VALUES (:id, :description, :rate, :quota, :limits, :at, :at, NULL, :version)
+                           updated_at, deleted_at, version, usage_retention_days)
+                       VALUES (:id, :description, :rate, :quota, :limits, :at, :at, NULL, :version, :retention)
                        ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                            api_ops_rate_limit = excluded.api_ops_rate_limit,
                            end_user_quota = excluded.end_user_quota, limits = excluded.limits,
                            created_at = excluded.created_at, updated_at = excluded.updated_at,
-                           deleted_at = NULL, version = excluded.version
+                           deleted_at = NULL, version = excluded.version,
+                           usage_retention_days = excluded.usage_retention_days
                        WHERE plans.deleted_at IS NOT NULL";
             let made = row::execute(
                 tx,
@@ -49,6 +50,7 @@ impl Tenants for SqliteStore {
                     ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
                     ":at": at.as_micros(),
                     ":version": row::int(version.0),
+                    ":retention": record.usage_retention_days,
                 },
             )?;
             if made == 0 {
@@ -104,7 +106,8 @@ impl Tenants for SqliteStore {
             let after = rules::patched_plan(&before, patch, at)?;
             let version = next_version(tx)?;
             let sql = "UPDATE plans SET description = :description, api_ops_rate_limit = :rate,
-                           end_user_quota = :quota, limits = :limits, updated_at = :at, version = :version
+                           end_user_quota = :quota, limits = :limits, updated_at = :at, version = :version,
+                           usage_retention_days = :retention
                        WHERE id = :id";
             row::execute(
                 tx,
@@ -117,6 +120,7 @@ impl Tenants for SqliteStore {
                     ":limits": rules::limits_to_json(&after.plan.limits).to_string(),
                     ":at": at.as_micros(),
                     ":version": row::int(version.0),
+                    ":retention": after.usage_retention_days,
                 },
             )?;
             let changes = rules::difference(&rules::plan_fields(&before), &rules::plan_fields(&after));

@@ -1,0 +1,144 @@
+//! The steps of retention. The database's clock decides: a node whose own is years ahead must not empty the ledger.
+
+use super::partitions::{DAY_US, LOCK, existing, name, today};
+use super::{PgStore, StoreError};
+use crate::clock::Timestamp;
+use crate::policy::id::{KeyId, PlanId};
+use crate::store::LogCursor;
+use crate::store::fields::int;
+use crate::store::retention::{KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::rollup::Width;
+use async_trait::async_trait;
+use tokio_postgres::types::ToSql;
+
+#[async_trait]
+impl Pruned for PgStore {
+    async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
+        self.read(|tx| {
+            Box::pin(async move {
+                let sql =
+                    "SELECT p.id, p.usage_retention_days, min(greatest(w.usage_pruned_to, w.created_at))
+                           FROM plans p JOIN workspaces w ON w.plan_id = p.id
+                           WHERE p.usage_retention_days > 0 GROUP BY p.id";
+                tx.all(sql, &[], |f| {
+                    Ok(Limited {
+                        plan: f.parsed("id")?,
+                        days: f.int("usage_retention_days")?,
+                        since: f.instant("since")?,
+                    })
+                })
+                .await
+            })
+        })
+        .await
+    }
+
+    async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET usage_kept_from = $2 WHERE plan_id = $1 AND usage_kept_from < $2";
+        self.set(sql, plan, floor).await
+    }
+
+    async fn note_pruned(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET usage_pruned_to = $2 WHERE plan_id = $1 AND usage_pruned_to < $2";
+        self.set(sql, plan, floor).await
+    }
+
+    async fn key_days(
+        &self,
+        of: &Limited,
+        floor: Timestamp,
+        after: LogCursor,
+    ) -> Result<Vec<KeyDay>, StoreError> {
+        let plan = of.plan.clone();
+        self.read(move |tx| {
+            Box::pin(async move {
+                let sql = "SELECT s.start, s.key, coalesce(w.plan_id = $1 AND s.start >= w.usage_pruned_to - $5, false)
+                           FROM (SELECT start, encode(subject_id, 'hex')::uuid AS key FROM usage_rollups
+                               WHERE width = 86400 AND subject_kind = 1 AND start < $2 AND start >= $3
+                                   AND (start, subject_id) > ($3, uuid_send($4))
+                               ORDER BY start, subject_id LIMIT $6) AS s
+                           LEFT JOIN keys k ON k.id = s.key LEFT JOIN workspaces w ON w.id = k.workspace_id
+                           ORDER BY s.start, s.key";
+                let late = i64::try_from(LATE_BY.as_micros()).unwrap_or(i64::MAX);
+                let values: &[&(dyn ToSql + Sync)] = &[
+                    &plan.as_str(),
+                    &floor.as_micros(),
+                    &after.at.as_micros(),
+                    &after.id.0,
+                    &late,
+                    &int(LOOKED_AT),
+                ];
+                tx.all(sql, values, |f| {
+                    let (start, key) = (f.instant("start")?, KeyId(f.uuid("key")?));
+                    Ok(KeyDay { start, key, is_due: f.bool("due")? })
+                })
+                .await
+            })
+        })
+        .await
+    }
+
+    async fn delete_records(&self, key: KeyId, day: Timestamp) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let sql = "WITH doomed AS (SELECT id, at FROM usage WHERE api_key_id = $1 AND at >= $2 AND at < $3 LIMIT $4)
+                           DELETE FROM usage u USING doomed d
+                           WHERE u.id = d.id AND u.at = d.at AND u.at >= $2 AND u.at < $3";
+                let from = day.as_micros();
+                tx.execute(sql, &[&key.0, &from, &(from + DAY_US), &int(STEP)]).await
+            })
+        })
+        .await
+    }
+
+    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let sql = "DELETE FROM usage_rollups WHERE ctid = ANY (ARRAY(
+                               SELECT ctid FROM usage_rollups WHERE width = $1 AND start < $2 ORDER BY start LIMIT $3))";
+                tx.execute(sql, &[&width.seconds(), &before.as_micros(), &int(STEP)]).await
+            })
+        })
+        .await
+    }
+
+    async fn drop_whole_days(&self) -> Result<u64, StoreError> {
+        let mut dropped = 0;
+        while self.drop_one_day().await? {
+            dropped += 1;
+        }
+        Ok(dropped)
+    }
+}
+
+impl PgStore {
+    async fn set(&self, sql: &'static str, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let plan = plan.clone();
+        self.write(move |tx| {
+            Box::pin(async move {
+                tx.execute(sql, &[&plan.as_str(), &floor.as_micros()]).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Drops the oldest partition that no workspace may see any more. False: there is none.
+    async fn drop_one_day(&self) -> Result<bool, StoreError> {
+        self.write(|tx| {
+            Box::pin(async move {
+                let sql = "SELECT min(usage_kept_from) FROM workspaces";
+                let kept_from = tx.one(sql, &[], |f| f.maybe_int::<i64>("kept_from")).await?.flatten();
+                let kept_from = kept_from.unwrap_or(0).div_euclid(DAY_US).min(today(tx).await?);
+                // What reads the ledger stands behind whoever drops a part of it, so this waits only briefly.
+                tx.control(&format!("SET LOCAL lock_timeout = '1s'; SELECT pg_advisory_xact_lock({LOCK})"))
+                    .await?;
+                let days = existing(tx).await?;
+                let Some(day) = days.first().filter(|day| **day < kept_from) else { return Ok(false) };
+                tx.control(&format!("DROP TABLE {}", name(*day))).await?;
+                Ok(true)
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,113 @@
+//! The steps of retention, each on the writer's thread for a moment.
+
+use super::{SqliteStore, StoreError, row};
+use crate::clock::Timestamp;
+use crate::policy::id::{KeyId, PlanId};
+use crate::store::LogCursor;
+use crate::store::retention::{KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::rollup::Width;
+use async_trait::async_trait;
+use rusqlite::params;
+use std::time::Duration;
+
+#[async_trait]
+impl Pruned for SqliteStore {
+    async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
+        self.read(|tx| {
+            let sql = "SELECT p.id, p.usage_retention_days, min(max(w.usage_pruned_to, w.created_at))
+                       FROM plans p JOIN workspaces w ON w.plan_id = p.id
+                       WHERE p.usage_retention_days > 0 GROUP BY p.id";
+            row::all(tx, sql, [], |f| {
+                Ok(Limited {
+                    plan: f.parsed("id")?,
+                    days: f.int("usage_retention_days")?,
+                    since: f.instant("since")?,
+                })
+            })
+        })
+        .await
+    }
+
+    async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET usage_kept_from = ?2 WHERE plan_id = ?1 AND usage_kept_from < ?2";
+        self.set(sql, plan, floor).await
+    }
+
+    async fn note_pruned(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET usage_pruned_to = ?2 WHERE plan_id = ?1 AND usage_pruned_to < ?2";
+        self.set(sql, plan, floor).await
+    }
+
+    async fn key_days(
+        &self,
+        of: &Limited,
+        floor: Timestamp,
+        after: LogCursor,
+    ) -> Result<Vec<KeyDay>, StoreError> {
+        let plan = of.plan.clone();
+        self.read(move |tx| {
+            let sql =
+                "SELECT s.start, s.key, coalesce(w.plan_id = ?1 AND s.start >= w.usage_pruned_to - ?5, 0)
+                       FROM (SELECT start, subject_id AS key FROM usage_rollups
+                           WHERE width = 86400 AND subject_kind = 1 AND start < ?2 AND start >= ?3
+                               AND (start, subject_id) > (?3, ?4)
+                           ORDER BY start, subject_id LIMIT ?6) AS s
+                       LEFT JOIN keys k ON k.id = s.key LEFT JOIN workspaces w ON w.id = k.workspace_id
+                       ORDER BY s.start, s.key";
+            let late = i64::try_from(LATE_BY.as_micros()).unwrap_or(i64::MAX);
+            let values = params![
+                plan.as_str(),
+                floor.as_micros(),
+                after.at.as_micros(),
+                after.id.0.as_bytes(),
+                late,
+                row::int(LOOKED_AT)
+            ];
+            row::all(tx, sql, values, |f| {
+                let (start, key) = (f.instant("start")?, KeyId(f.uuid("key")?));
+                Ok(KeyDay { start, key, is_due: f.bool("due")? })
+            })
+        })
+        .await
+    }
+
+    async fn delete_records(&self, key: KeyId, day: Timestamp) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            let sql = "DELETE FROM usage WHERE id IN
+                           (SELECT id FROM usage WHERE api_key_id = ?1 AND at >= ?2 AND at < ?3 LIMIT ?4)";
+            let end = day.plus(Duration::from_hours(24)).as_micros();
+            let deleted =
+                row::execute(tx, sql, params![key.0.as_bytes(), day.as_micros(), end, row::int(STEP)])?;
+            Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
+        })
+        .await
+    }
+
+    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            let sql = "DELETE FROM usage_rollups WHERE (subject_kind, subject_id, width, start) IN
+                           (SELECT subject_kind, subject_id, width, start FROM usage_rollups
+                            WHERE width = ?1 AND start < ?2 ORDER BY start LIMIT ?3)";
+            let deleted =
+                row::execute(tx, sql, params![width.seconds(), before.as_micros(), row::int(STEP)])?;
+            Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
+        })
+        .await
+    }
+
+    /// There are no partitions here.
+    async fn drop_whole_days(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+impl SqliteStore {
+    async fn set(&self, sql: &'static str, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
+        let plan = plan.clone();
+        self.write(move |tx| {
+            row::execute(tx, sql, params![plan.as_str(), floor.as_micros()])?;
+            Ok(())
+        })
+        .await
+    }
+}
