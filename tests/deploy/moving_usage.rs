@@ -15,12 +15,12 @@ fn stats(gateway: &Gateway, key: &Key) -> Value {
 /// Three calls that were served, one that was denied and one of a key that is deleted since: two keys and five records.
 fn lived(here: &Installation) -> [Key; 2] {
     let mut gateway = here.start();
-    let limited = gateway.create_key(json!({"quota_limit": 5}));
+    let limited = gateway.create_key(json!({"quota_limit": 5, "scopes": ["app"]}));
     let deleted = gateway.create_key(json!({}));
     for _ in 0..3 {
         assert_eq!(call(&gateway, &limited), 200);
     }
-    assert_eq!(gateway.call(&Request::get("/v1/none").bearer(&limited.secret)).status, 404);
+    assert_eq!(gateway.call(&Request::get("/v1/rag/x").bearer(&limited.secret)).status, 403);
     assert_eq!(call(&gateway, &deleted), 200);
     assert_eq!(gateway.admin("DELETE", &format!("/apikeys/{}", deleted.id), None).status, 200);
     assert!(gateway.stop().success());
@@ -30,7 +30,7 @@ fn lived(here: &Installation) -> [Key; 2] {
 /// An installation with the same secrets.
 fn like(here: &Installation) -> Installation {
     let there = Installation::new();
-    for secret in ["data/pepper", "data/admin.jwt.secret"] {
+    for secret in ["data/pepper", "data/admin.jwt.secret", "data/admin.token"] {
         there.write(secret, &here.read(secret));
     }
     there
@@ -55,6 +55,7 @@ fn usage_moves_with_statistics_and_spent_quotas_and_counts_once() {
     assert_eq!((told.code, told.stdout.as_str()), (Some(0), ""), "{told:?}");
     let whole = here.read("usage.ndjson");
     let records = whole.lines().count();
+    assert_eq!(records, 5, "{whole}");
     says(&told.stderr, &[&format!("exported {records} usage records")]);
     assert_eq!(mode(&here.path("usage.ndjson")), 0o600);
     says(&here.fails(1, &["usage", "export", "--output", "usage.ndjson"]), &["usage.ndjson", "exists"]);

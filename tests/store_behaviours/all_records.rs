@@ -1,10 +1,10 @@
 //! All usage records, as they are moved and kept elsewhere.
 
-use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone};
+use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone, workspace_id};
 use crate::private_postgres::raw;
 use keygate::clock::Timestamp;
 use keygate::policy::fault::Fault;
-use keygate::policy::id::{EndUserId, RequestId, WorkspaceId};
+use keygate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use keygate::store::{
     Interval, KeyRecord, LogFilter, LogPageRequest, NewKey, Outcome, PlanPatch, RecordFilter, SpentBy,
     UsageRange, UsageRecord,
@@ -120,6 +120,22 @@ pub(crate) async fn all_records_leave_out_what_retention_hides(place: Place) {
     // One that comes late, of a day that is over, is hidden until it goes too.
     place.append(&[record(&a, T0)]).await.unwrap();
     assert_eq!(all(&place).await, days[1..]);
+}
+
+pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(place: Place) {
+    const DAY: Duration = Duration::from_hours(24);
+    let [a, _, c] = three_keys(&place).await;
+    let stranger = || KeyId::new(T0);
+    let moved = [
+        UsageRecord { api_key_id: stranger(), ..record(&a, T0) },
+        UsageRecord { api_key_id: stranger(), ..record(&a, T0.plus(DAY * 9)) },
+        UsageRecord { api_key_id: stranger(), workspace_id: workspace_id("w3"), ..record(&c, T0) },
+    ];
+    place.append(&moved).await.unwrap();
+    let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
+    assert_eq!(place.upkeep(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
+    assert_eq!(all(&place).await, by_id(moved[1..].to_vec()), "a workspace that is not here has no plan");
 }
 
 /// What the two stores say of a key, at the end of what has happened.
