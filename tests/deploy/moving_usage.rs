@@ -2,6 +2,10 @@
 
 use crate::installation::{Installation, mode, says};
 use crate::support::{Gateway, Key, Request};
+use keygate::clock::Timestamp;
+use keygate::policy::id::{KeyId, RequestId};
+use keygate::store::{Outcome, UsageRecord};
+use keygate::usage::SetAside;
 use serde_json::{Value, json};
 
 fn call(gateway: &Gateway, key: &Key) -> u16 {
@@ -135,4 +139,40 @@ fn a_bad_line_is_named_and_what_a_plan_does_not_keep_is_passed_over() {
     let told = here.command(&["usage", "export", "--key", &limited.id]);
     assert_eq!((told.code, told.stdout.trim()), (Some(0), lines[1..].join("\n").as_str()), "{told:?}");
     says(&told.stderr, &["warning", "could not be understood", ": 1"]);
+}
+
+#[test]
+fn what_a_ledger_refused_and_a_gateway_set_aside_can_be_taken_later() {
+    let there = Installation::new();
+    let at = Timestamp::from_micros(1_751_327_999_999_999);
+    let record = UsageRecord {
+        id: RequestId::new(at),
+        request_id: "r".into(),
+        api_key_id: KeyId::new(at),
+        workspace_id: "w1".parse().expect("an id"),
+        at,
+        method: "GET".into(),
+        endpoint: "/v1/app/x".into(),
+        route: "".into(),
+        status_code: 200,
+        outcome: Outcome::Served,
+        denial: None,
+        charged: true,
+        degraded: false,
+        response_time_us: 7,
+        ttfb_us: Some(5),
+        bytes_in: 0,
+        bytes_out: 0,
+        tokens_used: 0,
+        ip_address: Some("127.0.0.1".parse().expect("an address")),
+        user_agent: "".into(),
+        end_user_id: None,
+        upstream: "".into(),
+        node: "n".into(),
+    };
+    SetAside::of(there.path("").as_path()).add(&record, "the ledger was told not to").expect("written");
+    let told = there.command(&["usage", "import", "set-aside.ndjson"]);
+    assert_eq!(told.code, Some(0), "{told:?}");
+    says(&told.stderr, &["imported 1 usage records"]);
+    says(&there.done(&["usage", "export"]), &[&record.id.to_string(), "1751327999999999"]);
 }

@@ -68,12 +68,11 @@ pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
     let filter = RecordFilter { workspace: workspace.clone(), key: *key, from: *from, to: *to };
     let mut export =
         Export { desk, filter, format: *format, progress: progress(), written: 0, passed_over: 0 };
-    match output {
-        Some(path) => export.into_file(path)?,
-        None => {
-            let out = BufWriter::new(io::stdout().lock());
-            export.everything(out, &|error| Failure::Failed(format!("standard output: {error}")))?;
-        }
+    if let Some(path) = output {
+        export.write_file(path)?;
+    } else {
+        let out = BufWriter::new(io::stdout().lock());
+        export.everything(out, &|error| Failure::Failed(format!("standard output: {error}")))?;
     }
     export.progress.finish_and_clear();
     let Export { written, passed_over, .. } = export;
@@ -89,7 +88,7 @@ pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
 // === impl Export ===
 
 impl Export<'_> {
-    fn into_file(&mut self, path: &Path) -> Result<(), Failure> {
+    fn write_file(&mut self, path: &Path) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", path.display()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         self.everything(BufWriter::new(&file), &failed)?;

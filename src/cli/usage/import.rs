@@ -21,7 +21,7 @@ const BATCH: usize = 2_000;
 /// Arguments of `keygate usage import`.
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// A file that `keygate usage export` wrote as ndjson. A line that is no usage record is named, and the others are taken
+    /// A file that `keygate usage export` wrote as ndjson, or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
     file: PathBuf,
 }
 
@@ -126,7 +126,7 @@ impl Import<'_> {
         for (n, record) in lines.into_iter().zip(&records) {
             match self.append(std::slice::from_ref(record)) {
                 Err(why @ (StoreError::Invalid { .. } | StoreError::Corrupt(_))) => {
-                    self.refuse(n, &why.to_string())
+                    self.refuse(n, &why.to_string());
                 }
                 appended => appended.map_err(Failure::failed)?,
             }

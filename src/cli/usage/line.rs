@@ -98,6 +98,8 @@ pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
         upstream: line.text("upstream")?.into(),
         node: line.text("node")?.into(),
     };
+    // What a gateway set aside because the ledger refused it has the same fields, and why.
+    line.0.remove("refused_because");
     match line.0.keys().next() {
         Some(unknown) => Err(format!("{unknown}: is no field of a usage record")),
         None => Ok(record),

@@ -4,7 +4,8 @@
 
 use super::StoreError;
 use super::tx::Tx;
-use crate::policy::id::RequestId;
+use crate::clock::Timestamp;
+use crate::policy::id::{RequestId, WorkspaceId};
 use crate::store::decode::{sound_usage, usage_columns};
 use crate::store::{RecordFilter, RecordPage};
 use tokio_postgres::types::Type;
@@ -15,8 +16,8 @@ pub(super) async fn part(
     first: RequestId,
     looks_at: u32,
 ) -> Result<RecordPage, StoreError> {
-    let from = filter.from.map_or(i64::MIN, |at| at.as_micros());
-    let to = filter.to.map_or(i64::MAX, |at| at.as_micros());
+    let from = filter.from.map_or(i64::MIN, Timestamp::as_micros);
+    let to = filter.to.map_or(i64::MAX, Timestamp::as_micros);
     let end = "SELECT id FROM usage WHERE id >= $1 AND at >= $2 AND at < $3 ORDER BY id LIMIT 1 OFFSET $4";
     let ends = tx
         .all_planned(
@@ -47,7 +48,7 @@ pub(super) async fn part(
                 (&next.map(|id| id.0), Type::UUID),
                 (&from, Type::INT8),
                 (&to, Type::INT8),
-                (&filter.workspace.as_ref().map(|id| id.as_str()), Type::TEXT),
+                (&filter.workspace.as_ref().map(WorkspaceId::as_str), Type::TEXT),
                 (&filter.key.map(|id| id.0), Type::UUID),
             ],
             sound_usage,

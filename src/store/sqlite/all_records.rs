@@ -2,7 +2,8 @@
 
 use super::StoreError;
 use super::row;
-use crate::policy::id::RequestId;
+use crate::clock::Timestamp;
+use crate::policy::id::{RequestId, WorkspaceId};
 use crate::store::decode::{sound_usage, usage_columns};
 use crate::store::{RecordFilter, RecordPage};
 use rusqlite::{Transaction, params};
@@ -28,9 +29,9 @@ pub(super) fn part(
     let values = params![
         first.0.as_bytes(),
         next.as_ref().map(|id| id.0.as_bytes()),
-        filter.from.map_or(i64::MIN, |at| at.as_micros()),
-        filter.to.map_or(i64::MAX, |at| at.as_micros()),
-        filter.workspace.as_ref().map(|id| id.as_str()),
+        filter.from.map_or(i64::MIN, Timestamp::as_micros),
+        filter.to.map_or(i64::MAX, Timestamp::as_micros),
+        filter.workspace.as_ref().map(WorkspaceId::as_str),
         filter.key.as_ref().map(|id| id.0.as_bytes()),
     ];
     Ok(RecordPage::of(row::all(tx, rows, values, sound_usage)?, next))
