@@ -15,6 +15,7 @@ mod openapi;
 mod ready;
 mod run;
 mod token;
+mod usage;
 
 use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
@@ -52,6 +53,8 @@ pub enum Command {
     Export(archive::ExportArgs),
     /// Take plans, workspaces, keys and end users from a file that `export` wrote
     Import(archive::ImportArgs),
+    /// Write usage records to a file, or take them from one, for keeping them or for moving to another store
+    Usage(usage::UsageArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
     /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
@@ -111,6 +114,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Keys(args) => keys::run(args, environment),
         Command::Export(args) => archive::export(&args, environment),
         Command::Import(args) => archive::import(&args, environment),
+        Command::Usage(args) => usage::run(&args, environment),
         Command::Openapi => openapi::run(),
         Command::Health(args) => health::run(&args, environment),
         Command::Echo(args) => echo::run(&args, environment),

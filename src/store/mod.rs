@@ -28,7 +28,7 @@ pub use record::*;
 pub use usage::*;
 
 use crate::clock::Timestamp;
-use crate::policy::id::{EndUserId, KeyId, PlanId, WorkspaceId};
+use crate::policy::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
 use async_trait::async_trait;
 use std::fmt;
 use tokio::sync::mpsc;
@@ -323,6 +323,16 @@ pub trait Ledger: Send + Sync + 'static {
         filter: &LogFilter,
         page: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError>;
+
+    /// Usage records of all keys, those of deleted ones too, in the order of their ids and from the id `first` on: what is
+    /// moved or kept elsewhere. A call looks at `looks_at` records (at least 1), whether they fit or not. What retention
+    /// hides is not shown. Records that come meanwhile are found if their ids are behind the place that was reached.
+    async fn all_records(
+        &self,
+        filter: &RecordFilter,
+        first: RequestId,
+        looks_at: u32,
+    ) -> Result<RecordPage, StoreError>;
 }
 
 /// Who changed what.

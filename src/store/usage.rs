@@ -213,6 +213,30 @@ pub struct LogPage {
     pub passed_over: u64,
 }
 
+/// Which usage records of all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordFilter {
+    /// Only this workspace's.
+    pub workspace: Option<WorkspaceId>,
+    /// Only this key's.
+    pub key: Option<KeyId>,
+    /// Not before.
+    pub from: Option<Timestamp>,
+    /// Not at or after.
+    pub to: Option<Timestamp>,
+}
+
+/// A part of all usage records. It may be empty although there is a next one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecordPage {
+    /// The records, by their ids.
+    pub items: Vec<UsageRecord>,
+    /// The id that the next part begins with; none at the end.
+    pub next: Option<RequestId>,
+    /// Rows that could not be understood and are left out.
+    pub passed_over: u64,
+}
+
 /// What a round of upkeep has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upkeep {
@@ -236,6 +260,16 @@ pub struct LogTotal {
 }
 
 // === impls ===
+
+impl RecordPage {
+    /// Of rows of which some may be none.
+    pub(super) fn of(rows: Vec<Option<UsageRecord>>, next: Option<RequestId>) -> Self {
+        let found = rows.len();
+        let items: Vec<UsageRecord> = rows.into_iter().flatten().collect();
+        let passed_over = u64::try_from(found - items.len()).unwrap_or(u64::MAX);
+        Self { items, next, passed_over }
+    }
+}
 
 impl KeyStats {
     /// Statistics from the roll-ups of a key's whole life and of the current day.

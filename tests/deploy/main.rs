@@ -12,6 +12,7 @@ mod dashboards;
 #[expect(dead_code, reason = "the gateway's own tests use more of it")]
 mod installation;
 mod moving;
+mod moving_usage;
 #[path = "../store_behaviours/private_postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 mod private_postgres;

@@ -5,8 +5,8 @@ use keygate::clock::{Clock, ManualClock, Timestamp};
 use keygate::metrics::Metrics;
 use keygate::policy::id::{KeyId, RequestId, WorkspaceId};
 use keygate::store::{
-    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, Outcome, SpentBy, SpentRow, StoreError, UsagePoint,
-    UsageRange, UsageRecord,
+    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, Outcome, RecordFilter, RecordPage, SpentBy,
+    SpentRow, StoreError, UsagePoint, UsageRange, UsageRecord,
 };
 use keygate::usage::journal::disk::{Disk, RealDisk};
 use keygate::usage::journal::{JournalOptions, Reader};
@@ -261,6 +261,10 @@ impl Ledger for TestLedger {
         _: &LogFilter,
         _: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError> {
+        nothing()
+    }
+
+    async fn all_records(&self, _: &RecordFilter, _: RequestId, _: u32) -> Result<RecordPage, StoreError> {
         nothing()
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A behaviour is an `async fn(Place)`. One that is not in the list below is dead code, and the compiler says so.
 
+mod all_records;
 mod audit;
 mod end_users;
 mod feed;
@@ -133,6 +134,12 @@ macro_rules! behaviours {
                 spending_is_summed_per_workspace
                 spending_of_nothing_is_nothing
                 a_receiver_that_goes_ends_the_spending;
+            all_records:
+                all_records_come_once_by_their_ids
+                all_records_are_filtered
+                all_records_leave_out_what_retention_hides
+                records_of_keys_that_did_not_move_go_when_their_plan_says
+                records_that_move_count_once;
             audit:
                 every_act_leaves_a_line
                 an_update_says_from_what_to_what

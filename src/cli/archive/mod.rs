@@ -1,7 +1,7 @@
 //! `keygate export` and `keygate import`: everything administrative in one file, for moving from one store to another.
 //!
 //! The file is JSON lines: a head, then plans, workspaces, keys and end users as [`Thing`]s, then an end that counts them, so
-//! that half a file is never taken for a whole one. Usage is not in it.
+//! that half a file is never taken for a whole one. Usage is not in it, but in that of `keygate usage export`.
 
 mod export;
 mod import;

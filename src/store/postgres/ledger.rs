@@ -3,17 +3,17 @@
 use super::copy::Rows;
 use super::partitions::day_of;
 use super::tx::Tx;
-use super::{Broken, PgStore, StoreError, logs, rollups};
+use super::{Broken, PgStore, StoreError, all_records, logs, rollups};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
-use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::id::{KeyId, RequestId, WorkspaceId};
 use crate::store::decode::usage_columns;
 use crate::store::fields::{Fields, int};
 use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules;
-use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
-use crate::store::{Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
+use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
+use crate::store::{SpentBy, SpentRow, Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -123,6 +123,17 @@ impl Ledger for PgStore {
             })
         })
         .await
+    }
+
+    async fn all_records(
+        &self,
+        filter: &RecordFilter,
+        first: RequestId,
+        looks_at: u32,
+    ) -> Result<RecordPage, StoreError> {
+        let filter = filter.clone();
+        self.read(move |tx| Box::pin(async move { all_records::part(tx, &filter, first, looks_at).await }))
+            .await
     }
 }
 

@@ -7,6 +7,7 @@
 //! turns, and numbers become visible in order.
 //! *Invariant:* every connection lives and is used on the one runtime given to [`PgStore::open`].
 
+mod all_records;
 mod audit;
 mod connect;
 mod copy;

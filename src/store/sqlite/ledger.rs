@@ -1,18 +1,19 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
+use super::all_records;
 use super::logs;
 use super::rollups;
 use super::row;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::policy::fault::Fault;
-use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::id::{KeyId, RequestId, WorkspaceId};
 use crate::store::decode::BATCH_MAX;
 use crate::store::logs::Search;
 use crate::store::rollup::{Width, Window, tally};
 use crate::store::rules;
-use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, SpentBy, SpentRow};
-use crate::store::{Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
+use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
+use crate::store::{SpentBy, SpentRow, Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
 use tokio::sync::mpsc;
@@ -114,6 +115,16 @@ impl Ledger for SqliteStore {
             logs::page(tx, &workspace, id, &Search::new(&filter, &page, kept_from)).map(Some)
         })
         .await
+    }
+
+    async fn all_records(
+        &self,
+        filter: &RecordFilter,
+        first: RequestId,
+        looks_at: u32,
+    ) -> Result<RecordPage, StoreError> {
+        let filter = filter.clone();
+        self.read(move |tx| all_records::part(tx, &filter, first, looks_at)).await
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! *Invariant:* only the writer's thread writes, each call in one transaction; so numbers become visible in order.
 
+mod all_records;
 mod audit;
 mod end_users;
 mod error;

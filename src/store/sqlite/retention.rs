@@ -46,13 +46,16 @@ impl Pruned for SqliteStore {
     ) -> Result<Vec<KeyDay>, StoreError> {
         let plan = of.plan.clone();
         self.read(move |tx| {
+            // Records that were moved here may be of keys that were not: those say themselves whose they are.
             let sql =
                 "SELECT s.start, s.key, coalesce(w.plan_id = ?1 AND s.start >= w.usage_pruned_to - ?5, 0)
                        FROM (SELECT start, subject_id AS key FROM usage_rollups
                            WHERE width = 86400 AND subject_kind = 1 AND start < ?2 AND start >= ?3
                                AND (start, subject_id) > (?3, ?4)
                            ORDER BY start, subject_id LIMIT ?6) AS s
-                       LEFT JOIN keys k ON k.id = s.key LEFT JOIN workspaces w ON w.id = k.workspace_id
+                       LEFT JOIN keys k ON k.id = s.key LEFT JOIN workspaces w ON w.id = coalesce(k.workspace_id,
+                           (SELECT u.workspace_id FROM usage u WHERE u.api_key_id = s.key AND u.at >= s.start
+                                AND u.at < s.start + 86400000000 LIMIT 1))
                        ORDER BY s.start, s.key";
             let late = i64::try_from(LATE_BY.as_micros()).unwrap_or(i64::MAX);
             let values = params![

@@ -1,0 +1,153 @@
+//! `keygate usage import`
+
+use super::{count, line, progress};
+use crate::cli::Failure;
+use crate::cli::keys::Desk;
+use crate::clock::Timestamp;
+use crate::policy::id::WorkspaceId;
+use crate::store::rollup::Width;
+use crate::store::{StoreError, UsageRecord};
+use clap::Args;
+use indicatif::ProgressBar;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Records stored in one transaction.
+const BATCH: usize = 2_000;
+
+/// Arguments of `keygate usage import`.
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// A file that `keygate usage export` wrote as ndjson, or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
+    file: PathBuf,
+}
+
+/// An import under way.
+struct Import<'d> {
+    desk: &'d Desk,
+    file: &'d Path,
+    progress: ProgressBar,
+    /// From when on a workspace's plan keeps records.
+    kept_from: HashMap<WorkspaceId, Timestamp>,
+    /// Records that are to be stored, with the lines they come from.
+    batch: Vec<(u64, UsageRecord)>,
+    new: u64,
+    there_already: u64,
+    too_old: u64,
+    refused: u64,
+}
+
+pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
+    let file = args.file.as_path();
+    if file.extension().is_some_and(|ending| ending == "csv") {
+        return Err(Failure::Usage(format!("{}: only ndjson can be imported", file.display())));
+    }
+    let mut import = Import {
+        desk,
+        file,
+        progress: progress(),
+        kept_from: HashMap::new(),
+        batch: Vec::with_capacity(BATCH),
+        new: 0,
+        there_already: 0,
+        too_old: 0,
+        refused: 0,
+    };
+    let done = import.everything();
+    import.progress.finish_and_clear();
+    let Import { new, there_already, too_old, refused, .. } = import;
+    // What is stored is stored, also when something failed after it.
+    eprintln!("imported {new} usage records; there already: {there_already}; refused: {refused}");
+    if too_old > 0 {
+        eprintln!("passed over, as their plan does not keep them so long: {too_old}");
+    }
+    done?;
+    if refused == 0 { Ok(()) } else { Err(Failure::Failed(format!("{refused} lines were refused"))) }
+}
+
+// === impl Import ===
+
+impl Import<'_> {
+    fn everything(&mut self) -> Result<(), Failure> {
+        let opened = File::open(self.file).map_err(|e| self.at(None, &e.to_string()))?;
+        for (n, text) in (1..).zip(BufReader::new(opened).lines()) {
+            match text {
+                Ok(text) if text.trim().is_empty() => {}
+                Ok(text) => match line::read(&text) {
+                    Ok(record) => self.add(n, record)?,
+                    Err(why) => self.refuse(n, &why),
+                },
+                Err(error) if error.kind() == ErrorKind::InvalidData => self.refuse(n, "is not UTF-8"),
+                Err(error) => return Err(self.at(Some(n), &error.to_string())),
+            }
+            self.progress.inc(1);
+        }
+        self.store()
+    }
+
+    fn add(&mut self, n: u64, record: UsageRecord) -> Result<(), Failure> {
+        if record.at < self.kept_from(&record.workspace_id)? {
+            self.too_old += 1;
+            return Ok(());
+        }
+        self.batch.push((n, record));
+        if self.batch.len() == BATCH { self.store() } else { Ok(()) }
+    }
+
+    /// What is older is not kept here: nobody would see it, and once it is deleted, taking it again would count it again.
+    fn kept_from(&mut self, id: &WorkspaceId) -> Result<Timestamp, Failure> {
+        if let Some(known) = self.kept_from.get(id) {
+            return Ok(*known);
+        }
+        let Desk { store, now, .. } = self.desk;
+        let plan = match self.desk.wait(store.workspace(id))? {
+            Some(workspace) => self.desk.wait(store.plan(&workspace.plan_id))?,
+            None => None,
+        };
+        let days = plan.and_then(|plan| plan.usage_retention_days);
+        let from = days.map_or_else(Timestamp::default, |days| {
+            Width::Day.start(*now).minus(Duration::from_hours(24) * days)
+        });
+        self.kept_from.insert(id.clone(), from);
+        Ok(from)
+    }
+
+    /// Stores what was taken and is not stored yet. What the ledger refuses is found one by one.
+    fn store(&mut self) -> Result<(), Failure> {
+        let (lines, records): (Vec<u64>, Vec<UsageRecord>) =
+            std::mem::take(&mut self.batch).into_iter().unzip();
+        match self.append(&records) {
+            Err(StoreError::Invalid { .. } | StoreError::Corrupt(_)) => {}
+            appended => return appended.map_err(Failure::failed),
+        }
+        for (n, record) in lines.into_iter().zip(&records) {
+            match self.append(std::slice::from_ref(record)) {
+                Err(why @ (StoreError::Invalid { .. } | StoreError::Corrupt(_))) => {
+                    self.refuse(n, &why.to_string());
+                }
+                appended => appended.map_err(Failure::failed)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, records: &[UsageRecord]) -> Result<(), StoreError> {
+        let new = self.desk.runtime.block_on(self.desk.store.append(records))?;
+        self.new += new;
+        self.there_already += count(records.len()).saturating_sub(new);
+        Ok(())
+    }
+
+    fn refuse(&mut self, n: u64, why: &str) {
+        self.refused += 1;
+        self.progress.suspend(|| eprintln!("{}:{n}: {why}", self.file.display()));
+    }
+
+    fn at(&self, n: Option<u64>, why: &str) -> Failure {
+        let file = self.file.display();
+        Failure::Failed(n.map_or_else(|| format!("{file}: {why}"), |n| format!("{file}:{n}: {why}")))
+    }
+}

@@ -1,0 +1,315 @@
+//! A usage record as a line of a file. Unlike the admin API's view it has everything that is in the ledger, and instants and
+//! durations in µs, as they are.
+
+use crate::clock::Timestamp;
+use crate::policy::fault::Fault;
+use crate::policy::id::{EndUserId, KeyId, RequestId};
+use crate::store::UsageRecord;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::str::FromStr;
+use uuid::Uuid;
+
+/// The fields of a [`Line`], in their order.
+pub(super) const FIELDS: [&str; 23] = [
+    "id",
+    "request_id",
+    "api_key_id",
+    "workspace_id",
+    "at_us",
+    "method",
+    "endpoint",
+    "route",
+    "status_code",
+    "outcome",
+    "denial",
+    "charged",
+    "degraded",
+    "response_time_us",
+    "ttfb_us",
+    "bytes_in",
+    "bytes_out",
+    "tokens_used",
+    "ip_address",
+    "user_agent",
+    "end_user_id",
+    "upstream",
+    "node",
+];
+
+/// A record as it is written.
+#[derive(Debug, Serialize)]
+pub(super) struct Line<'r> {
+    id: Uuid,
+    request_id: &'r str,
+    api_key_id: Uuid,
+    workspace_id: &'r str,
+    at_us: i64,
+    method: &'r str,
+    endpoint: &'r str,
+    route: &'r str,
+    status_code: u16,
+    outcome: &'static str,
+    denial: Option<&'static str>,
+    charged: bool,
+    degraded: bool,
+    response_time_us: u64,
+    ttfb_us: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    tokens_used: u64,
+    ip_address: Option<IpAddr>,
+    user_agent: &'r str,
+    end_user_id: Option<Uuid>,
+    upstream: &'r str,
+    node: &'r str,
+}
+
+/// What of a line has not been read yet.
+struct Unread(Map<String, Value>);
+
+/// The record of a line.
+pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
+    let mut line = Unread(serde_json::from_str(line).map_err(|_| "is not a JSON object")?);
+    let record = UsageRecord {
+        id: RequestId(line.uuid("id")?),
+        request_id: line.text("request_id")?.into(),
+        api_key_id: KeyId(line.uuid("api_key_id")?),
+        workspace_id: line.parsed("workspace_id")?,
+        at: line.instant("at_us")?,
+        method: line.text("method")?.into(),
+        endpoint: line.text("endpoint")?.into(),
+        route: line.text("route")?.into(),
+        status_code: line.status("status_code")?,
+        outcome: line.parsed("outcome")?,
+        denial: line.maybe_fault("denial")?,
+        charged: line.flag("charged")?,
+        degraded: line.flag("degraded")?,
+        response_time_us: line.number("response_time_us")?,
+        ttfb_us: line.maybe("ttfb_us", Unread::number)?,
+        bytes_in: line.number("bytes_in")?,
+        bytes_out: line.number("bytes_out")?,
+        tokens_used: line.number("tokens_used")?,
+        ip_address: line.maybe("ip_address", Unread::parsed)?,
+        user_agent: line.text("user_agent")?.into(),
+        end_user_id: line.maybe("end_user_id", Unread::uuid)?.map(EndUserId),
+        upstream: line.text("upstream")?.into(),
+        node: line.text("node")?.into(),
+    };
+    // What a gateway set aside because the ledger refused it has the same fields, and why.
+    line.0.remove("refused_because");
+    match line.0.keys().next() {
+        Some(unknown) => Err(format!("{unknown}: is no field of a usage record")),
+        None => Ok(record),
+    }
+}
+
+// === impl Line ===
+
+impl<'r> Line<'r> {
+    pub(super) fn of(record: &'r UsageRecord) -> Self {
+        let UsageRecord {
+            id,
+            request_id,
+            api_key_id,
+            workspace_id,
+            at,
+            method,
+            endpoint,
+            route,
+            status_code,
+            outcome,
+            denial,
+            charged,
+            degraded,
+            response_time_us,
+            ttfb_us,
+            bytes_in,
+            bytes_out,
+            tokens_used,
+            ip_address,
+            user_agent,
+            end_user_id,
+            upstream,
+            node,
+        } = record;
+        Self {
+            id: id.0,
+            request_id,
+            api_key_id: api_key_id.0,
+            workspace_id: workspace_id.as_str(),
+            at_us: at.as_micros(),
+            method,
+            endpoint,
+            route,
+            status_code: *status_code,
+            outcome: outcome.as_str(),
+            denial: denial.map(Fault::name),
+            charged: *charged,
+            degraded: *degraded,
+            response_time_us: *response_time_us,
+            ttfb_us: *ttfb_us,
+            bytes_in: *bytes_in,
+            bytes_out: *bytes_out,
+            tokens_used: *tokens_used,
+            ip_address: *ip_address,
+            user_agent,
+            end_user_id: end_user_id.map(|end_user| end_user.0),
+            upstream,
+            node,
+        }
+    }
+}
+
+// === impl Unread ===
+
+impl Unread {
+    fn take(&mut self, name: &str) -> Result<Value, String> {
+        self.0.remove(name).ok_or_else(|| format!("{name}: is missing"))
+    }
+
+    fn text(&mut self, name: &str) -> Result<String, String> {
+        match self.take(name)? {
+            Value::String(text) => Ok(text),
+            _ => Err(format!("{name}: must be text")),
+        }
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<T, String> {
+        self.text(name)?.parse().map_err(|why| format!("{name}: {why}"))
+    }
+
+    fn uuid(&mut self, name: &str) -> Result<Uuid, String> {
+        Uuid::try_parse(&self.text(name)?).map_err(|_| format!("{name}: must be a UUID"))
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, String> {
+        self.take(name)?.as_bool().ok_or_else(|| format!("{name}: must be true or false"))
+    }
+
+    fn number(&mut self, name: &str) -> Result<u64, String> {
+        self.take(name)?.as_u64().ok_or_else(|| format!("{name}: must be a whole number, 0 or more"))
+    }
+
+    fn status(&mut self, name: &str) -> Result<u16, String> {
+        let status = self.number(name)?;
+        u16::try_from(status).map_err(|_| format!("{name}: must be at most {}", u16::MAX))
+    }
+
+    fn instant(&mut self, name: &str) -> Result<Timestamp, String> {
+        let at = self.take(name)?.as_i64().map(Timestamp::from_micros);
+        at.filter(|at| (Timestamp::default()..=Timestamp::MAX).contains(at))
+            .ok_or_else(|| format!("{name}: must be epoch microseconds of the years 1970 to 9999"))
+    }
+
+    fn maybe_fault(&mut self, name: &str) -> Result<Option<Fault>, String> {
+        let Some(word) = self.maybe(name, Self::text)? else { return Ok(None) };
+        Fault::from_name(&word).map(Some).ok_or_else(|| format!("{name}: is no known reason"))
+    }
+
+    /// None where it is null; it must be there.
+    fn maybe<T>(
+        &mut self,
+        name: &str,
+        read: fn(&mut Self, &str) -> Result<T, String>,
+    ) -> Result<Option<T>, String> {
+        if self.0.get(name).is_some_and(Value::is_null) {
+            self.0.remove(name);
+            return Ok(None);
+        }
+        read(self, name).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Outcome;
+    use serde_json::json;
+
+    fn record() -> UsageRecord {
+        UsageRecord {
+            id: RequestId(Uuid::from_u128(1)),
+            request_id: "r\u{1}\"β".into(),
+            api_key_id: KeyId(Uuid::from_u128(2)),
+            workspace_id: "w1".parse().expect("a workspace"),
+            at: Timestamp::from_micros(1_751_327_999_999_999),
+            method: "POST".into(),
+            endpoint: "/v1/a,b".into(),
+            route: "".into(),
+            status_code: 429,
+            outcome: Outcome::Denied,
+            denial: Some(Fault::KeyNotFound),
+            charged: true,
+            degraded: false,
+            response_time_us: u64::MAX,
+            ttfb_us: Some(3),
+            bytes_in: 4,
+            bytes_out: 5,
+            tokens_used: 6,
+            ip_address: Some("2001:db8::1".parse().expect("an address")),
+            user_agent: "a\nb".into(),
+            end_user_id: Some(EndUserId(Uuid::from_u128(7))),
+            upstream: "u".into(),
+            node: "n".into(),
+        }
+    }
+
+    fn written(of: &UsageRecord) -> String {
+        serde_json::to_string(&Line::of(of)).expect("JSON")
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_exactly() {
+        let full = record();
+        let bare =
+            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..record() };
+        for whole in [full, bare] {
+            let line = written(&whole);
+            assert!(!line.contains('\n'), "one line: {line}");
+            assert_eq!(read(&line), Ok(whole));
+        }
+    }
+
+    #[test]
+    fn the_head_names_the_fields_in_their_order() {
+        let mut rows = csv::Writer::from_writer(Vec::new());
+        rows.serialize(Line::of(&record())).expect("a row");
+        let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
+        assert_eq!(text.lines().next(), Some(FIELDS.join(",").as_str()));
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_refused_by_its_field() {
+        let whole: Map<String, Value> = serde_json::from_str(&written(&record())).expect("an object");
+        for name in FIELDS {
+            let mut lacking = whole.clone();
+            lacking.remove(name);
+            assert_eq!(read(&Value::Object(lacking).to_string()), Err(format!("{name}: is missing")));
+            let mut odd = whole.clone();
+            odd.insert(name.into(), json!([1]));
+            let why = read(&Value::Object(odd).to_string()).expect_err(name);
+            assert!(why.starts_with(&format!("{name}: must be")), "{why}");
+        }
+        for (name, value) in [
+            ("at_us", json!(-1)),
+            ("at_us", json!(253_402_300_800_000_000_i64)),
+            ("status_code", json!(65_536)),
+            ("outcome", json!("liked")),
+            ("denial", json!("mood")),
+            ("ip_address", json!("localhost")),
+            ("workspace_id", json!("")),
+            ("more", json!(1)),
+        ] {
+            let mut odd = whole.clone();
+            odd.insert(name.into(), value);
+            let why = read(&Value::Object(odd).to_string()).expect_err(name);
+            assert!(why.starts_with(&format!("{name}: ")), "{why}");
+        }
+        for text in ["", "[]", "{", "null"] {
+            assert_eq!(read(text), Err("is not a JSON object".into()), "{text}");
+        }
+    }
+}
