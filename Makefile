@@ -1,6 +1,6 @@
 # make run    try Keygate: builds, starts the demo, prints a curl line that works
 # make test   every test, with everything they need
-# make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes)
+# make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes; ARGS=append for the first alone)
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
@@ -41,7 +41,7 @@ bench: tools test-tools bench-tools
 	$(CARGO) bench --locked --profile dist --bench whole -- $(ARGS)
 
 bench-ledger: tools test-tools
-	$(CARGO) bench --locked --bench ledger
+	$(CARGO) bench --locked --bench ledger -- $(ARGS)
 
 lint: tools
 	$(CARGO) fmt --check

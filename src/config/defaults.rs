@@ -158,7 +158,7 @@ impl Default for UsageConfig {
             journal_max_bytes: 1 << 30,
             journal_segment_bytes: 4 << 20,
             journal_sync_interval: Duration::from_millis(10),
-            batch_records: 1_000,
+            batch_records: 10_000,
             batch_delay: Duration::from_millis(50),
             when_full: WhenFull::Shed,
         }
