@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
-const REPLAY_WITHIN: Duration = Duration::from_secs(2);
+const REPLAY_WITHIN: Duration = Duration::from_millis(250);
 /// Rows of spending on their way from the ledger.
 const SPENT_BATCHES: usize = 4;
 

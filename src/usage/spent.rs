@@ -4,14 +4,15 @@ use super::journal::codec;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Per;
-use crate::policy::limit::window_start;
+use crate::policy::limit::{window_end, window_start};
 use crate::store::{SpentBy, SpentRow, UsageRecord};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What every key and workspace has spent, in the windows that contain one instant.
 #[derive(Debug)]
 pub struct Spent {
-    at: Timestamp,
+    windows: Windows,
     keys: HashMap<KeyId, SpentRow>,
     workspaces: HashMap<WorkspaceId, SpentRow>,
 }
@@ -19,7 +20,7 @@ pub struct Spent {
 impl Spent {
     /// Nothing yet; windows are those that contain `at`.
     pub fn new(at: Timestamp) -> Self {
-        Self { at, keys: HashMap::new(), workspaces: HashMap::new() }
+        Self { windows: Windows::of(at), keys: HashMap::new(), workspaces: HashMap::new() }
     }
 
     /// Adds a record by its two payloads. One that cannot be read has spent nothing.
@@ -44,10 +45,16 @@ impl Spent {
     }
 
     fn charge(&mut self, id: KeyId, workspace: &WorkspaceId, arrived: Timestamp) {
+        let one = self.windows.one(arrived);
         let key = self.keys.entry(id).or_insert_with(|| SpentRow::nothing(SpentBy::Key(id)));
-        count(key, arrived, self.at);
-        let nothing = || SpentRow::nothing(SpentBy::Workspace(workspace.clone()));
-        count(self.workspaces.entry(workspace.clone()).or_insert_with(nothing), arrived, self.at);
+        count(key, one);
+        // Nearly always it is known, and looking it up copies nothing.
+        if let Some(row) = self.workspaces.get_mut(workspace) {
+            return count(row, one);
+        }
+        let mut row = SpentRow::nothing(SpentBy::Workspace(workspace.clone()));
+        count(&mut row, one);
+        self.workspaces.insert(workspace.clone(), row);
     }
 
     /// Takes what the subject of `row` has spent, and adds it to that.
@@ -71,11 +78,26 @@ impl Spent {
     }
 }
 
-fn count(row: &mut SpentRow, arrived: Timestamp, at: Timestamp) {
-    let is_in = |per| u64::from(window_start(per, arrived) == window_start(per, at));
-    row.minute += is_in(Per::Minute);
-    row.hour += is_in(Per::Hour);
-    row.day += is_in(Per::Day);
-    row.month += is_in(Per::Month);
+/// The minute, hour, day and month that contain one instant.
+#[derive(Debug)]
+struct Windows([Range<Timestamp>; 4]);
+
+impl Windows {
+    fn of(at: Timestamp) -> Self {
+        let end = |per| window_end(per, at).unwrap_or(Timestamp::MAX);
+        Self([Per::Minute, Per::Hour, Per::Day, Per::Month].map(|per| window_start(per, at)..end(per)))
+    }
+
+    /// What a request that arrived then counts in each.
+    fn one(&self, arrived: Timestamp) -> [u64; 4] {
+        self.0.each_ref().map(|window| u64::from(window.contains(&arrived)))
+    }
+}
+
+fn count(row: &mut SpentRow, [minute, hour, day, month]: [u64; 4]) {
+    row.minute += minute;
+    row.hour += hour;
+    row.day += day;
+    row.month += month;
     row.total += 1;
 }

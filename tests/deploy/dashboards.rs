@@ -44,6 +44,9 @@ impl Drop for Demo {
     }
 }
 
+/// How often a gateway is asked for its metrics, at most.
+const ASKED_MAX: usize = 10_000;
+
 /// Every series' name with its labels, as `/metrics` of a gateway that has served and refused tells them.
 async fn told() -> BTreeMap<String, BTreeSet<String>> {
     let demo = tokio::task::spawn_blocking(Demo::start).await.expect("a demo");
@@ -52,8 +55,15 @@ async fn told() -> BTreeMap<String, BTreeSet<String>> {
     let served = client.get(&proxy).bearer_auth(demo.ready["api_key"].as_str().expect("a key"));
     assert_eq!(served.send().await.expect("an answer").status(), 200);
     assert_eq!(client.get(&proxy).send().await.expect("an answer").status(), 401);
-    let metrics = client.get(format!("http://{}/metrics", demo.address("admin")));
-    let text = metrics.send().await.expect("an answer").text().await.expect("text");
+    let metrics = format!("http://{}/metrics", demo.address("admin"));
+    let mut text = String::new();
+    // A request is counted when its client has been answered, which may be a moment later.
+    for _ in 0..ASKED_MAX {
+        text = client.get(&metrics).send().await.expect("an answer").text().await.expect("text");
+        if ["keygate_denials_total{", "outcome=\"served\""].iter().all(|told| text.contains(told)) {
+            break;
+        }
+    }
     let mut series: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().expect("a name");

@@ -148,12 +148,13 @@ fn segments(gateway: &Gateway) -> BTreeSet<String> {
     names.filter(|name| name.ends_with(".journal")).collect()
 }
 
-/// A gateway whose journal is on a file system of its own, of a megabyte.
+/// A gateway whose journal is on a file system of its own, of a megabyte. The ledger takes records so seldom that the
+/// journal's room is gone before.
 fn on(disk: &TinyDisk, origin: &Origin, when_full: &str) -> Gateway {
     let folder = disk.path().join("journal");
     Gateway::start(&format!(
         "{}[proxy]\nthreads = 1\n[plans.default]\napi_ops_rate_limit = 1000000\n[usage]\njournal_dir = \"{}\"\n\
-         journal_segment_bytes = \"64KiB\"\njournal_max_bytes = \"512KiB\"\nwhen_full = \"{when_full}\"\n",
+         journal_segment_bytes = \"64KiB\"\njournal_max_bytes = \"512KiB\"\nbatch_delay = \"3s\"\nwhen_full = \"{when_full}\"\n",
         one_route(origin.address),
         folder.display(),
     ))
