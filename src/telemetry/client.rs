@@ -47,8 +47,18 @@ pub(super) struct Client {
 pub(super) struct NotTaken {
     /// For the log.
     pub(super) reason: String,
-    /// After how long it may be sent again, if it may; none inside: the collector did not say.
-    pub(super) again: Option<Option<Duration>>,
+    /// Whether it may be sent again.
+    pub(super) again: Again,
+}
+
+/// Whether a message that was not taken may be sent again.
+pub(super) enum Again {
+    /// No: it would not be taken then either.
+    Never,
+    /// Yes, when the sender likes.
+    Later,
+    /// Yes, after so long.
+    After(Duration),
 }
 
 impl Client {
@@ -80,13 +90,13 @@ impl Client {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.post(message)).await {
             Ok(answered) => answered,
-            Err(_) => Err(NotTaken { reason: format!("no answer within {timeout:?}"), again: Some(None) }),
+            Err(_) => Err(NotTaken { reason: format!("no answer within {timeout:?}"), again: Again::Later }),
         }
     }
 
     async fn post(&mut self, message: Bytes) -> Result<u64, NotTaken> {
         let broken =
-            |error: &dyn std::fmt::Display| NotTaken { reason: error.to_string(), again: Some(None) };
+            |error: &dyn std::fmt::Display| NotTaken { reason: error.to_string(), again: Again::Later };
         let mut request = Request::post(&*self.path).body(Full::new(message)).map_err(|e| broken(&e))?;
         request.headers_mut().clone_from(&self.headers);
         // Taken: whoever is dropped half-way leaves no connection in an unknown state behind.
@@ -142,8 +152,12 @@ fn judge(response: &Response<Bytes>) -> Result<u64, NotTaken> {
         StatusCode::SERVICE_UNAVAILABLE,
         StatusCode::GATEWAY_TIMEOUT,
     ];
-    let wait = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
-    let again = passes.contains(&status).then(|| wait.map(Duration::from_secs));
+    let asked = || response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+    let again = if passes.contains(&status) {
+        asked().map_or(Again::Later, |seconds| Again::After(Duration::from_secs(seconds)))
+    } else {
+        Again::Never
+    };
     Err(NotTaken { reason: format!("the collector answered {}", status.as_u16()), again })
 }
 

@@ -149,7 +149,7 @@ fn span(
     let arrived = u64::try_from(trace.arrived.wall.as_micros()).unwrap_or(0).saturating_mul(1_000);
     let at = |steady_ns: u64| arrived + steady_ns.saturating_sub(trace.arrived.steady_ns);
     Span {
-        trace_id: trace.trace_id.into(),
+        trace_id: trace.id.into(),
         span_id: id.into(),
         trace_state: trace.tracestate.clone().into(),
         name,

@@ -1,6 +1,10 @@
 //! The one task that sends: batches by number and by time, sent again where OTLP says that this may help.
+#![expect(
+    clippy::vec_box,
+    reason = "a recording is boxed once; from the queue to a batch only its pointer moves"
+)]
 
-use super::client::{Client, NotTaken};
+use super::client::{Again, Client, NotTaken};
 use super::span::Trace;
 use super::{Options, encode};
 use crate::metrics::Metrics;
@@ -147,11 +151,15 @@ impl Sending {
             if !std::mem::replace(&mut self.is_failing, true) {
                 tracing::warn!(reason, "traces are not taken; requests do not notice");
             }
-            let Some(asked) = again.filter(|_| attempt < ATTEMPTS) else { break };
+            let asked = match again {
+                Again::Later if attempt < ATTEMPTS => wait,
+                Again::After(asked) if attempt < ATTEMPTS => asked.min(WAIT_MAX),
+                _ => break,
+            };
             tokio::select! {
                 // Nobody waits for a second attempt at the end.
                 _ = self.stop.wait_for(|stop| *stop) => break,
-                () = sleep(asked.unwrap_or(wait).min(WAIT_MAX)) => wait *= 2,
+                () = sleep(asked) => wait *= 2,
             }
         }
         self.failed.inc_by(spans);

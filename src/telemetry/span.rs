@@ -61,7 +61,7 @@ pub struct Ended {
 
 /// A request and its attempts.
 pub(super) struct Trace {
-    pub(super) trace_id: [u8; 16],
+    pub(super) id: [u8; 16],
     pub(super) span_id: [u8; 8],
     pub(super) parent: Option<[u8; 8]>,
     pub(super) tracestate: Box<str>,
@@ -99,7 +99,7 @@ impl Recording {
     pub fn begin(queue: &Arc<Queue>, asked: &Asked<'_>) -> Self {
         let own = TraceContext::begun_by(asked.id, true);
         let trace = Trace {
-            trace_id: asked.parent.map_or(own.trace_id, |parent| parent.trace_id),
+            id: asked.parent.map_or(own.trace_id, |parent| parent.trace_id),
             span_id: span_id_of(asked.id),
             parent: asked.parent.map(|parent| parent.span_id),
             tracestate: short(asked.tracestate),
@@ -125,7 +125,7 @@ impl Recording {
     pub fn context(&self) -> Option<TraceContext> {
         let trace = self.trace.as_ref()?;
         let span_id = trace.attempts.len().checked_sub(1).map_or(trace.span_id, |n| trace.attempt_id(n));
-        Some(TraceContext { trace_id: trace.trace_id, span_id, sampled: true })
+        Some(TraceContext { trace_id: trace.id, span_id, sampled: true })
     }
 
     /// It presented this key.
