@@ -244,7 +244,7 @@ pub fn start(
             accepting,
             all_closed: edge.all_closed,
             admin_served,
-            drain_timeout: config.proxy.drain_timeout,
+            drain: stop::Drain { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
