@@ -255,7 +255,7 @@ pub fn start(
             accepting,
             all_closed: edge.all_closed,
             admin_served,
-            drain_timeout: config.proxy.drain_timeout,
+            drain: stop::Drain { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
             last_traces_within: LAST_TRACES_WITHIN,

@@ -1,5 +1,6 @@
-//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
-//! (until then it tells that this node is stopping), then the last records, then the store.
+//! Stopping, in the order that loses nothing: first readiness, so that load balancers send no more; then no new
+//! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
+//! stopping), then the last records, then the store.
 
 use super::Reloader;
 use crate::counter::Counters;
@@ -35,7 +36,7 @@ pub(super) struct Stopping {
     pub(super) all_closed: mpsc::Receiver<()>,
     /// Ends with the last admin call.
     pub(super) admin_served: JoinHandle<()>,
-    pub(super) drain_timeout: Duration,
+    pub(super) drain: Drain,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
     pub(super) last_traces_within: Duration,
@@ -52,14 +53,25 @@ pub(super) struct Stopping {
     pub(super) io: Runtime,
 }
 
+/// How the proxy is drained.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// For how long nothing changes but readiness.
+    pub(super) delay: Duration,
+    /// After how long what is still open is cut off.
+    pub(super) within: Duration,
+}
+
 impl Stopping {
     pub(super) fn run(mut self) {
+        let begun = Instant::now();
         self.accepting.store(false, Ordering::Release);
+        let Drain { delay, within } = self.drain;
+        self.io.block_on(async { tokio::time::sleep(delay).await });
         self.stop.send_replace(true);
-        let drained = self
-            .io
-            .block_on(async { tokio::time::timeout(self.drain_timeout, self.all_closed.recv()).await });
-        if drained.is_err() {
+        let all_closed =
+            self.io.block_on(async { tokio::time::timeout_at(begun + within, self.all_closed.recv()).await });
+        if all_closed.is_err() {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         }
         self.stop_admin.send_replace(true);
@@ -132,7 +144,7 @@ impl Signals {
                 }
             }
         }
-        tracing::info!("stopping: no new connections; requests in flight may finish");
+        tracing::info!("stopping: requests in flight may finish");
         tokio::spawn(async move {
             tokio::select! {
                 _ = term.recv() => {}

@@ -90,6 +90,8 @@ impl Default for ProxyConfig {
             end_user_body_bytes: 1 << 20,
             trust_request_id: false,
             rate_limit_headers: HeaderFamily::ALL.to_vec(),
+            drain_delay: Duration::ZERO,
+            drain_idle: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
         }
     }

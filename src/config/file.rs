@@ -162,6 +162,8 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
         trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),
         rate_limit_headers: s.list("rate_limit_headers", &Word::new(), 0..=2, d.rate_limit_headers),
+        drain_delay: s.value("drain_delay", &span_ms(0, 600_000), d.drain_delay),
+        drain_idle: s.value("drain_idle", &span_ms(0, 600_000), d.drain_idle),
         drain_timeout: s.value("drain_timeout", &span_ms(0, 3_600_000), d.drain_timeout),
     }
 }

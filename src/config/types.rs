@@ -114,7 +114,11 @@ pub struct ProxyConfig {
     pub trust_request_id: bool,
     /// Families of rate-limit headers in responses.
     pub rate_limit_headers: Vec<HeaderFamily>,
-    /// How long requests in flight may take to finish at shutdown.
+    /// How long a gateway that stops goes on as if it did not, but for its readiness.
+    pub drain_delay: Duration,
+    /// How long after that a connection that waits for its next request may wait.
+    pub drain_idle: Duration,
+    /// How long all of that and the last requests may take.
     pub drain_timeout: Duration,
 }
 

@@ -181,6 +181,12 @@ fn pepper_is_not_the_token_secret(config: &Config, reading: &mut Reading<'_>) {
 }
 
 fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
+    if config.proxy.drain_delay > config.proxy.drain_timeout {
+        reading.complain_of_conflict(
+            &["proxy.drain_delay", "proxy.drain_timeout"],
+            "must not be longer than proxy.drain_timeout, of which it is a part",
+        );
+    }
     if config.keyring.poll_interval >= config.keyring.max_stale {
         reading.complain_of_conflict(
             &["keyring.poll_interval", "keyring.max_stale"],

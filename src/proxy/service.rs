@@ -250,6 +250,7 @@ impl ProxyHttp for Proxy {
             connection.becomes_tunnel();
         }
         Self::answered(ctx, response.status.as_u16());
+        reply::close_if_stopping(session);
         if let Some(route) = &ctx.route {
             forward::apply(response, &route.forward.response)?;
         }
