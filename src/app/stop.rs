@@ -5,6 +5,7 @@
 use super::Reloader;
 use crate::counter::Counters;
 use crate::store::Store;
+use crate::telemetry::Exporter;
 use crate::usage::journal::Keeper;
 use std::io;
 use std::sync::Arc;
@@ -38,9 +39,12 @@ pub(super) struct Stopping {
     pub(super) drain: Drain,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
+    pub(super) last_traces_within: Duration,
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    /// None: no traces are sent.
+    pub(super) exporter: Option<Exporter>,
     pub(super) keeper: Keeper,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
@@ -83,7 +87,13 @@ impl Stopping {
         self.io.block_on(async {
             self.give_up.send_replace(Some(Instant::now() + self.last_records_within));
             // The writer gives up by itself; the margin is for one last call that hangs.
-            let written = tokio::time::timeout(self.last_records_within * 2, self.writer).await;
+            let last_traces = async {
+                if let Some(exporter) = self.exporter {
+                    exporter.stop(self.last_traces_within).await;
+                }
+            };
+            let last_records = tokio::time::timeout(self.last_records_within * 2, self.writer);
+            let ((), written) = tokio::join!(last_traces, last_records);
             if !matches!(written, Ok(Ok(()))) {
                 tracing::error!(
                     "the writer of the ledger did not end; what it has not stored stays in the journal"
