@@ -6,6 +6,7 @@ use crate::store::Outcome;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use uuid::fmt::Simple;
 
 /// The log.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct AccessLog {
 /// What it says about a request.
 pub(super) struct Line<'r> {
     pub(super) request_id: &'r str,
+    pub(super) trace_id: Simple,
     pub(super) method: &'r str,
     pub(super) path: &'r str,
     pub(super) route: &'r str,
@@ -47,6 +49,7 @@ impl Line<'_> {
         tracing::info!(
             target: "keygate::access",
             request_id = self.request_id,
+            trace_id = %self.trace_id,
             method = self.method,
             path = self.path,
             route = self.route,

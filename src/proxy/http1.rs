@@ -103,9 +103,6 @@ async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connect
             in_head = true;
             connection.enter(Stage::Head);
         }
-        if *acceptor.stop.borrow() && here == 0 {
-            return Next::Nothing;
-        }
         match wire.more().await {
             Ok(1..) => {}
             Err(_) if connection.ends() == Some(End::HeadLate) => {
@@ -142,6 +139,8 @@ async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, d
     if acceptor.access.wants(status) {
         let line = Line {
             request_id: &request_id.0.to_string(),
+            // As that of a request which brings none.
+            trace_id: request_id.0.simple(),
             method: &method,
             path: &path,
             route: "",

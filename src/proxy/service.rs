@@ -11,6 +11,7 @@ use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
+use super::traces::{Tracing, trace_of};
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -51,6 +52,8 @@ pub struct Proxy {
     pub access: Arc<AccessLog>,
     /// Whose `X-Forwarded-For` counts.
     pub trusted: Arc<TrustedProxies>,
+    /// Which requests are traced.
+    pub tracing: Tracing,
     /// This node's name.
     pub node: Box<str>,
 }
@@ -97,6 +100,7 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
+        self.tracing.begin(session.req_header(), ctx);
         if self.preflight(session, ctx).await.map_err(Error::into_down)? {
             return Ok(true);
         }
@@ -111,6 +115,7 @@ impl ProxyHttp for Proxy {
                 if let Some(connection) = &ctx.connection {
                     connection.serves(Some(Arc::clone(admission.entry())));
                 }
+                ctx.note_key(admission.entry());
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
@@ -180,7 +185,7 @@ impl ProxyHttp for Proxy {
             request_id: &ctx.request_id,
             address: ctx.address,
             secure: ctx.secure,
-            trace: ctx.id,
+            trace: self.tracing.told(&request.headers, ctx),
             keep_credential: route.keep_credential,
         };
         ctx.site.headers.to_backend(request, &told)?;
@@ -238,6 +243,7 @@ impl ProxyHttp for Proxy {
             connection.becomes_tunnel();
         }
         Self::answered(ctx, response.status.as_u16());
+        reply::close_if_stopping(session);
         if let Some(route) = &ctx.route {
             forward::apply(response, &route.forward.response)?;
         }
@@ -326,6 +332,7 @@ impl ProxyHttp for Proxy {
         if self.access.wants(status) {
             log_access(session, ctx, outcome, status, self.elapsed(ctx));
         }
+        ctx.note_end(outcome, status);
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
@@ -405,6 +412,7 @@ fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elaps
     let header = session.req_header();
     let line = Line {
         request_id: ctx.request_id.to_str().unwrap_or(""),
+        trace_id: trace_of(&header.headers, ctx).trace_id_text(),
         method: header.method.as_str(),
         path: header.uri.path(),
         route: ctx.route_name(),
