@@ -119,6 +119,8 @@ metrics! {
     counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
+    /// Spans of traces, by what became of them: sent, rejected by the collector, failed (it did not take them), or no place in the queue.
+    telemetry_spans: IntCounterVec = "keygate_telemetry_spans_total", labels &["result"];
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.

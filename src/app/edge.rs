@@ -135,6 +135,7 @@ fn deadlines(config: &Config) -> Deadlines {
         body: config.proxy.body_timeout,
         write: config.proxy.write_timeout,
         linger: LINGER,
+        last_request: config.proxy.drain_idle,
     }
 }
 

@@ -10,6 +10,7 @@ mod files;
 mod parts;
 mod reload;
 mod stop;
+mod telemetry;
 mod upstreams;
 mod usage;
 mod watching;
@@ -53,6 +54,8 @@ const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
 const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the last traces may take to be sent.
+const LAST_TRACES_WITHIN: Duration = Duration::from_secs(2);
 /// Keys that may wait to be re-hashed under a new pepper.
 const REHASH_QUEUE: usize = 1_024;
 /// How long the first admin token is valid.
@@ -93,6 +96,9 @@ pub enum StartError {
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
+    /// Where traces go.
+    #[error("telemetry.{0}")]
+    Telemetry(String),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
@@ -160,11 +166,15 @@ pub struct InlineSecrets<'e> {
     pub peppers: Option<&'e str>,
     /// What admin tokens are signed with.
     pub signing: Option<&'e str>,
+    /// Lines of `name: value` for the collector of traces.
+    pub telemetry_headers: Option<&'e str>,
 }
 
-/// Whether the files that the config names for backends can be used.
-pub fn check_files(config: &Config) -> Result<(), StartError> {
-    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+/// Whether the files that the config names for backends and the collector can be used.
+pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
+    upstreams::settings(config).map_err(StartError::Upstreams)?;
+    telemetry::collector(config, inline)?;
+    Ok(())
 }
 
 /// Makes everything and starts it.
@@ -212,7 +222,8 @@ pub fn start(
         secret_headers: config.proxy.secret_headers.clone().into(),
         rehash,
     };
-    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder);
+    let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
+    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
     let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
@@ -244,11 +255,13 @@ pub fn start(
             accepting,
             all_closed: edge.all_closed,
             admin_served,
-            drain_timeout: config.proxy.drain_timeout,
+            drain: stop::Drain { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
+            last_traces_within: LAST_TRACES_WITHIN,
             follower,
             writer,
+            exporter,
             keeper,
             counters,
             store: base.store,

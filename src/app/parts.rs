@@ -12,7 +12,7 @@ use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTabl
 use crate::policy::source::TrustedProxies;
 use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
@@ -112,6 +112,7 @@ pub(super) fn proxy(
     gate: Gate,
     site: Arc<ArcSwap<Site>>,
     recorder: Recorder,
+    tracing: Tracing,
 ) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
@@ -138,6 +139,7 @@ pub(super) fn proxy(
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
         limits,
+        tracing,
         node: config.node.name.as_str().into(),
     }
 }

@@ -1,9 +1,11 @@
-//! Stopping, in the order that loses nothing: first no new connections, then the last requests, then the admin API
-//! (until then it tells that this node is stopping), then the last records, then the store.
+//! Stopping, in the order that loses nothing: first readiness, so that load balancers send no more; then no new
+//! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
+//! stopping), then the last records, then the store.
 
 use super::Reloader;
 use crate::counter::Counters;
 use crate::store::Store;
+use crate::telemetry::Exporter;
 use crate::usage::journal::Keeper;
 use std::io;
 use std::sync::Arc;
@@ -34,12 +36,15 @@ pub(super) struct Stopping {
     pub(super) all_closed: mpsc::Receiver<()>,
     /// Ends with the last admin call.
     pub(super) admin_served: JoinHandle<()>,
-    pub(super) drain_timeout: Duration,
+    pub(super) drain: Drain,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
+    pub(super) last_traces_within: Duration,
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    /// None: no traces are sent.
+    pub(super) exporter: Option<Exporter>,
     pub(super) keeper: Keeper,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
@@ -48,14 +53,25 @@ pub(super) struct Stopping {
     pub(super) io: Runtime,
 }
 
+/// How the proxy is drained.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// For how long nothing changes but readiness.
+    pub(super) delay: Duration,
+    /// After how long what is still open is cut off.
+    pub(super) within: Duration,
+}
+
 impl Stopping {
     pub(super) fn run(mut self) {
+        let begun = Instant::now();
         self.accepting.store(false, Ordering::Release);
+        let Drain { delay, within } = self.drain;
+        self.io.block_on(async { tokio::time::sleep(delay).await });
         self.stop.send_replace(true);
-        let drained = self
-            .io
-            .block_on(async { tokio::time::timeout(self.drain_timeout, self.all_closed.recv()).await });
-        if drained.is_err() {
+        let all_closed =
+            self.io.block_on(async { tokio::time::timeout_at(begun + within, self.all_closed.recv()).await });
+        if all_closed.is_err() {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         }
         self.stop_admin.send_replace(true);
@@ -71,7 +87,13 @@ impl Stopping {
         self.io.block_on(async {
             self.give_up.send_replace(Some(Instant::now() + self.last_records_within));
             // The writer gives up by itself; the margin is for one last call that hangs.
-            let written = tokio::time::timeout(self.last_records_within * 2, self.writer).await;
+            let last_traces = async {
+                if let Some(exporter) = self.exporter {
+                    exporter.stop(self.last_traces_within).await;
+                }
+            };
+            let last_records = tokio::time::timeout(self.last_records_within * 2, self.writer);
+            let ((), written) = tokio::join!(last_traces, last_records);
             if !matches!(written, Ok(Ok(()))) {
                 tracing::error!(
                     "the writer of the ledger did not end; what it has not stored stays in the journal"
@@ -122,7 +144,7 @@ impl Signals {
                 }
             }
         }
-        tracing::info!("stopping: no new connections; requests in flight may finish");
+        tracing::info!("stopping: requests in flight may finish");
         tokio::spawn(async move {
             tokio::select! {
                 _ = term.recv() => {}

@@ -150,6 +150,7 @@ fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
     InlineSecrets {
         peppers: value("KEYGATE_SECRETS_PEPPERS"),
         signing: value("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        telemetry_headers: value("KEYGATE_TELEMETRY_HEADERS"),
     }
 }
 

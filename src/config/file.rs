@@ -6,6 +6,7 @@
 use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
+use super::telemetry::telemetry;
 use super::texts::{
     Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH, SECRET_PREFIX, StoreUrl,
     header, is_name,
@@ -89,6 +90,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
     let usage = root.table("usage", usage);
     let end_users = root.table("end_users", end_users);
     let log = root.table("log", log);
+    let telemetry = root.table("telemetry", telemetry);
     let node_name = root.table("node", |s| s.value("name", &OrEmpty(NAME), None));
     let plans = root.named_tables("plans", PLANS_MAX, plan);
     File {
@@ -102,6 +104,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
             usage,
             end_users,
             log,
+            telemetry,
             ..Config::default()
         },
         jwt_keys,
@@ -159,6 +162,8 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
         trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),
         rate_limit_headers: s.list("rate_limit_headers", &Word::new(), 0..=2, d.rate_limit_headers),
+        drain_delay: s.value("drain_delay", &span_ms(0, 600_000), d.drain_delay),
+        drain_idle: s.value("drain_idle", &span_ms(0, 600_000), d.drain_idle),
         drain_timeout: s.value("drain_timeout", &span_ms(0, 3_600_000), d.drain_timeout),
     }
 }

@@ -3,6 +3,7 @@
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
 use super::postgres_url::PostgresUrl;
+use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
 use crate::policy::cors::Cors;
 use crate::policy::forward::Forward;
@@ -36,6 +37,8 @@ pub struct Config {
     pub end_users: EndUsersConfig,
     /// What Keygate says about itself.
     pub log: LogConfig,
+    /// Where traces go.
+    pub telemetry: TelemetryConfig,
     /// This process.
     pub node: NodeConfig,
     /// Plans to create where they do not exist yet. One of them is [`AdminConfig::default_plan`].
@@ -111,7 +114,11 @@ pub struct ProxyConfig {
     pub trust_request_id: bool,
     /// Families of rate-limit headers in responses.
     pub rate_limit_headers: Vec<HeaderFamily>,
-    /// How long requests in flight may take to finish at shutdown.
+    /// How long a gateway that stops goes on as if it did not, but for its readiness.
+    pub drain_delay: Duration,
+    /// How long after that a connection that waits for its next request may wait.
+    pub drain_idle: Duration,
+    /// How long all of that and the last requests may take.
     pub drain_timeout: Duration,
 }
 

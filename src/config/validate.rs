@@ -6,6 +6,7 @@
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
+use super::telemetry;
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
@@ -33,6 +34,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     counters_fit(&config.counters, reading);
+    telemetry::check(&config.telemetry, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
@@ -179,6 +181,12 @@ fn pepper_is_not_the_token_secret(config: &Config, reading: &mut Reading<'_>) {
 }
 
 fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
+    if config.proxy.drain_delay > config.proxy.drain_timeout {
+        reading.complain_of_conflict(
+            &["proxy.drain_delay", "proxy.drain_timeout"],
+            "must not be longer than proxy.drain_timeout, of which it is a part",
+        );
+    }
     if config.keyring.poll_interval >= config.keyring.max_stale {
         reading.complain_of_conflict(
             &["keyring.poll_interval", "keyring.max_stale"],

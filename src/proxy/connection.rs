@@ -33,6 +33,8 @@ pub struct Deadlines {
     pub write: Duration,
     /// For what still comes after a last answer, before the connection is closed.
     pub linger: Duration,
+    /// For a next request once the gateway stops: a client that sends one has not heard of it yet.
+    pub last_request: Duration,
 }
 
 /// What all connections have in common.
@@ -389,7 +391,8 @@ impl Connection {
         self.shared.now_ms.load(Ordering::Relaxed).saturating_add(ms(within + TICK))
     }
 
-    pub(super) fn is_due(&self, now: u64, stopping: bool) -> Option<End> {
+    /// Why it has to end at `now`, if it has. `stopping` is since when the gateway stops.
+    pub(super) fn is_due(&self, now: u64, stopping: Option<u64>) -> Option<End> {
         let ends = self.ends();
         if ends.is_some_and(|end| !end.can_answer()) {
             return None;
@@ -402,8 +405,11 @@ impl Connection {
             return None;
         }
         let stage = Stage::of(self.stage.load(Ordering::Relaxed))?;
-        if stopping && matches!(stage, Stage::FirstByte | Stage::Idle | Stage::Head) {
-            return Some(End::Stopping);
+        if let (Stage::FirstByte | Stage::Idle, Some(stopping)) = (stage, stopping) {
+            let since = stopping.max(self.since.load(Ordering::Relaxed));
+            if now >= since.saturating_add(ms(self.shared.deadlines.last_request)) {
+                return Some(End::Stopping);
+            }
         }
         if stage == Stage::Request && self.is_slow(now) {
             return Some(End::BodySlow);

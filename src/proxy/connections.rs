@@ -193,11 +193,15 @@ impl Connections {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut asked = Duration::ZERO;
+        let mut stopping = None;
         loop {
             ticks.tick().await;
             let now = ms(begun.elapsed());
             self.shared.now_ms.store(now, Ordering::Relaxed);
-            self.look(now, *stop.borrow());
+            if stopping.is_none() && *stop.borrow() {
+                stopping = Some(now);
+            }
+            self.look(now, stopping);
             if begun.elapsed() >= asked + self.standing_every {
                 asked = begun.elapsed();
                 self.end_those_without_a_key();
@@ -205,7 +209,7 @@ impl Connections {
         }
     }
 
-    fn look(&self, now: u64, stopping: bool) {
+    fn look(&self, now: u64, stopping: Option<u64>) {
         let mut bytes = 0;
         for shard in 0..SHARDS {
             for (_, connection) in self.shard(shard).iter() {

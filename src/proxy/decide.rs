@@ -181,6 +181,9 @@ impl Proxy {
     ) -> pingora::Result<()> {
         ctx.route = denied.route;
         ctx.degraded = denied.degraded;
+        if let Some(entry) = &denied.entry {
+            ctx.note_key(entry);
+        }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
             let start = Start { degraded: ctx.degraded, ..self.start_of(session, ctx, entry) };
             ctx.record = Some(Pending::refused(start, &self.recorder, &self.clock));

@@ -2,7 +2,7 @@
 
 use crate::gate::Admission;
 use crate::policy::credential::bearer;
-use crate::policy::id::RequestId;
+use crate::policy::trace::TraceContext;
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use std::net::IpAddr;
@@ -46,8 +46,8 @@ pub struct Told<'r> {
     pub address: IpAddr,
     /// Whether it came encrypted.
     pub secure: bool,
-    /// Makes a trace for a request without one.
-    pub trace: RequestId,
+    /// Its place in a trace, where that is another than the client's, or the client gave none.
+    pub trace: Option<TraceContext>,
     /// Whether the secret goes along.
     pub keep_credential: bool,
 }
@@ -71,7 +71,7 @@ impl HeaderPolicy {
         }
         identify(header, told)?;
         forwarded(header, told)?;
-        trace(header, told.trace)
+        trace(header, told)
     }
 
     fn remove_spoofable(&self, header: &mut RequestHeader) {
@@ -129,33 +129,15 @@ fn forwarded(header: &mut RequestHeader, told: &Told<'_>) -> pingora::Result<()>
     Ok(())
 }
 
-/// W3C trace context: a sound `traceparent` is passed on, otherwise a trace begins here.
-fn trace(header: &mut RequestHeader, seed: RequestId) -> pingora::Result<()> {
-    let mut given = header.headers.get_all("traceparent").iter();
-    let sound = given.next().is_some_and(|v| is_traceparent(v.as_bytes())) && given.next().is_none();
-    if sound {
-        return Ok(());
+/// W3C trace context. What others have added to a trace stays with it, and does not belong to one that begins here.
+fn trace(header: &mut RequestHeader, told: &Told<'_>) -> pingora::Result<()> {
+    let Some(context) = told.trace else { return Ok(()) };
+    let goes_on = TraceContext::of(&header.headers).is_some_and(|given| given.trace_id == context.trace_id);
+    if !goes_on {
+        header.remove_header("tracestate");
     }
-    header.remove_header("tracestate");
-    let mut buffer = [0_u8; uuid::fmt::Simple::LENGTH];
-    let trace = seed.0.simple().encode_lower(&mut buffer);
-    // The random half of the id is the first span's name.
-    let line = ["00-", trace, "-", &trace[16..], "-01"].concat();
-    header.insert_header("traceparent", line)?;
+    header.insert_header("traceparent", &context.to_text()[..])?;
     Ok(())
-}
-
-fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let nought = |part: &[u8]| part.iter().all(|b| *b == b'0');
-    value.len() == 55
-        && value[2] == b'-'
-        && value[35] == b'-'
-        && value[52] == b'-'
-        && [&value[..2], &value[3..35], &value[36..52], &value[53..]].iter().all(|p| hex(p))
-        && value[..2] != *b"ff"
-        && !nought(&value[3..35])
-        && !nought(&value[36..52])
 }
 
 /// Header fields carry ASCII; other characters of a resource id are percent-escaped.
@@ -230,25 +212,6 @@ mod tests {
         let mut header = request(&[("authorization", "Basic x"), ("x-api-key", "x")]);
         policy().remove_credential(&mut header);
         assert_eq!(header.headers.len(), 1);
-    }
-
-    #[test]
-    fn a_sound_trace_is_passed_on_and_any_other_replaced() {
-        let seed = RequestId::new(crate::clock::Timestamp::from_secs(1));
-        let sound = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        for (given, kept) in [
-            (sound, true),
-            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
-            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
-            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
-            ("nonsense", false),
-        ] {
-            let mut header = request(&[("traceparent", given)]);
-            trace(&mut header, seed).expect("a trace");
-            let now = header.headers["traceparent"].to_str().expect("text");
-            assert_eq!(now == given, kept, "{given}");
-            assert!(is_traceparent(now.as_bytes()), "{now}");
-        }
     }
 
     #[test]

@@ -91,9 +91,6 @@ async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connect
             in_head = true;
             connection.enter(Stage::Head);
         }
-        if *acceptor.stop.borrow() && here == 0 {
-            return Next::Nothing;
-        }
         match wire.more().await {
             Ok(1..) => {}
             Err(_) if connection.ends() == Some(End::HeadLate) => {

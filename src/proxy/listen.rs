@@ -23,6 +23,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// How long a failed accept (no descriptors left) rests before it tries again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Most connections that are still accepted when the gateway stops: more than the kernel keeps waiting.
+const WAITING_MAX: usize = 4_096;
 
 /// How large a head may be before any of it is understood.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +94,27 @@ impl Acceptor {
                 }
             }
         }
-        drop(listener);
+        // From here on every answer says that its connection closes.
         self.proxy.http_cleanup().await;
+        self.take_in_the_rest(listener);
+    }
+
+    /// Those who have connected and wait to be accepted would be reset by the closing of the listener.
+    fn take_in_the_rest(&self, listener: TcpListener) {
+        let listener = match listener.into_std() {
+            Ok(listener) => listener,
+            Err(error) => return tracing::debug!(%error, "those who waited to be accepted are not"),
+        };
+        for _ in 0..WAITING_MAX {
+            match listener
+                .accept()
+                .and_then(|(stream, peer)| Ok((TcpStream::from_std(nonblocking(stream)?)?, peer)))
+            {
+                Ok((stream, peer)) => self.take_in(stream, peer),
+                // Nobody waits any more.
+                Err(_) => return,
+            }
+        }
     }
 
     fn take_in(&self, stream: TcpStream, peer: SocketAddr) {
@@ -161,6 +182,11 @@ impl Acceptor {
     fn refused(&self, why: &str) {
         self.metrics.connections_refused.with_label_values(&[why]).inc();
     }
+}
+
+fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 /// Reads what a proxy says about its client before anything else, and not a byte more. None: it speaks for itself.

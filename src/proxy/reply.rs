@@ -67,9 +67,17 @@ pub(super) async fn deny(
     Ok(())
 }
 
+/// The last answer on a connection says that it is the last.
+pub(super) fn close_if_stopping(session: &mut Session) {
+    if session.is_process_shutting_down() {
+        session.set_keepalive(None);
+    }
+}
+
 /// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large
 /// or unknown one, or one the client holds back until it is asked for, closes the connection.
 pub(super) fn keep_open_if_possible(session: &mut Session) {
+    close_if_stopping(session);
     if session.is_body_done() {
         return;
     }

@@ -9,6 +9,7 @@ use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
+use super::traces::{Tracing, trace_of};
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -50,6 +51,8 @@ pub struct Proxy {
     pub accesses: AtomicU64,
     /// Whose `X-Forwarded-For` counts.
     pub trusted: Arc<TrustedProxies>,
+    /// Which requests are traced.
+    pub tracing: Tracing,
     /// This node's name.
     pub node: Box<str>,
 }
@@ -100,6 +103,7 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
+        self.tracing.begin(session.req_header(), ctx);
         if self.preflight(session, ctx).await.map_err(Error::into_down)? {
             return Ok(true);
         }
@@ -114,6 +118,7 @@ impl ProxyHttp for Proxy {
                 if let Some(connection) = &ctx.connection {
                     connection.serves(Some(Arc::clone(admission.entry())));
                 }
+                ctx.note_key(admission.entry());
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
                 Ok(false)
@@ -183,7 +188,7 @@ impl ProxyHttp for Proxy {
             request_id: &ctx.request_id,
             address: ctx.address,
             secure: ctx.secure,
-            trace: ctx.id,
+            trace: self.tracing.told(&request.headers, ctx),
             keep_credential: route.keep_credential,
         };
         ctx.site.headers.to_backend(request, &told)?;
@@ -245,6 +250,7 @@ impl ProxyHttp for Proxy {
             connection.becomes_tunnel();
         }
         Self::answered(ctx, response.status.as_u16());
+        reply::close_if_stopping(session);
         if let Some(route) = &ctx.route {
             forward::apply(response, &route.forward.response)?;
         }
@@ -333,6 +339,7 @@ impl ProxyHttp for Proxy {
         if self.limits.access_log && self.is_in_sample(status) {
             log_access(session, ctx, outcome, status, self.elapsed(ctx));
         }
+        ctx.note_end(outcome, status);
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
@@ -421,9 +428,11 @@ fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
 
 fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
     let header = session.req_header();
+    let trace = trace_of(&header.headers, ctx);
     tracing::info!(
         target: "keygate::access",
         request_id = ctx.request_id.to_str().unwrap_or(""),
+        trace_id = %trace.trace_id_text(),
         method = %header.method,
         path = header.uri.path(),
         route = ctx.route_name(),

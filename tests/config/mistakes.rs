@@ -200,6 +200,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "1:25 proxy.end_user_header: must not be x-api-key, which carries the secret (proxy.secret_headers)",
     ),
     (
+        "proxy.drain_timeout = \"1s\"\nproxy.drain_delay = \"2s\"",
+        "2:21 proxy.drain_delay: must not be longer than proxy.drain_timeout, of which it is a part",
+    ),
+    (
         "keyring.max_stale = \"1s\"\nkeyring.poll_interval = \"2s\"",
         "2:25 keyring.poll_interval: must be shorter than keyring.max_stale",
     ),

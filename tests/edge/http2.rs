@@ -77,7 +77,7 @@ pub(crate) fn request(method: &str, target: &str, secret: &str) -> http::Request
         .unwrap()
 }
 
-fn h2c(gateway: &Gateway) -> SocketAddr {
+pub(crate) fn h2c(gateway: &Gateway) -> SocketAddr {
     gateway.ready["proxy_h2c"].as_str().expect("an address").parse().unwrap()
 }
 
@@ -118,8 +118,14 @@ async fn many_requests_share_one_connection_and_one_set_of_rules() {
     assert_eq!(origin.count(), 50);
 }
 
-/// One request as frames, every field written out, so that nothing can mend it on the way.
-fn frames(fields: &[(&str, &str)]) -> Vec<u8> {
+/// A connection's beginning and one request as frames.
+pub(crate) fn frames(fields: &[(&str, &str)]) -> Vec<u8> {
+    let beginning = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    [beginning, headers(1, fields)].concat()
+}
+
+/// The frame of a request without a body, every field written out, so that nothing can mend it on the way.
+pub(crate) fn headers(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0x10);
@@ -128,10 +134,10 @@ fn frames(fields: &[(&str, &str)]) -> Vec<u8> {
             block.extend_from_slice(text.as_bytes());
         }
     }
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    bytes.extend_from_slice(&u32::try_from(block.len()).unwrap().to_be_bytes()[1..]);
-    // HEADERS that end the headers and the stream 1.
-    bytes.extend_from_slice(b"\x01\x05\0\0\0\x01");
+    let mut bytes = u32::try_from(block.len()).unwrap().to_be_bytes()[1..].to_vec();
+    // HEADERS that end the headers and the stream.
+    bytes.extend_from_slice(b"\x01\x05");
+    bytes.extend_from_slice(&stream.to_be_bytes());
     bytes.extend_from_slice(&block);
     bytes
 }

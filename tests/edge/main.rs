@@ -9,6 +9,7 @@
 
 mod abuse;
 mod http2;
+mod leaving;
 mod limits;
 mod probes;
 mod source;

@@ -14,6 +14,7 @@ mod authorization;
 mod commands;
 mod connections;
 mod crash;
+mod drain;
 mod end_users;
 mod headers;
 mod installation;
