@@ -50,8 +50,9 @@ impl Gateway {
         let (stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|_| panic!("it does not start: {}", fs::read_to_string(folder.join("log")).unwrap()));
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
+            panic!("it does not start: {}", fs::read_to_string(folder.join("log")).unwrap())
+        });
         let proxy = ready["proxy"].as_str().unwrap().parse().unwrap();
         Self { child, stdin, stdout, proxy, counts }
     }
@@ -64,7 +65,8 @@ impl Gateway {
     }
 
     fn control(&self, order: &str) {
-        let output = Command::new("callgrind_control").args([order, &self.child.id().to_string()]).output().unwrap();
+        let output =
+            Command::new("callgrind_control").args([order, &self.child.id().to_string()]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -132,7 +134,10 @@ fn origin() -> SocketAddr {
             let mut stream = BufReader::new(stream.unwrap());
             std::thread::spawn(move || {
                 let mut line = String::new();
-                while { line.clear(); stream.read_line(&mut line).is_ok_and(|n| n > 0) } {
+                while {
+                    line.clear();
+                    stream.read_line(&mut line).is_ok_and(|n| n > 0)
+                } {
                     if line == "\r\n" {
                         let answer = b"HTTP/1.1 200 OK\r\nServer: origin\r\nContent-Type: application/json\r\nContent-Length: 42\r\n\r\n\
                             {\"answer\":\"forty-two bytes of an origin!!\"}";
@@ -183,16 +188,20 @@ pub(crate) fn measure(folder: &Path) -> Figures {
     let unknown = Secret::generate("sk", KeyType::Service).expose().to_owned();
     let mut gateway = Gateway::start(folder);
     let mut figures = Figures::new();
-    for (dump, (name, secret, status)) in
-        (1..).zip([("admitted", known, "HTTP/1.1 200"), ("over its limit", spent, "HTTP/1.1 "), ("unknown", unknown, "HTTP/1.1 401")])
-    {
+    for (dump, (name, secret, status)) in (1..).zip([
+        ("admitted", known, "HTTP/1.1 200"),
+        ("over its limit", spent, "HTTP/1.1 "),
+        ("unknown", unknown, "HTTP/1.1 401"),
+    ]) {
         let request = format!(
             "POST /v1/app/chat/completions HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: python-requests/2.32.3\r\n\
              Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\
              Authorization: Bearer {secret}\r\n\r\n{{\"model\":42}}"
         );
         let [instructions, allocations, bytes] = gateway.cost(request.as_bytes(), status, dump);
-        for (what, figure) in [("instructions", instructions), ("allocations", allocations), ("bytes allocated", bytes)] {
+        for (what, figure) in
+            [("instructions", instructions), ("allocations", allocations), ("bytes allocated", bytes)]
+        {
             figures.insert(format!("a request, {name}: {what}"), figure);
         }
     }

@@ -103,7 +103,8 @@ fn report(figures: &Figures, baseline: Option<&Baseline>) -> ExitCode {
 }
 
 fn compiler() -> String {
-    let output = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output().unwrap();
+    let output =
+        Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 

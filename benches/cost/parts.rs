@@ -24,7 +24,7 @@ macro_rules! measured {
         $(#[inline(never)]
         fn $name($stage: &Stage) {
             for $number in 0..CALLS as usize {
-                black_box($work);
+                drop(black_box($work));
             }
         })+
 
@@ -56,13 +56,26 @@ pub(crate) fn run() {
 
 pub(crate) fn measure(folder: &Path) -> Figures {
     let counts = folder.join("parts");
-    let status = counted(&counts, &["--toggle-collect=*measured_*"]).arg("parts").stdout(Stdio::null()).status().unwrap();
+    let status = counted(&counts, &["--toggle-collect=*measured_*"])
+        .arg("parts")
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(status.success());
-    let output = Command::new("callgrind_annotate").args(["--inclusive=yes", "--threshold=100"]).arg(&counts).output().unwrap();
+    let output = Command::new("callgrind_annotate")
+        .args(["--inclusive=yes", "--threshold=100"])
+        .arg(&counts)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let inclusive = |symbol: &str| {
         let line = text.lines().find(|line| line.contains(symbol) && !line.contains("toggle")).unwrap();
-        let figure: String = line.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == ',').filter(char::is_ascii_digit).collect();
+        let figure: String = line
+            .trim_start()
+            .chars()
+            .take_while(|c| c.is_ascii_digit() || *c == ',')
+            .filter(char::is_ascii_digit)
+            .collect();
         figure.parse::<u64>().unwrap() / CALLS
     };
     PARTS.iter().map(|(name, part)| ((*name).to_owned(), inclusive(symbol(*part)))).collect()

@@ -44,17 +44,24 @@ impl Stage {
     /// Makes it all; takes a moment.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let metrics = Arc::new(Metrics::new().unwrap());
         let peppers = Peppers::parse(&Peppers::generate_line(1)).unwrap();
-        let store = Arc::new(SqliteStore::open(&folder.path().join("db"), &SqliteOptions::default()).unwrap());
+        let store =
+            Arc::new(SqliteStore::open(&folder.path().join("db"), &SqliteOptions::default()).unwrap());
         let secrets: Vec<Secret> = (0..KEYS).map(|_| Secret::generate("sk", KeyType::Service)).collect();
         runtime.block_on(fill(&store, &secrets, &peppers, clock.now()));
         let keyring = Arc::new(Keyring::new());
         let options = FeedOptions { poll_interval: Duration::from_secs(1) };
-        let follower =
-            Follower::new(Arc::clone(&keyring), Arc::clone(&store) as _, Arc::clone(&clock), options, Box::new(|_| {}));
+        let follower = Follower::new(
+            Arc::clone(&keyring),
+            Arc::clone(&store) as _,
+            Arc::clone(&clock),
+            options,
+            Box::new(|_| {}),
+        );
         runtime.block_on(follower.load()).unwrap();
         let end_users = EndUsers::new(enduser::Parts {
             store,
