@@ -11,6 +11,7 @@ mod cors;
 mod ctx;
 mod decide;
 mod early;
+mod fields;
 mod forward;
 pub mod guesses;
 mod headers;

@@ -3,8 +3,8 @@
 use super::access::{AccessLog, Line};
 use super::body::pass_on;
 use super::connection::Connection;
-use super::cors;
 use super::ctx::Ctx;
+use super::fields::{edit_request, edit_response, forget_case};
 use super::forward;
 use super::guesses::Guesses;
 use super::headers::{Told, from_backend};
@@ -24,6 +24,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
+use http::header::ORIGIN;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -77,6 +78,9 @@ pub struct ProxyLimits {
     pub families: Families,
 }
 
+/// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
+const ADDED: usize = ratelimit::FIELDS + 4;
+
 #[async_trait]
 impl ProxyHttp for Proxy {
     type CTX = Ctx;
@@ -118,6 +122,7 @@ impl ProxyHttp for Proxy {
                 ctx.note_key(admission.entry());
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
+                forget_case(session.req_header_mut());
                 Ok(false)
             }
             Err(denied) => {
@@ -188,17 +193,19 @@ impl ProxyHttp for Proxy {
             trace: self.tracing.told(&request.headers, ctx),
             keep_credential: route.keep_credential,
         };
-        ctx.site.headers.to_backend(request, &told)?;
         if let Some(path) = &ctx.rewritten {
             forward::retarget(request, path)?;
         }
-        // After what is told of the client's Host, and before Pingora checks that all agrees.
-        forward::rehost(request, &route.forward.host, ctx.trip.server())?;
-        forward::apply(request, &route.forward.request)?;
-        if ctx.body.is_some() {
-            request.remove_header(&http::header::EXPECT);
-        }
-        Ok(())
+        edit_request(request, |fields| {
+            ctx.site.headers.to_backend(fields, &told)?;
+            // After what is told of the client's Host, and before Pingora checks that all agrees.
+            forward::rehost(fields, &route.forward.host, ctx.trip.server())?;
+            forward::apply(fields, &route.forward.request);
+            if ctx.body.is_some() {
+                fields.remove(http::header::EXPECT);
+            }
+            Ok(())
+        })
     }
 
     async fn request_body_filter(
@@ -244,19 +251,23 @@ impl ProxyHttp for Proxy {
         }
         Self::answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
-        if let Some(route) = &ctx.route {
-            forward::apply(response, &route.forward.response)?;
-        }
-        from_backend(response, &ctx.request_id)?;
-        if let Some(admission) = &ctx.admission {
-            ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
-        }
-        if ctx.degraded {
-            response.insert_header(DEGRADED.0, DEGRADED.1)?;
-        }
-        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
-            cors::mark(response, cors, session);
-        }
+        edit_response(response, |fields| {
+            fields.reserve(ADDED);
+            if let Some(route) = &ctx.route {
+                forward::apply(fields, &route.forward.response);
+            }
+            from_backend(fields, &ctx.request_id);
+            if let Some(admission) = &ctx.admission {
+                ratelimit::write(fields, self.limits.families, admission.left(), ctx.arrived, None)?;
+            }
+            if ctx.degraded {
+                fields.insert(DEGRADED.0, DEGRADED.1);
+            }
+            if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+                cors.mark(fields, session.req_header().headers.get(ORIGIN));
+            }
+            Ok(())
+        })?;
         if response.status != StatusCode::CONTINUE {
             let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
             self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
