@@ -168,10 +168,6 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
         .map_err(|e| StartError::System(e.to_string()))
 }
 
-pub(super) async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Listen { what, address, error })
-}
-
 pub(super) fn admin_deps(
     config: &Config,
     base: &Base,

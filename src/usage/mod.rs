@@ -18,7 +18,7 @@ mod writer;
 
 pub use journal::{Journal, JournalFull};
 pub use record::{Pending, Start};
-pub use seats::{Seat, Seats};
+pub use seats::{Others, Seat, Seats};
 pub use set_aside::SetAside;
 pub use spent::Spent;
 pub use upkeep::keep_up;

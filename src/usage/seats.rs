@@ -12,6 +12,7 @@ use super::journal::{Journal, JournalOptions, OpenError, Reader};
 use crate::metrics::Metrics;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most processes of one node that are alive at the same time.
 const SEATS: usize = 4;
@@ -22,21 +23,33 @@ pub struct Seats {
     options: JournalOptions,
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
+    /// The number of the one that this process writes to; 0: none yet.
+    own: Arc<AtomicUsize>,
 }
 
 /// A seat that is this process's.
 pub type Seat = (Arc<Journal>, Reader);
 
+/// The seats of other processes of this node.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// Those in which something was left, by processes that are gone.
+    pub left: Vec<Seat>,
+    /// Whether any has an owner.
+    pub are_alive: bool,
+}
+
 impl Seats {
     /// The seats of the journal that `options` describe.
     pub fn new(options: JournalOptions, disk: Arc<dyn Disk>, metrics: Arc<Metrics>) -> Self {
-        Self { options, disk, metrics }
+        Self { options, disk, metrics, own: Arc::default() }
     }
 
     /// The first seat, for a process that is the only one of its node, and the seats in which others have left something.
     /// Fails when one of them is alive.
     pub fn alone(&self) -> Result<(Seat, Vec<Seat>), OpenError> {
         let own = self.open(1)?;
+        self.own.store(1, Ordering::Relaxed);
         let mut left = Vec::new();
         for number in 2..=SEATS {
             match self.left_in(number) {
@@ -54,24 +67,26 @@ impl Seats {
         for number in 1..=SEATS {
             taken = self.open(number);
             if !matches!(taken, Err(OpenError::Owned(_))) {
+                self.own.store(number, Ordering::Relaxed);
                 break;
             }
         }
         taken
     }
 
-    /// Those of the seats in which something was left by processes that are gone.
-    pub fn left(&self) -> Vec<Seat> {
-        let mut all = Vec::new();
-        for number in 1..=SEATS {
+    /// The seats of other processes, for one that has a seat of its own.
+    pub fn others(&self) -> Others {
+        let own = self.own.load(Ordering::Relaxed);
+        let mut others = Others::default();
+        for number in (1..=SEATS).filter(|number| *number != own) {
             match self.left_in(number) {
-                Ok(found) => all.extend(found),
-                // It has an owner, who brings what is in it to the ledger.
-                Err(OpenError::Owned(_)) => {}
+                Ok(found) => others.left.extend(found),
+                // Who brings what is in it to the ledger.
+                Err(OpenError::Owned(_)) => others.are_alive = true,
                 Err(error) => tracing::error!(%error, "what is left in a journal stays there"),
             }
         }
-        all
+        others
     }
 
     fn left_in(&self, number: usize) -> Result<Option<Seat>, OpenError> {

@@ -27,8 +27,8 @@ pub use open::{check, migrate};
 
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
-use rusqlite::{Transaction, TransactionBehavior};
 use open::FileLock;
+use rusqlite::{Transaction, TransactionBehavior};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Weak};

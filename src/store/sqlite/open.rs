@@ -170,7 +170,8 @@ impl FileLock {
             return Self::take(path);
         }
         let written = write_pid(&mut file);
-        written.map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
+        written
+            .map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
         Ok(Self { file })
     }
 
