@@ -208,7 +208,7 @@ pub fn start(
     let base = io.block_on(open(config, inline, io.handle(), lock))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
-    let (writing, rest_written) = usage::writing(config, &base, io.handle(), deadline);
+    let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
     let counters = Arc::new(io.block_on(counters::make(config, &base, writers.own.flush(), io.handle()))?);
@@ -232,7 +232,7 @@ pub fn start(
     let follower = io.spawn(async move {
         tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
     });
-    let kin = Arc::new(Kin::new(around.predecessor.is_some()));
+    let kin = Arc::new(Kin::of(usize::from(around.predecessor.is_some())));
     watching::start(config, &base, &keyring, &kin, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
@@ -308,7 +308,7 @@ pub fn start(
             last_records_within: LAST_RECORDS_WITHIN,
             follower,
             writer,
-            rest_written,
+            rest,
             keeper,
             doors,
             clock: base.clock,

@@ -45,8 +45,8 @@ pub(super) struct Stopping {
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
-    /// Ends when nothing is written any more of what other processes have left.
-    pub(super) rest_written: mpsc::Receiver<()>,
+    /// Held as long as what other processes have left may be written; the other end ends when nobody does.
+    pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
     pub(super) keeper: Keeper,
     pub(super) doors: Arc<Doors>,
     pub(super) clock: Arc<dyn Clock>,
@@ -126,8 +126,10 @@ impl Stopping {
             // The writer gives up by itself; the margin is for one last call that hangs.
             let all = async {
                 let written = self.writer.await;
+                let (may_begin, mut all_written) = self.rest;
+                drop(may_begin);
                 // Nothing is sent; it ends with those who write.
-                self.rest_written.recv().await;
+                all_written.recv().await;
                 written
             };
             let written = tokio::time::timeout(self.last_records_within * 2, all).await;

@@ -32,8 +32,8 @@ pub(super) struct Writing {
     metrics: Arc<Metrics>,
     io: Handle,
     deadline: watch::Receiver<Option<Instant>>,
-    /// Held by whoever writes what others have left: when the last is done, its receiver ends.
-    open: mpsc::Sender<()>,
+    /// Held by whoever writes what others have left, and by the process until it stops: then nobody begins any more.
+    open: mpsc::WeakSender<()>,
 }
 
 /// The writer of this process's journal, and those of what others have left.
@@ -42,13 +42,14 @@ pub(super) struct Writers {
     pub(super) left: Vec<Writer>,
 }
 
-/// Prepares all writing. The receiver ends when nothing is written any more of what others have left.
+/// Prepares all writing. When the process drops its end of the channel, no more is begun of what others have left; the
+/// other end ends when all that was begun is done.
 pub(super) fn writing(
     config: &Config,
     base: &Base,
     io: &Handle,
     deadline: watch::Receiver<Option<Instant>>,
-) -> (Writing, mpsc::Receiver<()>) {
+) -> (Writing, (mpsc::Sender<()>, mpsc::Receiver<()>)) {
     let options = JournalOptions {
         folder: config.usage.journal_dir.clone(),
         max_bytes: config.usage.journal_max_bytes,
@@ -64,7 +65,9 @@ pub(super) fn writing(
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let (open, all_written) = mpsc::channel(1);
     let ledger: Arc<dyn Ledger> = base.store.clone();
-    (Writing { seats, options, ledger, metrics, io: io.clone(), deadline, open }, all_written)
+    let writing =
+        Writing { seats, options, ledger, metrics, io: io.clone(), deadline, open: open.downgrade() };
+    (writing, (open, all_written))
 }
 
 impl Writing {
@@ -91,8 +94,10 @@ impl Writing {
 
     /// Brings to the ledger what is left in a seat that has no owner but this process, and lets go of the seat.
     pub(super) fn write_the_rest(&self, writer: Writer) -> JoinHandle<()> {
-        let (handle, open) = (self.io.clone(), self.open.clone());
+        let (handle, open) = (self.io.clone(), self.open.upgrade());
         self.io.spawn_blocking(move || {
+            // The process stops: what is left is the next one's.
+            let Some(open) = open else { return };
             let journal = Arc::clone(writer.journal());
             tracing::info!(folder = %journal.folder().display(), "usage that another process left is brought to the ledger");
             // Nobody writes to it; its keeper removes what is stored.
@@ -110,7 +115,7 @@ impl Writing {
 
     /// Writes what is left in the seats of this node's other processes as they go, until it is the only one.
     pub(super) async fn follow_seats(self) {
-        loop {
+        while self.open.strong_count() > 0 {
             let Others { left, are_alive } = self.seats.others();
             for seat in left {
                 if let Err(error) = self.write_the_rest(self.writer(seat).of_the_rest()).await {

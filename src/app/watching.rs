@@ -55,7 +55,7 @@ async fn watch_nodes(
             Ok(nodes) => {
                 let live = nodes.iter().filter(|n| n.is_live()).count();
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                let kin = usize::from(kin.is_there());
+                let kin = kin.count();
                 let others = live.saturating_sub(kin).max(1);
                 if counts_alone && others > told {
                     tracing::warn!(

@@ -25,22 +25,33 @@ pub use predecessor::Predecessor;
 pub use successor::{NotUpgraded, Successor};
 pub(super) use successor::{Program, Upgrader};
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-/// Whether another process of this node is alive because one takes the other's place.
+/// For how long a process that has gone without a word still counts as running among nodes, and a little more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
+
+/// How many other processes of this node run, because one takes the other's place.
 #[derive(Debug, Default)]
-pub(super) struct Kin(AtomicBool);
+pub(super) struct Kin(AtomicUsize);
 
 impl Kin {
-    pub(super) const fn new(is_there: bool) -> Self {
-        Self(AtomicBool::new(is_there))
+    pub(super) const fn of(processes: usize) -> Self {
+        Self(AtomicUsize::new(processes))
     }
 
-    pub(super) fn is_there(&self) -> bool {
+    pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
 
-    fn set(&self, is_there: bool) {
-        self.0.store(is_there, Ordering::Release);
+    fn one_more(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One has gone; the store will have noticed when this returns.
+    async fn one_less(self: Arc<Self>) {
+        tokio::time::sleep(FORGOTTEN_AFTER).await;
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -24,8 +24,6 @@ use uuid::Uuid;
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Longest first line, in bytes.
 const HELLO_MAX: u64 = 64 << 10;
-/// For how long it still counts as running among nodes when it has gone.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
 
 /// The process whose place this one takes, before anything is agreed.
 #[derive(Debug)]
@@ -129,8 +127,7 @@ impl Leaving {
         }
         is_alone.store(true, Ordering::Release);
         tracing::info!("the old process has ended");
-        tokio::time::sleep(FORGOTTEN_AFTER).await;
-        kin.set(false);
+        kin.one_less().await;
     }
 }
 

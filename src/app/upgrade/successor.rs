@@ -25,8 +25,6 @@ use tokio::sync::Mutex;
 
 /// The argument by which the new process knows that it is one.
 const TAKE_OVER: &str = "--take-over";
-/// For how long a process that did not take over still counts as running among nodes.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
 
 /// What was started, to be started again.
 #[derive(Clone, Debug)]
@@ -99,6 +97,9 @@ pub enum NotUpgraded {
     /// It ended instead of serving.
     #[error("the new process ended before it served: {0}; what it wrote says why")]
     Ended(ExitStatus),
+    /// It closed its end, and goes on.
+    #[error("the new process does not want to serve, and was ended")]
+    Silent,
     /// It did not serve in time.
     #[error("the new process did not serve within {0:?} (proxy.upgrade_timeout), and was ended")]
     Late(Duration),
@@ -125,7 +126,7 @@ impl Upgrader {
         let mut child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
         // The other end must be the child's alone, or its death would go unnoticed.
         drop(command);
-        self.kin.set(true);
+        self.kin.one_more();
         tracing::info!(program = %path.display(), pid = child.id(), "an upgrade begins");
 
         let served = tokio::time::timeout(self.within, self.lead(ours)).await;
@@ -139,11 +140,7 @@ impl Upgrader {
             Err(_) => NotUpgraded::Late(self.within),
         };
         let why = end(&mut child, why).await;
-        let kin = Arc::clone(&self.kin);
-        tokio::spawn(async move {
-            tokio::time::sleep(FORGOTTEN_AFTER).await;
-            kin.set(false);
-        });
+        tokio::spawn(Arc::clone(&self.kin).one_less());
         Err(why)
     }
 
@@ -175,17 +172,18 @@ impl Upgrader {
 
     /// Leads it from its start to its serving.
     async fn lead(&self, with: UnixStream) -> Result<(BufWriter<OwnedWriteHalf>, Handover), NotUpgraded> {
-        let confused = |error: io::Error| NotUpgraded::Confused(error.to_string());
+        // It does not read any more.
+        let gone = |_: io::Error| NotUpgraded::Silent;
         let (from, to) = with.into_split();
         let (mut from, mut to) = (BufReader::new(from), BufWriter::new(to));
         expect(&mut from, |m| matches!(m, Message::Loaded { .. })).await?;
         let mut told = Handover::default();
         // Twice: what is charged while a great deal is told is told before the other one begins.
         for _ in 0..2 {
-            self.tell(&mut told, &mut to).await.map_err(confused)?;
+            self.tell(&mut told, &mut to).await.map_err(gone)?;
         }
-        write(&mut to, &Message::Go).await.map_err(confused)?;
-        to.flush().await.map_err(confused)?;
+        write(&mut to, &Message::Go).await.map_err(gone)?;
+        to.flush().await.map_err(gone)?;
         expect(&mut from, |m| matches!(m, Message::Serving)).await?;
         Ok((to, told))
     }
@@ -214,15 +212,17 @@ async fn expect(
     match read(from).await {
         Ok(Some(message)) if what(&message) => Ok(()),
         Ok(Some(message)) => Err(NotUpgraded::Confused(format!("{message:?}"))),
-        Ok(None) => Err(NotUpgraded::Confused("it said nothing more".to_owned())),
-        Err(error) => Err(NotUpgraded::Confused(error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(NotUpgraded::Confused(error.to_string()))
+        }
+        Ok(None) | Err(_) => Err(NotUpgraded::Silent),
     }
 }
 
 /// Ends it, if it has not ended by itself, which is then the reason.
 async fn end(child: &mut Child, why: NotUpgraded) -> NotUpgraded {
-    if matches!(why, NotUpgraded::Confused(_)) {
-        // It closed its end: usually because it exits.
+    if matches!(why, NotUpgraded::Silent) {
+        // Usually because it exits.
         if let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
             return NotUpgraded::Ended(status);
         }
