@@ -26,7 +26,6 @@ pub use upgrade::{NotUpgraded, Predecessor, Successor};
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::gate::Gate;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -48,7 +47,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
-use upgrade::{Door, Doors, Kin, Leaving, Program, Upgrader};
+use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -232,35 +231,25 @@ pub fn start(
     let follower = io.spawn(async move {
         tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
     });
-    let kin = Arc::new(Kin::of(usize::from(around.predecessor.is_some())));
-    watching::start(config, &base, &keyring, &kin, io.handle());
+    let succession = Succession::after(around.predecessor.as_mut());
+    watching::start(config, &base, &keyring, &succession, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
     let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
-    let gate = Gate {
-        keyring: Arc::clone(&keyring),
-        counters: Arc::clone(&counters),
-        end_users,
-        peppers: Arc::clone(&base.peppers),
-        secret_prefix: config.secrets.prefix.as_str().into(),
-        secret_headers: config.proxy.secret_headers.clone().into(),
-        rehash,
-    };
+    let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder);
-    let doors = Arc::new(around.predecessor.as_mut().map_or_else(Doors::default, Predecessor::doors));
-    let mut edge = edge::open(config, &base, proxy, &keyring, &doors, stopped)?;
+    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
-    let listener = admin_runtime.block_on(doors.listen(Door::Admin, config.admin.listen))?;
+    let listener = admin_runtime.block_on(succession.doors.listen(Door::Admin, config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
     let deps =
         parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
-    doors.close_unused();
-    let is_alone = Arc::new(AtomicBool::new(around.predecessor.is_none()));
+    succession.doors.close_unused();
     let leaving = match around.predecessor {
         None => None,
         Some(old) => Some(io.block_on(old.take_over(base.boot, &counters, &*base.clock))?),
@@ -283,14 +272,12 @@ pub fn start(
         upgrader: Arc::new(Upgrader {
             program: around.called.and_then(Program::called),
             within: config.proxy.upgrade_timeout,
-            doors: Arc::clone(&doors),
+            succession: Arc::clone(&succession),
             sqlite: base.sqlite,
             counters: Arc::clone(&counters),
             counts: config.counters.location == CountersLocation::Memory,
             clock: Arc::clone(&base.clock),
-            kin,
             notify: Notify::to(around.notify_socket),
-            is_alone,
             busy: Mutex::default(),
         }),
         leaving,
@@ -310,7 +297,7 @@ pub fn start(
             writer,
             rest,
             keeper,
-            doors,
+            succession,
             clock: base.clock,
             counters,
             store: base.store,
@@ -336,13 +323,8 @@ impl Running {
             return Ok(());
         };
         io.block_on(leaving.serving()).map_err(|error| StartError::Predecessor(error.to_string()))?;
-        let Upgrader { counters, clock, kin, is_alone, .. } = &*self.upgrader;
-        io.spawn(leaving.follow(
-            Arc::clone(counters),
-            Arc::clone(clock),
-            Arc::clone(kin),
-            Arc::clone(is_alone),
-        ));
+        let Upgrader { counters, clock, succession, .. } = &*self.upgrader;
+        io.spawn(leaving.follow(Arc::clone(counters), Arc::clone(clock), Arc::clone(succession)));
         io.spawn(self.writing.clone().follow_seats());
         Ok(())
     }

@@ -106,6 +106,25 @@ pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upst
     Site { routes, upstreams, headers }
 }
 
+pub(super) fn gate(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    counters: &Arc<Counters>,
+    end_users: Arc<EndUsers>,
+    rehash: mpsc::Sender<Rehash>,
+) -> Gate {
+    Gate {
+        keyring: Arc::clone(keyring),
+        counters: Arc::clone(counters),
+        end_users,
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        secret_headers: config.proxy.secret_headers.clone().into(),
+        rehash,
+    }
+}
+
 pub(super) fn proxy(
     config: &Config,
     base: &Base,

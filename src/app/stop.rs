@@ -2,7 +2,7 @@
 //! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
 //! stopping), then the last records, then the store.
 
-use super::upgrade::{Doors, Successor};
+use super::upgrade::{Succession, Successor};
 use super::{NotUpgraded, Running};
 use crate::clock::Clock;
 use crate::counter::Counters;
@@ -48,7 +48,7 @@ pub(super) struct Stopping {
     /// Held as long as what other processes have left may be written; the other end ends when nobody does.
     pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
     pub(super) keeper: Keeper,
-    pub(super) doors: Arc<Doors>,
+    pub(super) succession: Arc<Succession>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
@@ -90,19 +90,23 @@ impl Stopping {
                 Some(successor)
             }
         };
-        self.doors.let_go();
+        self.succession.doors.let_go();
         self.stop.send_replace(true);
         let (counters, clock) = (Arc::clone(&self.counters), Arc::clone(&self.clock));
         let drained = async {
+            let mut pause = TELL_EVERY;
             loop {
                 tokio::select! {
                     biased;
                     _ = self.all_closed.recv() => return,
                     () = tokio::time::sleep_until(until) => break,
-                    () = tokio::time::sleep(TELL_EVERY), if successor.is_some() => {}
+                    () = tokio::time::sleep(pause), if successor.is_some() => {}
                 }
                 if let Some(successor) = &mut successor {
+                    let begun = Instant::now();
                     successor.tell(&counters, &*clock).await;
+                    // Looking at a million keys takes a while, and is not all that there is to do.
+                    pause = TELL_EVERY.max(begun.elapsed() * 10);
                 }
             }
             tracing::warn!("requests still in flight are cut off; their records say interrupted");

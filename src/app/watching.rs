@@ -1,7 +1,7 @@
 //! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
 
 use super::Base;
-use super::upgrade::Kin;
+use super::upgrade::Succession;
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
 use crate::keyring::Keyring;
@@ -18,13 +18,19 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 
 /// Starts all of it on `io`.
-pub(super) fn start(config: &Config, base: &Base, keyring: &Arc<Keyring>, kin: &Arc<Kin>, io: &Handle) {
+pub(super) fn start(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    succession: &Arc<Succession>,
+    io: &Handle,
+) {
     io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     io.spawn(crate::usage::keep_up(base.store.clone(), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
     let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
     let own = (base.boot, config.node.name.clone());
-    io.spawn(watch_nodes(store, metrics, own, counts_alone, Arc::clone(kin)));
+    io.spawn(watch_nodes(store, metrics, own, counts_alone, Arc::clone(succession)));
 }
 
 async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
@@ -46,7 +52,7 @@ async fn watch_nodes(
     metrics: Arc<Metrics>,
     (boot, name): (Uuid, String),
     counts_alone: bool,
-    kin: Arc<Kin>,
+    succession: Arc<Succession>,
 ) {
     let begun = tokio::time::Instant::now();
     let (mut told, mut told_of_twin) = (1, false);
@@ -55,7 +61,7 @@ async fn watch_nodes(
             Ok(nodes) => {
                 let live = nodes.iter().filter(|n| n.is_live()).count();
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                let kin = kin.count();
+                let kin = succession.kin.count();
                 let others = live.saturating_sub(kin).max(1);
                 if counts_alone && others > told {
                     tracing::warn!(

@@ -3,14 +3,17 @@
 //! A client of HTTP/1.1 that behaves connects again after `Connection: close`; one of HTTP/2 opens nothing more on a
 //! connection that said GOAWAY, and repeats only what that says was not looked at.
 
+use crate::redis::RedisServer;
 use crate::support::{
-    Gateway, Hold, Key, Origin, Raw, Request, eventually_true, one_route, signal_to, stand, write_config,
+    Gateway, Hold, Key, Origin, PATIENCE, Raw, Request, eventually_true, one_route, signal_to, stand,
+    write_config,
 };
 use bytes::Bytes;
 use h2::client::SendRequest;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -372,4 +375,54 @@ fn listeners_may_change_in_an_upgrade() {
         let answer = Raw::connect(address).call(&Request::get("/v1/app/x").bearer(&key.secret));
         assert_eq!(answer.status, 200);
     }
+}
+
+#[test]
+fn the_service_manager_hears_who_is_the_service() {
+    let origin = Origin::start();
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    write_config(folder.path(), &one_route(origin.address));
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set");
+    let hears = || {
+        let mut text = [0; 256];
+        let length = manager.recv(&mut text).expect("something is said in time");
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let socket = path.to_str().expect("text");
+    let mut gateway =
+        Gateway::run_with(Arc::clone(&folder), &[("NOTIFY_SOCKET", socket)]).expect("it starts");
+    assert_eq!(hears(), "READY=1");
+    let old = gateway.upgrade();
+    assert_eq!(hears(), format!("MAINPID={}", gateway.pid()));
+    ends(&mut gateway, old);
+    gateway.signal("TERM");
+    assert_eq!(hears(), "STOPPING=1", "and the old process did not say it");
+    let pid = gateway.pid();
+    ends(&mut gateway, pid);
+}
+
+#[test]
+fn nobody_takes_over_from_nobody() {
+    let (_origin, gateway) = stand("");
+    let refused = gateway.command(&["run", "--take-over"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("--take-over: "), "{refused:?}");
+}
+
+#[test]
+fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
+    let redis = RedisServer::start();
+    let (_origin, mut gateway) = stand(&format!("[counters]\nurl = \"redis://{}\"\n", redis.address));
+    let key = gateway.create_key(json!({"quota_limit": 60, "rate_limit": 1000}));
+    let admitted = |gateway: &Gateway, n: usize| {
+        (0..n).filter(|_| gateway.get("/v1/app/x", &key.secret).status == 200).count()
+    };
+    for _ in 0..2 {
+        assert_eq!(admitted(&gateway, 20), 20);
+        let before = gateway.upgrade();
+        ends(&mut gateway, before);
+    }
+    assert_eq!(admitted(&gateway, 30), 20);
 }

@@ -26,32 +26,48 @@ pub use successor::{NotUpgraded, Successor};
 pub(super) use successor::{Program, Upgrader};
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// For how long a process that has gone without a word still counts as running among nodes, and a little more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
+
+/// What processes that take each other's place share.
+#[derive(Debug)]
+pub(super) struct Succession {
+    /// The sockets that are handed on.
+    pub(super) doors: Doors,
+    pub(super) kin: Kin,
+    /// Whether the process before this one has gone.
+    is_alone: AtomicBool,
+}
+
+impl Succession {
+    /// That of a process which takes the place of `predecessor`.
+    pub(super) fn after(predecessor: Option<&mut Predecessor>) -> Arc<Self> {
+        let is_alone = AtomicBool::new(predecessor.is_none());
+        let kin = Kin(AtomicUsize::new(usize::from(predecessor.is_some())));
+        let doors = predecessor.map_or_else(Doors::default, Predecessor::doors);
+        Arc::new(Self { doors, kin, is_alone })
+    }
+
+    /// One of the other processes has gone; the store will have noticed when this returns.
+    async fn one_has_gone(self: Arc<Self>) {
+        tokio::time::sleep(FORGOTTEN_AFTER).await;
+        self.kin.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// How many other processes of this node run, because one takes the other's place.
 #[derive(Debug, Default)]
 pub(super) struct Kin(AtomicUsize);
 
 impl Kin {
-    pub(super) const fn of(processes: usize) -> Self {
-        Self(AtomicUsize::new(processes))
-    }
-
     pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
 
     fn one_more(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// One has gone; the store will have noticed when this returns.
-    async fn one_less(self: Arc<Self>) {
-        tokio::time::sleep(FORGOTTEN_AFTER).await;
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -1,6 +1,6 @@
 //! What the new process knows of the old one, whose place it takes.
 
-use super::Kin;
+use super::Succession;
 use super::doors::{Doors, Opened};
 use super::message::{DESCRIPTORS_MAX, Hello, Message, VERSION, read, write};
 use crate::app::StartError;
@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader as AsyncBufReader};
 use tokio::net::UnixStream;
@@ -111,8 +111,7 @@ impl Leaving {
         mut self,
         counters: Arc<Counters>,
         clock: Arc<dyn Clock>,
-        kin: Arc<Kin>,
-        is_alone: Arc<AtomicBool>,
+        succession: Arc<Succession>,
     ) {
         loop {
             match read(&mut self.from).await {
@@ -125,9 +124,9 @@ impl Leaving {
                 }
             }
         }
-        is_alone.store(true, Ordering::Release);
+        succession.is_alone.store(true, Ordering::Release);
         tracing::info!("the old process has ended");
-        kin.one_less().await;
+        succession.one_has_gone().await;
     }
 }
 

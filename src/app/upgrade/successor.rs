@@ -1,7 +1,7 @@
 //! What the old process does: it starts the new one, and believes in it only when it serves.
 
-use super::Kin;
-use super::doors::{Doors, Opened};
+use super::Succession;
+use super::doors::Opened;
 use super::message::{DESCRIPTORS_MAX, Hello, Message, Row, VERSION, read, write};
 use crate::app::notify::Notify;
 use crate::clock::Clock;
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::UnixStream;
@@ -25,6 +25,8 @@ use tokio::sync::Mutex;
 
 /// The argument by which the new process knows that it is one.
 const TAKE_OVER: &str = "--take-over";
+/// How long the new process may take to hear what is still counted here. It has nothing to wait for.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
 
 /// What was started, to be started again.
 #[derive(Clone, Debug)]
@@ -48,15 +50,12 @@ pub(in crate::app) struct Upgrader {
     pub(in crate::app) program: Option<Program>,
     /// How long the new one may take until it serves.
     pub(in crate::app) within: Duration,
-    pub(in crate::app) doors: Arc<Doors>,
+    pub(in crate::app) succession: Arc<Succession>,
     pub(in crate::app) sqlite: Option<Arc<SqliteStore>>,
     pub(in crate::app) counters: Arc<Counters>,
     pub(in crate::app) counts: bool,
     pub(in crate::app) clock: Arc<dyn Clock>,
-    pub(in crate::app) kin: Arc<Kin>,
     pub(in crate::app) notify: Notify,
-    /// Whether the process before this one has gone.
-    pub(in crate::app) is_alone: Arc<AtomicBool>,
     /// Held while there is an attempt.
     pub(in crate::app) busy: Mutex<()>,
 }
@@ -112,7 +111,7 @@ impl Upgrader {
     /// Starts the new binary and waits until it serves. Until then, and if it does not, nothing changes here.
     pub(in crate::app) async fn upgrade(&self) -> Result<Successor, NotUpgraded> {
         let Ok(_only_one) = self.busy.try_lock() else { return Err(NotUpgraded::Busy) };
-        if !self.is_alone.load(Ordering::Acquire) {
+        if !self.succession.is_alone.load(Ordering::Acquire) {
             return Err(NotUpgraded::Draining);
         }
         if std::process::id() == 1 {
@@ -126,7 +125,7 @@ impl Upgrader {
         let mut child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
         // The other end must be the child's alone, or its death would go unnoticed.
         drop(command);
-        self.kin.one_more();
+        self.succession.kin.one_more();
         tracing::info!(program = %path.display(), pid = child.id(), "an upgrade begins");
 
         let served = tokio::time::timeout(self.within, self.lead(ours)).await;
@@ -140,14 +139,14 @@ impl Upgrader {
             Err(_) => NotUpgraded::Late(self.within),
         };
         let why = end(&mut child, why).await;
-        tokio::spawn(Arc::clone(&self.kin).one_less());
+        tokio::spawn(Arc::clone(&self.succession).one_has_gone());
         Err(why)
     }
 
     /// A pair of sockets, with the sockets of this process and what they are already on their way in it.
     fn greet(&self) -> io::Result<(UnixStream, StdStream)> {
         let (ours, theirs) = StdStream::pair()?;
-        let sockets = self.doors.share()?;
+        let sockets = self.succession.doors.share()?;
         let lock = self.sqlite.as_ref().and_then(|store| store.lock());
         let mut descriptors: Vec<_> = sockets.iter().map(|o| o.socket.as_fd()).collect();
         descriptors.extend(lock.as_ref().map(AsFd::as_fd));
@@ -239,7 +238,9 @@ impl Successor {
         if !self.listens {
             return;
         }
-        if let Err(error) = tell(&mut self.told, counters, clock, &mut self.to).await {
+        let telling = tell(&mut self.told, counters, clock, &mut self.to);
+        let told = tokio::time::timeout(TELL_WITHIN, telling).await;
+        if let Err(error) = told.map_err(io::Error::from).flatten() {
             self.listens = false;
             tracing::warn!(%error, "the new process does not hear what is still counted here");
         }
