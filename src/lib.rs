@@ -9,9 +9,10 @@
 //! # The arrows
 //!
 //! ```text
-//! main → cli → app → { proxy, admin, usage, store, counter, keyring, enduser, gate, config, policy }
+//! main → cli → app → { proxy, admin, usage, telemetry, store, counter, keyring, enduser, gate, config, policy }
 //! cli → admin, draft, config, store, policy
-//! proxy → gate, usage, policy, counter, keyring, store's records    admin → draft, store, keyring, policy
+//! proxy → gate, usage, telemetry, policy, counter, keyring, store's records
+//! admin → draft, store, keyring, policy                             telemetry → policy
 //! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
 //! keyring → store, policy    counter → policy, store's records      enduser → store, policy
 //! usage → store, policy      store → policy, config's addresses     config → policy
@@ -47,4 +48,5 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod store;
+pub mod telemetry;
 pub mod usage;

@@ -67,7 +67,7 @@ metrics! {
     connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
     /// Client connections that were closed because there was no place for them, by reason.
     connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
-    /// Bytes of bodies in memory that clients have yet to take, about.
+    /// Bytes of bodies in memory that clients or backends have yet to take, about.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
@@ -119,6 +119,8 @@ metrics! {
     counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
+    /// Spans of traces, by what became of them: sent, rejected by the collector, failed (it did not take them), or no place in the queue.
+    telemetry_spans: IntCounterVec = "keygate_telemetry_spans_total", labels &["result"];
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.

@@ -11,6 +11,7 @@ mod notify;
 mod parts;
 mod reload;
 mod stop;
+mod telemetry;
 mod upgrade;
 mod upstreams;
 mod usage;
@@ -26,6 +27,7 @@ pub use upgrade::{NotUpgraded, Predecessor, Successor};
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::counter::Counters;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -59,6 +61,8 @@ const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written after the last request.
 const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the last traces may take to be sent.
+const LAST_TRACES_WITHIN: Duration = Duration::from_secs(2);
 /// Keys that may wait to be re-hashed under a new pepper.
 const REHASH_QUEUE: usize = 1_024;
 /// How long the first admin token is valid.
@@ -99,6 +103,9 @@ pub enum StartError {
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
+    /// Where traces go.
+    #[error("telemetry.{0}")]
+    Telemetry(String),
     /// Routes that cannot be.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
@@ -186,11 +193,15 @@ pub struct InlineSecrets<'e> {
     pub peppers: Option<&'e str>,
     /// What admin tokens are signed with.
     pub signing: Option<&'e str>,
+    /// Lines of `name: value` for the collector of traces.
+    pub telemetry_headers: Option<&'e str>,
 }
 
-/// Whether the files that the config names for backends can be used.
-pub fn check_files(config: &Config) -> Result<(), StartError> {
-    upstreams::settings(config).map(drop).map_err(StartError::Upstreams)
+/// Whether the files that the config names for backends and the collector can be used.
+pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
+    upstreams::settings(config).map_err(StartError::Upstreams)?;
+    telemetry::collector(config, inline)?;
+    Ok(())
 }
 
 /// Makes everything and starts it.
@@ -238,7 +249,8 @@ pub fn start(
 
     let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
-    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder);
+    let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
+    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
     let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
@@ -250,10 +262,7 @@ pub fn start(
     let deps =
         parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
     succession.doors.close_unused();
-    let leaving = match around.predecessor {
-        None => None,
-        Some(old) => Some(io.block_on(old.take_over(base.boot, &counters, &*base.clock))?),
-    };
+    let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
     edge.accept();
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
@@ -293,9 +302,11 @@ pub fn start(
             drain: stop::Drain { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
+            last_traces_within: LAST_TRACES_WITHIN,
             follower,
             writer,
             rest,
+            exporter,
             keeper,
             succession,
             clock: base.clock,
@@ -339,6 +350,16 @@ impl Running {
         drop(upgrader);
         stopping.run(why);
     }
+}
+
+/// Takes the place of another process, if there is one.
+async fn take_over(
+    predecessor: Option<Predecessor>,
+    base: &Base,
+    counters: &Counters,
+) -> Result<Option<Leaving>, StartError> {
+    let Some(predecessor) = predecessor else { return Ok(None) };
+    predecessor.take_over(base.boot, counters, &*base.clock).await.map(Some)
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.

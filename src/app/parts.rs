@@ -10,14 +10,15 @@ use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::policy::source::TrustedProxies;
+use crate::proxy::access::AccessLog;
 use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site};
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -131,6 +132,7 @@ pub(super) fn proxy(
     gate: Gate,
     site: Arc<ArcSwap<Site>>,
     recorder: Recorder,
+    tracing: Tracing,
 ) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
@@ -144,12 +146,10 @@ pub(super) fn proxy(
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
-        access_log: config.log.access,
-        access_sample: config.log.access_sample,
     };
     Proxy {
         guesses: Guesses::new(config.proxy.max_invalid_keys),
-        accesses: AtomicU64::new(0),
+        access: Arc::new(AccessLog::new(config.log.access, config.log.access_sample)),
         trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
         site,
@@ -157,6 +157,7 @@ pub(super) fn proxy(
         metrics: Arc::clone(&base.metrics),
         clock: Arc::clone(&base.clock),
         limits,
+        tracing,
         node: config.node.name.as_str().into(),
     }
 }

@@ -216,6 +216,7 @@ fn takes_a_restart(old: &Config, new: &Config) -> Vec<String> {
         usage: journal_dir;
         end_users: ;
         log: level format access;
+        telemetry: endpoint headers_file sample;
         node: name;
     }
     changed.into_iter().map(|key| format!("{key}: it has changed, and that takes a restart")).collect()

@@ -7,6 +7,7 @@ use super::{NotUpgraded, Running};
 use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::store::Store;
+use crate::telemetry::Exporter;
 use crate::usage::journal::Keeper;
 use std::io;
 use std::sync::Arc;
@@ -42,11 +43,14 @@ pub(super) struct Stopping {
     pub(super) drain: Drain,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
+    pub(super) last_traces_within: Duration,
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
     /// Held as long as what other processes have left may be written; the other end ends when nobody does.
     pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    /// None: no traces are sent.
+    pub(super) exporter: Option<Exporter>,
     pub(super) keeper: Keeper,
     pub(super) succession: Arc<Succession>,
     pub(super) clock: Arc<dyn Clock>,
@@ -128,15 +132,21 @@ impl Stopping {
             }
             self.give_up.send_replace(Some(Instant::now() + self.last_records_within));
             // The writer gives up by itself; the margin is for one last call that hangs.
-            let all = async {
+            let last_traces = async {
+                if let Some(exporter) = self.exporter {
+                    exporter.stop(self.last_traces_within).await;
+                }
+            };
+            let all_written = async {
                 let written = self.writer.await;
-                let (may_begin, mut all_written) = self.rest;
+                let (may_begin, mut rest_written) = self.rest;
                 drop(may_begin);
                 // Nothing is sent; it ends with those who write.
-                all_written.recv().await;
+                rest_written.recv().await;
                 written
             };
-            let written = tokio::time::timeout(self.last_records_within * 2, all).await;
+            let last_records = tokio::time::timeout(self.last_records_within * 2, all_written);
+            let ((), written) = tokio::join!(last_traces, last_records);
             if !matches!(written, Ok(Ok(()))) {
                 tracing::error!(
                     "the writer of the ledger did not end; what it has not stored stays in the journal"

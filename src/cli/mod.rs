@@ -151,6 +151,7 @@ fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
     InlineSecrets {
         peppers: environment.variable("KEYGATE_SECRETS_PEPPERS"),
         signing: environment.variable("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        telemetry_headers: environment.variable("KEYGATE_TELEMETRY_HEADERS"),
     }
 }
 

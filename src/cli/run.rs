@@ -20,7 +20,7 @@ pub struct RunArgs {
 
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
-    app::check_files(&config).map_err(|bad| Failure::Usage(bad.to_string()))?;
+    app::check_files(&config, inline_secrets(environment)).map_err(|bad| Failure::Usage(bad.to_string()))?;
     log::init(&config.log);
     let source = ConfigSource {
         path: args.config.config.clone(),

@@ -1,5 +1,6 @@
 //! What a key is worth that nobody set. `conf/keygate.toml` documents the same values and is tested against these.
 
+use super::telemetry::TelemetryConfig;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
     HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel,
@@ -33,6 +34,7 @@ impl Default for Config {
                 access: false,
                 access_sample: 1,
             },
+            telemetry: TelemetryConfig::default(),
             node: NodeConfig { name: "keygate".into() },
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),

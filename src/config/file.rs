@@ -6,6 +6,7 @@
 use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
+use super::telemetry::telemetry;
 use super::texts::{
     Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH, SECRET_PREFIX, StoreUrl,
     header, is_name,
@@ -89,6 +90,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
     let usage = root.table("usage", usage);
     let end_users = root.table("end_users", end_users);
     let log = root.table("log", log);
+    let telemetry = root.table("telemetry", telemetry);
     let node_name = root.table("node", |s| s.value("name", &OrEmpty(NAME), None));
     let plans = root.named_tables("plans", PLANS_MAX, plan);
     File {
@@ -102,6 +104,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
             usage,
             end_users,
             log,
+            telemetry,
             ..Config::default()
         },
         jwt_keys,

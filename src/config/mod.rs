@@ -14,6 +14,7 @@ mod reading;
 mod redis_url;
 mod rule;
 mod section;
+mod telemetry;
 mod texts;
 mod types;
 mod upstream;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
+pub use telemetry::{CollectorUrl, TelemetryConfig};
 pub use types::*;
 pub use upstream::{
     ClientCertificate, EjectConfig, HealthCheck, HealthConfig, Protocol, RetryConfig, ServerConfig,
@@ -33,9 +35,13 @@ use std::io::Read as _;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// Variables of the program itself, which override no key: secrets, the path of the file, the log's filter.
-pub const PROGRAM_VARIABLES: &[&str] =
-    &["KEYGATE_SECRETS_PEPPERS", "KEYGATE_ADMIN_JWT_HS256_SECRET", "KEYGATE_CONFIG", "KEYGATE_LOG"];
+/// Variables of the program itself, which override no key: secrets and the path of the file.
+pub const PROGRAM_VARIABLES: &[&str] = &[
+    "KEYGATE_SECRETS_PEPPERS",
+    "KEYGATE_ADMIN_JWT_HS256_SECRET",
+    "KEYGATE_TELEMETRY_HEADERS",
+    "KEYGATE_CONFIG",
+];
 /// Largest file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 

@@ -3,6 +3,7 @@
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
 use super::postgres_url::PostgresUrl;
+use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
 use crate::policy::cors::Cors;
 use crate::policy::forward::Forward;
@@ -36,6 +37,8 @@ pub struct Config {
     pub end_users: EndUsersConfig,
     /// What Keygate says about itself.
     pub log: LogConfig,
+    /// Where traces go.
+    pub telemetry: TelemetryConfig,
     /// This process.
     pub node: NodeConfig,
     /// Plans to create where they do not exist yet. One of them is [`AdminConfig::default_plan`].

@@ -6,6 +6,7 @@
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
+use super::telemetry;
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
@@ -33,6 +34,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     counters_fit(&config.counters, reading);
+    telemetry::check(&config.telemetry, reading);
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);

@@ -23,3 +23,4 @@ pub mod rewrite;
 pub mod route;
 pub mod secret;
 pub mod source;
+pub mod trace;

@@ -9,6 +9,7 @@ use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
 use crate::policy::route::Route;
+use crate::telemetry::Recording;
 use crate::usage::Pending;
 use bytes::Bytes;
 use http::HeaderValue;
@@ -54,6 +55,8 @@ pub struct Ctx {
     pub own_ns: u64,
     /// What Keygate answered by itself.
     pub fault: Option<Fault>,
+    /// Its spans, where it is recorded.
+    pub recording: Option<Recording>,
     _in_flight: InFlight,
 }
 
@@ -83,6 +86,7 @@ impl Ctx {
             degraded: false,
             own_ns: 0,
             fault: None,
+            recording: None,
             _in_flight: InFlight(in_flight),
         }
     }

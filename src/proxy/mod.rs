@@ -3,6 +3,7 @@
 //! Must not know: how a decision is made, who stores what, the admin API. When a backend is gone the client gets the
 //! contract's envelope and the charge is given back.
 
+pub mod access;
 mod body;
 pub mod connection;
 pub mod connections;
@@ -10,6 +11,7 @@ mod cors;
 mod ctx;
 mod decide;
 mod early;
+mod fields;
 mod forward;
 pub mod guesses;
 mod headers;
@@ -21,6 +23,7 @@ mod reply;
 mod service;
 mod site;
 pub mod tls;
+mod traces;
 mod trip;
 pub mod upstream;
 mod wire;
@@ -29,3 +32,4 @@ pub use headers::HeaderPolicy;
 pub use ratelimit::Families;
 pub use service::{Proxy, ProxyLimits};
 pub use site::Site;
+pub use traces::Tracing;

@@ -65,6 +65,7 @@ impl Proxy {
                 *limit = limit.map(|span| span.min(left));
             }
         }
+        ctx.note_attempt(upstream, &busy);
         ctx.trip.attempts += 1;
         ctx.trip.busy = Some(busy);
         ctx.trip.waiting = Some(waiting);
@@ -124,6 +125,12 @@ impl Proxy {
     pub(super) fn answered(ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
         if status >= 200 || status == 101 {
+            if let Some(connection) = &ctx.connection {
+                connection.is_answered();
+            }
+            if let Some(recording) = &mut ctx.recording {
+                recording.answered(status);
+            }
             if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
                 connection.backend_within(None);
             }
@@ -187,7 +194,11 @@ impl Trip {
 }
 
 /// Tells the upstream how the attempt went.
-fn judge(ctx: &Ctx, failure: Option<Failure>) {
+fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
+    if let (Some(recording), Some(failure)) = (&mut ctx.recording, failure.filter(|f| *f != Failure::Status))
+    {
+        recording.failed(failure.as_str());
+    }
     let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
     match failure {
         Some(failure) => upstream.failed(busy, failure),

@@ -8,6 +8,7 @@
 )]
 
 mod abuse;
+mod frames;
 mod http2;
 mod leaving;
 mod limits;
@@ -17,3 +18,4 @@ mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
+mod uploads;

@@ -21,3 +21,4 @@ mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
+mod traces;

@@ -1,0 +1,187 @@
+//! `[telemetry]`: where traces go, with every key, its rule and its default.
+//!
+//! Must not know: how they get there. What goes with what inside the section is checked here too.
+
+use super::reading::Reading;
+use super::rule::{Flag, OrEmpty, Parsed, Text, Whole, quote};
+use super::section::Section;
+use super::texts::{FILE, server};
+use super::types::ServerAddr;
+use super::upstream::span_ms;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where OTLP is posted to when the URL has no path.
+const TRACES: &str = "/v1/traces";
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetryConfig {
+    /// Where traces are sent; none: nowhere.
+    pub endpoint: Option<CollectorUrl>,
+    /// A file with header fields that are sent along, one a line.
+    pub headers_file: Option<PathBuf>,
+    /// Who vouches for the collector; none: the roots of this machine.
+    pub ca_file: Option<PathBuf>,
+    /// What this gateway is called in traces.
+    pub service_name: String,
+    /// What else is said about it.
+    pub attributes: Vec<(String, String)>,
+    /// Of so many traces that begin here one is recorded.
+    pub sample: u64,
+    /// Whether a trace that began elsewhere is recorded as it says.
+    pub follow_parent: bool,
+    /// Most requests whose spans wait to be sent.
+    pub queue_requests: usize,
+    /// Most requests in one message. Not more than [`TelemetryConfig::queue_requests`].
+    pub batch_requests: usize,
+    /// How long a request may wait for others to share a message with.
+    pub batch_delay: Duration,
+    /// How long a message may take.
+    pub timeout: Duration,
+}
+
+/// Where a collector takes OTLP. Displayed as a URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorUrl {
+    /// Whether it is spoken to inside TLS.
+    pub tls: bool,
+    /// Where it listens.
+    pub server: ServerAddr,
+    /// The path that traces are posted to.
+    pub path: String,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            headers_file: None,
+            ca_file: None,
+            service_name: "keygate".into(),
+            attributes: Vec::new(),
+            sample: 1,
+            follow_parent: true,
+            queue_requests: 4_096,
+            batch_requests: 512,
+            batch_delay: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Reads the section.
+pub(super) fn telemetry(s: &mut Section<'_, '_>) -> TelemetryConfig {
+    let d = TelemetryConfig::default();
+    TelemetryConfig {
+        endpoint: s.value("endpoint", &OrEmpty(COLLECTOR), d.endpoint),
+        headers_file: s.value("headers_file", &OrEmpty(FILE), d.headers_file),
+        ca_file: s.value("ca_file", &OrEmpty(FILE), d.ca_file),
+        service_name: s.value("service_name", &Text { min: 1, max: 255 }, d.service_name),
+        attributes: s.list("attributes", &ATTRIBUTE, 0..=64, d.attributes),
+        sample: s.value("sample", &Whole { min: 1, max: 1_000_000_000 }, d.sample),
+        follow_parent: s.value("follow_parent", &Flag, d.follow_parent),
+        queue_requests: s.value("queue_requests", &Whole { min: 1, max: 1_000_000 }, d.queue_requests),
+        batch_requests: s.value("batch_requests", &Whole { min: 1, max: 10_000 }, d.batch_requests),
+        batch_delay: s.value("batch_delay", &span_ms(10, 300_000), d.batch_delay),
+        timeout: s.value("timeout", &span_ms(100, 300_000), d.timeout),
+    }
+}
+
+/// Files that would be ignored are mistakes: whoever names them relies on them.
+pub(super) fn check(config: &TelemetryConfig, reading: &mut Reading<'_>) {
+    const ENDPOINT: &str = "telemetry.endpoint";
+    let tls = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.tls);
+    for (is_ignored, path, message) in [
+        (
+            config.headers_file.is_some() && config.endpoint.is_none(),
+            "telemetry.headers_file",
+            "needs telemetry.endpoint",
+        ),
+        (
+            config.ca_file.is_some() && !tls,
+            "telemetry.ca_file",
+            "needs a telemetry.endpoint that begins with https",
+        ),
+        (
+            config.batch_requests > config.queue_requests,
+            "telemetry.batch_requests",
+            "must be at most telemetry.queue_requests",
+        ),
+    ] {
+        if is_ignored {
+            reading.complain_of_conflict(&[path, ENDPOINT, "telemetry.queue_requests"], message);
+        }
+    }
+}
+
+const COLLECTOR: Parsed<CollectorUrl> = Parsed {
+    must: r#"the URL of a collector, such as "http://127.0.0.1:4318" or "https://otlp.example.org/v1/traces", without a user, a query or a fragment"#,
+    read: collector,
+    show: quote,
+};
+
+const ATTRIBUTE: Parsed<(String, String)> = Parsed {
+    must: r#"NAME=VALUE, such as "deployment.environment.name=production", each of 1 to 255 characters"#,
+    read: |text| {
+        let (name, value) = text.split_once('=')?;
+        let fits =
+            |part: &str| (1..=255).contains(&part.chars().count()) && !part.chars().any(char::is_control);
+        (fits(name) && fits(value)).then(|| (name.to_owned(), value.to_owned()))
+    },
+    show: |(name, value)| quote(&format_args!("{name}={value}")),
+};
+
+fn collector(text: &str) -> Option<CollectorUrl> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (tls, port) = match scheme {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        _ => return None,
+    };
+    let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let has_port = if place.starts_with('[') { place.contains("]:") } else { place.contains(':') };
+    let server = if has_port { server(place)? } else { server(&format!("{place}:{port}"))? };
+    let fits = path.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#') && path.len() <= 1024;
+    let path = if matches!(path, "" | "/") { TRACES } else { path };
+    fits.then(|| CollectorUrl { tls, server, path: path.to_owned() })
+}
+
+// === impl CollectorUrl ===
+
+impl fmt::Display for CollectorUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http{}://{}{}", if self.tls { "s" } else { "" }, self.server, self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_is_a_url_of_which_nothing_is_secret() {
+        for (given, shown) in [
+            ("http://collector:4318", "http://collector:4318/v1/traces"),
+            ("http://collector/", "http://collector:80/v1/traces"),
+            ("https://[::1]:4318/otlp", "https://[::1]:4318/otlp"),
+            ("https://otlp.example.org", "https://otlp.example.org:443/v1/traces"),
+        ] {
+            assert_eq!(collector(given).map(|url| url.to_string()).as_deref(), Some(shown));
+        }
+        for bad in [
+            "",
+            "collector:4318",
+            "grpc://c:1",
+            "http://",
+            "http://u:p@c",
+            "http://c:0",
+            "http://c/a?b",
+            "http://c/#a",
+            "http://c/a b",
+        ] {
+            assert_eq!(collector(bad), None, "{bad}");
+        }
+    }
+}

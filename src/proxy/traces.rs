@@ -1,0 +1,101 @@
+//! What a request is told to backends and to the collector as: its place in a trace.
+//!
+//! Must not know: how spans are sent. Where none are, or this request is not recorded, nothing is noted.
+
+use super::ctx::Ctx;
+use super::upstream::{Server, Upstream};
+use crate::keyring::Entry;
+use crate::policy::trace::{Sampling, TraceContext};
+use crate::store::Outcome;
+use crate::telemetry::{Asked, Ended, Queue, Recording};
+use http::header::{HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Version};
+use pingora::http::RequestHeader;
+use std::sync::Arc;
+
+/// Which requests are recorded, and where.
+pub struct Tracing {
+    /// Which.
+    pub sampling: Sampling,
+    /// Where; none: nowhere, and backends alone record what a `traceparent` tells them to.
+    pub queue: Option<Arc<Queue>>,
+}
+
+impl Tracing {
+    /// Notes a request whose head has arrived, if it is to be recorded.
+    pub(super) fn begin(&self, header: &RequestHeader, ctx: &mut Ctx) {
+        let Some(queue) = &self.queue else { return };
+        let parent = TraceContext::of(&header.headers);
+        if !self.sampling.records(parent, ctx.id) {
+            return;
+        }
+        let authority = header.uri.authority().map(http::uri::Authority::as_str);
+        ctx.recording = Some(Recording::begin(
+            queue,
+            &Asked {
+                id: ctx.id,
+                request_id: ctx.request_id.to_str().unwrap_or(""),
+                parent,
+                tracestate: parent.map_or("", |_| text(&header.headers, "tracestate")),
+                arrived: ctx.arrived,
+                method: header.method.as_str(),
+                path: header.uri.path(),
+                host: authority.unwrap_or_else(|| text(&header.headers, HOST.as_str())),
+                secure: ctx.secure,
+                version: if header.version == Version::HTTP_2 { "2" } else { "1.1" },
+                client: ctx.address,
+                user_agent: text(&header.headers, USER_AGENT.as_str()),
+            },
+        ));
+    }
+
+    /// What a backend is to be told; none: what the client said.
+    pub(super) fn told(&self, headers: &HeaderMap, ctx: &Ctx) -> Option<TraceContext> {
+        if let Some(recording) = &ctx.recording {
+            return recording.context();
+        }
+        let parent = TraceContext::of(headers);
+        let sampled = self.queue.is_none() && self.sampling.records(parent, ctx.id);
+        match parent {
+            // Nobody between the client and the backend records anything: one is the other's parent.
+            Some(parent) if parent.sampled == sampled || self.sampling.follow_parent => None,
+            Some(parent) => Some(TraceContext { sampled, ..parent }),
+            None => Some(TraceContext::begun_by(ctx.id, sampled)),
+        }
+    }
+}
+
+/// The trace that a request belongs to, for the log.
+pub(super) fn trace_of(headers: &HeaderMap, ctx: &Ctx) -> TraceContext {
+    let recorded = ctx.recording.as_ref().and_then(Recording::context);
+    let given = || TraceContext::of(headers);
+    recorded.or_else(given).unwrap_or_else(|| TraceContext::begun_by(ctx.id, false))
+}
+
+impl Ctx {
+    /// It presented this key.
+    pub(super) fn note_key(&mut self, entry: &Entry) {
+        if let Some(recording) = &mut self.recording {
+            recording.presents(entry.key.id, &entry.key.workspace_id);
+        }
+    }
+
+    /// It is about to be sent to `server`.
+    pub(super) fn note_attempt(&mut self, upstream: &Upstream, server: &Server) {
+        if let Some(recording) = &mut self.recording {
+            recording.attempts(&upstream.settings.name, &server.host, server.address);
+        }
+    }
+
+    /// It has ended.
+    pub(super) fn note_end(&mut self, outcome: Outcome, status: u16) {
+        if let Some(recording) = self.recording.take() {
+            let fault = self.fault.map(crate::policy::fault::Fault::name);
+            recording.ends(Ended { outcome: outcome.as_str(), status, fault }, self.route.as_ref());
+        }
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+    headers.get(name).map(HeaderValue::as_bytes).and_then(|v| std::str::from_utf8(v).ok()).unwrap_or("")
+}

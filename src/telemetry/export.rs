@@ -1,0 +1,177 @@
+//! The one task that sends: batches by number and by time, sent again where OTLP says that this may help.
+#![expect(
+    clippy::vec_box,
+    reason = "a recording is boxed once; from the queue to a batch only its pointer moves"
+)]
+
+use super::client::{Again, Client, NotTaken};
+use super::span::Trace;
+use super::{Options, encode};
+use crate::metrics::Metrics;
+use bytes::Bytes;
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prometheus::IntCounter;
+use prost::Message as _;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// Most times that one message is sent.
+const ATTEMPTS: u32 = 5;
+/// Between the first two; each further wait is twice as long.
+const WAIT_FIRST: Duration = Duration::from_millis(500);
+/// Longest wait that a collector may ask for.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// What sends, until it is stopped.
+pub struct Exporter {
+    task: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+/// The state of the task.
+struct Sending {
+    options: Options,
+    resource: Resource,
+    client: Client,
+    from: mpsc::Receiver<Box<Trace>>,
+    stop: watch::Receiver<bool>,
+    sent: IntCounter,
+    rejected: IntCounter,
+    failed: IntCounter,
+    /// Whether the last message was not taken. The log tells when this changes, not each time.
+    is_failing: bool,
+}
+
+// === impl Exporter ===
+
+impl Exporter {
+    pub(super) fn start(
+        options: Options,
+        client: Client,
+        from: mpsc::Receiver<Box<Trace>>,
+        metrics: &Metrics,
+        io: &Handle,
+    ) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let counter = |result| metrics.telemetry_spans.with_label_values(&[result]);
+        let sending = Sending {
+            resource: encode::resource(&options),
+            options,
+            client,
+            from,
+            stop: stopped,
+            sent: counter("sent"),
+            rejected: counter("rejected"),
+            failed: counter("failed"),
+            is_failing: false,
+        };
+        Self { task: io.spawn(sending.run()), stop }
+    }
+
+    /// Sends what is in the queue, once, and ends; whatever takes longer than `within` is lost.
+    pub async fn stop(self, within: Duration) {
+        self.stop.send_replace(true);
+        let Self { mut task, .. } = self;
+        if timeout(within, &mut task).await.is_err() {
+            task.abort();
+            tracing::warn!("the last traces were not sent: the collector takes too long");
+        }
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    async fn run(mut self) {
+        let mut batch = Vec::new();
+        while self.gather(&mut batch).await {
+            self.send(&mut batch).await;
+        }
+        // What waits still is sent as long as that succeeds.
+        let mut is_taken = true;
+        loop {
+            while batch.len() < self.options.batch_requests {
+                let Ok(trace) = self.from.try_recv() else { break };
+                batch.push(trace);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            if is_taken {
+                is_taken = self.send(&mut batch).await;
+            } else {
+                self.failed.inc_by(batch.drain(..).map(|trace| trace.spans()).sum());
+            }
+        }
+    }
+
+    /// Fills `batch` until it is full or its first has waited long enough. False: it is time to end.
+    async fn gather(&mut self, batch: &mut Vec<Box<Trace>>) -> bool {
+        let mut due = None;
+        loop {
+            let room = self.options.batch_requests.saturating_sub(batch.len());
+            if room == 0 {
+                return true;
+            }
+            let waited = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => return false,
+                came = self.from.recv_many(batch, room) => match came {
+                    0 => return false,
+                    _ => due = due.or_else(|| Some(Instant::now() + self.options.batch_delay)),
+                },
+                () = waited => return true,
+            }
+        }
+    }
+
+    /// Sends `batch`, again where that may help, or gives it up. It is empty afterwards. Answers whether it was taken.
+    async fn send(&mut self, batch: &mut Vec<Box<Trace>>) -> bool {
+        let spans = batch.iter().map(|trace| trace.spans()).sum();
+        let message = Bytes::from(encode::message(&self.resource, batch).encode_to_vec());
+        batch.clear();
+        let mut wait = WAIT_FIRST;
+        for attempt in 1..=ATTEMPTS {
+            let NotTaken { reason, again } = match self.client.send(message.clone()).await {
+                Ok(rejected) => {
+                    self.taken(spans, rejected);
+                    return true;
+                }
+                Err(not_taken) => not_taken,
+            };
+            if !std::mem::replace(&mut self.is_failing, true) {
+                tracing::warn!(reason, "traces are not taken; requests do not notice");
+            }
+            let asked = match again {
+                Again::Later if attempt < ATTEMPTS => wait,
+                Again::After(asked) if attempt < ATTEMPTS => asked.min(WAIT_MAX),
+                _ => break,
+            };
+            tokio::select! {
+                // Nobody waits for a second attempt at the end.
+                _ = self.stop.wait_for(|stop| *stop) => break,
+                () = sleep(asked) => wait *= 2,
+            }
+        }
+        self.failed.inc_by(spans);
+        false
+    }
+
+    fn taken(&mut self, spans: u64, rejected: u64) {
+        let rejected = rejected.min(spans);
+        self.sent.inc_by(spans - rejected);
+        self.rejected.inc_by(rejected);
+        if std::mem::replace(&mut self.is_failing, false) {
+            tracing::info!("traces are taken again");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What is noted of a request while it is served: one span for the client's side, and one for each attempt at a backend.
+
+use super::Queue;
+use crate::clock::Now;
+use crate::policy::id::{KeyId, RequestId, WorkspaceId};
+use crate::policy::route::Route;
+use crate::policy::trace::{TraceContext, span_id_of};
+use smallvec::SmallVec;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Most bytes of a text that a client chose.
+const TEXT_MAX: usize = 1_024;
+
+/// A request that is recorded. Dropping it puts it into the queue, as interrupted if nobody said how it ended.
+pub struct Recording {
+    /// None: it is in the queue.
+    trace: Option<Box<Trace>>,
+    queue: Arc<Queue>,
+}
+
+/// What a request asked for.
+#[derive(Clone, Copy)]
+pub struct Asked<'r> {
+    /// Identity of the request.
+    pub id: RequestId,
+    /// What the client and the logs know the request by.
+    pub request_id: &'r str,
+    /// Where it is in a trace that began elsewhere.
+    pub parent: Option<TraceContext>,
+    /// What others have added to that.
+    pub tracestate: &'r str,
+    /// When its head had arrived.
+    pub arrived: Now,
+    /// HTTP method.
+    pub method: &'r str,
+    /// Path, without the query.
+    pub path: &'r str,
+    /// The client's `Host`.
+    pub host: &'r str,
+    /// Whether the client's side is encrypted.
+    pub secure: bool,
+    /// The version of HTTP.
+    pub version: &'static str,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The client's name for itself.
+    pub user_agent: &'r str,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy)]
+pub struct Ended {
+    /// In the words of the ledger.
+    pub outcome: &'static str,
+    /// The status of the answer.
+    pub status: u16,
+    /// The name of the fault that Keygate answered with.
+    pub fault: Option<&'static str>,
+}
+
+/// A request and its attempts.
+pub(super) struct Trace {
+    pub(super) id: [u8; 16],
+    pub(super) span_id: [u8; 8],
+    pub(super) parent: Option<[u8; 8]>,
+    pub(super) tracestate: Box<str>,
+    pub(super) arrived: Now,
+    pub(super) ended_ns: u64,
+    pub(super) request_id: Box<str>,
+    pub(super) method: Box<str>,
+    pub(super) path: Box<str>,
+    pub(super) host: Box<str>,
+    pub(super) secure: bool,
+    pub(super) version: &'static str,
+    pub(super) client: IpAddr,
+    pub(super) user_agent: Box<str>,
+    pub(super) route: Option<Arc<Route>>,
+    pub(super) key: Option<(KeyId, WorkspaceId)>,
+    pub(super) ended: Ended,
+    pub(super) attempts: SmallVec<[Attempt; 1]>,
+}
+
+/// One attempt at a server.
+pub(super) struct Attempt {
+    pub(super) begun_ns: u64,
+    pub(super) ended_ns: Option<u64>,
+    pub(super) upstream: Arc<str>,
+    pub(super) host: Box<str>,
+    pub(super) address: SocketAddr,
+    pub(super) status: Option<u16>,
+    pub(super) error: Option<&'static str>,
+}
+
+// === impl Recording ===
+
+impl Recording {
+    /// Begins.
+    pub fn begin(queue: &Arc<Queue>, asked: &Asked<'_>) -> Self {
+        let own = TraceContext::begun_by(asked.id, true);
+        let trace = Trace {
+            id: asked.parent.map_or(own.trace_id, |parent| parent.trace_id),
+            span_id: span_id_of(asked.id),
+            parent: asked.parent.map(|parent| parent.span_id),
+            tracestate: short(asked.tracestate),
+            arrived: asked.arrived,
+            ended_ns: 0,
+            request_id: asked.request_id.into(),
+            method: short(asked.method),
+            path: short(asked.path),
+            host: short(asked.host),
+            secure: asked.secure,
+            version: asked.version,
+            client: asked.client,
+            user_agent: short(asked.user_agent),
+            route: None,
+            key: None,
+            ended: Ended { outcome: "interrupted", status: 0, fault: None },
+            attempts: SmallVec::new(),
+        };
+        Self { trace: Some(Box::new(trace)), queue: Arc::clone(queue) }
+    }
+
+    /// What a backend is told: it is a child of the attempt that reaches it.
+    pub fn context(&self) -> Option<TraceContext> {
+        let trace = self.trace.as_ref()?;
+        let span_id = trace.attempts.len().checked_sub(1).map_or(trace.span_id, |n| trace.attempt_id(n));
+        Some(TraceContext { trace_id: trace.id, span_id, sampled: true })
+    }
+
+    /// It presented this key.
+    pub fn presents(&mut self, key: KeyId, workspace: &WorkspaceId) {
+        if let Some(trace) = &mut self.trace {
+            trace.key = Some((key, workspace.clone()));
+        }
+    }
+
+    /// It is sent to a server of `upstream`. An attempt before this one that nobody ended has ended now.
+    pub fn attempts(&mut self, upstream: &Arc<str>, host: &str, address: SocketAddr) {
+        self.failed("connection_closed");
+        let begun_ns = self.queue.clock.now().steady_ns;
+        if let Some(trace) = &mut self.trace {
+            trace.attempts.push(Attempt {
+                begun_ns,
+                ended_ns: None,
+                upstream: Arc::clone(upstream),
+                host: host.into(),
+                address,
+                status: None,
+                error: None,
+            });
+        }
+    }
+
+    /// The server has begun to answer.
+    pub fn answered(&mut self, status: u16) {
+        if let Some(attempt) = self.attempt() {
+            attempt.status = Some(status);
+        }
+    }
+
+    /// The attempt came to nothing.
+    pub fn failed(&mut self, error: &'static str) {
+        let now_ns = self.queue.clock.now().steady_ns;
+        if let Some(attempt) = self.attempt().filter(|attempt| attempt.ended_ns.is_none()) {
+            attempt.ended_ns = Some(now_ns);
+            attempt.error = Some(error);
+        }
+    }
+
+    /// It has ended.
+    pub fn ends(mut self, ended: Ended, route: Option<&Arc<Route>>) {
+        if let Some(trace) = &mut self.trace {
+            trace.ended = ended;
+            trace.route = route.map(Arc::clone);
+        }
+    }
+
+    fn attempt(&mut self) -> Option<&mut Attempt> {
+        self.trace.as_mut()?.attempts.last_mut()
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if let Some(mut trace) = self.trace.take() {
+            trace.ended_ns = self.queue.clock.now().steady_ns;
+            self.queue.put(trace);
+        }
+    }
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// The `n`-th attempt's id: the request's own, with the number of the attempt in it.
+    pub(super) fn attempt_id(&self, n: usize) -> [u8; 8] {
+        let mut id = self.span_id;
+        // Below the two bits that keep it from being nought; there are at most ten attempts.
+        id[0] ^= u8::try_from(n + 1).unwrap_or(u8::MAX) & 0x3f;
+        id
+    }
+
+    /// How many spans it makes.
+    pub(super) fn spans(&self) -> u64 {
+        1 + self.attempts.len() as u64
+    }
+}
+
+/// The beginning of a long text.
+fn short(text: &str) -> Box<str> {
+    text[..text.floor_char_boundary(TEXT_MAX)].into()
+}
