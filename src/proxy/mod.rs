@@ -3,6 +3,7 @@
 //! Must not know: how a decision is made, who stores what, the admin API. When a backend is gone the client gets the
 //! contract's envelope and the charge is given back.
 
+mod awaited;
 mod body;
 pub mod connection;
 pub mod connections;
