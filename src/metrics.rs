@@ -81,7 +81,7 @@ metrics! {
     connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
     /// Client connections that were closed because there was no place for them, by reason.
     connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
-    /// Bytes of bodies in memory that clients have yet to take, about.
+    /// Bytes of bodies in memory that clients or backends have yet to take, about.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";

@@ -222,6 +222,7 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
         ("KEYGATE_ROUTES_0_PATH", "/", "plans, upstreams and routes can be set in the file only"),
         ("KEYGATE_COLOUR", "", "unknown variable; it overrides no key"),
         ("KEYGATE_PROXY_PORT", "8080", "unknown variable; it overrides no key"),
+        ("KEYGATE_LOG", "debug", "unknown variable; it overrides no key"),
     ] {
         let lines = told(Config::parse("", "", &env(&[(name, value)]), ""));
         assert_eq!(lines, [format!("{name}: {expected}")]);
@@ -230,7 +231,6 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
     let others = env(&[
         ("PATH", "/bin"),
         ("KEYGATE_CONFIG", "x"),
-        ("KEYGATE_LOG", "debug"),
         ("KEYGATE_SECRETS_PEPPERS", "1:00"),
         ("KEYGATE_ADMIN_JWT_HS256_SECRET", "x"),
         ("KEYGATE_SERVICE_HOST", "10.0.0.1"),

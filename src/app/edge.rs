@@ -52,6 +52,7 @@ pub(super) fn open(
     let acceptor = Acceptor {
         protocol: Protocol::Http1,
         trusted: Arc::clone(&proxy.trusted),
+        access: Arc::clone(&proxy.access),
         proxy_protocol: config.proxy.proxy_protocol,
         proxy: Arc::new(http_proxy_of(config, proxy)),
         connections: Connections::new(deadlines(config), bounds(config), standing, Arc::clone(&base.metrics)),

@@ -10,6 +10,7 @@ use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::policy::source::TrustedProxies;
+use crate::proxy::access::AccessLog;
 use crate::proxy::guesses::Guesses;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
@@ -17,7 +18,7 @@ use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -126,12 +127,10 @@ pub(super) fn proxy(
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
-        access_log: config.log.access,
-        access_sample: config.log.access_sample,
     };
     Proxy {
         guesses: Guesses::new(config.proxy.max_invalid_keys),
-        accesses: AtomicU64::new(0),
+        access: Arc::new(AccessLog::new(config.log.access, config.log.access_sample)),
         trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
         gate: Arc::new(gate),
         site,

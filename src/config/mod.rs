@@ -35,13 +35,12 @@ use std::io::Read as _;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// Variables of the program itself, which override no key: secrets, the path of the file, the log's filter.
+/// Variables of the program itself, which override no key: secrets and the path of the file.
 pub const PROGRAM_VARIABLES: &[&str] = &[
     "KEYGATE_SECRETS_PEPPERS",
     "KEYGATE_ADMIN_JWT_HS256_SECRET",
     "KEYGATE_TELEMETRY_HEADERS",
     "KEYGATE_CONFIG",
-    "KEYGATE_LOG",
 ];
 /// Largest file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -55,19 +55,20 @@ pub struct Preflight<'r> {
 
 impl Cors {
     /// Writes what a page of `origin` may do with an answer. What the backend says about it does not count.
-    pub fn mark(&self, answer: &mut impl Fields, origin: Option<&HeaderValue>) {
-        for name in answer.names_beginning("access-control-") {
+    pub fn mark(&self, answer: &mut HeaderMap, origin: Option<&HeaderValue>) {
+        let theirs = answer.keys().filter(|name| name.as_str().starts_with("access-control-"));
+        for name in theirs.cloned().collect::<Vec<_>>() {
             answer.remove(&name);
         }
         if self.origins != Origins::Any {
-            answer.add(header::VARY, HeaderValue::from_static("Origin"));
+            answer.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let Some(allowed) = origin.and_then(|o| self.allowed(o)) else { return };
-        answer.set(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         if self.credentials {
-            answer.set(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+            answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
-        answer.set(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.clone());
+        answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.clone());
     }
 
     /// The answer to a preflight. What is not allowed is left out of it, and the browser stops there.
@@ -152,36 +153,6 @@ impl OriginRule {
 /// Browsers write origins in lower case.
 const fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b'_')
-}
-
-/// The fields of an answer, however it holds them.
-pub trait Fields {
-    /// The names that are there and begin so.
-    fn names_beginning(&self, front: &str) -> Vec<HeaderName>;
-    /// Takes all of that name off.
-    fn remove(&mut self, name: &HeaderName);
-    /// Puts this in place of all of that name.
-    fn set(&mut self, name: HeaderName, value: HeaderValue);
-    /// Puts this beside those of that name.
-    fn add(&mut self, name: HeaderName, value: HeaderValue);
-}
-
-impl Fields for HeaderMap {
-    fn names_beginning(&self, front: &str) -> Vec<HeaderName> {
-        self.keys().filter(|n| n.as_str().starts_with(front)).cloned().collect()
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        Self::remove(self, name);
-    }
-
-    fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        self.insert(name, value);
-    }
-
-    fn add(&mut self, name: HeaderName, value: HeaderValue) {
-        self.append(name, value);
-    }
 }
 
 #[cfg(test)]
@@ -281,6 +252,6 @@ mod tests {
         );
         assert_eq!(answer.get_all("vary").iter().count(), 2);
         strict.mark(&mut answer, Some(&HeaderValue::from_static("https://other.example")));
-        assert!(answer.names_beginning("access-control-").is_empty());
+        assert!(!answer.keys().any(|name| name.as_str().starts_with("access-control-")));
     }
 }

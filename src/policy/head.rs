@@ -15,6 +15,9 @@ const LENGTH_DIGITS_MAX: usize = 18;
 /// Longest `Host`, in bytes: a name of 253, a colon and a port, with room for an address in brackets.
 const HOST_MAX: usize = 262;
 
+/// Most bytes of a path that are told of a head that is refused.
+const PATH_SHOWN: usize = 512;
+
 /// Where the message ends that a head begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -66,6 +69,41 @@ pub fn is_hopeless(bytes: &[u8], searched: usize) -> bool {
     let bare = |at: usize| at == 0 || bytes[at - 1] != b'\r';
     begins_wrong
         || memchr::memchr_iter(b'\n', bytes.get(searched..).unwrap_or_default()).any(|at| bare(searched + at))
+}
+
+/// What can be made out of a head that is refused, for the refusal's wording and for the log. Empty: cannot be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Glimpse<'h> {
+    /// The method.
+    pub method: &'h str,
+    /// The path as it was written, without the query and up to the first byte that no path has.
+    pub path: &'h str,
+    /// Which languages the client prefers.
+    pub languages: &'h str,
+}
+
+/// Looks at a head that may be anything, whole or not.
+pub fn glimpse(bytes: &[u8]) -> Glimpse<'_> {
+    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+    let mut parts = line.splitn(3, |b| *b == b' ');
+    let method = parts.next().filter(|m| m.len() <= METHOD_MAX && m.iter().all(|b| is_token(*b)));
+    let (Some(method), Some(target)) = (method, parts.next()) else { return Glimpse::default() };
+    let origin = behind_authority(target).map_or(target, |(_, origin)| origin);
+    let path = &origin[..origin.iter().take_while(|b| has(**b, PATH)).count().min(PATH_SHOWN)];
+    let whole = find_end(bytes, 0).map_or(&[][..], |end| &bytes[..end]);
+    let languages = whole.split(|b| *b == b'\n').skip(1).find_map(|line| {
+        let colon = line.iter().position(|b| *b == b':')?;
+        line[..colon].eq_ignore_ascii_case(b"accept-language").then(|| line[colon + 1..].trim_ascii())
+    });
+    Glimpse {
+        method: text(method),
+        path: if path.starts_with(b"/") { text(path) } else { "" },
+        languages: text(languages.unwrap_or_default()),
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 /// Reads a whole head, its empty line included, of at most `fields_max` fields.
@@ -288,6 +326,32 @@ mod tests {
 
     fn checked(head: &str) -> Result<Framing, BadHead> {
         check(head.as_bytes(), 100)
+    }
+
+    #[test]
+    fn what_can_be_told_of_a_refused_head() {
+        for (head, method, path, languages) in [
+            (
+                "GET /a/../b?key=secret HTTP/1.1\r\nAccept-Language: zh-CN, en;q=0.5\r\n\r\n",
+                "GET",
+                "/a/../b",
+                "zh-CN, en;q=0.5",
+            ),
+            ("GET /a HTTP/1.1\r\nhost: h\r\nACCEPT-LANGUAGE:zh\r\nbad line\r\n\r\n", "GET", "/a", "zh"),
+            ("GET http://h/a?b HTTP/1.1\r\n\r\n", "GET", "/a", ""),
+            ("GET http://user:pass@h/a HTTP/1.1\r\n\r\n", "GET", "", ""),
+            ("GET /a\u{1b}[31m HTTP/1.1\r\n\r\n", "GET", "/a", ""),
+            ("sk-secret\r\n\r\n", "", "", ""),
+            ("CONNECT h:443 HTTP/1.1\r\n\r\n", "CONNECT", "", ""),
+            // Not whole: more may come of any field.
+            ("GET /a HTTP/1.1\r\nAccept-Language: zh\r\n", "GET", "/a", ""),
+            ("\u{16}\u{3}\u{1} /x", "", "", ""),
+            ("", "", "", ""),
+        ] {
+            assert_eq!(glimpse(head.as_bytes()), Glimpse { method, path, languages }, "{head:?}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9_000));
+        assert_eq!(glimpse(long.as_bytes()).path.len(), PATH_SHOWN);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reading a body ahead, for routes that find the end user in it.
+//! Bodies of requests: read ahead on routes that find the end user in them, counted on their way to a backend.
 
 use super::connection::Connection;
 use crate::policy::denial::Denial;
@@ -9,6 +9,34 @@ use pingora::proxy::Session;
 
 /// What Pingora keeps to send again: its `BODY_BUF_LIMIT`.
 const REPLAYED: u64 = 64 * 1024;
+
+/// So much of a body passes uncounted, and so do small parts: what could be held that way is little, and the usual
+/// request costs nothing more.
+const UNCOUNTED: u64 = 16 * 1024;
+const COUNTED_PART: usize = 1024;
+
+/// Whether a body of this length, none if it is not known, may be more than passes uncounted.
+pub(super) fn is_counted(length: Option<u64>) -> bool {
+    length.is_none_or(|length| length > UNCOUNTED)
+}
+
+/// Lets a part of a body go on to the backend once there is room for it. With it `so_far` bytes came, and until it
+/// returns no more are read.
+pub(super) async fn pass_on(connection: &Connection, part: &mut Option<Bytes>, is_last: bool, so_far: u64) {
+    if connection.is_stream() {
+        // A socket of its own would note this; a stream has none.
+        connection.read_goes_on(part.as_ref().map_or(0, Bytes::len));
+    }
+    if is_counted(Some(so_far))
+        && let Some(large) = part.take_if(|part| part.len() >= COUNTED_PART)
+    {
+        connection.room().await;
+        *part = Some(connection.carries(large));
+    }
+    if connection.is_stream() && !is_last {
+        connection.read_waits();
+    }
+}
 
 /// Reads the whole body, at most `max` bytes of it. None: there is no body.
 ///
@@ -45,10 +73,19 @@ pub(super) async fn read_ahead(
             Ok(Some(part)) => {
                 if let Some(held) = connection {
                     held.takes(part.len());
+                    if held.is_stream() {
+                        held.read_goes_on(part.len());
+                        held.read_waits();
+                    }
                 }
                 body.extend_from_slice(&part);
             }
-            Ok(None) => return Ok(Some(body.freeze())),
+            Ok(None) => {
+                if let Some(stream) = connection.filter(|c| c.is_stream()) {
+                    stream.read_goes_on(0);
+                }
+                return Ok(Some(body.freeze()));
+            }
             Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
         }
         let read = u64::try_from(body.len()).unwrap_or(u64::MAX);

@@ -5,6 +5,7 @@
 
 use crate::keyring::Entry;
 use atomic_waker::AtomicWaker;
+use bytes::Bytes;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -43,8 +44,18 @@ pub(super) struct Shared {
     body_rate: u64,
     /// Milliseconds since the gateway began to look, as of the last look.
     pub(super) now_ms: AtomicU64,
-    /// Whether bodies take up more memory than they may.
-    pub(super) over_budget: AtomicBool,
+    /// Bytes of bodies that may be in memory.
+    budget: u64,
+    /// Bytes of answers that clients have yet to take, as of the last look.
+    answers: AtomicU64,
+    /// Bytes of requests' bodies that backends have yet to take.
+    uploads: AtomicU64,
+}
+
+/// A part of a request's body on its way to a backend, counted until it is there or nowhere.
+struct Part {
+    bytes: Bytes,
+    shared: Arc<Shared>,
 }
 
 /// One client connection.
@@ -77,6 +88,10 @@ pub struct Connection {
     backend_due: AtomicU64,
     end: AtomicU8,
     tunnel: AtomicBool,
+    /// Whether the backend has begun to answer: from then on it is a conversation, in which the client owes nothing.
+    answered: AtomicBool,
+    /// Whether a part of a body waits for others to be taken.
+    waits_for_room: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -148,8 +163,42 @@ numbered!(
 // === impl Shared ===
 
 impl Shared {
-    pub(super) fn new(deadlines: Deadlines, body_rate: u64) -> Self {
-        Self { deadlines, body_rate, now_ms: AtomicU64::new(0), over_budget: AtomicBool::new(false) }
+    pub(super) fn new(deadlines: Deadlines, body_rate: u64, budget: u64) -> Self {
+        Self {
+            deadlines,
+            body_rate,
+            now_ms: AtomicU64::new(0),
+            budget,
+            answers: AtomicU64::new(0),
+            uploads: AtomicU64::new(0),
+        }
+    }
+
+    /// That so many bytes of answers were found. Answers how many there are of all bodies.
+    pub(super) fn found(&self, answers: u64) -> u64 {
+        self.answers.store(answers, Ordering::Relaxed);
+        answers + self.uploads.load(Ordering::Relaxed)
+    }
+
+    /// Whether more of requests' bodies may be read. They have at most half of the memory, so that backends which take
+    /// nothing cost clients nothing that take their answers.
+    pub(super) fn has_room(&self) -> bool {
+        let uploads = self.uploads.load(Ordering::Relaxed);
+        uploads < self.budget / 2 && uploads + self.answers.load(Ordering::Relaxed) < self.budget
+    }
+}
+
+// === impl Part ===
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.shared.uploads.fetch_sub(len(&self.bytes), Ordering::Relaxed);
     }
 }
 
@@ -193,6 +242,8 @@ impl Connection {
             backend_due: AtomicU64::new(NEVER),
             end: AtomicU8::new(u8::MAX),
             tunnel: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            waits_for_room: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
@@ -250,6 +301,7 @@ impl Connection {
             self.backend_due.store(NEVER, Ordering::Relaxed);
             self.taken.store(0, Ordering::Relaxed);
             self.given.store(0, Ordering::Relaxed);
+            self.answered.store(false, Ordering::Relaxed);
         }
         if stage == Stage::Idle {
             self.serves(None);
@@ -296,9 +348,39 @@ impl Connection {
         self.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Whether there is room for more bodies in memory, as of a moment ago.
+    /// Whether there is room for more bodies in memory.
     pub fn has_room(&self) -> bool {
-        !self.shared.over_budget.load(Ordering::Relaxed)
+        self.shared.has_room()
+    }
+
+    /// Returns when there is room for more of the request's body, or the connection ends.
+    pub async fn room(&self) {
+        std::future::poll_fn(|context| {
+            self.wakes(context);
+            self.waits_for_room.store(true, Ordering::Release);
+            let goes_on = self.has_room() || self.ends().is_some();
+            if goes_on { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.waits_for_room.store(false, Ordering::Release);
+    }
+
+    /// There is room: whoever waits for it goes on.
+    pub(super) fn has_found_room(&self) {
+        if self.waits_for_room.load(Ordering::Acquire) {
+            self.waker.wake();
+        }
+    }
+
+    /// Counts a part of the request's body until the backend has it.
+    pub fn carries(&self, part: Bytes) -> Bytes {
+        self.shared.uploads.fetch_add(len(&part), Ordering::Relaxed);
+        Bytes::from_owner(Part { bytes: part, shared: Arc::clone(&self.shared) })
+    }
+
+    /// The backend has begun to answer.
+    pub fn is_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     /// A write must wait for the client, or waits no longer.
@@ -378,7 +460,7 @@ impl Connection {
     /// Whether the body it waits for comes too slowly.
     fn is_slow(&self, now: u64) -> bool {
         let since = self.waits_since.load(Ordering::Relaxed);
-        if since == NEVER || self.shared.body_rate == 0 {
+        if since == NEVER || self.shared.body_rate == 0 || self.answered.load(Ordering::Relaxed) {
             return false;
         }
         let waited = self.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
@@ -466,6 +548,10 @@ impl End {
                 | Self::KeyExpired
         )
     }
+}
+
+fn len(bytes: &Bytes) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {

@@ -87,7 +87,7 @@ impl Connections {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            shared: Arc::new(Shared::new(deadlines, bounds.body_rate)),
+            shared: Arc::new(Shared::new(deadlines, bounds.body_rate, bounds.bytes)),
             bounds,
             open: AtomicUsize::new(0),
             per_address: DashMap::new(),
@@ -210,17 +210,20 @@ impl Connections {
     }
 
     fn look(&self, now: u64, stopping: Option<u64>) {
-        let mut bytes = 0;
+        let (mut answers, has_room) = (0, self.shared.has_room());
         for shard in 0..SHARDS {
             for (_, connection) in self.shard(shard).iter() {
-                bytes += connection.bytes();
+                answers += connection.bytes();
+                if has_room {
+                    connection.has_found_room();
+                }
                 if let Some(end) = connection.is_due(now, stopping) {
                     self.cut(connection, end);
                 }
             }
         }
+        let bytes = self.shared.found(answers);
         self.metrics.bytes_in_flight.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.shared.over_budget.store(bytes > self.bounds.bytes, Ordering::Relaxed);
         if bytes > self.bounds.bytes {
             self.relieve(bytes - self.bounds.bytes);
         }

@@ -3,11 +3,12 @@
 //! Must not know: keys. A preflight carries none, costs nothing and never reaches a backend.
 
 use super::ctx::Ctx;
+use super::headers::X_REQUEST_ID;
 use super::service::Proxy;
-use crate::policy::cors::{Cors, Fields, Preflight};
+use crate::policy::cors::Preflight;
 use crate::policy::path::canonical;
 use http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
@@ -18,13 +19,12 @@ impl Proxy {
             return Ok(false);
         }
         let Some(answer) = Self::preflight_answer(session, ctx) else { return Ok(false) };
-        let mut header = ResponseHeader::build(204, Some(8))?;
-        for (name, value) in &answer {
-            header.append_header(name.clone(), value)?;
-        }
-        header.insert_header("X-Request-Id", &ctx.request_id)?;
+        let mut parts = http::Response::new(()).into_parts().0;
+        parts.status = StatusCode::NO_CONTENT;
+        parts.headers = answer;
+        parts.headers.insert(X_REQUEST_ID, ctx.request_id.clone());
         super::reply::keep_open_if_possible(session);
-        session.write_response_header(Box::new(header), true).await?;
+        session.write_response_header(Box::new(ResponseHeader::from(parts)), true).await?;
         Ok(true)
     }
 
@@ -45,33 +45,5 @@ impl Proxy {
         let answer = route.cors.as_ref()?.answer(&asked);
         ctx.route = Some(route);
         Some(answer)
-    }
-}
-
-/// Marks an answer for the page that asked.
-pub(super) fn mark(answer: &mut ResponseHeader, cors: &Cors, session: &Session) {
-    cors.mark(answer, session.req_header().headers.get(ORIGIN));
-}
-
-/// Names and values that are HTTP's already cannot fail to be put in.
-impl Fields for ResponseHeader {
-    fn names_beginning(&self, front: &str) -> Vec<HeaderName> {
-        self.headers.names_beginning(front)
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        self.remove_header(name);
-    }
-
-    fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        if let Err(error) = self.insert_header(name, value) {
-            tracing::debug!(%error, "a field does not fit");
-        }
-    }
-
-    fn add(&mut self, name: HeaderName, value: HeaderValue) {
-        if let Err(error) = self.append_header(name, value) {
-            tracing::debug!(%error, "a field does not fit");
-        }
     }
 }

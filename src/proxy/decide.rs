@@ -1,6 +1,6 @@
 //! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
 
-use super::body::{content_length, read_ahead};
+use super::body::{content_length, is_counted, read_ahead};
 use super::connection::Connection;
 use super::ctx::Ctx;
 use super::reply;
@@ -12,7 +12,7 @@ use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::head;
 use crate::policy::path::{canonical, check_query, split_target};
-use crate::policy::route::EndUserFrom;
+use crate::policy::route::{EndUserFrom, Route};
 use crate::usage::{Pending, Start};
 use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Version};
@@ -41,8 +41,13 @@ impl Proxy {
             authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
         };
         ctx.route = Some(Arc::clone(permit.route()));
-        if content_length(session).is_some_and(|length| length > permit.route().max_body_bytes) {
+        let length = content_length(session);
+        if length.is_some_and(|length| length > permit.route().max_body_bytes) {
             return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
+        }
+        let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.has_room());
+        if is_crowded && holds_body(session, permit.route(), length) {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         ctx.rewritten = permit.take_rewritten();
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
@@ -154,9 +159,6 @@ impl Proxy {
             };
             return Ok((permit, named));
         };
-        if ctx.connection.as_ref().is_some_and(|connection| !connection.has_room()) {
-            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
-        }
         let held = ctx.connection.clone();
         let found = match read_ahead(session, self.limits.end_user_body_bytes, held.as_deref()).await {
             Ok(None) => Ok(None),
@@ -211,6 +213,12 @@ impl Proxy {
             degraded: false,
         }
     }
+}
+
+/// Whether the request has a body of which more than a little may have to be held.
+fn holds_body(session: &mut Session, route: &Route, length: Option<u64>) -> bool {
+    let is_read_ahead = matches!(route.end_user, EndUserFrom::JsonField(_));
+    (is_read_ahead || is_counted(length)) && !session.is_body_empty()
 }
 
 /// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.

@@ -4,7 +4,7 @@ use crate::clock::{Now, Timestamp};
 use crate::envelope::Envelope;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
-use crate::policy::head::BadHead;
+use crate::policy::head::{BadHead, Glimpse};
 use crate::policy::id::RequestId;
 use http::StatusCode;
 use std::fmt::Write as _;
@@ -21,30 +21,41 @@ pub(super) fn denial_of(bad: BadHead) -> Denial {
     }
 }
 
-/// The whole answer. `head` is what is known of the request: one to `HEAD` gets no body.
-pub(super) fn answer(denial: &Denial, head: &[u8], now: Now) -> Vec<u8> {
-    let fault = denial.fault();
-    let envelope = Envelope::fault(fault, denial.message(Lang::En), denial.detail(), now.wall);
-    let body = serde_json::to_vec(&envelope).unwrap_or_default();
-    let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::BAD_REQUEST);
-    let mut text = String::with_capacity(512);
-    // Writing to a String cannot fail.
-    let written = write!(
-        text,
-        "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-         X-Request-Id: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or(""),
-        body.len(),
-        RequestId::new(now.wall).0,
-        date(now.wall),
-    );
-    debug_assert!(written.is_ok());
-    let mut bytes = text.into_bytes();
-    if !head.starts_with(b"HEAD ") {
-        bytes.extend_from_slice(&body);
+/// A refusal, and what can be made out of the request it answers.
+pub(super) struct Refusal<'h> {
+    pub(super) denial: &'h Denial,
+    pub(super) seen: Glimpse<'h>,
+    pub(super) request_id: RequestId,
+    pub(super) now: Now,
+}
+
+impl Refusal<'_> {
+    /// The whole answer.
+    pub(super) fn answer(&self) -> Vec<u8> {
+        let fault = self.denial.fault();
+        let lang = Lang::preferred(self.seen.languages);
+        let envelope = Envelope::fault(fault, self.denial.message(lang), self.denial.detail(), self.now.wall);
+        let body = serde_json::to_vec(&envelope).unwrap_or_default();
+        let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let mut text = String::with_capacity(512);
+        // Writing to a String cannot fail.
+        let written = write!(
+            text,
+            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+             X-Request-Id: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or(""),
+            body.len(),
+            self.request_id.0,
+            date(self.now.wall),
+        );
+        debug_assert!(written.is_ok());
+        let mut bytes = text.into_bytes();
+        if self.seen.method != "HEAD" {
+            bytes.extend_from_slice(&body);
+        }
+        bytes
     }
-    bytes
 }
 
 /// As RFC 9110 writes it.

@@ -5,8 +5,8 @@
 use super::upstream::Server;
 use crate::policy::forward::{FieldRules, HostRule};
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Uri};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderMap, HeaderValue, Uri};
+use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr};
 
 const NO_URI: &str = "a rewritten path is no URI";
@@ -26,54 +26,29 @@ pub(super) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Resu
 
 /// Gives the request the `Host` that its route says.
 pub(super) fn rehost(
-    request: &mut RequestHeader,
+    fields: &mut HeaderMap,
     rule: &HostRule,
     server: Option<&Server>,
 ) -> pingora::Result<()> {
-    match (rule, server) {
-        (HostRule::Client, _) | (HostRule::Server, None) => Ok(()),
-        (HostRule::Server, Some(server)) => request.insert_header(HOST, &*server.authority),
-        (HostRule::Fixed(host), _) => request.insert_header(HOST, host),
-    }
-}
-
-/// The fields of a message, whichever way it goes.
-pub(super) trait Message {
-    fn take_off(&mut self, name: &HeaderName);
-    fn put(&mut self, name: &HeaderName, value: &HeaderValue) -> pingora::Result<()>;
-    fn put_beside(&mut self, name: &HeaderName, value: &HeaderValue) -> pingora::Result<()>;
-}
-
-/// Applies the rules: what is removed, then what is set, then what is added.
-pub(super) fn apply(message: &mut impl Message, rules: &FieldRules) -> pingora::Result<()> {
-    for name in &rules.remove {
-        message.take_off(name);
-    }
-    for (name, value) in &rules.set {
-        message.put(name, value)?;
-    }
-    for (name, value) in &rules.add {
-        message.put_beside(name, value)?;
-    }
+    let host = match (rule, server) {
+        (HostRule::Client, _) | (HostRule::Server, None) => return Ok(()),
+        (HostRule::Server, Some(server)) => HeaderValue::from_str(&server.authority)
+            .or_err(ErrorType::InternalError, "a server's name is no Host")?,
+        (HostRule::Fixed(host), _) => host.clone(),
+    };
+    fields.insert(HOST, host);
     Ok(())
 }
 
-macro_rules! message {
-    ($header:ty) => {
-        impl Message for $header {
-            fn take_off(&mut self, name: &HeaderName) {
-                self.remove_header(name);
-            }
-
-            fn put(&mut self, name: &HeaderName, value: &HeaderValue) -> pingora::Result<()> {
-                self.insert_header(name.clone(), value.clone()).map(|_| ())
-            }
-
-            fn put_beside(&mut self, name: &HeaderName, value: &HeaderValue) -> pingora::Result<()> {
-                self.append_header(name.clone(), value.clone()).map(|_| ())
-            }
-        }
-    };
+/// Applies the rules: what is removed, then what is set, then what is added.
+pub(super) fn apply(fields: &mut HeaderMap, rules: &FieldRules) {
+    for name in &rules.remove {
+        fields.remove(name);
+    }
+    for (name, value) in &rules.set {
+        fields.insert(name, value.clone());
+    }
+    for (name, value) in &rules.add {
+        fields.append(name, value.clone());
+    }
 }
-message!(RequestHeader);
-message!(ResponseHeader);

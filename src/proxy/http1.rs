@@ -4,24 +4,29 @@
 //! should be refused, and answers what it cannot read without a body. Here a request reaches it only when it has one
 //! reading.
 
+use super::access::Line;
 use super::connection::{Connection, End, Stage};
-use super::early::{answer, denial_of};
+use super::early::{Refusal, denial_of};
 use super::listen::Acceptor;
-use super::wire::Wire;
+use super::wire::{Unread, Wire};
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
-use crate::policy::head::{Framing, check, find_end, is_hopeless};
+use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
+use crate::policy::id::RequestId;
 use crate::store::Outcome;
 use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 /// What of a head is neither its target nor its fields: method, version, line ends.
 const AROUND: usize = 64;
-/// Most of what still comes after a last answer that is read and thrown away.
-const LINGER_BYTES: usize = 1024 * 1024;
+/// Most of what still comes after a last answer that is read and thrown away, and for how long altogether; a pause ends
+/// it sooner.
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
+const LINGER_WITHIN: Duration = Duration::from_secs(30);
 
 /// What came of waiting for a request.
 enum Next {
@@ -36,6 +41,8 @@ enum Next {
 /// Serves one request after the other.
 pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: &Arc<Connection>) {
     let mut served = 0;
+    let unread = Unread::default();
+    wire.is_kept_in(&unread);
     loop {
         let prefix = match next_request(acceptor, &mut wire, connection, served == 0).await {
             Next::Request(prefix) => prefix,
@@ -50,7 +57,12 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
             session.set_keepalive_reuses_remaining(Some(0));
         }
         session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
-        let Some(reused) = acceptor.proxy.process_new_http(session, &acceptor.stop).await else { return };
+        let Some(reused) = acceptor.proxy.process_new_http(session, &acceptor.stop).await else {
+            if let Some(mut wire) = unread.take() {
+                say_no_more(&mut wire, connection).await;
+            }
+            return;
+        };
         let (stream, _) = reused.consume();
         let Ok(back) = stream.into_any().downcast::<Wire>() else { return };
         wire = back;
@@ -112,27 +124,54 @@ fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
     }
 }
 
-/// Says why, and closes. What the client still sends is read for a while, because closing a socket with unread bytes in
-/// it would take the answer away from the client.
+/// Says why, and closes.
 async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, denial: &Denial) {
-    let name = denial.fault().name();
-    acceptor.metrics.denials.with_label_values(&[name]).inc();
-    let class = if denial.fault().status() < 500 { "4xx" } else { "5xx" };
-    acceptor.metrics.requests.with_label_values(&["", class, Outcome::Denied.as_str()]).inc();
     connection.survive(Stage::Linger);
-    let bytes = answer(denial, wire.ahead(), acceptor.clock.now());
-    let told = async {
-        wire.write_all(&bytes).await?;
-        wire.shutdown().await
-    };
-    if let Err(error) = told.await {
+    let now = acceptor.clock.now();
+    let request_id = RequestId::new(now.wall);
+    let seen = glimpse(wire.ahead());
+    let bytes = Refusal { denial, seen, request_id, now }.answer();
+    let (method, path) = (seen.method.to_owned(), seen.path.to_owned());
+    let written = wire.write_all(&bytes).await;
+    let status = denial.fault().status();
+    let elapsed = acceptor.since(now);
+    acceptor.count_refused(denial.fault(), elapsed);
+    if acceptor.access.wants(status) {
+        let line = Line {
+            request_id: &request_id.0.to_string(),
+            // As that of a request which brings none.
+            trace_id: request_id.0.simple(),
+            method: &method,
+            path: &path,
+            route: "",
+            status,
+            outcome: Outcome::Denied,
+            address: connection.client(),
+            backend_failure: "",
+            elapsed,
+        };
+        line.write();
+    }
+    match written {
+        Ok(()) => say_no_more(wire, connection).await,
+        Err(error) => tracing::debug!(%error, "the client did not take the answer"),
+    }
+}
+
+/// Ends our side of the connection. What the client still sends is read for a while, because closing a socket with
+/// unread bytes in it, or with bytes on their way to it, would take the last answer away from the client.
+async fn say_no_more(wire: &mut Wire, connection: &Connection) {
+    connection.survive(Stage::Linger);
+    if let Err(error) = wire.shutdown().await {
         tracing::debug!(%error, "the client did not take the answer");
         return;
     }
-    linger(wire).await;
+    if tokio::time::timeout(LINGER_WITHIN, linger(wire, connection)).await.is_err() {
+        tracing::debug!(peer = %connection.peer, "a client went on sending after its last answer");
+    }
 }
 
-async fn linger(wire: &mut Wire) {
+async fn linger(wire: &mut Wire, connection: &Connection) {
     let mut left = LINGER_BYTES;
     loop {
         wire.skip(usize::MAX);
@@ -140,5 +179,7 @@ async fn linger(wire: &mut Wire) {
             Ok(n @ 1..) if n < left => left -= n,
             _ => return,
         }
+        // The deadline of this stage is for a pause.
+        connection.enter(Stage::Linger);
     }
 }

@@ -3,13 +3,16 @@
 //! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
 //! stops; this one stops as soon as the last request is answered.
 
+use super::access::AccessLog;
 use super::connections::{Connections, Registered};
-use super::service::Proxy;
+use super::service::{Proxy, class_of};
 use super::wire::{Socket, Wire};
 use super::{http1, http2};
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
+use crate::policy::fault::Fault;
 use crate::policy::source::{TrustedProxies, V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
+use crate::store::Outcome;
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
 use std::io;
@@ -61,6 +64,8 @@ pub struct Acceptor {
     pub trusted: Arc<TrustedProxies>,
     /// Whether those say it with the PROXY protocol.
     pub proxy_protocol: bool,
+    /// The access log.
+    pub access: Arc<AccessLog>,
     /// What serves requests.
     pub proxy: Arc<HttpProxy<Proxy>>,
     /// The table of connections.
@@ -177,6 +182,19 @@ impl Acceptor {
         } else {
             http1::serve(self, wire, &connection).await;
         }
+    }
+
+    /// How long ago `begun` was.
+    pub(super) fn since(&self, begun: Now) -> Duration {
+        Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(begun.steady_ns))
+    }
+
+    /// A request was refused before it was one.
+    pub(super) fn count_refused(&self, fault: Fault, elapsed: Duration) {
+        let labels = ["", class_of(fault.status()), Outcome::Denied.as_str()];
+        self.metrics.requests.with_label_values(&labels).inc();
+        self.metrics.request_seconds.with_label_values(&[""]).observe(elapsed.as_secs_f64());
+        self.metrics.denials.with_label_values(&[fault.name()]).inc();
     }
 
     fn refused(&self, why: &str) {

@@ -3,6 +3,7 @@
 //! Must not know: how a decision is made, who stores what, the admin API. When a backend is gone the client gets the
 //! contract's envelope and the charge is given back.
 
+pub mod access;
 mod awaited;
 mod body;
 pub mod connection;
@@ -11,6 +12,7 @@ mod cors;
 mod ctx;
 mod decide;
 mod early;
+mod fields;
 mod forward;
 pub mod guesses;
 mod headers;

@@ -3,13 +3,13 @@
 //! Two families: `X-RateLimit-*` for the second and the day, as many clients read them, and the IETF's `RateLimit` and
 //! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item for each limit in force.
 
+use super::fields::Values;
 use crate::clock::Now;
 use crate::counter::Left;
 use crate::policy::denial::whole_secs;
 use crate::policy::key::Per;
 use crate::policy::limit::{Limit, LimitName};
-use http::HeaderValue;
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName};
 use std::time::Duration;
 
 /// Which families are sent.
@@ -21,25 +21,39 @@ pub struct Families {
     pub ratelimit: bool,
 }
 
+const LIMIT_QPS: HeaderName = HeaderName::from_static("x-ratelimit-limit-qps");
+const REMAINING_QPS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-qps");
+const LIMIT_DAY: HeaderName = HeaderName::from_static("x-ratelimit-limit-day");
+const REMAINING_DAY: HeaderName = HeaderName::from_static("x-ratelimit-remaining-day");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const STATE: HeaderName = HeaderName::from_static("ratelimit");
+/// How many of these an answer gets, at most.
+pub(super) const FIELDS: usize = 7;
+/// What their values usually come to, in bytes.
+const BYTES: usize = 256;
+
 /// Writes what is left. `retry_after` is set on refusals, in seconds.
 pub(super) fn write(
-    header: &mut ResponseHeader,
+    fields: &mut HeaderMap,
     families: Families,
     left: &Left,
     now: Now,
     retry_after: Option<u64>,
 ) -> pingora::Result<()> {
+    let mut values = Values::new(BYTES);
     if families.x_ratelimit {
-        write_x(header, left, now, retry_after)?;
+        write_x(fields, &mut values, left, now, retry_after)?;
     }
     if families.ratelimit {
-        write_ietf(header, left)?;
+        write_ietf(fields, &mut values, left)?;
     }
     Ok(())
 }
 
 fn write_x(
-    header: &mut ResponseHeader,
+    fields: &mut HeaderMap,
+    values: &mut Values,
     left: &Left,
     now: Now,
     retry_after: Option<u64>,
@@ -48,13 +62,13 @@ fn write_x(
     for (limit, remaining) in left {
         match limit.name {
             LimitName::Rate { .. } => {
-                header.insert_header("X-RateLimit-Limit-QPS", limit.max())?;
-                header.insert_header("X-RateLimit-Remaining-QPS", remaining.units)?;
+                fields.insert(LIMIT_QPS, values.number(limit.max()).take()?);
+                fields.insert(REMAINING_QPS, values.number(remaining.units).take()?);
                 refill = remaining.reset.unwrap_or_default();
             }
             LimitName::Daily => {
-                header.insert_header("X-RateLimit-Limit-Day", limit.max())?;
-                header.insert_header("X-RateLimit-Remaining-Day", remaining.units)?;
+                fields.insert(LIMIT_DAY, values.number(limit.max()).take()?);
+                fields.insert(REMAINING_DAY, values.number(remaining.units).take()?);
             }
             _ => {}
         }
@@ -63,31 +77,56 @@ fn write_x(
     let wait = retry_after.map_or(refill, Duration::from_secs);
     let reset =
         whole_secs(Duration::from_micros(u64::try_from(now.wall.plus(wait).as_micros()).unwrap_or_default()));
-    header.insert_header("X-RateLimit-Reset", reset)?;
+    fields.insert(RESET, values.number(reset).take()?);
     Ok(())
 }
 
-fn write_ietf(header: &mut ResponseHeader, left: &Left) -> pingora::Result<()> {
-    let mut policy = Line::default();
-    let mut state = Line::default();
-    for (limit, remaining) in left {
-        policy.item(limit).param("q", limit.max());
+/// Structured fields (RFC 9651): a list of limits, each with its parameters.
+fn write_ietf(fields: &mut HeaderMap, values: &mut Values, left: &Left) -> pingora::Result<()> {
+    for (limit, _) in left {
+        item(values, limit);
+        param(values, ";q=", limit.max());
         match (limit.per(), window_secs(limit)) {
-            (None, _) => policy.word(";qu=\"concurrent-requests\""),
-            (_, Some(secs)) => policy.param("w", secs),
+            (None, _) => _ = values.text(";qu=\"concurrent-requests\""),
+            (_, Some(secs)) => param(values, ";w=", secs),
             (_, None) => {}
         }
-        state.item(limit).param("r", remaining.units);
+    }
+    fields.insert(POLICY, values.take()?);
+    for (limit, remaining) in left {
+        item(values, limit);
+        param(values, ";r=", remaining.units);
         if let Some(reset) = remaining.reset {
-            state.param("t", whole_secs(reset));
+            param(values, ";t=", whole_secs(reset));
         }
     }
-    for (name, line) in [("RateLimit-Policy", policy), ("RateLimit", state)] {
-        if let Ok(value) = HeaderValue::try_from(line.0) {
-            header.insert_header(name, value)?;
-        }
-    }
+    fields.insert(STATE, values.take()?);
     Ok(())
+}
+
+fn item(values: &mut Values, limit: &Limit) {
+    if !values.is_empty() {
+        values.text(", ");
+    }
+    values.text("\"");
+    match limit.name {
+        LimitName::Rate { .. } => _ = values.text("rate"),
+        LimitName::Daily => _ = values.text("daily"),
+        LimitName::Quota => _ = values.text("quota"),
+        LimitName::Concurrency => _ = values.text("concurrency"),
+        LimitName::Key(_) => further(values, "key-", limit),
+        LimitName::Workspace(_) => further(values, "workspace-", limit),
+    }
+    values.text("\"");
+}
+
+fn further(values: &mut Values, whose: &str, limit: &Limit) {
+    let window = limit.per().map_or("in-flight", Per::as_str);
+    values.text(whose).text(limit.count.as_str()).text("-").text(window);
+}
+
+fn param(values: &mut Values, name: &str, value: u64) {
+    values.text(name).number(value);
 }
 
 /// The window in seconds. A month is told as its longest, 31 days; a total has none.
@@ -99,48 +138,6 @@ const fn window_secs(limit: &Limit) -> Option<u64> {
         Some(Per::Day) => Some(86_400),
         Some(Per::Month) => Some(2_678_400),
         Some(Per::Total) | None => None,
-    }
-}
-
-/// A structured field (RFC 9651) written without format machinery.
-#[derive(Default)]
-struct Line(String);
-
-impl Line {
-    fn item(&mut self, limit: &Limit) -> &mut Self {
-        if !self.0.is_empty() {
-            self.0.push_str(", ");
-        }
-        self.0.push('"');
-        match limit.name {
-            LimitName::Rate { .. } => self.0.push_str("rate"),
-            LimitName::Daily => self.0.push_str("daily"),
-            LimitName::Quota => self.0.push_str("quota"),
-            LimitName::Concurrency => self.0.push_str("concurrency"),
-            LimitName::Key(_) => self.further("key", limit),
-            LimitName::Workspace(_) => self.further("workspace", limit),
-        }
-        self.0.push('"');
-        self
-    }
-
-    fn further(&mut self, whose: &str, limit: &Limit) {
-        self.0.push_str(whose);
-        self.0.push('-');
-        self.0.push_str(limit.count.as_str());
-        self.0.push('-');
-        self.0.push_str(limit.per().map_or("in-flight", Per::as_str));
-    }
-
-    fn param(&mut self, name: &str, value: u64) {
-        self.0.push(';');
-        self.0.push_str(name);
-        self.0.push('=');
-        self.0.push_str(itoa::Buffer::new().format(value));
-    }
-
-    fn word(&mut self, word: &str) {
-        self.0.push_str(word);
     }
 }
 
@@ -167,10 +164,10 @@ mod tests {
         .map(|(l, units, reset)| (l, Remaining { units, reset }))
         .collect();
         let now = Now { wall: Timestamp::from_millis(1_000_200), steady_ns: 0 };
-        let mut header = ResponseHeader::build(200, None).expect("a header");
+        let mut header = HeaderMap::new();
         let families = Families { x_ratelimit: true, ratelimit: true };
         write(&mut header, families, &left, now, None).expect("fields");
-        let field = |name: &str| header.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let field = |name: &str| header.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
         assert_eq!(field("x-ratelimit-limit-qps"), "50");
         assert_eq!(field("x-ratelimit-remaining-qps"), "49");
         assert_eq!(field("x-ratelimit-limit-day"), "1000");
@@ -188,7 +185,7 @@ mod tests {
              \"key-requests-minute\";r=59;t=30, \"workspace-requests-month\";r=69;t=99"
         );
         write(&mut header, families, &left, now, Some(7)).expect("fields");
-        let reset = header.headers.get("x-ratelimit-reset").and_then(|v| v.to_str().ok());
+        let reset = header.get("x-ratelimit-reset").and_then(|v| v.to_str().ok());
         assert_eq!(reset, Some("1008"), "no earlier than seven seconds from now");
     }
 }

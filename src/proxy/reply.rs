@@ -1,8 +1,8 @@
 //! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
 
 use super::body::content_length;
-use super::cors;
 use super::ctx::Ctx;
+use super::headers::X_REQUEST_ID;
 use super::ratelimit;
 use super::service::ProxyLimits;
 use crate::clock::Timestamp;
@@ -10,8 +10,8 @@ use crate::counter::Left;
 use crate::envelope::Envelope;
 use crate::policy::denial::Denial;
 use bytes::Bytes;
-use http::Method;
-use http::header::EXPECT;
+use http::header::{self, EXPECT};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::time::Duration;
@@ -22,7 +22,10 @@ const DRAINED: u64 = 64 * 1024;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Tells that limits were decided without the counters that nodes share.
-pub(super) const DEGRADED: (&str, &str) = ("X-Keygate-Degraded", "counters");
+pub(super) const DEGRADED: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-keygate-degraded"), HeaderValue::from_static("counters"));
+/// How many fields an answer of ours has, at most, and what Pingora adds.
+const FIELDS: usize = 8 + ratelimit::FIELDS + 2;
 
 /// Answers with `denial`.
 pub(super) async fn deny(
@@ -38,29 +41,32 @@ pub(super) async fn deny(
     keep_open_if_possible(session);
     let envelope = Envelope::fault(fault, denial.message(ctx.lang), denial.detail(), at);
     let body = serde_json::to_vec(&envelope).unwrap_or_default();
-    let mut header = ResponseHeader::build(fault.status(), Some(12))?;
-    header.insert_header("Content-Type", "application/json")?;
-    header.insert_header("Content-Length", body.len())?;
-    header.insert_header("Cache-Control", "no-store")?;
-    header.insert_header("X-Request-Id", &ctx.request_id)?;
+    let mut parts = http::Response::new(()).into_parts().0;
+    parts.status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let fields = &mut parts.headers;
+    fields.reserve(FIELDS);
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    fields.insert(header::CONTENT_LENGTH, body.len().into());
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(X_REQUEST_ID, ctx.request_id.clone());
     let retry_after = denial.retry_after_secs();
     if let Some(secs) = retry_after {
-        header.insert_header("Retry-After", secs)?;
+        fields.insert(header::RETRY_AFTER, secs.into());
     }
     if fault.status() == 401 {
-        header.insert_header("WWW-Authenticate", "Bearer")?;
+        fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if ctx.degraded {
-        header.insert_header(DEGRADED.0, DEGRADED.1)?;
+        fields.insert(DEGRADED.0, DEGRADED.1);
     }
     if let Some(left) = left {
-        ratelimit::write(&mut header, limits.families, left, ctx.arrived, retry_after)?;
+        ratelimit::write(fields, limits.families, left, ctx.arrived, retry_after)?;
     }
     if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
-        cors::mark(&mut header, cors, session);
+        cors.mark(fields, session.req_header().headers.get(header::ORIGIN));
     }
     let head_only = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    session.write_response_header(Box::new(ResponseHeader::from(parts)), head_only).await?;
     if !head_only {
         session.write_response_body(Some(Bytes::from(body)), true).await?;
     }

@@ -1,9 +1,11 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
+use super::access::{AccessLog, Line};
 use super::awaited;
+use super::body::pass_on;
 use super::connection::Connection;
-use super::cors;
 use super::ctx::Ctx;
+use super::fields::{edit_request, edit_response, forget_case};
 use super::forward;
 use super::guesses::Guesses;
 use super::headers::{Told, from_backend};
@@ -24,13 +26,13 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
+use http::header::ORIGIN;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The proxy.
@@ -49,8 +51,8 @@ pub struct Proxy {
     pub limits: ProxyLimits,
     /// Wrong secrets, by address; none: any number is answered.
     pub guesses: Option<Guesses>,
-    /// Lines of the access log so far, written or not.
-    pub accesses: AtomicU64,
+    /// The access log, which refusals before this share.
+    pub access: Arc<AccessLog>,
     /// Whose `X-Forwarded-For` counts.
     pub trusted: Arc<TrustedProxies>,
     /// Which requests are traced.
@@ -76,11 +78,10 @@ pub struct ProxyLimits {
     pub trust_request_id: bool,
     /// Which header families tell what is left.
     pub families: Families,
-    /// Whether requests are logged.
-    pub access_log: bool,
-    /// One of so many is, and every one that Keygate or the backend failed.
-    pub access_sample: u64,
 }
+
+/// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
+const ADDED: usize = ratelimit::FIELDS + 4;
 
 #[async_trait]
 impl ProxyHttp for Proxy {
@@ -123,6 +124,7 @@ impl ProxyHttp for Proxy {
                 ctx.note_key(admission.entry());
                 ctx.degraded = admission.degraded();
                 ctx.admission = Some(admission);
+                forget_case(session.req_header_mut());
                 Ok(false)
             }
             Err(denied) => {
@@ -198,17 +200,19 @@ impl ProxyHttp for Proxy {
             trace: self.tracing.told(&request.headers, ctx),
             keep_credential: route.keep_credential,
         };
-        ctx.site.headers.to_backend(request, &told)?;
         if let Some(path) = &ctx.rewritten {
             forward::retarget(request, path)?;
         }
-        // After what is told of the client's Host, and before Pingora checks that all agrees.
-        forward::rehost(request, &route.forward.host, ctx.trip.server())?;
-        forward::apply(request, &route.forward.request)?;
-        if ctx.body.is_some() {
-            request.remove_header(&http::header::EXPECT);
-        }
-        Ok(())
+        edit_request(request, |fields| {
+            ctx.site.headers.to_backend(fields, &told)?;
+            // After what is told of the client's Host, and before Pingora checks that all agrees.
+            forward::rehost(fields, &route.forward.host, ctx.trip.server())?;
+            forward::apply(fields, &route.forward.request);
+            if ctx.body.is_some() {
+                fields.remove(http::header::EXPECT);
+            }
+            Ok(())
+        })
     }
 
     async fn request_body_filter(
@@ -230,12 +234,8 @@ impl ProxyHttp for Proxy {
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
         }
-        if let Some(stream) = ctx.connection.as_ref().filter(|connection| connection.is_stream()) {
-            // A socket of its own would note this; a stream has none.
-            stream.read_goes_on(body.as_ref().map_or(0, Bytes::len));
-            if !end_of_stream {
-                stream.read_waits();
-            }
+        if let Some(connection) = &ctx.connection {
+            pass_on(connection, body, end_of_stream, ctx.body_bytes).await;
         }
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
             // Over HTTP/1.1 Pingora would write the end of a chunked body once for the empty part and once for the end,
@@ -258,19 +258,23 @@ impl ProxyHttp for Proxy {
         }
         self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
-        if let Some(route) = &ctx.route {
-            forward::apply(response, &route.forward.response)?;
-        }
-        from_backend(response, &ctx.request_id)?;
-        if let Some(admission) = &ctx.admission {
-            ratelimit::write(response, self.limits.families, admission.left(), ctx.arrived, None)?;
-        }
-        if ctx.degraded {
-            response.insert_header(DEGRADED.0, DEGRADED.1)?;
-        }
-        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
-            cors::mark(response, cors, session);
-        }
+        edit_response(response, |fields| {
+            fields.reserve(ADDED);
+            if let Some(route) = &ctx.route {
+                forward::apply(fields, &route.forward.response);
+            }
+            from_backend(fields, &ctx.request_id);
+            if let Some(admission) = &ctx.admission {
+                ratelimit::write(fields, self.limits.families, admission.left(), ctx.arrived, None)?;
+            }
+            if ctx.degraded {
+                fields.insert(DEGRADED.0, DEGRADED.1);
+            }
+            if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+                cors.mark(fields, session.req_header().headers.get(ORIGIN));
+            }
+            Ok(())
+        })?;
         if response.status != StatusCode::CONTINUE {
             let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
             self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
@@ -343,7 +347,7 @@ impl ProxyHttp for Proxy {
         }
         ctx.admission = None;
         self.count(ctx, outcome, status);
-        if self.limits.access_log && self.is_in_sample(status) {
+        if self.access.wants(status) {
             log_access(session, ctx, outcome, status, self.elapsed(ctx));
         }
         ctx.note_end(outcome, status);
@@ -370,19 +374,8 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
-    fn is_in_sample(&self, status: u16) -> bool {
-        status >= 500
-            || self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.limits.access_sample)
-    }
-
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
-        let class = match status {
-            100..200 => "1xx",
-            200..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            _ => "5xx",
-        };
+        let class = class_of(status);
         let route = ctx.route_name();
         self.metrics.requests.with_label_values(&[route, class, outcome.as_str()]).inc();
         self.metrics.request_seconds.with_label_values(&[route]).observe(self.elapsed(ctx).as_secs_f64());
@@ -435,18 +428,28 @@ fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
 
 fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
     let header = session.req_header();
-    let trace = trace_of(&header.headers, ctx);
-    tracing::info!(
-        target: "keygate::access",
-        request_id = ctx.request_id.to_str().unwrap_or(""),
-        trace_id = %trace.trace_id_text(),
-        method = %header.method,
-        path = header.uri.path(),
-        route = ctx.route_name(),
+    let line = Line {
+        request_id: ctx.request_id.to_str().unwrap_or(""),
+        trace_id: trace_of(&header.headers, ctx).trace_id_text(),
+        method: header.method.as_str(),
+        path: header.uri.path(),
+        route: ctx.route_name(),
         status,
-        outcome = outcome.as_str(),
-        address = %ctx.address,
-        backend_failure = ctx.trip.failure().map_or("", Failure::as_str),
-        duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-    );
+        outcome,
+        address: ctx.address,
+        backend_failure: ctx.trip.failure().map_or("", Failure::as_str),
+        elapsed,
+    };
+    line.write();
+}
+
+/// The status as metrics say it.
+pub(super) const fn class_of(status: u16) -> &'static str {
+    match status {
+        100..200 => "1xx",
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
 }

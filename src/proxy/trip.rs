@@ -150,6 +150,9 @@ impl Proxy {
     pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
         if status >= 200 || status == 101 {
+            if let Some(connection) = &ctx.connection {
+                connection.is_answered();
+            }
             if let Some(recording) = &mut ctx.recording {
                 recording.answered(status);
             }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
@@ -34,16 +34,28 @@ const AHEAD_MAX: usize = 64 * 1024;
 /// A client's socket.
 pub(super) struct Wire {
     io: BufWriter<Socket>,
+    id: UniqueIDType,
     connection: Arc<Connection>,
     gate: Gate,
     /// Read, and not asked for yet.
     ahead: BytesMut,
+    /// Whether anything was written since the request began.
+    answered: bool,
+    /// Where it goes when Pingora drops it before the client has sent all of its request.
+    unread: Option<Unread>,
 }
+
+/// A place for a wire whose request was answered and has not come whole: closing it at once would take the answer away
+/// from the client (RFC 9112, 9.6), and Pingora does.
+#[derive(Clone, Default)]
+pub(super) struct Unread(Arc<Mutex<Option<Box<Wire>>>>);
 
 /// A socket, encrypted or not.
 pub(super) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Another wire has it now.
+    Elsewhere,
 }
 
 /// What may be read.
@@ -62,8 +74,14 @@ enum Gate {
 impl Wire {
     /// Takes over `stream`.
     pub(super) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
+        let id = socket.id();
         let io = BufWriter::with_capacity(WRITE_BUFFER, socket);
-        Self { io, connection, gate: Gate::Closed, ahead: BytesMut::new() }
+        Self { io, id, connection, gate: Gate::Closed, ahead: BytesMut::new(), answered: false, unread: None }
+    }
+
+    /// Goes to `unread` when it is dropped too early.
+    pub(super) fn is_kept_in(&mut self, unread: &Unread) {
+        self.unread = Some(unread.clone());
     }
 
     /// What has been read of the next request.
@@ -101,6 +119,7 @@ impl Wire {
                 here
             }
         };
+        self.answered = false;
         let taken = head + body;
         // Splitting costs an allocation that the usual request, alone in its buffer, can do without.
         Ok(if taken == self.ahead.len() {
@@ -228,13 +247,21 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the client has been answered, can still be told so, and is not done sending.
+    fn is_owed_reading(&self) -> bool {
+        let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
+        let can_be_told = self.connection.ends().is_none_or(End::can_answer);
+        self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
+    }
+
     fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.connection.write_waits(polled.is_pending());
         polled
     }
 
-    fn taken(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn taken(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = polled {
+            self.answered = true;
             self.connection.gives(bytes);
         }
         polled
@@ -260,7 +287,8 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
         let polled = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.taken(self.written(polled))
+        let polled = self.written(polled);
+        self.taken(polled)
     }
 
     fn poll_write_vectored(
@@ -270,7 +298,8 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
         let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
-        self.taken(self.written(polled))
+        let polled = self.written(polled);
+        self.taken(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -297,6 +326,31 @@ impl Drop for Wire {
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
             tracing::trace!(%error, "a client was gone before its connection was closed");
         }
+        if let Some(unread) = self.unread.take().filter(|_| self.is_owed_reading()) {
+            let io = std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere));
+            let rest = Self {
+                io,
+                id: self.id,
+                connection: Arc::clone(&self.connection),
+                gate: Gate::Closed,
+                ahead: BytesMut::new(),
+                answered: true,
+                unread: None,
+            };
+            *unread.place() = Some(Box::new(rest));
+        }
+    }
+}
+
+impl Unread {
+    /// What was left there.
+    pub(super) fn take(&self) -> Option<Box<Wire>> {
+        self.place().take()
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Box<Wire>>> {
+        // A place is whole whatever happened to the thread that held it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -318,7 +372,7 @@ impl Shutdown for Wire {
 
 impl UniqueID for Wire {
     fn id(&self) -> UniqueIDType {
-        self.io.get_ref().tcp().as_raw_fd()
+        self.id
     }
 }
 
@@ -350,17 +404,18 @@ impl GetSocketDigest for Wire {
 // === impl Socket ===
 
 impl Socket {
-    fn tcp(&self) -> &TcpStream {
+    fn id(&self) -> UniqueIDType {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => stream.as_raw_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+            Self::Elsewhere => -1,
         }
     }
 
     /// Whether HTTP/2 was agreed on.
     pub(super) fn is_http2(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
+            Self::Plain(_) | Self::Elsewhere => false,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -375,6 +430,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
+            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -384,6 +440,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -395,6 +452,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
+            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -402,6 +460,7 @@ impl AsyncWrite for Socket {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Elsewhere => false,
         }
     }
 
@@ -409,6 +468,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -416,6 +476,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }

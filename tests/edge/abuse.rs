@@ -48,3 +48,47 @@ fn the_access_log_can_be_a_sample() {
     crate::support::eventually_true("all failures are written", || count("status=503") == 7);
     assert_eq!(count("status=200"), 5);
 }
+
+#[test]
+fn what_is_refused_before_it_is_a_request_is_told_like_the_rest() {
+    let (origin, gateway) = stand("[log]\naccess = true\n");
+    for (text, status, said) in [
+        ("GET /v1/app/../x?key=hidden HTTP/1.1\r\nHost: h\r\nAccept-Language: zh-CN\r\n\r\n", 400, true),
+        (
+            "GET /v1/app/two HTTP/1.1\r\nHost: h\r\nHost: h\r\nAccept-Language: en, zh;q=0.5\r\n\r\n",
+            400,
+            false,
+        ),
+        (
+            "POST /v1/app/three HTTP/1.1\r\nHost: h\r\naccept-language:zh\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+            true,
+        ),
+        // Here the head never ends.
+        ("GET /v1/app/four HTTP/1.1\r\nAccept-Language: zh\r\n bad\n", 400, false),
+    ] {
+        let mut client = gateway.connect();
+        client.send(text.as_bytes());
+        let response = client.response();
+        assert_eq!(response.fault().0, status, "{text:?}");
+        let told = response.json()["msg"].as_str().expect("a message").to_owned();
+        assert_eq!(told.chars().any(|c| c > '\u{2e80}'), said, "{text:?}: {told}");
+        let id = response.header("x-request-id").expect("an id").to_owned();
+        let line = crate::support::eventually("it is in the access log", || {
+            gateway.stderr().lines().find(|line| line.contains(&id)).map(str::to_owned)
+        });
+        let (method, rest) = text.split_once(' ').unwrap();
+        let path = rest.split([' ', '?']).next().unwrap();
+        for part in [format!("method=\"{method}\""), format!("path=\"{path}\""), format!("status={status}")] {
+            assert!(line.contains(&part), "{part} in {line}");
+        }
+        assert!(line.contains("outcome=\"denied\"") && line.contains("address=127.0.0.1"), "{line}");
+    }
+    assert!(!gateway.stderr().contains("hidden"));
+    let counted = |line: &str| crate::limits::metric(&gateway, line);
+    assert_eq!(counted("keygate_requests_total{outcome=\"denied\",route=\"\",status=\"4xx\"}"), 3.0);
+    assert_eq!(counted("keygate_requests_total{outcome=\"denied\",route=\"\",status=\"5xx\"}"), 1.0);
+    assert_eq!(counted("keygate_request_duration_seconds_count{route=\"\"}"), 4.0);
+    assert_eq!(counted("keygate_denials_total{error=\"bad_request\"}"), 3.0);
+    assert_eq!(origin.count(), 0);
+}

@@ -34,11 +34,15 @@ impl Client {
         Self { send: send.ready().await.expect("ready") }
     }
 
-    async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::over(TcpStream::connect(address).await.expect("a connection")).await
     }
 
-    async fn begin(&mut self, request: http::Request<()>, end: bool) -> (ResponseFuture, SendStream<Bytes>) {
+    pub(crate) async fn begin(
+        &mut self,
+        request: http::Request<()>,
+        end: bool,
+    ) -> (ResponseFuture, SendStream<Bytes>) {
         let mut ready = self.send.clone().ready().await.expect("ready");
         ready.send_request(request, end).expect("sent")
     }
@@ -49,7 +53,7 @@ impl Client {
     }
 }
 
-async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
+pub(crate) async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
     let (parts, mut stream): (_, RecvStream) = response.await?.into_parts();
     let mut body = Vec::new();
     while let Some(part) = stream.data().await {
@@ -261,6 +265,31 @@ async fn a_body_that_stops_coming_resets_its_stream_and_no_other() {
     assert!(ended.as_ref().is_err() || ended.as_ref().unwrap().status == 408, "{ended:?}");
     assert_eq!(client.call(request("GET", "/v1/app/next", &secret)).await.unwrap().status, 200);
     assert_eq!(origin.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_drips_resets_its_stream_and_no_other() {
+    let times = "header_timeout = \"500ms\"\nbody_timeout = \"10s\"\nmin_body_rate = \"10KiB\"\n";
+    let in_body = "[[routes]]\nname = \"named\"\npath = \"/v1/named/{rest*}\"\nupstream = \"app\"\nscopes = [\"app\"]\nend_user = \"body:user\"\n";
+    let (origin, gateway) = stand(&format!("{in_body}{H2C}{times}"));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let mut client = Client::connect(h2c(&gateway)).await;
+    for (n, target) in ["/v1/app/slow", "/v1/named/slow"].into_iter().enumerate() {
+        let mut slow = request("POST", target, &secret);
+        slow.headers_mut().insert("content-length", http::HeaderValue::from_static("100000"));
+        let (response, mut body) = client.begin(slow, false).await;
+        let ended = tokio::spawn(read(response));
+        while !ended.is_finished() {
+            // Each request beside it is a pause between two drops.
+            assert_eq!(client.call(request("GET", "/v1/app/beside", &secret)).await.unwrap().status, 200);
+            // Once the stream is reset nothing more can be sent, which is what is waited for.
+            body.send_data(Bytes::from_static(b"x"), false).ok();
+        }
+        let ended = ended.await.unwrap();
+        assert!(ended.as_ref().is_err_and(h2::Error::is_reset), "{target}: {ended:?}");
+        assert_eq!(crate::limits::cut(&gateway, "body_slow"), (n + 1) as f64);
+    }
+    assert!(origin.requests().iter().all(|r| r.target == "/v1/app/beside"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,13 +5,13 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// A counter or gauge of `/metrics`.
-fn metric(gateway: &Gateway, line: &str) -> f64 {
+pub(crate) fn metric(gateway: &Gateway, line: &str) -> f64 {
     let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
     let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
     found.map_or(0.0, |n| n.parse().expect("a number"))
 }
 
-fn cut(gateway: &Gateway, reason: &str) -> f64 {
+pub(crate) fn cut(gateway: &Gateway, reason: &str) -> f64 {
     metric(gateway, &format!("keygate_connections_cut_total{{reason=\"{reason}\"}}"))
 }
 

@@ -17,3 +17,4 @@ mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
+mod uploads;

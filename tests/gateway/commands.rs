@@ -386,6 +386,24 @@ fn import_takes_comma_separated_values_and_a_dry_run_takes_nothing() {
 }
 
 #[test]
+fn import_ends_where_a_file_cannot_be_read_on() {
+    let place = Installation::new();
+    place.write("keys.jsonl/inside", "");
+    place.write("keys.csv/inside", "");
+    place.write(
+        "mixed.jsonl",
+        b"{\"name\":\"one\",\"type\":\"service\",\"api_key\":\"legacy_key_0001\"}\n\xff\n",
+    );
+    for file in ["keys.jsonl", "keys.csv"] {
+        let errors = place.fails(1, &["keys", "import", file]);
+        says(&errors, &[&format!("{file}: Is a directory")]);
+        assert_eq!(errors.matches("Is a directory").count(), 1, "{errors}");
+    }
+    let errors = place.fails(1, &["keys", "import", "mixed.jsonl"]);
+    says(&errors, &["mixed.jsonl:2: is not UTF-8", "1 imported, 1 refused"]);
+}
+
+#[test]
 fn an_export_holds_no_secret_and_opens_the_same_doors_elsewhere_with_the_same_peppers() {
     let (here, there) = (Installation::new(), Installation::new());
     let (id, own) = here.make_key(&["--name", "own", "--quota-limit", "3", "--scopes", "app"]);

@@ -71,7 +71,7 @@ impl Installation {
     }
 
     /// Writes a file of the folder, readable by its owner only, in a folder of the same kind.
-    pub(crate) fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let path = self.path(name);
         let folder = path.parent().expect("a folder");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).expect("made");

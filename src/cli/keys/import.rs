@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Columns of a CSV file that hold several words, separated by blanks.
@@ -48,8 +48,8 @@ pub(super) struct ImportArgs {
 
 pub(in crate::cli) type Row = Map<String, Value>;
 
-/// Rows with their line numbers; a line may be no row.
-type Rows = Box<dyn Iterator<Item = (u64, Result<Row, String>)>>;
+/// Rows with their line numbers; a line may be no row. Where the file cannot be read on, that is the last.
+type Rows = Box<dyn Iterator<Item = io::Result<(u64, Result<Row, String>)>>>;
 
 /// Rows stored in one step.
 const BATCH: usize = 500;
@@ -57,14 +57,12 @@ const BATCH: usize = 500;
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
     let mut import = Import::new(desk, &args.file, Some(args.within.workspace.clone()));
     import.dry_run = args.dry_run;
-    for (line, row) in rows(&args.file)? {
-        import.add(line, row)?;
-        import.progress.inc(1);
-    }
-    import.store()?;
+    let done = import.everything();
     import.progress.finish_and_clear();
     let verb = if args.dry_run { "could be imported" } else { "imported" };
+    // What is stored is stored, also when something failed after it.
     eprintln!("{} {verb}, {} refused", import.imported, import.refused);
+    done?;
     match import.refused {
         0 => Ok(()),
         refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
@@ -104,6 +102,15 @@ impl<'d> Import<'d> {
             refused: 0,
             progress: ProgressBar::new_spinner().with_style(style()),
         }
+    }
+
+    fn everything(&mut self) -> Result<(), Failure> {
+        for row in rows(self.file)? {
+            let (line, row) = row.map_err(|e| cannot_read(self.file, &e))?;
+            self.add(line, row)?;
+            self.progress.inc(1);
+        }
+        self.store()
     }
 
     /// Takes a row, and stores it with others when there are enough of them.
@@ -210,32 +217,49 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
 }
 
 fn rows(file: &Path) -> Result<Rows, Failure> {
-    let opened = File::open(file).map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+    let opened = File::open(file).map_err(|e| cannot_read(file, &e))?;
     match file.extension().and_then(|e| e.to_str()) {
         Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(BufReader::new(opened)))),
-        Some("csv") => csv_rows(opened),
+        Some("csv") => csv_rows(file, opened),
         _ => Err(Failure::Usage(format!("{}: the name must end in .jsonl or .csv", file.display()))),
     }
 }
 
-fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = (u64, Result<Row, String>)> {
-    let parse = |line: std::io::Result<String>| {
-        let line = line.map_err(|e| e.to_string())?;
-        serde_json::from_str::<Row>(&line).map_err(|_| "is not a JSON object".to_string())
-    };
-    let wanted = |line: &std::io::Result<String>| !line.as_ref().is_ok_and(|l| l.trim().is_empty());
-    (1..).zip(file.lines()).filter(move |(_, line)| wanted(line)).map(move |(n, line)| (n, parse(line)))
+fn cannot_read(file: &Path, error: &io::Error) -> Failure {
+    Failure::Failed(format!("{}: {error}", file.display()))
 }
 
-fn csv_rows(file: File) -> Result<Rows, Failure> {
+fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = io::Result<(u64, Result<Row, String>)>> {
+    let parse = |line: &str| serde_json::from_str(line).map_err(|_| "is not a JSON object".to_owned());
+    (1..).zip(file.lines()).filter_map(move |(n, line)| match line {
+        Ok(line) if line.trim().is_empty() => None,
+        Ok(line) => Some(Ok((n, parse(&line)))),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Some(Ok((n, Err("is not UTF-8".into())))),
+        Err(error) => Some(Err(error)),
+    })
+}
+
+fn csv_rows(path: &Path, file: File) -> Result<Rows, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(BufReader::new(file));
-    let names = reader.headers().map_err(|_| Failure::Failed("the header line is not CSV".into()))?.clone();
+    let names = match reader.headers() {
+        Ok(names) => names.clone(),
+        Err(error) => match error.into_kind() {
+            csv::ErrorKind::Io(error) => return Err(cannot_read(path, &error)),
+            _ => return Err(Failure::Failed("the header line is not CSV".into())),
+        },
+    };
     Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
-        let Ok(record) = record else {
-            return (count, Err("is not CSV, or has another number of fields than the header".into()));
+        let record = match record.map_err(csv::Error::into_kind) {
+            Ok(record) => record,
+            Err(csv::ErrorKind::Io(error)) => return Err(error),
+            Err(_) => {
+                let why = "is not CSV, or has another number of fields than the header";
+                return Ok((count, Err(why.into())));
+            }
         };
         let line = record.position().map_or(count, csv::Position::line);
-        (line, names.iter().zip(&record).filter(|(_, v)| !v.is_empty()).map(|(n, v)| cell(n, v)).collect())
+        let cells = names.iter().zip(&record).filter(|(_, v)| !v.is_empty());
+        Ok((line, cells.map(|(n, v)| cell(n, v)).collect()))
     })))
 }
 

@@ -15,7 +15,7 @@ use crate::store::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
 use crate::store::{SpentBy, SpentRow, Upkeep, UsagePoint, UsageRange, UsageRecord, retention};
 use async_trait::async_trait;
-use rusqlite::{Transaction, named_params, params};
+use rusqlite::{Transaction, params};
 use tokio::sync::mpsc;
 
 /// What the ledger needs of a key whose usage may be seen.
@@ -133,38 +133,37 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
     let sql = "INSERT INTO usage (id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code,
                    outcome, denial, charged, degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address,
                    user_agent, end_user_id, upstream, node)
-               VALUES (:id, :request_id, :key, :workspace, :at, :method, :endpoint, :route, :status, :outcome,
-                   :denial, :charged, :degraded, :response_time, :ttfb, :bytes_in, :bytes_out, :tokens, :ip, :user_agent,
-                   :end_user, :upstream, :node)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO NOTHING";
+    // By place: finding parameters by name took as long as the rest of the insertion.
     let inserted = row::execute(
         tx,
         sql,
-        named_params! {
-            ":id": record.id.0.as_bytes(),
-            ":request_id": record.request_id,
-            ":key": record.api_key_id.0.as_bytes(),
-            ":workspace": record.workspace_id.as_str(),
-            ":at": record.at.as_micros(),
-            ":method": record.method,
-            ":endpoint": record.endpoint,
-            ":route": record.route,
-            ":status": record.status_code,
-            ":outcome": record.outcome.as_str(),
-            ":denial": record.denial.map(Fault::name),
-            ":charged": record.charged,
-            ":degraded": record.degraded,
-            ":response_time": row::int(record.response_time_us),
-            ":ttfb": record.ttfb_us.map(row::int),
-            ":bytes_in": row::int(record.bytes_in),
-            ":bytes_out": row::int(record.bytes_out),
-            ":tokens": row::int(record.tokens_used),
-            ":ip": record.ip_address.map(|ip| ip.to_string()),
-            ":user_agent": record.user_agent,
-            ":end_user": record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
-            ":upstream": record.upstream,
-            ":node": record.node,
-        },
+        params![
+            record.id.0.as_bytes(),
+            record.request_id,
+            record.api_key_id.0.as_bytes(),
+            record.workspace_id.as_str(),
+            record.at.as_micros(),
+            record.method,
+            record.endpoint,
+            record.route,
+            record.status_code,
+            record.outcome.as_str(),
+            record.denial.map(Fault::name),
+            record.charged,
+            record.degraded,
+            row::int(record.response_time_us),
+            record.ttfb_us.map(row::int),
+            row::int(record.bytes_in),
+            row::int(record.bytes_out),
+            row::int(record.tokens_used),
+            record.ip_address.map(|ip| ip.to_string()),
+            record.user_agent,
+            record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
+            record.upstream,
+            record.node,
+        ],
     )?;
     Ok(inserted == 1)
 }

@@ -4,6 +4,7 @@
 
 use super::{SqliteOptions, StoreError};
 use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, SQLITE};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -81,6 +82,8 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // A prepared statement stays prepared, whatever values it is given next.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     require_ours(path, &connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;

@@ -36,29 +36,28 @@ pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result
     tally.merge(news);
     let sql = "INSERT OR REPLACE INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors,
                    charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               VALUES (:kind, :subject, :width, :start, :requests, :denied, :errors, :charged, :tokens, :bytes_in,
-                   :bytes_out, :last_at, :response_count, :response_us_sum, :sketch)";
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     let (kind, subject) = subject_columns(&window.subject);
     row::execute(
         tx,
         sql,
-        named_params! {
-            ":kind": kind,
-            ":subject": subject,
-            ":width": window.width.seconds(),
-            ":start": window.start.as_micros(),
-            ":requests": row::int(tally.requests),
-            ":denied": row::int(tally.denied),
-            ":errors": row::int(tally.errors),
-            ":charged": row::int(tally.charged),
-            ":tokens": row::int(tally.tokens),
-            ":bytes_in": row::int(tally.bytes_in),
-            ":bytes_out": row::int(tally.bytes_out),
-            ":last_at": tally.last_at.as_micros(),
-            ":response_count": row::int(tally.response_count),
-            ":response_us_sum": row::int(tally.response_us_sum),
-            ":sketch": tally.sketch.encode(),
-        },
+        params![
+            kind,
+            subject,
+            window.width.seconds(),
+            window.start.as_micros(),
+            row::int(tally.requests),
+            row::int(tally.denied),
+            row::int(tally.errors),
+            row::int(tally.charged),
+            row::int(tally.tokens),
+            row::int(tally.bytes_in),
+            row::int(tally.bytes_out),
+            tally.last_at.as_micros(),
+            row::int(tally.response_count),
+            row::int(tally.response_us_sum),
+            tally.sketch.encode(),
+        ],
     )?;
     Ok(())
 }

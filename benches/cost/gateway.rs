@@ -1,0 +1,209 @@
+//! A whole gateway: the instructions and allocations of a proxied request, and of a refused one.
+
+use super::{ALLOCATOR, Figures, counted};
+use clap::Parser as _;
+use keygate::cli::{Cli, Environment};
+use keygate::policy::key::KeyType;
+use keygate::policy::secret::Secret;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+
+/// Requests before anything counts: connections are opened, caches filled, code translated.
+const WARM_UP: u64 = 200;
+/// Requests that are counted.
+const REQUESTS: u64 = 1_000;
+
+/// The gateway's own command line, in this program, so that its allocations are counted: after each line on standard
+/// input it says how many there were.
+pub(crate) fn run(args: &[String]) -> ExitCode {
+    std::thread::spawn(|| {
+        for _ in std::io::stdin().lines() {
+            println!("{}", serde_json::to_string(&ALLOCATOR.so_far()).unwrap());
+        }
+    });
+    keygate::cli::run(Cli::parse_from(args), Environment { variables: &[], host_name: "bench" }).into()
+}
+
+struct Gateway {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<std::process::ChildStdout>,
+    proxy: SocketAddr,
+    counts: std::path::PathBuf,
+}
+
+impl Gateway {
+    fn start(folder: &Path) -> Self {
+        let counts = folder.join("gateway");
+        let mut child = counted(&counts, &[])
+            .args(["gateway", "run", "--ready-json", "--config", "keygate.toml"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(folder.join("log")).unwrap())
+            .spawn()
+            .expect("valgrind is installed");
+        let (stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
+            panic!("it does not start: {}", fs::read_to_string(folder.join("log")).unwrap())
+        });
+        let proxy = ready["proxy"].as_str().unwrap().parse().unwrap();
+        Self { child, stdin, stdout, proxy, counts }
+    }
+
+    fn allocations(&mut self) -> [u64; 2] {
+        self.stdin.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn control(&self, order: &str) {
+        let output =
+            Command::new("callgrind_control").args([order, &self.child.id().to_string()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// What each of [`REQUESTS`] requests costs: instructions, allocations, bytes of those.
+    fn cost(&mut self, request: &[u8], status: &str, dump: u32) -> [u64; 3] {
+        let mut client = Client::connect(self.proxy);
+        (0..WARM_UP).for_each(|_| client.ask(request, status));
+        self.control("--zero");
+        let before = self.allocations();
+        (0..REQUESTS).for_each(|_| client.ask(request, status));
+        let after = self.allocations();
+        self.control("--dump");
+        let text = fs::read_to_string(format!("{}.{dump}", self.counts.display())).unwrap();
+        let summary = text.lines().find_map(|line| line.strip_prefix("totals: ")).unwrap();
+        let instructions: u64 = summary.trim().parse().unwrap();
+        [instructions, after[0] - before[0], after[1] - before[1]].map(|figure| figure / REQUESTS)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// One connection, and one request after the other on it.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn ask(&mut self, request: &[u8], status: &str) {
+        self.0.get_mut().write_all(request).unwrap();
+        let mut length = 0;
+        let mut line = String::new();
+        loop {
+            let first = line.is_empty();
+            line.clear();
+            self.0.read_line(&mut line).unwrap();
+            assert!(!first || line.starts_with(status), "{line}");
+            let (name, value) = line.split_once(':').unwrap_or_default();
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).unwrap();
+    }
+}
+
+/// Answers every request with 42 bytes.
+fn origin() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                while {
+                    line.clear();
+                    stream.read_line(&mut line).is_ok_and(|n| n > 0)
+                } {
+                    if line == "\r\n" {
+                        let answer = b"HTTP/1.1 200 OK\r\nServer: origin\r\nContent-Type: application/json\r\nContent-Length: 42\r\n\r\n\
+                            {\"answer\":\"forty-two bytes of an origin!!\"}";
+                        if stream.get_mut().write_all(answer).is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A gateway with a key far from its three limits, and one that is always over its rate.
+fn prepare(folder: &Path) -> [String; 2] {
+    let config = format!(
+        "[proxy]\nlisten = [\"127.0.0.1:0\"]\nthreads = 1\n[admin]\nlisten = \"127.0.0.1:0\"\nthreads = 1\n\
+         [plans.default]\napi_ops_rate_limit = 1000000\nend_user_quota = 10000\n\
+         [[upstreams]]\nname = \"app\"\nservers = [\"{}\"]\n\
+         [[routes]]\npath = \"/v1/app/{{rest*}}\"\nupstream = \"app\"\nscopes = [\"app\"]\n",
+        origin()
+    );
+    fs::write(folder.join("keygate.toml"), config).unwrap();
+    let secrets = [(); 2].map(|()| Secret::generate("sk", KeyType::Service).expose().to_owned());
+    let keys = secrets.each_ref().map(|secret| {
+        let daily = if *secret == secrets[0] { 1_000_000_000 } else { 1 };
+        json!({
+            "name": secret[..16], "type": "service", "scopes": ["app"], "api_key": secret, "rate_limit": 1_000_000,
+            "daily_request_limit": daily, "quota_limit": 1_000_000_000,
+        })
+        .to_string()
+    });
+    fs::write(folder.join("keys.jsonl"), keys.join("\n")).unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .current_dir(folder)
+        .args(["gateway", "keys", "--config", "keygate.toml", "import", "keys.jsonl"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(status.unwrap().success(), "the keys are imported");
+    secrets
+}
+
+pub(crate) fn measure(folder: &Path) -> Figures {
+    let [known, spent] = prepare(folder);
+    let unknown = Secret::generate("sk", KeyType::Service).expose().to_owned();
+    let mut gateway = Gateway::start(folder);
+    let mut figures = Figures::new();
+    for (dump, (name, secret, status)) in (1..).zip([
+        ("admitted", known, "HTTP/1.1 200"),
+        ("over its limit", spent, "HTTP/1.1 "),
+        ("unknown", unknown, "HTTP/1.1 401"),
+    ]) {
+        let request = format!(
+            "POST /v1/app/chat/completions HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: python-requests/2.32.3\r\n\
+             Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\
+             Authorization: Bearer {secret}\r\n\r\n{{\"model\":42}}"
+        );
+        let [instructions, allocations, bytes] = gateway.cost(request.as_bytes(), status, dump);
+        for (what, figure) in
+            [("instructions", instructions), ("allocations", allocations), ("bytes allocated", bytes)]
+        {
+            figures.insert(format!("a request, {name}: {what}"), figure);
+        }
+    }
+    figures
+}

@@ -1,0 +1,118 @@
+//! What one request costs in instructions and allocations: figures that another run repeats, on whatever machine.
+//!
+//! Valgrind counts instructions, of a whole gateway that proxies requests and of the parts that are Keygate's own; the
+//! gateway's allocator counts what it is asked for. `make cost` prints the figures, `make cost ARGS=record` makes them the
+//! ones to compare with, and `make cost ARGS=check`, which `make test` runs, fails where one has grown by more than
+//! [`GROWTH`].
+//!
+//! Valgrind has no SHA instructions, so that hashing a secret, which takes some 200 instructions of them, counts as
+//! thousands here; it has a line of its own to be told apart. What the kernel does is not counted.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a measurement that cannot go on says where"
+)]
+
+mod counting;
+mod gateway;
+mod parts;
+mod stage;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting::new();
+
+/// By how much a figure may grow.
+const GROWTH: f64 = 0.05;
+/// What the figures are compared with.
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost/baseline.json");
+
+/// A figure of one thing that is measured: instructions, unless its name says otherwise.
+pub(crate) type Figures = BTreeMap<String, u64>;
+
+/// What is compared: figures of one processor and one build.
+#[derive(Serialize, Deserialize)]
+struct Baseline {
+    /// With which compiler they came about: another one makes other code.
+    compiler: String,
+    figures: Figures,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["gateway", ..] => gateway::run(&args[1..]),
+        ["parts"] => {
+            parts::run();
+            ExitCode::SUCCESS
+        }
+        [] => report(&measure(), None),
+        ["record"] => {
+            let baseline = Baseline { compiler: compiler(), figures: measure() };
+            std::fs::write(BASELINE, serde_json::to_string_pretty(&baseline).unwrap() + "\n").unwrap();
+            report(&baseline.figures, None)
+        }
+        ["check"] => {
+            let text = std::fs::read_to_string(BASELINE).expect("the baseline is there");
+            report(&measure(), Some(&serde_json::from_str(&text).unwrap()))
+        }
+        _ => panic!("arguments: none, `record` or `check`"),
+    }
+}
+
+fn measure() -> Figures {
+    let folder = tempfile::tempdir().unwrap();
+    let mut figures = parts::measure(folder.path());
+    figures.extend(gateway::measure(folder.path()));
+    figures
+}
+
+/// Prints the figures, and fails where one has grown too much.
+fn report(figures: &Figures, baseline: Option<&Baseline>) -> ExitCode {
+    let mut text = String::new();
+    let mut grown = Vec::new();
+    for (name, figure) in figures {
+        let before = baseline.and_then(|b| b.figures.get(name));
+        let change = before.map(|before| *figure as f64 / *before as f64 - 1.0);
+        let shown = change.map_or(String::new(), |change| format!("{:+.1} %", change * 100.0));
+        writeln!(text, "{name:<48}{figure:>10}  {shown}").unwrap();
+        if change.is_some_and(|change| change > GROWTH) {
+            grown.push(name.as_str());
+        }
+    }
+    print!("{text}");
+    if grown.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let baseline = baseline.map_or("", |b| b.compiler.as_str());
+    eprintln!(
+        "grown by more than {} %: {}. If that is the price of something worth it, `make cost ARGS=record` and say so in \
+         the commit. (Recorded with {baseline}, this is {}.)",
+        GROWTH * 100.0,
+        grown.join(", "),
+        compiler()
+    );
+    ExitCode::FAILURE
+}
+
+fn compiler() -> String {
+    let output =
+        Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// This program again, its instructions counted into `counts`.
+pub(crate) fn counted(counts: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--quiet", "--compress-strings=no", "--compress-pos=no"]);
+    command.arg(format!("--callgrind-out-file={}", counts.display()));
+    command.args(options).arg(std::env::current_exe().unwrap());
+    command
+}

@@ -1,0 +1,269 @@
+//! What the measurements of single parts work on: a thousand keys with three limits each, and their journal.
+
+use keygate::clock::{Clock, Now, SystemClock};
+use keygate::counter::{Charge, Charged, Counters};
+use keygate::enduser::{self, EndUsers, WhenGone};
+use keygate::gate::{Admission, Gate, RequestView};
+use keygate::keyring::{FeedOptions, Follower, Found, Keyring};
+use keygate::metrics::Metrics;
+use keygate::policy::forward::Forward;
+use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
+use keygate::policy::key::{Ceilings, Key, KeyType, Plan, Scope, Scopes};
+use keygate::policy::limit::Limits;
+use keygate::policy::route::{EndUserFrom, Route, RouteTable};
+use keygate::policy::secret::{Peppers, Secret};
+use keygate::store::sqlite::{SqliteOptions, SqliteStore};
+use keygate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, Tenants as _};
+use keygate::usage::journal::JournalOptions;
+use keygate::usage::journal::disk::RealDisk;
+use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull};
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Keys that are known.
+pub(crate) const KEYS: usize = 1_000;
+
+/// Everything that is measured, ready to be called.
+pub(crate) struct Stage {
+    pub(crate) gate: Gate,
+    routes: RouteTable,
+    pub(crate) clock: Arc<dyn Clock>,
+    requests: Vec<http::HeaderMap>,
+    digests: Vec<Digest>,
+    known: Vec<Arc<keygate::keyring::Entry>>,
+    recorder: Recorder,
+    upstream: Arc<str>,
+    _runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl Stage {
+    /// Makes it all; takes a moment.
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let peppers = Peppers::parse(&Peppers::generate_line(1)).unwrap();
+        let store =
+            Arc::new(SqliteStore::open(&folder.path().join("db"), &SqliteOptions::default()).unwrap());
+        let secrets: Vec<Secret> = (0..KEYS).map(|_| Secret::generate("sk", KeyType::Service)).collect();
+        runtime.block_on(fill(&store, &secrets, &peppers, clock.now()));
+        let keyring = Arc::new(Keyring::new());
+        let options = FeedOptions { poll_interval: Duration::from_secs(1) };
+        let follower = Follower::new(
+            Arc::clone(&keyring),
+            Arc::clone(&store) as _,
+            Arc::clone(&clock),
+            options,
+            Box::new(|_| {}),
+        );
+        runtime.block_on(follower.load()).unwrap();
+        let end_users = EndUsers::new(enduser::Parts {
+            store,
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            io: runtime.handle().clone(),
+            options: enduser::Options { entries: 10, patience: Duration::ZERO, when_gone: WhenGone::Refuse },
+        });
+        let (rehash, _) = tokio::sync::mpsc::channel(1);
+        let digests: Vec<_> =
+            secrets.iter().map(|s| Digest(peppers.current().digest(s.expose().as_bytes()))).collect();
+        let at = clock.now().wall;
+        let known = digests.iter().map(|digest| keyring.find(digest, at).unwrap().entry).collect();
+        let gate = Gate {
+            keyring,
+            counters: Arc::new(Counters::default()),
+            end_users: Arc::new(end_users),
+            peppers: Arc::new(peppers),
+            secret_prefix: "sk".into(),
+            secret_headers: [http::header::AUTHORIZATION, http::HeaderName::from_static("x-api-key")].into(),
+            rehash,
+        };
+        let options = JournalOptions {
+            folder: folder.path().join("journal"),
+            // What all measurements together write fits.
+            max_bytes: 4 << 30,
+            segment_bytes: 4 << 20,
+            sync_interval: Duration::from_secs(3_600),
+            threads: 1,
+            node: "bench".into(),
+            boot: uuid::Uuid::nil(),
+        };
+        let (journal, _) = Journal::open(options, Arc::new(RealDisk), Arc::clone(&metrics)).unwrap();
+        Self {
+            gate,
+            routes: RouteTable::new(vec![route()]).unwrap(),
+            clock,
+            requests: secrets.iter().map(request).collect(),
+            digests,
+            known,
+            recorder: Recorder::new(journal, WhenFull::Shed, metrics),
+            upstream: "10.0.0.12:9001".into(),
+            _runtime: runtime,
+            _folder: folder,
+        }
+    }
+
+    /// Finds the key of a request, authorizes and charges it.
+    pub(crate) fn decide(&self, number: usize) -> Admission {
+        let headers = &self.requests[number % KEYS];
+        let view = RequestView {
+            method: &http::Method::POST,
+            path: "/v1/app/chat/completions",
+            headers,
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            now: self.clock.now(),
+        };
+        let permit = self.gate.authorize(&self.routes, &view).unwrap();
+        let admitted = pin!(self.gate.admit(permit, None, view.now));
+        match admitted.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(admitted) => admitted.unwrap(),
+            Poll::Pending => unreachable!("what is in memory is not waited for"),
+        }
+    }
+
+    /// Hashes a secret.
+    pub(crate) fn digest(&self, number: usize) -> Digest {
+        let secret = self.requests[number % KEYS][http::header::AUTHORIZATION].as_bytes();
+        Digest(self.gate.peppers.current().digest(&secret[7..]))
+    }
+
+    /// Finds a key by its digest.
+    pub(crate) fn find(&self, number: usize) -> Found {
+        self.gate.keyring.find(&self.digests[number % KEYS], self.clock.now().wall).unwrap()
+    }
+
+    /// Charges three limits and ends what is in flight.
+    pub(crate) fn charge(&self, number: usize) -> Charged {
+        let entry = &self.known[number % KEYS];
+        let plan = entry.workspace.plan();
+        let none = Limits::new();
+        let charge = Charge {
+            key: entry.key.id,
+            key_limits: &entry.limits(&plan),
+            workspace: &entry.workspace.id,
+            workspace_limits: &none,
+        };
+        self.gate.counters.charge(&charge, self.clock.now()).unwrap()
+    }
+
+    /// Writes both records of a request.
+    pub(crate) fn record(&self, number: usize) {
+        let entry = &self.known[number % KEYS];
+        let arrived = self.clock.now();
+        let id = RequestId::new(arrived.wall);
+        let mut buffer = [0; 36];
+        let start = Start {
+            id,
+            request_id: id.0.hyphenated().encode_lower(&mut buffer),
+            api_key_id: entry.key.id,
+            workspace_id: &entry.key.workspace_id,
+            arrived,
+            method: "POST",
+            endpoint: "/v1/app/chat/completions",
+            route: "app",
+            ip_address: IpAddr::from([10, 1, 2, 3]),
+            user_agent: b"python-requests/2.32.3",
+            node: "gateway-1",
+            end_user_id: None,
+            charged: true,
+            degraded: false,
+        };
+        let mut pending = Pending::admitted(start, &self.recorder, &self.clock).unwrap();
+        pending.upstream(&self.upstream);
+        pending.first_byte(200);
+        pending.bytes(512, 2_048);
+        pending.complete(Outcome::Served, 200);
+    }
+}
+
+fn route() -> Route {
+    Route {
+        name: "app".into(),
+        path: "/v1/app/{rest*}".into(),
+        methods: Box::default(),
+        upstream: 0,
+        scopes: Scopes::from_iter([Scope::App]),
+        resource: None,
+        end_user: EndUserFrom::Header(http::HeaderName::from_static("x-end-user-id")),
+        keep_credential: false,
+        max_body_bytes: 1 << 20,
+        forward: Forward::default(),
+        cors: None,
+    }
+}
+
+/// Fields as a usual client sends them.
+fn request(secret: &Secret) -> http::HeaderMap {
+    let authorization = format!("Bearer {}", secret.expose());
+    [
+        ("host", "api.example.com"),
+        ("user-agent", "python-requests/2.32.3"),
+        ("accept", "*/*"),
+        ("accept-encoding", "gzip, deflate"),
+        ("content-type", "application/json"),
+        ("content-length", "512"),
+        ("authorization", &authorization),
+    ]
+    .into_iter()
+    .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+    .collect()
+}
+
+async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: Now) {
+    let (by, at) = (Actor::keygate(), now.wall);
+    let plan: PlanId = "default".parse().unwrap();
+    let workspace: WorkspaceId = "workspace-1".parse().unwrap();
+    let record = PlanRecord {
+        plan: Plan {
+            id: plan.clone(),
+            api_ops_rate_limit: 10_000_000,
+            end_user_quota: 1,
+            limits: Box::default(),
+        },
+        description: String::new(),
+        usage_retention_days: None,
+        created_at: at,
+        updated_at: at,
+    };
+    store.create_plan(record, &by, at).await.unwrap();
+    store.ensure_workspace(&workspace, &plan, &by, at).await.unwrap();
+    let keys = secrets.iter().enumerate().map(|(number, secret)| NewKey {
+        key: Key {
+            id: KeyId::new(at),
+            workspace_id: workspace.clone(),
+            kind: KeyType::Service,
+            scopes: KeyType::Service.default_scopes(),
+            resource_id: "workspace-1".into(),
+            ceilings: Ceilings {
+                rate_limit: 10_000_000,
+                rate_burst: None,
+                daily_request_limit: 1 << 50,
+                quota_limit: Some(1 << 50),
+                concurrency_limit: None,
+                limits: Box::default(),
+            },
+            allowed_ips: Box::default(),
+            is_active: true,
+            expires_at: None,
+        },
+        name: format!("key {number}"),
+        description: String::new(),
+        metadata: serde_json::Map::new(),
+        credential: IssuedCredential {
+            digest: Digest(peppers.current().digest(secret.expose().as_bytes())),
+            pepper_version: peppers.current().version(),
+            hint: secret.hint("sk"),
+        },
+        past: None,
+    });
+    let keys: Vec<NewKey> = keys.collect();
+    for result in store.create_keys(keys, &by, at).await.unwrap() {
+        result.unwrap();
+    }
+}

@@ -1,0 +1,257 @@
+//! Bodies of requests: who is told no before all of it has come can read that; what backends do not take is not read.
+
+use crate::http2::{Client, read, request};
+use crate::limits::{cut, metric};
+use crate::support::{Hold, Raw, Request, Response, eventually_true, route, stand, upstream};
+use bytes::Bytes;
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// More than all buffers between a client and its gateway hold.
+const LARGE: usize = 20 * 1024 * 1024;
+
+/// A backend that does with a connection what a test says.
+fn backend(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream.unwrap()));
+        }
+    });
+    address
+}
+
+/// One more route, `/v1/other/…`, to `address`.
+fn another_route(address: SocketAddr, more: &str) -> String {
+    upstream("other", address) + &route("other", "/v1/other/{rest*}", "other", more)
+}
+
+/// Sends all of a large body before it looks at the answer, as many clients do.
+#[track_caller]
+fn send_then_read(mut client: Raw, head: &[u8], chunked: bool) -> Response {
+    client.send(head);
+    let part = vec![b'x'; 64 * 1024];
+    for _ in 0..LARGE / part.len() {
+        if chunked {
+            client.send(b"10000\r\n");
+        }
+        client.send(&part);
+        if chunked {
+            client.send(b"\r\n");
+        }
+    }
+    if chunked {
+        client.send(b"0\r\n\r\n");
+    }
+    let response = client.response();
+    assert_eq!(response.header("connection"), Some("close"), "{response:?}");
+    assert!(client.is_closed());
+    response
+}
+
+#[test]
+fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
+    // Answers when it has the head, and takes nothing more.
+    let early = backend(|mut stream| {
+        let mut head = [0; 16 * 1024];
+        let begun = stream.read(&mut head).is_ok_and(|n| n > 0);
+        assert!(begun, "a request");
+        let answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nearly";
+        stream.write_all(answer).unwrap();
+        // Until the gateway is done with it.
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        while stream.read(&mut head).is_ok_and(|n| n > 0) {}
+    });
+    let small = route("small", "/v1/small/{rest*}", "app", "max_body_bytes = \"1MiB\"");
+    let (origin, gateway) = stand(&(another_route(early, "") + &small));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let head = |target: &str, key: &str, fields: &str| {
+        format!("POST {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n{fields}\r\n\r\n")
+    };
+    let length = format!("Content-Length: {LARGE}");
+    let chunked = "Transfer-Encoding: chunked".to_owned();
+    for (head, fault) in [
+        (head("/v1/app/x", "nonsense", &length), (401, 3009, "api_key_invalid")),
+        (head("/v1/app/x", "nonsense", &chunked), (401, 3009, "api_key_invalid")),
+        (head("/v1/small/x", &secret, &length), (413, 1000, "payload_too_large")),
+        // Found out in the middle.
+        (head("/v1/small/x", &secret, &chunked), (413, 1000, "payload_too_large")),
+        (head("/nowhere", &secret, &length), (404, 4000, "route_not_found")),
+        // Refused before it is a request.
+        (head("/v1/app/x", &secret, &format!("{length}\r\n{length}")), (400, 1000, "bad_request")),
+    ] {
+        let response = send_then_read(gateway.connect(), head.as_bytes(), head.contains("chunked"));
+        assert_eq!(response.fault(), (fault.0, fault.1, fault.2.to_owned()), "{head}");
+    }
+    assert_eq!(origin.count(), 0);
+    // The backend's own early answer.
+    let response = send_then_read(gateway.connect(), head("/v1/other/x", &secret, &length).as_bytes(), false);
+    assert_eq!((response.status, response.text().as_str()), (413, "early"));
+}
+
+#[test]
+fn who_never_stops_sending_is_not_listened_to_for_ever() {
+    let (_origin, gateway) = stand("");
+    let mut client = gateway.connect();
+    client.send(b"POST /v1/app/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let part = [b"100000\r\n".as_slice(), &vec![b'x'; 1024 * 1024], b"\r\n"].concat();
+    let mut sent = 0;
+    while client.try_send(&part) {
+        sent += 1;
+        assert!(sent < 500, "it reads on");
+    }
+    // What it reads, and what sockets hold.
+    assert!(sent >= 64, "it is read for a while: {sent} MiB");
+}
+
+#[test]
+fn what_backends_do_not_take_is_not_read_from_clients() {
+    let (hold, begun) = (Hold::new(), Arc::new(AtomicUsize::new(0)));
+    let (until, begins) = (hold.clone(), Arc::clone(&begun));
+    let stuck = backend(move |mut stream| {
+        begins.fetch_add(1, Ordering::AcqRel);
+        until.wait(1);
+        let (mut part, mut came) = (vec![0; 64 * 1024], 0);
+        while came < LARGE {
+            match stream.read(&mut part) {
+                Ok(n @ 1..) => came += n,
+                _ => return,
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntook").unwrap();
+    });
+    let more = another_route(stuck, "");
+    let (origin, gateway) = stand(&format!("{more}[proxy]\nmax_bytes_in_flight = \"1MiB\"\n"));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let post = |target: &str, n: usize| Request::post(target, vec![b'x'; n]).bearer(&secret);
+    let mut clients: Vec<Raw> = (0..6).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        // Each goes to the backend before the room is used up.
+        client.send(&post("/v1/other/x", LARGE).head());
+        client.send(b"x");
+    }
+    eventually_true("all have begun", || begun.load(Ordering::Acquire) == clients.len());
+    let upload = |mut client: Raw| {
+        std::thread::spawn(move || {
+            client.send(&vec![b'x'; LARGE - 1]);
+            client.response()
+        })
+    };
+    let uploads: Vec<_> = clients.into_iter().map(upload).collect();
+    let held = || metric(&gateway, "keygate_bytes_in_flight");
+    eventually_true("uploads have all they may", || held() >= f64::from(512 << 10));
+    // Each of them may have had one part in hand when the room was used up.
+    let most = f64::from((512 + 6 * 64) << 10);
+    let is_refused = || gateway.call(&post("/v1/app/x", 20_000)).status == 503;
+    eventually_true("new ones are refused", is_refused);
+    assert!(held() <= most, "{} bytes", held());
+    // What holds little goes on.
+    let before = origin.count();
+    assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
+    assert_eq!(gateway.call(&post("/v1/app/x", 1_000)).status, 200);
+    assert_eq!((origin.last().body.len(), origin.count()), (1_000, before + 2));
+    hold.release();
+    for upload in uploads {
+        assert_eq!(upload.join().unwrap().text(), "took");
+    }
+    eventually_true("all was taken", || held() == 0.0);
+    assert_eq!(gateway.call(&post("/v1/app/x", 20_000)).status, 200);
+    assert_eq!(cut(&gateway, "over_budget"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_over_http2_are_counted_and_wait_as_well() {
+    let (hold, begun) = (Hold::new(), Arc::new(AtomicUsize::new(0)));
+    let (until, begins) = (hold.clone(), Arc::clone(&begun));
+    let stuck = backend(move |mut stream| {
+        begins.fetch_add(1, Ordering::AcqRel);
+        until.wait(1);
+        let (mut part, mut all) = (vec![0; 64 * 1024], Vec::new());
+        while !all.ends_with(b"0\r\n\r\n") {
+            match stream.read(&mut part) {
+                Ok(n @ 1..) => all.extend_from_slice(&part[..n]),
+                _ => return,
+            }
+        }
+        let came = all.iter().filter(|byte| **byte == b'~').count();
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nX-Came: {came}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let more = another_route(stuck, "");
+    let proxy = "[proxy]\nmax_bytes_in_flight = \"1MiB\"\nlisten_h2c = [\"127.0.0.1:0\"]\n";
+    let (_origin, gateway) = stand(&format!("{more}{proxy}"));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        // Each goes to the backend before the room is used up.
+        let (response, mut body) = client.begin(request("POST", "/v1/other/x", &secret), false).await;
+        body.send_data(Bytes::from_static(b"~"), false).unwrap();
+        answers.push((response, body));
+    }
+    eventually_true("all have begun", || begun.load(Ordering::Acquire) == answers.len());
+    let rest = Bytes::from(vec![b'~'; LARGE - 1]);
+    for (_, body) in &mut answers {
+        body.send_data(rest.clone(), true).unwrap();
+    }
+    let held = || metric(&gateway, "keygate_bytes_in_flight");
+    eventually_true("its streams have all they may", || held() >= f64::from(512 << 10));
+    assert!(held() <= f64::from((512 + 10 * 16) << 10), "{} bytes", held());
+    // Of a stream that waits for room the connection's others know nothing.
+    assert_eq!(client.call(request("GET", "/v1/app/x", &secret)).await.unwrap().status, 200);
+    hold.release();
+    for (response, _) in answers {
+        assert_eq!(read(response).await.unwrap().headers["x-came"], LARGE.to_string());
+    }
+    eventually_true("all was taken", || held() == 0.0);
+}
+
+#[test]
+fn a_client_in_a_conversation_owes_no_rate() {
+    // Answers at once, and reads to the end.
+    let chatty = backend(|mut stream| {
+        let (mut part, mut all) = ([0; 1024], Vec::new());
+        let mut told = false;
+        while !all.ends_with(b"0\r\n\r\n") {
+            match stream.read(&mut part) {
+                Ok(n @ 1..) => all.extend_from_slice(&part[..n]),
+                _ => return,
+            }
+            if !told {
+                told = true;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+                    .unwrap();
+            }
+        }
+        stream.write_all(b"3\r\nbye\r\n0\r\n\r\n").unwrap();
+    });
+    let proxy = "[proxy]\nheader_timeout = \"200ms\"\nbody_timeout = \"10s\"\nmin_body_rate = \"1MiB\"\n";
+    let (_origin, gateway) = stand(&format!("{}{proxy}", another_route(chatty, "")));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let head = format!(
+        "POST /v1/other/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {secret}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    let mut client = gateway.connect();
+    client.send(head.as_bytes());
+    client.send(b"1\r\na\r\n");
+    assert_eq!(client.response_head().status, 200);
+    assert_eq!(client.chunk().unwrap(), b"hi");
+    let begun = Instant::now();
+    while begun.elapsed().as_millis() < 1_500 {
+        // Each look at the metrics is a pause.
+        metric(&gateway, "keygate_connections");
+        client.send(b"1\r\na\r\n");
+    }
+    client.send(b"0\r\n\r\n");
+    assert_eq!(client.chunk().unwrap(), b"bye");
+    assert!(client.chunk().is_none());
+    assert_eq!(cut(&gateway, "body_slow"), 0.0);
+}
