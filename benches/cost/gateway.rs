@@ -25,7 +25,8 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
             println!("{}", serde_json::to_string(&ALLOCATOR.so_far()).unwrap());
         }
     });
-    keygate::cli::run(Cli::parse_from(args), Environment { variables: &[], host_name: "bench" }).into()
+    keygate::cli::run(Cli::parse_from(args), Environment { called: &[], variables: &[], host_name: "bench" })
+        .into()
 }
 
 struct Gateway {
