@@ -48,7 +48,7 @@ struct Baseline {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["gateway", ..] => gateway::run(&args[1..]),
+        ["gateway", ..] => gateway::run(&args),
         ["parts"] => {
             parts::run();
             ExitCode::SUCCESS

@@ -24,7 +24,7 @@ macro_rules! measured {
         $(#[inline(never)]
         fn $name($stage: &Stage) {
             for $number in 0..CALLS as usize {
-                drop(black_box($work));
+                _ = black_box($work);
             }
         })+
 
