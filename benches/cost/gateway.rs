@@ -80,7 +80,8 @@ impl Gateway {
         (0..REQUESTS).for_each(|_| client.ask(request, status));
         let after = self.allocations();
         self.control("--dump");
-        [self.busiest_thread(dump), after[0] - before[0], after[1] - before[1]].map(|figure| figure / REQUESTS)
+        [self.busiest_thread(dump), after[0] - before[0], after[1] - before[1]]
+            .map(|figure| figure / REQUESTS)
     }
 
     /// Instructions of the thread that serves, which has most to do. How many the ledger's writer needs depends on how
