@@ -18,6 +18,20 @@ const WAIT: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.02, 0.03, 
 const OWN: &[f64] =
     &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
 
+/// What can come of an attempt at a server.
+const UPSTREAM_RESULTS: [&str; 10] = [
+    "answered",
+    "connect_failed",
+    "connect_timed_out",
+    "tls_timed_out",
+    "write_timed_out",
+    "first_byte_timed_out",
+    "read_timed_out",
+    "request_timed_out",
+    "broke_off",
+    "error_status",
+];
+
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal $(, labels $labels:expr)? $(, buckets $buckets:expr)?;)+) => {
         /// The metrics of one process.
@@ -71,7 +85,7 @@ metrics! {
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
-    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break or a timeout.
+    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break, or which time was over.
     upstream_results: IntCounterVec = "keygate_upstream_results_total", labels &["upstream", "server", "result"];
     /// Requests in flight at a server.
     upstream_in_flight: IntGaugeVec = "keygate_upstream_requests_in_flight", labels &["upstream", "server"];
@@ -203,7 +217,7 @@ impl Metrics {
         self.upstream_in_flight.remove_label_values(&labels).ok();
         self.upstream_up.remove_label_values(&labels).ok();
         self.upstream_ejections.remove_label_values(&labels).ok();
-        for result in ["answered", "connect_failed", "timed_out", "broke_off", "error_status"] {
+        for result in UPSTREAM_RESULTS {
             self.upstream_results.remove_label_values(&[upstream, server, result]).ok();
         }
     }

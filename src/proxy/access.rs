@@ -27,6 +27,8 @@ pub(super) struct Line<'r> {
     pub(super) status: u16,
     pub(super) outcome: Outcome,
     pub(super) address: IpAddr,
+    /// Why the last attempt at a backend that failed did; empty: none did.
+    pub(super) backend_failure: &'r str,
     pub(super) elapsed: Duration,
 }
 
@@ -56,6 +58,7 @@ impl Line<'_> {
             status = self.status,
             outcome = self.outcome.as_str(),
             address = %self.address,
+            backend_failure = self.backend_failure,
             duration_us = u64::try_from(self.elapsed.as_micros()).unwrap_or(u64::MAX),
         );
     }

@@ -280,11 +280,13 @@ impl Connection {
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when it is ended from elsewhere.
+    /// Returns when it is ended from elsewhere, but for a backend that is late: whoever waits for that one finds out by
+    /// itself, is woken by the same means, and can answer.
     pub async fn ended(&self) {
         std::future::poll_fn(|context| {
             self.wakes(context);
-            if self.ends().is_some() { Poll::Ready(()) } else { Poll::Pending }
+            let ends = self.ends().is_some_and(|end| end != End::BackendLate);
+            if ends { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

@@ -147,6 +147,7 @@ async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, d
             status,
             outcome: Outcome::Denied,
             address: connection.client(),
+            backend_failure: "",
             elapsed,
         };
         line.write();

@@ -3,12 +3,14 @@
 use super::connection::{Connection, Stage};
 use super::listen::Acceptor;
 use super::wire::Wire;
+use crate::policy::fault::Fault;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Bytes of answers that wait in one stream for the client's window.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -53,7 +55,10 @@ pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc
                 let stream = ServerSession::new_http2(session);
                 tokio::spawn(serve_stream(acceptor.clone(), stream, Arc::clone(connection), busy));
             }
-            Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,
+            Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => {
+                malformed += 1;
+                acceptor.count_refused(Fault::BadRequest, Duration::ZERO);
+            }
             Ok(_) => return,
             Err(error) => {
                 tracing::debug!(%error, "an HTTP/2 connection ended");
@@ -83,7 +88,8 @@ async fn serve_stream(
 fn options(acceptor: &Acceptor) -> H2Options {
     let limits = acceptor.limits;
     let mut options = default_h2_options();
-    let header_bytes = u32::try_from(limits.uri_bytes + limits.header_bytes).unwrap_or(u32::MAX);
+    // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431.
+    let header_bytes = u32::try_from(2 * (limits.uri_bytes + limits.header_bytes)).unwrap_or(u32::MAX);
     options
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(header_bytes)

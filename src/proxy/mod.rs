@@ -4,6 +4,7 @@
 //! contract's envelope and the charge is given back.
 
 pub mod access;
+mod awaited;
 mod body;
 pub mod connection;
 pub mod connections;

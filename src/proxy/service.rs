@@ -1,6 +1,7 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::access::{AccessLog, Line};
+use super::awaited;
 use super::body::pass_on;
 use super::connection::Connection;
 use super::ctx::Ctx;
@@ -12,6 +13,7 @@ use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
 use super::traces::{Tracing, trace_of};
+use super::upstream::Failure;
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -158,7 +160,7 @@ impl ProxyHttp for Proxy {
         mut e: Box<Error>,
     ) -> Box<Error> {
         tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
-        e.set_retry(self.not_reached(session, ctx));
+        e.set_retry(self.not_reached(session, ctx, &e));
         e
     }
 
@@ -178,10 +180,15 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        awaited::keep_te(session, request)?;
+        if session.is_body_empty() {
+            // To a backend over HTTP/2 there is no part of a body then that could be the last.
+            self.sent(ctx);
+        }
         let (Some(admission), Some(route)) = (&ctx.admission, &ctx.route) else {
             return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
         };
@@ -210,13 +217,13 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         if end_of_stream {
-            Self::sent(session, ctx);
+            self.sent(ctx);
         }
         if let Some(read_ahead) = &ctx.body {
             // Pingora replays what it kept, which may be only the tail. All of it is here.
@@ -249,7 +256,7 @@ impl ProxyHttp for Proxy {
         {
             connection.becomes_tunnel();
         }
-        Self::answered(ctx, response.status.as_u16());
+        self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
         edit_response(response, |fields| {
             fields.reserve(ADDED);
@@ -430,6 +437,7 @@ fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elaps
         status,
         outcome,
         address: ctx.address,
+        backend_failure: ctx.trip.failure().map_or("", Failure::as_str),
         elapsed,
     };
     line.write();

@@ -2,13 +2,14 @@
 //!
 //! Must not know: how servers are chosen, or what the client is told when none is left.
 
+use super::awaited;
 use super::connection::End;
 use super::ctx::Ctx;
 use super::service::Proxy;
 use super::upstream::{Busy, Failure, NoServer, Seat, Server, Upstream, Waiting, Wish};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
@@ -31,13 +32,18 @@ pub struct Trip {
     pub reached: bool,
     /// Whether the head of an answer has come.
     answered: bool,
-    /// Whether its connection counts the time until then.
+    /// Whether its connection counts the backend's time.
     is_awaited: bool,
+    /// Why the last attempt that failed did.
+    failure: Option<Failure>,
 }
+
+/// How early Pingora's timers may fire.
+const TIMER_GRAIN: Duration = Duration::from_millis(10);
 
 impl Proxy {
     /// Chooses a server and goes there.
-    pub(super) fn next_server(&self, session: &Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+    pub(super) fn next_server(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
         let site = Arc::clone(&ctx.site);
         let Some(upstream) = ctx.route.as_ref().and_then(|r| site.upstreams.get(r.upstream)) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
@@ -65,6 +71,13 @@ impl Proxy {
                 *limit = limit.map(|span| span.min(left));
             }
         }
+        if (left.is_some() || upstream.settings.timeouts.first_byte.is_some())
+            && let Some(connection) = &ctx.connection
+        {
+            awaited::watch(session.as_mut(), connection);
+            connection.backend_within(left);
+            ctx.trip.is_awaited = true;
+        }
         ctx.note_attempt(upstream, &busy);
         ctx.trip.attempts += 1;
         ctx.trip.busy = Some(busy);
@@ -73,14 +86,23 @@ impl Proxy {
     }
 
     /// What is left of the time that the whole request may take; an error where nothing is.
-    pub(super) fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> pingora::Result<Option<Duration>> {
-        let Some(whole) = upstream.settings.timeouts.request else { return Ok(None) };
-        let left = whole.saturating_sub(self.elapsed(ctx));
-        if left.is_zero() {
+    fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> pingora::Result<Option<Duration>> {
+        let left = self.left(upstream, ctx);
+        if left.is_some_and(|left| left.is_zero()) {
             let late = Error::explain(ErrorType::ReadTimedout, "the request has taken as long as it may");
             return Err(late.into_up());
         }
-        Ok(Some(left))
+        Ok(left)
+    }
+
+    /// The same, which may be nought; none where there is no such bound.
+    fn left(&self, upstream: &Upstream, ctx: &Ctx) -> Option<Duration> {
+        Some(upstream.settings.timeouts.request?.saturating_sub(self.elapsed(ctx)))
+    }
+
+    /// Whether what has just been given up was given up because the whole request has had its time.
+    fn is_over(&self, ctx: &Ctx) -> bool {
+        upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)).is_some_and(|left| left <= TIMER_GRAIN)
     }
 
     /// Whether the request may go on, now that a part of the answer has come.
@@ -95,9 +117,15 @@ impl Proxy {
     }
 
     /// The server could not be connected to. Answers whether the request goes on to another.
-    pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx) -> bool {
+    pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
         ctx.trip.waiting = None;
-        judge(ctx, Some(Failure::Connect));
+        let failure = match e.etype {
+            ErrorType::ConnectTimedout if self.is_over(ctx) => Failure::RequestTimeout,
+            ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
+            ErrorType::ConnectTimedout => Failure::ConnectTimeout,
+            _ => Failure::Connect,
+        };
+        judge(ctx, Some(failure));
         ctx.trip.leave();
         self.goes_on(session, ctx, Broken::NotConnected)
     }
@@ -108,21 +136,18 @@ impl Proxy {
         ctx.trip.reached = true;
     }
 
-    /// All of the request has been sent: the backend's time for its first byte begins. A connection that carries several
-    /// requests at once is not ended for one of them; there the longest pause is all there is.
-    pub(super) fn sent(session: &Session, ctx: &mut Ctx) {
-        let Some(within) = upstream_of(ctx).and_then(|u| u.settings.timeouts.first_byte) else { return };
-        if session.req_header().version == Version::HTTP_2 || ctx.trip.answered {
-            return;
-        }
-        if let Some(connection) = &ctx.connection {
-            connection.backend_within(Some(within));
-            ctx.trip.is_awaited = true;
+    /// All of the request has been sent: the backend's time for its first byte begins.
+    pub(super) fn sent(&self, ctx: &Ctx) {
+        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.trip.answered) else { return };
+        if let (Some(first_byte), Some(connection)) = (upstream.settings.timeouts.first_byte, &ctx.connection)
+        {
+            let left = self.left(upstream, ctx).unwrap_or(first_byte);
+            connection.backend_within(Some(first_byte.min(left)));
         }
     }
 
     /// The head of an answer has come.
-    pub(super) fn answered(ctx: &mut Ctx, status: u16) {
+    pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
         if status >= 200 || status == 101 {
             if let Some(connection) = &ctx.connection {
@@ -132,7 +157,8 @@ impl Proxy {
                 recording.answered(status);
             }
             if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
-                connection.backend_within(None);
+                // The rest of it has what is left of the whole, if there is such a bound.
+                connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
             }
             judge(ctx, (status >= 500).then_some(Failure::Status));
         }
@@ -142,7 +168,7 @@ impl Proxy {
     /// sent again.
     pub(super) fn broke_off(&self, session: &Session, ctx: &mut Ctx, e: &Error, reused: bool) -> bool {
         if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::BackendLate)) {
-            judge(ctx, Some(Failure::Timeout));
+            judge(ctx, Some(self.late(ctx)));
             return false;
         }
         if e.esource != ErrorSource::Upstream {
@@ -154,11 +180,25 @@ impl Proxy {
             && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
             && !ctx.trip.answered;
         if broken != Broken::NotProcessed && !closed_while_idle {
-            let slow = matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-            judge(ctx, Some(if slow { Failure::Timeout } else { Failure::Broken }));
+            let failure = match e.etype {
+                ErrorType::ReadTimedout => self.late(ctx),
+                ErrorType::WriteTimedout if !self.is_over(ctx) => Failure::WriteTimeout,
+                ErrorType::WriteTimedout => Failure::RequestTimeout,
+                _ => Failure::Broken,
+            };
+            judge(ctx, Some(failure));
             ctx.trip.leave();
         }
         self.goes_on(session, ctx, broken)
+    }
+
+    /// What the backend is late with.
+    fn late(&self, ctx: &Ctx) -> Failure {
+        match ctx.trip.answered {
+            _ if self.is_over(ctx) => Failure::RequestTimeout,
+            true => Failure::ReadTimeout,
+            false => Failure::FirstByteTimeout,
+        }
     }
 
     fn goes_on(&self, session: &Session, ctx: &Ctx, broken: Broken) -> bool {
@@ -187,6 +227,11 @@ impl Trip {
         self.busy.as_deref()
     }
 
+    /// Why the last attempt that failed did; none: none did.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.failure
+    }
+
     /// The request does not come back to the server it is at.
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
@@ -195,6 +240,7 @@ impl Trip {
 
 /// Tells the upstream how the attempt went.
 fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
+    ctx.trip.failure = failure.or(ctx.trip.failure);
     if let (Some(recording), Some(failure)) = (&mut ctx.recording, failure.filter(|f| *f != Failure::Status))
     {
         recording.failed(failure.as_str());
@@ -208,6 +254,11 @@ fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
 
 fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
     ctx.site.upstreams.get(ctx.route.as_ref()?.upstream)
+}
+
+/// Whether it was the TLS handshake that took too long. Pingora has one kind of error for both, and says more in words.
+fn in_handshake(e: &Error) -> bool {
+    e.context.as_ref().is_some_and(|context| !context.as_str().starts_with("timeout "))
 }
 
 /// What the error says about how far the server has come.

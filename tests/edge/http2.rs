@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
-const H2C: &str = "[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n";
+pub(crate) const H2C: &str = "[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n";
 
 /// A connection, and the work of driving it.
 pub(crate) struct Client {
@@ -122,116 +122,26 @@ async fn many_requests_share_one_connection_and_one_set_of_rules() {
     assert_eq!(origin.count(), 50);
 }
 
-/// A connection's beginning and one request as frames.
-pub(crate) fn frames(fields: &[(&str, &str)]) -> Vec<u8> {
-    let beginning = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    [beginning, headers(1, fields)].concat()
-}
-
-/// The frame of a request without a body, every field written out, so that nothing can mend it on the way.
-pub(crate) fn headers(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0x10);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).ok().filter(|n| *n < 127).expect("a short text"));
-            block.extend_from_slice(text.as_bytes());
-        }
-    }
-    let mut bytes = u32::try_from(block.len()).unwrap().to_be_bytes()[1..].to_vec();
-    // HEADERS that end the headers and the stream.
-    bytes.extend_from_slice(b"\x01\x05");
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(&block);
-    bytes
-}
-
-/// What the gateway makes of it: a status, or none where it reset the stream or the connection.
-fn verdict(gateway: &Gateway, fields: &[(&str, &str)]) -> Option<u8> {
-    let mut client = crate::support::Raw::connect(h2c(gateway));
-    client.send(&frames(fields));
-    loop {
-        let head = client.exactly(9);
-        let payload = client.exactly(u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize);
-        match head[3] {
-            // HEADERS begin with the status: indexed, or a literal under an indexed name.
-            1 => return Some(payload[0]),
-            3 | 7 => return None,
-            _ => {}
-        }
-    }
-}
-
-#[test]
-fn what_http2_calls_malformed_never_reaches_a_backend() {
-    let (origin, gateway) = stand(H2C);
-    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
-    let key = format!("Bearer {secret}");
-    let base = |path: &'static str| {
-        vec![
-            (":method", "GET"),
-            (":scheme", "http"),
-            (":authority", "gateway.test"),
-            (":path", path),
-            ("authorization", key.as_str()),
-        ]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_are_too_large_are_told_so() {
+    let (origin, gateway) = stand(&format!("{H2C}max_header_bytes = \"4KiB\"\nmax_uri_bytes = \"1KiB\"\n"));
+    let secret = gateway.create_key(json!({})).secret;
+    let mut client = Client::connect(h2c(&gateway)).await;
+    let with = |bytes: usize| {
+        let mut request = request("GET", "/v1/app/x", &secret);
+        request.headers_mut().insert("x-long", "x".repeat(bytes).parse().unwrap());
+        request
     };
-    assert_eq!(verdict(&gateway, &base("/v1/app/x")), Some(0x88), "200 has an index of its own");
-    assert_eq!(origin.count(), 1);
-    origin.forget();
-    let more = |field: (&'static str, &'static str)| [base("/v1/app/x"), vec![field]].concat();
-    let without = |name: &str| base("/v1/app/x").into_iter().filter(|(n, _)| *n != name).collect::<Vec<_>>();
-    let with = |name: &'static str, value: &'static str| [vec![(name, value)], without(name)].concat();
-    let mut probes = vec![
-        more(("connection", "close")),
-        more(("transfer-encoding", "chunked")),
-        more(("keep-alive", "1")),
-        more(("proxy-connection", "close")),
-        more(("upgrade", "websocket")),
-        more(("te", "gzip")),
-        more(("host", "other.test")),
-        more(("content-length", "5")),
-        more(("content-length", "00")),
-        more(("content-length", "0, 0")),
-        more(("content-length", "+0")),
-        more(("Upper", "case")),
-        more(("x-a", "a\r\nb: c")),
-        more(("x-a", "a\0b")),
-        more(("x a", "b")),
-        more(("", "b")),
-        more((":path", "/v1/app/y")),
-        more((":status", "200")),
-        more((":unknown", "x")),
-        without(":authority"),
-        without(":path"),
-        without(":method"),
-        without(":scheme"),
-        with(":authority", "u@gateway.test"),
-        with(":authority", "gateway.test/x"),
-        with(":authority", ""),
-        with(":path", ""),
-        with(":path", "*"),
-        with(":path", "v1/app/x"),
-        with(":path", "http://gateway.test/v1/app/x"),
-        with(":path", "//gateway.test/v1/app/x"),
-        with(":path", "/v1/app/../x"),
-        with(":path", "/v1/app/%2e%2e/x"),
-        with(":path", "/v1/app/a%2fb"),
-        with(":path", "/v1/app/a\\b"),
-        with(":path", "/v1/app/%00"),
-        with(":path", "/v1/app/x y"),
-        with(":path", "/v1/app/x\r\n"),
-        with(":path", "/v1/app/x HTTP/1.1\r\nX: y"),
-        with(":path", "/v1/app/\u{e9}"),
-    ];
-    probes.push([more(("content-length", "0")), vec![("content-length", "0")]].concat());
-    probes.push([more(("host", "gateway.test")), vec![("host", "gateway.test")]].concat());
-    for probe in probes {
-        let found = verdict(&gateway, &probe);
-        // 400 has an index of its own as well.
-        assert!(matches!(found, None | Some(0x8c)), "{probe:?}: {found:?}");
-        assert_eq!(origin.count(), 0, "{probe:?}");
+    assert_eq!(client.call(with(3_800)).await.unwrap().status, 200);
+    for bytes in [4_100, 9_000] {
+        let told = client.call(with(bytes)).await.unwrap().fault();
+        assert_eq!(told, (431, "request_header_fields_too_large".to_owned()), "{bytes} bytes");
     }
+    let long = request("GET", &format!("/v1/app/{}", "x".repeat(1_100)), &secret);
+    assert_eq!(client.call(long).await.unwrap().fault(), (414, "uri_too_long".to_owned()));
+    let bare = client.call(with(12_000)).await.unwrap();
+    assert_eq!((bare.status.as_u16(), bare.body.len()), (431, 0));
+    assert_eq!((client.call(with(1)).await.unwrap().status.as_u16(), origin.count()), (200, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

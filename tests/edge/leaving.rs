@@ -1,6 +1,7 @@
 //! HTTP/2 when the gateway stops: a GOAWAY that takes nothing back, then one that says where it ends.
 
-use crate::http2::{frames, h2c, headers};
+use crate::frames::{beginning, request};
+use crate::http2::h2c;
 use crate::support::{Hold, Raw, eventually_true, stand};
 use serde_json::json;
 use std::net::TcpStream;
@@ -53,7 +54,8 @@ fn streams_opened_before_the_client_has_heard_of_it_are_served() {
     let hold = Hold::new();
     origin.answer_after(&hold);
     let mut line = Raw::connect(h2c(&gateway));
-    line.send(&frames(&fields));
+    line.send(&beginning());
+    line.send(&request(1, &fields));
     origin.wait_for_heads(1);
 
     gateway.signal("TERM");
@@ -61,8 +63,8 @@ fn streams_opened_before_the_client_has_heard_of_it_are_served() {
     assert_eq!((last_stream(&goaway), answered), ((0x7fff_ffff, 0), vec![]), "it takes nothing back");
     let (ping, _) = next(&mut line, PING);
     // These are on their way when the client hears of it.
-    line.send(&headers(3, &fields));
-    line.send(&headers(5, &fields));
+    line.send(&request(3, &fields));
+    line.send(&request(5, &fields));
     line.send(&[&b"\0\0\x08\x06\x01\0\0\0\0"[..], &ping].concat());
     let (goaway, answered) = next(&mut line, GOAWAY);
     assert_eq!((last_stream(&goaway), answered), ((5, 0), vec![]), "all that were sent will be served");

@@ -182,10 +182,6 @@ impl Stand {
     }
 
     fn readers_are_told(&self, at: usize, admin: Admin) {
-        if admin == Admin::Reads {
-            // The trouble began by closing connections; whoever is on one of those is told 503.
-            eventually_true("reads are answered again", || self.read(at).status == 200);
-        }
         let read = self.read(at);
         assert!(read.after <= TOLD_WITHIN, "GET answers {} after {:?}", read.status, read.after);
         match admin {

@@ -13,8 +13,10 @@ use keygate::store::{NodeReport, Nodes as _, PlanPatch, SpentRow, Store, StoreEr
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// For a server that does not answer: short, so that tests are.
@@ -53,6 +55,67 @@ async fn recovered(store: &PgStore) -> Version {
             Ok(version) => return version,
             Err(error) => assert!(error.is_transient() && Instant::now() < limit, "{error}"),
         }
+    }
+}
+
+// === a server that closes connections ===
+
+/// The way to the database at `url` through a proxy. Connections that stood when `doomed` was raised end at the next thing
+/// that is said on them, as those do that the server has closed a moment before.
+async fn by_way_of_doom(url: &str, doomed: watch::Receiver<u32>) -> String {
+    let place: PostgresUrl = url.parse().unwrap();
+    let (host, port) = place.hosts[0].clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    let there = format!("{host}:{port}");
+    let through = url.replace(&there, &here.to_string());
+    assert_ne!(through, url);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (there, doomed) = (there.clone(), doomed.clone());
+            let born = *doomed.borrow();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(there).await.unwrap();
+                let (mut said, mut answered) = ([0; 4_096], [0; 4_096]);
+                loop {
+                    // Whatever ends on one side ends on the other.
+                    tokio::select! {
+                        n = client.read(&mut said) => match n {
+                            Ok(n @ 1..) if born == *doomed.borrow() => server.write_all(&said[..n]).await.unwrap(),
+                            _ => return,
+                        },
+                        n = server.read(&mut answered) => match n {
+                            Ok(n @ 1..) => client.write_all(&answered[..n]).await.unwrap(),
+                            _ => return,
+                        },
+                    }
+                }
+            });
+        }
+    });
+    through
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_meets_a_closed_connection_does_not_notice() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let (doom, doomed) = watch::channel(0);
+    let url = by_way_of_doom(place.url(), doomed).await;
+    let store = Arc::new(open(&url, &PgOptions { connections: 4, ..PgOptions::default() }).await.unwrap());
+    for round in 1..=3 {
+        let mut busy = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (store, w) = (Arc::clone(&store), w.clone());
+            busy.spawn(async move { store.workspace(&w).await });
+        }
+        assert!(busy.join_all().await.iter().all(Result::is_ok));
+        doom.send_replace(round);
+        // Nothing had begun, so what writes may begin again as well as what reads.
+        let (key, by) = (new_key(&w, &format!("after round {round}")), someone());
+        let (read, written) = tokio::join!(store.workspace(&w), store.create_key(key, &by, T0));
+        assert!(read.unwrap().is_some());
+        written.unwrap();
     }
 }
 

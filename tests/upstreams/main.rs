@@ -21,4 +21,5 @@ mod speaker;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
+mod timeouts;
 mod traces;

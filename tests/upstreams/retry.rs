@@ -144,7 +144,10 @@ fn a_backend_that_does_not_begin_to_answer_is_504_and_may_pause_for_longer_later
         let request = Request::post("/v1/app/late", "once").bearer(&group.secret);
         assert_eq!(group.gateway.call(&request).fault(), (504, 10003, "gateway_timeout".into()));
     }
-    assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"timed_out\","), Some(2));
+    assert_eq!(
+        group.metric_of("keygate_upstream_results_total", 0, "result=\"first_byte_timed_out\","),
+        Some(2)
+    );
     hold.release();
     assert_eq!(slow.exactly(4), b"okay");
 }

@@ -247,7 +247,9 @@ impl Upstream {
         let timeouts = &self.settings.timeouts;
         let mut peer = self.settings.dialect.peer(server);
         peer.options.connection_timeout = Some(timeouts.connect);
-        peer.options.total_connection_timeout = Some(timeouts.connect);
+        // Pingora gives the TLS handshake as long again; together they have no more than that.
+        let rounds = if self.settings.dialect.is_tls() { 2 } else { 1 };
+        peer.options.total_connection_timeout = Some(timeouts.connect * rounds);
         peer.options.read_timeout = Some(timeouts.read);
         peer.options.write_timeout = Some(timeouts.write);
         peer.options.idle_timeout = Some(timeouts.idle);

@@ -50,8 +50,18 @@ pub struct Busy(Arc<Server>);
 pub enum Failure {
     /// No connection.
     Connect,
-    /// Too slow.
-    Timeout,
+    /// It does not accept the connection in time.
+    ConnectTimeout,
+    /// It does not finish the TLS handshake in time.
+    TlsTimeout,
+    /// It takes nothing of the request for too long.
+    WriteTimeout,
+    /// It does not begin to answer in time.
+    FirstByteTimeout,
+    /// It pauses for too long within its answer.
+    ReadTimeout,
+    /// The time for the whole request is over.
+    RequestTimeout,
     /// The connection broke, or what came was no HTTP.
     Broken,
     /// A status of 500 or more.
@@ -191,7 +201,12 @@ impl Failure {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect_failed",
-            Self::Timeout => "timed_out",
+            Self::ConnectTimeout => "connect_timed_out",
+            Self::TlsTimeout => "tls_timed_out",
+            Self::WriteTimeout => "write_timed_out",
+            Self::FirstByteTimeout => "first_byte_timed_out",
+            Self::ReadTimeout => "read_timed_out",
+            Self::RequestTimeout => "request_timed_out",
             Self::Broken => "broke_off",
             Self::Status => "error_status",
         }

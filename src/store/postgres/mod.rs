@@ -1,7 +1,8 @@
 //! The store for several nodes: a PostgreSQL database behind a pool of connections.
 //!
 //! Must not know: anything outside the store. When the server is gone or hangs every call answers
-//! [`StoreError::Unavailable`] within its timeout, and the next one that finds it well succeeds without a restart.
+//! [`StoreError::Unavailable`] within its timeout, and the next one that finds it well succeeds without a restart. A
+//! connection that it has closed meanwhile is replaced, and the call that met it does not notice.
 //!
 //! *Invariant:* every administrative write locks the row of `change_seq` before it looks at anything; so writes take
 //! turns, and numbers become visible in order.
@@ -40,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
-use tx::{Kind, Tx, Work};
+use tx::{Kind, Ran, Tx, Work};
 
 /// A store on a PostgreSQL server.
 pub struct PgStore {
@@ -204,31 +205,37 @@ async fn serve<T, F>(
     pool: Pool,
     kind: Kind,
     patience: Duration,
-    work: F,
+    mut work: F,
     mut answer: oneshot::Sender<Result<T, Broken>>,
     running: OwnedRwLockReadGuard<bool>,
 ) where
     T: Send + 'static,
     F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
 {
-    let connection = tokio::select! {
-        connection = pool.get() => connection,
-        // Nobody waits any more: the caller was told nothing, so nothing may change, and nobody need stand in line.
-        () = answer.closed() => return,
-    };
-    let outcome = match connection {
-        Ok(mut connection) => {
-            let (outcome, is_sound) =
-                tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
-            if !is_sound {
-                // It may yet answer what was given up; nobody else must read that. What is idle may hang as well, and
-                // must not be found out one patience after the other.
-                drop(Object::take(connection));
-                pool.retain(|_, _| false);
-            }
-            outcome
+    let mut may_try_again = true;
+    let outcome = loop {
+        let connection = tokio::select! {
+            connection = pool.get() => connection,
+            // Nobody waits any more: the caller was told nothing, so nothing may change, and nobody need stand in line.
+            () = answer.closed() => return,
+        };
+        let mut connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => break Err(error::of_pool(&error).into()),
+        };
+        let (ran, is_sound) = tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
+        if !is_sound {
+            // It may yet answer what was given up; nobody else must read that. What is idle may hang or be closed as
+            // well, and must not be found out one patience after the other.
+            drop(Object::take(connection));
+            pool.retain(|_, _| false);
         }
-        Err(error) => Err(error::of_pool(&error).into()),
+        match ran {
+            Ran::Done(outcome) => break outcome,
+            // The server has closed the connection while nobody used it. Nothing was done, so nothing can be done twice.
+            Ran::NotBegun(again, _) if may_try_again => (work, may_try_again) = (again, false),
+            Ran::NotBegun(_, broken) => break Err(broken),
+        }
     };
     if answer.send(outcome).is_err() {
         tracing::debug!("the caller of a store call went away while it ran");

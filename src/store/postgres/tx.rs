@@ -61,6 +61,14 @@ pub(super) struct Parts<'a, 't> {
     is_over: bool,
 }
 
+/// What came of a call on one connection.
+pub(super) enum Ran<T, F> {
+    /// It was run.
+    Done(Result<T, Broken>),
+    /// Not even its beginning was: the connection was gone before. Here is the work again.
+    NotBegun(F, Broken),
+}
+
 /// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then. Also tells
 /// whether the connection can be used again.
 pub(super) async fn run<T, F>(
@@ -69,21 +77,30 @@ pub(super) async fn run<T, F>(
     patience: Duration,
     work: F,
     is_given_up: impl Fn() -> bool,
-) -> (Result<T, Broken>, bool)
+) -> (Ran<T, F>, bool)
 where
     F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
 {
     let signs = Signs::default();
-    let outcome = transact(connection, kind, patience, work, is_given_up, &signs).await;
+    let begin = connection.build_transaction();
+    let begin = match kind {
+        Kind::Write => begin.isolation_level(IsolationLevel::ReadCommitted),
+        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+    };
+    let transaction = match signs.within(patience, begin.start()).await {
+        Ok(transaction) => transaction,
+        Err(error) if signs.hung.load(Ordering::Relaxed) => return (Ran::Done(Err(error.into())), false),
+        Err(error) => return (Ran::NotBegun(work, error.into()), false),
+    };
+    let outcome = transact(transaction, patience, work, is_given_up, &signs).await;
     let is_conflict = signs.conflict.load(Ordering::Relaxed);
     let is_content = signs.content.load(Ordering::Relaxed);
     let is_sound = !signs.hung.load(Ordering::Relaxed);
-    (outcome.map_err(|error| Broken { error, is_conflict, is_content }), is_sound)
+    (Ran::Done(outcome.map_err(|error| Broken { error, is_conflict, is_content })), is_sound)
 }
 
 async fn transact<T, F>(
-    connection: &mut Object,
-    kind: Kind,
+    transaction: Transaction<'_>,
     patience: Duration,
     work: F,
     is_given_up: impl Fn() -> bool,
@@ -92,12 +109,6 @@ async fn transact<T, F>(
 where
     F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
 {
-    let begin = connection.build_transaction();
-    let begin = match kind {
-        Kind::Write => begin.isolation_level(IsolationLevel::ReadCommitted),
-        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
-    };
-    let transaction = signs.within(patience, begin.start()).await?;
     let tx = Tx { transaction, patience, signs };
     let value = work(&tx).await?;
     let Tx { transaction, .. } = tx;

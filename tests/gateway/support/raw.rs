@@ -126,9 +126,18 @@ impl Raw {
     /// The next `n` bytes, whatever they are.
     #[track_caller]
     pub(crate) fn exactly(&mut self, n: usize) -> Vec<u8> {
+        self.try_exactly(n).expect("so many bytes")
+    }
+
+    /// The next `n` bytes; none where the connection ends before. Waiting in vain is no end.
+    #[track_caller]
+    pub(crate) fn try_exactly(&mut self, n: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; n];
-        self.stream.read_exact(&mut bytes).expect("so many bytes");
-        bytes
+        match self.stream.read_exact(&mut bytes) {
+            Ok(()) => Some(bytes),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => panic!("neither bytes nor an end"),
+            Err(_) => None,
+        }
     }
 
     /// Goes away in the middle of whatever there is.

@@ -1,0 +1,417 @@
+//! How long a backend may take for what: each time has an end of its own, a 504 and a name in metrics and log, whichever HTTP
+//! the client and the backend speak.
+
+use crate::group::Group;
+use crate::support::{
+    Gateway, Hold, Origin, PATIENCE, Raw, Request, Response, eventually, eventually_true, route,
+};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+const GONE: &str = "[upstreams.eject]\nafter = 0\n";
+
+/// What the metrics and the access log say of the one request that a backend took too long for.
+#[track_caller]
+fn failure(gateway: &Gateway) -> String {
+    let line: Value = eventually("the line of the access log", || {
+        let log = gateway.stderr();
+        serde_json::from_str(log.lines().find(|line| line.contains("keygate::access"))?).ok()
+    });
+    assert_eq!(line["outcome"], "upstream_failed", "{line}");
+    let failed: Vec<_> = results(gateway).into_iter().filter(|(name, _)| name != "answered").collect();
+    let [(name, 1)] = &failed[..] else { panic!("one attempt failed: {failed:?}") };
+    assert_eq!(line["backend_failure"], **name, "log and metrics say the same");
+    name.clone()
+}
+
+/// What came of attempts, and how often.
+fn results(gateway: &Gateway) -> Vec<(String, u64)> {
+    let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
+    let series = text.lines().filter(|line| line.starts_with("keygate_upstream_results_total{"));
+    let read = series.map(|line| {
+        let name = line.split("result=\"").nth(1).unwrap().split('"').next().unwrap();
+        (name.to_owned(), line.rsplit(' ').next().unwrap().parse().unwrap())
+    });
+    read.filter(|(_, count)| *count > 0).collect()
+}
+
+/// A gateway with an access log in front of one server.
+fn before(server: SocketAddr, upstream: &str, more: &str) -> (Gateway, String) {
+    let config = format!(
+        "[log]\naccess = true\nformat = \"json\"\n[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n\
+         [[upstreams]]\nname = \"app\"\nservers = [\"localhost:{}\"]\n{upstream}\n{GONE}{more}",
+        server.port()
+    );
+    let gateway = Gateway::start(&(config + &route("app", "/v1/app/{rest*}", "app", "")));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    (gateway, secret)
+}
+
+/// A server that accepts no connection: its queue is full, and what else comes is left without an answer.
+struct Full {
+    address: SocketAddr,
+    listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl Full {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.listen(1).unwrap().into_std().unwrap()
+        });
+        listener.set_nonblocking(false).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            queued.push(stream);
+            assert!(queued.len() < 100, "the queue has an end");
+        }
+        Self { address, listener, _queued: queued }
+    }
+
+    /// Accepts from now on, and answers every request.
+    fn serve(self) {
+        std::thread::spawn(move || {
+            for stream in self.listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    while lines.next().and_then(Result::ok).is_some_and(|line| !line.is_empty()) {}
+                    // The test ends before some of these have asked anything.
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+                        .ok();
+                });
+            }
+        });
+    }
+}
+
+/// A backend that speaks HTTP/2: `/late` is answered when `hold` lets it, `/pause` begins and goes on then.
+struct Backend {
+    address: SocketAddr,
+    /// Of each request, its path and its `te`.
+    heard: Arc<Mutex<Vec<(String, String)>>>,
+    _runtime: Runtime,
+}
+
+impl Backend {
+    fn start(hold: &Hold) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let heard: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (hold, hearing) = (hold.clone(), Arc::clone(&heard));
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, hold.clone(), Arc::clone(&hearing)));
+            }
+        });
+        Self { address, heard, _runtime: runtime }
+    }
+}
+
+async fn serve(stream: tokio::net::TcpStream, hold: Hold, heard: Arc<Mutex<Vec<(String, String)>>>) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let te = request.headers().get("te").map_or("", |te| te.to_str().unwrap()).to_owned();
+        let path = request.uri().path().to_owned();
+        heard.lock().unwrap().push((path.clone(), te));
+        let hold = hold.clone();
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(part)) = body.data().await {
+                body.flow_control().release_capacity(part.len()).unwrap();
+            }
+            let released = || tokio::task::spawn_blocking(move || hold.wait(1));
+            let waits = path.ends_with("late");
+            if waits {
+                released().await.unwrap();
+                return;
+            }
+            // Whoever is late is not listened to any more; all else is the test's to see.
+            let Ok(mut sent) = respond.send_response(http::Response::new(()), false) else { return };
+            sent.send_data(Bytes::from_static(b"ok"), false).ok();
+            if path.ends_with("pause") {
+                released().await.unwrap();
+            }
+            sent.send_data(Bytes::from_static(b"ay"), false).ok();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            sent.send_trailers(trailers).ok();
+        });
+    }
+}
+
+/// A client that speaks HTTP/2, with one connection.
+struct Client {
+    send: SendRequest<Bytes>,
+    runtime: Runtime,
+}
+
+/// What came of one of its requests.
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+    trailers: Option<http::HeaderMap>,
+}
+
+impl Client {
+    fn of(gateway: &Gateway) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let address = gateway.ready["proxy_h2c"].as_str().unwrap();
+        let send = runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (send, connection) = h2::client::handshake(stream).await.unwrap();
+            tokio::spawn(async move { connection.await.ok() });
+            send
+        });
+        Self { send, runtime }
+    }
+
+    fn call(&self, path: &str, secret: &str, body: &'static [u8]) -> Result<Answer, h2::Error> {
+        let request = http::Request::builder()
+            .method(if body.is_empty() { "GET" } else { "POST" })
+            .uri(format!("http://gateway.test{path}"))
+            .header("authorization", format!("Bearer {secret}"))
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
+        let send = self.send.clone();
+        let answered = async {
+            let (response, mut stream) = send.ready().await?.send_request(request, body.is_empty()).unwrap();
+            if !body.is_empty() {
+                stream.send_data(Bytes::from_static(body), true)?;
+            }
+            let (head, mut answer) = response.await?.into_parts();
+            let mut came = Vec::new();
+            while let Some(part) = answer.data().await {
+                let part = part?;
+                answer.flow_control().release_capacity(part.len())?;
+                came.extend_from_slice(&part);
+            }
+            let trailers = answer.trailers().await?;
+            Ok(Answer { status: head.status.as_u16(), body: came, trailers })
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, answered).await.expect("in time") })
+    }
+}
+
+#[track_caller]
+fn is_504(response: &Response) {
+    assert_eq!(response.fault(), (504, 10003, "gateway_timeout".into()));
+}
+
+// === each has its own name ===
+
+#[test]
+fn a_server_that_accepts_no_connection() {
+    let full = Full::new();
+    let (gateway, secret) =
+        before(full.address, "connect_timeout = \"200ms\"\n[upstreams.retry]\nattempts = 1", "");
+    is_504(&gateway.get("/v1/app/x", &secret));
+    assert_eq!(failure(&gateway), "connect_timed_out");
+}
+
+#[test]
+fn a_server_that_says_nothing_in_the_tls_handshake() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tls = "connect_timeout = \"200ms\"\n[upstreams.tls]\nenabled = true\ndanger_accept_any_certificate = true\n\
+               [upstreams.retry]\nattempts = 1";
+    let (gateway, secret) = before(silent.local_addr().unwrap(), tls, "");
+    is_504(&gateway.get("/v1/app/x", &secret));
+    assert_eq!(failure(&gateway), "tls_timed_out");
+}
+
+#[test]
+fn a_server_that_takes_nothing_of_the_request() {
+    let idle = TcpListener::bind("127.0.0.1:0").unwrap();
+    // It might have answered without reading on, and gets the time to.
+    let times = "write_timeout = \"300ms\"\nread_timeout = \"300ms\"";
+    let (gateway, secret) = before(idle.local_addr().unwrap(), times, "");
+    let request = Request::post("/v1/app/x", vec![b'x'; 32 << 20]).bearer(&secret);
+    let mut connection = gateway.connect();
+    // Not all of it is taken; the answer is there all the same.
+    connection.try_send(&request.bytes());
+    is_504(&connection.response());
+    assert_eq!(failure(&gateway), "write_timed_out");
+}
+
+#[test]
+fn a_server_that_pauses_within_its_answer() {
+    let (origin, hold) = (Origin::start(), Hold::new());
+    let waits = hold.clone();
+    origin.script(move |_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")?;
+        waits.wait(1);
+        out.write_all(b"ay")
+    });
+    let (gateway, secret) = before(origin.address, "read_timeout = \"300ms\"", "");
+    let mut connection = gateway.connect();
+    connection.send(&Request::get("/v1/app/x").bearer(&secret).bytes());
+    assert_eq!(connection.response_head().status, 200);
+    assert!(connection.ends(), "what cannot be finished is cut");
+    assert_eq!(failure(&gateway), "read_timed_out");
+    hold.release();
+}
+
+#[test]
+fn the_whole_request_ends_also_while_nothing_comes() {
+    let (origin, hold) = (Origin::start(), Hold::new());
+    let waits = hold.clone();
+    origin.script(move |_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")?;
+        waits.wait(1);
+        out.write_all(b"ay")
+    });
+    let (gateway, secret) = before(origin.address, "request_timeout = \"500ms\"", "");
+    let begun = Instant::now();
+    let mut connection = gateway.connect();
+    connection.send(&Request::get("/v1/app/x").bearer(&secret).bytes());
+    assert_eq!(connection.response_head().status, 200);
+    assert!(connection.ends());
+    assert!(begun.elapsed() >= Duration::from_millis(500), "never early");
+    assert_eq!(failure(&gateway), "request_timed_out");
+    hold.release();
+
+    let full = Full::new();
+    let (gateway, secret) = before(full.address, "request_timeout = \"300ms\"", "");
+    is_504(&gateway.get("/v1/app/x", &secret));
+    assert_eq!(
+        failure(&gateway),
+        "request_timed_out",
+        "the time of a connection is within that of the request"
+    );
+}
+
+// === the first byte, whoever speaks what ===
+
+#[test]
+fn the_first_byte_has_a_time_of_its_own_over_every_http() {
+    for (times, may_pause) in [
+        ("first_byte_timeout = \"300ms\"\n", true),
+        ("read_timeout = \"300ms\"\n", false),
+        ("request_timeout = \"300ms\"\n", false),
+    ] {
+        let hold = Hold::new();
+        let (origin, backend) = (Origin::start(), Backend::start(&hold));
+        let waits = hold.clone();
+        origin.script(move |request, out| {
+            if request.target.ends_with("late") {
+                waits.wait(1);
+            }
+            out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")?;
+            if request.target.ends_with("pause") {
+                waits.wait(1);
+            }
+            out.write_all(b"ay")
+        });
+        let servers =
+            [(origin.address, "protocol = \"http1\"\n"), (backend.address, "protocol = \"http2\"\n")];
+        let stands: Vec<_> = servers
+            .iter()
+            .map(|(address, protocol)| before(*address, &format!("{protocol}{times}"), ""))
+            .collect();
+        for (gateway, secret) in &stands {
+            let client = Client::of(gateway);
+            let mut tried = 0;
+            for body in ["", "a body"] {
+                let request = Request::new("POST", "/v1/app/late").bearer(secret);
+                is_504(&gateway.call(&if body.is_empty() { request } else { request.body(body) }));
+                let late =
+                    client.call("/v1/app/late", secret, body.as_bytes()).expect("it is answered, not reset");
+                let envelope: Value = serde_json::from_slice(&late.body).expect("the envelope");
+                assert_eq!(
+                    (late.status, envelope["error"].as_str()),
+                    (504, Some("gateway_timeout")),
+                    "{times}"
+                );
+                tried += 2;
+                // The connection serves others as before, and to the end of what they get.
+                let fine = client.call("/v1/app/fine", secret, body.as_bytes()).unwrap();
+                assert_eq!((fine.status, &*fine.body), (200, &b"okay"[..]));
+            }
+            let name =
+                if times.starts_with("request") { "request_timed_out" } else { "first_byte_timed_out" };
+            let counted = results(gateway);
+            assert!(counted.contains(&(name.to_owned(), tried)), "{times}: {counted:?}");
+        }
+        if may_pause {
+            // Of an answer that has begun, only the pause counts, which may be longer.
+            let paused: Vec<_> = stands
+                .iter()
+                .map(|(gateway, secret)| {
+                    let (client, secret) = (Client::of(gateway), secret.clone());
+                    std::thread::spawn(move || client.call("/v1/app/pause", &secret, b""))
+                })
+                .collect();
+            for (gateway, secret) in &stands {
+                is_504(&gateway.get("/v1/app/late", secret));
+            }
+            hold.release();
+            for answer in paused {
+                assert_eq!(answer.join().unwrap().expect("it goes on").body, b"okay");
+            }
+        }
+        hold.release();
+    }
+}
+
+#[test]
+fn grpc_keeps_its_trailers_where_the_first_byte_has_a_time() {
+    let backend = Backend::start(&Hold::new());
+    let (gateway, secret) = before(backend.address, "protocol = \"http2\"\nfirst_byte_timeout = \"10s\"", "");
+    let answer = Client::of(&gateway).call("/v1/app/call", &secret, b"\0\0\0\0\x02hi").unwrap();
+    assert_eq!((answer.status, &*answer.body), (200, &b"okay"[..]));
+    assert_eq!(answer.trailers.expect("trailers")["grpc-status"], "0");
+    assert_eq!(*backend.heard.lock().unwrap(), [("/v1/app/call".to_owned(), "trailers".to_owned())]);
+}
+
+// === waiting for a connection ===
+
+#[test]
+fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
+    let full = Full::new();
+    let config = format!("max_pending = 2\nconnect_timeout = \"30s\"\n{GONE}");
+    let group = Group::start_with(&[full.address], &config);
+    let request = Request::get("/v1/app/x").bearer(&group.secret);
+    let mut waiting = Vec::new();
+    for n in 1..=2 {
+        let mut connection = group.gateway.connect();
+        connection.send(&request.bytes());
+        waiting.push(connection);
+        let series =
+            format!("keygate_upstream_requests_in_flight{{server=\"{}\",upstream=\"app\"}}", full.address);
+        eventually_true("it waits", || group.metric(&series) == Some(n));
+    }
+    let key = group.gateway.create_key(json!({"quota_limit": 1}));
+    let begun = Instant::now();
+    for _ in 0..5 {
+        let refused = group.gateway.get("/v1/app/x", &key.secret);
+        assert_eq!(refused.fault(), (503, 10003, "service_unavailable".into()));
+        assert_eq!(refused.header("retry-after"), Some("1"));
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "at once, not after the others' {:?}",
+        begun.elapsed()
+    );
+    let refused = "keygate_upstream_unavailable_total{reason=\"max_pending\",upstream=\"app\"}";
+    assert_eq!(group.metric(refused), Some(5));
+    full.serve();
+    for mut connection in waiting {
+        assert_eq!(connection.response().status, 200, "who waited is served once the server accepts");
+    }
+    assert_eq!(group.gateway.get("/v1/app/x", &key.secret).status, 200, "what was refused was not charged");
+}
