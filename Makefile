@@ -4,7 +4,7 @@
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
-# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, WebSocket, curl (needs python3)
+# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
 # make bench  what governing a request costs beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
@@ -34,7 +34,7 @@ measure: tools test-tools
 	$(CARGO) test --locked --release --test slow -- --nocapture
 
 test-clients: tools
-	@command -v python3 >/dev/null && command -v curl >/dev/null || { echo "missing: python3 or curl" >&2; exit 1; }
+	@for tool in python3 curl openssl; do command -v $$tool >/dev/null || { echo "missing: $$tool" >&2; exit 1; }; done
 	$(CARGO) build --locked
 	@[ -x target/clients/bin/python ] || python3 -m venv target/clients
 	@target/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
@@ -85,7 +85,7 @@ check-deploy:
 	promtool test rules conf/prometheus/alerts_test.yml
 
 fuzz: tools
-	for target in path secret config; do \
+	for target in path secret config head chunks journal; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
 # The tests start PostgreSQL and Redis servers of their own: only the programs are needed, no server that runs.

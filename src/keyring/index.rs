@@ -110,8 +110,7 @@ impl Slot {
 impl Name for Digest {
     fn hash(&self) -> u64 {
         // Digests are uniform already: eight of their bytes are as good a hash as any.
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+        self.0.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first))
     }
 
     fn is_of(&self, entry: &Entry) -> bool {

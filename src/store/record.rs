@@ -229,10 +229,6 @@ pub enum EndUserAdmission {
 
 /// One change of the feed.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all changes are keys; a box would cost each of them a detour"
-)]
 pub enum Change {
     /// A plan as it is now.
     Plan(Plan),
