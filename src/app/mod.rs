@@ -7,6 +7,7 @@
 mod counters;
 mod edge;
 mod files;
+mod fixed;
 mod notify;
 mod parts;
 mod reload;
