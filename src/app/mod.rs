@@ -4,6 +4,7 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod acme;
 mod counters;
 mod edge;
 mod files;
@@ -224,7 +225,8 @@ pub fn start(
     };
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let edge = edge::open(config, &base, proxy, &keyring, stopped)?;
+    let mut edge = edge::open(config, &base, proxy, &keyring, stopped)?;
+    acme::start(config, &base, edge.certificates.take(), io.handle());
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;

@@ -208,6 +208,7 @@ fn takes_a_restart(old: &Config, new: &Config) -> Vec<String> {
     }
     fixed! {
         proxy: listen threads secret_headers drain_timeout;
+        acme: domains directory folder;
         admin: listen threads jwt metrics_token_file;
         secrets: prefix pepper_file;
         store: ;
