@@ -4,10 +4,12 @@
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
-# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, WebSocket, curl (needs python3)
+# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
 # make bench  what governing a request costs beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
+# make cost   instructions and allocations of a request, which any machine repeats (ARGS=check against what was recorded, ARGS=record)
+# make bench-parts  nanoseconds of the decision, the counters, the keyring and the journal
 # make bench-journal  what the usage journal costs a request, and how long a gigabyte of it takes to recover
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
@@ -16,21 +18,23 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools bench bench-tools bench-journal bench-ledger
+.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger
 
 run: tools
 	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
+# The second line fails when a request costs more instructions than it did.
 test: tools test-tools
 	$(CARGO) test --locked
+	$(CARGO) bench --locked --bench cost -- check
 
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
 	$(CARGO) test --locked --release --test slow -- --nocapture
 
 test-clients: tools
-	@command -v python3 >/dev/null && command -v curl >/dev/null || { echo "missing: python3 or curl" >&2; exit 1; }
+	@for tool in python3 curl openssl; do command -v $$tool >/dev/null || { echo "missing: $$tool" >&2; exit 1; }; done
 	$(CARGO) build --locked
 	@[ -x target/clients/bin/python ] || python3 -m venv target/clients
 	@target/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
@@ -39,6 +43,12 @@ test-clients: tools
 # Keygate and the bare proxy are built alike, as for production.
 bench: tools test-tools bench-tools
 	$(CARGO) bench --locked --profile dist --bench whole -- $(ARGS)
+
+cost: tools test-tools
+	$(CARGO) bench --locked --bench cost -- $(ARGS)
+
+bench-parts: tools
+	$(CARGO) bench --locked --bench parts -- $(ARGS)
 
 bench-ledger: tools test-tools
 	$(CARGO) bench --locked --bench ledger -- $(ARGS)
@@ -75,13 +85,12 @@ check-deploy:
 	promtool test rules conf/prometheus/alerts_test.yml
 
 fuzz: tools
-	for target in path secret config; do \
+	for target in path secret config head chunks journal; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
 # The tests start PostgreSQL, Redis and ACME servers of their own: only the programs are needed, no server that runs.
 test-tools:
-	@missing=; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
-	command -v pebble >/dev/null || missing="$$missing pebble"; \
+	@missing=; for tool in pebble redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
 	[ -n "$$found" ] || missing="$$missing postgresql"; \

@@ -122,12 +122,20 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clocks")]
     fn now(&self) -> Now {
         let wall = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
-            Ok(d) => i64::try_from(d.as_micros()).unwrap_or(i64::MAX),
-            Err(before) => -i64::try_from(before.duration().as_micros()).unwrap_or(i64::MAX),
+            Ok(since) => micros(since),
+            Err(before) => -micros(before.duration()),
         };
-        let steady = self.start.elapsed() + Duration::from_secs(1);
-        Now { wall: Timestamp(wall), steady_ns: u64::try_from(steady.as_nanos()).unwrap_or(u64::MAX) }
+        let steady = self.start.elapsed();
+        // 584 years of 64 bits.
+        let steady_ns = (steady.as_secs() + 1) * 1_000_000_000 + u64::from(steady.subsec_nanos());
+        Now { wall: Timestamp(wall), steady_ns }
     }
+}
+
+/// Without the 128 bits of [`Duration::as_micros`]: this is asked several times a request.
+fn micros(span: Duration) -> i64 {
+    let secs = i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+    secs.saturating_mul(1_000_000).saturating_add(i64::from(span.subsec_micros()))
 }
 
 // === impl ManualClock ===

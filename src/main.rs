@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let text = |s: std::ffi::OsString| s.into_string().ok();
     let variables: Vec<_> = std::env::vars_os().filter_map(|(n, v)| Some((text(n)?, text(v)?))).collect();
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let environment = Environment { variables: &variables, host_name: host_name.trim() };
+    let called: Vec<_> = std::env::args_os().collect();
+    let environment = Environment { called: &called, variables: &variables, host_name: host_name.trim() };
     keygate::cli::run(cli, environment).into()
 }

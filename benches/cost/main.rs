@@ -37,7 +37,7 @@ const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost/baseli
 /// A figure of one thing that is measured: instructions, unless its name says otherwise.
 pub(crate) type Figures = BTreeMap<String, u64>;
 
-/// What is compared: figures of one processor and one build.
+/// What is compared: figures of x86_64 and one compiler.
 #[derive(Serialize, Deserialize)]
 struct Baseline {
     /// With which compiler they came about: another one makes other code.
@@ -48,7 +48,7 @@ struct Baseline {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["gateway", ..] => gateway::run(&args[1..]),
+        ["gateway", ..] => gateway::run(&args),
         ["parts"] => {
             parts::run();
             ExitCode::SUCCESS
@@ -58,6 +58,11 @@ fn main() -> ExitCode {
             let baseline = Baseline { compiler: compiler(), figures: measure() };
             std::fs::write(BASELINE, serde_json::to_string_pretty(&baseline).unwrap() + "\n").unwrap();
             report(&baseline.figures, None)
+        }
+        // Other processors need other numbers of instructions for the same.
+        ["check"] if std::env::consts::ARCH != "x86_64" => {
+            eprintln!("instructions are compared on x86_64 only");
+            ExitCode::SUCCESS
         }
         ["check"] => {
             let text = std::fs::read_to_string(BASELINE).expect("the baseline is there");

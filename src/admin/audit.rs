@@ -73,7 +73,7 @@ pub(super) struct AuditView {
 /// List the audit trail
 ///
 /// Role `admin`: its own workspace's lines. Role `platform`: those of the workspace in `X-Workspace-Id`, or without one the
-/// platform's own (plans and workspaces). Newest first.
+/// platform's own (plans, workspaces, configs that were reloaded). Newest first.
 #[utoipa::path(get, path = "/audit", tag = "Audit", params(AuditParams), responses(
     (status = 200, description = "A page of lines", body = Envelope<Listed<AuditView>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

@@ -7,6 +7,7 @@ use super::error::AdminError;
 use super::extract::Query;
 use crate::draft::FieldError;
 use crate::policy::fault::Fault;
+use crate::store::Actor;
 use async_trait::async_trait;
 use axum::extract::State;
 use serde::Serialize;
@@ -15,8 +16,8 @@ use utoipa::ToSchema;
 /// Puts a new config in force, all of it or nothing.
 #[async_trait]
 pub trait Reload: Send + Sync {
-    /// Reads the config again.
-    async fn reload(&self) -> Result<Reloaded, NotReloaded>;
+    /// Reads the config again. What comes of it, if anything does, is in the audit trail as `by`'s doing.
+    async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded>;
 }
 
 /// What is in force now.
@@ -33,7 +34,7 @@ pub struct Reloaded {
 pub enum NotReloaded {
     /// The new one has these mistakes, each as `place: what is wrong`.
     Mistakes(Vec<String>),
-    /// The store does not take what it needs.
+    /// The store does not take what it needs, or its line in the audit trail.
     Store(String),
 }
 
@@ -49,7 +50,7 @@ pub(super) struct ReloadedView {
 /// Reload the config
 ///
 /// Role `platform`. Reads the file of this node again: routes, upstreams and new plans come into force together, or not
-/// at all and every mistake is told. SIGHUP does the same.
+/// at all and every mistake is told. The audit trail has a line of it. SIGHUP does the same.
 #[utoipa::path(post, path = "/reload", tag = "Operation", responses(
     (status = 200, description = "In force", body = Envelope<ReloadedView>),
     (status = "default", description = "Refused: the config in force stays", body = Envelope<Detail>),
@@ -59,7 +60,7 @@ pub(super) async fn reload(
     Platform { actor }: Platform,
     Query(()): Query<()>,
 ) -> Result<Answer<ReloadedView>, AdminError> {
-    match admin.deps.reload.reload().await {
+    match admin.deps.reload.reload(&actor).await {
         Ok(Reloaded { routes, upstreams }) => {
             tracing::info!(?actor, routes, upstreams, "the config was reloaded");
             Ok(Answer::ok(ReloadedView { routes, upstreams }))

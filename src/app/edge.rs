@@ -1,5 +1,6 @@
 //! The proxy's own runtime, its listeners and the table of its connections.
 
+use super::upgrade::{Door, Doors};
 use super::{Base, StartError, acme, parts};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
@@ -14,6 +15,7 @@ use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -37,14 +39,26 @@ pub(super) struct Edge {
     pub(super) certificates: Option<Arc<Certificates>>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
+    /// What is accepted from, once that begins.
+    acceptors: Vec<(Acceptor, TcpListener)>,
 }
 
-/// Listens and accepts until `stopped` turns true.
+impl Edge {
+    /// From now on connections are accepted, until the gateway stops.
+    pub(super) fn accept(&mut self) {
+        for (acceptor, listener) in self.acceptors.drain(..) {
+            self.runtime.spawn(acceptor.run(listener));
+        }
+    }
+}
+
+/// Makes all that accepts, up to where nothing can fail any more. It stops when `stopped` turns true.
 pub(super) fn open(
     config: &Config,
     base: &Base,
     proxy: Proxy,
     keyring: &Arc<Keyring>,
+    doors: &Doors,
     stopped: watch::Receiver<bool>,
 ) -> Result<Edge, StartError> {
     let runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
@@ -65,26 +79,26 @@ pub(super) fn open(
         open,
     };
     runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
-    let listen_at = |places: &[SocketAddr], protocol: &Protocol| {
+    let mut acceptors = Vec::new();
+    let mut listen_at = |door, places: &[SocketAddr], protocol: &Protocol| {
         let mut found = Vec::with_capacity(places.len());
         for address in places {
-            let listener = runtime.block_on(parts::listen("proxy", *address))?;
+            let listener = runtime.block_on(doors.listen(door, *address))?;
             found.push(listener.local_addr().unwrap_or(*address));
-            let acceptor = Acceptor { protocol: protocol.clone(), ..acceptor.clone() };
-            runtime.spawn(acceptor.run(listener));
+            acceptors.push((Acceptor { protocol: protocol.clone(), ..acceptor.clone() }, listener));
         }
         Ok::<_, StartError>(found)
     };
-    let addresses = listen_at(&config.proxy.listen, &Protocol::Http1)?;
-    let addresses_h2c = listen_at(&config.proxy.listen_h2c, &Protocol::Http2)?;
+    let addresses = listen_at(Door::Http1, &config.proxy.listen, &Protocol::Http1)?;
+    let addresses_h2c = listen_at(Door::H2c, &config.proxy.listen_h2c, &Protocol::Http2)?;
     let mut addresses_tls = Vec::new();
     if let Some(certificates) = &certificates {
         let spoken = TlsAcceptor::from(certificates.server_config()?);
-        addresses_tls = listen_at(&config.proxy.listen_tls, &Protocol::Tls(spoken))?;
+        addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &Protocol::Tls(spoken))?;
         runtime.spawn(Arc::clone(certificates).follow());
     }
     drop(acceptor);
-    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, certificates, all_closed })
+    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, certificates, all_closed, acceptors })
 }
 
 fn http_proxy_of(config: &Config, proxy: Proxy) -> HttpProxy<Proxy> {

@@ -8,10 +8,13 @@ mod acme;
 mod counters;
 mod edge;
 mod files;
+mod fixed;
+mod notify;
 mod parts;
 mod reload;
 mod stop;
 mod telemetry;
+mod upgrade;
 mod upstreams;
 mod usage;
 mod watching;
@@ -20,12 +23,13 @@ pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_pri
 
 pub use parts::routes;
 pub use reload::{ConfigSource, Reloader};
-pub use stop::Signals;
+pub use stop::{Signals, Stop};
+pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
 use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
-use crate::gate::Gate;
+use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::counter::Counters;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -37,13 +41,17 @@ use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
+use notify::Notify;
+use std::ffi::OsString;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
+use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -119,6 +127,9 @@ pub enum StartError {
     /// The usage journal.
     #[error("usage.journal_dir: {0}")]
     Journal(#[from] OpenError),
+    /// The process whose place this one should take.
+    #[error("the process to be replaced: {0}")]
+    Predecessor(String),
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -146,7 +157,22 @@ pub struct Running {
     pub clock: Arc<dyn Clock>,
     /// Puts new configs in force.
     pub reloader: Arc<Reloader>,
+    upgrader: Arc<Upgrader>,
+    /// The process whose place this one takes, until that is told to stop.
+    leaving: Option<Leaving>,
+    writing: usage::Writing,
     stopping: stop::Stopping,
+}
+
+/// What the process has to do with others.
+#[derive(Default)]
+pub struct Surroundings<'s> {
+    /// How it was called: the program and its arguments. None: it cannot be started again.
+    pub called: Option<&'s [OsString]>,
+    /// Where the service manager hears how it is: the value of `NOTIFY_SOCKET`.
+    pub notify_socket: Option<&'s str>,
+    /// The process whose place it takes.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// What stays the same from the opening of the store to the end.
@@ -156,6 +182,8 @@ struct Base {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
+    /// The same, where it is the embedded one.
+    sqlite: Option<Arc<SqliteStore>>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
 }
@@ -184,58 +212,62 @@ pub fn start(
     config: &Config,
     source: Option<ConfigSource>,
     inline: InlineSecrets<'_>,
+    mut around: Surroundings<'_>,
 ) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let io = parts::runtime("keygate-io", 2)?;
-    let base = io.block_on(open(config, inline, io.handle()))?;
+    let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
+    let base = io.block_on(open(config, inline, io.handle(), lock))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
-    let mut writer = usage::writer(config, &base, deadline)?;
-    let journal = Arc::clone(writer.journal());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, writer.flush(), io.handle()))?);
+    let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
+    let mut writers = writing.begin(around.predecessor.is_none())?;
+    let journal = Arc::clone(writers.own.journal());
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.own.flush(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
-    io.block_on(usage::restore(&base, &counters, &mut writer))?;
+    let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
+    if !told_by_predecessor {
+        io.block_on(usage::restore(&base, &counters, &mut writers))?;
+    }
 
     let (stop, stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let (stop_feed, feed_stopped) = watch::channel(false);
     let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
-    let writer = usage::write(writer, io.handle());
+    let writer = writing.write(writers.own);
+    writers.left.into_iter().for_each(|left| drop(writing.write_the_rest(left)));
     let settling = Arc::clone(&end_users);
     let follower = io.spawn(async move {
         tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
     });
-    watching::start(config, &base, &keyring, io.handle());
+    let succession = Succession::after(around.predecessor.as_mut());
+    watching::start(config, &base, &keyring, &succession, io.handle());
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
     let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
-    let gate = Gate {
-        keyring: Arc::clone(&keyring),
-        counters: Arc::clone(&counters),
-        end_users,
-        peppers: Arc::clone(&base.peppers),
-        secret_prefix: config.secrets.prefix.as_str().into(),
-        secret_headers: config.proxy.secret_headers.clone().into(),
-        rehash,
-    };
+    let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = edge::open(config, &base, proxy, &keyring, stopped)?;
-    acme::start(config, &base, edge.certificates.take(), io.handle());
+    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
-    let listener = admin_runtime.block_on(parts::listen("admin", config.admin.listen))?;
+    let listener = admin_runtime.block_on(succession.doors.listen(Door::Admin, config.admin.listen))?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
     let deps =
         parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
+    succession.doors.close_unused();
+    let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
+    // Nothing fails from here on.
+    edge.accept();
+    acme::start(config, &base, edge.certificates.take(), io.handle());
     let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
 
     Ok(Running {
@@ -247,8 +279,21 @@ pub fn start(
         keyring,
         peppers: base.peppers,
         auth: base.auth,
-        clock: base.clock,
+        clock: Arc::clone(&base.clock),
         reloader,
+        upgrader: Arc::new(Upgrader {
+            program: around.called.and_then(Program::called),
+            within: config.proxy.upgrade_timeout,
+            succession: Arc::clone(&succession),
+            sqlite: base.sqlite,
+            counters: Arc::clone(&counters),
+            counts: config.counters.location == CountersLocation::Memory,
+            clock: Arc::clone(&base.clock),
+            notify: Notify::to(around.notify_socket),
+            busy: Mutex::default(),
+        }),
+        leaving,
+        writing,
         stopping: stop::Stopping {
             stop,
             stop_admin,
@@ -263,8 +308,11 @@ pub fn start(
             last_traces_within: LAST_TRACES_WITHIN,
             follower,
             writer,
+            rest,
             exporter,
             keeper,
+            succession,
+            clock: base.clock,
             counters,
             store: base.store,
             proxy: edge.runtime,
@@ -280,23 +328,58 @@ impl Running {
         self.stopping.io.block_on(work)
     }
 
+    /// Says that everything is accepted: to the process whose place this one takes, which stops then, or to the service
+    /// manager.
+    pub fn serves(&mut self) -> Result<(), StartError> {
+        let io = &self.stopping.io;
+        let Some(mut leaving) = self.leaving.take() else {
+            self.upgrader.notify.ready();
+            return Ok(());
+        };
+        io.block_on(leaving.serving()).map_err(|error| StartError::Predecessor(error.to_string()))?;
+        let Upgrader { counters, clock, succession, .. } = &*self.upgrader;
+        io.spawn(leaving.follow(Arc::clone(counters), Arc::clone(clock), Arc::clone(succession)));
+        io.spawn(self.writing.clone().follow_seats());
+        Ok(())
+    }
+
     /// Stops accepting, lets requests in flight finish, writes the last records, closes the store.
-    pub fn stop(self) {
-        drop(self.store);
-        self.stopping.run();
+    pub fn stop(self, why: Stop) {
+        let Self { store, upgrader, writing, stopping, .. } = self;
+        drop((store, writing));
+        if matches!(why, Stop::Asked) {
+            upgrader.notify.stopping();
+        }
+        drop(upgrader);
+        stopping.run(why);
     }
 }
 
+/// Takes the place of another process, if there is one.
+async fn take_over(
+    predecessor: Option<Predecessor>,
+    base: &Base,
+    counters: &Counters,
+) -> Result<Option<Leaving>, StartError> {
+    let Some(predecessor) = predecessor else { return Ok(None) };
+    predecessor.take_over(base.boot, counters, &*base.clock).await.map(Some)
+}
+
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
-async fn open(config: &Config, inline: InlineSecrets<'_>, io: &Handle) -> Result<Base, StartError> {
+async fn open(
+    config: &Config,
+    inline: InlineSecrets<'_>,
+    io: &Handle,
+    lock: Option<File>,
+) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
-    let store = open_store(config, io).await?;
+    let (store, sqlite) = open_store_after(config, io, lock).await?;
     let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
     let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
     let boot = uuid_v7(clock.now().wall);
-    Ok(Base { boot, clock, metrics, store, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    Ok(Base { boot, clock, metrics, store, sqlite, peppers: Arc::new(peppers), auth: Arc::new(auth) })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
@@ -319,6 +402,15 @@ pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) 
 
 /// Opens the configured store. Its connections, where it has some, live on `io`.
 pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
+    open_store_after(config, io, None).await.map(|(store, _)| store)
+}
+
+/// The same with the `lock` of a process that has the embedded store open and whose place this one takes.
+async fn open_store_after(
+    config: &Config,
+    io: &Handle,
+    lock: Option<File>,
+) -> Result<(Arc<dyn Store>, Option<Arc<SqliteStore>>), StoreError> {
     match &config.store.location {
         StoreLocation::Sqlite(path) => {
             let options = SqliteOptions {
@@ -326,10 +418,12 @@ pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, 
                 readers: config.store.readers,
                 ..SqliteOptions::default()
             };
-            Ok(Arc::new(SqliteStore::open(path, &options)?))
+            let store = Arc::new(SqliteStore::open_after(path, &options, lock)?);
+            Ok((store.clone(), Some(store)))
         }
         StoreLocation::Postgres(url) => {
-            Ok(Arc::new(PgStore::open(url, &postgres_options(config), io.clone()).await?))
+            let store = PgStore::open(url, &postgres_options(config), io.clone()).await?;
+            Ok((Arc::new(store), None))
         }
     }
 }

@@ -107,6 +107,25 @@ pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upst
     Site { routes, upstreams, headers }
 }
 
+pub(super) fn gate(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    counters: &Arc<Counters>,
+    end_users: Arc<EndUsers>,
+    rehash: mpsc::Sender<Rehash>,
+) -> Gate {
+    Gate {
+        keyring: Arc::clone(keyring),
+        counters: Arc::clone(counters),
+        end_users,
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        secret_headers: config.proxy.secret_headers.clone().into(),
+        rehash,
+    }
+}
+
 pub(super) fn proxy(
     config: &Config,
     base: &Base,
@@ -167,10 +186,6 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
         .enable_all()
         .build()
         .map_err(|e| StartError::System(e.to_string()))
-}
-
-pub(super) async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Listen { what, address, error })
 }
 
 pub(super) fn admin_deps(

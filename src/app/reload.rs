@@ -4,14 +4,15 @@
 //! began; upstreams that have not changed go on with their servers' health and their connections, and of those that have,
 //! each server that is still there is known.
 
-use super::{Base, StartError, create_plans, parts, upstreams};
+use super::{Base, StartError, create_plans, fixed, parts, upstreams};
 use crate::admin::{NotReloaded, Reload, Reloaded};
 use crate::config::{Config, UpstreamConfig};
 use crate::proxy::Site;
 use crate::proxy::upstream::{Settings, Upstream, tend};
-use crate::store::Tenants;
+use crate::store::{Actor, Store, StoreError};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -37,7 +38,7 @@ pub struct Reloader {
     running: Mutex<InForce>,
     metrics: Arc<crate::metrics::Metrics>,
     clock: Arc<dyn crate::clock::Clock>,
-    store: Arc<dyn Tenants>,
+    store: Arc<dyn Store>,
     io: Handle,
 }
 
@@ -74,7 +75,7 @@ impl Reloader {
         let tended: Vec<_> = tended.collect();
         let site = Arc::new(ArcSwap::from_pointee(parts::site(config, routes, all(&tended))));
         let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
-        let store: Arc<dyn Tenants> = base.store.clone();
+        let store = Arc::clone(&base.store);
         Ok(Self { source, site, running, metrics, clock, store, io: io.clone() })
     }
 
@@ -85,7 +86,7 @@ impl Reloader {
 
     /// Reads the config again and puts it in force; says in the log what came of it.
     pub async fn reload_and_tell(&self) {
-        match self.reload().await {
+        match self.reload(&Actor::keygate()).await {
             Ok(Reloaded { routes, upstreams }) => {
                 tracing::info!(routes, upstreams, "the config was reloaded");
             }
@@ -134,7 +135,7 @@ impl Reloader {
 
 #[async_trait]
 impl Reload for Reloader {
-    async fn reload(&self) -> Result<Reloaded, NotReloaded> {
+    async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded> {
         let mut in_force = self.running.lock().await;
         let wrong = NotReloaded::Mistakes;
         let Some(source) = &self.source else {
@@ -142,7 +143,7 @@ impl Reload for Reloader {
         };
         let config = Config::load(source.path.as_deref(), &source.variables, &source.host_name)
             .map_err(|error| wrong(error.to_string().lines().map(str::to_owned).collect()))?;
-        let mut mistakes = takes_a_restart(&in_force.config, &config);
+        let mut mistakes = fixed::changed(&in_force.config, &config);
         let routes = parts::routes(&config);
         let settings = upstreams::settings(&config);
         if let Err(bad) = &routes {
@@ -154,10 +155,11 @@ impl Reload for Reloader {
         let (Ok(routes), Ok(settings), true) = (routes, settings, mistakes.is_empty()) else {
             return Err(wrong(mistakes));
         };
-        // The last thing that can fail. A plan that was made and is not used yet does no harm.
-        create_plans(&config, &*self.store, self.clock.now().wall)
-            .await
-            .map_err(|error| NotReloaded::Store(error.to_string()))?;
+        // The last things that can fail. A plan that was made and is not used yet does no harm.
+        let (at, failed) = (self.clock.now().wall, |error: StoreError| NotReloaded::Store(error.to_string()));
+        create_plans(&config, &*self.store, at).await.map_err(failed)?;
+        let changes = differences(&in_force.config, &config);
+        self.store.note_reload(&config.node.name, changes, by, at).await.map_err(failed)?;
 
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
@@ -192,61 +194,18 @@ fn all(tended: &[Tended]) -> Box<[Arc<Upstream>]> {
     tended.iter().map(|t| Arc::clone(&t.upstream)).collect()
 }
 
-/// The keys that differ and are read at the start only: by name where it is known, else their section.
-fn takes_a_restart(old: &Config, new: &Config) -> Vec<String> {
-    let mut changed = Vec::new();
-    macro_rules! fixed {
-        ($($section:ident: $($key:ident)*;)+) => {$(
-            let named = changed.len();
-            $(if old.$section.$key != new.$section.$key {
-                changed.push(concat!(stringify!($section), ".", stringify!($key)));
-            })*
-            if changed.len() == named && old.$section != new.$section {
-                changed.push(stringify!($section));
-            }
-        )+};
-    }
-    fixed! {
-        proxy: listen threads secret_headers drain_timeout;
-        acme: domains directory folder;
-        admin: listen threads jwt metrics_token_file;
-        secrets: prefix pepper_file;
-        store: ;
-        counters: on_failure;
-        keyring: ;
-        usage: journal_dir;
-        end_users: ;
-        log: level format access;
-        telemetry: endpoint headers_file sample;
-        node: name;
-    }
-    changed.into_iter().map(|key| format!("{key}: it has changed, and that takes a restart")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_takes_a_restart_is_named() {
-        let read = |text: &str| Config::parse(text, "", &[], "").expect("it loads");
-        let old = read("");
-        for (text, expected) in [
-            ("", vec![]),
-            (
-                "[plans.gold]\n[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n",
-                vec![],
-            ),
-            (
-                "proxy.listen = [\"127.0.0.1:1\"]\nproxy.threads = 3\nproxy.max_header_fields = 7",
-                vec!["proxy.listen", "proxy.threads"],
-            ),
-            ("proxy.max_header_fields = 7\nstore.url = \"sqlite:x\"", vec!["proxy", "store"]),
-            ("node.name = \"x\"", vec!["node.name"]),
-        ] {
-            let told = takes_a_restart(&old, &read(text));
-            let keys: Vec<_> = told.iter().filter_map(|line| line.split(':').next()).collect();
-            assert_eq!(keys, expected, "{text}");
+/// What a reload changes, for the audit trail: which routes and upstreams there were and are, where that differs.
+fn differences(old: &Config, new: &Config) -> Map<String, Value> {
+    let routes = |c: &Config| c.routes.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+    let upstreams = |c: &Config| c.upstreams.iter().map(|u| u.name.clone()).collect::<Vec<_>>();
+    let mut changes = Map::new();
+    for (what, from, to, differs) in [
+        ("routes", routes(old), routes(new), old.routes != new.routes),
+        ("upstreams", upstreams(old), upstreams(new), old.upstreams != new.upstreams),
+    ] {
+        if differs {
+            changes.insert(what.to_owned(), json!({"from": from, "to": to}));
         }
     }
+    changes
 }

@@ -2,7 +2,9 @@
 //! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
 //! stopping), then the last records, then the store.
 
-use super::Reloader;
+use super::upgrade::{Succession, Successor};
+use super::{NotUpgraded, Running};
+use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::store::Store;
 use crate::telemetry::Exporter;
@@ -19,6 +21,8 @@ use tokio::time::Instant;
 
 /// How long the other nodes are told that this one is going.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+/// How often the process that has taken this one's place hears what is still counted here.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// What has to be stopped.
 pub(super) struct Stopping {
@@ -43,9 +47,13 @@ pub(super) struct Stopping {
     /// Ends when the feed is stopped, after saying goodbye to the other nodes.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
+    /// Held as long as what other processes have left may be written; the other end ends when nobody does.
+    pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
     /// None: no traces are sent.
     pub(super) exporter: Option<Exporter>,
     pub(super) keeper: Keeper,
+    pub(super) succession: Arc<Succession>,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
     pub(super) proxy: Runtime,
@@ -62,18 +70,52 @@ pub(super) struct Drain {
     pub(super) within: Duration,
 }
 
+/// Why a gateway stops.
+pub enum Stop {
+    /// It was asked to.
+    Asked,
+    /// Another process serves in its place.
+    Replaced(Box<Successor>),
+}
+
 impl Stopping {
-    pub(super) fn run(mut self) {
-        let begun = Instant::now();
-        self.accepting.store(false, Ordering::Release);
-        let Drain { delay, within } = self.drain;
-        self.io.block_on(async { tokio::time::sleep(delay).await });
+    pub(super) fn run(mut self, why: Stop) {
+        let until = Instant::now() + self.drain.within;
+        let mut successor = match why {
+            Stop::Asked => {
+                self.accepting.store(false, Ordering::Release);
+                let delay = self.drain.delay;
+                self.io.block_on(async { tokio::time::sleep(delay).await });
+                None
+            }
+            Stop::Replaced(successor) => {
+                // Whoever asks for readiness asks the new process; it has the admin API as well.
+                self.stop_admin.send_replace(true);
+                Some(successor)
+            }
+        };
+        self.succession.doors.let_go();
         self.stop.send_replace(true);
-        let all_closed =
-            self.io.block_on(async { tokio::time::timeout_at(begun + within, self.all_closed.recv()).await });
-        if all_closed.is_err() {
+        let (counters, clock) = (Arc::clone(&self.counters), Arc::clone(&self.clock));
+        let drained = async {
+            let mut pause = TELL_EVERY;
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = self.all_closed.recv() => return,
+                    () = tokio::time::sleep_until(until) => break,
+                    () = tokio::time::sleep(pause), if successor.is_some() => {}
+                }
+                if let Some(successor) = &mut successor {
+                    let begun = Instant::now();
+                    successor.tell(&counters, &*clock).await;
+                    // Looking at a million keys takes a while, and is not all that there is to do.
+                    pause = TELL_EVERY.max(begun.elapsed() * 10);
+                }
+            }
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
-        }
+        };
+        self.io.block_on(drained);
         self.stop_admin.send_replace(true);
         let last_calls =
             self.io.block_on(async { tokio::time::timeout(self.last_calls_within, self.admin_served).await });
@@ -85,6 +127,9 @@ impl Stopping {
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
         self.io.block_on(async {
+            if let Some(successor) = &mut successor {
+                successor.tell(&counters, &*clock).await;
+            }
             self.give_up.send_replace(Some(Instant::now() + self.last_records_within));
             // The writer gives up by itself; the margin is for one last call that hangs.
             let last_traces = async {
@@ -92,7 +137,15 @@ impl Stopping {
                     exporter.stop(self.last_traces_within).await;
                 }
             };
-            let last_records = tokio::time::timeout(self.last_records_within * 2, self.writer);
+            let all_written = async {
+                let written = self.writer.await;
+                let (may_begin, mut rest_written) = self.rest;
+                drop(may_begin);
+                // Nothing is sent; it ends with those who write.
+                rest_written.recv().await;
+                written
+            };
+            let last_records = tokio::time::timeout(self.last_records_within * 2, all_written);
             let ((), written) = tokio::join!(last_traces, last_records);
             if !matches!(written, Ok(Ok(()))) {
                 tracing::error!(
@@ -117,6 +170,7 @@ pub struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    usr2: Signal,
 }
 
 impl Signals {
@@ -126,32 +180,67 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
+            usr2: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// Reloads the config at each SIGHUP. Returns when the process is asked to stop. A second request does not wait for requests in flight.
-    pub async fn asked_to_stop(self, reloader: Option<&Arc<Reloader>>) {
-        let Self { mut term, mut int, mut hup } = self;
-        loop {
+    /// Reloads the config at each SIGHUP, and begins an upgrade at SIGUSR2. Returns when the process is asked to stop, or
+    /// another one serves in its place. A second request to stop does not wait for requests in flight.
+    pub async fn asked_to_stop(self, running: Option<&Running>) -> Stop {
+        let Self { mut term, mut int, mut hup, mut usr2 } = self;
+        let (replaced, mut replacement) = mpsc::channel(1);
+        let why = loop {
             tokio::select! {
-                _ = term.recv() => break,
-                _ = int.recv() => break,
+                biased;
+                _ = term.recv() => break Stop::Asked,
+                _ = int.recv() => break Stop::Asked,
+                Some(successor) = replacement.recv() => break Stop::Replaced(successor),
+                // Both by themselves, so that a stop need not wait for them. Left alone, these signals would kill the process.
                 _ = hup.recv() => {
-                    // By itself, so that a stop need not wait for it. Left alone, this signal would kill the process.
-                    if let Some(reloader) = reloader.map(Arc::clone) {
+                    if let Some(running) = running {
+                        let reloader = Arc::clone(&running.reloader);
                         tokio::spawn(async move { reloader.reload_and_tell().await });
                     }
                 }
+                _ = usr2.recv() => {
+                    if let Some(running) = running {
+                        let (upgrader, replaced) = (Arc::clone(&running.upgrader), replaced.clone());
+                        tokio::spawn(async move { report(upgrader.upgrade().await, &replaced).await });
+                    }
+                }
+            }
+        };
+        let mut is_first = matches!(why, Stop::Replaced(_));
+        if is_first {
+            tracing::info!("another process serves: requests in flight may finish");
+        } else {
+            tracing::info!("stopping: requests in flight may finish");
+        }
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+                if !std::mem::take(&mut is_first) {
+                    tracing::error!("stopped at once, as asked a second time");
+                    std::process::exit(130);
+                }
+                // Meant for the service, of which this process is the part that is leaving.
+                tracing::info!("requests in flight may finish, as before; ask again to stop at once");
+            }
+        });
+        why
+    }
+}
+
+async fn report(upgraded: Result<Successor, NotUpgraded>, replaced: &mpsc::Sender<Box<Successor>>) {
+    match upgraded {
+        Ok(successor) => {
+            if replaced.send(Box::new(successor)).await.is_err() {
+                tracing::info!("another process serves, and this one stops anyway");
             }
         }
-        tracing::info!("stopping: requests in flight may finish");
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            tracing::error!("stopped at once, as asked a second time");
-            std::process::exit(130);
-        });
+        Err(why) => tracing::error!(%why, "this process goes on: it was not replaced"),
     }
 }

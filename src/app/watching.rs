@@ -1,6 +1,7 @@
 //! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
 
 use super::Base;
+use super::upgrade::Succession;
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
 use crate::keyring::Keyring;
@@ -17,12 +18,19 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
 
 /// Starts all of it on `io`.
-pub(super) fn start(config: &Config, base: &Base, keyring: &Arc<Keyring>, io: &Handle) {
+pub(super) fn start(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    succession: &Arc<Succession>,
+    io: &Handle,
+) {
     io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
     io.spawn(crate::usage::keep_up(base.store.clone(), Arc::clone(&base.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
     let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
-    io.spawn(watch_nodes(store, metrics, base.boot, config.node.name.clone(), counts_alone));
+    let own = (base.boot, config.node.name.clone());
+    io.spawn(watch_nodes(store, metrics, own, counts_alone, Arc::clone(succession)));
 }
 
 async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
@@ -36,14 +44,15 @@ async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clo
     }
 }
 
-/// Looks who else runs on the store, for the process `boot` called `name`. As long as each node counts by itself, whoever
+/// Looks who else runs on the store, for the process `boot` called `name`. While one takes the other's place, there are two of
+/// that name. As long as each node counts by itself, whoever
 /// runs several must know it.
 async fn watch_nodes(
     store: Arc<dyn Nodes>,
     metrics: Arc<Metrics>,
-    boot: Uuid,
-    name: String,
+    (boot, name): (Uuid, String),
     counts_alone: bool,
+    succession: Arc<Succession>,
 ) {
     let begun = tokio::time::Instant::now();
     let (mut told, mut told_of_twin) = (1, false);
@@ -52,17 +61,19 @@ async fn watch_nodes(
             Ok(nodes) => {
                 let live = nodes.iter().filter(|n| n.is_live()).count();
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                if counts_alone && live > told {
+                let kin = succession.kin.count();
+                let others = live.saturating_sub(kin).max(1);
+                if counts_alone && others > told {
                     tracing::warn!(
-                        nodes = live,
+                        nodes = others,
                         "several gateways run on this store and each counts limits by itself"
                     );
                 }
-                told = live.max(1);
+                told = others;
                 // One that has not been heard of since this one began is the one before it.
                 let is_twin =
                     |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
-                let has_twin = nodes.iter().any(|n| n.is_live() && is_twin(n));
+                let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > kin;
                 if has_twin && !told_of_twin {
                     tracing::warn!(
                         "another gateway on this store is called {name} too; usage does not tell them apart"

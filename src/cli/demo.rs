@@ -2,7 +2,7 @@
 
 use super::{Environment, Failure, echo, log, ready, say};
 use crate::admin::Role;
-use crate::app::{self, InlineSecrets, Running, Signals, StartError};
+use crate::app::{self, InlineSecrets, Running, Signals, StartError, Surroundings};
 use crate::config::Config;
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::{KeyId, WorkspaceId};
@@ -48,7 +48,8 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     let backend = echo::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(Failure::failed)?;
     let config = config(args, folder, backend)?;
     log::init(&config.log);
-    let running = app::start(&config, None, InlineSecrets::default()).map_err(Failure::failed)?;
+    let running = app::start(&config, None, InlineSecrets::default(), Surroundings::default())
+        .map_err(Failure::failed)?;
     let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     let (secret, token) = running.block_on(first_key(&running, &config))?;
     if args.ready_json {
@@ -60,8 +61,8 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     } else {
         welcome(&running, &secret, &token, args.data_dir.as_deref())?;
     }
-    running.block_on(signals.asked_to_stop(Some(&running.reloader)));
-    running.stop();
+    let why = running.block_on(signals.asked_to_stop(Some(&running)));
+    running.stop(why);
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub(super) fn run(args: &EchoArgs, _environment: Environment<'_>) -> Result<(), 
     say(format_args!("an echo backend listens on {address}"))?;
     let runtime = runtime().map_err(Failure::failed)?;
     let signals = runtime.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
-    runtime.block_on(signals.asked_to_stop(None));
+    drop(runtime.block_on(signals.asked_to_stop(None)));
     Ok(())
 }
 

@@ -20,6 +20,7 @@ mod usage;
 use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -97,6 +98,8 @@ pub enum Failure {
 /// What surrounds the process. An argument, so that nothing below reads it by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Environment<'e> {
+    /// How the process was called: the program and its arguments.
+    pub called: &'e [OsString],
     /// The environment's variables.
     pub variables: &'e [(String, String)],
     /// The machine's name, which is the node's where the config names none.
@@ -145,12 +148,16 @@ fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
 
 /// The secrets of the environment.
 fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
-    let value =
-        |wanted| environment.variables.iter().find(|(name, _)| name == wanted).map(|(_, v)| v.as_str());
     InlineSecrets {
-        peppers: value("KEYGATE_SECRETS_PEPPERS"),
-        signing: value("KEYGATE_ADMIN_JWT_HS256_SECRET"),
-        telemetry_headers: value("KEYGATE_TELEMETRY_HEADERS"),
+        peppers: environment.variable("KEYGATE_SECRETS_PEPPERS"),
+        signing: environment.variable("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        telemetry_headers: environment.variable("KEYGATE_TELEMETRY_HEADERS"),
+    }
+}
+
+impl<'e> Environment<'e> {
+    fn variable(&self, wanted: &str) -> Option<&'e str> {
+        self.variables.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `keygate run`
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
-use crate::app::{self, ConfigSource, Signals};
+use crate::app::{self, ConfigSource, Predecessor, Signals, Surroundings};
 use clap::Args;
 use serde_json::Map;
 
@@ -13,6 +13,9 @@ pub struct RunArgs {
     /// Print one line of JSON on standard output once every listener accepts
     #[arg(long)]
     ready_json: bool,
+    /// Given by a gateway that this one replaces: standard input is the way to it
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
@@ -24,13 +27,21 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         variables: environment.variables.to_vec(),
         host_name: environment.host_name.to_owned(),
     };
-    let running = app::start(&config, Some(source), inline_secrets(environment)).map_err(Failure::failed)?;
+    let predecessor = args.take_over.then(Predecessor::meet).transpose();
+    let around = Surroundings {
+        called: Some(environment.called),
+        notify_socket: environment.variable("NOTIFY_SOCKET"),
+        predecessor: predecessor.map_err(|error| Failure::Failed(format!("--take-over: {error}")))?,
+    };
+    let mut running =
+        app::start(&config, Some(source), inline_secrets(environment), around).map_err(Failure::failed)?;
     let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }
-    running.block_on(signals.asked_to_stop(Some(&running.reloader)));
-    running.stop();
+    running.serves().map_err(Failure::failed)?;
+    let why = running.block_on(signals.asked_to_stop(Some(&running)));
+    running.stop(why);
     Ok(())
 }

@@ -95,6 +95,7 @@ impl Default for ProxyConfig {
             drain_delay: Duration::ZERO,
             drain_idle: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            upgrade_timeout: Duration::from_mins(1),
         }
     }
 }

@@ -168,6 +168,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         drain_delay: s.value("drain_delay", &span_ms(0, 600_000), d.drain_delay),
         drain_idle: s.value("drain_idle", &span_ms(0, 600_000), d.drain_idle),
         drain_timeout: s.value("drain_timeout", &span_ms(0, 3_600_000), d.drain_timeout),
+        upgrade_timeout: s.value("upgrade_timeout", &span_ms(1, 3_600_000), d.upgrade_timeout),
     }
 }
 

@@ -123,6 +123,8 @@ pub struct ProxyConfig {
     pub drain_idle: Duration,
     /// How long all of that and the last requests may take.
     pub drain_timeout: Duration,
+    /// How long a new binary may take until it serves in the place of this one.
+    pub upgrade_timeout: Duration,
 }
 
 /// `[admin]`

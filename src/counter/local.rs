@@ -5,6 +5,7 @@
 //! *Invariant:* the lock of a key is taken before the lock of its workspace and never two of one kind, so that charges
 //! cannot wait for each other in a circle.
 
+use super::handover::Told;
 use super::share::WINDOWS;
 use super::{Charge, Left, Refusal};
 use crate::clock::{Now, Timestamp};
@@ -89,6 +90,28 @@ impl Local {
     pub(super) fn restore(&self, row: &SpentRow, at: Timestamp) {
         let spending = Spending::restored(at, row.minute, row.hour, row.day, row.month, row.total);
         *self.subject(&row.subject).lock() = spending;
+    }
+
+    /// Shows what every subject has spent, each as it is in one moment.
+    pub(super) fn each(&self, mut show: impl FnMut(SpentBy, &Spending)) {
+        for entry in &self.keys {
+            show(SpentBy::Key(*entry.key()), &entry.lock());
+        }
+        for entry in &self.workspaces {
+            show(SpentBy::Workspace(entry.key().clone()), &entry.lock());
+        }
+    }
+
+    /// Counts what another process has counted.
+    pub(super) fn take_over(&self, told: &Told, now: Now) {
+        let shared = self.subject(&told.subject);
+        let mut spending = shared.lock();
+        for (per, by) in WINDOWS.into_iter().zip(told.spent) {
+            spending.correct(per, told.at, by);
+        }
+        if let Some(ahead) = told.ahead {
+            spending.set_ahead(ahead, now);
+        }
     }
 
     /// Forgets a key that is gone for good.

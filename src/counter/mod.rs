@@ -6,6 +6,7 @@
 //!
 //! *Invariant:* a refusal changes no counter. *Invariant:* no request waits longer than [`shared::PATIENCE`].
 
+mod handover;
 pub mod lease;
 mod link;
 mod local;
@@ -14,6 +15,7 @@ mod script;
 pub mod share;
 pub mod shared;
 
+pub use handover::{Handover, Told};
 pub use place::{LinkError, RedisKind, RedisPlace, RedisTls};
 pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
 

@@ -7,6 +7,7 @@
 
 mod broken;
 mod feed;
+mod index;
 
 pub use feed::{FeedOptions, Follower, Reporter};
 
@@ -14,13 +15,12 @@ use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, PlanId, WorkspaceId};
 use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
-use crate::store::{Change, Credential, Digest, KeyChange, Version};
+use crate::store::{Change, Credential, Credentials, Digest, KeyChange, Version};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;
-use smallvec::SmallVec;
+use index::Index;
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,8 +32,8 @@ const REACH_WITHIN: Duration = Duration::from_secs(2);
 /// The in-memory replica.
 #[derive(Debug)]
 pub struct Keyring {
-    by_digest: DashMap<Digest, Arc<Entry>, BuildHasherDefault<DigestHasher>>,
-    by_id: DashMap<KeyId, Arc<Entry>>,
+    by_digest: Index<Digest>,
+    by_id: Index<KeyId>,
     workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
     plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
     broken: Mutex<Broken>,
@@ -50,7 +50,7 @@ pub struct Entry {
     pub key: Key,
     /// Its workspace, whose plan may change under it.
     pub workspace: Arc<Workspace>,
-    credentials: SmallVec<[Credential; 2]>,
+    credentials: Credentials,
     version: Version,
 }
 
@@ -80,16 +80,12 @@ pub struct Found {
     pub pepper_version: u32,
 }
 
-/// Digests are uniform already: eight of their bytes are as good a hash as any.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct DigestHasher(u64);
-
 impl Keyring {
     /// An empty replica. Fill it with [`Follower::load`].
     pub fn new() -> Self {
         Self {
-            by_digest: DashMap::default(),
-            by_id: DashMap::default(),
+            by_digest: Index::new(),
+            by_id: Index::new(),
             workspaces: DashMap::default(),
             plans: Mutex::default(),
             broken: Mutex::default(),
@@ -101,7 +97,7 @@ impl Keyring {
 
     /// The key that `digest` opens at the instant `at`, unless it is deleted.
     pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<Found> {
-        let entry = Arc::clone(self.by_digest.get(digest)?.value());
+        let entry = self.by_digest.get(digest)?;
         let credential = entry.credentials.iter().find(|c| c.digest == *digest)?;
         if credential.valid_until.is_some_and(|end| end <= at) {
             return None;
@@ -113,7 +109,7 @@ impl Keyring {
     /// What became of `known`, a key found earlier; none when it was deleted or none of the secrets it had then opens it
     /// any more at the instant `at`.
     pub fn current(&self, known: &Entry, at: Timestamp) -> Option<Arc<Entry>> {
-        let current = Arc::clone(self.by_id.get(&known.key.id)?.value());
+        let current = self.by_id.get(&known.key.id)?;
         let opens = |had: &Credential| {
             // A secret that is hashed anew is the same secret.
             let same = |c: &&Credential| c.digest == had.digest || c.pepper_version != had.pepper_version;
@@ -143,7 +139,7 @@ impl Keyring {
 
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.len() == 0
     }
 
     /// How many rows of the store cannot be served at the moment, because they are not what they must be.
@@ -230,9 +226,9 @@ impl Keyring {
     }
 
     fn put_key(&self, change: KeyChange) -> Result<(), Unapplied> {
-        let KeyChange { key, credentials, version } = change;
+        let KeyChange { mut key, credentials, version } = change;
         let id = key.id;
-        let before = self.by_id.get(&id).map(|e| Arc::clone(e.value()));
+        let before = self.by_id.get(&id);
         if before.as_ref().is_some_and(|b| b.version > version) {
             return Ok(());
         }
@@ -242,42 +238,44 @@ impl Keyring {
             let lacks = Some(Lacks::Workspace(key.workspace_id));
             return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks });
         };
+        // One text for all keys of a workspace.
+        key.workspace_id = workspace.id.clone();
         let entry = Arc::new(Entry { key, workspace, credentials, version });
         // First what opens it now, then away with what no longer does: no valid secret is ever unknown in between.
         for credential in &entry.credentials {
-            self.by_digest.insert(credential.digest, Arc::clone(&entry));
+            self.by_digest.put(&credential.digest, Arc::clone(&entry));
         }
         for old in before.iter().flat_map(|b| &b.credentials) {
             if !entry.credentials.iter().any(|c| c.digest == old.digest) {
-                self.by_digest.remove_if(&old.digest, |_, held| held.key.id == id);
+                self.by_digest.take_if(&old.digest, |held| held.key.id == id);
             }
         }
-        self.by_id.insert(id, entry);
+        self.by_id.put(&id, entry);
         Ok(())
     }
 
     fn remove_key(&self, id: KeyId) {
-        if let Some((_, entry)) = self.by_id.remove(&id) {
+        if let Some(entry) = self.by_id.take_if(&id, |_| true) {
             for credential in &entry.credentials {
-                self.by_digest.remove_if(&credential.digest, |_, held| held.key.id == id);
+                self.by_digest.take_if(&credential.digest, |held| held.key.id == id);
             }
         }
     }
 
     /// The store has gone back: what is held may have numbers that it gives out again.
     fn forget_numbers(&self) {
-        for mut held in self.by_id.iter_mut() {
-            let Entry { key, workspace, credentials, .. } = &**held;
+        self.by_id.replace_each(|held| {
+            let Entry { key, workspace, credentials, .. } = held;
             let (key, workspace, credentials) = (key.clone(), Arc::clone(workspace), credentials.clone());
-            *held = Arc::new(Entry { key, workspace, credentials, version: Version::default() });
-        }
+            Entry { key, workspace, credentials, version: Version::default() }
+        });
         self.broken_rows().clear();
     }
 
     /// Drops every key that is not in `there`, and answers which.
     fn keep_only(&self, there: &HashSet<KeyId>) -> Vec<KeyId> {
-        let gone: Vec<KeyId> =
-            self.by_id.iter().map(|held| *held.key()).filter(|id| !there.contains(id)).collect();
+        let mut gone = Vec::new();
+        self.by_id.each(|held| gone.extend(Some(held.key.id).filter(|id| !there.contains(id))));
         for id in &gone {
             self.remove_key(*id);
         }
@@ -311,21 +309,6 @@ impl Entry {
     pub fn limits(&self, plan: &PlanInForce) -> Limits {
         key_limits(&self.key, &plan.plan)
     }
-}
-
-impl Hasher for DigestHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // The derived Hash of an array writes its length first; the digest's own bytes come last and stay.
-        if let Some(head) = bytes.first_chunk() {
-            self.0 = u64::from_ne_bytes(*head);
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
 }
 
 #[cfg(test)]

@@ -50,6 +50,32 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
     })
 }
 
+/// An entry with two credentials, all of it made from `number`.
+pub(super) fn entry(number: u16) -> Entry {
+    let [high, low] = number.to_be_bytes();
+    let digest = |kind: u8| {
+        let mut bytes = [kind; 32];
+        (bytes[0], bytes[5]) = (low, high);
+        Credential { digest: Digest(bytes), pepper_version: 1, valid_until: None }
+    };
+    let Change::Key(KeyChange { key, credentials, version }) =
+        key(KeyId(uuid::Uuid::from_u128(u128::from(number))), 1, &[digest(1), digest(2)])
+    else {
+        unreachable!("it makes a key")
+    };
+    let plan = PlanInForce {
+        plan: Plan {
+            id: "p".parse().expect("an id"),
+            api_ops_rate_limit: 1,
+            end_user_quota: 1,
+            limits: Box::default(),
+        },
+        workspace_limits: Limits::new(),
+    };
+    let workspace = Workspace { id: key.workspace_id.clone(), plan: ArcSwap::from_pointee(plan) };
+    Entry { key, workspace: Arc::new(workspace), credentials, version }
+}
+
 fn keyring(changes: Vec<Change>) -> Keyring {
     let keyring = Keyring::new();
     for change in changes {

@@ -97,6 +97,15 @@ struct Spent {
     used: u64,
 }
 
+/// How long the two buckets of a subject need until they are full again, in ns: the same on every steady clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ahead {
+    /// That of `rate_limit`.
+    pub rate_ns: u64,
+    /// That of a further limit per second.
+    pub second_ns: u64,
+}
+
 /// Why a charge was refused: the limit that keeps it waiting longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -176,7 +185,14 @@ pub fn workspace_limits(plan: &Plan) -> Limits {
     (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c)).collect()
 }
 
-// === impl Limit ===
+// === impl Ahead, Limit ===
+
+impl Ahead {
+    /// Whether both are full.
+    pub const fn is_nothing(self) -> bool {
+        self.rate_ns == 0 && self.second_ns == 0
+    }
+}
 
 impl Limit {
     fn further(name: LimitName, ceiling: &Ceiling) -> Self {
@@ -337,6 +353,31 @@ impl Spending {
         let start = window_start(per, at);
         let windowed = &self.windows[slot(per)];
         [windowed.current, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+    }
+
+    /// How far its buckets are from full at `now`.
+    pub const fn ahead(&self, now: Now) -> Ahead {
+        Ahead {
+            rate_ns: self.rate_full_at_ns.saturating_sub(now.steady_ns),
+            second_ns: self.second_full_at_ns.saturating_sub(now.steady_ns),
+        }
+    }
+
+    /// Counts what was counted elsewhere: so many units in the window of `at`, or so many fewer.
+    pub fn correct(&mut self, per: Per, at: Timestamp, by: i64) {
+        let windowed = &mut self.windows[slot(per)];
+        let start = window_start(per, at);
+        if by < 0 {
+            windowed.subtract(start, by.unsigned_abs());
+        } else if by > 0 {
+            windowed.add(start, by.unsigned_abs());
+        }
+    }
+
+    /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
+    pub fn set_ahead(&mut self, ahead: Ahead, now: Now) {
+        self.rate_full_at_ns = self.rate_full_at_ns.max(now.steady_ns.saturating_add(ahead.rate_ns));
+        self.second_full_at_ns = self.second_full_at_ns.max(now.steady_ns.saturating_add(ahead.second_ns));
     }
 
     const fn full_at_ns(&self, name: LimitName) -> u64 {

@@ -338,7 +338,16 @@ pub trait Ledger: Send + Sync + 'static {
 /// Who changed what.
 #[async_trait]
 pub trait Audit: Send + Sync + 'static {
-    /// Lines of one workspace, or of the platform (plans, workspaces) when none is named; newest first.
+    /// Adds a line of the platform: the node of that name has another config in force, with these changes.
+    async fn note_reload(
+        &self,
+        node: &str,
+        changes: serde_json::Map<String, serde_json::Value>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Lines of one workspace, or of the platform (plans, workspaces, configs) when none is named; newest first.
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

@@ -35,6 +35,9 @@ pub struct IssuedCredential {
     pub hint: Box<str>,
 }
 
+/// What opens a key: one secret, and for a while after a change the one before. Most have one, and a million keys are held.
+pub type Credentials = SmallVec<[Credential; 1]>;
+
 /// A key as it is created.
 #[derive(Clone, Debug)]
 pub struct NewKey {
@@ -226,10 +229,6 @@ pub enum EndUserAdmission {
 
 /// One change of the feed.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all changes are keys; a box would cost each of them a detour"
-)]
 pub enum Change {
     /// A plan as it is now.
     Plan(Plan),
@@ -275,7 +274,7 @@ pub struct KeyChange {
     /// What decisions need.
     pub key: Key,
     /// Every digest that opens it: the current one first.
-    pub credentials: SmallVec<[Credential; 2]>,
+    pub credentials: Credentials,
     /// In which write it became so.
     pub version: Version,
 }

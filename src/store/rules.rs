@@ -344,9 +344,14 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Lines about plans and workspaces themselves belong to the platform.
+    /// That a node has another config in force.
+    pub(super) fn reload(node: &str, changes: Fields) -> Self {
+        Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
+    }
+
+    /// Lines about plans and workspaces themselves, and about configs, belong to the platform.
     pub(super) fn is_of_platform(&self) -> bool {
-        self.action.starts_with("plan.") || self.action.starts_with("workspace.")
+        ["plan.", "workspace.", "config."].iter().any(|kind| self.action.starts_with(kind))
     }
 }
 

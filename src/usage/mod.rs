@@ -10,6 +10,7 @@
 
 pub mod journal;
 mod record;
+mod seats;
 mod set_aside;
 mod spent;
 mod upkeep;
@@ -17,6 +18,7 @@ mod writer;
 
 pub use journal::{Journal, JournalFull};
 pub use record::{Pending, Start};
+pub use seats::{Others, Seat, Seats};
 pub use set_aside::SetAside;
 pub use spent::Spent;
 pub use upkeep::keep_up;

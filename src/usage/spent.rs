@@ -44,6 +44,17 @@ impl Spent {
         }
     }
 
+    /// Adds what another one has counted in the same windows.
+    pub fn absorb(&mut self, other: Self) {
+        for mut row in other.into_rows() {
+            self.add_to(&mut row);
+            match row.subject.clone() {
+                SpentBy::Key(id) => drop(self.keys.insert(id, row)),
+                SpentBy::Workspace(id) => drop(self.workspaces.insert(id, row)),
+            }
+        }
+    }
+
     fn charge(&mut self, id: KeyId, workspace: &WorkspaceId, arrived: Timestamp) {
         let one = self.windows.one(arrived);
         let key = self.keys.entry(id).or_insert_with(|| SpentRow::nothing(SpentBy::Key(id)));

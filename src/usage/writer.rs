@@ -43,6 +43,8 @@ pub struct Writer {
     set_aside: SetAside,
     /// Read by [`Writer::replay`] and not stored.
     unstored: Batch,
+    /// Whether it ends when it has stored all there is.
+    only_the_rest: bool,
     flush: Flush,
     done: watch::Sender<Done>,
 }
@@ -83,7 +85,14 @@ impl Writer {
         let (done, seen) = watch::channel(Done::default());
         let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
         let unstored = Batch::default();
-        Self { reader, ledger, metrics, options, deadline, set_aside, unstored, flush, done }
+        let only_the_rest = false;
+        Self { reader, ledger, metrics, options, deadline, set_aside, unstored, only_the_rest, flush, done }
+    }
+
+    /// A writer of what other processes have left in a journal that nobody writes to: it ends when that is stored.
+    #[must_use]
+    pub fn of_the_rest(self) -> Self {
+        Self { only_the_rest: true, ..self }
     }
 
     /// The journal it empties.
@@ -133,7 +142,7 @@ impl Writer {
             let done = Done { asked: self.flush.asked.load(Ordering::Acquire), began };
             // Whoever could tell it to stop is gone: a start that failed.
             let is_alone = self.deadline.has_changed().is_err();
-            let is_stopping = is_alone || self.deadline.borrow().is_some();
+            let is_stopping = is_alone || self.only_the_rest || self.deadline.borrow().is_some();
             if is_stopping {
                 self.reader.journal().close();
             }

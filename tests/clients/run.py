@@ -1,4 +1,4 @@
-"""The clients that people use, through a gateway: OpenAI and Anthropic streaming, a WebSocket client, curl over HTTP/2.
+"""The clients that people use, through a gateway: OpenAI and Anthropic streaming, gRPC, WebSocket, curl, h2.
 
 Run by `make test-clients`, which installs them. Starts a backend that answers as those APIs do, and the gateway in front.
 """
@@ -16,6 +16,8 @@ import urllib.request
 import anthropic
 import openai
 import websockets
+
+import rpc
 
 BINARY = sys.argv[1]
 WORDS = ["Hello", " from", " behind", " the", " gateway"]
@@ -75,13 +77,23 @@ class Backend(http.server.BaseHTTPRequestHandler):
 class Gateway:
     """A gateway in a folder of its own, with a key."""
 
-    def __init__(self, folder, http_port, ws_port):
+    def __init__(self, folder, http_port, ws_port, grpc_port):
         config = pathlib.Path(folder, "keygate.toml")
-        parts = ['[proxy]\nlisten = ["127.0.0.1:0"]\nlisten_h2c = ["127.0.0.1:0"]\n[admin]\nlisten = "127.0.0.1:0"\n']
+        pem = pathlib.Path(folder, "gateway.pem")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                        "-keyout", pem.with_suffix(".key"), "-out", pem, "-days", "2", "-subj", "/CN=gateway.test",
+                        "-addext", "subjectAltName=DNS:gateway.test,IP:127.0.0.1"], check=True, capture_output=True)
+        self.certificate = pem.read_bytes()
+        pem.write_bytes(self.certificate + pem.with_suffix(".key").read_bytes())
+        parts = ['[proxy]\nlisten = ["127.0.0.1:0"]\nlisten_h2c = ["127.0.0.1:0"]\nlisten_tls = ["127.0.0.1:0"]\n'
+                 'certificates = ["gateway.pem"]\n[admin]\nlisten = "127.0.0.1:0"\n'
+                 f'[[upstreams]]\nname = "grpc"\nservers = ["127.0.0.1:{grpc_port}"]\nprotocol = "http2"\n'
+                 '[[routes]]\nname = "grpc"\npath = "/pkg.Echo/{rest*}"\nupstream = "grpc"\nscopes = ["app"]\n']
         for name, port in (("app", http_port), ("ws", ws_port)):
             parts.append(f'[[upstreams]]\nname = "{name}"\nservers = ["127.0.0.1:{port}"]\n'
                          f'[[routes]]\nname = "{name}"\npath = "/{name}/{{rest*}}"\nupstream = "{name}"\nscopes = ["app"]\n')
         config.write_text("".join(parts))
+        self.folder = pathlib.Path(folder)
         self.process = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={})
         self.ready = json.loads(self.process.stdout.readline())
@@ -142,12 +154,20 @@ async def check_websocket(gateway):
 
 
 def check_curl(gateway):
-    for flags, address in (([], "proxy"), (["--http2-prior-knowledge"], "proxy_h2c")):
+    trusted = ["--cacert", str(gateway.folder / "gateway.pem")]
+    for flags, scheme, address in (([], "http", "proxy"), (["--http2-prior-knowledge"], "http", "proxy_h2c"),
+                                   (["--http1.1", *trusted], "https", "proxy_tls"),
+                                   (["--http2", *trusted], "https", "proxy_tls")):
         command = ["curl", "-sS", *flags, "-w", " %{http_version} %{http_code}", "-H", f"X-API-Key: {gateway.secret}",
-                   f"http://{gateway.ready[address]}/app/x"]
+                   f"{scheme}://{gateway.ready[address]}/app/x"]
         body, version, status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rsplit(" ", 2)
         assert (json.loads(body)["path"], status) == ("/app/x", "200") and version in ("1.1", "2"), (body, version, status)
-        assert (version == "2") == bool(flags)
+        assert (version == "2") == any("http2" in flag for flag in flags)
+    # Sends all of a large body before it looks at the answer that came long before.
+    command = ["curl", "-sS", "-H", "X-API-Key: nonsense", "-H", "Expect:", "-T", "-", "-o", "/dev/null", "-w",
+               "%{http_code}", f"http://{gateway.ready['proxy']}/app/x"]
+    done = subprocess.run(command, input=b"x" * 20_000_000, capture_output=True, check=True)
+    assert done.stdout == b"401", done
 
 
 async def main():
@@ -163,10 +183,14 @@ async def main():
 
     async with websockets.serve(echo, "127.0.0.1", 0, max_size=None) as server:
         with tempfile.TemporaryDirectory() as folder:
-            gateway = Gateway(folder, backend.server_port, server.sockets[0].getsockname()[1])
+            service = rpc.Service()
+            gateway = Gateway(folder, backend.server_port, server.sockets[0].getsockname()[1], service.port)
             passed = 0
             for check in (check_curl, check_openai, check_anthropic):
                 await asyncio.to_thread(check, gateway)
+                passed += 1
+            for check in (rpc.check_h2, rpc.check_grpc):
+                await asyncio.to_thread(check, gateway, service)
                 passed += 1
             await check_websocket(gateway)
             gateway.stop()

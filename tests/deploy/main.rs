@@ -270,7 +270,7 @@ fn what_containers_and_systemd_start_is_a_command_of_keygate() {
     let origin = &compose.services()["origin"]["entrypoint"];
     let unit = text("conf/systemd/keygate.service");
     let mut commands: Vec<Vec<String>> = vec![words(origin).iter().map(ToString::to_string).collect()];
-    for line in unit.lines().filter(|line| line.starts_with("Exec")) {
+    for line in unit.lines().filter(|line| line.starts_with("ExecStart")) {
         let command = line.split_once('=').expect("a command").1;
         commands.push(command.split(' ').map(str::to_owned).collect());
     }

@@ -32,4 +32,5 @@ mod streaming;
 mod support;
 #[path = "../journal/tiny_disk.rs"]
 mod tiny_disk;
+mod upgrade;
 mod usage;

@@ -6,6 +6,7 @@
 mod faults;
 mod format;
 mod model;
+mod seats;
 mod stand;
 mod tiny_disk;
 mod writing;

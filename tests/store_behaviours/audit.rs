@@ -39,6 +39,10 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     place.delete_end_user(&w, user, &by, T0).await.unwrap();
     place.create_plan(plan("q"), &by, T0).await.unwrap();
     place.delete_plan(&plan_id("q"), &by, T0).await.unwrap();
+    let changes = json!({"routes": {"from": 1, "to": 2}}).as_object().unwrap().clone();
+    let before = place.version().await.unwrap();
+    place.note_reload("node-1", changes.clone(), &by, T0).await.unwrap();
+    assert!(place.version().await.unwrap() > before);
     // In the order of the acts, though nearly all bear the same instant.
     let of_workspace = lines(&place, Some(&w)).await;
     assert_eq!(
@@ -56,13 +60,23 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     let of_platform = lines(&place, None).await;
     assert_eq!(
         actions(&of_platform),
-        ["plan.delete", "plan.create", "workspace.update", "workspace.create", "plan.update", "plan.create"]
+        [
+            "config.reload",
+            "plan.delete",
+            "plan.create",
+            "workspace.update",
+            "workspace.create",
+            "plan.update",
+            "plan.create"
+        ]
     );
     let line = &of_workspace[1];
     assert_eq!((line.at, &line.target, line.workspace_id.as_ref()), (after(1), &id.to_string(), Some(&w)));
     assert_eq!((&*line.subject, &*line.role), ("eve", "platform"));
     assert_eq!((line.address, line.request_id.as_deref()), (by.address, Some("r-1")));
-    assert_eq!((&*of_platform[0].target, of_platform[0].workspace_id.as_ref()), ("q", None));
+    assert_eq!((&*of_platform[0].target, of_platform[0].workspace_id.as_ref()), ("node-1", None));
+    assert_eq!((&of_platform[0].changes, &*of_platform[0].subject), (&json!(changes), "eve"));
+    assert_eq!((&*of_platform[1].target, of_platform[1].workspace_id.as_ref()), ("q", None));
 }
 
 pub(crate) async fn an_update_says_from_what_to_what(place: Place) {

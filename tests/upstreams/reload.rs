@@ -65,7 +65,7 @@ fn a_mistake_leaves_everything_as_it_was_and_all_are_told() {
     assert!(told.contains("keygate.toml:1:17 proxy.threads: must be a whole number"), "{told}");
     assert!(told.contains("keygate.toml:4:12 routes[0].upstream: there is no upstream"), "{told}");
     let told = mistakes(&(before.clone() + "\n[store]\nurl = \"sqlite:other.db\"\n[node]\nname = \"n2\"\n"));
-    for key in ["store", "node.name"] {
+    for key in ["store.url", "node.name"] {
         assert!(told.contains(&format!("{key}: it has changed, and that takes a restart")), "{told}");
     }
     let told = mistakes(&(before.clone() + &named("../y", "a")));
@@ -82,6 +82,32 @@ fn a_mistake_leaves_everything_as_it_was_and_all_are_told() {
         let token = gateway.mint(role, "default");
         assert_eq!(gateway.admin_as(&token, "POST", "/reload", None).status, 403);
     }
+}
+
+#[test]
+fn what_was_put_in_force_is_in_the_audit_trail_and_what_was_refused_is_not() {
+    let origin = Origin::start();
+    let gateway = Gateway::start(&(upstream("a", origin.address) + &named("x", "a")));
+    let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
+    write_config(gateway.folder(), "[proxy]\nthreads = 3\n");
+    assert_eq!(reload(&gateway).status, 400);
+    assert_eq!(lines(), json!([]));
+    let both = upstream("a", origin.address) + &named("x", "a") + &named("y", "a");
+    write_config(gateway.folder(), &both);
+    assert_eq!(reload(&gateway).status, 200);
+    let line = lines()[0].clone();
+    assert_eq!(line["changes"], json!({"routes": {"from": ["x"], "to": ["x", "y"]}}));
+    assert!(
+        line["role"] == "platform" && line["address"] == "127.0.0.1" && line["request_id"].is_string(),
+        "{line}"
+    );
+    gateway.signal("HUP");
+    eventually_true("the signal leaves a line too", || lines()[1].is_object());
+    let line = lines()[0].clone();
+    assert_eq!(
+        (&line["subject"], &line["role"], &line["changes"]),
+        (&json!("keygate"), &json!("local"), &json!({}))
+    );
 }
 
 #[test]

@@ -135,7 +135,7 @@ struct SameConfig;
 
 #[async_trait::async_trait]
 impl Reload for SameConfig {
-    async fn reload(&self) -> Result<Reloaded, NotReloaded> {
+    async fn reload(&self, _: &Actor) -> Result<Reloaded, NotReloaded> {
         Ok(Reloaded { routes: 1, upstreams: 1 })
     }
 }

@@ -8,7 +8,6 @@ use crate::policy::key::{Ceiling, Scope};
 use crate::store::{Change, Credential, KeyFilter, KeyRecord, PageRequest, Version};
 use clap::Args;
 use serde_json::{Value, json};
-use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use tokio::sync::mpsc;
@@ -52,7 +51,7 @@ fn workspaces(desk: &Desk, only: Option<&WorkspaceId>) -> Result<Vec<WorkspaceId
 }
 
 /// The credentials of every key that open something, as the change feed carries them: the current one first.
-pub(in crate::cli) type Credentials = HashMap<KeyId, SmallVec<[Credential; 2]>>;
+pub(in crate::cli) type Credentials = HashMap<KeyId, crate::store::Credentials>;
 
 pub(in crate::cli) fn credentials(desk: &Desk) -> Result<Credentials, Failure> {
     let (to, mut batches) = mpsc::channel(4);

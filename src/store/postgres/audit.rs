@@ -1,7 +1,7 @@
 //! The audit trail: one line per administrative write, in the same transaction as it.
 
 use super::tx::Tx;
-use super::{PgStore, StoreError};
+use super::{PgStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{AuditId, WorkspaceId};
 use crate::store::decode::{audit_columns, read_audit};
@@ -9,7 +9,7 @@ use crate::store::fields::int;
 use crate::store::rules::{self, Line, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Adds a line.
 pub(super) async fn add(
@@ -59,6 +59,23 @@ macro_rules! filtered {
 
 #[async_trait]
 impl Audit for PgStore {
+    async fn note_reload(
+        &self,
+        node: &str,
+        changes: Map<String, Value>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (node, by) = (node.to_owned(), by.clone());
+        self.write(move |tx| {
+            Box::pin(async move {
+                let version = next_version(tx).await?;
+                add(tx, version, &by, at, Line::reload(&node, changes)).await
+            })
+        })
+        .await
+    }
+
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

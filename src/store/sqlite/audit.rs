@@ -1,7 +1,7 @@
 //! The audit trail: one line per administrative write, in the same transaction as it.
 
 use super::row;
-use super::{SqliteStore, StoreError};
+use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::policy::id::{AuditId, WorkspaceId};
 use crate::store::decode::{audit_columns, read_audit};
@@ -9,7 +9,7 @@ use crate::store::rules::{Line, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Adds a line. Lines about plans and workspaces themselves belong to the platform.
 pub(super) fn add(
@@ -65,6 +65,17 @@ macro_rules! lines {
 
 #[async_trait]
 impl Audit for SqliteStore {
+    async fn note_reload(
+        &self,
+        node: &str,
+        changes: Map<String, Value>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (line, by) = (Line::reload(node, changes), by.clone());
+        self.write_durably(move |tx| add(tx, next_version(tx)?, &by, at, line)).await
+    }
+
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

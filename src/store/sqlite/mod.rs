@@ -1,9 +1,10 @@
-//! The embedded store: one SQLite file, one process, one thread that writes and a few that read.
+//! The embedded store: one SQLite file, one process (two while one takes the other's place), one thread in it that writes
+//! and a few that read.
 //!
 //! Must not know: anything outside the store. When the file cannot be read or written every call answers
 //! [`StoreError::Unavailable`]; while the queue of a thread is full, callers wait.
 //!
-//! *Invariant:* only the writer's thread writes, each call in one transaction; so numbers become visible in order.
+//! *Invariant:* only the writer's thread writes, each call in one transaction that keeps other processes out; so numbers become visible in order.
 
 mod all_records;
 mod audit;
@@ -26,8 +27,11 @@ pub use open::{check, migrate};
 
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
+use open::FileLock;
 use rusqlite::{Transaction, TransactionBehavior};
+use std::fs::File;
 use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use workers::{Job, Queue, Workers};
@@ -36,6 +40,7 @@ use workers::{Job, Queue, Workers};
 #[derive(Debug)]
 pub struct SqliteStore {
     workers: Workers,
+    lock: Weak<FileLock>,
 }
 
 /// How the embedded store is run.
@@ -63,8 +68,20 @@ impl SqliteStore {
     ///
     /// Blocks; call it before anything is served.
     pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
-        let opened = open::open(path, options)?;
-        Ok(Self { workers: Workers::start(opened, options.queue.max(1))? })
+        Self::open_after(path, options, None)
+    }
+
+    /// The same for a process that takes the place of one that still has the store open and handed its `lock` on. Until
+    /// that one has gone both write, one transaction at a time.
+    pub fn open_after(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Self, StoreError> {
+        let opened = open::open(path, options, lock)?;
+        let lock = Arc::downgrade(&opened.lock);
+        Ok(Self { workers: Workers::start(opened, options.queue.max(1))?, lock })
+    }
+
+    /// What tells other processes that this one has the store, to be handed on; none once it is closed.
+    pub fn lock(&self) -> Option<File> {
+        self.lock.upgrade()?.share().ok()
     }
 
     /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote

@@ -8,7 +8,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,10 @@ pub(super) struct Opened {
     pub(super) lock: Arc<FileLock>,
 }
 
-/// Holds `<path>.lock`, which tells other processes that the file is in use. The kernel lets go of it when we die.
+/// Holds `<path>.lock`, which tells other processes that the file is in use. The kernel lets go of it when we die, and
+/// whoever it was handed on to.
 pub(super) struct FileLock {
-    _file: File,
+    file: File,
 }
 
 /// "KyGt": says in the file's header whose database it is.
@@ -33,8 +34,11 @@ const STATEMENTS_MAX: usize = 128;
 const WAL_BYTES_MAX: i64 = 64 << 20;
 
 /// Opens the store and brings its schema up to date.
-pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, StoreError> {
-    let lock = FileLock::take(path)?;
+pub(super) fn open(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Opened, StoreError> {
+    let lock = match lock {
+        Some(file) => FileLock::inherit(path, file)?,
+        None => FileLock::take(path)?,
+    };
     let mut writer = connect(path, options.busy_timeout)?;
     bring_up_to_date(path, &mut writer)?;
     let mut readers = Vec::with_capacity(options.readers.max(1));
@@ -160,7 +164,31 @@ impl FileLock {
             Err(TryLockError::Error(error)) => return Err(refused(&beside, &error)),
         }
         write_pid(&mut file).map_err(|error| refused(&beside, &error))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// The lock that the process has whose place this one takes: both hold it until the last of them has gone.
+    fn inherit(path: &Path, mut file: File) -> Result<Self, StoreError> {
+        if !is_at(&file, &lock_path(path)) {
+            return Self::take(path);
+        }
+        let written = write_pid(&mut file);
+        written
+            .map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
+        Ok(Self { file })
+    }
+
+    /// The same lock once more, to be handed on.
+    pub(super) fn share(&self) -> std::io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
+/// Whether `file` is the one at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
     }
 }
 

@@ -36,6 +36,8 @@ struct Stop {
 #[derive(Debug, Default)]
 struct Memory {
     sync_fails: bool,
+    /// What it has told of the journal's size.
+    bytes: i64,
     passes_to_retry: u32,
 }
 
@@ -95,7 +97,9 @@ impl Journal {
         if !self.is_closing.load(Ordering::Relaxed) {
             self.prepare(memory);
         }
-        self.metrics.usage_journal_bytes.set(i64::try_from(self.bytes()).unwrap_or(i64::MAX));
+        // Added, because a process may keep what others have left beside its own.
+        let bytes = i64::try_from(self.bytes()).unwrap_or(i64::MAX);
+        self.metrics.usage_journal_bytes.add(bytes - std::mem::replace(&mut memory.bytes, bytes));
     }
 
     fn sync(&self, memory: &mut Memory) {

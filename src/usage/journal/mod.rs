@@ -41,7 +41,7 @@
 //! A disk that is full: see `WhenFull`; when it has room again the journal uses it. A sync that fails is counted and
 //! logged, and serving goes on: only the death of the machine could still lose something. Bytes that are no frame are
 //! passed over, what follows them is read, and the segment is put into `damaged/`. Nothing here blocks a start, but for a
-//! folder that another process owns.
+//! folder that another process owns ([`super::Seats`] gives each process of a node a folder of its own).
 
 pub mod codec;
 pub mod disk;

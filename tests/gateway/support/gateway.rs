@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
@@ -22,6 +22,8 @@ pub(crate) struct Gateway {
     /// The ready line.
     pub(crate) ready: Value,
     child: Child,
+    /// Further lines, of the processes that take its place.
+    lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     folder: Arc<TempDir>,
 }
@@ -42,7 +44,11 @@ pub(crate) fn keygate(folder: &Path, args: &[&str]) -> CommandOutput {
 }
 
 fn command(folder: &Path) -> Command {
-    let mut command = Command::new(BINARY);
+    command_of(Path::new(BINARY), folder)
+}
+
+fn command_of(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().current_dir(folder).stdin(Stdio::null());
     command
 }
@@ -61,7 +67,16 @@ impl Gateway {
 
     /// Starts in a folder that has a `keygate.toml`, with an environment. The error is what it wrote to standard error.
     pub(crate) fn run_with(folder: Arc<TempDir>, environment: &[(&str, &str)]) -> Result<Self, String> {
-        let mut child = command(folder.path())
+        Self::run_program(Path::new(BINARY), folder, environment)
+    }
+
+    /// The same with another program than the one that was built: what is there when it is upgraded.
+    pub(crate) fn run_program(
+        program: &Path,
+        folder: Arc<TempDir>,
+        environment: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        let mut child = command_of(program, folder.path())
             .args(["run", "--ready-json", "--config", CONFIG])
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
@@ -69,25 +84,46 @@ impl Gateway {
             .spawn()
             .expect("the binary runs");
         let stderr = capture(child.stderr.take().unwrap());
-        let (to, line) = sync_channel(1);
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            stdout.read_line(&mut line).ok();
-            to.send(line).ok();
-            // Whatever else it writes must not fill the pipe.
-            std::io::copy(&mut stdout, &mut std::io::sink()).ok();
-        });
-        let line = line.recv_timeout(PATIENCE).unwrap_or_default();
+        let (to, lines) = sync_channel(1);
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        // Whatever it writes must not fill the pipe.
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|l| drop(to.send(l))));
+        let line = lines.recv_timeout(PATIENCE).unwrap_or_default();
         let Ok(ready) = serde_json::from_str::<Value>(&line) else {
             child.kill().ok();
             child.wait().ok();
             let text = stderr.lock().unwrap();
             return Err(format!("{line}{}", String::from_utf8_lossy(&text)));
         };
-        let address = |field: &str| ready[field].as_str().and_then(|a| a.parse().ok()).expect("an address");
-        let (proxy, admin) = (address("proxy"), address("admin"));
-        Ok(Self { proxy, admin, ready, child, stderr, folder })
+        let (proxy, admin) = addresses(&ready);
+        Ok(Self { proxy, admin, ready, child, lines: Mutex::new(lines), stderr, folder })
+    }
+
+    /// Which process serves.
+    pub(crate) fn pid(&self) -> u32 {
+        self.ready["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a number")
+    }
+
+    /// SIGUSR2, then waits until another process serves. Answers which one did before; it may still drain.
+    #[track_caller]
+    pub(crate) fn upgrade(&mut self) -> u32 {
+        let before = self.pid();
+        self.signal("USR2");
+        let line = self.lines.lock().unwrap().recv_timeout(PATIENCE);
+        self.ready = line.ok().and_then(|line| serde_json::from_str(&line).ok()).expect("a ready line");
+        (self.proxy, self.admin) = addresses(&self.ready);
+        assert_ne!(self.pid(), before);
+        before
+    }
+
+    /// Whether a process of this gateway has ended.
+    pub(crate) fn has_ended(&mut self, pid: u32) -> bool {
+        if pid == self.child.id() {
+            return self.child.try_wait().expect("a child of ours").is_some();
+        }
+        // Nobody waits for the others but init: what is left of one that has ended is a zombie at most.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
     }
 
     /// Starts in a folder that has a `keygate.toml`. The error is what it wrote to standard error.
@@ -131,9 +167,7 @@ impl Gateway {
 
     /// Sends a signal, e.g. `TERM`.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid]).status();
-        assert!(status.expect("sh runs").success(), "no signal {name} to {pid}");
+        signal_to(self.pid(), name);
     }
 
     /// Waits until the process has ended.
@@ -167,6 +201,10 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        let pid = self.pid();
+        if !self.has_ended(pid) {
+            signal_to(pid, "KILL");
+        }
         // Ended already is as good.
         self.child.kill().ok();
         self.child.wait().ok();
@@ -174,6 +212,18 @@ impl Drop for Gateway {
             eprintln!("--- standard error of the gateway ---\n{}", self.stderr());
         }
     }
+}
+
+/// Sends a signal to a process of a gateway.
+pub(crate) fn signal_to(pid: u32, name: &str) {
+    let pid = pid.to_string();
+    let status = Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid]).status();
+    assert!(status.expect("sh runs").success(), "no signal {name} to {pid}");
+}
+
+fn addresses(ready: &Value) -> (SocketAddr, SocketAddr) {
+    let address = |field: &str| ready[field].as_str().and_then(|a| a.parse().ok()).expect("an address");
+    (address("proxy"), address("admin"))
 }
 
 /// Writes `config` as a gateway's `keygate.toml`, on free ports unless it says where.

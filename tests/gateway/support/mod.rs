@@ -13,7 +13,7 @@ mod request;
 
 pub(crate) use admin::Key;
 pub(crate) use config::{one_route, route, stand, upstream};
-pub(crate) use gateway::{CommandOutput, Gateway, keygate, write_config};
+pub(crate) use gateway::{CommandOutput, Gateway, keygate, signal_to, write_config};
 pub(crate) use origin::{Hold, Origin, ReservedPort};
 pub(crate) use raw::{Raw, Response};
 pub(crate) use request::Request;

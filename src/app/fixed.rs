@@ -1,0 +1,177 @@
+//! What a running gateway cannot change: every key but those of routes, upstreams and plans.
+//!
+//! Each section is taken apart by its fields, so that a new key does not compile before it is decided on here.
+
+use crate::config::{
+    AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, JwtConfig, KeyringConfig, LogConfig,
+    NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig, UsageConfig,
+};
+
+/// Says of each key that differs that it takes a restart.
+pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
+    let mut all = Vec::new();
+    macro_rules! sections {
+        ($($path:literal $of:expr, $kind:ident: $($field:ident $(= $key:literal)?)* $(; $inner:ident)?;;)*) => {$(
+            let of: fn(&Config) -> &$kind = $of;
+            let $kind { $($field: _,)* $($inner: _,)? } = of(old);
+            $(
+                let key = [$($key,)? stringify!($field)][0];
+                if of(old).$field != of(new).$field {
+                    all.push(format!("{}.{key}: it has changed, and that takes a restart", $path));
+                }
+            )*
+        )*};
+    }
+    sections! {
+        "proxy" |c| &c.proxy, ProxyConfig:
+            listen listen_tls listen_h2c certificates client_ca_file client_certificates trusted_proxies
+            proxy_protocol max_http2_streams max_invalid_keys revocation_check threads max_header_bytes
+            max_header_fields max_uri_bytes max_body_bytes first_byte_timeout header_timeout idle_timeout
+            body_timeout write_timeout min_body_rate max_connections max_connections_per_address
+            max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
+            trust_request_id rate_limit_headers drain_delay drain_idle drain_timeout upgrade_timeout;;
+        "admin" |c| &c.admin, AdminConfig:
+            listen threads max_body_bytes create_workspaces default_plan metrics_token_file; jwt;;
+        "admin.jwt" |c| &c.admin.jwt, JwtConfig:
+            keys = "hs256_secret_file or jwks_file" algorithms issuer audience leeway claims;;
+        "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
+        "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file;;
+        "store" |c| &c.store, StoreConfig:
+            location = "url" busy_timeout readers pool connect_timeout statement_timeout;;
+        "counters" |c| &c.counters, CountersConfig:
+            location = "url" on_failure tls_ca_file tls_cert_file tls_key_file sentinel_password_file;;
+        "keyring" |c| &c.keyring, KeyringConfig: max_stale poll_interval;;
+        "usage" |c| &c.usage, UsageConfig:
+            journal_dir journal_max_bytes journal_segment_bytes journal_sync_interval batch_records batch_delay
+            when_full;;
+        "end_users" |c| &c.end_users, EndUsersConfig: cache_entries when_store_is_gone unsettled_entries;;
+        "log" |c| &c.log, LogConfig: level format access access_sample;;
+        "telemetry" |c| &c.telemetry, TelemetryConfig:
+            endpoint headers_file ca_file service_name attributes sample follow_parent queue_requests
+            batch_requests batch_delay timeout;;
+        "node" |c| &c.node, NodeConfig: name;;
+    }
+    let Config {
+        proxy: _,
+        admin: _,
+        acme: _,
+        secrets: _,
+        store: _,
+        counters: _,
+        keyring: _,
+        usage: _,
+        end_users: _,
+        log: _,
+        telemetry: _,
+        node: _,
+        // These come into force.
+        plans: _,
+        upstreams: _,
+        routes: _,
+    } = old;
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{KnownKey, known_keys};
+
+    /// What keys need beside themselves, to be set at all.
+    const BASES: [&str; 6] = [
+        "[telemetry]\nendpoint = \"https://h:1\"\n",
+        "[admin.jwt]\njwks_file = \"j\"\nalgorithms = [\"EdDSA\"]\n",
+        "[proxy]\ncertificates = [\"c\"]\nclient_ca_file = \"ca\"\ntrusted_proxies = [\"10.0.0.0/8\"]\n[plans.default]\n[plans.b]\n",
+        "[proxy]\nlisten_tls = [\"127.0.0.1:1\"]\ncertificates = [\"c\"]\n[acme]\nagree_to_terms = true\n",
+        "[counters]\nurl = \"redis+sentinel://h/m\"\n",
+        "[counters]\nurl = \"rediss://h\"\ntls_cert_file = \"c\"\ntls_key_file = \"k\"\n",
+    ];
+    /// Values, of which every key must take one that it does not have.
+    const VALUES: [&str; 24] = [
+        "7",
+        "7s",
+        "7h",
+        "7ms",
+        "77",
+        "7777",
+        "16KiB",
+        "64MiB",
+        "x-seven",
+        "1MiB",
+        "true",
+        "false",
+        "127.0.0.1:7",
+        "10.7.0.0/16",
+        "x",
+        "b",
+        "required",
+        "refuse",
+        "deny",
+        "admit",
+        "debug",
+        "json",
+        "sqlite:x",
+        "redis://x",
+    ];
+    /// Those of which no value above is one.
+    const MORE: [(&str, &str); 6] = [
+        ("acme.directory", "https://h/directory"),
+        ("acme.contact", "a@b"),
+        ("proxy.rate_limit_headers", "ratelimit"),
+        ("admin.jwt.algorithms", "RS256,ES256"),
+        ("telemetry.endpoint", "http://127.0.0.1:4318"),
+        ("telemetry.attributes", "a=b"),
+    ];
+
+    fn read(text: &str, key: Option<(&KnownKey, &str)>) -> Option<Config> {
+        let set = key.map(|(key, value)| (key.variable.clone().unwrap_or_default(), value.to_owned()));
+        Config::parse(text, "", set.as_slice(), "").ok()
+    }
+
+    /// What is told when that key has another value; nothing, if none of the values is one for it.
+    fn told_of(key: &KnownKey) -> Vec<String> {
+        let own = MORE.iter().filter(|(path, _)| *path == key.path).map(|(_, value)| *value);
+        for value in own.chain(VALUES) {
+            for text in BASES {
+                let old = read(text, None).expect("a base is a config");
+                let Some(new) = read(text, Some((key, value))) else { continue };
+                if new != old {
+                    return changed(&old, &new);
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    #[test]
+    fn every_key_comes_into_force_or_is_said_to_take_a_restart() {
+        let (mut fixed, mut reloaded) = (0, 0);
+        for key in known_keys() {
+            if ["plans.", "upstreams[]", "routes[]"].iter().any(|front| key.path.starts_with(front)) {
+                reloaded += 1;
+                continue;
+            }
+            let told = told_of(&key);
+            let [line] = told.as_slice() else { panic!("{}: {told:?}", key.path) };
+            let (named, _) = line.split_once(':').expect("a key and what is to be said of it");
+            let covers = |one: &str| key.path == one || key.path.starts_with(&format!("{one}."));
+            let (section, last) = named.rsplit_once('.').expect("a section");
+            let is_named = last.split(" or ").any(|key| covers(&format!("{section}.{key}")));
+            assert!(is_named, "{}: {line}", key.path);
+            fixed += 1;
+        }
+        assert!(fixed > 60 && reloaded > 40, "{fixed} {reloaded}");
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_named() {
+        let more = "[plans.gold]\n[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n";
+        let old = read("", None).expect("a config");
+        assert_eq!(changed(&old, &old), Vec::<String>::new());
+        assert_eq!(changed(&old, &read(more, None).expect("a config")), Vec::<String>::new());
+        let two = read("proxy.threads = 3\nproxy.max_header_fields = 7\n", None).expect("a config");
+        let told = changed(&old, &two);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!(told[0], "proxy.threads: it has changed, and that takes a restart");
+    }
+}

@@ -1,0 +1,106 @@
+//! The sockets that are listened on: those that a predecessor handed over, and new ones where it had none.
+
+use crate::app::StartError;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use tokio::net::TcpListener;
+
+/// What is behind a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::app) enum Door {
+    Http1,
+    Tls,
+    H2c,
+    Admin,
+}
+
+/// The sockets of this process.
+#[derive(Debug, Default)]
+pub(in crate::app) struct Doors {
+    inherited: Mutex<Vec<Opened>>,
+    /// One more handle of each that is in use, for handing on. None: they are not handed on any more.
+    open: Mutex<Option<Vec<Opened>>>,
+}
+
+/// A socket and what the config says of it. The address may have port 0 where the socket has a real one.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) door: String,
+    pub(super) address: SocketAddr,
+    pub(super) socket: OwnedFd,
+}
+
+impl Door {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Tls => "tls",
+            Self::H2c => "h2c",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The section of the config that it is in.
+    const fn section(self) -> &'static str {
+        match self {
+            Self::Http1 | Self::Tls | Self::H2c => "proxy",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl Doors {
+    /// With these to begin with.
+    pub(super) fn inheriting(inherited: Vec<Opened>) -> Self {
+        Self { inherited: Mutex::new(inherited), open: Mutex::new(Some(Vec::new())) }
+    }
+
+    /// The socket for `door` at `address`. Those who connect wait until it is accepted from.
+    pub(in crate::app) async fn listen(
+        &self,
+        door: Door,
+        address: SocketAddr,
+    ) -> Result<TcpListener, StartError> {
+        let failed = |error| StartError::Listen { what: door.section(), address, error };
+        let listener = match self.take(door, address) {
+            Some(socket) => TcpListener::from_std(socket.into()).map_err(failed)?,
+            None => TcpListener::bind(address).await.map_err(failed)?,
+        };
+        let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
+        let opened = Opened { door: door.as_str().to_owned(), address, socket };
+        lock(&self.open).get_or_insert_default().push(opened);
+        Ok(listener)
+    }
+
+    fn take(&self, door: Door, address: SocketAddr) -> Option<OwnedFd> {
+        let mut inherited = lock(&self.inherited);
+        let at = inherited.iter().position(|o| o.door == door.as_str() && o.address == address)?;
+        Some(inherited.remove(at).socket)
+    }
+
+    /// What was inherited and nobody wanted is closed here.
+    pub(in crate::app) fn close_unused(&self) {
+        lock(&self.inherited).clear();
+    }
+
+    /// One more handle of each, to be handed over.
+    pub(super) fn share(&self) -> io::Result<Vec<Opened>> {
+        let open = lock(&self.open);
+        let copy = |o: &Opened| {
+            Ok(Opened { door: o.door.clone(), address: o.address, socket: o.socket.try_clone()? })
+        };
+        open.iter().flatten().map(copy).collect()
+    }
+
+    /// From now on a socket is closed when nobody accepts from it any more.
+    pub(in crate::app) fn let_go(&self) {
+        lock(&self.open).take();
+    }
+}
+
+/// Nothing that runs under these locks can panic half-way.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

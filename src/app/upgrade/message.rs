@@ -1,0 +1,135 @@
+//! What the two processes say to each other: lines of JSON, so that binaries of different versions understand each other.
+
+use crate::clock::Timestamp;
+use crate::counter::Told;
+use crate::policy::id::{KeyId, WorkspaceId};
+use crate::policy::limit::Ahead;
+use crate::store::SpentBy;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::SocketAddr;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use uuid::Uuid;
+
+/// Both must speak the same; a change that only adds fields keeps it.
+pub(super) const VERSION: u32 = 1;
+/// Longest line, in bytes.
+const LINE_MAX: u64 = 64 << 10;
+/// Most descriptors that come along: every listener that a config can name, and the store's lock.
+pub(super) const DESCRIPTORS_MAX: usize = 64;
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Message {
+    /// The old one's first: what comes along.
+    Hello(Hello),
+    /// The new one: nothing can fail any more.
+    Loaded {
+        /// What it is called among nodes.
+        boot: Uuid,
+    },
+    /// The old one: what one subject has spent, or has spent since.
+    Counted(Row),
+    /// The old one: that was all so far; accept.
+    Go,
+    /// The new one: it accepts.
+    Serving,
+}
+
+/// What comes along: before this line there is one byte, and the descriptors with it, in this order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) version: u32,
+    /// Listening sockets.
+    pub(super) sockets: Vec<(String, SocketAddr)>,
+    /// Whether the last descriptor is the lock of an embedded store.
+    pub(super) store_lock: bool,
+    /// Whether it counts in memory, and will tell what it has counted.
+    pub(super) counts: bool,
+}
+
+/// [`Told`] as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace: Option<String>,
+    at_us: i64,
+    spent: [i64; 5],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ahead_ns: Option<[u64; 2]>,
+}
+
+impl From<Told> for Row {
+    fn from(Told { subject, at, spent, ahead }: Told) -> Self {
+        let (key, workspace) = match subject {
+            SpentBy::Key(KeyId(id)) => (Some(id), None),
+            SpentBy::Workspace(id) => (None, Some(id.as_str().to_owned())),
+        };
+        let ahead_ns = ahead.map(|Ahead { rate_ns, second_ns }| [rate_ns, second_ns]);
+        Self { key, workspace, at_us: at.as_micros(), spent, ahead_ns }
+    }
+}
+
+impl Row {
+    /// None: it is about nobody.
+    pub(super) fn read(self) -> Option<Told> {
+        let subject = match (self.key, self.workspace) {
+            (Some(id), _) => SpentBy::Key(KeyId(id)),
+            (None, Some(id)) => SpentBy::Workspace(id.parse::<WorkspaceId>().ok()?),
+            (None, None) => return None,
+        };
+        let ahead = self.ahead_ns.map(|[rate_ns, second_ns]| Ahead { rate_ns, second_ns });
+        Some(Told { subject, at: Timestamp::from_micros(self.at_us), spent: self.spent, ahead })
+    }
+}
+
+/// Writes one line. Nothing is sent before a flush.
+pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), message: &Message) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    to.write_all(&line).await
+}
+
+/// Reads one line. None: the other one has gone.
+pub(super) async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Message>> {
+    let mut line = Vec::new();
+    from.take(LINE_MAX).read_until(b'\n', &mut line).await?;
+    if line.pop() != Some(b'\n') {
+        // Half a line is what a process that dies leaves.
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_half_of_it_is_nothing() {
+        let told = |subject, ahead| Told {
+            subject,
+            at: Timestamp::from_micros(7),
+            spent: [1, -2, 3, i64::MAX, i64::MIN],
+            ahead,
+        };
+        for told in [
+            told(SpentBy::Key(KeyId(Uuid::from_u128(5))), Some(Ahead { rate_ns: 1, second_ns: u64::MAX })),
+            told(SpentBy::Workspace("w".parse().expect("an id")), None),
+        ] {
+            let mut bytes = Vec::new();
+            write(&mut bytes, &Message::Counted(told.clone().into())).await.expect("written");
+            write(&mut bytes, &Message::Go).await.expect("written");
+            let mut from = bytes.as_slice();
+            let Ok(Some(Message::Counted(row))) = read(&mut from).await else { panic!("a row") };
+            assert_eq!(row.read(), Some(told));
+            assert!(matches!(read(&mut from).await, Ok(Some(Message::Go))));
+            assert!(matches!(read(&mut from).await, Ok(None)));
+            let mut half = &bytes[..10];
+            assert!(matches!(read(&mut half).await, Ok(None)));
+        }
+    }
+}

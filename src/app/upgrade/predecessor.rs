@@ -1,0 +1,155 @@
+//! What the new process knows of the old one, whose place it takes.
+
+use super::Succession;
+use super::doors::{Doors, Opened};
+use super::message::{DESCRIPTORS_MAX, Hello, Message, VERSION, read, write};
+use crate::app::StartError;
+use crate::clock::Clock;
+use crate::counter::Counters;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, BufReader as AsyncBufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use uuid::Uuid;
+
+/// How long the old process may take to say what comes along; it was said before this process began.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Longest first line, in bytes.
+const HELLO_MAX: u64 = 64 << 10;
+
+/// The process whose place this one takes, before anything is agreed.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: StdStream,
+    sockets: Vec<Opened>,
+    lock: Option<File>,
+    counts: bool,
+}
+
+/// The same while there are two.
+pub(in crate::app) struct Leaving {
+    from: AsyncBufReader<OwnedReadHalf>,
+    to: OwnedWriteHalf,
+}
+
+impl Predecessor {
+    /// Takes what it hands over by standard input.
+    pub fn meet() -> io::Result<Self> {
+        let stream = StdStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        stream.set_read_timeout(Some(HELLO_WITHIN))?;
+        let mut descriptors = descriptors(&stream)?;
+        let mut line = Vec::new();
+        BufReader::new((&stream).take(HELLO_MAX)).read_until(b'\n', &mut line)?;
+        let Message::Hello(hello) = serde_json::from_slice(&line)? else {
+            return Err(io::Error::other("it does not say what it hands over"));
+        };
+        let Hello { version, sockets, store_lock, counts } = hello;
+        if version != VERSION || descriptors.len() != sockets.len() + usize::from(store_lock) {
+            return Err(io::Error::other("it does not hand over what this version can use"));
+        }
+        let lock = if store_lock { descriptors.pop().map(File::from) } else { None };
+        let sockets = sockets.into_iter().zip(descriptors);
+        let sockets = sockets.map(|((door, address), socket)| Opened { door, address, socket }).collect();
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, sockets, lock, counts })
+    }
+
+    /// Its sockets.
+    pub(in crate::app) fn doors(&mut self) -> Doors {
+        Doors::inheriting(std::mem::take(&mut self.sockets))
+    }
+
+    /// The lock of its embedded store.
+    pub(in crate::app) const fn lock(&mut self) -> Option<File> {
+        self.lock.take()
+    }
+
+    /// Whether it tells what it has counted.
+    pub(in crate::app) const fn counts(&self) -> bool {
+        self.counts
+    }
+
+    /// Says that nothing can fail here any more, and counts what it has counted. When this returns, it is time to accept.
+    pub(in crate::app) async fn take_over(
+        self,
+        boot: Uuid,
+        counters: &Counters,
+        clock: &dyn Clock,
+    ) -> Result<Leaving, StartError> {
+        let failed = |error: io::Error| StartError::Predecessor(error.to_string());
+        let (from, mut to) = UnixStream::from_std(self.stream).map_err(failed)?.into_split();
+        let mut from = AsyncBufReader::new(from);
+        write(&mut to, &Message::Loaded { boot }).await.map_err(failed)?;
+        loop {
+            match read(&mut from).await.map_err(failed)? {
+                Some(Message::Counted(row)) => count(row.read(), counters, clock),
+                Some(Message::Go) => return Ok(Leaving { from, to }),
+                Some(other) => return Err(StartError::Predecessor(format!("it says {other:?}"))),
+                None => return Err(StartError::Predecessor("it has gone".to_owned())),
+            }
+        }
+    }
+}
+
+impl Leaving {
+    /// Says that this process accepts, so that the old one stops.
+    pub(in crate::app) async fn serving(&mut self) -> io::Result<()> {
+        write(&mut self.to, &Message::Serving).await?;
+        self.to.flush().await
+    }
+
+    /// Counts what it still counts, until it has gone.
+    pub(in crate::app) async fn follow(
+        mut self,
+        counters: Arc<Counters>,
+        clock: Arc<dyn Clock>,
+        succession: Arc<Succession>,
+    ) {
+        loop {
+            match read(&mut self.from).await {
+                Ok(Some(Message::Counted(row))) => count(row.read(), &counters, &*clock),
+                Ok(Some(other)) => tracing::debug!(?other, "the old process says what nobody asked it"),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "the old process cannot be understood");
+                    break;
+                }
+            }
+        }
+        succession.is_alone.store(true, Ordering::Release);
+        tracing::info!("the old process has ended");
+        succession.one_has_gone().await;
+    }
+}
+
+fn count(told: Option<crate::counter::Told>, counters: &Counters, clock: &dyn Clock) {
+    if let Some(told) = told {
+        counters.take_over(&told, clock.now());
+    }
+}
+
+/// The descriptors that come with the first byte.
+fn descriptors(stream: &StdStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut along = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut along, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut found = Vec::new();
+    for message in along.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            found.extend(descriptors);
+        }
+    }
+    Ok(found)
+}

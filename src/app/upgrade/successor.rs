@@ -1,0 +1,248 @@
+//! What the old process does: it starts the new one, and believes in it only when it serves.
+
+use super::Succession;
+use super::doors::Opened;
+use super::message::{DESCRIPTORS_MAX, Hello, Message, Row, VERSION, read, write};
+use crate::app::notify::Notify;
+use crate::clock::Clock;
+use crate::counter::{Counters, Handover};
+use crate::store::sqlite::SqliteStore;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+
+/// The argument by which the new process knows that it is one.
+const TAKE_OVER: &str = "--take-over";
+/// How long the new process may take to hear what is still counted here. It has nothing to wait for.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
+
+/// What was started, to be started again.
+#[derive(Clone, Debug)]
+pub(in crate::app) struct Program {
+    /// As it was called: what is there now is what is started.
+    pub(in crate::app) path: OsString,
+    pub(in crate::app) arguments: Vec<OsString>,
+}
+
+impl Program {
+    pub(in crate::app) fn called(called: &[OsString]) -> Option<Self> {
+        let (path, arguments) = called.split_first()?;
+        let arguments = arguments.iter().filter(|argument| *argument != TAKE_OVER).cloned().collect();
+        Some(Self { path: path.clone(), arguments })
+    }
+}
+
+/// Replaces this process.
+pub(in crate::app) struct Upgrader {
+    /// None: this gateway was not started by a command that can be given again.
+    pub(in crate::app) program: Option<Program>,
+    /// How long the new one may take until it serves.
+    pub(in crate::app) within: Duration,
+    pub(in crate::app) succession: Arc<Succession>,
+    pub(in crate::app) sqlite: Option<Arc<SqliteStore>>,
+    pub(in crate::app) counters: Arc<Counters>,
+    pub(in crate::app) counts: bool,
+    pub(in crate::app) clock: Arc<dyn Clock>,
+    pub(in crate::app) notify: Notify,
+    /// Held while there is an attempt.
+    pub(in crate::app) busy: Mutex<()>,
+}
+
+/// The process that has taken this one's place.
+pub struct Successor {
+    to: BufWriter<OwnedWriteHalf>,
+    told: Handover,
+    /// Whether it is still told what is counted here.
+    listens: bool,
+    // Ends by itself, and after this process.
+    _child: Child,
+}
+
+/// Why this process goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum NotUpgraded {
+    /// It was not started by a command that can be given again.
+    #[error("this gateway was not started by a command that can be given again")]
+    NoProgram,
+    /// In a container.
+    #[error("this is process 1: with it its container would end; replace the container")]
+    Container,
+    /// The one before it has not ended yet.
+    #[error("the process before this one still drains; try again when it has ended")]
+    Draining,
+    /// Another attempt has not ended yet.
+    #[error("another upgrade is on its way")]
+    Busy,
+    /// It cannot be started.
+    #[error("{program}: {error}", program = program.display())]
+    Start {
+        /// What should have been started.
+        program: OsString,
+        /// Why not.
+        error: io::Error,
+    },
+    /// It ended instead of serving.
+    #[error("the new process ended before it served: {0}; what it wrote says why")]
+    Ended(ExitStatus),
+    /// It closed its end, and goes on.
+    #[error("the new process does not want to serve, and was ended")]
+    Silent,
+    /// It did not serve in time.
+    #[error("the new process did not serve within {0:?} (proxy.upgrade_timeout), and was ended")]
+    Late(Duration),
+    /// It said something else.
+    #[error("the new process does not do as agreed, and was ended: {0}")]
+    Confused(String),
+}
+
+impl Upgrader {
+    /// Starts the new binary and waits until it serves. Until then, and if it does not, nothing changes here.
+    pub(in crate::app) async fn upgrade(&self) -> Result<Successor, NotUpgraded> {
+        let Ok(_only_one) = self.busy.try_lock() else { return Err(NotUpgraded::Busy) };
+        if !self.succession.is_alone.load(Ordering::Acquire) {
+            return Err(NotUpgraded::Draining);
+        }
+        if std::process::id() == 1 {
+            return Err(NotUpgraded::Container);
+        }
+        let Program { path, arguments } = self.program.as_ref().ok_or(NotUpgraded::NoProgram)?;
+        let failed = |error| NotUpgraded::Start { program: path.clone(), error };
+        let (ours, theirs) = self.greet().map_err(failed)?;
+        let mut command = Command::new(path);
+        command.args(arguments).arg(TAKE_OVER);
+        let mut child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
+        // The other end must be the child's alone, or its death would go unnoticed.
+        drop(command);
+        self.succession.kin.one_more();
+        tracing::info!(program = %path.display(), pid = child.id(), "an upgrade begins");
+
+        let served = tokio::time::timeout(self.within, self.lead(ours)).await;
+        let why = match served {
+            Ok(Ok((to, told))) => {
+                self.notify.main_pid(child.id());
+                tracing::info!(pid = child.id(), "the new process serves");
+                return Ok(Successor { to, told, listens: true, _child: child });
+            }
+            Ok(Err(why)) => why,
+            Err(_) => NotUpgraded::Late(self.within),
+        };
+        let why = end(&mut child, why).await;
+        tokio::spawn(Arc::clone(&self.succession).one_has_gone());
+        Err(why)
+    }
+
+    /// A pair of sockets, with the sockets of this process and what they are already on their way in it.
+    fn greet(&self) -> io::Result<(UnixStream, StdStream)> {
+        let (ours, theirs) = StdStream::pair()?;
+        let sockets = self.succession.doors.share()?;
+        let lock = self.sqlite.as_ref().and_then(|store| store.lock());
+        let mut descriptors: Vec<_> = sockets.iter().map(|o| o.socket.as_fd()).collect();
+        descriptors.extend(lock.as_ref().map(AsFd::as_fd));
+        let hello = Hello {
+            version: VERSION,
+            sockets: sockets.iter().map(|Opened { door, address, .. }| (door.clone(), *address)).collect(),
+            store_lock: lock.is_some(),
+            counts: self.counts,
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        if !along.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(io::Error::other("too many listeners"));
+        }
+        sendmsg(&ours, &[IoSlice::new(b"K")], &mut along, SendFlags::empty())?;
+        let mut line = serde_json::to_vec(&Message::Hello(hello))?;
+        line.push(b'\n');
+        io::Write::write_all(&mut &ours, &line)?;
+        ours.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, theirs))
+    }
+
+    /// Leads it from its start to its serving.
+    async fn lead(&self, with: UnixStream) -> Result<(BufWriter<OwnedWriteHalf>, Handover), NotUpgraded> {
+        // It does not read any more.
+        let gone = |_: io::Error| NotUpgraded::Silent;
+        let (from, to) = with.into_split();
+        let (mut from, mut to) = (BufReader::new(from), BufWriter::new(to));
+        expect(&mut from, |m| matches!(m, Message::Loaded { .. })).await?;
+        let mut told = Handover::default();
+        // Twice: what is charged while a great deal is told is told before the other one begins.
+        for _ in 0..2 {
+            self.tell(&mut told, &mut to).await.map_err(gone)?;
+        }
+        write(&mut to, &Message::Go).await.map_err(gone)?;
+        to.flush().await.map_err(gone)?;
+        expect(&mut from, |m| matches!(m, Message::Serving)).await?;
+        Ok((to, told))
+    }
+
+    async fn tell(&self, told: &mut Handover, to: &mut BufWriter<OwnedWriteHalf>) -> io::Result<()> {
+        tell(told, &self.counters, &*self.clock, to).await
+    }
+}
+
+async fn tell(
+    told: &mut Handover,
+    counters: &Counters,
+    clock: &dyn Clock,
+    to: &mut BufWriter<OwnedWriteHalf>,
+) -> io::Result<()> {
+    for news in told.look(counters, clock.now()) {
+        write(to, &Message::Counted(Row::from(news))).await?;
+    }
+    to.flush().await
+}
+
+async fn expect(
+    from: &mut BufReader<OwnedReadHalf>,
+    what: impl FnOnce(&Message) -> bool,
+) -> Result<(), NotUpgraded> {
+    match read(from).await {
+        Ok(Some(message)) if what(&message) => Ok(()),
+        Ok(Some(message)) => Err(NotUpgraded::Confused(format!("{message:?}"))),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(NotUpgraded::Confused(error.to_string()))
+        }
+        Ok(None) | Err(_) => Err(NotUpgraded::Silent),
+    }
+}
+
+/// Ends it, if it has not ended by itself, which is then the reason.
+async fn end(child: &mut Child, why: NotUpgraded) -> NotUpgraded {
+    if matches!(why, NotUpgraded::Silent) {
+        // Usually because it exits.
+        if let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
+            return NotUpgraded::Ended(status);
+        }
+    }
+    if let Err(error) = child.kill().await {
+        tracing::warn!(%error, "the new process cannot be ended");
+    }
+    why
+}
+
+impl Successor {
+    /// Tells it what has been counted here since. One that does not listen any more is not told any more.
+    pub(in crate::app) async fn tell(&mut self, counters: &Counters, clock: &dyn Clock) {
+        if !self.listens {
+            return;
+        }
+        let telling = tell(&mut self.told, counters, clock, &mut self.to);
+        let told = tokio::time::timeout(TELL_WITHIN, telling).await;
+        if let Err(error) = told.map_err(io::Error::from).flatten() {
+            self.listens = false;
+            tracing::warn!(%error, "the new process does not hear what is still counted here");
+        }
+    }
+}

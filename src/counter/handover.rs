@@ -1,0 +1,160 @@
+//! What this process has counted, told to the one that takes its place: everything once, and then what has come since.
+//!
+//! Counting goes on meanwhile and knows nothing of it: each look reads what every subject has spent and tells the
+//! difference to what it told before, so that whatever was charged or given back is told exactly once. Must not know: how
+//! it gets there.
+//!
+//! Rates are told once, with the first look; a second of them is forgotten in a second. What is in flight is not told: a
+//! place in flight ends with the process that gave it.
+
+use super::Counters;
+use super::share::WINDOWS;
+use crate::clock::{Now, Timestamp};
+use crate::policy::limit::{Ahead, window_start};
+use crate::store::SpentBy;
+use std::collections::HashMap;
+
+/// What one subject has spent, in the windows that contain [`Self::at`]; after the first time, what has come since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Whose.
+    pub subject: SpentBy,
+    /// When.
+    pub at: Timestamp,
+    /// Units in each of [`WINDOWS`]; below nothing if more was given back than charged.
+    pub spent: [i64; WINDOWS.len()],
+    /// How far the buckets were from being full again, the first time.
+    pub ahead: Option<Ahead>,
+}
+
+/// What has been told so far.
+#[derive(Debug, Default)]
+pub struct Handover {
+    told: HashMap<SpentBy, (Timestamp, [u64; WINDOWS.len()])>,
+}
+
+impl Handover {
+    /// What `counters` have counted and has not been told. Nothing, if they are shared with other nodes anyway.
+    pub fn look(&mut self, counters: &Counters, now: Now) -> Vec<Told> {
+        let mut news = Vec::new();
+        if counters.leases.is_some() {
+            return news;
+        }
+        counters.local.each(|subject, spending| {
+            let spent = WINDOWS.map(|per| spending.used(per, now.wall));
+            let before = self.told.get(&subject);
+            let mut since = [0; WINDOWS.len()];
+            for (n, per) in WINDOWS.iter().enumerate() {
+                // In a window that has begun since, nothing was told.
+                let told = before.filter(|(at, _)| window_start(*per, *at) == window_start(*per, now.wall));
+                since[n] = difference(spent[n], told.map_or(0, |(_, spent)| spent[n]));
+            }
+            let ahead = before.is_none().then(|| spending.ahead(now));
+            let is_nothing = since.iter().all(|n| *n == 0) && ahead.is_none_or(Ahead::is_nothing);
+            if !is_nothing {
+                self.told.insert(subject.clone(), (now.wall, spent));
+                news.push(Told { subject, at: now.wall, spent: since, ahead });
+            }
+        });
+        news
+    }
+}
+
+impl Counters {
+    /// Counts what another process has counted.
+    pub fn take_over(&self, told: &Told, now: Now) {
+        if self.leases.is_none() {
+            self.local.take_over(told, now);
+        }
+    }
+}
+
+fn difference(now: u64, before: u64) -> i64 {
+    let size = i64::try_from(now.abs_diff(before)).unwrap_or(i64::MAX);
+    if now < before { -size } else { size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Charge;
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::policy::id::{KeyId, WorkspaceId};
+    use crate::policy::key::{Count, Per};
+    use crate::policy::limit::{Limit, LimitName, Limits, Rule};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const RATE: Rule = Rule::Bucket { rate: 2, burst: 5 };
+
+    fn limits(rules: &[Rule]) -> Limits {
+        let limit =
+            |(n, rule): (u8, &Rule)| Limit { name: LimitName::Key(n), count: Count::Requests, rule: *rule };
+        (0..).zip(rules).map(limit).collect()
+    }
+
+    fn used(counters: &Counters, subject: &SpentBy, at: Timestamp) -> [u64; WINDOWS.len()] {
+        counters.local.used(subject, at)
+    }
+
+    #[test]
+    fn a_bucket_is_as_empty_there_as_it_was_here() {
+        let (here, there) = (Counters::default(), Counters::default());
+        let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+        let workspace: WorkspaceId = "w".parse().expect("an id");
+        let (bucket, none) = (limits(&[RATE]), Limits::new());
+        let charge = Charge {
+            key: KeyId::new(Timestamp::from_secs(1)),
+            key_limits: &bucket,
+            workspace: &workspace,
+            workspace_limits: &none,
+        };
+        for _ in 0..4 {
+            drop(here.charge(&charge, clock.now()).expect("the burst"));
+        }
+        // The other process has another idea of when time began.
+        let other = ManualClock::at(clock.now().wall);
+        other.advance(Duration::from_hours(7));
+        let told = Handover::default().look(&here, clock.now());
+        told.iter().for_each(|t| there.take_over(t, other.now()));
+        assert!(there.charge(&charge, other.now()).is_ok(), "one is left");
+        assert!(there.charge(&charge, other.now()).is_err());
+        other.advance(Duration::from_millis(500));
+        assert!(there.charge(&charge, other.now()).is_ok(), "and then one each half second");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_charged_and_given_back_is_told_once(
+            steps in prop::collection::vec((0_u8..3, 0_u8..4, 0_u64..3_000), 1..60)
+        ) {
+            let (here, there) = (Counters::default(), Counters::default());
+            let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+            let workspace: WorkspaceId = "w".parse().expect("an id");
+            let high = limits(&[Rule::of(Per::Total, 1_000_000)]);
+            let keys: Vec<_> = (0..3).map(|n| KeyId::new(Timestamp::from_secs(n))).collect();
+            let mut handover = Handover::default();
+            let tell = |handover: &mut Handover| {
+                handover.look(&here, clock.now()).iter().for_each(|told| there.take_over(told, clock.now()));
+            };
+            for (key, action, pass_s) in steps {
+                let key = keys[usize::from(key)];
+                let charge =
+                    Charge { key, key_limits: &high, workspace: &workspace, workspace_limits: &high };
+                match action {
+                    0 | 1 => drop(here.charge(&charge, clock.now()).expect("far from its limit")),
+                    2 => here.charge(&charge, clock.now()).expect("far from its limit").give_back(),
+                    _ => tell(&mut handover),
+                }
+                clock.advance(Duration::from_secs(pass_s));
+            }
+            tell(&mut handover);
+            let at = clock.now().wall;
+            let subjects = keys.iter().map(|k| SpentBy::Key(*k)).chain([SpentBy::Workspace(workspace.clone())]);
+            for subject in subjects {
+                prop_assert_eq!(used(&here, &subject, at), used(&there, &subject, at), "{:?}", subject);
+            }
+            prop_assert_eq!(handover.look(&here, clock.now()), vec![], "and nothing is told twice");
+        }
+    }
+}

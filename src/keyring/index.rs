@@ -1,0 +1,196 @@
+//! Keys by one of their names, held so that a million of them take little room.
+//!
+//! Must not know: where keys come from. A map would hold every digest and id a second time; here a slot is a hash and the
+//! key itself, which knows its names. The hash is kept so that a table can grow without looking at the keys.
+
+use super::Entry;
+use crate::policy::id::KeyId;
+use crate::store::Digest;
+use hashbrown::HashTable;
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Tables, each with a lock of its own; a power of two.
+const SHARDS: usize = 64;
+
+/// What a key can be found by.
+pub(super) trait Name {
+    /// Spread evenly over all its bits.
+    fn hash(&self) -> u64;
+    /// Whether it is one of `entry`'s.
+    fn is_of(&self, entry: &Entry) -> bool;
+}
+
+/// Keys by names of one kind.
+#[derive(Debug)]
+pub(super) struct Index<N> {
+    shards: Box<[RwLock<HashTable<Slot>>]>,
+    names: PhantomData<fn(N)>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    hash: u64,
+    entry: Arc<Entry>,
+}
+
+impl<N: Name> Index<N> {
+    pub(super) fn new() -> Self {
+        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), names: PhantomData }
+    }
+
+    /// The key of that name.
+    pub(super) fn get(&self, name: &N) -> Option<Arc<Entry>> {
+        let hash = name.hash();
+        let table = read(self.shard(hash));
+        table.find(hash, |slot| slot.is(hash, name)).map(|slot| Arc::clone(&slot.entry))
+    }
+
+    /// Lets `name`, which is one of `entry`'s, find it from now on.
+    pub(super) fn put(&self, name: &N, entry: Arc<Entry>) {
+        let hash = name.hash();
+        let mut table = write(self.shard(hash));
+        match table.find_mut(hash, |slot| slot.is(hash, name)) {
+            Some(slot) => slot.entry = entry,
+            None => _ = table.insert_unique(hash, Slot { hash, entry }, |slot| slot.hash),
+        }
+    }
+
+    /// Takes out what `name` finds, if `which` agrees.
+    pub(super) fn take_if(&self, name: &N, which: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        let hash = name.hash();
+        let mut table = write(self.shard(hash));
+        let found = table.find_entry(hash, |slot| slot.is(hash, name) && which(&slot.entry)).ok()?;
+        Some(found.remove().0.entry)
+    }
+
+    /// How many names find something.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| read(shard).len()).sum()
+    }
+
+    /// Shows every entry. Changes meanwhile may be missed.
+    pub(super) fn each(&self, mut visit: impl FnMut(&Arc<Entry>)) {
+        for shard in &self.shards {
+            read(shard).iter().for_each(|slot| visit(&slot.entry));
+        }
+    }
+
+    /// Replaces every entry by what `anew` makes of it.
+    pub(super) fn replace_each(&self, anew: impl Fn(&Entry) -> Entry) {
+        for shard in &self.shards {
+            for slot in &mut *write(shard) {
+                slot.entry = Arc::new(anew(&slot.entry));
+            }
+        }
+    }
+
+    /// Tables choose a place by the lowest and tell slots apart by the highest bits; these are from between.
+    fn shard(&self, hash: u64) -> &RwLock<HashTable<Slot>> {
+        let place = usize::try_from(hash >> 40).unwrap_or_default() % SHARDS;
+        &self.shards[place]
+    }
+}
+
+/// Nothing that runs under these locks can panic half-way, so a poisoned one holds sound tables.
+fn read(shard: &RwLock<HashTable<Slot>>) -> RwLockReadGuard<'_, HashTable<Slot>> {
+    shard.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(shard: &RwLock<HashTable<Slot>>) -> RwLockWriteGuard<'_, HashTable<Slot>> {
+    shard.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Slot {
+    fn is(&self, hash: u64, name: &impl Name) -> bool {
+        self.hash == hash && name.is_of(&self.entry)
+    }
+}
+
+impl Name for Digest {
+    fn hash(&self) -> u64 {
+        // Digests are uniform already: eight of their bytes are as good a hash as any.
+        self.0.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first))
+    }
+
+    fn is_of(&self, entry: &Entry) -> bool {
+        entry.credentials.iter().any(|credential| credential.digest == *self)
+    }
+}
+
+impl Name for KeyId {
+    fn hash(&self) -> u64 {
+        // Ids made in one moment differ in their last bytes; multiplying by 2^64 over the golden ratio spreads them, and
+        // what it leaves at the low end comes down from the high one.
+        let (first, last) = self.0.as_u64_pair();
+        let spread = (first ^ last.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        spread ^ spread >> 32
+    }
+
+    fn is_of(&self, entry: &Entry) -> bool {
+        entry.key.id == *self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::keyring::tests::entry;
+    use std::collections::HashSet;
+
+    #[test]
+    fn ids_of_one_moment_spread() {
+        let at = Timestamp::from_secs(1_764_000_000);
+        let hashes: Vec<u64> = (0..64_000).map(|_| KeyId::new(at).hash()).collect();
+        let index = Index::<KeyId>::new();
+        let mut counts = std::collections::HashMap::new();
+        for hash in &hashes {
+            *counts.entry(std::ptr::from_ref(index.shard(*hash))).or_insert(0) += 1;
+        }
+        assert!(counts.len() == SHARDS && counts.values().all(|n| (700..1_300).contains(n)), "{counts:?}");
+        let places: HashSet<u64> = hashes.iter().map(|hash| hash & 0xFFFF).collect();
+        assert!(places.len() > 35_000, "{} places of 65 536", places.len());
+    }
+
+    #[test]
+    fn what_was_put_is_found_until_it_is_taken() {
+        let (ids, digests) = (Index::<KeyId>::new(), Index::<Digest>::new());
+        let entries: Vec<_> = (0..1_000_u16).map(|n| Arc::new(entry(n))).collect();
+        for entry in &entries {
+            ids.put(&entry.key.id, Arc::clone(entry));
+            entry.credentials.iter().for_each(|c| digests.put(&c.digest, Arc::clone(entry)));
+        }
+        assert_eq!((ids.len(), digests.len()), (1_000, 2_000));
+        for entry in &entries {
+            let found = ids.get(&entry.key.id).expect("it is there");
+            assert!(Arc::ptr_eq(&found, entry));
+            for credential in &entry.credentials {
+                assert!(Arc::ptr_eq(&digests.get(&credential.digest).expect("it is there"), entry));
+            }
+        }
+        // The same name again replaces.
+        let again = Arc::new(entry(7));
+        let digest = again.credentials[1].digest;
+        digests.put(&digest, Arc::clone(&again));
+        assert!(digests.len() == 2_000 && Arc::ptr_eq(&digests.get(&digest).expect("it is there"), &again));
+        assert!(digests.take_if(&digest, |_| false).is_none() && digests.get(&digest).is_some());
+        assert!(digests.take_if(&digest, |_| true).is_some() && digests.get(&digest).is_none());
+        let first = again.credentials[0].digest;
+        assert!(Arc::ptr_eq(&digests.get(&first).expect("another name stays"), &entries[7]));
+        ids.replace_each(|held| Entry { version: crate::store::Version(9), ..copy(held) });
+        let mut versions = 0;
+        ids.each(|held| versions += usize::from(held.version.0 == 9));
+        assert_eq!(versions, 1_000);
+    }
+
+    fn copy(held: &Entry) -> Entry {
+        let Entry { key, workspace, credentials, version } = held;
+        Entry {
+            key: key.clone(),
+            workspace: Arc::clone(workspace),
+            credentials: credentials.clone(),
+            version: *version,
+        }
+    }
+}
