@@ -131,7 +131,7 @@ fn ends(gateway: &mut Gateway, pid: u32) {
     eventually_true("the process before ends", || gateway.has_ended(pid));
 }
 
-/// Upgrades again and again while clients of both kinds never rest.
+/// Upgrades and reloads again and again while clients of both kinds never rest.
 fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Seen) {
     let (proxy, h2c) = (gateway.proxy, h2c(gateway));
     std::thread::scope(|scope| {
@@ -154,6 +154,8 @@ fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Se
                 assert_eq!(gateway.proxy, proxy, "the same sockets");
                 seen.wait_for_more(50);
                 ends(gateway, before);
+                assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
+                seen.wait_for_more(50);
             }
             seen.wait_for_more(100);
         }));
@@ -165,7 +167,7 @@ fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Se
 }
 
 #[test]
-fn upgrades_under_load_fail_no_request_and_record_each_once() {
+fn upgrades_and_reloads_under_load_fail_no_request_and_record_each_once() {
     let (origin, mut gateway) = stand(&format!("{WIDE}[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n"));
     let key = gateway.create_key(unlimited(json!({"quota_limit": 10_000_000})));
     let seen = Seen::default();
@@ -207,9 +209,9 @@ fn a_quota_that_many_race_for_is_passed_by_no_more_than_was_on_its_way() {
     let seen = Seen::default();
     upgrades_under_load(&mut gateway, &key, 3, &seen);
     let served = seen.served();
-    // What the old process admits when it has told the new one what it counted: a last request of each connection, a
-    // little more over HTTP/2.
-    assert!((900..=900 + 3 * 20).contains(&served), "{served}");
+    // What the old process admits when it has told the new one what it counted: whatever it is asked while both accept,
+    // and then the last requests of its connections. Counted anew, it would be a multiple.
+    assert!((900..1_000).contains(&served), "{served}");
     let expected = json!(served);
     eventually_true("each is in the ledger once", || gateway.stats(&key)["quota_used"] == expected);
 }
