@@ -128,6 +128,21 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
+    let (origin, authority) = (Origin::start(), Authority::new());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    authority.write(&folder.path().join("one.pem"), "one.test");
+    let gateway = with_tls(&origin, &folder, "certificates = [\"one.pem\"]");
+    let mut stream = authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.unwrap();
+    let upload = Request::post("/v1/app/x", vec![b'x'; 20 << 20]).bearer("nonsense").bytes();
+    stream.write_all(&upload).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 401 "), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(origin.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_can_be_asked_for_certificates() {
     let (origin, authority, others) = (Origin::start(), Authority::new(), Authority::new());
     let folder = Arc::new(tempfile::tempdir().unwrap());

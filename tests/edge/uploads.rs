@@ -95,6 +95,21 @@ fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
     assert_eq!((response.status, response.text().as_str()), (413, "early"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_answer_over_http2_harms_no_other_stream() {
+    let (origin, gateway) = stand(crate::http2::H2C);
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
+    for _ in 0..3 {
+        let (response, mut body) = client.begin(request("POST", "/v1/app/x", "nonsense"), false).await;
+        // The answer may be here before the body is sent, which then is not.
+        body.send_data(Bytes::from(vec![b'x'; LARGE]), true).ok();
+        assert_eq!(read(response).await.unwrap().status, 401);
+        assert_eq!(client.call(request("GET", "/v1/app/x", &secret)).await.unwrap().status, 200);
+    }
+    assert_eq!(origin.count(), 3);
+}
+
 #[test]
 fn who_never_stops_sending_is_not_listened_to_for_ever() {
     let (_origin, gateway) = stand("");
