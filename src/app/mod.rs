@@ -4,6 +4,7 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod acme;
 mod counters;
 mod desk;
 mod edge;
@@ -268,6 +269,7 @@ pub fn start(
     let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
     edge.accept();
+    acme::start(config, &base, edge.certificates.take(), io.handle());
     let admin_served =
         admin_runtime.spawn(desk::serve(listener, admin_address, admin::router(deps), admin_desk));
 
