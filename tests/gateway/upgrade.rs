@@ -434,3 +434,30 @@ fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
     }
     assert_eq!(admitted(&gateway, 30), 20);
 }
+
+#[test]
+fn what_a_process_leaves_that_had_taken_over_is_found_by_the_next_start() {
+    let (origin, mut gateway) = stand("");
+    let key = gateway.create_key(json!({"quota_limit": 50, "rate_limit": 1000}));
+    let old = gateway.upgrade();
+    ends(&mut gateway, old);
+    let hold = Hold::new();
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    }
+    origin.answer_after(&hold);
+    let mut slow = gateway.connect();
+    slow.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    origin.wait_for_heads(21);
+    assert!(gateway.folder().join("data/journal/seat-2").exists());
+    let pid = gateway.pid();
+    signal_to(pid, "KILL");
+    ends(&mut gateway, pid);
+    hold.release();
+    let again = gateway.restart();
+    let rows = again.wait_for_logs(&key, 21);
+    let interrupted = rows.iter().filter(|row| row["outcome"] == "interrupted").count();
+    assert_eq!((interrupted, &again.stats(&key)["quota_used"]), (1, &json!(21)));
+    origin.answer(200, &[], b"{}");
+    assert_eq!(again.get("/v1/app/x", &key.secret).remaining("quota"), 28);
+}
