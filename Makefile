@@ -88,9 +88,9 @@ fuzz: tools
 	for target in path secret config head chunks journal; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
-# The tests start PostgreSQL and Redis servers of their own: only the programs are needed, no server that runs.
+# The tests start PostgreSQL, Redis and ACME servers of their own: only the programs are needed, no server that runs.
 test-tools:
-	@missing=; for tool in redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in pebble redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
 	[ -n "$$found" ] || missing="$$missing postgresql"; \

@@ -9,10 +9,10 @@
 //! # The arrows
 //!
 //! ```text
-//! main → cli → app → { proxy, admin, usage, telemetry, store, counter, keyring, enduser, gate, config, policy }
+//! main → cli → app → { proxy, admin, usage, telemetry, acme, store, counter, keyring, enduser, gate, config, policy }
 //! cli → admin, draft, config, store, policy
 //! proxy → gate, usage, telemetry, policy, counter, keyring, store's records
-//! admin → draft, store, keyring, policy                             telemetry → policy
+//! admin → draft, store, keyring, policy                             telemetry → policy    acme → policy
 //! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
 //! keyring → store, policy    counter → policy, store's records      enduser → store, policy
 //! usage → store, policy      store → policy, config's addresses     config → policy
@@ -33,6 +33,7 @@
 //!
 //! `tests/architecture.rs` holds the sources against these.
 
+pub mod acme;
 pub mod admin;
 pub mod app;
 pub mod cli;

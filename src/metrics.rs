@@ -133,6 +133,10 @@ metrics! {
     counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
     /// Requests decided by this node alone because Redis was gone or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
+    /// When each certificate of the TLS listeners ends, in seconds since 1970, by the file or folder in the config.
+    certificate_expiry: IntGaugeVec = "keygate_certificate_expiry_timestamp_seconds", labels &["certificate"];
+    /// Certificates ordered, by what came of it: issued or failed.
+    acme_orders: IntCounterVec = "keygate_acme_orders_total", labels &["result"];
     /// Spans of traces, by what became of them: sent, rejected by the collector, failed (it did not take them), or no place in the queue.
     telemetry_spans: IntCounterVec = "keygate_telemetry_spans_total", labels &["result"];
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.

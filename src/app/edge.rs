@@ -1,7 +1,7 @@
 //! The proxy's own runtime, its listeners and the table of its connections.
 
 use super::upgrade::{Door, Doors};
-use super::{Base, StartError, parts};
+use super::{Base, StartError, acme, parts};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
 use crate::proxy::Proxy;
@@ -35,6 +35,8 @@ pub(super) struct Edge {
     /// Where it speaks TLS, and where HTTP/2 without.
     pub(super) addresses_tls: Vec<SocketAddr>,
     pub(super) addresses_h2c: Vec<SocketAddr>,
+    /// What TLS is spoken with, where it is.
+    pub(super) certificates: Option<Arc<Certificates>>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
     /// What is accepted from, once that begins.
@@ -61,7 +63,7 @@ pub(super) fn open(
 ) -> Result<Edge, StartError> {
     let runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
-    let tls = tls(config)?;
+    let certificates = tls(config, base)?;
     let standing = (config.proxy.revocation_check, standing(base, keyring));
     let acceptor = Acceptor {
         protocol: Protocol::Http1,
@@ -90,13 +92,13 @@ pub(super) fn open(
     let addresses = listen_at(Door::Http1, &config.proxy.listen, &Protocol::Http1)?;
     let addresses_h2c = listen_at(Door::H2c, &config.proxy.listen_h2c, &Protocol::Http2)?;
     let mut addresses_tls = Vec::new();
-    if let Some(certificates) = tls {
+    if let Some(certificates) = &certificates {
         let spoken = TlsAcceptor::from(certificates.server_config()?);
         addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &Protocol::Tls(spoken))?;
-        runtime.spawn(certificates.follow());
+        runtime.spawn(Arc::clone(certificates).follow());
     }
     drop(acceptor);
-    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, all_closed, acceptors })
+    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, certificates, all_closed, acceptors })
 }
 
 fn http_proxy_of(config: &Config, proxy: Proxy) -> HttpProxy<Proxy> {
@@ -108,16 +110,17 @@ fn http_proxy_of(config: &Config, proxy: Proxy) -> HttpProxy<Proxy> {
     http
 }
 
-fn tls(config: &Config) -> Result<Option<Arc<Certificates>>, TlsError> {
+fn tls(config: &Config, base: &Base) -> Result<Option<Arc<Certificates>>, TlsError> {
     if config.proxy.listen_tls.is_empty() {
         return Ok(None);
     }
     let settings = TlsSettings {
         certificates: config.proxy.certificates.clone(),
+        ordered: acme::files(config),
         client_ca: config.proxy.client_ca_file.clone(),
         client_must: config.proxy.client_certificates == ClientCertificates::Required,
     };
-    Certificates::load(settings).map(Some)
+    Certificates::load(settings, Arc::clone(&base.metrics)).map(Some)
 }
 
 /// Whether a key that was good when its request came still is.

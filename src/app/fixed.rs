@@ -3,8 +3,8 @@
 //! Each section is taken apart by its fields, so that a new key does not compile before it is decided on here.
 
 use crate::config::{
-    AdminConfig, Config, CountersConfig, EndUsersConfig, JwtConfig, KeyringConfig, LogConfig, NodeConfig,
-    ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig, UsageConfig,
+    AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, JwtConfig, KeyringConfig, LogConfig,
+    NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig, UsageConfig,
 };
 
 /// Says of each key that differs that it takes a restart.
@@ -34,6 +34,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             listen threads max_body_bytes create_workspaces default_plan metrics_token_file; jwt;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
             keys = "hs256_secret_file or jwks_file" algorithms issuer audience leeway claims;;
+        "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
         "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file;;
         "store" |c| &c.store, StoreConfig:
             location = "url" busy_timeout readers pool connect_timeout statement_timeout;;
@@ -53,6 +54,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
     let Config {
         proxy: _,
         admin: _,
+        acme: _,
         secrets: _,
         store: _,
         counters: _,
@@ -76,10 +78,11 @@ mod tests {
     use crate::config::{KnownKey, known_keys};
 
     /// What keys need beside themselves, to be set at all.
-    const BASES: [&str; 5] = [
+    const BASES: [&str; 6] = [
         "[telemetry]\nendpoint = \"https://h:1\"\n",
         "[admin.jwt]\njwks_file = \"j\"\nalgorithms = [\"EdDSA\"]\n",
         "[proxy]\ncertificates = [\"c\"]\nclient_ca_file = \"ca\"\ntrusted_proxies = [\"10.0.0.0/8\"]\n[plans.default]\n[plans.b]\n",
+        "[proxy]\nlisten_tls = [\"127.0.0.1:1\"]\ncertificates = [\"c\"]\n[acme]\nagree_to_terms = true\n",
         "[counters]\nurl = \"redis+sentinel://h/m\"\n",
         "[counters]\nurl = \"rediss://h\"\ntls_cert_file = \"c\"\ntls_key_file = \"k\"\n",
     ];
@@ -111,7 +114,9 @@ mod tests {
         "redis://x",
     ];
     /// Those of which no value above is one.
-    const MORE: [(&str, &str); 4] = [
+    const MORE: [(&str, &str); 6] = [
+        ("acme.directory", "https://h/directory"),
+        ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
         ("admin.jwt.algorithms", "RS256,ES256"),
         ("telemetry.endpoint", "http://127.0.0.1:4318"),

@@ -4,7 +4,9 @@
 //! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
 //! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
 
+mod acme;
 mod counters;
+mod desk;
 mod edge;
 mod files;
 mod fixed;
@@ -40,6 +42,7 @@ use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
+use desk::Desk;
 use notify::Notify;
 use std::ffi::OsString;
 use std::fs::File;
@@ -233,7 +236,7 @@ pub fn start(
     }
 
     let (stop, stopped) = watch::channel(false);
-    let (stop_admin, admin_stopped) = watch::channel(false);
+    let (desk, admin_desk) = watch::channel(Desk::Open);
     let (stop_feed, feed_stopped) = watch::channel(false);
     let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
@@ -266,7 +269,9 @@ pub fn start(
     let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
     edge.accept();
-    let admin_served = admin_runtime.spawn(parts::serve_admin(listener, admin::router(deps), admin_stopped));
+    acme::start(config, &base, edge.certificates.take(), io.handle());
+    let admin_served =
+        admin_runtime.spawn(desk::serve(listener, admin_address, admin::router(deps), admin_desk));
 
     Ok(Running {
         proxy: edge.addresses,
@@ -294,7 +299,7 @@ pub fn start(
         writing,
         stopping: stop::Stopping {
             stop,
-            stop_admin,
+            desk,
             stop_feed,
             give_up,
             accepting,

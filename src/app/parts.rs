@@ -21,9 +21,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -255,21 +254,5 @@ pub(super) async fn rehash_keys(
             // The key is found by its old digest as long as that pepper is configured.
             Err(error) => tracing::warn!(%key, %error, "a key keeps its old pepper for now"),
         }
-    }
-}
-
-pub(super) async fn serve_admin(
-    listener: TcpListener,
-    router: axum::Router,
-    mut stop: watch::Receiver<bool>,
-) {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = async move {
-        // A sender that is gone means the same.
-        let waited = stop.wait_for(|stop| *stop).await;
-        drop(waited);
-    };
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
-        tracing::error!(%error, "the admin listener ended");
     }
 }

@@ -1,5 +1,6 @@
 //! What a key is worth that nobody set. `conf/keygate.toml` documents the same values and is tested against these.
 
+use super::acme::AcmeConfig;
 use super::telemetry::TelemetryConfig;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
@@ -17,6 +18,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             proxy: ProxyConfig::default(),
+            acme: AcmeConfig::default(),
             admin: AdminConfig::default(),
             secrets: SecretsConfig::default(),
             store: StoreConfig::default(),

@@ -3,6 +3,7 @@
 //! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
 //! one mistake hides no other.
 
+use super::acme::acme;
 use super::forward::{ForwardFile, forward};
 use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
 use super::section::Section;
@@ -83,6 +84,7 @@ pub(super) enum EndUserChoice {
 pub(super) fn read(root: &mut Section<'_, '_>) -> File {
     let proxy = root.table("proxy", proxy);
     let (admin, jwt_keys) = root.table("admin", admin);
+    let acme = root.table("acme", acme);
     let secrets = root.table("secrets", secrets);
     let store = root.table("store", store);
     let counters = root.table("counters", counters);
@@ -96,6 +98,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
     File {
         sections: Config {
             proxy,
+            acme,
             admin,
             secrets,
             store,

@@ -3,6 +3,7 @@
 //! A variable goes before the file, the file before the default. Must not know: what the settings do, or whether the
 //! files they name can be read. A configuration that is wrong in one place is not used at all.
 
+mod acme;
 mod defaults;
 mod error;
 mod file;
@@ -20,6 +21,7 @@ mod types;
 mod upstream;
 mod validate;
 
+pub use acme::AcmeConfig;
 pub use error::{ConfigError, Mistake};
 pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use telemetry::{CollectorUrl, TelemetryConfig};

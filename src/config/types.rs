@@ -2,6 +2,7 @@
 //!
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
+use super::acme::AcmeConfig;
 use super::postgres_url::PostgresUrl;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
@@ -21,6 +22,8 @@ use std::time::Duration;
 pub struct Config {
     /// The listener of the data plane.
     pub proxy: ProxyConfig,
+    /// Certificates that are ordered.
+    pub acme: AcmeConfig,
     /// The listener of the admin API.
     pub admin: AdminConfig,
     /// How secrets are made and hashed.

@@ -3,6 +3,7 @@
 //! Must not know: how a value is written. A part that is wrong in itself has been told already; nothing is concluded
 //! from it.
 
+use super::acme::{self, AcmeConfig};
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::reading::{Reading, quoted};
@@ -30,7 +31,8 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
-    listeners_go_together(&config.proxy, reading);
+    listeners_go_together(&config.proxy, &config.acme, reading);
+    acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
     counters_fit(&config.counters, reading);
@@ -149,11 +151,11 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
     }
 }
 
-fn listeners_go_together(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut Reading<'_>) {
     let required = proxy.client_certificates == ClientCertificates::Required;
     for (lacks, what, needed) in [
         (
-            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty(),
+            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty() && acme.domains.is_empty(),
             "proxy.listen_tls",
             "proxy.certificates",
         ),

@@ -18,6 +18,7 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod path;
+pub mod renewal;
 pub mod retry;
 pub mod rewrite;
 pub mod route;

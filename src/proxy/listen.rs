@@ -6,6 +6,7 @@
 use super::access::AccessLog;
 use super::connections::{Connections, Registered};
 use super::service::{Proxy, class_of};
+use super::tls::was_a_challenge;
 use super::wire::{Socket, Wire};
 use super::{http1, http2};
 use crate::clock::{Clock, Now};
@@ -167,6 +168,7 @@ impl Acceptor {
                     agreed = acceptor.accept(stream) => agreed,
                 };
                 match agreed {
+                    Ok(stream) if was_a_challenge(&stream) => return,
                     Ok(stream) => Socket::Tls(Box::new(stream)),
                     Err(error) => {
                         tracing::debug!(%error, "no TLS connection came about");

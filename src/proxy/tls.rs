@@ -1,22 +1,34 @@
 //! TLS with clients: certificates from files, several by the name a client asks for, read again when the files change.
 //!
-//! Must not know: what is spoken inside. Files that cannot be used leave the certificates as they were.
+//! Must not know: what is spoken inside, or who writes the files. Files that cannot be used leave the certificates as they
+//! were. An authority that asks whether a name is ours (RFC 8737) is shown what somebody else has prepared.
 
+use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How a folder may call the two files, as certbot and Kubernetes do.
 const NAMES: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
+
+/// What an authority offers that only wants to see that a name is ours.
+const ACME: &[u8] = b"acme-tls/1";
+
+/// What it is shown: a certificate and its key.
+pub type Proof = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +45,8 @@ pub struct TlsError {
 pub struct TlsSettings {
     /// Files with a chain and its key, or folders with one file for each; the first is for clients that ask for no name.
     pub certificates: Vec<PathBuf>,
+    /// The same, of files that somebody else writes: those that are not there, or of no use, are passed over.
+    pub ordered: Vec<PathBuf>,
     /// Whose clients' certificates are accepted.
     pub client_ca: Option<PathBuf>,
     /// Whether a client must have one.
@@ -43,15 +57,42 @@ pub struct TlsSettings {
 pub struct Certificates {
     settings: TlsSettings,
     loaded: ArcSwap<Vec<Arc<CertifiedKey>>>,
+    /// By name, what an authority is shown that asks for it.
+    challenges: Mutex<HashMap<Box<str>, Arc<CertifiedKey>>>,
+    metrics: Arc<Metrics>,
 }
 
 // === impl Certificates ===
 
 impl Certificates {
     /// Reads them all.
-    pub fn load(settings: TlsSettings) -> Result<Arc<Self>, TlsError> {
-        let loaded = ArcSwap::from_pointee(read_all(&settings.certificates)?);
-        Ok(Arc::new(Self { settings, loaded }))
+    pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
+        let loaded = ArcSwap::from_pointee(read_all(&settings, &metrics)?);
+        Ok(Arc::new(Self { settings, loaded, challenges: Mutex::default(), metrics }))
+    }
+
+    /// What an authority is shown that asks for `name`: a certificate and its key, or nothing any more.
+    pub fn show(&self, name: &str, proof: Option<Proof>) -> Result<(), String> {
+        let proof = match proof {
+            None => None,
+            Some((certificate, key)) => {
+                // Not looked at further: it has an extension that nobody but authorities understands.
+                let key = rustls::crypto::ring::sign::any_supported_type(&key);
+                let key = key.map_err(|error| error.to_string())?;
+                Some(Arc::new(CertifiedKey::new(vec![certificate], key)))
+            }
+        };
+        let mut challenges = self.challenges();
+        match proof {
+            None => challenges.remove(name),
+            Some(proof) => challenges.insert(name.into(), proof),
+        };
+        Ok(())
+    }
+
+    fn challenges(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<CertifiedKey>>> {
+        // A map of whole entries, whatever happened to the thread that held it.
+        self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How TLS is spoken: 1.2 and 1.3, HTTP/2 before HTTP/1.1.
@@ -78,20 +119,23 @@ impl Certificates {
         };
         let mut config = builder.with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if !self.settings.ordered.is_empty() {
+            config.alpn_protocols.push(ACME.to_vec());
+        }
         Ok(Arc::new(config))
     }
 
     /// Reads the files again whenever one of them has changed, until the runtime ends.
     pub async fn follow(self: Arc<Self>) {
-        let mut seen = stamps(&self.settings.certificates);
+        let mut seen = stamps(&self.settings);
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = stamps(&self.settings.certificates);
+            let now = stamps(&self.settings);
             if now == seen {
                 continue;
             }
             // A pair of which only one half has been written yet does not fit; the other half changes the stamps again.
-            match read_all(&self.settings.certificates) {
+            match read_all(&self.settings, &self.metrics) {
                 Ok(loaded) => {
                     self.loaded.store(Arc::new(loaded));
                     tracing::info!("certificates were read again");
@@ -105,6 +149,9 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME)) {
+            return self.challenges().get(hello.server_name()?).cloned();
+        }
         let loaded = self.loaded.load();
         let wanted = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let fits = |key: &&Arc<CertifiedKey>| wanted.as_ref().is_some_and(|name| is_for(key, name));
@@ -125,8 +172,37 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
         .is_some_and(|certificate| certificate.verify_is_valid_for_subject_name(name).is_ok())
 }
 
-fn read_all(paths: &[PathBuf]) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
-    paths.iter().map(|path| read_one(path).map(Arc::new)).collect()
+fn read_all(settings: &TlsSettings, metrics: &Metrics) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
+    let mut all = Vec::with_capacity(settings.certificates.len() + settings.ordered.len());
+    for path in &settings.certificates {
+        all.push(Arc::new(read_one(path)?));
+        show_expiry(path, &all, metrics);
+    }
+    for path in settings.ordered.iter().filter(|path| path.exists()) {
+        match read_one(path) {
+            Ok(certified) => {
+                all.push(Arc::new(certified));
+                show_expiry(path, &all, metrics);
+            }
+            // Whoever ordered it finds that out as well, and orders another.
+            Err(error) => tracing::error!(%error, "an ordered certificate is passed over"),
+        }
+    }
+    Ok(all)
+}
+
+/// Says when the certificate that was read last ends.
+fn show_expiry(path: &Path, all: &[Arc<CertifiedKey>], metrics: &Metrics) {
+    let first = all.last().and_then(|certified| certified.end_entity_cert().ok());
+    if let Some((_, parsed)) = first.and_then(|der| X509Certificate::from_der(der).ok()) {
+        let until = parsed.validity().not_after.timestamp();
+        metrics.certificate_expiry.with_label_values(&[&*path.to_string_lossy()]).set(until);
+    }
+}
+
+/// Whether nothing more comes over such a connection: an authority has seen what it asked for.
+pub(super) fn was_a_challenge(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(ACME)
 }
 
 fn read_one(path: &Path) -> Result<CertifiedKey, TlsError> {
@@ -153,7 +229,8 @@ fn files_of(path: &Path) -> (PathBuf, PathBuf) {
         .unwrap_or_else(|| (path.to_owned(), path.to_owned()))
 }
 
-fn stamps(paths: &[PathBuf]) -> Vec<Option<SystemTime>> {
+fn stamps(settings: &TlsSettings) -> Vec<Option<SystemTime>> {
+    let paths = settings.certificates.iter().chain(&settings.ordered);
     let stamp = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    paths.iter().map(|path| files_of(path)).flat_map(|(chain, key)| [stamp(&chain), stamp(&key)]).collect()
+    paths.map(|path| files_of(path)).flat_map(|(chain, key)| [stamp(&chain), stamp(&key)]).collect()
 }

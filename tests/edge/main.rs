@@ -8,6 +8,7 @@
 )]
 
 mod abuse;
+mod acme;
 mod frames;
 mod http2;
 mod leaving;

@@ -128,6 +128,26 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_upgrade_those_who_have_tls_keep_it_and_the_rest_come_to_the_same_socket() {
+    let (origin, authority) = (Origin::start(), Authority::new());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    authority.write(&folder.path().join("one.pem"), "one.test");
+    let more = "certificates = [\"one.pem\"]\ndrain_idle = \"1m\"\ndrain_timeout = \"1m\"";
+    let mut gateway = with_tls(&origin, &folder, more);
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let (address, before) = (tls(&gateway), authority.connect(tls(&gateway), "one.test", b"http/1.1", None));
+    let before = before.await.unwrap();
+    authority.write(&folder.path().join("one.pem"), "next.test");
+    let old = gateway.upgrade();
+    assert_eq!(tls(&gateway), address);
+    assert!(over_http1(before, &secret).await.starts_with("HTTP/1.1 200"), "the old process has it");
+    eventually_true("the old process ends", || gateway.has_ended(old));
+    let stream = authority.connect(address, "next.test", b"h2", None).await.unwrap();
+    let answer = Client::over(stream).await.call(request("GET", "/v1/app/x", &secret)).await.unwrap();
+    assert_eq!(answer.status, 200, "the new one has read the certificates anew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
     let (origin, authority) = (Origin::start(), Authority::new());
     let folder = Arc::new(tempfile::tempdir().unwrap());

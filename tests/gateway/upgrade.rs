@@ -131,9 +131,9 @@ fn ends(gateway: &mut Gateway, pid: u32) {
     eventually_true("the process before ends", || gateway.has_ended(pid));
 }
 
-/// Upgrades again and again while clients of both kinds never rest.
+/// Upgrades and reloads again and again while clients of both kinds never rest.
 fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Seen) {
-    let (proxy, h2c) = (gateway.proxy, h2c(gateway));
+    let (proxy, h2c, admin) = (gateway.proxy, h2c(gateway), gateway.admin);
     std::thread::scope(|scope| {
         for n in 0..3 {
             scope.spawn(move || {
@@ -141,6 +141,12 @@ fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Se
                 http1(proxy, &request, seen);
             });
         }
+        // What an orchestrator sees meanwhile.
+        scope.spawn(move || {
+            while seen.goes_on() {
+                assert_eq!(Raw::connect(admin).call(&Request::get("/readyz")).status, 200);
+            }
+        });
         scope.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let two = async { tokio::join!(http2(h2c, &key.secret, seen), http2(h2c, &key.secret, seen)) };
@@ -154,6 +160,8 @@ fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Se
                 assert_eq!(gateway.proxy, proxy, "the same sockets");
                 seen.wait_for_more(50);
                 ends(gateway, before);
+                assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
+                seen.wait_for_more(50);
             }
             seen.wait_for_more(100);
         }));
@@ -165,7 +173,7 @@ fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Se
 }
 
 #[test]
-fn upgrades_under_load_fail_no_request_and_record_each_once() {
+fn upgrades_and_reloads_under_load_fail_no_request_and_record_each_once() {
     let (origin, mut gateway) = stand(&format!("{WIDE}[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n"));
     let key = gateway.create_key(unlimited(json!({"quota_limit": 10_000_000})));
     let seen = Seen::default();
@@ -207,9 +215,9 @@ fn a_quota_that_many_race_for_is_passed_by_no_more_than_was_on_its_way() {
     let seen = Seen::default();
     upgrades_under_load(&mut gateway, &key, 3, &seen);
     let served = seen.served();
-    // What the old process admits when it has told the new one what it counted: a last request of each connection, a
-    // little more over HTTP/2.
-    assert!((900..=900 + 3 * 20).contains(&served), "{served}");
+    // What the old process admits when it has told the new one what it counted: whatever it is asked while both accept,
+    // and then the last requests of its connections. Counted anew, it would be a multiple.
+    assert!((900..1_000).contains(&served), "{served}");
     let expected = json!(served);
     eventually_true("each is in the ledger once", || gateway.stats(&key)["quota_used"] == expected);
 }
@@ -232,7 +240,7 @@ fn a_rate_is_not_given_again_by_an_upgrade() {
 
 #[test]
 fn a_new_process_that_does_not_serve_changes_nothing() {
-    let (origin, mut gateway) = stand("[proxy]\nupgrade_timeout = \"2s\"\n");
+    let (origin, mut gateway) = stand("[proxy]\nthreads = 2\n");
     let key = gateway.create_key(json!({"rate_limit": 1000}));
     let path = gateway.folder().join("keygate.toml");
     let config = std::fs::read_to_string(&path).expect("read");
@@ -240,10 +248,7 @@ fn a_new_process_that_does_not_serve_changes_nothing() {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     let pid = gateway.pid();
     for (broken, says) in [
-        (
-            config.replace("[proxy]\n", "[proxy]\nthreads = \"many\"\n"),
-            "ended before it served: exit status: 64",
-        ),
+        (config.replace("threads = 2", "threads = \"many\""), "ended before it served: exit status: 64"),
         (config.replacen("127.0.0.1:0", "192.0.2.1:1", 1), "ended before it served: exit status: 1"),
     ] {
         std::fs::write(&path, broken).expect("written");
@@ -268,7 +273,7 @@ fn a_new_process_that_does_not_serve_changes_nothing() {
 fn another_program_than_agreed_is_ended_and_changes_nothing() {
     let origin = Origin::start();
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
-    write_config(folder.path(), &(one_route(origin.address) + "[proxy]\nupgrade_timeout = \"500ms\"\n"));
+    write_config(folder.path(), &(one_route(origin.address) + "[proxy]\nupgrade_timeout = \"5s\"\n"));
     let program = folder.path().join("the program");
     let place = |what: &Path| {
         std::fs::remove_file(&program).ok();
@@ -279,7 +284,7 @@ fn another_program_than_agreed_is_ended_and_changes_nothing() {
     let key = gateway.create_key(json!({}));
     for (script, says) in [
         ("exit 3", "ended before it served: exit status: 3"),
-        ("exec cat >/dev/null", "did not serve within 500ms"),
+        ("exec cat >/dev/null", "did not serve within 5s"),
         ("echo serving >&0; exec cat >/dev/null", "does not do as agreed"),
     ] {
         let path = folder.path().join("script");
@@ -311,6 +316,9 @@ fn while_the_old_process_drains_there_is_no_further_upgrade_and_its_end_loses_no
     let old = gateway.upgrade();
     gateway.signal("USR2");
     eventually_true("it says why", || gateway.stderr().contains("the process before this one still drains"));
+    eventually_true("the old one knows that it is replaced", || {
+        gateway.stderr().contains("another process serves: requests in flight may finish")
+    });
     // systemd tells every process of a service to stop.
     signal_to(old, "TERM");
     eventually_true("it says so", || gateway.stderr().contains("requests in flight may finish, as before"));
@@ -425,4 +433,31 @@ fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
         ends(&mut gateway, before);
     }
     assert_eq!(admitted(&gateway, 30), 20);
+}
+
+#[test]
+fn what_a_process_leaves_that_had_taken_over_is_found_by_the_next_start() {
+    let (origin, mut gateway) = stand("");
+    let key = gateway.create_key(json!({"quota_limit": 50, "rate_limit": 1000}));
+    let old = gateway.upgrade();
+    ends(&mut gateway, old);
+    let hold = Hold::new();
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    }
+    origin.answer_after(&hold);
+    let mut slow = gateway.connect();
+    slow.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    origin.wait_for_heads(21);
+    assert!(gateway.folder().join("data/journal/seat-2").exists());
+    let pid = gateway.pid();
+    signal_to(pid, "KILL");
+    ends(&mut gateway, pid);
+    hold.release();
+    let again = gateway.restart();
+    let rows = again.wait_for_logs(&key, 21);
+    let interrupted = rows.iter().filter(|row| row["outcome"] == "interrupted").count();
+    assert_eq!((interrupted, &again.stats(&key)["quota_used"]), (1, &json!(21)));
+    origin.answer(200, &[], b"{}");
+    assert_eq!(again.get("/v1/app/x", &key.secret).remaining("quota"), 28);
 }

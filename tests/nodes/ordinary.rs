@@ -2,7 +2,7 @@
 
 use crate::cluster::{Pair, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;
-use crate::support::{Gateway, Key, Origin, Request, eventually_true};
+use crate::support::{Gateway, Hold, Key, Origin, Request, eventually_true};
 use serde_json::{Value, json};
 
 fn delete_everywhere(gateway: &Gateway, key: &Key) -> Value {
@@ -193,4 +193,39 @@ fn a_node_believes_only_the_server_that_its_url_names() {
     let told = crate::support::keygate(other.path(), &["run", "--config", "keygate.toml"]);
     assert!(told.code.is_some_and(|code| code != 0), "{told:?}");
     assert!(told.stderr.contains("the database's TLS certificate is not acceptable"), "{told:?}");
+}
+
+#[test]
+fn while_a_node_is_upgraded_both_its_processes_follow_and_a_stranger_has_no_place_beside_them() {
+    let origin = Origin::start();
+    let url = wait(Server::shared().database());
+    let mut gateway = node(&origin, &url, "only", "[proxy]\ndrain_timeout = \"10m\"\n");
+    let (key, gone) = (gateway.create_key(json!({"quota_limit": 20})), gateway.create_key(json!({})));
+    let hold = Hold::new();
+    for _ in 0..5 {
+        assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    }
+    origin.answer_after(&hold);
+    let mut slow = gateway.connect();
+    slow.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    origin.wait_for_heads(6);
+    let old = gateway.upgrade();
+    let stranger = |gateway: &Gateway| {
+        let refused = gateway.command(&["run"]);
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.stderr.contains("is the journal of another process that is running"), "{refused:?}");
+    };
+    stranger(&gateway);
+    let spread = delete_everywhere(&gateway, &gone)["propagation"].clone();
+    assert_eq!((&spread["complete"], &spread["lagging"]), (&json!(true), &json!([])));
+    let seen = gateway.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
+    assert_eq!(seen["nodes"].as_array().unwrap().len(), 2, "the old process is asked as well: {seen}");
+    hold.release();
+    assert_eq!(slow.response().status, 200);
+    drop(slow);
+    eventually_true("the old process ends", || gateway.has_ended(old));
+    stranger(&gateway);
+    eventually_true("all is in the ledger", || gateway.stats(&key)["quota_used"] == 6);
+    origin.answer(200, &[], b"{}");
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).remaining("quota"), 13);
 }

@@ -1,0 +1,206 @@
+//! Certificates ordered from an authority (ACME, RFC 8555) and renewed before they end.
+//!
+//! One task, beside everything else: what it does not get done costs no request anything. That a name is ours it proves
+//! inside TLS (`tls-alpn-01`, RFC 8737), on the listener that is there anyway. Must not know: the proxy, which shows what
+//! it is told to, and reads certificates from the files that this writes.
+//!
+//! *Invariant:* a certificate and its key are one file, written whole or not at all.
+
+mod order;
+
+pub use order::{Challenge, Trouble};
+
+use crate::clock::{Clock, Timestamp};
+use crate::metrics::Metrics;
+use crate::policy::id::fill_random;
+use crate::policy::renewal::{Validity, wait_after};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+/// How often it is looked whether something is due, at least: files may be put there or taken away by others.
+const LOOK_EVERY: Duration = Duration::from_hours(1);
+/// The first wait after an authority did not answer, and after it said no: of those only a few an hour are allowed.
+const UNANSWERED: Duration = Duration::from_secs(5);
+const REFUSED: Duration = Duration::from_mins(2);
+/// How often it is looked whether another process that orders is done.
+const BUSY: Duration = Duration::from_secs(5);
+/// Longest time for one order.
+const ORDER_WITHIN: Duration = Duration::from_mins(5);
+
+/// What is ordered, and what surrounds it.
+pub struct Options {
+    /// The names that get a certificate each.
+    pub domains: Vec<String>,
+    /// The authority's directory.
+    pub directory: String,
+    /// Who vouches for the authority's server; none: the roots of this machine.
+    pub ca_file: Option<PathBuf>,
+    /// Whom it may write to.
+    pub contact: Option<String>,
+    /// Where the account and the certificates of this authority are: see [`folder`].
+    pub folder: PathBuf,
+    /// What it is done with.
+    pub hands: Box<dyn Hands>,
+}
+
+/// What surrounds the orders. Errors are for people.
+pub trait Hands: Send + Sync {
+    /// Reads a private file; none if there is no such file.
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, String>;
+
+    /// Writes one, whole or not at all.
+    fn write(&self, path: &Path, text: &str) -> Result<(), String>;
+
+    /// Shows the authority, when it asks for the name, what proves that it is ours; none: nothing any more.
+    fn show(&self, name: &str, proof: Option<Challenge>) -> Result<(), String>;
+}
+
+/// Orders and renews.
+pub struct Keeper {
+    options: Options,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// One name and its next time.
+struct Name {
+    domain: String,
+    file: PathBuf,
+    due: Timestamp,
+    failures: u32,
+}
+
+/// Where what belongs to the authority of `directory` is, inside `all`: of another one nothing of it can be used.
+pub fn folder(all: &Path, directory: &str) -> PathBuf {
+    let authority = directory.split('/').nth(2).unwrap_or_default();
+    all.join(authority.replace(':', "_"))
+}
+
+/// The file of a name's certificate, inside the folder of its authority.
+pub fn file_of(folder: &Path, domain: &str) -> PathBuf {
+    folder.join(format!("{domain}.pem"))
+}
+
+impl Keeper {
+    /// One that has not begun.
+    pub fn new(options: Options, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+        Self { options, clock, metrics }
+    }
+
+    /// Orders what is missing and renews what is due, until the runtime ends.
+    pub async fn run(self) {
+        let mut names: Vec<Name> = self.options.domains.iter().map(|domain| self.name(domain)).collect();
+        loop {
+            for name in &mut names {
+                if name.due <= self.now() {
+                    self.attend(name).await;
+                }
+            }
+            let next = names.iter().map(|name| name.due).min().unwrap_or(Timestamp::MAX);
+            tokio::time::sleep(next.since(self.now()).min(LOOK_EVERY)).await;
+        }
+    }
+
+    fn name(&self, domain: &str) -> Name {
+        let file = file_of(&self.options.folder, domain);
+        let due = self.due(&file).unwrap_or_default();
+        Name { domain: domain.to_owned(), file, due, failures: 0 }
+    }
+
+    async fn attend(&self, name: &mut Name) {
+        let lock = match self.lock() {
+            Ok(Some(lock)) => lock,
+            Ok(None) => {
+                tracing::debug!(name = name.domain, "another process orders certificates");
+                name.due = self.now().plus(BUSY);
+                return;
+            }
+            Err(error) => return self.failed(name, &Trouble::Here(error)),
+        };
+        // It may be another process that has renewed it.
+        if let Some(due) = self.due(&name.file).filter(|due| *due > self.now()) {
+            name.due = due;
+            return;
+        }
+        let ordered =
+            tokio::time::timeout(ORDER_WITHIN, order::certificate(&self.options, &name.domain)).await;
+        let kept = match ordered {
+            Ok(Ok(pem)) => self.options.hands.write(&name.file, &pem).map_err(Trouble::Here),
+            Ok(Err(trouble)) => Err(trouble),
+            Err(_) => Err(Trouble::Unanswered(format!("the order was not done within {ORDER_WITHIN:?}"))),
+        };
+        drop(lock);
+        match kept {
+            Ok(()) => {
+                name.failures = 0;
+                // What cannot be read as a certificate now is ordered again, but not at once.
+                name.due =
+                    self.due(&name.file).unwrap_or_else(|| self.now().plus(LOOK_EVERY)).max(self.now());
+                self.metrics.acme_orders.with_label_values(&["issued"]).inc();
+                tracing::info!(name = name.domain, renewal = ?name.due, "a certificate was issued");
+            }
+            Err(trouble) => self.failed(name, &trouble),
+        }
+    }
+
+    fn failed(&self, name: &mut Name, trouble: &Trouble) {
+        name.failures = name.failures.saturating_add(1);
+        let first = if matches!(trouble, Trouble::Refused(_)) { REFUSED } else { UNANSWERED };
+        let wait = wait_after(name.failures, first, random());
+        name.due = self.now().plus(wait);
+        self.metrics.acme_orders.with_label_values(&["failed"]).inc();
+        let (domain, seconds) = (&*name.domain, wait.as_secs());
+        // Until it ends, what is there goes on being shown.
+        if validity(&name.file).is_none_or(|validity| validity.is_ending(self.now())) {
+            tracing::error!(name = domain, %trouble, again_in_seconds = seconds, "no certificate was issued, and one is needed");
+        } else {
+            tracing::warn!(name = domain, %trouble, again_in_seconds = seconds, "a certificate was not renewed");
+        }
+    }
+
+    /// When the certificate in `file` is to be renewed; none: there is none that can be used.
+    fn due(&self, file: &Path) -> Option<Timestamp> {
+        let validity = validity(file)?;
+        // Within the hour of a look it does not matter that this is another time at each.
+        Some(validity.renew_at(random())).filter(|_| validity.until > self.now())
+    }
+
+    /// Held while one orders, so that several on one folder do not order the same.
+    fn lock(&self) -> Result<Option<File>, String> {
+        let path = self.options.folder.join("lock");
+        if !path.exists() {
+            self.options.hands.write(&path, "")?;
+        }
+        let file = File::open(&path).map_err(|error| error.to_string())?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now().wall
+    }
+}
+
+/// From when until when the first certificate in `file` holds; none where there is none that can be read.
+fn validity(file: &Path) -> Option<Validity> {
+    let first = CertificateDer::pem_file_iter(file).ok()?.next()?.ok()?;
+    let (_, certificate) = X509Certificate::from_der(&first).ok()?;
+    let at = |time: x509_parser::time::ASN1Time| Timestamp::from_secs(time.timestamp());
+    let validity = certificate.validity();
+    Some(Validity { from: at(validity.not_before), until: at(validity.not_after) })
+}
+
+fn random() -> u16 {
+    let mut bytes = [0; 2];
+    fill_random(&mut bytes);
+    u16::from_ne_bytes(bytes)
+}

@@ -1,0 +1,160 @@
+//! One order: from a name to a certificate and its key.
+
+use super::Options;
+use instant_acme::{
+    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, Identifier, NewAccount, NewOrder,
+    Order, OrderStatus, RetryPolicy,
+};
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// How long an authority may take to look, and to sign.
+const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_mins(1));
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The authority cannot be reached, or has trouble of its own.
+    #[error("the authority does not answer as it should: {0}")]
+    Unanswered(String),
+    /// It says no.
+    #[error("the authority refuses: {0}")]
+    Refused(String),
+    /// Something on this machine.
+    #[error("{0}")]
+    Here(String),
+}
+
+/// What proves that a name is ours: a certificate for whoever asks for the name by `acme-tls/1`, and its key.
+pub struct Challenge {
+    /// The certificate.
+    pub certificate: CertificateDer<'static>,
+    /// Its key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Takes back what is shown for a name, however the order ends.
+struct Shown<'o> {
+    options: &'o Options,
+    domain: &'o str,
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.options.hands.show(self.domain, None) {
+            tracing::debug!(error, "what was shown to the authority stays");
+        }
+    }
+}
+
+/// A certificate for `domain`, those between it and its root, and its key, in PEM.
+pub(super) async fn certificate(options: &Options, domain: &str) -> Result<Zeroizing<String>, Trouble> {
+    let account = account(options).await?;
+    let identifiers = [Identifier::Dns(domain.to_owned())];
+    let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
+    let shown = Shown { options, domain };
+    prove(&mut order, &shown).await?;
+    if order.poll_ready(&PATIENCE).await? != OrderStatus::Ready {
+        return Err(refusal(&mut order).await);
+    }
+    drop(shown);
+    let key = Zeroizing::new(order.finalize().await?);
+    let chain = order.poll_certificate(&PATIENCE).await?;
+    Ok(Zeroizing::new(chain + "\n" + &key))
+}
+
+/// Shows what the authority wants to see, and says so.
+async fn prove(order: &mut Order, shown: &Shown<'_>) -> Result<(), Trouble> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        if authorization.status == AuthorizationStatus::Valid {
+            continue;
+        }
+        let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
+        let mut challenge =
+            challenge.ok_or_else(|| Trouble::Refused("it does not look by tls-alpn-01".to_owned()))?;
+        let proof = proof(shown.domain, challenge.key_authorization().digest().as_ref());
+        let proof = proof.map_err(|error| Trouble::Here(error.to_string()))?;
+        shown.options.hands.show(shown.domain, Some(proof)).map_err(Trouble::Here)?;
+        challenge.set_ready().await?;
+    }
+    Ok(())
+}
+
+fn proof(domain: &str, digest: &[u8]) -> Result<Challenge, rcgen::Error> {
+    let mut params = CertificateParams::new([domain.to_owned()])?;
+    params.custom_extensions.push(CustomExtension::new_acme_identifier(digest));
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    Ok(Challenge { certificate: certificate.der().clone(), key })
+}
+
+/// What the authority did not like.
+async fn refusal(order: &mut Order) -> Trouble {
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if authorization.refresh().await.is_err() {
+            break;
+        }
+        if let Some(error) = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
+            return Trouble::Refused(error.to_string());
+        }
+    }
+    Trouble::Refused("the order did not become ready".to_owned())
+}
+
+/// The account of this gateway, made where there is none.
+async fn account(options: &Options) -> Result<Account, Trouble> {
+    let file = options.folder.join("account.json");
+    let builder = match &options.ca_file {
+        None => Account::builder(),
+        Some(path) => Account::builder_with_root(path),
+    };
+    let builder = builder.map_err(|error| Trouble::Here(error.to_string()))?;
+    if let Some(text) = options.hands.read(&file).map_err(Trouble::Here)? {
+        let known: AccountCredentials = serde_json::from_str(&text)
+            .map_err(|_| Trouble::Here(format!("{} is no account", file.display())))?;
+        return Ok(builder.from_credentials(known).await?);
+    }
+    let contact = options.contact.as_ref().map(|address| format!("mailto:{address}"));
+    let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
+    let new = NewAccount { contact: &contacts, terms_of_service_agreed: true, only_return_existing: false };
+    let (account, credentials) = builder.create(&new, options.directory.clone(), None).await?;
+    let text = serde_json::to_string(&credentials).map_err(|error| Trouble::Here(error.to_string()))?;
+    options.hands.write(&file, &Zeroizing::new(text)).map_err(Trouble::Here)?;
+    Ok(account)
+}
+
+/// The error and what caused it, of which the last says most.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut text = error.to_string();
+    for cause in causes.map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text.extend([": ", &cause]);
+        }
+    }
+    text
+}
+
+/// Whether an error says nothing about the order: RFC 8555, 6.5 and 6.7.
+fn passes(kind: &str) -> bool {
+    ["urn:ietf:params:acme:error:badNonce", "urn:ietf:params:acme:error:serverInternal"].contains(&kind)
+}
+
+// === impl Trouble ===
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Api(problem) if problem.r#type.as_deref().is_none_or(|kind| !passes(kind)) => {
+                Self::Refused(problem.to_string())
+            }
+            other => Self::Unanswered(with_causes(&other)),
+        }
+    }
+}

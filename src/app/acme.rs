@@ -1,0 +1,53 @@
+//! From the config to certificates that are ordered.
+
+use super::{Base, FileError, read_secret, write_private};
+use crate::acme::{Challenge, Hands, Keeper, Options, file_of, folder};
+use crate::config::Config;
+use crate::proxy::tls::Certificates;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use zeroize::Zeroizing;
+
+/// The files of the certificates that are ordered, whether they are there yet or not.
+pub(super) fn files(config: &Config) -> Vec<PathBuf> {
+    let folder = folder(&config.acme.folder, &config.acme.directory);
+    config.acme.domains.iter().map(|domain| file_of(&folder, domain)).collect()
+}
+
+/// Orders and renews on `io`, if anything is to be ordered; `certificates` shows what the authority asks for.
+pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certificates>>, io: &Handle) {
+    let acme = &config.acme;
+    let Some(certificates) = certificates.filter(|_| !acme.domains.is_empty()) else { return };
+    let options = Options {
+        domains: acme.domains.clone(),
+        directory: acme.directory.clone(),
+        ca_file: acme.ca_file.clone(),
+        contact: acme.contact.clone(),
+        folder: folder(&acme.folder, &acme.directory),
+        hands: Box::new(Ours(certificates)),
+    };
+    io.spawn(Keeper::new(options, Arc::clone(&base.clock), Arc::clone(&base.metrics)).run());
+}
+
+/// Private files as all others of ours are, and the listeners that are there.
+struct Ours(Arc<Certificates>);
+
+impl Hands for Ours {
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, String> {
+        match read_secret(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<(), String> {
+        write_private(path, text).map_err(|error| error.to_string())
+    }
+
+    fn show(&self, name: &str, proof: Option<Challenge>) -> Result<(), String> {
+        self.0.show(name, proof.map(|Challenge { certificate, key }| (certificate, key)))
+    }
+}
