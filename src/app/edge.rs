@@ -36,7 +36,7 @@ pub(super) struct Edge {
     pub(super) addresses_tls: Vec<SocketAddr>,
     pub(super) addresses_h2c: Vec<SocketAddr>,
     /// What TLS is spoken with, where it is.
-    pub(super) certificates: Option<Arc<Certificates>>,
+    certificates: Option<Arc<Certificates>>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
     /// What is accepted from, once that begins.
@@ -44,11 +44,12 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    /// From now on connections are accepted, until the gateway stops.
-    pub(super) fn accept(&mut self) {
+    /// From now on connections are accepted, until the gateway stops. Answers what TLS is spoken with.
+    pub(super) fn accept(&mut self) -> Option<Arc<Certificates>> {
         for (acceptor, listener) in self.acceptors.drain(..) {
             self.runtime.spawn(acceptor.run(listener));
         }
+        self.certificates.take()
     }
 }
 

@@ -268,8 +268,7 @@ pub fn start(
     succession.doors.close_unused();
     let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
-    edge.accept();
-    acme::start(config, &base, edge.certificates.take(), io.handle());
+    acme::start(config, &base, edge.accept(), io.handle());
     let admin_served =
         admin_runtime.spawn(desk::serve(listener, admin_address, admin::router(deps), admin_desk));
 

@@ -6,6 +6,7 @@ use crate::policy::fault::Fault;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
 use pingora::proxy::Session;
+use std::sync::Arc;
 
 /// What Pingora keeps to send again: its `BODY_BUF_LIMIT`.
 const REPLAYED: u64 = 64 * 1024;
@@ -22,7 +23,12 @@ pub(super) fn is_counted(length: Option<u64>) -> bool {
 
 /// Lets a part of a body go on to the backend once there is room for it. With it `so_far` bytes came, and until it
 /// returns no more are read.
-pub(super) async fn pass_on(connection: &Connection, part: &mut Option<Bytes>, is_last: bool, so_far: u64) {
+pub(super) async fn pass_on(
+    connection: &Arc<Connection>,
+    part: &mut Option<Bytes>,
+    is_last: bool,
+    so_far: u64,
+) {
     if connection.is_stream() {
         // A socket of its own would note this; a stream has none.
         connection.read_goes_on(part.as_ref().map_or(0, Bytes::len));

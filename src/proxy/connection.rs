@@ -55,7 +55,7 @@ pub(super) struct Shared {
 /// A part of a request's body on its way to a backend, counted until it is there or nowhere.
 struct Part {
     bytes: Bytes,
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
 }
 
 /// One client connection.
@@ -90,6 +90,8 @@ pub struct Connection {
     tunnel: AtomicBool,
     /// Whether the backend has begun to answer: from then on it is a conversation, in which the client owes nothing.
     answered: AtomicBool,
+    /// Bytes of the request's body that the backend has yet to take, as far as they are counted.
+    carried: AtomicU64,
     /// Whether a part of a body waits for others to be taken.
     waits_for_room: AtomicBool,
     waker: AtomicWaker,
@@ -198,7 +200,11 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.shared.uploads.fetch_sub(len(&self.bytes), Ordering::Relaxed);
+        let (bytes, connection) = (len(&self.bytes), &self.connection);
+        connection.shared.uploads.fetch_sub(bytes, Ordering::Relaxed);
+        if connection.carried.fetch_sub(bytes, Ordering::Relaxed) == bytes {
+            connection.waits_anew();
+        }
     }
 }
 
@@ -243,6 +249,7 @@ impl Connection {
             end: AtomicU8::new(u8::MAX),
             tunnel: AtomicBool::new(false),
             answered: AtomicBool::new(false),
+            carried: AtomicU64::new(0),
             waits_for_room: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
@@ -373,9 +380,28 @@ impl Connection {
     }
 
     /// Counts a part of the request's body until the backend has it.
-    pub fn carries(&self, part: Bytes) -> Bytes {
+    pub fn carries(self: &Arc<Self>, part: Bytes) -> Bytes {
         self.shared.uploads.fetch_add(len(&part), Ordering::Relaxed);
-        Bytes::from_owner(Part { bytes: part, shared: Arc::clone(&self.shared) })
+        self.carried.fetch_add(len(&part), Ordering::Relaxed);
+        Bytes::from_owner(Part { bytes: part, connection: Arc::clone(self) })
+    }
+
+    /// The backend has taken all there was: only from now on is it the client that is waited for.
+    fn waits_anew(&self) {
+        let now = self.shared.now_ms.load(Ordering::Relaxed);
+        let due = self.due_in(self.shared.deadlines.body);
+        for (waiting, anew) in [(&self.waits_since, now), (&self.read_due, due)] {
+            let seen = waiting.load(Ordering::Relaxed);
+            if seen != NEVER {
+                // Who has stopped waiting meanwhile does not begin again.
+                waiting.compare_exchange(seen, anew, Ordering::Relaxed, Ordering::Relaxed).ok();
+            }
+        }
+    }
+
+    /// Whether a stream waits for the backend to take what it has. A socket is not read then, and so waits for nobody.
+    fn waits_for_backend(&self) -> bool {
+        self.is_stream() && self.carried.load(Ordering::Relaxed) > 0
     }
 
     /// The backend has begun to answer.
@@ -495,13 +521,15 @@ impl Connection {
                 return Some(End::Stopping);
             }
         }
-        if stage == Stage::Request && self.is_slow(now) {
+        if stage == Stage::Request && self.is_slow(now) && !self.waits_for_backend() {
             return Some(End::BodySlow);
         }
         if stage == Stage::Request && now >= self.backend_due.load(Ordering::Relaxed) {
             return Some(End::BackendLate);
         }
-        if now < self.read_due.load(Ordering::Relaxed) {
+        if now < self.read_due.load(Ordering::Relaxed)
+            || (stage == Stage::Request && self.waits_for_backend())
+        {
             return None;
         }
         Some(match stage {

@@ -228,6 +228,41 @@ async fn uploads_over_http2_are_counted_and_wait_as_well() {
     eventually_true("all was taken", || held() == 0.0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_takes_nothing_is_not_the_clients_fault() {
+    let hold = Hold::new();
+    let until = hold.clone();
+    let stuck = backend(move |mut stream| {
+        until.wait(1);
+        let (mut part, mut last) = (vec![0; 64 * 1024], Vec::new());
+        while !last.ends_with(b"0\r\n\r\n") {
+            match stream.read(&mut part) {
+                Ok(n @ 1..) => last = [&last[last.len().saturating_sub(5)..], &part[..n]].concat(),
+                _ => return,
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntook").unwrap();
+    });
+    let times = "body_timeout = \"3s\"\n";
+    let (_origin, gateway) = stand(&format!("{}{}{times}", another_route(stuck, ""), crate::http2::H2C));
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
+    let (response, mut body) = client.begin(request("POST", "/v1/other/x", &secret), false).await;
+    body.send_data(Bytes::from(vec![b'x'; LARGE]), true).unwrap();
+    let held = || metric(&gateway, "keygate_bytes_in_flight");
+    let mut since = Instant::now();
+    eventually_true("nothing was taken for longer than the client may make us wait", || {
+        // While the kernel's buffers fill, all of it may be on its way for a moment.
+        if held() == 0.0 {
+            since = Instant::now();
+        }
+        since.elapsed().as_millis() >= 4_500
+    });
+    hold.release();
+    assert_eq!(read(response).await.unwrap().body, b"took");
+    assert_eq!(cut(&gateway, "body_late"), 0.0);
+}
+
 #[test]
 fn a_client_in_a_conversation_owes_no_rate() {
     // Answers at once, and reads to the end.
