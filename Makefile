@@ -3,7 +3,7 @@
 # make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes; ARGS=append for the first alone)
 # make lint   formatting and lints, as the CI wants them
 # make dist   the binary for production: slower to build, faster to run
-# make measure  how soon a change acts on another node, and what slow clients cost the others, on this machine
+# make measure  how soon a change acts on another node, and what slow clients and guesses cost the others, on this machine
 # make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
@@ -31,7 +31,7 @@ test: tools test-tools
 
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
-	$(CARGO) test --locked --release --test slow -- --nocapture
+	$(CARGO) test --locked --release --test slow -- --nocapture --test-threads=1
 
 test-clients: tools
 	@for tool in python3 curl openssl; do command -v $$tool >/dev/null || { echo "missing: $$tool" >&2; exit 1; }; done

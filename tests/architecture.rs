@@ -14,7 +14,7 @@ const COMMON: [&str; 3] = ["clock", "metrics", "envelope"];
 /// Where in the tests a pause is justified, and why.
 const PAUSES: [(&str, usize, &str); 12] = [
     ("tests/propagation/main.rs", 1, "requests come at a rate"),
-    ("tests/slow/main.rs", 1, "requests come at a rate"),
+    ("tests/slow/main.rs", 2, "requests and guesses come at a rate"),
     ("tests/gateway/support/mod.rs", 1, "the one poll of facts that nothing announces"),
     ("tests/counters/chaos.rs", 1, "being late is what it is there for"),
     ("tests/counters/exact.rs", 4, "how soon is the subject"),

@@ -17,6 +17,7 @@ mod bare;
 mod keygate_target;
 mod load;
 mod report;
+mod stream;
 mod targets;
 
 #[path = "../../tests/store_behaviours/private_postgres.rs"]
@@ -66,12 +67,17 @@ enum Command {
     /// The bare proxy itself, in a process of its own.
     #[command(hide = true)]
     Bare { listen: SocketAddr, origin: SocketAddr },
+    /// The origin whose answers are streams.
+    #[command(hide = true)]
+    Stream { listen: SocketAddr },
 }
 
 fn main() {
     let args = Args::parse();
-    if let Some(Command::Bare { listen, origin }) = args.command {
-        return bare::run(listen, origin);
+    match args.command {
+        Some(Command::Bare { listen, origin }) => return bare::run(listen, origin),
+        Some(Command::Stream { listen }) => return stream::run(listen),
+        None => {}
     }
     targets::require(&["nginx", "haproxy", "wrk", "redis-server"]);
     let folder = tempfile::tempdir().unwrap();

@@ -27,6 +27,8 @@ pub(crate) enum Scenario {
     IllFormed,
     /// Answers of 256 KiB.
     Large,
+    /// Answers of fifty events, two milliseconds apart.
+    Stream,
 }
 
 impl Scenario {
@@ -38,6 +40,7 @@ impl Scenario {
         Self::Unknown,
         Self::IllFormed,
         Self::Large,
+        Self::Stream,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -49,6 +52,7 @@ impl Scenario {
             Self::Unknown => "unknown",
             Self::IllFormed => "ill-formed",
             Self::Large => "large",
+            Self::Stream => "stream",
         }
     }
 
@@ -155,7 +159,8 @@ struct Ground<'p> {
 
 /// Starts everything that `scenario` compares, in the folder `place`.
 pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
-    let (origin_process, origin) = origin(place);
+    let (origin_process, origin) =
+        if scenario == Scenario::Stream { streaming_origin() } else { origin(place) };
     let count = match scenario {
         Scenario::TenThousand => 10_000,
         Scenario::Many => many,
@@ -268,6 +273,13 @@ fn origin(place: &Path) -> (Owned, SocketAddr) {
     (start(&mut nginx_command(place, "origin", "", &server), address), address)
 }
 
+fn streaming_origin() -> (Owned, SocketAddr) {
+    let address = free();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["stream", &address.to_string()]);
+    (start(&mut command, address), address)
+}
+
 fn nginx_command(place: &Path, name: &str, http: &str, server: &str) -> Command {
     let conf = place.join(format!("{name}.conf"));
     let text = format!(
@@ -309,6 +321,7 @@ fn nginx(ground: &Ground<'_>) -> Target {
     for secret in &ground.known {
         write!(map, "\"Bearer {secret}\" 1;\n").unwrap();
     }
+    let buffering = if ground.scenario == Scenario::Stream { "off" } else { "on" };
     let (rate, burst) = if ground.scenario == Scenario::Refused {
         ("1r/s", "")
     } else {
@@ -320,7 +333,7 @@ fn nginx(ground: &Ground<'_>) -> Target {
     );
     let server = format!(
         "server {{ listen {address}; keepalive_requests 1000000000; access_log {}/access.log;\n\
-         if ($known = 0) {{ return 401; }}\nlocation / {{ limit_req zone=rate {burst}; {NGINX_FORWARD} }} }}",
+         if ($known = 0) {{ return 401; }}\nlocation / {{ limit_req zone=rate {burst}; proxy_buffering {buffering}; {NGINX_FORWARD} }} }}",
         ground.place.display()
     );
     let mut command = nginx_command(ground.place, "governed", &http, &server);

@@ -24,9 +24,14 @@ pub(super) trait Name {
 /// Keys by names of one kind.
 #[derive(Debug)]
 pub(super) struct Index<N> {
-    shards: Box<[RwLock<HashTable<Slot>>]>,
+    shards: Box<[Shard]>,
     names: PhantomData<fn(N)>,
 }
+
+/// One table, in cache lines of its own: who looks into it writes to its lock.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard(RwLock<HashTable<Slot>>);
 
 #[derive(Debug)]
 struct Slot {
@@ -36,20 +41,20 @@ struct Slot {
 
 impl<N: Name> Index<N> {
     pub(super) fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), names: PhantomData }
+        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), names: PhantomData }
     }
 
     /// The key of that name.
     pub(super) fn get(&self, name: &N) -> Option<Arc<Entry>> {
         let hash = name.hash();
-        let table = read(self.shard(hash));
+        let table = self.shard(hash).read();
         table.find(hash, |slot| slot.is(hash, name)).map(|slot| Arc::clone(&slot.entry))
     }
 
     /// Lets `name`, which is one of `entry`'s, find it from now on.
     pub(super) fn put(&self, name: &N, entry: Arc<Entry>) {
         let hash = name.hash();
-        let mut table = write(self.shard(hash));
+        let mut table = self.shard(hash).write();
         match table.find_mut(hash, |slot| slot.is(hash, name)) {
             Some(slot) => slot.entry = entry,
             None => _ = table.insert_unique(hash, Slot { hash, entry }, |slot| slot.hash),
@@ -59,46 +64,48 @@ impl<N: Name> Index<N> {
     /// Takes out what `name` finds, if `which` agrees.
     pub(super) fn take_if(&self, name: &N, which: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
         let hash = name.hash();
-        let mut table = write(self.shard(hash));
+        let mut table = self.shard(hash).write();
         let found = table.find_entry(hash, |slot| slot.is(hash, name) && which(&slot.entry)).ok()?;
         Some(found.remove().0.entry)
     }
 
     /// How many names find something.
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| read(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
     /// Shows every entry. Changes meanwhile may be missed.
     pub(super) fn each(&self, mut visit: impl FnMut(&Arc<Entry>)) {
         for shard in &self.shards {
-            read(shard).iter().for_each(|slot| visit(&slot.entry));
+            shard.read().iter().for_each(|slot| visit(&slot.entry));
         }
     }
 
     /// Replaces every entry by what `anew` makes of it.
     pub(super) fn replace_each(&self, anew: impl Fn(&Entry) -> Entry) {
         for shard in &self.shards {
-            for slot in &mut *write(shard) {
+            for slot in &mut *shard.write() {
                 slot.entry = Arc::new(anew(&slot.entry));
             }
         }
     }
 
     /// Tables choose a place by the lowest and tell slots apart by the highest bits; these are from between.
-    fn shard(&self, hash: u64) -> &RwLock<HashTable<Slot>> {
+    fn shard(&self, hash: u64) -> &Shard {
         let place = usize::try_from(hash >> 40).unwrap_or_default() % SHARDS;
         &self.shards[place]
     }
 }
 
-/// Nothing that runs under these locks can panic half-way, so a poisoned one holds sound tables.
-fn read(shard: &RwLock<HashTable<Slot>>) -> RwLockReadGuard<'_, HashTable<Slot>> {
-    shard.read().unwrap_or_else(PoisonError::into_inner)
-}
+impl Shard {
+    fn read(&self) -> RwLockReadGuard<'_, HashTable<Slot>> {
+        // Nothing that runs under this lock can panic half-way, so a poisoned one holds a sound table.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
 
-fn write(shard: &RwLock<HashTable<Slot>>) -> RwLockWriteGuard<'_, HashTable<Slot>> {
-    shard.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, HashTable<Slot>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Slot {
