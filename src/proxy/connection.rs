@@ -282,6 +282,18 @@ impl Connection {
         self.key().clone()
     }
 
+    /// Ends it for this reason if it still serves this key, as found a moment ago. What has been answered meanwhile was
+    /// answered, and what is served now may be another's.
+    pub(super) fn end_if_serving(&self, entry: &Arc<Entry>, end: End) -> bool {
+        let key = self.key();
+        let serves = key.as_ref().is_some_and(|key| Arc::ptr_eq(key, entry));
+        if serves {
+            self.end_with(end);
+        }
+        drop(key);
+        serves
+    }
+
     fn key(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
         // An entry is whole whatever happened to the thread that held it.
         self.key.lock().unwrap_or_else(PoisonError::into_inner)

@@ -184,6 +184,10 @@ impl Connections {
 
     fn cut(&self, connection: &Connection, end: End) {
         connection.end_with(end);
+        self.has_cut(end);
+    }
+
+    fn has_cut(&self, end: End) {
         self.metrics.connections_cut.with_label_values(&[end.as_str()]).inc();
     }
 
@@ -236,8 +240,9 @@ impl Connections {
             for (entry, connection) in served {
                 if connection.ends().is_none()
                     && let Some(end) = (self.standing)(&entry)
+                    && connection.end_if_serving(&entry, end)
                 {
-                    self.cut(&connection, end);
+                    self.has_cut(end);
                 }
             }
         }

@@ -25,7 +25,7 @@ use private_postgres::Server;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::{Gateway, Key, Raw, Request, eventually_true};
+use support::{Gateway, Key, Request, eventually_true};
 
 /// One request of the load beside it comes so long after the one before: 500 per second to each node.
 const EVERY: Duration = Duration::from_millis(2);
@@ -56,7 +56,7 @@ fn a_change_acts_on_the_other_node_within_moments_while_both_are_busy() {
                 });
             });
         }
-        trials(TRIALS, &first, second.connect(), &key)
+        trials(TRIALS, &first, &second, &key)
     });
     waits.sort_unstable();
     let (median, p99) = (waits[TRIALS / 2], waits[TRIALS * 99 / 100]);
@@ -97,13 +97,22 @@ impl Drop for Done<'_> {
 }
 
 /// Switches `key` off and on through `first`; how long after each answer the other node still acted on the old state.
-fn trials(count: usize, first: &Gateway, mut second: Raw, key: &Key) -> Vec<Duration> {
+fn trials(count: usize, first: &Gateway, second: &Gateway, key: &Key) -> Vec<Duration> {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
+    let mut client = second.connect();
+    let mut status = || {
+        let response = client.call(&request);
+        // A request that is being served when its key goes may be the connection's last.
+        if response.header("connection") == Some("close") {
+            client = second.connect();
+        }
+        response.status
+    };
     let one = |trial: usize| {
         let active = trial % 2 == 1;
         first.update_key(key, &json!({ "is_active": active }));
         let answered = Instant::now();
-        while (second.call(&request).status == 200) != active {
+        while (status() == 200) != active {
             assert!(answered.elapsed() < Duration::from_secs(10), "trial {trial} never arrived");
         }
         answered.elapsed()
