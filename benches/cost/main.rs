@@ -3,7 +3,7 @@
 //! Valgrind counts instructions, of a whole gateway that proxies requests and of the parts that are Keygate's own; the
 //! gateway's allocator counts what it is asked for. `make cost` prints the figures, `make cost ARGS=record` makes them the
 //! ones to compare with, and `make cost ARGS=check`, which `make test` runs, fails where one has grown by more than
-//! [`GROWTH`].
+//! [`GROWTH`], or [`GROWTH_OF_ALLOCATIONS`].
 //!
 //! Valgrind has no SHA instructions, so that hashing a secret, which takes some 200 instructions of them, counts as
 //! thousands here; it has a line of its own to be told apart. What the kernel does is not counted.
