@@ -225,7 +225,13 @@ async fn a_window_is_exact(nodes: usize, per: Per, max: u64, each: u64) {
         for n in 0..100 {
             more += u64::from(key.charge(&nodes[n % nodes.len()]).await.is_ok());
         }
-        assert!(admitted + more == max || crosses(per, day), "{admitted} and {more} of {max} per {per:?}");
+        let all = admitted + more;
+        // What was granted in an answer that was lost with its connection nobody has.
+        let was_lost = nodes.iter().any(|node| node.metrics.counter_connects.get() > 1);
+        assert!(
+            all == max || crosses(per, day) || (all < max && was_lost),
+            "{admitted} and {more} of {max} per {per:?}"
+        );
     }
 }
 

@@ -88,7 +88,7 @@ fn a_connection_carries_only_so_many_requests() {
 fn every_wait_for_a_client_has_an_end() {
     // Each in turn is short, so that a machine that is slow meets no other.
     let short = |time: &str| {
-        let (origin, gateway) = stand(&format!("[proxy]\n{time} = \"300ms\"\nmin_body_rate = 0\n"));
+        let (origin, gateway) = stand(&format!("[proxy]\n{time}\nmin_body_rate = 0\n"));
         let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
         (origin, gateway, Request::get("/v1/app/x").bearer(&secret), secret)
     };
@@ -96,11 +96,11 @@ fn every_wait_for_a_client_has_an_end() {
         assert_eq!(client.response().fault(), (408, 1000, "request_timeout".into()));
         assert!(client.is_closed());
     };
-    let (_origin, gateway, ..) = short("first_byte_timeout");
+    let (_origin, gateway, ..) = short("first_byte_timeout = \"300ms\"");
     assert!(gateway.connect().is_closed(), "nothing was ever said");
     assert_eq!(cut(&gateway, "silent"), 1.0);
 
-    let (origin, gateway, good, _) = short("header_timeout");
+    let (origin, gateway, good, _) = short("header_timeout = \"300ms\"");
     let mut half = gateway.connect();
     half.send(b"GET /v1/app/x HTTP/1.1\r\n");
     is_late(half);
@@ -111,13 +111,13 @@ fn every_wait_for_a_client_has_an_end() {
     is_late(later);
     assert_eq!((origin.count(), cut(&gateway, "head_late")), (1, 2.0));
 
-    let (_origin, gateway, good, _) = short("idle_timeout");
+    let (_origin, gateway, good, _) = short("idle_timeout = \"1s\"");
     let mut idle = gateway.connect();
     assert_eq!(idle.call(&good).status, 200);
     assert!(idle.is_closed());
     assert_eq!(cut(&gateway, "silent"), 1.0);
 
-    let (origin, gateway, _, secret) = short("body_timeout");
+    let (origin, gateway, _, secret) = short("body_timeout = \"300ms\"");
     let mut body = gateway.connect();
     let head = Request::post("/v1/app/x", "whole").bearer(&secret).head();
     body.send(&[&head, b"wh".as_slice()].concat());
