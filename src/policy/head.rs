@@ -106,6 +106,27 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
+/// A head that [`check`] has passed, in its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening<'h> {
+    /// The method.
+    pub method: &'h [u8],
+    /// The target.
+    pub target: &'h [u8],
+    /// Whether it is of version 1.1; of 1.0 otherwise.
+    pub is_11: bool,
+    /// From the first field on.
+    pub lines: &'h [u8],
+}
+
+/// Takes a head apart that [`check`] has passed; none where it cannot have.
+pub fn opening(head: &[u8]) -> Option<Opening<'_>> {
+    let (line, lines) = split_line(head).ok()?;
+    let mut parts = line.split(|b| *b == b' ');
+    let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(Opening { method, target, is_11: version == b"HTTP/1.1", lines })
+}
+
 /// Reads a whole head, its empty line included, of at most `fields_max` fields.
 pub fn check(head: &[u8], fields_max: usize) -> Result<Framing, BadHead> {
     let (line, mut rest) = split_line(head)?;
@@ -366,6 +387,16 @@ mod tests {
         let chunked = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n";
         assert_eq!(checked(chunked), Ok(Framing::Chunked));
         assert_eq!(checked("GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(Framing::NoBody));
+    }
+
+    #[test]
+    fn a_sound_head_comes_apart() {
+        let head = b"GET /a?b HTTP/1.1\r\nHost: h\r\n\r\n";
+        let lines = &b"Host: h\r\n\r\n"[..];
+        assert_eq!(opening(head), Some(Opening { method: b"GET", target: b"/a?b", is_11: true, lines }));
+        let old = opening(b"PUT / HTTP/1.0\r\n\r\n").map(|o| (o.method, o.is_11, o.lines));
+        assert_eq!(old, Some((&b"PUT"[..], false, &b"\r\n"[..])));
+        assert_eq!(opening(b"GET"), None);
     }
 
     #[test]
