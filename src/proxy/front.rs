@@ -11,15 +11,19 @@ use super::reply::{self, Answer};
 use super::service::Proxy;
 use super::wire::Wire;
 use crate::gate::{Denied, EndUserNamed};
-use crate::policy::fields::Fields;
+use crate::policy::fields::{Fields, Line};
 use crate::policy::head::opening;
 use crate::policy::path::{canonical, split_target};
 use crate::store::Outcome;
 use http::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use http::{Method, Version};
 use pingora::protocols::http::date::get_cached_date;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
+
+/// So many fields need no allocation.
+const FIELDS: usize = 16;
 
 /// A request that has been let in: where its bytes are, and how it stands with its connection.
 pub(super) struct Arrived<'a> {
@@ -49,12 +53,24 @@ pub(super) async fn look(
 ) -> Fronted {
     let mut ctx = Box::new(proxy.ctx());
     ctx.connection = Some(Arc::clone(connection));
-    let mut method = Method::GET;
-    let Some(message) = plain(&arrived, &mut method) else { return Fronted::Known(ctx) };
+    let Some(Plain { method, target, path, version, fields }) = plain(arrived.bytes) else {
+        return Fronted::Known(ctx);
+    };
+    let message = Message {
+        method: &method,
+        target,
+        path,
+        authority: None,
+        version,
+        fields: Fields::List(&fields),
+        has_body: arrived.has_body,
+    };
     proxy.begin(&message, &mut ctx);
     let Some(decided) = decide(proxy, &message, &mut ctx).await else { return Fronted::Known(ctx) };
     match decided {
-        Err(denied) if arrived.may_stay && wire.is_between_requests() && may_stay(&message) => {
+        Err(denied)
+            if arrived.may_stay && wire.is_between_requests() && may_stay(version, message.fields) =>
+        {
             refuse(proxy, wire, &message, &mut ctx, &denied).await
         }
         decided => {
@@ -64,29 +80,35 @@ pub(super) async fn look(
     }
 }
 
-/// The head as most are: its path needs no other spelling, and nothing is asked of Keygate but to pass it on.
-fn plain<'r>(arrived: &Arrived<'r>, method: &'r mut Method) -> Option<Message<'r>> {
-    let opening = opening(arrived.bytes)?;
+/// A head as most are: its path needs no other spelling, and nothing is asked of Keygate but to pass it on.
+struct Plain<'r> {
+    method: Method,
+    target: &'r [u8],
+    path: &'r str,
+    version: Version,
+    fields: SmallVec<[Line<'r>; FIELDS]>,
+}
+
+fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
+    let opening = opening(bytes)?;
     if opening.target.first() != Some(&b'/') {
         return None;
     }
-    *method = Method::from_bytes(opening.method).ok()?;
+    let method = Method::from_bytes(opening.method).ok()?;
     // A preflight is answered, not decided.
-    if *method == Method::OPTIONS {
+    if method == Method::OPTIONS {
         return None;
     }
     let (path, _) = split_target(opening.target).ok()?;
     if canonical(path).is_ok_and(|path| path.was_respelled()) {
         return None;
     }
-    Some(Message {
+    Some(Plain {
         method,
         target: opening.target,
         path: std::str::from_utf8(path).ok()?,
-        authority: None,
         version: if opening.is_11 { Version::HTTP_11 } else { Version::HTTP_10 },
-        fields: Fields::Lines(opening.lines),
-        has_body: arrived.has_body,
+        fields: opening.fields().collect(),
     })
 }
 
@@ -108,10 +130,10 @@ async fn decide(proxy: &Proxy, message: &Message<'_>, ctx: &mut Ctx) -> Option<R
 }
 
 /// Whether the connection stays open by the protocol, and without a word about it.
-fn may_stay(message: &Message<'_>) -> bool {
-    let stays = message.fields.all(&CONNECTION).all(|asked| asked.eq_ignore_ascii_case(b"keep-alive"));
-    let asks = |name| message.fields.first(name).is_some();
-    message.version == Version::HTTP_11 && stays && !asks(&UPGRADE) && !asks(&EXPECT)
+fn may_stay(version: Version, fields: Fields<'_>) -> bool {
+    let stays = fields.all(&CONNECTION).all(|asked| asked.eq_ignore_ascii_case(b"keep-alive"));
+    let asks = |name| fields.first(name).is_some();
+    version == Version::HTTP_11 && stays && !asks(&UPGRADE) && !asks(&EXPECT)
 }
 
 async fn refuse(
@@ -178,11 +200,10 @@ mod tests {
 
     #[test]
     fn only_plain_heads_are_looked_at_and_only_plain_connections_stay() {
-        let head = |line: &str, field: &str| format!("{line}\r\nHost: h\r\n{field}\r\n");
         let looked_at = |line: &str, field: &str| {
-            let (head, mut method) = (head(line, field), Method::GET);
-            let arrived = Arrived { bytes: head.as_bytes(), has_body: false, may_stay: true };
-            plain(&arrived, &mut method).map(|message| may_stay(&message))
+            let head = format!("{line}\r\nHost: h\r\n{field}\r\n");
+            let plain = plain(head.as_bytes())?;
+            Some(may_stay(plain.version, Fields::List(&plain.fields)))
         };
         for line in ["GET http://h/a HTTP/1.1", "OPTIONS /a HTTP/1.1", "GET /%61 HTTP/1.1"] {
             assert_eq!(looked_at(line, ""), None, "{line}");
