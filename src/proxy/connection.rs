@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often the connections are looked at, and so how exact a deadline is: never early, at most this late.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -42,8 +43,10 @@ pub struct Deadlines {
 pub(super) struct Shared {
     deadlines: Deadlines,
     body_rate: u64,
-    /// Milliseconds since the gateway began to look, as of the last look.
-    pub(super) now_ms: AtomicU64,
+    /// When the gateway began to look.
+    begun: Instant,
+    /// Milliseconds from then to the last look.
+    pub(super) looked_ms: AtomicU64,
     /// Bytes of bodies that may be in memory.
     budget: u64,
     /// Bytes of answers that clients have yet to take, as of the last look.
@@ -169,11 +172,18 @@ impl Shared {
         Self {
             deadlines,
             body_rate,
-            now_ms: AtomicU64::new(0),
+            begun: Instant::now(),
+            looked_ms: AtomicU64::new(0),
             budget,
             answers: AtomicU64::new(0),
             uploads: AtomicU64::new(0),
         }
+    }
+
+    /// Milliseconds since the gateway began to look. Not as of the last look: a machine that stalls makes that old, and what
+    /// is counted from it early.
+    pub(super) fn now_ms(&self) -> u64 {
+        ms(self.begun.elapsed())
     }
 
     /// That so many bytes of answers were found. Answers how many there are of all bodies.
@@ -312,8 +322,9 @@ impl Connection {
 
     /// Goes on to `stage`, and to its deadline.
     pub fn enter(&self, stage: Stage) {
+        let now = self.shared.now_ms();
         self.stage.store(stage as u8, Ordering::Relaxed);
-        self.since.store(self.shared.now_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.since.store(now, Ordering::Relaxed);
         if stage == Stage::Idle || stage == Stage::Request {
             self.waited.store(0, Ordering::Relaxed);
             self.came.store(0, Ordering::Relaxed);
@@ -332,14 +343,14 @@ impl Connection {
             Stage::Linger => self.shared.deadlines.linger,
             Stage::Request => return self.read_due.store(NEVER, Ordering::Relaxed),
         };
-        self.read_due.store(self.due_in(within), Ordering::Relaxed);
+        self.read_due.store(now.saturating_add(ms(within)), Ordering::Relaxed);
     }
 
     /// A read of a body must wait for the client.
     pub fn read_waits(&self) {
         if self.read_due.load(Ordering::Relaxed) == NEVER {
             self.read_due.store(self.due_in(self.shared.deadlines.body), Ordering::Relaxed);
-            self.waits_since.store(self.shared.now_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.waits_since.store(self.shared.now_ms(), Ordering::Relaxed);
         }
     }
 
@@ -348,7 +359,7 @@ impl Connection {
         self.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.read_due.load(Ordering::Relaxed) != NEVER {
             let since = self.waits_since.swap(NEVER, Ordering::Relaxed);
-            let waited = self.shared.now_ms.load(Ordering::Relaxed).saturating_sub(since);
+            let waited = self.shared.now_ms().saturating_sub(since);
             self.waited.fetch_add(waited, Ordering::Relaxed);
             self.read_due.store(NEVER, Ordering::Relaxed);
         }
@@ -400,8 +411,7 @@ impl Connection {
 
     /// The backend has taken all there was: only from now on is it the client that is waited for.
     fn waits_anew(&self) {
-        let now = self.shared.now_ms.load(Ordering::Relaxed);
-        let due = self.due_in(self.shared.deadlines.body);
+        let (now, due) = (self.shared.now_ms(), self.due_in(self.shared.deadlines.body));
         for (waiting, anew) in [(&self.waits_since, now), (&self.read_due, due)] {
             let seen = waiting.load(Ordering::Relaxed);
             if seen != NEVER {
@@ -431,9 +441,11 @@ impl Connection {
         }
     }
 
-    /// The backend must begin to answer within that time; none: it has, or nobody waits for it.
+    /// The backend must begin to answer within that time; none: it has, or nobody waits for it. Where Pingora counts the same
+    /// time, it has a moment more to say what it was that took so long.
     pub fn backend_within(&self, within: Option<Duration>) {
-        self.backend_due.store(within.map_or(NEVER, |within| self.due_in(within)), Ordering::Relaxed);
+        let due = within.map_or(NEVER, |within| self.due_in(within + TICK));
+        self.backend_due.store(due, Ordering::Relaxed);
     }
 
     /// From now on bytes pass in both directions, whatever they are.
@@ -509,8 +521,7 @@ impl Connection {
     }
 
     fn due_in(&self, within: Duration) -> u64 {
-        // What is read here is up to a tick old, and a deadline is never early.
-        self.shared.now_ms.load(Ordering::Relaxed).saturating_add(ms(within + TICK))
+        self.shared.now_ms().saturating_add(ms(within))
     }
 
     /// Why it has to end at `now`, if it has. `stopping` is since when the gateway stops.
@@ -576,17 +587,7 @@ impl End {
 
     /// Whether the client can still be told something.
     pub const fn can_answer(self) -> bool {
-        matches!(
-            self,
-            Self::HeadLate
-                | Self::BodyLate
-                | Self::BodySlow
-                | Self::BadChunks
-                | Self::BackendLate
-                | Self::KeyGone
-                | Self::KeyInactive
-                | Self::KeyExpired
-        )
+        !matches!(self, Self::Silent | Self::WriteStalled | Self::Crowded | Self::OverBudget | Self::Stopping)
     }
 }
 
