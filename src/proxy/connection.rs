@@ -45,8 +45,6 @@ pub(super) struct Shared {
     body_rate: u64,
     /// When the gateway began to look.
     begun: Instant,
-    /// Milliseconds from then to the last look.
-    pub(super) looked_ms: AtomicU64,
     /// Bytes of bodies that may be in memory.
     budget: u64,
     /// Bytes of answers that clients have yet to take, as of the last look.
@@ -173,7 +171,6 @@ impl Shared {
             deadlines,
             body_rate,
             begun: Instant::now(),
-            looked_ms: AtomicU64::new(0),
             budget,
             answers: AtomicU64::new(0),
             uploads: AtomicU64::new(0),
