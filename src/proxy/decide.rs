@@ -248,8 +248,10 @@ fn check_http2(header: &RequestHeader) -> Result<(), Denial> {
         return Err(Denial::BadRequest(BadRequest::Framing));
     }
     let authority = header.uri.authority().map(|a| a.as_str().as_bytes());
-    let host = authority.or_else(|| header.headers.get(HOST).map(HeaderValue::as_bytes));
-    if !host.is_some_and(head::is_host) {
+    let mut hosts = header.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let (host, second) = (hosts.next(), hosts.next());
+    let differ = authority.zip(host).is_some_and(|(authority, host)| authority != host);
+    if differ || second.is_some() || !authority.or(host).is_some_and(head::is_host) {
         return Err(Denial::BadRequest(BadRequest::Host));
     }
     Ok(())

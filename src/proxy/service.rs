@@ -1,7 +1,6 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::access::{AccessLog, Line};
-use super::awaited;
 use super::body::pass_on;
 use super::connection::Connection;
 use super::ctx::Ctx;
@@ -12,6 +11,7 @@ use super::headers::{Told, from_backend};
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
+use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
 use super::upstream::Failure;
 use crate::clock::Clock;
@@ -184,7 +184,7 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        awaited::keep_te(session, request)?;
+        keep_te(session, request)?;
         if session.is_body_empty() {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
             self.sent(ctx);

@@ -56,8 +56,11 @@ pub(super) struct Due {
     waited: AtomicU64,
     came: AtomicU64,
     write: AtomicU64,
-    /// When the backend must have begun to answer; [`NEVER`]: nobody waits for that.
+    /// When the backend must have begun to answer, or be done; [`NEVER`]: nobody waits for that.
     backend: AtomicU64,
+    /// How long it may pause within its answer, where it is not Pingora that counts; 0: as long as it likes. And until when.
+    pause: AtomicU64,
+    pause_ends: AtomicU64,
     /// Whether the backend has begun to answer: from then on it is a conversation, in which the client owes nothing.
     answered: AtomicBool,
 }
@@ -75,6 +78,8 @@ impl Due {
             came: AtomicU64::new(0),
             write: AtomicU64::new(NEVER),
             backend: AtomicU64::new(NEVER),
+            pause: AtomicU64::new(0),
+            pause_ends: AtomicU64::new(NEVER),
             answered: AtomicBool::new(false),
         }
     }
@@ -84,6 +89,8 @@ impl Due {
         self.waited.store(0, Ordering::Relaxed);
         self.came.store(0, Ordering::Relaxed);
         self.backend.store(NEVER, Ordering::Relaxed);
+        self.pause.store(0, Ordering::Relaxed);
+        self.pause_ends.store(NEVER, Ordering::Relaxed);
         self.answered.store(false, Ordering::Relaxed);
     }
 }
@@ -145,19 +152,41 @@ impl Connection {
         self.due.answered.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it has.
+    pub(super) fn has_answer(&self) -> bool {
+        self.due.answered.load(Ordering::Relaxed)
+    }
+
     /// A write must wait for the client, or waits no longer.
     pub fn write_waits(&self, waits: bool) {
         let due = self.due.write.load(Ordering::Relaxed);
         if waits && due == NEVER {
             self.due.write.store(self.due_in(self.shared.deadlines.write), Ordering::Relaxed);
+            self.part_waits(true);
         } else if !waits && due != NEVER {
             self.due.write.store(NEVER, Ordering::Relaxed);
+            self.part_waits(false);
+        }
+    }
+
+    /// A part of the answer must wait for the client, or waits no longer: meanwhile it is not the backend that pauses.
+    pub fn part_waits(&self, waits: bool) {
+        let pause = self.due.pause.load(Ordering::Relaxed);
+        if pause != 0 {
+            let ends = if waits { NEVER } else { self.due_in(Duration::from_millis(pause)) };
+            self.due.pause_ends.store(ends, Ordering::Relaxed);
         }
     }
 
     /// The backend must begin to answer within that time; none: it has, or nobody waits for it.
     pub fn backend_within(&self, within: Option<Duration>) {
         self.due.backend.store(within.map_or(NEVER, |within| self.due_in(within)), Ordering::Relaxed);
+    }
+
+    /// From now on the backend may pause for so long within its answer.
+    pub fn backend_may_pause(&self, within: Duration) {
+        self.due.pause.store(ms(within), Ordering::Relaxed);
+        self.due.pause_ends.store(self.due_in(within), Ordering::Relaxed);
     }
 
     /// Whether the client is to take something and does not.
@@ -178,7 +207,7 @@ impl Connection {
     /// Whether the body it waits for comes too slowly.
     fn is_slow(&self, now: u64) -> bool {
         let since = self.due.waits_since.load(Ordering::Relaxed);
-        if since == NEVER || self.shared.body_rate == 0 || self.due.answered.load(Ordering::Relaxed) {
+        if since == NEVER || self.shared.body_rate == 0 || self.has_answer() {
             return false;
         }
         let waited = self.due.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
@@ -216,8 +245,11 @@ impl Connection {
         if stage == Stage::Request && self.is_slow(now) && !self.waits_for_backend() {
             return Some(End::BodySlow);
         }
-        if stage == Stage::Request && now >= self.due.backend.load(Ordering::Relaxed) {
-            return Some(End::BackendLate);
+        if stage == Stage::Request {
+            let (backend, pause) = (&self.due.backend, &self.due.pause_ends);
+            if now >= backend.load(Ordering::Relaxed).min(pause.load(Ordering::Relaxed)) {
+                return Some(End::BackendLate);
+            }
         }
         if now < self.due.read.load(Ordering::Relaxed)
             || (stage == Stage::Request && self.waits_for_backend())

@@ -35,7 +35,7 @@ numbered!(
         KeyInactive,
         /// It has expired.
         KeyExpired,
-        /// The backend does not begin to answer.
+        /// The backend does not begin to answer, or pauses.
         BackendLate,
         /// The client takes nothing of what is written to it.
         WriteStalled,
@@ -84,15 +84,20 @@ impl Connection {
         End::of(self.ending.end.load(Ordering::Acquire))
     }
 
-    /// Returns when it is ended from elsewhere, but for a backend that is late: whoever waits for that one finds out by
-    /// itself, is woken by the same means, and can answer.
+    /// Returns when it is ended from elsewhere and its client cannot be told. Otherwise whoever waits for the client or
+    /// for the backend finds out by itself, is woken by the same means, and can answer.
     pub async fn ended(&self) {
         std::future::poll_fn(|context| {
             self.wakes(context);
-            let ends = self.ends().is_some_and(|end| end != End::BackendLate);
+            let ends = self.ends().is_some_and(|end| !end.can_answer());
             if ends { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+
+    /// Whether it has been ended while an answer of the backend's is under way, of which no more is to be written.
+    pub fn is_cut_off(&self) -> bool {
+        self.ends().is_some() && self.has_answer()
     }
 
     /// Has the task of `context` woken when the connection is ended.
