@@ -76,7 +76,7 @@ async fn serve_stream(
         biased;
         // Dropping the session resets the stream.
         () = stream.ended() => {}
-        _ = acceptor.proxy.process_new_http(session, &acceptor.stop) => {}
+        _ = acceptor.phases.process_new_http(session, &acceptor.stop) => {}
     }
 }
 

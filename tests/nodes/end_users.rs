@@ -2,7 +2,7 @@
 //! happens to the database in between; and what becomes of new ones while it is gone.
 
 use crate::chaos::Mode;
-use crate::cluster::{Line, Pair, node, number, pair_with, shared_with, wait};
+use crate::cluster::{Line, Pair, metric, node, number, pair_with, shared_with, wait};
 use crate::private_postgres::Server;
 use crate::support::{Gateway, Key, Raw, Request, eventually_true};
 use serde_json::{Value, json};
@@ -144,12 +144,6 @@ fn generous(quota: usize, at_most: usize) -> (Pair, [Line; 2], Key) {
     let pair = pair_with([&lines[0].url, &lines[1].url], &more);
     let key = pair.key(json!({}));
     (pair, lines, key)
-}
-
-fn metric(node: &Gateway, name: &str) -> String {
-    let metrics = Raw::connect(node.admin).call(&Request::get("/metrics")).text();
-    let line = metrics.lines().find(|line| line.starts_with(name)).expect("the metric").to_owned();
-    line.rsplit(' ').next().unwrap().to_owned()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Pingora asks for a connection here only when it has none to use again, so that a place is taken by those who really wait.
 //! Must not know: requests. Without such a limit Pingora opens connections by itself.
 
-use super::{Upstream, take_place};
+use super::{NoServer, Upstream, take_place};
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
@@ -26,7 +26,7 @@ pub struct Opening {
 }
 
 /// A request that waits for a connection, until this is dropped.
-struct Waiting(Arc<Upstream>);
+pub(super) struct Waiting(Arc<Upstream>);
 
 impl Upstream {
     /// Has a connection to `peer` opened so, where not all may wait for one.
@@ -37,6 +37,14 @@ impl Upstream {
         let opening = Arc::new(Opening { upstream: Arc::clone(self), place: Mutex::default() });
         peer.options.custom_l4 = Some(Arc::clone(&opening) as _);
         Some(opening)
+    }
+
+    /// Lets a request wait for a connection, if there is room.
+    pub(super) fn wait(self: &Arc<Self>) -> Result<Waiting, NoServer> {
+        if take_place(&self.pending, self.settings.most.pending) {
+            return Ok(Waiting(Arc::clone(self)));
+        }
+        Err(NoServer::Pending)
     }
 }
 
@@ -61,11 +69,8 @@ impl Connect for Opening {
         let Some(address) = address.as_inet() else {
             return Error::e_explain(ErrorType::InternalError, "a server without an address");
         };
-        let waits = take_place(&self.upstream.pending, self.upstream.settings.most.pending);
-        if !waits {
-            return Error::e_explain(NO_PLACE, "as many as may wait for a connection already");
-        }
-        *self.place() = Some(Waiting(Arc::clone(&self.upstream)));
+        let place = self.upstream.wait().map_err(|why| Error::explain(NO_PLACE, why.as_str()))?;
+        *self.place() = Some(place);
         let within = self.upstream.settings.timeouts.connect;
         match tokio::time::timeout(within, TcpStream::connect(address)).await {
             Ok(connected) => connected.or_err(ErrorType::ConnectError, "connecting").map(Stream::from),
