@@ -1,9 +1,9 @@
 //! The table of all client connections: who is taken in, who goes when there is no room, who is late.
 //!
 //! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
-//! request sets a timer or reads a clock for its deadlines.
+//! request sets a timer for its deadlines.
 
-use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
+use super::connection::{Connection, Deadlines, End, Shared, TICK};
 use crate::keyring::Entry;
 use crate::metrics::Metrics;
 use dashmap::DashMap;
@@ -155,10 +155,10 @@ impl Connections {
     fn make_room(&self) -> bool {
         let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
         let Picked { at, waiting } = &mut *picked;
-        let now = self.shared.now_ms.load(Ordering::Relaxed);
-        if waiting.is_empty() && *at != now {
+        let looked = self.shared.looked_ms.load(Ordering::Relaxed);
+        if waiting.is_empty() && *at != looked {
             // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *at = now;
+            *at = looked;
             *waiting = self.pick();
         }
         while let Some((rank, connection)) = waiting.pop() {
@@ -200,8 +200,8 @@ impl Connections {
         let mut stopping = None;
         loop {
             ticks.tick().await;
-            let now = ms(begun.elapsed());
-            self.shared.now_ms.store(now, Ordering::Relaxed);
+            let now = self.shared.now_ms();
+            self.shared.looked_ms.store(now, Ordering::Relaxed);
             if stopping.is_none() && *stop.borrow() {
                 stopping = Some(now);
             }
@@ -321,5 +321,47 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
         v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connection::Stage;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_not_early_where_nobody_has_looked_for_long() {
+        let [hour, short] = [Duration::from_hours(1), Duration::from_millis(300)];
+        let deadlines = Deadlines {
+            first_byte: hour,
+            head: short,
+            idle: hour,
+            body: short,
+            write: short,
+            linger: hour,
+            last_request: hour,
+        };
+        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let connection = Connection::new("192.0.2.1:1".parse().expect("an address"), false, &shared);
+        let (almost, rest) = (short - Duration::from_millis(1), Duration::from_millis(1));
+        let ways: [(End, fn(&Connection), Duration); 4] = [
+            (End::HeadLate, |c| c.enter(Stage::Head), rest),
+            (End::BodyLate, Connection::read_waits, rest),
+            (End::WriteStalled, |c| c.write_waits(true), rest),
+            (End::BackendLate, |c| c.backend_within(Some(Duration::from_millis(300))), rest + TICK),
+        ];
+        for (late, begin, rest) in ways {
+            connection.write_waits(false);
+            connection.enter(Stage::Request);
+            // As when the machine stalls.
+            tokio::time::advance(Duration::from_secs(5)).await;
+            begin(&connection);
+            let is_due = || connection.is_due(shared.now_ms(), None);
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(almost).await;
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(rest).await;
+            assert_eq!(is_due(), Some(late));
+        }
     }
 }

@@ -113,16 +113,15 @@ impl ProxyHttp for Phases {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
-        let decided = match ctx.decided.take() {
-            Some(decided) => decided,
-            None => {
-                if self.preflight(session, ctx).await.map_err(Error::into_down)? {
-                    return Ok(true);
-                }
-                let decided = self.decide(session, ctx).await;
-                self.note_own(ctx);
-                decided
+        let decided = if let Some(decided) = ctx.decided.take() {
+            decided
+        } else {
+            if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+                return Ok(true);
             }
+            let decided = self.decide(session, ctx).await;
+            self.note_own(ctx);
+            decided
         };
         match decided {
             Ok(()) => {

@@ -1,6 +1,6 @@
 //! Deaths of the process and of its disk: what was answered is in the ledger once, and limits remember it.
 
-use crate::support::{Gateway, Key, Origin, Request, eventually, eventually_true, one_route};
+use crate::support::{Gateway, Key, Origin, Request, Spare, eventually_true, one_route, soon};
 use crate::tiny_disk::TinyDisk;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
@@ -113,7 +113,7 @@ fn what_was_answered_before_any_of_twenty_kills_is_in_the_ledger_once() {
         serving += begun.elapsed();
         told.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
         gateway = gateway.restart();
-        let ready = Instant::now();
+        let ready = Spare::begin();
         assert_eq!(gateway.get("/v1/app/again", &free.secret).status, 200);
         assert!(ready.elapsed() < AGAIN_WITHIN, "{:?}", ready.elapsed());
     }
@@ -210,9 +210,7 @@ fn on_a_full_disk_nothing_is_admitted_that_cannot_be_recorded_if_the_config_says
     let readiness = crate::support::Raw::connect(gateway.admin).call(&Request::get("/readyz?verbose"));
     assert!(readiness.status == 503 && readiness.text().contains("full"), "{}", readiness.text());
     disk.make_room();
-    let begun = Instant::now();
-    eventually("requests are admitted again", || (line.call(&request).status == 200).then_some(()));
-    assert!(begun.elapsed() < AGAIN_WITHIN, "{:?}", begun.elapsed());
+    soon(AGAIN_WITHIN, "requests are admitted again", || line.call(&request).status == 200);
     gateway.settled_accounts();
     let rows = ledger(&gateway, &key);
     let in_ledger = rows.values().filter(|(outcome, ..)| outcome == "served").count();

@@ -17,6 +17,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 use tokio::net::TcpStream;
 
 /// Much of everything, so that only what a test sets can refuse.
@@ -448,16 +449,31 @@ fn nobody_takes_over_from_nobody() {
 fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
     let redis = RedisServer::start();
     let (_origin, mut gateway) = stand(&format!("[counters]\nurl = \"redis://{}\"\n", redis.address));
-    let key = gateway.create_key(json!({"quota_limit": 60, "rate_limit": 1000}));
-    let admitted = |gateway: &Gateway, n: usize| {
-        (0..n).filter(|_| gateway.get("/v1/app/x", &key.secret).status == 200).count()
-    };
-    for _ in 0..2 {
-        assert_eq!(admitted(&gateway, 20), 20);
-        let before = gateway.upgrade();
-        ends(&mut gateway, before);
+    let begun = Instant::now();
+    loop {
+        let counts = used_up_across_upgrades(&mut gateway);
+        // Where Redis was late, a process went by what it knew itself.
+        if counts.iter().all(|(_, degraded)| *degraded == 0) {
+            assert_eq!(counts.map(|(admitted, _)| admitted), [20, 20, 20]);
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "Redis never answers all in time");
     }
-    assert_eq!(admitted(&gateway, 30), 20);
+}
+
+/// Asks for all of a quota of 60 and for more, with two upgrades in between. Answers how many of each part were admitted, and
+/// how many answers Redis had no part in.
+fn used_up_across_upgrades(gateway: &mut Gateway) -> [(usize, usize); 3] {
+    let key = gateway.create_key(json!({"quota_limit": 60, "rate_limit": 1000}));
+    [20, 20, 30].map(|requests| {
+        let answers: Vec<_> = (0..requests).map(|_| gateway.get("/v1/app/x", &key.secret)).collect();
+        if requests == 20 {
+            let before = gateway.upgrade();
+            ends(gateway, before);
+        }
+        let admitted = answers.iter().filter(|answer| answer.status == 200).count();
+        (admitted, answers.iter().filter(|answer| answer.header("x-keygate-degraded").is_some()).count())
+    })
 }
 
 #[test]

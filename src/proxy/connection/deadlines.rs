@@ -44,7 +44,7 @@ numbered!(
     }
 );
 
-/// What a connection waits for, and until when. Times are in milliseconds, of the last look.
+/// What a connection waits for, and until when. Times are in milliseconds.
 pub(super) struct Due {
     stage: AtomicU8,
     /// When its stage began.
@@ -98,8 +98,9 @@ impl Due {
 impl Connection {
     /// Goes on to `stage`, and to its deadline.
     pub fn enter(&self, stage: Stage) {
+        let now = self.shared.now_ms();
         self.due.stage.store(stage as u8, Ordering::Relaxed);
-        self.due.since.store(self.shared.now(), Ordering::Relaxed);
+        self.due.since.store(now, Ordering::Relaxed);
         if stage == Stage::Idle || stage == Stage::Request {
             self.due.begin();
             self.held.begin();
@@ -114,14 +115,14 @@ impl Connection {
             Stage::Linger => self.shared.deadlines.linger,
             Stage::Request => return self.due.read.store(NEVER, Ordering::Relaxed),
         };
-        self.due.read.store(self.due_in(within), Ordering::Relaxed);
+        self.due.read.store(now.saturating_add(ms(within)), Ordering::Relaxed);
     }
 
     /// A read of a body must wait for the client.
     pub fn read_waits(&self) {
         if self.due.read.load(Ordering::Relaxed) == NEVER {
             self.due.read.store(self.due_in(self.shared.deadlines.body), Ordering::Relaxed);
-            self.due.waits_since.store(self.shared.now(), Ordering::Relaxed);
+            self.due.waits_since.store(self.shared.now_ms(), Ordering::Relaxed);
         }
     }
 
@@ -130,14 +131,14 @@ impl Connection {
         self.due.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.due.read.load(Ordering::Relaxed) != NEVER {
             let since = self.due.waits_since.swap(NEVER, Ordering::Relaxed);
-            self.due.waited.fetch_add(self.shared.now().saturating_sub(since), Ordering::Relaxed);
+            self.due.waited.fetch_add(self.shared.now_ms().saturating_sub(since), Ordering::Relaxed);
             self.due.read.store(NEVER, Ordering::Relaxed);
         }
     }
 
     /// The backend has taken all there was: only from now on is it the client that is waited for.
     pub(super) fn waits_anew(&self) {
-        let (now, due) = (self.shared.now(), self.due_in(self.shared.deadlines.body));
+        let (now, due) = (self.shared.now_ms(), self.due_in(self.shared.deadlines.body));
         for (waiting, anew) in [(&self.due.waits_since, now), (&self.due.read, due)] {
             let seen = waiting.load(Ordering::Relaxed);
             if seen != NEVER {
@@ -178,9 +179,11 @@ impl Connection {
         }
     }
 
-    /// The backend must begin to answer within that time; none: it has, or nobody waits for it.
+    /// The backend must begin to answer within that time; none: it has, or nobody waits for it. Where Pingora counts the same
+    /// time, it has a moment more to say what it was that took so long.
     pub fn backend_within(&self, within: Option<Duration>) {
-        self.due.backend.store(within.map_or(NEVER, |within| self.due_in(within)), Ordering::Relaxed);
+        let due = within.map_or(NEVER, |within| self.due_in(within + TICK));
+        self.due.backend.store(due, Ordering::Relaxed);
     }
 
     /// From now on the backend may pause for so long within its answer.
@@ -218,8 +221,7 @@ impl Connection {
     }
 
     fn due_in(&self, within: Duration) -> u64 {
-        // What is read here is up to a tick old, and a deadline is never early.
-        self.shared.now().saturating_add(ms(within + TICK))
+        self.shared.now_ms().saturating_add(ms(within))
     }
 
     /// Why it has to end at `now`, if it has. `stopping` is since when the gateway stops.

@@ -136,16 +136,6 @@ impl End {
 
     /// Whether the client can still be told something.
     pub const fn can_answer(self) -> bool {
-        matches!(
-            self,
-            Self::HeadLate
-                | Self::BodyLate
-                | Self::BodySlow
-                | Self::BadChunks
-                | Self::BackendLate
-                | Self::KeyGone
-                | Self::KeyInactive
-                | Self::KeyExpired
-        )
+        !matches!(self, Self::Silent | Self::WriteStalled | Self::Crowded | Self::OverBudget | Self::Stopping)
     }
 }

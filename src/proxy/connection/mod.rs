@@ -37,13 +37,16 @@ use held::{Budget, Held};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::time::Instant;
 
 /// What all connections have in common.
 pub(super) struct Shared {
     deadlines: Deadlines,
     body_rate: u64,
-    /// Milliseconds since the gateway began to look, as of the last look.
-    pub(super) now_ms: AtomicU64,
+    /// When the gateway began to look.
+    begun: Instant,
+    /// Milliseconds from then to the last look.
+    pub(super) looked_ms: AtomicU64,
     budget: Budget,
 }
 
@@ -70,11 +73,14 @@ pub struct Connection {
 
 impl Shared {
     pub(super) fn new(deadlines: Deadlines, body_rate: u64, budget: u64) -> Self {
-        Self { deadlines, body_rate, now_ms: AtomicU64::new(0), budget: Budget::new(budget) }
+        let (begun, looked_ms) = (Instant::now(), AtomicU64::new(0));
+        Self { deadlines, body_rate, begun, looked_ms, budget: Budget::new(budget) }
     }
 
-    fn now(&self) -> u64 {
-        self.now_ms.load(Ordering::Relaxed)
+    /// Milliseconds since the gateway began to look. Not as of the last look: a machine that stalls makes that old, and what
+    /// is counted from it early.
+    pub(super) fn now_ms(&self) -> u64 {
+        ms(self.begun.elapsed())
     }
 }
 
