@@ -186,6 +186,13 @@ impl Connection {
         self.due.backend.store(due, Ordering::Relaxed);
     }
 
+    /// A stream that has been ended is told why within the time of a connection that lingers.
+    pub(super) fn is_to_be_told(&self) {
+        if self.is_stream() {
+            self.due.read.store(self.due_in(self.shared.deadlines.linger), Ordering::Relaxed);
+        }
+    }
+
     /// From now on the backend may pause for so long within its answer.
     pub fn backend_may_pause(&self, within: Duration) {
         self.due.pause.store(ms(within), Ordering::Relaxed);
@@ -234,8 +241,9 @@ impl Connection {
             return Some(End::WriteStalled);
         }
         if ends.is_some() {
-            // It is being told why.
-            return None;
+            // It is being told why. Of a stream that may be nobody's concern at the moment, while its backend takes nothing.
+            let is_told = now < self.due.read.load(Ordering::Relaxed);
+            return (self.is_stream() && !is_told).then_some(End::Silent);
         }
         let stage = Stage::of(self.due.stage.load(Ordering::Relaxed))?;
         if let (Stage::FirstByte | Stage::Idle, Some(stopping)) = (stage, stopping) {

@@ -63,6 +63,7 @@ impl Ending {
 impl Connection {
     /// Ends it for this reason.
     pub fn end_with(&self, end: End) {
+        self.is_to_be_told();
         self.ending.end.store(end as u8, Ordering::Release);
         self.ending.wake();
     }
