@@ -3,7 +3,7 @@
 //! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
 //! request sets a timer for its deadlines.
 
-use super::connection::{Connection, Deadlines, End, Shared, TICK};
+use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
 use crate::keyring::Entry;
 use crate::metrics::Metrics;
 use dashmap::DashMap;
@@ -63,7 +63,7 @@ pub struct Connections {
 
 #[derive(Default)]
 struct Picked {
-    at: u64,
+    at: Option<u64>,
     waiting: Vec<(u64, Arc<Connection>)>,
 }
 
@@ -155,10 +155,10 @@ impl Connections {
     fn make_room(&self) -> bool {
         let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
         let Picked { at, waiting } = &mut *picked;
-        let looked = self.shared.looked_ms.load(Ordering::Relaxed);
-        if waiting.is_empty() && *at != looked {
+        let now = self.shared.now_ms();
+        if waiting.is_empty() && at.is_none_or(|at| now >= at + ms(TICK)) {
             // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *at = looked;
+            *at = Some(now);
             *waiting = self.pick();
         }
         while let Some((rank, connection)) = waiting.pop() {
@@ -201,7 +201,6 @@ impl Connections {
         loop {
             ticks.tick().await;
             let now = self.shared.now_ms();
-            self.shared.looked_ms.store(now, Ordering::Relaxed);
             if stopping.is_none() && *stop.borrow() {
                 stopping = Some(now);
             }
@@ -328,6 +327,28 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
 mod tests {
     use super::super::connection::Stage;
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+        let day = Duration::from_hours(24);
+        let deadlines = Deadlines {
+            first_byte: day,
+            head: day,
+            idle: day,
+            body: day,
+            write: day,
+            linger: day,
+            last_request: day,
+        };
+        let bounds = Bounds { connections: 2, per_address: 0, body_rate: 0, bytes: 0 };
+        let standing: (Duration, Standing) = (day, Box::new(|_| None));
+        let table = Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")));
+        let peer = "192.0.2.1:1".parse().expect("an address");
+        let new = || table.register(peer, false, false);
+        let all = [new(), new(), new(), new()].map(|taken_in| taken_in.map(|place| place.connection.ends()));
+        let crowded = Some(End::Crowded);
+        assert_eq!(all, [Ok(crowded), Ok(crowded), Ok(None), Ok(None)]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_deadline_is_not_early_where_nobody_has_looked_for_long() {

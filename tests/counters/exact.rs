@@ -27,19 +27,23 @@ struct Driven {
     undecided: u64,
     /// The longest that nobody asked.
     longest_pause: Duration,
+    /// Whether the machine had most of that time to spare.
+    is_at_leisure: bool,
 }
 
 impl Driven {
-    /// Whether the machine let it happen: it never stood for so long that a bucket ran over, and Redis answered nearly
-    /// everybody in time. A limit that is not reached says nothing otherwise; it may never be passed.
+    /// Whether the machine let it happen: it had not much else to do, never stood for so long that a bucket ran over, and
+    /// Redis answered nearly everybody in time. A limit that is not reached says nothing otherwise; it may never be passed.
     fn is_undisturbed(&self) -> bool {
-        self.longest_pause < Duration::from_millis(700) && self.undecided * 100 <= self.asked
+        let never_stood = self.longest_pause < Duration::from_millis(700);
+        self.is_at_leisure && never_stood && self.undecided * 100 <= self.asked
     }
 }
 
 /// Charges `key` at every node from many tasks, each node at `per_second`, for `long`.
 async fn drive(nodes: &[Arc<Node>], key: &TestKey, per_second: u64, long: Duration) -> Driven {
     let until = Instant::now() + long;
+    let (spare, real) = (Spare::begin(), Instant::now());
     let mut tasks = Vec::new();
     for node in nodes {
         for lane in 0..AT_ONCE {
@@ -72,11 +76,12 @@ async fn drive(nodes: &[Arc<Node>], key: &TestKey, per_second: u64, long: Durati
         asked.extend(of_lane.1);
         undecided += of_lane.2;
     }
+    let is_at_leisure = spare.elapsed() * 4 >= real.elapsed() * 3;
     admitted.sort_unstable();
     asked.sort_unstable();
     let longest_pause = asked.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(0);
     let longest_pause = Duration::from_nanos(longest_pause);
-    Driven { admitted, asked: asked.len() as u64, undecided, longest_pause }
+    Driven { admitted, asked: asked.len() as u64, undecided, longest_pause, is_at_leisure }
 }
 
 /// Every alignment of a stretch of time: no more than the burst and what refilled. From the earliest that its first may
@@ -110,23 +115,26 @@ struct Reached {
 }
 
 impl Reached {
-    /// Ninety-nine of a hundred, and one for the edges.
+    /// Ninety-nine of a hundred, and one for the edges; with no more questions than there may be.
     fn is_all(&self) -> bool {
-        self.admitted * 100 + 100 >= self.allowed * 99
+        self.admitted * 100 + 100 >= self.allowed * 99 && self.calls <= self.calls_max
     }
 }
 
-/// Tries rates until the machine was not in their way, and then they are reached. A machine that always is says nothing.
+/// Tries rates until they are reached, a few times at the most. If they never are, the machine must have been in the way each
+/// time.
 async fn are_reached(mut runs: impl AsyncFnMut() -> Vec<Reached>) {
+    let mut seen = Vec::new();
     for _ in 0..TRIES {
         let runs = runs().await;
-        if runs.iter().all(|run| run.is_undisturbed) {
-            assert!(runs.iter().all(|run| run.is_all() && run.calls <= run.calls_max), "{runs:?}");
+        if runs.iter().all(Reached::is_all) {
             return;
         }
-        println!("disturbed: {runs:?}");
+        seen.push(runs);
     }
-    println!("this machine was too busy to say whether so much is reached");
+    let is_excused = seen.iter().all(|runs| runs.iter().any(|run| !run.is_undisturbed));
+    assert!(is_excused, "{seen:?}");
+    println!("this machine was too busy to say whether so much is reached: {seen:?}");
 }
 
 /// Twice the rate is asked for. What comes within the last seconds, once the burst is spent, is what is counted.
@@ -143,9 +151,8 @@ async fn run_of_a_rate(nodes: usize, rate: u64, long: Duration) -> Reached {
     let counted_ns = (last - first).saturating_sub(BURST_NS);
     let calls: u64 = nodes.iter().map(|n| n.metrics.counter_calls.get()).sum();
     let count = driven.admitted.len() as u64;
-    // Many at a time where many come; and what is in hand is looked after some tens of times a second.
-    let looked_after = nodes.len() as u64 * LOOKS_PER_SECOND * (last - first) / 1_000_000_000;
-    let calls_max = count / PER_CALL + looked_after;
+    // Many at a time where many come.
+    let calls_max = if rate >= BUSY { counted / PER_CALL } else { u64::MAX };
     let stats = server.command(&["INFO", "commandstats"]);
     let cost = stats.lines().find(|l| l.starts_with("cmdstat_evalsha:")).unwrap_or_default();
     println!(
@@ -182,8 +189,8 @@ async fn small_rates_are_exact_over_two_and_three_nodes() {
 
 /// How many of a busy key are admitted per question to Redis, at the least.
 const PER_CALL: u64 = 20;
-/// How often a node asks besides, at the most.
-const LOOKS_PER_SECOND: u64 = 40;
+/// What is a busy key, in requests per second.
+const BUSY: u64 = 1_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_key_is_exact_and_asks_once_for_many_requests() {

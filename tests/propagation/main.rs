@@ -142,3 +142,20 @@ fn a_change_that_nobody_announces_is_found_within_two_seconds() {
         [&first, &second].iter().all(|node| node.get("/v1/app/x", &key.secret).status == 401)
     });
 }
+
+/// Were it to stand always, no promise could be broken; were it to go always, any stall of the machine would break one.
+#[test]
+fn the_clock_of_promises_goes_on_and_stands_while_the_machine_does() {
+    let (real, spare) = (Instant::now(), Spare::begin());
+    eventually_true("it goes on", || spare.elapsed() >= Duration::from_millis(100));
+    let shown = spare.elapsed();
+    assert!(shown <= real.elapsed(), "it is fast: {shown:?}");
+    let (real, spare) = (Instant::now(), Spare::begin());
+    // This process stands still for a second.
+    let stall = r#"kill -s STOP "$1"; sleep 1; kill -s CONT "$1""#;
+    let pid = std::process::id().to_string();
+    let stalled = std::process::Command::new("sh").args(["-c", stall, "sh", &pid]).status();
+    assert!(stalled.expect("a shell").success());
+    let (shown, passed) = (spare.elapsed(), real.elapsed());
+    assert!(shown + Duration::from_millis(700) <= passed, "{shown:?} of {passed:?}");
+}

@@ -35,7 +35,7 @@ use deadlines::Due;
 use end::Ending;
 use held::{Budget, Held};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
 
@@ -45,8 +45,6 @@ pub(super) struct Shared {
     body_rate: u64,
     /// When the gateway began to look.
     begun: Instant,
-    /// Milliseconds from then to the last look.
-    pub(super) looked_ms: AtomicU64,
     budget: Budget,
 }
 
@@ -73,8 +71,7 @@ pub struct Connection {
 
 impl Shared {
     pub(super) fn new(deadlines: Deadlines, body_rate: u64, budget: u64) -> Self {
-        let (begun, looked_ms) = (Instant::now(), AtomicU64::new(0));
-        Self { deadlines, body_rate, begun, looked_ms, budget: Budget::new(budget) }
+        Self { deadlines, body_rate, begun: Instant::now(), budget: Budget::new(budget) }
     }
 
     /// Milliseconds since the gateway began to look. Not as of the last look: a machine that stalls makes that old, and what
