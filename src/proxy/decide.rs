@@ -281,8 +281,10 @@ fn check_http2(message: &Message<'_>) -> Result<(), Denial> {
         return Err(Denial::BadRequest(BadRequest::Framing));
     }
     let authority = message.authority.map(str::as_bytes);
-    let host = authority.or_else(|| message.fields.first(&HOST));
-    if !host.is_some_and(head::is_host) {
+    let mut hosts = message.fields.all(&HOST);
+    let (host, second) = (hosts.next(), hosts.next());
+    let differ = authority.zip(host).is_some_and(|(authority, host)| authority != host);
+    if differ || second.is_some() || !authority.or(host).is_some_and(head::is_host) {
         return Err(Denial::BadRequest(BadRequest::Host));
     }
     Ok(())

@@ -4,7 +4,6 @@
 //! contract's envelope and the charge is given back.
 
 pub mod access;
-mod awaited;
 mod body;
 pub mod connection;
 pub mod connections;
@@ -25,6 +24,7 @@ mod ratelimit;
 mod reply;
 mod service;
 mod site;
+mod stream;
 pub mod tls;
 mod traces;
 mod trip;

@@ -1,7 +1,6 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::access::{AccessLog, Line};
-use super::awaited;
 use super::body::pass_on;
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
@@ -12,6 +11,7 @@ use super::message::Message;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
+use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
 use super::upstream::Failure;
 use crate::clock::Clock;
@@ -113,16 +113,15 @@ impl ProxyHttp for Phases {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
-        let decided = match ctx.decided.take() {
-            Some(decided) => decided,
-            None => {
-                if self.preflight(session, ctx).await.map_err(Error::into_down)? {
-                    return Ok(true);
-                }
-                let decided = self.decide(session, ctx).await;
-                self.note_own(ctx);
-                decided
+        let decided = if let Some(decided) = ctx.decided.take() {
+            decided
+        } else {
+            if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+                return Ok(true);
             }
+            let decided = self.decide(session, ctx).await;
+            self.note_own(ctx);
+            decided
         };
         match decided {
             Ok(()) => {
@@ -190,7 +189,7 @@ impl ProxyHttp for Phases {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        awaited::keep_te(session, request)?;
+        keep_te(session, request)?;
         if session.is_body_empty() {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
             self.sent(ctx);

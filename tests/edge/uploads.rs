@@ -276,6 +276,29 @@ async fn a_backend_that_takes_nothing_is_not_the_clients_fault() {
     assert_eq!(cut(&gateway, "body_late"), was_late);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_backend_takes_nothing_ends_with_its_key_all_the_same() {
+    let hold = Hold::new();
+    let until = hold.clone();
+    // Nobody waits for the client then, who could tell it why.
+    let stuck = backend(move |_stream| until.wait(1));
+    let (origin, gateway) =
+        stand(&format!("{}{}revocation_check = \"100ms\"\n", another_route(stuck, ""), crate::http2::H2C));
+    let key = gateway.create_key(json!({"rate_limit": 1000}));
+    let other = gateway.create_key(json!({"rate_limit": 1000}));
+    let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
+    let (response, mut body) = client.begin(request("POST", "/v1/other/x", &key.secret), false).await;
+    body.send_data(Bytes::from(vec![b'x'; LARGE]), true).unwrap();
+    eventually_true("the backend does not take all", || metric(&gateway, "keygate_bytes_in_flight") > 0.0);
+    gateway.update_key(&key, &json!({"is_active": false}));
+    let ended = read(response).await;
+    assert!(ended.as_ref().map_or_else(h2::Error::is_reset, |answer| answer.status == 401), "{ended:?}");
+    assert_eq!(cut(&gateway, "key_inactive"), 1.0);
+    assert_eq!(client.call(request("GET", "/v1/app/beside", &other.secret)).await.unwrap().status, 200);
+    assert_eq!(origin.count(), 1);
+    hold.release();
+}
+
 #[test]
 fn a_client_in_a_conversation_owes_no_rate() {
     // Answers at once, and reads to the end.

@@ -367,6 +367,31 @@ fn a_request_that_outlives_the_upgrade_is_answered_by_the_process_that_has_it() 
 }
 
 #[test]
+fn what_is_in_flight_in_the_old_process_counts_in_the_new_one_until_it_ends() {
+    let (origin, mut gateway) = stand("[proxy]\ndrain_timeout = \"10m\"\n");
+    let key = gateway.create_key(json!({"concurrency_limit": 1}));
+    let hold = Hold::new();
+    origin.answer_after(&hold);
+    let mut slow = gateway.connect();
+    slow.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
+    origin.wait_for_heads(1);
+    let old = gateway.upgrade();
+    for _ in 0..3 {
+        let refused = gateway.get("/v1/app/beside", &key.secret);
+        assert_eq!(
+            (refused.status, refused.json()["data"]["limit"].as_str()),
+            (429, Some("concurrency_limit"))
+        );
+    }
+    hold.release();
+    assert_eq!(slow.response().status, 200);
+    eventually_true("its place is free", || gateway.get("/v1/app/beside", &key.secret).status == 200);
+    slow.hang_up();
+    ends(&mut gateway, old);
+    assert_eq!(gateway.get("/v1/app/beside", &key.secret).status, 200);
+}
+
+#[test]
 fn listeners_may_change_in_an_upgrade() {
     let (origin, mut gateway) = stand("");
     let key = gateway.create_key(json!({}));
