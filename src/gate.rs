@@ -14,12 +14,13 @@ use crate::policy::authorize::{Asked, Asks, authorize};
 use crate::policy::credential::{end_user_in_header, presented};
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
+use crate::policy::fields::Fields;
 use crate::policy::id::{EndUserId, KeyId};
 use crate::policy::path::decode_segment;
 use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use crate::policy::secret::{Peppers, Shape, shape};
 use crate::store::Digest;
-use http::header::{HeaderMap, HeaderName};
+use http::header::HeaderName;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -50,7 +51,7 @@ pub struct RequestView<'r> {
     /// Canonical path.
     pub path: &'r str,
     /// Header fields as the client sent them.
-    pub headers: &'r HeaderMap,
+    pub fields: Fields<'r>,
     /// The client's address.
     pub address: IpAddr,
     /// When it arrived.
@@ -171,7 +172,7 @@ impl Gate {
 
     /// Step 3: whose secret is this?
     fn authenticate(&self, request: &RequestView<'_>) -> Result<Arc<Entry>, Denial> {
-        let secret = presented(request.headers, &self.secret_headers)
+        let secret = presented(request.fields, &self.secret_headers)
             .map_err(Denial::BadRequest)?
             .ok_or(Denial::KeyMissing)?;
         if shape(secret, &self.secret_prefix) == Shape::Impossible {
@@ -212,14 +213,14 @@ fn check(
             named = matched.params.get(param).and_then(decode_segment);
             Asks::For(named.as_deref())
         }
-        Some(ResourceFrom::Header(name)) => Asks::For(single(request.headers, name)),
+        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, name)),
     };
     let asked = Asked { scopes: route.scopes, resource, address: request.address, at: request.now.wall };
     authorize(&entry.key, &asked)?;
     match &route.end_user {
         EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),
         EndUserFrom::JsonField(_) => Ok(EndUserNamed::Body),
-        EndUserFrom::Header(name) => match end_user_in_header(request.headers, name) {
+        EndUserFrom::Header(name) => match end_user_in_header(request.fields, name) {
             Ok(Some(text)) => Ok(EndUserNamed::Header(text.into())),
             Ok(None) => Ok(EndUserNamed::Nobody),
             Err(bad) => Err(Denial::BadRequest(bad)),
@@ -228,10 +229,16 @@ fn check(
 }
 
 /// The header's value, if it is there exactly once: two would let the backend read another than we do.
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?.to_str().ok()?;
+fn single<'h>(fields: Fields<'h>, name: &HeaderName) -> Option<&'h str> {
+    let mut values = fields.all(name);
+    let value = values.next().and_then(visible)?;
     values.next().is_none().then_some(value)
+}
+
+/// Text that a field may carry by RFC 9110; what else there is, a backend may read otherwise than we do.
+fn visible(value: &[u8]) -> Option<&str> {
+    let is_plain = value.iter().all(|b| *b == b'\t' || (b' '..=b'~').contains(b));
+    std::str::from_utf8(value).ok().filter(|_| is_plain)
 }
 
 // === impl Permit, Admission, Denied ===

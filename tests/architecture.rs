@@ -12,18 +12,20 @@ const LINES_MAX: usize = 600;
 /// Who may be used by everyone, as the map says.
 const COMMON: [&str; 3] = ["clock", "metrics", "envelope"];
 /// Where in the tests a pause is justified, and why.
-const PAUSES: [(&str, usize, &str); 12] = [
+const PAUSES: [(&str, usize, &str); 14] = [
     ("tests/propagation/main.rs", 1, "requests come at a rate"),
     ("tests/slow/main.rs", 2, "requests and guesses come at a rate"),
     ("tests/gateway/support/mod.rs", 1, "the one poll of facts that nothing announces"),
+    ("tests/gateway/support/spare.rs", 2, "the beat of a clock"),
     ("tests/counters/chaos.rs", 1, "being late is what it is there for"),
     ("tests/counters/exact.rs", 4, "how soon is the subject"),
-    ("tests/counters/cluster.rs", 3, "servers that agree can only be asked; a steady load is the subject"),
+    ("tests/counters/cluster.rs", 2, "a steady load, for so long, is the subject"),
     ("tests/counters/failing.rs", 5, "how soon, and for how long, is the subject"),
-    ("tests/counters/forgotten.rs", 9, "how soon, and for how long, is the subject"),
+    ("tests/counters/forgotten.rs", 6, "how soon, and for how long, is the subject"),
+    ("tests/counters/node.rs", 3, "servers, and whether one answers in time, can only be asked"),
     ("tests/counters/patience.rs", 2, "how soon is the subject"),
     ("tests/counters/redis.rs", 1, "a server that starts can only be asked"),
-    ("tests/counters/sentinel.rs", 3, "servers that agree can only be asked; a steady load is the subject"),
+    ("tests/counters/sentinel.rs", 2, "servers that agree can only be asked; a steady load is the subject"),
     ("tests/counters/share.rs", 4, "a steady load, for so long, is the subject"),
 ];
 

@@ -115,7 +115,7 @@ impl Stage {
         let view = RequestView {
             method: &http::Method::POST,
             path: "/v1/app/chat/completions",
-            headers,
+            fields: headers.into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             now: self.clock.now(),
         };

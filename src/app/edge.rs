@@ -4,11 +4,11 @@ use super::upgrade::{Door, Doors};
 use super::{Base, StartError, acme, parts};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
-use crate::proxy::Proxy;
 use crate::proxy::connection::{Deadlines, End};
 use crate::proxy::connections::{Bounds, Connections, Standing};
 use crate::proxy::listen::{Acceptor, HeadLimits, Protocol};
 use crate::proxy::tls::{Certificates, TlsError, TlsSettings};
+use crate::proxy::{Phases, Proxy};
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
@@ -65,17 +65,15 @@ pub(super) fn open(
     let runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
     let certificates = tls(config, base)?;
+    let proxy = Arc::new(proxy);
     let standing = (config.proxy.revocation_check, standing(base, keyring));
     let acceptor = Acceptor {
         protocol: Protocol::Http1,
-        trusted: Arc::clone(&proxy.trusted),
-        access: Arc::clone(&proxy.access),
         proxy_protocol: config.proxy.proxy_protocol,
-        proxy: Arc::new(http_proxy_of(config, proxy)),
+        phases: Arc::new(http_proxy_of(config, Phases(Arc::clone(&proxy)))),
+        proxy,
         connections: Connections::new(deadlines(config), bounds(config), standing, Arc::clone(&base.metrics)),
         limits: head_limits(config),
-        metrics: Arc::clone(&base.metrics),
-        clock: Arc::clone(&base.clock),
         stop: stopped,
         open,
     };
@@ -102,7 +100,7 @@ pub(super) fn open(
     Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, certificates, all_closed, acceptors })
 }
 
-fn http_proxy_of(config: &Config, proxy: Proxy) -> HttpProxy<Proxy> {
+fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
     let mut http = http_proxy(&Arc::new(server_conf(config)), proxy);
     let mut options = HttpServerOptions::default();
     // Otherwise Pingora itself refuses it, without a body; it is refused like everything else that is not served.

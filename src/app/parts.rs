@@ -148,8 +148,8 @@ pub(super) fn proxy(
     };
     Proxy {
         guesses: Guesses::new(config.proxy.max_invalid_keys),
-        access: Arc::new(AccessLog::new(config.log.access, config.log.access_sample)),
-        trusted: Arc::new(TrustedProxies::new(&config.proxy.trusted_proxies)),
+        access: AccessLog::new(config.log.access, config.log.access_sample),
+        trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),
         site,
         recorder,

@@ -4,8 +4,8 @@
 //! difference to what it told before, so that whatever was charged or given back is told exactly once. Must not know: how
 //! it gets there.
 //!
-//! Rates are told once, with the first look; a second of them is forgotten in a second. What is in flight is not told: a
-//! place in flight ends with the process that gave it.
+//! Rates are told once, with the first look; a second of them is forgotten in a second. What is in flight here is told as it
+//! changes, and is over for the other one ([`Elsewhere`]) when this process has gone.
 
 use super::Counters;
 use super::share::WINDOWS;
@@ -25,13 +25,27 @@ pub struct Told {
     pub spent: [i64; WINDOWS.len()],
     /// How far the buckets were from being full again, the first time.
     pub ahead: Option<Ahead>,
+    /// How many more are in flight than were told.
+    pub in_flight: i64,
 }
 
 /// What has been told so far.
 #[derive(Debug, Default)]
 pub struct Handover {
-    told: HashMap<SpentBy, (Timestamp, [u64; WINDOWS.len()])>,
+    told: HashMap<SpentBy, Before>,
 }
+
+/// What was told of one subject.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    at: Timestamp,
+    spent: [u64; WINDOWS.len()],
+    in_flight: u64,
+}
+
+/// What is in flight in the process that tells, as told so far.
+#[derive(Debug, Default)]
+pub struct Elsewhere(HashMap<SpentBy, i64>);
 
 impl Handover {
     /// What `counters` have counted and has not been told. Nothing, if they are shared with other nodes anyway.
@@ -42,18 +56,20 @@ impl Handover {
         }
         counters.local.each(|subject, spending| {
             let spent = WINDOWS.map(|per| spending.used(per, now.wall));
-            let before = self.told.get(&subject);
+            let (before, in_flight) = (self.told.get(&subject), spending.in_flight());
             let mut since = [0; WINDOWS.len()];
             for (n, per) in WINDOWS.iter().enumerate() {
                 // In a window that has begun since, nothing was told.
-                let told = before.filter(|(at, _)| window_start(*per, *at) == window_start(*per, now.wall));
-                since[n] = difference(spent[n], told.map_or(0, |(_, spent)| spent[n]));
+                let told = before.filter(|b| window_start(*per, b.at) == window_start(*per, now.wall));
+                since[n] = difference(spent[n], told.map_or(0, |b| b.spent[n]));
             }
             let ahead = before.is_none().then(|| spending.ahead(now));
-            let is_nothing = since.iter().all(|n| *n == 0) && ahead.is_none_or(Ahead::is_nothing);
+            let more = difference(in_flight, before.map_or(0, |b| b.in_flight));
+            let is_nothing =
+                since.iter().all(|n| *n == 0) && more == 0 && ahead.is_none_or(Ahead::is_nothing);
             if !is_nothing {
-                self.told.insert(subject.clone(), (now.wall, spent));
-                news.push(Told { subject, at: now.wall, spent: since, ahead });
+                self.told.insert(subject.clone(), Before { at: now.wall, spent, in_flight });
+                news.push(Told { subject, at: now.wall, spent: since, ahead, in_flight: more });
             }
         });
         news
@@ -62,9 +78,19 @@ impl Handover {
 
 impl Counters {
     /// Counts what another process has counted.
-    pub fn take_over(&self, told: &Told, now: Now) {
+    pub fn take_over(&self, told: &Told, elsewhere: &mut Elsewhere, now: Now) {
         if self.leases.is_none() {
             self.local.take_over(told, now);
+            if told.in_flight != 0 {
+                *elsewhere.0.entry(told.subject.clone()).or_default() += told.in_flight;
+            }
+        }
+    }
+
+    /// The other process has gone, and with it what was in flight there.
+    pub fn is_over(&self, elsewhere: Elsewhere) {
+        for (subject, in_flight) in elsewhere.0 {
+            self.local.correct_in_flight(&subject, -in_flight);
         }
     }
 }
@@ -116,7 +142,7 @@ mod tests {
         let other = ManualClock::at(clock.now().wall);
         other.advance(Duration::from_hours(7));
         let told = Handover::default().look(&here, clock.now());
-        told.iter().for_each(|t| there.take_over(t, other.now()));
+        told.iter().for_each(|t| there.take_over(t, &mut Elsewhere::default(), other.now()));
         assert!(there.charge(&charge, other.now()).is_ok(), "one is left");
         assert!(there.charge(&charge, other.now()).is_err());
         other.advance(Duration::from_millis(500));
@@ -126,16 +152,17 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_charged_and_given_back_is_told_once(
-            steps in prop::collection::vec((0_u8..3, 0_u8..4, 0_u64..3_000), 1..60)
+            steps in prop::collection::vec((0_u8..3, 0_u8..6, 0_u64..3_000), 1..60)
         ) {
             let (here, there) = (Counters::default(), Counters::default());
             let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
             let workspace: WorkspaceId = "w".parse().expect("an id");
             let high = limits(&[Rule::of(Per::Total, 1_000_000)]);
             let keys: Vec<_> = (0..3).map(|n| KeyId::new(Timestamp::from_secs(n))).collect();
-            let mut handover = Handover::default();
-            let tell = |handover: &mut Handover| {
-                handover.look(&here, clock.now()).iter().for_each(|told| there.take_over(told, clock.now()));
+            let (mut handover, mut elsewhere, mut open) = (Handover::default(), Elsewhere::default(), Vec::new());
+            let tell = |handover: &mut Handover, elsewhere: &mut Elsewhere| {
+                let told = handover.look(&here, clock.now());
+                told.iter().for_each(|told| there.take_over(told, elsewhere, clock.now()));
             };
             for (key, action, pass_s) in steps {
                 let key = keys[usize::from(key)];
@@ -144,17 +171,23 @@ mod tests {
                 match action {
                     0 | 1 => drop(here.charge(&charge, clock.now()).expect("far from its limit")),
                     2 => here.charge(&charge, clock.now()).expect("far from its limit").give_back(),
-                    _ => tell(&mut handover),
+                    3 => open.push(here.charge(&charge, clock.now()).expect("far from its limit")),
+                    4 => drop(open.pop()),
+                    _ => tell(&mut handover, &mut elsewhere),
                 }
                 clock.advance(Duration::from_secs(pass_s));
             }
-            tell(&mut handover);
+            tell(&mut handover, &mut elsewhere);
             let at = clock.now().wall;
             let subjects = keys.iter().map(|k| SpentBy::Key(*k)).chain([SpentBy::Workspace(workspace.clone())]);
-            for subject in subjects {
-                prop_assert_eq!(used(&here, &subject, at), used(&there, &subject, at), "{:?}", subject);
+            let subjects: Vec<_> = subjects.collect();
+            for subject in &subjects {
+                prop_assert_eq!(used(&here, subject, at), used(&there, subject, at), "{:?}", subject);
+                prop_assert_eq!(here.local.in_flight(subject), there.local.in_flight(subject), "{:?}", subject);
             }
             prop_assert_eq!(handover.look(&here, clock.now()), vec![], "and nothing is told twice");
+            there.is_over(elsewhere);
+            prop_assert!(subjects.iter().all(|subject| there.local.in_flight(subject) == 0));
         }
     }
 }

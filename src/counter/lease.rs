@@ -265,9 +265,10 @@ impl Lease {
         self.redis_clock = Some((grant.now_us, sent_ns));
         // Redis was emptied meanwhile: it does not know of these units any more.
         self.batches.retain(|b| b.at_us >= grant.made_us);
-        if grant.units > 0 {
+        let units = self.pay(grant);
+        if units > 0 {
             let until_ns = sent_ns.saturating_add(self.life_ns(grant.now_us));
-            self.batches.push_back(Batch { units: grant.units, at_us: grant.now_us, until_ns });
+            self.batches.push_back(Batch { units, at_us: grant.now_us, until_ns });
         }
         if ask.places.is_some() {
             self.places = grant.places;
@@ -278,6 +279,22 @@ impl Lease {
         if ask.need > 0 || ask.ahead > 0 {
             self.believe(ask, grant, now_ns);
         }
+    }
+
+    /// Pays what was admitted without Redis while it was being asked, of which it knew nothing when it granted these. Answers
+    /// how many are left.
+    fn pay(&mut self, grant: &Grant) -> u64 {
+        let mut left = grant.units;
+        let owed = |a: &&mut Adjustment| {
+            a.units > 0 && a.at_us.div_euclid(MINUTE_US) == grant.now_us.div_euclid(MINUTE_US)
+        };
+        for owed in self.adjustments.iter_mut().filter(owed) {
+            let paid = left.min(owed.units.unsigned_abs());
+            owed.units -= signed(paid);
+            left -= paid;
+        }
+        self.adjustments.retain(|a| a.units != 0);
+        left
     }
 
     /// An answer came after another question was asked: what it granted goes back.

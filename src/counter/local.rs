@@ -86,6 +86,12 @@ impl Local {
         WINDOWS.map(|per| spending.used(per, at))
     }
 
+    /// What is in flight here, or known to be elsewhere.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self, subject: &SpentBy) -> u64 {
+        self.subject(subject).lock().in_flight()
+    }
+
     /// Sets what the ledger knows, before anything is charged.
     pub(super) fn restore(&self, row: &SpentRow, at: Timestamp) {
         let spending = Spending::restored(at, row.minute, row.hour, row.day, row.month, row.total);
@@ -112,6 +118,12 @@ impl Local {
         if let Some(ahead) = told.ahead {
             spending.set_ahead(ahead, now);
         }
+        spending.correct_in_flight(told.in_flight);
+    }
+
+    /// So many more are in flight elsewhere.
+    pub(super) fn correct_in_flight(&self, subject: &SpentBy, by: i64) {
+        self.subject(subject).lock().correct_in_flight(by);
     }
 
     /// Forgets a key that is gone for good.

@@ -15,7 +15,7 @@ mod script;
 pub mod share;
 pub mod shared;
 
-pub use handover::{Handover, Told};
+pub use handover::{Elsewhere, Handover, Told};
 pub use place::{LinkError, RedisKind, RedisPlace, RedisTls};
 pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
 

@@ -473,3 +473,20 @@ fn two_versions_of_the_script_admit_one_limit() {
     }
     assert_eq!(granted, 100);
 }
+
+/// An answer grants units to a node that has admitted a request by itself since it asked: with one of them that is paid.
+#[test]
+fn what_was_admitted_while_an_answer_was_late_is_paid_with_what_it_brings() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits: Limits = [limit(LimitName::Quota, Rule::of(Per::Total, 5))].into_iter().collect();
+    let (mut lease, now_ns) = (Lease::default(), 1_000_000_000);
+    assert!(matches!(lease.take(&limits, now_ns), Take::Ask));
+    let ask = Ask { ahead: 4, ..lease.ask(1, now_ns) };
+    lease.owe(now_ns, Timestamp::from_micros(START_US));
+    let grant = world.ask("a", 1, &ask);
+    assert!(grant.units > 1, "{}", grant.units);
+    lease.answer(&ask, &grant, now_ns, now_ns);
+    assert_eq!(lease.units(), grant.units - 1);
+    assert!(lease.settle(false, now_ns).is_none(), "and Redis knows of all of them");
+}

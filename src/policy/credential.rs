@@ -3,20 +3,21 @@
 //! Must not know: whether the secret opens anything. Never looks at the query string.
 
 use super::denial::BadRequest;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use super::fields::Fields;
+use http::header::{AUTHORIZATION, HeaderName};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 
 /// Longest name of an end user, in characters.
 pub const END_USER_MAX: usize = 255;
 
-/// The secret that `headers` present under one of `names`; none when there is none. `Authorization` counts when its
+/// The secret that `fields` present under one of `names`; none when there is none. `Authorization` counts when its
 /// scheme is `Bearer`: other schemes are the backend's business.
-pub fn presented<'h>(headers: &'h HeaderMap, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
+pub fn presented<'h>(fields: Fields<'h>, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
     let mut found: Option<&[u8]> = None;
     for name in names {
-        for value in headers.get_all(name) {
-            let bytes = value.as_bytes().trim_ascii();
+        for value in fields.all(name) {
+            let bytes = value.trim_ascii();
             let secret = if *name == AUTHORIZATION {
                 let Some(secret) = bearer(bytes) else { continue };
                 secret
@@ -46,13 +47,10 @@ pub fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// The end user that the header `name` names; none when it is absent.
-pub fn end_user_in_header<'h>(
-    headers: &'h HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'h str>, BadRequest> {
-    let mut values = headers.get_all(name).iter();
+pub fn end_user_in_header<'h>(fields: Fields<'h>, name: &HeaderName) -> Result<Option<&'h str>, BadRequest> {
+    let mut values = fields.all(name);
     let Some(value) = values.next() else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| BadRequest::EndUserHeader)?.trim();
+    let text = std::str::from_utf8(value).map_err(|_| BadRequest::EndUserHeader)?.trim();
     if values.next().is_some() || !is_end_user(text) {
         return Err(BadRequest::EndUserHeader);
     }
@@ -107,7 +105,7 @@ impl<'de> Visitor<'de> for FieldVisitor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     fn headers(rows: &[(&'static str, &'static str)]) -> HeaderMap {
         rows.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
@@ -145,25 +143,32 @@ mod tests {
             for (name, value) in *given {
                 map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
-            assert_eq!(presented(&map, &names), expected.map(|s| s.map(str::as_bytes)), "{given:?}");
+            assert_eq!(
+                presented(Fields::Map(&map), &names),
+                expected.map(|s| s.map(str::as_bytes)),
+                "{given:?}"
+            );
         }
     }
 
     #[test]
     fn the_end_user_of_a_header() {
         let name = HeaderName::from_static("x-end-user-id");
-        assert_eq!(end_user_in_header(&headers(&[]), &name), Ok(None));
-        assert_eq!(end_user_in_header(&headers(&[("x-end-user-id", " ann ")]), &name), Ok(Some("ann")));
+        assert_eq!(end_user_in_header(Fields::Map(&headers(&[])), &name), Ok(None));
         assert_eq!(
-            end_user_in_header(&headers(&[("x-end-user-id", "")]), &name),
+            end_user_in_header(Fields::Map(&headers(&[("x-end-user-id", " ann ")])), &name),
+            Ok(Some("ann"))
+        );
+        assert_eq!(
+            end_user_in_header(Fields::Map(&headers(&[("x-end-user-id", "")])), &name),
             Err(BadRequest::EndUserHeader)
         );
         let mut twice = headers(&[("x-end-user-id", "ann")]);
         twice.append(&name, HeaderValue::from_static("bob"));
-        assert_eq!(end_user_in_header(&twice, &name), Err(BadRequest::EndUserHeader));
+        assert_eq!(end_user_in_header(Fields::Map(&twice), &name), Err(BadRequest::EndUserHeader));
         let mut long = HeaderMap::new();
         long.insert(&name, HeaderValue::from_str(&"a".repeat(END_USER_MAX + 1)).expect("a value"));
-        assert_eq!(end_user_in_header(&long, &name), Err(BadRequest::EndUserHeader));
+        assert_eq!(end_user_in_header(Fields::Map(&long), &name), Err(BadRequest::EndUserHeader));
     }
 
     #[test]

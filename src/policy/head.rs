@@ -6,6 +6,7 @@
 //! *Invariant:* a head that passes is `METHOD SP target SP HTTP/1.x CRLF *(name ":" value CRLF) CRLF`, with at most one
 //! of a sound `Content-Length` and `Transfer-Encoding: chunked`, and names at most one host.
 
+use super::fields::Line;
 use super::path::{BadPath, behind_authority};
 
 /// Longest method, in bytes.
@@ -104,6 +105,41 @@ pub fn glimpse(bytes: &[u8]) -> Glimpse<'_> {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+/// A head that [`check`] has passed, in its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening<'h> {
+    /// The method.
+    pub method: &'h [u8],
+    /// The target.
+    pub target: &'h [u8],
+    /// Whether it is of version 1.1; of 1.0 otherwise.
+    pub is_11: bool,
+    /// From the first field on.
+    lines: &'h [u8],
+}
+
+/// Takes a head apart that [`check`] has passed; none where it cannot have.
+pub fn opening(head: &[u8]) -> Option<Opening<'_>> {
+    let (line, lines) = split_line(head).ok()?;
+    let mut parts = line.split(|b| *b == b' ');
+    let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(Opening { method, target, is_11: version == b"HTTP/1.1", lines })
+}
+
+impl<'h> Opening<'h> {
+    /// The fields.
+    pub fn fields(&self) -> impl Iterator<Item = Line<'h>> + use<'h> {
+        let mut rest = self.lines;
+        std::iter::from_fn(move || {
+            let (line, behind) = split_line(rest).ok()?;
+            // The empty line has none.
+            let colon = line.iter().position(|b| *b == b':')?;
+            rest = behind;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
+    }
 }
 
 /// Reads a whole head, its empty line included, of at most `fields_max` fields.
@@ -366,6 +402,18 @@ mod tests {
         let chunked = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n";
         assert_eq!(checked(chunked), Ok(Framing::Chunked));
         assert_eq!(checked("GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(Framing::NoBody));
+    }
+
+    #[test]
+    fn a_sound_head_comes_apart() {
+        let head = b"GET /a?b HTTP/1.1\r\nHost: h\r\nA:\t b: c \r\nEmpty:\r\n\r\nx: y\r\n";
+        let whole = opening(head).expect("a head");
+        assert_eq!((whole.method, whole.target, whole.is_11), (&b"GET"[..], &b"/a?b"[..], true));
+        let fields: Vec<_> = whole.fields().collect();
+        assert_eq!(fields, [(&b"Host"[..], &b"h"[..]), (b"A", b"b: c"), (b"Empty", b"")]);
+        let old = opening(b"PUT / HTTP/1.0\r\n\r\n").map(|o| (o.method, o.is_11, o.fields().count()));
+        assert_eq!(old, Some((&b"PUT"[..], false, 0)));
+        assert_eq!(opening(b"GET"), None);
     }
 
     #[test]

@@ -374,6 +374,16 @@ impl Spending {
         }
     }
 
+    /// Requests in flight.
+    pub const fn in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// Counts requests that are in flight elsewhere, or no longer are.
+    pub const fn correct_in_flight(&mut self, by: i64) {
+        self.in_flight = self.in_flight.saturating_add_signed(by);
+    }
+
     /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
     pub fn set_ahead(&mut self, ahead: Ahead, now: Now) {
         self.rate_full_at_ns = self.rate_full_at_ns.max(now.steady_ns.saturating_add(ahead.rate_ns));

@@ -11,6 +11,7 @@ pub mod cors;
 pub mod credential;
 pub mod denial;
 pub mod fault;
+pub mod fields;
 pub mod forward;
 pub mod head;
 pub mod health;

@@ -3,9 +3,11 @@
 //! Written from the recommendation of November 2021 (level 1, <https://www.w3.org/TR/trace-context-1/>). Must not know:
 //! what becomes of spans.
 
+use super::fields::Fields;
 use super::id::RequestId;
-use http::HeaderMap;
+use http::HeaderName;
 
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Bytes of a `traceparent` of version 00.
 const LENGTH: usize = 55;
 /// The flag of a trace that is recorded.
@@ -32,11 +34,11 @@ pub struct Sampling {
 }
 
 impl TraceContext {
-    /// The one of a request that came with these headers; none where it has to begin one.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut given = headers.get_all("traceparent").iter();
+    /// The one of a request that came with these fields; none where it has to begin one.
+    pub fn of<'r>(fields: impl Into<Fields<'r>>) -> Option<Self> {
+        let mut given = fields.into().all(&TRACEPARENT);
         let only = given.next().filter(|_| given.next().is_none())?;
-        Self::parse(only.as_bytes())
+        Self::parse(only)
     }
 
     /// The first of a trace that begins with this request: its id is the trace's, and names its span too.
@@ -122,6 +124,7 @@ fn write(out: &mut [u8], bytes: &[u8]) {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
+    use http::HeaderMap;
 
     const SOUND: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

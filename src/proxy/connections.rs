@@ -1,7 +1,7 @@
 //! The table of all client connections: who is taken in, who goes when there is no room, who is late.
 //!
 //! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
-//! request sets a timer or reads a clock for its deadlines.
+//! request sets a timer for its deadlines.
 
 use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
 use crate::keyring::Entry;
@@ -63,7 +63,7 @@ pub struct Connections {
 
 #[derive(Default)]
 struct Picked {
-    at: u64,
+    at: Option<u64>,
     waiting: Vec<(u64, Arc<Connection>)>,
 }
 
@@ -155,10 +155,10 @@ impl Connections {
     fn make_room(&self) -> bool {
         let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
         let Picked { at, waiting } = &mut *picked;
-        let now = self.shared.now_ms.load(Ordering::Relaxed);
-        if waiting.is_empty() && *at != now {
+        let now = self.shared.now_ms();
+        if waiting.is_empty() && at.is_none_or(|at| now >= at + ms(TICK)) {
             // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *at = now;
+            *at = Some(now);
             *waiting = self.pick();
         }
         while let Some((rank, connection)) = waiting.pop() {
@@ -200,8 +200,7 @@ impl Connections {
         let mut stopping = None;
         loop {
             ticks.tick().await;
-            let now = ms(begun.elapsed());
-            self.shared.now_ms.store(now, Ordering::Relaxed);
+            let now = self.shared.now_ms();
             if stopping.is_none() && *stop.borrow() {
                 stopping = Some(now);
             }
@@ -321,5 +320,69 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
         v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connection::Stage;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+        let day = Duration::from_hours(24);
+        let deadlines = Deadlines {
+            first_byte: day,
+            head: day,
+            idle: day,
+            body: day,
+            write: day,
+            linger: day,
+            last_request: day,
+        };
+        let bounds = Bounds { connections: 2, per_address: 0, body_rate: 0, bytes: 0 };
+        let standing: (Duration, Standing) = (day, Box::new(|_| None));
+        let table = Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")));
+        let peer = "192.0.2.1:1".parse().expect("an address");
+        let new = || table.register(peer, false, false);
+        let all = [new(), new(), new(), new()].map(|taken_in| taken_in.map(|place| place.connection.ends()));
+        let crowded = Some(End::Crowded);
+        assert_eq!(all, [Ok(crowded), Ok(crowded), Ok(None), Ok(None)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_not_early_where_nobody_has_looked_for_long() {
+        let [hour, short] = [Duration::from_hours(1), Duration::from_millis(300)];
+        let deadlines = Deadlines {
+            first_byte: hour,
+            head: short,
+            idle: hour,
+            body: short,
+            write: short,
+            linger: hour,
+            last_request: hour,
+        };
+        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let connection = Connection::new("192.0.2.1:1".parse().expect("an address"), false, &shared);
+        let (almost, rest) = (short - Duration::from_millis(1), Duration::from_millis(1));
+        let ways: [(End, fn(&Connection), Duration); 4] = [
+            (End::HeadLate, |c| c.enter(Stage::Head), rest),
+            (End::BodyLate, Connection::read_waits, rest),
+            (End::WriteStalled, |c| c.write_waits(true), rest),
+            (End::BackendLate, |c| c.backend_within(Some(Duration::from_millis(300))), rest + TICK),
+        ];
+        for (late, begin, rest) in ways {
+            connection.write_waits(false);
+            connection.enter(Stage::Request);
+            // As when the machine stalls.
+            tokio::time::advance(Duration::from_secs(5)).await;
+            begin(&connection);
+            let is_due = || connection.is_due(shared.now_ms(), None);
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(almost).await;
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(rest).await;
+            assert_eq!(is_due(), Some(late));
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::connection::{Connection, End};
 use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
-use crate::gate::Admission;
+use crate::gate::{Admission, Denied, Permit};
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
@@ -39,6 +39,12 @@ pub struct Ctx {
     pub route: Option<Arc<Route>>,
     /// The path that the backend gets, where that is another than the client's.
     pub rewritten: Option<Box<str>>,
+    /// What was decided before Pingora saw it; none: nothing yet.
+    pub decided: Option<Result<(), Box<Denied>>>,
+    /// Proof that its key may do what it asks, on its way to be admitted.
+    pub permit: Option<Permit>,
+    /// Whether its head has been looked at.
+    pub begun: bool,
     /// Proof that it may be forwarded.
     pub admission: Option<Admission>,
     /// Its record to be.
@@ -78,6 +84,9 @@ impl Ctx {
             site,
             route: None,
             rewritten: None,
+            decided: None,
+            permit: None,
+            begun: false,
             admission: None,
             record: None,
             body: None,

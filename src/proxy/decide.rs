@@ -1,11 +1,12 @@
 //! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
 
-use super::body::{content_length, is_counted, read_ahead};
+use super::body::{is_counted, read_ahead};
 use super::connection::Connection;
 use super::ctx::Ctx;
-use super::reply;
+use super::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
+use super::message::Message;
 use super::service::Proxy;
-use crate::gate::{Admission, Denied, EndUserNamed, Permit, RequestView};
+use crate::gate::{Denied, EndUserNamed, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
@@ -20,55 +21,77 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Proxy {
-    pub(super) async fn decide(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-    ) -> Result<Admission, Box<Denied>> {
-        self.check_message(session).map_err(|denial| Denied::early(denial, None))?;
-        let mut permit = {
-            let header = session.req_header();
-            let view = RequestView {
-                method: &header.method,
-                path: header.uri.path(),
-                headers: &header.headers,
-                address: ctx.address,
-                now: ctx.arrived,
-            };
-            let authorized = self.gate.authorize(&ctx.site.routes, &view);
-            authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?
+    /// Decides about a request that Pingora has read.
+    pub(super) async fn decide(&self, session: &mut Session, ctx: &mut Ctx) -> Result<(), Box<Denied>> {
+        let has_body = !session.is_body_empty();
+        let permit = match ctx.permit.take() {
+            Some(permit) => permit,
+            None => self.permit(&Message::of(session.req_header(), has_body), ctx)?,
         };
+        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        self.admit(&Message::of(session.req_header(), has_body), ctx, permit, end_user.as_deref()).await
+    }
+
+    /// Whether its key may do what a request asks for, as far as memory tells, and whether there is room for it.
+    pub(super) fn permit(&self, message: &Message<'_>, ctx: &mut Ctx) -> Result<Permit, Box<Denied>> {
+        self.check_message(message).map_err(|denial| Denied::early(denial, None))?;
+        let view = RequestView {
+            method: message.method,
+            path: message.path,
+            fields: message.fields,
+            address: ctx.address,
+            now: ctx.arrived,
+        };
+        let authorized = self.gate.authorize(&ctx.site.routes, &view);
+        let mut permit = authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?;
         ctx.route = Some(Arc::clone(permit.route()));
-        let length = content_length(session);
+        let length = message.content_length();
         if length.is_some_and(|length| length > permit.route().max_body_bytes) {
             return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
         }
         let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.has_room());
-        if is_crowded && holds_body(session, permit.route(), length) {
+        if is_crowded && message.has_body && holds_body(permit.route(), length) {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         ctx.rewritten = permit.take_rewritten();
-        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        Ok(permit)
+    }
+
+    /// Charges its limits and begins its record.
+    pub(super) async fn admit(
+        &self,
+        message: &Message<'_>,
+        ctx: &mut Ctx,
+        permit: Permit,
+        end_user: Option<&str>,
+    ) -> Result<(), Box<Denied>> {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
-        let admission = self.gate.admit(permit, end_user.as_deref(), ctx.arrived).await?;
+        let admission = self.gate.admit(permit, end_user, ctx.arrived).await?;
         let start = Start {
             charged: true,
             degraded: admission.degraded(),
             end_user_id: admission.end_user(),
-            ..self.start_of(session, ctx, admission.entry())
+            ..self.start_of(message, ctx, admission.entry())
         };
-        if let Ok(record) = Pending::admitted(start, &self.recorder, &self.clock) {
-            ctx.record = Some(record);
-            return Ok(admission);
+        let Ok(record) = Pending::admitted(start, &self.recorder, &self.clock) else {
+            return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
+        };
+        ctx.record = Some(record);
+        if let Some(connection) = &ctx.connection {
+            connection.serves(Some(Arc::clone(admission.entry())));
         }
-        Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()))
+        ctx.note_key(admission.entry());
+        ctx.degraded = admission.degraded();
+        ctx.admission = Some(admission);
+        Ok(())
     }
 
-    /// What is needed however the request is answered.
+    /// What Pingora needs to know, and what a request's head says that nobody has looked at.
     pub(super) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
         // The connection itself has the deadlines; Pingora's timers would only be set beside them.
         session.set_read_timeout(None);
@@ -79,20 +102,39 @@ impl Proxy {
                 stream.read_waits();
             }
         }
-        self.find_client(session.req_header(), ctx);
-        let header = session.req_header_mut();
-        if let Some(wanted) = header.headers.get(ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok()) {
+        if ctx.begun {
+            return;
+        }
+        if let Some(rewritten) = canonical_target(session.req_header()) {
+            session.req_header_mut().set_uri(rewritten);
+        }
+        let has_body = !session.is_body_empty();
+        self.begin(&Message::of(session.req_header(), has_body), ctx);
+    }
+
+    /// Notes what matters however the request is answered.
+    pub(super) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
+        self.find_client(message, ctx);
+        if let Some(wanted) = message.fields.text(&ACCEPT_LANGUAGE) {
             ctx.lang = Lang::preferred(wanted);
         }
         if self.limits.trust_request_id
-            && let Some(given) = header.headers.get("x-request-id")
-            && is_request_id(given)
+            && let Some(given) = message.fields.first(&X_REQUEST_ID)
+            && let Some(given) = request_id(given)
         {
-            ctx.request_id = given.clone();
+            ctx.request_id = given;
         }
-        if let Some(rewritten) = canonical_target(header) {
-            header.set_uri(rewritten);
+        self.tracing.begin(message, ctx);
+        ctx.begun = true;
+    }
+
+    /// The decision has come, whatever it is.
+    pub(super) fn note_own(&self, ctx: &mut Ctx) {
+        let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
+        if ctx.body.is_none() {
+            self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
         }
+        ctx.own_ns = own;
     }
 
     /// Whoever presents too many wrong secrets is told to wait instead of that they are wrong.
@@ -106,40 +148,38 @@ impl Proxy {
     }
 
     /// Who asks, and how, as far as those in between can be believed.
-    fn find_client(&self, header: &RequestHeader, ctx: &mut Ctx) {
+    fn find_client(&self, message: &Message<'_>, ctx: &mut Ctx) {
         let Some(connection) = &ctx.connection else { return };
         ctx.secure = connection.secure;
         ctx.address = connection.client();
         if !self.trusted.contains(ctx.address) {
             return;
         }
-        if let Some(proto) = header.headers.get("x-forwarded-proto") {
-            ctx.secure = proto.as_bytes().eq_ignore_ascii_case(b"https");
+        if let Some(proto) = message.fields.first(&X_FORWARDED_PROTO) {
+            ctx.secure = proto.eq_ignore_ascii_case(b"https");
         }
-        let hops = header.headers.get_all("x-forwarded-for");
-        let values: SmallVec<[&[u8]; 4]> = hops.iter().map(HeaderValue::as_bytes).collect();
+        let values: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_FOR).collect();
         ctx.address = self.trusted.client(ctx.address, values.into_iter());
     }
 
     /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
     /// was let in.
-    fn check_message(&self, session: &Session) -> Result<(), Denial> {
-        let header = session.req_header();
-        if header.raw_path().len() > self.limits.uri_bytes {
+    fn check_message(&self, message: &Message<'_>) -> Result<(), Denial> {
+        if message.target.len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
-        let bytes: usize = header.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
-        if bytes > self.limits.header_bytes || header.headers.len() > self.limits.header_fields {
+        let (fields, bytes) = message.fields.size();
+        if bytes > self.limits.header_bytes || fields > self.limits.header_fields {
             return Err(Denial::Plain(Fault::HeadersTooLarge));
         }
-        if matches!(header.method, Method::TRACE | Method::CONNECT) {
+        if matches!(*message.method, Method::TRACE | Method::CONNECT) {
             return Err(Denial::Plain(Fault::NotImplemented));
         }
-        if header.version == Version::HTTP_2 {
-            check_http2(header)?;
+        if message.version == Version::HTTP_2 {
+            check_http2(message)?;
         }
         let bad = |b| Denial::BadRequest(BadRequest::Path(b));
-        let (path, query) = split_target(header.raw_path()).map_err(bad)?;
+        let (path, query) = split_target(message.target).map_err(bad)?;
         canonical(path).map_err(bad)?;
         check_query(query).map_err(bad)?;
         Ok(())
@@ -175,38 +215,32 @@ impl Proxy {
         }
     }
 
-    pub(super) async fn refuse(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        denied: Denied,
-    ) -> pingora::Result<()> {
-        ctx.route = denied.route;
+    /// Notes a refusal, and begins its record if it is one of a known key.
+    pub(super) fn refused(&self, message: &Message<'_>, ctx: &mut Ctx, denied: &Denied) {
+        ctx.route.clone_from(&denied.route);
         ctx.degraded = denied.degraded;
+        ctx.fault = Some(denied.denial.fault());
         if let Some(entry) = &denied.entry {
             ctx.note_key(entry);
         }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
-            let start = Start { degraded: ctx.degraded, ..self.start_of(session, ctx, entry) };
+            let start = Start { degraded: ctx.degraded, ..self.start_of(message, ctx, entry) };
             ctx.record = Some(Pending::refused(start, &self.recorder, &self.clock));
         }
-        let at = self.clock.now().wall;
-        reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at).await
     }
 
-    fn start_of<'r>(&'r self, session: &'r Session, ctx: &'r Ctx, entry: &'r Entry) -> Start<'r> {
-        let header = session.req_header();
+    fn start_of<'r>(&'r self, message: &Message<'r>, ctx: &'r Ctx, entry: &'r Entry) -> Start<'r> {
         Start {
             id: ctx.id,
             request_id: ctx.request_id.to_str().unwrap_or(""),
             api_key_id: entry.key.id,
             workspace_id: &entry.key.workspace_id,
             arrived: ctx.arrived,
-            method: header.method.as_str(),
-            endpoint: header.uri.path(),
+            method: message.method.as_str(),
+            endpoint: message.path,
             route: ctx.route_name(),
             ip_address: ctx.address,
-            user_agent: header.headers.get(USER_AGENT).map_or(b"", HeaderValue::as_bytes),
+            user_agent: message.fields.first(&USER_AGENT).unwrap_or_default(),
             node: &self.node,
             end_user_id: None,
             charged: false,
@@ -215,10 +249,9 @@ impl Proxy {
     }
 }
 
-/// Whether the request has a body of which more than a little may have to be held.
-fn holds_body(session: &mut Session, route: &Route, length: Option<u64>) -> bool {
-    let is_read_ahead = matches!(route.end_user, EndUserFrom::JsonField(_));
-    (is_read_ahead || is_counted(length)) && !session.is_body_empty()
+/// Whether more than a little of a body may have to be held.
+fn holds_body(route: &Route, length: Option<u64>) -> bool {
+    matches!(route.end_user, EndUserFrom::JsonField(_)) || is_counted(length)
 }
 
 /// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
@@ -241,20 +274,23 @@ fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
 }
 
 /// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
-fn check_http2(header: &RequestHeader) -> Result<(), Denial> {
-    let mut lengths = header.headers.get_all(CONTENT_LENGTH).iter();
-    let sound = lengths.next().is_none_or(|length| head::content_length(length.as_bytes()).is_some());
+fn check_http2(message: &Message<'_>) -> Result<(), Denial> {
+    let mut lengths = message.fields.all(&CONTENT_LENGTH);
+    let sound = lengths.next().is_none_or(|length| head::content_length(length).is_some());
     if !sound || lengths.next().is_some() {
         return Err(Denial::BadRequest(BadRequest::Framing));
     }
-    let authority = header.uri.authority().map(|a| a.as_str().as_bytes());
-    let host = authority.or_else(|| header.headers.get(HOST).map(HeaderValue::as_bytes));
-    if !host.is_some_and(head::is_host) {
+    let authority = message.authority.map(str::as_bytes);
+    let mut hosts = message.fields.all(&HOST);
+    let (host, second) = (hosts.next(), hosts.next());
+    let differ = authority.zip(host).is_some_and(|(authority, host)| authority != host);
+    if differ || second.is_some() || !authority.or(host).is_some_and(head::is_host) {
         return Err(Denial::BadRequest(BadRequest::Host));
     }
     Ok(())
 }
 
-fn is_request_id(value: &HeaderValue) -> bool {
-    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+fn request_id(given: &[u8]) -> Option<HeaderValue> {
+    let is_fit = (1..=128).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
+    HeaderValue::from_bytes(given).ok().filter(|_| is_fit)
 }

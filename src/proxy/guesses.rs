@@ -61,8 +61,10 @@ mod tests {
     fn each_address_has_a_rate_of_its_own() {
         let guesses = Guesses::new(5).expect("a rate");
         let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().expect("an address"));
-        assert!((0..5).all(|_| guesses.another(one).is_ok()));
-        let wait = guesses.another(one).expect_err("a sixth");
+        let (admitted, wait) =
+            (0..).find_map(|n| guesses.another(one).err().map(|wait| (n, wait))).expect("an end");
+        // More than five only where the machine was so slow that there was time for them.
+        assert!(admitted >= 5, "{admitted}");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(200), "{wait:?}");
         assert!(guesses.another(other).is_ok());
         assert!(Guesses::new(0).is_none());

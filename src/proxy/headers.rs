@@ -42,11 +42,11 @@ const X_KEYGATE_KEY_TYPE: HeaderName = HeaderName::from_static("x-keygate-key-ty
 const X_KEYGATE_SCOPES: HeaderName = HeaderName::from_static("x-keygate-scopes");
 const X_KEYGATE_RESOURCE_ID: HeaderName = HeaderName::from_static("x-keygate-resource-id");
 const X_KEYGATE_END_USER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// How many of these a request gets.
 const ADDED: usize = 11;
 /// What their values usually come to, in bytes.
@@ -164,7 +164,7 @@ fn forwarded(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pi
 /// W3C trace context. What others have added to a trace stays with it, and does not belong to one that begins here.
 fn trace(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
     let Some(context) = told.trace else { return Ok(()) };
-    let goes_on = TraceContext::of(fields).is_some_and(|given| given.trace_id == context.trace_id);
+    let goes_on = TraceContext::of(&*fields).is_some_and(|given| given.trace_id == context.trace_id);
     if !goes_on {
         fields.remove(TRACESTATE);
     }

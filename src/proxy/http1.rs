@@ -7,6 +7,7 @@
 use super::access::Line;
 use super::connection::{Connection, End, Stage};
 use super::early::{Refusal, denial_of};
+use super::front::{self, Arrived, Fronted};
 use super::listen::Acceptor;
 use super::wire::{Unread, Wire};
 use crate::policy::denial::{BadRequest, Denial};
@@ -30,8 +31,8 @@ const LINGER_WITHIN: Duration = Duration::from_secs(30);
 
 /// What came of waiting for a request.
 enum Next {
-    /// A request, with what of its body came along.
-    Request(BytesMut),
+    /// A request, with what of its body came along, and whether it has one.
+    Request(BytesMut, bool),
     /// Something that is refused.
     Refused(Denial),
     /// Nothing: the client left, or was sent away.
@@ -44,20 +45,28 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
     let unread = Unread::default();
     wire.is_kept_in(&unread);
     loop {
-        let prefix = match next_request(acceptor, &mut wire, connection, served == 0).await {
-            Next::Request(prefix) => prefix,
+        let (prefix, has_body) = match next_request(acceptor, &mut wire, connection, served == 0).await {
+            Next::Request(prefix, has_body) => (prefix, has_body),
             Next::Refused(denial) => return refuse(acceptor, &mut wire, connection, &denial).await,
             Next::Nothing => return,
         };
         served += 1;
         connection.enter(Stage::Request);
+        let is_last = served >= acceptor.limits.requests;
+        let may_stay = !is_last && !*acceptor.stop.borrow();
+        let arrived = Arrived { bytes: &prefix, has_body, may_stay };
+        let known = match front::look(&acceptor.proxy, &mut wire, connection, arrived).await {
+            Fronted::Known(ctx) => ctx,
+            Fronted::Answered => continue,
+            Fronted::Gone => return,
+        };
         let mut session = ServerSession::new_http1(wire);
         session.set_pipelined_prefix(prefix);
-        if served >= acceptor.limits.requests {
+        if is_last {
             session.set_keepalive_reuses_remaining(Some(0));
         }
-        session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
-        let Some(reused) = acceptor.proxy.process_new_http(session, &acceptor.stop).await else {
+        session.set_connection_user_context(Some(known));
+        let Some(reused) = acceptor.phases.process_new_http(session, &acceptor.stop).await else {
             if let Some(mut wire) = unread.take() {
                 say_no_more(&mut wire, connection).await;
             }
@@ -119,7 +128,7 @@ fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
         Err(bad) => return Next::Refused(denial_of(bad)),
     };
     match wire.begin(end, framing) {
-        Ok(prefix) => Next::Request(prefix),
+        Ok(prefix) => Next::Request(prefix, framing != Framing::NoBody),
         Err(_) => Next::Refused(Denial::BadRequest(BadRequest::Framing)),
     }
 }
@@ -127,7 +136,7 @@ fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
 /// Says why, and closes.
 async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, denial: &Denial) {
     connection.survive(Stage::Linger);
-    let now = acceptor.clock.now();
+    let now = acceptor.proxy.clock.now();
     let request_id = RequestId::new(now.wall);
     let seen = glimpse(wire.ahead());
     let bytes = Refusal { denial, seen, request_id, now }.answer();
@@ -136,7 +145,7 @@ async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, d
     let status = denial.fault().status();
     let elapsed = acceptor.since(now);
     acceptor.count_refused(denial.fault(), elapsed);
-    if acceptor.access.wants(status) {
+    if acceptor.proxy.access.wants(status) {
         let line = Line {
             request_id: &request_id.0.to_string(),
             // As that of a request which brings none.

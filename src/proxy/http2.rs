@@ -2,38 +2,36 @@
 
 use super::connection::{Connection, Stage};
 use super::listen::Acceptor;
+use super::stream::Stream;
 use super::wire::Wire;
-use crate::policy::fault::Fault;
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Builder, SendResponse};
+use http::Request;
 use pingora::apps::HttpServerApp;
-use pingora::protocols::Digest;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// Bytes of answers that wait in one stream for the client's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of bodies that may be on their way to us, of one stream and of all of them.
 const STREAM_WINDOW: u32 = 64 * 1024 - 1;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Requests that are no requests, before the connection ends.
-const MALFORMED_MAX: usize = 32;
 
 /// Serves streams until the client leaves, is sent away, or the gateway stops.
 pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc<Connection>) {
     // The frames are HTTP/2's to read; only who is late is still decided by the wire.
     connection.becomes_tunnel();
-    let mut streams = match handshake(wire, Some(options(acceptor))).await {
+    let mut streams = match options(acceptor).handshake(wire).await {
         Ok(streams) => streams,
         Err(error) => {
             tracing::debug!(%error, "no HTTP/2 connection came about");
             return;
         }
     };
-    let (mut stop, digest) = (acceptor.stop.clone(), Arc::new(Digest::default()));
+    let mut stop = acceptor.stop.clone();
     let active = Arc::new(AtomicUsize::new(0));
-    let (mut served, mut malformed, mut leaving) = (0, 0, false);
+    let (mut served, mut leaving) = (0, false);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -42,52 +40,49 @@ pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc
                 leaving = true;
                 continue;
             }
-            accepted = HttpSession::from_h2_conn(&mut streams, Arc::clone(&digest)) => accepted,
+            accepted = streams.accept() => accepted,
         };
         match accepted {
-            Ok(Some(H2Accept::Session(session))) => {
+            Some(Ok((request, respond))) => {
                 served += 1;
                 if served >= acceptor.limits.requests && !leaving {
                     streams.graceful_shutdown();
                     leaving = true;
                 }
                 let busy = Busy::new(&active, connection);
-                let stream = ServerSession::new_http2(session);
-                tokio::spawn(serve_stream(acceptor.clone(), stream, Arc::clone(connection), busy));
+                let connection = Arc::clone(connection);
+                tokio::spawn(serve_stream(acceptor.clone(), request, respond, connection, busy));
             }
-            Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => {
-                malformed += 1;
-                acceptor.count_refused(Fault::BadRequest, Duration::ZERO);
-            }
-            Ok(_) => return,
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::debug!(%error, "an HTTP/2 connection ended");
                 return;
             }
+            None => return,
         }
     }
 }
 
 async fn serve_stream(
     acceptor: Acceptor,
-    mut session: ServerSession,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
     connection: Arc<Connection>,
     _busy: Busy,
 ) {
     let registered = acceptor.connections.register_stream(&connection);
-    let stream = Arc::clone(registered.connection());
-    session.req_header_mut().extensions_mut().insert(Arc::clone(&stream));
+    let stream = registered.connection();
+    let session = Stream::session(request, respond, Arc::clone(stream));
     tokio::select! {
         biased;
         // Dropping the session resets the stream.
         () = stream.ended() => {}
-        _ = acceptor.proxy.process_new_http(session, &acceptor.stop) => {}
+        _ = acceptor.phases.process_new_http(session, &acceptor.stop) => {}
     }
 }
 
-fn options(acceptor: &Acceptor) -> H2Options {
+fn options(acceptor: &Acceptor) -> Builder {
     let limits = acceptor.limits;
-    let mut options = default_h2_options();
+    let mut options = Builder::new();
     // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431.
     let header_bytes = u32::try_from(2 * (limits.uri_bytes + limits.header_bytes)).unwrap_or(u32::MAX);
     options

@@ -3,16 +3,14 @@
 //! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
 //! stops; this one stops as soon as the last request is answered.
 
-use super::access::AccessLog;
 use super::connections::{Connections, Registered};
-use super::service::{Proxy, class_of};
+use super::service::{Phases, Proxy, class_of};
 use super::tls::was_a_challenge;
 use super::wire::{Socket, Wire};
 use super::{http1, http2};
-use crate::clock::{Clock, Now};
-use crate::metrics::Metrics;
+use crate::clock::Now;
 use crate::policy::fault::Fault;
-use crate::policy::source::{TrustedProxies, V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
+use crate::policy::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
 use crate::store::Outcome;
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
@@ -61,22 +59,16 @@ pub enum Protocol {
 pub struct Acceptor {
     /// What is spoken.
     pub protocol: Protocol,
-    /// Whose word on the client's address counts.
-    pub trusted: Arc<TrustedProxies>,
-    /// Whether those say it with the PROXY protocol.
+    /// Whether proxies of ours say with the PROXY protocol who the client is.
     pub proxy_protocol: bool,
-    /// The access log.
-    pub access: Arc<AccessLog>,
-    /// What serves requests.
-    pub proxy: Arc<HttpProxy<Proxy>>,
+    /// What decides about requests.
+    pub proxy: Arc<Proxy>,
+    /// What serves them, by the same decisions.
+    pub phases: Arc<HttpProxy<Phases>>,
     /// The table of connections.
     pub connections: Arc<Connections>,
     /// Sizes.
     pub limits: HeadLimits,
-    /// Numbers.
-    pub metrics: Arc<Metrics>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
     /// Turns true when the gateway stops.
     pub stop: watch::Receiver<bool>,
     /// Held by every connection: when the last is gone, its receiver ends.
@@ -101,7 +93,7 @@ impl Acceptor {
             }
         }
         // From here on every answer says that its connection closes.
-        self.proxy.http_cleanup().await;
+        self.phases.http_cleanup().await;
         self.take_in_the_rest(listener);
     }
 
@@ -130,7 +122,8 @@ impl Acceptor {
             return;
         }
         let secure = matches!(self.protocol, Protocol::Tls(_));
-        let registered = match self.connections.register(peer, secure, self.trusted.contains(peer.ip())) {
+        let registered = match self.connections.register(peer, secure, self.proxy.trusted.contains(peer.ip()))
+        {
             Ok(registered) => registered,
             Err(refused) => return self.refused(refused.as_str()),
         };
@@ -140,7 +133,7 @@ impl Acceptor {
 
     async fn serve(&self, mut stream: TcpStream, mut registered: Registered) {
         let connection = Arc::clone(registered.connection());
-        if self.proxy_protocol && self.trusted.contains(connection.peer.ip()) {
+        if self.proxy_protocol && self.proxy.trusted.contains(connection.peer.ip()) {
             let told = tokio::select! {
                 biased;
                 () = connection.ended() => return,
@@ -188,19 +181,19 @@ impl Acceptor {
 
     /// How long ago `begun` was.
     pub(super) fn since(&self, begun: Now) -> Duration {
-        Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(begun.steady_ns))
+        Duration::from_nanos(self.proxy.clock.now().steady_ns.saturating_sub(begun.steady_ns))
     }
 
     /// A request was refused before it was one.
     pub(super) fn count_refused(&self, fault: Fault, elapsed: Duration) {
         let labels = ["", class_of(fault.status()), Outcome::Denied.as_str()];
-        self.metrics.requests.with_label_values(&labels).inc();
-        self.metrics.request_seconds.with_label_values(&[""]).observe(elapsed.as_secs_f64());
-        self.metrics.denials.with_label_values(&[fault.name()]).inc();
+        self.proxy.metrics.requests.with_label_values(&labels).inc();
+        self.proxy.metrics.request_seconds.with_label_values(&[""]).observe(elapsed.as_secs_f64());
+        self.proxy.metrics.denials.with_label_values(&[fault.name()]).inc();
     }
 
     fn refused(&self, why: &str) {
-        self.metrics.connections_refused.with_label_values(&[why]).inc();
+        self.proxy.metrics.connections_refused.with_label_values(&[why]).inc();
     }
 }
 

@@ -4,7 +4,6 @@
 //! contract's envelope and the charge is given back.
 
 pub mod access;
-mod awaited;
 mod body;
 pub mod connection;
 pub mod connections;
@@ -14,15 +13,18 @@ mod decide;
 mod early;
 mod fields;
 mod forward;
+mod front;
 pub mod guesses;
 mod headers;
 mod http1;
 mod http2;
 pub mod listen;
+mod message;
 mod ratelimit;
 mod reply;
 mod service;
 mod site;
+mod stream;
 pub mod tls;
 mod traces;
 mod trip;
@@ -31,6 +33,6 @@ mod wire;
 
 pub use headers::HeaderPolicy;
 pub use ratelimit::Families;
-pub use service::{Proxy, ProxyLimits};
+pub use service::{Phases, Proxy, ProxyLimits};
 pub use site::Site;
 pub use traces::Tracing;

@@ -3,6 +3,7 @@
 use super::body::content_length;
 use super::ctx::Ctx;
 use super::headers::X_REQUEST_ID;
+use super::message::Message;
 use super::ratelimit;
 use super::service::ProxyLimits;
 use crate::clock::Timestamp;
@@ -11,7 +12,7 @@ use crate::envelope::Envelope;
 use crate::policy::denial::Denial;
 use bytes::Bytes;
 use http::header::{self, EXPECT};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::time::Duration;
@@ -27,24 +28,27 @@ pub(super) const DEGRADED: (HeaderName, HeaderValue) =
 /// How many fields an answer of ours has, at most, and what Pingora adds.
 const FIELDS: usize = 8 + ratelimit::FIELDS + 2;
 
-/// Answers with `denial`.
-pub(super) async fn deny(
-    session: &mut Session,
-    ctx: &mut Ctx,
+/// An answer that is not written yet.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) fields: HeaderMap,
+    /// Empty where only the head is asked for.
+    pub(super) body: Bytes,
+}
+
+/// What is said to `denial`.
+pub(super) fn answer(
+    message: &Message<'_>,
+    ctx: &Ctx,
     limits: &ProxyLimits,
     denial: &Denial,
     left: Option<&Left>,
     at: Timestamp,
-) -> pingora::Result<()> {
+) -> pingora::Result<Answer> {
     let fault = denial.fault();
-    ctx.fault = Some(fault);
-    keep_open_if_possible(session);
     let envelope = Envelope::fault(fault, denial.message(ctx.lang), denial.detail(), at);
     let body = serde_json::to_vec(&envelope).unwrap_or_default();
-    let mut parts = http::Response::new(()).into_parts().0;
-    parts.status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let fields = &mut parts.headers;
-    fields.reserve(FIELDS);
+    let mut fields = HeaderMap::with_capacity(FIELDS);
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     fields.insert(header::CONTENT_LENGTH, body.len().into());
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -60,15 +64,36 @@ pub(super) async fn deny(
         fields.insert(DEGRADED.0, DEGRADED.1);
     }
     if let Some(left) = left {
-        ratelimit::write(fields, limits.families, left, ctx.arrived, retry_after)?;
+        ratelimit::write(&mut fields, limits.families, left, ctx.arrived, retry_after)?;
     }
     if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
-        cors.mark(fields, session.req_header().headers.get(header::ORIGIN));
+        let origin = message.fields.first(&header::ORIGIN);
+        cors.mark(&mut fields, origin.and_then(|o| HeaderValue::from_bytes(o).ok()).as_ref());
     }
-    let head_only = session.req_header().method == Method::HEAD;
+    let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = if *message.method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+    Ok(Answer { status, fields, body })
+}
+
+/// Answers with `denial`.
+pub(super) async fn deny(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    limits: &ProxyLimits,
+    denial: &Denial,
+    left: Option<&Left>,
+    at: Timestamp,
+) -> pingora::Result<()> {
+    ctx.fault = Some(denial.fault());
+    keep_open_if_possible(session);
+    let has_body = !session.is_body_empty();
+    let answer = answer(&Message::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
+    let mut parts = http::Response::new(()).into_parts().0;
+    (parts.status, parts.headers) = (answer.status, answer.fields);
+    let head_only = answer.body.is_empty();
     session.write_response_header(Box::new(ResponseHeader::from(parts)), head_only).await?;
     if !head_only {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
+        session.write_response_body(Some(answer.body), true).await?;
     }
     Ok(())
 }

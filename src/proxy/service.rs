@@ -1,17 +1,17 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
 use super::access::{AccessLog, Line};
-use super::awaited;
 use super::body::pass_on;
-use super::connection::Connection;
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
 use super::forward;
 use super::guesses::Guesses;
 use super::headers::{Told, from_backend};
+use super::message::Message;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
 use super::site::Site;
+use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
 use super::upstream::Failure;
 use crate::clock::Clock;
@@ -32,6 +32,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use std::any::Any;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,10 +52,10 @@ pub struct Proxy {
     pub limits: ProxyLimits,
     /// Wrong secrets, by address; none: any number is answered.
     pub guesses: Option<Guesses>,
-    /// The access log, which refusals before this share.
-    pub access: Arc<AccessLog>,
+    /// The access log.
+    pub access: AccessLog,
     /// Whose `X-Forwarded-For` counts.
-    pub trusted: Arc<TrustedProxies>,
+    pub trusted: TrustedProxies,
     /// Which requests are traced.
     pub tracing: Tracing,
     /// This node's name.
@@ -83,53 +84,57 @@ pub struct ProxyLimits {
 /// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
 const ADDED: usize = ratelimit::FIELDS + 4;
 
+/// The proxy as Pingora calls it. Over HTTP/1.1 most of a decision has been made by then ([`super::front`]).
+pub struct Phases(pub Arc<Proxy>);
+
+impl Deref for Phases {
+    type Target = Proxy;
+
+    fn deref(&self) -> &Proxy {
+        &self.0
+    }
+}
+
 #[async_trait]
-impl ProxyHttp for Proxy {
+impl ProxyHttp for Phases {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
+        self.ctx()
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
 
-    fn on_connection_reuse(
-        &self,
-        _session: &mut Session,
-        ctx: &mut Ctx,
-        connection: Box<dyn Any + Send + Sync>,
-    ) {
-        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            ctx.connection = Some(*connection);
+    fn on_connection_reuse(&self, _session: &mut Session, ctx: &mut Ctx, known: Box<dyn Any + Send + Sync>) {
+        if let Ok(known) = known.downcast::<Ctx>() {
+            *ctx = *known;
         }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         self.prepare(session, ctx);
-        self.tracing.begin(session.req_header(), ctx);
-        if self.preflight(session, ctx).await.map_err(Error::into_down)? {
-            return Ok(true);
-        }
-        let decided = self.decide(session, ctx).await;
-        let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
-        if ctx.body.is_none() {
-            self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
-        }
-        ctx.own_ns = own;
+        let decided = if let Some(decided) = ctx.decided.take() {
+            decided
+        } else {
+            if self.preflight(session, ctx).await.map_err(Error::into_down)? {
+                return Ok(true);
+            }
+            let decided = self.decide(session, ctx).await;
+            self.note_own(ctx);
+            decided
+        };
         match decided {
-            Ok(admission) => {
-                if let Some(connection) = &ctx.connection {
-                    connection.serves(Some(Arc::clone(admission.entry())));
-                }
-                ctx.note_key(admission.entry());
-                ctx.degraded = admission.degraded();
-                ctx.admission = Some(admission);
+            Ok(()) => {
                 forget_case(session.req_header_mut());
                 Ok(false)
             }
             Err(denied) => {
+                let has_body = !session.is_body_empty();
+                self.refused(&Message::of(session.req_header(), has_body), ctx, &denied);
+                let at = self.clock.now().wall;
+                let told = reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at);
                 // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
-                self.refuse(session, ctx, *denied).await.map_err(Error::into_down)?;
+                told.await.map_err(Error::into_down)?;
                 Ok(true)
             }
         }
@@ -148,7 +153,7 @@ impl ProxyHttp for Proxy {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        Self::reached(ctx);
+        Proxy::reached(ctx);
         Ok(())
     }
 
@@ -184,7 +189,7 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        awaited::keep_te(session, request)?;
+        keep_te(session, request)?;
         if session.is_body_empty() {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
             self.sent(ctx);
@@ -334,23 +339,10 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         let written = session.response_written().map(|r| r.status.as_u16());
         let outcome = outcome_of(ctx, e, written);
-        // 499 is what nginx calls a client that went away before it was answered.
-        let status = written.unwrap_or(499);
-        if let Some(mut record) = ctx.record.take() {
-            let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
-            let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
-            record.bytes(read, sent);
-            match (outcome, ctx.fault) {
-                (Outcome::Denied, Some(fault)) => record.denied(fault),
-                _ => record.complete(outcome, status),
-            }
-        }
-        ctx.admission = None;
-        self.count(ctx, outcome, status);
-        if self.access.wants(status) {
-            log_access(session, ctx, outcome, status, self.elapsed(ctx));
-        }
-        ctx.note_end(outcome, status);
+        let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
+        let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
+        let has_body = read > 0;
+        self.ended(&Message::of(session.req_header(), has_body), ctx, outcome, written, (read, sent));
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
@@ -374,6 +366,37 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// A request that has just arrived.
+    pub(super) fn ctx(&self) -> Ctx {
+        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
+    }
+
+    /// A request has ended: `written` is the status that the client was answered, `bytes` what of bodies was read and sent.
+    pub(super) fn ended(
+        &self,
+        message: &Message<'_>,
+        ctx: &mut Ctx,
+        outcome: Outcome,
+        written: Option<u16>,
+        (read, sent): (u64, u64),
+    ) {
+        // 499 is what nginx calls a client that went away before it was answered.
+        let status = written.unwrap_or(499);
+        if let Some(mut record) = ctx.record.take() {
+            record.bytes(read, sent);
+            match (outcome, ctx.fault) {
+                (Outcome::Denied, Some(fault)) => record.denied(fault),
+                _ => record.complete(outcome, status),
+            }
+        }
+        ctx.admission = None;
+        self.count(ctx, outcome, status);
+        if self.access.wants(status) {
+            log_access(message, ctx, outcome, status, self.elapsed(ctx));
+        }
+        ctx.note_end(outcome, status);
+    }
+
     fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
         let class = class_of(status);
         let route = ctx.route_name();
@@ -426,13 +449,12 @@ fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
     }
 }
 
-fn log_access(session: &Session, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
-    let header = session.req_header();
+fn log_access(message: &Message<'_>, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
     let line = Line {
         request_id: ctx.request_id.to_str().unwrap_or(""),
-        trace_id: trace_of(&header.headers, ctx).trace_id_text(),
-        method: header.method.as_str(),
-        path: header.uri.path(),
+        trace_id: trace_of(message.fields, ctx).trace_id_text(),
+        method: message.method.as_str(),
+        path: message.path,
         route: ctx.route_name(),
         status,
         outcome,

@@ -3,14 +3,16 @@
 //! Must not know: how spans are sent. Where none are, or this request is not recorded, nothing is noted.
 
 use super::ctx::Ctx;
+use super::headers::TRACESTATE;
+use super::message::Message;
 use super::upstream::{Server, Upstream};
 use crate::keyring::Entry;
+use crate::policy::fields::Fields;
 use crate::policy::trace::{Sampling, TraceContext};
 use crate::store::Outcome;
 use crate::telemetry::{Asked, Ended, Queue, Recording};
 use http::header::{HOST, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Version};
-use pingora::http::RequestHeader;
+use http::{HeaderMap, Version};
 use std::sync::Arc;
 
 /// Which requests are recorded, and where.
@@ -23,28 +25,28 @@ pub struct Tracing {
 
 impl Tracing {
     /// Notes a request whose head has arrived, if it is to be recorded.
-    pub(super) fn begin(&self, header: &RequestHeader, ctx: &mut Ctx) {
+    pub(super) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
         let Some(queue) = &self.queue else { return };
-        let parent = TraceContext::of(&header.headers);
+        let fields = message.fields;
+        let parent = TraceContext::of(fields);
         if !self.sampling.records(parent, ctx.id) {
             return;
         }
-        let authority = header.uri.authority().map(http::uri::Authority::as_str);
         ctx.recording = Some(Recording::begin(
             queue,
             &Asked {
                 id: ctx.id,
                 request_id: ctx.request_id.to_str().unwrap_or(""),
                 parent,
-                tracestate: parent.map_or("", |_| text(&header.headers, "tracestate")),
+                tracestate: parent.and_then(|_| fields.text(&TRACESTATE)).unwrap_or(""),
                 arrived: ctx.arrived,
-                method: header.method.as_str(),
-                path: header.uri.path(),
-                host: authority.unwrap_or_else(|| text(&header.headers, HOST.as_str())),
+                method: message.method.as_str(),
+                path: message.path,
+                host: message.authority.or_else(|| fields.text(&HOST)).unwrap_or(""),
                 secure: ctx.secure,
-                version: if header.version == Version::HTTP_2 { "2" } else { "1.1" },
+                version: if message.version == Version::HTTP_2 { "2" } else { "1.1" },
                 client: ctx.address,
-                user_agent: text(&header.headers, USER_AGENT.as_str()),
+                user_agent: fields.text(&USER_AGENT).unwrap_or(""),
             },
         ));
     }
@@ -66,9 +68,9 @@ impl Tracing {
 }
 
 /// The trace that a request belongs to, for the log.
-pub(super) fn trace_of(headers: &HeaderMap, ctx: &Ctx) -> TraceContext {
+pub(super) fn trace_of(fields: Fields<'_>, ctx: &Ctx) -> TraceContext {
     let recorded = ctx.recording.as_ref().and_then(Recording::context);
-    let given = || TraceContext::of(headers);
+    let given = || TraceContext::of(fields);
     recorded.or_else(given).unwrap_or_else(|| TraceContext::begun_by(ctx.id, false))
 }
 
@@ -94,8 +96,4 @@ impl Ctx {
             recording.ends(Ended { outcome: outcome.as_str(), status, fault }, self.route.as_ref());
         }
     }
-}
-
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
-    headers.get(name).map(HeaderValue::as_bytes).and_then(|v| std::str::from_utf8(v).ok()).unwrap_or("")
 }

@@ -2,11 +2,10 @@
 //!
 //! Must not know: how servers are chosen, or what the client is told when none is left.
 
-use super::awaited;
 use super::connection::End;
 use super::ctx::Ctx;
 use super::service::Proxy;
-use super::upstream::{Busy, Failure, NoServer, Seat, Server, Upstream, Waiting, Wish};
+use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -21,8 +20,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct Trip {
     seat: Option<Seat>,
-    /// While a connection is being opened.
-    waiting: Option<Waiting>,
+    /// What opens a connection, where not all may wait for one.
+    opening: Option<Arc<Opening>>,
     /// The server it is at.
     busy: Option<Busy>,
     /// Those it could not be served by.
@@ -34,6 +33,8 @@ pub struct Trip {
     answered: bool,
     /// Whether its connection counts the backend's time.
     is_awaited: bool,
+    /// How long the backend may pause, where the connection counts that as well and not Pingora.
+    pause: Option<Duration>,
     /// Why the last attempt that failed did.
     failure: Option<Failure>,
 }
@@ -55,11 +56,14 @@ impl Proxy {
         let wish =
             Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
         let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
-        let waiting = upstream.wait().map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
         }
         let mut peer = upstream.peer(&busy);
+        ctx.trip.opening = upstream.opening(&mut peer);
+        // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send.
+        let is_ours = upstream.settings.dialect.may_be_http2() && !session.is_body_empty();
+        ctx.trip.pause = if is_ours { peer.options.read_timeout.take() } else { None };
         if let Some(left) = left {
             let options = &mut peer.options;
             for limit in [
@@ -71,17 +75,15 @@ impl Proxy {
                 *limit = limit.map(|span| span.min(left));
             }
         }
-        if (left.is_some() || upstream.settings.timeouts.first_byte.is_some())
+        if (left.is_some() || ctx.trip.first_byte(upstream).is_some())
             && let Some(connection) = &ctx.connection
         {
-            awaited::watch(session.as_mut(), connection);
             connection.backend_within(left);
             ctx.trip.is_awaited = true;
         }
         ctx.note_attempt(upstream, &busy);
         ctx.trip.attempts += 1;
         ctx.trip.busy = Some(busy);
-        ctx.trip.waiting = Some(waiting);
         Ok(peer)
     }
 
@@ -107,18 +109,30 @@ impl Proxy {
 
     /// Whether the request may go on, now that a part of the answer has come.
     pub(super) fn still_in_time(&self, ctx: &Ctx) -> pingora::Result<()> {
+        may_pause(ctx);
         upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
     #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
     fn no_server(&self, upstream: &Upstream, why: NoServer) -> Box<Error> {
-        self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name, why.as_str()]).inc();
+        self.count_no_server(upstream, why);
         Error::explain(ErrorType::HTTPStatus(503), why.as_str())
+    }
+
+    fn count_no_server(&self, upstream: &Upstream, why: NoServer) {
+        self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name, why.as_str()]).inc();
     }
 
     /// The server could not be connected to. Answers whether the request goes on to another.
     pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
-        ctx.trip.waiting = None;
+        ctx.trip.opening = None;
+        if e.etype == NO_PLACE {
+            // Nothing is known of the server.
+            if let Some(upstream) = upstream_of(ctx) {
+                self.count_no_server(upstream, NoServer::Pending);
+            }
+            return false;
+        }
         let failure = match e.etype {
             ErrorType::ConnectTimedout if self.is_over(ctx) => Failure::RequestTimeout,
             ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
@@ -132,15 +146,16 @@ impl Proxy {
 
     /// A connection stands.
     pub(super) fn reached(ctx: &mut Ctx) {
-        ctx.trip.waiting = None;
+        if let Some(opening) = ctx.trip.opening.take() {
+            opening.is_done();
+        }
         ctx.trip.reached = true;
     }
 
     /// All of the request has been sent: the backend's time for its first byte begins.
     pub(super) fn sent(&self, ctx: &Ctx) {
         let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.trip.answered) else { return };
-        if let (Some(first_byte), Some(connection)) = (upstream.settings.timeouts.first_byte, &ctx.connection)
-        {
+        if let (Some(first_byte), Some(connection)) = (ctx.trip.first_byte(upstream), &ctx.connection) {
             let left = self.left(upstream, ctx).unwrap_or(first_byte);
             connection.backend_within(Some(first_byte.min(left)));
         }
@@ -160,6 +175,7 @@ impl Proxy {
                 // The rest of it has what is left of the whole, if there is such a bound.
                 connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
             }
+            may_pause(ctx);
             judge(ctx, (status >= 500).then_some(Failure::Status));
         }
     }
@@ -232,9 +248,21 @@ impl Trip {
         self.failure
     }
 
+    /// How long the first byte of an answer may take once the request is sent, where its connection counts that.
+    fn first_byte(&self, upstream: &Upstream) -> Option<Duration> {
+        upstream.settings.timeouts.first_byte.or(self.pause)
+    }
+
     /// The request does not come back to the server it is at.
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
+    }
+}
+
+/// A part of the answer has come: the next has its time, where it is not Pingora that counts it.
+fn may_pause(ctx: &Ctx) {
+    if let (Some(pause), Some(connection)) = (ctx.trip.pause, &ctx.connection) {
+        connection.backend_may_pause(pause);
     }
 }
 

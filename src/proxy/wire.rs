@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::io::poll_read_buf;
 
-/// What is written is gathered up to so many bytes: an answer's head and a small body leave in one packet.
+/// What is written at once is gathered up to so many bytes: an answer's head and a small body leave in one packet.
 const WRITE_BUFFER: usize = 1_460;
 /// Read at once while a head is awaited.
 const READ_AT_ONCE: usize = 4_096;
@@ -188,6 +188,7 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         self.check_end()?;
         self.connection.wakes(context);
+        self.send_gathered(context)?;
         if self.connection.is_tunnel() {
             return self.poll_tunnel(context, into);
         }
@@ -252,6 +253,19 @@ impl Wire {
         let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
         let can_be_told = self.connection.ends().is_none_or(End::can_answer);
         self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
+    }
+
+    /// Pingora does not flush an answer of known length before its end. It asks for more of the request when there is
+    /// nothing more of the answer to write yet; then what has been gathered goes out.
+    fn send_gathered(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.io.buffer().is_empty() {
+            return Ok(());
+        }
+        let polled = Pin::new(&mut self.io).poll_flush(context);
+        match self.written(polled) {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => Ok(()),
+        }
     }
 
     fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

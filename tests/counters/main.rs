@@ -14,5 +14,7 @@ mod patience;
 mod redis;
 mod sentinel;
 mod share;
+#[path = "../gateway/support/spare.rs"]
+mod spare;
 mod start;
 mod tls;

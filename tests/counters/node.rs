@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
 pub(crate) const PROMISED: Duration = Duration::from_millis(20);
+/// The longest anything may take that no promise is about.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// These tests measure; two at a time would measure each other.
 pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
@@ -41,6 +43,16 @@ impl SpentSource for Ledger {
     }
 }
 
+/// Waits until something is so that is not announced.
+pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < PATIENCE, "{what} at last");
+        // Another process cannot be waited for in any other way than by asking it.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// One clock for all, so that instants of two nodes can be compared.
 pub(crate) fn clock() -> Arc<dyn Clock> {
     static CLOCK: OnceLock<Arc<SystemClock>> = OnceLock::new();
@@ -50,6 +62,17 @@ pub(crate) fn clock() -> Arc<dyn Clock> {
 pub(crate) struct Node {
     pub(crate) counters: Counters,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Node {
+    /// Gives back and tells all there is to. Answers whether the machine let it: it takes a second at the longest, and
+    /// then leaves it at that.
+    pub(crate) async fn closes(&self) -> bool {
+        let begun = Instant::now();
+        let is_up = self.metrics.counter_up.get() == 1;
+        self.counters.close().await;
+        is_up && begun.elapsed() < Duration::from_millis(900)
+    }
 }
 
 #[derive(Clone)]
@@ -159,6 +182,40 @@ impl TestKey {
             workspace_limits: &self.workspace_limits,
         };
         node.counters.admit(&charge, clock().now()).await
+    }
+
+    /// A charge of which Redis was heard in time, on a node that admits nothing otherwise: it is asked again until it was.
+    pub(crate) async fn decided(&self, node: &Node) -> Result<Charged, Declined> {
+        let begun = Instant::now();
+        loop {
+            match self.charge(node).await {
+                Err(Declined::Unavailable) => {
+                    assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
+                    // Nothing announces that it does again.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                decided => return decided,
+            }
+        }
+    }
+
+    /// Charges until Redis was heard in time, on a node that has a share of its own meanwhile. Answers how many were
+    /// admitted.
+    pub(crate) async fn until_shared(&self, node: &Node) -> u64 {
+        let (begun, mut admitted) = (Instant::now(), 0);
+        loop {
+            match self.charge(node).await {
+                Ok(charged) if charged.degraded() => admitted += 1,
+                Ok(_) => return admitted + 1,
+                // Its share may be nothing at the moment.
+                Err(declined) => {
+                    assert!(matches!(declined, Declined::Limit { degraded: true, .. }), "{declined:?}");
+                }
+            }
+            assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
+            // Nothing announces that it does again.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// A charge, and how long it took.

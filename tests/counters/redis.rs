@@ -1,6 +1,6 @@
 //! A private redis-server: its own port, nothing on disk, gone with the test.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -74,7 +74,7 @@ impl RedisServer {
     /// Several on one connection; the answer is the last one's.
     pub(crate) fn commands(&self, commands: &[&[&str]]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("the server");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let mut last = String::new();
         for words in commands {
             let mut text = format!("*{}\r\n", words.len());
@@ -83,7 +83,13 @@ impl RedisServer {
             }
             stream.write_all(text.as_bytes()).expect("the command");
             let mut answer = [0_u8; 16_384];
-            let n = stream.read(&mut answer).expect("an answer");
+            let n = loop {
+                match stream.read(&mut answer) {
+                    // As where the process was stopped for a while.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    read => break read.expect("an answer"),
+                }
+            };
             last = String::from_utf8_lossy(&answer[..n]).trim().to_owned();
         }
         last

@@ -1,6 +1,6 @@
 //! While Redis is gone, nodes enforce their shares: together they stay within the limit, also under load.
 
-use crate::node::{Ledger, Node, Setup, TestKey, in_turn};
+use crate::node::{Ledger, Node, PATIENCE, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;
 use keygate::policy::key::Per;
 use std::sync::Arc;
@@ -9,22 +9,37 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const LIMIT: u64 = 1_500;
+const SECOND_NS: u64 = 1_000_000_000;
+/// A share is spent when so many in a row were refused: its rate alone would admit one in six.
+const REFUSED_MIN: u64 = 500;
 
-/// A steady load of about `per_second`; answers how many were admitted.
-async fn load(node: Arc<Node>, key: TestKey, per_second: u64, stop: Arc<AtomicBool>) -> u64 {
-    let mut admitted = 0;
-    let begun = Instant::now();
-    let mut asked = 0;
-    while !stop.load(Ordering::SeqCst) {
-        let due = u64::try_from(begun.elapsed().as_millis()).expect("short") * per_second / 1_000;
-        while asked < due {
-            asked += 1;
-            admitted += u64::from(key.charge(&node).await.is_ok());
+/// What came of all loads together, and whether they may end.
+#[derive(Default)]
+struct Loads {
+    admitted: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// A steady load of about `per_second`. What a stall kept it from asking it does not ask all at once: others can only be
+/// known to go on at the pace that they had. Tells in `refused` how many were refused since the last was admitted.
+async fn load(node: Arc<Node>, key: TestKey, per_second: u64, loads: Arc<Loads>, refused: Arc<AtomicU64>) {
+    let (mut last, mut due_ns) = (Instant::now(), 0);
+    while !loads.stop.load(Ordering::SeqCst) {
+        let passed = last.elapsed().min(Duration::from_millis(20));
+        last = Instant::now();
+        due_ns += u64::try_from(passed.as_nanos()).expect("short") * per_second;
+        while due_ns >= SECOND_NS {
+            due_ns -= SECOND_NS;
+            if key.charge(&node).await.is_ok() {
+                loads.admitted.fetch_add(1, Ordering::SeqCst);
+                refused.store(0, Ordering::SeqCst);
+            } else {
+                refused.fetch_add(1, Ordering::SeqCst);
+            }
         }
         // A steady load is the subject.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    admitted
 }
 
 fn spent(server: &RedisServer, key: &TestKey) -> u64 {
@@ -41,38 +56,40 @@ async fn dies_at(dies_at: u64) -> u64 {
     let mut key = TestKey::window(Per::Total, LIMIT);
     // The rate that the key may have: others cannot have spent more than that unseen.
     key.limits[0].rule = keygate::policy::limit::Rule::of(Per::Second, 2_000);
-    let idle = Arc::clone(&nodes[3]);
-    let mut admitted = u64::from(key.charge(&idle).await.is_ok());
-    let stop = Arc::new(AtomicBool::new(false));
-    let lanes: Vec<_> = [(0, 300), (1, 150), (2, 50)]
-        .into_iter()
-        .map(|(n, pace)| tokio::spawn(load(Arc::clone(&nodes[n]), key.clone(), pace, Arc::clone(&stop))))
-        .collect();
+    let loads = Arc::new(Loads::default());
+    loads.admitted.fetch_add(u64::from(key.charge(&nodes[3]).await.is_ok()), Ordering::SeqCst);
+    let refused: [Arc<AtomicU64>; 4] = Default::default();
+    let lane = |n: usize, pace| {
+        let (loads, refused) = (Arc::clone(&loads), Arc::clone(&refused[n]));
+        tokio::spawn(load(Arc::clone(&nodes[n]), key.clone(), pace, loads, refused))
+    };
+    let mut lanes: Vec<_> =
+        [(0, 300), (1, 150), (2, 50)].into_iter().map(|(n, pace)| lane(n, pace)).collect();
     let begun = Instant::now();
     while spent(&server, &key) < dies_at {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no load");
+        assert!(begun.elapsed() < PATIENCE, "no load");
         // What a writer does: the ledger knows what was spent a moment ago.
         ledger.0.store(spent(&server, &key).saturating_sub(20), Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     server.stop();
+    let before = loads.admitted.load(Ordering::SeqCst);
+    let is_spent = |n: usize| refused[n].load(Ordering::SeqCst) >= REFUSED_MIN;
     // All at once on the idle node, before anybody can know what the others did.
-    let idle_stop = Arc::clone(&stop);
-    let idle_lane = tokio::spawn(load(Arc::clone(&idle), key.clone(), 3_000, idle_stop));
+    lanes.push(lane(3, 3_000));
     // Real time is the subject: long enough to spend every share.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let for_a_while: Vec<_> = [0, 1, 2]
-        .into_iter()
-        .map(|n| tokio::spawn(load(Arc::clone(&nodes[n]), key.clone(), 3_000, Arc::clone(&stop))))
-        .collect();
+    eventually("the idle node has spent its share", || is_spent(3)).await;
+    lanes.extend([0, 1, 2].map(|n| lane(n, 3_000)));
     // By then the ledger has all that was spent before; the idle node hears of it.
-    ledger.0.store(dies_at, Ordering::SeqCst);
+    ledger.0.store(before, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(2_000)).await;
-    stop.store(true, Ordering::SeqCst);
-    for lane in lanes.into_iter().chain(for_a_while).chain([idle_lane]) {
-        admitted += lane.await.expect("a lane");
+    eventually("every node has spent its share", || (0..4).all(is_spent)).await;
+    loads.stop.store(true, Ordering::SeqCst);
+    for lane in lanes {
+        lane.await.expect("a lane");
     }
-    admitted
+    loads.admitted.load(Ordering::SeqCst)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

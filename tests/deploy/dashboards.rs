@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 const SCRAPED: [&str; 2] = ["instance", "job"];
 /// Series that Prometheus makes itself.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
+/// What only a gateway with certificates tells, and its label; tests/edge asks one for it.
+const OF_CERTIFICATES: (&str, &str) = ("keygate_certificate_expiry_timestamp_seconds", "certificate");
 
 /// A demo gateway that has served and refused; ends when dropped.
 struct Demo {
@@ -71,6 +73,7 @@ async fn told() -> BTreeMap<String, BTreeSet<String>> {
         let names = labels.split(',').filter_map(|pair| pair.split_once('=')).map(|(n, _)| n.to_owned());
         series.entry(name.to_owned()).or_default().extend(names);
     }
+    series.insert(OF_CERTIFICATES.0.to_owned(), [OF_CERTIFICATES.1.to_owned()].into());
     series
 }
 

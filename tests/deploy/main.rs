@@ -298,6 +298,9 @@ fn variables_of_image_and_unit_do_something_and_the_unit_waits_long_enough() {
     }
     let patience = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).expect("a time");
     assert!(seconds(patience) >= production(&[]).proxy.drain_timeout + AFTER_DRAINING);
+    // Without this systemd kills a main process at once that it did not start itself: the one after an upgrade.
+    let stop = unit.lines().find_map(|line| line.strip_prefix("ExecStop=")).expect("how it stops");
+    assert!(stop.contains("kill -TERM $MAINPID") && stop.contains("while kill -0 $MAINPID"), "{stop}");
     assert!(unit.contains("\nStateDirectory=keygate\n"), "the journal of production.toml has a home");
 }
 

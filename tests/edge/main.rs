@@ -14,6 +14,7 @@ mod http2;
 mod leaving;
 mod limits;
 mod probes;
+mod refusals;
 mod source;
 mod streams;
 #[path = "../gateway/support/mod.rs"]

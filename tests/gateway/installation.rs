@@ -1,7 +1,7 @@
 //! A folder with a configuration, on which commands and gateways run one after the other.
 
 use crate::support::{
-    CommandOutput, Gateway, Origin, PATIENCE, eventually, keygate, route, upstream, write_config,
+    CommandOutput, Gateway, Origin, PATIENCE, eventually, keygate, route, signal_to, upstream, write_config,
 };
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
@@ -179,8 +179,7 @@ impl Process {
     /// SIGTERM, then waits for the end.
     #[track_caller]
     pub(crate) fn stop(&mut self) -> ExitStatus {
-        let status = Command::new("kill").arg(self.child.id().to_string()).status();
-        assert!(status.expect("kill runs").success());
+        signal_to(self.child.id(), "TERM");
         self.wait()
     }
 

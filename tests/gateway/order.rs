@@ -1,6 +1,8 @@
 //! The order of decisions: a request that fails at two steps gets the answer of the earlier one, and pays for neither.
 
-use crate::support::{Gateway, Key, Origin, Request, Response, eventually, one_route, route};
+use crate::support::{
+    Gateway, Key, Origin, Request, Response, eventually, eventually_true, one_route, route,
+};
 use serde_json::json;
 
 const FULL_PLAN: &str = "[plans.default]\napi_ops_rate_limit = 1000\nend_user_quota = 0\n";
@@ -125,10 +127,13 @@ fn a_limit_that_is_used_up_is_told_after_the_address_and_before_the_end_user() {
 #[test]
 fn an_expired_key_is_told_so_before_its_scopes_are_looked_at() {
     let (_origin, gateway) = start();
-    let soon =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() + 1_000;
-    let fields = json!({"type": "rag", "resource_id": "r", "expires_at": u64::try_from(soon).unwrap()});
-    let key = gateway.create_key(fields);
+    let key = gateway.create_key(json!({"type": "rag", "resource_id": "r"}));
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).fault().1, 3012);
+    eventually_true("it will expire: the end must lie ahead when the gateway hears of it", || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let soon = json!({"expires_at": u64::try_from(now.as_millis()).unwrap() + 500});
+        gateway.admin("PUT", &format!("/apikeys/{}", key.id), Some(&soon)).status == 200
+    });
     let answer = eventually("it expires", || {
         Some(gateway.get("/v1/app/x", &key.secret).fault()).filter(|(_, code, _)| *code != 3012)
     });

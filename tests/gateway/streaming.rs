@@ -35,6 +35,33 @@ fn events_arrive_one_by_one() {
 }
 
 #[test]
+fn a_small_answer_of_known_length_arrives_as_it_comes() {
+    let (origin, gateway) = stand("");
+    let key = gateway.create_key(json!({}));
+    let mut client = gateway.connect();
+    for body in ["", "a question"] {
+        let hold = Hold::new();
+        let released = hold.clone();
+        origin.script(move |_, out| {
+            out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n")?;
+            for n in 1..=5_u64 {
+                released.wait(n);
+                writeln!(out, "{n};")?;
+            }
+            Ok(())
+        });
+        client.send(&Request::post("/v1/app/slow", body).bearer(&key.secret).bytes());
+        // Not a byte of the body is written before the head is here.
+        let head = client.response_head();
+        assert_eq!((head.status, head.header("content-length")), (200, Some("15")));
+        for n in 1..=5 {
+            hold.release();
+            assert_eq!(client.exactly(3), format!("{n};\n").into_bytes());
+        }
+    }
+}
+
+#[test]
 fn an_upload_in_chunks_passes_through_as_it_comes() {
     let (origin, gateway) = stand("");
     let key = gateway.create_key(json!({}));

@@ -1,23 +1,51 @@
 //! A file system of a megabyte that a test can fill.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// Mounts it, and unmounts it when its input ends, because the test has, however that ended.
+const KEEPER: &str = r#"
+    mount -t tmpfs -o size=1m tmpfs "$1" || exit 1
+    echo "$$"
+    read -r _
+    umount -l "$1"
+"#;
 
 /// It is unmounted at the end.
-pub(crate) struct TinyDisk(tempfile::TempDir);
+pub(crate) struct TinyDisk {
+    path: PathBuf,
+    keeper: Child,
+    _folder: TempDir,
+}
 
 impl TinyDisk {
+    /// As root, or as root of a name space of our own; there, only its keeper sees it, and we do through the keeper.
     pub(crate) fn mount() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path());
-        assert!(mount.status().unwrap().success(), "this test mounts a tmpfs and has to run as root");
-        Self(folder)
+        let (as_root, mut as_anybody) = (Command::new("sh"), Command::new("unshare"));
+        as_anybody.args(["--map-root-user", "--mount", "sh"]);
+        for (mut shell, is_seen) in [(as_root, true), (as_anybody, false)] {
+            shell.args(["-c", KEEPER, "sh"]).arg(folder.path()).stderr(Stdio::null());
+            let Ok(mut keeper) = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else { continue };
+            let mut line = String::new();
+            BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            if let Ok(pid) = line.trim().parse::<u32>() {
+                let there = folder.path().display();
+                let path = if is_seen { there.to_string() } else { format!("/proc/{pid}/root{there}") };
+                return Self { path: path.into(), keeper, _folder: folder };
+            }
+            keeper.wait().unwrap();
+        }
+        panic!(
+            "this test mounts a tmpfs: run it as root, or where `unshare --map-root-user --mount` is allowed"
+        );
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        &self.path
     }
 
     /// Takes what is left of it.
@@ -33,6 +61,7 @@ impl TinyDisk {
 
 impl Drop for TinyDisk {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.path()).status());
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
     }
 }

@@ -1,7 +1,7 @@
 //! Two nodes on one database, each behind a proxy of its own where a test wants to hurt only one of them.
 
 use crate::chaos::{ChaosProxy, Mode};
-use crate::support::{Gateway, Key, Origin, eventually_true, one_route};
+use crate::support::{Gateway, Key, Origin, Raw, Request, eventually_true, one_route};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -109,4 +109,11 @@ impl Line {
     pub(crate) fn set(&self, mode: Mode) {
         self.proxy.set(mode);
     }
+}
+
+/// The value of the first series of that name.
+pub(crate) fn metric(node: &Gateway, name: &str) -> String {
+    let metrics = Raw::connect(node.admin).call(&Request::get("/metrics")).text();
+    let line = metrics.lines().find(|line| line.starts_with(name)).expect("the metric").to_owned();
+    line.rsplit(' ').next().unwrap().to_owned()
 }

@@ -63,11 +63,11 @@ impl Disk {
                 assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
             }
             Self::Pretended { url } => {
-                let say = "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS
+                let say = "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
                     $$ BEGIN RAISE EXCEPTION 'No space left on device' USING ERRCODE = '53100'; END $$;";
                 let on = TABLES.map(|table| {
                     format!(
-                        "CREATE TRIGGER full BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION full();"
+                        "CREATE TRIGGER no_room BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION no_room();"
                     )
                 });
                 sql(url, &(say.to_owned() + &on.concat()));
@@ -78,7 +78,7 @@ impl Disk {
     pub(crate) fn make_room(&self) {
         match self {
             Self::Small(disk) => std::fs::remove_file(disk.filler()).unwrap(),
-            Self::Pretended { url } => sql(url, "DROP FUNCTION full CASCADE"),
+            Self::Pretended { url } => sql(url, "DROP FUNCTION no_room CASCADE"),
         }
     }
 }

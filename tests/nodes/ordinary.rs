@@ -1,6 +1,6 @@
 //! Several nodes on one PostgreSQL database: what one is told the others know, and none needs the database to serve.
 
-use crate::cluster::{Pair, node, number, pair, pair_with, wait};
+use crate::cluster::{Pair, metric, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;
 use crate::support::{Gateway, Hold, Key, Origin, Request, eventually_true};
 use serde_json::{Value, json};
@@ -127,46 +127,85 @@ fn nodes_that_count_limits_by_themselves_say_so() {
     }
 }
 
-/// Sends `requests` of `key` to the two nodes in turn, from many connections at once. Answers how many were admitted.
-fn admitted_by(pair: &Pair, key: &Key, requests: usize) -> usize {
-    const CONNECTIONS: usize = 20;
+/// How many requests were admitted, by the counters that the nodes share and by a node alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Admitted {
+    shared: usize,
+    alone: usize,
+}
+
+impl std::ops::Add for Admitted {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { shared: self.shared + more.shared, alone: self.alone + more.alone }
+    }
+}
+
+/// Sends `requests` of `key` to the two nodes in turn, from many connections at once.
+fn admitted_by(pair: &Pair, key: &Key, requests: usize) -> Admitted {
+    const CONNECTIONS: usize = 6;
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     std::thread::scope(|scope| {
         let lane = |n: usize| {
             let mut connection = if n % 2 == 0 { pair.first.connect() } else { pair.second.connect() };
             let request = &request;
             scope.spawn(move || {
-                (0..requests / CONNECTIONS).filter(|_| connection.call(request).status == 200).count()
+                let mut admitted = Admitted::default();
+                for _ in 0..requests / CONNECTIONS {
+                    let response = connection.call(request);
+                    match (response.status, response.header("x-keygate-degraded")) {
+                        (200, None) => admitted.shared += 1,
+                        (200, Some(_)) => admitted.alone += 1,
+                        (429, _) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+                admitted
             })
         };
         let lanes: Vec<_> = (0..CONNECTIONS).map(lane).collect();
-        lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
+        lanes.into_iter().map(|lane| lane.join().unwrap()).fold(Admitted::default(), std::ops::Add::add)
     })
 }
 
+/// How often Redis was late for each of the nodes, and how often it decided alone.
+fn disturbances(pair: &Pair) -> [[String; 2]; 2] {
+    let of = |node| {
+        ["keygate_counters_degraded_total", "keygate_counter_late_total"].map(|name| metric(node, name))
+    };
+    pair.nodes().map(of)
+}
+
+/// Redis that answers within 15 ms is a matter of the machine, too. What it granted never passes the quota; and where it was
+/// never late, all of the quota was granted and nothing besides.
 #[test]
 fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
+    const QUOTA: usize = 57;
     let server = crate::redis::RedisServer::start();
     let more = format!("[counters]\nurl = \"redis://{}\"\n", server.address);
     let url = wait(Server::shared().database());
     let pair = pair_with([&url, &url], &more);
-    let fields = json!({"quota_limit": 57, "rate_limit": 1_000, "rate_burst": 100_000});
-    let key = pair.first.create_key(fields);
-    eventually_true("the other node knows the key", || {
-        let seen = pair.first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
-        seen["nodes"]
-            .as_array()
-            .is_some_and(|nodes| nodes.len() == 2 && nodes.iter().all(|n| n["applied"] == true))
-    });
-    let mut admitted = admitted_by(&pair, &key, 400);
-    // What a node has leased and did not need goes back within moments.
-    eventually_true("the last units are found again", || {
-        admitted += admitted_by(&pair, &key, 20);
-        admitted >= 57
-    });
-    assert_eq!(admitted, 57);
-    assert_eq!(admitted_by(&pair, &key, 100), 0);
-    eventually_true("the ledger says the same", || pair.first.stats(&key)["quota_used"] == json!(57));
+    let undisturbed = || {
+        let key = pair.key(json!({"quota_limit": QUOTA, "rate_limit": 1_000, "rate_burst": 100_000}));
+        let before = disturbances(&pair);
+        let mut admitted = admitted_by(&pair, &key, 120);
+        // What a node has leased and did not need goes back within moments.
+        eventually_true("the last units are found again, or cannot be", || {
+            admitted = admitted + admitted_by(&pair, &key, 6);
+            admitted.shared >= QUOTA || disturbances(&pair) != before
+        });
+        admitted = admitted + admitted_by(&pair, &key, 60);
+        assert!(admitted.shared <= QUOTA, "{admitted:?}");
+        if disturbances(&pair) != before {
+            return false;
+        }
+        assert_eq!(admitted, Admitted { shared: QUOTA, alone: 0 });
+        eventually_true("the ledger says the same", || pair.first.stats(&key)["quota_used"] == json!(QUOTA));
+        true
+    };
+    // A round takes a tenth of a second, or one on a machine so busy that most are disturbed.
+    assert!((0..200).any(|_| undisturbed()), "Redis was late in every round: {:?}", disturbances(&pair));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use private_postgres::Server;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::{Gateway, Key, Request, eventually_true};
+use support::{Gateway, Key, Request, Spare, eventually_true, soon};
 
 /// One request of the load beside it comes so long after the one before: 500 per second to each node.
 const EVERY: Duration = Duration::from_millis(2);
@@ -58,15 +58,17 @@ fn a_change_acts_on_the_other_node_within_moments_while_both_are_busy() {
         }
         trials(TRIALS, &first, &second, &key)
     });
-    waits.sort_unstable();
-    let (median, p99) = (waits[TRIALS / 2], waits[TRIALS * 99 / 100]);
     let served = served.into_inner();
+    let [real, spare] = [|wait: &Wait| wait.real, |wait: &Wait| wait.spare].map(|of| {
+        waits.sort_by_key(of);
+        [TRIALS / 2, TRIALS * 99 / 100, TRIALS - 1].map(|n| of(&waits[n]))
+    });
     println!(
-        "propagation over {TRIALS} changes beside {served} requests: median {median:?}, p99 {p99:?}, latest {:?}",
-        waits[TRIALS - 1]
+        "propagation over {TRIALS} changes beside {served} requests: median {:?}, p99 {:?}, latest {:?}",
+        real[0], real[1], real[2]
     );
-    assert!(p99 <= Duration::from_millis(100), "p99 {p99:?}, latest {:?}", waits[TRIALS - 1]);
-    assert!(waits[TRIALS - 1] <= Duration::from_secs(2));
+    assert!(spare[1] <= Duration::from_millis(100), "{real:?}, of which the machine had {spare:?} to spare");
+    assert!(spare[2] <= Duration::from_secs(2), "{real:?}, of which the machine had {spare:?} to spare");
 }
 
 /// Requests that come at a rate until somebody is done.
@@ -96,8 +98,14 @@ impl Drop for Done<'_> {
     }
 }
 
+/// How long it took, and how much of that the machine had to spare.
+struct Wait {
+    real: Duration,
+    spare: Duration,
+}
+
 /// Switches `key` off and on through `first`; how long after each answer the other node still acted on the old state.
-fn trials(count: usize, first: &Gateway, second: &Gateway, key: &Key) -> Vec<Duration> {
+fn trials(count: usize, first: &Gateway, second: &Gateway, key: &Key) -> Vec<Wait> {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     let mut client = second.connect();
     let mut status = || {
@@ -111,11 +119,11 @@ fn trials(count: usize, first: &Gateway, second: &Gateway, key: &Key) -> Vec<Dur
     let one = |trial: usize| {
         let active = trial % 2 == 1;
         first.update_key(key, &json!({ "is_active": active }));
-        let answered = Instant::now();
+        let (answered, waited) = (Instant::now(), Spare::begin());
         while (status() == 200) != active {
-            assert!(answered.elapsed() < Duration::from_secs(10), "trial {trial} never arrived");
+            assert!(waited.elapsed() < Duration::from_secs(10), "trial {trial} never arrived");
         }
-        answered.elapsed()
+        Wait { real: answered.elapsed(), spare: waited.elapsed() }
     };
     (0..count).map(one).collect()
 }
@@ -130,9 +138,24 @@ fn a_change_that_nobody_announces_is_found_within_two_seconds() {
     let sql = "WITH next AS (UPDATE change_seq SET value = value + 1 RETURNING value)
                UPDATE keys SET is_active = false, version = (SELECT value FROM next)";
     wait(async { private_postgres::raw(&url).await.batch_execute(sql).await.unwrap() });
-    let written = Instant::now();
-    eventually_true("both nodes refuse the key", || {
+    soon(Duration::from_secs(2), "both nodes refuse the key", || {
         [&first, &second].iter().all(|node| node.get("/v1/app/x", &key.secret).status == 401)
     });
-    assert!(written.elapsed() <= Duration::from_secs(2), "{:?}", written.elapsed());
+}
+
+/// Were it to stand always, no promise could be broken; were it to go always, any stall of the machine would break one.
+#[test]
+fn the_clock_of_promises_goes_on_and_stands_while_the_machine_does() {
+    let (real, spare) = (Instant::now(), Spare::begin());
+    eventually_true("it goes on", || spare.elapsed() >= Duration::from_millis(100));
+    let shown = spare.elapsed();
+    assert!(shown <= real.elapsed(), "it is fast: {shown:?}");
+    let (real, spare) = (Instant::now(), Spare::begin());
+    // This process stands still for a second.
+    let stall = r#"kill -s STOP "$1"; sleep 1; kill -s CONT "$1""#;
+    let pid = std::process::id().to_string();
+    let stalled = std::process::Command::new("sh").args(["-c", stall, "sh", &pid]).status();
+    assert!(stalled.expect("a shell").success());
+    let (shown, passed) = (spare.elapsed(), real.elapsed());
+    assert!(shown + Duration::from_millis(700) <= passed, "{shown:?} of {passed:?}");
 }

@@ -13,6 +13,8 @@ mod only_postgres;
 mod only_sqlite;
 mod place;
 mod private_postgres;
+#[path = "../gateway/support/spare.rs"]
+mod spare;
 mod tenants;
 mod texts;
 

@@ -121,7 +121,13 @@ fn open_sqlite(path: &std::path::Path) -> SqliteStore {
 /// A store on the database at `url`, as another node would open it.
 pub(crate) async fn open_postgres(url: &str) -> PgStore {
     let runtime = tokio::runtime::Handle::current();
-    PgStore::open(&url.parse().unwrap(), &PgOptions::default(), runtime).await.unwrap()
+    PgStore::open(&url.parse().unwrap(), &patient(), runtime).await.unwrap()
+}
+
+/// For a server that answers, however slow the machine is.
+pub(crate) fn patient() -> PgOptions {
+    let timeout = Duration::from_secs(60);
+    PgOptions { connect_timeout: timeout, statement_timeout: timeout, ..PgOptions::default() }
 }
 
 fn describe(change: &Change) -> String {

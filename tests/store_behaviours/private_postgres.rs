@@ -154,7 +154,12 @@ impl Server {
         let client = self.superuser("postgres").await;
         client.batch_execute(&format!("CREATE DATABASE {TEMPLATE}")).await.unwrap();
         let url = self.url(TEMPLATE).parse().unwrap();
-        let options = keygate::store::postgres::PgOptions::default();
+        let patience = std::time::Duration::from_secs(60);
+        let options = keygate::store::postgres::PgOptions {
+            connect_timeout: patience,
+            statement_timeout: patience,
+            ..Default::default()
+        };
         keygate::store::postgres::migrate(&url, &options).await.unwrap();
         made.push(self.port);
     }
@@ -196,8 +201,8 @@ impl Server {
         let pid = pid.lines().next().unwrap();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         // One may have ended meanwhile; that is as good as a signal.
-        let _status = Command::new("kill")
-            .args([signal, pid])
+        let _status = Command::new("sh")
+            .args(["-c", r#"kill "$@""#, "sh", signal, pid])
             .args(children.split_whitespace())
             .stderr(Stdio::null())
             .status()

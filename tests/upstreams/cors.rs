@@ -74,7 +74,7 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
 fn every_answer_of_the_route_can_be_read_by_the_pages_it_is_for() {
     let (origin, gateway) = stand(LISTED);
     origin.answer(200, &[("Access-Control-Allow-Origin", "*"), ("Vary", "Accept")], b"{}");
-    let key = gateway.create_key(json!({"rate_limit": 1, "rate_burst": 1}));
+    let key = gateway.create_key(json!({"quota_limit": 1}));
     let from = |page: &str, secret: &str| {
         gateway.call(&Request::get("/v1/app/x").bearer(secret).header("Origin", page))
     };

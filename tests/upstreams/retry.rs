@@ -103,7 +103,7 @@ fn attempts_and_the_budget_bound_what_is_sent_again() {
 
 #[test]
 fn a_request_that_takes_too_long_in_all_is_504() {
-    let group = Group::start(&[1], "request_timeout = \"300ms\"\n");
+    let group = Group::start(&[1], "request_timeout = \"1s\"\n");
     let hold = Hold::new();
     group.origins[0].answer_after(&hold);
     assert_eq!(call(&group, "GET").fault(), (504, 10003, "gateway_timeout".into()));
@@ -122,7 +122,7 @@ fn a_request_that_takes_too_long_in_all_is_504() {
 
 #[test]
 fn a_backend_that_does_not_begin_to_answer_is_504_and_may_pause_for_longer_later() {
-    let group = Group::start(&[1], "first_byte_timeout = \"300ms\"\n");
+    let group = Group::start(&[1], "first_byte_timeout = \"1s\"\n");
     let hold = Hold::new();
     let waits = hold.clone();
     group.origins[0].script(move |request, out| {

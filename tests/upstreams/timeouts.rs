@@ -3,7 +3,7 @@
 
 use crate::group::Group;
 use crate::support::{
-    Gateway, Hold, Origin, PATIENCE, Raw, Request, Response, eventually, eventually_true, route,
+    Gateway, Hold, Origin, PATIENCE, Raw, Request, Response, Spare, eventually, eventually_true, route,
 };
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -62,10 +62,15 @@ struct Full {
 
 impl Full {
     fn new() -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap())
+    }
+
+    fn at(address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(async {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(address).unwrap();
             socket.listen(1).unwrap().into_std().unwrap()
         });
         listener.set_nonblocking(false).unwrap();
@@ -141,6 +146,11 @@ async fn serve(stream: tokio::net::TcpStream, hold: Hold, heard: Arc<Mutex<Vec<(
             }
             // Whoever is late is not listened to any more; all else is the test's to see.
             let Ok(mut sent) = respond.send_response(http::Response::new(()), false) else { return };
+            if let Some(size) = path.strip_prefix("/v1/app/large/") {
+                // h2 keeps it and sends as the window lets it.
+                sent.send_data(vec![b'x'; size.parse().unwrap()].into(), true).ok();
+                return;
+            }
             sent.send_data(Bytes::from_static(b"ok"), false).ok();
             if path.ends_with("pause") {
                 released().await.unwrap();
@@ -178,6 +188,32 @@ impl Client {
             send
         });
         Self { send, runtime }
+    }
+
+    /// How much came of an answer of which nothing was taken until `hold` lets it.
+    fn taking_after(&self, hold: Hold, path: &str, secret: &str) -> usize {
+        let request = http::Request::post(format!("http://gateway.test{path}"))
+            .header("authorization", format!("Bearer {secret}"))
+            .body(())
+            .unwrap();
+        let send = self.send.clone();
+        let answered = async {
+            let (response, mut stream) = send.ready().await?.send_request(request, false)?;
+            stream.send_data(Bytes::from_static(b"a body"), true)?;
+            let mut answer = response.await?.into_body();
+            // The window is as long as it is, and until then nobody makes it longer.
+            tokio::task::spawn_blocking(move || hold.wait(1)).await.unwrap();
+            let mut came = 0;
+            while let Some(part) = answer.data().await {
+                let part = part?;
+                answer.flow_control().release_capacity(part.len())?;
+                came += part.len();
+            }
+            Ok::<_, h2::Error>(came)
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, answered).await.expect("in time") })
+            .expect("all of it")
     }
 
     fn call(&self, path: &str, secret: &str, body: &'static [u8]) -> Result<Answer, h2::Error> {
@@ -257,7 +293,7 @@ fn a_server_that_pauses_within_its_answer() {
         waits.wait(1);
         out.write_all(b"ay")
     });
-    let (gateway, secret) = before(origin.address, "read_timeout = \"300ms\"", "");
+    let (gateway, secret) = before(origin.address, "read_timeout = \"1s\"", "");
     let mut connection = gateway.connect();
     connection.send(&Request::get("/v1/app/x").bearer(&secret).bytes());
     assert_eq!(connection.response_head().status, 200);
@@ -275,13 +311,13 @@ fn the_whole_request_ends_also_while_nothing_comes() {
         waits.wait(1);
         out.write_all(b"ay")
     });
-    let (gateway, secret) = before(origin.address, "request_timeout = \"500ms\"", "");
+    let (gateway, secret) = before(origin.address, "request_timeout = \"1s\"", "");
     let begun = Instant::now();
     let mut connection = gateway.connect();
     connection.send(&Request::get("/v1/app/x").bearer(&secret).bytes());
     assert_eq!(connection.response_head().status, 200);
     assert!(connection.ends());
-    assert!(begun.elapsed() >= Duration::from_millis(500), "never early");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "never early");
     assert_eq!(failure(&gateway), "request_timed_out");
     hold.release();
 
@@ -300,7 +336,7 @@ fn the_whole_request_ends_also_while_nothing_comes() {
 #[test]
 fn the_first_byte_has_a_time_of_its_own_over_every_http() {
     for (times, may_pause) in [
-        ("first_byte_timeout = \"300ms\"\n", true),
+        ("first_byte_timeout = \"1s\"\n", true),
         ("read_timeout = \"300ms\"\n", false),
         ("request_timeout = \"300ms\"\n", false),
     ] {
@@ -319,9 +355,17 @@ fn the_first_byte_has_a_time_of_its_own_over_every_http() {
         });
         let servers =
             [(origin.address, "protocol = \"http1\"\n"), (backend.address, "protocol = \"http2\"\n")];
+        // Another way to the same server has all the time there is.
+        let calm = |(address, protocol): &(SocketAddr, &str)| {
+            format!(
+                "[[upstreams]]\nname = \"calm\"\nservers = [\"localhost:{}\"]\n{protocol}\n{}",
+                address.port(),
+                route("calm", "/v1/calm/{rest*}", "calm", "")
+            )
+        };
         let stands: Vec<_> = servers
             .iter()
-            .map(|(address, protocol)| before(*address, &format!("{protocol}{times}"), ""))
+            .map(|server| before(server.0, &format!("{}{times}", server.1), &calm(server)))
             .collect();
         for (gateway, secret) in &stands {
             let client = Client::of(gateway);
@@ -339,7 +383,7 @@ fn the_first_byte_has_a_time_of_its_own_over_every_http() {
                 );
                 tried += 2;
                 // The connection serves others as before, and to the end of what they get.
-                let fine = client.call("/v1/app/fine", secret, body.as_bytes()).unwrap();
+                let fine = client.call("/v1/calm/fine", secret, body.as_bytes()).unwrap();
                 assert_eq!((fine.status, &*fine.body), (200, &b"okay"[..]));
             }
             let name =
@@ -396,7 +440,7 @@ fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
         eventually_true("it waits", || group.metric(&series) == Some(n));
     }
     let key = group.gateway.create_key(json!({"quota_limit": 1}));
-    let begun = Instant::now();
+    let begun = Spare::begin();
     for _ in 0..5 {
         let refused = group.gateway.get("/v1/app/x", &key.secret);
         assert_eq!(refused.fault(), (503, 10003, "service_unavailable".into()));
@@ -414,4 +458,102 @@ fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
         assert_eq!(connection.response().status, 200, "who waited is served once the server accepts");
     }
     assert_eq!(group.gateway.get("/v1/app/x", &key.secret).status, 200, "what was refused was not charged");
+}
+
+#[test]
+fn who_can_use_a_connection_that_is_open_waits_for_none() {
+    // One connection is accepted, and what comes over it is answered; others get no answer to their opening.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = format!("max_pending = 1\nconnect_timeout = \"30s\"\n{GONE}");
+    let group = Group::start_with(&[address], &config);
+    let request = Request::get("/v1/app/x").bearer(&group.secret);
+    let mut first = group.gateway.connect();
+    first.send(&request.bytes());
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut answer_one = move || {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        while lines.next().and_then(Result::ok).is_some_and(|line| !line.is_empty()) {}
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+    };
+    answer_one();
+    assert_eq!(first.response().status, 200);
+    drop(listener);
+    let full = Full::at(address);
+    // While the open connection is in use, another request has to wait for one of its own, and takes the only place.
+    first.send(&request.bytes());
+    let mut waiting = group.gateway.connect();
+    let series = format!("keygate_upstream_requests_in_flight{{server=\"{address}\",upstream=\"app\"}}");
+    eventually_true("the first is at the server", || group.metric(&series) == Some(1));
+    waiting.send(&request.bytes());
+    eventually_true("the second waits", || group.metric(&series) == Some(2));
+    assert_eq!(group.gateway.get("/v1/app/x", &group.secret).status, 503, "there is no place for a third");
+    answer_one();
+    assert_eq!(first.response().status, 200);
+    // The connection is free again, and the place still taken.
+    first.send(&request.bytes());
+    answer_one();
+    assert_eq!(first.response().status, 200);
+    full.serve();
+    assert_eq!(waiting.response().status, 200);
+}
+
+// === to a backend over HTTP/2 ===
+
+#[test]
+fn a_request_may_take_longer_to_send_than_its_backend_to_answer() {
+    let hold = Hold::new();
+    let backend = Backend::start(&hold);
+    let (gateway, secret) = before(backend.address, "protocol = \"http2\"\nread_timeout = \"300ms\"", "");
+    let head = Request::new("POST", "/v1/app/slow").bearer(&secret).header("Transfer-Encoding", "chunked");
+    let mut connection = gateway.connect();
+    connection.send(&head.head());
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(900) {
+        connection.send(b"1\r\nx\r\n");
+        // Another request is a pause between two parts.
+        assert_eq!(gateway.get("/v1/app/beside", &secret).status, 200);
+    }
+    connection.send(b"0\r\n\r\n");
+    let answer = connection.response();
+    assert_eq!((answer.status, &*answer.body), (200, &b"okay"[..]));
+    // From then on the backend has its time, for the beginning and for each pause.
+    for (path, name) in [("/v1/app/late", "first_byte_timed_out"), ("/v1/app/pause", "read_timed_out")] {
+        let mut connection = gateway.connect();
+        connection.send(&Request::post(path, "a body").bearer(&secret).bytes());
+        if path.ends_with("late") {
+            is_504(&connection.response());
+        } else {
+            assert_eq!(connection.response_head().status, 200);
+            assert!(connection.ends(), "what cannot be finished is cut");
+        }
+        eventually_true(name, || results(&gateway).contains(&(name.to_owned(), 1)));
+    }
+    hold.release();
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_not_a_backend_that_pauses() {
+    let size = 16 << 20;
+    let backend = Backend::start(&Hold::new());
+    let (gateway, secret) = before(backend.address, "protocol = \"http2\"\nread_timeout = \"300ms\"", "");
+    let target = format!("/v1/app/large/{size}");
+    let mut plain = gateway.connect();
+    plain.send(&Request::post(&target, "a body").bearer(&secret).bytes());
+    assert_eq!(plain.response_head().status, 200);
+    let client = Client::of(&gateway);
+    let (hold, secret_too) = (Hold::new(), secret.clone());
+    let released = hold.clone();
+    let slow = std::thread::spawn(move || client.taking_after(released, &target, &secret_too));
+    // Nor does it keep the others from theirs, which come over the same connection.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        assert_eq!(gateway.get("/v1/app/beside", &secret).status, 200);
+    }
+    hold.release();
+    let mut came = 0;
+    while let Some(part) = plain.chunk() {
+        came += part.len();
+    }
+    assert_eq!((came, slow.join().unwrap()), (size, size));
 }

@@ -125,7 +125,8 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         create_workspaces: true,
         metrics_token: None,
         max_body_bytes: 64 * 1_024,
-        write_timeout: Duration::from_secs(2),
+        // Where it is not the subject, a machine that is slow must not be.
+        write_timeout: Duration::from_secs(60),
     };
     (deps, store, clock, folder)
 }

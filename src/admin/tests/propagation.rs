@@ -51,7 +51,7 @@ async fn a_deleted_key_still_tells_and_a_foreign_one_does_not_exist() {
 
 #[tokio::test]
 async fn a_call_that_waits_for_all_says_who_lags() {
-    let api = Api::start_with(|deps| deps.write_timeout = Duration::from_millis(300)).await;
+    let api = Api::start_with(|deps| deps.write_timeout = Duration::from_secs(2)).await;
     let token = api.token("w", Role::Admin);
     let key = api.key(&token, "k").await;
     let uri = format!("/apikeys/{}?wait=all", key["id"].as_str().expect("an id"));

@@ -60,16 +60,18 @@ pub(super) struct Row {
     spent: [i64; 5],
     #[serde(skip_serializing_if = "Option::is_none")]
     ahead_ns: Option<[u64; 2]>,
+    #[serde(default)]
+    in_flight: i64,
 }
 
 impl From<Told> for Row {
-    fn from(Told { subject, at, spent, ahead }: Told) -> Self {
+    fn from(Told { subject, at, spent, ahead, in_flight }: Told) -> Self {
         let (key, workspace) = match subject {
             SpentBy::Key(KeyId(id)) => (Some(id), None),
             SpentBy::Workspace(id) => (None, Some(id.as_str().to_owned())),
         };
         let ahead_ns = ahead.map(|Ahead { rate_ns, second_ns }| [rate_ns, second_ns]);
-        Self { key, workspace, at_us: at.as_micros(), spent, ahead_ns }
+        Self { key, workspace, at_us: at.as_micros(), spent, ahead_ns, in_flight }
     }
 }
 
@@ -82,7 +84,8 @@ impl Row {
             (None, None) => return None,
         };
         let ahead = self.ahead_ns.map(|[rate_ns, second_ns]| Ahead { rate_ns, second_ns });
-        Some(Told { subject, at: Timestamp::from_micros(self.at_us), spent: self.spent, ahead })
+        let (at, spent, in_flight) = (Timestamp::from_micros(self.at_us), self.spent, self.in_flight);
+        Some(Told { subject, at, spent, ahead, in_flight })
     }
 }
 
@@ -115,6 +118,7 @@ mod tests {
             at: Timestamp::from_micros(7),
             spent: [1, -2, 3, i64::MAX, i64::MIN],
             ahead,
+            in_flight: -4,
         };
         for told in [
             told(SpentBy::Key(KeyId(Uuid::from_u128(5))), Some(Ahead { rate_ns: 1, second_ns: u64::MAX })),

@@ -5,7 +5,7 @@ use super::doors::{Doors, Opened};
 use super::message::{DESCRIPTORS_MAX, Hello, Message, VERSION, read, write};
 use crate::app::StartError;
 use crate::clock::Clock;
-use crate::counter::Counters;
+use crate::counter::{Counters, Elsewhere};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSliceMut, Read};
@@ -38,6 +38,8 @@ pub struct Predecessor {
 pub(in crate::app) struct Leaving {
     from: AsyncBufReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
+    /// What is in flight there.
+    elsewhere: Elsewhere,
 }
 
 impl Predecessor {
@@ -86,12 +88,12 @@ impl Predecessor {
     ) -> Result<Leaving, StartError> {
         let failed = |error: io::Error| StartError::Predecessor(error.to_string());
         let (from, mut to) = UnixStream::from_std(self.stream).map_err(failed)?.into_split();
-        let mut from = AsyncBufReader::new(from);
+        let (mut from, mut elsewhere) = (AsyncBufReader::new(from), Elsewhere::default());
         write(&mut to, &Message::Loaded { boot }).await.map_err(failed)?;
         loop {
             match read(&mut from).await.map_err(failed)? {
-                Some(Message::Counted(row)) => count(row.read(), counters, clock),
-                Some(Message::Go) => return Ok(Leaving { from, to }),
+                Some(Message::Counted(row)) => count(row.read(), counters, &mut elsewhere, clock),
+                Some(Message::Go) => return Ok(Leaving { from, to, elsewhere }),
                 Some(other) => return Err(StartError::Predecessor(format!("it says {other:?}"))),
                 None => return Err(StartError::Predecessor("it has gone".to_owned())),
             }
@@ -115,7 +117,9 @@ impl Leaving {
     ) {
         loop {
             match read(&mut self.from).await {
-                Ok(Some(Message::Counted(row))) => count(row.read(), &counters, &*clock),
+                Ok(Some(Message::Counted(row))) => {
+                    count(row.read(), &counters, &mut self.elsewhere, &*clock);
+                }
                 Ok(Some(other)) => tracing::debug!(?other, "the old process says what nobody asked it"),
                 Ok(None) => break,
                 Err(error) => {
@@ -124,15 +128,21 @@ impl Leaving {
                 }
             }
         }
+        counters.is_over(self.elsewhere);
         succession.is_alone.store(true, Ordering::Release);
         tracing::info!("the old process has ended");
         succession.one_has_gone().await;
     }
 }
 
-fn count(told: Option<crate::counter::Told>, counters: &Counters, clock: &dyn Clock) {
+fn count(
+    told: Option<crate::counter::Told>,
+    counters: &Counters,
+    elsewhere: &mut Elsewhere,
+    clock: &dyn Clock,
+) {
     if let Some(told) = told {
-        counters.take_over(&told, clock.now());
+        counters.take_over(&told, elsewhere, clock.now());
     }
 }
 

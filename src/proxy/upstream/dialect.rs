@@ -18,7 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Streams of one HTTP/2 connection before another is opened; what most servers allow.
-const STREAMS: usize = 100;
+const STREAMS: u32 = 100;
+/// Bytes of an answer that may be on their way in one stream of HTTP/2, and in all of a connection: clients that take nothing,
+/// however many, leave room for the others' answers.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
 /// How often an HTTP/2 connection is tried, so that one that died silently is not used for ever.
 const PING_EVERY: Duration = Duration::from_secs(15);
 
@@ -93,6 +97,11 @@ impl Dialect {
         self.tls.is_some()
     }
 
+    /// Whether HTTP/2 is spoken, or may be.
+    pub fn may_be_http2(&self) -> bool {
+        self.version != Version::Http1
+    }
+
     /// Whether both make the same connections.
     pub fn is_same(&self, other: &Self) -> bool {
         self.group == other.group
@@ -110,7 +119,9 @@ impl Dialect {
             Version::Auto => ALPN::H2H1,
         };
         if self.version != Version::Http1 {
-            peer.options.max_h2_streams = STREAMS;
+            peer.options.max_h2_streams = STREAMS as usize;
+            peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+            peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
             peer.options.h2_ping_interval = Some(PING_EVERY);
         }
         if let Some(tls) = &self.tls {

@@ -6,11 +6,13 @@
 //! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
 
 mod dialect;
+mod opening;
 mod probe;
 mod server;
 mod tend;
 
 pub use dialect::{BadTls, Dialect, Tls, TlsParts, Version};
+pub use opening::{NO_PLACE, Opening};
 pub use probe::{HttpProbe, Probe};
 pub use server::{Busy, Failure, Server};
 pub use tend::tend;
@@ -133,9 +135,6 @@ pub enum NoServer {
 /// A request in flight at an upstream, until this is dropped.
 pub struct Seat(Arc<Upstream>);
 
-/// A request that waits for a connection, until this is dropped.
-pub struct Waiting(Arc<Upstream>);
-
 /// What a request brings to the choice of its server.
 #[derive(Clone, Copy)]
 pub struct Wish<'r> {
@@ -190,14 +189,6 @@ impl Upstream {
             return Ok(Seat(Arc::clone(self)));
         }
         Err(NoServer::Requests)
-    }
-
-    /// Lets a request wait for a connection, if there is room.
-    pub fn wait(self: &Arc<Self>) -> Result<Waiting, NoServer> {
-        if take_place(&self.pending, self.settings.most.pending) {
-            return Ok(Waiting(Arc::clone(self)));
-        }
-        Err(NoServer::Pending)
     }
 
     /// The server for a request.
@@ -438,17 +429,11 @@ impl Named {
     }
 }
 
-// === impl Seat, Waiting ===
+// === impl Seat ===
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -36,6 +36,16 @@ impl Gateway {
         eventually("every usage record has arrived", || Some(self.accounts()).filter(|a| a.on_the_way == 0))
     }
 
+    /// The same, and so many were accepted. What had no room to begin in the journal is counted a moment after its answer.
+    #[track_caller]
+    pub(crate) fn settled_accounts_of(&self, accepted: u64) -> Accounts {
+        let accounts = eventually("every usage record is accounted for", || {
+            Some(self.accounts()).filter(|a| a.on_the_way == 0 && a.accepted >= accepted)
+        });
+        assert_eq!(accounts.accepted, accepted, "{accounts:?}");
+        accounts
+    }
+
     fn metrics(&self) -> String {
         Raw::connect(self.admin).call(&Request::get("/metrics")).text()
     }

@@ -10,6 +10,7 @@ mod ledger;
 mod origin;
 mod raw;
 mod request;
+mod spare;
 
 pub(crate) use admin::Key;
 pub(crate) use config::{one_route, route, stand, upstream};
@@ -17,11 +18,12 @@ pub(crate) use gateway::{CommandOutput, Gateway, keygate, signal_to, write_confi
 pub(crate) use origin::{Hold, Origin, ReservedPort};
 pub(crate) use raw::{Raw, Response};
 pub(crate) use request::Request;
+pub(crate) use spare::Spare;
 
 use std::time::{Duration, Instant};
 
 /// The longest anything may take before the test fails; generous, because the machine may be busy with other builds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often [`eventually`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -43,4 +45,13 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 #[track_caller]
 pub(crate) fn eventually_true(what: &str, mut holds: impl FnMut() -> bool) {
     eventually(what, || holds().then_some(()));
+}
+
+/// The same for a promise of how soon: the machine has had no more than `promised` to spare until then.
+#[track_caller]
+pub(crate) fn soon(promised: Duration, what: &str, holds: impl FnMut() -> bool) {
+    let waited = Spare::begin();
+    eventually_true(what, holds);
+    let waited = waited.elapsed();
+    assert!(waited <= promised, "{what}: only after {waited:?}");
 }

@@ -107,10 +107,14 @@ impl Raw {
 
     /// Whether the gateway closed the connection and sent nothing more. Waits for one or the other.
     pub(crate) fn is_closed(&mut self) -> bool {
-        match self.stream.fill_buf() {
-            Ok(rest) => rest.is_empty(),
-            // A reset is an end as well; waiting in vain is none.
-            Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+        loop {
+            match self.stream.fill_buf() {
+                Ok(rest) => return rest.is_empty(),
+                // As where the process was stopped for a while.
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                // A reset is an end as well; waiting in vain is none.
+                Err(e) => return e.kind() == std::io::ErrorKind::ConnectionReset,
+            }
         }
     }
 

@@ -1,0 +1,141 @@
+//! A clock for promises such as "within two seconds". It goes while the machine has time to spare and stands while it has
+//! none.
+//!
+//! A machine that is stalled, or busy with other things, keeps nobody's promises; by an ordinary clock that would be the
+//! gateway's fault. So there is a witness on each CPU, a thread that comes last of all (`nice`) and works a little over and
+//! over, and one more that writes to the disk. A round of theirs counts for the time it took, but for no more than it takes
+//! where hardly anything is in its way, and the clock shows what has come to least. Where nothing is in the way that is real
+//! time. What never happens is noticed all the same: after [`LONGEST`] the clock shows real time.
+//!
+//! Other test crates include this file with `#[path]`.
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// When nothing is forgiven any more.
+const LONGEST: Duration = Duration::from_secs(120);
+/// A round on a CPU is a rest and some work, and counts for about twice what they take.
+const CPU_RESTS: Duration = Duration::from_millis(4);
+const CPU_WORKS: Duration = Duration::from_micros(400);
+const CPU_ROUND_MAX: Duration = Duration::from_millis(10);
+/// A round with the disk is a rest and a byte written for good, for which a disk that is well needs some milliseconds.
+const DISK_RESTS: Duration = Duration::from_millis(25);
+const DISK_ROUND_MAX: Duration = Duration::from_millis(60);
+
+/// The clock, from when it was begun.
+pub(crate) struct Spare {
+    witnesses: Arc<Vec<Witness>>,
+    begun: Instant,
+    /// What each witness showed then.
+    shown: Vec<Duration>,
+}
+
+struct Witness {
+    rounds: Mutex<Rounds>,
+    round_max: Duration,
+}
+
+struct Rounds {
+    /// What those that are over have come to.
+    over: Duration,
+    /// When the one that goes on began.
+    begun: Instant,
+}
+
+// === impl Spare ===
+
+impl Spare {
+    pub(crate) fn begin() -> Self {
+        let witnesses = witnesses();
+        let shown = witnesses.iter().map(Witness::shows).collect();
+        Self { witnesses, begun: Instant::now(), shown }
+    }
+
+    /// How much time the machine has had to spare since then; simply how much, once it is [`LONGEST`].
+    pub(crate) fn elapsed(&self) -> Duration {
+        let real = self.begun.elapsed();
+        let came_to = self.witnesses.iter().zip(&self.shown).map(|(witness, then)| witness.shows() - *then);
+        if real < LONGEST { came_to.fold(real, Duration::min) } else { real }
+    }
+}
+
+// === impl Witness ===
+
+impl Witness {
+    fn new(round_max: Duration) -> Self {
+        Self { rounds: Mutex::new(Rounds { over: Duration::ZERO, begun: Instant::now() }), round_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rounds> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shows(&self) -> Duration {
+        let rounds = self.lock();
+        rounds.over + rounds.begun.elapsed().min(self.round_max)
+    }
+
+    fn begins_a_round(&self) {
+        let mut rounds = self.lock();
+        let over = rounds.over + rounds.begun.elapsed().min(self.round_max);
+        *rounds = Rounds { over, begun: Instant::now() };
+    }
+}
+
+/// Those of this process. They go their rounds for as long as anybody looks at their clock.
+fn witnesses() -> Arc<Vec<Witness>> {
+    static THERE: Mutex<Weak<Vec<Witness>>> = Mutex::new(Weak::new());
+    let mut there = THERE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(witnesses) = there.upgrade() {
+        return witnesses;
+    }
+    let ours = sched_getaffinity(None).expect("the CPUs that are ours");
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| ours.is_set(*cpu)).collect();
+    let of_cpus = cpus.iter().map(|_| Witness::new(CPU_ROUND_MAX));
+    let witnesses = Arc::new(of_cpus.chain([Witness::new(DISK_ROUND_MAX)]).collect::<Vec<_>>());
+    *there = Arc::downgrade(&witnesses);
+    for (n, cpu) in cpus.iter().copied().enumerate() {
+        let those = Arc::downgrade(&witnesses);
+        std::thread::spawn(move || {
+            come_last_on(cpu);
+            go_rounds(&those, n, on_cpu);
+        });
+    }
+    let those = Arc::downgrade(&witnesses);
+    let mut file = tempfile::tempfile().expect("a file");
+    std::thread::spawn(move || go_rounds(&those, cpus.len(), || on_disk(&mut file)));
+    witnesses
+}
+
+fn go_rounds(those: &Weak<Vec<Witness>>, n: usize, mut round: impl FnMut()) {
+    while let Some(witnesses) = those.upgrade() {
+        witnesses[n].begins_a_round();
+        drop(witnesses);
+        round();
+    }
+}
+
+/// A witness that may not do this forgives less.
+fn come_last_on(cpu: usize) {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).ok();
+    rustix::process::setpriority_process(None, 19).ok();
+}
+
+fn on_cpu() {
+    std::thread::sleep(CPU_RESTS);
+    let worked = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("a time");
+    let until = worked() + CPU_WORKS;
+    while worked() < until {}
+}
+
+fn on_disk(file: &mut File) {
+    std::thread::sleep(DISK_RESTS);
+    // A disk that takes nothing is some other test's subject.
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(b"!")).and_then(|()| file.sync_data()).ok();
+}
