@@ -1,7 +1,7 @@
 //! How fast the ledger takes rows, and how soon it answers when it holds ten million of one key: `make bench-ledger`.
 //!
-//! `append`, `read` or `read-sqlite` as an argument runs that part alone; `KEYGATE_BENCH_ROWS` sets how many rows are
-//! read from.
+//! `append`, `append-sqlite`, `read` or `read-sqlite` as an argument runs that part alone; `KEYGATE_BENCH_ROWS` sets how
+//! many rows are read from.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,10 +17,11 @@ mod read;
 mod private_postgres;
 
 use fill::Traffic;
-use keygate::store::Store;
 use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
+use keygate::store::{Ledger, Store};
 use private_postgres::Server;
+use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -41,6 +42,9 @@ async fn main() {
     if wants("append") {
         append().await;
     }
+    if wants("append-sqlite") {
+        append_to_sqlite().await;
+    }
     if wants("read") {
         let server = Server::start_with(SETTINGS);
         let store = open(&server.database().await).await;
@@ -57,6 +61,34 @@ async fn main() {
 async fn open(url: &str) -> Arc<dyn Store> {
     let options = PgOptions { statement_timeout: Duration::from_secs(60), ..PgOptions::default() };
     Arc::new(PgStore::open(&url.parse().unwrap(), &options, Handle::current()).await.unwrap())
+}
+
+/// CPU time of a row into SQLite, of one key and of many, by the batches that a busy node writes.
+async fn append_to_sqlite() {
+    println!("appending {APPENDED} rows into SQLite, keys drawn by Zipf's law:");
+    for keys in [1, 10_000, 1_000_000] {
+        for batch in [1_000, 10_000] {
+            let folder = tempfile::tempdir_in(".").unwrap();
+            let path = folder.path().join("keygate.db");
+            let store = SqliteStore::open(&path, &SqliteOptions::default()).unwrap();
+            let made = Traffic::of(keys, 1).batches(APPENDED, batch);
+            let cpu = own_cpu();
+            for batch in &made {
+                assert_eq!(store.append(batch).await.unwrap(), batch.len() as u64);
+            }
+            println!(
+                "  {keys:>7} key(s), batches of {batch:>6}: {:.2} µs of CPU a row; {} MiB on disk",
+                (own_cpu() - cpu).as_secs_f64() * 1e6 / APPENDED as f64,
+                std::fs::metadata(&path).unwrap().len() >> 20,
+            );
+        }
+    }
+}
+
+/// CPU time of this process, so far.
+fn own_cpu() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap())
 }
 
 /// Rows per second into PostgreSQL, by one node and by three that serve the same keys.

@@ -100,7 +100,8 @@ CREATE TABLE end_user_tombstones (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX end_user_tombstones_version ON end_user_tombstones (version);
 
--- The ledger. No foreign keys: what happened stays, whatever becomes of the key.
+-- The ledger, in the order of its ids, which is that of time. No foreign keys: what happened stays, whatever becomes of the
+-- key.
 CREATE TABLE usage (
     id               BLOB PRIMARY KEY,
     request_id       TEXT NOT NULL,
@@ -125,7 +126,7 @@ CREATE TABLE usage (
     end_user_id      BLOB,
     upstream         TEXT NOT NULL,
     node             TEXT NOT NULL
-) STRICT;
+) STRICT, WITHOUT ROWID;
 -- The last two are what logs are filtered by: a search reads this index and not the rows.
 CREATE INDEX usage_key_at ON usage (api_key_id, at DESC, id DESC, status_code, endpoint);
 

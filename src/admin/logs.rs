@@ -232,11 +232,11 @@ impl LogView {
         } = record;
         Self {
             id: id.to_string(),
-            request_id: request_id.into(),
+            request_id: request_id.to_string(),
             api_key_id: api_key_id.to_string(),
-            endpoint: endpoint.into(),
-            method: method.into(),
-            route: route.into(),
+            endpoint: endpoint.to_string(),
+            method: method.to_string(),
+            route: route.to_string(),
             status_code,
             outcome: outcome.as_str(),
             error: denial.map_or("", Fault::name),
@@ -247,10 +247,10 @@ impl LogView {
             bytes_out,
             tokens_used,
             ip_address: ip_address.map(|ip| ip.to_string()),
-            user_agent: user_agent.into(),
+            user_agent: user_agent.to_string(),
             end_user_id: end_user_id.map(|id| id.to_string()),
-            upstream: upstream.into(),
-            node: node.into(),
+            upstream: upstream.to_string(),
+            node: node.to_string(),
             created_at: millis(at),
         }
     }

@@ -300,7 +300,7 @@ pub struct UsageConfig {
     pub journal_sync_interval: Duration,
     /// Most records in one write to the ledger.
     pub batch_records: usize,
-    /// How long a batch may wait for more records.
+    /// How long a batch waits for more records, where few come.
     pub batch_delay: Duration,
     /// What to do when no more records can be kept.
     pub when_full: WhenFull,

@@ -46,7 +46,8 @@ const ABANDONED_AFTER: Duration = Duration::from_millis(100);
 const BROKEN_FOR: Duration = Duration::from_secs(1);
 /// By how much two calendars may differ without anybody minding, in µs.
 const CALENDAR_OFF_MAX_US: u64 = 50_000;
-/// How far the ledger is behind at least, as far as anybody relies on it: a batch is written each 50 ms, if it goes well.
+/// How far the ledger is behind at least, as far as anybody relies on it: a batch is written each half second at the latest,
+/// if it goes well.
 const LEDGER_LAG: Duration = Duration::from_secs(2);
 
 /// What to do while Redis cannot be asked.

@@ -9,6 +9,7 @@ use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scope, Scopes};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// The fields of an audit line.
 pub(super) type Fields = Map<String, Value>;
@@ -251,7 +252,7 @@ pub(super) fn fit(record: &mut UsageRecord) {
     }
 }
 
-fn fit_text(text: &mut Box<str>, max: usize) {
+fn fit_text(text: &mut Arc<str>, max: usize) {
     if text.contains('\0') {
         *text = without_nul(text).into();
     }

@@ -7,6 +7,7 @@ use crate::policy::fault::Fault;
 use crate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::policy::key::words;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 words!(
     /// How a request ended.
@@ -24,13 +25,13 @@ words!(
     }
 );
 
-/// One request in the ledger.
+/// One request in the ledger. A copy of it shares its texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRecord {
     /// Identity; a record is in the ledger once.
     pub id: RequestId,
     /// What the client and the logs know the request by.
-    pub request_id: Box<str>,
+    pub request_id: Arc<str>,
     /// Whose secret was presented.
     pub api_key_id: KeyId,
     /// The tenant of that key.
@@ -38,11 +39,11 @@ pub struct UsageRecord {
     /// When the request had arrived.
     pub at: Timestamp,
     /// HTTP method.
-    pub method: Box<str>,
+    pub method: Arc<str>,
     /// Canonical path, without the query.
-    pub endpoint: Box<str>,
+    pub endpoint: Arc<str>,
     /// The route's name; empty when none matched.
-    pub route: Box<str>,
+    pub route: Arc<str>,
     /// Status sent to the client, or that would have been.
     pub status_code: u16,
     /// How it ended.
@@ -66,13 +67,13 @@ pub struct UsageRecord {
     /// The client's address.
     pub ip_address: Option<IpAddr>,
     /// The client's name for itself, cut to 256 bytes.
-    pub user_agent: Box<str>,
+    pub user_agent: Arc<str>,
     /// Whom the request was for.
     pub end_user_id: Option<EndUserId>,
     /// The backend server that was asked last.
-    pub upstream: Box<str>,
+    pub upstream: Arc<str>,
     /// The node that served it.
-    pub node: Box<str>,
+    pub node: Arc<str>,
 }
 
 /// What one subject has spent of the windows that contain the asked instant.

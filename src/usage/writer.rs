@@ -20,6 +20,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How often a record is refused for its content before it is set aside, if nothing else was stored beside it: then it
 /// may be the store that is at fault.
 const REFUSALS_MAX: u32 = 5;
+/// A round waits so much longer for each record of the one before, up to [`BUSY_DELAY_MAX`]: where many come, those of one
+/// key meet in one batch, and what they come to is written once.
+const DELAY_PER_RECORD: Duration = Duration::from_micros(500);
+const BUSY_DELAY_MAX: Duration = Duration::from_millis(500);
 /// Every so many rounds, or when more than half of the journal is in use, what alone keeps old segments is carried over.
 const CARRY_EVERY: u32 = 20;
 
@@ -28,7 +32,7 @@ const CARRY_EVERY: u32 = 20;
 pub struct WriterOptions {
     /// Records in a batch at most.
     pub batch_records: usize,
-    /// How long a record waits for its batch to fill.
+    /// How long a record waits for its batch to fill, where few come. A busy node takes up to half a second.
     pub batch_delay: Duration,
 }
 
@@ -157,7 +161,7 @@ impl Writer {
             match is_stopping {
                 true if records == 0 => break,
                 true => {}
-                false => self.wait_for_more().await,
+                false => self.wait_for_more(records).await,
             }
         }
         let left = self.reader.journal().waiting();
@@ -181,9 +185,14 @@ impl Writer {
         }
     }
 
-    async fn wait_for_more(&mut self) {
+    /// Waits for the next round; the last one stored so many records.
+    async fn wait_for_more(&mut self, records: usize) {
+        let few = self.options.batch_delay;
+        // A journal that is small or filling up is emptied as soon as it can be.
+        let many = if self.reader.journal().is_tight() { few } else { few.max(BUSY_DELAY_MAX) };
+        let delay = DELAY_PER_RECORD.saturating_mul(u32::try_from(records).unwrap_or(u32::MAX));
         tokio::select! {
-            () = tokio::time::sleep(self.options.batch_delay) => {}
+            () = tokio::time::sleep(delay.clamp(few, many)) => {}
             () = self.flush.wake.notified() => {}
             _ = self.deadline.changed() => {}
         }

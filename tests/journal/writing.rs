@@ -50,6 +50,29 @@ async fn a_ledger_that_is_gone_gets_it_all_when_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_busy_node_writes_more_at_once_and_a_quiet_or_full_one_soon() {
+    const MILLI: Duration = Duration::from_millis(1);
+    for (sizes, busy) in [(SMALL, 200 * MILLI), (Sizes { segments: 40, ..SMALL }, MILLI)] {
+        let mut stand = Stand::new(sizes);
+        let ledger = TestLedger::new(Mood::Well);
+        let (writer, _stop) = stand.writer(&ledger, 10_000);
+        (0..400).for_each(|n| stand.serves(n));
+        let running = tokio::spawn(writer.run());
+        ledger.asked(1).await;
+        // How long the round waits that follows one of 400 records, and the one that follows one of a single record.
+        for (round, wait) in [(2, busy), (3, MILLI)] {
+            let begun = Instant::now();
+            stand.serves(400);
+            ledger.asked(round).await;
+            let took = begun.elapsed();
+            assert!(took >= wait && took <= wait + MILLI, "{took:?} in round {round}, not {wait:?}");
+        }
+        stand.assert_identity();
+        running.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_is_cut_off_after_the_commit_counts_nothing_twice() {
     let mut stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Forgetful);

@@ -1,4 +1,4 @@
-//! Usage records of all keys by their ids, a part at a time: first where the part ends, by the index alone, then its rows.
+//! Usage records of all keys by their ids, a part at a time: first where the part ends, then its rows.
 
 use super::StoreError;
 use super::row;

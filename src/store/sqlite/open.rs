@@ -30,6 +30,12 @@ pub(super) struct FileLock {
 const APPLICATION_ID: i32 = 0x4b79_4774;
 /// Statements kept prepared on each connection; there are about 60 in all.
 const STATEMENTS_MAX: usize = 128;
+/// Memory for the writer's pages, in KiB: a batch of thousands of keys changes as many, and each that has no room is written
+/// and read again before the batch ends.
+const WRITER_CACHE_KIB: i64 = 32 << 10;
+/// Pages in the write-ahead log before it is copied to the database (32 MiB): what is written every time, such as the newest
+/// pages of the ledger, is then copied once for many batches.
+const CHECKPOINT_PAGES: i64 = 8_192;
 /// A write-ahead log is cut back to this after a checkpoint, in bytes.
 const WAL_BYTES_MAX: i64 = 64 << 20;
 
@@ -41,6 +47,8 @@ pub(super) fn open(path: &Path, options: &SqliteOptions, lock: Option<File>) -> 
     };
     let mut writer = connect(path, options.busy_timeout)?;
     bring_up_to_date(path, &mut writer)?;
+    writer.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    writer.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     let mut readers = Vec::with_capacity(options.readers.max(1));
     for _ in 0..options.readers.max(1) {
         let reader = connect(path, options.busy_timeout)?;

@@ -34,9 +34,16 @@ macro_rules! spent_rows {
 pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
-    let sql = "INSERT OR REPLACE INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors,
-                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    // Not a REPLACE, which would delete the row first and write it anew in both indexes.
+    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
+                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+               ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
+                   requests = excluded.requests, denied = excluded.denied, errors = excluded.errors,
+                   charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
+                   bytes_out = excluded.bytes_out, last_at = excluded.last_at,
+                   response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
+                   sketch = excluded.sketch";
     let (kind, subject) = subject_columns(&window.subject);
     row::execute(
         tx,
