@@ -1,28 +1,66 @@
-//! The gateway's allocator, which also counts.
+//! The gateway's allocator, which also counts, each thread by itself.
 #![expect(unsafe_code, reason = "an allocator is one; every call goes on to mimalloc as it came")]
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::array;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+/// So many threads are counted apart; all that come later together.
+const SEATS: usize = 256;
+
+thread_local! {
+    /// Where this thread counts, once it has allocated anything.
+    static SEAT: Cell<Option<usize>> = const { Cell::new(None) };
+}
 
 pub(crate) struct Counting {
+    seats: [Seat; SEATS],
+    taken: AtomicUsize,
+    inner: mimalloc::MiMalloc,
+}
+
+/// What one thread has asked for.
+struct Seat {
+    thread: AtomicI32,
     allocations: AtomicU64,
     bytes: AtomicU64,
-    inner: mimalloc::MiMalloc,
+}
+
+impl Seat {
+    const EMPTY: Self =
+        Self { thread: AtomicI32::new(0), allocations: AtomicU64::new(0), bytes: AtomicU64::new(0) };
 }
 
 impl Counting {
     pub(crate) const fn new() -> Self {
-        Self { allocations: AtomicU64::new(0), bytes: AtomicU64::new(0), inner: mimalloc::MiMalloc }
+        Self { seats: [Seat::EMPTY; SEATS], taken: AtomicUsize::new(0), inner: mimalloc::MiMalloc }
     }
 
-    /// Allocations so far, and the bytes they asked for.
-    pub(crate) fn so_far(&self) -> [u64; 2] {
-        [self.allocations.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed)]
+    /// Allocations so far, and the bytes they asked for, of the threads of that name. How many the ledger's writer needs
+    /// depends on how much it finds to write at a time.
+    pub(crate) fn so_far(&self, name: &str) -> [u64; 2] {
+        let is_named = |seat: &&Seat| {
+            let thread = seat.thread.load(Ordering::Relaxed);
+            let path = format!("/proc/self/task/{thread}/comm");
+            std::fs::read_to_string(path).is_ok_and(|found| found.trim_end() == name)
+        };
+        self.seats.iter().filter(is_named).fold([0; 2], |sum, seat| {
+            let more = [&seat.allocations, &seat.bytes].map(|count| count.load(Ordering::Relaxed));
+            array::from_fn(|n| sum[n] + more[n])
+        })
     }
 
     fn count(&self, bytes: usize) {
-        self.allocations.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let seat = SEAT.get().unwrap_or_else(|| {
+            let taken = self.taken.fetch_add(1, Ordering::Relaxed).min(SEATS - 1);
+            SEAT.set(Some(taken));
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            self.seats[taken].thread.store(thread, Ordering::Relaxed);
+            taken
+        });
+        self.seats[seat].allocations.fetch_add(1, Ordering::Relaxed);
+        self.seats[seat].bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 

@@ -30,10 +30,8 @@ use std::process::{Command, ExitCode};
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting::new();
 
-/// By how much instructions may grow, and allocations: those of the ledger's writer are among them, and it needs fewer for a
-/// record the more it finds at a time.
+/// By how much a figure may grow.
 const GROWTH: f64 = 0.05;
-const GROWTH_OF_ALLOCATIONS: f64 = 0.1;
 /// What the figures are compared with.
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost/baseline.json");
 
@@ -103,8 +101,7 @@ fn report(measured: &Measured, baseline: Option<&Baseline>) -> ExitCode {
         let is_disturbed = measured.disturbed.contains(name);
         let remark = if is_disturbed { "  (this machine was too busy to say)" } else { "" };
         writeln!(text, "{name:<48}{figure:>10}  {shown}{remark}").unwrap();
-        let bound = if name.contains("alloc") { GROWTH_OF_ALLOCATIONS } else { GROWTH };
-        if !is_disturbed && change.is_some_and(|change| change > bound) {
+        if !is_disturbed && change.is_some_and(|change| change > GROWTH) {
             grown.push(name.as_str());
         }
     }
@@ -114,10 +111,9 @@ fn report(measured: &Measured, baseline: Option<&Baseline>) -> ExitCode {
     }
     let baseline = baseline.map_or("", |b| b.compiler.as_str());
     eprintln!(
-        "grown too much (by more than {} %, allocations {} %): {}. If that is the price of something worth it, `make cost ARGS=record` and say so in \
+        "grown too much (by more than {} %): {}. If that is the price of something worth it, `make cost ARGS=record` and say so in \
          the commit. (Recorded with {baseline}, this is {}.)",
         GROWTH * 100.0,
-        GROWTH_OF_ALLOCATIONS * 100.0,
         grown.join(", "),
         compiler()
     );
