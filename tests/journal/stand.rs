@@ -12,11 +12,11 @@ use keygate::usage::journal::disk::{Disk, RealDisk};
 use keygate::usage::journal::{JournalOptions, Reader};
 use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull, Writer, WriterOptions};
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use std::{fs, io};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -79,7 +79,11 @@ impl Stand {
         for entry in fs::read_dir(self.folder.path().join("journal")).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
-                fs::copy(entry.path(), copy.path().join("journal").join(entry.file_name())).unwrap();
+                match fs::copy(entry.path(), copy.path().join("journal").join(entry.file_name())) {
+                    // Done with and removed by the keeper since the folder was read.
+                    Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
+                    copied => drop(copied.unwrap()),
+                }
             }
         }
         Arc::new(copy)
