@@ -9,6 +9,7 @@
 
 mod abuse;
 mod acme;
+mod clients;
 mod frames;
 mod http2;
 mod leaving;
