@@ -10,6 +10,7 @@
 mod abuse;
 mod acme;
 mod frames;
+mod held;
 mod http2;
 mod leaving;
 mod limits;
