@@ -9,6 +9,7 @@
 
 mod abuse;
 mod acme;
+mod ahead;
 mod frames;
 mod held;
 mod http2;
