@@ -12,7 +12,7 @@ use crate::enduser::EndUsers;
 use crate::keyring::{Entry, Keyring, PlanInForce};
 use crate::policy::authorize::{Asked, Asks, authorize, stands};
 use crate::policy::credential::{end_user_in_header, presented};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
 use crate::policy::fields::Fields;
 use crate::policy::id::{EndUserId, KeyId};
@@ -238,19 +238,27 @@ fn check(
             named = matched.params.get(param).and_then(decode_segment);
             Asks::For(named.as_deref())
         }
-        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, name)),
+        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, passed_on(request, name)?)),
     };
     let asked = Asked { scopes: route.scopes, resource, address: request.address, at: request.now.wall };
     authorize(&entry.key, &asked)?;
     match &route.end_user {
         EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),
         EndUserFrom::JsonField(_) => Ok(EndUserNamed::Body),
-        EndUserFrom::Header(name) => match end_user_in_header(request.fields, name) {
+        EndUserFrom::Header(name) => match end_user_in_header(request.fields, passed_on(request, name)?) {
             Ok(Some(text)) => Ok(EndUserNamed::Header(text.into())),
             Ok(None) => Ok(EndUserNamed::Nobody),
             Err(bad) => Err(Denial::BadRequest(bad)),
         },
     }
+}
+
+/// The name of a header that is decided by, unless the client wants it taken off on the way: the backend would not see it.
+fn passed_on<'n>(request: &RequestView<'_>, name: &'n HeaderName) -> Result<&'n HeaderName, Denial> {
+    if request.fields.is_nominated(name) {
+        return Err(Denial::BadRequest(BadRequest::Connection));
+    }
+    Ok(name)
 }
 
 /// The header's value, if it is there exactly once: two would let the backend read another than we do.

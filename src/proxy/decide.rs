@@ -11,11 +11,11 @@ use crate::keyring::Entry;
 use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
-use crate::policy::head;
+use crate::policy::head::{self, TARGET_MAX};
 use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::{EndUserFrom, Route};
 use crate::usage::{Pending, Start};
-use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -57,6 +57,10 @@ impl Proxy {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         ctx.rewritten = permit.take_rewritten();
+        let longer = ctx.rewritten.as_ref().map_or(0, |path| path.len().saturating_sub(message.path.len()));
+        if message.target.len() + longer > TARGET_MAX {
+            return Err(permit.deny(Denial::Plain(Fault::UriTooLong)));
+        }
         Ok(permit)
     }
 
@@ -102,6 +106,7 @@ impl Proxy {
                 stream.read_waits();
             }
         }
+        Self::heed_connection(session);
         if ctx.begun {
             return;
         }
@@ -110,6 +115,24 @@ impl Proxy {
         }
         let has_body = !session.is_body_empty();
         self.begin(&Message::of(session.req_header(), has_body), ctx);
+    }
+
+    /// What Pingora makes of the connection only in part: it reads the first `Connection` field alone, where a later one may
+    /// say `close`, and answers HTTP/1.0 as it does HTTP/1.1.
+    fn heed_connection(session: &mut Session) {
+        let header = session.req_header();
+        let mut asked =
+            header.headers.get_all(CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+        let closes = asked.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"));
+        let is_10 = header.version == Version::HTTP_10;
+        if closes {
+            session.set_keepalive(None);
+        }
+        if is_10 {
+            // RFC 9110, 10.1.1 and 15.2: neither expected by nor sent to such a client.
+            session.req_header_mut().remove_header(&EXPECT);
+            session.as_downstream_mut().set_ignore_info_resp(true);
+        }
     }
 
     /// Notes what matters however the request is answered.

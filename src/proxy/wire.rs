@@ -43,14 +43,21 @@ pub(super) struct Wire {
     hang_up: Option<HangUp>,
     /// Whether anything was written since the request began.
     answered: bool,
-    /// Where it goes when Pingora drops it before the client has sent all of its request.
-    unread: Option<Unread>,
+    /// Where it goes when Pingora drops it too early.
+    dropped: Option<Dropped>,
 }
 
-/// A place for a wire whose request was answered and has not come whole: closing it at once would take the answer away
-/// from the client (RFC 9112, 9.6), and Pingora does.
+/// A place for a wire that Pingora drops.
 #[derive(Clone, Default)]
-pub(super) struct Unread(Arc<Mutex<Option<Box<Wire>>>>);
+pub(super) struct Dropped(Arc<Mutex<Option<Left>>>);
+
+/// A wire whose request was answered.
+pub(super) enum Left {
+    /// The next one may come.
+    Open(Box<Wire>),
+    /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
+    Unread(Box<Wire>),
+}
 
 /// What may be read.
 #[derive(Debug)]
@@ -78,13 +85,13 @@ impl Wire {
             ahead: BytesMut::new(),
             hang_up: None,
             answered: false,
-            unread: None,
+            dropped: None,
         }
     }
 
-    /// Goes to `unread` when it is dropped too early.
-    pub(super) fn is_kept_in(&mut self, unread: &Unread) {
-        self.unread = Some(unread.clone());
+    /// Goes to `dropped` when it is dropped too early.
+    pub(super) fn is_kept_in(&mut self, dropped: &Dropped) {
+        self.dropped = Some(dropped.clone());
     }
 
     /// What has been read of the next request.
@@ -352,30 +359,31 @@ impl Drop for Wire {
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
             tracing::trace!(%error, "a client was gone before its connection was closed");
         }
-        if let Some(unread) = self.unread.take().filter(|_| self.is_owed_reading()) {
-            let io = std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere));
-            let rest = Self {
-                io,
+        let Some(dropped) = self.dropped.take() else { return };
+        let stays = self.connection.takes_stay() && self.is_between_requests();
+        if stays || self.is_owed_reading() {
+            let rest = Box::new(Self {
+                io: std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere)),
                 id: self.id,
                 connection: Arc::clone(&self.connection),
                 gate: Gate::Closed,
-                ahead: BytesMut::new(),
+                ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
                 hang_up: None,
                 answered: true,
-                unread: None,
-            };
-            *unread.place() = Some(Box::new(rest));
+                dropped: stays.then(|| dropped.clone()),
+            });
+            *dropped.place() = Some(if stays { Left::Open(rest) } else { Left::Unread(rest) });
         }
     }
 }
 
-impl Unread {
+impl Dropped {
     /// What was left there.
-    pub(super) fn take(&self) -> Option<Box<Wire>> {
+    pub(super) fn take(&self) -> Option<Left> {
         self.place().take()
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Box<Wire>>> {
+    fn place(&self) -> MutexGuard<'_, Option<Left>> {
         // A place is whole whatever happened to the thread that held it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,6 +10,7 @@
 mod abuse;
 mod acme;
 mod ahead;
+mod clients;
 mod frames;
 mod held;
 mod http2;
