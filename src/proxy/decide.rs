@@ -215,30 +215,45 @@ impl Proxy {
         ctx: &mut Ctx,
         permit: Permit,
     ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        let EndUserFrom::JsonField(field) = &permit.route().end_user else {
-            let named = match permit.end_user() {
-                EndUserNamed::Header(name) => Some(name.clone()),
-                EndUserNamed::Nobody | EndUserNamed::Body => None,
-            };
-            return Ok((permit, named));
-        };
-        let held = ctx.connection.clone();
-        let found = match read_ahead(session, self.limits.end_user_body_bytes, held.as_deref()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(body)) => {
-                let found = end_user_in_body(&body, field).map_err(Denial::BadRequest);
-                ctx.body = Some(body);
-                found
+        match permit.end_user() {
+            EndUserNamed::Body if !session.is_body_empty() => {}
+            EndUserNamed::Header(name) => {
+                let name = name.clone();
+                return Ok((permit, Some(name)));
             }
-            Err(denial) => Err(ctx.client_fault().unwrap_or(denial)),
-        };
+            EndUserNamed::Nobody | EndUserNamed::Body => return Ok((permit, None)),
+        }
+        // Who may have one request in flight has one body held back.
+        let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
+        let found = self.end_user_in_body(session, ctx, &permit).await;
+        drop(place);
         // Others have been charged meanwhile; nobody is charged in the past. The record is of the arrival all the same: should
         // a window have ended in between, it is in the later one here and, for a process that starts in that window, in the earlier.
         ctx.charged_at = self.clock.now();
         match found {
-            Ok(name) => Ok((permit, name.map(Into::into))),
-            Err(denial) => Err(permit.deny(denial)),
+            Ok(name) => Ok((permit, name)),
+            Err(denial) => Err(permit.deny(ctx.client_fault().unwrap_or(denial))),
         }
+    }
+
+    async fn end_user_in_body(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: &Permit,
+    ) -> Result<Option<Box<str>>, Denial> {
+        let (Some(connection), EndUserFrom::JsonField(field)) = (&ctx.connection, &permit.route().end_user)
+        else {
+            return Err(Denial::Plain(Fault::Internal));
+        };
+        // While its body is awaited, its key can be taken away.
+        connection.serves(Some(Arc::clone(permit.entry())));
+        let body = read_ahead(session, self.limits.end_user_body_bytes, connection).await?;
+        self.gate.still_stands(permit.entry(), self.clock.now().wall)?;
+        let name =
+            end_user_in_body(&body, field).map_err(Denial::BadRequest).map(|name| name.map(Into::into));
+        ctx.body = Some(body);
+        name
     }
 
     /// Notes a refusal, and begins its record if it is one of a known key.

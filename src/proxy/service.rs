@@ -315,7 +315,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
-            connection.takes(part.len());
+            connection.takes(part);
         }
         self.still_in_time(ctx)?;
         Ok(None)

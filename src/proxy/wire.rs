@@ -5,6 +5,7 @@
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
 use super::connection::{Connection, End};
+use super::socket::{HangUp, Socket};
 use crate::policy::chunks::{BadChunks, Chunks};
 use crate::policy::head::Framing;
 use async_trait::async_trait;
@@ -15,21 +16,20 @@ use pingora::protocols::{
 };
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 use tokio_util::io::poll_read_buf;
 
 /// What is written at once is gathered up to so many bytes: an answer's head and a small body leave in one packet.
 const WRITE_BUFFER: usize = 1_460;
 /// Read at once while a head is awaited.
 const READ_AT_ONCE: usize = 4_096;
-/// Most bytes of next requests that wait here while one is being served.
-const AHEAD_MAX: usize = 64 * 1024;
+/// While a request is being served, so much of the next ones is read, and what came with its last bytes.
+const AHEAD_MAX: usize = 16 * 1024;
+/// Most of a body that comes along with its head: a part like any other, as far as whoever reads it is concerned.
+const ALONG: usize = 64 * 1024;
 
 /// A client's socket.
 pub(super) struct Wire {
@@ -39,6 +39,8 @@ pub(super) struct Wire {
     gate: Gate,
     /// Read, and not asked for yet.
     ahead: BytesMut,
+    /// Tells that the client leaves, where so much is ahead that no more is read.
+    hang_up: Option<HangUp>,
     /// Whether anything was written since the request began.
     answered: bool,
     /// Where it goes when Pingora drops it too early.
@@ -55,14 +57,6 @@ pub(super) enum Left {
     Open(Box<Wire>),
     /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
     Unread(Box<Wire>),
-}
-
-/// A socket, encrypted or not.
-pub(super) enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    /// Another wire has it now.
-    Elsewhere,
 }
 
 /// What may be read.
@@ -89,6 +83,7 @@ impl Wire {
             connection,
             gate: Gate::Closed,
             ahead: BytesMut::new(),
+            hang_up: None,
             answered: false,
             dropped: None,
         }
@@ -116,7 +111,9 @@ impl Wire {
 
     /// Lets a request pass whose head is the first `head` bytes ahead. What of its body is here already comes along.
     pub(super) fn begin(&mut self, head: usize, framing: Framing) -> Result<BytesMut, BadChunks> {
+        self.hang_up = None;
         let rest = &self.ahead[head..];
+        let rest = &rest[..rest.len().min(ALONG)];
         let body = match framing {
             Framing::NoBody => {
                 self.gate = Gate::Closed;
@@ -251,7 +248,11 @@ impl Wire {
                 return Poll::Ready(Ok(()));
             }
         }
-        Poll::Pending
+        let hang_up = match self.hang_up.take() {
+            Some(hang_up) => hang_up,
+            None => HangUp::of(self.io.get_ref())?,
+        };
+        self.hang_up.insert(hang_up).poll(context)
     }
 
     fn poll_tunnel(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -266,7 +267,8 @@ impl Wire {
     /// Whether the client has been answered, can still be told so, and is not done sending.
     fn is_owed_reading(&self) -> bool {
         let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
-        let can_be_told = self.connection.ends().is_none_or(End::can_answer);
+        let takes_nothing = self.connection.is_stalled();
+        let can_be_told = self.connection.ends().is_none_or(End::can_answer) && !takes_nothing;
         self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
     }
 
@@ -299,7 +301,9 @@ impl Wire {
     /// Whether the client can still be written to.
     fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
         match self.connection.ends() {
-            Some(end) if !end.can_answer() => Err(io::ErrorKind::TimedOut.into()),
+            Some(end) if !end.can_answer() || self.connection.is_cut_off() => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
             _ => {
                 self.connection.wakes(context);
                 Ok(())
@@ -364,6 +368,7 @@ impl Drop for Wire {
                 connection: Arc::clone(&self.connection),
                 gate: Gate::Closed,
                 ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
+                hang_up: None,
                 answered: true,
                 dropped: stays.then(|| dropped.clone()),
             });
@@ -431,82 +436,62 @@ impl GetSocketDigest for Wire {
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}
 }
 
-// === impl Socket ===
+#[cfg(test)]
+mod tests {
+    use super::super::connections::{Bounds, Connections};
+    use super::*;
+    use crate::metrics::Metrics;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
-impl Socket {
-    fn id(&self) -> UniqueIDType {
-        match self {
-            Self::Plain(stream) => stream.as_raw_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-            Self::Elsewhere => -1,
+    #[tokio::test]
+    async fn of_a_body_that_was_sent_ahead_no_more_comes_along_than_is_kept_to_be_sent_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
+        let (stream, peer) = listener.accept().await.expect("a connection");
+        let table = table();
+        let place = table.register(peer, false, false).expect("a place");
+        let mut wire = Wire::new(Socket::Plain(stream), Arc::clone(place.connection()));
+        for (framing, sent) in [
+            (Framing::Length(200_000), [b"head".as_slice(), &vec![b'x'; 200_000], b"next"].concat()),
+            (
+                Framing::Chunked,
+                [b"head30d40\r\n".as_slice(), &vec![b'x'; 200_000], b"\r\n0\r\n\r\nnext"].concat(),
+            ),
+        ] {
+            wire.ahead = BytesMut::from(sent.as_slice());
+            let along = wire.begin(4, framing).expect("a body");
+            assert_eq!((along.len(), wire.is_between_requests()), (4 + ALONG, false), "{framing:?}");
+            let mut body = along[4..].to_vec();
+            while !wire.is_between_requests() {
+                let mut part = [0; 64 * 1024];
+                let came = wire.read(&mut part).await.expect("a part");
+                body.extend_from_slice(&part[..came]);
+            }
+            assert!(body == sent[4..sent.len() - 4], "{framing:?}: {} bytes", body.len());
+            assert_eq!(wire.ahead(), b"next");
         }
+        drop(client);
     }
 
-    /// Whether HTTP/2 was agreed on.
-    pub(super) fn is_http2(&self) -> bool {
-        match self {
-            Self::Plain(_) | Self::Elsewhere => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-            Self::Elsewhere => false,
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+    fn table() -> Arc<Connections> {
+        let day = Duration::from_hours(24);
+        let deadlines = super::super::connection::Deadlines {
+            first_byte: day,
+            head: day,
+            idle: day,
+            body: day,
+            write: day,
+            linger: day,
+            last_request: day,
+        };
+        let bounds = Bounds { connections: 1, per_address: 0, body_rate: 0, bytes: 0 };
+        Connections::new(
+            deadlines,
+            bounds,
+            (day, Box::new(|_| None)),
+            Arc::new(Metrics::new().expect("metrics")),
+        )
     }
 }

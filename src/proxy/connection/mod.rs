@@ -29,6 +29,7 @@ mod held;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{TICK, ms};
 pub use end::End;
+pub use held::HeldBack;
 
 use crate::keyring::Entry;
 use deadlines::Due;
