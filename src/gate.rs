@@ -6,16 +6,17 @@
 //! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
 //! an [`Admission`], and what forwards takes an `Admission`.
 
-use crate::clock::Now;
-use crate::counter::{Charge, Charged, Counters, Declined, Left};
+use crate::clock::{Now, Timestamp};
+use crate::counter::{Charge, Charged, Counters, Declined, Left, Place};
 use crate::enduser::EndUsers;
-use crate::keyring::{Entry, Keyring};
-use crate::policy::authorize::{Asked, Asks, authorize};
+use crate::keyring::{Entry, Keyring, PlanInForce};
+use crate::policy::authorize::{Asked, Asks, authorize, stands};
 use crate::policy::credential::{end_user_in_header, presented};
-use crate::policy::denial::Denial;
+use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
 use crate::policy::fields::Fields;
 use crate::policy::id::{EndUserId, KeyId};
+use crate::policy::limit::Limits;
 use crate::policy::path::decode_segment;
 use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use crate::policy::secret::{Peppers, Shape, shape};
@@ -134,6 +135,27 @@ impl Gate {
         }
     }
 
+    /// Takes a place in flight for a request whose body has to be read before it can be charged: a key whose limits stand
+    /// against it has nothing held back for it.
+    pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, Place), Box<Denied>> {
+        let plan = permit.entry.workspace.plan();
+        let held = self.counters.hold(&charge_of(&permit.entry, &permit.entry.limits(&plan), &plan), now);
+        drop(plan);
+        match held {
+            Ok(place) => Ok((permit, place)),
+            Err(refusal) => {
+                let declined = Declined::Limit { refusal, degraded: false };
+                Err(Denied::declined(declined, permit.route, permit.entry))
+            }
+        }
+    }
+
+    /// Whether the key of a request that was made to wait still stands.
+    pub fn still_stands(&self, entry: &Entry, at: Timestamp) -> Result<(), Denial> {
+        let current = self.keyring.current(entry, at).ok_or(Denial::KeyInvalid)?;
+        stands(&current.key, at)
+    }
+
     /// Steps 7 and 8: charges every limit, then sees to the end user, whose refusal undoes the charge.
     pub async fn admit(
         &self,
@@ -161,13 +183,7 @@ impl Gate {
 
     async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, Declined> {
         let plan = entry.workspace.plan();
-        let charge = Charge {
-            key: entry.key.id,
-            key_limits: &entry.limits(&plan),
-            workspace: &entry.workspace.id,
-            workspace_limits: &plan.workspace_limits,
-        };
-        self.counters.admit(&charge, now).await
+        self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan), now).await
     }
 
     /// Step 3: whose secret is this?
@@ -199,6 +215,15 @@ impl Gate {
     }
 }
 
+fn charge_of<'r>(entry: &'r Entry, limits: &'r Limits, plan: &'r PlanInForce) -> Charge<'r> {
+    Charge {
+        key: entry.key.id,
+        key_limits: limits,
+        workspace: &entry.workspace.id,
+        workspace_limits: &plan.workspace_limits,
+    }
+}
+
 /// Steps 4 to 6, and what the request says about its end user.
 fn check(
     entry: &Entry,
@@ -213,19 +238,27 @@ fn check(
             named = matched.params.get(param).and_then(decode_segment);
             Asks::For(named.as_deref())
         }
-        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, name)),
+        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, passed_on(request, name)?)),
     };
     let asked = Asked { scopes: route.scopes, resource, address: request.address, at: request.now.wall };
     authorize(&entry.key, &asked)?;
     match &route.end_user {
         EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),
         EndUserFrom::JsonField(_) => Ok(EndUserNamed::Body),
-        EndUserFrom::Header(name) => match end_user_in_header(request.fields, name) {
+        EndUserFrom::Header(name) => match end_user_in_header(request.fields, passed_on(request, name)?) {
             Ok(Some(text)) => Ok(EndUserNamed::Header(text.into())),
             Ok(None) => Ok(EndUserNamed::Nobody),
             Err(bad) => Err(Denial::BadRequest(bad)),
         },
     }
+}
+
+/// The name of a header that is decided by, unless the client wants it taken off on the way: the backend would not see it.
+fn passed_on<'n>(request: &RequestView<'_>, name: &'n HeaderName) -> Result<&'n HeaderName, Denial> {
+    if request.fields.is_nominated(name) {
+        return Err(Denial::BadRequest(BadRequest::Connection));
+    }
+    Ok(name)
 }
 
 /// The header's value, if it is there exactly once: two would let the backend read another than we do.

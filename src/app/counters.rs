@@ -34,8 +34,8 @@ pub(super) async fn make(
         // Another name after each start: what was in flight before is not in flight any more.
         node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
         nodes: {
-            let live = base.metrics.nodes.clone();
-            Box::new(move || usize::try_from(live.get()).unwrap_or(1).max(1))
+            let sharers = base.sharers.clone();
+            Box::new(move || sharers.count())
         },
         ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush }),
         clock: Arc::clone(&base.clock),

@@ -4,6 +4,8 @@ use super::upgrade::{Door, Doors};
 use super::{Base, StartError, acme, parts};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
+use crate::policy::authorize::stands;
+use crate::policy::denial::Denial;
 use crate::proxy::connection::{Deadlines, End};
 use crate::proxy::connections::{Bounds, Connections, Standing};
 use crate::proxy::listen::{Acceptor, HeadLimits, Protocol};
@@ -128,10 +130,11 @@ fn standing(base: &Base, keyring: &Arc<Keyring>) -> Standing {
     Box::new(move |known| {
         let at = clock.now().wall;
         let Some(entry) = ring.current(known, at) else { return Some(End::KeyGone) };
-        if !entry.key.is_active {
-            return Some(End::KeyInactive);
+        match stands(&entry.key, at) {
+            Ok(()) => None,
+            Err(Denial::KeyExpired) => Some(End::KeyExpired),
+            Err(_) => Some(End::KeyInactive),
         }
-        entry.key.expires_at.is_some_and(|end| end <= at).then_some(End::KeyExpired)
     })
 }
 

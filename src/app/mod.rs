@@ -13,6 +13,7 @@ mod fixed;
 mod notify;
 mod parts;
 mod reload;
+mod sharers;
 mod stop;
 mod telemetry;
 mod upgrade;
@@ -44,6 +45,7 @@ use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
 use desk::Desk;
 use notify::Notify;
+use sharers::Sharers;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -188,6 +190,7 @@ struct Base {
     sqlite: Option<Arc<SqliteStore>>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
+    sharers: Sharers,
 }
 
 /// Secrets of the environment, used instead of those of the files.
@@ -381,7 +384,8 @@ async fn open(
     let auth = auth(config, inline.signing, &clock)?;
     create_plans(config, &*store, clock.now().wall).await?;
     let boot = uuid_v7(clock.now().wall);
-    Ok(Base { boot, clock, metrics, store, sqlite, peppers: Arc::new(peppers), auth: Arc::new(auth) })
+    let (peppers, auth, sharers) = (Arc::new(peppers), Arc::new(auth), Sharers::default());
+    Ok(Base { boot, clock, metrics, store, sqlite, peppers, auth, sharers })
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.

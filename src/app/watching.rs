@@ -1,6 +1,7 @@
 //! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
 
 use super::Base;
+use super::sharers::SharersSeen;
 use super::upgrade::Succession;
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
@@ -30,7 +31,8 @@ pub(super) fn start(
     let counts_alone = config.counters.location == CountersLocation::Memory;
     let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
     let own = (base.boot, config.node.name.clone());
-    io.spawn(watch_nodes(store, metrics, own, counts_alone, Arc::clone(succession)));
+    let sharers = base.sharers.seen(LOOK_FOR_NODES_EVERY);
+    io.spawn(watch_nodes(store, metrics, sharers, own, counts_alone, Arc::clone(succession)));
 }
 
 async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
@@ -50,6 +52,7 @@ async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clo
 async fn watch_nodes(
     store: Arc<dyn Nodes>,
     metrics: Arc<Metrics>,
+    mut sharers: SharersSeen,
     (boot, name): (Uuid, String),
     counts_alone: bool,
     succession: Arc<Succession>,
@@ -61,6 +64,9 @@ async fn watch_nodes(
             Ok(nodes) => {
                 let live = nodes.iter().filter(|n| n.is_live()).count();
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
+                // Whether the store has heard of this one or not.
+                let besides = nodes.iter().filter(|n| n.is_live() && n.boot != boot).count();
+                sharers.others(besides, tokio::time::Instant::now());
                 let kin = succession.kin.count();
                 let others = live.saturating_sub(kin).max(1);
                 if counts_alone && others > told {
@@ -81,7 +87,10 @@ async fn watch_nodes(
                 }
                 told_of_twin = has_twin;
             }
-            Err(error) => tracing::debug!(%error, "who else runs on the store is not known"),
+            Err(error) => {
+                sharers.nothing();
+                tracing::debug!(%error, "who else runs on the store is not known");
+            }
         }
         tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
     }

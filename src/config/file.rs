@@ -18,6 +18,7 @@ use super::types::{
     UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
+use crate::policy::head::TARGET_MAX;
 use crate::policy::id::PlanId;
 use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX, Scope};
 use http::{HeaderName, Method};
@@ -136,7 +137,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
         max_header_bytes: s.value("max_header_bytes", &size(1 << 10, 512 << 10), d.max_header_bytes),
         max_header_fields: s.value("max_header_fields", &Whole { min: 1, max: 250 }, d.max_header_fields),
-        max_uri_bytes: s.value("max_uri_bytes", &size(64, 512 << 10), d.max_uri_bytes),
+        max_uri_bytes: s.value("max_uri_bytes", &size(64, TARGET_MAX), d.max_uri_bytes),
         max_body_bytes: s.value("max_body_bytes", &Size { min: 0, max: 1 << 40 }, d.max_body_bytes),
         first_byte_timeout: s.value("first_byte_timeout", &span_ms(100, 600_000), d.first_byte_timeout),
         header_timeout: s.value("header_timeout", &span_ms(100, 600_000), d.header_timeout),

@@ -68,6 +68,28 @@ impl Local {
         }
     }
 
+    /// Takes a place in flight and charges nothing, if no limit stands against a charge.
+    pub(super) fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<Taken, Box<Refusal>> {
+        let (key, workspace) = self.subjects(charge);
+        let mut key_spending = key.lock();
+        let mut workspace_spending = workspace.as_ref().map(Shared::lock);
+        let checked = check(&key_spending, workspace_spending.as_deref(), charge, now).map_err(|refused| {
+            Box::new(Refusal {
+                refused,
+                left: left(&key_spending, workspace_spending.as_deref(), charge, now),
+            })
+        });
+        if checked.is_ok() {
+            key_spending.hold(COST);
+            if let Some(spending) = workspace_spending.as_deref_mut() {
+                spending.hold(COST);
+            }
+        }
+        drop(workspace_spending);
+        drop(key_spending);
+        checked.map(|()| Taken::new(key, workspace, charge, now))
+    }
+
     /// Counts a request that was admitted elsewhere.
     pub(super) fn note(&self, charge: &Charge<'_>, now: Now) -> Taken {
         let (key, workspace) = self.subjects(charge);

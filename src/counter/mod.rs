@@ -21,7 +21,7 @@ pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
 
 use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::{Limit, Limits, Refused, Remaining};
+use crate::policy::limit::{Limit, Limits, Refused, Remaining, Rule};
 use crate::store::SpentRow;
 use local::{Local, Taken};
 use shared::Unit;
@@ -56,6 +56,13 @@ pub struct Charged {
     unit: Option<Unit>,
     left: Left,
     degraded: bool,
+}
+
+/// A place in flight of a request that is not charged yet. Dropping it ends it.
+#[derive(Debug)]
+#[must_use = "dropping it ends the request's place in flight"]
+pub struct Place {
+    _taken: Taken,
 }
 
 /// Each limit in force with what is left of it.
@@ -104,6 +111,21 @@ impl Counters {
         Ok(Charged { taken, unit: None, left, degraded: false })
     }
 
+    /// Takes a place in flight, and nothing else, for a request that will be charged later; refuses what a limit stands
+    /// against already. Of shared limits only those in flight are looked at, and those by this process alone.
+    pub fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<Place, Box<Refusal>> {
+        let taken = if self.leases.is_none() {
+            self.local.hold(charge, now)?
+        } else {
+            let [key_limits, workspace_limits] = [charge.key_limits, charge.workspace_limits].map(in_flight);
+            self.local.hold(
+                &Charge { key_limits: &key_limits, workspace_limits: &workspace_limits, ..*charge },
+                now,
+            )?
+        };
+        Ok(Place { _taken: taken })
+    }
+
     /// Sets what the ledger knows, before anything is charged. Shared counters ask the ledger by themselves.
     pub fn restore(&self, row: &SpentRow, at: Timestamp) {
         if self.leases.is_none() {
@@ -125,6 +147,10 @@ impl Counters {
             leases.close().await;
         }
     }
+}
+
+fn in_flight(limits: &Limits) -> Limits {
+    limits.iter().filter(|limit| matches!(limit.rule, Rule::InFlight { .. })).copied().collect()
 }
 
 // === impl Charged ===

@@ -78,6 +78,28 @@ fn no_more_are_in_flight_than_allowed_and_each_end_makes_room() {
 }
 
 #[test]
+fn a_place_that_is_held_is_in_flight_and_nothing_else_is_charged() {
+    let both = [
+        (LimitName::Concurrency, Rule::InFlight { max: 1 }),
+        (LimitName::Quota, Rule::of(Per::Total, 2)),
+        (LimitName::Rate { plan: false }, Rule::Bucket { rate: 1, burst: 2 }),
+    ];
+    let subject = Subject::new(limits(&both), Limits::new());
+    let (counters, clock) = (Counters::default(), clock());
+    let place = counters.hold(&subject.charge(), clock.now()).expect("room");
+    let in_flight = |refusal: Box<Refusal>| refusal.refused.limit.name == LimitName::Concurrency;
+    assert!(in_flight(counters.hold(&subject.charge(), clock.now()).expect_err("one place")));
+    assert!(in_flight(counters.charge(&subject.charge(), clock.now()).expect_err("one place")));
+    drop(place);
+    for left in [1, 0] {
+        let charged = counters.charge(&subject.charge(), clock.now()).expect("nothing was charged before");
+        assert_eq!(charged.left()[1].1.units, left);
+    }
+    let spent = counters.hold(&subject.charge(), clock.now()).expect_err("both are spent");
+    assert_eq!(spent.refused.limit.name, LimitName::Quota);
+}
+
+#[test]
 fn a_workspace_counts_its_keys_together_and_a_refusal_costs_the_key_nothing() {
     let own = limits(&[(LimitName::Daily, Rule::of(Per::Day, 10))]);
     let shared = limits(&[(LimitName::Workspace(0), Rule::of(Per::Day, 3))]);

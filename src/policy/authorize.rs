@@ -29,14 +29,20 @@ pub enum Asks<'r> {
     For(Option<&'r str>),
 }
 
-/// The first reason why not, in the contract's order.
-pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
+/// Whether a key stands at all, whatever it may do.
+pub fn stands(key: &Key, at: Timestamp) -> Result<(), Denial> {
     if !key.is_active {
         return Err(Denial::KeyInactive);
     }
-    if key.expires_at.is_some_and(|end| end <= asked.at) {
+    if key.expires_at.is_some_and(|end| end <= at) {
         return Err(Denial::KeyExpired);
     }
+    Ok(())
+}
+
+/// The first reason why not, in the contract's order.
+pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
+    stands(key, asked.at)?;
     let lacking = key.scopes.lacking(asked.scopes);
     if !lacking.is_empty() {
         return Err(Denial::Scope(lacking));

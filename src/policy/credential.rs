@@ -40,7 +40,7 @@ pub fn presented<'h>(fields: Fields<'h>, names: &[HeaderName]) -> Result<Option<
 pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let scheme = value.get(..6)?;
     let rest = &value[6..];
-    if !scheme.eq_ignore_ascii_case(b"bearer") || !(rest.is_empty() || rest[0] == b' ') {
+    if !scheme.eq_ignore_ascii_case(b"bearer") || !(rest.is_empty() || matches!(rest[0], b' ' | b'\t')) {
         return None;
     }
     Some(rest.trim_ascii())
@@ -122,6 +122,8 @@ mod tests {
             (&[("authorization", "Bearer")], Ok(None)),
             (&[("authorization", "Bearer ")], Ok(None)),
             (&[("authorization", "Bearerabc")], Ok(None)),
+            // Some backends take any white space.
+            (&[("authorization", "Bearer\tabc")], Ok(Some("abc"))),
             (&[("authorization", "Basic abc")], Ok(None)),
             (&[("authorization", "Bearer a b")], Ok(Some("a b"))),
             (&[("x-api-key", "abc")], Ok(Some("abc"))),

@@ -59,6 +59,8 @@ pub enum BadRequest {
     Framing,
     /// HTTP/1.1 without exactly one sound `Host`, or with another one than its target names.
     Host,
+    /// `Connection` names what it may not.
+    Connection,
     /// The header that names the end user is repeated, empty or over-long.
     EndUserHeader,
     /// The body names no end user where one is expected, or is not the JSON it must be.
@@ -237,6 +239,7 @@ impl BadRequest {
             Self::Syntax => "syntax",
             Self::Framing => "framing",
             Self::Host => "host",
+            Self::Connection => "connection",
             Self::EndUserHeader => "end_user_header",
             Self::EndUserBody => "end_user_body",
         }
@@ -258,6 +261,12 @@ impl BadRequest {
                 "The request needs exactly one Host, the one that its target names if it does"
             }
             (Self::Host, Lang::Zh) => "请求必须且只能有一个 Host，且须与请求目标一致",
+            (Self::Connection, Lang::En) => {
+                "The Connection header must be a list of at most 9 names, none of them of a field that is decided by"
+            }
+            (Self::Connection, Lang::Zh) => {
+                "Connection 头必须是至多 9 个名称的列表，且不得包含用于判定的字段"
+            }
             (Self::EndUserHeader, Lang::En) => {
                 "The header that names the end user must be there once, with 1 to 255 visible characters"
             }

@@ -2,7 +2,7 @@
 //!
 //! Must not know: what any field means. Few fields are found as fast in a list, which costs less to make than a map.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 
 /// A name and a value.
 pub type Line<'r> = (&'r [u8], &'r [u8]);
@@ -40,6 +40,12 @@ impl<'r> Fields<'r> {
         self.first(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
+    /// Whether `Connection` names it: then it is for whoever reads it first, and does not go on.
+    pub fn is_nominated(self, name: &HeaderName) -> bool {
+        let is_it = |asked: &[u8]| asked.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes());
+        self.all(&CONNECTION).any(|value| value.split(|b| *b == b',').any(is_it))
+    }
+
     /// How many there are, and their bytes as they are written at least.
     pub fn size(self) -> (usize, usize) {
         let written = |name: &[u8], value: &[u8]| name.len() + value.len() + ": \r\n".len();
@@ -72,12 +78,13 @@ mod tests {
     #[test]
     fn a_list_reads_like_the_map_of_it() {
         let many = HeaderName::from_static("x-many");
-        let list: [Line<'_>; 5] = [
+        let list: [Line<'_>; 6] = [
             (b"HOST", b"h"),
             (b"X-Many", b"one"),
             (b"x-many", b"two: 2"),
             (b"Accept", b""),
             (b"X-MANY", b"\xe9"),
+            (b"connection", b"close, X-many"),
         ];
         let mut map = HeaderMap::new();
         for (name, value) in list {
@@ -89,8 +96,9 @@ mod tests {
             assert_eq!((fields.text(&HOST), fields.first(&ACCEPT)), (Some("h"), Some(&b""[..])));
             assert_eq!((fields.text(&many), fields.all(&USER_AGENT).count()), (Some("one"), 0));
             assert_eq!(fields.first(&USER_AGENT), None);
-            let bytes = [4, 1, 6, 3, 6, 6, 6, 0, 6, 1].iter().sum::<usize>() + 5 * 4;
-            assert_eq!(fields.size(), (5, bytes));
+            assert!(fields.is_nominated(&many) && !fields.is_nominated(&HOST));
+            let bytes = [4, 1, 6, 3, 6, 6, 6, 0, 6, 1, 10, 13].iter().sum::<usize>() + 6 * 4;
+            assert_eq!(fields.size(), (6, bytes));
         }
     }
 }

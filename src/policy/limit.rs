@@ -297,6 +297,11 @@ impl Spending {
         for per in WINDOWS {
             self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
         }
+        self.hold(cost);
+    }
+
+    /// Counts `cost` units in flight that are not charged yet.
+    pub fn hold(&mut self, cost: u64) {
         self.in_flight = self.in_flight.saturating_add(cost);
     }
 

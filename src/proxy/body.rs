@@ -1,9 +1,9 @@
 //! Bodies of requests: read ahead on routes that find the end user in them, counted on their way to a backend.
 
-use super::connection::Connection;
+use super::connection::{Connection, HeldBack};
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -44,21 +44,18 @@ pub(super) async fn pass_on(
     }
 }
 
-/// Reads the whole body, at most `max` bytes of it. None: there is no body.
+/// Reads the whole body, at most `max` bytes of it.
 ///
 /// Pingora forwards what was read here from its own replay buffer, which holds 64 KiB; a longer body therefore goes on
 /// from the copy made here, whose last part makes Pingora ask for it. That needs the length in advance, so a longer body
 /// without a `Content-Length` is refused with 411.
 ///
-/// What is read counts as held for `connection`.
+/// What is read counts as an upload of `connection`, and without room for it the request is refused.
 pub(super) async fn read_ahead(
     session: &mut Session,
     max: u64,
-    connection: Option<&Connection>,
-) -> Result<Option<Bytes>, Denial> {
-    if session.is_body_empty() {
-        return Ok(None);
-    }
+    connection: &Arc<Connection>,
+) -> Result<Bytes, Denial> {
     let length = content_length(session);
     if length.is_some_and(|l| l > max) {
         return Err(Denial::Plain(Fault::PayloadTooLarge));
@@ -66,39 +63,36 @@ pub(super) async fn read_ahead(
     if session.req_header().headers.contains_key(EXPECT) {
         session.write_continue_response().await.map_err(|_| Denial::Plain(Fault::RequestTimeout))?;
     }
-    let mut body = BytesMut::new();
+    let mut body = HeldBack::new(connection, length);
     loop {
-        let have = u64::try_from(body.len()).unwrap_or(u64::MAX);
         match length {
             // The rest fits into the replay buffer, so Pingora will come asking for it.
-            Some(l) if l - have.min(l) <= REPLAYED => session.enable_retry_buffering(),
+            Some(l) if l - body.so_far().min(l) <= REPLAYED => session.enable_retry_buffering(),
             None => session.enable_retry_buffering(),
             Some(_) => {}
         }
         match session.read_request_body().await {
             Ok(Some(part)) => {
-                if let Some(held) = connection {
-                    held.takes(part.len());
-                    if held.is_stream() {
-                        held.read_goes_on(part.len());
-                        held.read_waits();
-                    }
+                if connection.is_stream() {
+                    connection.read_goes_on(part.len());
+                    connection.read_waits();
                 }
-                body.extend_from_slice(&part);
+                if !body.add(&part) {
+                    return Err(Denial::Plain(Fault::ServiceUnavailable));
+                }
             }
             Ok(None) => {
-                if let Some(stream) = connection.filter(|c| c.is_stream()) {
-                    stream.read_goes_on(0);
+                if connection.is_stream() {
+                    connection.read_goes_on(0);
                 }
-                return Ok(Some(body.freeze()));
+                return Ok(body.whole());
             }
             Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
         }
-        let read = u64::try_from(body.len()).unwrap_or(u64::MAX);
-        if length.is_none() && read > REPLAYED {
+        if length.is_none() && body.so_far() > REPLAYED {
             return Err(Denial::Plain(Fault::LengthRequired));
         }
-        if read > max {
+        if body.so_far() > max {
             return Err(Denial::Plain(Fault::PayloadTooLarge));
         }
     }

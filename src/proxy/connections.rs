@@ -225,10 +225,34 @@ impl Connections {
                 }
             }
         }
-        let bytes = self.shared.found(answers);
+        let (bytes, excess) = self.shared.found(answers);
         self.metrics.bytes_in_flight.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        if bytes > self.bounds.bytes {
-            self.relieve(bytes - self.bounds.bytes);
+        if excess > 0 {
+            self.relieve(excess);
+        }
+        if self.shared.lacks_room() {
+            self.end_those_held_back(now);
+        }
+    }
+
+    /// Ends requests whose bodies are held back and come slowly, those first that have taken longest, until there is some room
+    /// again.
+    fn end_those_held_back(&self, now: u64) {
+        let mut slow = Vec::new();
+        for shard in 0..SHARDS {
+            let is_slow = |c: &Arc<Connection>| {
+                c.holds_back_for(now).filter(|_| c.ends().is_none()).zip(Some(Arc::clone(c)))
+            };
+            slow.extend(self.shard(shard).iter().filter_map(|(_, c)| is_slow(c)));
+        }
+        slow.sort_unstable_by_key(|(waited, _)| Reverse(*waited));
+        let mut wanted = self.shared.relief();
+        for (_, connection) in slow {
+            wanted = wanted.saturating_sub(connection.held_back());
+            self.cut(&connection, End::HeldBack);
+            if wanted == 0 {
+                return;
+            }
         }
     }
 

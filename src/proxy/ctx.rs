@@ -108,6 +108,7 @@ impl Ctx {
             End::KeyInactive => Some(Denial::KeyInactive),
             End::KeyExpired => Some(Denial::KeyExpired),
             End::BackendLate => Some(Denial::Plain(Fault::GatewayTimeout)),
+            End::HeldBack => Some(Denial::Plain(Fault::ServiceUnavailable)),
             End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }

@@ -11,11 +11,11 @@ use crate::keyring::Entry;
 use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
-use crate::policy::head;
+use crate::policy::head::{self, TARGET_MAX};
 use crate::policy::path::{canonical, check_query, split_target};
 use crate::policy::route::{EndUserFrom, Route};
 use crate::usage::{Pending, Start};
-use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -57,6 +57,10 @@ impl Proxy {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         ctx.rewritten = permit.take_rewritten();
+        let longer = ctx.rewritten.as_ref().map_or(0, |path| path.len().saturating_sub(message.path.len()));
+        if message.target.len() + longer > TARGET_MAX {
+            return Err(permit.deny(Denial::Plain(Fault::UriTooLong)));
+        }
         Ok(permit)
     }
 
@@ -102,6 +106,7 @@ impl Proxy {
                 stream.read_waits();
             }
         }
+        Self::heed_connection(session);
         if ctx.begun {
             return;
         }
@@ -110,6 +115,24 @@ impl Proxy {
         }
         let has_body = !session.is_body_empty();
         self.begin(&Message::of(session.req_header(), has_body), ctx);
+    }
+
+    /// What Pingora makes of the connection only in part: it reads the first `Connection` field alone, where a later one may
+    /// say `close`, and answers HTTP/1.0 as it does HTTP/1.1.
+    fn heed_connection(session: &mut Session) {
+        let header = session.req_header();
+        let mut asked =
+            header.headers.get_all(CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+        let closes = asked.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"));
+        let is_10 = header.version == Version::HTTP_10;
+        if closes {
+            session.set_keepalive(None);
+        }
+        if is_10 {
+            // RFC 9110, 10.1.1 and 15.2: neither expected by nor sent to such a client.
+            session.req_header_mut().remove_header(&EXPECT);
+            session.as_downstream_mut().set_ignore_info_resp(true);
+        }
     }
 
     /// Notes what matters however the request is answered.
@@ -192,27 +215,42 @@ impl Proxy {
         ctx: &mut Ctx,
         permit: Permit,
     ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        let EndUserFrom::JsonField(field) = &permit.route().end_user else {
-            let named = match permit.end_user() {
-                EndUserNamed::Header(name) => Some(name.clone()),
-                EndUserNamed::Nobody | EndUserNamed::Body => None,
-            };
-            return Ok((permit, named));
-        };
-        let held = ctx.connection.clone();
-        let found = match read_ahead(session, self.limits.end_user_body_bytes, held.as_deref()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(body)) => {
-                let found = end_user_in_body(&body, field).map_err(Denial::BadRequest);
-                ctx.body = Some(body);
-                found
+        match permit.end_user() {
+            EndUserNamed::Body if !session.is_body_empty() => {}
+            EndUserNamed::Header(name) => {
+                let name = name.clone();
+                return Ok((permit, Some(name)));
             }
-            Err(denial) => Err(ctx.client_fault().unwrap_or(denial)),
-        };
-        match found {
-            Ok(name) => Ok((permit, name.map(Into::into))),
-            Err(denial) => Err(permit.deny(denial)),
+            EndUserNamed::Nobody | EndUserNamed::Body => return Ok((permit, None)),
         }
+        // Who may have one request in flight has one body held back.
+        let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
+        let found = self.end_user_in_body(session, ctx, &permit).await;
+        drop(place);
+        match found {
+            Ok(name) => Ok((permit, name)),
+            Err(denial) => Err(permit.deny(ctx.client_fault().unwrap_or(denial))),
+        }
+    }
+
+    async fn end_user_in_body(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: &Permit,
+    ) -> Result<Option<Box<str>>, Denial> {
+        let (Some(connection), EndUserFrom::JsonField(field)) = (&ctx.connection, &permit.route().end_user)
+        else {
+            return Err(Denial::Plain(Fault::Internal));
+        };
+        // While its body is awaited, its key can be taken away.
+        connection.serves(Some(Arc::clone(permit.entry())));
+        let body = read_ahead(session, self.limits.end_user_body_bytes, connection).await?;
+        self.gate.still_stands(permit.entry(), self.clock.now().wall)?;
+        let name =
+            end_user_in_body(&body, field).map_err(Denial::BadRequest).map(|name| name.map(Into::into));
+        ctx.body = Some(body);
+        name
     }
 
     /// Notes a refusal, and begins its record if it is one of a known key.

@@ -15,6 +15,7 @@ pub(super) fn denial_of(bad: BadHead) -> Denial {
         BadHead::Syntax => Denial::BadRequest(BadRequest::Syntax),
         BadHead::Framing => Denial::BadRequest(BadRequest::Framing),
         BadHead::Host => Denial::BadRequest(BadRequest::Host),
+        BadHead::Connection => Denial::BadRequest(BadRequest::Connection),
         BadHead::Target(bad_path) => Denial::BadRequest(BadRequest::Path(bad_path)),
         BadHead::Coding | BadHead::Connect => Denial::Plain(Fault::NotImplemented),
         BadHead::Fields => Denial::Plain(Fault::HeadersTooLarge),

@@ -4,7 +4,7 @@
 
 use super::upstream::Server;
 use crate::policy::forward::{FieldRules, HostRule};
-use http::header::HOST;
+use http::header::{COOKIE, HOST};
 use http::{HeaderMap, HeaderValue, Uri};
 use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr};
@@ -37,6 +37,18 @@ pub(super) fn rehost(
         (HostRule::Fixed(host), _) => host.clone(),
     };
     fields.insert(HOST, host);
+    Ok(())
+}
+
+/// Several `Cookie` fields, as HTTP/2 may bring them, are one for whoever reads HTTP/1.1 (RFC 9113, 8.2.3).
+pub(super) fn join_cookies(fields: &mut HeaderMap) -> pingora::Result<()> {
+    let mut all = fields.get_all(COOKIE).iter();
+    if all.next().is_none() || all.next().is_none() {
+        return Ok(());
+    }
+    let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let one = HeaderValue::from_bytes(&all.join(&b"; "[..]));
+    fields.insert(COOKIE, one.or_err(ErrorType::InternalError, "cookies do not join")?);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::connection::{Connection, End, Stage};
 use super::early::{Refusal, denial_of};
 use super::front::{self, Arrived, Fronted};
 use super::listen::Acceptor;
-use super::wire::{Unread, Wire};
+use super::wire::{Dropped, Left, Wire};
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
 use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
@@ -42,8 +42,8 @@ enum Next {
 /// Serves one request after the other.
 pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: &Arc<Connection>) {
     let mut served = 0;
-    let unread = Unread::default();
-    wire.is_kept_in(&unread);
+    let dropped = Dropped::default();
+    wire.is_kept_in(&dropped);
     loop {
         let (prefix, has_body) = match next_request(acceptor, &mut wire, connection, served == 0).await {
             Next::Request(prefix, has_body) => (prefix, has_body),
@@ -67,10 +67,15 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
         }
         session.set_connection_user_context(Some(known));
         let Some(reused) = acceptor.phases.process_new_http(session, &acceptor.stop).await else {
-            if let Some(mut wire) = unread.take() {
-                say_no_more(&mut wire, connection).await;
+            match dropped.take() {
+                Some(Left::Open(open)) => wire = open,
+                Some(Left::Unread(mut wire)) => return say_no_more(&mut wire, connection).await,
+                None => return,
             }
-            return;
+            if wire.flush().await.is_err() {
+                return;
+            }
+            continue;
         };
         let (stream, _) = reused.consume();
         let Ok(back) = stream.into_any().downcast::<Wire>() else { return };

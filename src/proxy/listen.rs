@@ -5,8 +5,9 @@
 
 use super::connections::{Connections, Registered};
 use super::service::{Phases, Proxy, class_of};
+use super::socket::Socket;
 use super::tls::was_a_challenge;
-use super::wire::{Socket, Wire};
+use super::wire::Wire;
 use super::{http1, http2};
 use crate::clock::Now;
 use crate::policy::fault::Fault;

@@ -24,6 +24,7 @@ mod ratelimit;
 mod reply;
 mod service;
 mod site;
+mod socket;
 mod stream;
 pub mod tls;
 mod traces;

@@ -12,9 +12,10 @@ use crate::envelope::Envelope;
 use crate::policy::denial::Denial;
 use bytes::Bytes;
 use http::header::{self, EXPECT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
 use std::time::Duration;
 
 /// An unread body up to this size is drained rather than the connection closed.
@@ -103,6 +104,26 @@ pub(super) fn close_if_stopping(session: &mut Session) {
     if session.is_process_shutting_down() {
         session.set_keepalive(None);
     }
+}
+
+/// Nobody says to a client of HTTP/1.0 in chunks where an answer ends, but by closing the connection (RFC 9112, 6.1).
+pub(super) fn end_with_connection(
+    session: &mut Session,
+    response: &mut ResponseHeader,
+) -> pingora::Result<()> {
+    let no_body = session.req_header().method == Method::HEAD
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let is_framed = response.headers.contains_key(header::CONTENT_LENGTH);
+    if no_body || is_framed {
+        return Ok(());
+    }
+    if response.version == Version::HTTP_2 {
+        // Pingora puts it into chunks after this.
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "an answer that HTTP/1.0 cannot end");
+    }
+    response.remove_header(&header::TRANSFER_ENCODING);
+    session.set_keepalive(None);
+    Ok(())
 }
 
 /// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large

@@ -19,14 +19,15 @@ use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
+use crate::policy::forward::HostRule;
 use crate::policy::source::TrustedProxies;
 use crate::store::Outcome;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::ORIGIN;
+use http::header::{HOST, ORIGIN};
+use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -208,10 +209,18 @@ impl ProxyHttp for Phases {
         if let Some(path) = &ctx.rewritten {
             forward::retarget(request, path)?;
         }
+        let version = session.req_header().version;
         edit_request(request, |fields| {
             ctx.site.headers.to_backend(fields, &told)?;
             // After what is told of the client's Host, and before Pingora checks that all agrees.
             forward::rehost(fields, &route.forward.host, ctx.trip.server())?;
+            match version {
+                Version::HTTP_10 if !fields.contains_key(HOST) => {
+                    forward::rehost(fields, &HostRule::Server, ctx.trip.server())?;
+                }
+                Version::HTTP_2 => forward::join_cookies(fields)?,
+                _ => {}
+            }
             forward::apply(fields, &route.forward.request);
             if ctx.body.is_some() {
                 fields.remove(http::header::EXPECT);
@@ -256,6 +265,13 @@ impl ProxyHttp for Phases {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if !is_final(response.status) {
+            // It only tells that an answer comes.
+            return edit_response(response, |fields| {
+                from_backend(fields, &ctx.request_id);
+                Ok(())
+            });
+        }
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && let Some(connection) = &ctx.connection
         {
@@ -263,6 +279,9 @@ impl ProxyHttp for Phases {
         }
         self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
+        if session.req_header().version == Version::HTTP_10 {
+            reply::end_with_connection(session, response)?;
+        }
         edit_response(response, |fields| {
             fields.reserve(ADDED);
             if let Some(route) = &ctx.route {
@@ -280,10 +299,8 @@ impl ProxyHttp for Phases {
             }
             Ok(())
         })?;
-        if response.status != StatusCode::CONTINUE {
-            let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
-            self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
-        }
+        let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
+        self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());
         }
@@ -298,7 +315,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
-            connection.takes(part.len());
+            connection.takes(part);
         }
         self.still_in_time(ctx)?;
         Ok(None)
@@ -317,13 +334,12 @@ impl ProxyHttp for Phases {
             tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
         }
         let error_code = fault.status();
-        if session.response_written().is_some() {
+        if status_written(session).is_some() {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
         let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.ends().is_some());
-        let can_reuse_downstream = session.is_body_done() && !is_over;
-        if !can_reuse_downstream {
+        if !session.is_body_done() || is_over {
             // Of the request's body an unknown part is still to come, or the connection has been given up.
             session.set_keepalive(None);
         }
@@ -333,11 +349,18 @@ impl ProxyHttp for Phases {
             tracing::debug!(%error, "the client did not take the answer");
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        FailToProxy { error_code, can_reuse_downstream }
+        // After an attempt Pingora drops the connection whatever is said here. It is picked up where it falls.
+        if session.get_keepalive().is_some()
+            && session.get_keepalive_reuses_remaining() != Some(0)
+            && let Some(connection) = &ctx.connection
+        {
+            connection.stays();
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
-        let written = session.response_written().map(|r| r.status.as_u16());
+        let written = status_written(session);
         let outcome = outcome_of(ctx, e, written);
         let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
         let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
@@ -420,6 +443,16 @@ fn give_back(ctx: &mut Ctx) {
     if let Some(record) = &mut ctx.record {
         record.given_back();
     }
+}
+
+/// Whether this is an answer, and not only word that one will come.
+fn is_final(status: StatusCode) -> bool {
+    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The status of the answer that the client has been given.
+pub(super) fn status_written(session: &Session) -> Option<u16> {
+    session.response_written().map(|head| head.status).filter(|status| is_final(*status)).map(|s| s.as_u16())
 }
 
 /// What the client is told about a failure; none when there is no client any more.

@@ -173,16 +173,13 @@ impl Stream {
         };
         let bytes = part.len();
         let mut write = pin!(write_body(writer, part, end, self.write_within));
-        let mut waits = false;
+        let mut waits = self.connection.writes_part();
         std::future::poll_fn(|context| {
             if self.connection.is_cut_off() {
                 return Poll::Ready(Error::e_explain(ErrorType::WriteError, "the stream was ended"));
             }
             let polled = write.as_mut().poll(context);
-            if polled.is_pending() != waits {
-                waits = !waits;
-                self.connection.part_waits(waits);
-            }
+            waits.set(polled.is_pending());
             polled
         })
         .await

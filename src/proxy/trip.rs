@@ -4,7 +4,7 @@
 
 use super::connection::End;
 use super::ctx::Ctx;
-use super::service::Proxy;
+use super::service::{Proxy, status_written};
 use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
@@ -83,6 +83,8 @@ impl Proxy {
         }
         ctx.note_attempt(upstream, &busy);
         ctx.trip.attempts += 1;
+        // What is sent again is counted again.
+        ctx.body_bytes = 0;
         ctx.trip.busy = Some(busy);
         Ok(peer)
     }
@@ -161,23 +163,21 @@ impl Proxy {
         }
     }
 
-    /// The head of an answer has come.
+    /// The head of an answer has come, which is more than word that one will.
     pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
         ctx.trip.answered = true;
-        if status >= 200 || status == 101 {
-            if let Some(connection) = &ctx.connection {
-                connection.is_answered();
-            }
-            if let Some(recording) = &mut ctx.recording {
-                recording.answered(status);
-            }
-            if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
-                // The rest of it has what is left of the whole, if there is such a bound.
-                connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
-            }
-            may_pause(ctx);
-            judge(ctx, (status >= 500).then_some(Failure::Status));
+        if let Some(connection) = &ctx.connection {
+            connection.is_answered();
         }
+        if let Some(recording) = &mut ctx.recording {
+            recording.answered(status);
+        }
+        if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
+            // The rest of it has what is left of the whole, if there is such a bound.
+            connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
+        }
+        may_pause(ctx);
+        judge(ctx, (status >= 500).then_some(Failure::Status));
     }
 
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
@@ -221,7 +221,7 @@ impl Proxy {
         let request = Request {
             idempotent: session.req_header().method.is_idempotent(),
             replayable: !session.as_ref().retry_buffer_truncated(),
-            answered: ctx.trip.answered || session.response_written().is_some(),
+            answered: ctx.trip.answered || status_written(session).is_some(),
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
         let may = broken.may_repeat(request)

@@ -5,6 +5,7 @@
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
 use super::connection::{Connection, End};
+use super::socket::{HangUp, Socket};
 use crate::policy::chunks::{BadChunks, Chunks};
 use crate::policy::head::Framing;
 use async_trait::async_trait;
@@ -15,21 +16,20 @@ use pingora::protocols::{
 };
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 use tokio_util::io::poll_read_buf;
 
 /// What is written at once is gathered up to so many bytes: an answer's head and a small body leave in one packet.
 const WRITE_BUFFER: usize = 1_460;
 /// Read at once while a head is awaited.
 const READ_AT_ONCE: usize = 4_096;
-/// Most bytes of next requests that wait here while one is being served.
-const AHEAD_MAX: usize = 64 * 1024;
+/// While a request is being served, so much of the next ones is read, and what came with its last bytes.
+const AHEAD_MAX: usize = 16 * 1024;
+/// Most of a body that comes along with its head: a part like any other, as far as whoever reads it is concerned.
+const ALONG: usize = 64 * 1024;
 
 /// A client's socket.
 pub(super) struct Wire {
@@ -39,23 +39,24 @@ pub(super) struct Wire {
     gate: Gate,
     /// Read, and not asked for yet.
     ahead: BytesMut,
+    /// Tells that the client leaves, where so much is ahead that no more is read.
+    hang_up: Option<HangUp>,
     /// Whether anything was written since the request began.
     answered: bool,
-    /// Where it goes when Pingora drops it before the client has sent all of its request.
-    unread: Option<Unread>,
+    /// Where it goes when Pingora drops it too early.
+    dropped: Option<Dropped>,
 }
 
-/// A place for a wire whose request was answered and has not come whole: closing it at once would take the answer away
-/// from the client (RFC 9112, 9.6), and Pingora does.
+/// A place for a wire that Pingora drops.
 #[derive(Clone, Default)]
-pub(super) struct Unread(Arc<Mutex<Option<Box<Wire>>>>);
+pub(super) struct Dropped(Arc<Mutex<Option<Left>>>);
 
-/// A socket, encrypted or not.
-pub(super) enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    /// Another wire has it now.
-    Elsewhere,
+/// A wire whose request was answered.
+pub(super) enum Left {
+    /// The next one may come.
+    Open(Box<Wire>),
+    /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
+    Unread(Box<Wire>),
 }
 
 /// What may be read.
@@ -76,12 +77,21 @@ impl Wire {
     pub(super) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
         let id = socket.id();
         let io = BufWriter::with_capacity(WRITE_BUFFER, socket);
-        Self { io, id, connection, gate: Gate::Closed, ahead: BytesMut::new(), answered: false, unread: None }
+        Self {
+            io,
+            id,
+            connection,
+            gate: Gate::Closed,
+            ahead: BytesMut::new(),
+            hang_up: None,
+            answered: false,
+            dropped: None,
+        }
     }
 
-    /// Goes to `unread` when it is dropped too early.
-    pub(super) fn is_kept_in(&mut self, unread: &Unread) {
-        self.unread = Some(unread.clone());
+    /// Goes to `dropped` when it is dropped too early.
+    pub(super) fn is_kept_in(&mut self, dropped: &Dropped) {
+        self.dropped = Some(dropped.clone());
     }
 
     /// What has been read of the next request.
@@ -101,7 +111,9 @@ impl Wire {
 
     /// Lets a request pass whose head is the first `head` bytes ahead. What of its body is here already comes along.
     pub(super) fn begin(&mut self, head: usize, framing: Framing) -> Result<BytesMut, BadChunks> {
+        self.hang_up = None;
         let rest = &self.ahead[head..];
+        let rest = &rest[..rest.len().min(ALONG)];
         let body = match framing {
             Framing::NoBody => {
                 self.gate = Gate::Closed;
@@ -236,7 +248,11 @@ impl Wire {
                 return Poll::Ready(Ok(()));
             }
         }
-        Poll::Pending
+        let hang_up = match self.hang_up.take() {
+            Some(hang_up) => hang_up,
+            None => HangUp::of(self.io.get_ref())?,
+        };
+        self.hang_up.insert(hang_up).poll(context)
     }
 
     fn poll_tunnel(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -251,7 +267,8 @@ impl Wire {
     /// Whether the client has been answered, can still be told so, and is not done sending.
     fn is_owed_reading(&self) -> bool {
         let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
-        let can_be_told = self.connection.ends().is_none_or(End::can_answer);
+        let takes_nothing = self.connection.is_stalled();
+        let can_be_told = self.connection.ends().is_none_or(End::can_answer) && !takes_nothing;
         self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
     }
 
@@ -284,7 +301,9 @@ impl Wire {
     /// Whether the client can still be written to.
     fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
         match self.connection.ends() {
-            Some(end) if !end.can_answer() => Err(io::ErrorKind::TimedOut.into()),
+            Some(end) if !end.can_answer() || self.connection.is_cut_off() => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
             _ => {
                 self.connection.wakes(context);
                 Ok(())
@@ -340,29 +359,31 @@ impl Drop for Wire {
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
             tracing::trace!(%error, "a client was gone before its connection was closed");
         }
-        if let Some(unread) = self.unread.take().filter(|_| self.is_owed_reading()) {
-            let io = std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere));
-            let rest = Self {
-                io,
+        let Some(dropped) = self.dropped.take() else { return };
+        let stays = self.connection.takes_stay() && self.is_between_requests();
+        if stays || self.is_owed_reading() {
+            let rest = Box::new(Self {
+                io: std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere)),
                 id: self.id,
                 connection: Arc::clone(&self.connection),
                 gate: Gate::Closed,
-                ahead: BytesMut::new(),
+                ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
+                hang_up: None,
                 answered: true,
-                unread: None,
-            };
-            *unread.place() = Some(Box::new(rest));
+                dropped: stays.then(|| dropped.clone()),
+            });
+            *dropped.place() = Some(if stays { Left::Open(rest) } else { Left::Unread(rest) });
         }
     }
 }
 
-impl Unread {
+impl Dropped {
     /// What was left there.
-    pub(super) fn take(&self) -> Option<Box<Wire>> {
+    pub(super) fn take(&self) -> Option<Left> {
         self.place().take()
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Box<Wire>>> {
+    fn place(&self) -> MutexGuard<'_, Option<Left>> {
         // A place is whole whatever happened to the thread that held it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -415,82 +436,62 @@ impl GetSocketDigest for Wire {
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}
 }
 
-// === impl Socket ===
+#[cfg(test)]
+mod tests {
+    use super::super::connections::{Bounds, Connections};
+    use super::*;
+    use crate::metrics::Metrics;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
-impl Socket {
-    fn id(&self) -> UniqueIDType {
-        match self {
-            Self::Plain(stream) => stream.as_raw_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-            Self::Elsewhere => -1,
+    #[tokio::test]
+    async fn of_a_body_that_was_sent_ahead_no_more_comes_along_than_is_kept_to_be_sent_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
+        let (stream, peer) = listener.accept().await.expect("a connection");
+        let table = table();
+        let place = table.register(peer, false, false).expect("a place");
+        let mut wire = Wire::new(Socket::Plain(stream), Arc::clone(place.connection()));
+        for (framing, sent) in [
+            (Framing::Length(200_000), [b"head".as_slice(), &vec![b'x'; 200_000], b"next"].concat()),
+            (
+                Framing::Chunked,
+                [b"head30d40\r\n".as_slice(), &vec![b'x'; 200_000], b"\r\n0\r\n\r\nnext"].concat(),
+            ),
+        ] {
+            wire.ahead = BytesMut::from(sent.as_slice());
+            let along = wire.begin(4, framing).expect("a body");
+            assert_eq!((along.len(), wire.is_between_requests()), (4 + ALONG, false), "{framing:?}");
+            let mut body = along[4..].to_vec();
+            while !wire.is_between_requests() {
+                let mut part = [0; 64 * 1024];
+                let came = wire.read(&mut part).await.expect("a part");
+                body.extend_from_slice(&part[..came]);
+            }
+            assert!(body == sent[4..sent.len() - 4], "{framing:?}: {} bytes", body.len());
+            assert_eq!(wire.ahead(), b"next");
         }
+        drop(client);
     }
 
-    /// Whether HTTP/2 was agreed on.
-    pub(super) fn is_http2(&self) -> bool {
-        match self {
-            Self::Plain(_) | Self::Elsewhere => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-            Self::Elsewhere => false,
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+    fn table() -> Arc<Connections> {
+        let day = Duration::from_hours(24);
+        let deadlines = super::super::connection::Deadlines {
+            first_byte: day,
+            head: day,
+            idle: day,
+            body: day,
+            write: day,
+            linger: day,
+            last_request: day,
+        };
+        let bounds = Bounds { connections: 1, per_address: 0, body_rate: 0, bytes: 0 };
+        Connections::new(
+            deadlines,
+            bounds,
+            (day, Box::new(|_| None)),
+            Arc::new(Metrics::new().expect("metrics")),
+        )
     }
 }

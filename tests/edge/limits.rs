@@ -149,7 +149,7 @@ fn a_head_or_body_that_drips_for_ever_is_cut_off() {
 }
 
 /// An origin that answers with as much as anybody takes.
-fn endless(origin: &crate::support::Origin) {
+pub(crate) fn endless(origin: &crate::support::Origin) {
     origin.script(|_, out| {
         out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")?;
         let part = vec![b'x'; 64 * 1024];

@@ -9,7 +9,10 @@
 
 mod abuse;
 mod acme;
+mod ahead;
+mod clients;
 mod frames;
+mod held;
 mod http2;
 mod leaving;
 mod limits;

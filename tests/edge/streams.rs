@@ -1,5 +1,6 @@
 //! Streams that stay open: they pass in both directions without delay, and end with their key or their client.
 
+use crate::limits::{cut, endless, metric};
 use crate::support::{Hold, Key, Origin, Request, Spare, eventually_true, stand};
 use serde_json::json;
 use std::io::Write;
@@ -133,4 +134,20 @@ fn a_client_that_leaves_takes_its_backend_request_with_it() {
         let rows = gateway.wait_for_logs(&key, n);
         assert!(rows.iter().all(|row| row["outcome"] == "aborted"), "{rows:?}");
     }
+}
+
+#[test]
+fn an_answer_that_nobody_takes_ends_with_its_key_at_once() {
+    let (origin, gateway) = stand("[proxy]\nrevocation_check = \"100ms\"\nwrite_timeout = \"10m\"\n");
+    let key = gateway.create_key(json!({}));
+    endless(&origin);
+    let mut client = gateway.connect();
+    client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+    eventually_true("it takes nothing", || {
+        metric(&gateway, "keygate_bytes_in_flight") >= f64::from(256 << 10)
+    });
+    gateway.update_key(&key, &json!({"is_active": false}));
+    // It is over for the backend as well.
+    gateway.wait_for_logs(&key, 1);
+    assert_eq!((cut(&gateway, "key_inactive"), cut(&gateway, "write_stalled")), (1.0, 0.0));
 }

@@ -23,6 +23,7 @@ mod private_postgres;
 mod redis;
 mod rows;
 mod schema;
+mod sharers;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;

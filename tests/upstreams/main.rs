@@ -9,6 +9,7 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
+mod attempts;
 mod balance;
 mod cors;
 mod dialects;

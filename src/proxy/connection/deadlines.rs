@@ -103,6 +103,8 @@ impl Connection {
         self.due.since.store(now, Ordering::Relaxed);
         if stage == Stage::Idle || stage == Stage::Request {
             self.due.begin();
+        }
+        if matches!(stage, Stage::Idle | Stage::Request | Stage::Linger) {
             self.held.begin();
         }
         if stage == Stage::Idle {
@@ -214,13 +216,24 @@ impl Connection {
         }
     }
 
+    /// How long it has waited for its request's body in all, if it does so now.
+    fn waited_for_body(&self, now: u64) -> Option<u64> {
+        let since = self.due.waits_since.load(Ordering::Relaxed);
+        (since != NEVER).then(|| self.due.waited.load(Ordering::Relaxed) + now.saturating_sub(since))
+    }
+
+    /// How long others have done without what is held back of the body it waits for, once that is longer than a head may take.
+    pub(in crate::proxy) fn holds_back_for(&self, now: u64) -> Option<u64> {
+        self.waited_for_body(now)
+            .filter(|waited| self.held_back() > 0 && *waited > ms(self.shared.deadlines.head))
+    }
+
     /// Whether the body it waits for comes too slowly.
     fn is_slow(&self, now: u64) -> bool {
-        let since = self.due.waits_since.load(Ordering::Relaxed);
-        if since == NEVER || self.shared.body_rate == 0 || self.has_answer() {
+        let Some(waited) = self.waited_for_body(now) else { return false };
+        if self.shared.body_rate == 0 || self.has_answer() {
             return false;
         }
-        let waited = self.due.waited.load(Ordering::Relaxed) + now.saturating_sub(since);
         let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
         let came = self.due.came.load(Ordering::Relaxed);
         // Nothing at all may be because it is the backend's word that the client waits for.

@@ -43,6 +43,8 @@ numbered!(
         Crowded,
         /// Bodies took up too much memory, and this client takes nothing.
         OverBudget,
+        /// Bodies took up too much memory, and this one has been held back for long.
+        HeldBack,
         /// The gateway stops.
         Stopping,
     }
@@ -131,6 +133,7 @@ impl End {
             Self::WriteStalled => "write_stalled",
             Self::Crowded => "crowded",
             Self::OverBudget => "over_budget",
+            Self::HeldBack => "held_back",
             Self::Stopping => "stopping",
         }
     }

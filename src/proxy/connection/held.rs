@@ -1,9 +1,10 @@
-//! What of bodies is in memory for a client: answers it has yet to take, uploads the backend has yet to take.
+//! What of bodies is in memory for a client: answers it has yet to take, uploads the backend has yet to take or that are held
+//! back until they are whole.
 
 use super::Connection;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
 /// What may be on its way to a client beside what was handed to its socket: Pingora's pipe of four parts of 64 KiB.
@@ -16,16 +17,23 @@ pub(super) struct Budget {
     answers: AtomicU64,
     /// Bytes of requests' bodies that backends have yet to take.
     uploads: AtomicU64,
+    /// Whether there was none for somebody since the last look.
+    wanted: AtomicBool,
 }
 
 /// What one has.
 #[derive(Default)]
 pub(super) struct Held {
-    /// Bytes of bodies taken for this client, and bytes that it has taken in turn.
+    /// Bytes of answers taken for this client, and bytes that it has taken in turn, where one answer follows the other.
     taken: AtomicU64,
     given: AtomicU64,
+    /// Bytes of the answers of its streams that are in memory, and how many of them wait for the client.
+    queued: AtomicU64,
+    waiting: AtomicUsize,
     /// Bytes of the request's body that the backend has yet to take, as far as they are counted.
     carried: AtomicU64,
+    /// Bytes of the request's body that are held back until it is whole.
+    back: AtomicU64,
     /// Whether a part of a body waits for others to be taken.
     waits_for_room: AtomicBool,
 }
@@ -36,25 +44,60 @@ struct Part {
     connection: Arc<Connection>,
 }
 
+/// A part of a stream's answer, counted until it is in the socket or nowhere.
+struct Queued {
+    bytes: Bytes,
+    parent: Arc<Connection>,
+}
+
+/// A request's body that is held back until it is whole, counted from its first byte until it is there or nowhere.
+pub struct HeldBack {
+    bytes: Vec<u8>,
+    /// How long it will be, where that is known.
+    length: Option<usize>,
+    counted: u64,
+    connection: Arc<Connection>,
+}
+
+/// A stream's wait for its client to take a part of the answer.
+pub struct PartWaits<'c> {
+    stream: &'c Connection,
+    waits: bool,
+}
+
 // === impl Budget ===
 
 impl Budget {
     pub(super) const fn new(bytes: u64) -> Self {
-        Self { bytes, answers: AtomicU64::new(0), uploads: AtomicU64::new(0) }
+        Self { bytes, answers: AtomicU64::new(0), uploads: AtomicU64::new(0), wanted: AtomicBool::new(false) }
     }
 }
 
 impl super::Shared {
-    /// That so many bytes of answers were found. Answers how many there are of all bodies.
-    pub(in crate::proxy) fn found(&self, answers: u64) -> u64 {
+    /// That so many bytes of answers were found. Answers how many there are of all bodies, and by how many those of answers
+    /// are too many.
+    pub(in crate::proxy) fn found(&self, answers: u64) -> (u64, u64) {
+        let Budget { bytes, .. } = self.budget;
         self.budget.answers.store(answers, Ordering::Relaxed);
-        answers + self.budget.uploads.load(Ordering::Relaxed)
+        let uploads = self.budget.uploads.load(Ordering::Relaxed);
+        // What uploads have beyond their half is not those to blame who read answers.
+        (answers + uploads, (answers + uploads.min(bytes / 2)).saturating_sub(bytes))
+    }
+
+    /// Whether there is no room for uploads, or was none for somebody who has gone for it since this was asked last.
+    pub(in crate::proxy) fn lacks_room(&self) -> bool {
+        self.budget.wanted.swap(false, Ordering::Relaxed) || !self.has_room()
+    }
+
+    /// How much is to be free again then.
+    pub(in crate::proxy) const fn relief(&self) -> u64 {
+        self.budget.bytes / 16
     }
 
     /// Whether more of requests' bodies may be read. They have at most half of the memory, so that backends which take
     /// nothing cost clients nothing that take their answers.
     pub(in crate::proxy) fn has_room(&self) -> bool {
-        let Budget { bytes, answers, uploads } = &self.budget;
+        let Budget { bytes, answers, uploads, .. } = &self.budget;
         let uploads = uploads.load(Ordering::Relaxed);
         uploads < bytes / 2 && uploads + answers.load(Ordering::Relaxed) < *bytes
     }
@@ -78,6 +121,105 @@ impl Drop for Part {
     }
 }
 
+// === impl Queued ===
+
+impl AsRef<[u8]> for Queued {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.parent.held.queued.fetch_sub(len(&self.bytes), Ordering::Relaxed);
+    }
+}
+
+// === impl HeldBack ===
+
+impl HeldBack {
+    /// Nothing yet.
+    pub fn new(connection: &Arc<Connection>, length: Option<u64>) -> Self {
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        Self { bytes: Vec::new(), length, counted: 0, connection: Arc::clone(connection) }
+    }
+
+    /// Bytes so far.
+    pub fn so_far(&self) -> u64 {
+        u64::try_from(self.bytes.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Keeps another part. Answers whether there was room for it.
+    #[must_use]
+    pub fn add(&mut self, part: &[u8]) -> bool {
+        let needed = self.bytes.len() + part.len();
+        if needed > self.bytes.capacity() && !self.grow(needed) {
+            return false;
+        }
+        self.bytes.extend_from_slice(part);
+        true
+    }
+
+    /// Takes up as much as is needed, in leaps, and not more than it will be. That is what counts.
+    fn grow(&mut self, needed: usize) -> bool {
+        if !self.connection.has_room() {
+            return false;
+        }
+        let leap = self.bytes.capacity().saturating_mul(2).min(self.length.unwrap_or(usize::MAX));
+        self.bytes.reserve_exact(leap.max(needed) - self.bytes.len());
+        let takes = u64::try_from(self.bytes.capacity()).unwrap_or(u64::MAX);
+        let more = takes.saturating_sub(self.counted);
+        self.counted += more;
+        self.connection.shared.budget.uploads.fetch_add(more, Ordering::Relaxed);
+        self.connection.held.back.fetch_add(more, Ordering::Relaxed);
+        true
+    }
+
+    /// The whole of it.
+    pub fn whole(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for HeldBack {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        self.connection.shared.budget.uploads.fetch_sub(self.counted, Ordering::Relaxed);
+        self.connection.held.back.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
+// === impl PartWaits ===
+
+impl PartWaits<'_> {
+    /// Whether it waits at the moment.
+    pub fn set(&mut self, waits: bool) {
+        if waits == self.waits {
+            return;
+        }
+        self.waits = waits;
+        self.stream.part_waits(waits);
+        if let Some(parent) = &self.stream.parent {
+            if waits {
+                parent.held.waiting.fetch_add(1, Ordering::Relaxed);
+            } else {
+                parent.held.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for PartWaits<'_> {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
 // === impl Held ===
 
 impl Held {
@@ -89,12 +231,23 @@ impl Held {
 }
 
 impl Connection {
-    /// So many bytes of bodies are held for this client.
-    pub fn takes(&self, bytes: usize) {
-        if let Some(parent) = &self.parent {
-            return parent.takes(bytes);
+    /// A part of an answer is there for this client. Of a stream, which may be reset at any time, it counts itself: what HTTP/2
+    /// holds of it is seen by nobody else.
+    pub fn takes(&self, part: &mut Bytes) {
+        let Some(parent) = &self.parent else {
+            self.held.taken.fetch_add(len(part), Ordering::Relaxed);
+            return;
+        };
+        if !part.is_empty() {
+            parent.held.queued.fetch_add(len(part), Ordering::Relaxed);
+            let bytes = std::mem::take(part);
+            *part = Bytes::from_owner(Queued { bytes, parent: Arc::clone(parent) });
         }
-        self.held.taken.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A part of a stream's answer is about to be written.
+    pub const fn writes_part(&self) -> PartWaits<'_> {
+        PartWaits { stream: self, waits: false }
     }
 
     /// The client has taken so many bytes.
@@ -104,7 +257,11 @@ impl Connection {
 
     /// Whether there is room for more bodies in memory.
     pub fn has_room(&self) -> bool {
-        self.shared.has_room()
+        let has_room = self.shared.has_room();
+        if !has_room {
+            self.shared.budget.wanted.store(true, Ordering::Relaxed);
+        }
+        has_room
     }
 
     /// Returns when there is room for more of the request's body, or the connection ends.
@@ -138,16 +295,23 @@ impl Connection {
         self.is_stream() && self.held.carried.load(Ordering::Relaxed) > 0
     }
 
-    /// Bytes of bodies held for this client, about.
+    /// Bytes of answers held for this client, about.
     pub(in crate::proxy) fn bytes(&self) -> u64 {
-        let (taken, given) = (&self.held.taken, &self.held.given);
+        let Held { taken, given, queued, waiting, .. } = &self.held;
         let kept = taken.load(Ordering::Relaxed).saturating_sub(given.load(Ordering::Relaxed));
-        kept + if self.is_stalled() { PIPE_BYTES } else { 0 }
+        let waiting = u64::try_from(waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
+        let pipes = waiting.max(self.is_stalled().into());
+        kept + queued.load(Ordering::Relaxed) + pipes.saturating_mul(PIPE_BYTES)
     }
 
-    /// Whether ending it may free memory: it takes nothing, or has streams, each of which may take nothing.
+    /// Whether ending it may free memory: it takes nothing, or one of its streams does not.
     pub(in crate::proxy) fn may_hold(&self) -> bool {
-        self.is_stalled() || (self.is_tunnel() && self.bytes() > 0)
+        self.is_stalled() || self.held.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Bytes of its request's body that are held back.
+    pub(in crate::proxy) fn held_back(&self) -> u64 {
+        self.held.back.load(Ordering::Relaxed)
     }
 }
 

@@ -29,6 +29,7 @@ mod held;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{TICK, ms};
 pub use end::End;
+pub use held::HeldBack;
 
 use crate::keyring::Entry;
 use deadlines::Due;
@@ -62,6 +63,8 @@ pub struct Connection {
     parent: Option<Arc<Connection>>,
     shared: Arc<Shared>,
     tunnel: AtomicBool,
+    /// Whether it goes on although Pingora drops it.
+    stays: AtomicBool,
     due: Due,
     held: Held,
     ending: Ending,
@@ -110,6 +113,7 @@ impl Connection {
             parent,
             shared: Arc::clone(shared),
             tunnel: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
             due: Due::new(),
             held: Held::default(),
             ending: Ending::new(),
@@ -146,6 +150,16 @@ impl Connection {
     fn key(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
         // An entry is whole whatever happened to the thread that held it.
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its request has been answered, and the next one may come, whatever Pingora does with it.
+    pub fn stays(&self) {
+        self.stays.store(true, Ordering::Release);
+    }
+
+    /// Whether that was said since it was last asked for.
+    pub(super) fn takes_stay(&self) -> bool {
+        self.stays.swap(false, Ordering::AcqRel)
     }
 
     /// From now on bytes pass in both directions, whatever they are.

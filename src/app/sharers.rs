@@ -1,0 +1,117 @@
+//! How many nodes share a limit while Redis is gone: those that live, and those that may.
+//!
+//! More is believed at once, fewer only when it has stayed so: after a crash of the database its table of nodes is empty, and
+//! whoever took itself for the only one would admit the whole limit. Must not know: the store, or what is shared.
+
+use crate::store::NodeRow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The number in force, for whoever divides by it.
+#[derive(Clone, Debug)]
+pub(super) struct Sharers(Arc<AtomicUsize>);
+
+/// Follows what the store tells.
+#[derive(Debug)]
+pub(super) struct SharersSeen {
+    sharers: Sharers,
+    held_for: Duration,
+    fewer: Option<Fewer>,
+}
+
+/// Each look since then has seen fewer than are in force.
+#[derive(Clone, Copy, Debug)]
+struct Fewer {
+    since: Instant,
+    most: usize,
+}
+
+impl Default for Sharers {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(1)))
+    }
+}
+
+impl Sharers {
+    /// How many, this node included.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// To be told by one who looks `every` so often.
+    pub(super) fn seen(&self, every: Duration) -> SharersSeen {
+        // Whoever lives has reported by then, also to a table that has just been emptied.
+        SharersSeen { sharers: self.clone(), held_for: NodeRow::LIVE_WITHIN + every, fewer: None }
+    }
+}
+
+impl SharersSeen {
+    /// The store told of `others` at that instant.
+    pub(super) fn others(&mut self, others: usize, at: Instant) {
+        let nodes = others + 1;
+        let in_force = self.sharers.count();
+        if nodes >= in_force {
+            self.fewer = None;
+            self.set(nodes);
+            return;
+        }
+        let fewer = self.fewer.get_or_insert(Fewer { since: at, most: nodes });
+        fewer.most = fewer.most.max(nodes);
+        let Fewer { since, most } = *fewer;
+        if at.duration_since(since) >= self.held_for {
+            self.fewer = None;
+            self.set(most);
+        }
+    }
+
+    /// The store told nothing: whom it missed before may only have been unable to report to it.
+    pub(super) fn nothing(&mut self) {
+        self.fewer = None;
+    }
+
+    fn set(&self, nodes: usize) {
+        self.sharers.0.store(nodes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(5);
+
+    /// What is in force after each look, one every five seconds; none is a look that failed.
+    fn in_force(looks: &[Option<usize>]) -> Vec<usize> {
+        let sharers = Sharers::default();
+        let (mut seen, mut at) = (sharers.seen(EVERY), Instant::now());
+        let after = |look: &Option<usize>| {
+            match look {
+                Some(others) => seen.others(*others, at),
+                None => seen.nothing(),
+            }
+            at += EVERY;
+            sharers.count()
+        };
+        looks.iter().map(after).collect()
+    }
+
+    #[test]
+    fn more_counts_at_once_and_fewer_when_it_has_stayed_so() {
+        let looks = [Some(2), Some(0), Some(0), Some(0), Some(0), Some(1)];
+        assert_eq!(in_force(&looks), [3, 3, 3, 3, 1, 2]);
+    }
+
+    #[test]
+    fn what_was_known_holds_while_the_store_is_away_and_until_it_has_told_for_long() {
+        let looks = [Some(2), Some(0), None, None, None, None, Some(0), Some(0), Some(0), Some(2), Some(0)];
+        assert_eq!(in_force(&looks), [3; 11]);
+    }
+
+    #[test]
+    fn it_falls_to_the_most_that_were_seen_meanwhile() {
+        let looks = [Some(4), Some(0), Some(2), Some(1), Some(1), Some(1), Some(1), Some(1), Some(1)];
+        assert_eq!(in_force(&looks), [5, 5, 5, 5, 3, 3, 3, 3, 2]);
+    }
+}

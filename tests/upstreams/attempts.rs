@@ -1,0 +1,159 @@
+//! What a failed attempt leaves behind: for the client, for its connection, for the next server.
+
+use crate::group::Group;
+use crate::support::{Gateway, Hold, Origin, Raw, Request, ReservedPort, eventually_true, route, upstream};
+use serde_json::json;
+use std::io;
+
+const NO_EJECTION: &str = "[upstreams.eject]\nafter = 0\n";
+const BAD_GATEWAY: (u16, u32, &str) = (502, 10003, "bad_gateway");
+
+/// The first answer that is more than word that one will come.
+fn answer(connection: &mut Raw) -> (u16, Vec<u16>) {
+    let mut interim = Vec::new();
+    loop {
+        let response = connection.response();
+        if response.status >= 200 {
+            return (response.status, interim);
+        }
+        interim.push(response.status);
+    }
+}
+
+#[test]
+fn word_that_an_answer_will_come_is_none() {
+    let group = Group::start(&[1], NO_EJECTION);
+    let key = group.gateway.create_key(json!({"rate_limit": 1000}));
+    for interim in ["100 Continue", "103 Early Hints"] {
+        group.origins[0].script(move |_, out| {
+            write!(out, "HTTP/1.1 {interim}\r\n\r\n")?;
+            Err(io::Error::other("gone"))
+        });
+        let mut connection = group.gateway.connect();
+        connection.send(&Request::post("/v1/app/x", "once").bearer(&key.secret).bytes());
+        assert_eq!(connection.response().status, interim[..3].parse::<u16>().unwrap());
+        let response = connection.response();
+        assert_eq!(response.fault(), (BAD_GATEWAY.0, BAD_GATEWAY.1.into(), BAD_GATEWAY.2.into()));
+    }
+    let rows = group.gateway.wait_for_logs(&key, 2);
+    let tells = |row: &serde_json::Value| row["status_code"] == 502 && row["outcome"] == "upstream_failed";
+    assert!(rows.iter().all(tells), "{rows:#?}");
+}
+
+#[test]
+fn what_only_said_that_it_would_answer_is_asked_again_elsewhere() {
+    let group = Group::start(&[1, 1], NO_EJECTION);
+    group.origins[0].script(|_, out| {
+        out.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n")?;
+        Err(io::Error::other("gone"))
+    });
+    for _ in 0..2 {
+        let mut connection = group.gateway.connect();
+        connection.send(&Request::get("/v1/app/x").bearer(&group.secret).bytes());
+        assert_eq!(answer(&mut connection).0, 200);
+    }
+    let counts = group.counts();
+    assert!(counts[0] >= 1 && counts[1] == 2, "{counts:?}");
+}
+
+#[test]
+fn a_backend_that_promises_and_does_not_answer_is_late() {
+    let group = Group::start(&[1], "first_byte_timeout = \"1s\"\n");
+    let hold = Hold::new();
+    let waits = hold.clone();
+    group.origins[0].script(move |_, out| {
+        out.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n")?;
+        waits.wait(1);
+        Ok(())
+    });
+    let mut connection = group.gateway.connect();
+    connection.send(&Request::get("/v1/app/x").bearer(&group.secret).bytes());
+    assert_eq!(answer(&mut connection), (504, vec![103]));
+    hold.release();
+}
+
+#[test]
+fn a_client_that_asked_before_it_sent_its_body_is_answered_when_no_backend_is_there() {
+    let port = ReservedPort::any();
+    let by_body = "end_user = \"body:user\"\n";
+    let gateway =
+        Gateway::start(&(upstream("app", port.address) + &route("app", "/v1/app/{rest*}", "app", by_body)));
+    let key = gateway.create_key(json!({"quota_limit": 1}));
+    // It costs nothing, so the second is told the same.
+    for _ in 0..2 {
+        let mut connection = gateway.connect();
+        let request = Request::post("/v1/app/x", "{\"user\":\"ann\"}")
+            .bearer(&key.secret)
+            .header("Expect", "100-continue");
+        connection.send(&request.head());
+        assert_eq!(connection.response().status, 100);
+        connection.send(b"{\"user\":\"ann\"}");
+        assert_eq!(connection.response().fault(), (502, 10003, "bad_gateway".into()));
+    }
+}
+
+#[test]
+fn a_connection_outlives_the_failure_of_a_backend() {
+    let mut group = Group::start(&[1], "max_requests = 1\n[upstreams.eject]\nafter = 0\n");
+    let request = Request::get("/v1/app/x").bearer(&group.secret);
+    let mut connection = group.gateway.connect();
+    let is_open = |response: &crate::support::Response| response.header("connection") == Some("keep-alive");
+    assert_eq!(connection.call(&request).status, 200);
+    // No answer, from a connection that breaks.
+    group.origins[0].script(|_, _| Err(io::Error::other("gone")));
+    let response = connection.call(&Request::post("/v1/app/x", "once").bearer(&group.secret));
+    assert!(response.status == 502 && is_open(&response), "{response:?}");
+    // No place, while another request has it.
+    let hold = Hold::new();
+    group.origins[0].answer_after(&hold);
+    let mut other = group.gateway.connect();
+    other.send(&request.bytes());
+    group.origins[0].wait_for_heads(3);
+    let response = connection.call(&request);
+    assert!(response.status == 503 && is_open(&response), "{response:?}");
+    // Two at once, of which the second is read together with the first.
+    let twice = [request.bytes(), request.bytes()].concat();
+    connection.send(&twice);
+    assert_eq!([connection.response().status, connection.response().status], [503, 503]);
+    hold.release();
+    assert_eq!(other.response().status, 200);
+    eventually_true("the place is free", || connection.call(&request).status == 200);
+    // Nobody there.
+    let gone = group.origins.remove(0).stop();
+    let response = connection.call(&request);
+    assert!(response.status == 502 && is_open(&response), "{response:?}");
+    // A client that says so is not kept.
+    let response = connection.call(&request.header("Connection", "close"));
+    assert_eq!((response.status, response.header("connection")), (502, Some("close")));
+    assert!(connection.is_closed());
+    drop(gone);
+}
+
+#[test]
+fn a_failure_amid_an_upload_says_that_the_connection_closes() {
+    let group = Group::start(&[1], NO_EJECTION);
+    group.origins[0].script_socket(|_, _| Ok(()));
+    let port = ReservedPort::any();
+    let alone = Group::start_with(&[port.address], NO_EJECTION);
+    let mut connection = alone.gateway.connect();
+    connection.send(&Request::post("/v1/app/x", vec![b'x'; 300_000]).bearer(&alone.secret).head());
+    let response = connection.response();
+    assert_eq!((response.status, response.header("connection")), (502, Some("close")));
+}
+
+#[test]
+fn a_body_that_is_sent_again_is_not_counted_twice() {
+    let origins = [Origin::start(), Origin::start()];
+    origins[0].script(|_, _| Err(io::Error::other("gone")));
+    let servers = origins.each_ref().map(|o| format!("\"{}\"", o.address)).join(", ");
+    let config = format!("[[upstreams]]\nname = \"app\"\nservers = [{servers}]\n{NO_EJECTION}")
+        + &route("app", "/v1/app/{rest*}", "app", "max_body_bytes = \"64KiB\"\n");
+    let gateway = Gateway::start(&config);
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    for _ in 0..2 {
+        let request = Request::new("PUT", "/v1/app/x").bearer(&secret).body(vec![b'x'; 40_000]);
+        assert_eq!(gateway.call(&request).status, 200);
+        assert_eq!(origins[1].last().body.len(), 40_000);
+    }
+    assert!(origins[0].count() >= 1, "one of them was sent twice");
+}
