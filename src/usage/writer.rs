@@ -42,6 +42,8 @@ pub struct Writer {
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     options: WriterOptions,
+    /// Records handed to the ledger at once: fewer while it cannot cope with a whole batch.
+    at_once: usize,
     /// None while running; the instant after which nothing is tried again, once the gateway stops.
     deadline: watch::Receiver<Option<Instant>>,
     set_aside: SetAside,
@@ -90,7 +92,20 @@ impl Writer {
         let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
         let unstored = Batch::default();
         let only_the_rest = false;
-        Self { reader, ledger, metrics, options, deadline, set_aside, unstored, only_the_rest, flush, done }
+        let at_once = options.batch_records;
+        Self {
+            reader,
+            ledger,
+            metrics,
+            options,
+            at_once,
+            deadline,
+            set_aside,
+            unstored,
+            only_the_rest,
+            flush,
+            done,
+        }
     }
 
     /// A writer of what other processes have left in a journal that nobody writes to: it ends when that is stored.
@@ -126,6 +141,7 @@ impl Writer {
             if let Err(error) = self.ledger.append(&batch.records).await {
                 tracing::warn!(%error, "usage records of an earlier run are stored later");
                 batch.records.iter().for_each(|record| spent.add_record(record));
+                self.try_less(batch.len());
                 self.unstored = batch;
                 break;
             }
@@ -198,7 +214,8 @@ impl Writer {
         }
     }
 
-    /// Tries until every record is stored or set aside. What is refused for its content is found by halving.
+    /// Tries until every record is stored or set aside. What is refused for its content is found by halving; any other
+    /// failure is the store's, and the records wait.
     async fn store(&mut self, batch: &Batch) -> Result<usize, GaveUp> {
         let mut backoff = Backoff(BACKOFF);
         let mut refusals = 0;
@@ -231,28 +248,46 @@ impl Writer {
         backoff: &mut Backoff,
     ) -> Result<Vec<(usize, String)>, GaveUp> {
         let mut refused = Vec::new();
-        while let Some(part) = todo.pop() {
+        while let Some(mut part) = todo.pop() {
+            if part.len() > self.at_once {
+                let next = part.start + self.at_once;
+                todo.push(next..part.end);
+                part.end = next;
+            }
             match self.ledger.append(&batch.records[part.clone()]).await {
                 Ok(_) => {
                     *stored += part.len();
+                    self.try_more();
                     self.has_stored(batch, part);
                     *backoff = Backoff(BACKOFF);
                 }
-                Err(error) if is_content(&error) && part.len() == 1 => {
+                Err(error) if error.is_content() && part.len() == 1 => {
                     refused.push((part.start, error.to_string()));
                 }
-                Err(error) if is_content(&error) => {
+                Err(error) if error.is_content() => {
                     let middle = part.start + part.len() / 2;
                     todo.extend([middle..part.end, part.start..middle]);
                 }
                 Err(error) => {
                     self.report(&error, backoff);
+                    self.try_less(part.len());
                     todo.push(part);
                     self.wait(backoff).await?;
                 }
             }
         }
         Ok(refused)
+    }
+
+    /// So many at once may have been too many for the time that a statement has. A store that is simply gone takes fewer no
+    /// better, and no worse: what that costs when it is back is some dozens of small calls.
+    fn try_less(&mut self, failed: usize) {
+        self.at_once = (failed / 2).max(1);
+    }
+
+    /// Slowly, so that a store that only copes with so many is not asked for too many each time.
+    fn try_more(&mut self) {
+        self.at_once = (self.at_once + self.at_once / 8 + 1).min(self.options.batch_records);
     }
 
     fn has_stored(&mut self, batch: &Batch, numbers: Range<usize>) {
@@ -305,8 +340,8 @@ impl Writer {
 impl Flush {
     /// Waits until every record that an earlier run left is stored. False: not `within` that time.
     pub async fn has_replayed(&self, within: Duration) -> bool {
-        let all_stored_once = self.done.borrow().began.is_some();
-        all_stored_once || self.flushed(within).await
+        let mut done = self.done.clone();
+        matches!(tokio::time::timeout(within, done.wait_for(|done| done.began.is_some())).await, Ok(Ok(_)))
     }
 
     /// How long ago a record of this run may have ended that is not stored yet.
@@ -336,11 +371,6 @@ impl Backoff {
     fn is_fresh(&self) -> bool {
         self.0 == BACKOFF
     }
-}
-
-/// Whether a store refuses the records for what is in them, so that trying again is no use.
-const fn is_content(error: &StoreError) -> bool {
-    matches!(error, StoreError::Invalid { .. } | StoreError::Corrupt(_))
 }
 
 fn count(n: usize) -> u64 {

@@ -175,6 +175,10 @@ pub(crate) enum Mood {
     Forgetful,
     /// Refuses whatever holds a path with this in it.
     Picky(&'static str),
+    /// Refuses everything, for reasons of its own.
+    Broken,
+    /// Takes so many records in the time it has, and no more.
+    Slow(usize),
 }
 
 /// A ledger in memory: every record once.
@@ -183,11 +187,18 @@ pub(crate) struct TestLedger {
     rows: Mutex<BTreeMap<RequestId, UsageRecord>>,
     mood: Mutex<Mood>,
     calls: watch::Sender<usize>,
+    /// How many records each call that was well had.
+    sizes: Mutex<Vec<usize>>,
 }
 
 impl TestLedger {
     pub(crate) fn new(mood: Mood) -> Arc<Self> {
-        Arc::new(Self { rows: Mutex::default(), mood: Mutex::new(mood), calls: watch::Sender::new(0) })
+        Arc::new(Self {
+            rows: Mutex::default(),
+            mood: Mutex::new(mood),
+            calls: watch::Sender::new(0),
+            sizes: Mutex::default(),
+        })
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -196,6 +207,11 @@ impl TestLedger {
 
     pub(crate) fn rows(&self) -> BTreeMap<RequestId, UsageRecord> {
         self.rows.lock().unwrap().clone()
+    }
+
+    /// How many records each call since the last time had that succeeded.
+    pub(crate) fn take_sizes(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.sizes.lock().unwrap())
     }
 
     /// Waits until it was asked that often in all.
@@ -229,10 +245,17 @@ impl Ledger for TestLedger {
                 Err(StoreError::Unavailable("cut off after the commit".into()))
             }
             Mood::Picky(word) if records.iter().any(|r| r.endpoint.contains(word)) => {
-                Err(StoreError::Corrupt("a path nobody likes".into()))
+                Err(StoreError::Invalid { field: "usage record", why: "a path nobody likes".into() })
             }
-            Mood::Picky(_) | Mood::Well => Ok(self.add(records)),
+            Mood::Broken => Err(StoreError::Corrupt("PostgreSQL answered with code 42501".into())),
+            Mood::Slow(most) if records.len() > most => {
+                Err(StoreError::Unavailable("it took too long".into()))
+            }
+            Mood::Slow(_) | Mood::Picky(_) | Mood::Well => Ok(self.add(records)),
         };
+        if done.is_ok() {
+            self.sizes.lock().unwrap().push(records.len());
+        }
         self.calls.send_modify(|calls| *calls += 1);
         done
     }

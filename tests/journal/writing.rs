@@ -117,6 +117,55 @@ async fn a_record_that_is_refused_is_set_aside_alone_and_blocks_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ledger_that_refuses_everything_for_its_own_reasons_gets_it_all_when_it_is_mended() {
+    let mut stand = Stand::new(SMALL);
+    let ledger = TestLedger::new(Mood::Broken);
+    let (writer, _stop) = stand.writer(&ledger, 16);
+    let flush = writer.flush();
+    let running = tokio::spawn(writer.run());
+    (0..100).for_each(|n| stand.serves(n));
+    // Long enough to have tried again many times, however small the parts.
+    ledger.asked(50).await;
+    assert!(!flush.has_replayed(Duration::from_secs(10)).await);
+    let usage = stand.metrics.usage();
+    assert_eq!((usage.in_journal, usage.set_aside, usage.stored), (100, 0, 0));
+    assert!(!stand.journal.folder().join("set-aside.ndjson").exists());
+    ledger.set(Mood::Well);
+    assert!(flush.flushed(PATIENCE).await && flush.has_replayed(PATIENCE).await);
+    stand.assert_identity();
+    assert_eq!((ledger.rows().len(), stand.metrics.usage().stored), (100, 100));
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_too_slow_for_a_batch_gets_parts_and_whole_batches_when_it_is_faster() {
+    for copes_with in [1, 5, 63] {
+        let mut stand = Stand::new(SMALL);
+        let ledger = TestLedger::new(Mood::Slow(copes_with));
+        let (writer, _stop) = stand.writer(&ledger, 64);
+        let flush = writer.flush();
+        (0..200).for_each(|n| stand.serves(n));
+        let begun = Instant::now();
+        let running = tokio::spawn(writer.run());
+        assert!(flush.flushed(10 * PATIENCE).await);
+        stand.assert_identity();
+        assert_eq!((ledger.rows().len(), stand.metrics.usage().set_aside), (200, 0));
+        let sizes = ledger.take_sizes();
+        assert!(sizes.iter().all(|size| *size <= copes_with), "{sizes:?}");
+        // It is left alone for a while after each failure, and mostly not asked for what it did not cope with.
+        let failed = stand.metrics.usage_store_failures.get();
+        assert!(begun.elapsed() >= Duration::from_millis(25) * u32::try_from(failed).unwrap());
+        assert!(failed <= 6 + sizes.len() as u64, "{failed} failures beside {sizes:?}");
+        ledger.set(Mood::Well);
+        (0..1_000).for_each(|n| stand.serves(n));
+        assert!(flush.flushed(PATIENCE).await);
+        assert!(ledger.take_sizes().contains(&64), "it copes with whole batches again");
+        stand.assert_identity();
+        running.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_stored_when_the_gateway_stops_is_stored_by_the_next_one() {
     let mut stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Gone);

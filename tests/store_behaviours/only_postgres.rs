@@ -11,7 +11,8 @@ use keygate::config::PostgresUrl;
 use keygate::policy::id::{KeyId, WorkspaceId};
 use keygate::store::postgres::{PgOptions, PgStore, check, migrate};
 use keygate::store::{Change, EndUserAdmission, Feed as _, KeyFilter, Keys as _};
-use keygate::store::{NodeReport, Nodes as _, PlanPatch, SpentRow, Store, StoreError, Tenants as _, Version};
+use keygate::store::{NodeReport, Nodes as _, PlanPatch, SpentRow, Store, StoreError, Tenants as _};
+use keygate::store::{UsageRecord, Version};
 use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -349,6 +350,54 @@ async fn rows_move_out_of_the_default_partition_when_their_day_gets_its_own() {
     let all: i64 = server.query_one("SELECT count(*) FROM usage", &[]).await.unwrap().get(0);
     assert_eq!((odd, all), (0, 3));
     assert_eq!(place.append(&records).await.unwrap(), 0, "the same records again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_is_refused_for_its_content_and_all_else_is_the_stores_fault() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let server = raw(place.url()).await;
+    let odd = UsageRecord { endpoint: "/odd".into(), ..record(&key, T0) };
+    let refused = async |sql: &str| {
+        server.batch_execute(sql).await.unwrap();
+        place.append(std::slice::from_ref(&odd)).await.unwrap_err()
+    };
+    let error = refused("ALTER TABLE usage ADD CONSTRAINT picky CHECK (endpoint <> '/odd')").await;
+    assert!(error.is_content(), "{error}");
+    for (broken, mended) in [
+        (
+            "ALTER TABLE usage DROP CONSTRAINT picky; ALTER TABLE usage_rollups RENAME TO hidden",
+            "ALTER TABLE hidden RENAME TO usage_rollups",
+        ),
+        ("ALTER TABLE usage RENAME COLUMN node TO hidden", "ALTER TABLE usage RENAME COLUMN hidden TO node"),
+        (
+            "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 RAISE EXCEPTION 'no' USING ERRCODE = 'insufficient_privilege'; END $$;
+             CREATE TRIGGER forbidden BEFORE INSERT ON usage FOR EACH ROW EXECUTE FUNCTION forbid()",
+            "DROP TRIGGER forbidden ON usage",
+        ),
+    ] {
+        let error = refused(broken).await;
+        assert!(!error.is_content(), "{broken}: {error}");
+        server.batch_execute(mended).await.unwrap();
+    }
+    assert_eq!(place.append(std::slice::from_ref(&odd)).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_refused_at_its_beginning_spoils_no_connection() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let server = raw(place.url()).await;
+    for n in 0..10 {
+        server.batch_execute("ALTER TABLE usage RENAME COLUMN node TO hidden").await.unwrap();
+        let error = place.append(&[record(&key, T0)]).await.unwrap_err();
+        assert!(error.to_string().contains("42703"), "{n}: {error}");
+        server.batch_execute("ALTER TABLE usage RENAME COLUMN hidden TO node").await.unwrap();
+        assert_eq!(place.append(&[record(&key, T0)]).await.unwrap(), 1, "{n}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

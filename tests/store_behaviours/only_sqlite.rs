@@ -1,8 +1,8 @@
 //! What only the embedded store does: one file, one process, one schema.
 
-use crate::place::{Place, T0, new_key, someone, workspace_id};
+use crate::place::{Place, T0, new_key, record, someone, workspace_id};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore, check, migrate};
-use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, Version};
+use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, UsageRecord, Version};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -124,6 +124,25 @@ async fn a_locked_file_is_unavailable_and_says_no_sql() {
     let error = store.create_key(new_key(&workspace_id("w"), "k"), &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_record_is_refused_for_its_content_and_all_else_is_the_stores_fault() {
+    let place = Place::sqlite().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let other = Connection::open(place.path()).unwrap();
+    let odd = UsageRecord { endpoint: "/odd".into(), ..record(&key, T0) };
+    let sql = "CREATE TRIGGER picky BEFORE INSERT ON usage WHEN new.endpoint = '/odd'
+               BEGIN SELECT RAISE(ABORT, 'not this one'); END";
+    other.execute_batch(sql).unwrap();
+    let error = place.append(std::slice::from_ref(&odd)).await.unwrap_err();
+    assert!(error.is_content(), "{error}");
+    other.execute_batch("DROP TRIGGER picky; ALTER TABLE usage RENAME TO hidden").unwrap();
+    let error = place.append(std::slice::from_ref(&odd)).await.unwrap_err();
+    assert!(!error.is_content(), "{error}");
+    other.execute_batch("ALTER TABLE hidden RENAME TO usage").unwrap();
+    assert_eq!(place.append(std::slice::from_ref(&odd)).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -120,14 +120,12 @@ impl Import<'_> {
         let (lines, records): (Vec<u64>, Vec<UsageRecord>) =
             std::mem::take(&mut self.batch).into_iter().unzip();
         match self.append(&records) {
-            Err(StoreError::Invalid { .. } | StoreError::Corrupt(_)) => {}
+            Err(error) if error.is_content() => {}
             appended => return appended.map_err(Failure::failed),
         }
         for (n, record) in lines.into_iter().zip(&records) {
             match self.append(std::slice::from_ref(record)) {
-                Err(why @ (StoreError::Invalid { .. } | StoreError::Corrupt(_))) => {
-                    self.refuse(n, &why.to_string());
-                }
+                Err(why) if why.is_content() => self.refuse(n, &why.to_string()),
                 appended => appended.map_err(Failure::failed)?,
             }
         }

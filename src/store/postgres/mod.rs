@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
-use tx::{Kind, Ran, Tx, Work};
+use tx::{After, Kind, Ran, Tx, Work};
 
 /// A store on a PostgreSQL server.
 pub struct PgStore {
@@ -223,11 +223,12 @@ async fn serve<T, F>(
             Ok(connection) => connection,
             Err(error) => break Err(error::of_pool(&error).into()),
         };
-        let (ran, is_sound) = tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
-        if !is_sound {
-            // It may yet answer what was given up; nobody else must read that. What is idle may hang or be closed as
-            // well, and must not be found out one patience after the other.
+        let (ran, after) = tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
+        if after != After::Sound {
             drop(Object::take(connection));
+        }
+        if after == After::AllUnsound {
+            // What is idle may hang or be closed as well, and must not be found out one patience after the other.
             pool.retain(|_, _| false);
         }
         match ran {

@@ -45,6 +45,8 @@ pub(super) struct Tx<'t> {
 struct Signs {
     /// The server did not answer in time.
     hung: AtomicBool,
+    /// What the server says next may be the answer to something that was asked before.
+    out_of_step: AtomicBool,
     /// The server broke it off for the sake of another one.
     conflict: AtomicBool,
     /// The server refused a value, not the work.
@@ -69,15 +71,25 @@ pub(super) enum Ran<T, F> {
     NotBegun(F, Broken),
 }
 
-/// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then. Also tells
-/// whether the connection can be used again.
+/// Whether a connection can be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It can.
+    Sound,
+    /// It cannot: it may yet answer what was given up, and nobody else must read that.
+    Unsound,
+    /// It cannot, and those that are idle may be no better.
+    AllUnsound,
+}
+
+/// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then.
 pub(super) async fn run<T, F>(
     connection: &mut Object,
     kind: Kind,
     patience: Duration,
     work: F,
     is_given_up: impl Fn() -> bool,
-) -> (Ran<T, F>, bool)
+) -> (Ran<T, F>, After)
 where
     F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
 {
@@ -89,14 +101,20 @@ where
     };
     let transaction = match signs.within(patience, begin.start()).await {
         Ok(transaction) => transaction,
-        Err(error) if signs.hung.load(Ordering::Relaxed) => return (Ran::Done(Err(error.into())), false),
-        Err(error) => return (Ran::NotBegun(work, error.into()), false),
+        Err(error) if signs.hung.load(Ordering::Relaxed) => {
+            return (Ran::Done(Err(error.into())), After::AllUnsound);
+        }
+        Err(error) => return (Ran::NotBegun(work, error.into()), After::AllUnsound),
     };
     let outcome = transact(transaction, patience, work, is_given_up, &signs).await;
     let is_conflict = signs.conflict.load(Ordering::Relaxed);
     let is_content = signs.content.load(Ordering::Relaxed);
-    let is_sound = !signs.hung.load(Ordering::Relaxed);
-    (Ran::Done(outcome.map_err(|error| Broken { error, is_conflict, is_content })), is_sound)
+    let after = match (signs.hung.load(Ordering::Relaxed), signs.out_of_step.load(Ordering::Relaxed)) {
+        (true, _) => After::AllUnsound,
+        (false, true) => After::Unsound,
+        (false, false) => After::Sound,
+    };
+    (Ran::Done(outcome.map_err(|error| Broken { error, is_conflict, is_content })), after)
 }
 
 async fn transact<T, F>(
@@ -216,7 +234,12 @@ impl<'t> Tx<'t> {
             }
             CopyInSink::finish(sink.as_mut()).await
         };
-        self.signs.within(self.patience, copied).await
+        let copied = self.signs.within(self.patience, copied).await;
+        if copied.is_err() {
+            // The client ends a COPY that the server has refused already, and the server answers that once more.
+            self.signs.out_of_step.store(true, Ordering::Relaxed);
+        }
+        copied
     }
 
     /// Nothing of this transaction is to be kept, although it succeeds.
@@ -264,6 +287,9 @@ impl Signs {
                 }
                 if error::is_content(&error) {
                     self.content.store(true, Ordering::Relaxed);
+                }
+                if error.as_db_error().is_none() {
+                    self.out_of_step.store(true, Ordering::Relaxed);
                 }
                 Err(error.into())
             }

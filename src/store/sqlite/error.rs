@@ -18,6 +18,18 @@ impl From<Error> for StoreError {
     }
 }
 
+/// Why a usage record was not stored. A value that the schema or SQLite does not take is the record's fault.
+pub(super) fn of_record(error: Error) -> StoreError {
+    let code = error.sqlite_error_code();
+    let error = StoreError::from(error);
+    match code {
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+            StoreError::Invalid { field: "usage record", why: error.to_string() }
+        }
+        _ => error,
+    }
+}
+
 fn failure(error: ffi::Error, text: &str) -> StoreError {
     let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
     match error.code {

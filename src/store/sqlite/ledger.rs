@@ -1,6 +1,7 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
 use super::all_records;
+use super::error;
 use super::logs;
 use super::rollups;
 use super::row;
@@ -136,35 +137,32 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (id) DO NOTHING";
     // By place: finding parameters by name took as long as the rest of the insertion.
-    let inserted = row::execute(
-        tx,
-        sql,
-        params![
-            record.id.0.as_bytes(),
-            record.request_id,
-            record.api_key_id.0.as_bytes(),
-            record.workspace_id.as_str(),
-            record.at.as_micros(),
-            record.method,
-            record.endpoint,
-            record.route,
-            record.status_code,
-            record.outcome.as_str(),
-            record.denial.map(Fault::name),
-            record.charged,
-            record.degraded,
-            row::int(record.response_time_us),
-            record.ttfb_us.map(row::int),
-            row::int(record.bytes_in),
-            row::int(record.bytes_out),
-            row::int(record.tokens_used),
-            record.ip_address.map(|ip| ip.to_string()),
-            record.user_agent,
-            record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
-            record.upstream,
-            record.node,
-        ],
-    )?;
+    let values = params![
+        record.id.0.as_bytes(),
+        record.request_id,
+        record.api_key_id.0.as_bytes(),
+        record.workspace_id.as_str(),
+        record.at.as_micros(),
+        record.method,
+        record.endpoint,
+        record.route,
+        record.status_code,
+        record.outcome.as_str(),
+        record.denial.map(Fault::name),
+        record.charged,
+        record.degraded,
+        row::int(record.response_time_us),
+        record.ttfb_us.map(row::int),
+        row::int(record.bytes_in),
+        row::int(record.bytes_out),
+        row::int(record.tokens_used),
+        record.ip_address.map(|ip| ip.to_string()),
+        record.user_agent,
+        record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
+        record.upstream,
+        record.node,
+    ];
+    let inserted = tx.prepare_cached(sql)?.execute(values).map_err(error::of_record)?;
     Ok(inserted == 1)
 }
 
