@@ -10,7 +10,11 @@
 -- Fields of a subject: v = layout, g = when it was made (µs), e = its epoch: since when this server counts it (µs), r = which
 -- server that is, s1…s5 = starts of its windows (s), u1…u5 = used in them, b1…b5 = how much of that is known from before the
 -- epoch, f0 f1 = when the bucket is full again, e0 e1 = until when units leased ahead may still be spent (ticks),
--- p:NODE = places in flight of a node and until when they are believed (µs).
+-- a = the same of the window before each of the first four, p:NODE = places in flight of a node and until when they are
+-- believed (µs).
+--
+-- The clock may step back. What it wrote while it was ahead is believed to be as late as it can be now: an instant that lies
+-- further ahead than any that is written now would refuse all until the clock gets there.
 --
 -- Scripts of other versions share these fields, so that two versions side by side count together. A new layout gets
 -- a new number, and a script that does not know it touches nothing.
@@ -55,20 +59,50 @@ local need, have, ahead = next_number(), next_number(), next_number()
 local in_flight, ahead_places, max_places = next_number(), next_number(), next_number()
 local life = life_us * TICKS
 local adjustments = {}
-for i = 1, next_number() do adjustments[i] = { at = next_number(), units = next_number() } end
+for i = 1, next_number() do
+  local at, units = next_number(), next_number()
+  -- Nothing has been spent later than now.
+  adjustments[i] = { at = units > 0 and min(at, now_us) or at, units = units }
+end
 
 local starts = starts_of(now_us)
 local FIELDS = { 'v', 'g', 'e', 'r', 's1', 'u1', 'b1', 's2', 'u2', 'b2', 's3', 'u3', 'b3', 's4', 'u4', 'b4', 's5', 'u5', 'b5',
-  'f0', 'e0', 'f1', 'e1' }
+  'f0', 'e0', 'f1', 'e1', 'a' }
 if server == '' then
   local info = redis.pcall('INFO', 'server')
   server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or '-'
 end
 
+-- What was used of the window before the newest, for each but the last.
+local function earlier_of(text, began)
+  local earlier, next_of = {}, string.gmatch(text or '', '%d+')
+  for w = 1, 4 do
+    local start, used, before = tonumber(next_of() or 0), tonumber(next_of() or 0), tonumber(next_of() or 0)
+    earlier[w] = { start = start, used = used, before = began and used or before }
+  end
+  return earlier
+end
+
+-- Which window counts now: the newest, unless the clock has stepped back out of it. Then it is the one before, if there has
+-- been one; else the later goes on counting, because nobody knows what was used of the earlier.
+local function counting(subject, w, newest, text, began)
+  if newest.start == starts[w] then return newest, newest end
+  subject.earlier = subject.earlier or earlier_of(text, began)
+  local earlier = subject.earlier[w]
+  if newest.start < starts[w] then
+    subject.earlier[w] = newest
+    newest = { start = starts[w], used = 0, before = 0 }
+    return newest, newest
+  end
+  if earlier.start == 0 then return newest, newest end
+  if earlier.start < starts[w] then earlier.start, earlier.used, earlier.before = starts[w], 0, 0 end
+  return newest, earlier
+end
+
 -- What there is of a subject; nothing if there is none and the ledger was not asked.
 local function read(hash, ledger)
   local v = redis.call('HMGET', hash, unpack(FIELDS))
-  local subject = { hash = hash, start = {}, used = {}, before = {}, full = {}, leased = {}, limits = {} }
+  local subject = { hash = hash, newest = {}, windows = {}, full = {}, leased = {}, limits = {} }
   subject.layout, subject.made, subject.epoch = v[1], tonumber(v[2]), tonumber(v[3])
   if not subject.made then
     if not ledger then return nil end
@@ -76,19 +110,17 @@ local function read(hash, ledger)
     local at = starts_of(ledger.at)
     for w = 1, 5 do v[2 + 3 * w], v[3 + 3 * w], v[4 + 3 * w] = at[w], ledger.used[w], ledger.used[w] end
   end
+  subject.made = min(subject.made, now_us)
   -- Another server took over, or this one came back with what it had on disk: some of what was told may be missing.
   local began = v[4] ~= server
   if began then subject.epoch = now_us end
   for w = 1, 5 do
-    subject.start[w], subject.used[w] = tonumber(v[2 + 3 * w] or 0), tonumber(v[3 + 3 * w] or 0)
-    subject.before[w] = began and subject.used[w] or tonumber(v[4 + 3 * w] or 0)
-    -- A clock that steps back finds the later window still counting.
-    if subject.start[w] < starts[w] then
-      subject.start[w], subject.used[w], subject.before[w] = starts[w], 0, 0
-    end
+    local newest = { start = tonumber(v[2 + 3 * w] or 0), used = tonumber(v[3 + 3 * w] or 0) }
+    newest.before = began and newest.used or tonumber(v[4 + 3 * w] or 0)
+    subject.newest[w], subject.windows[w] = counting(subject, w, newest, v[24], began)
   end
   for b = 0, 1 do
-    subject.full[b], subject.leased[b] = tonumber(v[20 + 2 * b] or 0), tonumber(v[21 + 2 * b] or 0)
+    subject.full[b], subject.leased[b] = tonumber(v[20 + 2 * b] or 0), min(tonumber(v[21 + 2 * b] or 0), now + life)
   end
   return subject
 end
@@ -110,16 +142,19 @@ for i = 1, #KEYS do
     local heard = next_spending()
     if epoch ~= subject.epoch then subject.heard = heard end
   end
+  local emptiest = {}
   for l = 1, next_number() do
     local kind, slot, a = next_text(), next_number(), next_number()
     if kind == 'b' then
       -- A rate of nothing has no step; no charge is ever small enough for it.
       local step = a > 0 and ceil(1000000 * TICKS / a) or 2 ^ 52
       subject.limits[l] = { bucket = slot, step = step, burst = next_number() }
+      emptiest[slot] = max(emptiest[slot] or 0, now + subject.limits[l].burst * step)
     else
       subject.limits[l] = { window = slot, max = a }
     end
   end
+  for b, full in pairs(emptiest) do subject.full[b] = min(subject.full[b], full) end
   subjects[i] = subject
 end
 
@@ -136,16 +171,16 @@ end
 local function believe(subject)
   if not subject.heard then return end
   local heard_starts = starts_of(subject.heard.at)
-  for w = 1, 5 do
-    if heard_starts[w] == subject.start[w] then
+  for w, window in ipairs(subject.windows) do
+    if heard_starts[w] == window.start then
       local word = subject.heard.used[w]
       for _, adjustment in ipairs(adjustments) do
-        if is_old(subject, adjustment) and starts_of(adjustment.at)[w] == subject.start[w] then
+        if is_old(subject, adjustment) and starts_of(adjustment.at)[w] == window.start then
           word = word + adjustment.units
         end
       end
-      local missing = max(0, word - subject.before[w])
-      subject.used[w], subject.before[w] = subject.used[w] + missing, subject.before[w] + missing
+      local missing = max(0, word - window.before)
+      window.used, window.before = window.used + missing, window.before + missing
     end
   end
 end
@@ -154,8 +189,8 @@ local function adjust(subject, adjustment)
   if is_old(subject, adjustment) then return end
   local at, units = adjustment.at, adjustment.units
   local then_starts = starts_of(at)
-  for w = 1, 5 do
-    if then_starts[w] == subject.start[w] then subject.used[w] = max(0, subject.used[w] + units) end
+  for w, window in ipairs(subject.windows) do
+    if then_starts[w] == window.start then window.used = max(0, window.used + units) end
   end
   if units < 0 and now_us - at <= life_us then
     for _, limit in ipairs(subject.limits) do
@@ -181,7 +216,7 @@ local function base(subject, limit, leasing)
 end
 
 local function available(subject, limit, leasing)
-  if limit.window then return max(0, limit.max - subject.used[limit.window]) end
+  if limit.window then return max(0, limit.max - subject.windows[limit.window].used) end
   return max(0, floor((now + limit.burst * limit.step - base(subject, limit, leasing)) / limit.step))
 end
 
@@ -196,6 +231,9 @@ if in_flight >= 0 then
         dead[#dead + 1] = held[i]
       elseif held[i] ~= own_place then
         others = others + tonumber(count)
+        if tonumber(until_us) > now_us + PLACE_US then
+          redis.call('HSET', KEYS[1], held[i], count .. ' ' .. whole(now_us + PLACE_US))
+        end
       end
     end
   end
@@ -262,13 +300,20 @@ for _, subject in ipairs(subjects) do
         if extra > 0 then subject.leased[limit.bucket] = max(subject.leased[limit.bucket], now + life) end
       end
     end
-    for w = 1, 5 do subject.used[w] = subject.used[w] + granted end
+    for _, window in ipairs(subject.windows) do window.used = window.used + granted end
   end
   local out = { 'v', LAYOUT, 'g', whole(subject.made), 'e', whole(subject.epoch), 'r', server }
-  for w = 1, 5 do
-    out[#out + 1] = 's' .. w; out[#out + 1] = whole(subject.start[w])
-    out[#out + 1] = 'u' .. w; out[#out + 1] = whole(subject.used[w])
-    out[#out + 1] = 'b' .. w; out[#out + 1] = whole(subject.before[w])
+  for w, window in ipairs(subject.newest) do
+    out[#out + 1] = 's' .. w; out[#out + 1] = whole(window.start)
+    out[#out + 1] = 'u' .. w; out[#out + 1] = whole(window.used)
+    out[#out + 1] = 'b' .. w; out[#out + 1] = whole(window.before)
+  end
+  if subject.earlier then
+    local texts = {}
+    for w, window in ipairs(subject.earlier) do
+      texts[w] = whole(window.start) .. ' ' .. whole(window.used) .. ' ' .. whole(window.before)
+    end
+    out[#out + 1] = 'a'; out[#out + 1] = table.concat(texts, ' ')
   end
   for b = 0, 1 do
     out[#out + 1] = 'f' .. b; out[#out + 1] = whole(subject.full[b])
@@ -297,7 +342,7 @@ local answer = { refused and 1 or 0, now_us, granted, held_places, max(0, max_pl
 for _, subject in ipairs(subjects) do
   answer[#answer + 1] = subject.made
   answer[#answer + 1] = subject.epoch
-  for w = 1, 5 do answer[#answer + 1] = subject.used[w] end
+  for _, window in ipairs(subject.windows) do answer[#answer + 1] = window.used end
   for _, limit in ipairs(subject.limits) do
     if limit.bucket then
       answer[#answer + 1] = available(subject, limit, false)

@@ -97,7 +97,7 @@ impl Counters {
         Self { local: leases.local(), leases: Some(leases) }
     }
 
-    /// Charges all limits of a request that arrived at `now`, or none of them.
+    /// Charges all limits of a request at `now`, or none of them.
     pub async fn admit(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Declined> {
         match &self.leases {
             None => self.charge(charge, now).map_err(|refusal| Declined::Limit { refusal, degraded: false }),

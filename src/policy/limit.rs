@@ -83,10 +83,10 @@ pub struct Spending {
     windows: [Windowed; 5],
 }
 
-/// What is spent of the window being counted, and of the one before it in case the calendar steps back.
+/// What is spent of the newest window, and of one before it: the calendar may step back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 struct Windowed {
-    current: Spent,
+    newest: Spent,
     before: Spent,
 }
 
@@ -236,7 +236,7 @@ impl Spending {
     pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
         let mut spending = Self::default();
         for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
-            spending.windows[slot(*per)].current = Spent { start: window_start(*per, at), used };
+            spending.windows[slot(*per)].newest = Spent { start: window_start(*per, at), used };
         }
         spending
     }
@@ -357,7 +357,7 @@ impl Spending {
         }
         let start = window_start(per, at);
         let windowed = &self.windows[slot(per)];
-        [windowed.current, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+        [windowed.newest, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
     }
 
     /// How far its buckets are from full at `now`.
@@ -412,18 +412,18 @@ impl Spending {
 
 impl Windowed {
     fn add(&mut self, start: Timestamp, cost: u64) {
-        if self.current.start != start {
-            // The calendar moved, forward or back. The window left behind is kept: it may come again.
-            std::mem::swap(&mut self.current, &mut self.before);
-            if self.current.start != start {
-                self.current = Spent { start, used: 0 };
-            }
+        if start > self.newest.start {
+            // The window left behind is kept: the calendar may step back into it.
+            self.before = std::mem::replace(&mut self.newest, Spent { start, used: 0 });
+        } else if start < self.newest.start && start != self.before.start {
+            self.before = Spent { start, used: 0 };
         }
-        self.current.used = self.current.used.saturating_add(cost);
+        let spent = if start == self.newest.start { &mut self.newest } else { &mut self.before };
+        spent.used = spent.used.saturating_add(cost);
     }
 
     fn subtract(&mut self, start: Timestamp, cost: u64) {
-        for spent in [&mut self.current, &mut self.before] {
+        for spent in [&mut self.newest, &mut self.before] {
             if spent.start == start {
                 spent.used = spent.used.saturating_sub(cost);
                 return;

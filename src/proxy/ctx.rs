@@ -21,6 +21,8 @@ use std::sync::Arc;
 pub struct Ctx {
     /// When its head had arrived.
     pub arrived: Now,
+    /// When its limits are charged: then, or once the body that names its end user is there.
+    pub charged_at: Now,
     /// Its identity.
     pub id: RequestId,
     /// What client, backend, logs and ledger know it by.
@@ -75,6 +77,7 @@ impl Ctx {
         let id = RequestId::new(arrived.wall);
         Self {
             arrived,
+            charged_at: arrived,
             id,
             request_id: id_value(id),
             lang: Lang::En,

@@ -75,7 +75,7 @@ impl Proxy {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
-        let admission = self.gate.admit(permit, end_user, ctx.arrived).await?;
+        let admission = self.gate.admit(permit, end_user, ctx.charged_at).await?;
         let start = Start {
             charged: true,
             degraded: admission.degraded(),
@@ -227,6 +227,9 @@ impl Proxy {
         let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
         let found = self.end_user_in_body(session, ctx, &permit).await;
         drop(place);
+        // Others have been charged meanwhile; nobody is charged in the past. The record is of the arrival all the same: should
+        // a window have ended in between, it is in the later one here and, for a process that starts in that window, in the earlier.
+        ctx.charged_at = self.clock.now();
         match found {
             Ok(name) => Ok((permit, name)),
             Err(denial) => Err(permit.deny(ctx.client_fault().unwrap_or(denial))),

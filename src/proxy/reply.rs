@@ -65,7 +65,7 @@ pub(super) fn answer(
         fields.insert(DEGRADED.0, DEGRADED.1);
     }
     if let Some(left) = left {
-        ratelimit::write(&mut fields, limits.families, left, ctx.arrived, retry_after)?;
+        ratelimit::write(&mut fields, limits.families, left, ctx.charged_at, retry_after)?;
     }
     if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
         let origin = message.fields.first(&header::ORIGIN);

@@ -289,7 +289,7 @@ impl ProxyHttp for Phases {
             }
             from_backend(fields, &ctx.request_id);
             if let Some(admission) = &ctx.admission {
-                ratelimit::write(fields, self.limits.families, admission.left(), ctx.arrived, None)?;
+                ratelimit::write(fields, self.limits.families, admission.left(), ctx.charged_at, None)?;
             }
             if ctx.degraded {
                 fields.insert(DEGRADED.0, DEGRADED.1);

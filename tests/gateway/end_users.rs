@@ -136,6 +136,21 @@ fn a_large_body_that_arrives_in_pieces_reaches_the_origin_byte_for_byte() {
     );
 }
 
+/// Limits are charged when the body is there, not as if it had been there all the time.
+#[test]
+fn a_body_that_was_long_on_its_way_is_not_refused_for_what_was_charged_meanwhile() {
+    let (_origin, gateway) = start(&quota(9));
+    let secret = gateway.create_key(json!({"rate_limit": 50_000, "rate_burst": 1})).secret;
+    let body = br#"{"user":"slow"}"#;
+    let request = Request::post("/v1/body", body.to_vec()).bearer(&secret);
+    let mut slow = gateway.connect();
+    slow.send(&request.clone().header("Expect", "100-continue").head());
+    assert_eq!(slow.exactly(25), b"HTTP/1.1 100 Continue\r\n\r\n", "its head has arrived");
+    assert_eq!(gateway.call(&request).status, 200);
+    slow.send(body);
+    assert_eq!(slow.response().status, 200, "the rate has refilled since");
+}
+
 #[test]
 fn a_chunked_body_is_read_ahead_up_to_64_kib() {
     let (origin, gateway) = start("");

@@ -5,7 +5,7 @@
 use super::{BROKEN_FOR, Leases, PATIENCE, Purpose, State, Subject, Undelivered, Unit, Verdict, nanos};
 use crate::clock::Timestamp;
 use crate::counter::lease::{Ask, Grant};
-use crate::counter::place::Trouble;
+use crate::counter::place::{ANSWER_WITHIN, Trouble};
 use crate::counter::script::{self, Answer, Heard, Ledgered, Subjects};
 use crate::counter::share::Known;
 use crate::store::SpentBy;
@@ -196,8 +196,11 @@ impl Leases {
         if let Some(heard) = heard.get(1) {
             let own = own(&SpentBy::Workspace(subject.workspace.clone()), heard.at);
             let mut of_workspace = self.workspaces.entry(subject.workspace.clone()).or_default();
-            // Answers to two of its keys may be taken in in any order.
-            if of_workspace.heard.is_none_or(|seen| seen.epoch != heard.epoch || seen.at <= heard.at) {
+            // Answers to two of its keys may be taken in in any order; one much earlier comes of a clock that was set back.
+            let is_news = |seen: Heard| {
+                seen.epoch != heard.epoch || seen.at <= heard.at || seen.at.since(heard.at) > ANSWER_WITHIN
+            };
+            if of_workspace.heard.is_none_or(is_news) {
                 let before = of_workspace.known;
                 of_workspace.known = Some(Known::new(heard.at, now_ns, heard.used, own, before.as_ref()));
                 of_workspace.heard = Some(*heard);

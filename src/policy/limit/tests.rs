@@ -74,6 +74,23 @@ fn a_calendar_that_jumps_ahead_and_back_forgets_nothing() {
     assert!(charge(&mut spending, &limits, clock.now()).is_err(), "today's three are still spent");
 }
 
+/// Whatever is told late of windows that are over, the one that is being counted is not forgotten for it.
+#[test]
+fn windows_of_the_past_do_not_displace_the_newest() {
+    let limits = [window(Per::Minute, 5)];
+    let mut spending = Spending::default();
+    let now = ManualClock::at(Timestamp::from_secs(1_764_000_000)).now();
+    let earlier = |minutes: i64| Now { wall: Timestamp::from_secs(now.wall.as_secs() - 60 * minutes), ..now };
+    for _ in 0..5 {
+        assert!(charge(&mut spending, &limits, now).is_ok());
+    }
+    for minutes in [2, 1, 2, 1] {
+        spending.take(&limits, 1, earlier(minutes));
+        assert_eq!(spending.used(Per::Minute, earlier(minutes).wall), 1);
+        assert!(charge(&mut spending, &limits, now).is_err(), "this minute's five are still spent");
+    }
+}
+
 #[test]
 fn the_bucket_does_not_follow_the_calendar() {
     let limits = [bucket(1, 1)];

@@ -1,0 +1,96 @@
+//! A clock of Redis that was ahead and is right again: what it wrote meanwhile refuses nobody longer than a limit says, and
+//! nothing is spent twice.
+
+use super::*;
+use crate::counter::lease::Adjustment;
+
+const SECOND_US: i64 = 1_000_000;
+const DAY_US: i64 = 86_400 * SECOND_US;
+
+fn admitted(world: &mut World, limits: &[Limit], need: u64) -> u64 {
+    world.ask("a", 2, &plain_ask(limits, need, 0)).units
+}
+
+/// A day of a hundred, of which sixty are spent, and the next, of which twenty are spent before the clock is right again.
+fn back_from_tomorrow(world: &mut World, limits: &[Limit]) {
+    world.now_us = START_US - DAY_US / 2;
+    assert_eq!(admitted(world, limits, 60), 60);
+    world.now_us += DAY_US;
+    assert_eq!(admitted(world, limits, 20), 20);
+    world.now_us += SECOND_US - DAY_US;
+}
+
+#[test]
+fn a_rate_that_was_spent_while_the_clock_was_ahead_refills_at_once() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 1_000, burst: 100 })];
+    world.now_us += DAY_US;
+    // Some at once, and some leased ahead.
+    assert_eq!(admitted(&mut world, &limits, 20), 20);
+    assert!(world.ask("b", 2, &plain_ask(&limits, 0, 20)).units > 0);
+    world.now_us -= DAY_US;
+    // Nobody knows how long ago that was.
+    assert_eq!(admitted(&mut world, &limits, 1), 0);
+    world.now_us += SECOND_US / 5;
+    assert_eq!(admitted(&mut world, &limits, 200), 100);
+}
+
+#[test]
+fn a_day_goes_on_where_it_was_when_the_clock_comes_back_to_it() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
+    back_from_tomorrow(&mut world, &limits);
+    assert_eq!(admitted(&mut world, &limits, 100), 40);
+    world.now_us += DAY_US;
+    assert_eq!(admitted(&mut world, &limits, 100), 80, "and so does the next, when it comes");
+}
+
+#[test]
+fn what_is_given_back_goes_to_the_day_that_counts() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
+    back_from_tomorrow(&mut world, &limits);
+    let told =
+        |at_us, units| Ask { adjustments: vec![Adjustment { at_us, units }], ..plain_ask(&limits, 0, 0) };
+    let back = world.ask("a", 2, &told(world.now_us, -5));
+    assert_eq!(back.left[0].1.units, 45);
+    let of_tomorrow = world.ask("a", 2, &told(world.now_us + DAY_US, -5));
+    assert_eq!(of_tomorrow.left[0].1.units, 45);
+    let spent = world.ask("a", 2, &told(world.now_us + DAY_US, 5));
+    assert_eq!(spent.left[0].1.units, 40, "whenever it is said to be, it was spent by now");
+}
+
+/// What was used of today before is unknown to a hash that was made tomorrow.
+#[test]
+fn a_key_that_was_new_while_the_clock_was_ahead_has_one_day_for_both() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
+    world.now_us += DAY_US;
+    assert_eq!(admitted(&mut world, &limits, 70), 70);
+    world.now_us -= DAY_US;
+    assert_eq!(admitted(&mut world, &limits, 100), 30);
+    let back = world.ask(
+        "a",
+        2,
+        &Ask { adjustments: vec![Adjustment { at_us: world.now_us, units: -1 }], ..plain_ask(&limits, 0, 0) },
+    );
+    assert!(back.made_us <= world.now_us, "what is granted now was granted after it was made");
+}
+
+#[test]
+fn places_of_a_node_that_died_while_the_clock_was_ahead_are_free_after_five_seconds() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Concurrency, Rule::InFlight { max: 1 })];
+    let ask = Ask { places: Some(0), max_places: 1, ..plain_ask(&limits, 1, 0) };
+    world.now_us += DAY_US;
+    assert_eq!(world.ask("dead", 2, &ask).places, 1);
+    world.now_us -= DAY_US;
+    assert_eq!(world.ask("a", 2, &ask).places, 0);
+    world.now_us += 5 * SECOND_US;
+    assert_eq!(world.ask("a", 2, &ask).places, 1);
+}
