@@ -5,7 +5,7 @@
 use super::connection::End;
 use super::ctx::Ctx;
 use super::service::{Proxy, status_written};
-use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish};
+use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish, is_ours};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -31,6 +31,8 @@ pub struct Trip {
     pub reached: bool,
     /// Whether the head of an answer has come.
     answered: bool,
+    /// Whether the answer is one to be content with, so far.
+    does_well: bool,
     /// Whether its connection counts the backend's time.
     is_awaited: bool,
     /// How long the backend may pause, where the connection counts that as well and not Pingora.
@@ -55,6 +57,8 @@ impl Proxy {
         }
         let wish =
             Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
+        // What is sent again has left where it was, and takes nobody's place there.
+        ctx.trip.busy = None;
         let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
@@ -135,6 +139,10 @@ impl Proxy {
             }
             return false;
         }
+        if is_ours(&e.etype) {
+            // It would be the same with any other server.
+            return false;
+        }
         let failure = match e.etype {
             ErrorType::ConnectTimedout if self.is_over(ctx) => Failure::RequestTimeout,
             ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
@@ -177,7 +185,18 @@ impl Proxy {
             connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
         }
         may_pause(ctx);
-        judge(ctx, (status >= 500).then_some(Failure::Status));
+        if status >= 500 {
+            judge(ctx, Some(Failure::Status));
+        } else {
+            ctx.trip.does_well = true;
+        }
+    }
+
+    /// The request is over. What has not failed went well.
+    pub(super) fn is_served(ctx: &mut Ctx) {
+        if ctx.trip.does_well {
+            judge(ctx, None);
+        }
     }
 
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
@@ -269,6 +288,7 @@ fn may_pause(ctx: &Ctx) {
 /// Tells the upstream how the attempt went.
 fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
     ctx.trip.failure = failure.or(ctx.trip.failure);
+    ctx.trip.does_well = false;
     if let (Some(recording), Some(failure)) = (&mut ctx.recording, failure.filter(|f| *f != Failure::Status))
     {
         recording.failed(failure.as_str());
