@@ -264,7 +264,7 @@ impl Upstream {
             return successor.failed(server, failure);
         }
         self.metrics.upstream_failures.inc();
-        if !members.iter().any(|m| std::ptr::eq(&*m.server, server)) {
+        if !members.iter().any(|m| std::ptr::eq(Arc::as_ptr(&m.server), server)) {
             // It has left while the request was there, and what is known of it with it.
             return;
         }
@@ -314,7 +314,9 @@ impl Upstream {
         }
         if self.settings.probe != old.settings.probe {
             // The verdict was another question's, and nobody may ask that again.
-            next.iter().for_each(|m| m.server.forget_probes());
+            for member in &next {
+                member.server.forget_probes();
+            }
         }
         *members = next;
         // Nobody else sets it; from here on whoever has locked `old` finds it.
