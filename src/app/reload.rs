@@ -129,9 +129,6 @@ impl Reloader {
                 continue;
             }
             let made = Upstream::new(settings, Arc::clone(&self.metrics), Arc::clone(&self.clock));
-            if let Some(before) = before {
-                made.inherit(&before.upstream);
-            }
             let made = Arc::new(made);
             new.push(Arc::clone(&made));
             next.push(made);
@@ -179,6 +176,12 @@ impl Reload for Reloader {
 
         // What the audit trail says is so: nothing is waited for from here on.
         let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
+        for (config, upstream) in config.upstreams.iter().zip(&next) {
+            let before = in_force.upstreams.iter().find(|t| t.config.name == config.name);
+            if let Some(before) = before.filter(|t| !Arc::ptr_eq(&t.upstream, upstream)) {
+                upstream.take_over(&before.upstream);
+            }
+        }
         self.site.store(Arc::new(parts::site(&config, routes, next.iter().map(Arc::clone).collect())));
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {

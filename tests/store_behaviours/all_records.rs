@@ -112,7 +112,7 @@ pub(crate) async fn all_records_are_filtered(place: Place) {
 pub(crate) async fn all_records_leave_out_what_retention_hides(place: Place) {
     const DAY: Duration = Duration::from_hours(24);
     let [a, ..] = three_keys(&place).await;
-    let days = [0, 9].map(|n| record(&a, T0.plus(DAY * n)));
+    let days = [0, 5, 9].map(|n| record(&a, T0.plus(DAY * n)));
     place.append(&days).await.unwrap();
     let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
@@ -128,6 +128,7 @@ pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(pl
     let stranger = || KeyId::new(T0);
     let moved = [
         UsageRecord { api_key_id: stranger(), ..record(&a, T0) },
+        UsageRecord { api_key_id: stranger(), ..record(&a, T0.plus(DAY * 5)) },
         UsageRecord { api_key_id: stranger(), ..record(&a, T0.plus(DAY * 9)) },
         UsageRecord { api_key_id: stranger(), workspace_id: workspace_id("w3"), ..record(&c, T0) },
     ];

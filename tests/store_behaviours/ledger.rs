@@ -282,13 +282,60 @@ pub(crate) async fn retention_is_each_workspaces_own(place: Place) {
     place.create_plan(brief, &someone(), T0).await.unwrap();
     let moved = WorkspacePatch { plan_id: Some(plan_id("brief")), ..WorkspacePatch::default() };
     place.put_workspace(&short, moved, &plan_id("basic"), &someone(), T0).await.unwrap();
-    // More than go in one step.
+    // More than go in one step, and one of today.
     let many: Vec<UsageRecord> = (0..4_500).map(|n| record([&a, &b][n % 2], T0)).collect();
     place.append(&many).await.unwrap();
+    place.append(&[record(&b, T0.plus(DAY * 3))]).await.unwrap();
     let done = place.upkeep(T0.plus(DAY * 3)).await.unwrap();
     assert_eq!(done.records_deleted, 2_250);
     assert_eq!(logs(&place, &short, &a, &LogFilter::default()).await.total, exactly(0));
-    assert_eq!(logs(&place, &long, &b, &LogFilter::default()).await.total, exactly(2_250));
+    assert_eq!(logs(&place, &long, &b, &LogFilter::default()).await.total, exactly(2_251));
+}
+
+pub(crate) async fn a_clock_that_is_ahead_deletes_nothing(place: Place) {
+    const DAY: Duration = Duration::from_hours(24);
+    let (w, key) = key_of(&place, "w1").await;
+    let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
+    let on = |day: u32| record(&key, T0.plus(DAY * day));
+    let upkeep = async |day: u32| {
+        let done = place.upkeep(T0.plus(DAY * day)).await.unwrap();
+        (done.records_deleted, done.rollups_deleted)
+    };
+    place.append(&[on(0), on(1)]).await.unwrap();
+    assert_eq!(upkeep(400).await, (0, 0));
+    // Also when somebody was served by that clock.
+    place.append(&[on(400)]).await.unwrap();
+    assert_eq!(upkeep(400).await, (0, 0));
+    assert_eq!(upkeep(2).await, (0, 0), "it is right again");
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, exactly(3));
+    place.append(&[on(2)]).await.unwrap();
+    assert_eq!(upkeep(10).await, (0, 0), "nobody has come since");
+    place.append(&[on(9)]).await.unwrap();
+    assert_eq!(upkeep(10).await, (3, 4), "three old records, and two days of minutes");
+    // A gateway that was switched off for a year: the second day shows that it is no mistake.
+    place.append(&[on(401)]).await.unwrap();
+    assert_eq!(upkeep(401).await.0, 1);
+    assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, exactly(2));
+}
+
+/// Not a behaviour: `run` says to the database what no call can.
+pub(crate) async fn what_is_hidden_until_2223_comes_back(place: &Place, run: impl AsyncFn(&'static str)) {
+    const DAY: Duration = Duration::from_hours(24);
+    let (limited, a) = key_of(place, "w1").await;
+    let (free, b) = key_of(place, "w2").await;
+    let brief = PlanRecord { usage_retention_days: Some(7), ..plan("brief") };
+    place.create_plan(brief, &someone(), T0).await.unwrap();
+    let moved = WorkspacePatch { plan_id: Some(plan_id("brief")), ..WorkspacePatch::default() };
+    place.put_workspace(&limited, moved, &plan_id("basic"), &someone(), T0).await.unwrap();
+    for key in [&a, &b] {
+        place.append(&[0, 5, 10].map(|day| record(key, T0.plus(DAY * day)))).await.unwrap();
+    }
+    run("UPDATE workspaces SET usage_kept_from = 8000000000000000, usage_pruned_to = 8000000000000000").await;
+    assert_eq!(logs(place, &limited, &a, &LogFilter::default()).await.total, exactly(0));
+    assert_eq!(place.upkeep(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
+    assert_eq!(logs(place, &limited, &a, &LogFilter::default()).await.total, exactly(2));
+    assert_eq!(logs(place, &free, &b, &LogFilter::default()).await.total, exactly(3));
 }
 
 pub(crate) async fn a_key_without_usage_has_zeroes(place: Place) {

@@ -119,6 +119,7 @@ macro_rules! behaviours {
                 a_search_looks_only_so_far_and_says_so
                 records_go_when_their_plan_says_and_figures_stay
                 retention_is_each_workspaces_own
+                a_clock_that_is_ahead_deletes_nothing
                 a_key_without_usage_has_zeroes
                 stats_count_by_outcome
                 response_times_are_of_answers_only

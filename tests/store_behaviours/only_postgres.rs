@@ -1,5 +1,6 @@
 //! What only PostgreSQL does: several stores on one database, a server that hangs, dies, refuses or holds nonsense.
 
+use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{
     Place, T0, after, everything, new_key, open_postgres, patient, plan, plan_id, record, someone,
     workspace_id,
@@ -398,6 +399,41 @@ async fn a_copy_that_is_refused_at_its_beginning_spoils_no_connection() {
         server.batch_execute("ALTER TABLE usage RENAME COLUMN hidden TO node").await.unwrap();
         assert_eq!(place.append(&[record(&key, T0)]).await.unwrap(), 1, "{n}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_clock_that_was_ahead_has_hidden_comes_back() {
+    let place = Place::postgres().await;
+    let server = raw(place.url()).await;
+    what_is_hidden_until_2223_comes_back(&place, async |sql| server.batch_execute(sql).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_somebody_holds_ends_no_round_of_upkeep() {
+    const DAY: Duration = Duration::from_hours(24);
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "k").await;
+    let server = raw(place.url()).await;
+    let row = server.query_one("SELECT (extract(epoch FROM now()) * 1000000)::bigint", &[]).await.unwrap();
+    let now = Timestamp::from_micros(row.get(0));
+    let days = [20, 15, 10, 5, 0].map(|ago| record(&key, now.minus(DAY * ago)));
+    place.append(&days).await.unwrap();
+    let patch = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    let oldest = "SELECT min(inhrelid::regclass::text) FROM pg_inherits
+                  WHERE inhparent = 'usage'::regclass AND inhrelid <> 'usage_odd'::regclass";
+    let oldest: String = server.query_one(oldest, &[]).await.unwrap().get(0);
+    server.batch_execute(&format!("BEGIN; LOCK TABLE {oldest} IN ACCESS SHARE MODE")).await.unwrap();
+    let done = place.upkeep(now).await.unwrap();
+    assert_eq!(
+        (done.partitions_dropped, done.records_deleted),
+        (0, 3),
+        "one by one, because they are hidden"
+    );
+    assert!(done.rollups_deleted > 0);
+    server.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(place.upkeep(now).await.unwrap().partitions_dropped, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

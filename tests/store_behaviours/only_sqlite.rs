@@ -1,5 +1,6 @@
 //! What only the embedded store does: one file, one process, one schema.
 
+use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{Place, T0, new_key, record, someone, workspace_id};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore, check, migrate};
 use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, UsageRecord, Version};
@@ -143,6 +144,13 @@ async fn a_record_is_refused_for_its_content_and_all_else_is_the_stores_fault() 
     assert!(!error.is_content(), "{error}");
     other.execute_batch("ALTER TABLE hidden RENAME TO usage").unwrap();
     assert_eq!(place.append(std::slice::from_ref(&odd)).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_a_clock_that_was_ahead_has_hidden_comes_back() {
+    let place = Place::sqlite().await;
+    let other = Connection::open(place.path()).unwrap();
+    what_is_hidden_until_2223_comes_back(&place, async |sql| other.execute_batch(sql).unwrap()).await;
 }
 
 #[tokio::test]

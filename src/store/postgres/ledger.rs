@@ -62,8 +62,8 @@ impl Ledger for PgStore {
                 tx.one(now, &[], |f| f.instant("now")).await
             })
         });
-        let now = clock.await?.unwrap_or_default().min(at);
-        Ok(Upkeep { partitions_made, ..retention::prune(self, now).await? })
+        let clock = clock.await?.ok_or_else(|| StoreError::Corrupt("no clock".into()))?;
+        Ok(Upkeep { partitions_made, ..retention::prune(self, at, clock).await? })
     }
 
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {

@@ -31,6 +31,7 @@ mod tx;
 
 pub use schema::{check, migrate};
 
+use super::retention::Calendar;
 use super::{Store, StoreError, Version};
 use crate::config::PostgresUrl;
 use async_trait::async_trait;
@@ -51,6 +52,7 @@ pub struct PgStore {
     runtime: Handle,
     listener: Listener,
     days: partitions::Days,
+    calendar: Calendar,
     /// Read while a call runs; holds true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
@@ -106,6 +108,7 @@ impl PgStore {
             runtime,
             listener,
             days: partitions::Days::default(),
+            calendar: Calendar::default(),
             closed: Arc::default(),
             patience,
         })

@@ -4,20 +4,49 @@ use super::partitions::{DAY_US, LOCK, existing, name, today};
 use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, PlanId};
-use crate::store::LogCursor;
 use crate::store::fields::int;
-use crate::store::retention::{KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
 use crate::store::rollup::Width;
+use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use tokio_postgres::types::ToSql;
 
 #[async_trait]
 impl Pruned for PgStore {
+    fn calendar(&self) -> &Calendar {
+        &self.calendar
+    }
+
+    async fn day_with_records(&self, before: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        self.read(move |tx| {
+            Box::pin(async move {
+                let sql = "SELECT start FROM usage_rollups WHERE width = 86400 AND start < $1 ORDER BY start DESC LIMIT 1";
+                tx.one(sql, &[&before.as_micros()], |f| f.instant("start")).await
+            })
+        })
+        .await
+    }
+
+    async fn take_back(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let sql =
+                    "UPDATE workspaces SET usage_kept_from = CASE WHEN usage_kept_from > $1 THEN 0 ELSE usage_kept_from END,
+                           usage_pruned_to = CASE WHEN usage_pruned_to > $1 THEN 0 ELSE usage_pruned_to END
+                       WHERE usage_kept_from > $1 OR usage_pruned_to > $1";
+                tx.execute(sql, &[&now.as_micros()]).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
         self.read(|tx| {
             Box::pin(async move {
                 let sql =
-                    "SELECT p.id, p.usage_retention_days, min(greatest(w.usage_pruned_to, w.created_at))
+                    "SELECT p.id, p.usage_retention_days, min(greatest(w.usage_pruned_to, w.created_at)),
+                               (SELECT value FROM change_seq WHERE one = 1)
                            FROM plans p JOIN workspaces w ON w.plan_id = p.id
                            WHERE p.usage_retention_days > 0 GROUP BY p.id";
                 tx.all(sql, &[], |f| {
@@ -25,6 +54,7 @@ impl Pruned for PgStore {
                         plan: f.parsed("id")?,
                         days: f.int("usage_retention_days")?,
                         since: f.instant("since")?,
+                        known_at: Version(f.int("known_at")?),
                     })
                 })
                 .await
@@ -35,12 +65,27 @@ impl Pruned for PgStore {
 
     async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
         let sql = "UPDATE workspaces SET usage_kept_from = $2 WHERE plan_id = $1 AND usage_kept_from < $2";
-        self.set(sql, plan, floor).await
+        let plan = plan.clone();
+        self.write(move |tx| {
+            Box::pin(async move {
+                tx.execute(sql, &[&plan.as_str(), &floor.as_micros()]).await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
-    async fn note_pruned(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
-        let sql = "UPDATE workspaces SET usage_pruned_to = $2 WHERE plan_id = $1 AND usage_pruned_to < $2";
-        self.set(sql, plan, floor).await
+    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError> {
+        let of = of.clone();
+        self.write(move |tx| {
+            Box::pin(async move {
+                let sql = "UPDATE workspaces SET usage_pruned_to = $2
+                           WHERE plan_id = $1 AND usage_pruned_to < $2 AND version <= $3";
+                tx.execute(sql, &[&of.plan.as_str(), &floor.as_micros(), &int(of.known_at.0)]).await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     async fn key_days(
@@ -105,27 +150,22 @@ impl Pruned for PgStore {
         .await
     }
 
-    async fn drop_whole_days(&self) -> Result<u64, StoreError> {
+    async fn drop_whole_days(&self) -> u64 {
         let mut dropped = 0;
-        while self.drop_one_day().await? {
-            dropped += 1;
+        loop {
+            match self.drop_one_day().await {
+                Ok(true) => dropped += 1,
+                Ok(false) => return dropped,
+                Err(error) => {
+                    tracing::warn!(%error, "a day of usage could not be dropped; it is tried again in the next round");
+                    return dropped;
+                }
+            }
         }
-        Ok(dropped)
     }
 }
 
 impl PgStore {
-    async fn set(&self, sql: &'static str, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
-        let plan = plan.clone();
-        self.write(move |tx| {
-            Box::pin(async move {
-                tx.execute(sql, &[&plan.as_str(), &floor.as_micros()]).await?;
-                Ok(())
-            })
-        })
-        .await
-    }
-
     /// Drops the oldest partition that no workspace may see any more. False: there is none.
     async fn drop_one_day(&self) -> Result<bool, StoreError> {
         self.write(|tx| {

@@ -49,7 +49,7 @@ impl Ledger for SqliteStore {
     }
 
     async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
-        retention::prune(self, at).await
+        retention::prune(self, at, at).await
     }
 
     async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {

@@ -25,6 +25,7 @@ mod workers;
 
 pub use open::{check, migrate};
 
+use super::retention::Calendar;
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
 use open::FileLock;
@@ -41,6 +42,7 @@ use workers::{Job, Queue, Workers};
 pub struct SqliteStore {
     workers: Workers,
     lock: Weak<FileLock>,
+    calendar: Calendar,
 }
 
 /// How the embedded store is run.
@@ -76,7 +78,8 @@ impl SqliteStore {
     pub fn open_after(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Self, StoreError> {
         let opened = open::open(path, options, lock)?;
         let lock = Arc::downgrade(&opened.lock);
-        Ok(Self { workers: Workers::start(opened, options.queue.max(1))?, lock })
+        let workers = Workers::start(opened, options.queue.max(1))?;
+        Ok(Self { workers, lock, calendar: Calendar::default() })
     }
 
     /// What tells other processes that this one has the store, to be handed on; none once it is closed.

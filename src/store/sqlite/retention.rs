@@ -3,18 +3,43 @@
 use super::{SqliteStore, StoreError, row};
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, PlanId};
-use crate::store::LogCursor;
-use crate::store::retention::{KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
 use crate::store::rollup::Width;
+use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use rusqlite::params;
 use std::time::Duration;
 
 #[async_trait]
 impl Pruned for SqliteStore {
+    fn calendar(&self) -> &Calendar {
+        &self.calendar
+    }
+
+    async fn day_with_records(&self, before: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        self.read(move |tx| {
+            let sql = "SELECT start FROM usage_rollups WHERE width = 86400 AND start < ?1 ORDER BY start DESC LIMIT 1";
+            row::one(tx, sql, [before.as_micros()], |f| f.instant("start"))
+        })
+        .await
+    }
+
+    async fn take_back(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let sql =
+                "UPDATE workspaces SET usage_kept_from = CASE WHEN usage_kept_from > ?1 THEN 0 ELSE usage_kept_from END,
+                           usage_pruned_to = CASE WHEN usage_pruned_to > ?1 THEN 0 ELSE usage_pruned_to END
+                       WHERE usage_kept_from > ?1 OR usage_pruned_to > ?1";
+            row::execute(tx, sql, [now.as_micros()])?;
+            Ok(())
+        })
+        .await
+    }
+
     async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
         self.read(|tx| {
-            let sql = "SELECT p.id, p.usage_retention_days, min(max(w.usage_pruned_to, w.created_at))
+            let sql = "SELECT p.id, p.usage_retention_days, min(max(w.usage_pruned_to, w.created_at)),
+                           (SELECT value FROM change_seq WHERE one = 1)
                        FROM plans p JOIN workspaces w ON w.plan_id = p.id
                        WHERE p.usage_retention_days > 0 GROUP BY p.id";
             row::all(tx, sql, [], |f| {
@@ -22,6 +47,7 @@ impl Pruned for SqliteStore {
                     plan: f.parsed("id")?,
                     days: f.int("usage_retention_days")?,
                     since: f.instant("since")?,
+                    known_at: Version(f.int("known_at")?),
                 })
             })
         })
@@ -30,12 +56,23 @@ impl Pruned for SqliteStore {
 
     async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
         let sql = "UPDATE workspaces SET usage_kept_from = ?2 WHERE plan_id = ?1 AND usage_kept_from < ?2";
-        self.set(sql, plan, floor).await
+        let plan = plan.clone();
+        self.write(move |tx| {
+            row::execute(tx, sql, params![plan.as_str(), floor.as_micros()])?;
+            Ok(())
+        })
+        .await
     }
 
-    async fn note_pruned(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
-        let sql = "UPDATE workspaces SET usage_pruned_to = ?2 WHERE plan_id = ?1 AND usage_pruned_to < ?2";
-        self.set(sql, plan, floor).await
+    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError> {
+        let of = of.clone();
+        self.write(move |tx| {
+            let sql = "UPDATE workspaces SET usage_pruned_to = ?2
+                       WHERE plan_id = ?1 AND usage_pruned_to < ?2 AND version <= ?3";
+            row::execute(tx, sql, params![of.plan.as_str(), floor.as_micros(), row::int(of.known_at.0)])?;
+            Ok(())
+        })
+        .await
     }
 
     async fn key_days(
@@ -99,18 +136,58 @@ impl Pruned for SqliteStore {
     }
 
     /// There are no partitions here.
-    async fn drop_whole_days(&self) -> Result<u64, StoreError> {
-        Ok(0)
+    async fn drop_whole_days(&self) -> u64 {
+        0
     }
 }
 
-impl SqliteStore {
-    async fn set(&self, sql: &'static str, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError> {
-        let plan = plan.clone();
-        self.write(move |tx| {
-            row::execute(tx, sql, params![plan.as_str(), floor.as_micros()])?;
-            Ok(())
-        })
-        .await
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::id::WorkspaceId;
+    use crate::policy::key::Plan;
+    use crate::store::sqlite::SqliteOptions;
+    use crate::store::{Actor, PlanRecord, Store as _, Tenants as _, WorkspacePatch};
+
+    #[tokio::test]
+    async fn a_workspace_that_comes_onto_a_plan_during_a_round_is_not_noted_as_pruned() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("k.db"), &SqliteOptions::default()).unwrap();
+        let (by, at) = (Actor::keygate(), Timestamp::from_secs(1));
+        let plan_of = |name: &str, days| {
+            let plan = Plan {
+                id: name.parse().unwrap(),
+                api_ops_rate_limit: 1,
+                end_user_quota: 1,
+                limits: [].into(),
+            };
+            PlanRecord {
+                plan,
+                description: String::new(),
+                usage_retention_days: days,
+                created_at: at,
+                updated_at: at,
+            }
+        };
+        let (short, free) = (plan_of("short", Some(1)), plan_of("free", None));
+        for plan in [&short, &free] {
+            store.create_plan(plan.clone(), &by, at).await.unwrap();
+        }
+        let [stays, comes]: [WorkspaceId; 2] = ["stays", "comes"].map(|id| id.parse().unwrap());
+        store.ensure_workspace(&stays, &short.plan.id, &by, at).await.unwrap();
+        store.ensure_workspace(&comes, &free.plan.id, &by, at).await.unwrap();
+        let limited = store.limited().await.unwrap().remove(0);
+        let onto = WorkspacePatch { plan_id: Some(short.plan.id.clone()), ..WorkspacePatch::default() };
+        store.put_workspace(&comes, onto, &free.plan.id, &by, at).await.unwrap();
+        store.note_pruned(&limited, Timestamp::from_secs(100)).await.unwrap();
+        let noted = store
+            .read(|tx| {
+                let sql = "SELECT id FROM workspaces WHERE usage_pruned_to > 0";
+                row::all(tx, sql, [], |f| f.parsed::<WorkspaceId>("id"))
+            })
+            .await
+            .unwrap();
+        assert_eq!(noted, [stays]);
+        store.close().await;
     }
 }
