@@ -52,6 +52,7 @@ pub(super) fn writing(
 ) -> (Writing, (mpsc::Sender<()>, mpsc::Receiver<()>)) {
     let options = JournalOptions {
         folder: config.usage.journal_dir.clone(),
+        aside: config.usage.journal_dir.clone(),
         max_bytes: config.usage.journal_max_bytes,
         segment_bytes: config.usage.journal_segment_bytes,
         sync_interval: config.usage.journal_sync_interval,
