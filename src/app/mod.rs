@@ -254,7 +254,7 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
+    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, &succession, io.handle()))?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);

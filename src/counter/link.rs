@@ -40,6 +40,12 @@ pub(super) struct Link {
     well_ns: AtomicU64,
     /// How many connections there have been.
     made: AtomicU64,
+    /// How often it was tried whether Redis is there: each try has a mark of its own.
+    probes: AtomicU64,
+    /// The mark that was there last.
+    mark: AtomicU64,
+    /// How often it turned out that Redis, though it was there, had forgotten what it was told.
+    forgotten: AtomicU64,
 }
 
 /// A connection that is in use.
@@ -70,6 +76,9 @@ impl Link {
             lost: Notify::new(),
             well_ns,
             made: AtomicU64::new(0),
+            probes: AtomicU64::new(0),
+            mark: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
         }
     }
 
@@ -129,6 +138,16 @@ impl Link {
     /// How many connections there have been; a new one may be to another server than the last.
     pub(super) fn made(&self) -> u64 {
         self.made.load(Ordering::Acquire)
+    }
+
+    /// How often Redis has been found to have forgotten what it was told.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Acquire)
+    }
+
+    /// Redis has been found to have forgotten what it was told.
+    pub(super) fn has_forgotten(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What the server's process is called; empty when that is not known, and in a cluster.
@@ -217,13 +236,25 @@ impl Link {
     }
 
     async fn probe(&self, connection: &mut Connection) -> Result<(), LinkError> {
-        match tokio::time::timeout(PROBE_WITHIN, connection.probe(&self.node)).await {
-            Ok(Ok(())) => {
+        let mark = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
+        match tokio::time::timeout(PROBE_WITHIN, connection.probe(&self.node, mark)).await {
+            Ok(Ok(found)) => {
                 self.is_well();
+                if let Some(found) = found {
+                    self.found(found);
+                }
                 Ok(())
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(LinkError::Gone("answers too late".into())),
+        }
+    }
+
+    /// Another mark than before, were it one of a probe whose answer was lost: what Redis had was thrown away.
+    fn found(&self, mark: u64) {
+        let before = self.mark.swap(mark, Ordering::AcqRel);
+        if before != 0 && before != mark {
+            self.has_forgotten();
         }
     }
 

@@ -108,7 +108,7 @@ impl World {
             let values: Vec<redis::Value> = both.query(&mut self.redis).expect("the script runs");
             match script::read(&values[0], ask, &subjects).expect("an answer of the script") {
                 Answer::Grant(grant, _) => return grant,
-                Answer::Unknown(_) => {}
+                Answer::Unknown { .. } => {}
             }
         }
         panic!("Redis was filled and does not know the key");

@@ -25,9 +25,10 @@ pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const RETRY_WAIT_MS: (u64, u64) = (1, 5);
 /// How often a cluster is asked again for one question: it may send it on once, and then say where else to ask.
 const CLUSTER_RETRIES: u32 = 3;
+/// How long Redis remembers a mark that nobody looks at any more.
+const MARK_MS: i64 = 60_000;
 /// What every user of Redis that Keygate is must be allowed.
-const RIGHTS: &str =
-    "~kg:* +evalsha +eval +time +hmget +hgetall +hset +hdel +pexpire +set +ping +info +select +cluster|slots";
+const RIGHTS: &str = "~kg:* +evalsha +eval +time +hmget +hgetall +hset +hsetnx +hdel +pexpire +ping +info +select +cluster|slots";
 
 /// Where Redis is.
 #[derive(Clone, PartialEq, Eq)]
@@ -243,23 +244,29 @@ impl Connection {
 
     /// Whether anybody is there and takes a write: a replica or a full server would still answer a read. In a cluster,
     /// whether any server answers: which of them fails is seen where keys are counted.
-    pub(super) async fn probe(&mut self, node: &str) -> Result<(), LinkError> {
-        let answer = match self {
-            Self::One(_) => {
-                let mut command = redis::cmd("SET");
-                command.arg(format!("kg:{{probe}}:{node}")).arg(1).arg("PX").arg(10_000);
-                self.run(&command).await
+    ///
+    /// What it writes is `mark`, unless one of this node's is there. Answers which is there then; none in a cluster, where
+    /// each server would have to have its own.
+    pub(super) async fn probe(&mut self, node: &str, mark: u64) -> Result<Option<u64>, LinkError> {
+        match self {
+            Self::One(connection) => {
+                let key = format!("kg:{{probe}}:{node}");
+                let mut commands = redis::pipe();
+                commands.cmd("HSETNX").arg(&key).arg("mark").arg(mark).ignore();
+                commands.cmd("PEXPIRE").arg(&key).arg(MARK_MS).ignore();
+                commands.cmd("HMGET").arg(&key).arg("mark");
+                let found = commands.query_async::<Vec<Vec<u64>>>(connection).await;
+                let found = found.map_err(|error| LinkError::of(&error))?;
+                found.into_iter().flatten().next().map(Some).ok_or(LinkError::Gone("is not Redis".into()))
             }
             Self::Cluster(connection) => {
                 let anyone = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
-                connection.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(anyone)).await
+                match connection.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(anyone)).await {
+                    Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(None),
+                    Ok(_) => Err(LinkError::Gone("is not Redis".into())),
+                    Err(error) => Err(LinkError::of(&error)),
+                }
             }
-        };
-        match answer {
-            Ok(Value::Okay) => Ok(()),
-            Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(()),
-            Ok(_) => Err(LinkError::Gone("is not Redis".into())),
-            Err(error) => Err(LinkError::of(&error)),
         }
     }
 

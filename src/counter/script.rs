@@ -65,7 +65,11 @@ pub(super) enum Answer {
     /// Granted or refused; with what is debited of the key and of the workspace.
     Grant(Grant, SmallVec<[Heard; 2]>),
     /// Redis does not know the key or the workspace, at this instant of its clock; nothing was done.
-    Unknown(Timestamp),
+    Unknown {
+        at: Timestamp,
+        /// Whether it is the key.
+        key: bool,
+    },
 }
 
 /// How many numbers come before those of the subjects.
@@ -155,7 +159,8 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
         values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect();
     let numbers = numbers?;
     if numbers.first() == Some(&2) {
-        return numbers.get(2).map(|us| Answer::Unknown(Timestamp::from_micros(*us)));
+        let key = numbers.get(1) == Some(&1);
+        return numbers.get(2).map(|us| Answer::Unknown { at: Timestamp::from_micros(*us), key });
     }
     let (head, mut rest) = numbers.split_at_checked(HEAD)?;
     let unsigned = |n: i64| u64::try_from(n).ok();

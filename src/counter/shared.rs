@@ -104,6 +104,8 @@ pub struct Leases {
     listed: Mutex<VecDeque<KeyId>>,
     /// How far the ledger was behind of late, in ns.
     lag_ns: AtomicU64,
+    /// When Redis was last told everything again, in steady ns.
+    told_again_ns: AtomicU64,
     /// By how much Redis's calendar is before this node's, in µs: windows are those of Redis, also while it is gone.
     ahead_us: AtomicI64,
     me: Weak<Self>,
@@ -214,6 +216,7 @@ impl Leases {
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             listed: Mutex::default(),
             lag_ns: AtomicU64::new(nanos(LEDGER_LAG)),
+            told_again_ns: AtomicU64::new(0),
             ahead_us: AtomicI64::new(0),
             me: me.clone(),
         });

@@ -161,6 +161,26 @@ async fn a_slot_that_moves_under_load_takes_its_counts_along() {
     assert!((1_900..=2_000).contains(&admitted), "{admitted}");
 }
 
+/// No mark tells of one server among several: the node that finds a key forgotten tells of all it knows.
+#[tokio::test]
+async fn a_server_that_is_emptied_hears_of_every_key_when_one_is_asked_for() {
+    let _turn = in_turn().await;
+    let cluster = Cluster::start().await;
+    let nodes = cluster.nodes().await;
+    let (asked, quiet) = (key_at(&cluster, 0, 1_000_000), key_at(&cluster, 0, 1_000_000));
+    let server = &cluster.servers[0];
+    for _ in 0..5 {
+        assert!(asked.decided(&nodes[0]).await.is_ok() && quiet.decided(&nodes[0]).await.is_ok());
+    }
+    eventually("Redis has the exact count", || spent(server, &quiet) == 5).await;
+    assert_eq!(server.command(&["FLUSHALL"]), "+OK");
+    let begun = Spare::begin();
+    while spent(server, &quiet) < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(3), "it is told again");
+        assert!(asked.decided(&nodes[0]).await.is_ok());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_other_servers_do_not_notice_that_one_died() {
     let _turn = in_turn().await;

@@ -71,6 +71,25 @@ async fn an_emptied_redis_hears_from_every_node_what_the_ledger_does_not_have_ye
     all_of_the_rest(&key, [&a, &b], 30).await;
 }
 
+/// Its process and every connection live on, and nobody asks.
+#[tokio::test]
+async fn a_redis_that_is_emptied_while_it_runs_hears_the_same() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let setup = Setup::strict(2);
+    let (a, b) = (setup.node("a", server.address).await, setup.node("b", server.address).await);
+    let key = TestKey::window(Per::Total, 100);
+    spend(&key, &a, 30).await;
+    spend(&key, &b, 40).await;
+    is_counted(&server, &key, 70).await;
+    assert_eq!(server.command(&["FLUSHALL"]), "+OK");
+    told_again(&server, &key, 70).await;
+    all_of_the_rest(&key, [&a, &b], 30).await;
+    // What it has forgotten once it has not forgotten for ever.
+    assert_eq!(server.command(&["FLUSHALL"]), "+OK");
+    told_again(&server, &key, 70).await;
+}
+
 #[tokio::test]
 async fn a_redis_that_comes_back_with_an_older_state_hears_what_it_lacks() {
     let _turn = in_turn().await;

@@ -94,7 +94,10 @@ impl Leases {
         let server = self.link.server();
         let subjects = self.subjects(subject, ask, &server);
         let answer = match self.call(subject.part, &subjects, ask, None).await? {
-            Answer::Unknown(at) => {
+            Answer::Unknown { at, key } => {
+                if key {
+                    self.is_unknown(subject);
+                }
                 let ledger = self.ledgered(&subjects, at).await.ok_or(Failed::Unheard)?;
                 self.call(subject.part, &subjects, ask, Some(&ledger)).await?
             }

@@ -14,6 +14,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(50);
 const SWEPT_MAX: usize = 4_096;
 /// How long before Redis was lost it must have told something for it to hear that again. By then the ledger has the rest.
 const TOLD_BEFORE: Duration = Duration::from_secs(10);
+/// A key that it told of so lately, Redis has not forgotten by itself: it keeps them for two days.
+const REMEMBERED_FOR: Duration = Duration::from_hours(24);
 /// How long the last give-back may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -70,10 +72,11 @@ impl Leases {
 }
 
 impl Leases {
-    /// After Redis was lost and found: it may be another, or have forgotten. What it told this node shortly before, it
-    /// hears again, so that nothing is spent twice.
+    /// Redis was lost and found, and may be another, or it has forgotten. What it told this node shortly before, it hears
+    /// again, so that nothing is spent twice.
     fn tell_again(&self, lost_ns: u64) {
-        let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE.max(self.lag())));
+        self.told_again_ns.store(self.now_ns(), Ordering::Relaxed);
+        let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE + self.lag()));
         for subject in &self.keys {
             let mut state = subject.lock();
             if state.known.is_some_and(|known| known.at_ns >= since_ns) {
@@ -81,6 +84,16 @@ impl Leases {
                 drop(state);
                 subject.list();
             }
+        }
+    }
+
+    /// Redis does not know a key at this moment. If it told of it not long ago, it has been emptied: of this all other keys
+    /// hear, once.
+    pub(super) fn is_unknown(&self, subject: &Subject) {
+        let Some(known) = subject.lock().known else { return };
+        let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
+        if known.at_ns > since_ns.max(self.told_again_ns.load(Ordering::Relaxed)) {
+            self.link.has_forgotten();
         }
     }
 
@@ -92,7 +105,7 @@ impl Leases {
 }
 
 pub(super) async fn sweep(leases: Weak<Leases>) {
-    let (mut made, mut at_ns) = (0, 0);
+    let (mut made, mut forgotten, mut at_ns) = (0, 0, 0);
     let (mut well_ns, mut server) = (0, String::new());
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
@@ -100,14 +113,17 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
         let now_ns = leases.now_ns();
         leases.follow_ledger(Duration::from_nanos(now_ns.saturating_sub(at_ns)));
         at_ns = now_ns;
-        let made_now = leases.link.made();
+        let (made_now, forgotten_now) = (leases.link.made(), leases.link.forgotten());
+        let mut is_told = forgotten_now == forgotten;
+        forgotten = forgotten_now;
         if made_now != made {
             let server_now = leases.link.server();
-            // The same process has forgotten nothing. Of a cluster nobody knows.
-            if server_now.is_empty() || server_now != server {
-                leases.tell_again(well_ns);
-            }
+            // The same process has its mark, unless it was emptied. Of a cluster nobody knows.
+            is_told &= !server_now.is_empty() && server_now == server;
             (made, server) = (made_now, server_now);
+        }
+        if !is_told {
+            leases.tell_again(well_ns);
         }
         if leases.link.is_up() {
             well_ns = leases.link.last_well_ns();
