@@ -30,6 +30,7 @@ const KEYS: u128 = 1_000;
 fn options(folder: &Path, max_bytes: u64) -> JournalOptions {
     JournalOptions {
         folder: folder.to_path_buf(),
+        aside: folder.to_path_buf(),
         max_bytes,
         segment_bytes: 4 << 20,
         sync_interval: Duration::from_millis(10),

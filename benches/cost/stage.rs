@@ -86,6 +86,7 @@ impl Stage {
         };
         let options = JournalOptions {
             folder: folder.path().join("journal"),
+            aside: folder.path().join("journal"),
             // What all measurements together write fits.
             max_bytes: 4 << 30,
             segment_bytes: 4 << 20,

@@ -11,12 +11,14 @@ use crate::store::Actor;
 use async_trait::async_trait;
 use axum::extract::State;
 use serde::Serialize;
+use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// Puts a new config in force, all of it or nothing.
 #[async_trait]
 pub trait Reload: Send + Sync {
-    /// Reads the config again. What comes of it, if anything does, is in the audit trail as `by`'s doing.
+    /// Reads the config again. What comes of it, if anything does, is in the audit trail as `by`'s doing. Whoever begins it
+    /// sees it through: dropped, it may end anywhere.
     async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded>;
 }
 
@@ -36,6 +38,8 @@ pub enum NotReloaded {
     Mistakes(Vec<String>),
     /// The store does not take what it needs, or its line in the audit trail.
     Store(String),
+    /// Another process is about to serve in place of this one, with the config as it found it.
+    Upgrading,
 }
 
 /// What is in force now.
@@ -60,11 +64,21 @@ pub(super) async fn reload(
     Platform { actor }: Platform,
     Query(()): Query<()>,
 ) -> Result<Answer<ReloadedView>, AdminError> {
-    match admin.deps.reload.reload(&actor).await {
-        Ok(Reloaded { routes, upstreams }) => {
+    // By itself: who has asked may hang up, and what has begun is done all the same.
+    let reload = Arc::clone(&admin.deps.reload);
+    let reloading = tokio::spawn(async move {
+        let done = reload.reload(&actor).await;
+        if let Ok(Reloaded { routes, upstreams }) = done {
             tracing::info!(?actor, routes, upstreams, "the config was reloaded");
-            Ok(Answer::ok(ReloadedView { routes, upstreams }))
         }
+        done
+    });
+    let done = reloading.await.map_err(|error| {
+        tracing::error!(%error, "a reload did not end");
+        AdminError::of(Fault::Internal)
+    })?;
+    match done {
+        Ok(Reloaded { routes, upstreams }) => Ok(Answer::ok(ReloadedView { routes, upstreams })),
         Err(NotReloaded::Mistakes(mistakes)) => {
             let field = |line: &String| {
                 let (field, message) = line.split_once(": ").unwrap_or(("config", line));
@@ -76,5 +90,9 @@ pub(super) async fn reload(
             tracing::warn!(why, "the store did not take the plans of a new config");
             Err(AdminError::of(Fault::ServiceUnavailable))
         }
+        Err(NotReloaded::Upgrading) => Err(AdminError::conflict(
+            "An upgrade is under way; try again when it is done",
+            "正在升级，请在升级完成后重试",
+        )),
     }
 }

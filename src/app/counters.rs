@@ -8,7 +8,7 @@ use crate::counter::{
 };
 use crate::policy::id::uuid_v7;
 use crate::store::{Ledger, SpentBy, SpentRow};
-use crate::usage::Flush;
+use crate::usage::{Flush, Replays};
 use async_trait::async_trait;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 pub(super) async fn make(
     config: &Config,
     base: &Base,
-    flush: Flush,
+    (flush, replays): (Flush, Replays),
     io: &Handle,
 ) -> Result<Counters, StartError> {
     let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
@@ -37,7 +37,7 @@ pub(super) async fn make(
             let sharers = base.sharers.clone();
             Box::new(move || sharers.count())
         },
-        ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush }),
+        ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush, replays }),
         clock: Arc::clone(&base.clock),
         metrics: Arc::clone(&base.metrics),
         io: io.clone(),
@@ -98,13 +98,17 @@ const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
 struct SpentAtRest {
     store: Arc<dyn Ledger>,
     flush: Flush,
+    /// Of what other processes of this node have left in seats of their own.
+    replays: Replays,
 }
 
 #[async_trait]
 impl SpentSource for SpentAtRest {
     async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
         // What this run has not stored yet the counters know by themselves; what an earlier one left, nobody else does.
-        if !self.flush.has_replayed(REPLAYED_WITHIN).await {
+        let own = self.flush.has_replayed(REPLAYED_WITHIN);
+        let (own, others) = tokio::join!(own, self.replays.are_done(REPLAYED_WITHIN));
+        if !(own && others) {
             tracing::debug!("the ledger does not have yet what an earlier run left in the journal");
             return None;
         }

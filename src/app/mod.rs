@@ -228,14 +228,14 @@ pub fn start(
     let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.own.flush(), io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.tell(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     io.block_on(follower.load())?;
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     if !told_by_predecessor {
-        io.block_on(usage::restore(&base, &counters, &mut writers))?;
+        io.block_on(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
     }
 
     let (stop, stopped) = watch::channel(false);
@@ -254,7 +254,7 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, io.handle()))?);
+    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, &succession, io.handle()))?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);

@@ -4,6 +4,7 @@
 //! began; upstreams that have not changed go on with their servers' health and their connections, and of those that have,
 //! each server that is still there is known.
 
+use super::upgrade::Succession;
 use super::{Base, StartError, create_plans, fixed, parts, upstreams};
 use crate::admin::{NotReloaded, Reload, Reloaded};
 use crate::config::{Config, UpstreamConfig};
@@ -39,6 +40,7 @@ pub struct Reloader {
     metrics: Arc<crate::metrics::Metrics>,
     clock: Arc<dyn crate::clock::Clock>,
     store: Arc<dyn Store>,
+    succession: Arc<Succession>,
     io: Handle,
 }
 
@@ -61,6 +63,7 @@ impl Reloader {
         config: &Config,
         source: Option<ConfigSource>,
         base: &Base,
+        succession: &Arc<Succession>,
         io: &Handle,
     ) -> Result<Self, StartError> {
         let routes = parts::routes(config).map_err(StartError::Routes)?;
@@ -75,8 +78,8 @@ impl Reloader {
         let tended: Vec<_> = tended.collect();
         let site = Arc::new(ArcSwap::from_pointee(parts::site(config, routes, all(&tended))));
         let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
-        let store = Arc::clone(&base.store);
-        Ok(Self { source, site, running, metrics, clock, store, io: io.clone() })
+        let (store, succession) = (Arc::clone(&base.store), Arc::clone(succession));
+        Ok(Self { source, site, running, metrics, clock, store, succession, io: io.clone() })
     }
 
     /// What requests read.
@@ -98,6 +101,11 @@ impl Reloader {
             }
             Err(NotReloaded::Store(why)) => {
                 tracing::error!(why, "the config was not reloaded, and the one in force stays");
+            }
+            Err(NotReloaded::Upgrading) => {
+                tracing::error!(
+                    "the config was not reloaded: an upgrade is under way; try again when it is done"
+                );
             }
         }
     }
@@ -121,9 +129,6 @@ impl Reloader {
                 continue;
             }
             let made = Upstream::new(settings, Arc::clone(&self.metrics), Arc::clone(&self.clock));
-            if let Some(before) = before {
-                made.inherit(&before.upstream);
-            }
             let made = Arc::new(made);
             new.push(Arc::clone(&made));
             next.push(made);
@@ -137,6 +142,10 @@ impl Reloader {
 impl Reload for Reloader {
     async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded> {
         let mut in_force = self.running.lock().await;
+        // Before the config is read. What was written before this was asked for, a process that is started later reads as well.
+        if self.succession.is_upgrading() {
+            return Err(NotReloaded::Upgrading);
+        }
         let wrong = NotReloaded::Mistakes;
         let Some(source) = &self.source else {
             return Err(wrong(vec!["this gateway was not started from a config".to_owned()]));
@@ -158,11 +167,21 @@ impl Reload for Reloader {
         // The last things that can fail. A plan that was made and is not used yet does no harm.
         let (at, failed) = (self.clock.now().wall, |error: StoreError| NotReloaded::Store(error.to_string()));
         create_plans(&config, &*self.store, at).await.map_err(failed)?;
-        let changes = differences(&in_force.config, &config);
-        self.store.note_reload(&config.node.name, changes, by, at).await.map_err(failed)?;
-
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
+        let changes = differences(&in_force.config, &config);
+        if let Err(error) = self.store.note_reload(&config.node.name, changes, by, at).await {
+            give_up(&next, &in_force.upstreams);
+            return Err(failed(error));
+        }
+
+        // What the audit trail says is so: nothing is waited for from here on.
         let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
+        for (config, upstream) in config.upstreams.iter().zip(&next) {
+            let before = in_force.upstreams.iter().find(|t| t.config.name == config.name);
+            if let Some(before) = before.filter(|t| !Arc::ptr_eq(&t.upstream, upstream)) {
+                upstream.take_over(&before.upstream);
+            }
+        }
         self.site.store(Arc::new(parts::site(&config, routes, next.iter().map(Arc::clone).collect())));
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {
@@ -192,6 +211,14 @@ impl Tended {
 
 fn all(tended: &[Tended]) -> Box<[Arc<Upstream>]> {
     tended.iter().map(|t| Arc::clone(&t.upstream)).collect()
+}
+
+/// Those of `made` that are not among the `old` ones will not be used.
+fn give_up(made: &[Arc<Upstream>], old: &[Tended]) {
+    for upstream in made.iter().filter(|made| !old.iter().any(|t| Arc::ptr_eq(&t.upstream, made))) {
+        let stays = old.iter().find(|t| *t.config.name == *upstream.settings.name);
+        upstream.forget(stays.map(|t| &*t.upstream));
+    }
 }
 
 /// What a reload changes, for the audit trail: which routes and upstreams there were and are, where that differs.

@@ -2,13 +2,15 @@
 
 use super::{Base, parts};
 use crate::admin::Check;
-use crate::config::Config;
+use crate::clock::Timestamp;
+use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
+use crate::keyring::Keyring;
 use crate::metrics::{Metrics, UsageCount};
 use crate::store::{Ledger, SpentRow, StoreError};
 use crate::usage::journal::disk::RealDisk;
 use crate::usage::journal::{JournalOptions, Keeper, OpenError};
-use crate::usage::{Journal, Others, Seat, Seats, WhenFull, Writer, WriterOptions};
+use crate::usage::{Flush, Journal, Others, Replays, Seat, Seats, Spent, WhenFull, Writer, WriterOptions};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -28,6 +30,8 @@ const SPENT_BATCHES: usize = 4;
 pub(super) struct Writing {
     seats: Seats,
     options: WriterOptions,
+    /// Of what others have left.
+    replays: Replays,
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     io: Handle,
@@ -40,6 +44,8 @@ pub(super) struct Writing {
 pub(super) struct Writers {
     pub(super) own: Writer,
     pub(super) left: Vec<Writer>,
+    /// Of those, and of those that are found later.
+    replays: Replays,
 }
 
 /// Prepares all writing. When the process drops its end of the channel, no more is begun of what others have left; the
@@ -52,6 +58,7 @@ pub(super) fn writing(
 ) -> (Writing, (mpsc::Sender<()>, mpsc::Receiver<()>)) {
     let options = JournalOptions {
         folder: config.usage.journal_dir.clone(),
+        aside: config.usage.journal_dir.clone(),
         max_bytes: config.usage.journal_max_bytes,
         segment_bytes: config.usage.journal_segment_bytes,
         sync_interval: config.usage.journal_sync_interval,
@@ -65,20 +72,34 @@ pub(super) fn writing(
         WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
     let (open, all_written) = mpsc::channel(1);
     let ledger: Arc<dyn Ledger> = base.store.clone();
-    let writing =
-        Writing { seats, options, ledger, metrics, io: io.clone(), deadline, open: open.downgrade() };
+    let (replays, io) = (Replays::default(), io.clone());
+    let writing = Writing { seats, options, replays, ledger, metrics, io, deadline, open: open.downgrade() };
     (writing, (open, all_written))
+}
+
+impl Writers {
+    /// What tells how far the ledger is: of this process, and of what others have left.
+    pub(super) fn tell(&self) -> (Flush, Replays) {
+        (self.own.flush(), self.replays.clone())
+    }
 }
 
 impl Writing {
     /// Takes the seat of a process that is alone, or a free one beside another process.
     pub(super) fn begin(&self, alone: bool) -> Result<Writers, OpenError> {
         if !alone {
-            return Ok(Writers { own: self.writer(self.seats.beside()?), left: Vec::new() });
+            let (own, left) = (self.writer(self.seats.beside()?), Vec::new());
+            return Ok(Writers { own, left, replays: self.replays.clone() });
         }
         let (own, left) = self.seats.alone()?;
-        let left = left.into_iter().map(|seat| self.writer(seat).of_the_rest());
-        Ok(Writers { own: self.writer(own), left: left.collect() })
+        let left = left.into_iter().map(|seat| self.writer_of_the_rest(seat)).collect();
+        Ok(Writers { own: self.writer(own), left, replays: self.replays.clone() })
+    }
+
+    fn writer_of_the_rest(&self, seat: Seat) -> Writer {
+        let writer = self.writer(seat).of_the_rest();
+        self.replays.add(writer.flush());
+        writer
     }
 
     fn writer(&self, (_, reader): Seat) -> Writer {
@@ -118,7 +139,7 @@ impl Writing {
         while self.open.strong_count() > 0 {
             let Others { left, are_alive } = self.seats.others();
             for seat in left {
-                if let Err(error) = self.write_the_rest(self.writer(seat).of_the_rest()).await {
+                if let Err(error) = self.write_the_rest(self.writer_of_the_rest(seat)).await {
                     tracing::error!(%error, "what another process left stays in its journal");
                 }
             }
@@ -130,10 +151,13 @@ impl Writing {
     }
 }
 
-/// Sets the counters to what the ledger knows and to what the journal has spent beyond that, before the first request.
+/// Stores what earlier runs have left, and sets the counters to what the ledger knows and to what the journal has spent
+/// beyond that, before the first request. Counters that are shared ask the ledger by themselves.
 pub(super) async fn restore(
+    config: &Config,
     base: &Base,
     counters: &Counters,
+    keyring: &Keyring,
     writers: &mut Writers,
 ) -> Result<(), StoreError> {
     let at = base.clock.now().wall;
@@ -141,19 +165,38 @@ pub(super) async fn restore(
     for left in &mut writers.left {
         unstored.absorb(left.replay(REPLAY_WITHIN, at).await);
     }
+    match config.counters.location {
+        CountersLocation::Memory => restore_to(counters, &*base.store, keyring, unstored, at).await,
+        CountersLocation::Redis(_) => Ok(()),
+    }
+}
+
+/// The ledger knows every key there ever was; `keyring`, which is loaded, those that can still spend.
+async fn restore_to(
+    counters: &Counters,
+    ledger: &dyn Ledger,
+    keyring: &Keyring,
+    mut unstored: Spent,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let restore = |row: &SpentRow| {
+        if keyring.knows(&row.subject) {
+            counters.restore(row, at);
+        }
+    };
     let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
-    let read = base.store.spent(at, to);
+    let read = ledger.spent(at, to);
     let put = async {
         while let Some(batch) = rows.recv().await {
             for mut row in batch {
                 unstored.add_to(&mut row);
-                counters.restore(&row, at);
+                restore(&row);
             }
         }
         unstored
     };
     let (read, unstored) = tokio::join!(read, put);
-    unstored.into_rows().for_each(|row| counters.restore(&row, at));
+    unstored.into_rows().for_each(|row| restore(&row));
     read
 }
 
@@ -177,4 +220,128 @@ pub(super) fn checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bo
         Check { name: "usage_journal", ok: !(is_full && refuses_when_full), detail: journal_now },
         Check { name: "usage", ok: true, detail: identity },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::counter::Handover;
+    use crate::keyring::{FeedOptions, Follower};
+    use crate::policy::id::{KeyId, RequestId, WorkspaceId};
+    use crate::policy::key::{Ceilings, Key, KeyType, Plan};
+    use crate::store::sqlite::{SqliteOptions, SqliteStore};
+    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, SpentBy};
+    use crate::store::{Store as _, Tenants as _, UsageRecord};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn key_of(workspace: &WorkspaceId, byte: u8) -> NewKey {
+        let key = Key {
+            id: KeyId::new(NOW),
+            workspace_id: workspace.clone(),
+            kind: KeyType::Service,
+            scopes: KeyType::Service.default_scopes(),
+            resource_id: "r".into(),
+            ceilings: Ceilings {
+                rate_limit: 1,
+                rate_burst: None,
+                daily_request_limit: 1,
+                quota_limit: None,
+                concurrency_limit: None,
+                limits: Box::default(),
+            },
+            allowed_ips: Box::default(),
+            is_active: true,
+            expires_at: None,
+        };
+        NewKey {
+            key,
+            name: format!("key {byte}"),
+            description: String::new(),
+            metadata: serde_json::Map::new(),
+            credential: IssuedCredential { digest: Digest([byte; 32]), pepper_version: 1, hint: "h".into() },
+            past: None,
+        }
+    }
+
+    fn record(key: KeyId, workspace: &WorkspaceId) -> UsageRecord {
+        UsageRecord {
+            id: RequestId::new(NOW),
+            request_id: "r".into(),
+            api_key_id: key,
+            workspace_id: workspace.clone(),
+            at: NOW,
+            method: "GET".into(),
+            endpoint: "/".into(),
+            route: "/".into(),
+            status_code: 200,
+            outcome: Outcome::Served,
+            denial: None,
+            charged: true,
+            degraded: false,
+            response_time_us: 1,
+            ttfb_us: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            tokens_used: 0,
+            ip_address: None,
+            user_agent: "".into(),
+            end_user_id: None,
+            upstream: "".into(),
+            node: "n".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_and_workspaces_that_are_gone_are_not_counted_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.db");
+        let store = Arc::new(SqliteStore::open(&path, &SqliteOptions::default()).unwrap());
+        let by = Actor::keygate();
+        let plan = Plan {
+            id: "p".parse().unwrap(),
+            api_ops_rate_limit: 1,
+            end_user_quota: 1,
+            limits: Box::default(),
+        };
+        let [w, elsewhere]: [WorkspaceId; 2] = ["w", "elsewhere"].map(|id| id.parse().unwrap());
+        let plan_id = plan.id.clone();
+        let (description, usage_retention_days) = (String::new(), None);
+        let plan = PlanRecord { plan, description, usage_retention_days, created_at: NOW, updated_at: NOW };
+        store.create_plan(plan, &by, NOW).await.unwrap();
+        store.ensure_workspace(&w, &plan_id, &by, NOW).await.unwrap();
+        let mut keys = Vec::new();
+        for byte in 1..=3 {
+            keys.push(store.create_key(key_of(&w, byte), &by, NOW).await.unwrap().value.key.id);
+        }
+        let [stays, goes, breaks] = keys[..] else { panic!("three keys") };
+        store.delete_key(&w, goes, &by, NOW).await.unwrap();
+        let file = rusqlite::Connection::open(&path).unwrap();
+        let broken = file.execute("UPDATE keys SET rate_limit = -1 WHERE id = ?1", [breaks.0.as_bytes()]);
+        assert_eq!(broken.unwrap(), 1);
+        let spent_by = [stays, goes, breaks, KeyId::new(NOW)];
+        let stored = spent_by.map(|key| record(key, if key == spent_by[3] { &elsewhere } else { &w }));
+        store.append(&stored).await.unwrap();
+        let mut unstored = Spent::new(NOW);
+        [stays, goes].iter().for_each(|key| unstored.add_record(&record(*key, &w)));
+
+        let keyring = Arc::new(Keyring::new());
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW));
+        let options = FeedOptions { poll_interval: Duration::from_secs(1) };
+        let feed = store.clone();
+        let follower =
+            Follower::new(Arc::clone(&keyring), feed, Arc::clone(&clock), options, Box::new(|_| ()));
+        follower.load().await.unwrap();
+        let counters = Counters::default();
+        restore_to(&counters, &*store, &keyring, unstored, NOW).await.unwrap();
+        let mut counted: Vec<_> = Handover::default().look(&counters, clock.now()).into_iter().collect();
+        counted.sort_by(|a, b| a.subject.cmp(&b.subject));
+        let counted: Vec<_> = counted.into_iter().map(|told| (told.subject, told.spent[0])).collect();
+        // The broken one can be mended while this process runs.
+        let [key, may_be_mended, workspace] =
+            [SpentBy::Key(stays), SpentBy::Key(breaks), SpentBy::Workspace(w)];
+        assert_eq!(counted, [(key, 2), (may_be_mended, 1), (workspace, 5)]);
+        store.close().await;
+    }
 }

@@ -3,7 +3,7 @@
 //! Holds at most as many entries as the store has rows.
 
 use crate::policy::id::{PlanId, WorkspaceId};
-use crate::store::Change;
+use crate::store::{Change, SpentBy};
 use std::collections::HashMap;
 
 /// A change that could not be put in force. The rest of the feed goes on.
@@ -55,6 +55,18 @@ impl Broken {
             Change::KeyRemoved { id, .. } => Some(("keys", id.to_string())),
             Change::EndUserRemoved { .. } | Change::Broken { .. } => None,
         }
+    }
+
+    /// Whether that row is broken.
+    pub(super) fn holds(&self, table: &'static str, subject: &SpentBy) -> bool {
+        if self.rows.is_empty() {
+            return false;
+        }
+        let id = match subject {
+            SpentBy::Key(id) => id.to_string(),
+            SpentBy::Workspace(id) => id.to_string(),
+        };
+        self.rows.contains_key(&(table, id))
     }
 
     /// A row is sound, or gone.

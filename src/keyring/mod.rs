@@ -15,7 +15,7 @@ use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, PlanId, WorkspaceId};
 use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
-use crate::store::{Change, Credential, Credentials, Digest, KeyChange, Version};
+use crate::store::{Change, Credential, Credentials, Digest, KeyChange, SpentBy, Version};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;
@@ -130,6 +130,15 @@ impl Keyring {
     /// The number of the newest change in force.
     pub fn version(&self) -> Version {
         *self.version.borrow()
+    }
+
+    /// Whether that key or workspace is held, or will be once its row in the store can be served.
+    pub fn knows(&self, subject: &SpentBy) -> bool {
+        let (is_held, table) = match subject {
+            SpentBy::Key(id) => (self.by_id.get(id).is_some(), "keys"),
+            SpentBy::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
+        };
+        is_held || self.broken_rows().holds(table, subject)
     }
 
     /// How many keys are held.

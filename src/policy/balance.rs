@@ -76,7 +76,8 @@ impl Balance {
     }
 
     /// Power of two choices (Mitzenmacher): of two usable candidates, drawn by weight with the bits of `random`, the one
-    /// with less in flight for its weight.
+    /// with less in flight for its weight; where neither has more, the first, so that the draw alone decides while little is
+    /// going on.
     pub fn less_busy(
         &self,
         random: u64,
@@ -88,8 +89,8 @@ impl Balance {
         let Some(second) = self.in_turn(draw(mix(!random)), |c| c != first && usable(c)) else {
             return Some(first);
         };
-        // Cross-multiplied, so that no fraction is lost. What this request would add counts.
-        let load = |c: usize, other: usize| (in_flight(c) + 1) * u64::from(self.candidates[other].weight);
+        // Cross-multiplied, so that no fraction is lost.
+        let load = |c: usize, other: usize| in_flight(c) * u64::from(self.candidates[other].weight);
         Some(if load(second, first) < load(first, second) { second } else { first })
     }
 

@@ -13,7 +13,7 @@ use super::reply::{self, DEGRADED};
 use super::site::Site;
 use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
-use super::upstream::Failure;
+use super::upstream::{Failure, is_ours};
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
@@ -403,6 +403,7 @@ impl Proxy {
         written: Option<u16>,
         (read, sent): (u64, u64),
     ) {
+        Self::is_served(ctx);
         // 499 is what nginx calls a client that went away before it was answered.
         let status = written.unwrap_or(499);
         if let Some(mut record) = ctx.record.take() {
@@ -460,6 +461,7 @@ fn fault_of(e: &Error) -> Option<Fault> {
     match (&e.etype, &e.esource) {
         (ErrorType::HTTPStatus(413), _) => Some(Fault::PayloadTooLarge),
         (ErrorType::HTTPStatus(503), _) => Some(Fault::ServiceUnavailable),
+        (etype, ErrorSource::Upstream) if is_ours(etype) => Some(Fault::ServiceUnavailable),
         (ErrorType::ReadTimedout, ErrorSource::Downstream) => Some(Fault::RequestTimeout),
         (_, ErrorSource::Downstream) => None,
         (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {

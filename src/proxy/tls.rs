@@ -1,7 +1,8 @@
 //! TLS with clients: certificates from files, several by the name a client asks for, read again when the files change.
 //!
-//! Must not know: what is spoken inside, or who writes the files. Files that cannot be used leave the certificates as they
-//! were. An authority that asks whether a name is ours (RFC 8737) is shown what somebody else has prepared.
+//! Must not know: what is spoken inside, or who writes the files. Files that cannot be used leave their certificate as it
+//! was, and are tried again until they can. An authority that asks whether a name is ours (RFC 8737) is shown what somebody
+//! else has prepared.
 
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
@@ -56,10 +57,26 @@ pub struct TlsSettings {
 /// The certificates in force.
 pub struct Certificates {
     settings: TlsSettings,
+    /// Where each comes from, in the order of the settings.
+    sources: Mutex<Vec<Source>>,
     loaded: ArcSwap<Vec<Arc<CertifiedKey>>>,
     /// By name, what an authority is shown that asks for it.
     challenges: Mutex<HashMap<Box<str>, Arc<CertifiedKey>>>,
     metrics: Arc<Metrics>,
+}
+
+/// When the two files of a certificate were written.
+type Stamps = [Option<SystemTime>; 2];
+
+/// Where one certificate comes from, and what has come.
+struct Source {
+    path: PathBuf,
+    /// Whether somebody else writes it: until then there is none.
+    is_ordered: bool,
+    /// The certificate in force, and when its files were written.
+    read: Option<(Stamps, Arc<CertifiedKey>)>,
+    /// Why it cannot be read now, as it was told last.
+    told: Option<String>,
 }
 
 // === impl Certificates ===
@@ -67,8 +84,25 @@ pub struct Certificates {
 impl Certificates {
     /// Reads them all.
     pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
-        let loaded = ArcSwap::from_pointee(read_all(&settings, &metrics)?);
-        Ok(Arc::new(Self { settings, loaded, challenges: Mutex::default(), metrics }))
+        let ours = settings.certificates.iter().map(|path| Source::new(path, false));
+        let mut sources: Vec<_> = ours.chain(settings.ordered.iter().map(|p| Source::new(p, true))).collect();
+        for source in &mut sources {
+            match source.look() {
+                Err(error) if !source.is_ordered => return Err(error),
+                Err(error) => source.tell(&error),
+                Ok(_) => {}
+            }
+        }
+        let certificates = Self {
+            settings,
+            sources: Mutex::default(),
+            loaded: ArcSwap::default(),
+            challenges: Mutex::default(),
+            metrics,
+        };
+        certificates.put_in_force(&sources);
+        *certificates.sources() = sources;
+        Ok(Arc::new(certificates))
     }
 
     /// What an authority is shown that asks for `name`: a certificate and its key, or nothing any more.
@@ -127,23 +161,80 @@ impl Certificates {
 
     /// Reads the files again whenever one of them has changed, until the runtime ends.
     pub async fn follow(self: Arc<Self>) {
-        let mut seen = stamps(&self.settings);
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = stamps(&self.settings);
-            if now == seen {
-                continue;
-            }
-            // A pair of which only one half has been written yet does not fit; the other half changes the stamps again.
-            match read_all(&self.settings, &self.metrics) {
-                Ok(loaded) => {
-                    self.loaded.store(Arc::new(loaded));
-                    tracing::info!("certificates were read again");
-                }
-                Err(error) => tracing::error!(%error, "the certificates stay as they were"),
-            }
-            seen = now;
+            self.look();
         }
+    }
+
+    /// Reads what has changed, and what could not be read the last time.
+    fn look(&self) {
+        let mut sources = self.sources();
+        let mut has_changed = false;
+        for source in sources.iter_mut() {
+            match source.look() {
+                Ok(changed) => has_changed |= changed,
+                Err(error) => source.tell(&error),
+            }
+        }
+        if has_changed {
+            self.put_in_force(&sources);
+            tracing::info!("certificates were read again");
+        }
+    }
+
+    fn put_in_force(&self, sources: &[Source]) {
+        let read = || sources.iter().filter_map(|s| Some((&s.path, &s.read.as_ref()?.1)));
+        self.loaded.store(Arc::new(read().map(|(_, certified)| Arc::clone(certified)).collect()));
+        // What is shown is when those end that clients get.
+        for (path, certified) in read() {
+            if let Some(until) = end_of(certified) {
+                let series = self.metrics.certificate_expiry.with_label_values(&[&*path.to_string_lossy()]);
+                series.set(until);
+            }
+        }
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
+        // Each is whole, whatever happened to the thread that held them.
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    fn new(path: &Path, is_ordered: bool) -> Self {
+        Self { path: path.to_owned(), is_ordered, read: None, told: None }
+    }
+
+    /// Reads it, unless it is as it was when it was read. Whether there is another one now.
+    fn look(&mut self) -> Result<bool, TlsError> {
+        // Before the files are read: what is written meanwhile is read the next time.
+        let stamps = stamps(&self.path);
+        let is_known = self.read.as_ref().is_some_and(|(seen, _)| *seen == stamps);
+        let is_missing = self.is_ordered && !self.path.exists();
+        if !is_known && !is_missing {
+            self.read = Some((stamps, Arc::new(read_one(&self.path)?)));
+        }
+        self.told = None;
+        Ok(!is_known && !is_missing)
+    }
+
+    /// Says why it cannot be read, once for each reason.
+    fn tell(&mut self, error: &TlsError) {
+        let why = error.to_string();
+        if self.told.as_ref() == Some(&why) {
+            return;
+        }
+        if self.read.is_some() {
+            // Also a pair of which only one half has been written yet, for it does not fit.
+            tracing::error!(why, "the certificate stays as it was until its files can be used");
+        } else {
+            // Whoever ordered it finds that out as well, and orders another.
+            tracing::error!(why, "an ordered certificate is passed over");
+        }
+        self.told = Some(why);
     }
 }
 
@@ -172,32 +263,10 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
         .is_some_and(|certificate| certificate.verify_is_valid_for_subject_name(name).is_ok())
 }
 
-fn read_all(settings: &TlsSettings, metrics: &Metrics) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
-    let mut all = Vec::with_capacity(settings.certificates.len() + settings.ordered.len());
-    for path in &settings.certificates {
-        all.push(Arc::new(read_one(path)?));
-        show_expiry(path, &all, metrics);
-    }
-    for path in settings.ordered.iter().filter(|path| path.exists()) {
-        match read_one(path) {
-            Ok(certified) => {
-                all.push(Arc::new(certified));
-                show_expiry(path, &all, metrics);
-            }
-            // Whoever ordered it finds that out as well, and orders another.
-            Err(error) => tracing::error!(%error, "an ordered certificate is passed over"),
-        }
-    }
-    Ok(all)
-}
-
-/// Says when the certificate that was read last ends.
-fn show_expiry(path: &Path, all: &[Arc<CertifiedKey>], metrics: &Metrics) {
-    let first = all.last().and_then(|certified| certified.end_entity_cert().ok());
-    if let Some((_, parsed)) = first.and_then(|der| X509Certificate::from_der(der).ok()) {
-        let until = parsed.validity().not_after.timestamp();
-        metrics.certificate_expiry.with_label_values(&[&*path.to_string_lossy()]).set(until);
-    }
+/// When a certificate ends, in seconds since 1970.
+fn end_of(certified: &CertifiedKey) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certified.end_entity_cert().ok()?).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 /// Whether nothing more comes over such a connection: an authority has seen what it asked for.
@@ -229,8 +298,99 @@ fn files_of(path: &Path) -> (PathBuf, PathBuf) {
         .unwrap_or_else(|| (path.to_owned(), path.to_owned()))
 }
 
-fn stamps(settings: &TlsSettings) -> Vec<Option<SystemTime>> {
-    let paths = settings.certificates.iter().chain(&settings.ordered);
-    let stamp = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    paths.map(|path| files_of(path)).flat_map(|(chain, key)| [stamp(&chain), stamp(&key)]).collect()
+fn stamps(path: &Path) -> Stamps {
+    let (chain, key) = files_of(path);
+    [chain, key].map(|file| std::fs::metadata(file).and_then(|meta| meta.modified()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+    use std::fs::File;
+
+    /// A chain and its key in one file; the certificate ends in that year.
+    fn certificate(year: i32) -> String {
+        let (mut params, key) = (CertificateParams::new(["a.test".to_owned()]), KeyPair::generate());
+        let key = key.as_ref().expect("a key");
+        let params = params.as_mut().expect("a name");
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params.self_signed(key).expect("signed").pem() + &key.serialize_pem()
+    }
+
+    /// Writes it as if it had been done in that second.
+    fn write(path: &Path, text: &str, second: u64) {
+        std::fs::write(path, text).expect("written");
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        File::options().append(true).open(path).and_then(|file| file.set_modified(at)).expect("dated");
+    }
+
+    /// The years in which the certificates in force end, and those that the metric tells.
+    fn ends(certificates: &Certificates, paths: &[PathBuf]) -> [Vec<i64>; 2] {
+        let year = |seconds: i64| 1970 + seconds / 31_556_952;
+        let in_force = certificates.loaded.load();
+        let told = paths.iter().map(|path| {
+            let metric = &certificates.metrics.certificate_expiry;
+            metric.with_label_values(&[&*path.to_string_lossy()]).get()
+        });
+        let in_force = in_force.iter().filter_map(|certified| end_of(certified));
+        [in_force.map(|s| year(s + 86_400)).collect(), told.map(|s| year(s + 86_400)).collect()]
+    }
+
+    #[test]
+    fn each_certificate_is_read_again_until_it_can_be_and_the_metric_tells_of_those_in_force() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = ["a.pem", "b.pem", "c.pem"].map(|name| folder.path().join(name));
+        write(&paths[0], &certificate(2031), 1);
+        write(&paths[1], &certificate(2032), 1);
+        let settings = TlsSettings {
+            certificates: paths[..2].to_vec(),
+            ordered: paths[2..].to_vec(),
+            client_ca: None,
+            client_must: false,
+        };
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let certificates = Certificates::load(settings, metrics).expect("loaded");
+        let ends = |n: usize| ends(&certificates, &paths[..n]);
+        assert_eq!(ends(2), [[2031, 2032], [2031, 2032]]);
+
+        // One that cannot be read holds up nobody else's.
+        write(&paths[0], "nonsense", 2);
+        write(&paths[1], &certificate(2042), 2);
+        write(&paths[2], &certificate(2033), 2);
+        certificates.look();
+        assert_eq!(ends(3), [[2031, 2042, 2033], [2031, 2042, 2033]]);
+
+        // What kept it from being read is over, and nobody has touched the file since.
+        write(&paths[0], &certificate(2041), 2);
+        certificates.look();
+        assert_eq!(ends(3), [[2041, 2042, 2033], [2041, 2042, 2033]]);
+
+        // What is gone, or of no use, stays in force as long as there is nothing better.
+        std::fs::remove_file(&paths[1]).expect("removed");
+        std::fs::remove_file(&paths[2]).expect("removed");
+        certificates.look();
+        assert_eq!(ends(3), [[2041, 2042, 2033], [2041, 2042, 2033]]);
+        let before = certificates.loaded.load_full();
+        certificates.look();
+        assert!(Arc::ptr_eq(&before, &certificates.loaded.load()), "nothing is read without reason");
+    }
+
+    #[test]
+    fn why_a_certificate_cannot_be_read_is_told_once_for_each_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.pem");
+        let mut source = Source::new(&path, false);
+        let mut told = Vec::new();
+        for (second, text) in ["nonsense", "nonsense", "", &certificate(2031), "nonsense"].iter().enumerate()
+        {
+            write(&path, text, second as u64);
+            let before = source.told.clone();
+            if let Err(error) = source.look() {
+                source.tell(&error);
+            }
+            told.push(source.told.is_some() && source.told != before);
+        }
+        assert_eq!(told, [true, false, false, false, true]);
+    }
 }

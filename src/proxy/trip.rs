@@ -5,7 +5,7 @@
 use super::connection::End;
 use super::ctx::Ctx;
 use super::service::{Proxy, status_written};
-use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish};
+use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish, is_ours};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -29,14 +29,25 @@ pub struct Trip {
     attempts: u32,
     /// Whether a connection to a backend stood.
     pub reached: bool,
-    /// Whether the head of an answer has come.
-    answered: bool,
+    /// What of an answer has come.
+    answer: Answer,
     /// Whether its connection counts the backend's time.
     is_awaited: bool,
     /// How long the backend may pause, where the connection counts that as well and not Pingora.
     pause: Option<Duration>,
     /// Why the last attempt that failed did.
     failure: Option<Failure>,
+}
+
+/// How far an answer is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    None,
+    /// Its head has come, and nothing stands against its server so far.
+    Well,
+    /// Its server has been judged by it.
+    Judged,
 }
 
 /// How early Pingora's timers may fire.
@@ -55,6 +66,8 @@ impl Proxy {
         }
         let wish =
             Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
+        // What is sent again has left where it was, and takes nobody's place there.
+        ctx.trip.busy = None;
         let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
@@ -135,6 +148,10 @@ impl Proxy {
             }
             return false;
         }
+        if is_ours(&e.etype) {
+            // It would be the same with any other server.
+            return false;
+        }
         let failure = match e.etype {
             ErrorType::ConnectTimedout if self.is_over(ctx) => Failure::RequestTimeout,
             ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
@@ -156,7 +173,7 @@ impl Proxy {
 
     /// All of the request has been sent: the backend's time for its first byte begins.
     pub(super) fn sent(&self, ctx: &Ctx) {
-        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.trip.answered) else { return };
+        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.trip.is_answered()) else { return };
         if let (Some(first_byte), Some(connection)) = (ctx.trip.first_byte(upstream), &ctx.connection) {
             let left = self.left(upstream, ctx).unwrap_or(first_byte);
             connection.backend_within(Some(first_byte.min(left)));
@@ -165,7 +182,7 @@ impl Proxy {
 
     /// The head of an answer has come, which is more than word that one will.
     pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
-        ctx.trip.answered = true;
+        ctx.trip.answer = Answer::Well;
         if let Some(connection) = &ctx.connection {
             connection.is_answered();
         }
@@ -177,7 +194,16 @@ impl Proxy {
             connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
         }
         may_pause(ctx);
-        judge(ctx, (status >= 500).then_some(Failure::Status));
+        if status >= 500 {
+            judge(ctx, Some(Failure::Status));
+        }
+    }
+
+    /// The request is over. What has not failed went well.
+    pub(super) fn is_served(ctx: &mut Ctx) {
+        if ctx.trip.answer == Answer::Well {
+            judge(ctx, None);
+        }
     }
 
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
@@ -194,7 +220,7 @@ impl Proxy {
         // That a server closes a connection while it is idle says nothing about the server.
         let closed_while_idle = reused
             && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
-            && !ctx.trip.answered;
+            && !ctx.trip.is_answered();
         if broken != Broken::NotProcessed && !closed_while_idle {
             let failure = match e.etype {
                 ErrorType::ReadTimedout => self.late(ctx),
@@ -210,7 +236,7 @@ impl Proxy {
 
     /// What the backend is late with.
     fn late(&self, ctx: &Ctx) -> Failure {
-        match ctx.trip.answered {
+        match ctx.trip.is_answered() {
             _ if self.is_over(ctx) => Failure::RequestTimeout,
             true => Failure::ReadTimeout,
             false => Failure::FirstByteTimeout,
@@ -221,7 +247,7 @@ impl Proxy {
         let request = Request {
             idempotent: session.req_header().method.is_idempotent(),
             replayable: !session.as_ref().retry_buffer_truncated(),
-            answered: ctx.trip.answered || status_written(session).is_some(),
+            answered: ctx.trip.is_answered() || status_written(session).is_some(),
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
         let may = broken.may_repeat(request)
@@ -241,6 +267,10 @@ impl Trip {
     /// The server it is at.
     pub(super) fn server(&self) -> Option<&Server> {
         self.busy.as_deref()
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answer != Answer::None
     }
 
     /// Why the last attempt that failed did; none: none did.
@@ -269,6 +299,9 @@ fn may_pause(ctx: &Ctx) {
 /// Tells the upstream how the attempt went.
 fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
     ctx.trip.failure = failure.or(ctx.trip.failure);
+    if ctx.trip.answer == Answer::Well {
+        ctx.trip.answer = Answer::Judged;
+    }
     if let (Some(recording), Some(failure)) = (&mut ctx.recording, failure.filter(|f| *f != Failure::Status))
     {
         recording.failed(failure.as_str());

@@ -10,6 +10,7 @@
 
 pub mod journal;
 mod record;
+mod replays;
 mod seats;
 mod set_aside;
 mod spent;
@@ -18,6 +19,7 @@ mod writer;
 
 pub use journal::{Journal, JournalFull};
 pub use record::{Pending, Start};
+pub use replays::Replays;
 pub use seats::{Others, Seat, Seats};
 pub use set_aside::SetAside;
 pub use spent::Spent;

@@ -5,6 +5,8 @@
 //! ends with its process. What a process leaves in its seat is brought to the ledger by the one that comes after it; a
 //! record's identity is the ledger's key, so that one which both have stored is there once.
 //!
+//! What is kept for a person to look at is in the folder itself, whoever put it there.
+//!
 //! Must not know: why there are two.
 
 use super::journal::disk::Disk;

@@ -17,7 +17,7 @@ pub struct SetAside {
 }
 
 impl SetAside {
-    /// The file in the journal's folder.
+    /// The file in `folder`.
     pub fn of(folder: &Path) -> Self {
         Self { path: folder.join("set-aside.ndjson") }
     }
@@ -25,6 +25,8 @@ impl SetAside {
     /// Adds a record and why it was refused, and brings it to disk. Fails when the file is full, too.
     pub fn add(&self, record: &UsageRecord, why: &str) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        // While a new binary takes over two processes may be at it; the lock ends with `file`.
+        file.lock()?;
         let mut line = line(record, why);
         line.push('\n');
         let before = file.metadata()?.len();
@@ -93,4 +95,52 @@ fn line(record: &UsageRecord, why: &str) -> String {
         "node": node,
     })
     .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::policy::id::{KeyId, RequestId};
+    use crate::store::Outcome;
+
+    #[test]
+    fn two_that_add_at_once_spoil_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = Timestamp::from_secs(1);
+        let record = |n: usize| UsageRecord {
+            id: RequestId::new(at),
+            request_id: "r".into(),
+            api_key_id: KeyId::new(at),
+            workspace_id: "w".parse().unwrap(),
+            at,
+            method: "GET".into(),
+            endpoint: "/long".repeat(400 * n).into(),
+            route: "/".into(),
+            status_code: 200,
+            outcome: Outcome::Served,
+            denial: None,
+            charged: true,
+            degraded: false,
+            response_time_us: 1,
+            ttfb_us: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            tokens_used: 0,
+            ip_address: None,
+            user_agent: "".into(),
+            end_user_id: None,
+            upstream: "".into(),
+            node: "n".into(),
+        };
+        std::thread::scope(|scope| {
+            for n in 1..=4 {
+                let (file, record) = (SetAside::of(folder.path()), &record);
+                scope.spawn(move || (0..50).for_each(|_| file.add(&record(n), "a value").unwrap()));
+            }
+        });
+        let all = std::fs::read_to_string(folder.path().join("set-aside.ndjson")).unwrap();
+        let is_whole = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+        assert_eq!((all.lines().count(), all.lines().all(is_whole)), (200, true));
+    }
 }

@@ -87,7 +87,7 @@ impl Writer {
         options: WriterOptions,
         deadline: watch::Receiver<Option<Instant>>,
     ) -> Self {
-        let set_aside = SetAside::of(reader.journal().folder());
+        let set_aside = SetAside::of(reader.journal().aside());
         let (done, seen) = watch::channel(Done::default());
         let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
         let unstored = Batch::default();

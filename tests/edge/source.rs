@@ -117,9 +117,7 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
     assert!(authority.connect(tls(&gateway), "three.test", b"http/1.1", None).await.is_err());
     // A file that makes no sense changes nothing; the next that does is in force without a restart.
     std::fs::write(folder.path().join("one.pem"), "nonsense").unwrap();
-    eventually_true("the mistake is told", || {
-        gateway.stderr().contains("the certificates stay as they were")
-    });
+    eventually_true("the mistake is told", || gateway.stderr().contains("the certificate stays as it was"));
     assert!(authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.is_ok());
     authority.write(&folder.path().join("one.pem"), "three.test");
     eventually_true("the new one is read", || gateway.stderr().contains("certificates were read again"));

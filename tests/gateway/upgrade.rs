@@ -10,6 +10,7 @@ use crate::support::{
 };
 use bytes::Bytes;
 use h2::client::SendRequest;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
@@ -303,6 +304,36 @@ fn another_program_than_agreed_is_ended_and_changes_nothing() {
     let before = gateway.upgrade();
     ends(&mut gateway, before);
     assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+}
+
+#[test]
+fn a_reload_during_an_upgrade_is_declined_for_the_new_process_would_not_know_of_it() {
+    let origin = Origin::start();
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    write_config(folder.path(), &(one_route(origin.address) + "[proxy]\nupgrade_timeout = \"10m\"\n"));
+    let program = folder.path().join("the program");
+    symlink(Path::new(env!("CARGO_BIN_EXE_keygate")), &program).expect("linked");
+    let gateway = Gateway::run_program(&program, Arc::clone(&folder), &[]).expect("it starts");
+    // One that has read its config, and then takes until it is told to fail.
+    let fail = folder.path().join("fail");
+    mknodat(CWD, &fail, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+    std::fs::remove_file(&program).expect("removed");
+    std::fs::write(&program, "#!/bin/sh\nread told <fail\nexit 3\n").expect("written");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("set");
+    gateway.signal("USR2");
+    eventually_true("it begins", || gateway.stderr().contains("an upgrade begins"));
+    let declined = gateway.admin("POST", "/reload", None);
+    assert_eq!(declined.fault(), (409, 1000, "conflict".into()));
+    assert!(declined.text().contains("An upgrade is under way"), "{}", declined.text());
+    gateway.signal("HUP");
+    let told = "the config was not reloaded: an upgrade is under way";
+    eventually_true("it says why", || gateway.stderr().contains(told));
+    let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
+    assert_eq!(lines(), json!([]));
+    std::fs::write(&fail, "now\n").expect("written");
+    let told = "ended before it served: exit status: 3";
+    eventually_true("it has failed", || gateway.stderr().contains(told));
+    assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
 }
 
 #[test]

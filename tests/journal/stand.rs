@@ -48,6 +48,7 @@ pub(crate) const SMALL: Sizes = Sizes { segment: 4_096, segments: 1_000, threads
 pub(crate) fn options(folder: &Path, sizes: Sizes) -> JournalOptions {
     JournalOptions {
         folder: folder.join("journal"),
+        aside: folder.join("journal"),
         max_bytes: sizes.segment as u64 * sizes.segments,
         segment_bytes: sizes.segment,
         sync_interval: Duration::from_millis(1),

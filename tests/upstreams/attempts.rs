@@ -157,3 +157,37 @@ fn a_body_that_is_sent_again_is_not_counted_twice() {
     }
     assert!(origins[0].count() >= 1, "one of them was sent twice");
 }
+
+#[test]
+fn what_is_sent_again_takes_no_place_but_its_own() {
+    let group = Group::start(&[1], "max_requests_per_server = 1\n[upstreams.eject]\nafter = 0\n");
+    let request = Request::get("/v1/app/x").bearer(&group.secret);
+    for _ in 0..3 {
+        // An answer, and then an end that the gateway meets with its next request.
+        group.origins[0].script(|_, out| {
+            out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            Err(io::Error::other("gone"))
+        });
+        assert_eq!(group.gateway.call(&request).status, 200);
+        group.origins[0].answer(200, &[], b"ok");
+        assert_eq!(group.gateway.call(&request).status, 200);
+    }
+}
+
+#[test]
+fn a_server_that_breaks_every_answer_is_ejected() {
+    let group = Group::start(&[1, 1], "[upstreams.eject]\nafter = 3\nfirst = \"1m\"\n");
+    group.origins[0].script(|_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nthe begin")?;
+        Err(io::Error::other("gone"))
+    });
+    let cut = |_| {
+        !group
+            .until_cut(&Request::get("/v1/app/x").bearer(&group.secret).header("Connection", "close"))
+            .ends_with("}")
+    };
+    assert_eq!((0..20).filter(|n| cut(*n)).count(), 3);
+    assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"broke_off\","), Some(3));
+    assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"answered\","), Some(0));
+    assert_eq!(group.gateway.stderr().matches("begin to fail").count(), 1);
+}

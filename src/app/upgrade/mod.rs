@@ -40,6 +40,8 @@ pub(super) struct Succession {
     pub(super) kin: Kin,
     /// Whether the process before this one has gone.
     is_alone: AtomicBool,
+    /// Whether a process has been started that may take this one's place, and has not failed to.
+    is_upgrading: AtomicBool,
 }
 
 impl Succession {
@@ -48,7 +50,13 @@ impl Succession {
         let is_alone = AtomicBool::new(predecessor.is_none());
         let kin = Kin(AtomicUsize::new(usize::from(predecessor.is_some())));
         let doors = predecessor.map_or_else(Doors::default, Predecessor::doors);
-        Arc::new(Self { doors, kin, is_alone })
+        Arc::new(Self { doors, kin, is_alone, is_upgrading: AtomicBool::new(false) })
+    }
+
+    /// Whether another process is to serve in place of this one, or does already. It has read the config at its start, so
+    /// that one which is put in force only here would be lost.
+    pub(super) fn is_upgrading(&self) -> bool {
+        self.is_upgrading.load(Ordering::Acquire)
     }
 
     /// One of the other processes has gone; the store will have noticed when this returns.

@@ -111,6 +111,15 @@ impl Upgrader {
     /// Starts the new binary and waits until it serves. Until then, and if it does not, nothing changes here.
     pub(in crate::app) async fn upgrade(&self) -> Result<Successor, NotUpgraded> {
         let Ok(_only_one) = self.busy.try_lock() else { return Err(NotUpgraded::Busy) };
+        // Before the new process is started, and so before it reads its config.
+        self.succession.is_upgrading.store(true, Ordering::Release);
+        let upgraded = self.attempt().await;
+        // Whatever this process is asked for after one that has not failed is too late.
+        self.succession.is_upgrading.store(upgraded.is_ok(), Ordering::Release);
+        upgraded
+    }
+
+    async fn attempt(&self) -> Result<Successor, NotUpgraded> {
         if !self.succession.is_alone.load(Ordering::Acquire) {
             return Err(NotUpgraded::Draining);
         }

@@ -66,6 +66,22 @@ fn names_spread_by_weight() {
 }
 
 #[test]
+fn weights_count_where_little_is_going_on() {
+    for weights in [&[2, 1][..], &[3, 2, 1], &[1, 1, 1], &[5, 1]] {
+        let balance = Balance::new(candidates(weights));
+        let sum: u16 = weights.iter().sum();
+        let mut got = vec![0_u32; weights.len()];
+        for n in 0..12_000_u64 {
+            got[balance.less_busy(mix(n), |_| 0, |_| true).expect("somebody")] += 1;
+        }
+        for (weight, got) in weights.iter().zip(&got) {
+            let share = 12_000 * u32::from(*weight) / u32::from(sum);
+            assert!(got.abs_diff(share) < 400, "{weights:?}: {got} instead of {share}");
+        }
+    }
+}
+
+#[test]
 fn the_less_busy_of_two_evens_out_the_load() {
     let balance = Balance::new(candidates(&[1, 1, 2]));
     let mut busy = [0_u64; 3];

@@ -13,6 +13,7 @@ mod tend;
 
 pub use dialect::{BadTls, Dialect, Tls, TlsParts, Version};
 pub use opening::{NO_PLACE, Opening};
+pub(super) use probe::is_ours;
 pub use probe::{HttpProbe, Probe};
 pub use server::{Busy, Failure, Server};
 pub use tend::tend;
@@ -26,7 +27,7 @@ use arc_swap::ArcSwap;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -47,6 +48,8 @@ pub struct Upstream {
     budget: Mutex<Budget>,
     /// Wakes whoever lets ejected servers back in.
     ejected: Notify,
+    /// What has taken its place, and knows of its servers since. Set with `members` locked.
+    successor: OnceLock<Arc<Self>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
@@ -177,6 +180,7 @@ impl Upstream {
             pending: AtomicUsize::new(0),
             budget: Mutex::default(),
             ejected: Notify::new(),
+            successor: OnceLock::new(),
             metrics,
             clock,
         }
@@ -247,17 +251,26 @@ impl Upstream {
         Box::new(peer)
     }
 
-    /// A request was answered with a status below 500.
+    /// A request was answered with a status below 500, to the answer's end.
     pub fn succeeded(&self, server: &Server) {
         server.answered();
     }
 
     /// A request failed at `server`, which may be one failure too many.
     pub fn failed(&self, server: &Server, failure: Failure) {
+        let members = self.lock();
+        if let Some(successor) = self.successor.get() {
+            drop(members);
+            return successor.failed(server, failure);
+        }
         self.metrics.upstream_failures.inc();
+        if !members.iter().any(|m| std::ptr::eq(Arc::as_ptr(&m.server), server)) {
+            // It has left while the request was there, and what is known of it with it.
+            return;
+        }
         let (name, rule) = (&*self.settings.name, self.settings.eject);
         self.metrics.upstream_results.with_label_values(&[name, &server.text, failure.as_str()]).inc();
-        if failure != Failure::Status && !server.has_failures() {
+        if failure != Failure::Status && server.may_tell(self.now()) {
             tracing::warn!(
                 upstream = name,
                 server = &*server.text,
@@ -265,7 +278,6 @@ impl Upstream {
                 "requests to a server begin to fail"
             );
         }
-        let members = self.lock();
         let down = members.iter().filter(|m| !m.server.is_up()).count();
         let Some(lasts) = server.failed(self.now(), rule, down, members.len()) else { return };
         self.metrics.upstream_ejections.with_label_values(&[name, &server.text]).inc();
@@ -280,18 +292,36 @@ impl Upstream {
         self.ejected.notify_one();
     }
 
-    /// Knows the servers of `old`, which it replaces, as far as it names them too.
-    pub fn inherit(&self, old: &Self) {
+    /// Takes the place of `old`: knows its servers as far as it has them too, and hears of what becomes of requests that are
+    /// still there. A name that could not be looked up has the addresses that it had.
+    pub fn take_over(self: &Arc<Self>, old: &Self) {
         let is_tls = self.settings.dialect.is_tls();
-        let own = |member: Member| {
-            let server = &member.server;
-            let same = |n: &Named| *n.host == *server.host && n.authority(is_tls) == *server.authority;
-            let named = self.settings.names.iter().position(same)?;
-            Some(Member { weight: self.settings.names[named].weight, named, ..member })
-        };
         let mut members = self.lock();
-        *members = old.all_members().into_iter().filter_map(own).collect();
+        let known = old.lock();
+        let mut next: Vec<Member> = Vec::with_capacity(known.len());
+        for (named, name) in self.settings.names.iter().enumerate() {
+            let authority = name.authority(is_tls);
+            let was = || known.iter().map(|m| &m.server).filter(|s| s.is_called(&name.host, &authority));
+            let found = members.iter().filter(|m| m.named == named).map(|m| &m.server);
+            let servers: Vec<_> =
+                found.map(|s| was().find(|w| w.address == s.address).unwrap_or(s)).collect();
+            let servers = if servers.is_empty() { was().collect() } else { servers };
+            for server in servers {
+                if !next.iter().any(|m| m.server.address == server.address) {
+                    next.push(Member { server: Arc::clone(server), weight: name.weight, named });
+                }
+            }
+        }
+        if self.settings.probe != old.settings.probe {
+            // The verdict was another question's, and nobody may ask that again.
+            for member in &next {
+                member.server.forget_probes();
+            }
+        }
+        *members = next;
+        // Nobody else sets it; from here on whoever has locked `old` finds it.
         self.refresh(&members);
+        old.successor.get_or_init(|| Arc::clone(self));
     }
 
     /// Stops showing its servers, but for those that `successor` has.
@@ -307,6 +337,9 @@ impl Upstream {
     /// stay. With nothing found at all, everything stays.
     fn settle(&self, found: &[Option<Vec<SocketAddr>>]) {
         let mut members = self.lock();
+        if self.successor.get().is_some() {
+            return;
+        }
         let mut next: Vec<Member> = Vec::with_capacity(members.len());
         for (named, addresses) in found.iter().enumerate() {
             let kept = || members.iter().filter(|m| m.named == named).map(|m| m.server.address).collect();
@@ -347,6 +380,9 @@ impl Upstream {
     /// What a probe of `server` has found.
     fn probed(&self, server: &Server, good: bool, rule: ProbeRule, detail: &str) {
         let members = self.lock();
+        if self.successor.get().is_some() {
+            return;
+        }
         let Some(up) = server.probed(good, rule) else { return };
         let (upstream, text) = (&*self.settings.name, &*server.text);
         if up {
@@ -360,6 +396,9 @@ impl Upstream {
     /// Lets those back in whose time is over. Answers when the next one's is.
     fn readmit(&self, now: Now) -> Option<Duration> {
         let members = self.lock();
+        if self.successor.get().is_some() {
+            return None;
+        }
         let mut changed = false;
         for member in &*members {
             if member.server.readmit(now, self.settings.eject) {

@@ -6,8 +6,10 @@
 use super::{Member, Upstream};
 use crate::policy::health::ProbeRule;
 use http::{Method, header};
+use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 const AT_ONCE: usize = 64;
 
 /// How servers are probed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// The request to make; none only opens a connection.
     pub http: Option<HttpProbe>,
@@ -33,7 +35,7 @@ pub struct Probe {
 }
 
 /// The request of a probe.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProbe {
     /// Path and query.
     pub target: Box<str>,
@@ -41,6 +43,30 @@ pub struct HttpProbe {
     pub host: Option<Box<str>>,
     /// The statuses that count as good.
     pub status: RangeInclusive<u16>,
+}
+
+/// What came of a probe that was not good.
+enum Bad {
+    /// The server is not as it should be.
+    Server(String),
+    /// It could not be tried: this machine lacks what it takes.
+    Here(String),
+}
+
+/// What the network answers; anything else is that this machine has no descriptor, no port, no memory for a connection.
+const ANSWERS: [ErrorKind; 7] = [
+    ErrorKind::ConnectionRefused,
+    ErrorKind::ConnectionReset,
+    ErrorKind::ConnectionAborted,
+    ErrorKind::TimedOut,
+    ErrorKind::HostUnreachable,
+    ErrorKind::NetworkUnreachable,
+    ErrorKind::PermissionDenied,
+];
+
+/// Whether a connection could not be tried, because this machine lacks what it takes. Pingora calls that an internal error.
+pub(in crate::proxy) const fn is_ours(error: &ErrorType) -> bool {
+    matches!(error, ErrorType::InternalError | ErrorType::SocketError | ErrorType::BindError)
 }
 
 /// Probes every server of `upstream` again and again.
@@ -61,11 +87,17 @@ pub(super) async fn probe_for_ever(upstream: &Arc<Upstream>, probe: &Probe) {
                 let found =
                     match timeout(probe.within, try_once(&upstream, &member, &probe, &connector)).await {
                         Ok(found) => found,
-                        Err(_) => Err(format!("no answer within {:?}", probe.within)),
+                        Err(_) => Err(Bad::Server(format!("no answer within {:?}", probe.within))),
                     };
                 drop(place);
-                let detail = found.as_ref().err().map_or("", String::as_str);
-                upstream.probed(&member.server, found.is_ok(), probe.rule, detail);
+                match found {
+                    Ok(()) => upstream.probed(&member.server, true, probe.rule, ""),
+                    Err(Bad::Server(detail)) => upstream.probed(&member.server, false, probe.rule, &detail),
+                    Err(Bad::Here(error)) => {
+                        let (upstream, server) = (&*upstream.settings.name, &*member.server.text);
+                        tracing::warn!(upstream, server, error, "a server cannot be probed");
+                    }
+                }
             });
         }
         // A round ends before the next begins: of one server's probes none overtakes another.
@@ -78,16 +110,20 @@ async fn try_once(
     member: &Member,
     probe: &Probe,
     connector: &Connector,
-) -> Result<(), String> {
+) -> Result<(), Bad> {
     let Some(request) = &probe.http else {
         let opened = TcpStream::connect(member.server.address).await;
-        return opened.map(drop).map_err(|error| error.to_string());
+        return opened.map(drop).map_err(|error| {
+            let bad = if ANSWERS.contains(&error.kind()) { Bad::Server } else { Bad::Here };
+            bad(error.to_string())
+        });
     };
     let host = request.host.as_deref().unwrap_or(&member.server.authority);
     match ask(upstream, member, request, host, connector).await {
         Ok(status) if request.status.contains(&status) => Ok(()),
-        Ok(status) => Err(format!("it answered {status}")),
-        Err(error) => Err(error.etype.as_str().to_owned()),
+        Ok(status) => Err(Bad::Server(format!("it answered {status}"))),
+        Err(error) if is_ours(&error.etype) => Err(Bad::Here(error.etype.as_str().to_owned())),
+        Err(error) => Err(Bad::Server(error.etype.as_str().to_owned())),
     }
 }
 

@@ -10,9 +10,12 @@ use crate::policy::health::{EjectRule, Ejection, ProbeRule, Probed};
 use prometheus::{IntCounter, IntGauge};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// A server that fails now and then is told of once in so many nanoseconds.
+const TELL_EVERY_NS: u64 = 60_000_000_000;
 
 /// One address of a server.
 pub struct Server {
@@ -33,6 +36,8 @@ pub struct Server {
     health: Mutex<Health>,
     /// Whether a success has anything to put right.
     has_failures: AtomicBool,
+    /// When it was last told that requests fail; 0: never.
+    told_ns: AtomicU64,
 }
 
 /// What is known of a server.
@@ -91,13 +96,19 @@ impl Server {
             up: metrics.upstream_up.with_label_values(&labels),
             health: Mutex::default(),
             has_failures: AtomicBool::new(false),
+            told_ns: AtomicU64::new(0),
             text,
         }
     }
 
     /// Whether it is this one.
     pub(super) fn is(&self, address: SocketAddr, host: &str, authority: &str) -> bool {
-        self.address == address && *self.host == *host && *self.authority == *authority
+        self.address == address && self.is_called(host, authority)
+    }
+
+    /// Whether it goes by this name.
+    pub(super) fn is_called(&self, host: &str, authority: &str) -> bool {
+        *self.host == *host && *self.authority == *authority
     }
 
     /// Notes a request as in flight, unless there are `most` already.
@@ -121,8 +132,17 @@ impl Server {
     }
 
     /// Whether its last request failed.
-    pub(super) fn has_failures(&self) -> bool {
+    fn has_failures(&self) -> bool {
         self.has_failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether to tell of a request that failed: of the first in a row, and not again for some time.
+    pub(super) fn may_tell(&self, now: Now) -> bool {
+        if self.has_failures() {
+            return false;
+        }
+        let told = self.told_ns.swap(now.steady_ns.max(1), Ordering::Relaxed);
+        told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS
     }
 
     pub(super) fn answered(&self) {
@@ -159,6 +179,11 @@ impl Server {
         health.probed = health.probed.after(good, rule);
         let is_up = health.probed.is_up();
         (is_up != was_up).then_some(is_up)
+    }
+
+    /// Nothing is known from probes any more.
+    pub(super) fn forget_probes(&self) {
+        self.lock().probed = Probed::default();
     }
 
     pub(super) fn show_up(&self) {

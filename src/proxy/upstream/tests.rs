@@ -7,9 +7,15 @@ use crate::policy::health::EjectRule;
 const RULE: ProbeRule = ProbeRule { up_after: 1, down_after: 1 };
 
 fn group(names: usize) -> (Upstream, Arc<ManualClock>, Arc<Metrics>) {
+    let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1)));
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    (Upstream::new(settings(names), Arc::clone(&metrics), clock.clone()), clock, metrics)
+}
+
+fn settings(names: usize) -> Settings {
     let named = |n: usize| Named { host: format!("h{n}").into(), port: 80, weight: 1 };
     let second = Duration::from_secs(1);
-    let settings = Settings {
+    Settings {
         name: "app".into(),
         names: (0..names).map(named).collect(),
         balancing: Balancing::RoundRobin,
@@ -29,10 +35,7 @@ fn group(names: usize) -> (Upstream, Arc<ManualClock>, Arc<Metrics>) {
         budget: BudgetRule { percent: 0, per_second: 1 },
         probe: None,
         eject: EjectRule { after: 1, first: second, longest: second * 60, share_percent: 50 },
-    };
-    let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1)));
-    let metrics = Arc::new(Metrics::new().expect("metrics"));
-    (Upstream::new(settings, Arc::clone(&metrics), clock.clone()), clock, metrics)
+    }
 }
 
 fn at(n: u8) -> SocketAddr {
@@ -123,4 +126,57 @@ fn there_is_no_more_going_on_than_there_may_be() {
     let freed = first.address;
     drop(first);
     assert_eq!(upstream.pick(&wish).expect("it again").address, freed);
+}
+
+#[test]
+fn what_takes_over_hears_of_requests_that_are_still_at_the_old_one() {
+    let (old, clock, metrics) = group(2);
+    old.settle(&[Some(vec![at(1), at(2)]), Some(vec![at(3)])]);
+    let next = Arc::new(Upstream::new(settings(2), metrics, clock.clone()));
+    // The second name cannot be looked up any more.
+    next.settle(&[Some(vec![at(2), at(4)]), None]);
+    let old_server = old.all_members()[1].server.clone();
+    next.take_over(&old);
+    assert_eq!(team(&next), [at(2), at(3), at(4)], "and what was known of a name stays known");
+    assert!(next.all_members().iter().any(|m| Arc::ptr_eq(&m.server, &old_server)), "it is the same server");
+
+    old.failed(&old_server, Failure::Broken);
+    assert_eq!(team(&next), [at(3), at(4)], "a request from before ejects it");
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(old.readmit(clock.now()), None, "and the new one lets it back in");
+    assert_eq!(next.readmit(clock.now()), None);
+    assert_eq!(team(&next), [at(2), at(3), at(4)]);
+    // The old one's tending may be about to end.
+    old.probed(&old_server, false, RULE, "");
+    old.settle(&[Some(vec![at(9)]), None]);
+    assert_eq!(team(&next), [at(2), at(3), at(4)]);
+}
+
+#[test]
+fn a_verdict_goes_with_its_question() {
+    let (old, clock, metrics) = group(1);
+    old.settle(&[Some(vec![at(1), at(2)])]);
+    for member in old.all_members() {
+        old.probed(&member.server, false, RULE, "it answered 500");
+    }
+    let second = Duration::from_secs(1);
+    let probe = Some(Probe { http: None, every: second, within: second, rule: RULE });
+    let same = Arc::new(Upstream::new(settings(1), Arc::clone(&metrics), clock.clone()));
+    same.settle(&[Some(vec![at(1), at(2)])]);
+    same.take_over(&old);
+    assert_eq!(team(&same), []);
+    let other = Arc::new(Upstream::new(Settings { probe, ..settings(1) }, metrics, clock));
+    other.settle(&[Some(vec![at(1), at(2)])]);
+    other.take_over(&same);
+    assert_eq!(team(&other), [at(1), at(2)]);
+}
+
+#[test]
+fn a_server_that_has_left_is_not_shown_again() {
+    let (upstream, _, metrics) = group(1);
+    upstream.settle(&[Some(vec![at(1), at(2)])]);
+    let gone = upstream.pick(&Wish { random: 0, name: 0, tried: &[] }).expect("one");
+    upstream.settle(&[Some(vec![at(3)])]);
+    upstream.failed(&gone, Failure::Broken);
+    assert!(!metrics.render().contains(&*gone.text));
 }

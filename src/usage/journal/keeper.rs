@@ -16,7 +16,7 @@ const SPARES: usize = 2;
 const RETRY_PASSES: u32 = 10;
 /// Most damaged segments that are kept.
 const DAMAGED_MAX: usize = 16;
-/// Where they are kept, under the journal's folder.
+/// Where they are kept, in the folder for what is set aside.
 const DAMAGED: &str = "damaged";
 
 /// The running thread. Dropping it stops it, after a last pass.
@@ -157,12 +157,16 @@ impl Journal {
     }
 
     fn set_aside(&self, path: &Path) -> io::Result<()> {
-        let folder = self.options.folder.join(DAMAGED);
+        let folder = self.options.aside.join(DAMAGED);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let mut kept: Vec<_> = fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
         kept.sort_unstable();
         for old in kept.iter().rev().skip(DAMAGED_MAX - 1) {
-            fs::remove_file(old)?;
+            match fs::remove_file(old) {
+                // Another process of this node keeps the same folder small.
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
         }
         fs::rename(path, folder.join(path.file_name().unwrap_or_default()))
     }

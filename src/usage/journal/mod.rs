@@ -40,7 +40,7 @@
 //!
 //! A disk that is full: see `WhenFull`; when it has room again the journal uses it. A sync that fails is counted and
 //! logged, and serving goes on: only the death of the machine could still lose something. Bytes that are no frame are
-//! passed over, what follows them is read, and the segment is put into `damaged/`. Nothing here blocks a start, but for a
+//! passed over, what follows them is read, and the segment is put into `damaged/` in the folder `aside`. Nothing here blocks a start, but for a
 //! folder that another process owns ([`super::Seats`] gives each process of a node a folder of its own).
 
 pub mod codec;
@@ -78,6 +78,8 @@ use uuid::Uuid;
 pub struct JournalOptions {
     /// Where. Made if it is not there.
     pub folder: PathBuf,
+    /// Where what is kept for a person to look at goes. Several processes of one node have one for all of them.
+    pub aside: PathBuf,
     /// Most bytes of all segments.
     pub max_bytes: u64,
     /// Bytes of a segment.
@@ -282,6 +284,11 @@ impl Journal {
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.options.folder
+    }
+
+    /// Where what is kept for a person to look at goes.
+    pub fn aside(&self) -> &Path {
+        &self.options.aside
     }
 
     /// The next segment to write to.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keygate");
@@ -83,7 +84,7 @@ impl Gateway {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary runs");
-        let stderr = capture(child.stderr.take().unwrap());
+        let (stderr, captured) = capture(child.stderr.take().unwrap());
         let (to, lines) = sync_channel(1);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         // Whatever it writes must not fill the pipe.
@@ -92,6 +93,8 @@ impl Gateway {
         let Ok(ready) = serde_json::from_str::<Value>(&line) else {
             child.kill().ok();
             child.wait().ok();
+            // What it wrote before it ended may still be in the pipe.
+            captured.join().unwrap();
             let text = stderr.lock().unwrap();
             return Err(format!("{line}{}", String::from_utf8_lossy(&text)));
         };
@@ -237,14 +240,14 @@ pub(crate) fn write_config(folder: &Path, config: &str) {
     std::fs::write(folder.join(CONFIG), table.to_string()).expect("written");
 }
 
-fn capture(mut from: impl Read + Send + 'static) -> Arc<Mutex<Vec<u8>>> {
+fn capture(mut from: impl Read + Send + 'static) -> (Arc<Mutex<Vec<u8>>>, JoinHandle<()>) {
     let captured = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&captured);
-    std::thread::spawn(move || {
+    let capturing = std::thread::spawn(move || {
         let mut part = [0; 4096];
         while let Ok(n @ 1..) = from.read(&mut part) {
             into.lock().unwrap().extend_from_slice(&part[..n]);
         }
     });
-    captured
+    (captured, capturing)
 }
