@@ -192,6 +192,7 @@ local function adjust(subject, adjustment)
   local at, units = adjustment.at, adjustment.units
   local then_starts = starts_of(at)
   for w, window in ipairs(subject.windows) do
+    if then_starts[w] ~= window.start then window = subject.newest[w] end
     if then_starts[w] == window.start then window.used = max(0, window.used + units) end
   end
   if units < 0 and now_us - at <= life_us then

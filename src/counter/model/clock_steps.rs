@@ -48,7 +48,7 @@ fn a_day_goes_on_where_it_was_when_the_clock_comes_back_to_it() {
 }
 
 #[test]
-fn what_is_given_back_goes_to_the_day_that_counts() {
+fn what_is_given_back_goes_to_the_day_it_was_taken_from() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
@@ -61,6 +61,8 @@ fn what_is_given_back_goes_to_the_day_that_counts() {
     assert_eq!(of_tomorrow.left[0].1.units, 45);
     let spent = world.ask("a", 2, &told(world.now_us + DAY_US, 5));
     assert_eq!(spent.left[0].1.units, 40, "whenever it is said to be, it was spent by now");
+    world.now_us += DAY_US;
+    assert_eq!(admitted(&mut world, &limits, 100), 85, "of twenty, five were not spent");
 }
 
 /// What was used of today before is unknown to a hash that was made tomorrow.
