@@ -20,6 +20,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -68,11 +69,14 @@ pub struct Keeper {
     metrics: Arc<Metrics>,
 }
 
-/// One name and its next time.
+/// One name and what came of it so far.
 struct Name {
     domain: String,
     file: PathBuf,
-    due: Timestamp,
+    /// Where in the time for it the certificate is renewed: drawn anew for each.
+    spread: u16,
+    /// Before that nothing is done for it. Not by the calendar, which may be set back.
+    rests_until: Instant,
     failures: u32,
 }
 
@@ -98,19 +102,24 @@ impl Keeper {
         let mut names: Vec<Name> = self.options.domains.iter().map(|domain| self.name(domain)).collect();
         loop {
             for name in &mut names {
-                if name.due <= self.now() {
+                if self.wait(name).is_zero() {
                     self.attend(name).await;
                 }
             }
-            let next = names.iter().map(|name| name.due).min().unwrap_or(Timestamp::MAX);
-            tokio::time::sleep(next.since(self.now()).min(LOOK_EVERY)).await;
+            let next = names.iter().map(|name| self.wait(name)).min().unwrap_or(LOOK_EVERY);
+            tokio::time::sleep(next.min(LOOK_EVERY)).await;
         }
     }
 
     fn name(&self, domain: &str) -> Name {
         let file = file_of(&self.options.folder, domain);
-        let due = self.due(&file).unwrap_or_default();
-        Name { domain: domain.to_owned(), file, due, failures: 0 }
+        Name { domain: domain.to_owned(), file, spread: random(), rests_until: Instant::now(), failures: 0 }
+    }
+
+    /// How long until something is to be done for it, by its file as that is now: it may have been lost.
+    fn wait(&self, name: &Name) -> Duration {
+        let due = self.due(name).unwrap_or_default();
+        due.since(self.now()).max(name.rests_until.duration_since(Instant::now()))
     }
 
     async fn attend(&self, name: &mut Name) {
@@ -118,14 +127,13 @@ impl Keeper {
             Ok(Some(lock)) => lock,
             Ok(None) => {
                 tracing::debug!(name = name.domain, "another process orders certificates");
-                name.due = self.now().plus(BUSY);
+                name.rests_until = Instant::now() + BUSY;
                 return;
             }
             Err(error) => return self.failed(name, &Trouble::Here(error)),
         };
         // It may be another process that has renewed it.
-        if let Some(due) = self.due(&name.file).filter(|due| *due > self.now()) {
-            name.due = due;
+        if self.due(name).is_some_and(|due| due > self.now()) {
             return;
         }
         let ordered =
@@ -137,23 +145,28 @@ impl Keeper {
         };
         drop(lock);
         match kept {
-            Ok(()) => {
-                name.failures = 0;
-                // What cannot be read as a certificate now is ordered again, but not at once.
-                name.due =
-                    self.due(&name.file).unwrap_or_else(|| self.now().plus(LOOK_EVERY)).max(self.now());
-                self.metrics.acme_orders.with_label_values(&["issued"]).inc();
-                tracing::info!(name = name.domain, renewal = ?name.due, "a certificate was issued");
-            }
+            Ok(()) => self.issued(name),
             Err(trouble) => self.failed(name, &trouble),
         }
+    }
+
+    fn issued(&self, name: &mut Name) {
+        name.failures = 0;
+        name.spread = random();
+        let due = self.due(name);
+        // What is due again at once (it cannot be read, or this machine's calendar is ahead) is ordered again, but not at
+        // once: authorities allow only so many orders.
+        let rest = due.map(|due| due.since(self.now())).filter(|rest| !rest.is_zero());
+        name.rests_until = Instant::now() + rest.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        self.metrics.acme_orders.with_label_values(&["issued"]).inc();
+        tracing::info!(name = name.domain, renewal = ?due, "a certificate was issued");
     }
 
     fn failed(&self, name: &mut Name, trouble: &Trouble) {
         name.failures = name.failures.saturating_add(1);
         let first = if matches!(trouble, Trouble::Refused(_)) { REFUSED } else { UNANSWERED };
         let wait = wait_after(name.failures, first, random());
-        name.due = self.now().plus(wait);
+        name.rests_until = Instant::now() + wait;
         self.metrics.acme_orders.with_label_values(&["failed"]).inc();
         let (domain, seconds) = (&*name.domain, wait.as_secs());
         // Until it ends, what is there goes on being shown.
@@ -164,11 +177,10 @@ impl Keeper {
         }
     }
 
-    /// When the certificate in `file` is to be renewed; none: there is none that can be used.
-    fn due(&self, file: &Path) -> Option<Timestamp> {
-        let validity = validity(file)?;
-        // Within the hour of a look it does not matter that this is another time at each.
-        Some(validity.renew_at(random())).filter(|_| validity.until > self.now())
+    /// When its certificate is to be renewed; none: there is none that can be used.
+    fn due(&self, name: &Name) -> Option<Timestamp> {
+        let validity = validity(&name.file)?;
+        Some(validity.renew_at(name.spread)).filter(|_| validity.until > self.now())
     }
 
     /// Held while one orders, so that several on one folder do not order the same.
@@ -203,4 +215,88 @@ fn random() -> u16 {
     let mut bytes = [0; 2];
     fill_random(&mut bytes);
     u16::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use tempfile::TempDir;
+
+    struct NoHands;
+
+    impl Hands for NoHands {
+        fn read(&self, _: &Path) -> Result<Option<Zeroizing<String>>, String> {
+            Err("nothing is ordered here".to_owned())
+        }
+
+        fn write(&self, _: &Path, _: &str) -> Result<(), String> {
+            Err("nothing is ordered here".to_owned())
+        }
+
+        fn show(&self, _: &str, _: Option<Challenge>) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    /// Noon of 2031-01-01, and so many days later.
+    fn day(n: u32) -> Timestamp {
+        Timestamp::from_secs(1_925_035_200).plus(DAY * n)
+    }
+
+    /// A keeper of one name, whose certificate is written to its file, from 2031-01-01 until 2031-04-01.
+    fn stand(now: Timestamp) -> (TempDir, Arc<ManualClock>, Keeper, Name) {
+        let (folder, clock) = (tempfile::tempdir().expect("a folder"), Arc::new(ManualClock::at(now)));
+        let options = Options {
+            domains: vec!["a.test".to_owned()],
+            directory: String::new(),
+            ca_file: None,
+            contact: None,
+            folder: folder.path().to_owned(),
+            hands: Box::new(NoHands),
+        };
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let keeper = Keeper::new(options, Arc::<ManualClock>::clone(&clock), metrics);
+        let name = keeper.name("a.test");
+        let mut params = CertificateParams::new(["a.test".to_owned()]).expect("a name");
+        (params.not_before, params.not_after) = (date_time_ymd(2031, 1, 1), date_time_ymd(2031, 4, 1));
+        let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("signed");
+        std::fs::write(&name.file, certificate.pem()).expect("written");
+        (folder, clock, keeper, name)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_or_broken_is_ordered_again_at_the_next_look() {
+        let (_folder, _clock, keeper, mut name) = stand(day(0));
+        keeper.issued(&mut name);
+        assert!(keeper.wait(&name) > DAY * 58, "{:?}", keeper.wait(&name));
+        let kept = std::fs::read(&name.file).expect("read");
+        tokio::time::advance(LOOK_EVERY).await;
+        std::fs::write(&name.file, "nonsense").expect("written");
+        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        std::fs::remove_file(&name.file).expect("removed");
+        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        std::fs::write(&name.file, kept).expect("written");
+        assert!(keeper.wait(&name) > DAY * 58, "somebody has put it back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_whose_certificate_is_due_at_once_is_not_repeated_before_the_next_look() {
+        // The calendar of this machine is ahead of the authority's.
+        let (_folder, clock, keeper, mut name) = stand(day(70));
+        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        keeper.issued(&mut name);
+        assert_eq!(keeper.wait(&name), LOOK_EVERY);
+        tokio::time::advance(LOOK_EVERY).await;
+        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        // Set right, it holds up nothing that is due by then.
+        keeper.failed(&mut name, &Trouble::Here("no space".to_owned()));
+        clock.set_wall(day(0));
+        assert!(keeper.wait(&name) > DAY * 58);
+        clock.set_wall(day(64));
+        assert!(keeper.wait(&name) < UNANSWERED * 2);
+    }
 }

@@ -159,9 +159,9 @@ fn deadlines(config: &Config) -> Deadlines {
     }
 }
 
-const fn bounds(config: &Config) -> Bounds {
+fn bounds(config: &Config) -> Bounds {
     Bounds {
-        connections: config.proxy.max_connections,
+        connections: parts::max_connections(config),
         per_address: config.proxy.max_connections_per_address,
         body_rate: config.proxy.min_body_rate,
         bytes: config.proxy.max_bytes_in_flight,

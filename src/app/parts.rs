@@ -24,6 +24,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 
+/// Descriptors for all but connections: the store, the journal, listeners, admin calls, name servers.
+const FILES_BESIDE: u64 = 256;
+
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
     let routes = config.routes.iter().map(|r| Route {
@@ -161,13 +164,34 @@ pub(super) fn proxy(
     }
 }
 
-/// Each connection is a file descriptor, twice when it is forwarded; the usual soft limit of 1024 would be the first
-/// limit that a gateway meets.
+/// The usual soft limit of 1024 would be the first limit that a gateway meets.
 pub(super) fn raise_file_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
     }
+}
+
+/// How many connections are taken in: no more than there are descriptors for, so that whoever waits makes room before a
+/// request finds none for its backend.
+pub(super) fn max_connections(config: &Config) -> usize {
+    let configured = config.proxy.max_connections;
+    let Ok((files, _)) = rlimit::getrlimit(rlimit::Resource::NOFILE) else { return configured };
+    let fit = connections_with(files);
+    if configured > fit {
+        let needed = 2 * configured as u64 + FILES_BESIDE;
+        tracing::warn!(
+            "proxy.max_connections is {configured}, which takes {needed} open files, and {files} are allowed: \
+             {fit} connections are taken in at most; raise the limit (LimitNOFILE, ulimits, ulimit -Hn) or lower the key"
+        );
+    }
+    configured.min(fit)
+}
+
+/// Each is a file descriptor, and another one when it is forwarded. Of a few, half are for all else.
+fn connections_with(files: u64) -> usize {
+    let connections = (files - FILES_BESIDE.min(files / 2)) / 2;
+    usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }
 
 /// 0 means one per core.
@@ -254,5 +278,16 @@ pub(super) async fn rehash_keys(
             // The key is found by its old digest as long as that pepper is configured.
             Err(error) => tracing::warn!(%key, %error, "a key keeps its old pepper for now"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_connections_fit_as_there_are_pairs_of_descriptors() {
+        let fit = [0, 1, 100, 512, 1_024, 4_096, 1 << 20].map(connections_with);
+        assert_eq!(fit, [1, 1, 25, 128, 384, 1_920, 524_160]);
     }
 }

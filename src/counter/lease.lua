@@ -2,7 +2,8 @@
 --
 -- KEYS  the key's hash, [the workspace's hash]. Both share one hash tag.
 -- ARGV  node, server ('': ask), life_us, lag_us, nodes, need, have, ahead, in_flight (-1: no such limit), ahead_places,
---       max_places, n, n times {at_us, units}              what is given back (negative) or was spent without us
+--       max_places, others_owe, n, n times {at_us, units}  what is given back (negative) or was spent without us; others_owe:
+--                    what other keys of the workspace spent on that node without us, of which we may not have heard
 --       per subject: known (0 or 1), if 1: at_us, used of minute hour day month total           from the ledger
 --                    heard (0 or 1), if 1: epoch, at_us, used of the same                       what we once told this node
 --                    n, n times {'b', slot, rate, burst} or {'w', window, max}
@@ -56,7 +57,7 @@ end
 
 local node, server, life_us, lag_us, nodes = next_text(), next_text(), next_number(), next_number(), next_number()
 local need, have, ahead = next_number(), next_number(), next_number()
-local in_flight, ahead_places, max_places = next_number(), next_number(), next_number()
+local in_flight, ahead_places, max_places, others_owe = next_number(), next_number(), next_number(), next_number()
 local life = life_us * TICKS
 local adjustments = {}
 for i = 1, next_number() do
@@ -155,6 +156,7 @@ for i = 1, #KEYS do
     end
   end
   for b, full in pairs(emptiest) do subject.full[b] = min(subject.full[b], full) end
+  subject.owed = i == 2 and others_owe or 0
   subjects[i] = subject
 end
 
@@ -216,7 +218,7 @@ local function base(subject, limit, leasing)
 end
 
 local function available(subject, limit, leasing)
-  if limit.window then return max(0, limit.max - subject.windows[limit.window].used) end
+  if limit.window then return max(0, limit.max - subject.windows[limit.window].used - subject.owed) end
   return max(0, floor((now + limit.burst * limit.step - base(subject, limit, leasing)) / limit.step))
 end
 

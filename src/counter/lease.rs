@@ -50,6 +50,8 @@ pub struct Lease {
     places: u64,
     places_from_ns: u64,
     adjustments: Vec<Adjustment>,
+    /// Units spent without Redis that questions on their way tell of.
+    telling: u64,
     /// Redis's clock in µs when this node's steady one read so many ns.
     redis_clock: Option<(i64, u64)>,
 }
@@ -110,6 +112,8 @@ pub struct Ask {
     pub max_places: u64,
     /// What was spent or given back.
     pub adjustments: Vec<Adjustment>,
+    /// Units that other keys of the workspace have spent on this node and Redis may not know of.
+    pub others_owe: u64,
 }
 
 /// What Redis answered.
@@ -242,6 +246,7 @@ impl Lease {
 
     fn call(&mut self, need: u64, ahead: u64, holding: u64, ahead_places: u64) -> Ask {
         let max_places = self.max_places();
+        self.telling = self.telling.saturating_add(spent(&self.adjustments));
         // Until the answer, no request may take a place that Redis is being told is free.
         self.places = self.places.min(holding);
         Ask {
@@ -253,7 +258,18 @@ impl Lease {
             ahead_places,
             max_places: max_places.unwrap_or(0),
             adjustments: std::mem::take(&mut self.adjustments),
+            others_owe: 0,
         }
+    }
+
+    /// A question is over, whatever becomes of it.
+    pub fn is_over(&mut self, ask: &Ask) {
+        self.telling = self.telling.saturating_sub(spent(&ask.adjustments));
+    }
+
+    /// Units spent without Redis of which it may not know.
+    pub fn owed(&self) -> u64 {
+        self.telling.saturating_add(spent(&self.adjustments))
     }
 
     /// Takes in what Redis answered to a question sent at `sent_ns`.
@@ -474,7 +490,19 @@ impl Lease {
     }
 }
 
-// === impl Adjustment ===
+// === impl Ask, Adjustment ===
+
+impl Ask {
+    /// Units spent without Redis that it tells of.
+    pub fn owed(&self) -> u64 {
+        spent(&self.adjustments)
+    }
+
+    /// The most units that the answer may bring.
+    pub const fn may_bring(&self) -> u64 {
+        self.need.saturating_sub(self.have).saturating_add(self.ahead)
+    }
+}
 
 impl Adjustment {
     const fn is_like(&self, other: &Self, span_us: i64) -> bool {
@@ -498,6 +526,10 @@ fn pace(limit: &Limit) -> Duration {
     let rate = rate.max(1);
     let (step, whole) = (1_000_000_000 / rate, burst.saturating_mul(1_000_000_000) / rate);
     PACE.min(Duration::from_nanos(whole / 4)).max(Duration::from_nanos(step))
+}
+
+fn spent(adjustments: &[Adjustment]) -> u64 {
+    adjustments.iter().filter(|a| a.units > 0).map(|a| a.units.unsigned_abs()).sum()
 }
 
 fn signed(units: u64) -> i64 {

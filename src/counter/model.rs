@@ -417,6 +417,7 @@ fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> Ask {
         ahead_places: 0,
         max_places: 0,
         adjustments: Vec::new(),
+        others_owe: 0,
     }
 }
 
@@ -457,6 +458,26 @@ fn what_the_ledger_has_is_not_counted_twice() {
         "too young for the ledger"
     );
     assert_eq!(world.ask("b", 2, &told(START_US, -2)).left[0].1.units, 44);
+}
+
+/// What a node's other keys have spent by themselves is not there for this one, though Redis has not been told of it.
+#[test]
+fn what_other_keys_of_a_workspace_owe_is_not_granted() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [
+        limit(LimitName::Daily, Rule::of(Per::Day, 10)),
+        limit(LimitName::Workspace(0), Rule::of(Per::Day, 10)),
+    ];
+    let grant = world.ask("a", 1, &Ask { others_owe: 7, ..plain_ask(&limits, 5, 0) });
+    assert_eq!(grant.units, 3);
+    assert_eq!((grant.left[0].1.units, grant.left[1].1.units), (7, 0), "the key itself owes nothing");
+    let (limit, _) = world
+        .ask("a", 1, &Ask { others_owe: 7, ..plain_ask(&limits, 1, 0) })
+        .refused
+        .expect("nothing is left");
+    assert_eq!(limit, limits[1]);
+    assert_eq!(world.ask("a", 1, &plain_ask(&limits, 9, 0)).units, 7, "what was never spent is there again");
 }
 
 /// While nodes are upgraded, scripts of two versions run side by side: they count in the same fields, and admit one limit.

@@ -93,7 +93,7 @@ fn arguments(cmd: &mut Cmd, subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&
     cmd.arg(micros(LIFE)).arg(micros(subjects.lag)).arg(subjects.nodes.max(1));
     cmd.arg(ask.need).arg(ask.have).arg(ask.ahead);
     cmd.arg(ask.places.map_or(-1, |p| i64::try_from(p).unwrap_or(i64::MAX)));
-    cmd.arg(ask.ahead_places).arg(ask.max_places).arg(ask.adjustments.len());
+    cmd.arg(ask.ahead_places).arg(ask.max_places).arg(ask.others_owe).arg(ask.adjustments.len());
     for adjustment in &ask.adjustments {
         cmd.arg(adjustment.at_us).arg(adjustment.units);
     }
@@ -171,7 +171,8 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
     let mut told = SmallVec::new();
     let mut made_us = i64::MIN;
     let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
-    for limits in [Some(key), subjects.workspace.1.then_some(workspace)].into_iter().flatten() {
+    let both = [Some((key, 0)), subjects.workspace.1.then_some((workspace, ask.others_owe))];
+    for (limits, owed) in both.into_iter().flatten() {
         let (own, after) = rest.split_at_checked(7)?;
         rest = after;
         made_us = made_us.max(own[0]);
@@ -186,7 +187,7 @@ pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<
                     Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
                 }
                 Rule::Window { per, max } => Remaining {
-                    units: max.saturating_sub(*windows.get(window_number(per) - 1)?),
+                    units: max.saturating_sub(*windows.get(window_number(per) - 1)?).saturating_sub(owed),
                     reset: window_end(per, now).map(|end| end.since(now)),
                 },
                 Rule::InFlight { .. } => Remaining { units: places_left, reset: None },

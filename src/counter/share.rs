@@ -49,6 +49,16 @@ pub fn share(limits: &[Limit], nodes: u64, known: Option<&Known>, noticed_ns: u6
     limits.iter().map(|limit| Limit { rule: rule(limit), ..*limit }).collect()
 }
 
+/// Windows of which so many units may be spent at this moment without anybody knowing.
+pub fn less(mut limits: Limits, units: u64) -> Limits {
+    for limit in &mut limits {
+        if let Rule::Window { max, .. } = &mut limit.rule {
+            *max = max.saturating_sub(units);
+        }
+    }
+    limits
+}
+
 fn share_of(rule: Rule, nodes: u64, known: Option<&Known>, unseen: u64, at: Timestamp) -> Rule {
     match rule {
         Rule::Bucket { rate, burst } => Rule::Bucket { rate: rate / nodes, burst: burst / nodes },

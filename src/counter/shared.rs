@@ -8,6 +8,7 @@
 mod alone;
 mod ask;
 mod tend;
+mod unsettled;
 
 use super::lease::{Ask, Lease, Take};
 use super::link::Link;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
+use unsettled::Unsettled;
 
 /// The longest a request waits for Redis; 20 ms are promised, and a timer may fire a little late.
 pub const PATIENCE: Duration = Duration::from_millis(15);
@@ -111,9 +113,10 @@ pub struct Leases {
     me: Weak<Self>,
 }
 
-/// What Redis, or the ledger, told of a workspace.
-#[derive(Clone, Copy, Default)]
+/// What Redis, or the ledger, told of a workspace, and what they could not.
+#[derive(Default)]
 struct OfWorkspace {
+    unsettled: Arc<Unsettled>,
     known: Option<Known>,
     heard: Option<Heard>,
     /// In which outage the ledger was asked last, and whether that was after it had caught up.
@@ -128,6 +131,8 @@ struct Subject {
     part: u32,
     leases: Weak<Leases>,
     listed: AtomicBool,
+    /// That of its workspace.
+    unsettled: Arc<Unsettled>,
     state: Mutex<State>,
 }
 
@@ -139,6 +144,8 @@ struct State {
     asking_since_ns: Option<u64>,
     /// Which question that is; an answer to another comes too late.
     turn: u64,
+    /// What questions on their way may bring.
+    asked: u64,
     known: Option<Known>,
     heard: Option<Heard>,
     /// Whether Redis must hear from this node what it once told it: it may have forgotten.
@@ -307,6 +314,7 @@ impl Leases {
         if let Some(found) = self.keys.get(&charge.key) {
             return Arc::clone(&found);
         }
+        let unsettled = Arc::clone(&self.workspaces.entry(charge.workspace.clone()).or_default().unsettled);
         let new = || {
             Arc::new(Subject {
                 key: charge.key,
@@ -314,6 +322,7 @@ impl Leases {
                 part: crc32fast::hash(charge.workspace.as_str().as_bytes()),
                 leases: self.me.clone(),
                 listed: AtomicBool::new(false),
+                unsettled,
                 state: Mutex::default(),
             })
         };
@@ -387,6 +396,12 @@ impl Subject {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What this key owes has changed.
+    fn owes(&self, before: u64, now: u64) {
+        self.unsettled.owe(now.saturating_sub(before));
+        self.unsettled.settle(before.saturating_sub(now));
+    }
+
     /// Sees to it that Redis hears what it should, though nobody may ask for this key again.
     fn list(&self) {
         if self.listed.load(Ordering::Acquire) || !self.lock().owes() {
@@ -398,6 +413,14 @@ impl Subject {
         if let Some(leases) = self.leases.upgrade() {
             leases.listed.lock().unwrap_or_else(PoisonError::into_inner).push_back(self.key);
         }
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        // Nobody tells Redis any more.
+        let owed = self.lock().lease.owed();
+        self.unsettled.settle(owed);
     }
 }
 

@@ -11,7 +11,7 @@ use slab::Slab;
 use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -51,7 +51,6 @@ pub struct Connections {
     bounds: Bounds,
     open: AtomicUsize,
     per_address: DashMap<IpAddr, usize>,
-    /// Those that would go next, the next one last; and when they were picked.
     picked: Mutex<Picked>,
     /// Whether the key of a request still stands, asked every so often.
     standing: Standing,
@@ -61,6 +60,7 @@ pub struct Connections {
     metrics: Arc<Metrics>,
 }
 
+/// Those that would go next, the next one last; and when they were picked.
 #[derive(Default)]
 struct Picked {
     at: Option<u64>,
@@ -152,22 +152,25 @@ impl Connections {
     }
 
     /// Ends the connection that has waited longest, those that never asked for anything first.
-    fn make_room(&self) -> bool {
-        let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
-        let Picked { at, waiting } = &mut *picked;
+    pub(super) fn make_room(&self) -> bool {
+        let mut picked = self.picked();
         let now = self.shared.now_ms();
-        if waiting.is_empty() && at.is_none_or(|at| now >= at + ms(TICK)) {
+        if picked.is_old(now) {
             // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *at = Some(now);
-            *waiting = self.pick();
+            *picked = Picked { at: Some(now), waiting: self.pick() };
         }
-        while let Some((rank, connection)) = waiting.pop() {
+        while let Some((rank, connection)) = picked.waiting.pop() {
             if connection.ends().is_none() && connection.rank() == Some(rank) {
                 self.cut(&connection, End::Crowded);
                 return true;
             }
         }
         false
+    }
+
+    fn picked(&self) -> MutexGuard<'_, Picked> {
+        // A list is whole whatever happened to the thread that held it.
+        self.picked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pick(&self) -> Vec<(u64, Arc<Connection>)> {
@@ -213,6 +216,12 @@ impl Connections {
     }
 
     fn look(&self, now: u64, stopping: Option<u64>) {
+        let mut picked = self.picked();
+        if picked.is_old(now) {
+            // Others wait longest by now, and those that have gone are not to be kept.
+            picked.waiting.clear();
+        }
+        drop(picked);
         let (mut answers, has_room) = (0, self.shared.has_room());
         for shard in 0..SHARDS {
             for (_, connection) in self.shard(shard).iter() {
@@ -289,9 +298,17 @@ impl Connections {
         }
     }
 
-    fn shard(&self, shard: usize) -> std::sync::MutexGuard<'_, Slab<Arc<Connection>>> {
+    fn shard(&self, shard: usize) -> MutexGuard<'_, Slab<Arc<Connection>>> {
         // A slab is whole whatever happened to the thread that held it.
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Picked ===
+
+impl Picked {
+    fn is_old(&self, now: u64) -> bool {
+        self.at.is_none_or(|at| now >= at + ms(TICK))
     }
 }
 
@@ -352,8 +369,8 @@ mod tests {
     use super::super::connection::Stage;
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+    /// A table with so many places, in which nobody is late.
+    fn table(connections: usize) -> Arc<Connections> {
         let day = Duration::from_hours(24);
         let deadlines = Deadlines {
             first_byte: day,
@@ -364,14 +381,66 @@ mod tests {
             linger: day,
             last_request: day,
         };
-        let bounds = Bounds { connections: 2, per_address: 0, body_rate: 0, bytes: 0 };
+        let bounds = Bounds { connections, per_address: 0, body_rate: 0, bytes: 0 };
         let standing: (Duration, Standing) = (day, Box::new(|_| None));
-        let table = Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")));
-        let peer = "192.0.2.1:1".parse().expect("an address");
-        let new = || table.register(peer, false, false);
+        Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")))
+    }
+
+    fn newcomer(table: &Arc<Connections>) -> Result<Registered, Refused> {
+        table.register("192.0.2.1:1".parse().expect("an address"), false, false)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+        let table = table(2);
+        let new = || newcomer(&table);
         let all = [new(), new(), new(), new()].map(|taken_in| taken_in.map(|place| place.connection.ends()));
         let crowded = Some(End::Crowded);
         assert_eq!(all, [Ok(crowded), Ok(crowded), Ok(None), Ok(None)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_is_decided_by_what_is_so_now_and_not_by_what_was() {
+        let table = table(4);
+        let take_in = || newcomer(&table).map_err(Refused::as_str).expect("there is room");
+        let mut places: Vec<_> = (0..4).map(|_| take_in()).collect();
+        places.iter().for_each(|place| place.connection.enter(Stage::Idle));
+        let ended = |place: &Registered| place.connection.ends() == Some(End::Crowded);
+        tokio::time::advance(TICK * 2).await;
+        // Somebody goes; of those who are picked to be next all ask again, and are idle again since.
+        places.push(take_in());
+        assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
+        places.retain(|place| !ended(place));
+        tokio::time::advance(TICK / 2).await;
+        for place in &places {
+            place.connection.enter(Stage::Request);
+        }
+        tokio::time::advance(TICK).await;
+        places.iter().for_each(|place| place.connection.enter(Stage::Idle));
+        tokio::time::advance(TICK).await;
+        places.push(take_in());
+        assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
+        places.retain(|place| !ended(place));
+
+        // Those never asked for anything; the others only waited longer.
+        places.truncate(3);
+        tokio::time::advance(TICK / 2).await;
+        let silent = take_in();
+        assert!(places.iter().all(|place| !ended(place)));
+        tokio::time::advance(TICK * 2).await;
+        places.push(take_in());
+        assert!(ended(&silent) && !places.iter().any(ended));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_kept_for_having_been_picked() {
+        let table = table(4);
+        let places: Vec<_> = (0..5).filter_map(|_| newcomer(&table).ok()).collect();
+        let all: Vec<_> = places.iter().map(|place| Arc::downgrade(&place.connection)).collect();
+        drop(places);
+        tokio::time::advance(TICK).await;
+        table.look(table.shared.now_ms(), None);
+        assert!(all.len() == 5 && all.iter().all(|connection| connection.strong_count() == 0));
     }
 
     #[tokio::test(start_paused = true)]

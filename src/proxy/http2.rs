@@ -9,8 +9,7 @@ use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
 use http::Request;
 use pingora::apps::HttpServerApp;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of answers that wait in one stream for the client's window.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -30,7 +29,7 @@ pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc
         }
     };
     let mut stop = acceptor.stop.clone();
-    let active = Arc::new(AtomicUsize::new(0));
+    let active = Arc::default();
     let (mut served, mut leaving) = (0, false);
     loop {
         let accepted = tokio::select! {
@@ -96,23 +95,69 @@ fn options(acceptor: &Acceptor) -> Builder {
 
 /// A stream that is being served. With the first the connection is busy, with the last it waits again.
 struct Busy {
-    active: Arc<AtomicUsize>,
+    /// How many there are. Held while the connection is told, so that what it hears last is so.
+    active: Arc<Mutex<usize>>,
     connection: Arc<Connection>,
 }
 
 impl Busy {
-    fn new(active: &Arc<AtomicUsize>, connection: &Arc<Connection>) -> Self {
-        if active.fetch_add(1, Ordering::AcqRel) == 0 {
-            connection.enter(Stage::Request);
+    fn new(active: &Arc<Mutex<usize>>, connection: &Arc<Connection>) -> Self {
+        let busy = Self { active: Arc::clone(active), connection: Arc::clone(connection) };
+        busy.count(|active| active + 1);
+        busy
+    }
+
+    fn count(&self, change: impl FnOnce(usize) -> usize) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *active;
+        *active = change(before);
+        match (before, *active) {
+            (0, _) => self.connection.enter(Stage::Request),
+            (_, 0) => self.connection.enter(Stage::Idle),
+            _ => {}
         }
-        Self { active: Arc::clone(active), connection: Arc::clone(connection) }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if self.active.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.connection.enter(Stage::Idle);
-        }
+        self.count(|active| active - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connection::{Deadlines, Shared};
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_connection_with_a_stream_waits_for_nothing_however_the_others_come_and_go() {
+        let hour = Duration::from_hours(1);
+        let deadlines = Deadlines {
+            first_byte: hour,
+            head: hour,
+            idle: hour,
+            body: hour,
+            write: hour,
+            linger: hour,
+            last_request: hour,
+        };
+        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let peer = "192.0.2.1:1".parse().expect("an address");
+        let connection = Arc::new(Connection::new(peer, false, &shared));
+        let active = Arc::default();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..100_000 {
+                        let busy = Busy::new(&active, &connection);
+                        assert_eq!(connection.rank(), None, "it is being served");
+                        drop(busy);
+                    }
+                });
+            }
+        });
+        assert!(connection.rank().is_some(), "it waits for its next request");
     }
 }

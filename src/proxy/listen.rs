@@ -15,6 +15,7 @@ use crate::policy::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_
 use crate::store::Outcome;
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
+use rustix::io::Errno;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,10 +23,13 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 /// How long a failed accept (no descriptors left) rests before it tries again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// For how long none may have failed until that is over: where descriptors are short, some come and go all the time.
+const OVER_AFTER: Duration = Duration::from_secs(1);
 /// Most connections that are still accepted when the gateway stops: more than the kernel keeps waiting.
 const WAITING_MAX: usize = 4_096;
 
@@ -55,6 +59,10 @@ pub enum Protocol {
     Tls(TlsAcceptor),
 }
 
+/// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
+#[derive(Default)]
+struct Shortage(Option<Instant>);
+
 /// Accepts on one listener for as long as the gateway runs.
 #[derive(Clone)]
 pub struct Acceptor {
@@ -79,6 +87,7 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts until told to stop. Connections accepted so far go on.
     pub async fn run(mut self, listener: TcpListener) {
+        let mut shortage = Shortage::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -86,9 +95,19 @@ impl Acceptor {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.take_in(stream, peer),
+                Ok((stream, peer)) => {
+                    if shortage.is_over() {
+                        tracing::info!("connections are accepted again");
+                    }
+                    self.take_in(stream, peer);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    if shortage.begins() {
+                        tracing::warn!(%error, "no connection can be accepted: whoever comes waits, and is tried again");
+                    }
+                    if is_full(&error) {
+                        self.connections.make_room();
+                    }
                     tokio::time::sleep(ACCEPT_REST).await;
                 }
             }
@@ -198,6 +217,26 @@ impl Acceptor {
     }
 }
 
+// === impl Shortage ===
+
+impl Shortage {
+    /// Somebody could not be accepted. Whether that begins now.
+    fn begins(&mut self) -> bool {
+        self.0.replace(Instant::now()).is_none()
+    }
+
+    /// Somebody could. Whether it is over with that.
+    fn is_over(&mut self) -> bool {
+        self.0.take_if(|last| last.elapsed() >= OVER_AFTER).is_some()
+    }
+}
+
+/// Whether it is this machine that has nothing left for another connection.
+fn is_full(error: &io::Error) -> bool {
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| full.contains(&error))
+}
+
 fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
     stream.set_nonblocking(true)?;
     Ok(stream)
@@ -224,4 +263,23 @@ async fn introduction(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
         line.push(stream.read_u8().await?);
     }
     read_v1(&line).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shortage_is_told_when_it_begins_and_when_it_is_over() {
+        let mut shortage = Shortage::default();
+        assert!(!shortage.is_over(), "there is none");
+        assert!(shortage.begins());
+        for _ in 0..100 {
+            tokio::time::advance(ACCEPT_REST).await;
+            // Somebody left, whoever waited longest is in, and the next one is not.
+            assert!(!shortage.is_over() && !shortage.begins());
+        }
+        tokio::time::advance(OVER_AFTER).await;
+        assert!(shortage.is_over() && !shortage.is_over() && shortage.begins());
+    }
 }

@@ -18,3 +18,4 @@ mod share;
 mod spare;
 mod start;
 mod tls;
+mod workspace;

@@ -1,7 +1,11 @@
 //! What a client may hold, and for how long: connections, time, bytes. Others are served meanwhile.
 
-use crate::support::{Gateway, Hold, PATIENCE, Raw, Request, eventually_true, stand};
+use crate::support::{
+    Gateway, Hold, Origin, PATIENCE, Raw, Request, eventually_true, one_route, stand, write_config,
+};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A counter or gauge of `/metrics`.
@@ -52,6 +56,55 @@ fn when_everybody_is_being_served_a_newcomer_is_turned_away() {
     assert_eq!(metric(&gateway, "keygate_connections_refused_total{reason=\"full\"}"), 1.0);
     hold.release();
     assert!(busy.iter_mut().all(|client| client.response().status == 200));
+}
+
+#[test]
+fn no_more_connections_are_taken_in_than_there_are_descriptors_for() {
+    let origin = Origin::start();
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    write_config(folder.path(), &(one_route(origin.address) + "[proxy]\nfirst_byte_timeout = \"10m\"\n"));
+    let program = folder.path().join("program");
+    let script = format!("#!/bin/sh\nulimit -n 400\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_keygate"));
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let gateway = Gateway::run_program(&program, folder, &[]).unwrap();
+    let told =
+        "proxy.max_connections is 20000, which takes 40256 open files, and 400 are allowed: 100 connections";
+    assert!(gateway.stderr().contains(told), "{}", gateway.stderr());
+    let secret = gateway.create_key(json!({})).secret;
+    let silent: Vec<Raw> = (0..150).map(|_| gateway.connect()).collect();
+    assert_eq!(gateway.get("/v1/app/x", &secret).status, 200, "there is room, also for its backend");
+    assert!(cut(&gateway, "crowded") >= 51.0 && !gateway.stderr().contains("no connection can be accepted"));
+    drop(silent);
+}
+
+#[test]
+fn without_descriptors_whoever_waits_makes_room_and_that_is_told_once() {
+    let (_origin, gateway) = stand("[proxy]\nfirst_byte_timeout = \"10m\"\n");
+    let pid = Pid::from_raw(gateway.pid().try_into().unwrap());
+    let may_open = |files: Option<u64>| {
+        let limit = Rlimit { current: files, maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(pid, Resource::Nofile, limit).unwrap().current
+    };
+    let mut silent: Vec<Raw> = (0..20).map(|_| gateway.connect()).collect();
+    eventually_true("they are taken in", || metric(&gateway, "keygate_connections") == 20.0);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
+    let before = may_open(Some(open.try_into().unwrap()));
+    let times = |what: &str| gateway.stderr().matches(what).count();
+    let (begins, ends) = ("no connection can be accepted", "connections are accepted again");
+    eventually_true("it is told", || {
+        silent.push(gateway.connect());
+        times(begins) > 0
+    });
+    let mut late = gateway.connect();
+    assert_eq!(late.call(&Request::get("/v1/app/x")).status, 401, "somebody silent went for it");
+    may_open(before);
+    eventually_true("that it is over is told", || {
+        silent.push(gateway.connect());
+        times(ends) > 0
+    });
+    assert_eq!(times(begins), times(ends));
+    assert!(cut(&gateway, "crowded") >= 1.0);
 }
 
 #[test]

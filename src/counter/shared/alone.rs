@@ -6,7 +6,7 @@ use super::{Leases, OnFailure, Outage, PATIENCE, Subject, Unit, nanos};
 use crate::clock::Timestamp;
 use crate::counter::local::Taken;
 use crate::counter::script::{Ledgered, Subjects};
-use crate::counter::share::{Known, share};
+use crate::counter::share::{Known, less, share};
 use crate::counter::{Charge, Charged, Declined, Left, Refusal};
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::limit::RetryAfter;
@@ -33,13 +33,17 @@ impl Leases {
         let (taken, left) = match self.config.on_failure {
             OnFailure::Deny => return Err(Declined::Unavailable),
             OnFailure::Allow => {
+                subject.unsettled.owe(1);
                 let now = self.now();
                 (self.local.note(charge, now), subject.lock().lease.left(now.steady_ns))
             }
             OnFailure::Share => {
                 self.remember(subject, charge, deadline).await;
-                let shared = self.share(subject, charge);
-                shared.map_err(|refusal| Declined::Limit { refusal, degraded: true })?
+                subject.unsettled.owe(1);
+                self.share(subject, charge).map_err(|refusal| {
+                    subject.unsettled.settle(1);
+                    Declined::Limit { refusal, degraded: true }
+                })?
             }
         };
         let now = self.now();
@@ -53,18 +57,20 @@ impl Leases {
     fn share(&self, subject: &Subject, charge: &Charge<'_>) -> Result<(Taken, Left), Box<Refusal>> {
         let now = self.now();
         let nodes = self.nodes();
-        let (known, since_ns, noticed_ns) = {
+        let (known, since_ns, noticed_ns, may_come) = {
             let state = subject.lock();
+            // What a question about this key brings pays for what the key is admitted with meanwhile.
+            let may_come = subject.unsettled.asked().saturating_sub(state.asked);
             let outage = state.outage.as_ref();
             let (since_ns, noticed_ns) = outage
                 .map_or_else(|| (self.link.last_well_ns(), now.steady_ns), |o| (o.since_ns, o.noticed_ns));
-            (state.known, since_ns, noticed_ns)
+            (state.known, since_ns, noticed_ns, may_come)
         };
         let of_workspace = self.workspaces.get(charge.workspace).and_then(|w| w.known);
         let share_of = |limits, known: Option<&Known>| share(limits, nodes, known, noticed_ns, now.wall);
         let own = Charge {
             key_limits: &share_of(charge.key_limits, known.as_ref()),
-            workspace_limits: &share_of(charge.workspace_limits, of_workspace.as_ref()),
+            workspace_limits: &less(share_of(charge.workspace_limits, of_workspace.as_ref()), may_come),
             ..*charge
         };
         // One node alone has spent all that was spent, and knows it.

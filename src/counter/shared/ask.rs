@@ -70,11 +70,14 @@ impl Leases {
                     (_, 0) if !first => None,
                     _ => Some(state.lease.ask(waiting, now_ns)),
                 };
-                let Some(ask) = ask else {
+                let Some(mut ask) = ask else {
                     state.asking_since_ns = None;
                     break;
                 };
                 state.asking_since_ns = Some(now_ns);
+                state.asked += ask.may_bring();
+                subject.unsettled.ask(ask.may_bring());
+                ask.others_owe = subject.unsettled.owed().saturating_sub(ask.owed());
                 (ask, now_ns)
             };
             first = false;
@@ -148,10 +151,13 @@ impl Leases {
         let mut told = Vec::new();
         let mut state = subject.lock();
         let on_time = state.turn == turn;
+        let owed = state.lease.owed();
+        state.lease.is_over(ask);
         let more = match answer {
             Ok((grant, heard)) if on_time => {
                 self.set_calendar(grant.now_us);
                 state.lease.answer(ask, &grant, sent_ns, now_ns);
+                subject.owes(owed, state.lease.owed());
                 self.learn(subject, &mut state, &heard, now_ns);
                 state.outage = None;
                 state.untold = false;
@@ -164,16 +170,21 @@ impl Leases {
             }
             Ok((grant, _)) => {
                 state.lease.too_late(&grant);
+                subject.owes(owed, state.lease.owed());
                 false
             }
             Err(failed) => {
                 note_failure(subject, &mut state, ask, failed, now_ns);
+                subject.owes(owed, state.lease.owed());
                 if on_time {
                     told.extend(state.waiting.drain(..).map(|w| (w, Verdict::Alone)));
                 }
                 false
             }
         };
+        // What it brought is known by now.
+        state.asked -= ask.may_bring();
+        subject.unsettled.answered(ask.may_bring());
         if on_time && !more {
             state.asking_since_ns = None;
         }
@@ -186,18 +197,21 @@ impl Leases {
     }
 
     fn learn(&self, subject: &Subject, state: &mut State, heard: &[Heard], now_ns: u64) {
-        // What is in hand is paid for and will be this node's own spending.
+        // What is in hand is paid for and will be this node's own spending; what is owed was spent, and is not in the answer.
         let in_hand = state.lease.units();
-        let own = |subject: &SpentBy, at: Timestamp| {
-            self.local.used(subject, at).map(|used| used.saturating_add(in_hand))
+        let own = |subject: &SpentBy, at: Timestamp, owed: &dyn Fn() -> u64| {
+            let used = self.local.used(subject, at);
+            let owed = owed();
+            used.map(|used| used.saturating_add(in_hand).saturating_sub(owed))
         };
         if let Some(heard) = heard.first() {
-            let own = own(&SpentBy::Key(subject.key), heard.at);
+            let own = own(&SpentBy::Key(subject.key), heard.at, &|| state.lease.owed());
             state.known = Some(Known::new(heard.at, now_ns, heard.used, own, state.known.as_ref()));
             state.heard = Some(*heard);
         }
         if let Some(heard) = heard.get(1) {
-            let own = own(&SpentBy::Workspace(subject.workspace.clone()), heard.at);
+            let own =
+                own(&SpentBy::Workspace(subject.workspace.clone()), heard.at, &|| subject.unsettled.owed());
             let mut of_workspace = self.workspaces.entry(subject.workspace.clone()).or_default();
             // Answers to two of its keys may be taken in in any order; one much earlier comes of a clock that was set back.
             let is_news = |seen: Heard| {
