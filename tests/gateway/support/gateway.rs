@@ -124,9 +124,11 @@ impl Gateway {
         if pid == self.child.id() {
             return self.child.try_wait().expect("a child of ours").is_some();
         }
-        // Nobody waits for the others but init: what is left of one that has ended is a zombie at most.
+        // Nobody waits for the others but init: what is left of one that has ended is a zombie at most. Its first thread
+        // is one while others still end, and keep its files open.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+        let is_zombie = stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'));
+        is_zombie && std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
     }
 
     /// Starts in a folder that has a `keygate.toml`. The error is what it wrote to standard error.
