@@ -5,7 +5,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Most connections that wait to be accepted; the kernel's `somaxconn` may allow fewer.
+const QUEUE: u32 = 4_096;
 
 /// What is behind a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +60,12 @@ impl Doors {
         Self { inherited: Mutex::new(inherited), open: Mutex::new(Some(Vec::new())) }
     }
 
-    /// The socket for `door` at `address`. Those who connect wait until it is accepted from.
-    pub(in crate::app) async fn listen(
-        &self,
-        door: Door,
-        address: SocketAddr,
-    ) -> Result<TcpListener, StartError> {
+    /// The socket for `door` at `address`, for the runtime that calls. Those who connect wait until it is accepted from.
+    pub(in crate::app) fn listen(&self, door: Door, address: SocketAddr) -> Result<TcpListener, StartError> {
         let failed = |error| StartError::Listen { what: door.section(), address, error };
         let listener = match self.take(door, address) {
             Some(socket) => TcpListener::from_std(socket.into()).map_err(failed)?,
-            None => TcpListener::bind(address).await.map_err(failed)?,
+            None => open(address).map_err(failed)?,
         };
         let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
         let opened = Opened { door: door.as_str().to_owned(), address, socket };
@@ -100,7 +99,35 @@ impl Doors {
     }
 }
 
+/// A socket that listens. Among the many who connect at once after a restart or a fail-over, those who do not fit into its
+/// queue would try again after a second; the 128 that are usual are soon there.
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait for connections that have ended to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
 /// Nothing that runs under these locks can panic half-way.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn many_may_wait_to_be_accepted() {
+        let doors = Doors::default();
+        let listener = doors.listen(Door::Http1, ([127, 0, 0, 1], 0).into()).expect("a socket");
+        let address = listener.local_addr().expect("its address");
+        // One whose place is taken tries again after a second.
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(900));
+        let waiting: Vec<_> = (0..300).map(|_| connect().expect("a place")).collect();
+        assert_eq!(waiting.len(), 300);
+    }
 }
