@@ -84,7 +84,7 @@ pub(super) fn open(
     let mut listen_at = |door, places: &[SocketAddr], protocol: &Protocol| {
         let mut found = Vec::with_capacity(places.len());
         for address in places {
-            let listener = runtime.block_on(async { doors.listen(door, *address) })?;
+            let listener = doors.listen(door, *address, runtime.handle())?;
             found.push(listener.local_addr().unwrap_or(*address));
             acceptors.push((Acceptor { protocol: protocol.clone(), ..acceptor.clone() }, listener));
         }

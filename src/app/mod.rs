@@ -261,8 +261,7 @@ pub fn start(
     let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
-    let listen = async { succession.doors.listen(Door::Admin, config.admin.listen) };
-    let listener = admin_runtime.block_on(listen)?;
+    let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);

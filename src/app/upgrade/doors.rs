@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Handle;
 
 /// Most connections that wait to be accepted; the kernel's `somaxconn` may allow fewer.
 const QUEUE: u32 = 4_096;
@@ -60,8 +61,14 @@ impl Doors {
         Self { inherited: Mutex::new(inherited), open: Mutex::new(Some(Vec::new())) }
     }
 
-    /// The socket for `door` at `address`, for the runtime that calls. Those who connect wait until it is accepted from.
-    pub(in crate::app) fn listen(&self, door: Door, address: SocketAddr) -> Result<TcpListener, StartError> {
+    /// The socket for `door` at `address`, accepted from on `runtime`. Those who connect wait until it is accepted from.
+    pub(in crate::app) fn listen(
+        &self,
+        door: Door,
+        address: SocketAddr,
+        runtime: &Handle,
+    ) -> Result<TcpListener, StartError> {
+        let _within = runtime.enter();
         let failed = |error| StartError::Listen { what: door.section(), address, error };
         let listener = match self.take(door, address) {
             Some(socket) => TcpListener::from_std(socket.into()).map_err(failed)?,
@@ -123,7 +130,8 @@ mod tests {
     #[tokio::test]
     async fn many_may_wait_to_be_accepted() {
         let doors = Doors::default();
-        let listener = doors.listen(Door::Http1, ([127, 0, 0, 1], 0).into()).expect("a socket");
+        let listener =
+            doors.listen(Door::Http1, ([127, 0, 0, 1], 0).into(), &Handle::current()).expect("a socket");
         let address = listener.local_addr().expect("its address");
         // One whose place is taken tries again after a second.
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(900));
