@@ -335,13 +335,16 @@ mod tests {
         follower.load().await.unwrap();
         let counters = Counters::default();
         restore_to(&counters, &*store, &keyring, unstored, NOW).await.unwrap();
-        let mut counted: Vec<_> = Handover::default().look(&counters, clock.now()).into_iter().collect();
-        counted.sort_by(|a, b| a.subject.cmp(&b.subject));
-        let counted: Vec<_> = counted.into_iter().map(|told| (told.subject, told.spent[0])).collect();
+        let counted: Vec<_> = Handover::default().look(&counters, clock.now()).into_iter().collect();
+        let mut counted: Vec<_> = counted.into_iter().map(|told| (told.subject, told.spent[0])).collect();
+        counted.sort();
         // The broken one can be mended while this process runs.
         let [key, may_be_mended, workspace] =
             [SpentBy::Key(stays), SpentBy::Key(breaks), SpentBy::Workspace(w)];
-        assert_eq!(counted, [(key, 2), (may_be_mended, 1), (workspace, 5)]);
+        // Identities of one moment are in no order.
+        let mut expected = [(key, 2), (may_be_mended, 1), (workspace, 5)];
+        expected.sort();
+        assert_eq!(counted, expected);
         store.close().await;
     }
 }
