@@ -412,14 +412,25 @@ impl Spending {
 
 impl Windowed {
     fn add(&mut self, start: Timestamp, cost: u64) {
+        if start == self.newest.start {
+            self.newest.used = self.newest.used.saturating_add(cost);
+        } else {
+            self.add_elsewhere(start, cost);
+        }
+    }
+
+    /// To a window that has just begun, or to one that is over.
+    #[cold]
+    fn add_elsewhere(&mut self, start: Timestamp, cost: u64) {
+        let spent = Spent { start, used: cost };
         if start > self.newest.start {
             // The window left behind is kept: the calendar may step back into it.
-            self.before = std::mem::replace(&mut self.newest, Spent { start, used: 0 });
-        } else if start < self.newest.start && start != self.before.start {
-            self.before = Spent { start, used: 0 };
+            self.before = std::mem::replace(&mut self.newest, spent);
+        } else if start == self.before.start {
+            self.before.used = self.before.used.saturating_add(cost);
+        } else {
+            self.before = spent;
         }
-        let spent = if start == self.newest.start { &mut self.newest } else { &mut self.before };
-        spent.used = spent.used.saturating_add(cost);
     }
 
     fn subtract(&mut self, start: Timestamp, cost: u64) {
