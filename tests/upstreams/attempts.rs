@@ -169,8 +169,12 @@ fn what_is_sent_again_takes_no_place_but_its_own() {
             Err(io::Error::other("gone"))
         });
         assert_eq!(group.gateway.call(&request).status, 200);
+        // The client has its answer a moment before the place is free.
+        let in_flight = || group.metric_of("keygate_upstream_requests_in_flight", 0, "");
+        eventually_true("the place is free", || in_flight() == Some(0));
         group.origins[0].answer(200, &[], b"ok");
         assert_eq!(group.gateway.call(&request).status, 200);
+        eventually_true("the place is free", || in_flight() == Some(0));
     }
 }
 

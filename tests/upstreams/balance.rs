@@ -40,7 +40,8 @@ fn the_busy_one_gets_less() {
 #[test]
 fn a_name_stays_with_its_server_and_moves_only_when_that_is_gone() {
     let mut group = Group::start(&[1, 1, 1], "balance = \"hash:header:X-Session\"");
-    let names: Vec<_> = (0..12).map(|n| format!("session-{n}")).collect();
+    // Servers have other ports each time: of so many names, all pass over one of them once in ten thousand million times.
+    let names: Vec<_> = (0..60).map(|n| format!("session-{n}")).collect();
     let home_of = |group: &Group, name: &str| {
         group.origins.iter().for_each(crate::support::Origin::forget);
         group.get_many(3, ("X-Session", name));
@@ -49,7 +50,7 @@ fn a_name_stays_with_its_server_and_moves_only_when_that_is_gone() {
         home.unwrap_or_else(|| panic!("{name} is at more than one: {counts:?}"))
     };
     let homes: Vec<_> = names.iter().map(|name| home_of(&group, name)).collect();
-    assert!((0..3).all(|n| homes.contains(&n)), "twelve names are not all at one: {homes:?}");
+    assert!((0..3).all(|n| homes.contains(&n)), "each server has some of the names: {homes:?}");
     let gone = group.origins.remove(2).stop();
     for (name, home) in names.iter().zip(homes) {
         let now = home_of(&group, name);
