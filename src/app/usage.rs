@@ -228,10 +228,10 @@ mod tests {
     use crate::clock::{Clock, ManualClock};
     use crate::counter::Handover;
     use crate::keyring::{FeedOptions, Follower};
-    use crate::policy::id::{KeyId, RequestId, WorkspaceId};
+    use crate::policy::id::{KeyId, WorkspaceId};
     use crate::policy::key::{Ceilings, Key, KeyType, Plan};
     use crate::store::sqlite::{SqliteOptions, SqliteStore};
-    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, SpentBy};
+    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, PlanRecord, SpentBy};
     use crate::store::{Store as _, Tenants as _, UsageRecord};
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -266,31 +266,7 @@ mod tests {
     }
 
     fn record(key: KeyId, workspace: &WorkspaceId) -> UsageRecord {
-        UsageRecord {
-            id: RequestId::new(NOW),
-            request_id: "r".into(),
-            api_key_id: key,
-            workspace_id: workspace.clone(),
-            at: NOW,
-            method: "GET".into(),
-            endpoint: "/".into(),
-            route: "/".into(),
-            status_code: 200,
-            outcome: Outcome::Served,
-            denial: None,
-            charged: true,
-            degraded: false,
-            response_time_us: 1,
-            ttfb_us: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            tokens_used: 0,
-            ip_address: None,
-            user_agent: "".into(),
-            end_user_id: None,
-            upstream: "".into(),
-            node: "n".into(),
-        }
+        UsageRecord::sample(key, workspace.clone(), NOW)
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 
 use super::connections::{Connections, Registered};
 use super::service::{Phases, Proxy, class_of};
-use super::socket::Socket;
+use super::socket::{Socket, is_ours};
 use super::tls::was_a_challenge;
 use super::wire::Wire;
 use super::{http1, http2};
@@ -15,7 +15,6 @@ use crate::policy::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_
 use crate::store::Outcome;
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
-use rustix::io::Errno;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -105,7 +104,7 @@ impl Acceptor {
                     if shortage.begins() {
                         tracing::warn!(%error, "no connection can be accepted: whoever comes waits, and is tried again");
                     }
-                    if is_full(&error) {
+                    if is_ours(&error) {
                         self.connections.make_room();
                     }
                     tokio::time::sleep(ACCEPT_REST).await;
@@ -229,12 +228,6 @@ impl Shortage {
     fn is_over(&mut self) -> bool {
         self.0.take_if(|last| last.elapsed() >= OVER_AFTER).is_some()
     }
-}
-
-/// Whether it is this machine that has nothing left for another connection.
-fn is_full(error: &io::Error) -> bool {
-    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|error| full.contains(&error))
 }
 
 fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {

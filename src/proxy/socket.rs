@@ -1,6 +1,7 @@
 //! A client's socket, encrypted or not, and whether its other end is still there.
 
 use futures_util::FutureExt;
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
@@ -19,6 +20,12 @@ pub(super) enum Socket {
 
 /// Tells that the client has closed its side, where what it sent before is not read: one that reads finds out by that.
 pub(super) struct HangUp(TcpStream);
+
+/// Whether it is this machine that has nothing left for another connection: no descriptor, no port, no memory.
+pub(super) fn is_ours(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|error| lacking.contains(&error))
+}
 
 // === impl Socket ===
 

@@ -295,3 +295,35 @@ impl SpentRow {
         Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
     }
 }
+
+#[cfg(test)]
+impl UsageRecord {
+    /// A request that was served at that moment, about which nothing else matters.
+    pub(crate) fn sample(key: KeyId, workspace: WorkspaceId, at: Timestamp) -> Self {
+        Self {
+            id: RequestId::new(at),
+            request_id: "r".into(),
+            api_key_id: key,
+            workspace_id: workspace,
+            at,
+            method: "GET".into(),
+            endpoint: "/".into(),
+            route: "/".into(),
+            status_code: 200,
+            outcome: Outcome::Served,
+            denial: None,
+            charged: true,
+            degraded: false,
+            response_time_us: 1,
+            ttfb_us: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            tokens_used: 0,
+            ip_address: None,
+            user_agent: "".into(),
+            end_user_id: None,
+            upstream: "".into(),
+            node: "n".into(),
+        }
+    }
+}

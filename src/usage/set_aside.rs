@@ -101,37 +101,15 @@ fn line(record: &UsageRecord, why: &str) -> String {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::policy::id::{KeyId, RequestId};
-    use crate::store::Outcome;
+    use crate::policy::id::KeyId;
 
     #[test]
     fn two_that_add_at_once_spoil_no_line() {
         let folder = tempfile::tempdir().unwrap();
         let at = Timestamp::from_secs(1);
         let record = |n: usize| UsageRecord {
-            id: RequestId::new(at),
-            request_id: "r".into(),
-            api_key_id: KeyId::new(at),
-            workspace_id: "w".parse().unwrap(),
-            at,
-            method: "GET".into(),
             endpoint: "/long".repeat(400 * n).into(),
-            route: "/".into(),
-            status_code: 200,
-            outcome: Outcome::Served,
-            denial: None,
-            charged: true,
-            degraded: false,
-            response_time_us: 1,
-            ttfb_us: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            tokens_used: 0,
-            ip_address: None,
-            user_agent: "".into(),
-            end_user_id: None,
-            upstream: "".into(),
-            node: "n".into(),
+            ..UsageRecord::sample(KeyId::new(at), "w".parse().unwrap(), at)
         };
         std::thread::scope(|scope| {
             for n in 1..=4 {

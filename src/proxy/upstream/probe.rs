@@ -5,11 +5,11 @@
 
 use super::{Member, Upstream};
 use crate::policy::health::ProbeRule;
+use crate::proxy::socket;
 use http::{Method, header};
 use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
-use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,17 +52,6 @@ enum Bad {
     /// It could not be tried: this machine lacks what it takes.
     Here(String),
 }
-
-/// What the network answers; anything else is that this machine has no descriptor, no port, no memory for a connection.
-const ANSWERS: [ErrorKind; 7] = [
-    ErrorKind::ConnectionRefused,
-    ErrorKind::ConnectionReset,
-    ErrorKind::ConnectionAborted,
-    ErrorKind::TimedOut,
-    ErrorKind::HostUnreachable,
-    ErrorKind::NetworkUnreachable,
-    ErrorKind::PermissionDenied,
-];
 
 /// Whether a connection could not be tried, because this machine lacks what it takes. Pingora calls that an internal error.
 pub(in crate::proxy) const fn is_ours(error: &ErrorType) -> bool {
@@ -114,7 +103,7 @@ async fn try_once(
     let Some(request) = &probe.http else {
         let opened = TcpStream::connect(member.server.address).await;
         return opened.map(drop).map_err(|error| {
-            let bad = if ANSWERS.contains(&error.kind()) { Bad::Server } else { Bad::Here };
+            let bad = if socket::is_ours(&error) { Bad::Here } else { Bad::Server };
             bad(error.to_string())
         });
     };
