@@ -11,6 +11,8 @@
 -- Fields of a subject: v = layout, g = when it was made (µs), e = its epoch: since when this server counts it (µs), r = which
 -- server that is, s1…s5 = starts of its windows (s), u1…u5 = used in them, b1…b5 = how much of that is known from before the
 -- epoch, f0 f1 = when the bucket is full again, e0 e1 = until when units leased ahead may still be spent (ticks),
+-- q0 q1 = the bucket's f again, the ticks in which a unit refilled when it was charged last, when that was, and when a grant
+-- last found it full or nearly so: what was charged refills at the rate in force. Not believed where f is another.
 -- a = the same of the window before each of the first four, p:NODE = places in flight of a node and until when they are
 -- believed (µs).
 --
@@ -27,6 +29,8 @@ local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local t = redis.call('TIME')
 local now_us = t[1] * 1000000 + t[2]
 local now = (t[1] - EPOCH_S) * 1000000 * TICKS + t[2] * TICKS
+
+local function ticks_of(us) return (us - EPOCH_S * 1000000) * TICKS end
 
 local cursor = 0
 local function next_text() cursor = cursor + 1; return ARGV[cursor] end
@@ -68,7 +72,7 @@ end
 
 local starts = starts_of(now_us)
 local FIELDS = { 'v', 'g', 'e', 'r', 's1', 'u1', 'b1', 's2', 'u2', 'b2', 's3', 'u3', 'b3', 's4', 'u4', 'b4', 's5', 'u5', 'b5',
-  'f0', 'e0', 'f1', 'e1', 'a' }
+  'f0', 'e0', 'f1', 'e1', 'a', 'q0', 'q1' }
 if server == '' then
   local info = redis.pcall('INFO', 'server')
   server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or '-'
@@ -103,7 +107,7 @@ end
 -- What there is of a subject; nothing if there is none and the ledger was not asked.
 local function read(hash, ledger)
   local v = redis.call('HMGET', hash, unpack(FIELDS))
-  local subject = { hash = hash, newest = {}, windows = {}, full = {}, leased = {}, limits = {} }
+  local subject = { hash = hash, newest = {}, windows = {}, full = {}, leased = {}, limits = {}, step = {}, at = {}, low = {}, as_found = {} }
   subject.layout, subject.made, subject.epoch = v[1], tonumber(v[2]), tonumber(v[3])
   if not subject.made then
     if not ledger then return nil end
@@ -122,6 +126,11 @@ local function read(hash, ledger)
   end
   for b = 0, 1 do
     subject.full[b], subject.leased[b] = tonumber(v[20 + 2 * b] or 0), min(tonumber(v[21 + 2 * b] or 0), now + life)
+    local full, step, at, low = string.match(v[25 + b] or '', '^(%d+) (%d+) (%d+) (%d+)$')
+    if full and tonumber(full) == subject.full[b] and tonumber(step) > 0 then
+      subject.step[b], subject.at[b], subject.low[b] = tonumber(step), min(tonumber(at), now), min(tonumber(low), now)
+      subject.as_found[b] = tonumber(at) <= now
+    end
   end
   return subject
 end
@@ -150,7 +159,14 @@ for i = 1, #KEYS do
       -- A rate of nothing has no step; no charge is ever small enough for it.
       local step = a > 0 and ceil(1000000 * TICKS / a) or 2 ^ 52
       subject.limits[l] = { bucket = slot, step = step, burst = next_number() }
-      emptiest[slot] = max(emptiest[slot] or 0, now + subject.limits[l].burst * step)
+      local before, at = subject.step[slot], subject.at[slot] or now
+      if before then
+        local debt = max(0, subject.full[slot] - at)
+        if before ~= step then debt = ceil(debt * step / before) end
+        subject.full[slot] = at + debt
+      end
+      subject.step[slot] = step
+      emptiest[slot] = max(emptiest[slot] or 0, at + subject.limits[l].burst * step)
     else
       subject.limits[l] = { window = slot, max = a }
     end
@@ -197,8 +213,11 @@ local function adjust(subject, adjustment)
   end
   if units < 0 and now_us - at <= life_us then
     for _, limit in ipairs(subject.limits) do
-      if limit.bucket then
+      -- What time has refilled since is not given back again.
+      local low = limit.bucket and subject.low[limit.bucket] or 0
+      if limit.bucket and low <= ticks_of(at) then
         subject.full[limit.bucket] = max(0, subject.full[limit.bucket] + units * limit.step)
+        subject.as_found[limit.bucket] = nil
       end
     end
   end
@@ -299,6 +318,8 @@ for _, subject in ipairs(subjects) do
   if granted > 0 then
     for _, limit in ipairs(subject.limits) do
       if limit.bucket then
+        if subject.full[limit.bucket] < now + limit.step then subject.low[limit.bucket] = now end
+        subject.at[limit.bucket], subject.as_found[limit.bucket] = now, nil
         subject.full[limit.bucket] = base(subject, limit, extra > 0) + granted * limit.step
         if extra > 0 then subject.leased[limit.bucket] = max(subject.leased[limit.bucket], now + life) end
       end
@@ -319,8 +340,13 @@ for _, subject in ipairs(subjects) do
     out[#out + 1] = 'a'; out[#out + 1] = table.concat(texts, ' ')
   end
   for b = 0, 1 do
-    out[#out + 1] = 'f' .. b; out[#out + 1] = whole(subject.full[b])
     out[#out + 1] = 'e' .. b; out[#out + 1] = whole(subject.leased[b])
+    if not subject.as_found[b] then
+      out[#out + 1] = 'f' .. b; out[#out + 1] = whole(subject.full[b])
+      out[#out + 1] = 'q' .. b
+      out[#out + 1] = whole(subject.full[b]) .. ' ' .. whole(subject.step[b] or 0) .. ' '
+        .. whole(subject.at[b] or now) .. ' ' .. whole(subject.low[b] or 0)
+    end
   end
   redis.call('HSET', subject.hash, unpack(out))
   redis.call('PEXPIRE', subject.hash, SUBJECT_MS)

@@ -12,6 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 use std::collections::HashMap;
 use std::time::Duration;
 
+mod changed_limits;
 mod clock_steps;
 #[expect(dead_code, reason = "the tests from outside also stop and question it")]
 #[path = "../../tests/counters/redis.rs"]

@@ -73,14 +73,28 @@ pub enum Rule {
 /// happened, and two limits on one window cannot charge it twice.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Spending {
-    /// The steady time in ns at which the bucket of `rate_limit` is full again.
-    rate_full_at_ns: u64,
-    /// The same for the bucket of a further limit per second.
-    second_full_at_ns: u64,
+    /// The bucket of `rate_limit`.
+    rate: Bucket,
+    /// The bucket of a further limit per second.
+    second: Bucket,
     /// Requests in flight.
     in_flight: u64,
     /// Minute, hour, day, month, total.
     windows: [Windowed; 5],
+}
+
+/// The debt of one token bucket. It is kept with the rate it was made under, so that a changed rate or burst acts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Bucket {
+    /// The steady time in ns at which the bucket is full again, if one unit refills in `step_ns`.
+    full_at_ns: u64,
+    /// Nanoseconds in which one unit refilled when the bucket was last charged; 0 if that is not known.
+    step_ns: u64,
+    /// The steady time at which it was last charged.
+    at_ns: u64,
+    /// The last steady time at which a charge found the bucket full, or short of full by less than a unit: what was charged
+    /// before has refilled since.
+    low_at_ns: u64,
 }
 
 /// What is spent of the newest window, and of one before it: the calendar may step back.
@@ -257,16 +271,16 @@ impl Spending {
         match limit.rule {
             Rule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
-                let full_at =
-                    self.full_at_ns(limit.name).max(now.steady_ns).saturating_add(step.saturating_mul(cost));
-                let allowed = now.steady_ns.saturating_add(step.saturating_mul(burst));
-                if full_at <= allowed {
+                let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
+                let charged = debt.saturating_add(step.saturating_mul(cost));
+                let allowed = step.saturating_mul(burst);
+                if charged <= allowed {
                     return Ok(());
                 }
                 if cost > burst {
                     return Err(RetryAfter::Never);
                 }
-                Err(RetryAfter::Wait(Duration::from_nanos(full_at - allowed)))
+                Err(RetryAfter::Wait(Duration::from_nanos(charged - allowed)))
             }
             Rule::Window { per, max } => {
                 if self.used(per, now.wall).saturating_add(cost) <= max {
@@ -289,9 +303,8 @@ impl Spending {
     /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
     pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) {
         for limit in limits {
-            if let Rule::Bucket { rate, .. } = limit.rule {
-                let full_at = self.full_at_ns_mut(limit.name);
-                *full_at = (*full_at).max(now.steady_ns).saturating_add(step_ns(rate).saturating_mul(cost));
+            if let Rule::Bucket { rate, burst } = limit.rule {
+                self.bucket_mut(limit.name).charge(step_ns(rate), burst, cost, now.steady_ns);
             }
         }
         for per in WINDOWS {
@@ -305,12 +318,12 @@ impl Spending {
         self.in_flight = self.in_flight.saturating_add(cost);
     }
 
-    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
+    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all. What
+    /// time has already refilled is not given to a bucket again.
     pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
         for limit in limits {
-            if let Rule::Bucket { rate, .. } = limit.rule {
-                let full_at = self.full_at_ns_mut(limit.name);
-                *full_at = full_at.saturating_sub(step_ns(rate).saturating_mul(cost));
+            if matches!(limit.rule, Rule::Bucket { .. }) {
+                self.bucket_mut(limit.name).refund(cost, charged_at.steady_ns);
             }
         }
         for per in WINDOWS {
@@ -323,8 +336,7 @@ impl Spending {
     pub fn empty(&mut self, limits: &[Limit], at_ns: u64) {
         for limit in limits {
             if let Rule::Bucket { rate, burst } = limit.rule {
-                let full_at = self.full_at_ns_mut(limit.name);
-                *full_at = (*full_at).max(at_ns.saturating_add(step_ns(rate).saturating_mul(burst)));
+                self.bucket_mut(limit.name).empty(step_ns(rate), burst, at_ns);
             }
         }
     }
@@ -338,9 +350,10 @@ impl Spending {
     pub fn remaining(&self, limit: &Limit, now: Now) -> Remaining {
         match limit.rule {
             Rule::Bucket { rate, burst } => {
-                let ahead = self.full_at_ns(limit.name).saturating_sub(now.steady_ns);
-                let units = burst.saturating_sub(ahead.div_ceil(step_ns(rate)));
-                Remaining { units, reset: Some(Duration::from_nanos(ahead)) }
+                let step = step_ns(rate);
+                let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
+                let units = burst.saturating_sub(debt.div_ceil(step));
+                Remaining { units, reset: Some(Duration::from_nanos(debt)) }
             }
             Rule::Window { per, max } => Remaining {
                 units: max.saturating_sub(self.used(per, now.wall)),
@@ -363,8 +376,8 @@ impl Spending {
     /// How far its buckets are from full at `now`.
     pub const fn ahead(&self, now: Now) -> Ahead {
         Ahead {
-            rate_ns: self.rate_full_at_ns.saturating_sub(now.steady_ns),
-            second_ns: self.second_full_at_ns.saturating_sub(now.steady_ns),
+            rate_ns: self.rate.full_at_ns.saturating_sub(now.steady_ns),
+            second_ns: self.second.full_at_ns.saturating_sub(now.steady_ns),
         }
     }
 
@@ -391,21 +404,78 @@ impl Spending {
 
     /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
     pub fn set_ahead(&mut self, ahead: Ahead, now: Now) {
-        self.rate_full_at_ns = self.rate_full_at_ns.max(now.steady_ns.saturating_add(ahead.rate_ns));
-        self.second_full_at_ns = self.second_full_at_ns.max(now.steady_ns.saturating_add(ahead.second_ns));
+        self.rate.set_ahead(ahead.rate_ns, now.steady_ns);
+        self.second.set_ahead(ahead.second_ns, now.steady_ns);
     }
 
-    const fn full_at_ns(&self, name: LimitName) -> u64 {
+    const fn bucket(&self, name: LimitName) -> &Bucket {
         match name {
-            LimitName::Rate { .. } => self.rate_full_at_ns,
-            _ => self.second_full_at_ns,
+            LimitName::Rate { .. } => &self.rate,
+            _ => &self.second,
         }
     }
 
-    const fn full_at_ns_mut(&mut self, name: LimitName) -> &mut u64 {
+    const fn bucket_mut(&mut self, name: LimitName) -> &mut Bucket {
         match name {
-            LimitName::Rate { .. } => &mut self.rate_full_at_ns,
-            _ => &mut self.second_full_at_ns,
+            LimitName::Rate { .. } => &mut self.rate,
+            _ => &mut self.second,
+        }
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// How long it takes until the bucket is full: what was charged refills as if the rate and the burst in force had been so
+    /// since, so that nobody waits longer than those make him wait.
+    fn debt_ns(&self, step_ns: u64, burst: u64, now_ns: u64) -> u64 {
+        self.full_at(step_ns, burst).saturating_sub(now_ns)
+    }
+
+    fn full_at(&self, step_ns: u64, burst: u64) -> u64 {
+        let debt = self.full_at_ns.saturating_sub(self.at_ns);
+        let debt = if step_ns == self.step_ns { debt } else { self.rescaled(debt, step_ns) };
+        self.at_ns.saturating_add(debt.min(step_ns.saturating_mul(burst)))
+    }
+
+    /// The same number of units, refilled at another rate.
+    #[cold]
+    fn rescaled(&self, debt_ns: u64, step_ns: u64) -> u64 {
+        if self.step_ns == 0 {
+            return debt_ns;
+        }
+        let scaled = (u128::from(debt_ns) * u128::from(step_ns)).div_ceil(u128::from(self.step_ns));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+
+    fn charge(&mut self, step_ns: u64, burst: u64, cost: u64, now_ns: u64) {
+        let debt = self.debt_ns(step_ns, burst, now_ns);
+        if debt < step_ns {
+            self.low_at_ns = now_ns;
+        }
+        self.step_ns = step_ns;
+        self.at_ns = now_ns;
+        self.full_at_ns = now_ns.saturating_add(debt).saturating_add(step_ns.saturating_mul(cost));
+    }
+
+    fn refund(&mut self, cost: u64, charged_at_ns: u64) {
+        if self.low_at_ns <= charged_at_ns {
+            self.full_at_ns = self.full_at_ns.saturating_sub(self.step_ns.saturating_mul(cost));
+        }
+    }
+
+    fn empty(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
+        let full_at_ns = at_ns.saturating_add(step_ns.saturating_mul(burst));
+        if self.full_at(step_ns, burst) < full_at_ns {
+            *self = Self { full_at_ns, step_ns, at_ns, low_at_ns: self.low_at_ns };
+        }
+    }
+
+    /// Is as far from full as another bucket was, of which nobody knows how fast it refilled; or as it is, if that is further.
+    fn set_ahead(&mut self, ahead_ns: u64, now_ns: u64) {
+        let full_at_ns = now_ns.saturating_add(ahead_ns);
+        if self.full_at_ns < full_at_ns {
+            *self = Self { full_at_ns, at_ns: now_ns, ..*self };
         }
     }
 }

@@ -33,6 +33,18 @@ fn any_limit() -> impl Strategy<Value = Limit> {
     ]
 }
 
+/// A key has one rate at the most.
+fn any_limits() -> impl Strategy<Value = Vec<Limit>> {
+    prop::collection::vec(any_limit(), 1..4).prop_map(|mut limits| {
+        let mut rates = 0;
+        limits.retain(|l| {
+            rates += u8::from(matches!(l.rule, Rule::Bucket { .. }));
+            rates <= 1 || !matches!(l.rule, Rule::Bucket { .. })
+        });
+        limits
+    })
+}
+
 /// Around a month's end, with odd microseconds.
 fn any_start() -> impl Strategy<Value = Timestamp> {
     (0..40 * DAY, 0..1_000_000_u64).prop_map(|(s, us)| {
@@ -103,6 +115,56 @@ fn the_bucket_does_not_follow_the_calendar() {
     assert!(charge(&mut spending, &limits, clock.now()).is_ok());
 }
 
+fn admitted(spending: &mut Spending, limits: &[Limit], now: Now) -> usize {
+    (0..1_000).take_while(|_| charge(spending, limits, now).is_ok()).count()
+}
+
+#[test]
+fn a_changed_rate_or_burst_acts_at_once() {
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    let mut spending = Spending::default();
+    assert_eq!(admitted(&mut spending, &[bucket(1, 300)], clock.now()), 300);
+    let raised = [bucket(100, 300)];
+    let refused = spending.check(&raised, 1, clock.now()).expect_err("all 300 are spent");
+    assert_eq!(refused.retry, RetryAfter::Wait(Duration::from_millis(10)));
+    clock.advance(SECOND);
+    assert_eq!(admitted(&mut spending, &raised, clock.now()), 100);
+    let lowered = spending.check(&[bucket(1, 2)], 1, clock.now()).expect_err("nothing is left of two either");
+    assert_eq!(lowered.retry, RetryAfter::Wait(SECOND));
+    clock.advance(SECOND);
+    assert_eq!(admitted(&mut spending, &[bucket(1, 2)], clock.now()), 1);
+}
+
+#[test]
+fn half_of_a_burst_is_half_of_it_at_any_rate() {
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    let mut spending = Spending::default();
+    for _ in 0..150 {
+        charge(&mut spending, &[bucket(1, 300)], clock.now()).expect("the burst");
+    }
+    for rate in [1_000, 1, 7] {
+        assert_eq!(spending.remaining(&bucket(rate, 300), clock.now()).units, 150, "{rate}");
+    }
+    assert_eq!(admitted(&mut spending, &[bucket(1_000, 300)], clock.now()), 150);
+}
+
+#[test]
+fn what_time_has_refilled_is_not_given_back_again() {
+    let limits = [bucket(1, 7)];
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    let mut spending = Spending::default();
+    let early: Vec<Now> = (0..3).map(|_| clock.now()).collect();
+    for at in &early {
+        charge(&mut spending, &limits, *at).expect("the burst");
+    }
+    clock.advance(10 * SECOND);
+    charge(&mut spending, &limits, clock.now()).expect("it is full again");
+    for at in early {
+        spending.give_back(&limits, 1, at);
+    }
+    assert_eq!(admitted(&mut spending, &limits, clock.now()), 6, "seven with the one before");
+}
+
 #[test]
 fn a_lowered_plan_rules_the_rate_and_the_burst() {
     let ceilings = crate::policy::key::Ceilings {
@@ -155,7 +217,7 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
 proptest! {
     /// Refused until exactly the moment the client was told, then admitted.
     #[test]
-    fn refused_until_told_then_admitted(limits in prop::collection::vec(any_limit(), 1..4), start in any_start(),
+    fn refused_until_told_then_admitted(limits in any_limits(), start in any_start(),
                                         steps in prop::collection::vec(0..300_000_u64, 1..200)) {
         let clock = ManualClock::at(start);
         let mut spending = Spending::default();
@@ -215,7 +277,7 @@ proptest! {
 
     /// A charge given back leaves what was there, as far as any later answer can tell.
     #[test]
-    fn given_back_is_as_if_never_charged(limits in prop::collection::vec(any_limit(), 1..4), start in any_start(),
+    fn given_back_is_as_if_never_charged(limits in any_limits(), start in any_start(),
                                          spent in 0..30_u64, waited in 0..5_000_u64) {
         let clock = ManualClock::at(start);
         let mut spending = Spending::default();
@@ -233,6 +295,53 @@ proptest! {
         spending.give_back(&limits, 1, charged_at);
         for l in &limits {
             prop_assert_eq!(spending.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
+        }
+    }
+
+    /// However rate and burst change, nobody waits longer than one unit takes under those in force, and a refusal is over
+    /// when it says.
+    #[test]
+    fn nobody_waits_longer_than_the_limits_in_force_make_him_wait(
+        steps in prop::collection::vec((1..2_000_u64, 1..300_u64, 0..3_000_u64, 0..400_usize), 1..60)
+    ) {
+        let clock = ManualClock::at(Timestamp::from_secs(0));
+        let mut spending = Spending::default();
+        for (rate, burst, ms, charges) in steps {
+            let limits = [bucket(rate, burst)];
+            clock.advance(Duration::from_millis(ms));
+            let had = spending.remaining(&limits[0], clock.now()).units;
+            let taken = (0..charges).take_while(|_| charge(&mut spending, &limits, clock.now()).is_ok()).count() as u64;
+            prop_assert_eq!(taken, had.min(charges as u64));
+            if let Err(refused) = spending.check(&limits, 1, clock.now()) {
+                let RetryAfter::Wait(wait) = refused.retry else { return Err(TestCaseError::fail("a rate refills")) };
+                prop_assert!(wait <= Duration::from_nanos(1_000_000_000_u64.div_ceil(rate)), "{wait:?} at {rate}");
+                clock.advance(wait);
+                prop_assert!(spending.check(&limits, 1, clock.now()).is_ok());
+            }
+        }
+    }
+
+    /// With whatever is given back, and whenever, a bucket never admits what it would not had those charges never been made.
+    #[test]
+    fn a_refund_is_never_more_than_what_time_has_not_refilled(
+        rate in 1..50_u64, burst in 1..12_u64, steps in prop::collection::vec((0..700_u64, 0..3_u8, 0..40_usize), 1..120)
+    ) {
+        let clock = ManualClock::at(Timestamp::from_secs(0));
+        let mut spending = Spending::default();
+        let limits = [bucket(rate, burst)];
+        let mut charges: Vec<Now> = Vec::new();
+        for (ms, act, which) in steps {
+            clock.advance(Duration::from_millis(ms));
+            if act == 0 && !charges.is_empty() {
+                let at = charges.remove(which % charges.len());
+                spending.give_back(&limits, 1, at);
+            } else if charge(&mut spending, &limits, clock.now()).is_ok() {
+                charges.push(clock.now());
+                let mut replayed = Spending::default();
+                for at in &charges {
+                    prop_assert!(charge(&mut replayed, &limits, *at).is_ok());
+                }
+            }
         }
     }
 

@@ -1,0 +1,63 @@
+//! Limits that change, and units that come back: this process's memory and Redis say the same at every step.
+
+use super::*;
+use crate::clock::Now;
+use crate::counter::lease::Adjustment;
+use crate::policy::limit::{RetryAfter, Spending};
+
+/// One step: the limit in force, µs that pass before, how many are charged, how many of those come back at once.
+type Step = (u64, u64, u32, u64, u64);
+
+fn memory(spending: &mut Spending, limits: &[Limit], need: u64, now: Now) -> u64 {
+    (0..need)
+        .take_while(|_| {
+            let is_fine = spending.check(limits, 1, now).is_ok();
+            if is_fine {
+                spending.take(limits, 1, now);
+            }
+            is_fine
+        })
+        .count() as u64
+}
+
+/// Rates whose step is a whole number of Redis's ticks and of nanoseconds, so that both can say exactly the same.
+fn any_step() -> impl Strategy<Value = Step> {
+    let rate = proptest::sample::select(&[1_u64, 2, 5, 10, 100, 1_000][..]);
+    (rate, 1..300_u64, 0..3_000_u32, 0..400_u64, 0..3_u64)
+        .prop_map(|(rate, burst, ms, need, back)| (rate, burst, ms * 1_000, need, back))
+}
+
+#[test]
+fn memory_and_redis_agree_while_limits_change() {
+    always(&prop::collection::vec(any_step(), 1..40), |server, steps| {
+        let mut world = World::new(server);
+        let mut spending = Spending::default();
+        for (rate, burst, us, need, back) in steps {
+            world.now_us += i64::from(us);
+            let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
+            let now = Now { wall: Timestamp::from_micros(world.now_us), steady_ns: world.now_ns() };
+            let here = memory(&mut spending, &limits, need, now);
+            let there = world.ask("a", 1, &plain_ask(&limits, need, 0));
+            prop_assert_eq!(here, there.units, "{} of {} at {} per second", need, burst, rate);
+            if need > 0 && there.units == 0 {
+                let Err(refused) = spending.check(&limits, 1, now) else { unreachable!() };
+                let (_, retry) = there.refused.expect("a reason");
+                let (RetryAfter::Wait(a), RetryAfter::Wait(b)) = (refused.retry, retry) else {
+                    unreachable!()
+                };
+                prop_assert!(a.abs_diff(b) <= Duration::from_micros(1), "{a:?} and {b:?}");
+                prop_assert!(a <= Duration::from_nanos(1_000_000_000 / rate));
+            }
+            let back = back.min(here);
+            for _ in 0..back {
+                spending.give_back(&limits, 1, now);
+            }
+            if back > 0 {
+                let units = -i64::try_from(back).expect("few");
+                let adjustments = vec![Adjustment { at_us: world.now_us, units }];
+                world.ask("a", 1, &Ask { adjustments, ..plain_ask(&limits, 0, 0) });
+            }
+        }
+        Ok(())
+    });
+}
