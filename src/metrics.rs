@@ -81,6 +81,10 @@ metrics! {
     connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
     /// Client connections that were closed because there was no place for them, by reason.
     connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
+    /// Connections to the admin listener that are open.
+    admin_connections: IntGauge = "keygate_admin_connections";
+    /// Connections to the admin listener that Keygate closed, by reason.
+    admin_connections_closed: IntCounterVec = "keygate_admin_connections_closed_total", labels &["reason"];
     /// Bytes of bodies in memory that clients or backends have yet to take, about.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.

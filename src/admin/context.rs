@@ -10,6 +10,7 @@ use crate::policy::fault::Fault;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -84,7 +85,7 @@ pub(super) type Shared = Arc<Admin>;
 pub(super) struct Admin {
     pub(super) deps: AdminDeps,
     /// The OpenAPI document as JSON.
-    pub(super) document: String,
+    pub(super) document: Bytes,
     seen: Cache<WorkspaceId, ()>,
 }
 
@@ -95,7 +96,7 @@ const SEEN_MAX: usize = 10_000;
 
 impl Admin {
     pub(super) fn new(deps: AdminDeps, document: String) -> Self {
-        Self { deps, document, seen: Cache::new(SEEN_MAX) }
+        Self { deps, document: document.into(), seen: Cache::new(SEEN_MAX) }
     }
 
     pub(super) fn now(&self) -> Timestamp {

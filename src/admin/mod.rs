@@ -23,6 +23,7 @@ mod propagation;
 mod reload;
 mod router;
 mod schema;
+mod server;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -32,3 +33,4 @@ pub use auth::{Algorithm, Auth, AuthConfig, AuthKeys, BadAuth, ClaimNames, Role}
 pub use context::{AdminDeps, Check, MetricsToken, Readiness};
 pub use reload::{NotReloaded, Reload, Reloaded};
 pub use router::{openapi, router};
+pub use server::{AdminServer, ServerLimits, ServerState};

@@ -6,11 +6,13 @@ use super::error::AdminError;
 use super::{apikeys, audit, endusers, health, logs, plans, propagation, reload, usage, workspaces};
 use crate::policy::fault::Fault;
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
-use std::sync::Arc;
+use axum::response::{IntoResponse as _, Response};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
@@ -40,6 +42,10 @@ struct Schemes;
 /// What the pages under `/docs` may load: nothing from elsewhere.
 const DOCS_POLICY: &str =
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+
+/// Most pages under `/docs` that are kept, and the largest of them, in bytes.
+const PAGES_MAX: usize = 64;
+const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// The admin API over `deps`.
 pub fn router(deps: AdminDeps) -> Router {
@@ -116,7 +122,39 @@ pub(super) fn finish(answered: Router, admin: Shared) -> Router {
 fn docs() -> Router {
     let config = utoipa_swagger_ui::Config::new(["/openapi.json"]).validator_url("none");
     let pages: Router = SwaggerUi::new("/docs").config(config).into();
-    pages.layer(from_fn(confined))
+    pages.layer(from_fn_with_state(Arc::<PageCache>::default(), shared)).layer(from_fn(confined))
+}
+
+/// The pages that were asked for, by path. There are some twenty.
+type PageCache = Mutex<HashMap<String, Bytes>>;
+
+/// Answers with one copy of each page: the largest has more than a megabyte, and anybody may ask for it and take none.
+async fn shared(State(pages): State<Arc<PageCache>>, request: Request, next: Next) -> Response {
+    let path = (request.method() == Method::GET).then(|| request.uri().path().to_owned());
+    let (head, body) = next.run(request).await.into_parts();
+    let Some(path) = path.filter(|_| head.status == StatusCode::OK) else {
+        return Response::from_parts(head, body);
+    };
+    // A map is whole whatever happened to the thread that held it.
+    let known = || pages.lock().unwrap_or_else(PoisonError::into_inner);
+    let page = known().get(&path).cloned();
+    let page = match page {
+        Some(page) => page,
+        None => match axum::body::to_bytes(body, PAGE_BYTES_MAX).await {
+            Ok(page) => {
+                let mut known = known();
+                if known.len() < PAGES_MAX {
+                    known.insert(path, page.clone());
+                }
+                page
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read a page of the API documentation");
+                return AdminError::of(Fault::Internal).into_response();
+            }
+        },
+    };
+    Response::from_parts(head, page.into())
 }
 
 async fn confined(request: Request, next: Next) -> Response {

@@ -31,7 +31,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
             trust_request_id rate_limit_headers drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
-            listen threads max_body_bytes create_workspaces default_plan metrics_token_file; jwt;;
+            listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan metrics_token_file; jwt;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
             keys = "hs256_secret_file or jwks_file" algorithms issuer audience leeway claims;;
         "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;

@@ -6,7 +6,6 @@
 
 mod acme;
 mod counters;
-mod desk;
 mod edge;
 mod files;
 mod fixed;
@@ -28,7 +27,7 @@ pub use reload::{ConfigSource, Reloader};
 pub use stop::{Signals, Stop};
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
-use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role};
+use crate::admin::{self, AdminServer, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
@@ -43,7 +42,6 @@ use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
-use desk::Desk;
 use notify::Notify;
 use sharers::Sharers;
 use std::ffi::OsString;
@@ -239,7 +237,7 @@ pub fn start(
     }
 
     let (stop, stopped) = watch::channel(false);
-    let (desk, admin_desk) = watch::channel(Desk::Open);
+    let (admin_state, state) = watch::channel(ServerState::Open);
     let (stop_feed, feed_stopped) = watch::channel(false);
     let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
     let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
@@ -268,12 +266,14 @@ pub fn start(
     let accepting = Arc::new(AtomicBool::new(true));
     let deps =
         parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
+    let limits = parts::admin_limits(config);
     succession.doors.close_unused();
     let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
     acme::start(config, &base, edge.accept(), io.handle());
-    let admin_served =
-        admin_runtime.spawn(desk::serve(listener, admin_address, admin::router(deps), admin_desk));
+    let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    let server = AdminServer { router: admin::router(deps), limits, clock, metrics, state };
+    let admin_served = admin_runtime.spawn(server.serve(listener));
 
     Ok(Running {
         proxy: edge.addresses,
@@ -301,7 +301,7 @@ pub fn start(
         writing,
         stopping: stop::Stopping {
             stop,
-            desk,
+            admin_state,
             stop_feed,
             give_up,
             accepting,

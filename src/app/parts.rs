@@ -1,7 +1,7 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
 use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
-use crate::admin::{AdminDeps, Check, MetricsToken, Readiness};
+use crate::admin::{AdminDeps, Check, MetricsToken, Readiness, ServerLimits};
 use crate::clock::Clock;
 use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
 use crate::counter::Counters;
@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 
-/// Descriptors for all but connections: the store, the journal, listeners, admin calls, name servers.
+/// Descriptors for all but connections: the store, the journal, listeners, name servers.
 const FILES_BESIDE: u64 = 256;
+/// Of so many descriptors one may be an admin connection.
+const ADMIN_SHARE: u64 = 8;
 
 /// The routes of the config, as the gate wants them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
@@ -172,14 +174,43 @@ pub(super) fn raise_file_limit() {
     }
 }
 
+/// What clients of the admin listener may hold: the deadlines and sizes of the proxy, and places of its own.
+pub(super) fn admin_limits(config: &Config) -> ServerLimits {
+    let proxy = &config.proxy;
+    ServerLimits {
+        connections: admin_connections(config, open_files()),
+        connections_per_address: config.admin.max_connections_per_address,
+        first_byte: proxy.first_byte_timeout,
+        head: proxy.header_timeout,
+        idle: proxy.idle_timeout,
+        write: proxy.write_timeout,
+        uri_bytes: proxy.max_uri_bytes,
+        header_bytes: proxy.max_header_bytes,
+        header_fields: proxy.max_header_fields,
+    }
+}
+
+/// How many descriptors may be open; none: that is not known.
+fn open_files() -> Option<u64> {
+    rlimit::getrlimit(rlimit::Resource::NOFILE).ok().map(|(files, _)| files)
+}
+
+/// How many admin connections are accepted: whatever comes there leaves descriptors for everything else.
+fn admin_connections(config: &Config, files: Option<u64>) -> usize {
+    let configured = config.admin.max_connections;
+    let fit = files.map_or(configured, |files| usize::try_from(files / ADMIN_SHARE).unwrap_or(usize::MAX));
+    configured.min(fit).max(1)
+}
+
 /// How many connections are taken in: no more than there are descriptors for, so that whoever waits makes room before a
 /// request finds none for its backend.
 pub(super) fn max_connections(config: &Config) -> usize {
     let configured = config.proxy.max_connections;
-    let Ok((files, _)) = rlimit::getrlimit(rlimit::Resource::NOFILE) else { return configured };
-    let fit = connections_with(files);
+    let Some(files) = open_files() else { return configured };
+    let admin = admin_connections(config, Some(files)) as u64;
+    let fit = connections_with(files, admin);
     if configured > fit {
-        let needed = 2 * configured as u64 + FILES_BESIDE;
+        let needed = 2 * configured as u64 + admin + FILES_BESIDE;
         tracing::warn!(
             "proxy.max_connections is {configured}, which takes {needed} open files, and {files} are allowed: \
              {fit} connections are taken in at most; raise the limit (LimitNOFILE, ulimits, ulimit -Hn) or lower the key"
@@ -189,8 +220,8 @@ pub(super) fn max_connections(config: &Config) -> usize {
 }
 
 /// Each is a file descriptor, and another one when it is forwarded. Of a few, half are for all else.
-fn connections_with(files: u64) -> usize {
-    let connections = (files - FILES_BESIDE.min(files / 2)) / 2;
+fn connections_with(files: u64, admin: u64) -> usize {
+    let connections = (files - (FILES_BESIDE + admin).min(files / 2)) / 2;
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }
 
@@ -287,7 +318,12 @@ mod tests {
 
     #[test]
     fn as_many_connections_fit_as_there_are_pairs_of_descriptors() {
-        let fit = [0, 1, 100, 512, 1_024, 4_096, 1 << 20].map(connections_with);
-        assert_eq!(fit, [1, 1, 25, 128, 384, 1_920, 524_160]);
+        let config = Config::default();
+        let fit = [0, 1, 100, 512, 1_024, 4_096, 1 << 20].map(|files| {
+            let admin = admin_connections(&config, Some(files));
+            (admin, connections_with(files, admin as u64))
+        });
+        let expected = [(1, 1), (1, 1), (12, 25), (64, 128), (128, 320), (256, 1_792), (256, 524_032)];
+        assert_eq!(fit, expected);
     }
 }

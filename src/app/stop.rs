@@ -2,9 +2,9 @@
 //! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
 //! stopping), then the last records, then the store.
 
-use super::desk::Desk;
 use super::upgrade::{Succession, Successor};
 use super::{NotUpgraded, Running};
+use crate::admin::ServerState;
 use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::store::Store;
@@ -30,7 +30,7 @@ pub(super) struct Stopping {
     /// Ends the proxy's listeners.
     pub(super) stop: watch::Sender<bool>,
     /// Closes the admin API.
-    pub(super) desk: watch::Sender<Desk>,
+    pub(super) admin_state: watch::Sender<ServerState>,
     /// Ends the change feed, which admin calls in flight still wait for.
     pub(super) stop_feed: watch::Sender<bool>,
     /// Tells the writer when to give up.
@@ -91,7 +91,7 @@ impl Stopping {
             }
             Stop::Replaced(successor) => {
                 // Whoever asks for readiness asks the new process; it has the admin API as well.
-                self.desk.send_replace(Desk::Closing);
+                self.admin_state.send_replace(ServerState::Closing);
                 Some(successor)
             }
         };
@@ -117,7 +117,7 @@ impl Stopping {
             tracing::warn!("requests still in flight are cut off; their records say interrupted");
         };
         self.io.block_on(drained);
-        self.desk.send_replace(Desk::Closed);
+        self.admin_state.send_replace(ServerState::Closed);
         let last_calls =
             self.io.block_on(async { tokio::time::timeout(self.last_calls_within, self.admin_served).await });
         if last_calls.is_err() {

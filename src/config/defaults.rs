@@ -106,6 +106,8 @@ impl Default for AdminConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
             threads: 1,
             max_body_bytes: 1 << 20,
+            max_connections: 256,
+            max_connections_per_address: 128,
             create_workspaces: true,
             default_plan: default_plan_id(),
             metrics_token_file: None,

@@ -180,6 +180,12 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         listen: s.value("listen", &LISTEN, d.listen),
         threads: s.value("threads", &THREADS, d.threads),
         max_body_bytes: s.value("max_body_bytes", &size(1 << 10, 64 << 20), d.max_body_bytes),
+        max_connections: s.value("max_connections", &Whole { min: 1, max: 100_000 }, d.max_connections),
+        max_connections_per_address: s.value(
+            "max_connections_per_address",
+            &Whole { min: 1, max: 100_000 },
+            d.max_connections_per_address,
+        ),
         create_workspaces: s.value("create_workspaces", &Flag, d.create_workspaces),
         default_plan: s.value("default_plan", &PLAN_ID, d.default_plan),
         metrics_token_file: s.value("metrics_token_file", &OrEmpty(FILE), d.metrics_token_file),

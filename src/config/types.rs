@@ -136,6 +136,10 @@ pub struct AdminConfig {
     pub threads: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Most connections to the admin listener.
+    pub max_connections: usize,
+    /// Most of them from one address.
+    pub max_connections_per_address: usize,
     /// Whether a workspace first seen in a valid token is created.
     pub create_workspaces: bool,
     /// The plan of workspaces created so; one of [`Config::plans`].

@@ -4,6 +4,7 @@
 //! particular to a case: its detail for programs, its sentence for people, when to come back.
 
 use super::fault::{Fault, Lang};
+use super::head::BadHead;
 use super::key::{Per, Scopes};
 use super::limit::{LimitName, Refused, RetryAfter};
 use super::path::BadPath;
@@ -68,6 +69,20 @@ pub enum BadRequest {
 }
 
 // === impl Denial ===
+
+impl From<BadHead> for Denial {
+    fn from(bad: BadHead) -> Self {
+        match bad {
+            BadHead::Syntax => Self::BadRequest(BadRequest::Syntax),
+            BadHead::Framing => Self::BadRequest(BadRequest::Framing),
+            BadHead::Host => Self::BadRequest(BadRequest::Host),
+            BadHead::Connection => Self::BadRequest(BadRequest::Connection),
+            BadHead::Target(bad_path) => Self::BadRequest(BadRequest::Path(bad_path)),
+            BadHead::Coding | BadHead::Connect => Self::Plain(Fault::NotImplemented),
+            BadHead::Fields => Self::Plain(Fault::HeadersTooLarge),
+        }
+    }
+}
 
 impl Denial {
     /// The line of the table.

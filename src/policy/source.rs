@@ -25,6 +25,14 @@ pub struct TrustedProxies(Box<[IpNet]>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadProxyHeader;
 
+/// What counts as one address: of IPv6, what one household gets.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 // === impl TrustedProxies ===
 
 impl TrustedProxies {

@@ -6,6 +6,7 @@
 use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
 use crate::keyring::Entry;
 use crate::metrics::Metrics;
+use crate::policy::source::network_of;
 use dashmap::DashMap;
 use slab::Slab;
 use std::cmp::Reverse;
@@ -353,14 +354,6 @@ impl Refused {
             Self::Full => "full",
             Self::Address => "address",
         }
-    }
-}
-
-/// What counts as one address: of IPv6, what one household gets.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -39,7 +39,7 @@ impl Guesses {
 
     /// Another one. The error is how long to wait before the next.
     pub fn another(&self, from: IpAddr) -> Result<(), Duration> {
-        let network = super::connections::network_of(from);
+        let network = crate::policy::source::network_of(from);
         let place = usize::try_from(self.hasher.hash_one(network)).unwrap_or(usize::MAX) % PLACES;
         let Err(too_early) = self.places[place].check() else { return Ok(()) };
         // One line a second, however many come.

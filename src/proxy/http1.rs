@@ -6,10 +6,10 @@
 
 use super::access::Line;
 use super::connection::{Connection, End, Stage};
-use super::early::{Refusal, denial_of};
 use super::front::{self, Arrived, Fronted};
 use super::listen::Acceptor;
 use super::wire::{Dropped, Left, Wire};
+use crate::envelope::last_answer;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
 use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
@@ -130,7 +130,7 @@ async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connect
 fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
     let framing: Framing = match check(&wire.ahead()[..end], fields_max) {
         Ok(framing) => framing,
-        Err(bad) => return Next::Refused(denial_of(bad)),
+        Err(bad) => return Next::Refused(Denial::from(bad)),
     };
     match wire.begin(end, framing) {
         Ok(prefix) => Next::Request(prefix, framing != Framing::NoBody),
@@ -144,7 +144,7 @@ async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, d
     let now = acceptor.proxy.clock.now();
     let request_id = RequestId::new(now.wall);
     let seen = glimpse(wire.ahead());
-    let bytes = Refusal { denial, seen, request_id, now }.answer();
+    let bytes = last_answer(denial, seen, request_id, now.wall);
     let (method, path) = (seen.method.to_owned(), seen.path.to_owned());
     let written = wire.write_all(&bytes).await;
     let status = denial.fault().status();

@@ -10,7 +10,6 @@ pub mod connections;
 mod cors;
 mod ctx;
 mod decide;
-mod early;
 mod fields;
 mod forward;
 mod front;

@@ -9,6 +9,7 @@
 
 mod abuse;
 mod acme;
+mod admin;
 mod ahead;
 mod clients;
 mod frames;

@@ -144,6 +144,11 @@ impl Raw {
         }
     }
 
+    /// Closes its own side, and still reads.
+    pub(crate) fn say_no_more(&self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
     /// Goes away in the middle of whatever there is.
     pub(crate) fn hang_up(self) {
         self.stream.get_ref().shutdown(Shutdown::Both).unwrap();

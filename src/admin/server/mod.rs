@@ -1,0 +1,188 @@
+//! The admin listener: HTTP/1.1 over bounded connections with deadlines.
+//!
+//! Must not know: what any call does. Requests are read strictly (`stream`); who has a place, and who makes room for a
+//! newcomer, is decided in `table`. HTTP/2 is not spoken here: nobody needs it for administration, and its streams and
+//! windows would have to be bounded as well.
+
+mod stream;
+mod table;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use rustix::io::Errno;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use stream::ClientStream;
+use table::{ConnectionTable, Registered};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// How long a failed accept (no descriptors left) rests before it tries again.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// What clients of the admin listener may hold, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerLimits {
+    /// Connections in total.
+    pub connections: usize,
+    /// Connections from one address; of IPv6, a /64 is one address.
+    pub connections_per_address: usize,
+    /// How long a new connection may say nothing.
+    pub first_byte: Duration,
+    /// How long a head may take, from its first byte to its last.
+    pub head: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle: Duration,
+    /// How long a client may take nothing of its answer.
+    pub write: Duration,
+    /// Bytes of a request target.
+    pub uri_bytes: usize,
+    /// Bytes of all header fields.
+    pub header_bytes: usize,
+    /// Number of header fields.
+    pub header_fields: usize,
+}
+
+/// How much of the admin API is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServerState {
+    /// All of it.
+    Open,
+    /// No new connections: another process accepts them.
+    Closing,
+    /// Calls in flight finish.
+    Closed,
+}
+
+/// Serves the admin API on one listener.
+pub struct AdminServer {
+    /// What answers.
+    pub router: Router,
+    /// What clients may hold.
+    pub limits: ServerLimits,
+    /// Dates answers that are written here.
+    pub clock: Arc<dyn Clock>,
+    /// Counts connections.
+    pub metrics: Arc<Metrics>,
+    /// How much is served.
+    pub state: watch::Receiver<ServerState>,
+}
+
+/// What all connections share.
+struct Shared {
+    service: TowerToHyperService<Router>,
+    limits: ServerLimits,
+    clock: Arc<dyn Clock>,
+    table: Arc<ConnectionTable>,
+    state: watch::Receiver<ServerState>,
+}
+
+impl AdminServer {
+    /// Serves until the state is closed and the last call is answered.
+    pub async fn serve(self, listener: TcpListener) {
+        let Self { router, limits, clock, metrics, state } = self;
+        let table = ConnectionTable::new(limits, metrics);
+        let shared = Arc::new(Shared {
+            service: TowerToHyperService::new(router),
+            limits,
+            clock,
+            table,
+            state: state.clone(),
+        });
+        // Held by every connection: when the last is gone, the receiver ends.
+        let (open, mut all_closed) = mpsc::channel::<()>(1);
+        accept(&shared, &listener, state.clone(), &open).await;
+        drop((listener, open));
+        all_closed.recv().await;
+    }
+}
+
+/// Accepts until no new connections are wanted.
+async fn accept(
+    shared: &Arc<Shared>,
+    listener: &TcpListener,
+    mut state: watch::Receiver<ServerState>,
+    open: &mpsc::Sender<()>,
+) {
+    let mut is_short = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            // A sender that is gone means the same.
+            _ = state.wait_for(|state| *state > ServerState::Open) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                is_short = false;
+                let Some(registered) = shared.table.register(peer.ip()) else { continue };
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "admin connection closed before it was served");
+                    continue;
+                }
+                let (shared, open) = (Arc::clone(shared), open.clone());
+                tokio::spawn(async move {
+                    serve(&shared, stream, peer, registered).await;
+                    drop(open);
+                });
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut is_short, true) {
+                    tracing::warn!(%error, "cannot accept admin connections, new ones wait");
+                }
+                if is_out_of_resources(&error) {
+                    shared.table.make_room();
+                }
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection until it ends, is evicted, or the server stops.
+async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, registered: Registered) {
+    let connection = Arc::clone(registered.connection());
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        shared.service.call(request)
+    });
+    let stream = ClientStream::new(stream, Arc::clone(&connection), shared.limits, Arc::clone(&shared.clock));
+    let mut http = http1::Builder::new();
+    // Deadlines and the size of heads are the stream's. A client that closes its side still gets its answer.
+    http.header_read_timeout(None).half_close(true).max_headers(shared.limits.header_fields);
+    let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut state = shared.state.clone();
+    let mut is_closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = connection.evicted() => return,
+            _ = state.wait_for(|state| *state == ServerState::Closed), if !is_closing => {
+                is_closing = true;
+                served.as_mut().graceful_shutdown();
+            }
+            ended = served.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, %peer, "admin connection ended");
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Whether this machine lacks descriptors or memory for another connection.
+fn is_out_of_resources(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| lacking.contains(&error))
+}

@@ -1,0 +1,395 @@
+//! A client's socket as hyper sees it: it yields whole requests that have one reading, within their deadlines.
+//!
+//! Must not know: what is asked for. A head is read whole and looked at by `policy::head` before hyper gets to see it, a body
+//! ends where the head says; what two parsers could frame differently is answered here and ends the connection.
+
+use super::ServerLimits;
+use super::table::{AdminConnection, CloseReason, Stage};
+use crate::clock::Clock;
+use crate::envelope::last_answer;
+use crate::policy::chunks::Chunks;
+use crate::policy::denial::{BadRequest, Denial};
+use crate::policy::fault::Fault;
+use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
+use crate::policy::id::RequestId;
+use bytes::{Buf, Bytes, BytesMut};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::io::poll_read_buf;
+
+/// What of a head is neither its target nor its fields: method, version, line ends.
+const AROUND: usize = 64;
+/// Read at once.
+const READ_AT_ONCE: usize = 4 * 1024;
+/// Most of what still comes after a last answer that is read and thrown away, for how long, and how long a pause may be.
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+const LINGER_WITHIN: Duration = Duration::from_secs(10);
+const LINGER_PAUSE: Duration = Duration::from_secs(2);
+
+/// A client's socket.
+pub(super) struct ClientStream {
+    socket: TcpStream,
+    connection: Arc<AdminConnection>,
+    limits: ServerLimits,
+    clock: Arc<dyn Clock>,
+    phase: Phase,
+    /// Read from the socket and not handed over yet.
+    read_buf: BytesMut,
+    /// So many bytes of it were searched for the end of a head.
+    searched: usize,
+    /// Whether there was a request.
+    has_served: bool,
+    /// Runs while something is awaited of the client; what for, if it runs.
+    timer: Pin<Box<Sleep>>,
+    awaited: Option<Stage>,
+    /// Runs while the client takes nothing.
+    write_timer: Option<Pin<Box<Sleep>>>,
+    /// Whether hyper has written what it has not flushed: the answer is not with the kernel yet.
+    is_unflushed: bool,
+    /// Who waits for that before the next head is read.
+    reader: Option<Waker>,
+}
+
+/// What is read.
+enum Phase {
+    /// The next head.
+    Head,
+    /// A request: so many bytes of its head, then its body.
+    Request(usize, Body),
+    /// Nothing more: so much of a last answer is yet to be written.
+    Refusing(Bytes),
+    /// Nothing more: what comes is thrown away, at most so much until then.
+    Lingering(usize, Instant),
+    /// Nothing more.
+    Closed,
+}
+
+/// What is left of a body.
+enum Body {
+    Length(u64),
+    Chunked(Chunks),
+}
+
+// === impl ClientStream ===
+
+impl ClientStream {
+    pub(super) fn new(
+        socket: TcpStream,
+        connection: Arc<AdminConnection>,
+        limits: ServerLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            socket,
+            connection,
+            limits,
+            clock,
+            phase: Phase::Head,
+            read_buf: BytesMut::new(),
+            searched: 0,
+            has_served: false,
+            timer: Box::pin(sleep(limits.first_byte)),
+            awaited: None,
+            write_timer: None,
+            is_unflushed: false,
+            reader: None,
+        }
+    }
+
+    /// Reads until a head is whole and sound. Afterwards another phase is on.
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_unflushed {
+            // The client is still taking the answer before. That has a deadline of its own.
+            self.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        loop {
+            if self.has_served && self.read_buf.starts_with(b"\r\n") {
+                // Forgiven before a request line, as RFC 9112, 2.2 asks; some clients end a body with it.
+                self.read_buf.advance(2);
+                self.searched = 0;
+                continue;
+            }
+            if let Some(end) = find_end(&self.read_buf, self.searched) {
+                self.begin(end);
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(denial) = self.refusal_so_far() {
+                self.refuse(&denial);
+                return Poll::Ready(Ok(()));
+            }
+            self.searched = self.read_buf.len();
+            let (stage, within) = match (self.read_buf.is_empty(), self.has_served) {
+                (true, false) => (Stage::New, self.limits.first_byte),
+                (true, true) => (Stage::Idle, self.limits.idle),
+                (false, _) => (Stage::Head, self.limits.head),
+            };
+            if self.awaited.replace(stage) != Some(stage) {
+                self.connection.enter(stage);
+                self.timer.as_mut().reset(Instant::now() + within);
+            }
+            match self.poll_more(context) {
+                Poll::Ready(Ok(0)) => {
+                    self.phase = Phase::Closed;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    ready!(self.timer.as_mut().poll(context));
+                    self.is_late(stage);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// What came of a head does not end in time.
+    fn is_late(&mut self, stage: Stage) {
+        let reason = match stage {
+            Stage::Head => CloseReason::HeaderTimeout,
+            Stage::Idle => CloseReason::IdleTimeout,
+            _ => CloseReason::FirstByteTimeout,
+        };
+        self.connection.close(reason);
+        if stage == Stage::Head {
+            self.refuse(&Denial::Plain(Fault::RequestTimeout));
+        } else {
+            self.phase = Phase::Closed;
+        }
+    }
+
+    /// Why a head that is not whole yet can never be one that is served.
+    fn refusal_so_far(&self) -> Option<Denial> {
+        if is_hopeless(&self.read_buf, self.searched) && !(self.has_served && *self.read_buf == b"\r"[..]) {
+            return Some(Denial::BadRequest(BadRequest::Syntax));
+        }
+        self.too_large(self.read_buf.len()).map(Denial::Plain)
+    }
+
+    /// Which part of a head of at least so many bytes is too large.
+    fn too_large(&self, head: usize) -> Option<Fault> {
+        let line = memchr::memchr(b'\n', &self.read_buf[..head]).unwrap_or(head);
+        if line > self.limits.uri_bytes + AROUND {
+            Some(Fault::UriTooLong)
+        } else if head - line > self.limits.header_bytes + AROUND {
+            Some(Fault::HeadersTooLarge)
+        } else {
+            None
+        }
+    }
+
+    /// A whole head is here: what it begins, or why not.
+    fn begin(&mut self, end: usize) {
+        self.awaited = None;
+        if let Some(fault) = self.too_large(end) {
+            return self.refuse(&Denial::Plain(fault));
+        }
+        let body = match check(&self.read_buf[..end], self.limits.header_fields) {
+            Ok(Framing::NoBody) => Body::Length(0),
+            Ok(Framing::Length(length)) => Body::Length(length),
+            Ok(Framing::Chunked) => Body::Chunked(Chunks::new()),
+            Err(bad) => return self.refuse(&Denial::from(bad)),
+        };
+        (self.phase, self.searched, self.has_served) = (Phase::Request(end, body), 0, true);
+        self.connection.enter(Stage::Call);
+    }
+
+    /// From here on only a last answer is written.
+    fn refuse(&mut self, denial: &Denial) {
+        let now = self.clock.now().wall;
+        let answer = last_answer(denial, glimpse(&self.read_buf), RequestId::new(now), now);
+        self.connection.enter(Stage::Closing);
+        self.phase = Phase::Refusing(answer.into());
+    }
+
+    fn poll_refuse(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Phase::Refusing(answer) = &mut self.phase
+            && !answer.is_empty()
+        {
+            let written = Pin::new(&mut self.socket).poll_write(context, answer);
+            if let Poll::Ready(Ok(n)) = written {
+                answer.advance(n);
+            }
+            ready!(self.poll_taken(context, written))?;
+        }
+        self.poll_last(context)
+    }
+
+    /// Ends our side, and begins to throw away what still comes.
+    fn poll_last(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
+        self.connection.enter(Stage::Closing);
+        self.read_buf.clear();
+        self.timer.as_mut().reset(Instant::now() + LINGER_PAUSE);
+        self.phase = Phase::Lingering(LINGER_BYTES, Instant::now() + LINGER_WITHIN);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closing a socket with unread bytes in it, or on their way to it, would take the last answer away from the client.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while let Phase::Lingering(left, until) = self.phase {
+            match self.poll_more(context) {
+                Poll::Ready(Ok(n @ 1..)) if n < left => {
+                    self.read_buf.clear();
+                    self.phase = Phase::Lingering(left - n, until);
+                    self.timer.as_mut().reset(until.min(Instant::now() + LINGER_PAUSE));
+                }
+                Poll::Pending if self.timer.as_mut().poll(context).is_pending() => return Poll::Pending,
+                _ => self.phase = Phase::Closed,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.read_buf.reserve(READ_AT_ONCE);
+        poll_read_buf(Pin::new(&mut self.socket), context, &mut self.read_buf)
+    }
+
+    /// Hands over what belongs to the request. Nothing more does: it has been read whole.
+    fn poll_request(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Phase::Request(head, body) = &self.phase else { return Poll::Ready(Ok(())) };
+        let has_ended = *head == 0
+            && match body {
+                Body::Length(left) => *left == 0,
+                Body::Chunked(chunks) => chunks.is_done(),
+            };
+        if has_ended {
+            self.phase = Phase::Head;
+            return Poll::Ready(Ok(()));
+        }
+        if self.read_buf.is_empty() {
+            let Poll::Ready(read) = self.poll_more(context) else {
+                self.connection.enter(Stage::Body);
+                return Poll::Pending;
+            };
+            self.connection.enter(Stage::Call);
+            if read? == 0 {
+                self.phase = Phase::Closed;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let Phase::Request(head, body) = &mut self.phase else { return Poll::Ready(Ok(())) };
+        let here = self.read_buf.len().min(into.remaining());
+        let taken = if *head > 0 {
+            let taken = here.min(*head);
+            *head -= taken;
+            taken
+        } else {
+            match body {
+                Body::Length(left) => {
+                    let taken = here.min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= taken as u64;
+                    taken
+                }
+                Body::Chunked(chunks) => {
+                    chunks.pass(&self.read_buf[..here]).map_err(|_| io::ErrorKind::InvalidData)?
+                }
+            }
+        };
+        into.put_slice(&self.read_buf[..taken]);
+        self.read_buf.advance(taken);
+        Poll::Ready(Ok(()))
+    }
+
+    /// What came of a write: a client that takes nothing has a deadline.
+    fn poll_taken(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = written {
+            if self.write_timer.take().is_some() && !matches!(self.phase, Phase::Refusing(_)) {
+                self.connection.enter(Stage::Call);
+            }
+            return Poll::Ready(written);
+        }
+        if self.write_timer.is_none() && !matches!(self.phase, Phase::Refusing(_)) {
+            self.connection.enter(Stage::Answer);
+        }
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(self.limits.write)));
+        ready!(timer.as_mut().poll(context));
+        self.connection.close(CloseReason::WriteTimeout);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        let before = into.filled().len();
+        loop {
+            match &stream.phase {
+                Phase::Head => ready!(stream.poll_head(context))?,
+                Phase::Request(..) => {
+                    ready!(stream.poll_request(context, into))?;
+                    if into.filled().len() > before {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Phase::Refusing(_) => ready!(stream.poll_refuse(context))?,
+                Phase::Lingering(..) => ready!(stream.poll_linger(context)),
+                Phase::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let stream = self.get_mut();
+        stream.is_unflushed = true;
+        let written = Pin::new(&mut stream.socket).poll_write(context, bytes);
+        stream.poll_taken(context, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let stream = self.get_mut();
+        stream.is_unflushed = true;
+        let written = Pin::new(&mut stream.socket).poll_write_vectored(context, bytes);
+        stream.poll_taken(context, written)
+    }
+
+    /// Parts of a body go as they are: one that many clients get at once is there once.
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        ready!(Pin::new(&mut stream.socket).poll_flush(context))?;
+        stream.is_unflushed = false;
+        if let Some(reader) = stream.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        // What was not read of a request may still be on its way.
+        if matches!(stream.phase, Phase::Request(..)) {
+            ready!(stream.poll_last(context))?;
+        }
+        if matches!(stream.phase, Phase::Lingering(..)) {
+            ready!(stream.poll_linger(context));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut stream.socket).poll_shutdown(context)
+    }
+}
