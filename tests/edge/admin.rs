@@ -208,7 +208,7 @@ fn an_admin_client_makes_room_among_its_own_and_calls_go_on() {
     let (_origin, gateway) = stand(
         "[proxy]\nfirst_byte_timeout = \"10m\"\n[admin]\nmax_connections = 8\nmax_connections_per_address = 4\n",
     );
-    let body = json!({"name": "slow"}).to_string();
+    let body = json!({"name": "slow", "type": "service"}).to_string();
     let request = Request::post("/apikeys", body.clone()).header("Content-Type", "application/json");
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(gateway.admin)).collect();
     let mut slow = Raw::connect(gateway.admin);
