@@ -19,7 +19,7 @@
 //! policy → clock            envelope → policy
 //! ```
 //!
-//! Everyone may use `clock`, `metrics` and `envelope`.
+//! Everyone may use `clock`, `durable`, `metrics` and `envelope`.
 //!
 //! # The invariants
 //!
@@ -41,6 +41,7 @@ pub mod clock;
 pub mod config;
 pub mod counter;
 pub mod draft;
+pub mod durable;
 pub mod enduser;
 pub mod envelope;
 pub mod gate;

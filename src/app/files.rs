@@ -1,10 +1,11 @@
 //! Files that a first start makes: peppers, the admin tokens' secret, a first token. Readable by their owner only.
 
+use crate::durable;
 use crate::policy::id::fill_random;
 use crate::policy::secret::{BadPeppers, Peppers};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -83,21 +84,10 @@ const fn forbidden(owner: u32) -> u32 {
 
 /// Writes `text` to a new private file, or over an old one at once.
 pub fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
-    make_folder(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let beside = path.with_file_name(name);
-    let write = || {
-        match fs::remove_file(&beside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = create_private(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(io(path))
+    if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+        durable::create_folder(folder).map_err(io(folder))?;
+    }
+    durable::replace(path, text.as_bytes()).map_err(io(path))
 }
 
 fn keep(path: &Path, make: impl FnOnce() -> Zeroizing<String>) -> Result<Kept<Zeroizing<String>>, FileError> {
@@ -109,15 +99,6 @@ fn keep(path: &Path, make: impl FnOnce() -> Zeroizing<String>) -> Result<Kept<Ze
     let value = make();
     write_private(path, &value)?;
     Ok(Kept { value, is_new: true })
-}
-
-fn make_folder(path: &Path) -> Result<(), FileError> {
-    let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) else { return Ok(()) };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))
-}
-
-fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {

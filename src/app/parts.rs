@@ -83,6 +83,7 @@ pub(super) fn follower(
     admin_at: &Arc<OnceLock<SocketAddr>>,
 ) -> Follower {
     let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
+    let all_end_users = Arc::clone(&end_users);
     let forget = move |removed: &Change| match removed {
         Change::KeyRemoved { id, .. } => counters.forget(*id),
         Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
@@ -92,6 +93,7 @@ pub(super) fn follower(
     let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
     Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
         .reporting(reporter)
+        .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
 }
 
 /// Where requests go.

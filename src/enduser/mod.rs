@@ -33,6 +33,8 @@ const TRY_EVERY: Duration = Duration::from_secs(1);
 /// The end users that this node knows.
 pub struct EndUsers {
     known: Cache<Name, EndUserId>,
+    /// How often an end user was forgotten: what the store answered before that is not remembered.
+    forgotten: AtomicU64,
     refused: Cache<Name, Refused>,
     unsettled: Unsettled,
     asks: Arc<Semaphore>,
@@ -99,6 +101,7 @@ impl EndUsers {
     pub fn new(parts: Parts) -> Self {
         Self {
             known: Cache::new(parts.options.entries),
+            forgotten: AtomicU64::new(0),
             refused: Cache::new(REFUSALS),
             unsettled: Unsettled::default(),
             asks: Arc::new(Semaphore::new(ASKS_AT_ONCE)),
@@ -136,9 +139,10 @@ impl EndUsers {
         if !self.may_ask(now) {
             return self.without_store(owned, id, refused, quota);
         }
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
         match self.ask(owned.clone(), id, now).await {
             Ok(EndUserAdmission::Admitted(id)) => {
-                self.known.insert(owned, id);
+                self.remember(&owned, id, forgotten);
                 Ok(id)
             }
             Ok(EndUserAdmission::Full { quota }) => {
@@ -152,7 +156,27 @@ impl EndUsers {
 
     /// Forgets an end user that was deleted.
     pub fn forget(&self, workspace: &WorkspaceId, other_id: &str) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.known.remove(&NameRef(workspace, other_id));
+    }
+
+    /// Forgets all of them: the store has gone back to an earlier state.
+    pub fn forget_all(&self) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        self.known.clear();
+        self.refused.clear();
+    }
+
+    /// Remembers an answer of the store, unless an end user has been deleted since it was asked: the answer may be older
+    /// than the deletion.
+    fn remember(&self, name: &Name, id: EndUserId, forgotten: u64) {
+        let is_new = || self.forgotten.load(Ordering::SeqCst) == forgotten;
+        if is_new() {
+            self.known.insert(name.clone(), id);
+            if !is_new() {
+                self.known.remove(name);
+            }
+        }
     }
 
     /// Settles whoever was admitted unseen, for as long as `stop` is false, and once more at the end.
@@ -179,8 +203,9 @@ impl EndUsers {
     async fn settle_all(&self) -> bool {
         while let Some((name, id)) = self.unsettled.first() {
             let at = self.parts.clock.now().wall;
+            let forgotten = self.forgotten.load(Ordering::SeqCst);
             match self.parts.store.admit_end_user_as(&name.0, &name.1, id, at).await {
-                Ok(EndUserAdmission::Admitted(stored)) => self.known.insert(name.clone(), stored),
+                Ok(EndUserAdmission::Admitted(stored)) => self.remember(&name, stored, forgotten),
                 Ok(EndUserAdmission::Full { .. }) => self.parts.metrics.end_users_over_quota.inc(),
                 Err(error) if error.is_transient() => return false,
                 Err(error) => {
@@ -286,3 +311,6 @@ impl Equivalent<Name> for NameRef<'_> {
         *self.0 == name.0 && *self.1 == *name.1
     }
 }
+
+#[cfg(test)]
+mod tests;

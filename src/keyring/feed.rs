@@ -42,6 +42,7 @@ pub struct Follower {
     store: Arc<dyn Feed>,
     clock: Arc<dyn Clock>,
     on_removed: Box<dyn Fn(&Change) + Send + Sync>,
+    on_gone_back: Box<dyn Fn() + Send + Sync>,
     options: FeedOptions,
     reporter: Option<Reporter>,
     /// What is held may be of a past that the store no longer knows.
@@ -105,6 +106,7 @@ impl Follower {
             store,
             clock,
             on_removed,
+            on_gone_back: Box::new(|| ()),
             options,
             reporter: None,
             is_starting_over: AtomicBool::new(false),
@@ -115,6 +117,12 @@ impl Follower {
     #[must_use]
     pub fn reporting(self, reporter: Reporter) -> Self {
         Self { reporter: Some(reporter), ..self }
+    }
+
+    /// Also tells when the store has gone back to an earlier state, of which nothing may be known that it does not say.
+    #[must_use]
+    pub fn telling_when_gone_back(self, on_gone_back: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { on_gone_back, ..self }
     }
 
     /// Fetches everything up to now, once.
@@ -189,6 +197,7 @@ impl Follower {
         // Nothing counts as reached until all of it has been read.
         self.keyring.version.send_replace(Version::default());
         self.keyring.forget_numbers();
+        (self.on_gone_back)();
         let mut there = HashSet::new();
         let reached = self
             .read(Version::default(), &mut |change| {

@@ -1,5 +1,6 @@
 //! Records that the ledger does not take, whatever is tried: one line of JSON each, for a person to look at.
 
+use crate::durable;
 use crate::store::UsageRecord;
 use serde_json::json;
 use std::fs::OpenOptions;
@@ -33,7 +34,11 @@ impl SetAside {
         if before.saturating_add(line.len() as u64) > BYTES_MAX {
             return Err(io::Error::other(format!("{} is full", self.path.display())));
         }
-        let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+        let mut written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+        if before == 0 {
+            // The journal lets go of the record, so the file's name must be on disk as well.
+            written = written.and_then(|()| durable::sync_folder_of(&self.path));
+        }
         if written.is_err() {
             // Half a line would spoil the next one.
             file.set_len(before)?;

@@ -300,7 +300,7 @@ impl Writer {
     fn put_aside(&mut self, batch: &Batch, refused: &[(usize, String)]) {
         for (number, why) in refused {
             let record = &batch.records[*number];
-            match self.set_aside.add(record, why) {
+            match self.reader.journal().open_file(|| self.set_aside.add(record, why)) {
                 Ok(()) => {
                     self.metrics.usage_set_aside.inc();
                     tracing::error!(id = %record.id, why, "the ledger does not take a usage record; it is set aside");

@@ -35,7 +35,7 @@ fn ask_on(address: SocketAddr, secret: &str, told: &SyncSender<Told>) -> Option<
 }
 
 /// One whole answer; none if it breaks off.
-fn answer(from: &mut impl BufRead) -> Option<Told> {
+pub(crate) fn answer(from: &mut impl BufRead) -> Option<Told> {
     let (mut status, mut id, mut length) = (None, None, 0);
     loop {
         let mut line = String::new();
@@ -56,7 +56,7 @@ fn answer(from: &mut impl BufRead) -> Option<Told> {
 }
 
 /// Everything in the ledger of a gateway that is on `SQLite`: outcome, status and whether it was charged, by request id.
-fn ledger(gateway: &Gateway, key: &Key) -> BTreeMap<String, (String, u16, bool)> {
+pub(crate) fn ledger(gateway: &Gateway, key: &Key) -> BTreeMap<String, (String, u16, bool)> {
     let path = gateway.folder().join("data/keygate.db");
     let database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let sql = "SELECT request_id, outcome, status_code, charged FROM usage WHERE api_key_id = ?1";

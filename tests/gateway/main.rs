@@ -21,6 +21,7 @@ mod installation;
 mod lifecycle;
 mod limits;
 mod order;
+mod power_cut;
 #[path = "../counters/redis.rs"]
 #[expect(dead_code, reason = "the counters' own tests use more of it")]
 mod redis;

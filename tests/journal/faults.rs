@@ -26,12 +26,12 @@ struct TestDisk {
 }
 
 impl Disk for TestDisk {
-    fn create(&self, path: &Path, bytes: u64) -> io::Result<File> {
+    fn create(&self, folder: &File, path: &Path, bytes: u64) -> io::Result<File> {
         self.attempts.fetch_add(1, Ordering::SeqCst);
         if self.is_full.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        RealDisk.create(path, bytes)
+        RealDisk.create(folder, path, bytes)
     }
 
     fn sync(&self, mapping: &Mapping, range: Range<usize>) -> io::Result<()> {
@@ -231,4 +231,39 @@ fn damage_costs_what_it_hits_and_the_segment_is_kept_for_a_look() {
     let kept = segments(&folder.join("damaged"));
     assert!(kept.contains_key(&names[0]) && kept.contains_key(&names[1]), "{kept:?}");
     assert_eq!(segments(&folder).len(), 0, "nothing is read twice");
+}
+
+#[test]
+fn a_beginning_is_let_go_only_when_its_copy_is_on_disk() {
+    let disk = Arc::new(TestDisk::default());
+    let mut stand = on(&disk, SMALL, WhenFull::Shed);
+    let ledger = TestLedger::new(Mood::Well);
+    let (long, pending) = stand.begin(0);
+    let old = stand.segments().into_keys().next().unwrap();
+    while stand.segments().len() < 3 {
+        stand.serve(1);
+    }
+    store_all(&mut stand, &ledger);
+    // The disk does not take the copy, and then the power fails: what was not synced is gone.
+    disk.cannot_sync.store(true, Ordering::SeqCst);
+    stand.reader.as_mut().unwrap().carry();
+    let left = stand.crashed();
+    for (name, _) in segments(&left.path().join("journal")).into_iter().filter(|(name, _)| *name != old) {
+        fs::remove_file(left.path().join("journal").join(name)).unwrap();
+    }
+    let mut next = Stand::at(left, SMALL, WhenFull::Shed, Arc::new(RealDisk));
+    store_all(&mut next, &ledger);
+    assert_eq!(ledger.rows().get(&long).map(|row| row.outcome), Some(Outcome::Interrupted));
+    // Here it goes on; once the disk answers again, the old segment is let go.
+    disk.cannot_sync.store(false, Ordering::SeqCst);
+    stand.reader.as_mut().unwrap().carry();
+    store_all(&mut stand, &ledger);
+    let ledger = TestLedger::new(Mood::Well);
+    pending.complete(Outcome::Served, 200);
+    store_all(&mut stand, &ledger);
+    assert_eq!(ledger.rows()[&long].outcome, Outcome::Served);
+    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let old = stand.journal.folder().join(old);
+    eventually("the old segment is removed", || !old.exists());
+    keeper.stop();
 }

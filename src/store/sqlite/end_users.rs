@@ -38,7 +38,7 @@ impl EndUsers for SqliteStore {
     ) -> Result<u64, StoreError> {
         users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
         let workspace = workspace.clone();
-        self.write_durably(move |tx| restore(tx, &workspace, &users)).await
+        self.write(move |tx| restore(tx, &workspace, &users)).await
     }
 
     async fn end_users(
@@ -72,7 +72,7 @@ impl EndUsers for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let gone = end_user_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("end user"))?;
             let version = next_version(tx)?;
             row::execute(tx, "DELETE FROM end_users WHERE id = ?1", [id.0.as_bytes()])?;

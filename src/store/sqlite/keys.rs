@@ -24,7 +24,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
-        self.write_durably(move |tx| create(tx, key, &by, at)).await
+        self.write(move |tx| create(tx, key, &by, at)).await
     }
 
     async fn create_keys(
@@ -34,7 +34,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
         let by = by.clone();
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let mut done = Vec::with_capacity(keys.len());
             for key in keys {
                 tx.execute_batch("SAVEPOINT one_key")?;
@@ -87,7 +87,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             if let Some(asked) = patch.rate_limit {
                 let plan = plan_of(tx, &workspace)?.ok_or(StoreError::NotFound("workspace"))?;
@@ -117,7 +117,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             let version = next_version(tx)?;
@@ -149,7 +149,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let mut record = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
             check_digest_is_free(tx, new.digest)?;
@@ -178,7 +178,7 @@ impl Keys for SqliteStore {
         new: Digest,
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND (digest = ?2 OR old_digest = ?2)";
             let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
             let Some(is_current) = found else { return Ok(None) };

@@ -2,7 +2,8 @@
 //! and a few that read.
 //!
 //! Must not know: anything outside the store. When the file cannot be read or written every call answers
-//! [`StoreError::Unavailable`]; while the queue of a thread is full, callers wait.
+//! [`StoreError::Unavailable`]; while the queue of a thread is full, callers wait. A commit is on disk before its caller is
+//! told (`synchronous=FULL`).
 //!
 //! *Invariant:* only the writer's thread writes, each call in one transaction that keeps other processes out; so numbers become visible in order.
 
@@ -87,24 +88,14 @@ impl SqliteStore {
         self.lock.upgrade()?.share().ok()
     }
 
-    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote
-    /// survives the end of the process; the last moments may not survive the machine's.
+    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote is on
+    /// disk when this returns: it survives a power cut.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         self.call(Queue::Write, TransactionBehavior::Immediate, work).await
-    }
-
-    /// The same for what people decide: on the disk before they are told, so that a deleted key stays deleted when the
-    /// power fails.
-    async fn write_durably<T, F>(&self, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
-    {
-        self.call(Queue::DurableWrite, TransactionBehavior::Immediate, work).await
     }
 
     /// Runs `work` on a reader's thread; all it reads is of one moment.
@@ -128,12 +119,6 @@ impl SqliteStore {
                 return;
             }
             let outcome = (|| {
-                // Cannot be changed inside a transaction; costs nothing when it stays the same.
-                match queue {
-                    Queue::DurableWrite => connection.pragma_update(None, "synchronous", "FULL")?,
-                    Queue::Write => connection.pragma_update(None, "synchronous", "NORMAL")?,
-                    Queue::Read => {}
-                }
                 let transaction = connection.transaction_with_behavior(how)?;
                 let value = work(&transaction)?;
                 transaction.commit()?;

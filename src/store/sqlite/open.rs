@@ -3,12 +3,13 @@
 //! Must not know: what is done with the connections. Whatever does not fit is `Refused` in words for the operator.
 
 use super::{SqliteOptions, StoreError};
+use crate::durable;
 use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, SQLITE};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,11 +85,9 @@ pub fn check(path: &Path) -> Result<MigrationState, StoreError> {
 
 fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError> {
     // Made here and not by SQLite, which would make it readable by everybody; its side files copy the mode.
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+    let is_new = !path.exists();
+    let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    made.and_then(|_| if is_new { durable::sync_folder_of(path) } else { Ok(()) })
         .map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -98,6 +97,8 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     require_ours(path, &connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    // Each commit waits for the disk: what a caller is told is relied upon, and the journal lets go of what it has handed over.
+    connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
     Ok(connection)
@@ -154,8 +155,7 @@ impl FileLock {
             StoreError::Refused(format!("{} cannot be opened: {error}", what.display()))
         };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-            made.map_err(|error| refused(folder, &error))?;
+            durable::create_folder(folder).map_err(|error| refused(folder, &error))?;
         }
         let beside = lock_path(path);
         let mut file = OpenOptions::new()

@@ -25,7 +25,7 @@ impl Tenants for SqliteStore {
         let by = by.clone();
         let record = PlanRecord { created_at: at, updated_at: at, ..plan };
         rules::check_plan(&record)?;
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let version = next_version(tx)?;
             // A tombstone of that id makes room; a live plan does not.
             let sql =
@@ -101,7 +101,7 @@ impl Tenants for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<PlanRecord>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let before = plan_record(tx, &id)?.ok_or(StoreError::NotFound("plan"))?;
             let after = rules::patched_plan(&before, patch, at)?;
             let version = next_version(tx)?;
@@ -139,7 +139,7 @@ impl Tenants for SqliteStore {
 
     async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             let before = plan_record(tx, &id)?.ok_or(StoreError::NotFound("plan"))?;
             let on_it = "SELECT count(*) FROM workspaces WHERE plan_id = ?1";
             let workspaces = row::count(tx, on_it, [id.as_str()])?;
@@ -176,7 +176,7 @@ impl Tenants for SqliteStore {
             return Ok(written);
         }
         let (id, plan, by) = (id.clone(), plan.clone(), by.clone());
-        self.write_durably(move |tx| match workspace_record(tx, &id)? {
+        self.write(move |tx| match workspace_record(tx, &id)? {
             Some(written) => Ok(written),
             None => create_workspace(tx, rules::blank_workspace(id, plan, at), &by, at),
         })
@@ -212,7 +212,7 @@ impl Tenants for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
         let (id, default_plan, by) = (id.clone(), default_plan.clone(), by.clone());
-        self.write_durably(move |tx| {
+        self.write(move |tx| {
             if let Some(before) = workspace_record(tx, &id)? {
                 return update_workspace(tx, &before.value, patch, &by, at);
             }

@@ -17,8 +17,6 @@ pub(super) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Queue {
     Write,
-    /// The writer's too; the disk has what was written before the call is answered.
-    DurableWrite,
     Read,
 }
 
@@ -62,7 +60,7 @@ impl Workers {
         let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let senders = senders.ok_or_else(closed)?;
         let sender = match queue {
-            Queue::Write | Queue::DurableWrite => senders.write,
+            Queue::Write => senders.write,
             Queue::Read => senders.read,
         };
         sender.send(job).await.map_err(|_| closed())

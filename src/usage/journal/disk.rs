@@ -12,9 +12,9 @@ use std::path::Path;
 
 /// The calls that fail when a disk is full or broken.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
-    /// A new file of `bytes` zeros, all of them allocated, so that writing to it later cannot fail for lack of space. Its
-    /// name is on disk when this returns. Leaves nothing behind when it fails.
-    fn create(&self, path: &Path, bytes: u64) -> io::Result<File>;
+    /// A new file of `bytes` zeros in `folder`, all of them allocated, so that writing to it later cannot fail for lack of
+    /// space. Its name is on disk when this returns. Leaves nothing behind when it fails.
+    fn create(&self, folder: &File, path: &Path, bytes: u64) -> io::Result<File>;
 
     /// Writes a part of a mapped file to disk and waits for it.
     fn sync(&self, mapping: &Mapping, range: Range<usize>) -> io::Result<()>;
@@ -25,9 +25,9 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 pub struct RealDisk;
 
 impl Disk for RealDisk {
-    fn create(&self, path: &Path, bytes: u64) -> io::Result<File> {
+    fn create(&self, folder: &File, path: &Path, bytes: u64) -> io::Result<File> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let made = allocate(&file, bytes).and_then(|()| sync_folder_of(path));
+        let made = allocate(&file, bytes).and_then(|()| folder.sync_all());
         match made {
             Ok(()) => Ok(file),
             Err(error) => {
@@ -59,8 +59,4 @@ fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
         }
         other => Ok(other?),
     }
-}
-
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -2,9 +2,9 @@
 //! segments ready, and removes those that are done with.
 
 use super::{Done, Journal, lock};
-use std::fs::{self, DirBuilder};
+use crate::durable;
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -46,6 +46,9 @@ impl Keeper {
     pub fn start(journal: Arc<Journal>) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
         let told = Arc::clone(&stop);
+        if !journal.is_closing.load(Ordering::Relaxed) {
+            journal.reserve.fill();
+        }
         let thread = std::thread::Builder::new().name("keygate-journal".into()).spawn(move || {
             let mut memory = Memory::default();
             while !told.wait(&journal) {
@@ -95,6 +98,7 @@ impl Journal {
         self.sync(memory);
         self.remove(done);
         if !self.is_closing.load(Ordering::Relaxed) {
+            self.reserve.fill();
             self.prepare(memory);
         }
         // Added, because a process may keep what others have left beside its own.
@@ -146,19 +150,25 @@ impl Journal {
 
     fn remove(&self, done: Vec<Done>) {
         for Done { segment, is_damaged } in done {
-            let removed =
-                if is_damaged { self.set_aside(segment.path()) } else { fs::remove_file(segment.path()) };
+            let removed = if is_damaged {
+                self.reserve.open(|| self.set_aside(segment.path()))
+            } else {
+                fs::remove_file(segment.path())
+            };
             if let Err(error) = removed {
                 // It is read again at the next start, and found to be stored.
                 tracing::warn!(%error, path = %segment.path().display(), "a segment cannot be removed");
             }
             self.segments.fetch_sub(1, Ordering::Relaxed);
+            if let Some(segment) = Arc::into_inner(segment) {
+                self.reserve.keep(segment.into_file());
+            }
         }
     }
 
     fn set_aside(&self, path: &Path) -> io::Result<()> {
         let folder = self.options.aside.join(DAMAGED);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        durable::create_folder(&folder)?;
         let mut kept: Vec<_> = fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
         kept.sort_unstable();
         for old in kept.iter().rev().skip(DAMAGED_MAX - 1) {

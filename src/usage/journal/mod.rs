@@ -11,6 +11,7 @@
 //! | texts in it | path 2 048 bytes, user agent 256, any other 255; longer ones are cut |
 //! | lost when the process dies | nothing that was answered; whose last byte was being sent may say `interrupted` |
 //! | lost when the machine dies | what was written in the last `usage.journal_sync_interval`, 10 ms, and one sync |
+//! | file descriptors | one for each segment; 64 are kept for those that are made while others have used up all |
 //! | kept open by requests in flight | at most four times the size of their beginnings |
 //! | damaged segments kept for a look | the last 16 |
 //!
@@ -50,6 +51,7 @@ mod lane;
 mod mapping;
 pub mod pairing;
 mod reader;
+mod reserve;
 pub mod scan;
 pub mod segment;
 
@@ -57,16 +59,18 @@ pub use keeper::Keeper;
 pub use mapping::Mapping;
 pub use reader::{Batch, Reader};
 
+use crate::durable;
 use crate::metrics::Metrics;
 use crate::policy::id::fill_random;
 use codec::Kind;
 use disk::Disk;
 use lane::{Lane, lane_of_this_thread};
+use reserve::Reserve;
 use segment::{Name, Position, Segment};
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,6 +145,10 @@ pub struct Journal {
     late: Mutex<VecDeque<Box<[u8]>>>,
     /// Records that have ended and that the ledger does not have yet.
     waiting: AtomicUsize,
+    /// Descriptors for segments, and for what is put aside.
+    reserve: Reserve,
+    /// Its folder, open so that syncing it takes no descriptor.
+    folder: File,
     /// Held for as long as the journal is.
     _lock: File,
 }
@@ -160,6 +168,8 @@ impl Journal {
         metrics: Arc<Metrics>,
     ) -> Result<(Arc<Self>, Reader), OpenError> {
         let lock = own(&options.folder)?;
+        let folder = File::open(&options.folder)
+            .map_err(|error| OpenError::Io { path: options.folder.clone(), error })?;
         let left = left_segments(&options.folder)?;
         let next = left.keys().next_back().map_or(1, |last| last + 1);
         // Every lane has a segment to itself, which must not be all there are.
@@ -177,6 +187,8 @@ impl Journal {
             is_closing: AtomicBool::new(false),
             late: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            reserve: Reserve::for_segments(most),
+            folder,
             options,
             disk,
             metrics,
@@ -222,6 +234,17 @@ impl Journal {
         lane.scratch = frame;
         let at = written?;
         lane.segment().map(|segment| (at, segment)).ok_or(JournalFull)
+    }
+
+    /// Brings the segments of these copies to disk, whatever the keeper has synced of them.
+    fn sync_copies(&self, copies: &[(Position, Arc<Segment>)]) -> io::Result<()> {
+        let mut synced = None;
+        for (at, segment) in copies.iter().rev() {
+            if synced.replace(at.segment) != Some(at.segment) {
+                segment.sync_written(|mapping, range| self.disk.sync(mapping, range))?;
+            }
+        }
+        Ok(())
     }
 
     fn writing_lanes(&self) -> &[Lane] {
@@ -281,6 +304,11 @@ impl Journal {
         u64::try_from(segments.saturating_mul(self.options.segment_bytes)).unwrap_or(u64::MAX)
     }
 
+    /// Does what takes file descriptors, with those that are kept for the journal if there are no others.
+    pub(super) fn open_file<T>(&self, open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        self.reserve.open(open)
+    }
+
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.options.folder
@@ -318,7 +346,7 @@ impl Journal {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
         let name = Name { sequence, salt: u64::from_le_bytes(salt) };
         let path = self.options.folder.join(name.file_name());
-        let made = self.disk.create(&path, bytes).and_then(|file| {
+        let made = self.reserve.open(|| self.disk.create(&self.folder, &path, bytes)).and_then(|file| {
             Segment::fresh(name, path, file, self.options.boot, &self.options.node).map(Arc::new)
         });
         if made.is_err() {
@@ -357,7 +385,7 @@ fn own(folder: &Path) -> Result<File, OpenError> {
         let path = path.to_path_buf();
         move |error| OpenError::Io { path, error }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))?;
+    durable::create_folder(folder).map_err(io(folder))?;
     let path = folder.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.map_err(io(&path))?;

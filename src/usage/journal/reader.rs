@@ -226,10 +226,7 @@ impl Reader {
         for at in frames {
             let Some(track) = self.tracks.get_mut(&at.segment) else { continue };
             track.unacknowledged = track.unacknowledged.saturating_sub(1);
-            if let Err(error) = track.segment.acknowledge(at.offset) {
-                // It would be stored again, which changes nothing.
-                tracing::debug!(%error, "a record cannot be marked as stored");
-            }
+            acknowledge_in(&track.segment, *at);
         }
     }
 
@@ -265,10 +262,22 @@ impl Reader {
     }
 
     fn carry_from(&mut self, sequence: u64) {
-        let mut left_behind = Frames::new();
+        let mut carried = Vec::new();
         for begun in self.pairing.open_in(sequence) {
             // Without room it stays where it is.
-            let Ok((at, segment)) = self.journal.carry(&begun.payload) else { break };
+            let Ok(copy) = self.journal.carry(&begun.payload) else { break };
+            carried.push(copy);
+        }
+        // A mark on the old frame may reach the disk at any time, so the copy must be there before.
+        if let Err(error) = self.journal.sync_copies(&carried) {
+            tracing::debug!(%error, "beginnings of requests stay in an old segment");
+            for (at, segment) in &carried {
+                acknowledge_in(segment, *at);
+            }
+            return;
+        }
+        let mut left_behind = Frames::new();
+        for (begun, (at, segment)) in self.pairing.open_in(sequence).zip(carried) {
             let track = self.tracks.entry(at.segment).or_insert_with(|| Track::new(segment));
             track.unacknowledged += 1;
             left_behind.extend(std::mem::replace(&mut begun.frames, Frames::from_slice(&[at])));
@@ -312,6 +321,13 @@ impl Reader {
     /// Whether earlier processes left records that have not been read yet.
     pub fn is_behind(&self) -> bool {
         self.is_behind || !self.queue.is_empty()
+    }
+}
+
+/// A mark that cannot be set has the record stored again, which changes nothing.
+fn acknowledge_in(segment: &Segment, at: Position) {
+    if let Err(error) = segment.acknowledge(at.offset) {
+        tracing::debug!(%error, "a record cannot be marked as stored");
     }
 }
 

@@ -128,6 +128,11 @@ impl Segment {
         &self.path
     }
 
+    /// Its file, once nobody needs the segment any more.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Whether an earlier process left it.
     pub const fn is_left(&self) -> bool {
         self.mapping.is_none()
@@ -208,6 +213,19 @@ impl Segment {
             self.synced.store(to, Ordering::Relaxed);
         }
         synced
+    }
+
+    /// Writes to disk, with `sync`, all that is in it. For anybody but the keeper.
+    pub fn sync_written(
+        &self,
+        sync: impl FnOnce(&Mapping, std::ops::Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(mapping) = &self.mapping else { return Ok(()) };
+        let written = 0..self.committed();
+        if self.sync_failed.load(Ordering::Relaxed) {
+            mapping.touch(written.clone());
+        }
+        sync(mapping, written)
     }
 
     /// Lets go of its memory; it is rarely touched any more.

@@ -1,0 +1,84 @@
+//! File descriptors that others use up: the journal has kept some for itself.
+//!
+//! The limit is the process's, so the test runs again in a process of its own.
+
+use crate::stand::{Mood, SMALL, Stand, TestLedger};
+use keygate::usage::WhenFull;
+use keygate::usage::journal::disk::RealDisk;
+use keygate::usage::journal::{Batch, Keeper};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const NAME: &str = "descriptors::records_find_room_while_others_take_every_descriptor";
+const INSIDE: &str = "TAKES_EVERY_DESCRIPTOR";
+/// How many descriptors the process may have.
+const ALLOWED: u64 = 256;
+/// Records that are written before anything is stored, and afterwards; a segment has room for about a dozen.
+const RECORDS: usize = 100;
+
+#[test]
+fn records_find_room_while_others_take_every_descriptor() {
+    if std::env::var_os(INSIDE).is_some() {
+        return records_find_room();
+    }
+    let own = std::env::current_exe().unwrap();
+    let ran = Command::new(own).args([NAME, "--exact", "--nocapture"]).env(INSIDE, "1").output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+fn records_find_room() {
+    let (_, most) = rlimit::getrlimit(rlimit::Resource::NOFILE).unwrap();
+    rlimit::setrlimit(rlimit::Resource::NOFILE, ALLOWED, most).unwrap();
+    let mut stand =
+        Stand::at(Arc::new(tempfile::tempdir().unwrap()), SMALL, WhenFull::Shed, Arc::new(RealDisk));
+    let ledger = TestLedger::new(Mood::Well);
+    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let (is_short, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let ids = std::thread::scope(|scope| {
+        // Takes whatever is free, also what becomes free meanwhile.
+        scope.spawn(|| {
+            let mut taken = Vec::new();
+            while !is_over.load(Ordering::SeqCst) {
+                match File::open("/dev/null") {
+                    Ok(file) => taken.push(file),
+                    Err(_) => {
+                        is_short.store(true, Ordering::SeqCst);
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        });
+        while !is_short.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let mut ids = BTreeSet::new();
+        let mut fill = |stand: &Stand| ids.extend((0..RECORDS).map(|_| stand.serve(0)));
+        fill(&stand);
+        store_all(&mut stand, &ledger);
+        fill(&stand);
+        store_all(&mut stand, &ledger);
+        is_over.store(true, Ordering::SeqCst);
+        ids
+    });
+    assert_eq!(stand.metrics.usage().shed, 0);
+    assert_eq!(ledger.rows().into_keys().collect::<BTreeSet<_>>(), ids);
+    keeper.stop();
+}
+
+/// Stores everything, and lets the keeper remove what is done with.
+fn store_all(stand: &mut Stand, ledger: &TestLedger) {
+    let reader = stand.reader.as_mut().unwrap();
+    reader.look();
+    let mut batch = Batch::default();
+    let mut has_more = true;
+    while has_more {
+        batch.clear();
+        has_more = reader.read(100, &mut batch);
+        ledger.add(&batch.records);
+        reader.acknowledge(&batch, 0..batch.len());
+        reader.retire();
+    }
+}
