@@ -233,14 +233,15 @@ fn check(
     let route = matched.route;
     let named;
     let resource = match &route.resource {
-        None => Asks::Any,
-        Some(ResourceFrom::PathParam(param)) => {
+        ResourceFrom::Nowhere => Asks::None,
+        ResourceFrom::Any => Asks::Any,
+        ResourceFrom::PathParam(param) => {
             named = matched.params.get(param).and_then(decode_segment);
             Asks::For(named.as_deref())
         }
-        Some(ResourceFrom::Header(name)) => Asks::For(single(request.fields, passed_on(request, name)?)),
+        ResourceFrom::Header(name) => Asks::For(single(request.fields, passed_on(request, name)?)),
     };
-    let asked = Asked { scopes: route.scopes, resource, address: request.address, at: request.now.wall };
+    let asked = Asked { scopes: &route.scopes, resource, address: request.address, at: request.now.wall };
     authorize(&entry.key, &asked)?;
     match &route.end_user {
         EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),

@@ -2,10 +2,9 @@
 
 use keygate::config::{
     Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
-    LogFormat, LogLevel, OnFailure, ResourceSource, SslMode, StoreLocation, WhenFull, WhenStoreIsGone,
-    example_config, known_keys,
+    LogFormat, LogLevel, OnFailure, SslMode, StoreLocation, WhenFull, WhenStoreIsGone, example_config,
+    known_keys,
 };
-use keygate::policy::key::Scope;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ fn the_documented_file_is_the_default_and_an_example() {
 
     assert_eq!((upstream.name.as_str(), upstream.servers[0].to_string().as_str()), ("app", "127.0.0.1:9001"));
     assert_eq!((route.name.as_str(), route.path.as_str(), route.upstream), ("app", "/v1/app/{rest*}", 0));
-    assert_eq!((route.scopes, route.resource), ([Scope::App].into_iter().collect(), None));
+    assert_eq!((route.scopes, route.resource), ("app".parse().expect("scopes"), None));
     assert_eq!(route.end_user, EndUserSource::Header(config.proxy.end_user_header));
     assert!(route.methods.is_empty() && !route.keep_credential);
 }
@@ -292,9 +291,9 @@ keep_credential = true
 
     let [first, second, third] = &config.routes[..] else { panic!("there are three routes") };
     assert_eq!((first.name.as_str(), first.upstream, first.methods.len()), ("/a/{app_id}", 1, 2));
-    assert_eq!(first.resource, Some(ResourceSource::Path("app_id".into())));
+    assert_eq!(first.resource, Some(ResourceFrom::PathParam("app_id".into())));
     assert!(matches!(&first.end_user, EndUserSource::Header(name) if name == "x-user"));
-    assert!(matches!(&second.resource, Some(ResourceSource::Header(name)) if name == "x-app-id"));
+    assert!(matches!(&second.resource, Some(ResourceFrom::Header(name)) if name == "x-app-id"));
     assert_eq!((second.upstream, &second.end_user), (0, &EndUserSource::Body("user_id".into())));
     assert_eq!(
         (&third.end_user, third.keep_credential, third.scopes.is_empty()),

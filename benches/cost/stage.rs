@@ -8,9 +8,11 @@ use keygate::keyring::{FeedOptions, Follower, Found, Keyring};
 use keygate::metrics::Metrics;
 use keygate::policy::forward::Forward;
 use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
-use keygate::policy::key::{Ceilings, Key, KeyType, Plan, Scope, Scopes};
+use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
 use keygate::policy::limit::Limits;
+use keygate::policy::route::ResourceFrom;
 use keygate::policy::route::{EndUserFrom, Route, RouteTable};
+use keygate::policy::scope::{Scopes, check_granted};
 use keygate::policy::secret::{Peppers, Secret};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
 use keygate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, Tenants as _};
@@ -189,8 +191,8 @@ fn route() -> Route {
         path: "/v1/app/{rest*}".into(),
         methods: Box::default(),
         upstream: 0,
-        scopes: Scopes::from_iter([Scope::App]),
-        resource: None,
+        scopes: Scopes::of(["app"], check_granted).unwrap(),
+        resource: ResourceFrom::Nowhere,
         end_user: EndUserFrom::Header(http::HeaderName::from_static("x-end-user-id")),
         keep_credential: false,
         max_body_bytes: 1 << 20,
@@ -225,6 +227,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
             id: plan.clone(),
             api_ops_rate_limit: 10_000_000,
             end_user_quota: 1,
+            default_daily_request_limit: None,
             limits: Box::default(),
         },
         description: String::new(),
@@ -239,12 +242,12 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
             id: KeyId::new(at),
             workspace_id: workspace.clone(),
             kind: KeyType::Service,
-            scopes: KeyType::Service.default_scopes(),
+            scopes: Scopes::of(["app"], check_granted).unwrap(),
             resource_id: "workspace-1".into(),
             ceilings: Ceilings {
                 rate_limit: 10_000_000,
                 rate_burst: None,
-                daily_request_limit: 1 << 50,
+                daily_request_limit: Some(1 << 50),
                 quota_limit: Some(1 << 50),
                 concurrency_limit: None,
                 limits: Box::default(),

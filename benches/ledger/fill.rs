@@ -44,6 +44,7 @@ impl Traffic {
             id: plan_id.clone(),
             api_ops_rate_limit: 1_000,
             end_user_quota: 1,
+            default_daily_request_limit: None,
             limits: Box::default(),
         };
         let record = PlanRecord {
@@ -68,7 +69,7 @@ impl Traffic {
                     ceilings: Ceilings {
                         rate_limit: 50,
                         rate_burst: None,
-                        daily_request_limit: 100_000,
+                        daily_request_limit: Some(100_000),
                         quota_limit: None,
                         concurrency_limit: None,
                         limits: Box::default(),

@@ -15,6 +15,7 @@ CREATE TABLE plans (
     usage_retention_days BIGINT,               -- NULL: for ever
     api_ops_rate_limit BIGINT NOT NULL,         -- requests per second
     end_user_quota     BIGINT NOT NULL,
+    default_daily_request_limit BIGINT,        -- of a key that is created without its own; NULL: none
     limits             TEXT NOT NULL,           -- JSON: [{"count","per","max"}]
     created_at         BIGINT NOT NULL,
     updated_at         BIGINT NOT NULL,
@@ -52,7 +53,7 @@ CREATE TABLE keys (
     search_text         TEXT COLLATE "C" NOT NULL,  -- name, description and hint, case folded by Keygate
     rate_limit          BIGINT NOT NULL,        -- requests per second
     rate_burst          BIGINT,
-    daily_request_limit BIGINT NOT NULL,
+    daily_request_limit BIGINT,
     quota_limit         BIGINT,
     concurrency_limit   BIGINT,
     limits              TEXT NOT NULL,          -- JSON: [{"count","per","max"}]

@@ -14,6 +14,7 @@ CREATE TABLE plans (
     usage_retention_days INTEGER,               -- NULL: for ever
     api_ops_rate_limit INTEGER NOT NULL,        -- requests per second
     end_user_quota     INTEGER NOT NULL,
+    default_daily_request_limit INTEGER,        -- of a key that is created without its own; NULL: none
     limits             TEXT NOT NULL,           -- JSON: [{"count","per","max"}]
     created_at         INTEGER NOT NULL,
     updated_at         INTEGER NOT NULL,
@@ -51,7 +52,7 @@ CREATE TABLE keys (
     search_text         TEXT NOT NULL,          -- name, description and hint, case folded by Keygate
     rate_limit          INTEGER NOT NULL,       -- requests per second
     rate_burst          INTEGER,
-    daily_request_limit INTEGER NOT NULL,
+    daily_request_limit INTEGER,
     quota_limit         INTEGER,
     concurrency_limit   INTEGER,
     limits              TEXT NOT NULL,          -- JSON: [{"count","per","max"}]

@@ -7,7 +7,7 @@ use super::error::AdminError;
 use super::extract::{FromParams, Object, OptionalObject, Params, Query, Segment};
 use super::page::{Listed, millis, page_request};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
-use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord, ScopeWord};
+use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord};
 use crate::clock::Timestamp;
 use crate::draft::{KeyDraft, KeyPatchDraft, credential, read_grace_period};
 use crate::policy::fault::Fault;
@@ -83,16 +83,16 @@ pub(super) struct KeyView {
     hint: String,
     #[schema(value_type = KeyTypeWord)]
     r#type: &'static str,
-    #[schema(value_type = Vec<ScopeWord>)]
-    scopes: Vec<&'static str>,
+    /// In alphabetical order.
+    scopes: Vec<String>,
     resource_id: String,
     workspace_id: String,
     /// Requests per second.
     rate_limit: u32,
     /// Requests that may come at once; null: `rate_limit`.
     rate_burst: Option<u32>,
-    /// Requests per UTC day.
-    daily_request_limit: u64,
+    /// Requests per UTC day; null: no limit.
+    daily_request_limit: Option<u64>,
     /// Requests in the key's life; null: no limit.
     quota_limit: Option<u64>,
     /// How many of them are spent, as far as the ledger knows.
@@ -225,7 +225,9 @@ pub(super) async fn get_key(
 
 /// Change a key
 ///
-/// Role `admin`. Absent fields stay as they are; null clears those that can be empty. In force on this node when answered.
+/// Role `admin`. Absent fields stay as they are; null clears those that can be empty. What `GET` shows may be sent back: a
+/// field with the value it has is no change, and a read-only field is refused only when it differs. In force on this node
+/// when answered.
 #[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys",
 params(("id" = String, Path, description = "Which key"), WaitParams), request_body = KeyUpdate, responses(
     (status = 200, description = "The key as it is now", body = Envelope<ChangedKey>),
@@ -240,17 +242,38 @@ pub(super) async fn update_key(
 ) -> Result<Answer<ChangedKey>, AdminError> {
     let at = admin.now();
     let id = key_id(&id)?;
-    let draft = KeyPatchDraft::read(&body, at).map_err(AdminError::fields)?;
     let key = find(&admin, &workspace, id).await?;
+    let (kind, expires_at) = (key.key.kind, key.key.expires_at);
+    let view = KeyView::new(key, at);
+    let changes = view.changes(body);
+    let draft = KeyPatchDraft::read(&changes, expires_at, at).map_err(AdminError::fields)?;
     if draft.is_empty() {
-        return Ok(Answer::ok(ChangedKey { key: KeyView::new(key, at), propagation: None }));
+        return Ok(Answer::ok(ChangedKey { key: view, propagation: None }));
     }
     // A key's type never changes, so what was checked against it still holds when the store writes.
-    let patch = draft.into_patch(key.key.kind).map_err(AdminError::fields)?;
+    let patch = draft.into_patch(kind).map_err(AdminError::fields)?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, changed.version).await;
     Ok(Answer::ok(ChangedKey { key: KeyView::new(changed.value, at), propagation }))
+}
+
+/// Change a key
+///
+/// The same as `PUT`.
+#[utoipa::path(patch, path = "/apikeys/{id}", tag = "API keys",
+params(("id" = String, Path, description = "Which key"), WaitParams), request_body = KeyUpdate, responses(
+    (status = 200, description = "The key as it is now", body = Envelope<ChangedKey>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn patch_key(
+    admin: State<Shared>,
+    writer: Writer,
+    id: Segment,
+    wait: Query<WaitQuery>,
+    body: Object,
+) -> Result<Answer<ChangedKey>, AdminError> {
+    update_key(admin, writer, id, wait, body).await
 }
 
 /// Delete a key
@@ -329,7 +352,17 @@ fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {
 
 // === impl KeyView ===
 
+/// Fields that change by themselves: what a client sends back of them says nothing.
+const COUNTED: &[&str] = &["quota_used", "usage_count", "last_used_at", "is_expired", "updated_at"];
+
 impl KeyView {
+    /// The fields of `body` that differ from what this view shows.
+    fn changes(&self, mut body: Map<String, Value>) -> Map<String, Value> {
+        let shown = serde_json::to_value(self).unwrap_or_default();
+        body.retain(|name, value| !COUNTED.contains(&name.as_str()) && shown.get(name) != Some(value));
+        body
+    }
+
     /// The view of `record` at the instant `at`.
     fn new(record: KeyRecord, at: Timestamp) -> Self {
         let KeyRecord {
@@ -355,7 +388,7 @@ impl KeyView {
             description,
             hint: hint.into(),
             r#type: kind.as_str(),
-            scopes: scopes.iter().map(crate::policy::key::Scope::as_str).collect(),
+            scopes: scopes.iter().map(ToOwned::to_owned).collect(),
             resource_id: resource_id.into(),
             workspace_id: workspace_id.to_string(),
             rate_limit,

@@ -26,6 +26,8 @@ pub(super) struct PlanView {
     api_ops_rate_limit: u32,
     /// The most end users that may ever exist in a workspace.
     end_user_quota: u64,
+    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    default_daily_request_limit: Option<u64>,
     /// Further ceilings, each over all keys of a workspace together.
     limits: Vec<CeilingView>,
     /// How many whole UTC days before today usage records are kept for; null: for ever.
@@ -139,12 +141,13 @@ pub(super) async fn delete_plan(
 impl PlanView {
     fn new(record: PlanRecord) -> Self {
         let PlanRecord { plan, description, usage_retention_days, created_at, updated_at } = record;
-        let Plan { id, api_ops_rate_limit, end_user_quota, limits } = plan;
+        let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
         Self {
             id: id.to_string(),
             description,
             api_ops_rate_limit,
             end_user_quota,
+            default_daily_request_limit,
             limits: limits.iter().map(CeilingView::new).collect(),
             usage_retention_days,
             created_at: millis(created_at),

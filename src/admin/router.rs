@@ -67,7 +67,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 fn urls() -> OpenApiRouter<Shared> {
     let mut urls = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(apikeys::create_key, apikeys::list_keys))
-        .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::delete_key))
+        .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::patch_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
         .routes(routes!(propagation::key_propagation))
         .routes(routes!(usage::key_stats))

@@ -14,9 +14,13 @@ pub(super) struct KeyCreate {
     name: String,
     /// Up to 2000 characters.
     description: Option<String>,
-    r#type: KeyTypeWord,
-    /// What it grants. Absent: the scope of its type, or every scope for a service key.
-    scopes: Option<Vec<ScopeWord>>,
+    /// Absent: `service`.
+    #[schema(default = "service")]
+    r#type: Option<KeyTypeWord>,
+    /// What it grants: words of 1 to 64 characters of `A-Z a-z 0-9 . _ : / -`, each of which may end in `*`. Absent: the scope
+    /// of its type. Required for a service key, where an empty list grants nothing.
+    #[schema(max_items = 64, example = json!(["orders:read"]))]
+    scopes: Option<Vec<String>>,
     /// The resource it is bound to. Required, except for a service key, which is bound to the workspace.
     #[schema(min_length = 1, max_length = 255)]
     resource_id: Option<String>,
@@ -26,8 +30,8 @@ pub(super) struct KeyCreate {
     /// Requests that may come at once. Absent: `rate_limit`.
     #[schema(minimum = 1, maximum = 10_000_000)]
     rate_burst: Option<u32>,
-    /// Requests per UTC day.
-    #[schema(minimum = 1, default = 100_000)]
+    /// Requests per UTC day; null: no limit. Absent: the plan's `default_daily_request_limit`.
+    #[schema(minimum = 1)]
     daily_request_limit: Option<u64>,
     /// Requests in the key's life. Absent: no limit.
     #[schema(minimum = 1)]
@@ -56,14 +60,15 @@ pub(super) struct KeyUpdate {
     /// Up to 2000 characters; null empties it.
     description: Option<String>,
     /// What it grants; must hold the scope of its type.
-    scopes: Option<Vec<ScopeWord>>,
+    #[schema(max_items = 64)]
+    scopes: Option<Vec<String>>,
     /// Requests per second. Above the plan is an error.
     #[schema(minimum = 1, maximum = 10_000_000)]
     rate_limit: Option<u32>,
     /// Requests that may come at once; null: `rate_limit`.
     #[schema(minimum = 1, maximum = 10_000_000)]
     rate_burst: Option<u32>,
-    /// Requests per UTC day.
+    /// Requests per UTC day; null: no limit.
     #[schema(minimum = 1)]
     daily_request_limit: Option<u64>,
     /// Requests in the key's life; null: no limit.
@@ -108,6 +113,9 @@ pub(super) struct PlanCreate {
     /// The most end users that may ever exist in a workspace.
     #[schema(minimum = 0)]
     end_user_quota: u64,
+    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    #[schema(minimum = 1, default = 100_000)]
+    default_daily_request_limit: Option<u64>,
     /// Further ceilings, each over all keys of a workspace together.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
@@ -127,6 +135,9 @@ pub(super) struct PlanUpdate {
     /// The most end users that may ever exist in a workspace.
     #[schema(minimum = 0)]
     end_user_quota: Option<u64>,
+    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    #[schema(minimum = 1)]
+    default_daily_request_limit: Option<u64>,
     /// Further ceilings; null: none.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
@@ -157,15 +168,6 @@ pub(super) enum KeyTypeWord {
     Workflow,
     PureWorkflow,
     Service,
-}
-
-/// What a route asks for and a key grants.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(super) enum ScopeWord {
-    App,
-    Rag,
-    Memory,
 }
 
 /// What a ceiling counts.

@@ -3,7 +3,7 @@
 use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness, ServerLimits};
 use crate::clock::Clock;
-use crate::config::{Config, EndUserSource, HeaderFamily, ResourceSource, WhenStoreIsGone};
+use crate::config::{Config, EndUserSource, HeaderFamily, WhenStoreIsGone};
 use crate::counter::Counters;
 use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
@@ -36,11 +36,8 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         path: r.path.as_str().into(),
         methods: r.methods.clone().into(),
         upstream: r.upstream,
-        scopes: r.scopes,
-        resource: r.resource.as_ref().map(|source| match source {
-            ResourceSource::Path(param) => ResourceFrom::PathParam(param.as_str().into()),
-            ResourceSource::Header(name) => ResourceFrom::Header(name.clone()),
-        }),
+        scopes: r.scopes.clone(),
+        resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
         end_user: match &r.end_user {
             EndUserSource::Nowhere => EndUserFrom::Nowhere,
             EndUserSource::Header(name) => EndUserFrom::Header(name.clone()),
@@ -100,7 +97,7 @@ pub(super) fn follower(
 pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upstream>]>) -> Site {
     let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
-            Some(ResourceFrom::Header(name)) => Some(name.clone()),
+            ResourceFrom::Header(name) => Some(name.clone()),
             _ => None,
         };
         let end_user = match &r.end_user {

@@ -241,12 +241,12 @@ mod tests {
             id: KeyId::new(NOW),
             workspace_id: workspace.clone(),
             kind: KeyType::Service,
-            scopes: KeyType::Service.default_scopes(),
+            scopes: crate::policy::scope::Scopes::default(),
             resource_id: "r".into(),
             ceilings: Ceilings {
                 rate_limit: 1,
                 rate_burst: None,
-                daily_request_limit: 1,
+                daily_request_limit: Some(1),
                 quota_limit: None,
                 concurrency_limit: None,
                 limits: Box::default(),
@@ -279,6 +279,7 @@ mod tests {
             id: "p".parse().unwrap(),
             api_ops_rate_limit: 1,
             end_user_quota: 1,
+            default_daily_request_limit: None,
             limits: Box::default(),
         };
         let [w, elsewhere]: [WorkspaceId; 2] = ["w", "elsewhere"].map(|id| id.parse().unwrap());

@@ -70,7 +70,7 @@ fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config,
     let routes = KINDS.map(|kind| {
         format!(
             "[[upstreams]]\nname = \"{kind}\"\nservers = [\"{backend}\"]\n\
-             [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\n"
+             [[routes]]\nname = \"{kind}\"\npath = \"/v1/{kind}/{{rest*}}\"\nupstream = \"{kind}\"\nscopes = [\"{kind}\"]\nresource = \"any\"\n"
         )
     });
     let text = format!("[log]\nlevel = \"warn\"\n{}", routes.concat());
@@ -102,7 +102,7 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     let plan = plan.ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))?.plan;
     let mut wanted = Map::new();
     wanted.insert("name".into(), json!(format!("demo {}", now.as_secs())));
-    wanted.insert("type".into(), json!("service"));
+    wanted.insert("scopes".into(), json!(KINDS));
     wanted.insert("rate_limit".into(), json!(5));
     wanted.insert("description".into(), json!("made by keygate demo"));
     let draft = KeyDraft::read(&wanted, &workspace, now)

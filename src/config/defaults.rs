@@ -9,7 +9,7 @@ use super::types::{
     WhenFull, WhenStoreIsGone,
 };
 use crate::policy::id::PlanId;
-use crate::policy::key::Plan;
+use crate::policy::key::{DAILY_DEFAULT, Plan};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -184,7 +184,13 @@ fn default_plan_id() -> PlanId {
 impl PlanConfig {
     /// What a plan allows that says nothing about itself.
     pub(super) fn new(id: PlanId) -> Self {
-        let plan = Plan { id, api_ops_rate_limit: 1_000, end_user_quota: 10_000, limits: Box::default() };
+        let plan = Plan {
+            id,
+            api_ops_rate_limit: 1_000,
+            end_user_quota: 10_000,
+            default_daily_request_limit: Some(DAILY_DEFAULT),
+            limits: Box::default(),
+        };
         Self { plan, description: String::new(), usage_retention_days: None }
     }
 }

@@ -14,13 +14,14 @@ use super::texts::{
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
-    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, ResourceSource, SecretsConfig, StoreConfig,
-    UsageConfig,
+    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::head::TARGET_MAX;
 use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX, Scope};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::policy::route::ResourceFrom;
+use crate::policy::scope::{SCOPES_MAX, check_required};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 
@@ -54,6 +55,7 @@ pub(super) struct JwtKeyFiles {
 pub(super) struct PlanFile {
     pub(super) api_ops_rate_limit: u32,
     pub(super) end_user_quota: u64,
+    pub(super) default_daily_request_limit: u64,
     pub(super) description: String,
     pub(super) usage_retention_days: u32,
     pub(super) limits: Vec<Option<Ceiling>>,
@@ -65,8 +67,8 @@ pub(super) struct RouteFile {
     pub(super) path: Option<String>,
     pub(super) methods: Vec<Method>,
     pub(super) upstream: Option<String>,
-    pub(super) scopes: Vec<Scope>,
-    pub(super) resource: Option<ResourceSource>,
+    pub(super) scopes: Vec<String>,
+    pub(super) resource: Option<ResourceFrom>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
     pub(super) max_body_bytes: Option<u64>,
@@ -317,6 +319,11 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
             d.plan.api_ops_rate_limit,
         ),
         end_user_quota: s.value("end_user_quota", &Whole { min: 0, max: CEILING_MAX }, d.plan.end_user_quota),
+        default_daily_request_limit: s.value(
+            "default_daily_request_limit",
+            &Whole { min: 0, max: CEILING_MAX },
+            d.plan.default_daily_request_limit.unwrap_or(0),
+        ),
         description: s.value("description", &Text { min: 0, max: 2_000 }, d.description),
         usage_retention_days: s.value(
             "usage_retention_days",
@@ -340,7 +347,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         path: s.required("path", &ROUTE_PATH),
         methods: s.list("methods", &METHOD, 0..=32, Vec::new()),
         upstream: s.required("upstream", &NAME),
-        scopes: s.list("scopes", &Word::new(), 0..=3, Vec::new()),
+        scopes: s.list("scopes", &SCOPE, 0..=SCOPES_MAX, Vec::new()),
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
@@ -362,19 +369,26 @@ const PLAN_ID: Parsed<PlanId> = Parsed {
     show: quote,
 };
 
-const RESOURCE: Parsed<ResourceSource> = Parsed {
-    must: r#""path:NAME" with the name of a path parameter, or "header:NAME""#,
-    read: |text| {
-        let (kind, name) = text.split_once(':')?;
-        match kind {
-            "path" if is_name(name) => Some(ResourceSource::Path(name.to_owned())),
-            "header" => header(name).map(ResourceSource::Header),
-            _ => None,
-        }
+const SCOPE: Parsed<String> = Parsed {
+    must: "a scope: 1 to 64 characters of A-Z a-z 0-9 . _ : / -",
+    read: |text| check_required(text).is_ok().then(|| text.to_owned()),
+    show: |scope| quote(scope),
+};
+
+const RESOURCE: Parsed<ResourceFrom> = Parsed {
+    must: r#""path:NAME" with the name of a path parameter, "header:NAME", "any" (bound keys may use the route) or "none""#,
+    read: |text| match text.split_once(':') {
+        None if text == "any" => Some(ResourceFrom::Any),
+        None if text == "none" => Some(ResourceFrom::Nowhere),
+        Some(("path", name)) if is_name(name) => Some(ResourceFrom::PathParam(name.into())),
+        Some(("header", name)) => header(name).map(ResourceFrom::Header),
+        _ => None,
     },
     show: |source| match source {
-        ResourceSource::Path(name) => quote(&format_args!("path:{name}")),
-        ResourceSource::Header(name) => quote(&format_args!("header:{name}")),
+        ResourceFrom::Any => quote(&"any"),
+        ResourceFrom::Nowhere => quote(&"none"),
+        ResourceFrom::PathParam(name) => quote(&format_args!("path:{name}")),
+        ResourceFrom::Header(name) => quote(&format_args!("header:{name}")),
     },
 };
 

@@ -9,7 +9,9 @@ use super::upstream::UpstreamConfig;
 use crate::policy::cors::Cors;
 use crate::policy::forward::Forward;
 use crate::policy::id::PlanId;
-use crate::policy::key::{Plan, Scopes, words};
+use crate::policy::key::{Plan, words};
+use crate::policy::route::ResourceFrom;
+use crate::policy::scope::Scopes;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 use std::fmt;
@@ -374,8 +376,8 @@ pub struct RouteConfig {
     pub upstream: usize,
     /// What a key must grant.
     pub scopes: Scopes,
-    /// Where the request names the resource it wants; none means that it does not.
-    pub resource: Option<ResourceSource>,
+    /// Where the request names the resource it wants; none: the file does not say, which means nowhere.
+    pub resource: Option<ResourceFrom>,
     /// Where the request names its end user.
     pub end_user: EndUserSource,
     /// Whether the secret is left in the request that is forwarded.
@@ -386,15 +388,6 @@ pub struct RouteConfig {
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.
     pub cors: Option<Cors>,
-}
-
-/// Where a request names the resource it wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ResourceSource {
-    /// In the path parameter of that name.
-    Path(String),
-    /// In that header.
-    Header(HeaderName),
 }
 
 /// Where a request names its end user.

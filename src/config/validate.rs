@@ -11,11 +11,13 @@ use super::telemetry;
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
-    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, ResourceSource, RouteConfig,
+    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::policy::id::PlanId;
-use crate::policy::key::{Ceiling, Per, RATE_MAX, Scopes};
+use crate::policy::key::{Ceiling, Per, RATE_MAX};
+use crate::policy::route::ResourceFrom;
+use crate::policy::scope::{Scopes, check_required};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -266,6 +268,8 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanC
                 let mut plan = PlanConfig::new(id.clone());
                 plan.plan.api_ops_rate_limit = file.api_ops_rate_limit;
                 plan.plan.end_user_quota = file.end_user_quota;
+                plan.plan.default_daily_request_limit =
+                    Some(file.default_daily_request_limit).filter(|limit| *limit > 0);
                 plan.plan.limits = file.limits.into_iter().flatten().collect();
                 plan.description = file.description;
                 plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
@@ -365,7 +369,7 @@ fn route(
     proxy: &ProxyConfig,
     reading: &mut Reading<'_>,
 ) -> Option<RouteConfig> {
-    if let Some(ResourceSource::Header(name)) = &file.resource {
+    if let Some(ResourceFrom::Header(name)) = &file.resource {
         not_a_secret_header(name, &format!("routes[{n}].resource"), proxy, reading);
     }
     let end_user = match file.end_user {
@@ -383,7 +387,7 @@ fn route(
         path,
         methods: file.methods,
         upstream: upstream?,
-        scopes: file.scopes.into_iter().collect::<Scopes>(),
+        scopes: required_scopes(n, &file.scopes, reading)?,
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
@@ -391,6 +395,14 @@ fn route(
         forward,
         cors,
     })
+}
+
+fn required_scopes(n: usize, words: &[String], reading: &mut Reading<'_>) -> Option<Scopes> {
+    Scopes::of(words.iter().map(String::as_str), check_required)
+        .map_err(|(place, bad)| {
+            reading.complain_of_conflict(&[&format!("routes[{n}].scopes[{place}]")], bad.to_string());
+        })
+        .ok()
 }
 
 fn upstream_index(

@@ -4,7 +4,8 @@ use super::fields::{FieldError, Fields};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::{Ceiling, Ceilings, DAILY_DEFAULT, Key, KeyType, Plan, RATE_DEFAULT, Scopes};
+use crate::policy::key::{Ceiling, Ceilings, DAILY_DEFAULT, Key, KeyType, Plan, RATE_DEFAULT};
+use crate::policy::scope::{Scopes, check_granted};
 use crate::store::{IssuedCredential, KeyPast, KeyPatch, NewKey, StoreError};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
@@ -27,8 +28,9 @@ pub struct KeyDraft {
     pub rate_limit: Option<u32>,
     /// See [`Ceilings::rate_burst`].
     pub rate_burst: Option<u32>,
-    /// See [`Ceilings::daily_request_limit`].
-    pub daily_request_limit: u64,
+    /// See [`Ceilings::daily_request_limit`]; absent: the plan's default.
+    #[expect(clippy::option_option, reason = "absent, none, a number")]
+    pub daily_request_limit: Option<Option<u64>>,
     /// See [`Ceilings::quota_limit`].
     pub quota_limit: Option<u64>,
     /// See [`Ceilings::concurrency_limit`].
@@ -58,17 +60,20 @@ impl KeyDraft {
     ) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::of(body);
         let name = fields.required("name", rules::name);
-        let kind = fields.required("type", rules::word::<KeyType>);
+        let kind = match fields.optional("type", rules::word::<KeyType>) {
+            None if body.get("type").is_none_or(Value::is_null) => Some(KeyType::Service),
+            kind => kind,
+        };
         let resource_id = resource_of(&mut fields, body, kind, workspace);
         let scopes = scopes_of(&mut fields, kind);
         let description = fields.optional("description", rules::description);
         let rate_limit = fields.optional("rate_limit", rules::rate);
         let rate_burst = fields.optional("rate_burst", rules::rate);
-        let daily_request_limit = fields.optional("daily_request_limit", rules::ceiling);
+        let daily_request_limit = fields.cleared("daily_request_limit", rules::ceiling);
         let quota_limit = fields.optional("quota_limit", rules::ceiling);
         let concurrency_limit = fields.optional("concurrency_limit", rules::in_flight);
         let limits = fields.optional("limits", rules::limits);
-        let expires_at = fields.optional("expires_at", rules::future(now));
+        let expires_at = fields.optional("expires_at", rules::future_or(now, None));
         let allowed_ips = fields.optional("allowed_ips", rules::networks);
         let metadata = fields.optional("metadata", rules::metadata);
         let errors = fields.finish();
@@ -85,7 +90,7 @@ impl KeyDraft {
             resource_id,
             rate_limit,
             rate_burst,
-            daily_request_limit: daily_request_limit.unwrap_or(DAILY_DEFAULT),
+            daily_request_limit,
             quota_limit,
             concurrency_limit,
             limits: limits.unwrap_or_default(),
@@ -108,7 +113,8 @@ impl KeyDraft {
             return Err(StoreError::RateAbovePlan { asked, limit, plan: plan.id.clone() });
         }
         let rate_limit = self.rate_limit.unwrap_or(RATE_DEFAULT.min(limit));
-        Ok(self.at_rate(rate_limit, id, workspace_id, credential, None))
+        let daily = self.daily_request_limit.unwrap_or(plan.default_daily_request_limit);
+        Ok(self.with(rate_limit, daily, id, workspace_id, credential, None))
     }
 
     /// The key as it was in another store, whatever its plan allows now.
@@ -120,12 +126,14 @@ impl KeyDraft {
         past: KeyPast,
     ) -> NewKey {
         let rate_limit = self.rate_limit.unwrap_or(RATE_DEFAULT);
-        self.at_rate(rate_limit, id, workspace_id, credential, Some(past))
+        let daily = self.daily_request_limit.unwrap_or(Some(DAILY_DEFAULT));
+        self.with(rate_limit, daily, id, workspace_id, credential, Some(past))
     }
 
-    fn at_rate(
+    fn with(
         self,
         rate_limit: u32,
+        daily_request_limit: Option<u64>,
         id: KeyId,
         workspace_id: WorkspaceId,
         credential: IssuedCredential,
@@ -134,7 +142,7 @@ impl KeyDraft {
         let ceilings = Ceilings {
             rate_limit,
             rate_burst: self.rate_burst,
-            daily_request_limit: self.daily_request_limit,
+            daily_request_limit,
             quota_limit: self.quota_limit,
             concurrency_limit: self.concurrency_limit,
             limits: self.limits,
@@ -189,28 +197,39 @@ fn scopes_of(fields: &mut Fields<'_>, kind: Option<KeyType>) -> Option<Scopes> {
     let kind = kind?;
     match given {
         Some(scopes) => {
-            if let Some(why) = lacks_own_scope(kind, scopes) {
+            if let Some(why) = lacks_implied_scope(kind, &scopes) {
                 fields.refuse("scopes", why);
             }
             Some(scopes)
         }
         // Scopes that could not be read are in the errors already.
         None if asked => None,
-        None => Some(kind.default_scopes()),
+        None => {
+            let implied = kind.implied_scope();
+            if implied.is_none() {
+                let why = format!("is required for a key of type {kind}; an empty list grants nothing");
+                fields.refuse("scopes", why);
+            }
+            Scopes::of(implied, check_granted).ok()
+        }
     }
 }
 
 /// Why a key of `kind` cannot do with `scopes`; none when it can.
-fn lacks_own_scope(kind: KeyType, scopes: Scopes) -> Option<String> {
-    let own = kind.scope_of_kind().filter(|own| !scopes.has(*own))?;
-    Some(format!("a key of type {kind} must hold the scope {own}"))
+fn lacks_implied_scope(kind: KeyType, scopes: &Scopes) -> Option<String> {
+    let implied = kind.implied_scope().filter(|implied| !scopes.grants(implied))?;
+    Some(format!("a key of type {kind} must hold the scope {implied}"))
 }
 
 // === impl KeyPatchDraft ===
 
 impl KeyPatchDraft {
-    /// Reads `body` as a change; on failure names every mistake.
-    pub fn read(body: &Map<String, Value>, now: Timestamp) -> Result<Self, Vec<FieldError>> {
+    /// Reads `body` as a change of a key that expires at `expires_at`; on failure names every mistake.
+    pub fn read(
+        body: &Map<String, Value>,
+        expires_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::of(body);
         let patch = KeyPatch {
             name: fields.changed("name", rules::name),
@@ -218,16 +237,16 @@ impl KeyPatchDraft {
             scopes: fields.changed("scopes", rules::scopes),
             rate_limit: fields.changed("rate_limit", rules::rate),
             rate_burst: fields.cleared("rate_burst", rules::rate),
-            daily_request_limit: fields.changed("daily_request_limit", rules::ceiling),
+            daily_request_limit: fields.cleared("daily_request_limit", rules::ceiling),
             quota_limit: fields.cleared("quota_limit", rules::ceiling),
             concurrency_limit: fields.cleared("concurrency_limit", rules::in_flight),
             limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),
             is_active: fields.changed("is_active", rules::flag),
-            expires_at: fields.cleared("expires_at", rules::future(now)),
+            expires_at: fields.cleared("expires_at", rules::future_or(now, expires_at)),
             allowed_ips: fields.cleared("allowed_ips", rules::networks).map(Option::unwrap_or_default),
             metadata: fields.cleared("metadata", rules::metadata).map(Option::unwrap_or_default),
         };
-        for name in ["id", "type", "resource_id", "workspace_id"] {
+        for name in ["id", "type", "resource_id", "workspace_id", "hint", "created_by", "created_at"] {
             fields.fixed(name);
         }
         let errors = fields.finish();
@@ -241,7 +260,7 @@ impl KeyPatchDraft {
 
     /// The change, if it fits a key of `kind`.
     pub fn into_patch(self, kind: KeyType) -> Result<KeyPatch, Vec<FieldError>> {
-        match self.0.scopes.and_then(|scopes| lacks_own_scope(kind, scopes)) {
+        match self.0.scopes.as_ref().and_then(|scopes| lacks_implied_scope(kind, scopes)) {
             Some(message) => Err(vec![FieldError { field: "scopes".into(), message }]),
             None => Ok(self.0),
         }

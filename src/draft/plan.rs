@@ -4,7 +4,7 @@ use super::fields::{FieldError, Fields};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, Plan};
+use crate::policy::key::{CEILING_MAX, DAILY_DEFAULT, Plan};
 use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
 use serde_json::{Map, Value};
 
@@ -33,12 +33,15 @@ impl PlanDraft {
         let id = fields.required("id", rules::word::<PlanId>);
         let rate = fields.required("api_ops_rate_limit", rules::rate);
         let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
+        let daily = fields.cleared("default_daily_request_limit", rules::ceiling);
         let limits = fields.optional("limits", rules::limits).unwrap_or_default();
         let description = fields.optional("description", rules::description).unwrap_or_default();
         let usage_retention_days = fields.optional("usage_retention_days", rules::days);
         match (id, rate, quota, fields.finish()) {
             (Some(id), Some(api_ops_rate_limit), Some(end_user_quota), errors) if errors.is_empty() => {
-                let plan = Plan { id, api_ops_rate_limit, end_user_quota, limits };
+                let default_daily_request_limit = daily.unwrap_or(Some(DAILY_DEFAULT));
+                let plan =
+                    Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits };
                 Ok(Self { plan, description, usage_retention_days })
             }
             (.., errors) => Err(errors),
@@ -63,6 +66,7 @@ impl PlanPatchDraft {
             usage_retention_days: fields.cleared("usage_retention_days", rules::days),
             api_ops_rate_limit: fields.changed("api_ops_rate_limit", rules::rate),
             end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
+            default_daily_request_limit: fields.cleared("default_daily_request_limit", rules::ceiling),
             limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),
         };
         fields.fixed("id");

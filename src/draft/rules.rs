@@ -3,9 +3,8 @@
 use super::fields::{Fields, Flaws};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
-use crate::policy::key::{
-    CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX, Scope, Scopes,
-};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::policy::scope::{Scopes, check_granted};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
@@ -109,22 +108,13 @@ fn narrow(value: &Value, max: u32) -> Result<u32, Flaws> {
 
 // === lists ===
 
-/// Scopes: at least one, none twice.
+/// Scopes: any number up to 64, none twice; an empty list grants nothing.
 pub(super) fn scopes(value: &Value) -> Result<Scopes, Flaws> {
-    let allowed = || format!("must be a list of at least one of: {}", Scope::WORDS.join(", "));
-    let words = value.as_array().filter(|list| !list.is_empty()).ok_or_else(allowed)?;
-    let mut flaws = Vec::new();
-    let mut found = Scopes::default();
-    for (place, value) in words.iter().enumerate().take(Scope::ALL.len() + 1) {
-        match word::<Scope>(value) {
-            Err(flaw) => flaws.extend(flaw.within(place)),
-            Ok(scope) if found.has(scope) => {
-                flaws.extend(Flaws::from(format!("{scope} is in the list twice")).within(place));
-            }
-            Ok(scope) => found = found.with(scope),
-        }
-    }
-    if flaws.is_empty() { Ok(found) } else { Err(Flaws(flaws)) }
+    let allowed = "must be a list of scopes, as in [\"orders:read\", \"orders:*\"]; [] grants nothing";
+    let list = value.as_array().ok_or(allowed)?;
+    let words: Vec<&str> = list.iter().map(|word| word.as_str().unwrap_or_default()).collect();
+    Scopes::of(words, check_granted)
+        .map_err(|(place, bad)| Flaws(Flaws::from(bad.to_string()).within(place).collect()))
 }
 
 /// Further ceilings: at most eight, one for each (count, per).
@@ -203,8 +193,11 @@ fn network(value: &Value) -> Result<IpNet, Flaws> {
 
 // === the rest ===
 
-/// An instant after `now`.
-pub(super) fn future(now: Timestamp) -> impl Fn(&Value) -> Result<Timestamp, Flaws> {
+/// An instant after `now`, or `unchanged`: what has passed may stay as it is.
+pub(super) fn future_or(
+    now: Timestamp,
+    unchanged: Option<Timestamp>,
+) -> impl Fn(&Value) -> Result<Timestamp, Flaws> {
     move |value| {
         let at = match value {
             Value::String(text) => parse_instant(text),
@@ -212,7 +205,7 @@ pub(super) fn future(now: Timestamp) -> impl Fn(&Value) -> Result<Timestamp, Fla
             _ => None,
         };
         let at = at.ok_or(INSTANT_ALLOWED)?;
-        if at <= now { Err("must be in the future".into()) } else { Ok(at) }
+        if at > now || Some(at) == unchanged { Ok(at) } else { Err("must be in the future".into()) }
     }
 }
 

@@ -3,7 +3,8 @@
 use super::*;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::{Ceiling, Count, DAILY_DEFAULT, KeyType, Per, Plan, Scope, Scopes};
+use crate::policy::key::{Ceiling, Count, KeyType, Per, Plan};
+use crate::policy::scope::{Scopes, check_granted};
 use crate::store::StoreError;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,22 @@ fn workspace() -> WorkspaceId {
 
 fn plan(rate: u32) -> Plan {
     let id = "basic".parse().expect("an id");
-    Plan { id, api_ops_rate_limit: rate, end_user_quota: 1, limits: Box::default() }
+    Plan {
+        id,
+        api_ops_rate_limit: rate,
+        end_user_quota: 1,
+        default_daily_request_limit: Some(77),
+        limits: Box::default(),
+    }
+}
+
+fn scopes(words: &[&str]) -> Scopes {
+    Scopes::of(words.iter().copied(), check_granted).expect("scopes")
+}
+
+/// A change of a key that never expires.
+fn change(body: &Map<String, Value>) -> Result<KeyPatchDraft, Vec<FieldError>> {
+    KeyPatchDraft::read(body, None, NOW)
 }
 
 fn credential_for(kind: KeyType) -> crate::store::IssuedCredential {
@@ -49,7 +65,8 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
     let any = "must be a whole number from 1 to 9007199254740991";
     let instant = "must be epoch seconds, epoch milliseconds or RFC 3339";
     let address = "must be an address or a network";
-    let scopes = "must be a list of at least one of: app, rag, memory";
+    let scopes = "must be a list of scopes";
+    let scope = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / -";
     let twin = json!({"count": "requests", "per": "day", "max": 1});
     vec![
         (json!({"name": null}), "name", "is required"),
@@ -62,7 +79,6 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"description": long(2_001)}), "description", "at most 2000 characters"),
         (json!({"description": "\u{0}"}), "description", "without NUL"),
         (json!({"description": []}), "description", "must be text"),
-        (json!({"type": null}), "type", "is required"),
         (json!({"type": "robot"}), "type", "must be one of: app, rag, memory, agent, multi_agent"),
         (json!({"type": 1}), "type", "must be text"),
         (json!({"resource_id": null}), "resource_id", "is required for a key of type app"),
@@ -71,12 +87,15 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"resource_id": " r"}), "resource_id", "without white space around"),
         (json!({"resource_id": "r\u{0}"}), "resource_id", "printable"),
         (json!({"resource_id": 5}), "resource_id", "printable"),
-        (json!({"type": "service"}), "resource_id", "must be the workspace (ws-a)"),
-        (json!({"scopes": []}), "scopes", scopes),
+        (json!({"type": "service", "scopes": ["app"]}), "resource_id", "must be the workspace (ws-a)"),
+        (json!({"scopes": []}), "scopes", "a key of type app must hold the scope app"),
+        (json!({"type": "service"}), "scopes", "is required for a key of type service"),
         (json!({"scopes": "app"}), "scopes", scopes),
-        (json!({"scopes": ["app", "root"]}), "scopes[1]", "must be one of: app, rag, memory"),
-        (json!({"scopes": ["app", 3]}), "scopes[1]", "must be text"),
-        (json!({"scopes": ["app", "app"]}), "scopes[1]", "app is in the list twice"),
+        (json!({"scopes": ["app", "a b"]}), "scopes[1]", scope),
+        (json!({"scopes": ["app", long(65)]}), "scopes[1]", scope),
+        (json!({"scopes": ["app", 3]}), "scopes[1]", scope),
+        (json!({"scopes": ["app", "*b"]}), "scopes[1]", "may have a * only at its end"),
+        (json!({"scopes": ["app", "app"]}), "scopes[1]", "is in the list twice"),
         (json!({"scopes": ["rag"]}), "scopes", "a key of type app must hold the scope app"),
         (json!({"type": "memory", "scopes": ["app"]}), "scopes", "must hold the scope memory"),
         (json!({"rate_limit": 0}), "rate_limit", rate),
@@ -161,14 +180,14 @@ fn every_mistake_in_a_new_key_is_named() {
 
 #[test]
 fn the_same_rules_hold_for_a_change() {
-    let only_new = ["name\":null", "type", "resource_id", "is_active"];
+    let only_new = ["name\":null", "type", "resource_id", "is_active", "scopes\":[]"];
     for (changes, field, words) in key_mistakes() {
         let text = changes.to_string();
         // What a change knows nothing of, or cannot see without the key itself.
         if only_new.iter().any(|w| text.contains(w)) || text == r#"{"scopes":["rag"]}"# {
             continue;
         }
-        let errors = said(KeyPatchDraft::read(&map(changes), NOW).expect_err(&text));
+        let errors = said(change(&map(changes)).expect_err(&text));
         assert_eq!(errors.len(), 1, "{text}: {errors:?}");
         assert_eq!(errors[0].0, field, "{text}");
         assert!(errors[0].1.contains(words), "{text}: {}", errors[0].1);
@@ -211,12 +230,31 @@ fn a_key_of_few_words_gets_the_defaults() {
             .expect("fits its plan");
         assert_eq!(key.name, "spaced");
         assert_eq!(key.key.ceilings.rate_limit, expected);
-        assert_eq!(key.key.ceilings.daily_request_limit, DAILY_DEFAULT);
+        assert_eq!(key.key.ceilings.daily_request_limit, Some(77), "the plan's");
         assert_eq!(key.key.ceilings.quota_limit, None);
-        assert_eq!(key.key.scopes, Scopes::default().with(Scope::App));
+        assert_eq!(key.key.scopes, scopes(&["app"]));
         assert_eq!((key.key.id, key.key.is_active), (id, true));
         assert_eq!(key.credential.pepper_version, 3);
     }
+}
+
+#[test]
+fn a_daily_limit_is_absent_none_or_a_number() {
+    for (asked, expected) in [(json!({}), Some(77)), (json!({"daily_request_limit": null}), None)] {
+        let draft = KeyDraft::read(&with(asked), &workspace(), NOW).expect("right");
+        let key = draft.into_new_key(KeyId::new(NOW), workspace(), &plan(9), credential_for(KeyType::App));
+        assert_eq!(key.expect("fits its plan").key.ceilings.daily_request_limit, expected);
+    }
+}
+
+#[test]
+fn an_instant_that_has_passed_may_stay_as_it_is() {
+    let past = Timestamp::from_secs(NOW.as_secs() - 60);
+    let body = map(json!({"expires_at": past.as_secs()}));
+    let patch = KeyPatchDraft::read(&body, Some(past), NOW).expect("unchanged").into_patch(KeyType::App);
+    assert_eq!(patch.expect("fits the type").expires_at, Some(Some(past)));
+    let errors = said(KeyPatchDraft::read(&body, Some(NOW), NOW).expect_err("changed"));
+    assert_eq!(errors[0].1, "must be in the future");
 }
 
 #[test]
@@ -234,15 +272,18 @@ fn a_rate_above_the_plan_is_refused_not_capped() {
 }
 
 #[test]
-fn a_service_key_is_bound_to_its_workspace_and_grants_all() {
+fn a_service_key_is_bound_to_its_workspace_and_grants_what_it_says() {
     for body in [
-        json!({"name": "n", "type": "service"}),
-        json!({"name": "n", "type": "service", "resource_id": "ws-a"}),
+        json!({"name": "n", "scopes": ["orders:*"]}),
+        json!({"name": "n", "type": null, "scopes": ["orders:*"]}),
+        json!({"name": "n", "type": "service", "scopes": ["orders:*"], "resource_id": "ws-a"}),
     ] {
         let draft = KeyDraft::read(&map(body), &workspace(), NOW).expect("right");
         assert_eq!(&*draft.resource_id, "ws-a");
-        assert_eq!(draft.scopes, Scope::ALL.iter().copied().collect());
+        assert_eq!((draft.kind, draft.scopes), (KeyType::Service, scopes(&["orders:*"])));
     }
+    let nothing = KeyDraft::read(&map(json!({"name": "n", "scopes": []})), &workspace(), NOW).expect("right");
+    assert!(nothing.scopes.is_empty());
 }
 
 #[test]
@@ -258,11 +299,11 @@ fn everything_that_can_be_asked_for_is_read() {
         name: "n".into(),
         description: "d".into(),
         kind: KeyType::App,
-        scopes: Scopes::default().with(Scope::App).with(Scope::Rag),
+        scopes: scopes(&["app", "rag"]),
         resource_id: "r".into(),
         rate_limit: Some(5),
         rate_burst: Some(9),
-        daily_request_limit: 7,
+        daily_request_limit: Some(Some(7)),
         quota_limit: Some(8),
         concurrency_limit: Some(3),
         limits: Box::new([Ceiling { count: Count::Requests, per: Per::Hour, max: 4 }]),
@@ -277,15 +318,22 @@ fn everything_that_can_be_asked_for_is_read() {
 
 #[test]
 fn null_clears_what_can_be_empty_and_nothing_else() {
-    let names = ["description", "rate_burst", "quota_limit", "concurrency_limit", "limits", "expires_at"];
+    let names = [
+        "description",
+        "rate_burst",
+        "daily_request_limit",
+        "quota_limit",
+        "concurrency_limit",
+        "limits",
+        "expires_at",
+    ];
     let cleared: Map<String, Value> =
         names.into_iter().chain(["allowed_ips", "metadata"]).map(|n| (n.to_owned(), Value::Null)).collect();
-    let patch =
-        KeyPatchDraft::read(&cleared, NOW).expect("right").into_patch(KeyType::App).expect("fits the type");
+    let patch = change(&cleared).expect("right").into_patch(KeyType::App).expect("fits the type");
     assert_eq!(patch.description.as_deref(), Some(""));
     assert_eq!(
-        (patch.rate_burst, patch.quota_limit, patch.concurrency_limit),
-        (Some(None), Some(None), Some(None))
+        (patch.rate_burst, patch.daily_request_limit, patch.quota_limit, patch.concurrency_limit),
+        (Some(None), Some(None), Some(None), Some(None))
     );
     assert_eq!(patch.expires_at, Some(None));
     assert_eq!(patch.limits.as_deref(), Some(&[][..]));
@@ -293,9 +341,9 @@ fn null_clears_what_can_be_empty_and_nothing_else() {
     assert_eq!(patch.metadata, Some(Map::new()));
     assert_eq!((patch.name, patch.scopes, patch.rate_limit, patch.is_active), (None, None, None, None));
 
-    for name in ["name", "scopes", "rate_limit", "daily_request_limit", "is_active"] {
+    for name in ["name", "scopes", "rate_limit", "is_active"] {
         let body = map(json!({name: null}));
-        let errors = said(KeyPatchDraft::read(&body, NOW).expect_err(name));
+        let errors = said(change(&body).expect_err(name));
         let expected = "cannot be null; leave it out to keep it as it is";
         assert_eq!(errors, [(name.to_owned(), expected.to_owned())]);
     }
@@ -303,14 +351,14 @@ fn null_clears_what_can_be_empty_and_nothing_else() {
 
 #[test]
 fn what_a_key_is_cannot_be_changed() {
-    for name in ["id", "type", "resource_id", "workspace_id"] {
-        let errors = said(KeyPatchDraft::read(&map(json!({name: "x"})), NOW).expect_err(name));
+    for name in ["id", "type", "resource_id", "workspace_id", "hint", "created_by", "created_at"] {
+        let errors = said(change(&map(json!({name: "x"}))).expect_err(name));
         assert_eq!(errors, [(name.to_owned(), "cannot be changed".to_owned())]);
     }
-    let narrowed = KeyPatchDraft::read(&map(json!({"scopes": ["app"]})), NOW).expect("right");
+    let narrowed = change(&map(json!({"scopes": ["app"]}))).expect("right");
     let errors = said(narrowed.into_patch(KeyType::Rag).expect_err("lacks its own scope"));
     assert_eq!(errors[0].0, "scopes");
-    assert!(KeyPatchDraft::read(&Map::new(), NOW).expect("right").is_empty());
+    assert!(change(&Map::new()).expect("right").is_empty());
 }
 
 #[test]
@@ -421,7 +469,7 @@ proptest! {
     fn any_body_is_a_draft_or_has_named_mistakes(body in any_body()) {
         match KeyDraft::read(&body, &workspace(), NOW) {
             Ok(draft) => {
-                prop_assert!(draft.kind.scope_of_kind().is_none_or(|own| draft.scopes.has(own)));
+                prop_assert!(draft.kind.implied_scope().is_none_or(|own| draft.scopes.grants(own)));
                 prop_assert!(!draft.scopes.is_empty() && !draft.name.is_empty() && !draft.resource_id.is_empty());
                 prop_assert!(draft.expires_at.is_none_or(|at| at > NOW && at <= Timestamp::MAX));
                 prop_assert!(draft.allowed_ips.iter().all(|net| net.addr() == net.network()));
@@ -429,7 +477,7 @@ proptest! {
             }
             Err(errors) => prop_assert!(!errors.is_empty()),
         }
-        if let Err(errors) = KeyPatchDraft::read(&body, NOW) {
+        if let Err(errors) = change(&body) {
             prop_assert!(!errors.is_empty());
         }
     }

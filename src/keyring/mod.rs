@@ -15,6 +15,7 @@ use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, PlanId, WorkspaceId};
 use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
+use crate::policy::scope::Scopes;
 use crate::store::{Change, Credential, Credentials, Digest, KeyChange, SpentBy, Version};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
@@ -26,6 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
+/// Most sets of scopes that keys share; others have a text of their own.
+const SHARED_SCOPES_MAX: usize = 4_096;
 /// How long [`Keyring::reach`] waits.
 const REACH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -37,6 +40,8 @@ pub struct Keyring {
     workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
     plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
     broken: Mutex<Broken>,
+    /// Sets of scopes that keys share, so that a million keys with the same one hold its text once.
+    scopes: Mutex<HashSet<Scopes>>,
     version: watch::Sender<Version>,
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0 before the first.
@@ -89,6 +94,7 @@ impl Keyring {
             workspaces: DashMap::default(),
             plans: Mutex::default(),
             broken: Mutex::default(),
+            scopes: Mutex::default(),
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
@@ -234,6 +240,15 @@ impl Keyring {
         Ok(())
     }
 
+    fn share_scopes(&self, scopes: &mut Scopes) {
+        let mut known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = known.get(scopes) {
+            *scopes = same.clone();
+        } else if known.len() < SHARED_SCOPES_MAX {
+            known.insert(scopes.clone());
+        }
+    }
+
     fn put_key(&self, change: KeyChange) -> Result<(), Unapplied> {
         let KeyChange { mut key, credentials, version } = change;
         let id = key.id;
@@ -249,6 +264,7 @@ impl Keyring {
         };
         // One text for all keys of a workspace.
         key.workspace_id = workspace.id.clone();
+        self.share_scopes(&mut key.scopes);
         let entry = Arc::new(Entry { key, workspace, credentials, version });
         // First what opens it now, then away with what no longer does: no valid secret is ever unknown in between.
         for credential in &entry.credentials {

@@ -12,6 +12,7 @@ fn plan(rate: u32) -> Change {
         id: "default".parse().expect("an id"),
         api_ops_rate_limit: rate,
         end_user_quota: 1,
+        default_daily_request_limit: None,
         limits: Box::default(),
     })
 }
@@ -29,12 +30,12 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
         id,
         workspace_id: "w".parse().expect("an id"),
         kind: KeyType::Service,
-        scopes: KeyType::Service.default_scopes(),
+        scopes: crate::policy::scope::Scopes::default(),
         resource_id: "w".into(),
         ceilings: Ceilings {
             rate_limit: 50,
             rate_burst: None,
-            daily_request_limit: 1,
+            daily_request_limit: Some(1),
             quota_limit: None,
             concurrency_limit: None,
             limits: Box::default(),
@@ -68,6 +69,7 @@ pub(super) fn entry(number: u16) -> Entry {
             id: "p".parse().expect("an id"),
             api_ops_rate_limit: 1,
             end_user_quota: 1,
+            default_daily_request_limit: None,
             limits: Box::default(),
         },
         workspace_limits: Limits::new(),

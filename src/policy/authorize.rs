@@ -3,7 +3,8 @@
 //! Must not know: how the key was found, what it has spent.
 
 use super::denial::Denial;
-use super::key::{Key, KeyType, Scopes};
+use super::key::{Key, KeyType};
+use super::scope::Scopes;
 use crate::clock::Timestamp;
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'r> {
     /// The scopes of the route.
-    pub scopes: Scopes,
+    pub scopes: &'r Scopes,
     /// The resource it is for, where the route names one.
     pub resource: Asks<'r>,
     /// The client's address.
@@ -23,8 +24,10 @@ pub struct Asked<'r> {
 /// Which resource a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asks<'r> {
-    /// The route does not say.
+    /// The route is open to every key, whatever it is bound to.
     Any,
+    /// The route is about no resource, so a key that is bound to one has nothing to do there.
+    None,
     /// This one; none when the request does not name it where the route says it does.
     For(Option<&'r str>),
 }
@@ -47,10 +50,12 @@ pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
     if !lacking.is_empty() {
         return Err(Denial::Scope(lacking));
     }
-    if let Asks::For(resource) = asked.resource
-        && key.kind != KeyType::Service
-        && resource != Some(&*key.resource_id)
-    {
+    let may_reach = match asked.resource {
+        Asks::Any => true,
+        Asks::None => key.kind == KeyType::Service,
+        Asks::For(resource) => key.kind == KeyType::Service || resource == Some(&*key.resource_id),
+    };
+    if !may_reach {
         return Err(Denial::Resource);
     }
     let address = asked.address.to_canonical();
@@ -64,7 +69,8 @@ pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
 mod tests {
     use super::*;
     use crate::policy::id::KeyId;
-    use crate::policy::key::{Ceilings, Scope};
+    use crate::policy::key::Ceilings;
+    use crate::policy::scope::check_granted;
 
     const NOON: Timestamp = Timestamp::from_secs(43_200);
 
@@ -73,12 +79,12 @@ mod tests {
             id: KeyId::new(NOON),
             workspace_id: "w".parse().expect("an id"),
             kind,
-            scopes: kind.default_scopes(),
+            scopes: scopes(kind.implied_scope().as_slice()),
             resource_id: "r1".into(),
             ceilings: Ceilings {
                 rate_limit: 1,
                 rate_burst: None,
-                daily_request_limit: 1,
+                daily_request_limit: Some(1),
                 quota_limit: None,
                 concurrency_limit: None,
                 limits: Box::default(),
@@ -89,9 +95,13 @@ mod tests {
         }
     }
 
-    fn asked(resource: Asks<'_>) -> Asked<'_> {
+    fn scopes(words: &[&str]) -> Scopes {
+        Scopes::of(words.iter().copied(), check_granted).expect("scopes")
+    }
+
+    fn asked<'r>(resource: Asks<'r>, wanted: &'r Scopes) -> Asked<'r> {
         let address = IpAddr::from([192, 0, 2, 7]);
-        Asked { scopes: Scopes::default().with(Scope::App), resource, address, at: NOON }
+        Asked { scopes: wanted, resource, address, at: NOON }
     }
 
     #[test]
@@ -135,21 +145,15 @@ mod tests {
                 Asks::Any,
                 Some(Denial::KeyExpired),
             ),
-            (
-                "other scope",
-                KeyType::Rag,
-                set(|_| ()),
-                Asks::Any,
-                Some(Denial::Scope(Scopes::default().with(Scope::App))),
-            ),
+            ("other scope", KeyType::Rag, set(|_| ()), Asks::Any, Some(Denial::Scope(scopes(&["app"])))),
             (
                 "no scope and other resource",
                 KeyType::Memory,
                 set(|_| ()),
                 Asks::For(Some("r2")),
-                Some(Denial::Scope(Scopes::default().with(Scope::App))),
+                Some(Denial::Scope(scopes(&["app"]))),
             ),
-            ("extra scope", KeyType::Rag, set(|k| k.scopes = k.scopes.with(Scope::App)), Asks::Any, None),
+            ("extra scope", KeyType::Rag, set(|k| k.scopes = scopes(&["rag", "a*"])), Asks::Any, None),
             ("agents hold app", KeyType::Agent, set(|_| ()), Asks::Any, None),
             ("teams hold app", KeyType::MultiAgent, set(|_| ()), Asks::Any, None),
             ("workflows hold app", KeyType::Workflow, set(|_| ()), Asks::Any, None),
@@ -158,8 +162,41 @@ mod tests {
             ("other resource", KeyType::App, set(|_| ()), Asks::For(Some("r2")), Some(Denial::Resource)),
             ("resource by case", KeyType::App, set(|_| ()), Asks::For(Some("R1")), Some(Denial::Resource)),
             ("resource not named", KeyType::App, set(|_| ()), Asks::For(None), Some(Denial::Resource)),
-            ("service reaches all", KeyType::Service, set(|_| ()), Asks::For(Some("r2")), None),
-            ("service, not named", KeyType::Service, set(|_| ()), Asks::For(None), None),
+            (
+                "bound, and the route is about nothing",
+                KeyType::App,
+                set(|_| ()),
+                Asks::None,
+                Some(Denial::Resource),
+            ),
+            (
+                "service, and the route is about nothing",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["*"])),
+                Asks::None,
+                None,
+            ),
+            (
+                "no scopes at all",
+                KeyType::Service,
+                set(|_| ()),
+                Asks::None,
+                Some(Denial::Scope(scopes(&["app"]))),
+            ),
+            (
+                "service reaches all",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["app"])),
+                Asks::For(Some("r2")),
+                None,
+            ),
+            (
+                "service, not named",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["app"])),
+                Asks::For(None),
+                None,
+            ),
             (
                 "listed address",
                 KeyType::App,
@@ -199,7 +236,7 @@ mod tests {
         for (name, kind, change, resource, expected) in rows {
             let mut subject = key(kind);
             change(&mut subject);
-            assert_eq!(authorize(&subject, &asked(resource)).err(), expected, "{name}");
+            assert_eq!(authorize(&subject, &asked(resource, &scopes(&["app"]))).err(), expected, "{name}");
         }
     }
 
@@ -207,7 +244,8 @@ mod tests {
     fn an_ipv4_address_in_ipv6_clothes_is_the_ipv4_address() {
         let mut subject = key(KeyType::App);
         subject.allowed_ips = Box::new(["192.0.2.0/24".parse().expect("a network")]);
-        let mut request = asked(Asks::Any);
+        let wanted = scopes(&["app"]);
+        let mut request = asked(Asks::Any, &wanted);
         request.address = "::ffff:192.0.2.7".parse().expect("an address");
         assert_eq!(authorize(&subject, &request), Ok(()));
     }

@@ -5,9 +5,10 @@
 
 use super::fault::{Fault, Lang};
 use super::head::BadHead;
-use super::key::{Per, Scopes};
+use super::key::Per;
 use super::limit::{LimitName, Refused, RetryAfter};
 use super::path::BadPath;
+use super::scope::Scopes;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -139,7 +140,7 @@ impl Denial {
         match self {
             Self::BadRequest(what) => json!({ "reason": what.reason() }),
             Self::Scope(lacking) => {
-                json!({ "missing_scopes": lacking.iter().map(super::key::Scope::as_str).collect::<Vec<_>>() })
+                json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
             }
             Self::Address(address) => json!({ "address": address }),
             Self::Limit(refused) => json!({

@@ -3,10 +3,10 @@
 //! Must not know: its name, its digest, how it is stored, or what has been spent.
 
 use super::id::{KeyId, PlanId, WorkspaceId};
+use super::scope::Scopes;
 use crate::clock::Timestamp;
 use ipnet::IpNet;
 use std::fmt;
-use std::str::FromStr;
 
 /// The decision's view of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +38,8 @@ pub struct Ceilings {
     pub rate_limit: u32,
     /// Requests that may come at once; the rate itself when absent.
     pub rate_burst: Option<u32>,
-    /// Requests per UTC day.
-    pub daily_request_limit: u64,
+    /// Requests per UTC day; none: no limit.
+    pub daily_request_limit: Option<u64>,
     /// Requests in the key's life.
     pub quota_limit: Option<u64>,
     /// Requests in flight.
@@ -68,6 +68,8 @@ pub struct Plan {
     pub api_ops_rate_limit: u32,
     /// The most end users that may ever exist in the workspace.
     pub end_user_quota: u64,
+    /// Requests per UTC day of a key that is created without saying how many; none: no limit.
+    pub default_daily_request_limit: Option<u64>,
     /// Further ceilings, each over all keys of the workspace together.
     pub limits: Box<[Ceiling]>,
 }
@@ -82,7 +84,7 @@ pub const RETENTION_DAYS_MAX: u32 = 36_500;
 pub const CEILINGS_MAX: usize = 8;
 /// Rate of a key that names none, in requests per second (the plan's where that is lower).
 pub const RATE_DEFAULT: u32 = 50;
-/// Requests per UTC day of a key that names no limit.
+/// Requests per UTC day that a plan gives to keys which name no limit, unless it says otherwise.
 pub const DAILY_DEFAULT: u64 = 100_000;
 
 macro_rules! words {
@@ -148,18 +150,6 @@ words!(
 );
 
 words!(
-    /// What a route asks for and a key grants.
-    Scope {
-        /// App backends.
-        App = "app",
-        /// Knowledge-base backends.
-        Rag = "rag",
-        /// Memory backends.
-        Memory = "memory",
-    }
-);
-
-words!(
     /// What a ceiling counts.
     Count {
         /// Admitted requests.
@@ -200,108 +190,16 @@ impl fmt::Display for UnknownWord {
 
 impl std::error::Error for UnknownWord {}
 
-/// A set of scopes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Scopes(u8);
-
 // === impl KeyType ===
 
 impl KeyType {
     /// The scope that a key of this type cannot do without; none for a service key.
-    pub const fn scope_of_kind(self) -> Option<Scope> {
+    pub const fn implied_scope(self) -> Option<&'static str> {
         match self {
-            Self::App | Self::Agent | Self::MultiAgent | Self::Workflow | Self::PureWorkflow => {
-                Some(Scope::App)
-            }
-            Self::Rag => Some(Scope::Rag),
-            Self::Memory => Some(Scope::Memory),
+            Self::App | Self::Agent | Self::MultiAgent | Self::Workflow | Self::PureWorkflow => Some("app"),
+            Self::Rag => Some("rag"),
+            Self::Memory => Some("memory"),
             Self::Service => None,
-        }
-    }
-
-    /// The scopes of a key that names none: its kind's own, or every one for a service key.
-    pub fn default_scopes(self) -> Scopes {
-        self.scope_of_kind()
-            .map_or_else(|| Scope::ALL.iter().copied().collect(), |s| Scopes::default().with(s))
-    }
-}
-
-// === impl Scopes ===
-
-impl Scopes {
-    /// The set with `scope` in it.
-    #[must_use]
-    pub const fn with(self, scope: Scope) -> Self {
-        Self(self.0 | 1 << scope as u8)
-    }
-
-    /// Whether `scope` is in the set.
-    pub const fn has(self, scope: Scope) -> bool {
-        self.0 & 1 << scope as u8 != 0
-    }
-
-    /// Whether there is none.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The scopes of `wanted` that this set lacks.
-    #[must_use]
-    pub const fn lacking(self, wanted: Self) -> Self {
-        Self(wanted.0 & !self.0)
-    }
-
-    /// The scopes, in the order of the documentation.
-    pub fn iter(self) -> impl Iterator<Item = Scope> {
-        Scope::ALL.iter().copied().filter(move |s| self.has(*s))
-    }
-
-    /// The words, joined by commas: how headers and tables carry the set. Borrowed, never built.
-    pub const fn joined(self) -> &'static str {
-        match self.0 {
-            0b001 => "app",
-            0b010 => "rag",
-            0b011 => "app,rag",
-            0b100 => "memory",
-            0b101 => "app,memory",
-            0b110 => "rag,memory",
-            0b111 => "app,rag,memory",
-            _ => "",
-        }
-    }
-}
-
-impl FromIterator<Scope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = Scope>>(iter: I) -> Self {
-        iter.into_iter().fold(Self::default(), Self::with)
-    }
-}
-
-impl FromStr for Scopes {
-    type Err = UnknownWord;
-
-    /// Reads what [`Scopes::joined`] wrote.
-    fn from_str(s: &str) -> Result<Self, UnknownWord> {
-        s.split(',').filter(|w| !w.is_empty()).map(Scope::from_str).collect()
-    }
-}
-
-impl fmt::Debug for Scopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.joined())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn joined_names_every_set_and_reads_back() {
-        for bits in 0..8 {
-            let set = Scopes(bits);
-            assert_eq!(set.joined(), set.iter().map(Scope::as_str).collect::<Vec<_>>().join(","));
-            assert_eq!(set.joined().parse(), Ok(set));
         }
     }
 }

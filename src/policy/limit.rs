@@ -183,7 +183,9 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
         LimitName::Rate { plan: plan_rules },
         Rule::Bucket { rate: rate.into(), burst: burst.into() },
     ));
-    limits.push(requests(LimitName::Daily, Rule::Window { per: Per::Day, max: own.daily_request_limit }));
+    if let Some(max) = own.daily_request_limit {
+        limits.push(requests(LimitName::Daily, Rule::Window { per: Per::Day, max }));
+    }
     if let Some(max) = own.quota_limit {
         limits.push(requests(LimitName::Quota, Rule::Window { per: Per::Total, max }));
     }

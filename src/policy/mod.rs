@@ -23,6 +23,7 @@ pub mod renewal;
 pub mod retry;
 pub mod rewrite;
 pub mod route;
+pub mod scope;
 pub mod secret;
 pub mod source;
 pub mod trace;

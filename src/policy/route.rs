@@ -7,9 +7,9 @@
 
 use super::cors::Cors;
 use super::forward::Forward;
-use super::key::Scopes;
 use super::path::{BadPath, canonical};
 use super::rewrite::Rewrite;
+use super::scope::Scopes;
 use http::{HeaderName, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -35,8 +35,8 @@ pub struct Route {
     pub upstream: usize,
     /// What a key must grant, all of it.
     pub scopes: Scopes,
-    /// Where a request says which resource it is about; none when the route is not about one.
-    pub resource: Option<ResourceFrom>,
+    /// Where a request says which resource it is about.
+    pub resource: ResourceFrom,
     /// Where a request says which end user it is for.
     pub end_user: EndUserFrom,
     /// Whether the backend gets to see the client's credential.
@@ -52,6 +52,10 @@ pub struct Route {
 /// Where a request carries the id of its resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResourceFrom {
+    /// Nowhere: the route is about no resource, and keys that are bound to one may not use it.
+    Nowhere,
+    /// Nowhere, and keys may use it whatever they are bound to.
+    Any,
     /// In this parameter of the route's pattern.
     PathParam(Box<str>),
     /// In this header.
@@ -236,7 +240,7 @@ impl Builder {
                 return;
             }
         };
-        if let Some(ResourceFrom::PathParam(name)) = &route.resource
+        if let ResourceFrom::PathParam(name) = &route.resource
             && !parsed.has_param(name)
         {
             let message =

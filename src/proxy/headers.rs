@@ -139,10 +139,7 @@ fn identify(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pin
     fields.insert(X_KEYGATE_KEY_ID, values.text(key.id.0.hyphenated().encode_lower(&mut id)).take()?);
     fields.insert(X_KEYGATE_WORKSPACE_ID, values.text(key.workspace_id.as_str()).take()?);
     fields.insert(X_KEYGATE_KEY_TYPE, HeaderValue::from_static(key.kind.as_str()));
-    for (place, scope) in key.scopes.iter().enumerate() {
-        values.text(if place == 0 { "" } else { "," }).text(scope.as_str());
-    }
-    fields.insert(X_KEYGATE_SCOPES, values.take()?);
+    fields.insert(X_KEYGATE_SCOPES, values.text(key.scopes.joined()).take()?);
     fields.insert(X_KEYGATE_RESOURCE_ID, values.text(&ascii(&key.resource_id)).take()?);
     if let Some(end_user) = told.admission.end_user() {
         let id = end_user.0.hyphenated().encode_lower(&mut id);

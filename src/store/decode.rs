@@ -41,7 +41,7 @@ pub(super) fn read_key(f: &mut Fields<'_>) -> Result<Key, StoreError> {
         ceilings: Ceilings {
             rate_limit: f.int("rate_limit")?,
             rate_burst: f.maybe_int("rate_burst")?,
-            daily_request_limit: f.int("daily_request_limit")?,
+            daily_request_limit: f.maybe_int("daily_request_limit")?,
             quota_limit: f.maybe_int("quota_limit")?,
             concurrency_limit: f.maybe_int("concurrency_limit")?,
             limits: f.read("limits", rules::limits_from_json)?,
@@ -102,7 +102,7 @@ fn sound<T>(
 /// The columns that [`read_plan`] reads; `p` is the table.
 macro_rules! plan_columns {
     () => {
-        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.limits"
+        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.default_daily_request_limit, p.limits"
     };
 }
 pub(super) use plan_columns;
@@ -112,6 +112,7 @@ pub(super) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
         id: f.parsed("id")?,
         api_ops_rate_limit: f.int("api_ops_rate_limit")?,
         end_user_quota: f.int("end_user_quota")?,
+        default_daily_request_limit: f.maybe_int("default_daily_request_limit")?,
         limits: f.read("limits", rules::limits_from_json)?,
     })
 }

@@ -3,7 +3,8 @@
 use super::Version;
 use crate::clock::Timestamp;
 use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId};
-use crate::policy::key::{Ceiling, Key, KeyType, Plan, Scopes};
+use crate::policy::key::{Ceiling, Key, KeyType, Plan};
+use crate::policy::scope::Scopes;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::fmt;
@@ -96,7 +97,7 @@ pub struct KeyPatch {
     /// See [`crate::policy::key::Ceilings::rate_burst`].
     pub rate_burst: Option<Option<u32>>,
     /// See [`crate::policy::key::Ceilings::daily_request_limit`].
-    pub daily_request_limit: Option<u64>,
+    pub daily_request_limit: Option<Option<u64>>,
     /// See [`crate::policy::key::Ceilings::quota_limit`].
     pub quota_limit: Option<Option<u64>>,
     /// See [`crate::policy::key::Ceilings::concurrency_limit`].
@@ -172,6 +173,8 @@ pub struct PlanPatch {
     pub api_ops_rate_limit: Option<u32>,
     /// See [`Plan::end_user_quota`].
     pub end_user_quota: Option<u64>,
+    /// See [`Plan::default_daily_request_limit`].
+    pub default_daily_request_limit: Option<Option<u64>>,
     /// See [`Plan::limits`].
     pub limits: Option<Box<[Ceiling]>>,
 }

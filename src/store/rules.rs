@@ -6,7 +6,8 @@ use super::{Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch
 use super::{UsageRecord, WorkspacePatch, WorkspaceRecord};
 use crate::clock::Timestamp;
 use crate::policy::id::{PlanId, WorkspaceId};
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan, Scope, Scopes};
+use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
+use crate::policy::scope::Scopes;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -105,9 +106,9 @@ fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
     check_text("description", &record.description)?;
     check_text("hint", &record.hint)?;
     check_text("resource_id", &record.key.resource_id)?;
-    check_scopes(record.key.kind, record.key.scopes)?;
+    check_scopes(record.key.kind, &record.key.scopes)?;
     let ceilings = &record.key.ceilings;
-    check_count("daily_request_limit", ceilings.daily_request_limit)?;
+    check_count("daily_request_limit", ceilings.daily_request_limit.unwrap_or(0))?;
     check_count("quota_limit", ceilings.quota_limit.unwrap_or(0))?;
     check_limits(&ceilings.limits)?;
     // Beyond these no store and no format can carry an instant.
@@ -121,13 +122,12 @@ fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn check_scopes(kind: KeyType, scopes: Scopes) -> Result<(), StoreError> {
-    let invalid = |why| Err(StoreError::Invalid { field: "scopes", why });
-    match kind.scope_of_kind() {
-        Some(own) if !scopes.has(own) => {
-            invalid(format!("must hold {own}, the scope of a key of type {kind}"))
+fn check_scopes(kind: KeyType, scopes: &Scopes) -> Result<(), StoreError> {
+    match kind.implied_scope() {
+        Some(implied) if !scopes.grants(implied) => {
+            let why = format!("must hold {implied}, the scope of a key of type {kind}");
+            Err(StoreError::Invalid { field: "scopes", why })
         }
-        None if scopes.is_empty() => invalid("must hold at least one of app, rag, memory".into()),
         _ => Ok(()),
     }
 }
@@ -138,6 +138,7 @@ fn check_scopes(kind: KeyType, scopes: Scopes) -> Result<(), StoreError> {
 pub(super) fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
     check_text("description", &record.description)?;
     check_count("end_user_quota", record.plan.end_user_quota)?;
+    check_count("default_daily_request_limit", record.plan.default_daily_request_limit.unwrap_or(0))?;
     check_limits(&record.plan.limits)
 }
 
@@ -147,12 +148,20 @@ pub(super) fn patched_plan(
     patch: PlanPatch,
     at: Timestamp,
 ) -> Result<PlanRecord, StoreError> {
-    let PlanPatch { description, usage_retention_days, api_ops_rate_limit, end_user_quota, limits } = patch;
+    let PlanPatch {
+        description,
+        usage_retention_days,
+        api_ops_rate_limit,
+        end_user_quota,
+        default_daily_request_limit,
+        limits,
+    } = patch;
     let mut after = before.clone();
     set(&mut after.description, description);
     set(&mut after.usage_retention_days, usage_retention_days);
     set(&mut after.plan.api_ops_rate_limit, api_ops_rate_limit);
     set(&mut after.plan.end_user_quota, end_user_quota);
+    set(&mut after.plan.default_daily_request_limit, default_daily_request_limit);
     set(&mut after.plan.limits, limits);
     after.updated_at = at;
     check_plan(&after)?;
@@ -374,7 +383,7 @@ pub(super) fn key_fields(record: &KeyRecord) -> Fields {
         ("name", json!(name)),
         ("description", json!(description)),
         ("type", json!(kind.as_str())),
-        ("scopes", scopes.iter().map(Scope::as_str).collect()),
+        ("scopes", scopes.iter().collect()),
         ("resource_id", json!(resource_id)),
         ("rate_limit", json!(ceilings.rate_limit)),
         ("rate_burst", json!(ceilings.rate_burst)),
@@ -392,11 +401,13 @@ pub(super) fn key_fields(record: &KeyRecord) -> Fields {
 
 /// What a plan is, for the audit trail.
 pub(super) fn plan_fields(record: &PlanRecord) -> Fields {
-    let Plan { id: _, api_ops_rate_limit, end_user_quota, limits } = &record.plan;
+    let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } =
+        &record.plan;
     fields([
         ("description", json!(record.description)),
         ("api_ops_rate_limit", json!(api_ops_rate_limit)),
         ("end_user_quota", json!(end_user_quota)),
+        ("default_daily_request_limit", json!(default_daily_request_limit)),
         ("limits", limits_to_json(limits)),
         ("usage_retention_days", json!(record.usage_retention_days)),
     ])

@@ -98,7 +98,7 @@ class Gateway:
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={})
         self.ready = json.loads(self.process.stdout.readline())
         self.token = pathlib.Path(folder, "data/admin.token").read_text().strip()
-        self.secret = self.admin("POST", "/apikeys", {"name": "clients", "type": "service"})["api_key"]
+        self.secret = self.admin("POST", "/apikeys", {"name": "clients", "type": "service", "scopes": ["app"]})["api_key"]
 
     def admin(self, method, path, body=None):
         request = urllib.request.Request(f"http://{self.ready['admin']}{path}", method=method,

@@ -279,8 +279,7 @@ fn each_mistake_is_told_with_its_place_and_what_is_allowed() {
 #[test]
 fn each_mistake_of_a_route_is_told() {
     let end_user = "must be \"header\" (that of [proxy]), \"header:NAME\", \"body:FIELD\" with a field of a JSON body, or \"none\"";
-    let resource =
-        "must be \"path:NAME\" with the name of a path parameter, or \"header:NAME\", or \"\" for none";
+    let resource = "must be \"path:NAME\" with the name of a path parameter, \"header:NAME\", \"any\" (bound keys may use the route) or \"none\", or \"\" for none";
     let path = "must be a path of 1 to 1024 visible ASCII characters that begins with \"/\", without ? or #";
     for (line, expected) in [
         ("resource = \"query:a\"", format!("7:12 routes[0].resource: {resource}")),
@@ -299,7 +298,8 @@ fn each_mistake_of_a_route_is_told() {
             "methods = [\"get\"]",
             "7:12 routes[0].methods[0]: must be an HTTP method in capitals, such as \"GET\"".into(),
         ),
-        ("scopes = [\"all\"]", "7:11 routes[0].scopes[0]: must be one of: app, rag, memory".into()),
+        ("scopes = [\"orders:*\"]", "7:11 routes[0].scopes[0]: must be a scope: 1 to 64 characters of A-Z a-z 0-9 . _ : / -".into()),
+        ("scopes = [\"a\", \"a\"]", "7:10 routes[0].scopes[1]: is in the list twice".into()),
         (
             "[[routes]]\nupstream = \"app\"",
             format!("7:1 routes[1].path: is missing; it {path}"),
@@ -345,7 +345,7 @@ read_timeout = 5
 [[routes]]
 path = \"/a\"
 upstream = \"ap\"
-scopes = [\"app\", \"ape\"]
+scopes = [\"app\", \"a pe\"]
 
 [[routes]]
 path = \"b\"

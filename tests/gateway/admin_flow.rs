@@ -53,7 +53,7 @@ fn regenerate(gateway: &Gateway, key: &Key, body: &Value) -> String {
 fn a_key_from_its_creation_to_its_end() {
     let place = Installation::new();
     let gateway = place.start();
-    let made = json!({"name": "checkout", "type": "service", "quota_limit": 2});
+    let made = json!({"name": "checkout", "type": "service", "scopes": ["app"], "quota_limit": 2});
     let answer = gateway.admin("POST", "/apikeys", Some(&made));
     assert_eq!(answer.status, 201, "{answer:?}");
     let data = answer.data();
@@ -163,7 +163,7 @@ fn a_rate_above_the_plan_is_an_error_that_names_the_plans_limit() {
     on_plan(&gateway, "small", 7);
     let key = gateway.create_key(json!({}));
     assert_eq!(gateway.managed("GET", &format!("/apikeys/{}", key.id), None)["rate_limit"], json!(7));
-    let above = json!({"name": "n", "type": "service", "rate_limit": 8});
+    let above = json!({"name": "n", "type": "service", "scopes": ["app"], "rate_limit": 8});
     let update = format!("/apikeys/{}", key.id);
     for (method, path) in [("POST", "/apikeys"), ("PUT", update.as_str())] {
         let body = if method == "POST" { above.clone() } else { json!({"rate_limit": 8}) };
@@ -323,7 +323,8 @@ fn people_are_told_in_chinese_where_they_prefer_it() {
     let token = gateway.token();
     let missing = "/apikeys/019378a0-0000-7000-8000-000000000000";
     assert_eq!(call(gateway.admin, Request::get(missing).bearer(&token)), "该 API 密钥不存在");
-    let above = Request::post("/apikeys", r#"{"name":"n","type":"service","rate_limit":1001}"#);
+    let above =
+        Request::post("/apikeys", r#"{"name":"n","type":"service","scopes":["app"],"rate_limit":1001}"#);
     let above = above.header("Content-Type", "application/json").bearer(&token);
     assert_eq!(call(gateway.admin, above), "rate_limit 1001 超过套餐 default 的上限：每秒 1000 次请求");
     assert_eq!(call(gateway.proxy, Request::get("/v1/app/x").bearer("nobody")), "API 密钥无效");

@@ -105,7 +105,7 @@ servers = []
 [[routes]]
 path = "/v1/{rest*}"
 upstream = "other"
-scopes = ["apps"]
+scopes = ["a pps"]
 "#;
     place.write("bad.toml", bad);
     for command in ["check", "run"] {
@@ -152,7 +152,7 @@ fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config()
 fn a_token_opens_what_its_role_may_and_nothing_else() {
     let place = Installation::new();
     let gateway = place.start();
-    let key = json!({"name": "k", "type": "service"});
+    let key = json!({"name": "k", "type": "service", "scopes": ["app"]});
     for (role, create, plans) in [("viewer", 403, 403), ("admin", 201, 403), ("platform", 201, 200)] {
         let token = gateway.mint(role, role);
         let status = |method, path, body| gateway.admin_as(&token, method, path, body).status;
@@ -302,23 +302,23 @@ fn import_takes_json_lines_and_tells_every_bad_row_by_its_number() {
     place.write(
         "keys.jsonl",
         concat!(
-            r#"{"name":"one","type":"service","api_key":"legacy_key_0001"}"#,
+            r#"{"name":"one","type":"service","scopes":["app"],"api_key":"legacy_key_0001"}"#,
             "\nnot JSON\n\n",
             r#"{"name":"two","type":"app","resource_id":"a-1","api_key":"sk-proj-T3BlbkFJ","is_active":false}"#,
             "\n",
-            r#"{"name":"three","type":"service","api_key":"legacy_key_0001"}"#,
+            r#"{"name":"three","type":"service","scopes":["app"],"api_key":"legacy_key_0001"}"#,
             "\n",
-            r#"{"name":"four","type":"service"}"#,
+            r#"{"name":"four","type":"service","scopes":["app"]}"#,
             "\n",
-            r#"{"name":"one","type":"service","api_key":"legacy_key_0005"}"#,
+            r#"{"name":"one","type":"service","scopes":["app"],"api_key":"legacy_key_0005"}"#,
             "\n",
             r#"{"name":"six","type":"gadget","rate_limit":"fast","api_key":"legacy_key_0006"}"#,
             "\n",
-            r#"{"name":"seven","type":"service","api_key":"with blank"}"#,
+            r#"{"name":"seven","type":"service","scopes":["app"],"api_key":"with blank"}"#,
             "\n",
-            r#"{"name":"eight","type":"service","rate_limit":1001,"api_key":"legacy_key_0008"}"#,
+            r#"{"name":"eight","type":"service","scopes":["app"],"rate_limit":1001,"api_key":"legacy_key_0008"}"#,
             "\n",
-            r#"{"name":"nine","type":"service","api_key":"legacy_key_0009","workspace_id":"tenant"}"#,
+            r#"{"name":"nine","type":"service","scopes":["app"],"api_key":"legacy_key_0009","workspace_id":"tenant"}"#,
             "\n",
         ),
     );
@@ -411,7 +411,10 @@ fn an_export_holds_no_secret_and_opens_the_same_doors_elsewhere_with_the_same_pe
     here.done(&["keys", "disable", &off_id, "--workspace", "tenant"]);
     let (old_id, old) = here.make_key(&["--name", "renewed"]);
     let renewed = here.done(&["keys", "regenerate", &old_id, "--grace-period-seconds", "3600"]);
-    here.write("foreign.jsonl", r#"{"name":"foreign","type":"service","api_key":"a-foreign-secret"}"#);
+    here.write(
+        "foreign.jsonl",
+        r#"{"name":"foreign","type":"service","scopes":["app"],"api_key":"a-foreign-secret"}"#,
+    );
     here.done(&["keys", "import", "foreign.jsonl"]);
 
     let exported = here.done(&["keys", "export"]);

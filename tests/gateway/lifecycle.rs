@@ -198,7 +198,7 @@ fn sigterm_lets_requests_finish_says_so_and_takes_no_new_ones() {
 fn sigterm_lets_an_admin_call_finish() {
     let place = Installation::new();
     let mut gateway = place.start();
-    let body = r#"{"name":"last","type":"service"}"#;
+    let body = r#"{"name":"last","type":"service","scopes":["app"]}"#;
     let create = Request::post("/apikeys", body).header("Content-Type", "application/json");
     let create = create.header("Expect", "100-continue").bearer(&gateway.token());
     let mut call = Raw::connect(gateway.admin);
@@ -414,7 +414,7 @@ fn the_environment_alone_is_a_configuration() {
     let answer = Raw::connect(address("proxy")).call(&Request::get("/anything"));
     assert_eq!(answer.fault(), (404, 4000, "route_not_found".into()), "routes are in files only");
     let token = fs::read_to_string(folder.path().join("elsewhere/admin.token")).expect("a token");
-    let create = Request::post("/apikeys", r#"{"name":"k","type":"service"}"#);
+    let create = Request::post("/apikeys", r#"{"name":"k","type":"service","scopes":["app"]}"#);
     let create = create.header("Content-Type", "application/json").bearer(token.trim());
     let made = Raw::connect(address("admin")).call(&create);
     assert_eq!(made.status, 201, "{made:?}");

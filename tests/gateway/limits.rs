@@ -116,7 +116,7 @@ fn a_plan_that_is_lowered_acts_at_once_and_the_denial_says_so() {
 #[test]
 fn a_rate_above_the_plan_is_refused_and_never_capped() {
     let (_origin, gateway) = stand("[plans.default]\napi_ops_rate_limit = 30\n");
-    let body = json!({"name": "too fast", "type": "service", "rate_limit": 31});
+    let body = json!({"name": "too fast", "type": "service", "scopes": ["app"], "rate_limit": 31});
     let response = gateway.admin("POST", "/apikeys", Some(&body));
     assert_eq!(response.fault(), (400, 1000, "bad_request".into()));
     assert!(response.json()["msg"].as_str().unwrap().contains("30"), "{}", response.text());

@@ -81,7 +81,7 @@ impl Pair {
 
     /// The status of a key's creation through `node`.
     pub(crate) fn try_create(&self, node: &Gateway, name: &str) -> u16 {
-        let body = json!({"name": name, "type": "service"});
+        let body = json!({"name": name, "type": "service", "scopes": ["app"]});
         node.admin_as(&self.first.token(), "POST", "/apikeys", Some(&body)).status
     }
 }

@@ -83,7 +83,7 @@ fn a_database_that_is_gone_hurts_no_request_and_is_welcome_back() {
 fn gateway_write(gateway: &Gateway, first: &Gateway) -> u16 {
     static NAMES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let name = format!("try {}", NAMES.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let body = json!({"name": name, "type": "service"});
+    let body = json!({"name": name, "type": "service", "scopes": ["app"]});
     gateway.admin_as(&first.token(), "POST", "/apikeys", Some(&body)).status
 }
 

@@ -1,10 +1,12 @@
 //! Keys.
 
 use crate::place::workspace_id;
-use crate::place::{PLAN_RATE, Place, T0, after, credential, everything, new_key, page, plan_id, someone};
+use crate::place::{
+    PLAN_RATE, Place, T0, after, credential, everything, new_key, page, plan_id, scopes, someone,
+};
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, WorkspaceId};
-use keygate::policy::key::{Ceiling, Count, KeyType, Per, Scope, Scopes};
+use keygate::policy::key::{Ceiling, Count, KeyType, Per};
 use keygate::store::{Change, Credential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError};
 use serde_json::json;
 
@@ -44,7 +46,7 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
     new.metadata = json!({"team": "β", "deep": {"list": [1, null, "\u{0}"]}}).as_object().unwrap().clone();
     new.key.expires_at = Some(Timestamp::from_micros(1_999_999_999_999_999));
     new.key.is_active = false;
-    new.key.scopes = Scope::ALL.iter().copied().collect();
+    new.key.scopes = scopes("app,orders:*,rag");
     new.key.allowed_ips = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()].into();
     let ceilings = &mut new.key.ceilings;
     ceilings.rate_burst = Some(7);
@@ -116,14 +118,15 @@ pub(crate) async fn a_rate_above_the_plan_is_refused(place: Place) {
 
 pub(crate) async fn a_key_must_hold_the_scope_of_its_kind(place: Place) {
     let w = place.tenant("w1").await;
-    for (kind, scopes) in
-        [(KeyType::Rag, KeyType::App.default_scopes()), (KeyType::Service, Scopes::default())]
-    {
-        let mut new = new_key(&w, "k");
-        (new.key.kind, new.key.scopes) = (kind, scopes);
-        let error = place.create_key(new, &someone(), T0).await.unwrap_err();
-        assert!(matches!(error, StoreError::Invalid { field: "scopes", .. }), "{error}");
-    }
+    let mut new = new_key(&w, "k");
+    (new.key.kind, new.key.scopes) = (KeyType::Rag, scopes("app"));
+    let error = place.create_key(new, &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::Invalid { field: "scopes", .. }), "{error}");
+
+    let mut new = new_key(&w, "k");
+    (new.key.kind, new.key.scopes) = (KeyType::Service, scopes(""));
+    let made = place.create_key(new, &someone(), T0).await.unwrap();
+    assert!(made.value.key.scopes.is_empty(), "a service key may grant nothing");
 }
 
 pub(crate) async fn an_id_is_used_once(place: Place) {
@@ -241,10 +244,10 @@ pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
     let patch = KeyPatch {
         name: Some("after".into()),
         description: Some("d".into()),
-        scopes: Some(Scopes::default().with(Scope::App).with(Scope::Memory)),
+        scopes: Some(scopes("app,memory")),
         rate_limit: Some(PLAN_RATE),
         rate_burst: Some(Some(5)),
-        daily_request_limit: Some(1),
+        daily_request_limit: Some(None),
         quota_limit: Some(Some(2)),
         concurrency_limit: Some(Some(3)),
         limits: Some([Ceiling { count: Count::Requests, per: Per::Hour, max: 4 }].into()),
@@ -258,14 +261,14 @@ pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
     expected.description = "d".into();
     expected.metadata = patch.metadata.clone().unwrap();
     expected.updated_at = after(9);
-    expected.key.scopes = patch.scopes.unwrap();
+    expected.key.scopes = patch.scopes.clone().unwrap();
     expected.key.is_active = false;
     expected.key.expires_at = Some(after(1));
     expected.key.allowed_ips = patch.allowed_ips.clone().unwrap();
     let ceilings = &mut expected.key.ceilings;
     ceilings.rate_limit = PLAN_RATE;
     ceilings.rate_burst = Some(5);
-    ceilings.daily_request_limit = 1;
+    ceilings.daily_request_limit = None;
     ceilings.quota_limit = Some(2);
     ceilings.concurrency_limit = Some(3);
     ceilings.limits = patch.limits.clone().unwrap();
@@ -307,8 +310,9 @@ pub(crate) async fn an_empty_patch_succeeds(place: Place) {
 pub(crate) async fn a_patch_cannot_take_the_scope_of_the_kind(place: Place) {
     let w = place.tenant("w1").await;
     let key = place.key_in(&w, "k").await;
-    for scopes in [Scopes::default(), Scopes::default().with(Scope::Rag)] {
-        let patch = KeyPatch { scopes: Some(scopes), name: Some("changed".into()), ..KeyPatch::default() };
+    for wanted in ["", "rag"] {
+        let patch =
+            KeyPatch { scopes: Some(scopes(wanted)), name: Some("changed".into()), ..KeyPatch::default() };
         let error = place.update_key(&w, key.key.id, patch, &someone(), T0).await.unwrap_err();
         assert!(matches!(error, StoreError::Invalid { field: "scopes", .. }), "{error}");
     }
@@ -399,7 +403,7 @@ pub(crate) async fn lists_are_filtered(place: Place) {
         ("service", KeyType::Service, "w1", true),
     ] {
         let mut new = new_key(&w, name);
-        (new.key.kind, new.key.scopes) = (kind, kind.default_scopes());
+        (new.key.kind, new.key.scopes) = (kind, scopes(kind.implied_scope().unwrap_or("")));
         (new.key.resource_id, new.key.is_active) = (resource.into(), is_active);
         place.create_key(new, &someone(), T0).await.unwrap();
     }

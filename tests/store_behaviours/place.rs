@@ -4,6 +4,7 @@ use crate::private_postgres::Server;
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
+use keygate::policy::scope::Scopes;
 use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
 use keygate::store::{Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest};
@@ -176,6 +177,7 @@ pub(crate) fn plan(id: &str) -> PlanRecord {
         id: plan_id(id),
         api_ops_rate_limit: PLAN_RATE,
         end_user_quota: PLAN_END_USERS,
+        default_daily_request_limit: Some(77),
         limits: [].into(),
     };
     PlanRecord {
@@ -195,18 +197,23 @@ pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
     IssuedCredential { digest: Digest(digest), pepper_version, hint: "sk-app-Ab3d…9fQz".into() }
 }
 
+/// A set of scopes, as tables carry it.
+pub(crate) fn scopes(joined: &str) -> Scopes {
+    joined.parse().expect("scopes")
+}
+
 /// An app key of the resource `r1`.
 pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
     let key = Key {
         id: KeyId::new(T0),
         workspace_id: workspace.clone(),
         kind: KeyType::App,
-        scopes: KeyType::App.default_scopes(),
+        scopes: scopes("app"),
         resource_id: "r1".into(),
         ceilings: Ceilings {
             rate_limit: 50,
             rate_burst: None,
-            daily_request_limit: 1_000,
+            daily_request_limit: Some(1_000),
             quota_limit: None,
             concurrency_limit: None,
             limits: [].into(),

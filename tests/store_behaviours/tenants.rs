@@ -39,10 +39,15 @@ pub(crate) async fn a_plan_id_is_used_once(place: Place) {
 
 pub(crate) async fn a_patched_plan_keeps_the_rest(place: Place) {
     place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
-    let patch = PlanPatch { end_user_quota: Some(0), ..PlanPatch::default() };
+    let patch = PlanPatch {
+        end_user_quota: Some(0),
+        default_daily_request_limit: Some(None),
+        ..PlanPatch::default()
+    };
     let written = place.update_plan(&plan_id("gold"), patch, &someone(), after(1)).await.unwrap();
     let mut expected = PlanRecord { updated_at: after(1), ..plan("gold") };
     expected.plan.end_user_quota = 0;
+    expected.plan.default_daily_request_limit = None;
     assert_eq!(written.value, expected);
     assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(expected));
     let too_many = [Ceiling { count: Count::Requests, per: Per::Day, max: 1 }; 9].into();

@@ -68,7 +68,7 @@ async fn a_rate_above_the_plan_is_an_error_that_names_it() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;
     let uri = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
-    let create = json!({"name": "m", "type": "service", "rate_limit": 101});
+    let create = json!({"name": "m", "type": "service", "scopes": ["app"], "rate_limit": 101});
     for (method, uri, body) in [("POST", "/apikeys", create), ("PUT", &*uri, json!({"rate_limit": 101}))] {
         let mut request = request(&token, method, uri, &body);
         let reply = api.send(request).await;
@@ -162,8 +162,10 @@ async fn lists_are_filtered_and_paged() {
         api.clock.advance(Duration::from_millis(1));
         api.key(&token, &format!("key {n}")).await;
     }
-    let service =
-        api.call(&token, "POST", "/apikeys", json!({"name": "svc", "type": "service"})).await.data();
+    let service = api
+        .call(&token, "POST", "/apikeys", json!({"name": "svc", "type": "service", "scopes": ["app"]}))
+        .await
+        .data();
     let off = format!("/apikeys/{}", service["id"].as_str().expect("an id"));
     api.call(&token, "PUT", &off, json!({"is_active": false})).await;
     let rows = [

@@ -89,7 +89,7 @@ fn bodies_have_the_fields_that_drafts_read() {
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::draft::FieldError> + 'a>;
     let readers: [(&str, Read<'_>); 6] = [
         ("KeyCreate", Box::new(|b| KeyDraft::read(b, &ws, NOW).err().unwrap_or_default())),
-        ("KeyUpdate", Box::new(|b| KeyPatchDraft::read(b, NOW).err().unwrap_or_default())),
+        ("KeyUpdate", Box::new(|b| KeyPatchDraft::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
         ("PlanCreate", Box::new(|b| PlanDraft::read(b).err().unwrap_or_default())),
         ("PlanUpdate", Box::new(|b| PlanPatchDraft::read(b).err().unwrap_or_default())),

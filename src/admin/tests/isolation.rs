@@ -44,7 +44,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
 /// A body that the call would accept, so that nothing but its rights can stop it.
 fn body_of(method: &str, path: &str) -> Value {
     match (method, path) {
-        ("POST", "/apikeys") => json!({"name": "made by b", "type": "service"}),
+        ("POST", "/apikeys") => json!({"name": "made by b", "type": "service", "scopes": ["app"]}),
         ("PUT", "/apikeys/{id}") => json!({"name": "changed", "is_active": false}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),

@@ -129,12 +129,13 @@ impl Export<'_> {
 
 fn plan_line(record: PlanRecord) -> Value {
     let PlanRecord { plan, description, usage_retention_days, created_at: _, updated_at: _ } = record;
-    let Plan { id, api_ops_rate_limit, end_user_quota, limits } = plan;
+    let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
     json!({
         "id": id.as_str(),
         "description": description,
         "api_ops_rate_limit": api_ops_rate_limit,
         "end_user_quota": end_user_quota,
+        "default_daily_request_limit": default_daily_request_limit,
         "limits": ceilings(&limits),
         "usage_retention_days": usage_retention_days,
     })

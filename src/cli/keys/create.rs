@@ -4,7 +4,7 @@ use super::{Desk, InWorkspace, told};
 use crate::cli::{Failure, say};
 use crate::draft::{KeyDraft, credential};
 use crate::policy::id::KeyId;
-use crate::policy::key::{KeyType, Scope};
+use crate::policy::key::KeyType;
 use crate::policy::secret::Secret;
 use crate::store::Actor;
 use clap::Args;
@@ -27,9 +27,10 @@ pub(super) struct CreateArgs {
     /// What it is for
     #[arg(long)]
     description: Option<String>,
-    /// app, rag, memory; several with commas. Without it: the scope of its type, all for a service key
+    /// What it grants, several with commas: `orders:read,orders:*`. Required for a service key, where '' grants nothing;
+    /// otherwise the scope of its type when absent
     #[arg(long, value_delimiter = ',')]
-    scopes: Vec<Scope>,
+    scopes: Option<Vec<String>>,
     /// Requests per second
     #[arg(long, value_name = "N")]
     rate_limit: Option<u64>,
@@ -77,8 +78,8 @@ fn fields(args: CreateArgs) -> Map<String, Value> {
     set("type", json!(args.kind.as_str()));
     set("resource_id", json!(args.resource_id));
     set("description", json!(args.description));
-    let scopes: Vec<_> = args.scopes.iter().map(|s| s.as_str()).collect();
-    set("scopes", if scopes.is_empty() { Value::Null } else { json!(scopes) });
+    let words = |list: Vec<String>| list.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>();
+    set("scopes", args.scopes.map_or(Value::Null, |list| json!(words(list))));
     set("rate_limit", json!(args.rate_limit));
     set("rate_burst", json!(args.rate_burst));
     set("daily_request_limit", json!(args.daily_request_limit));

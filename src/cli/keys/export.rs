@@ -4,7 +4,7 @@ use super::Desk;
 use crate::cli::Failure;
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::{Ceiling, Scope};
+use crate::policy::key::Ceiling;
 use crate::store::{Change, Credential, KeyFilter, KeyRecord, PageRequest, Version};
 use clap::Args;
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ pub(in crate::cli) fn line(desk: &Desk, record: &KeyRecord, credentials: &Creden
         "name": record.name,
         "description": record.description,
         "type": key.kind.as_str(),
-        "scopes": key.scopes.iter().map(Scope::as_str).collect::<Vec<_>>(),
+        "scopes": key.scopes.iter().collect::<Vec<_>>(),
         "resource_id": key.resource_id,
         "rate_limit": own.rate_limit,
         "rate_burst": own.rate_burst,

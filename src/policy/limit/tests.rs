@@ -170,7 +170,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
     let ceilings = crate::policy::key::Ceilings {
         rate_limit: 100,
         rate_burst: Some(500),
-        daily_request_limit: 9,
+        daily_request_limit: Some(9),
         quota_limit: None,
         concurrency_limit: None,
         limits: Box::default(),
@@ -179,7 +179,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
         id: crate::policy::id::KeyId::new(Timestamp::default()),
         workspace_id: "w".parse().expect("an id"),
         kind: crate::policy::key::KeyType::App,
-        scopes: crate::policy::key::Scopes::default(),
+        scopes: crate::policy::scope::Scopes::default(),
         resource_id: "r".into(),
         ceilings,
         allowed_ips: Box::default(),
@@ -190,6 +190,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
         id: "p".parse().expect("an id"),
         api_ops_rate_limit: rate,
         end_user_quota: 0,
+        default_daily_request_limit: None,
         limits: Box::default(),
     };
     let rate = |limits: &Limits| (limits[0].name, limits[0].rule);

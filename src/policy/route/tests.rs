@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::forward::Forward;
-use crate::policy::key::Scope;
+use crate::policy::scope::check_required;
 use proptest::prelude::*;
 
 fn route(name: &str, path: &str, methods: &[Method]) -> Route {
@@ -11,8 +11,8 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         path: path.into(),
         methods: methods.into(),
         upstream: 0,
-        scopes: Scopes::default().with(Scope::App),
-        resource: None,
+        scopes: Scopes::of(["app"], check_required).expect("scopes"),
+        resource: ResourceFrom::Nowhere,
         end_user: EndUserFrom::Nowhere,
         keep_credential: false,
         max_body_bytes: 1 << 20,
@@ -178,11 +178,11 @@ fn mistakes_in_a_pattern_are_named() {
 #[test]
 fn every_mistake_of_every_route_is_reported_at_once() {
     let mut lost = route("lost", "/r/{id}/{rest*}", &[]);
-    lost.resource = Some(ResourceFrom::PathParam("app_id".into()));
+    lost.resource = ResourceFrom::PathParam("app_id".into());
     let mut whole_rest = route("whole-rest", "/s/{id}/{rest*}", &[]);
-    whole_rest.resource = Some(ResourceFrom::PathParam("rest".into()));
+    whole_rest.resource = ResourceFrom::PathParam("rest".into());
     let mut good = route("good", "/t/{id}", &[]);
-    good.resource = Some(ResourceFrom::PathParam("id".into()));
+    good.resource = ResourceFrom::PathParam("id".into());
     let bad = RouteTable::new(vec![
         route("one", "/a/{x}", &[Method::GET, Method::POST]),
         route("two", "/a/{y}", &[Method::POST, Method::GET]),

@@ -103,13 +103,14 @@ async fn create_plan(
     let version = next_version(tx).await?;
     // A tombstone of that id makes room; a live plan does not.
     let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at, updated_at,
-                   deleted_at, version, usage_retention_days)
-               VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8)
+                   deleted_at, version, usage_retention_days, default_daily_request_limit)
+               VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8, $9)
                ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                    api_ops_rate_limit = excluded.api_ops_rate_limit, end_user_quota = excluded.end_user_quota,
                    limits = excluded.limits, created_at = excluded.created_at, updated_at = excluded.updated_at,
                    deleted_at = NULL, version = excluded.version,
-                   usage_retention_days = excluded.usage_retention_days
+                   usage_retention_days = excluded.usage_retention_days,
+                   default_daily_request_limit = excluded.default_daily_request_limit
                WHERE plans.deleted_at IS NOT NULL";
     let plan = &record.plan;
     let made = tx
@@ -124,6 +125,7 @@ async fn create_plan(
                 &at.as_micros(),
                 &int(version.0),
                 &record.usage_retention_days.map(i64::from),
+                &plan.default_daily_request_limit.map(int),
             ],
         )
         .await?;
@@ -148,7 +150,7 @@ async fn update_plan(
     let before = plan_record(tx, id).await?.ok_or(StoreError::NotFound("plan"))?;
     let after = rules::patched_plan(&before, patch, at)?;
     let sql = "UPDATE plans SET description = $2, api_ops_rate_limit = $3, end_user_quota = $4, limits = $5,
-                   updated_at = $6, version = $7, usage_retention_days = $8
+                   updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9
                WHERE id = $1";
     tx.execute(
         sql,
@@ -161,6 +163,7 @@ async fn update_plan(
             &at.as_micros(),
             &int(version.0),
             &after.usage_retention_days.map(i64::from),
+            &after.plan.default_daily_request_limit.map(int),
         ],
     )
     .await?;

@@ -159,6 +159,7 @@ mod tests {
                 id: name.parse().unwrap(),
                 api_ops_rate_limit: 1,
                 end_user_quota: 1,
+                default_daily_request_limit: None,
                 limits: [].into(),
             };
             PlanRecord {

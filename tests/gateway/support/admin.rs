@@ -82,7 +82,7 @@ impl Gateway {
         let response = in_time(|| {
             // Each time another: it may have been made, and only the answer be late.
             let name = format!("key {}", NAMES.fetch_add(1, Ordering::Relaxed));
-            let mut body = json!({"name": name, "type": "service"});
+            let mut body = json!({"name": name, "type": "service", "scopes": ["app"]});
             body.as_object_mut().unwrap().extend(fields.clone());
             self.admin_as(token, "POST", "/apikeys", Some(&body))
         });

@@ -16,7 +16,10 @@ pub(crate) fn upstream(name: &str, address: SocketAddr) -> String {
 /// A route that asks for the scope `app`; `more` is further lines of it.
 pub(crate) fn route(name: &str, path: &str, upstream: &str, more: &str) -> String {
     let scopes = if more.contains("scopes") { "" } else { "scopes = [\"app\"]\n" };
-    format!("[[routes]]\nname = \"{name}\"\npath = \"{path}\"\nupstream = \"{upstream}\"\n{scopes}{more}\n")
+    let resource = if more.contains("resource") { "" } else { "resource = \"any\"\n" };
+    format!(
+        "[[routes]]\nname = \"{name}\"\npath = \"{path}\"\nupstream = \"{upstream}\"\n{scopes}{resource}{more}\n"
+    )
 }
 
 /// An origin, and a gateway with [`one_route`] to it and `more` sections.
