@@ -5,6 +5,7 @@ use keygate::config::{
     LogFormat, LogLevel, OnFailure, SslMode, StoreLocation, WhenFull, WhenStoreIsGone, example_config,
     known_keys,
 };
+use keygate::policy::route::ResourceFrom;
 use std::path::Path;
 use std::time::Duration;
 

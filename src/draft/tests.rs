@@ -89,7 +89,11 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"resource_id": 5}), "resource_id", "printable"),
         (json!({"type": "service", "scopes": ["app"]}), "resource_id", "must be the workspace (ws-a)"),
         (json!({"scopes": []}), "scopes", "a key of type app must hold the scope app"),
-        (json!({"type": "service"}), "scopes", "is required for a key of type service"),
+        (
+            json!({"type": "service", "resource_id": "ws-a"}),
+            "scopes",
+            "is required for a key of type service",
+        ),
         (json!({"scopes": "app"}), "scopes", scopes),
         (json!({"scopes": ["app", "a b"]}), "scopes[1]", scope),
         (json!({"scopes": ["app", long(65)]}), "scopes[1]", scope),

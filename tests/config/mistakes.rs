@@ -299,7 +299,7 @@ fn each_mistake_of_a_route_is_told() {
             "7:12 routes[0].methods[0]: must be an HTTP method in capitals, such as \"GET\"".into(),
         ),
         ("scopes = [\"orders:*\"]", "7:11 routes[0].scopes[0]: must be a scope: 1 to 64 characters of A-Z a-z 0-9 . _ : / -".into()),
-        ("scopes = [\"a\", \"a\"]", "7:10 routes[0].scopes[1]: is in the list twice".into()),
+        ("scopes = [\"a\", \"a\"]", "7:16 routes[0].scopes[1]: is in the list twice".into()),
         (
             "[[routes]]\nupstream = \"app\"",
             format!("7:1 routes[1].path: is missing; it {path}"),

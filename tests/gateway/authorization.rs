@@ -17,12 +17,16 @@ fn a_route_asks_for_scopes_and_a_key_grants_them() {
     let agent = key(json!({"type": "agent", "resource_id": "a"}));
     let service = key(json!({}));
     let narrow = key(json!({"scopes": ["memory"]}));
+    let wild = key(json!({"scopes": ["a*", "mem*"]}));
+    let none = key(json!({"scopes": []}));
     let rows = [
         ("app", &app, [200, 403, 403, 200]),
         ("rag", &rag, [403, 200, 403, 200]),
         ("agent", &agent, [200, 403, 403, 200]),
         ("service", &service, [200, 200, 200, 200]),
         ("service with one scope", &narrow, [403, 403, 403, 200]),
+        ("service with wildcards", &wild, [200, 403, 200, 200]),
+        ("service without a scope", &none, [403, 403, 403, 200]),
     ];
     for (what, secret, expected) in rows {
         let got = ["/v1/app/x", "/v1/rag", "/v1/both", "/v1/any"].map(|t| gateway.get(t, secret).status);
@@ -59,6 +63,40 @@ fn a_bound_key_reaches_its_own_resource_named_in_the_path_and_a_service_key_ever
             assert_eq!(response.fault(), (403, 3013, "api_key_invalid_resource".into()), "{target}");
         }
     }
+}
+
+#[test]
+fn scopes_are_words_of_the_operators_own() {
+    let origin = Origin::start();
+    let config = one_route(origin.address)
+        + &route("read", "/orders/{rest*}", "app", "methods = [\"GET\"]\nscopes = [\"orders:read\"]")
+        + &route("write", "/orders/{rest*}", "app", "methods = [\"POST\"]\nscopes = [\"orders:write\"]");
+    let gateway = Gateway::start(&config);
+    for (scopes, read, write) in [
+        (json!(["orders:read"]), 200, 403),
+        (json!(["orders:read", "orders:write"]), 200, 200),
+        (json!(["orders:*"]), 200, 200),
+        (json!(["orders"]), 403, 403),
+    ] {
+        let secret = gateway.create_key(json!({"scopes": scopes})).secret;
+        let ask = |method| gateway.call(&Request::new(method, "/orders/1").bearer(&secret)).status;
+        assert_eq!((ask("GET"), ask("POST")), (read, write), "{scopes}");
+    }
+    let secret = gateway.create_key(json!({"scopes": ["orders:*", "a.b/c"]})).secret;
+    assert_eq!(gateway.get("/orders/1", &secret).status, 200);
+    assert_eq!(origin.last().header("x-keygate-scopes"), Some("a.b/c,orders:*"));
+}
+
+#[test]
+fn a_bound_key_has_nothing_to_do_on_a_route_that_names_no_resource() {
+    let origin = Origin::start();
+    let config = one_route(origin.address) + &route("none", "/v1/none", "app", "resource = \"none\"");
+    let gateway = Gateway::start(&config);
+    let bound = gateway.create_key(json!({"type": "app", "resource_id": "r1"})).secret;
+    let service = gateway.create_key(json!({})).secret;
+    assert_eq!(gateway.get("/v1/none", &bound).fault(), (403, 3013, "api_key_invalid_resource".into()));
+    assert_eq!(gateway.get("/v1/none", &service).status, 200);
+    assert_eq!(gateway.get("/v1/app/x", &bound).status, 200, "this one says resource = any");
 }
 
 #[test]

@@ -144,6 +144,7 @@ fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config()
     let output = keygate(repository(), &["check", "--config", "conf/keygate.toml"]);
     assert_eq!(output.code, Some(0), "{output:?}");
     assert_eq!(output.stdout, "ok: 1 routes to 1 upstreams\n");
+    says(&output.stderr, &["warning: keys that are bound to a resource cannot use these routes", "app"]);
 }
 
 // === token ===

@@ -114,6 +114,42 @@ async fn a_change_touches_what_it_names() {
 }
 
 #[tokio::test]
+async fn what_is_shown_of_a_key_may_be_sent_back() {
+    let (api, token) = api_and_token().await;
+    let body = json!({"name": "n", "type": "app", "resource_id": "app-1", "expires_at": NOW.as_secs() + 60});
+    let id = api.call(&token, "POST", "/apikeys", body).await.data()["id"].clone();
+    let uri = format!("/apikeys/{}", id.as_str().expect("an id"));
+    // By then it has expired, and may stay so.
+    api.clock.advance(Duration::from_mins(2));
+    let shown = api.call(&token, "GET", &uri, Value::Null).await.data();
+    for method in ["PUT", "PATCH"] {
+        let mut edited = shown.clone();
+        (edited["description"], edited["usage_count"]) = (json!(method), json!(17));
+        let answer = api.call(&token, method, &uri, edited).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let mut expected = shown.clone();
+        (expected["description"], expected["updated_at"]) = (json!(method), json!(NOW.as_millis() + 120_000));
+        assert_eq!(answer.data(), expected);
+    }
+    for (field, value) in [
+        ("id", json!("01890000-0000-7000-8000-000000000000")),
+        ("type", json!("rag")),
+        ("resource_id", json!("app-2")),
+        ("workspace_id", json!("ws-b")),
+        ("hint", json!("sk-…")),
+        ("created_by", json!("somebody")),
+        ("created_at", json!(1)),
+    ] {
+        let mut edited = shown.clone();
+        edited[field] = value;
+        let refused = api.call(&token, "PUT", &uri, edited).await;
+        assert_eq!(refused.verdict(), (400, 1_001, "validation_failed".into()), "{field}");
+        let errors = json!([{"field": field, "message": "cannot be changed"}]);
+        assert_eq!(refused.data()["errors"], errors);
+    }
+}
+
+#[tokio::test]
 async fn regenerating_keeps_the_key_and_changes_the_secret() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;

@@ -105,7 +105,10 @@ fn bodies_have_the_fields_that_drafts_read() {
         let complaints = read(&body);
         let unread: Vec<_> = complaints.iter().filter(|e| e.message.contains("not known here")).collect();
         assert!(unread.is_empty(), "{name}: {unread:?}");
-        let required: BTreeSet<String> = read(&Map::new()).into_iter().map(|e| e.field).collect();
+        // A key's scopes are required only where its type implies none, which a schema cannot say.
+        let least = if name == "KeyCreate" { json!({"scopes": []}) } else { json!({}) };
+        let least = least.as_object().expect("an object");
+        let required: BTreeSet<String> = read(least).into_iter().map(|e| e.field).collect();
         let described_required: BTreeSet<String> = schema["required"]
             .as_array()
             .into_iter()

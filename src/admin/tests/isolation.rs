@@ -13,6 +13,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("GET /apikeys", Some(Role::Viewer)),
         ("GET /apikeys/{id}", Some(Role::Viewer)),
         ("PUT /apikeys/{id}", Some(Role::Admin)),
+        ("PATCH /apikeys/{id}", Some(Role::Admin)),
         ("DELETE /apikeys/{id}", Some(Role::Admin)),
         ("POST /apikeys/{id}/regenerate", Some(Role::Admin)),
         ("GET /apikeys/{id}/propagation", Some(Role::Viewer)),
@@ -45,7 +46,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
 fn body_of(method: &str, path: &str) -> Value {
     match (method, path) {
         ("POST", "/apikeys") => json!({"name": "made by b", "type": "service", "scopes": ["app"]}),
-        ("PUT", "/apikeys/{id}") => json!({"name": "changed", "is_active": false}),
+        ("PUT" | "PATCH", "/apikeys/{id}") => json!({"name": "changed", "is_active": false}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),

@@ -69,7 +69,7 @@ impl Gateway {
         response.data()
     }
 
-    /// Makes a key. A `name` and the type `service` are filled in where `fields` has none.
+    /// Makes a key. A `name` is filled in where `fields` has none, and without a `type` three scopes.
     #[track_caller]
     pub(crate) fn create_key(&self, fields: Value) -> Key {
         self.create_key_as(&self.token(), fields)
@@ -82,7 +82,10 @@ impl Gateway {
         let response = in_time(|| {
             // Each time another: it may have been made, and only the answer be late.
             let name = format!("key {}", NAMES.fetch_add(1, Ordering::Relaxed));
-            let mut body = json!({"name": name, "type": "service", "scopes": ["app"]});
+            let mut body = json!({"name": name});
+            if !fields.contains_key("type") {
+                body["scopes"] = json!(["app", "memory", "rag"]);
+            }
             body.as_object_mut().unwrap().extend(fields.clone());
             self.admin_as(token, "POST", "/apikeys", Some(&body))
         });
