@@ -47,11 +47,12 @@ fn exit_codes_tell_success_from_failure_and_from_misuse() {
         (1, &["keys", "regenerate", unknown]),
         (1, &["keys", "delete", unknown]),
         (1, &["keys", "import", "missing.csv"]),
-        (1, &["keys", "create", "--name", "n", "--rate-limit", "1001"]),
+        (1, &["keys", "create", "--name", "n", "--scopes", "app", "--rate-limit", "1001"]),
         (64, &["keys", "create", "--name", "n", "--type", "app"]),
-        (64, &["keys", "create", "--name", "n", "--rate-limit", "0"]),
-        (64, &["keys", "create", "--name", "n", "--expires-at", "2020-01-01T00:00:00Z"]),
-        (64, &["keys", "create", "--name", "n", "--allowed-ips", "10.0.0.1/8"]),
+        (64, &["keys", "create", "--name", "n"]),
+        (64, &["keys", "create", "--name", "n", "--scopes", "app", "--rate-limit", "0"]),
+        (64, &["keys", "create", "--name", "n", "--scopes", "app", "--expires-at", "2020-01-01T00:00:00Z"]),
+        (64, &["keys", "create", "--name", "n", "--scopes", "app", "--allowed-ips", "10.0.0.1/8"]),
         (64, &["keys", "create", "--name", "n", "--type", "gadget"]),
         (64, &["keys", "create"]),
         (64, &["keys", "delete", "1"]),
@@ -288,7 +289,11 @@ fn a_second_process_on_the_same_store_is_refused_and_the_first_does_not_notice()
     let (id, secret) = place.make_key(&["--name", "k"]);
     let gateway = place.start();
     let in_use = format!("is in use by another Keygate (pid {})", gateway.ready["pid"]);
-    for args in [&["keys", "list"][..], &["keys", "delete", &id], &["keys", "create", "--name", "n"]] {
+    for args in [
+        &["keys", "list"][..],
+        &["keys", "delete", &id],
+        &["keys", "create", "--name", "n", "--scopes", "app"],
+    ] {
         says(&place.fails(1, args), &[&in_use, "use its admin API"]);
     }
     says(&place.refusal(), &[&in_use]);
@@ -393,7 +398,7 @@ fn import_ends_where_a_file_cannot_be_read_on() {
     place.write("keys.csv/inside", "");
     place.write(
         "mixed.jsonl",
-        b"{\"name\":\"one\",\"type\":\"service\",\"api_key\":\"legacy_key_0001\"}\n\xff\n",
+        b"{\"name\":\"one\",\"scopes\":[\"app\"],\"api_key\":\"legacy_key_0001\"}\n\xff\n",
     );
     for file in ["keys.jsonl", "keys.csv"] {
         let errors = place.fails(1, &["keys", "import", file]);

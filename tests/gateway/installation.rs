@@ -112,7 +112,9 @@ impl Installation {
     /// Makes a key by the command; its id and its secret.
     #[track_caller]
     pub(crate) fn make_key(&self, args: &[&str]) -> (String, String) {
-        let output = self.command(&[&["keys", "create"], args].concat());
+        let given = args.iter().any(|arg| ["--type", "--scopes"].contains(arg));
+        let scopes: &[&str] = if given { &[] } else { &["--scopes", "app,memory,rag"] };
+        let output = self.command(&[&["keys", "create"], scopes, args].concat());
         assert_eq!(output.code, Some(0), "{args:?}: {output:?}");
         let id = output.stderr.split("created ").nth(1).and_then(|rest| rest.split(';').next());
         (id.expect("an id").to_owned(), output.stdout.trim().to_owned())

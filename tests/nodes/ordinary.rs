@@ -103,7 +103,7 @@ fn migrate_tells_and_does_on_postgres_too() {
     assert_eq!((done.code, done.stdout.matches("applied ").count()), (Some(0), 1), "{done:?}");
     assert_eq!(run(&["migrate", "--check"]).code, Some(0));
     // And keys can be made while nobody runs, or while somebody does.
-    let made = run(&["keys", "create", "--name", "k"]);
+    let made = run(&["keys", "create", "--name", "k", "--scopes", "app"]);
     assert_eq!(made.code, Some(0), "{made:?}");
     assert!(made.stdout.starts_with("sk-service-"), "{made:?}");
 }
