@@ -54,6 +54,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
             write: u.write_timeout,
             idle: u.idle_timeout,
             request: (!u.request_timeout.is_zero()).then_some(u.request_timeout),
+            tunnel: u.tunnel_idle_timeout,
         },
         dialect: Dialect::new(version, tls),
         most: Most {

@@ -45,6 +45,8 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// How long a request may take in all; zero for as long as it likes.
     pub request_timeout: Duration,
+    /// How long a WebSocket may be open without a byte in either direction.
+    pub tunnel_idle_timeout: Duration,
     /// Most requests in flight; 0 for no limit.
     pub max_requests: u32,
     /// Most requests that wait for a connection; 0 for no limit.
@@ -193,6 +195,11 @@ pub(super) fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
         write_timeout: s.value("write_timeout", &span_ms(10, 86_400_000), d.write_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(0, 3_600_000), d.idle_timeout),
         request_timeout: s.value("request_timeout", &span_ms(0, 7 * 86_400_000), d.request_timeout),
+        tunnel_idle_timeout: s.value(
+            "tunnel_idle_timeout",
+            &span_ms(100, 7 * 86_400_000),
+            d.tunnel_idle_timeout,
+        ),
         max_requests: s.value("max_requests", &AT_MOST, d.max_requests),
         max_pending: s.value("max_pending", &AT_MOST, d.max_pending),
         max_requests_per_server: s.value("max_requests_per_server", &AT_MOST, d.max_requests_per_server),
@@ -428,6 +435,7 @@ impl UpstreamConfig {
             write_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_secs(30),
             request_timeout: Duration::ZERO,
+            tunnel_idle_timeout: Duration::from_mins(10),
             max_requests: 0,
             max_pending: 0,
             max_requests_per_server: 0,

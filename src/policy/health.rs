@@ -109,6 +109,12 @@ impl Ejection {
         self.failures > 0
     }
 
+    /// Failures in a row.
+    #[cfg(test)]
+    pub const fn failures(self) -> u32 {
+        self.failures
+    }
+
     /// A request was answered.
     pub const fn succeeded(&mut self) {
         self.failures = 0;

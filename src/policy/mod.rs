@@ -27,3 +27,4 @@ pub mod scope;
 pub mod secret;
 pub mod source;
 pub mod trace;
+pub mod websocket;

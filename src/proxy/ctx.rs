@@ -1,6 +1,7 @@
 //! What is known of one request while it passes through Pingora's phases.
 
 use super::connection::{Connection, End};
+use super::rewind::Rewind;
 use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
@@ -53,6 +54,8 @@ pub struct Ctx {
     pub record: Option<Pending>,
     /// A body read ahead to find the end user in it; sent on from here.
     pub body: Option<Bytes>,
+    /// What of a body has come, where a backend may say that it has not acted on it.
+    pub rewind: Option<Rewind>,
     /// Body bytes taken from the client so far.
     pub body_bytes: u64,
     /// Its way through the servers of its upstream.
@@ -93,6 +96,7 @@ impl Ctx {
             admission: None,
             record: None,
             body: None,
+            rewind: None,
             body_bytes: 0,
             trip: Trip::default(),
             degraded: false,

@@ -21,6 +21,7 @@ pub mod listen;
 mod message;
 mod ratelimit;
 mod reply;
+mod rewind;
 mod service;
 mod site;
 mod socket;

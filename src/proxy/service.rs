@@ -2,6 +2,7 @@
 
 use super::access::{AccessLog, Line};
 use super::body::pass_on;
+use super::connection::{End, Stage};
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
 use super::forward;
@@ -10,9 +11,11 @@ use super::headers::{Told, from_backend};
 use super::message::Message;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
+use super::rewind;
 use super::site::Site;
 use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
+use super::trip::may_pause;
 use super::upstream::{Failure, is_ours};
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -20,13 +23,15 @@ use crate::metrics::Metrics;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
 use crate::policy::forward::HostRule;
+use crate::policy::head::content_length;
 use crate::policy::source::TrustedProxies;
+use crate::policy::websocket::close_frame;
 use crate::store::Outcome;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HOST, ORIGIN};
+use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -81,6 +86,10 @@ pub struct ProxyLimits {
     /// Which header families tell what is left.
     pub families: Families,
 }
+
+/// Why a WebSocket is closed (RFC 6455, 7.4.1).
+const GOING_AWAY: u16 = 1001;
+const POLICY_VIOLATION: u16 = 1008;
 
 /// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
 const ADDED: usize = ratelimit::FIELDS + 4;
@@ -142,19 +151,20 @@ impl ProxyHttp for Phases {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
+        rewind::rewind(session, ctx).await?;
         self.next_server(session, ctx)
     }
 
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        Proxy::reached(ctx);
+        Proxy::reached(ctx, reused);
         Ok(())
     }
 
@@ -244,11 +254,19 @@ impl ProxyHttp for Phases {
             *body = end_of_stream.then(|| read_ahead.clone());
             return Ok(());
         }
+        if ctx.trip.is_tunnel() {
+            // It has no body: what passes has no length, and each part gives both sides their time anew.
+            may_pause(ctx);
+            return Ok(());
+        }
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
         }
         if let Some(connection) = &ctx.connection {
+            if let (Some(part), Some(rewind)) = (&body, &mut ctx.rewind) {
+                rewind.keep(part, connection);
+            }
             pass_on(connection, body, end_of_stream, ctx.body_bytes).await;
         }
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
@@ -272,11 +290,7 @@ impl ProxyHttp for Phases {
                 Ok(())
             });
         }
-        if response.status == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(connection) = &ctx.connection
-        {
-            connection.becomes_tunnel();
-        }
+        check_framing(response)?;
         self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
@@ -314,6 +328,9 @@ impl ProxyHttp for Phases {
         _end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
+        if let (Some(part), Some(frames)) = (&body, ctx.trip.frames()) {
+            frames.pass(part);
+        }
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
             connection.takes(part);
         }
@@ -322,6 +339,10 @@ impl ProxyHttp for Phases {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        if ctx.trip.is_tunnel() {
+            end_tunnel(session, ctx).await;
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        }
         if !ctx.trip.reached {
             give_back(ctx);
         }
@@ -403,7 +424,7 @@ impl Proxy {
         written: Option<u16>,
         (read, sent): (u64, u64),
     ) {
-        Self::is_served(ctx);
+        Self::is_served(ctx, outcome == Outcome::Served);
         // 499 is what nginx calls a client that went away before it was answered.
         let status = written.unwrap_or(499);
         if let Some(mut record) = ctx.record.take() {
@@ -446,6 +467,44 @@ fn give_back(ctx: &mut Ctx) {
     }
 }
 
+/// A tunnel has broken off, or is ended from here: then a WebSocket's client is told why, where that can be put between two
+/// frames. That its key has lost its right is in the record; any other end is none of a request's failures.
+async fn end_tunnel(session: &mut Session, ctx: &mut Ctx) {
+    ctx.fault = ctx.client_fault().map(|denial| denial.fault());
+    let Some(connection) = ctx.connection.clone() else { return };
+    let code = match connection.ends() {
+        None => return,
+        Some(End::KeyGone | End::KeyInactive | End::KeyExpired) => POLICY_VIOLATION,
+        Some(_) => GOING_AWAY,
+    };
+    if ctx.trip.frames().is_none_or(|frames| !frames.may_add()) {
+        return;
+    }
+    connection.survive(Stage::Linger);
+    let frame = Bytes::copy_from_slice(&close_frame(code));
+    if let Err(error) = session.write_response_body(Some(frame), true).await {
+        tracing::debug!(%error, "the client did not take the close frame");
+    }
+}
+
+/// Whether the head of an answer says in one way, and once, where its body ends. Pingora reads several lengths that agree as
+/// one and passes them on, where the next reader may take another.
+fn check_framing(answer: &ResponseHeader) -> pingora::Result<()> {
+    let mut lengths = answer.headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    let mut codings = answer.headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    let is_sound = lengths.next().is_none()
+        && codings.next().is_none()
+        && length.is_none_or(|value| content_length(value.as_bytes()).is_some())
+        && coding.is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && (length.is_none() || coding.is_none());
+    if is_sound {
+        return Ok(());
+    }
+    Err(Error::explain(ErrorType::InvalidHTTPHeader, "an answer whose length is not plain").into_up())
+}
+
 /// Whether this is an answer, and not only word that one will come.
 fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
@@ -478,6 +537,7 @@ fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
             Outcome::UpstreamFailed
         }
         (Some(_), _) => Outcome::Denied,
+        (None, _) if ctx.trip.is_tunnel() => Outcome::Served,
         (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,
         (None, None) => Outcome::Served,

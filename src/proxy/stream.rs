@@ -318,7 +318,8 @@ impl custom::Session for Stream {
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.replay.as_ref().filter(|replay| !replay.is_truncated())?.get_buffer()
+        let whole = self.replay.as_ref().filter(|replay| !replay.is_truncated());
+        whole.map_or_else(|| self.connection.rewound(), FixedBuffer::get_buffer)
     }
 
     fn set_write_timeout(&mut self, within: Option<Duration>) {

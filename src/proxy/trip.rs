@@ -4,11 +4,17 @@
 
 use super::connection::End;
 use super::ctx::Ctx;
+use super::rewind::{self, Rewind};
 use super::service::{Proxy, status_written};
-use super::upstream::{Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Upstream, Wish, is_ours};
+use super::upstream::{
+    Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Stream, Upstream, Wish, is_ours,
+};
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use crate::policy::websocket::Frames;
+use http::header::UPGRADE;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
@@ -33,8 +39,15 @@ pub struct Trip {
     answer: Answer,
     /// Whether its connection counts the backend's time.
     is_awaited: bool,
-    /// How long the backend may pause, where the connection counts that as well and not Pingora.
+    /// How long the backend may pause, where the connection counts that as well and not Pingora. Of a tunnel, how long
+    /// both sides may.
     pause: Option<Duration>,
+    /// What HTTP/2 connections are chosen by, where it may be spoken.
+    stream: Option<Stream>,
+    /// Whether the request asks for a tunnel.
+    asks_tunnel: bool,
+    /// The tunnel that it has become, by what has passed to the client.
+    tunnel: Option<Frames>,
     /// Why the last attempt that failed did.
     failure: Option<Failure>,
 }
@@ -73,9 +86,19 @@ impl Proxy {
             record.upstream(&busy.text);
         }
         let mut peer = upstream.peer(&busy);
-        ctx.trip.opening = upstream.opening(&mut peer);
-        // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send.
-        let is_ours = upstream.settings.dialect.may_be_http2() && !session.is_body_empty();
+        let asks_tunnel = upstream.settings.dialect.may_tunnel() && asks_tunnel(session.req_header());
+        ctx.trip.asks_tunnel = asks_tunnel;
+        ctx.trip.stream = None;
+        if asks_tunnel {
+            upstream.make_tunnel(&mut peer);
+        } else if let Some(stream) = upstream.stream(busy.server(), key_of(ctx)) {
+            Upstream::choose_connections(&mut peer, &stream);
+            ctx.trip.stream = Some(stream);
+        }
+        ctx.trip.opening = upstream.opening(&mut peer, asks_tunnel);
+        // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send; and in a tunnel
+        // only what comes from the backend.
+        let is_ours = asks_tunnel || upstream.settings.dialect.may_be_http2() && !session.is_body_empty();
         ctx.trip.pause = if is_ours { peer.options.read_timeout.take() } else { None };
         if let Some(left) = left {
             let options = &mut peer.options;
@@ -96,8 +119,10 @@ impl Proxy {
         }
         ctx.note_attempt(upstream, &busy);
         ctx.trip.attempts += 1;
-        // What is sent again is counted again.
+        // What is sent again is counted again, and kept again.
         ctx.body_bytes = 0;
+        let is_kept = ctx.trip.stream.is_some() && !session.is_body_empty() && ctx.body.is_none();
+        ctx.rewind = is_kept.then(Rewind::default);
         ctx.trip.busy = Some(busy);
         Ok(peer)
     }
@@ -125,7 +150,8 @@ impl Proxy {
     /// Whether the request may go on, now that a part of the answer has come.
     pub(super) fn still_in_time(&self, ctx: &Ctx) -> pingora::Result<()> {
         may_pause(ctx);
-        upstream_of(ctx).map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
+        let upstream = upstream_of(ctx).filter(|_| !ctx.trip.is_tunnel());
+        upstream.map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
     #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
@@ -141,6 +167,7 @@ impl Proxy {
     /// The server could not be connected to. Answers whether the request goes on to another.
     pub(super) fn not_reached(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
         ctx.trip.opening = None;
+        ctx.trip.stream_is_over();
         if e.etype == NO_PLACE {
             // Nothing is known of the server.
             if let Some(upstream) = upstream_of(ctx) {
@@ -159,12 +186,19 @@ impl Proxy {
             _ => Failure::Connect,
         };
         judge(ctx, Some(failure));
+        if let Some(upstream) = upstream_of(ctx) {
+            upstream.may_have_moved();
+        }
         ctx.trip.leave();
         self.goes_on(session, ctx, Broken::NotConnected)
     }
 
-    /// A connection stands.
-    pub(super) fn reached(ctx: &mut Ctx) {
+    /// A connection stands, which is one used before or not.
+    pub(super) fn reached(ctx: &mut Ctx, reused: bool) {
+        if let Some(upstream) = upstream_of(ctx).filter(|_| !reused) {
+            // Who listens there now need not be who did when the name was looked up.
+            upstream.may_have_moved();
+        }
         if let Some(opening) = ctx.trip.opening.take() {
             opening.is_done();
         }
@@ -183,11 +217,15 @@ impl Proxy {
     /// The head of an answer has come, which is more than word that one will.
     pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
         ctx.trip.answer = Answer::Well;
+        ctx.rewind = None;
         if let Some(connection) = &ctx.connection {
             connection.is_answered();
         }
         if let Some(recording) = &mut ctx.recording {
             recording.answered(status);
+        }
+        if status == StatusCode::SWITCHING_PROTOCOLS.as_u16() && ctx.trip.asks_tunnel {
+            return begin_tunnel(ctx);
         }
         if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
             // The rest of it has what is left of the whole, if there is such a bound.
@@ -199,8 +237,11 @@ impl Proxy {
         }
     }
 
-    /// The request is over. What has not failed went well.
-    pub(super) fn is_served(ctx: &mut Ctx) {
+    /// The request is over, and answered to the end or not. What has not failed went well.
+    pub(super) fn is_served(ctx: &mut Ctx, whole: bool) {
+        if whole {
+            ctx.trip.stream_is_over();
+        }
         if ctx.trip.answer == Answer::Well {
             judge(ctx, None);
         }
@@ -209,12 +250,22 @@ impl Proxy {
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
     /// sent again.
     pub(super) fn broke_off(&self, session: &Session, ctx: &mut Ctx, e: &Error, reused: bool) -> bool {
+        if ctx.trip.is_tunnel() {
+            // Whichever side ends it, and however.
+            return false;
+        }
         if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::BackendLate)) {
             judge(ctx, Some(self.late(ctx)));
             return false;
         }
         if e.esource != ErrorSource::Upstream {
             return false;
+        }
+        if !matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout) {
+            ctx.trip.stream_is_over();
+        }
+        if let Some(upstream) = upstream_of(ctx) {
+            upstream.may_have_moved();
         }
         let broken = broken(e);
         // That a server closes a connection while it is idle says nothing about the server.
@@ -246,7 +297,7 @@ impl Proxy {
     fn goes_on(&self, session: &Session, ctx: &Ctx, broken: Broken) -> bool {
         let request = Request {
             idempotent: session.req_header().method.is_idempotent(),
-            replayable: !session.as_ref().retry_buffer_truncated(),
+            replayable: !session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx),
             answered: ctx.trip.is_answered() || status_written(session).is_some(),
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
@@ -273,6 +324,23 @@ impl Trip {
         self.answer != Answer::None
     }
 
+    /// Whether it has become a tunnel.
+    pub(super) const fn is_tunnel(&self) -> bool {
+        self.tunnel.is_some()
+    }
+
+    /// The frames that have passed to the client, where it has become a tunnel.
+    pub(super) const fn frames(&mut self) -> Option<&mut Frames> {
+        self.tunnel.as_mut()
+    }
+
+    /// Nothing of it is left that would have to be cancelled.
+    const fn stream_is_over(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.is_over();
+        }
+    }
+
     /// Why the last attempt that failed did; none: none did.
     pub(super) fn failure(&self) -> Option<Failure> {
         self.failure
@@ -289,8 +357,29 @@ impl Trip {
     }
 }
 
-/// A part of the answer has come: the next has its time, where it is not Pingora that counts it.
-fn may_pause(ctx: &Ctx) {
+/// Whether the request asks for what Pingora makes a tunnel of.
+fn asks_tunnel(request: &RequestHeader) -> bool {
+    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    request.version == Version::HTTP_11 && request.headers.get(UPGRADE).is_some_and(asks)
+}
+
+/// The backend has agreed to a tunnel, and done what it was asked for. From now on both sides have a time of their own, and
+/// none of a request's.
+fn begin_tunnel(ctx: &mut Ctx) {
+    let Some(idle) = upstream_of(ctx).map(|upstream| upstream.settings.timeouts.tunnel) else { return };
+    ctx.trip.tunnel = Some(Frames::default());
+    ctx.trip.pause = Some(idle);
+    if let Some(connection) = &ctx.connection {
+        connection.becomes_tunnel();
+        connection.backend_within(None);
+    }
+    may_pause(ctx);
+    judge(ctx, None);
+}
+
+/// A part of the answer has come, or something has passed through the tunnel: the next has its time, where it is not
+/// Pingora that counts it.
+pub(super) fn may_pause(ctx: &Ctx) {
     if let (Some(pause), Some(connection)) = (ctx.trip.pause, &ctx.connection) {
         connection.backend_may_pause(pause);
     }
@@ -340,12 +429,17 @@ fn random_bits(ctx: &Ctx) -> u64 {
     ctx.id.0.as_u64_pair().1
 }
 
+/// The hash of its key.
+fn key_of(ctx: &Ctx) -> u64 {
+    ctx.admission.as_ref().map_or(0, |admission| hash(admission.entry().key.id.0.as_bytes()))
+}
+
 /// What binds the request to a server, where its upstream chooses so.
 fn name_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
     let (Balancing::Hash(by), Some(admission)) = (&upstream.settings.balancing, &ctx.admission) else {
         return 0;
     };
-    let key = || hash(admission.entry().key.id.0.as_bytes());
+    let key = || key_of(ctx);
     match by {
         HashBy::Key => key(),
         HashBy::EndUser => admission.end_user().map_or_else(key, |id| hash(id.0.as_bytes())),

@@ -16,11 +16,14 @@ mod dialects;
 mod forward;
 mod group;
 mod health;
+mod moved;
 mod reload;
 mod retry;
 mod speaker;
+mod streams;
 #[expect(dead_code, unused_imports, reason = "what other crates of tests use of it")]
 #[path = "../gateway/support/mod.rs"]
 mod support;
 mod timeouts;
 mod traces;
+mod tunnels;

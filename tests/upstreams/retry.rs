@@ -185,3 +185,38 @@ fn above_its_limit_an_upstream_refuses_at_once_and_for_nothing() {
         eventually_true("there is room", || group.gateway.get("/v1/app/x", &other.secret).status == 200);
     }
 }
+
+#[test]
+fn an_answer_whose_length_is_not_plain_is_502() {
+    let group = Group::start(&[1], NO_EJECTION);
+    for odd in [
+        "Content-Length: 2, 2\r\n\r\nok",
+        "Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+        "Content-Length: +2\r\n\r\nok",
+        "Content-Length: 02\r\n\r\nok",
+        "Transfer-Encoding: gzip\r\n\r\nok",
+        "Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ] {
+        group.origins[0].script(move |_, out| {
+            write!(out, "HTTP/1.1 200 OK\r\nX-Internal: 1\r\n{odd}")?;
+            Err(io::Error::other("gone"))
+        });
+        let response = group.gateway.get("/v1/app/x", &group.secret);
+        assert_eq!(response.fault(), (502, 10003, "bad_gateway".into()), "{odd:?}");
+        assert_eq!(response.header("x-internal"), None, "nothing of it is passed on");
+    }
+    for plain in [
+        "Content-Length: 2\r\n\r\nok",
+        "Content-Length: \t2 \r\n\r\nok",
+        "Transfer-Encoding: Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "\r\nok",
+    ] {
+        group.origins[0].script(move |_, out| {
+            write!(out, "HTTP/1.1 200 OK\r\n{plain}")?;
+            Err(io::Error::other("gone"))
+        });
+        let response = group.gateway.get("/v1/app/x", &group.secret);
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{plain:?}");
+    }
+}

@@ -195,7 +195,7 @@ impl Connection {
         }
     }
 
-    /// From now on the backend may pause for so long within its answer.
+    /// From now on the backend may pause for so long within its answer, or either side of a tunnel.
     pub fn backend_may_pause(&self, within: Duration) {
         self.due.pause.store(ms(within), Ordering::Relaxed);
         self.due.pause_ends.store(self.due_in(within), Ordering::Relaxed);
@@ -271,7 +271,7 @@ impl Connection {
         if stage == Stage::Request {
             let (backend, pause) = (&self.due.backend, &self.due.pause_ends);
             if now >= backend.load(Ordering::Relaxed).min(pause.load(Ordering::Relaxed)) {
-                return Some(End::BackendLate);
+                return Some(if self.is_tunnel() { End::TunnelIdle } else { End::BackendLate });
             }
         }
         if now < self.due.read.load(Ordering::Relaxed)

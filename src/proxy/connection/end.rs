@@ -37,6 +37,8 @@ numbered!(
         KeyExpired,
         /// The backend does not begin to answer, or pauses.
         BackendLate,
+        /// Nothing has passed through the tunnel for too long, in either direction.
+        TunnelIdle,
         /// The client takes nothing of what is written to it.
         WriteStalled,
         /// It made room for a new one.
@@ -127,6 +129,7 @@ impl End {
             Self::BodySlow => "body_slow",
             Self::BadChunks => "bad_chunks",
             Self::BackendLate => "backend_late",
+            Self::TunnelIdle => "tunnel_idle",
             Self::KeyGone => "key_gone",
             Self::KeyInactive => "key_inactive",
             Self::KeyExpired => "key_expired",

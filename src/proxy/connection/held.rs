@@ -59,6 +59,12 @@ pub struct HeldBack {
     connection: Arc<Connection>,
 }
 
+/// Bytes of a request's body that are kept beside those on their way, counted until this is dropped.
+pub struct Kept {
+    counted: u64,
+    connection: Arc<Connection>,
+}
+
 /// A stream's wait for its client to take a part of the answer.
 pub struct PartWaits<'c> {
     stream: &'c Connection,
@@ -194,6 +200,28 @@ impl Drop for HeldBack {
     }
 }
 
+// === impl Kept ===
+
+impl Kept {
+    /// Counts more. Answers whether there was room for it.
+    #[must_use]
+    pub fn add(&mut self, bytes: usize) -> bool {
+        let has_room = self.connection.shared.has_room();
+        if has_room {
+            let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+            self.counted += bytes;
+            self.connection.shared.budget.uploads.fetch_add(bytes, Ordering::Relaxed);
+        }
+        has_room
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.connection.shared.budget.uploads.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
 // === impl PartWaits ===
 
 impl PartWaits<'_> {
@@ -288,6 +316,11 @@ impl Connection {
         self.shared.budget.uploads.fetch_add(len(&part), Ordering::Relaxed);
         self.held.carried.fetch_add(len(&part), Ordering::Relaxed);
         Bytes::from_owner(Part { bytes: part, connection: Arc::clone(self) })
+    }
+
+    /// Begins to count what is kept of a body, so that it can be sent again.
+    pub fn keeps(self: &Arc<Self>) -> Kept {
+        Kept { counted: 0, connection: Arc::clone(self) }
     }
 
     /// Whether a stream waits for the backend to take what it has. A socket is not read then, and so waits for nobody.

@@ -29,9 +29,10 @@ mod held;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{TICK, ms};
 pub use end::End;
-pub use held::HeldBack;
+pub use held::{HeldBack, Kept};
 
 use crate::keyring::Entry;
+use bytes::Bytes;
 use deadlines::Due;
 use end::Ending;
 use held::{Budget, Held};
@@ -65,6 +66,8 @@ pub struct Connection {
     tunnel: AtomicBool,
     /// Whether it goes on although Pingora drops it.
     stays: AtomicBool,
+    /// Of a stream: its request's body so far, to be sent again.
+    rewound: Mutex<Option<Bytes>>,
     due: Due,
     held: Held,
     ending: Ending,
@@ -114,6 +117,7 @@ impl Connection {
             shared: Arc::clone(shared),
             tunnel: AtomicBool::new(false),
             stays: AtomicBool::new(false),
+            rewound: Mutex::default(),
             due: Due::new(),
             held: Held::default(),
             ending: Ending::new(),
@@ -160,6 +164,16 @@ impl Connection {
     /// Whether that was said since it was last asked for.
     pub(super) fn takes_stay(&self) -> bool {
         self.stays.swap(false, Ordering::AcqRel)
+    }
+
+    /// Its request is sent again, and so is this of its body.
+    pub fn is_rewound(&self, body: Bytes) {
+        *self.rewound.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+    }
+
+    /// What of its request's body is to be sent again.
+    pub fn rewound(&self) -> Option<Bytes> {
+        self.rewound.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on bytes pass in both directions, whatever they are.

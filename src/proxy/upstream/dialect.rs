@@ -102,6 +102,16 @@ impl Dialect {
         self.version != Version::Http1
     }
 
+    /// Whether a tunnel can be asked for, which HTTP/2 as it is spoken here has not.
+    pub fn may_tunnel(&self) -> bool {
+        self.version != Version::Http2
+    }
+
+    /// What tells its connections from those of others.
+    pub(super) const fn group(&self) -> u64 {
+        self.group
+    }
+
     /// Whether both make the same connections.
     pub fn is_same(&self, other: &Self) -> bool {
         self.group == other.group

@@ -9,6 +9,7 @@ mod dialect;
 mod opening;
 mod probe;
 mod server;
+mod streams;
 mod tend;
 
 pub use dialect::{BadTls, Dialect, Tls, TlsParts, Version};
@@ -16,6 +17,7 @@ pub use opening::{NO_PLACE, Opening};
 pub(super) use probe::is_ours;
 pub use probe::{HttpProbe, Probe};
 pub use server::{Busy, Failure, Server};
+pub use streams::Stream;
 pub use tend::tend;
 
 use crate::clock::{Clock, Now};
@@ -24,12 +26,16 @@ use crate::policy::balance::{Balance, Balancing, Candidate};
 use crate::policy::health::{EjectRule, ProbeRule};
 use crate::policy::retry::{Budget, BudgetRule};
 use arc_swap::ArcSwap;
-use pingora::upstreams::peer::HttpPeer;
-use std::net::SocketAddr;
+use pingora::upstreams::peer::{ALPN, HttpPeer};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use streams::{APART_IDLE, Streams};
 use tokio::sync::Notify;
+
+/// Tells connections that may become tunnels from others. None of them is used again.
+const TUNNELS: u64 = 0x7475_6e6e_656c_7300;
 
 /// A group of servers.
 pub struct Upstream {
@@ -46,8 +52,12 @@ pub struct Upstream {
     in_flight: AtomicUsize,
     pending: AtomicUsize,
     budget: Mutex<Budget>,
+    /// Where HTTP/2 may be spoken: what keys have in flight.
+    streams: Option<Streams>,
     /// Wakes whoever lets ejected servers back in.
     ejected: Notify,
+    /// Asks for another look-up of the names, where there are any.
+    moved: Notify,
     /// What has taken its place, and knows of its servers since. Set with `members` locked.
     successor: OnceLock<Arc<Self>>,
     metrics: Arc<Metrics>,
@@ -109,6 +119,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// The whole request; none for as long as it likes.
     pub request: Option<Duration>,
+    /// A tunnel through which nothing passes, in either direction.
+    pub tunnel: Duration,
 }
 
 /// How much may be going on at once.
@@ -170,6 +182,7 @@ struct Team {
 impl Upstream {
     /// A group that has no server until its names are looked up.
     pub fn new(settings: Settings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+        let streams = settings.dialect.may_be_http2().then(Streams::new);
         Self {
             settings,
             members: Mutex::default(),
@@ -179,7 +192,9 @@ impl Upstream {
             in_flight: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             budget: Mutex::default(),
+            streams,
             ejected: Notify::new(),
+            moved: Notify::new(),
             successor: OnceLock::new(),
             metrics,
             clock,
@@ -207,7 +222,24 @@ impl Upstream {
             }
         }
         let full = team.servers.iter().any(|s| !was_tried(s, wish.tried));
-        Err(if full { NoServer::Servers } else { NoServer::Down })
+        if full {
+            return Err(NoServer::Servers);
+        }
+        self.may_have_moved();
+        Err(NoServer::Down)
+    }
+
+    /// A server may not be where it was: no connection, a connection that ended, or none to use again. Has its name
+    /// looked up at once.
+    pub fn may_have_moved(&self) {
+        if self.has_names() {
+            self.moved.notify_one();
+        }
+    }
+
+    /// Whether any server is given by name.
+    fn has_names(&self) -> bool {
+        self.settings.names.iter().any(|named| named.host.parse::<IpAddr>().is_err())
     }
 
     fn choose(&self, team: &Team, wish: &Wish<'_>, most: usize) -> Option<usize> {
@@ -251,6 +283,21 @@ impl Upstream {
         Box::new(peer)
     }
 
+    /// Has `peer` use the connections that `stream` may.
+    pub fn choose_connections(peer: &mut HttpPeer, stream: &Stream) {
+        peer.group_key = stream.group();
+        if stream.is_apart() {
+            peer.options.idle_timeout = peer.options.idle_timeout.map(|idle| idle.min(APART_IDLE));
+        }
+    }
+
+    /// Has `peer` make a connection that may become a tunnel: over HTTP/1.1, and for this request alone.
+    pub fn make_tunnel(&self, peer: &mut HttpPeer) {
+        peer.group_key = self.settings.dialect.group() ^ TUNNELS;
+        peer.options.alpn = ALPN::H1;
+        peer.options.idle_timeout = Some(Duration::ZERO);
+    }
+
     /// A request was answered with a status below 500, to the answer's end.
     pub fn succeeded(&self, server: &Server) {
         server.answered();
@@ -275,7 +322,7 @@ impl Upstream {
                 upstream = name,
                 server = &*server.text,
                 failure = failure.as_str(),
-                "requests to a server begin to fail"
+                "requests to a server fail"
             );
         }
         let down = members.iter().filter(|m| !m.server.is_up()).count();

@@ -1,18 +1,23 @@
-//! Opening a connection to a server, where no more than so many requests may wait for one.
+//! Opening a connection to a server, where no more than so many requests may wait for one, or where it is to be a tunnel.
 //!
 //! Pingora asks for a connection here only when it has none to use again, so that a place is taken by those who really wait.
-//! Must not know: requests. Without such a limit Pingora opens connections by itself.
+//! Must not know: requests. Otherwise Pingora opens connections by itself.
 
 use super::{NoServer, Upstream, take_place};
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, OrErr};
 use std::fmt;
+use std::io;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What connecting ends with when as many as may wait already.
@@ -21,6 +26,8 @@ pub const NO_PLACE: ErrorType = ErrorType::HTTPStatus(503);
 /// One request's connection to be.
 pub struct Opening {
     upstream: Arc<Upstream>,
+    /// Whether it is to be a tunnel.
+    is_tunnel: bool,
     /// Taken when the opening begins, given back when the connection stands or this is dropped.
     place: Mutex<Option<Waiting>>,
 }
@@ -28,13 +35,24 @@ pub struct Opening {
 /// A request that waits for a connection, until this is dropped.
 pub(super) struct Waiting(Arc<Upstream>);
 
+/// A connection for a request that asks for a tunnel.
+///
+/// Pingora ends a tunnel right after it has begun where it reads the backend's 101 before it has taken note that the
+/// request has no body, and does the two in any order. So what is read next after a write is there only at the second look,
+/// when everything else that was due has been done.
+#[derive(Debug)]
+struct TunnelStream {
+    stream: TcpStream,
+    has_written: bool,
+}
+
 impl Upstream {
-    /// Has a connection to `peer` opened so, where not all may wait for one.
-    pub fn opening(self: &Arc<Self>, peer: &mut HttpPeer) -> Option<Arc<Opening>> {
-        if self.settings.most.pending == usize::MAX {
+    /// Has a connection to `peer` opened so, where not all may wait for one or where it is to be a tunnel.
+    pub fn opening(self: &Arc<Self>, peer: &mut HttpPeer, is_tunnel: bool) -> Option<Arc<Opening>> {
+        if self.settings.most.pending == usize::MAX && !is_tunnel {
             return None;
         }
-        let opening = Arc::new(Opening { upstream: Arc::clone(self), place: Mutex::default() });
+        let opening = Arc::new(Opening { upstream: Arc::clone(self), is_tunnel, place: Mutex::default() });
         peer.options.custom_l4 = Some(Arc::clone(&opening) as _);
         Some(opening)
     }
@@ -73,7 +91,14 @@ impl Connect for Opening {
         *self.place() = Some(place);
         let within = self.upstream.settings.timeouts.connect;
         match tokio::time::timeout(within, TcpStream::connect(address)).await {
-            Ok(connected) => connected.or_err(ErrorType::ConnectError, "connecting").map(Stream::from),
+            Ok(connected) => {
+                let stream = connected.or_err(ErrorType::ConnectError, "connecting")?;
+                if !self.is_tunnel {
+                    return Ok(Stream::from(stream));
+                }
+                let stream = TunnelStream { stream, has_written: false };
+                Ok(Stream::from(VirtualSocketStream::new(Box::new(stream))))
+            }
             Err(_) => Error::e_explain(ErrorType::ConnectTimedout, "timeout connecting"),
         }
     }
@@ -82,6 +107,50 @@ impl Connect for Opening {
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opening").field("upstream", &self.upstream.settings.name).finish_non_exhaustive()
+    }
+}
+
+// === impl TunnelStream ===
+
+impl VirtualSocket for TunnelStream {
+    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
+        match option {
+            VirtualSockOpt::NoDelay => self.stream.set_nodelay(true),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.has_written) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.has_written = true;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Must not know: its group, how it is spoken to. The path of a request that goes well takes no lock here.
 
+use super::streams::Generation;
 use super::take_place;
 use crate::clock::Now;
 use crate::metrics::Metrics;
@@ -29,6 +30,8 @@ pub struct Server {
     pub authority: Box<str>,
     /// Who it is to a hash.
     pub(super) identity: u64,
+    /// Its HTTP/2 connections that requests of many keys go over.
+    pub(super) shared: Generation,
     in_flight: AtomicUsize,
     in_flight_shown: IntGauge,
     answered: IntCounter,
@@ -90,6 +93,7 @@ impl Server {
             identity: hash(text.as_bytes()),
             host: host.into(),
             authority: authority.into(),
+            shared: Generation::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_shown: metrics.upstream_in_flight.with_label_values(&labels),
             answered: metrics.upstream_results.with_label_values(&[upstream, &text, "answered"]),
@@ -136,20 +140,22 @@ impl Server {
         self.has_failures.load(Ordering::Relaxed)
     }
 
-    /// Whether to tell of a request that failed: of the first in a row, and not again for some time.
+    /// Whether to log a request that failed: at most one in [`TELL_EVERY_NS`]. Failures that are not logged do not postpone
+    /// the next line.
     pub(super) fn may_tell(&self, now: Now) -> bool {
-        if self.has_failures() {
-            return false;
-        }
-        let told = self.told_ns.swap(now.steady_ns.max(1), Ordering::Relaxed);
-        told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS
+        let told = self.told_ns.load(Ordering::Relaxed);
+        let is_due = told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS;
+        let now_ns = now.steady_ns.max(1);
+        is_due && self.told_ns.compare_exchange(told, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     pub(super) fn answered(&self) {
         self.answered.inc();
         if self.has_failures() {
-            self.lock().ejection.succeeded();
-            self.has_failures.store(false, Ordering::Relaxed);
+            // The flag changes with the lock held: a failure that comes right after must not be forgotten with those before.
+            let mut health = self.lock();
+            health.ejection.succeeded();
+            self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
         }
     }
 
@@ -184,6 +190,12 @@ impl Server {
     /// Nothing is known from probes any more.
     pub(super) fn forget_probes(&self) {
         self.lock().probed = Probed::default();
+    }
+
+    /// Failures in a row.
+    #[cfg(test)]
+    pub(super) fn failures(&self) -> u32 {
+        self.lock().ejection.failures()
     }
 
     pub(super) fn show_up(&self) {

@@ -3,12 +3,16 @@
 //! Runs on the I/O runtime for as long as the upstream is in use. Must not know: requests.
 
 use super::{Upstream, probe};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// Longest time to look one name up; a resolver that hangs must not hold the others' answers back.
-const LOOK_UP_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
+/// Shortest time between two look-ups of a name that requests ask for.
+const LOOK_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Tends `upstream` until this is dropped.
 pub async fn tend(upstream: Arc<Upstream>) {
@@ -56,14 +60,28 @@ async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
 }
 
+/// Looks names up at intervals, and at once when a request suggests that a server has moved.
 async fn resolve_for_ever(upstream: &Upstream) {
-    let named = |n: &super::Named| n.host.parse::<IpAddr>().is_err();
-    if !upstream.settings.names.iter().any(named) {
+    if !upstream.has_names() {
         return;
     }
+    repeat_when_due(&upstream.moved, upstream.settings.resolve_every, || upstream.resolve()).await;
+}
+
+/// Calls `look_up` every `interval` and as soon as it is asked for, but never within [`LOOK_UP_PAUSE`] of the last call.
+async fn repeat_when_due<F: Future<Output = ()>>(
+    asked: &Notify,
+    interval: Duration,
+    mut look_up: impl FnMut() -> F,
+) {
+    let pause = LOOK_UP_PAUSE.min(interval);
     loop {
-        tokio::time::sleep(upstream.settings.resolve_every).await;
-        upstream.resolve().await;
+        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(interval.saturating_sub(pause)) => {}
+            () = asked.notified() => {}
+        }
+        look_up().await;
     }
 }
 
@@ -78,5 +96,49 @@ async fn readmit_for_ever(upstream: &Upstream) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn names_are_looked_up_at_once_when_asked_for_and_at_most_once_a_second() {
+        let (asked, begun) = (Notify::new(), Instant::now());
+        let times = std::sync::Mutex::new(Vec::new());
+        let looking = repeat_when_due(&asked, Duration::from_secs(30), || {
+            times.lock().expect("times").push(begun.elapsed());
+            std::future::ready(())
+        });
+        let asking = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            // A thousand requests meet a server that is not there any more, for three seconds.
+            for _ in 0..3_000 {
+                asked.notify_one();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_secs(40)).await;
+        };
+        tokio::select! {
+            () = looking => unreachable!("it has no end"),
+            () = asking => {}
+        }
+        let times = times.into_inner().expect("times");
+        let secs: Vec<u64> = times.iter().map(|t| (t.as_millis() as u64 + 500) / 1_000).collect();
+        assert_eq!(secs, [10, 11, 12, 13, 43], "{times:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_interval_is_kept() {
+        let (asked, count) = (Notify::new(), AtomicUsize::new(0));
+        let looking = repeat_when_due(&asked, Duration::from_millis(100), || {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(())
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(10), looking).await.is_err());
+        assert!(count.load(Ordering::Relaxed) >= 99, "{count:?}");
     }
 }

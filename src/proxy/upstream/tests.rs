@@ -28,6 +28,7 @@ fn settings(names: usize) -> Settings {
             write: second,
             idle: second,
             request: None,
+            tunnel: second,
         },
         dialect: Dialect::new(Version::Http1, None),
         most: Most { requests: 2, pending: 1, per_server: usize::MAX },
@@ -179,4 +180,49 @@ fn a_server_that_has_left_is_not_shown_again() {
     upstream.settle(&[Some(vec![at(3)])]);
     upstream.failed(&gone, Failure::Broken);
     assert!(!metrics.render().contains(&*gone.text));
+}
+
+#[test]
+fn a_server_that_fails_now_and_then_is_logged_once_a_minute() {
+    let (upstream, clock, _) = group(1);
+    upstream.settle(&[Some(vec![at(1)])]);
+    let server = upstream.all_members()[0].server.clone();
+    let rule = EjectRule { after: 0, ..upstream.settings.eject };
+    let mut told = 0;
+    for _ in 0..100 {
+        told += usize::from(server.may_tell(clock.now()));
+        server.failed(clock.now(), rule, 0, 1);
+        server.answered();
+        clock.advance(Duration::from_secs(10));
+    }
+    assert_eq!(told, 17, "in 990 seconds");
+}
+
+#[test]
+fn no_success_is_forgotten_between_two_failures() {
+    let (upstream, clock, _) = group(1);
+    upstream.settle(&[Some(vec![at(1)])]);
+    let server = upstream.all_members()[0].server.clone();
+    let rule = EjectRule { after: 100, ..upstream.settings.eject };
+    let fail = || server.failed(clock.now(), rule, 0, 1);
+    let rounds = 20_000;
+    let both = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                both.wait();
+                server.answered();
+                both.wait();
+            }
+        });
+        for round in 0..rounds {
+            fail();
+            both.wait();
+            fail();
+            both.wait();
+            // Whichever came first, this success comes after both.
+            server.answered();
+            assert_eq!(server.failures(), 0, "round {round}");
+        }
+    });
 }

@@ -57,7 +57,13 @@ struct Shared {
 impl Origin {
     /// Answers 200 and a small JSON body until told otherwise.
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// The same at this address.
+    #[track_caller]
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(|_, out| respond(out, 200, &[], b"{\"ok\":true}"))),
