@@ -13,6 +13,7 @@ mod notify;
 mod parts;
 mod reload;
 mod sharers;
+mod signals;
 mod stop;
 mod telemetry;
 mod upgrade;
@@ -24,7 +25,8 @@ pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_pri
 
 pub use parts::routes;
 pub use reload::{ConfigSource, Reloader};
-pub use stop::{Signals, Stop};
+pub use signals::Signals;
+pub use stop::Stop;
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
 use crate::admin::{self, AdminServer, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
@@ -44,6 +46,7 @@ use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
 use notify::Notify;
 use sharers::Sharers;
+use signals::Steps;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -132,6 +135,9 @@ pub enum StartError {
     /// The process whose place this one should take.
     #[error("the process to be replaced: {0}")]
     Predecessor(String),
+    /// The process was asked to stop while it started.
+    #[error("stopped before it served, as asked")]
+    Stopped,
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -175,6 +181,8 @@ pub struct Surroundings<'s> {
     pub notify_socket: Option<&'s str>,
     /// The process whose place it takes.
     pub predecessor: Option<Predecessor>,
+    /// What may ask it to stop while it starts.
+    pub signals: Option<&'s mut Signals>,
 }
 
 /// What stays the same from the opening of the store to the end.
@@ -219,21 +227,22 @@ pub fn start(
 ) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let io = parts::runtime("keygate-io", 2)?;
+    let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
-    let base = io.block_on(open(config, inline, io.handle(), lock))?;
+    let base = steps.wait(open(config, inline, io.handle(), lock))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
     let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.tell(), io.handle()))?);
+    let counters = Arc::new(steps.wait(counters::make(config, &base, writers.tell(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    io.block_on(follower.load())?;
+    steps.wait(follower.load())?;
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     if !told_by_predecessor {
-        io.block_on(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
+        steps.wait(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
     }
 
     let (stop, stopped) = watch::channel(false);
@@ -252,7 +261,7 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, &succession, io.handle()))?);
+    let reloader = Arc::new(steps.wait(Reloader::start(config, source, &base, &succession, io.handle()))?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
@@ -268,7 +277,7 @@ pub fn start(
         parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
     let limits = parts::admin_limits(config);
     succession.doors.close_unused();
-    let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
+    let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
     acme::start(config, &base, edge.accept(), io.handle());
     let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));

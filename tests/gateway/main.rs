@@ -28,6 +28,7 @@ mod redis;
 mod replies;
 mod routing;
 mod secrets;
+mod starting;
 mod streaming;
 #[expect(dead_code, reason = "the edge's own tests use more of it")]
 mod support;
