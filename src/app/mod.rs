@@ -19,6 +19,7 @@ mod telemetry;
 mod upgrade;
 mod upstreams;
 mod usage;
+mod watched;
 mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
@@ -33,6 +34,7 @@ use crate::admin::{self, AdminServer, Algorithm, Auth, AuthConfig, AuthKeys, Cla
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
+use crate::fileio;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -58,6 +60,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
 use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
+use watched::{StartFile, WatchedFiles};
 use zeroize::Zeroizing;
 
 /// Longest wait of a request for the store.
@@ -261,11 +264,14 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let reloader = Arc::new(steps.wait(Reloader::start(config, source, &base, &succession, io.handle()))?);
+    let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
+    let all_files = (Arc::clone(&files), StartFile::all(config, inline));
+    let reloader = Reloader::start(config, source, all_files, &base, &succession, io.handle());
+    let reloader = Arc::new(steps.wait(reloader)?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
+    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
@@ -273,13 +279,21 @@ pub fn start(
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps =
-        parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
+    let deps = parts::admin_deps(
+        config,
+        &base,
+        &keyring,
+        Arc::clone(&accepting),
+        Arc::clone(&reloader),
+        &files,
+        journal,
+    )?;
     let limits = parts::admin_limits(config);
     succession.doors.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
-    acme::start(config, &base, edge.accept(), io.handle());
+    acme::start(config, &base, edge.accept());
+    io.spawn(Arc::clone(&reloader).follow_files());
     let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
     let server = AdminServer { router: admin::router(deps), limits, clock, metrics, state };
     let admin_served = admin_runtime.spawn(server.serve(listener));
@@ -517,7 +531,7 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
         }
         JwtKeys::JwksFile(path) => {
             let text =
-                std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
+                fileio::read_text(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
             Ok(build(AuthKeys::Jwks(text))?)
         }
         JwtKeys::SharedSecretFile(path) => {

@@ -1,5 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
+use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness, ServerLimits};
 use crate::clock::Clock;
@@ -247,11 +248,16 @@ pub(super) fn admin_deps(
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
     reload: Arc<Reloader>,
+    files: &WatchedFiles,
     journal: Arc<Journal>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
-        Some(path) => Some(MetricsToken::new(super::read_secret(path)?.trim())),
+        Some(path) => {
+            let token = Arc::new(MetricsToken::new(super::read_secret(path)?.trim()));
+            files.add_metrics_token(path, &token);
+            Some(token)
+        }
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
     let metrics = Arc::clone(&base.metrics);

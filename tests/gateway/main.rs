@@ -16,6 +16,7 @@ mod connections;
 mod crash;
 mod drain;
 mod end_users;
+mod files;
 mod headers;
 mod installation;
 mod lifecycle;
