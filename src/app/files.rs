@@ -4,7 +4,6 @@ use crate::durable;
 use crate::fileio;
 use crate::policy::id::fill_random;
 use crate::policy::secret::{BadPeppers, Peppers};
-use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -121,6 +120,7 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn made_once_then_read_and_never_shared() {

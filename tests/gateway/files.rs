@@ -7,7 +7,7 @@ use crate::support::{
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use keygate::config::known_keys;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -223,10 +223,12 @@ fn authority() -> [String; 3] {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "an authority");
     let ca = params.self_signed(&key).unwrap().pem();
     let issuer = Issuer::new(params, key);
     let own = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let mut certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    certificate.distinguished_name.push(DnType::CommonName, "127.0.0.1");
     [ca, certificate.signed_by(&own, &issuer).unwrap().pem(), own.serialize_pem()]
 }
 
