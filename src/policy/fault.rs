@@ -164,6 +164,19 @@ mod tests {
         }
     }
 
+    /// The page has a row for each fault, with its status and code, and none for anything else.
+    #[test]
+    fn the_page_on_errors_is_this_table() {
+        let page = include_str!("../../docs/errors.md");
+        let rows: Vec<_> =
+            page.lines().filter(|line| line.contains("| `") && line.starts_with("| ")).collect();
+        let rows = rows.iter().filter(|line| line[2..].starts_with(|c: char| c.is_ascii_digit()));
+        let told: Vec<_> =
+            rows.map(|row| row.splitn(5, " | ").take(3).collect::<Vec<_>>().join(" ")).collect();
+        let known = Fault::ALL.iter().map(|f| format!("| {} {} `{}`", f.status(), f.code(), f.name()));
+        assert_eq!(told, known.collect::<Vec<_>>());
+    }
+
     #[test]
     fn language_follows_the_weights() {
         for (header, lang) in [
