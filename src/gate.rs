@@ -17,7 +17,7 @@ use crate::policy::fault::Fault;
 use crate::policy::fields::Fields;
 use crate::policy::id::{EndUserId, KeyId};
 use crate::policy::limit::Limits;
-use crate::policy::path::decode_segment;
+use crate::policy::path::{BadPath, decode_segment};
 use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use crate::policy::secret::{Peppers, Shape, shape};
 use crate::store::Digest;
@@ -51,6 +51,8 @@ pub struct RequestView<'r> {
     pub method: &'r http::Method,
     /// Canonical path.
     pub path: &'r str,
+    /// Whether a slash is escaped in it.
+    pub encoded_slash: bool,
     /// Header fields as the client sent them.
     pub fields: Fields<'r>,
     /// The client's address.
@@ -87,6 +89,14 @@ pub struct Admission {
     end_user: Option<EndUserId>,
 }
 
+/// Proof that a preflight may be forwarded: it asks for nothing but whether a page of another origin may use a route that
+/// leaves this to its backend. It comes from nobody and is charged to nobody.
+#[derive(Debug)]
+pub struct Preflight {
+    route: Arc<Route>,
+    rewritten: Option<Box<str>>,
+}
+
 /// A refusal with what is known of the request.
 #[derive(Debug)]
 pub struct Denied {
@@ -118,7 +128,13 @@ pub struct Rehash {
 impl Gate {
     /// Steps 2 to 6: route, secret, scope, resource, address. Looks at memory only and charges nothing.
     pub fn authorize(&self, routes: &RouteTable, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
-        let Some(matched) = routes.find(request.method, request.path) else {
+        let matched = routes.find(request.method, request.path);
+        // Two readers may understand it differently. Where no route says that its backend reads it as we do, it is refused.
+        if request.encoded_slash && !matched.as_ref().is_some_and(|matched| matched.route.encoded_slash) {
+            let bad = BadRequest::Path(BadPath::ForbiddenEscape(b'/'));
+            return Err(Denied::early(Denial::BadRequest(bad), None));
+        }
+        let Some(matched) = matched else {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;
@@ -133,6 +149,23 @@ impl Gate {
             }
             Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), entry, None)),
         }
+    }
+
+    /// Whether `request`, an `OPTIONS` by which a browser asks whether a page may use `method`, goes on without a key. A
+    /// request that presents one is decided like any other.
+    pub fn preflight(
+        &self,
+        routes: &RouteTable,
+        request: &RequestView<'_>,
+        method: &http::Method,
+    ) -> Option<Preflight> {
+        let matched = routes.find(method, request.path).filter(|matched| matched.route.cors.is_none())?;
+        let is_refused = request.encoded_slash && !matched.route.encoded_slash;
+        if is_refused || presented(request.fields, &self.secret_headers) != Ok(None) {
+            return None;
+        }
+        let rewritten = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
+        Some(Preflight { route: Arc::clone(matched.route), rewritten })
     }
 
     /// Takes a place in flight for a request whose body has to be read before it can be charged: a key whose limits stand
@@ -275,7 +308,19 @@ fn visible(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value).ok().filter(|_| is_plain)
 }
 
-// === impl Permit, Admission, Denied ===
+// === impl Permit, Preflight, Admission, Denied ===
+
+impl Preflight {
+    /// The route.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// The path that the backend is to get, where that is another than the client's. Given away once.
+    pub fn take_rewritten(&mut self) -> Option<Box<str>> {
+        self.rewritten.take()
+    }
+}
 
 impl Permit {
     /// The key.

@@ -19,7 +19,7 @@
 //! policy → clock            envelope → policy
 //! ```
 //!
-//! Everyone may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
+//! Everyone may use `clock`, `durable`, `metrics` and `envelope`.
 //!
 //! # The invariants
 //!
@@ -44,7 +44,6 @@ pub mod draft;
 pub mod durable;
 pub mod enduser;
 pub mod envelope;
-pub mod fileio;
 pub mod gate;
 pub mod keyring;
 pub mod metrics;

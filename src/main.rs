@@ -16,9 +16,18 @@ fn main() -> ExitCode {
             return error.print().map_or(ExitCode::FAILURE, |()| exit.into());
         }
     };
-    // A variable that is not Unicode cannot be one of ours, whose names and values are.
-    let text = |s: std::ffi::OsString| s.into_string().ok();
-    let variables: Vec<_> = std::env::vars_os().filter_map(|(n, v)| Some((text(n)?, text(v)?))).collect();
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => variables.push((name, value)),
+            (Ok(name), Err(_)) if name.starts_with("KEYGATE_") => {
+                eprintln!("keygate: {name}: must be UTF-8");
+                return Exit::Usage.into();
+            }
+            // A variable that is not Unicode cannot be one of ours, whose names and values are.
+            _ => {}
+        }
+    }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let called: Vec<_> = std::env::args_os().collect();
     let environment = Environment { called: &called, variables: &variables, host_name: host_name.trim() };

@@ -218,6 +218,14 @@ impl Metrics {
         }
     }
 
+    /// Shows a server before anything is known of it.
+    pub fn show_server(&self, upstream: &str, server: &str) {
+        self.upstream_ejections.with_label_values(&[upstream, server]);
+        for result in UPSTREAM_RESULTS {
+            self.upstream_results.with_label_values(&[upstream, server, result]);
+        }
+    }
+
     /// Stops showing a server that is not in the upstream any more.
     pub fn forget_server(&self, upstream: &str, server: &str) {
         let labels = [upstream, server];

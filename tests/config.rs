@@ -243,6 +243,50 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
 }
 
 #[test]
+fn quotes_and_control_characters_around_a_variable_are_told_and_line_ends_are_not_part_of_it() {
+    let config = Config::parse(
+        "",
+        "",
+        &env(&[("KEYGATE_NODE_NAME", " one\r\n"), ("KEYGATE_LOG_ACCESS", "true\n")]),
+        "",
+    );
+    let config = config.expect("it loads");
+    assert_eq!((config.node.name.as_str(), config.log.access), ("one", true));
+    let quoted = "is in quotes, which would be a part of it: write it without them";
+    let control = "has a line end or another control character in it";
+    for (name, value, told_of, why) in [
+        ("KEYGATE_NODE_NAME", "\"hush\"", "KEYGATE_NODE_NAME", quoted),
+        ("KEYGATE_NODE_NAME", "'hush'\n", "KEYGATE_NODE_NAME", quoted),
+        ("KEYGATE_NODE_NAME", "hu\nsh", "KEYGATE_NODE_NAME", control),
+        ("KEYGATE_STORE_URL", "\"postgres://u:hush@h/db\"", "KEYGATE_STORE_URL", quoted),
+        ("KEYGATE_COUNTERS_URL", "“redis://:hush@h”", "KEYGATE_COUNTERS_URL", quoted),
+        ("KEYGATE_PROXY_SECRET_HEADERS", "\"x-hush\",\"x-b\"", "KEYGATE_PROXY_SECRET_HEADERS", quoted),
+        ("KEYGATE_PROXY_SECRET_HEADERS", "x-a,'x-hush'", "KEYGATE_PROXY_SECRET_HEADERS[1]", quoted),
+        ("KEYGATE_USAGE_JOURNAL_DIR", "hush\u{1b}", "KEYGATE_USAGE_JOURNAL_DIR", control),
+        ("KEYGATE_SECRETS_PEPPERS", "'1:hush'", "KEYGATE_SECRETS_PEPPERS", quoted),
+        ("KEYGATE_SECRETS_PEPPERS", "1:hush\0", "KEYGATE_SECRETS_PEPPERS", control),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", "\"hush\"", "KEYGATE_ADMIN_JWT_HS256_SECRET", quoted),
+        ("KEYGATE_ADMIN_JWT_HS256_SECRET", "hu\nsh", "KEYGATE_ADMIN_JWT_HS256_SECRET", control),
+        ("KEYGATE_TELEMETRY_HEADERS", "`a: hush`", "KEYGATE_TELEMETRY_HEADERS", quoted),
+        ("KEYGATE_CONFIG", "'hush.toml'", "KEYGATE_CONFIG", quoted),
+    ] {
+        let lines = told(Config::parse("", "", &env(&[(name, value)]), "host"));
+        assert_eq!(lines, [format!("{told_of}: {why}")], "{value:?}");
+    }
+    let several =
+        env(&[("KEYGATE_SECRETS_PEPPERS", "1:00\n2:00\n"), ("KEYGATE_TELEMETRY_HEADERS", "a: b\r\nc: d")]);
+    assert_eq!(Config::parse("", "", &several, ""), Ok(Config::default()));
+}
+
+#[test]
+fn a_byte_order_mark_in_front_of_the_file_is_not_part_of_it() {
+    let config = Config::parse("\u{feff}[node]\nname = \"one\"\n", "", &[], "").expect("it loads");
+    assert_eq!(config.node.name, "one");
+    let lines = told(Config::parse("\u{feff}nonsense = 1\n", "", &[], ""));
+    assert!(lines[0].starts_with(":1:1 nonsense: unknown key"), "{lines:?}");
+}
+
+#[test]
 fn a_wrong_item_of_a_variable_is_told_by_its_number() {
     let lines = told(Config::parse("", "", &env(&[("KEYGATE_PROXY_LISTEN", "127.0.0.1:1,x")]), ""));
     assert_eq!(

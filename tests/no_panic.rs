@@ -57,7 +57,7 @@ fn heads() {
             is_hopeless(bytes, 0);
             return;
         };
-        let Ok(framing) = check(&bytes[..end], 50) else { return };
+        let Ok(sound) = check(&bytes[..end], 50) else { return };
         accepted += 1;
         assert!(!is_hopeless(&bytes[..end], 0), "what is sound is never given up");
         // Every line ends in CRLF, and nothing but tabs is invisible.
@@ -71,7 +71,7 @@ fn heads() {
             }
         }
         let lower = String::from_utf8_lossy(head).to_lowercase();
-        match framing {
+        match sound.framing {
             Framing::NoBody => assert!(!lower.contains("\r\ntransfer-encoding:")),
             Framing::Length(length) => assert!(lower.contains(&format!("{length}"))),
             Framing::Chunked => assert!(!lower.contains("\r\ncontent-length:") && lower.contains("chunked")),

@@ -118,6 +118,7 @@ impl Stage {
         let view = RequestView {
             method: &http::Method::POST,
             path: "/v1/app/chat/completions",
+            encoded_slash: false,
             fields: headers.into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             now: self.clock.now(),
@@ -196,6 +197,7 @@ fn route() -> Route {
         end_user: EndUserFrom::Header(http::HeaderName::from_static("x-end-user-id")),
         keep_credential: false,
         max_body_bytes: 1 << 20,
+        encoded_slash: false,
         forward: Forward::default(),
         cors: None,
     }

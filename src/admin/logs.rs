@@ -11,11 +11,13 @@ use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Params, Query, Segment};
 use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, millis};
+use crate::policy::cell::neutral;
 use crate::policy::fault::Fault;
 use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest, UsageRecord};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
+use std::borrow::Cow;
 use stream::Format;
 use utoipa::{IntoParams, ToSchema};
 
@@ -204,6 +206,23 @@ impl LogsView {
 }
 
 impl LogView {
+    /// The same for a file of comma-separated values: no text of a client's is a formula there.
+    fn as_cells(mut self) -> Self {
+        for text in [
+            &mut self.request_id,
+            &mut self.endpoint,
+            &mut self.method,
+            &mut self.route,
+            &mut self.user_agent,
+            &mut self.upstream,
+            &mut self.node,
+        ] {
+            if let Cow::Owned(cell) = neutral(text) {
+                *text = cell;
+            }
+        }
+        self
+    }
     fn new(record: UsageRecord) -> Self {
         let UsageRecord {
             id,

@@ -1,12 +1,11 @@
 //! The counters that the config names, and what they rely on: Redis, the ledger, the number of nodes.
 
-use super::{Base, FileError, StartError, read_secret};
+use super::{Base, FileError, StartError, read_secret, read_secret_value};
 use crate::clock::Timestamp;
 use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
 use crate::counter::{
     Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
 };
-use crate::fileio;
 use crate::policy::id::uuid_v7;
 use crate::store::{Ledger, SpentBy, SpentRow};
 use crate::usage::{Flush, Replays};
@@ -46,8 +45,7 @@ pub(super) async fn make(
     Ok(Counters::shared(leases.await?))
 }
 
-/// Where Redis is, with what its files hold now.
-pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
+fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
     let kind = match &url.kind {
         config::RedisKind::Server => RedisKind::Server,
         config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
@@ -55,7 +53,7 @@ pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPl
     };
     let sentinel_password = match &counters.sentinel_password_file {
         None => None,
-        Some(path) => Some(read_secret(path)?.trim().to_owned()),
+        Some(path) => Some(read_secret_value(path)?.to_string()),
     };
     Ok(RedisPlace {
         kind,
@@ -85,7 +83,7 @@ const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Without a certificate in it, a file of roots would trust nobody, and nobody would know why.
 fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
-    let read = fileio::read(path);
+    let read = std::fs::read(path);
     let bytes = read.map_err(|error| FileError::Io { path: path.to_path_buf(), error })?;
     if bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
         return Ok(bytes);

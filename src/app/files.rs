@@ -1,9 +1,10 @@
 //! Files that a first start makes: peppers, the admin tokens' secret, a first token. Readable by their owner only.
 
 use crate::durable;
-use crate::fileio;
 use crate::policy::id::fill_random;
 use crate::policy::secret::{BadPeppers, Peppers};
+use crate::policy::value::{BadValue, lines, value};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,12 +22,20 @@ pub enum FileError {
         error: io::Error,
     },
     /// Others may read it.
-    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path}. Allowed are: readable by its owner only; a file of root's also by its group; on a read-only file system, where nobody can change it, readable by all and writable by its owner at most", path = path.display())]
+    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path} (a file of root's may also be read by its group)", path = path.display())]
     Open {
         /// Which.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
+    },
+    /// What it holds is not written as a value is.
+    #[error("{path}: {bad}", path = path.display())]
+    Value {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        bad: BadValue,
     },
     /// Its peppers cannot be used.
     #[error("{path}: {error}", path = path.display())]
@@ -50,47 +59,45 @@ pub struct Kept<T> {
 /// The peppers of `path`, made with one fresh pepper if there is no such file.
 pub fn peppers(path: &Path) -> Result<Kept<Peppers>, FileError> {
     let kept = keep(path, || Zeroizing::new(Peppers::generate_line(1) + "\n"))?;
-    let value = Peppers::parse(&kept.value)
-        .map_err(|error| FileError::Peppers { path: path.to_path_buf(), error })?;
+    let text = lines(&kept.value).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
+    let value =
+        Peppers::parse(text).map_err(|error| FileError::Peppers { path: path.to_path_buf(), error })?;
     Ok(Kept { value, is_new: kept.is_new })
 }
 
 /// The secret of `path` that signs admin tokens, made of 32 random bytes (as 64 hexadecimal characters) if there is no
-/// such file. White space around it does not count.
+/// such file.
 pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError> {
     let kept = keep(path, || {
         let mut bytes = Zeroizing::new([0_u8; 32]);
         fill_random(&mut *bytes);
         Zeroizing::new(hex::encode(*bytes) + "\n")
     })?;
-    let value = Zeroizing::new(kept.value.trim().as_bytes().to_vec());
+    let text = value(&kept.value).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
+    let value = Zeroizing::new(text.as_bytes().to_vec());
     Ok(Kept { value, is_new: kept.is_new })
 }
 
 /// Reads a secret that somebody else made.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    let file = fileio::open(path).map_err(io(path))?;
-    let metadata = file.metadata().map_err(io(path))?;
+    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))?;
+    let metadata = fs::metadata(path).map_err(io(path))?;
     let mode = metadata.permissions().mode() & 0o777;
-    // Of the file that is open, whatever links led to it and whatever is put in its place meanwhile.
-    let system = rustix::fs::fstatvfs(&file).map_err(|error| io(path)(error.into()))?;
-    let is_read_only = system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
-    if mode & forbidden(metadata.uid(), is_read_only) != 0 {
-        return Err(FileError::Open { path: path.to_path_buf(), mode });
-    }
-    let bytes = fileio::rest_of(&file, fileio::BYTES_MAX);
-    bytes.and_then(fileio::text_of).map(Zeroizing::new).map_err(io(path))
+    let is_private = mode & forbidden(metadata.uid()) == 0;
+    if is_private { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+}
+
+/// The secret that is all of a file that somebody else made.
+pub fn read_secret_value(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let text = read_secret(path)?;
+    let value = value(&text).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
+    Ok(Zeroizing::new(value.to_owned()))
 }
 
 /// What the mode of a secret's file must not allow. One of root's is handed to us by its group: systemd's credentials and
-/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key. On a read-only file system no mode can
-/// be changed: there containers find their secrets, by default readable by all who are in the container.
-const fn forbidden(owner: u32, is_read_only: bool) -> u32 {
-    match (is_read_only, owner) {
-        (true, _) => 0o022,
-        (false, 0) => 0o037,
-        (false, _) => 0o077,
-    }
+/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key.
+const fn forbidden(owner: u32) -> u32 {
+    if owner == 0 { 0o037 } else { 0o077 }
 }
 
 /// Writes `text` to a new private file, or over an old one at once.
@@ -120,7 +127,6 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn made_once_then_read_and_never_shared() {
@@ -135,17 +141,37 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_of_roots_may_be_read_by_its_group() {
-        let refused = |owner, mode: u32| mode & forbidden(owner, false) != 0;
-        assert!(!refused(0, 0o440) && !refused(0, 0o640) && !refused(1000, 0o600) && !refused(1000, 0o400));
-        assert!(refused(1000, 0o640) && refused(0, 0o660) && refused(0, 0o444) && refused(0, 0o604));
+    fn what_is_around_a_secret_is_not_part_of_it_and_quotes_are_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("secret");
+        let read = |text: &str| {
+            write_private(&path, text).expect("written");
+            let signing =
+                signing_secret(&path).map(|kept| String::from_utf8(kept.value.to_vec()).expect("text"));
+            let other = read_secret_value(&path).map(|secret| secret.to_string());
+            let told = |read: Result<String, FileError>| read.map_err(|bad| bad.to_string());
+            let (signing, other) = (told(signing), told(other));
+            assert_eq!(signing, other, "one rule");
+            other
+        };
+        for text in ["of 32 bytes", "of 32 bytes\n", "\u{feff}of 32 bytes\r\n", "  of 32 bytes"] {
+            assert_eq!(read(text).as_deref(), Ok("of 32 bytes"), "{text:?}");
+        }
+        for text in ["\"of 32 bytes\"\n", "'of 32 bytes'", "of\n32 bytes", "of 32\u{0} bytes"] {
+            let told = read(text).expect_err("refused");
+            assert!(told.starts_with(&path.display().to_string()) && !told.contains("32"), "{told}");
+        }
+        write_private(&path, "\u{feff}1:00\n").expect("written");
+        assert!(matches!(peppers(&path), Err(FileError::Peppers { .. })), "too short, and no more");
+        write_private(&path, "'1:00'\n").expect("written");
+        assert!(matches!(peppers(&path), Err(FileError::Value { bad: BadValue::Quoted, .. })));
     }
 
     #[test]
-    fn on_a_read_only_file_system_others_may_read_and_not_write() {
-        let refused = |owner, mode: u32| mode & forbidden(owner, true) != 0;
-        assert!(!refused(0, 0o444) && !refused(0, 0o644) && !refused(1000, 0o444) && !refused(1000, 0o400));
-        assert!(refused(0, 0o646) && refused(0, 0o664) && refused(1000, 0o666));
+    fn only_a_file_of_roots_may_be_read_by_its_group() {
+        let refused = |owner, mode: u32| mode & forbidden(owner) != 0;
+        assert!(!refused(0, 0o440) && !refused(0, 0o640) && !refused(1000, 0o600) && !refused(1000, 0o400));
+        assert!(refused(1000, 0o640) && refused(0, 0o660) && refused(0, 0o444) && refused(0, 0o604));
     }
 
     #[test]

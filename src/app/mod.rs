@@ -12,29 +12,26 @@ mod fixed;
 mod notify;
 mod parts;
 mod reload;
+mod series;
 mod sharers;
-mod signals;
 mod stop;
 mod telemetry;
 mod upgrade;
 mod upstreams;
 mod usage;
-mod watched;
 mod watching;
 
-pub use files::{FileError, Kept, peppers, read_secret, signing_secret, write_private};
+pub use files::{FileError, Kept, peppers, read_secret, read_secret_value, signing_secret, write_private};
 
 pub use parts::routes;
 pub use reload::{ConfigSource, Reloader};
-pub use signals::Signals;
-pub use stop::Stop;
+pub use stop::{Signals, Stop};
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
 use crate::admin::{self, AdminServer, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
-use crate::fileio;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -48,7 +45,6 @@ use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
 use notify::Notify;
 use sharers::Sharers;
-use signals::Steps;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -60,7 +56,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
 use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
-use watched::{StartFile, WatchedFiles};
 use zeroize::Zeroizing;
 
 /// Longest wait of a request for the store.
@@ -138,9 +133,6 @@ pub enum StartError {
     /// The process whose place this one should take.
     #[error("the process to be replaced: {0}")]
     Predecessor(String),
-    /// The process was asked to stop while it started.
-    #[error("stopped before it served, as asked")]
-    Stopped,
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -184,8 +176,6 @@ pub struct Surroundings<'s> {
     pub notify_socket: Option<&'s str>,
     /// The process whose place it takes.
     pub predecessor: Option<Predecessor>,
-    /// What may ask it to stop while it starts.
-    pub signals: Option<&'s mut Signals>,
 }
 
 /// What stays the same from the opening of the store to the end.
@@ -230,22 +220,21 @@ pub fn start(
 ) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let io = parts::runtime("keygate-io", 2)?;
-    let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
-    let base = steps.wait(open(config, inline, io.handle(), lock))?;
+    let base = io.block_on(open(config, inline, io.handle(), lock))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
     let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
-    let counters = Arc::new(steps.wait(counters::make(config, &base, writers.tell(), io.handle()))?);
+    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.tell(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    steps.wait(follower.load())?;
+    io.block_on(follower.load())?;
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     if !told_by_predecessor {
-        steps.wait(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
+        io.block_on(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
     }
 
     let (stop, stopped) = watch::channel(false);
@@ -264,14 +253,11 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
-    let all_files = (Arc::clone(&files), StartFile::all(config, inline));
-    let reloader = Reloader::start(config, source, all_files, &base, &succession, io.handle());
-    let reloader = Arc::new(steps.wait(reloader)?);
+    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, &succession, io.handle()))?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
+    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
@@ -279,21 +265,13 @@ pub fn start(
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps = parts::admin_deps(
-        config,
-        &base,
-        &keyring,
-        Arc::clone(&accepting),
-        Arc::clone(&reloader),
-        &files,
-        journal,
-    )?;
+    let deps =
+        parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
     let limits = parts::admin_limits(config);
     succession.doors.close_unused();
-    let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
+    let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
-    acme::start(config, &base, edge.accept());
-    io.spawn(Arc::clone(&reloader).follow_files());
+    acme::start(config, &base, edge.accept(), io.handle());
     let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
     let server = AdminServer { router: admin::router(deps), limits, clock, metrics, state };
     let admin_served = admin_runtime.spawn(server.serve(listener));
@@ -402,6 +380,7 @@ async fn open(
 ) -> Result<Base, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
+    series::show(&metrics);
     let (store, sqlite) = open_store_after(config, io, lock).await?;
     let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
     let auth = auth(config, inline.signing, &clock)?;
@@ -526,12 +505,12 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
     match &jwt.keys {
         JwtKeys::JwksFile(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
         JwtKeys::SharedSecretFile(_) if let Some(secret) = inline => {
-            let secret = Zeroizing::new(secret.trim().as_bytes().to_vec());
+            let secret = Zeroizing::new(secret.as_bytes().to_vec());
             build(AuthKeys::Hs256(secret)).map_err(StartError::SigningSecret)
         }
         JwtKeys::JwksFile(path) => {
             let text =
-                fileio::read_text(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
+                std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
             Ok(build(AuthKeys::Jwks(text))?)
         }
         JwtKeys::SharedSecretFile(path) => {

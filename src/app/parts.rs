@@ -1,14 +1,16 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
-use super::watched::WatchedFiles;
-use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, usage};
+use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{AdminDeps, Check, MetricsToken, Readiness, ServerLimits};
 use crate::clock::Clock;
-use crate::config::{Config, EndUserSource, HeaderFamily, WhenStoreIsGone};
+use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
 use crate::counter::Counters;
 use crate::enduser::{self, EndUsers, WhenGone};
 use crate::gate::{Gate, Rehash};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
+use crate::metrics::Metrics;
+use crate::policy::claims::is_claim;
+use crate::policy::forward::Forward;
 use crate::policy::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::policy::source::TrustedProxies;
 use crate::proxy::access::AccessLog;
@@ -18,6 +20,7 @@ use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
+use http::HeaderName;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -46,10 +49,26 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         },
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
-        forward: r.forward.clone(),
+        encoded_slash: r.encoded_slash == EncodedSlash::Keep,
+        forward: Forward { pass: passed(config, r), ..r.forward.clone() },
         cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
+}
+
+/// What a route passes on of the names that backends believe: what it lists, and what it is decided by.
+fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
+    let resource = match &route.resource {
+        Some(ResourceFrom::Header(name)) => Some(name),
+        _ => None,
+    };
+    let end_user = match &route.end_user {
+        EndUserSource::Header(name) => Some(name),
+        _ => None,
+    };
+    let secrets = config.proxy.secret_headers.iter().filter(|_| route.keep_credential);
+    let decided_by = resource.into_iter().chain(end_user).chain(secrets).filter(|n| is_claim(n.as_str()));
+    route.forward.pass.iter().chain(decided_by).cloned().collect()
 }
 
 /// Who the end users are, as far as this node knows.
@@ -95,7 +114,13 @@ pub(super) fn follower(
 }
 
 /// Where requests go.
-pub(super) fn site(config: &Config, routes: RouteTable, upstreams: Box<[Arc<Upstream>]>) -> Site {
+pub(super) fn site(
+    config: &Config,
+    routes: RouteTable,
+    upstreams: Box<[Arc<Upstream>]>,
+    metrics: &Metrics,
+) -> Site {
+    series::show_routes(metrics, &routes);
     let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
             ResourceFrom::Header(name) => Some(name.clone()),
@@ -152,7 +177,8 @@ pub(super) fn proxy(
         },
     };
     Proxy {
-        guesses: Guesses::new(config.proxy.max_invalid_keys),
+        guesses: Guesses::new(config.proxy.max_invalid_keys, "invalid API keys"),
+        preflights: Guesses::new(config.proxy.max_preflights, "preflight requests"),
         access: AccessLog::new(config.log.access, config.log.access_sample),
         trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),
@@ -248,16 +274,11 @@ pub(super) fn admin_deps(
     keyring: &Arc<Keyring>,
     accepting: Arc<AtomicBool>,
     reload: Arc<Reloader>,
-    files: &WatchedFiles,
     journal: Arc<Journal>,
 ) -> Result<AdminDeps, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
-        Some(path) => {
-            let token = Arc::new(MetricsToken::new(super::read_secret(path)?.trim()));
-            files.add_metrics_token(path, &token);
-            Some(token)
-        }
+        Some(path) => Some(MetricsToken::new(&super::read_secret_value(path)?)),
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
     let metrics = Arc::clone(&base.metrics);

@@ -3,6 +3,7 @@
 use super::{Base, InlineSecrets, StartError, read_secret};
 use crate::config::Config;
 use crate::policy::trace::Sampling;
+use crate::policy::value::lines;
 use crate::proxy::Tracing;
 use crate::telemetry::{self, Collector, Exporter, Options};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -45,14 +46,15 @@ pub(super) fn collector(config: &Config, inline: InlineSecrets<'_>) -> Result<Op
         (None, Some(path)) => read_secret(path).map_err(|error| wrong("headers_file", &error))?,
         (None, None) => Zeroizing::default(),
     };
-    let headers = headers(&text).map_err(|line| {
+    let text = lines(&text).map_err(|bad| wrong("headers_file", &bad))?;
+    let headers = headers(text).map_err(|line| {
         wrong(
             "headers_file (or KEYGATE_TELEMETRY_HEADERS)",
             &format_args!("line {line} must be \"name: value\" with a header's name and value"),
         )
     })?;
     let ca = config.telemetry.ca_file.as_deref().map(|path| {
-        crate::fileio::read(path)
+        std::fs::read(path)
             .map_err(|error| wrong("ca_file", &format_args!("{} cannot be read: {error}", path.display())))
     });
     let port = if endpoint.tls { 443 } else { 80 };

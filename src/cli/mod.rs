@@ -19,11 +19,13 @@ mod usage;
 
 use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
+use crate::policy::value::{lines, value};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// An API-key gateway: authenticates, limits, forwards and records every request.
@@ -128,9 +130,25 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
     }
 }
 
+impl ConfigArgs {
+    /// The config file, as an argument or a variable names it.
+    fn path(&self, environment: Environment<'_>) -> Result<Option<PathBuf>, Failure> {
+        const NAME: &str = "KEYGATE_CONFIG";
+        let given = environment.variable(NAME);
+        match (&self.config, given) {
+            (Some(path), Some(text)) if *path == Path::new(text) => {
+                let path = value(text).map_err(|bad| Failure::Usage(format!("{NAME}: {bad}")))?;
+                Ok(Some(path.into()))
+            }
+            (path, _) => Ok(path.clone()),
+        }
+    }
+}
+
 /// Reads the config. The environment decides over the file, the file over the defaults.
 fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
-    let config = Config::load(args.config.as_deref(), environment.variables, environment.host_name)
+    let path = args.path(environment)?;
+    let config = Config::load(path.as_deref(), environment.variables, environment.host_name)
         .map_err(Failure::Config)?;
     crate::app::routes(&config)
         .map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
@@ -146,13 +164,26 @@ fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The secrets of the environment.
+/// The secrets of the environment, of which reading the config has told what is wrong.
 fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
+    let of = |name| environment.variable(name).map(|text| lines(text).unwrap_or(text));
     InlineSecrets {
-        peppers: environment.variable("KEYGATE_SECRETS_PEPPERS"),
-        signing: environment.variable("KEYGATE_ADMIN_JWT_HS256_SECRET"),
-        telemetry_headers: environment.variable("KEYGATE_TELEMETRY_HEADERS"),
+        peppers: of("KEYGATE_SECRETS_PEPPERS"),
+        signing: of("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        telemetry_headers: of("KEYGATE_TELEMETRY_HEADERS"),
     }
+}
+
+/// A text file that is read line by line, from behind its byte order mark if it has one.
+fn text_file(path: &Path) -> io::Result<impl BufRead + use<>> {
+    const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
+    let mut file = BufReader::new(File::open(path)?);
+    let mut front = Vec::with_capacity(BOM.len());
+    (&mut file).take(3).read_to_end(&mut front)?;
+    if front == BOM {
+        front.clear();
+    }
+    Ok(io::Cursor::new(front).chain(file))
 }
 
 impl<'e> Environment<'e> {

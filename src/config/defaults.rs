@@ -71,6 +71,7 @@ impl Default for ProxyConfig {
             proxy_protocol: false,
             max_http2_streams: 100,
             max_invalid_keys: 100,
+            max_preflights: 100,
             revocation_check: Duration::from_millis(500),
             threads: 0,
             max_header_bytes: 32 << 10,

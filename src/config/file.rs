@@ -13,8 +13,9 @@ use super::texts::{
     header, is_name,
 };
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, EndUserSource, EndUsersConfig, JwtAlgorithm, JwtConfig,
-    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, UsageConfig,
+    AdminConfig, ClaimNames, Config, CountersConfig, EncodedSlash, EndUserSource, EndUsersConfig,
+    JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig,
+    StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::policy::head::TARGET_MAX;
@@ -72,6 +73,7 @@ pub(super) struct RouteFile {
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
     pub(super) max_body_bytes: Option<u64>,
+    pub(super) encoded_slash: EncodedSlash,
     pub(super) forward: ForwardFile,
 }
 
@@ -134,6 +136,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         proxy_protocol: s.value("proxy_protocol", &Flag, d.proxy_protocol),
         max_http2_streams: s.value("max_http2_streams", &Whole { min: 1, max: 10_000 }, d.max_http2_streams),
         max_invalid_keys: s.value("max_invalid_keys", &Whole { min: 0, max: 1_000_000 }, d.max_invalid_keys),
+        max_preflights: s.value("max_preflights", &Whole { min: 0, max: 1_000_000 }, d.max_preflights),
         revocation_check: s.value("revocation_check", &span_ms(100, 3_600_000), d.revocation_check),
         threads: s.value("threads", &THREADS, d.threads),
         // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
@@ -352,6 +355,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
         max_body_bytes: s.value("max_body_bytes", &OrEmpty(Size { min: 0, max: 1 << 40 }), None),
+        encoded_slash: s.value("encoded_slash", &Word::new(), EncodedSlash::Refuse),
         forward: forward(s),
     }
 }

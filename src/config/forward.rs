@@ -7,6 +7,7 @@ use super::rule::{Flag, OrEmpty, Parsed, quote};
 use super::section::Section;
 use super::texts::{METHOD, header};
 use super::upstream::span_ms;
+use crate::policy::claims::{TOLD, is_claim};
 use crate::policy::cors::{Cors, OriginRule, Origins};
 use crate::policy::forward::{FieldRules, Forward, HostRule};
 use crate::policy::rewrite::Rewrite;
@@ -48,11 +49,16 @@ struct OriginText {
 pub(super) fn forward(s: &mut Section<'_, '_>) -> ForwardFile {
     let rewrite = s.value("rewrite", &OrEmpty(REWRITE), None);
     let host = s.value("host", &HOST, HostRule::Client);
+    let (pass, request) = s.table("request_headers", |s| {
+        let pass = s.list("pass", &CLAIM, 0..=ITEMS_MAX, Vec::new()).into();
+        (pass, fields(s, &NAME_TO_BACKEND, &FIELD_TO_BACKEND))
+    });
     ForwardFile {
         forward: Forward {
             rewrite: rewrite.map(|r| r.template),
             host,
-            request: s.table("request_headers", |s| fields(s, &NAME_TO_BACKEND, &FIELD_TO_BACKEND)),
+            pass,
+            request,
             response: s.table("response_headers", |s| fields(s, &NAME_TO_CLIENT, &FIELD_TO_CLIENT)),
         },
         cors: s.table("cors", cors),
@@ -157,6 +163,15 @@ const HOST: Parsed<HostRule> = Parsed {
         HostRule::Server => quote(&"server"),
         HostRule::Fixed(host) => quote(&format_args!("name:{}", host.to_str().unwrap_or_default())),
     },
+};
+
+const CLAIM: Parsed<HeaderName> = Parsed {
+    must: r#"the name of a header that is removed otherwise and that Keygate does not set, such as "X-Forwarded-Port" (docs/edge.md has all)"#,
+    read: |text| {
+        let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
+        (is_claim(name.as_str()) && !TOLD.contains(&name.as_str())).then_some(name)
+    },
+    show: quote,
 };
 
 const NAME_TO_BACKEND: Parsed<HeaderName> = Parsed {

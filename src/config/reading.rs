@@ -5,6 +5,7 @@
 use super::error::{ConfigError, Mistake};
 use super::nearest::nearest;
 use super::types::KnownKey;
+use crate::policy::value::{lines, value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use toml::Spanned;
@@ -12,6 +13,8 @@ use toml::de::{DeTable, DeValue};
 
 /// Every variable that overrides a key begins so.
 const VARIABLE_PREFIX: &str = "KEYGATE_";
+/// Variables of the program whose values have several lines.
+const SEVERAL_LINES: [&str; 2] = ["KEYGATE_SECRETS_PEPPERS", "KEYGATE_TELEMETRY_HEADERS"];
 /// Most mistakes that are told; more help nobody.
 const MISTAKES_MAX: usize = 1000;
 /// Longest part of an unknown name that is quoted, in characters.
@@ -74,13 +77,13 @@ impl<'a> Reading<'a> {
         self.places.insert(path.to_owned(), place);
     }
 
-    /// The text of the variable that overrides `path`, if it is set.
+    /// The value of the variable that overrides `path`, if it is set.
     pub(super) fn variable(&mut self, path: &str) -> Option<&'a str> {
         let name = variable_name(path);
         let text = self.variables.get(name.as_str()).copied()?;
         self.found(path, Place::Variable(name.clone()));
         self.used.insert(name);
-        Some(text)
+        value(text).map_err(|bad| self.complain(path, bad.to_string())).ok()
     }
 
     /// Notes that somebody asked for a key.
@@ -170,6 +173,13 @@ impl<'a> Reading<'a> {
 
     /// Complains about variables that override nothing. Those of `others` belong to the program.
     pub(super) fn close_variables(&mut self, others: &[&str]) {
+        for name in others {
+            let Some(text) = self.variables.get(name).copied() else { continue };
+            let read = if SEVERAL_LINES.contains(name) { lines(text) } else { value(text) };
+            if let Err(bad) = read {
+                self.tell(Mistake { place: (*name).to_owned(), line: None, message: bad.to_string() });
+            }
+        }
         let unused: Vec<(&str, &str)> = self
             .variables
             .iter()

@@ -10,6 +10,7 @@ use super::nearest::nearest;
 use super::reading::{Place, Reading, join, quoted, variable_name};
 use super::rule::Rule;
 use super::types::KnownKey;
+use crate::policy::value::value;
 use std::ops::RangeInclusive;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -214,7 +215,14 @@ impl<'r, 'a> Section<'r, 'a> {
             if let Given::File(value) = item {
                 self.reading.found(&item_path, Place::File(value.span().start));
             }
-            match rule.read(*item) {
+            // Of a variable, each item could be quoted by itself.
+            let read = match item {
+                Given::Variable(text) => {
+                    value(text).map_err(|bad| bad.to_string()).and_then(|_| rule.read(*item))
+                }
+                Given::File(_) => rule.read(*item),
+            };
+            match read {
                 Ok(value) => values.push(value),
                 Err(message) => self.reading.complain(&item_path, message),
             }

@@ -77,6 +77,8 @@ pub struct ProxyConfig {
     pub max_http2_streams: u32,
     /// Invalid secrets a second that one address may present; 0 is any number.
     pub max_invalid_keys: u32,
+    /// Preflights that backends answer, in a second and of one address; 0: any number.
+    pub max_preflights: u32,
     /// How often it is looked whether the keys of open requests still stand.
     pub revocation_check: Duration,
     /// Worker threads; 0 means one per core.
@@ -384,11 +386,23 @@ pub struct RouteConfig {
     pub keep_credential: bool,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
+    /// What becomes of an escaped slash in the path.
+    pub encoded_slash: EncodedSlash,
     /// What it changes about messages.
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.
     pub cors: Option<Cors>,
 }
+
+words!(
+    /// What becomes of a path with an escaped slash.
+    EncodedSlash {
+        /// It is refused.
+        Refuse = "refuse",
+        /// It goes on as it is: the backend, too, takes it for a part of its segment.
+        Keep = "keep",
+    }
+);
 
 /// Where a request names its end user.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -392,6 +392,7 @@ fn route(
         end_user,
         keep_credential: file.keep_credential,
         max_body_bytes: file.max_body_bytes.unwrap_or(proxy.max_body_bytes),
+        encoded_slash: file.encoded_slash,
         forward,
         cors,
     })

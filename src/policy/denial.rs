@@ -7,7 +7,7 @@ use super::fault::{Fault, Lang};
 use super::head::BadHead;
 use super::key::Per;
 use super::limit::{LimitName, Refused, RetryAfter};
-use super::path::BadPath;
+use super::path::{BadPath, shown};
 use super::scope::Scopes;
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -27,6 +27,8 @@ pub enum Denial {
     KeyInvalid,
     /// The same, and so many came from that address that it has to wait this long for the next.
     TooManyInvalid(Duration),
+    /// So many preflights without a key came from that address that it has to wait this long for the next.
+    TooManyPreflights(Duration),
     /// The key is switched off.
     KeyInactive,
     /// The key has expired.
@@ -93,7 +95,7 @@ impl Denial {
             Self::RouteNotFound => Fault::RouteNotFound,
             Self::KeyMissing => Fault::KeyMissing,
             Self::KeyInvalid => Fault::KeyInvalid,
-            Self::TooManyInvalid(_) => Fault::RateLimitExceeded,
+            Self::TooManyInvalid(_) | Self::TooManyPreflights(_) => Fault::RateLimitExceeded,
             Self::KeyInactive => Fault::KeyInactive,
             Self::KeyExpired => Fault::KeyExpired,
             Self::Scope(_) => Fault::KeyInvalidScope,
@@ -113,10 +115,14 @@ impl Denial {
     /// The sentence for people.
     pub fn message(&self, lang: Lang) -> Cow<'static, str> {
         match self {
-            Self::BadRequest(what) => Cow::Borrowed(what.message(lang)),
+            Self::BadRequest(what) => what.message(lang),
             Self::TooManyInvalid(_) => match lang {
                 Lang::En => "Too many invalid API keys came from this address".into(),
                 Lang::Zh => "来自该地址的无效 API 密钥过多".into(),
+            },
+            Self::TooManyPreflights(_) => match lang {
+                Lang::En => "Too many preflight requests came from this address".into(),
+                Lang::Zh => "来自该地址的预检请求过多".into(),
             },
             Self::Scope(lacking) => match lang {
                 Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
@@ -153,6 +159,9 @@ impl Denial {
             Self::TooManyInvalid(_) => {
                 json!({ "limit": "invalid_keys", "set_by": "gateway", "retry_after": self.retry_after_secs() })
             }
+            Self::TooManyPreflights(_) => {
+                json!({ "limit": "preflights", "set_by": "gateway", "retry_after": self.retry_after_secs() })
+            }
             Self::EndUserQuota { quota } => {
                 json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
             }
@@ -165,9 +174,9 @@ impl Denial {
     /// What is in flight ends when it ends: 1 is when to look again, not a promise.
     pub fn retry_after_secs(&self) -> Option<u64> {
         match self {
-            Self::TooManyInvalid(wait) | Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => {
-                Some(whole_secs(*wait).max(1))
-            }
+            Self::TooManyInvalid(wait)
+            | Self::TooManyPreflights(wait)
+            | Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
             Self::Limit(Refused { retry: RetryAfter::Release, .. })
             | Self::Plain(Fault::ServiceUnavailable) => Some(1),
             _ => None,
@@ -261,10 +270,22 @@ impl BadRequest {
         }
     }
 
-    fn message(self, lang: Lang) -> &'static str {
+    fn message(self, lang: Lang) -> Cow<'static, str> {
         match (self, lang) {
-            (Self::Path(bad), Lang::En) => bad.reason(),
-            (Self::Path(_), Lang::Zh) => "请求路径有歧义或包含不允许的字符",
+            (Self::Path(bad), Lang::En) => bad.to_string().into(),
+            (Self::Path(bad), Lang::Zh) => match bad.offending() {
+                Some(byte) => format!("请求路径有歧义或包含不允许的字符：{}", shown(byte)).into(),
+                None => "请求路径有歧义或包含不允许的字符".into(),
+            },
+            (other, lang) => other.standard(lang).into(),
+        }
+    }
+
+    /// The sentence where nothing particular is to be said.
+    const fn standard(self, lang: Lang) -> &'static str {
+        match (self, lang) {
+            (Self::Path(_), Lang::En) => "The path or query is ambiguous",
+            (Self::Path(_), Lang::Zh) => "请求路径有歧义",
             (Self::TwoCredentials, Lang::En) => "The request presents two different API keys",
             (Self::TwoCredentials, Lang::Zh) => "请求携带了两个不同的 API 密钥",
             (Self::Syntax, Lang::En) => "The request is not written as HTTP/1.1 demands",

@@ -13,6 +13,8 @@ pub struct Forward {
     pub rewrite: Option<Rewrite>,
     /// The `Host` that it gets.
     pub host: HostRule,
+    /// What backends believe of proxies and this route passes on from any client.
+    pub pass: Box<[HeaderName]>,
     /// Fields of requests.
     pub request: FieldRules,
     /// Fields of answers, but for those that Keygate gives by itself.

@@ -7,7 +7,7 @@
 //! of a sound `Content-Length` and `Transfer-Encoding: chunked`, and names at most one host.
 
 use super::fields::Line;
-use super::path::{BadPath, behind_authority};
+use super::path::{BadPath, behind_authority, escape_loose, is_loose};
 
 /// Longest method, in bytes.
 const METHOD_MAX: usize = 32;
@@ -24,6 +24,15 @@ pub const TARGET_MAX: usize = u16::MAX as usize - 1;
 
 /// Most bytes of a path that are told of a head that is refused.
 const PATH_SHOWN: usize = 512;
+
+/// A head that has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sound {
+    /// Where its message ends.
+    pub framing: Framing,
+    /// Whether its target has bytes that must be escaped before anybody else reads it.
+    pub is_loose: bool,
+}
 
 /// Where the message ends that a head begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +89,15 @@ pub fn is_hopeless(bytes: &[u8], searched: usize) -> bool {
     let bare = |at: usize| at == 0 || bytes[at - 1] != b'\r';
     begins_wrong
         || memchr::memchr_iter(b'\n', bytes.get(searched..).unwrap_or_default()).any(|at| bare(searched + at))
+}
+
+/// `bytes`, which begin with a head that has passed and is loose, with its target escaped, so that nobody behind reads
+/// anything but a URI.
+pub fn escaped(bytes: &[u8]) -> Option<Vec<u8>> {
+    let from = memchr::memchr(b' ', bytes)? + 1;
+    let to = from + memchr::memchr(b' ', &bytes[from..])?;
+    let target = escape_loose(&bytes[from..to])?;
+    Some([&bytes[..from], &target, &bytes[to..]].concat())
 }
 
 /// What can be made out of a head that is refused, for the refusal's wording and for the log. Empty: cannot be told.
@@ -153,20 +171,19 @@ impl<'h> Opening<'h> {
 }
 
 /// Reads a whole head, its empty line included, of at most `fields_max` fields.
-pub fn check(head: &[u8], fields_max: usize) -> Result<Framing, BadHead> {
+pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
     let (line, mut rest) = split_line(head)?;
-    let (target, version_10) = request_line(line)?;
+    let (target, version_10, is_loose) = request_line(line)?;
     let mut seen = Seen::default();
     let mut fields = 0;
     loop {
         let (line, behind) = split_line(rest)?;
         if line.is_empty() {
             // The empty line ends the head, and nothing is behind it.
-            return if behind.is_empty() {
-                conclude(&seen, target, version_10)
-            } else {
-                Err(BadHead::Syntax)
-            };
+            if !behind.is_empty() {
+                return Err(BadHead::Syntax);
+            }
+            return Ok(Sound { framing: conclude(&seen, target, version_10)?, is_loose });
         }
         fields += 1;
         if fields > fields_max {
@@ -184,8 +201,8 @@ fn split_line(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadHead> {
     Ok((line, &bytes[end + 1..]))
 }
 
-/// The target, and whether the version is 1.0.
-fn request_line(line: &[u8]) -> Result<(&[u8], bool), BadHead> {
+/// The target, whether the version is 1.0, and whether the target is loose.
+fn request_line(line: &[u8]) -> Result<(&[u8], bool, bool), BadHead> {
     let method = line.iter().take_while(|b| is_token(**b)).count();
     if method == 0 || method > METHOD_MAX || line.get(method) != Some(&b' ') {
         return Err(BadHead::Syntax);
@@ -200,12 +217,13 @@ fn request_line(line: &[u8]) -> Result<(&[u8], bool), BadHead> {
         _ => return Err(BadHead::Syntax),
     };
     let target = &rest[..rest.len() - 9];
-    check_target(target)?;
-    Ok((target, version_10))
+    let is_loose = check_target(target)?;
+    Ok((target, version_10, is_loose))
 }
 
 /// What no target may have. What a path means comes later; this is about where a target ends, and what no parser takes.
-fn check_target(target: &[u8]) -> Result<(), BadHead> {
+/// Answers whether there is something to escape in it.
+fn check_target(target: &[u8]) -> Result<bool, BadHead> {
     if target.is_empty() || target.contains(&b' ') {
         return Err(BadHead::Syntax);
     }
@@ -217,11 +235,25 @@ fn check_target(target: &[u8]) -> Result<(), BadHead> {
     };
     let path = origin.iter().take_while(|b| has(**b, PATH)).count();
     match origin.get(path) {
-        None => Ok(()),
-        Some(b'?') if origin[path..].iter().all(|b| has(*b, QUERY)) => Ok(()),
-        Some(b'?') => Err(BadHead::Target(BadPath::QueryCharacter)),
-        Some(_) => Err(BadHead::Target(BadPath::Character)),
+        None => Ok(false),
+        Some(b'?') if origin[path..].iter().all(|b| has(*b, QUERY)) => Ok(false),
+        Some(_) => check_loose(origin),
     }
+}
+
+/// The same of a target that is not written as URIs are: it passes where all that is wrong can be escaped.
+fn check_loose(origin: &[u8]) -> Result<bool, BadHead> {
+    let not_utf8 = std::str::from_utf8(origin).map_or_else(|bad| bad.valid_up_to(), |_| origin.len());
+    let mut in_query = false;
+    for (at, byte) in origin.iter().enumerate() {
+        in_query |= *byte == b'?';
+        let is_right = has(*byte, if in_query { QUERY } else { PATH });
+        if at == not_utf8 || !(is_right || is_loose(*byte, in_query)) {
+            let bad = if in_query { BadPath::QueryCharacter } else { BadPath::Character };
+            return Err(BadHead::Target(bad(*byte)));
+        }
+    }
+    Ok(true)
 }
 
 /// One field line.

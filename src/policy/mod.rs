@@ -6,7 +6,9 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod cell;
 pub mod chunks;
+pub mod claims;
 pub mod cors;
 pub mod credential;
 pub mod denial;
@@ -27,4 +29,5 @@ pub mod scope;
 pub mod secret;
 pub mod source;
 pub mod trace;
+pub mod value;
 pub mod websocket;

@@ -9,7 +9,8 @@ use std::fmt;
 use std::ops::Deref;
 
 /// A path in its one spelling: RFC 3986 characters only, no needless escapes, upper-case hexadecimal, no dot segments,
-/// no empty segment before the last. Made by [`canonical`].
+/// no empty segment before the last. An escaped slash stays in its segment; whether a request may have one is its route's
+/// choice. Made by [`canonical`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalPath<'a>(Cow<'a, str>);
 
@@ -18,20 +19,20 @@ pub struct CanonicalPath<'a>(Cow<'a, str>);
 pub enum BadPath {
     /// It does not begin with `/`.
     NotAbsolute,
-    /// A byte that has no place in a path.
-    Character,
+    /// This byte, which has no place in a path.
+    Character(u8),
     /// A `%` without two hexadecimal digits.
     Escape,
-    /// An escaped slash, backslash or control character.
-    ForbiddenEscape,
+    /// The escape of this byte: a slash, a backslash or a control character.
+    ForbiddenEscape(u8),
     /// An escape that decodes to another escape.
     DoubleEncoding,
     /// A `.` or `..` segment, in whatever disguise.
     DotSegment,
     /// Two slashes in a row.
     EmptySegment,
-    /// A byte that has no place in a query.
-    QueryCharacter,
+    /// This byte, which has no place in a query.
+    QueryCharacter(u8),
 }
 
 /// What a byte is to the scan of a path.
@@ -58,7 +59,7 @@ const CLASSES: [Class; 256] = classes();
 /// Borrows `raw` when that is how it is spelled already: the usual path costs one scan and no allocation.
 pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
     if scan(raw)? == Spelling::Canonical {
-        let text = std::str::from_utf8(raw).map_err(|_| BadPath::Character)?;
+        let text = std::str::from_utf8(raw).map_err(|bad| BadPath::Character(raw[bad.valid_up_to()]))?;
         return Ok(CanonicalPath(Cow::Borrowed(text)));
     }
     let text = respell(raw);
@@ -99,10 +100,54 @@ pub(super) fn behind_authority(raw: &[u8]) -> Option<(&[u8], &[u8])> {
 /// A query is never rewritten, because its meaning is the backend's; only bytes that could change where the request
 /// ends are refused: control characters, space, everything beyond ASCII, and `#`.
 pub fn check_query(raw: &[u8]) -> Result<(), BadPath> {
-    if raw.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
-        return Ok(());
+    match raw.iter().find(|b| !b.is_ascii_graphic() || **b == b'#') {
+        None => Ok(()),
+        Some(byte) => Err(BadPath::QueryCharacter(*byte)),
     }
-    Err(BadPath::QueryCharacter)
+}
+
+/// Whether a canonical path has an escaped slash.
+pub fn has_encoded_slash(path: &str) -> bool {
+    memchr::memmem::find(path.as_bytes(), b"%2F").is_some()
+}
+
+/// Whether clients write a byte into paths, or into queries, that must be escaped there and means one thing all the same:
+/// visible ASCII without a meaning in URIs, and what is beyond ASCII, where all of it is UTF-8. `\` is none of them, for
+/// some readers take it for a slash, nor is `#`, which begins what is no part of a request.
+pub const fn is_loose(byte: u8, in_query: bool) -> bool {
+    match byte {
+        b'"' | b'<' | b'>' | 0x80.. => true,
+        b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => !in_query,
+        _ => false,
+    }
+}
+
+/// A request target with its loose bytes escaped (see [`is_loose`]); none where it has none, or is not UTF-8.
+pub fn escape_loose(target: &[u8]) -> Option<Vec<u8>> {
+    // The brackets of an authority are its own.
+    let origin = if target.first() == Some(&b'/') { target } else { behind_authority(target)?.1 };
+    let path = origin.iter().position(|b| *b == b'?').unwrap_or(origin.len());
+    let first = (0..origin.len()).find(|at| is_loose(origin[*at], *at > path))?;
+    std::str::from_utf8(target).ok()?;
+    let mut escaped = Vec::with_capacity(target.len() + 16);
+    escaped.extend_from_slice(&target[..target.len() - origin.len() + first]);
+    for (at, byte) in origin.iter().enumerate().skip(first) {
+        if is_loose(*byte, at > path) {
+            escaped.extend_from_slice(&[b'%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
+        } else {
+            escaped.push(*byte);
+        }
+    }
+    Some(escaped)
+}
+
+/// A byte of a path or query as people are told of it.
+pub fn shown(byte: u8) -> String {
+    if byte.is_ascii_graphic() { format!("`{}`", char::from(byte)) } else { format!("0x{byte:02X}") }
+}
+
+const fn hex_digit(value: u8) -> u8 {
+    if value < 10 { b'0' + value } else { b'A' + value - 10 }
 }
 
 /// The text that one segment of a path stands for. None when an escape is incomplete or the bytes are not UTF-8.
@@ -130,7 +175,8 @@ fn scan(path: &[u8]) -> Result<Spelling, BadPath> {
         return Err(BadPath::NotAbsolute);
     }
     let mut spelling = Spelling::Canonical;
-    let mut segment = 1;
+    // Where the segment begins, and where it does for whoever takes an escaped slash for one.
+    let (mut whole, mut segment) = (1, 1);
     let mut at = 1;
     while let Some(byte) = path.get(at) {
         match CLASSES[usize::from(*byte)] {
@@ -139,15 +185,22 @@ fn scan(path: &[u8]) -> Result<Spelling, BadPath> {
             Class::Slash => {
                 refuse_dots(&path[segment..at])?;
                 at += 1;
-                segment = at;
+                (whole, segment) = (at, at);
             }
             Class::Percent => {
                 if check_escape(&path[at + 1..])? == Spelling::Loose {
                     spelling = Spelling::Loose;
                 }
                 at += 3;
+                if path[at - 2..at].eq_ignore_ascii_case(b"2f") {
+                    if whole == at - 3 {
+                        return Err(BadPath::EmptySegment);
+                    }
+                    refuse_dots(&path[segment..at - 3])?;
+                    segment = at;
+                }
             }
-            Class::Outside => return Err(BadPath::Character),
+            Class::Outside => return Err(BadPath::Character(*byte)),
         }
     }
     refuse_dots(&path[segment..])?;
@@ -168,8 +221,8 @@ fn refuse_dots(segment: &[u8]) -> Result<(), BadPath> {
 fn check_escape(behind: &[u8]) -> Result<Spelling, BadPath> {
     let byte = escaped_byte(behind).ok_or(BadPath::Escape)?;
     match byte {
-        b'/' | b'\\' => return Err(BadPath::ForbiddenEscape),
-        _ if byte.is_ascii_control() => return Err(BadPath::ForbiddenEscape),
+        b'\\' => return Err(BadPath::ForbiddenEscape(byte)),
+        _ if byte.is_ascii_control() => return Err(BadPath::ForbiddenEscape(byte)),
         b'%' if matches!(escaped_byte(&behind[2..]), Some(b'.' | b'/' | b'\\' | b'%')) => {
             return Err(BadPath::DoubleEncoding);
         }
@@ -269,24 +322,47 @@ impl fmt::Display for CanonicalPath<'_> {
 // === impl BadPath ===
 
 impl BadPath {
-    /// Why, in words for the client; never any of what it sent.
-    pub const fn reason(self) -> &'static str {
+    /// The byte that is at fault, if one is.
+    pub const fn offending(self) -> Option<u8> {
         match self {
-            Self::NotAbsolute => "the path must begin with /",
-            Self::Character => "the path has a character that must be percent-encoded",
-            Self::Escape => "the path has a % that is not followed by two hexadecimal digits",
-            Self::ForbiddenEscape => "the path has an encoded slash, backslash or control character",
-            Self::DoubleEncoding => "the path is percent-encoded twice",
-            Self::DotSegment => "the path has a . or .. segment",
-            Self::EmptySegment => "the path has two slashes in a row",
-            Self::QueryCharacter => "the query has a character that must be percent-encoded",
+            Self::Character(byte) | Self::ForbiddenEscape(byte) | Self::QueryCharacter(byte) => Some(byte),
+            _ => None,
         }
     }
 }
 
+/// Why, in words for the client: never more of what it sent than one byte.
 impl fmt::Display for BadPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.reason())
+        match *self {
+            Self::NotAbsolute => f.write_str("the path must begin with /"),
+            Self::Character(byte) => {
+                write!(f, "the path has the character {}, which {}", shown(byte), remedy(byte))
+            }
+            Self::Escape => f.write_str("the path has a % that is not followed by two hexadecimal digits"),
+            Self::ForbiddenEscape(b'/') => {
+                f.write_str("the path has an encoded slash (%2F), which its route does not take")
+            }
+            Self::ForbiddenEscape(byte) => {
+                write!(f, "the path has the escape %{byte:02X}, of a backslash or control character")
+            }
+            Self::DoubleEncoding => f.write_str("the path is percent-encoded twice"),
+            Self::DotSegment => f.write_str("the path has a . or .. segment"),
+            Self::EmptySegment => f.write_str("the path has two slashes in a row"),
+            Self::QueryCharacter(byte) => {
+                write!(f, "the query has the character {}, which {}", shown(byte), remedy(byte))
+            }
+        }
+    }
+}
+
+/// What is to be done about a character.
+fn remedy(byte: u8) -> &'static str {
+    match byte {
+        b'\\' => "some servers take for a slash",
+        0x80.. => "is not UTF-8; it must be percent-encoded",
+        _ if byte.is_ascii_control() => "is a control character",
+        _ => "must be percent-encoded",
     }
 }
 

@@ -3,7 +3,7 @@
 //! Must not know: queries, hosts. A template is made of whole segments, so that what comes out is canonical as what went
 //! in was: no segment is made or joined.
 
-use super::path::canonical;
+use super::path::{canonical, has_encoded_slash};
 use super::route::Params;
 
 /// A path with gaps, each for one of the pattern's parameters.
@@ -72,8 +72,9 @@ impl Segment {
             Ok(spelled) if spelled.was_respelled() => {
                 Err(format!("`{text}` must be written `{}`", &spelled[1..]))
             }
+            Ok(spelled) if has_encoded_slash(&spelled) => Err(format!("`{text}` has an encoded slash")),
             Ok(_) => Ok(Self::Literal(text.into())),
-            Err(bad) => Err(format!("`{text}`: {}", bad.reason())),
+            Err(bad) => Err(format!("`{text}`: {}", bad)),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::cors::Cors;
 use super::forward::Forward;
-use super::path::{BadPath, canonical};
+use super::path::{BadPath, canonical, has_encoded_slash};
 use super::rewrite::Rewrite;
 use super::scope::Scopes;
 use http::{HeaderName, Method};
@@ -43,6 +43,8 @@ pub struct Route {
     pub keep_credential: bool,
     /// Bytes of the largest request body.
     pub max_body_bytes: u64,
+    /// Whether its backends keep an escaped slash within its segment, as we do.
+    pub encoded_slash: bool,
     /// What it changes about messages.
     pub forward: Forward,
     /// Which pages of other origins may use it; none: the backend decides.
@@ -240,6 +242,9 @@ impl Builder {
                 return;
             }
         };
+        if has_encoded_slash(&route.path) && !route.encoded_slash {
+            self.mistake(index, "path", "`%2F` matches nothing unless encoded_slash is \"keep\"".to_owned());
+        }
         if let ResourceFrom::PathParam(name) = &route.resource
             && !parsed.has_param(name)
         {
@@ -317,7 +322,7 @@ impl Parsed {
     /// Reads a pattern, or says everything that is wrong with it.
     fn parse(path: &str) -> Result<Self, Vec<String>> {
         let Some(relative) = path.strip_prefix('/') else {
-            return Err(vec![BadPath::NotAbsolute.reason().to_owned()]);
+            return Err(vec![BadPath::NotAbsolute.to_string()]);
         };
         let mut parsed = Self { shape: String::new(), kinds: Vec::new(), names: Vec::new() };
         let mut mistakes = Vec::new();
@@ -381,7 +386,7 @@ impl Parsed {
 /// A literal that is not canonical could never match, or would match what nobody meant.
 fn check_literal(segment: &str, is_last: bool) -> Result<(), String> {
     if segment.is_empty() && !is_last {
-        return Err(BadPath::EmptySegment.reason().to_owned());
+        return Err(BadPath::EmptySegment.to_string());
     }
     let path = format!("/{segment}");
     match canonical(path.as_bytes()) {
@@ -389,7 +394,7 @@ fn check_literal(segment: &str, is_last: bool) -> Result<(), String> {
             Err(format!("`{segment}` must be written `{}`", &spelled[1..]))
         }
         Ok(_) => Ok(()),
-        Err(bad) => Err(format!("`{segment}`: {}", bad.reason())),
+        Err(bad) => Err(format!("`{segment}`: {}", bad)),
     }
 }
 

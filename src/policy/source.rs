@@ -21,6 +21,17 @@ const HOPS_MAX: usize = 32;
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Box<[IpNet]>);
 
+/// The client, as far as trusted proxies tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its place among the entries of `X-Forwarded-For`, from the first; none where none of them counts.
+    pub place: Option<usize>,
+    /// How many entries there are.
+    pub entries: usize,
+}
+
 /// A PROXY header that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadProxyHeader;
@@ -54,18 +65,36 @@ impl TrustedProxies {
     pub fn client<'v>(
         &self,
         peer: IpAddr,
-        forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]>,
-    ) -> IpAddr {
-        let mut client = peer;
+        forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]> + Clone,
+    ) -> Found {
+        let entries = forwarded_for.clone().flat_map(|value| value.split(|b| *b == b',')).count();
+        let mut client = Found { address: peer, place: None, entries };
         let hops = forwarded_for.rev().flat_map(|value| value.rsplit(|b| *b == b','));
-        for hop in hops.take(HOPS_MAX) {
-            if !self.contains(client) {
+        for (behind, hop) in hops.take(HOPS_MAX).enumerate() {
+            if !self.contains(client.address) {
                 break;
             }
             let Some(address) = address_of(hop.trim_ascii()) else { break };
-            client = address;
+            client = Found { address, place: entries.checked_sub(behind + 1), entries };
         }
         client
+    }
+}
+
+impl Found {
+    /// Whether the client's side is encrypted, by the values of `X-Forwarded-Proto` in their order. Where they have an
+    /// entry for each one of `X-Forwarded-For`, that at the client's place counts, otherwise the first. None where it is no
+    /// scheme of HTTP or WebSocket.
+    pub fn is_secure<'v>(&self, forwarded_proto: impl Iterator<Item = &'v [u8]> + Clone) -> Option<bool> {
+        let mut entries = forwarded_proto.flat_map(|value| value.split(|b| *b == b','));
+        let fits = entries.clone().count() == self.entries;
+        let scheme = entries.nth(self.place.filter(|_| fits).unwrap_or(0))?.trim_ascii();
+        let is = |name: &[u8]| scheme.eq_ignore_ascii_case(name);
+        match (is(b"https") || is(b"wss"), is(b"http") || is(b"ws")) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
     }
 }
 
@@ -163,12 +192,35 @@ mod tests {
             ("fd00::1", &["::ffff:1.1.1.1"], "1.1.1.1"),
         ] {
             let found = trusted.client(ip(peer), values.iter().map(|v| v.as_bytes()));
-            assert_eq!(found, ip(client), "{peer} {values:?}");
+            assert_eq!(found.address, ip(client), "{peer} {values:?}");
         }
-        assert_eq!(
-            TrustedProxies::default().client(ip("10.0.0.1"), [b"1.1.1.1".as_slice()].into_iter()),
-            ip("10.0.0.1")
-        );
+        let nobody = TrustedProxies::default().client(ip("10.0.0.1"), [b"1.1.1.1".as_slice()].into_iter());
+        assert_eq!(nobody, Found { address: ip("10.0.0.1"), place: None, entries: 1 });
+    }
+
+    #[test]
+    fn the_scheme_is_that_of_the_client() {
+        let trusted = TrustedProxies::new(&["10.0.0.0/8".parse().expect("a network")]);
+        for (hops, protos, secure) in [
+            (&[][..], &["https"][..], Some(true)),
+            (&[], &["HTTPS , http"], Some(true)),
+            (&[], &["http, https"], Some(false)),
+            (&[], &["wss"], Some(true)),
+            (&[], &["ws"], Some(false)),
+            (&["1.1.1.1"], &["https, http"], Some(true)),
+            (&["1.1.1.1, 10.2.2.2"], &["https, http"], Some(true)),
+            (&["1.1.1.1", "10.2.2.2"], &["https", "http"], Some(true)),
+            // The first address and the first scheme are the client's own words.
+            (&["9.9.9.9, 1.1.1.1, 10.2.2.2"], &["https, http, https"], Some(false)),
+            (&["1.1.1.1"], &["", "https"], None),
+            (&[], &["ftp"], None),
+            (&[], &["https http"], None),
+            (&[], &[""], None),
+            (&[], &[], None),
+        ] {
+            let found = trusted.client(ip("10.0.0.1"), hops.iter().map(|v| v.as_bytes()));
+            assert_eq!(found.is_secure(protos.iter().map(|v| v.as_bytes())), secure, "{hops:?} {protos:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::rewind::Rewind;
 use super::site::Site;
 use super::trip::Trip;
 use crate::clock::Now;
-use crate::gate::{Admission, Denied, Permit};
+use crate::gate::{Admission, Denied, Permit, Preflight};
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::id::RequestId;
@@ -50,6 +50,8 @@ pub struct Ctx {
     pub begun: bool,
     /// Proof that it may be forwarded.
     pub admission: Option<Admission>,
+    /// The same of a preflight that its backend answers.
+    pub preflight: Option<Preflight>,
     /// Its record to be.
     pub record: Option<Pending>,
     /// A body read ahead to find the end user in it; sent on from here.
@@ -94,6 +96,7 @@ impl Ctx {
             permit: None,
             begun: false,
             admission: None,
+            preflight: None,
             record: None,
             body: None,
             rewind: None,

@@ -12,7 +12,7 @@ use crate::policy::credential::end_user_in_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
 use crate::policy::head::{self, TARGET_MAX};
-use crate::policy::path::{canonical, check_query, split_target};
+use crate::policy::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::route::{EndUserFrom, Route};
 use crate::usage::{Pending, Start};
 use http::header::{ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT};
@@ -41,6 +41,7 @@ impl Proxy {
         let view = RequestView {
             method: message.method,
             path: message.path,
+            encoded_slash: has_encoded_slash(message.path),
             fields: message.fields,
             address: ctx.address,
             now: ctx.arrived,
@@ -178,16 +179,18 @@ impl Proxy {
         if !self.trusted.contains(ctx.address) {
             return;
         }
-        if let Some(proto) = message.fields.first(&X_FORWARDED_PROTO) {
-            ctx.secure = proto.eq_ignore_ascii_case(b"https");
+        let hops: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_FOR).collect();
+        let schemes: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_PROTO).collect();
+        let found = self.trusted.client(ctx.address, hops.iter().copied());
+        ctx.address = found.address;
+        if let Some(secure) = found.is_secure(schemes.iter().copied()) {
+            ctx.secure = secure;
         }
-        let values: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_FOR).collect();
-        ctx.address = self.trusted.client(ctx.address, values.into_iter());
     }
 
     /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
     /// was let in.
-    fn check_message(&self, message: &Message<'_>) -> Result<(), Denial> {
+    pub(super) fn check_message(&self, message: &Message<'_>) -> Result<(), Denial> {
         if message.target.len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
@@ -298,9 +301,12 @@ fn holds_body(route: &Route, length: Option<u64>) -> bool {
 /// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
 fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
     let raw = header.raw_path();
-    let (path, query) = split_target(raw).ok()?;
+    // Over HTTP/1.1 that has been done before.
+    let escaped = escape_loose(raw);
+    let written = escaped.as_deref().unwrap_or(raw);
+    let (path, query) = split_target(written).ok()?;
     let path = canonical(path).ok()?;
-    if raw.starts_with(path.as_bytes()) && !path.was_respelled() {
+    if raw.starts_with(path.as_bytes()) && !path.was_respelled() && escaped.is_none() {
         return None;
     }
     let mut target = path.into_string();

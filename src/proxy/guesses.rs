@@ -16,6 +16,8 @@ const PLACES: usize = 4_096;
 
 /// What has been guessed.
 pub struct Guesses {
+    /// What too many of are told in the log.
+    of: &'static str,
     places: Box<[DefaultDirectRateLimiter]>,
     /// Nobody can choose addresses that share a place with somebody else's.
     hasher: RandomState,
@@ -25,10 +27,11 @@ pub struct Guesses {
 }
 
 impl Guesses {
-    /// At most `per_second` wrong secrets of one address; none: any number.
-    pub fn new(per_second: u32) -> Option<Self> {
+    /// At most `per_second` of one address, of what the log calls `of`; none: any number.
+    pub fn new(per_second: u32, of: &'static str) -> Option<Self> {
         let quota = Quota::per_second(NonZeroU32::new(per_second)?);
         Some(Self {
+            of,
             places: (0..PLACES).map(|_| RateLimiter::direct(quota)).collect(),
             hasher: RandomState::new(),
             clock: DefaultClock::default(),
@@ -45,7 +48,7 @@ impl Guesses {
         // One line a second, however many come.
         if self.told.check().is_ok() {
             let more = self.untold.swap(0, Ordering::Relaxed);
-            tracing::warn!(address = %from, more, "too many invalid API keys from one address");
+            tracing::warn!(address = %from, more, "too many {} from one address", self.of);
         } else {
             self.untold.fetch_add(1, Ordering::Relaxed);
         }
@@ -59,7 +62,7 @@ mod tests {
 
     #[test]
     fn each_address_has_a_rate_of_its_own() {
-        let guesses = Guesses::new(5).expect("a rate");
+        let guesses = Guesses::new(5, "guesses").expect("a rate");
         let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().expect("an address"));
         let (admitted, wait) =
             (0..).find_map(|n| guesses.another(one).err().map(|wait| (n, wait))).expect("an end");
@@ -67,6 +70,6 @@ mod tests {
         assert!(admitted >= 5, "{admitted}");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(200), "{wait:?}");
         assert!(guesses.another(other).is_ok());
-        assert!(Guesses::new(0).is_none());
+        assert!(Guesses::new(0, "guesses").is_none());
     }
 }

@@ -2,28 +2,16 @@
 
 use super::fields::Values;
 use crate::gate::Admission;
+use crate::policy::claims::{CLAIMS, dashed, is_claim, prefix};
 use crate::policy::credential::bearer;
+use crate::policy::route::Route;
 use crate::policy::trace::TraceContext;
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE, TRAILER};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
 use std::net::IpAddr;
-
-/// What a client may not say about itself: set by Keygate, or removed.
-const OWN: &[&str] = &[
-    "x-keygate-key-id",
-    "x-keygate-workspace-id",
-    "x-keygate-key-type",
-    "x-keygate-scopes",
-    "x-keygate-resource-id",
-    "x-keygate-end-user-id",
-    "x-request-id",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-real-ip",
-    "forwarded",
-];
 
 /// Fields that end at the next hop (RFC 9110, 7.6.1) and that a backend's answer may still carry.
 static HOP_BY_HOP: [HeaderName; 5] = [
@@ -33,6 +21,8 @@ static HOP_BY_HOP: [HeaderName; 5] = [
     TE,
     TRAILER,
 ];
+/// Fields that say where an answer ends: they have a meaning of their own at each hop, whatever `Connection` names.
+const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
 
 /// What the request is known by, to client and backend.
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,10 +35,17 @@ const X_KEYGATE_END_USER_ID: HeaderName = HeaderName::from_static("x-keygate-end
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// What the names begin with that are Keygate's alone.
+const OWN: &str = "x-keygate-";
+/// What the names begin with of which a trusted proxy may say those that Keygate does not set.
+const FAMILY: &str = "x-forwarded-";
+/// What the names of further fields begin with that only Keygate gives to clients.
+const OWN_TO_CLIENTS: [&str; 3] = [OWN, "x-ratelimit-", "ratelimit"];
 /// How many of these a request gets.
-const ADDED: usize = 11;
+const ADDED: usize = 12;
 /// What their values usually come to, in bytes.
 const ADDED_BYTES: usize = 320;
 
@@ -56,59 +53,78 @@ const ADDED_BYTES: usize = 320;
 #[derive(Clone, Debug)]
 pub struct HeaderPolicy {
     secret_headers: Box<[HeaderName]>,
-    /// Names whose spelling with `_` some servers read as the same name.
+    /// Names whose other spellings some servers read as the same name.
     guarded: Box<[Box<str>]>,
+    /// What the names begin with that may have to be removed: a bit for each ASCII character.
+    initials: u128,
 }
 
 /// What is told to the backend about a request.
 #[derive(Debug)]
 pub(super) struct Told<'r> {
-    /// Proof that it may be forwarded, and for whom.
-    pub admission: &'r Admission,
+    /// Proof that it may be forwarded, and for whom; none: a preflight, which comes from nobody.
+    pub admission: Option<&'r Admission>,
+    /// Where it goes.
+    pub route: &'r Route,
     /// What the request is known by.
     pub request_id: &'r HeaderValue,
     /// From where it came.
     pub address: IpAddr,
+    /// Whether a proxy brought it whose word counts.
+    pub trusted: bool,
     /// Whether it came encrypted.
     pub secure: bool,
+    /// The client's path and the one that the backend gets, where that is another.
+    pub rewritten: Option<(&'r str, &'r str)>,
     /// Its place in a trace, where that is another than the client's, or the client gave none.
     pub trace: Option<TraceContext>,
-    /// Whether the secret goes along.
-    pub keep_credential: bool,
 }
 
 impl HeaderPolicy {
     /// `secret_headers` may carry a secret; `named` are further headers that routes read.
     pub fn new(secret_headers: &[HeaderName], named: impl Iterator<Item = HeaderName>) -> Self {
-        let own = OWN.iter().map(|n| Box::<str>::from(*n));
         let configured = secret_headers.iter().cloned().chain(named).map(|n| Box::from(n.as_str()));
-        let mut guarded: Vec<Box<str>> = own.chain(configured).collect();
+        let mut guarded: Vec<Box<str>> = configured.chain([X_REQUEST_ID.as_str().into()]).collect();
         guarded.sort_unstable();
         guarded.dedup();
-        Self { secret_headers: secret_headers.into(), guarded: guarded.into() }
+        let names = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
+        let initials = names.filter_map(|name| name.bytes().next()).fold(0, |all, byte| all | bit(byte));
+        Self { secret_headers: secret_headers.into(), guarded: guarded.into(), initials }
     }
 
     /// Rewrites the fields of a request for the backend.
     pub(super) fn to_backend(&self, fields: &mut HeaderMap, told: &Told<'_>) -> pingora::Result<()> {
-        self.remove_spoofable(fields);
-        if !told.keep_credential {
+        self.remove_spoofable(fields, told.trusted, &told.route.forward.pass);
+        if !told.route.keep_credential {
             self.remove_credential(fields);
         }
         fields.reserve(ADDED);
         let mut values = Values::new(ADDED_BYTES);
-        identify(fields, told, &mut values)?;
+        match told.admission {
+            Some(admission) => identify(fields, admission, &mut values)?,
+            None => self.remove_identity(fields),
+        }
+        fields.insert(X_REQUEST_ID, told.request_id.clone());
         forwarded(fields, told, &mut values)?;
         trace(fields, told, &mut values)
     }
 
-    fn remove_spoofable(&self, fields: &mut HeaderMap) {
+    /// Takes off what only Keygate may say, and what backends believe of proxies: of the latter stays what the route
+    /// passes, and of `X-Forwarded-…` what a trusted proxy says. What Keygate sets is set afterwards.
+    fn remove_spoofable(&self, fields: &mut HeaderMap, trusted: bool, passed: &[HeaderName]) {
         let spoofable = |name: &HeaderName| {
             let text = name.as_str();
-            match text.as_bytes().first() {
-                Some(b'x') if text.starts_with("x-keygate-") => true,
-                Some(b'x' | b'f') if OWN.contains(&text) => true,
-                _ => text.contains('_') && self.is_guarded(&text.replace('_', "-")),
+            if text.bytes().next().is_none_or(|first| self.initials & bit(first) == 0) {
+                return false;
             }
+            let spelled = dashed(text);
+            if spelled.starts_with(OWN) {
+                return true;
+            }
+            if spelled != text {
+                return is_claim(&spelled) || self.guarded.binary_search_by(|g| (**g).cmp(&spelled)).is_ok();
+            }
+            is_claim(text) && !(trusted && text.starts_with(FAMILY)) && !passed.contains(name)
         };
         // Usually there is none, and collecting none allocates nothing.
         let found: Vec<HeaderName> = fields.keys().filter(|n| spoofable(n)).cloned().collect();
@@ -117,8 +133,14 @@ impl HeaderPolicy {
         }
     }
 
-    fn is_guarded(&self, dashed: &str) -> bool {
-        dashed.starts_with("x-keygate-") || self.guarded.binary_search_by(|g| (**g).cmp(dashed)).is_ok()
+    /// Takes off a preflight what no browser puts on one, and what would tell a backend that somebody in particular asks.
+    fn remove_identity(&self, fields: &mut HeaderMap) {
+        for name in &self.guarded {
+            fields.remove(&**name);
+        }
+        for name in [AUTHORIZATION, COOKIE] {
+            fields.remove(name);
+        }
     }
 
     fn remove_credential(&self, fields: &mut HeaderMap) {
@@ -133,19 +155,23 @@ impl HeaderPolicy {
     }
 }
 
-fn identify(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
-    let key = &told.admission.entry().key;
+/// A bit for an ASCII character. Other names than those of characters in ASCII HTTP has not.
+const fn bit(byte: u8) -> u128 {
+    1 << (byte & 127)
+}
+
+fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut Values) -> pingora::Result<()> {
+    let key = &admission.entry().key;
     let mut id = [0_u8; uuid::fmt::Hyphenated::LENGTH];
     fields.insert(X_KEYGATE_KEY_ID, values.text(key.id.0.hyphenated().encode_lower(&mut id)).take()?);
     fields.insert(X_KEYGATE_WORKSPACE_ID, values.text(key.workspace_id.as_str()).take()?);
     fields.insert(X_KEYGATE_KEY_TYPE, HeaderValue::from_static(key.kind.as_str()));
     fields.insert(X_KEYGATE_SCOPES, values.text(key.scopes.joined()).take()?);
     fields.insert(X_KEYGATE_RESOURCE_ID, values.text(&ascii(&key.resource_id)).take()?);
-    if let Some(end_user) = told.admission.end_user() {
+    if let Some(end_user) = admission.end_user() {
         let id = end_user.0.hyphenated().encode_lower(&mut id);
         fields.insert(X_KEYGATE_END_USER_ID, values.text(id).take()?);
     }
-    fields.insert(X_REQUEST_ID, told.request_id.clone());
     Ok(())
 }
 
@@ -154,6 +180,16 @@ fn forwarded(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pi
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if told.secure { "https" } else { "http" }));
     if let Some(host) = fields.get(HOST).cloned() {
         fields.insert(X_FORWARDED_HOST, host);
+    } else {
+        fields.remove(X_FORWARDED_HOST);
+    }
+    if let Some(own) = told.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
+        // Behind a proxy that has taken a prefix off itself, ours comes after that one.
+        if let Some(outer) = fields.get(X_FORWARDED_PREFIX).filter(|outer| outer.as_bytes().starts_with(b"/"))
+        {
+            values.bytes(outer.as_bytes().strip_suffix(b"/").unwrap_or(outer.as_bytes()));
+        }
+        fields.insert(X_FORWARDED_PREFIX, values.text(own).take()?);
     }
     Ok(())
 }
@@ -186,12 +222,48 @@ fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
     out.into()
 }
 
-/// Takes off a backend's answer what was meant for the hop before us.
-pub(super) fn from_backend(fields: &mut HeaderMap, request_id: &HeaderValue) {
+/// Takes off a backend's answer what was meant for the hop before us: what HTTP says ends there, and what the answer's
+/// `Connection` names. `is_upgrade`: it is a 101, whose `Upgrade` is the client's to read.
+pub(super) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
+    if fields.contains_key(CONNECTION) {
+        for name in nominated(fields) {
+            fields.remove(&name);
+        }
+        fields.remove(CONNECTION);
+    }
     for name in &HOP_BY_HOP {
         fields.remove(name);
     }
-    fields.insert(X_REQUEST_ID, request_id.clone());
+    if is_upgrade {
+        fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    } else {
+        fields.remove(UPGRADE);
+    }
+}
+
+/// The fields that a message's `Connection` names, but for those that say where it ends or what it is upgraded to.
+fn nominated(fields: &HeaderMap) -> Vec<HeaderName> {
+    let is_kept = |name: &HeaderName| FRAMING.contains(name) || *name == UPGRADE;
+    let names = fields.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
+    names.filter(|name| fields.contains_key(name) && !is_kept(name)).collect()
+}
+
+/// Takes off the end of a backend's answer what has no place there: what ends at the hop before us, what says how a
+/// message is framed, and what only Keygate says to clients.
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    let is_own = |name: &HeaderName| {
+        let text = name.as_str();
+        *name == X_REQUEST_ID || OWN_TO_CLIENTS.iter().any(|front| text.starts_with(front))
+    };
+    let of_hop = |name: &HeaderName| {
+        HOP_BY_HOP.contains(name) || FRAMING.contains(name) || [CONNECTION, UPGRADE, HOST].contains(name)
+    };
+    let found: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_own(name) || of_hop(name)).cloned().collect();
+    for name in found {
+        trailers.remove(&name);
+    }
 }
 
 #[cfg(test)]
@@ -210,25 +282,71 @@ mod tests {
         HeaderPolicy::new(&secrets, [HeaderName::from_static("x-app-id")].into_iter())
     }
 
+    fn left(rows: &[(&str, &'static str)], trusted: bool, passed: &[HeaderName]) -> Vec<String> {
+        let mut header = request(rows);
+        policy().remove_spoofable(&mut header, trusted, passed);
+        let mut names: Vec<_> = header.keys().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    }
+
     #[test]
     fn spoofed_spellings_go_and_the_rest_stays() {
-        let mut header = request(&[
+        let rows = [
             ("x-keygate-key-id", "1"),
             ("x_keygate_key_id", "1"),
             ("x-keygate_key-id", "1"),
             ("X-Keygate-Anything", "1"),
             ("x_forwarded_for", "1"),
             ("x-forwarded-for", "1"),
+            ("x-forwarded-prefix", "1"),
+            ("x_forwarded.prefix", "1"),
             ("forwarded", "1"),
+            ("remote_user", "1"),
             ("x_api_key", "1"),
             ("x_app_id", "1"),
+            ("x_request_id", "1"),
             ("x-app-id", "stays"),
             ("my_header", "stays"),
-        ]);
-        policy().remove_spoofable(&mut header);
-        let mut names: Vec<_> = header.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["my_header", "x-app-id"]);
+            ("x-requested-with", "stays"),
+        ];
+        assert_eq!(left(&rows, false, &[]), ["my_header", "x-app-id", "x-requested-with"]);
+        let passed = [HeaderName::from_static("x-forwarded-prefix")];
+        assert_eq!(
+            left(&rows, false, &passed),
+            ["my_header", "x-app-id", "x-forwarded-prefix", "x-requested-with"]
+        );
+        // A trusted proxy says what belongs to `X-Forwarded-…`, in that spelling, and nothing else.
+        assert_eq!(
+            left(&rows, true, &[]),
+            ["my_header", "x-app-id", "x-forwarded-for", "x-forwarded-prefix", "x-requested-with"]
+        );
+    }
+
+    #[test]
+    fn what_connection_names_ends_with_the_hop_but_for_framing() {
+        let answer = || {
+            let mut fields = request(&[
+                ("connection", "close, X-Debug-Node, content-length"),
+                ("x-debug-node", "1"),
+                ("x-other", "2"),
+                ("content-length", "3"),
+                ("keep-alive", "4"),
+                ("upgrade", "h2c"),
+                ("x-debug-node-2", "5"),
+            ]);
+            fields.append(CONNECTION, HeaderValue::from_static("Transfer-Encoding , x-other, , (bad)"));
+            fields
+        };
+        let mut fields = answer();
+        end_hop(&mut fields, false);
+        assert_eq!(fields, request(&[("content-length", "3"), ("x-debug-node-2", "5")]));
+        let mut fields = answer();
+        end_hop(&mut fields, true);
+        assert_eq!(
+            (&fields["connection"], &fields["upgrade"], fields.len()),
+            (&HeaderValue::from_static("Upgrade"), &HeaderValue::from_static("h2c"), 4)
+        );
     }
 
     #[test]

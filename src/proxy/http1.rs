@@ -12,7 +12,7 @@ use super::wire::{Dropped, Left, Wire};
 use crate::envelope::last_answer;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
-use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
+use crate::policy::head::{Framing, Sound, check, escaped, find_end, glimpse, is_hopeless};
 use crate::policy::id::RequestId;
 use crate::store::Outcome;
 use bytes::BytesMut;
@@ -128,12 +128,16 @@ async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connect
 }
 
 fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
-    let framing: Framing = match check(&wire.ahead()[..end], fields_max) {
-        Ok(framing) => framing,
+    let Sound { framing, is_loose } = match check(&wire.ahead()[..end], fields_max) {
+        Ok(sound) => sound,
         Err(bad) => return Next::Refused(Denial::from(bad)),
     };
     match wire.begin(end, framing) {
-        Ok(prefix) => Next::Request(prefix, framing != Framing::NoBody),
+        Ok(prefix) => {
+            let escaped = if is_loose { escaped(&prefix) } else { None };
+            let prefix = escaped.map_or(prefix, |head| BytesMut::from(head.as_slice()));
+            Next::Request(prefix, framing != Framing::NoBody)
+        }
         Err(_) => Next::Refused(Denial::BadRequest(BadRequest::Framing)),
     }
 }

@@ -3,10 +3,10 @@
 //! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
 //! stops; this one stops as soon as the last request is answered.
 
-use super::connections::{Connections, Registered};
+use super::connections::{Connections, Refused, Registered};
 use super::service::{Phases, Proxy, class_of};
 use super::socket::{Socket, is_ours};
-use super::tls::{TlsContext, was_a_challenge};
+use super::tls::was_a_challenge;
 use super::wire::Wire;
 use super::{http1, http2};
 use crate::clock::Now;
@@ -23,6 +23,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+/// Why a connection may not be taken in, as metrics say it.
+pub const REFUSED: [&str; 4] = [Refused::Full.as_str(), Refused::Address.as_str(), "proxy_protocol", "tls"];
 
 /// How long a failed accept (no descriptors left) rests before it tries again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -54,7 +58,7 @@ pub enum Protocol {
     /// HTTP/2 without TLS, from its first byte.
     Http2,
     /// TLS, and inside it what client and gateway agree on.
-    Tls(Arc<TlsContext>),
+    Tls(TlsAcceptor),
 }
 
 /// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
@@ -172,11 +176,11 @@ impl Acceptor {
         }
         let socket = match &self.protocol {
             Protocol::Http1 | Protocol::Http2 => Socket::Plain(stream),
-            Protocol::Tls(context) => {
+            Protocol::Tls(acceptor) => {
                 let agreed = tokio::select! {
                     biased;
                     () = connection.ended() => return,
-                    agreed = context.acceptor().accept(stream) => agreed,
+                    agreed = acceptor.accept(stream) => agreed,
                 };
                 match agreed {
                     Ok(stream) if was_a_challenge(&stream) => return,
@@ -211,6 +215,7 @@ impl Acceptor {
     }
 
     fn refused(&self, why: &str) {
+        debug_assert!(REFUSED.contains(&why), "{why}");
         self.proxy.metrics.connections_refused.with_label_values(&[why]).inc();
     }
 }

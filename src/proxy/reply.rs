@@ -99,6 +99,16 @@ pub(super) async fn deny(
     Ok(())
 }
 
+/// An answer keeps the time at which its backend says that it was made. Over HTTP/1.1 Pingora writes its own in place of
+/// it, so the connection is told.
+pub(super) fn keep_date(fields: &HeaderMap, version: Version, ctx: &Ctx) {
+    if let (Some(date), Some(connection)) = (fields.get(header::DATE), &ctx.connection)
+        && version != Version::HTTP_2
+    {
+        connection.set_date(date.clone());
+    }
+}
+
 /// The last answer on a connection says that it is the last.
 pub(super) fn close_if_stopping(session: &mut Session) {
     if session.is_process_shutting_down() {

@@ -3,11 +3,12 @@
 use super::access::{AccessLog, Line};
 use super::body::pass_on;
 use super::connection::{End, Stage};
+use super::cors::Preflighted;
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
 use super::forward;
 use super::guesses::Guesses;
-use super::headers::{Told, from_backend};
+use super::headers::{Told, X_REQUEST_ID, clean_trailers, end_hop};
 use super::message::Message;
 use super::ratelimit::{self, Families};
 use super::reply::{self, DEGRADED};
@@ -32,7 +33,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
-use http::{StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -58,6 +59,8 @@ pub struct Proxy {
     pub limits: ProxyLimits,
     /// Wrong secrets, by address; none: any number is answered.
     pub guesses: Option<Guesses>,
+    /// Preflights that backends answer, by address; none: any number.
+    pub preflights: Option<Guesses>,
     /// The access log.
     pub access: AccessLog,
     /// Whose `X-Forwarded-For` counts.
@@ -126,10 +129,11 @@ impl ProxyHttp for Phases {
         let decided = if let Some(decided) = ctx.decided.take() {
             decided
         } else {
-            if self.preflight(session, ctx).await.map_err(Error::into_down)? {
-                return Ok(true);
-            }
-            let decided = self.decide(session, ctx).await;
+            let decided = match self.preflight(session, ctx).await.map_err(Error::into_down)? {
+                Preflighted::Answered => return Ok(true),
+                Preflighted::Decided(decided) => decided,
+                Preflighted::No => self.decide(session, ctx).await,
+            };
             self.note_own(ctx);
             decided
         };
@@ -205,16 +209,19 @@ impl ProxyHttp for Phases {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
             self.sent(ctx);
         }
-        let (Some(admission), Some(route)) = (&ctx.admission, &ctx.route) else {
+        let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
+        let Some(route) = ctx.route.as_ref().filter(|_| is_admitted) else {
             return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
         };
         let told = Told {
-            admission,
+            admission: ctx.admission.as_ref(),
+            route,
             request_id: &ctx.request_id,
             address: ctx.address,
+            trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),
             secure: ctx.secure,
+            rewritten: ctx.rewritten.as_deref().map(|path| (session.req_header().uri.path(), path)),
             trace: self.tracing.told(&request.headers, ctx),
-            keep_credential: route.keep_credential,
         };
         if let Some(path) = &ctx.rewritten {
             forward::retarget(request, path)?;
@@ -286,7 +293,8 @@ impl ProxyHttp for Phases {
         if !is_final(response.status) {
             // It only tells that an answer comes.
             return edit_response(response, |fields| {
-                from_backend(fields, &ctx.request_id);
+                end_hop(fields, false);
+                fields.insert(X_REQUEST_ID, ctx.request_id.clone());
                 Ok(())
             });
         }
@@ -296,18 +304,24 @@ impl ProxyHttp for Phases {
         if session.req_header().version == Version::HTTP_10 {
             reply::end_with_connection(session, response)?;
         }
+        let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
         edit_response(response, |fields| {
+            // Before anything is written here: a backend can take off what it sent, and nothing else.
+            end_hop(fields, is_upgrade);
             fields.reserve(ADDED);
             if let Some(route) = &ctx.route {
                 forward::apply(fields, &route.forward.response);
             }
-            from_backend(fields, &ctx.request_id);
+            fields.insert(X_REQUEST_ID, ctx.request_id.clone());
             if let Some(admission) = &ctx.admission {
                 ratelimit::write(fields, self.limits.families, admission.left(), ctx.charged_at, None)?;
             }
             if ctx.degraded {
                 fields.insert(DEGRADED.0, DEGRADED.1);
+            } else {
+                fields.remove(DEGRADED.0);
             }
+            reply::keep_date(fields, session.req_header().version, ctx);
             if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
                 cors.mark(fields, session.req_header().headers.get(ORIGIN));
             }
@@ -319,6 +333,16 @@ impl ProxyHttp for Phases {
             record.first_byte(response.status.as_u16());
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        _ctx: &mut Ctx,
+    ) -> pingora::Result<Option<Bytes>> {
+        clean_trailers(trailers);
+        Ok(None)
     }
 
     fn response_body_filter(
@@ -363,6 +387,10 @@ impl ProxyHttp for Phases {
         if !session.is_body_done() || is_over {
             // Of the request's body an unknown part is still to come, or the connection has been given up.
             session.set_keepalive(None);
+        }
+        if let Some(connection) = &ctx.connection {
+            // That of an answer which was not written.
+            drop(connection.take_date());
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         let at = self.clock.now().wall;

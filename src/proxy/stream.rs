@@ -151,7 +151,9 @@ impl Stream {
         if self.ended || self.answer.is_some() || answer.status.is_informational() {
             return Ok(());
         }
-        answer.insert_header(DATE, get_cached_date())?;
+        if !answer.headers.contains_key(DATE) {
+            answer.insert_header(DATE, get_cached_date())?;
+        }
         for name in &OF_ONE_HOP {
             answer.remove_header(name);
         }

@@ -7,7 +7,7 @@ use super::ctx::Ctx;
 use super::rewind::{self, Rewind};
 use super::service::{Proxy, status_written};
 use super::upstream::{
-    Busy, Failure, NO_PLACE, NoServer, Opening, Seat, Server, Stream, Upstream, Wish, is_ours,
+    Busy, Failure, NO_PLACE, NoServer, Opening, RETRIES, Seat, Server, Stream, Upstream, Wish, is_ours,
 };
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
@@ -308,7 +308,7 @@ impl Proxy {
             return false;
         }
         let granted = upstream.may_repeat();
-        let outcome = if granted { "sent_again" } else { "over_budget" };
+        let outcome = RETRIES[usize::from(!granted)];
         self.metrics.upstream_retries.with_label_values(&[&*upstream.settings.name, outcome]).inc();
         granted
     }

@@ -39,6 +39,8 @@ pub(super) struct Wire {
     gate: Gate,
     /// Read, and not asked for yet.
     ahead: BytesMut,
+    /// What is left of a head that goes out with another `Date` than Pingora gave it.
+    head: BytesMut,
     /// Tells that the client leaves, where so much is ahead that no more is read.
     hang_up: Option<HangUp>,
     /// Whether anything was written since the request began.
@@ -83,6 +85,7 @@ impl Wire {
             connection,
             gate: Gate::Closed,
             ahead: BytesMut::new(),
+            head: BytesMut::new(),
             hang_up: None,
             answered: false,
             dropped: None,
@@ -275,14 +278,27 @@ impl Wire {
     /// Pingora does not flush an answer of known length before its end. It asks for more of the request when there is
     /// nothing more of the answer to write yet; then what has been gathered goes out.
     fn send_gathered(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if self.io.buffer().is_empty() {
+        if self.io.buffer().is_empty() && self.head.is_empty() {
             return Ok(());
         }
-        let polled = Pin::new(&mut self.io).poll_flush(context);
+        let polled = self.poll_flush_all(context);
         match self.written(polled) {
             Poll::Ready(sent) => sent,
             Poll::Pending => Ok(()),
         }
+    }
+
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.head.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.head))?;
+            self.head.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush_all(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_head(context))?;
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -319,7 +335,19 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
-        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        let polled = self.poll_head(context);
+        ready!(self.written(polled))?;
+        let dated = self.connection.take_date().and_then(|date| with_date(bytes, date.as_bytes()));
+        let polled = if let Some(head) = dated {
+            self.head = head;
+            // What the socket does not take yet goes out in front of whatever is written next.
+            match self.poll_head(context) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
+            }
+        } else {
+            Pin::new(&mut self.io).poll_write(context, bytes)
+        };
         let polled = self.written(polled);
         self.taken(polled)
     }
@@ -330,6 +358,8 @@ impl AsyncWrite for Wire {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
+        let polled = self.poll_head(context);
+        ready!(self.written(polled))?;
         let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
         let polled = self.written(polled);
         self.taken(polled)
@@ -341,12 +371,14 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write(context)?;
-        let polled = Pin::new(&mut self.io).poll_flush(context);
+        let polled = self.poll_flush_all(context);
         self.written(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write(context)?;
+        let polled = self.poll_head(context);
+        ready!(self.written(polled))?;
         let polled = Pin::new(&mut self.io).poll_shutdown(context);
         self.written(polled)
     }
@@ -356,7 +388,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
         let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(&mut context) {
+        if let Poll::Ready(Err(error)) = self.poll_flush_all(&mut context) {
             tracing::trace!(%error, "a client was gone before its connection was closed");
         }
         let Some(dropped) = self.dropped.take() else { return };
@@ -368,6 +400,7 @@ impl Drop for Wire {
                 connection: Arc::clone(&self.connection),
                 gate: Gate::Closed,
                 ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
+                head: std::mem::take(&mut self.head),
                 hang_up: None,
                 answered: true,
                 dropped: stays.then(|| dropped.clone()),
@@ -375,6 +408,18 @@ impl Drop for Wire {
             *dropped.place() = Some(if stays { Left::Open(rest) } else { Left::Unread(rest) });
         }
     }
+}
+
+/// A head as Pingora has written it, with the `Date` that the backend gave: Pingora puts its own in place of it.
+fn with_date(head: &[u8], date: &[u8]) -> Option<BytesMut> {
+    const NAME: &[u8] = b"\r\nDate: ";
+    let at = memchr::memmem::find(head, NAME)? + NAME.len();
+    let end = at + memchr::memchr(b'\r', &head[at..])?;
+    let mut dated = BytesMut::with_capacity(head.len() + date.len());
+    for part in [&head[..at], date, &head[end..]] {
+        dated.extend_from_slice(part);
+    }
+    Some(dated)
 }
 
 impl Dropped {

@@ -21,7 +21,7 @@ fn a_route_says_what_it_changes() {
     assert_eq!((plain.forward, plain.cors), (keygate::policy::forward::Forward::default(), None));
     let route = read(
         "rewrite = \"/in/{id}/{rest}\"\nhost = \"name:[::1]:80\"\n\
-         [routes.request_headers]\nset = [\"Authorization:  Bearer x \", \"X-Empty:\"]\n\
+         [routes.request_headers]\npass = [\"X-Forwarded-Port\"]\nset = [\"Authorization:  Bearer x \", \"X-Empty:\"]\n\
          [routes.response_headers]\nremove = [\"server\"]\n\
          [routes.cors]\norigins = [\"https://*.a.example\"]\ncredentials = true\nexpose = [\"X-Mine\"]\n",
     );
@@ -31,6 +31,7 @@ fn a_route_says_what_it_changes() {
     assert_eq!(set, [("authorization", &b"Bearer x"[..]), ("x-empty", b"")]);
     assert!(!format!("{:?}", route.forward).contains("Bearer"), "a backend's credential is not shown");
     assert_eq!(route.forward.response.remove[0], "server");
+    assert_eq!(*route.forward.pass, ["x-forwarded-port"]);
     let cors = route.cors.expect("rules");
     assert!(matches!(cors.origins, Origins::Listed(rules) if rules.len() == 1));
     assert!(cors.credentials && cors.expose.to_str().is_ok_and(|e| e.ends_with(", x-mine")));
@@ -41,6 +42,7 @@ fn each_mistake_of_what_a_route_changes_is_told() {
     let name = "must be the name of a header that is not about framing, the connection or the trace, and that Keygate does not set by itself";
     let field = "must be \"NAME: VALUE\" with a header that is not about framing, the connection or the trace, and that Keygate does not set by itself";
     let answer = "must be \"NAME: VALUE\" with a header that is not about framing or the connection, and that Keygate does not set by itself";
+    let claim = "must be the name of a header that is removed otherwise and that Keygate does not set, such as \"X-Forwarded-Port\" (docs/edge.md has all)";
     let origin = "must be an origin in lower case such as \"https://app.example\" or \"https://*.example:8443\", or \"*\"";
     let in_request = |key: &str, item: &str| format!("[routes.request_headers]\n{key} = [\"{item}\"]");
     for (more, expected) in [
@@ -58,6 +60,13 @@ fn each_mistake_of_what_a_route_changes_is_told() {
         (in_request("set", "traceparent: 0"), format!("9:8 routes[0].request_headers.set[0]: {field}")),
         (in_request("add", "X-A"), format!("9:8 routes[0].request_headers.add[0]: {field}")),
         (in_request("add", "X-A: a\\r\\nX-B: b"), format!("9:8 routes[0].request_headers.add[0]: {field}")),
+        (in_request("pass", "X-Api"), format!("9:9 routes[0].request_headers.pass[0]: {claim}")),
+        (in_request("pass", "X-Forwarded-For"), format!("9:9 routes[0].request_headers.pass[0]: {claim}")),
+        (in_request("pass", "X_Forwarded_Port"), format!("9:9 routes[0].request_headers.pass[0]: {claim}")),
+        (
+            "encoded_slash = \"yes\"".to_owned(),
+            "8:17 routes[0].encoded_slash: must be one of: refuse, keep".to_owned(),
+        ),
         (
             "[routes.response_headers]\nset = [\"X-RateLimit-Limit-QPS: 9\"]".to_owned(),
             format!("9:8 routes[0].response_headers.set[0]: {answer}"),

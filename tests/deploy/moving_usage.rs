@@ -125,9 +125,12 @@ fn a_bad_line_is_named_and_what_a_plan_does_not_keep_is_passed_over() {
         &csv,
         &["id,request_id,api_key_id,workspace_id,at_us,", field(lines[0], "id").as_str().expect("text")],
     );
-    there.write("usage.csv", &csv);
-    says(&there.fails(64, &["usage", "import", "usage.csv"]), &["only ndjson"]);
-    says(&there.fails(1, &["usage", "import", "data"]), &["data:1: "]);
+    there.write("usage.csv", &csv.replacen("served", "liked", 1));
+    says(
+        &there.fails(1, &["usage", "import", "usage.csv"]),
+        &["usage.csv:", "outcome: must be one of: served", "1 lines were refused"],
+    );
+    says(&there.fails(1, &["usage", "import", "data"]), &["data: Is a directory"]);
     says(&here.fails(64, &["usage", "export", "--from", "2026-02-02", "--to", "2026-02-01"]), &["--from"]);
     says(&here.fails(64, &["usage", "export", "--from", "yesterday"]), &["RFC 3339"]);
     assert_eq!(here.done(&["usage", "export", "--to", "2020-01-01"]), "");
@@ -139,6 +142,54 @@ fn a_bad_line_is_named_and_what_a_plan_does_not_keep_is_passed_over() {
     let told = here.command(&["usage", "export", "--key", &limited.id]);
     assert_eq!((told.code, told.stdout.trim()), (Some(0), lines[1..].join("\n").as_str()), "{told:?}");
     says(&told.stderr, &["warning", "could not be understood", ": 1"]);
+}
+
+#[test]
+fn comma_separated_values_have_no_formulas_and_come_back_as_they_were() {
+    let here = Installation::new();
+    let mut gateway = here.start();
+    let key = gateway.create_key(json!({"rate_limit": 1000}));
+    let agents =
+        ["=HYPERLINK(\"http://evil\")", "+1", "-1+1", "@SUM(A1)", "'=1", "plain, \"quoted\"", "'plain'"];
+    for agent in agents {
+        let request = Request::get("/v1/app/x").bearer(&key.secret).header("User-Agent", agent);
+        assert_eq!(gateway.call(&request).status, 200);
+    }
+    gateway.wait_for_logs(&key, agents.len());
+    let file = gateway.admin("GET", &format!("/apikeys/{}/logs?format=csv", key.id), None).text();
+    let told: Value = gateway.managed("GET", &format!("/apikeys/{}/logs?pagesize=100", key.id), None);
+    let kept: Vec<&str> = told["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .map(|i| i["user_agent"].as_str().expect("text"))
+        .collect();
+    assert!(agents.iter().all(|agent| kept.contains(agent)), "as JSON they are what they were: {kept:?}");
+    assert!(gateway.stop().success());
+    let whole = here.done(&["usage", "export"]);
+    let exported = here.done(&["usage", "export", "--format", "csv"]);
+    for (file, rows) in [(&file, agents.len()), (&exported, agents.len())] {
+        let mut reader = csv::Reader::from_reader(file.as_bytes());
+        let agent =
+            reader.headers().expect("a head").iter().position(|name| name == "user_agent").expect("a column");
+        let records: Vec<_> = reader.records().map(|row| row.expect("a row")).collect();
+        assert_eq!(records.len(), rows);
+        for cell in records.iter().flatten() {
+            assert!(!cell.starts_with(['=', '+', '-', '@', '\t', '\r']), "{cell:?} in {file}");
+        }
+        for expected in ["'=HYPERLINK(\"http://evil\")", "'+1", "''=1", "plain, \"quoted\"", "'plain'"] {
+            assert!(records.iter().any(|row| row[agent] == *expected), "{expected} in {file}");
+        }
+    }
+    let there = like(&here);
+    here.done(&["export", "all.jsonl"]);
+    there.write("all.jsonl", &here.read("all.jsonl"));
+    there.done(&["import", "all.jsonl"]);
+    there.write("usage.csv", &exported);
+    let said = there.command(&["usage", "import", "usage.csv"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    says(&said.stderr, &[&format!("imported {} usage records; there already: 0; refused: 0", agents.len())]);
+    assert_eq!(there.done(&["usage", "export"]), whole, "nothing was lost or changed on the way");
 }
 
 #[test]

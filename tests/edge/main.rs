@@ -11,9 +11,11 @@ mod abuse;
 mod acme;
 mod admin;
 mod ahead;
+mod claims;
 mod clients;
 mod frames;
 mod held;
+mod hops;
 mod http2;
 mod leaving;
 mod limits;
@@ -24,4 +26,5 @@ mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
+mod targets;
 mod uploads;

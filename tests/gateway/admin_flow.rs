@@ -363,11 +363,94 @@ fn metrics(gateway: &Gateway) -> BTreeMap<String, f64> {
     series.collect()
 }
 
-/// The values of one label over all series.
+/// The values of one label over all series that count something.
 fn values<'m>(metrics: &'m BTreeMap<String, f64>, label: &str) -> BTreeSet<&'m str> {
     let begin = format!("{label}=\"");
-    let after = metrics.keys().filter_map(|name| name.split(&begin).nth(1));
+    let counted = metrics.iter().filter(|(_, value)| **value > 0.0).map(|(name, _)| name);
+    let after = counted.filter_map(|name| name.split(&begin).nth(1));
     after.filter_map(|rest| rest.split('"').next()).collect()
+}
+
+/// What alerts and dashboards ask for: names of series, and the labels with the values that they must have.
+fn asked_for() -> Vec<(String, Vec<String>)> {
+    let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let mut all = Vec::new();
+    for file in ["prometheus/alerts.yml", "grafana/dashboards/keygate.json"] {
+        let text = std::fs::read_to_string(conf.join(file)).expect(file).replace("\\\"", "\"");
+        for (at, _) in text.match_indices("keygate_") {
+            let rest = &text[at..];
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').expect("an end");
+            let (name, behind) = rest.split_at(end);
+            let labels =
+                behind.strip_prefix('{').and_then(|labels| labels.split_once('}')).map_or("", |(l, _)| l);
+            // What a person chooses in the dashboard, and what Prometheus adds, no gateway tells.
+            let fixed = labels.split(',').map(str::trim).filter(|label| {
+                label
+                    .split_once('=')
+                    .is_some_and(|(name, value)| !value.starts_with('~') && !name.ends_with('!'))
+            });
+            all.push((name.to_owned(), fixed.map(str::to_owned).collect()));
+        }
+    }
+    assert!(all.len() > 30, "{all:?}");
+    all
+}
+
+#[test]
+fn every_series_is_there_before_its_first_event_and_none_comes_with_one() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let fresh = metrics(&gateway);
+    for (name, labels) in asked_for() {
+        // That is of TLS listeners, which this gateway has not.
+        let is_there = name.starts_with("keygate_certificate_")
+            || fresh.keys().any(|series| {
+                let is_it =
+                    series.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
+                is_it && labels.iter().all(|label| series.contains(label.as_str()))
+            });
+        assert!(is_there, "{name} {labels:?} is not in {fresh:#?}");
+    }
+    let key = gateway.create_key(json!({"scopes": ["app"], "rate_limit": 1000, "quota_limit": 4}));
+    place.origin.answer(500, &[], b"");
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 500);
+    place.origin.answer(302, &[], b"");
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 302);
+    place.origin.script(|_, _| Err(std::io::ErrorKind::ConnectionAborted.into()));
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 502);
+    place.origin.script(|_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")?;
+        Err(std::io::ErrorKind::ConnectionAborted.into())
+    });
+    let mut client = gateway.connect();
+    client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+    assert_eq!(client.response_head().status, 200);
+    assert!(client.ends());
+    for (target, secret, status) in [
+        ("/v1/app/x", key.secret.as_str(), 429),
+        ("/v1/rag/x", &key.secret, 403),
+        ("/v1/app/x", "nonsense", 401),
+        ("/nowhere", &key.secret, 404),
+        ("/v1/app/..", &key.secret, 400),
+    ] {
+        assert_eq!(gateway.get(target, secret).status, status, "{target}");
+    }
+    let mut client = gateway.connect();
+    client.send(b"nonsense\r\n\r\n");
+    assert_eq!(client.response().status, 400);
+    let now = eventually("all of it is counted", || {
+        let now = metrics(&gateway);
+        let counted: f64 =
+            now.iter().filter(|(name, _)| name.starts_with("keygate_requests_total{")).map(|(_, n)| n).sum();
+        (counted > 9.5).then_some(now)
+    });
+    let new: Vec<_> = now.keys().filter(|name| !fresh.contains_key(*name)).collect();
+    assert_eq!(new, Vec::<&String>::new());
+    let outcomes = values(&now, "outcome");
+    assert!(
+        ["denied", "served", "upstream_failed"].iter().all(|outcome| outcomes.contains(outcome)),
+        "{outcomes:?}"
+    );
 }
 
 #[test]

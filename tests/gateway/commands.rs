@@ -392,6 +392,52 @@ fn import_takes_comma_separated_values_and_a_dry_run_takes_nothing() {
 }
 
 #[test]
+fn a_byte_order_mark_in_front_of_a_file_loses_none_of_it() {
+    const BOM: &str = "\u{feff}";
+    let place = Installation::new();
+    let marked = |name: &str, text: &str| place.write(name, format!("{BOM}{text}"));
+    marked("keygate.toml", &place.read("keygate.toml"));
+    marked("keys.jsonl", "{\"name\":\"one\",\"scopes\":[\"app\"],\"api_key\":\"legacy_key_0001\"}\n");
+    marked("keys.csv", "name,type,scopes,api_key\ntwo,service,app,legacy_key_0002\n");
+    for file in ["keys.jsonl", "keys.csv"] {
+        let told = place.command(&["keys", "import", file]);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        says(&told.stderr, &["1 imported, 0 refused"]);
+    }
+    // What the start has made, as an editor that adds the mark has left it.
+    assert!(place.start().stop().success());
+    for secret in ["data/pepper", "data/admin.jwt.secret"] {
+        marked(secret, &place.read(secret).replace('\n', "\r\n"));
+    }
+    let mut gateway = place.start();
+    assert_eq!(answers(&gateway, "legacy_key_0002"), (200, 0));
+    let key = gateway.create_key(json!({}));
+    assert_eq!(answers(&gateway, &key.secret), (200, 0));
+    gateway.wait_for_logs(&key, 1);
+    assert!(gateway.stop().success());
+    for (export, import, told) in [
+        (&["export", "all.jsonl"][..], &["import", "all.jsonl"][..], "there already: 3 keys"),
+        (
+            &["usage", "export", "--output", "u.ndjson"],
+            &["usage", "import", "u.ndjson"],
+            "there already: 2; refused: 0",
+        ),
+        (
+            &["usage", "export", "--format", "csv", "--output", "u.csv"],
+            &["usage", "import", "u.csv"],
+            "there already: 2; refused: 0",
+        ),
+    ] {
+        assert_eq!(place.command(export).code, Some(0), "{export:?}");
+        let file = import[import.len() - 1];
+        marked(file, &place.read(file));
+        let said = place.command(import);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        says(&said.stderr, &[told]);
+    }
+}
+
+#[test]
 fn import_ends_where_a_file_cannot_be_read_on() {
     let place = Installation::new();
     place.write("keys.jsonl/inside", "");

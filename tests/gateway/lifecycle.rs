@@ -396,6 +396,58 @@ fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_rea
 }
 
 #[test]
+fn what_is_around_a_variable_is_not_part_of_it_and_quotes_are_told_before_anything_is_made() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = "5e".repeat(32);
+    let pepper = format!("7:{}", "a1".repeat(32));
+    let listen = [("KEYGATE_PROXY_LISTEN", "127.0.0.1:0\r\n"), ("KEYGATE_ADMIN_LISTEN", " 127.0.0.1:0")];
+    let with = |secret: &str, pepper: &str| -> Vec<(&'static str, String)> {
+        let secrets = [("KEYGATE_ADMIN_JWT_HS256_SECRET", secret), ("KEYGATE_SECRETS_PEPPERS", pepper)];
+        listen.into_iter().chain(secrets).map(|(name, value)| (name, value.to_owned())).collect()
+    };
+    let quoted = |text: &str| format!("\"{text}\"");
+    let run = |variables: &[(&str, String)]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keygate"));
+        let command =
+            command.env_clear().envs(variables.iter().map(|(n, v)| (n, v))).current_dir(folder.path());
+        let output = command.arg("run").output().expect("the binary runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (variables, name) in [
+        (with(&quoted(&secret), &pepper), "KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        (with(&secret, &quoted(&pepper)), "KEYGATE_SECRETS_PEPPERS"),
+        (with(&format!("{secret}\n{secret}"), &pepper), "KEYGATE_ADMIN_JWT_HS256_SECRET"),
+    ] {
+        let (code, told) = run(&variables);
+        assert_eq!(code, Some(64), "{told}");
+        assert!(told.contains(name) && !told.contains(&secret) && !told.contains(&pepper), "{told}");
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keygate"));
+    let odd = std::os::unix::ffi::OsStringExt::from_vec(vec![b'5', 0xff]);
+    let odd: std::ffi::OsString = odd;
+    let output = command
+        .env_clear()
+        .env("KEYGATE_SECRETS_PEPPERS", odd)
+        .current_dir(folder.path())
+        .arg("check")
+        .output();
+    let output = output.expect("the binary runs");
+    assert_eq!(output.status.code(), Some(64));
+    says(&String::from_utf8_lossy(&output.stderr), &["KEYGATE_SECRETS_PEPPERS: must be UTF-8"]);
+    assert!(!folder.path().join("data").exists(), "nothing was made");
+    // A line end is none of a secret: two nodes of which one has it are one gateway.
+    let variables = with(&format!("{secret}\n"), &format!("{pepper}\r\n"));
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut process = Process::start(folder.path(), &variables, &["run", "--ready-json"]);
+    let admin = process.ready()["admin"].as_str().expect("an address").parse().expect("an address");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = [("KEYGATE_ADMIN_JWT_HS256_SECRET", secret.as_str())];
+    let token = Process::start(elsewhere.path(), &other, &["token", "--role", "platform"]).line.clone();
+    assert_eq!(Raw::connect(admin).call(&Request::get("/plans").bearer(token.trim())).status, 200);
+    assert_eq!(process.stop().code(), Some(0));
+}
+
+#[test]
 fn the_environment_alone_is_a_configuration() {
     let folder = tempfile::tempdir().expect("a folder");
     let pepper = format!("7:{}", "a1".repeat(32));

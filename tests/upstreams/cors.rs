@@ -52,9 +52,6 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
         );
     }
     assert_eq!(origin.count(), 0, "no backend sees a preflight");
-    // Where nothing is said about other origins, an OPTIONS request is a request like any other.
-    let response = preflight(&gateway, "/v1/plain/x", "https://app.example", "POST", "");
-    assert_eq!(response.fault(), (401, 3007, "api_key_missing".into()));
     let no_preflight = Request::new("OPTIONS", "/v1/app/x").header("Origin", "https://app.example");
     assert_eq!(gateway.call(&no_preflight).status, 401);
     assert_eq!(preflight(&gateway, "/v1/nowhere", "https://app.example", "GET", "").status, 404);
@@ -68,6 +65,78 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
         connection.send(&bytes);
         assert_eq!(connection.response_to("OPTIONS").status, 204);
     }
+}
+
+#[test]
+fn where_nothing_is_said_of_other_origins_the_backend_answers_preflights_without_a_key() {
+    let origin = Origin::start();
+    let config = upstream("app", origin.address)
+        + &route("plain", "/v1/plain/{rest*}", "app", "rewrite = \"/in/{rest}\"\nmethods = [\"POST\"]")
+        + "[proxy]\nmax_preflights = 50\n";
+    let gateway = Gateway::start(&config);
+    let allowed = ("Access-Control-Allow-Origin", "https://app.example");
+    origin.answer(204, Box::leak(Box::new([allowed, ("Access-Control-Max-Age", "60")])), b"");
+    let ask = |more: &[(&str, &str)]| {
+        let mut request = Request::new("OPTIONS", "/v1/plain/x?q")
+            .header("Origin", "https://app.example")
+            .header("Access-Control-Request-Method", "POST")
+            .header("Access-Control-Request-Headers", "authorization");
+        for (name, value) in more {
+            request = request.header(name, value);
+        }
+        request
+    };
+    let spoofed = [
+        ("X-Keygate-Scopes", "app"),
+        ("Cookie", "a=b"),
+        ("X-End-User-Id", "ann"),
+        ("X-Forwarded-User", "ann"),
+    ];
+    let response = gateway.call(&ask(&spoofed));
+    assert_eq!((response.status, response.header(allowed.0)), (204, Some(allowed.1)));
+    assert_eq!(response.header("access-control-max-age"), Some("60"));
+    assert!(response.header("x-request-id").is_some() && response.header("ratelimit").is_none());
+    let seen = origin.last();
+    assert_eq!((seen.method.as_str(), seen.target.as_str()), ("OPTIONS", "/in/x?q"));
+    assert_eq!(seen.header("access-control-request-headers"), Some("authorization"));
+    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert!(!seen.head.to_lowercase().contains("x-keygate-") && seen.header("cookie").is_none());
+    assert_eq!((seen.header("x-end-user-id"), seen.header("x-forwarded-user")), (None, None));
+    // What no browser's preflight is, is decided like any other request, and so is one that presents a key.
+    origin.forget();
+    for request in [
+        ask(&[]).body("x"),
+        ask(&[("Connection", "Upgrade"), ("Upgrade", "websocket")]),
+        ask(&[("Expect", "100-continue")]),
+        Request::new("OPTIONS", "/v1/plain/x").header("Access-Control-Request-Method", "POST"),
+        Request::new("OPTIONS", "/v1/plain/x").header("Origin", "https://app.example"),
+        Request::get("/v1/plain/x").header("Origin", "https://app.example"),
+    ] {
+        let status = gateway.call(&request).status;
+        assert!(status == 401 || status == 404, "{request:?}: {status}");
+    }
+    let method = preflight(&gateway, "/v1/plain/x", "https://app.example", "DELETE", "");
+    assert_eq!(method.status, 404, "no route serves that");
+    assert_eq!(gateway.call(&ask(&[]).bearer("nonsense")).status, 404, "nor an OPTIONS with a key");
+    assert_eq!(origin.count(), 0);
+    // They cost nobody anything, and each address has so many.
+    let key = gateway.create_key(json!({}));
+    let mut one = gateway.connect();
+    let refused =
+        (0..10_000).find_map(|_| Some(one.call(&ask(&[]))).filter(|response| response.status != 204));
+    let refused = refused.expect("an end");
+    assert_eq!(refused.fault(), (429, 3014, "rate_limit_exceeded".into()));
+    assert_eq!(
+        (refused.json()["data"]["limit"].as_str(), refused.number("retry-after")),
+        (Some("preflights"), 1)
+    );
+    assert_eq!(gateway.call(&Request::post("/v1/plain/x", "x").bearer(&key.secret)).status, 204);
+    assert_eq!(gateway.wait_for_logs(&key, 1).len(), 1, "no record is of a preflight");
+    assert!(
+        gateway
+            .metrics()
+            .contains("keygate_requests_total{outcome=\"served\",route=\"plain\",status=\"2xx\"}")
+    );
 }
 
 #[test]

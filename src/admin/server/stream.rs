@@ -10,7 +10,7 @@ use crate::envelope::last_answer;
 use crate::policy::chunks::Chunks;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
-use crate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
+use crate::policy::head::{Framing, check, escaped, find_end, glimpse, is_hopeless};
 use crate::policy::id::RequestId;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io::{self, IoSlice};
@@ -191,12 +191,22 @@ impl ClientStream {
         if let Some(fault) = self.too_large(end) {
             return self.refuse(&Denial::Plain(fault));
         }
-        let body = match check(&self.read_buf[..end], self.limits.header_fields) {
-            Ok(Framing::NoBody) => Body::Length(0),
-            Ok(Framing::Length(length)) => Body::Length(length),
-            Ok(Framing::Chunked) => Body::Chunked(Chunks::new()),
+        let sound = match check(&self.read_buf[..end], self.limits.header_fields) {
+            Ok(sound) => sound,
             Err(bad) => return self.refuse(&Denial::from(bad)),
         };
+        let body = match sound.framing {
+            Framing::NoBody => Body::Length(0),
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Chunks::new()),
+        };
+        let behind = self.read_buf.len() - end;
+        if sound.is_loose
+            && let Some(escaped) = escaped(&self.read_buf)
+        {
+            self.read_buf = BytesMut::from(escaped.as_slice());
+        }
+        let end = self.read_buf.len() - behind;
         (self.phase, self.searched, self.has_served) = (Phase::Request(end, body), 0, true);
         self.connection.enter(Stage::Call);
     }

@@ -199,12 +199,16 @@ fn unsafe_configurations_are_refused() {
     assert!(matches!(asymmetric(one, &[Algorithm::RS256]), Err(BadAuth::NoKey)));
     assert!(matches!(asymmetric(&[], &[Algorithm::EdDSA]), Err(BadAuth::NoKey)));
     assert!(matches!(asymmetric(&[key.clone(), key.clone()], &[Algorithm::EdDSA]), Err(BadAuth::TwoKeys(_))));
-    let mut encrypting = key;
+    let mut encrypting = key.clone();
     encrypting["use"] = json!("enc");
     assert!(matches!(asymmetric(&[encrypting], &[Algorithm::EdDSA]), Err(BadAuth::NoKey)));
     let broken =
         AuthConfig { keys: AuthKeys::Jwks("{".into()), algorithms: vec![Algorithm::EdDSA], ..auth_config() };
     assert!(matches!(Auth::new(broken), Err(BadAuth::Jwks(_))));
+    let marked = format!("\u{feff}{}", json!({"keys": one}));
+    let marked =
+        AuthConfig { keys: AuthKeys::Jwks(marked), algorithms: vec![Algorithm::EdDSA], ..auth_config() };
+    assert!(Auth::new(marked).is_ok(), "a byte order mark in front is not part of it");
     assert!(!format!("{:?}", auth_config()).contains("0123456789"));
 }
 

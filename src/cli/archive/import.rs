@@ -3,14 +3,13 @@
 use super::{FORMAT, Thing};
 use crate::cli::keys::import::{Import as KeyImport, Row};
 use crate::cli::keys::{Desk, told};
-use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
+use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log, text_file};
 use crate::clock::Timestamp;
 use crate::draft::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
 use crate::store::{Actor, EndUserRecord, StoreError};
 use clap::Args;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 
 /// End users stored in one step.
@@ -88,8 +87,8 @@ type Line = Result<(u64, Row), Failure>;
 /// The lines with their numbers, each an object.
 fn lines(file: &Path) -> Result<impl Iterator<Item = Line> + use<>, Failure> {
     let name = file.display().to_string();
-    let opened = File::open(file).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
-    Ok((1..).zip(BufReader::new(opened).lines()).map(move |(n, line)| {
+    let opened = text_file(file).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
+    Ok((1..).zip(opened.lines()).map(move |(n, line)| {
         let line = line.map_err(|e| Failure::Failed(format!("{name}:{n}: {e}")))?;
         let row = serde_json::from_str(&line);
         row.map(|row| (n, row)).map_err(|_| Failure::Failed(format!("{name}:{n}: is not a JSON object")))

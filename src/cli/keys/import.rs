@@ -1,9 +1,10 @@
 //! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
 
 use super::{Desk, InWorkspace, moved, told};
-use crate::cli::Failure;
+use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
 use crate::draft::{KeyDraft, credential};
+use crate::policy::cell::plain;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Plan;
 use crate::policy::secret::Secret;
@@ -12,8 +13,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::io::{self, BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Columns of a CSV file that hold several words, separated by blanks.
@@ -217,9 +217,9 @@ fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
 }
 
 fn rows(file: &Path) -> Result<Rows, Failure> {
-    let opened = File::open(file).map_err(|e| cannot_read(file, &e))?;
+    let opened = text_file(file).map_err(|e| cannot_read(file, &e))?;
     match file.extension().and_then(|e| e.to_str()) {
-        Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(BufReader::new(opened)))),
+        Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(opened))),
         Some("csv") => csv_rows(file, opened),
         _ => Err(Failure::Usage(format!("{}: the name must end in .jsonl or .csv", file.display()))),
     }
@@ -239,8 +239,8 @@ fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = io::Result<(u
     })
 }
 
-fn csv_rows(path: &Path, file: File) -> Result<Rows, Failure> {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(BufReader::new(file));
+fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<Rows, Failure> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
     let names = match reader.headers() {
         Ok(names) => names.clone(),
         Err(error) => match error.into_kind() {
@@ -263,7 +263,11 @@ fn csv_rows(path: &Path, file: File) -> Result<Rows, Failure> {
     })))
 }
 
-fn cell(name: &str, value: &str) -> Result<(String, Value), String> {
+/// Columns of a CSV file whose cells are secrets: these are what they are, whatever they begin with.
+const VERBATIM: &[&str] = &["api_key", "digest"];
+
+fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
+    let value = if VERBATIM.contains(&name) { cell } else { plain(cell) };
     let parsed = if LISTS.contains(&name) {
         json!(value.split_whitespace().collect::<Vec<_>>())
     } else if JSON.contains(&name) {

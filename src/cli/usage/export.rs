@@ -33,7 +33,7 @@ pub(super) struct ExportArgs {
     /// Only requests that arrived before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     to: Option<Timestamp>,
-    /// What to write; `import` takes ndjson
+    /// What to write; `import` takes both
     #[arg(long, value_enum, default_value = "ndjson")]
     format: Format,
     /// The file to write, which must not be there yet, and which only you may read; without it standard output
@@ -46,7 +46,7 @@ pub(super) struct ExportArgs {
 enum Format {
     /// A JSON object in each line
     Ndjson,
-    /// Comma-separated values with a head
+    /// Comma-separated values with a head; a text that a spreadsheet would take for a formula has a ' in front
     Csv,
 }
 
@@ -121,7 +121,7 @@ impl Export<'_> {
         if self.format == Format::Csv {
             let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(out);
             for record in records {
-                rows.serialize(Line::of(record))?;
+                rows.serialize(Line::of(record).as_cells())?;
             }
             return rows.flush();
         }

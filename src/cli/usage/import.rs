@@ -1,8 +1,8 @@
 //! `keygate usage import`
 
 use super::{count, line, progress};
-use crate::cli::Failure;
 use crate::cli::keys::Desk;
+use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
 use crate::policy::id::WorkspaceId;
 use crate::store::rollup::Width;
@@ -10,8 +10,7 @@ use crate::store::{StoreError, UsageRecord};
 use clap::Args;
 use indicatif::ProgressBar;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::io::{BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ const BATCH: usize = 2_000;
 /// Arguments of `keygate usage import`.
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// A file that `keygate usage export` wrote as ndjson, or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
+    /// A file that `keygate usage export` wrote (its name ends in .csv if it is one), or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
     file: PathBuf,
 }
 
@@ -42,9 +41,6 @@ struct Import<'d> {
 
 pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
     let file = args.file.as_path();
-    if file.extension().is_some_and(|ending| ending == "csv") {
-        return Err(Failure::Usage(format!("{}: only ndjson can be imported", file.display())));
-    }
     let mut import = Import {
         desk,
         file,
@@ -72,8 +68,11 @@ pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
 
 impl Import<'_> {
     fn everything(&mut self) -> Result<(), Failure> {
-        let opened = File::open(self.file).map_err(|e| self.at(None, &e.to_string()))?;
-        for (n, text) in (1..).zip(BufReader::new(opened).lines()) {
+        let opened = text_file(self.file).map_err(|e| self.at(None, &e.to_string()))?;
+        if self.file.extension().is_some_and(|ending| ending == "csv") {
+            return self.rows(opened);
+        }
+        for (n, text) in (1..).zip(opened.lines()) {
             match text {
                 Ok(text) if text.trim().is_empty() => {}
                 Ok(text) => match line::read(&text) {
@@ -82,6 +81,29 @@ impl Import<'_> {
                 },
                 Err(error) if error.kind() == ErrorKind::InvalidData => self.refuse(n, "is not UTF-8"),
                 Err(error) => return Err(self.at(Some(n), &error.to_string())),
+            }
+            self.progress.inc(1);
+        }
+        self.store()
+    }
+
+    /// The records of comma-separated values.
+    fn rows(&mut self, file: impl BufRead) -> Result<(), Failure> {
+        let mut reader = csv::Reader::from_reader(file);
+        let names = reader.headers().map_err(|e| self.at(Some(1), &e.to_string()))?.clone();
+        for (count, row) in (2..).zip(reader.records()) {
+            let row = match row.map_err(csv::Error::into_kind) {
+                Ok(row) => row,
+                Err(csv::ErrorKind::Io(error)) => return Err(self.at(Some(count), &error.to_string())),
+                Err(_) => {
+                    self.refuse(count, "is not CSV in UTF-8, or has another number of fields than the head");
+                    continue;
+                }
+            };
+            let n = row.position().map_or(count, csv::Position::line);
+            match line::read_cells(names.iter(), row.iter()) {
+                Ok(record) => self.add(n, record)?,
+                Err(why) => self.refuse(n, &why),
             }
             self.progress.inc(1);
         }

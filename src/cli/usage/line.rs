@@ -2,11 +2,13 @@
 //! durations in µs, as they are.
 
 use crate::clock::Timestamp;
+use crate::policy::cell::{neutral, plain};
 use crate::policy::fault::Fault;
 use crate::policy::id::{EndUserId, KeyId, RequestId};
 use crate::store::UsageRecord;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -43,13 +45,13 @@ pub(super) const FIELDS: [&str; 23] = [
 #[derive(Debug, Serialize)]
 pub(super) struct Line<'r> {
     id: Uuid,
-    request_id: &'r str,
+    request_id: Cow<'r, str>,
     api_key_id: Uuid,
-    workspace_id: &'r str,
+    workspace_id: Cow<'r, str>,
     at_us: i64,
-    method: &'r str,
-    endpoint: &'r str,
-    route: &'r str,
+    method: Cow<'r, str>,
+    endpoint: Cow<'r, str>,
+    route: Cow<'r, str>,
     status_code: u16,
     outcome: &'static str,
     denial: Option<&'static str>,
@@ -61,10 +63,10 @@ pub(super) struct Line<'r> {
     bytes_out: u64,
     tokens_used: u64,
     ip_address: Option<IpAddr>,
-    user_agent: &'r str,
+    user_agent: Cow<'r, str>,
     end_user_id: Option<Uuid>,
-    upstream: &'r str,
-    node: &'r str,
+    upstream: Cow<'r, str>,
+    node: Cow<'r, str>,
 }
 
 /// What of a line has not been read yet.
@@ -72,7 +74,30 @@ struct Unread(Map<String, Value>);
 
 /// The record of a line.
 pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
-    let mut line = Unread(serde_json::from_str(line).map_err(|_| "is not a JSON object")?);
+    record(Unread(serde_json::from_str(line).map_err(|_| "is not a JSON object")?))
+}
+
+/// The record of a row of comma-separated values whose head has these `names`.
+pub(super) fn read_cells<'c>(
+    names: impl Iterator<Item = &'c str>,
+    cells: impl Iterator<Item = &'c str>,
+) -> Result<UsageRecord, String> {
+    let value = |name: &str, cell: &str| match name {
+        "denial" | "ttfb_us" | "ip_address" | "end_user_id" if cell.is_empty() => Value::Null,
+        "charged" | "degraded" => cell.parse().map_or_else(|_| cell.into(), Value::Bool),
+        "at_us" | "status_code" | "response_time_us" | "ttfb_us" | "bytes_in" | "bytes_out"
+        | "tokens_used" => {
+            // What is no number stays text, and the field's own rule says what it must be.
+            let number =
+                cell.parse::<u64>().map(Value::from).or_else(|_| cell.parse::<i64>().map(Value::from));
+            number.unwrap_or_else(|_| cell.into())
+        }
+        _ => plain(cell).into(),
+    };
+    record(Unread(names.zip(cells).map(|(name, cell)| (name.to_owned(), value(name, cell))).collect()))
+}
+
+fn record(mut line: Unread) -> Result<UsageRecord, String> {
     let record = UsageRecord {
         id: RequestId(line.uuid("id")?),
         request_id: line.text("request_id")?.into(),
@@ -137,13 +162,13 @@ impl<'r> Line<'r> {
         } = record;
         Self {
             id: id.0,
-            request_id,
+            request_id: request_id.as_ref().into(),
             api_key_id: api_key_id.0,
-            workspace_id: workspace_id.as_str(),
+            workspace_id: workspace_id.as_str().into(),
             at_us: at.as_micros(),
-            method,
-            endpoint,
-            route,
+            method: method.as_ref().into(),
+            endpoint: endpoint.as_ref().into(),
+            route: route.as_ref().into(),
             status_code: *status_code,
             outcome: outcome.as_str(),
             denial: denial.map(Fault::name),
@@ -155,11 +180,30 @@ impl<'r> Line<'r> {
             bytes_out: *bytes_out,
             tokens_used: *tokens_used,
             ip_address: *ip_address,
-            user_agent,
+            user_agent: user_agent.as_ref().into(),
             end_user_id: end_user_id.map(|end_user| end_user.0),
-            upstream,
-            node,
+            upstream: upstream.as_ref().into(),
+            node: node.as_ref().into(),
         }
+    }
+
+    /// The same for a file of comma-separated values: no text of a client's is a formula there.
+    pub(super) fn as_cells(mut self) -> Self {
+        for text in [
+            &mut self.request_id,
+            &mut self.workspace_id,
+            &mut self.method,
+            &mut self.endpoint,
+            &mut self.route,
+            &mut self.user_agent,
+            &mut self.upstream,
+            &mut self.node,
+        ] {
+            if let Cow::Owned(cell) = neutral(text) {
+                *text = Cow::Owned(cell);
+            }
+        }
+        self
     }
 }
 
@@ -229,7 +273,7 @@ mod tests {
     use crate::store::Outcome;
     use serde_json::json;
 
-    fn record() -> UsageRecord {
+    fn sample() -> UsageRecord {
         UsageRecord {
             id: RequestId(Uuid::from_u128(1)),
             request_id: "r\u{1}\"β".into(),
@@ -263,9 +307,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_exactly() {
-        let full = record();
+        let full = sample();
         let bare =
-            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..record() };
+            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..sample() };
         for whole in [full, bare] {
             let line = written(&whole);
             assert!(!line.contains('\n'), "one line: {line}");
@@ -274,16 +318,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_as_cells_is_read_back_exactly_and_is_no_formula() {
+        let texts = ["", "=1+1", "'=1+1", "+a,\"b\"\r\n", "\t@x", "-", "plain", " =blank", "'", "a\u{0}b"];
+        for (n, text) in texts.iter().enumerate() {
+            let other = texts[(n + 1) % texts.len()];
+            let whole = UsageRecord {
+                request_id: (*text).into(),
+                method: other.into(),
+                endpoint: (*text).into(),
+                route: other.into(),
+                user_agent: (*text).into(),
+                upstream: other.into(),
+                node: (*text).into(),
+                denial: (n % 2 == 0).then_some(Fault::KeyNotFound),
+                ttfb_us: (n % 2 == 1).then_some(0),
+                ip_address: None,
+                end_user_id: None,
+                ..sample()
+            };
+            let mut rows = csv::Writer::from_writer(Vec::new());
+            rows.serialize(Line::of(&whole).as_cells()).expect("a row");
+            let written = rows.into_inner().expect("written");
+            let mut reader = csv::Reader::from_reader(written.as_slice());
+            let names = reader.headers().expect("a head").clone();
+            let row = reader.records().next().expect("a row").expect("sound");
+            assert!(row.iter().all(|cell| !cell.starts_with(['=', '+', '-', '@', '\t', '\r'])), "{row:?}");
+            assert_eq!(read_cells(names.iter(), row.iter()), Ok(whole), "{text:?}");
+        }
+    }
+
+    #[test]
     fn the_head_names_the_fields_in_their_order() {
         let mut rows = csv::Writer::from_writer(Vec::new());
-        rows.serialize(Line::of(&record())).expect("a row");
+        rows.serialize(Line::of(&sample())).expect("a row");
         let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
         assert_eq!(text.lines().next(), Some(FIELDS.join(",").as_str()));
     }
 
     #[test]
     fn a_line_that_is_none_is_refused_by_its_field() {
-        let whole: Map<String, Value> = serde_json::from_str(&written(&record())).expect("an object");
+        let whole: Map<String, Value> = serde_json::from_str(&written(&sample())).expect("an object");
         for name in FIELDS {
             let mut lacking = whole.clone();
             lacking.remove(name);

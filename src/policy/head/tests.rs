@@ -3,7 +3,7 @@
 use super::*;
 
 fn checked(head: &str) -> Result<Framing, BadHead> {
-    check(head.as_bytes(), 100)
+    check(head.as_bytes(), 100).map(|sound| sound.framing)
 }
 
 #[test]
@@ -113,14 +113,11 @@ fn the_request_line_has_three_parts_and_single_spaces() {
         assert_eq!(checked(&format!("{line}\r\nHost: h\r\n\r\n")), Err(BadHead::Syntax), "{line:?}");
     }
     for (target, bad) in [
-        ("/#x", BadPath::Character),
-        ("/?#x", BadPath::QueryCharacter),
-        ("/<", BadPath::Character),
-        ("/?\"", BadPath::QueryCharacter),
-        ("/\u{e9}", BadPath::Character),
+        ("/#x", BadPath::Character(b'#')),
+        ("/?#x", BadPath::QueryCharacter(b'#')),
+        ("/|\\", BadPath::Character(b'\\')),
+        ("/\u{e9}?a#", BadPath::QueryCharacter(b'#')),
         ("*", BadPath::NotAbsolute),
-        ("/^", BadPath::Character),
-        ("http://h/`", BadPath::Character),
         ("h:80", BadPath::NotAbsolute),
         ("ftp://h/", BadPath::NotAbsolute),
         ("http://u@h/", BadPath::NotAbsolute),
@@ -128,6 +125,22 @@ fn the_request_line_has_three_parts_and_single_spaces() {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
         assert_eq!(checked(&head), Err(BadHead::Target(bad)), "{target}");
     }
+}
+
+#[test]
+fn what_clients_leave_in_targets_is_noted_where_it_can_be_escaped() {
+    let loose = |target: &[u8]| {
+        let head = [b"GET ".as_slice(), target, b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
+        check(&head, 100).map(|sound| sound.is_loose)
+    };
+    for plain in ["/", "/a%7C?b[c]=|^`{}", "http://h/a"] {
+        assert_eq!(loose(plain.as_bytes()), Ok(false), "{plain}");
+    }
+    for written in ["/a|b", "/[x]", "/^", "/`", "/{x}", "/<\">", "/文", "/?q=文", "/?\"<>", "http://h/|"] {
+        assert_eq!(loose(written.as_bytes()), Ok(true), "{written}");
+    }
+    assert_eq!(loose(b"/\xe9"), Err(BadHead::Target(BadPath::Character(0xe9))));
+    assert_eq!(loose(b"/?\xff"), Err(BadHead::Target(BadPath::QueryCharacter(0xff))));
 }
 
 #[test]

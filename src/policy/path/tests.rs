@@ -46,23 +46,23 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("%2fadmin", Err(NotAbsolute)),
     ("\\admin", Err(NotAbsolute)),
     // Bytes that have no place in one.
-    ("/a b", Err(Character)),
-    ("/a\tb", Err(Character)),
-    ("/a\0b", Err(Character)),
-    ("/a\r\nX: y", Err(Character)),
-    ("/a\x7f", Err(Character)),
-    ("/a\\b", Err(Character)),
-    ("/..\\admin", Err(Character)),
-    ("/a?q", Err(Character)),
-    ("/a#f", Err(Character)),
-    ("/文", Err(Character)),
-    ("/\"", Err(Character)),
-    ("/<x>", Err(Character)),
-    ("/^", Err(Character)),
-    ("/`", Err(Character)),
-    ("/{x}", Err(Character)),
-    ("/a|b", Err(Character)),
-    ("/[x]", Err(Character)),
+    ("/a b", Err(Character(0x20))),
+    ("/a\tb", Err(Character(0x09))),
+    ("/a\0b", Err(Character(0x00))),
+    ("/a\r\nX: y", Err(Character(0x0d))),
+    ("/a\x7f", Err(Character(0x7f))),
+    ("/a\\b", Err(Character(b'\\'))),
+    ("/..\\admin", Err(Character(b'\\'))),
+    ("/a?q", Err(Character(b'?'))),
+    ("/a#f", Err(Character(b'#'))),
+    ("/文", Err(Character(0xe6))),
+    ("/\"", Err(Character(b'"'))),
+    ("/<x>", Err(Character(b'<'))),
+    ("/^", Err(Character(b'^'))),
+    ("/`", Err(Character(b'`'))),
+    ("/{x}", Err(Character(b'{'))),
+    ("/a|b", Err(Character(b'|'))),
+    ("/[x]", Err(Character(b'['))),
     // Escapes that are none.
     ("/%", Err(Escape)),
     ("/%4", Err(Escape)),
@@ -72,14 +72,24 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%+1", Err(Escape)),
     ("/%25%", Err(Escape)),
     // Escapes of what would be structure.
-    ("/a%2fb", Err(ForbiddenEscape)),
-    ("/x/..%2fadmin", Err(ForbiddenEscape)),
-    ("/a%2Fb", Err(ForbiddenEscape)),
-    ("/a%5cb", Err(ForbiddenEscape)),
-    ("/a%00", Err(ForbiddenEscape)),
-    ("/a%0d%0aX:y", Err(ForbiddenEscape)),
-    ("/a%1F", Err(ForbiddenEscape)),
-    ("/a%7f", Err(ForbiddenEscape)),
+    ("/a%2fb", Ok("/a%2Fb")),
+    ("/x/..%2fadmin", Err(DotSegment)),
+    ("/a%2Fb", Ok("/a%2Fb")),
+    ("/a%5cb", Err(ForbiddenEscape(0x5c))),
+    ("/a%00", Err(ForbiddenEscape(0x00))),
+    ("/a%0d%0aX:y", Err(ForbiddenEscape(0x0d))),
+    ("/a%1F", Err(ForbiddenEscape(0x1f))),
+    ("/a%7f", Err(ForbiddenEscape(0x7f))),
+    // An escaped slash stays where it is, and hides nothing from whoever takes it for one.
+    ("/a%2f%2Fb", Ok("/a%2F%2Fb")),
+    ("/a%2F", Ok("/a%2F")),
+    ("/a%2F..", Err(DotSegment)),
+    ("/a%2f.%2fb", Err(DotSegment)),
+    ("/a/%2e%2e%2fb", Err(DotSegment)),
+    ("/a%2F..;x%2Fb", Err(DotSegment)),
+    ("/%2Fa", Err(EmptySegment)),
+    ("/a/%2fb", Err(EmptySegment)),
+    ("/a%2F/b", Err(EmptySegment)),
     // Escapes of escapes, also those that show only after one decoding.
     ("/%252e%252e/admin", Err(DoubleEncoding)),
     ("/%252E", Err(DoubleEncoding)),
@@ -123,7 +133,7 @@ fn every_spelling_has_one_meaning_or_none() {
             assert_eq!(path.was_respelled(), path.as_str() != *raw, "{raw:?}");
         }
     }
-    assert_eq!(canonical(b"/\xff").err(), Some(Character));
+    assert_eq!(canonical(b"/\xff").err(), Some(Character(0xff)));
 }
 
 #[test]
@@ -131,8 +141,51 @@ fn a_query_is_left_alone_unless_it_could_end_the_request() {
     for fine in ["", "a=b", "a=%zz&b=/../?{}|\"<>", "q=%00"] {
         assert_eq!(check_query(fine.as_bytes()), Ok(()), "{fine:?}");
     }
-    for bad in ["a b", "a\t", "a\r\nX: y", "a\0", "a\x7f", "文", "a#b"] {
-        assert_eq!(check_query(bad.as_bytes()), Err(QueryCharacter), "{bad:?}");
+    for (bad, byte) in [
+        ("a b", b' '),
+        ("a\t", b'\t'),
+        ("a\r\nX: y", b'\r'),
+        ("a\0", 0),
+        ("a\x7f", 0x7f),
+        ("文", 0xe6),
+        ("a#b", b'#'),
+    ] {
+        assert_eq!(check_query(bad.as_bytes()), Err(QueryCharacter(byte)), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_clients_leave_in_targets_is_escaped_where_it_means_one_thing() {
+    for (target, escaped) in [
+        ("/a|b", "/a%7Cb"),
+        ("/[x]^`{y}", "/%5Bx%5D%5E%60%7By%7D"),
+        ("/\"<a>", "/%22%3Ca%3E"),
+        ("/文?q=文&a[0]={|}^`", "/%E6%96%87?q=%E6%96%87&a[0]={|}^`"),
+        ("/?\"<>", "/?%22%3C%3E"),
+        ("http://[::1]/a|", "http://[::1]/a%7C"),
+        ("/a%7c|", "/a%7c%7C"),
+    ] {
+        assert_eq!(escape_loose(target.as_bytes()).as_deref(), Some(escaped.as_bytes()), "{target}");
+    }
+    for plain in ["/a%7C", "/", "", "*", "/?a[]", "ftp://h/|"] {
+        assert_eq!(escape_loose(plain.as_bytes()), None, "{plain}");
+    }
+    assert_eq!(escape_loose(b"/|\xff"), None);
+}
+
+#[test]
+fn what_is_wrong_names_the_character() {
+    for (bad, told) in [
+        (Character(b'#'), "the path has the character `#`, which must be percent-encoded"),
+        (Character(b'\\'), "the path has the character `\\`, which some servers take for a slash"),
+        (Character(1), "the path has the character 0x01, which is a control character"),
+        (
+            QueryCharacter(0xff),
+            "the query has the character 0xFF, which is not UTF-8; it must be percent-encoded",
+        ),
+        (ForbiddenEscape(0x5c), "the path has the escape %5C, of a backslash or control character"),
+    ] {
+        assert_eq!(bad.to_string(), told);
     }
 }
 
@@ -215,9 +268,9 @@ proptest! {
 
     #[test]
     fn whole_escapes_and_plain_bytes_are_refused_only_for_what_they_mean(raw in likely_path()) {
-        // The generator writes only whole escapes and allowed bytes, and never two slashes in a row.
+        // The generator writes only whole escapes and allowed bytes.
         let refused = canonical(&raw).err();
-        prop_assert!(!matches!(refused, Some(NotAbsolute | Character | Escape | EmptySegment)), "{:?}", refused);
+        prop_assert!(!matches!(refused, Some(NotAbsolute | Character(_) | Escape)), "{:?}", refused);
     }
 
     #[test]

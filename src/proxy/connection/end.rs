@@ -120,6 +120,11 @@ impl Connection {
 // === impl End ===
 
 impl End {
+    /// All of them, as metrics say them.
+    pub fn reasons() -> impl Iterator<Item = &'static str> {
+        Self::ALL.iter().map(|end| end.as_str())
+    }
+
     /// As metrics say it.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -36,6 +36,7 @@ use bytes::Bytes;
 use deadlines::Due;
 use end::Ending;
 use held::{Budget, Held};
+use http::HeaderValue;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -60,6 +61,8 @@ pub struct Connection {
     client: OnceLock<IpAddr>,
     /// The key that is being served, whose end is the end of this.
     key: Mutex<Option<Arc<Entry>>>,
+    /// The `Date` of the answer that is about to be written.
+    date: Mutex<Option<HeaderValue>>,
     /// The connection that this is a stream of.
     parent: Option<Arc<Connection>>,
     shared: Arc<Shared>,
@@ -113,6 +116,7 @@ impl Connection {
             secure,
             client: OnceLock::new(),
             key: Mutex::default(),
+            date: Mutex::default(),
             parent,
             shared: Arc::clone(shared),
             tunnel: AtomicBool::new(false),
@@ -138,6 +142,16 @@ impl Connection {
     /// Whether it is one stream among others.
     pub const fn is_stream(&self) -> bool {
         self.parent.is_some()
+    }
+
+    /// The backend has dated the answer whose head comes next.
+    pub(super) fn set_date(&self, date: HeaderValue) {
+        *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
+    }
+
+    /// That date, once.
+    pub(super) fn take_date(&self) -> Option<HeaderValue> {
+        self.date.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What is served to it ends with this key.

@@ -147,6 +147,9 @@ pub enum NoServer {
     Servers,
 }
 
+/// What becomes of a request that may be sent again: it is, or the budget is used up.
+pub const RETRIES: [&str; 2] = ["sent_again", "over_budget"];
+
 /// A request in flight at an upstream, until this is dropped.
 pub struct Seat(Arc<Upstream>);
 
@@ -182,6 +185,12 @@ struct Team {
 impl Upstream {
     /// A group that has no server until its names are looked up.
     pub fn new(settings: Settings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+        for why in NoServer::ALL {
+            metrics.upstream_unavailable.with_label_values(&[&*settings.name, why.as_str()]);
+        }
+        for outcome in RETRIES {
+            metrics.upstream_retries.with_label_values(&[&*settings.name, outcome]);
+        }
         let streams = settings.dialect.may_be_http2().then(Streams::new);
         Self {
             settings,
@@ -526,6 +535,8 @@ impl Drop for Seat {
 // === impl NoServer ===
 
 impl NoServer {
+    const ALL: [Self; 4] = [Self::Down, Self::Requests, Self::Pending, Self::Servers];
+
     /// The metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {

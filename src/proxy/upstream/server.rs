@@ -88,6 +88,7 @@ impl Server {
     ) -> Self {
         let text: Arc<str> = address.to_string().into();
         let labels = [upstream, &*text];
+        metrics.show_server(upstream, &text);
         Self {
             address,
             identity: hash(text.as_bytes()),

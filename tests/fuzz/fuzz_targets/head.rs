@@ -10,8 +10,8 @@ const FIELDS_MAX: usize = 20;
 fuzz_target!(|raw: &[u8]| {
     end(raw);
     told(raw);
-    if let Ok(framing) = check(raw, FIELDS_MAX) {
-        passed(raw, framing);
+    if let Ok(sound) = check(raw, FIELDS_MAX) {
+        passed(raw, sound.framing);
     }
 });
 

@@ -46,7 +46,7 @@ impl Gateway {
         accounts
     }
 
-    fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         Raw::connect(self.admin).call(&Request::get("/metrics")).text()
     }
 }

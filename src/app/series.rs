@@ -1,0 +1,52 @@
+//! Every series of labels that form a closed set, before its first event: what counts from nothing to one is an increase,
+//! and what appears with one is none to whoever watches.
+
+use crate::metrics::Metrics;
+use crate::policy::fault::Fault;
+use crate::policy::route::RouteTable;
+use crate::proxy::connection::End;
+use crate::proxy::listen::REFUSED;
+use crate::store::Outcome;
+
+/// What may come of a request that reached a route, and of one that did not.
+const OUTCOMES: [Outcome; 4] = [Outcome::Served, Outcome::Denied, Outcome::UpstreamFailed, Outcome::Aborted];
+/// The classes of statuses.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Shows those that are there whatever the config says.
+pub(super) fn show(metrics: &Metrics) {
+    for fault in Fault::ALL {
+        metrics.denials.with_label_values(&[fault.name()]);
+    }
+    for reason in End::reasons() {
+        metrics.connections_cut.with_label_values(&[reason]);
+    }
+    for reason in REFUSED {
+        metrics.connections_refused.with_label_values(&[reason]);
+    }
+    for result in ["issued", "failed"] {
+        metrics.acme_orders.with_label_values(&[result]);
+    }
+    for result in ["sent", "rejected", "failed", "queue_full"] {
+        metrics.telemetry_spans.with_label_values(&[result]);
+    }
+    // A request without a route is denied.
+    metrics.request_seconds.with_label_values(&[""]);
+    for class in ["4xx", "5xx"] {
+        metrics.requests.with_label_values(&["", class, Outcome::Denied.as_str()]);
+    }
+}
+
+/// Shows those of routes.
+pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
+    for route in routes.routes() {
+        metrics.request_seconds.with_label_values(&[&route.name]);
+        metrics.backend_seconds.with_label_values(&[&route.name]);
+        for outcome in OUTCOMES {
+            let first = if outcome == Outcome::Denied { 3 } else { 0 };
+            for class in &CLASSES[first..] {
+                metrics.requests.with_label_values(&[&*route.name, class, outcome.as_str()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Header fields by which backends believe what a proxy in front of them says: the client's address, the scheme, host,
+//! path and prefix that it asked for, and who it is.
+//!
+//! Must not know: who sent a field, or what Keygate says under these names.
+//!
+//! *Invariant:* a name is judged in the one spelling that CGI, WSGI and their like make of all others.
+
+use std::borrow::Cow;
+
+/// The names, in lower case and with `-`. A `*` at the end stands for any rest, also an empty one.
+pub const CLAIMS: [&str; 69] = [
+    "ali-cdn-real-ip",
+    "cdn-src-ip",
+    "cf-access-*",
+    "cf-connecting-*",
+    "cf-ipcountry",
+    "cf-pseudo-ipv4",
+    "cf-visitor",
+    "client-ip",
+    "fastly-client-ip",
+    "fastly-ssl",
+    "fly-client-ip",
+    "forwarded*",
+    "front-end-https",
+    "http-client-ip",
+    "http-x-forwarded*",
+    "http-x-real-ip",
+    "incap-client-ip",
+    "l5d-*",
+    "proxy",
+    "proxy-client-ip",
+    "remote-*",
+    "ssl-client-*",
+    "tailscale-user-*",
+    "true-client-ip",
+    "wl-proxy-*",
+    "x-amzn-oidc-*",
+    "x-anonymous-consumer",
+    "x-appengine-*",
+    "x-arr-*",
+    "x-auth-request-*",
+    "x-authenticated-*",
+    "x-authentik-*",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-cdn-src-ip",
+    "x-client-cert*",
+    "x-client-ip",
+    "x-client-ssl-*",
+    "x-cluster-client-ip",
+    "x-consumer-*",
+    "x-credential-*",
+    "x-envoy-*",
+    "x-forward-for",
+    "x-forwarded*",
+    "x-goog-authenticated-user-*",
+    "x-goog-iap-*",
+    "x-host",
+    "x-http-host-override",
+    "x-https",
+    "x-ms-client-principal*",
+    "x-ms-token-*",
+    "x-original-*",
+    "x-originating-ip",
+    "x-pomerium-*",
+    "x-proxyuser-ip",
+    "x-real-*",
+    "x-remote-*",
+    "x-replaced-path",
+    "x-rewrite-*",
+    "x-scheme",
+    "x-ssl",
+    "x-ssl-*",
+    "x-tls-*",
+    "x-true-*",
+    "x-url-scheme",
+    "x-userinfo",
+    "x-vouch-*",
+    "x-webauth-*",
+    "x-weblogic-*",
+];
+
+/// What Keygate itself tells backends under such a name.
+pub const TOLD: [&str; 4] =
+    ["x-forwarded-for", "x-forwarded-host", "x-forwarded-prefix", "x-forwarded-proto"];
+
+/// Whether backends believe what stands under `name`, which is in lower case and spelled as [`dashed`] does.
+pub fn is_claim(name: &str) -> bool {
+    // No pattern begins with another one that has a star, so the last one that is not behind the name decides.
+    let behind = CLAIMS.partition_point(|claim| claim.trim_end_matches('*') <= name);
+    let Some(claim) = behind.checked_sub(1).and_then(|at| CLAIMS.get(at)) else { return false };
+    match claim.strip_suffix('*') {
+        Some(front) => name.starts_with(front),
+        None => *claim == name,
+    }
+}
+
+/// The one spelling of a header's name, given in lower case: everything but letters and digits is `-`.
+pub fn dashed(name: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name.bytes().all(is_plain) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect())
+}
+
+/// The part of the client's path that the backend does not get to see, where its path was rewritten: all in front of what
+/// both end with, in whole segments. None where that is all of neither.
+pub fn prefix<'p>(path: &'p str, rewritten: &str) -> Option<&'p str> {
+    let same = path.bytes().rev().zip(rewritten.bytes().rev()).take_while(|(a, b)| a == b).count();
+    // What both end with begins with a slash, or it is nothing.
+    let tail = &path.as_bytes()[path.len() - same..];
+    let from = tail.iter().position(|byte| *byte == b'/').map_or(path.len(), |at| path.len() - same + at);
+    path.get(..from).filter(|prefix| !prefix.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_in_order_and_no_star_hides_another_name() {
+        let bare: Vec<&str> = CLAIMS.iter().map(|claim| claim.trim_end_matches('*')).collect();
+        assert!(bare.is_sorted(), "they are searched by halves");
+        for (n, front) in CLAIMS.iter().enumerate().filter_map(|(n, c)| Some((n, c.strip_suffix('*')?))) {
+            let hidden = bare.iter().enumerate().find(|(m, other)| *m != n && other.starts_with(front));
+            assert_eq!(hidden, None, "{front}*");
+        }
+        assert!(TOLD.iter().all(|name| is_claim(name)));
+    }
+
+    #[test]
+    fn each_name_is_found_and_its_neighbours_are_not() {
+        for claim in CLAIMS {
+            let front = claim.trim_end_matches('*');
+            assert!(is_claim(front), "{claim}");
+            assert_eq!(is_claim(&format!("{front}x")), claim.ends_with('*'), "{claim}");
+        }
+        for other in [
+            "",
+            "a",
+            "accept",
+            "x-a",
+            "x-api-key",
+            "x-end-user-id",
+            "x-requested-with",
+            "zz",
+            "cf-ray",
+            "via",
+        ] {
+            assert!(!is_claim(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_is_one() {
+        for name in ["x-forwarded-for", "x_forwarded_for", "x.forwarded~for", "x-forwarded_for"] {
+            assert_eq!(dashed(name), "x-forwarded-for");
+        }
+    }
+
+    #[test]
+    fn the_prefix_is_what_the_backend_does_not_see() {
+        for (path, rewritten, expected) in [
+            ("/v1/app/x", "/x", Some("/v1/app")),
+            ("/v1/app/x", "/internal/x", Some("/v1/app")),
+            ("/v1/app/a1/chat/x", "/internal/a1/api/chat/x", Some("/v1/app/a1")),
+            ("/v1/app/", "/", Some("/v1/app")),
+            ("/v1/app", "/other", Some("/v1/app")),
+            ("/v1/app/ax", "/in/bx", Some("/v1/app/ax")),
+            ("/x", "/v1/x", None),
+            ("/x", "/x", None),
+        ] {
+            assert_eq!(prefix(path, rewritten), expected, "{path} {rewritten}");
+        }
+    }
+}
