@@ -12,7 +12,9 @@ const LINES_MAX: usize = 600;
 /// Who may be used by everyone, as the map says.
 const COMMON: [&str; 4] = ["clock", "durable", "metrics", "envelope"];
 /// Where in the tests a pause is justified, and why.
-const PAUSES: [(&str, usize, &str); 14] = [
+const PAUSES: [(&str, usize, &str); 16] = [
+    ("src/proxy/upstream/tend.rs", 3, "time is paused"),
+    ("tests/upstreams/tunnels.rs", 1, "a side that speaks now and then"),
     ("tests/propagation/main.rs", 1, "requests come at a rate"),
     ("tests/slow/main.rs", 2, "requests and guesses come at a rate"),
     ("tests/gateway/support/mod.rs", 1, "the one poll of facts that nothing announces"),

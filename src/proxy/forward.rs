@@ -1,13 +1,14 @@
-//! What a route changes about a message on its way.
+//! What a route changes about a message on its way, and which answers are not passed on.
 //!
 //! Must not know: why. Keygate's own fields are written after these rules, so that none can undo them.
 
 use super::upstream::Server;
 use crate::policy::forward::{FieldRules, HostRule};
-use http::header::{COOKIE, HOST};
+use crate::policy::head::content_length;
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Uri};
-use pingora::http::RequestHeader;
-use pingora::{ErrorType, OrErr};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{Error, ErrorType, OrErr};
 
 const NO_URI: &str = "a rewritten path is no URI";
 
@@ -63,4 +64,22 @@ pub(super) fn apply(fields: &mut HeaderMap, rules: &FieldRules) {
     for (name, value) in &rules.add {
         fields.append(name, value.clone());
     }
+}
+
+/// Whether the head of an answer says in one way, and once, where its body ends. Pingora reads several lengths that agree as
+/// one and passes them on, where the next reader may take another.
+pub(super) fn check_framing(answer: &ResponseHeader) -> pingora::Result<()> {
+    let mut lengths = answer.headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    let mut codings = answer.headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    let is_sound = lengths.next().is_none()
+        && codings.next().is_none()
+        && length.is_none_or(|value| content_length(value.as_bytes()).is_some())
+        && coding.is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && (length.is_none() || coding.is_none());
+    if is_sound {
+        return Ok(());
+    }
+    Err(Error::explain(ErrorType::InvalidHTTPHeader, "an answer whose length is not plain").into_up())
 }

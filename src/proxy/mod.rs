@@ -29,6 +29,7 @@ mod stream;
 pub mod tls;
 mod traces;
 mod trip;
+mod tunnel;
 pub mod upstream;
 mod wire;
 

@@ -2,7 +2,6 @@
 
 use super::access::{AccessLog, Line};
 use super::body::pass_on;
-use super::connection::{End, Stage};
 use super::cors::Preflighted;
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
@@ -17,6 +16,7 @@ use super::site::Site;
 use super::stream::keep_te;
 use super::traces::{Tracing, trace_of};
 use super::trip::may_pause;
+use super::tunnel;
 use super::upstream::{Failure, is_ours};
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -24,15 +24,13 @@ use crate::metrics::Metrics;
 use crate::policy::denial::Denial;
 use crate::policy::fault::Fault;
 use crate::policy::forward::HostRule;
-use crate::policy::head::content_length;
 use crate::policy::source::TrustedProxies;
-use crate::policy::websocket::close_frame;
 use crate::store::Outcome;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
+use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -89,10 +87,6 @@ pub struct ProxyLimits {
     /// Which header families tell what is left.
     pub families: Families,
 }
-
-/// Why a WebSocket is closed (RFC 6455, 7.4.1).
-const GOING_AWAY: u16 = 1001;
-const POLICY_VIOLATION: u16 = 1008;
 
 /// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
 const ADDED: usize = ratelimit::FIELDS + 4;
@@ -298,7 +292,7 @@ impl ProxyHttp for Phases {
                 Ok(())
             });
         }
-        check_framing(response)?;
+        forward::check_framing(response)?;
         self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
@@ -364,7 +358,7 @@ impl ProxyHttp for Phases {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         if ctx.trip.is_tunnel() {
-            end_tunnel(session, ctx).await;
+            tunnel::end(session, ctx).await;
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         if !ctx.trip.reached {
@@ -493,44 +487,6 @@ fn give_back(ctx: &mut Ctx) {
     if let Some(record) = &mut ctx.record {
         record.given_back();
     }
-}
-
-/// A tunnel has broken off, or is ended from here: then a WebSocket's client is told why, where that can be put between two
-/// frames. That its key has lost its right is in the record; any other end is none of a request's failures.
-async fn end_tunnel(session: &mut Session, ctx: &mut Ctx) {
-    ctx.fault = ctx.client_fault().map(|denial| denial.fault());
-    let Some(connection) = ctx.connection.clone() else { return };
-    let code = match connection.ends() {
-        None => return,
-        Some(End::KeyGone | End::KeyInactive | End::KeyExpired) => POLICY_VIOLATION,
-        Some(_) => GOING_AWAY,
-    };
-    if ctx.trip.frames().is_none_or(|frames| !frames.may_add()) {
-        return;
-    }
-    connection.survive(Stage::Linger);
-    let frame = Bytes::copy_from_slice(&close_frame(code));
-    if let Err(error) = session.write_response_body(Some(frame), true).await {
-        tracing::debug!(%error, "the client did not take the close frame");
-    }
-}
-
-/// Whether the head of an answer says in one way, and once, where its body ends. Pingora reads several lengths that agree as
-/// one and passes them on, where the next reader may take another.
-fn check_framing(answer: &ResponseHeader) -> pingora::Result<()> {
-    let mut lengths = answer.headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    let mut codings = answer.headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next();
-    let is_sound = lengths.next().is_none()
-        && codings.next().is_none()
-        && length.is_none_or(|value| content_length(value.as_bytes()).is_some())
-        && coding.is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        && (length.is_none() || coding.is_none());
-    if is_sound {
-        return Ok(());
-    }
-    Err(Error::explain(ErrorType::InvalidHTTPHeader, "an answer whose length is not plain").into_up())
 }
 
 /// Whether this is an answer, and not only word that one will come.

@@ -6,15 +6,14 @@ use super::connection::End;
 use super::ctx::Ctx;
 use super::rewind::{self, Rewind};
 use super::service::{Proxy, status_written};
+use super::tunnel;
 use super::upstream::{
     Busy, Failure, NO_PLACE, NoServer, Opening, RETRIES, Seat, Server, Stream, Upstream, Wish, is_ours,
 };
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
 use crate::policy::websocket::Frames;
-use http::header::UPGRADE;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
-use pingora::http::RequestHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
@@ -86,7 +85,8 @@ impl Proxy {
             record.upstream(&busy.text);
         }
         let mut peer = upstream.peer(&busy);
-        let asks_tunnel = upstream.settings.dialect.may_tunnel() && asks_tunnel(session.req_header());
+        let asks_tunnel =
+            upstream.settings.dialect.may_tunnel() && tunnel::is_asked_for(session.req_header());
         ctx.trip.asks_tunnel = asks_tunnel;
         ctx.trip.stream = None;
         if asks_tunnel {
@@ -355,12 +355,6 @@ impl Trip {
     fn leave(&mut self) {
         self.tried.extend(self.busy.take().map(|busy| Arc::clone(busy.server())));
     }
-}
-
-/// Whether the request asks for what Pingora makes a tunnel of.
-fn asks_tunnel(request: &RequestHeader) -> bool {
-    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-    request.version == Version::HTTP_11 && request.headers.get(UPGRADE).is_some_and(asks)
 }
 
 /// The backend has agreed to a tunnel, and done what it was asked for. From now on both sides have a time of their own, and

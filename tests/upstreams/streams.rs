@@ -6,6 +6,7 @@ use crate::support::{Gateway, Raw, Request, eventually_true, route};
 use bytes::Bytes;
 use h2::Reason;
 use serde_json::json;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -104,16 +105,15 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, released: watch::Receiver
 }
 
 /// Requests of five keys that wait for their answers, sent before anything else.
-fn bystanders(group: &Group, backend: &Defended) -> Vec<Raw> {
+fn bystanders(group: &Group, seen: impl Fn() -> usize) -> Vec<Raw> {
     let keys: Vec<_> = (0..5).map(|_| group.gateway.create_key(json!({}))).collect();
     let mut waiting = Vec::new();
     for key in keys.iter().flat_map(|key| std::iter::repeat_n(key, 4)) {
         let mut client = group.gateway.connect();
         client.send(&Request::get("/v1/app/hold").bearer(&key.secret).bytes());
         waiting.push(client);
-        eventually_true("it waits", || backend.seen() == waiting.len());
+        eventually_true("it waits", || seen() == waiting.len());
     }
-    assert_eq!(backend.resets().len(), 1, "all over one connection");
     waiting
 }
 
@@ -125,12 +125,16 @@ fn begin(group: &Group, secret: &str) -> Raw {
     client
 }
 
-fn all_are_served(backend: &Defended, waiting: Vec<Raw>) {
-    backend.release.send(true).unwrap();
+fn all_are_answered(waiting: Vec<Raw>) {
     for mut client in waiting {
         let response = client.response();
         assert_eq!((response.status, response.text().as_str()), (200, "begun"));
     }
+}
+
+fn all_are_served(backend: &Defended, waiting: Vec<Raw>) {
+    backend.release.send(true).unwrap();
+    all_are_answered(waiting);
     let resets = backend.resets();
     assert!(resets[0] <= PUT_UP_WITH, "on the connection that others use: {resets:?}");
     assert!(resets.iter().all(|resets| *resets < DEFENCE), "{resets:?}");
@@ -140,7 +144,8 @@ fn all_are_served(backend: &Defended, waiting: Vec<Raw>) {
 fn requests_cancelled_one_after_the_other_break_nobody_elses() {
     let backend = Defended::start();
     let group = Group::start_with(&[backend.address], "protocol = \"http2\"");
-    let waiting = bystanders(&group, &backend);
+    let waiting = bystanders(&group, || backend.seen());
+    assert_eq!(backend.resets().len(), 1, "all over one connection");
     for n in 1..=300 {
         begin(&group, &group.secret).hang_up();
         eventually_true("it is cancelled", || backend.resets().iter().sum::<usize>() == n);
@@ -152,7 +157,8 @@ fn requests_cancelled_one_after_the_other_break_nobody_elses() {
 fn requests_cancelled_all_at_once_break_nobody_elses() {
     let backend = Defended::start();
     let group = Group::start_with(&[backend.address], "protocol = \"http2\"");
-    let waiting = bystanders(&group, &backend);
+    let waiting = bystanders(&group, || backend.seen());
+    assert_eq!(backend.resets().len(), 1, "all over one connection");
     for round in 1..=3 {
         let begun: Vec<_> = (0..90).map(|_| begin(&group, &group.secret)).collect();
         begun.into_iter().for_each(Raw::hang_up);
@@ -165,13 +171,117 @@ fn requests_cancelled_all_at_once_break_nobody_elses() {
 fn requests_that_many_keys_cancel_now_and_then_break_nobody_elses() {
     let backend = Defended::start();
     let group = Group::start_with(&[backend.address], "protocol = \"http2\"");
-    let waiting = bystanders(&group, &backend);
+    let waiting = bystanders(&group, || backend.seen());
+    assert_eq!(backend.resets().len(), 1, "all over one connection");
     let keys: Vec<_> = (0..40).map(|_| group.gateway.create_key(json!({}))).collect();
     for (n, key) in keys.iter().cycle().take(120).enumerate() {
         begin(&group, &key.secret).hang_up();
         eventually_true("it is cancelled", || backend.resets().iter().sum::<usize>() == n + 1);
     }
     all_are_served(&backend, waiting);
+}
+
+/// A backend that goes on sending for a while after a request was cancelled. What comes first over its first connection, from
+/// the bystanders, it answers when it is told to.
+struct Careless {
+    address: SocketAddr,
+    seen: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<std::net::TcpStream>>>,
+}
+
+const BYSTANDERS: u32 = 20;
+/// Parts that it sends of what nobody wants any more.
+const LATE: usize = 40;
+
+impl Careless {
+    fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (seen, cancelled, first) = (Arc::default(), Arc::default(), Arc::default());
+        let backend = Self { address, seen, cancelled, first };
+        let (seen, cancelled) = (Arc::clone(&backend.seen), Arc::clone(&backend.cancelled));
+        let first = Arc::clone(&backend.first);
+        std::thread::spawn(move || {
+            for (n, stream) in listener.incoming().map(Result::unwrap).enumerate() {
+                stream.set_nodelay(true).unwrap();
+                if n == 0 {
+                    *first.lock().unwrap() = Some(stream.try_clone().unwrap());
+                }
+                let (seen, cancelled) = (Arc::clone(&seen), Arc::clone(&cancelled));
+                // A connection that breaks is missed by whoever waits on it.
+                std::thread::spawn(move || careless(stream, n == 0, &seen, &cancelled));
+            }
+        });
+        backend
+    }
+
+    fn answer_bystanders(&self) {
+        let mut first = self.first.lock().unwrap();
+        for id in (0..BYSTANDERS).map(|n| 2 * n + 1) {
+            first.as_mut().unwrap().write_all(&[answer_head(id), data(id, b"begun", true)].concat()).unwrap();
+        }
+    }
+}
+
+fn raw_frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &id.to_be_bytes(), payload].concat()
+}
+
+/// `:status: 200` and no more.
+fn answer_head(id: u32) -> Vec<u8> {
+    raw_frame(1, 4, id, &[0x88])
+}
+
+fn data(id: u32, payload: &[u8], is_last: bool) -> Vec<u8> {
+    raw_frame(0, is_last.into(), id, payload)
+}
+
+fn careless(
+    mut stream: std::net::TcpStream,
+    is_first: bool,
+    seen: &AtomicUsize,
+    cancelled: &AtomicUsize,
+) -> std::io::Result<()> {
+    stream.read_exact(&mut [0; 24])?;
+    stream.write_all(&raw_frame(4, 0, 0, &[]))?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut payload)?;
+        match head[3] {
+            1 => {
+                seen.fetch_add(1, Ordering::AcqRel);
+                if !is_first || id >= 2 * BYSTANDERS {
+                    stream.write_all(&[answer_head(id), data(id, b"begun", false)].concat())?;
+                }
+            }
+            3 => {
+                stream.write_all(&data(id, b"x", false).repeat(LATE))?;
+                cancelled.fetch_add(1, Ordering::AcqRel);
+            }
+            4 | 6 if head[4] == 0 => {
+                stream.write_all(&raw_frame(head[3], 1, 0, if head[3] == 6 { &payload } else { &[] }))?
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_comes_late_of_cancelled_requests_breaks_nobody_elses() {
+    let backend = Careless::start();
+    let group = Group::start_with(&[backend.address], "protocol = \"http2\"");
+    let waiting = bystanders(&group, || backend.seen.load(Ordering::Acquire));
+    for n in 1..=200 {
+        begin(&group, &group.secret).hang_up();
+        eventually_true("it is cancelled", || backend.cancelled.load(Ordering::Acquire) == n);
+    }
+    backend.answer_bystanders();
+    all_are_answered(waiting);
 }
 
 /// A backend whose first connection takes leave as soon as it has all the bytes that its window lets through, or a whole

@@ -439,6 +439,9 @@ impl Upstream {
         if self.successor.get().is_some() {
             return;
         }
+        if !good {
+            self.may_have_moved();
+        }
         let Some(up) = server.probed(good, rule) else { return };
         let (upstream, text) = (&*self.settings.name, &*server.text);
         if up {
