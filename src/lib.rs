@@ -19,7 +19,7 @@
 //! policy → clock            envelope → policy
 //! ```
 //!
-//! Everyone may use `clock`, `durable`, `metrics` and `envelope`.
+//! Everyone may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
 //!
 //! # The invariants
 //!
@@ -44,6 +44,7 @@ pub mod draft;
 pub mod durable;
 pub mod enduser;
 pub mod envelope;
+pub mod fileio;
 pub mod gate;
 pub mod keyring;
 pub mod metrics;

@@ -204,7 +204,7 @@ impl Keeper {
 
 /// From when until when the first certificate in `file` holds; none where there is none that can be read.
 fn validity(file: &Path) -> Option<Validity> {
-    let first = CertificateDer::pem_file_iter(file).ok()?.next()?.ok()?;
+    let first = CertificateDer::pem_slice_iter(&crate::fileio::read(file).ok()?).next()?.ok()?;
     let (_, certificate) = X509Certificate::from_der(&first).ok()?;
     let at = |time: x509_parser::time::ASN1Time| Timestamp::from_secs(time.timestamp());
     let validity = certificate.validity();

@@ -112,7 +112,12 @@ async fn account(options: &Options) -> Result<Account, Trouble> {
     let file = options.folder.join("account.json");
     let builder = match &options.ca_file {
         None => Account::builder(),
-        Some(path) => Account::builder_with_root(path),
+        Some(path) => {
+            // What is read there may be a FIFO otherwise.
+            crate::fileio::open(path)
+                .map_err(|error| Trouble::Here(format!("{}: {error}", path.display())))?;
+            Account::builder_with_root(path)
+        }
     };
     let builder = builder.map_err(|error| Trouble::Here(error.to_string()))?;
     if let Some(text) = options.hands.read(&file).map_err(Trouble::Here)? {

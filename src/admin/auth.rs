@@ -1,7 +1,7 @@
 //! Who an admin token says the caller is.
 //!
 //! Must not know: what callers may do (that is `caller`'s), or the system's clock: `exp` and `nbf` are checked against the
-//! instant given. Keys are fixed at start; a token chooses neither its algorithm nor where its key comes from.
+//! instant given. Keys come from files, which somebody else reads; a token chooses neither its algorithm nor where its key comes from.
 
 use super::error::AdminError;
 use crate::clock::Timestamp;
@@ -9,10 +9,12 @@ use crate::policy::fault::Fault;
 use crate::policy::id::WorkspaceId;
 use crate::policy::key::words;
 use crate::policy::value::without_bom;
+use arc_swap::ArcSwap;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use serde_json::{Map, Value, json};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -94,12 +96,19 @@ pub enum BadAuth {
 
 /// The check of admin tokens.
 pub struct Auth {
-    keys: Vec<NamedKey>,
-    minting: Option<EncodingKey>,
+    keys: ArcSwap<Keys>,
+    algorithms: Vec<Algorithm>,
     issuer: String,
     audience: String,
     leeway_secs: i64,
     claims: ClaimNames,
+}
+
+/// The keys in force.
+struct Keys {
+    named: Vec<NamedKey>,
+    /// None: tokens are made elsewhere.
+    minting: Option<EncodingKey>,
 }
 
 /// Who a valid token says the caller is.
@@ -134,12 +143,15 @@ impl Auth {
     /// From the configuration; refuses what would be unsafe.
     pub fn new(config: AuthConfig) -> Result<Self, BadAuth> {
         let AuthConfig { keys, algorithms, issuer, audience, leeway, claims } = config;
-        let (keys, minting) = match keys {
-            AuthKeys::Hs256(secret) => shared_key(&secret, &algorithms)?,
-            AuthKeys::Jwks(text) => (public_keys(&text, &algorithms)?, None),
-        };
+        let keys = ArcSwap::from_pointee(Keys::new(keys, &algorithms)?);
         let leeway_secs = i64::try_from(leeway.as_secs()).unwrap_or(i64::MAX);
-        Ok(Self { keys, minting, issuer, audience, leeway_secs, claims })
+        Ok(Self { keys, algorithms, issuer, audience, leeway_secs, claims })
+    }
+
+    /// Checks tokens with these keys from now on, and with none of those before. Keys that cannot be used change nothing.
+    pub fn replace_keys(&self, keys: AuthKeys) -> Result<(), BadAuth> {
+        self.keys.store(Arc::new(Keys::new(keys, &self.algorithms)?));
+        Ok(())
     }
 
     /// A token for `subject`, valid for `ttl` from `now`. Only with an HS256 secret.
@@ -151,7 +163,8 @@ impl Auth {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<String, BadAuth> {
-        let key = self.minting.as_ref().ok_or(BadAuth::CannotMint)?;
+        let keys = self.keys.load();
+        let key = keys.minting.as_ref().ok_or(BadAuth::CannotMint)?;
         let mut claims = Map::new();
         claims.insert("iss".into(), json!(self.issuer));
         claims.insert("aud".into(), json!(self.audience));
@@ -197,27 +210,14 @@ impl Auth {
         if header.crit.is_some() {
             return None;
         }
-        let key = self.key_for(header.kid.as_deref(), header.alg)?;
+        let keys = self.keys.load();
+        let key = keys.key_for(header.kid.as_deref(), header.alg)?;
         let mut rules = Validation::new(header.alg);
         rules.required_spec_claims.clear();
         rules.validate_exp = false;
         rules.validate_nbf = false;
         rules.validate_aud = false;
         jsonwebtoken::decode::<Map<String, Value>>(token, key, &rules).ok().map(|data| data.claims)
-    }
-
-    /// The key a token names, or the only one that fits. An algorithm that is not ours finds none.
-    fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let mut fitting = self.keys.iter().filter(|k| k.algorithm == algorithm);
-        match kid {
-            // A shared secret has no name, so any name will do for it.
-            Some(_) if self.minting.is_some() => fitting.next().map(|k| &k.key),
-            Some(kid) => fitting.find(|k| k.kid.as_deref() == Some(kid)).map(|k| &k.key),
-            None => match (fitting.next(), fitting.next()) {
-                (Some(only), None) => Some(&only.key),
-                _ => None,
-            },
-        }
     }
 
     fn is_ours(&self, claims: &Map<String, Value>) -> bool {
@@ -248,6 +248,32 @@ impl Auth {
             return Err(invalid());
         }
         Ok(Identity { subject: subject.to_owned(), role, workspace })
+    }
+}
+
+// === impl Keys ===
+
+impl Keys {
+    fn new(keys: AuthKeys, algorithms: &[Algorithm]) -> Result<Self, BadAuth> {
+        let (named, minting) = match keys {
+            AuthKeys::Hs256(secret) => shared_key(&secret, algorithms)?,
+            AuthKeys::Jwks(text) => (public_keys(&text, algorithms)?, None),
+        };
+        Ok(Self { named, minting })
+    }
+
+    /// The key a token names, or the only one that fits. An algorithm that is not ours finds none.
+    fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
+        let mut fitting = self.named.iter().filter(|k| k.algorithm == algorithm);
+        match kid {
+            // A shared secret has no name, so any name will do for it.
+            Some(_) if self.minting.is_some() => fitting.next().map(|k| &k.key),
+            Some(kid) => fitting.find(|k| k.kid.as_deref() == Some(kid)).map(|k| &k.key),
+            None => match (fitting.next(), fitting.next()) {
+                (Some(only), None) => Some(&only.key),
+                _ => None,
+            },
+        }
     }
 }
 

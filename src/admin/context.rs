@@ -10,6 +10,7 @@ use crate::policy::fault::Fault;
 use crate::policy::id::{PlanId, WorkspaceId};
 use crate::policy::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
+use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -47,7 +48,7 @@ pub struct AdminDeps {
     /// Whether a workspace first seen in a valid token is created.
     pub create_workspaces: bool,
     /// What `/metrics` asks for; none: it is open.
-    pub metrics_token: Option<MetricsToken>,
+    pub metrics_token: Option<Arc<MetricsToken>>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Longest wait for the store within one call, however many steps it takes.
@@ -75,8 +76,7 @@ pub struct Check {
 }
 
 /// The bearer token of `/metrics`; only what it hashes to is kept.
-#[derive(Clone)]
-pub struct MetricsToken([u8; 32]);
+pub struct MetricsToken(ArcSwap<[u8; 32]>);
 
 /// The dependencies as handlers share them.
 pub(super) type Shared = Arc<Admin>;
@@ -198,12 +198,17 @@ pub(super) async fn with_deadline(request: Request, next: Next) -> Response {
 impl MetricsToken {
     /// The token whose text is `text`.
     pub fn new(text: &str) -> Self {
-        Self(Sha256::digest(text).into())
+        Self(ArcSwap::from_pointee(Sha256::digest(text).into()))
+    }
+
+    /// From now on the token is another one.
+    pub fn replace(&self, text: &str) {
+        self.0.store(Arc::new(Sha256::digest(text).into()));
     }
 
     /// Whether `text` is the token. Compares hashes, so the time it takes says nothing about the text.
     pub fn admits(&self, text: &str) -> bool {
-        <[u8; 32]>::from(Sha256::digest(text)) == self.0
+        <[u8; 32]>::from(Sha256::digest(text)) == **self.0.load()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::proxy::tls::Certificates;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::runtime::Handle;
+use tokio::runtime::Builder;
 use zeroize::Zeroizing;
 
 /// The files of the certificates that are ordered, whether they are there yet or not.
@@ -16,8 +16,9 @@ pub(super) fn files(config: &Config) -> Vec<PathBuf> {
     config.acme.domains.iter().map(|domain| file_of(&folder, domain)).collect()
 }
 
-/// Orders and renews on `io`, if anything is to be ordered; `certificates` shows what the authority asks for.
-pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certificates>>, io: &Handle) {
+/// Orders and renews, if anything is to be ordered; `certificates` shows what the authority asks for. On a thread of its own,
+/// which may wait for its files.
+pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certificates>>) {
     let acme = &config.acme;
     let Some(certificates) = certificates.filter(|_| !acme.domains.is_empty()) else { return };
     let options = Options {
@@ -28,7 +29,13 @@ pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certi
         folder: folder(&acme.folder, &acme.directory),
         hands: Box::new(Ours(certificates)),
     };
-    io.spawn(Keeper::new(options, Arc::clone(&base.clock), Arc::clone(&base.metrics)).run());
+    let keeper = Keeper::new(options, Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    let started = Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        std::thread::Builder::new().name("keygate-acme".into()).spawn(move || runtime.block_on(keeper.run()))
+    });
+    if let Err(error) = started {
+        tracing::error!(%error, "cannot order certificates");
+    }
 }
 
 /// Private files as all others of ours are, and the listeners that are there.

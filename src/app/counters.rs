@@ -6,6 +6,7 @@ use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
 use crate::counter::{
     Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
 };
+use crate::fileio;
 use crate::policy::id::uuid_v7;
 use crate::store::{Ledger, SpentBy, SpentRow};
 use crate::usage::{Flush, Replays};
@@ -45,7 +46,8 @@ pub(super) async fn make(
     Ok(Counters::shared(leases.await?))
 }
 
-fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
+/// Where Redis is, with what its files hold now.
+pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
     let kind = match &url.kind {
         config::RedisKind::Server => RedisKind::Server,
         config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
@@ -83,7 +85,7 @@ const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Without a certificate in it, a file of roots would trust nobody, and nobody would know why.
 fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
-    let read = std::fs::read(path);
+    let read = fileio::read(path);
     let bytes = read.map_err(|error| FileError::Io { path: path.to_path_buf(), error })?;
     if bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
         return Ok(bytes);

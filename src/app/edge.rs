@@ -1,6 +1,7 @@
 //! The proxy's own runtime, its listeners and the table of its connections.
 
 use super::upgrade::{Door, Doors};
+use super::watched::WatchedFiles;
 use super::{Base, StartError, acme, parts};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
@@ -9,7 +10,7 @@ use crate::policy::denial::Denial;
 use crate::proxy::connection::{Deadlines, End};
 use crate::proxy::connections::{Bounds, Connections, Standing};
 use crate::proxy::listen::{Acceptor, HeadLimits, Protocol};
-use crate::proxy::tls::{Certificates, TlsError, TlsSettings};
+use crate::proxy::tls::{Certificates, TlsContext, TlsError, TlsSettings};
 use crate::proxy::{Phases, Proxy};
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -20,7 +21,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsAcceptor;
 
 /// How long a client may go on sending after a last answer.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub(super) struct Edge {
     pub(super) addresses_tls: Vec<SocketAddr>,
     pub(super) addresses_h2c: Vec<SocketAddr>,
     /// What TLS is spoken with, where it is.
-    certificates: Option<Arc<Certificates>>,
+    tls: Option<Arc<TlsContext>>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
     /// What is accepted from, once that begins.
@@ -51,7 +51,7 @@ impl Edge {
         for (acceptor, listener) in self.acceptors.drain(..) {
             self.runtime.spawn(acceptor.run(listener));
         }
-        self.certificates.take()
+        self.tls.take().map(|tls| Arc::clone(tls.certificates()))
     }
 }
 
@@ -62,11 +62,12 @@ pub(super) fn open(
     proxy: Proxy,
     keyring: &Arc<Keyring>,
     doors: &Doors,
+    files: &WatchedFiles,
     stopped: watch::Receiver<bool>,
 ) -> Result<Edge, StartError> {
     let runtime = parts::runtime("keygate-proxy", parts::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
-    let certificates = tls(config, base)?;
+    let tls = tls(config, base)?;
     let proxy = Arc::new(proxy);
     let standing = (config.proxy.revocation_check, standing(base, keyring));
     let acceptor = Acceptor {
@@ -93,13 +94,18 @@ pub(super) fn open(
     let addresses = listen_at(Door::Http1, &config.proxy.listen, &Protocol::Http1)?;
     let addresses_h2c = listen_at(Door::H2c, &config.proxy.listen_h2c, &Protocol::Http2)?;
     let mut addresses_tls = Vec::new();
-    if let Some(certificates) = &certificates {
-        let spoken = TlsAcceptor::from(certificates.server_config()?);
-        addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &Protocol::Tls(spoken))?;
-        runtime.spawn(Arc::clone(certificates).follow());
+    if let Some(tls) = &tls {
+        let spoken = Protocol::Tls(Arc::clone(tls));
+        addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &spoken)?;
+        runtime.spawn(Arc::clone(tls).follow());
+        let certificates = Arc::clone(tls.certificates());
+        files.add("proxy.certificates", move || certificates.look().map_err(|error| error.to_string()));
+        let tls = Arc::clone(tls);
+        let look = move || tls.look_at_client_ca().map_err(|error| error.to_string());
+        files.add("proxy.client_ca_file", look);
     }
     drop(acceptor);
-    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, certificates, all_closed, acceptors })
+    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, tls, all_closed, acceptors })
 }
 
 fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
@@ -111,7 +117,7 @@ fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
     http
 }
 
-fn tls(config: &Config, base: &Base) -> Result<Option<Arc<Certificates>>, TlsError> {
+fn tls(config: &Config, base: &Base) -> Result<Option<Arc<TlsContext>>, TlsError> {
     if config.proxy.listen_tls.is_empty() {
         return Ok(None);
     }
@@ -121,7 +127,7 @@ fn tls(config: &Config, base: &Base) -> Result<Option<Arc<Certificates>>, TlsErr
         client_ca: config.proxy.client_ca_file.clone(),
         client_must: config.proxy.client_certificates == ClientCertificates::Required,
     };
-    Certificates::load(settings, Arc::clone(&base.metrics)).map(Some)
+    TlsContext::load(settings, Arc::clone(&base.metrics)).map(Some)
 }
 
 /// Whether a key that was good when its request came still is.

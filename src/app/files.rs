@@ -1,10 +1,10 @@
 //! Files that a first start makes: peppers, the admin tokens' secret, a first token. Readable by their owner only.
 
 use crate::durable;
+use crate::fileio;
 use crate::policy::id::fill_random;
 use crate::policy::secret::{BadPeppers, Peppers};
 use crate::policy::value::{BadValue, lines, value};
-use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// Others may read it.
-    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path} (a file of root's may also be read by its group)", path = path.display())]
+    #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path}. Allowed are: readable by its owner only; a file of root's also by its group; on a read-only file system, where nobody can change it, readable by all and writable by its owner at most", path = path.display())]
     Open {
         /// Which.
         path: PathBuf,
@@ -80,11 +80,17 @@ pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError
 
 /// Reads a secret that somebody else made.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))?;
-    let metadata = fs::metadata(path).map_err(io(path))?;
+    let file = fileio::open(path).map_err(io(path))?;
+    let metadata = file.metadata().map_err(io(path))?;
     let mode = metadata.permissions().mode() & 0o777;
-    let is_private = mode & forbidden(metadata.uid()) == 0;
-    if is_private { Ok(text) } else { Err(FileError::Open { path: path.to_path_buf(), mode }) }
+    // Of the file that is open, whatever links led to it and whatever is put in its place meanwhile.
+    let system = rustix::fs::fstatvfs(&file).map_err(|error| io(path)(error.into()))?;
+    let is_read_only = system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    if mode & forbidden(metadata.uid(), is_read_only) != 0 {
+        return Err(FileError::Open { path: path.to_path_buf(), mode });
+    }
+    let bytes = fileio::rest_of(&file, fileio::BYTES_MAX);
+    bytes.and_then(fileio::text_of).map(Zeroizing::new).map_err(io(path))
 }
 
 /// The secret that is all of a file that somebody else made.
@@ -95,9 +101,14 @@ pub fn read_secret_value(path: &Path) -> Result<Zeroizing<String>, FileError> {
 }
 
 /// What the mode of a secret's file must not allow. One of root's is handed to us by its group: systemd's credentials and
-/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key.
-const fn forbidden(owner: u32) -> u32 {
-    if owner == 0 { 0o037 } else { 0o077 }
+/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key. On a read-only file system no mode can
+/// be changed: there containers find their secrets, by default readable by all who are in the container.
+const fn forbidden(owner: u32, is_read_only: bool) -> u32 {
+    match (is_read_only, owner) {
+        (true, _) => 0o022,
+        (false, 0) => 0o037,
+        (false, _) => 0o077,
+    }
 }
 
 /// Writes `text` to a new private file, or over an old one at once.
@@ -127,6 +138,7 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn made_once_then_read_and_never_shared() {
@@ -169,9 +181,16 @@ mod tests {
 
     #[test]
     fn only_a_file_of_roots_may_be_read_by_its_group() {
-        let refused = |owner, mode: u32| mode & forbidden(owner) != 0;
+        let refused = |owner, mode: u32| mode & forbidden(owner, false) != 0;
         assert!(!refused(0, 0o440) && !refused(0, 0o640) && !refused(1000, 0o600) && !refused(1000, 0o400));
         assert!(refused(1000, 0o640) && refused(0, 0o660) && refused(0, 0o444) && refused(0, 0o604));
+    }
+
+    #[test]
+    fn on_a_read_only_file_system_others_may_read_and_not_write() {
+        let refused = |owner, mode: u32| mode & forbidden(owner, true) != 0;
+        assert!(!refused(0, 0o444) && !refused(0, 0o644) && !refused(1000, 0o444) && !refused(1000, 0o400));
+        assert!(refused(0, 0o646) && refused(0, 0o664) && refused(1000, 0o666));
     }
 
     #[test]

@@ -14,24 +14,28 @@ mod parts;
 mod reload;
 mod series;
 mod sharers;
+mod signals;
 mod stop;
 mod telemetry;
 mod upgrade;
 mod upstreams;
 mod usage;
+mod watched;
 mod watching;
 
 pub use files::{FileError, Kept, peppers, read_secret, read_secret_value, signing_secret, write_private};
 
 pub use parts::routes;
 pub use reload::{ConfigSource, Reloader};
-pub use stop::{Signals, Stop};
+pub use signals::Signals;
+pub use stop::Stop;
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
-use crate::admin::{self, AdminServer, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
+use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
+use crate::fileio;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -45,6 +49,7 @@ use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
 use notify::Notify;
 use sharers::Sharers;
+use signals::Steps;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -56,6 +61,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
 use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
+use watched::{StartFile, WatchedFiles};
 use zeroize::Zeroizing;
 
 /// Longest wait of a request for the store.
@@ -133,6 +139,9 @@ pub enum StartError {
     /// The process whose place this one should take.
     #[error("the process to be replaced: {0}")]
     Predecessor(String),
+    /// The process was asked to stop while it started.
+    #[error("stopped before it served, as asked")]
+    Stopped,
     /// The operating system refused threads or the like.
     #[error("cannot start: {0}")]
     System(String),
@@ -176,6 +185,8 @@ pub struct Surroundings<'s> {
     pub notify_socket: Option<&'s str>,
     /// The process whose place it takes.
     pub predecessor: Option<Predecessor>,
+    /// What may ask it to stop while it starts.
+    pub signals: Option<&'s mut Signals>,
 }
 
 /// What stays the same from the opening of the store to the end.
@@ -220,21 +231,22 @@ pub fn start(
 ) -> Result<Running, StartError> {
     parts::raise_file_limit();
     let io = parts::runtime("keygate-io", 2)?;
+    let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
-    let base = io.block_on(open(config, inline, io.handle(), lock))?;
+    let base = steps.wait(open(config, inline, io.handle(), lock))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
     let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
-    let counters = Arc::new(io.block_on(counters::make(config, &base, writers.tell(), io.handle()))?);
+    let counters = Arc::new(steps.wait(counters::make(config, &base, writers.tell(), io.handle()))?);
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    io.block_on(follower.load())?;
+    steps.wait(follower.load())?;
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     if !told_by_predecessor {
-        io.block_on(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
+        steps.wait(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
     }
 
     let (stop, stopped) = watch::channel(false);
@@ -253,11 +265,14 @@ pub fn start(
     let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
     io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
 
-    let reloader = Arc::new(io.block_on(Reloader::start(config, source, &base, &succession, io.handle()))?);
+    let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
+    let all_files = (Arc::clone(&files), StartFile::all(config, inline));
+    let reloader = Reloader::start(config, source, all_files, &base, &succession, io.handle());
+    let reloader = Arc::new(steps.wait(reloader)?);
     let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
     let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, stopped)?;
+    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
 
     let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
     let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
@@ -265,16 +280,17 @@ pub fn start(
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
-    let deps =
-        parts::admin_deps(config, &base, &keyring, Arc::clone(&accepting), Arc::clone(&reloader), journal)?;
-    let limits = parts::admin_limits(config);
+    let state = (state, Arc::clone(&accepting));
+    let server =
+        parts::admin_server(config, &base, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
     succession.doors.close_unused();
-    let leaving = io.block_on(take_over(around.predecessor, &base, &counters))?;
+    let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.
-    acme::start(config, &base, edge.accept(), io.handle());
-    let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
-    let server = AdminServer { router: admin::router(deps), limits, clock, metrics, state };
+    acme::start(config, &base, edge.accept());
+    io.spawn(Arc::clone(&reloader).follow_files());
     let admin_served = admin_runtime.spawn(server.serve(listener));
+    let upgrader =
+        Arc::new(upgrader(config, (around.called, around.notify_socket), &base, &counters, &succession));
 
     Ok(Running {
         proxy: edge.addresses,
@@ -287,17 +303,7 @@ pub fn start(
         auth: base.auth,
         clock: Arc::clone(&base.clock),
         reloader,
-        upgrader: Arc::new(Upgrader {
-            program: around.called.and_then(Program::called),
-            within: config.proxy.upgrade_timeout,
-            succession: Arc::clone(&succession),
-            sqlite: base.sqlite,
-            counters: Arc::clone(&counters),
-            counts: config.counters.location == CountersLocation::Memory,
-            clock: Arc::clone(&base.clock),
-            notify: Notify::to(around.notify_socket),
-            busy: Mutex::default(),
-        }),
+        upgrader,
         leaving,
         writing,
         stopping: stop::Stopping {
@@ -358,6 +364,27 @@ impl Running {
         }
         drop(upgrader);
         stopping.run(why);
+    }
+}
+
+/// What replaces this process by another binary.
+fn upgrader(
+    config: &Config,
+    (called, notify_socket): (Option<&[OsString]>, Option<&str>),
+    base: &Base,
+    counters: &Arc<Counters>,
+    succession: &Arc<Succession>,
+) -> Upgrader {
+    Upgrader {
+        program: called.and_then(Program::called),
+        within: config.proxy.upgrade_timeout,
+        succession: Arc::clone(succession),
+        sqlite: base.sqlite.clone(),
+        counters: Arc::clone(counters),
+        counts: config.counters.location == CountersLocation::Memory,
+        clock: Arc::clone(&base.clock),
+        notify: Notify::to(notify_socket),
+        busy: Mutex::default(),
     }
 }
 
@@ -510,7 +537,7 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
         }
         JwtKeys::JwksFile(path) => {
             let text =
-                std::fs::read_to_string(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
+                fileio::read_text(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
             Ok(build(AuthKeys::Jwks(text))?)
         }
         JwtKeys::SharedSecretFile(path) => {

@@ -1,7 +1,10 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
+use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, series, usage};
-use crate::admin::{AdminDeps, Check, MetricsToken, Readiness, ServerLimits};
+use crate::admin::{
+    AdminDeps, AdminServer, Check, MetricsToken, Readiness, ServerLimits, ServerState, router,
+};
 use crate::clock::Clock;
 use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
 use crate::counter::Counters;
@@ -26,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Descriptors for all but connections: the store, the journal, listeners, name servers.
 const FILES_BESIDE: u64 = 256;
@@ -201,7 +204,7 @@ pub(super) fn raise_file_limit() {
 }
 
 /// What clients of the admin listener may hold: the deadlines and sizes of the proxy, and places of its own.
-pub(super) fn admin_limits(config: &Config) -> ServerLimits {
+fn admin_limits(config: &Config) -> ServerLimits {
     let proxy = &config.proxy;
     ServerLimits {
         connections: admin_connections(config, open_files()),
@@ -268,17 +271,22 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
         .map_err(|e| StartError::System(e.to_string()))
 }
 
-pub(super) fn admin_deps(
+/// The admin API, up to its listener.
+pub(super) fn admin_server(
     config: &Config,
     base: &Base,
     keyring: &Arc<Keyring>,
-    accepting: Arc<AtomicBool>,
-    reload: Arc<Reloader>,
+    (state, accepting): (watch::Receiver<ServerState>, Arc<AtomicBool>),
+    (reload, files): (Arc<Reloader>, &WatchedFiles),
     journal: Arc<Journal>,
-) -> Result<AdminDeps, StartError> {
+) -> Result<AdminServer, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
-        Some(path) => Some(MetricsToken::new(&super::read_secret_value(path)?)),
+        Some(path) => {
+            let token = Arc::new(MetricsToken::new(&super::read_secret_value(path)?));
+            files.add_metrics_token(path, &token);
+            Some(token)
+        }
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
     let metrics = Arc::clone(&base.metrics);
@@ -291,7 +299,7 @@ pub(super) fn admin_deps(
         all.checks.extend(more);
         all
     };
-    Ok(AdminDeps {
+    let deps = AdminDeps {
         store: base.store.clone(),
         keyring: Arc::clone(keyring),
         peppers: Arc::clone(&base.peppers),
@@ -306,7 +314,9 @@ pub(super) fn admin_deps(
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
         write_timeout: ADMIN_PATIENCE,
-    })
+    };
+    let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
 }
 
 fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, accepting: bool) -> Readiness {

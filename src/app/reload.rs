@@ -2,12 +2,18 @@
 //!
 //! What can change is where requests go: routes, upstreams, and plans that are new. Requests in flight finish as they
 //! began; upstreams that have not changed go on with their servers' health and their connections, and of those that have,
-//! each server that is still there is known.
+//! each server that is still there is known. Files that the config names come into force when they change, at a reload or within
+//! seconds without one.
+//!
+//! *Invariant:* files are read on threads for blocking work, by one reader at a time: a mount that does not answer holds up
+//! nothing but that reader.
 
 use super::upgrade::Succession;
+use super::watched::{StartFile, WatchedFiles};
 use super::{Base, StartError, create_plans, fixed, parts, upstreams};
 use crate::admin::{NotReloaded, Reload, Reloaded};
 use crate::config::{Config, UpstreamConfig};
+use crate::policy::route::{BadRoute, RouteTable};
 use crate::proxy::Site;
 use crate::proxy::upstream::{Settings, Upstream, tend};
 use crate::store::{Actor, Store, StoreError};
@@ -16,11 +22,20 @@ use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long reading the config and its files may take before a reload is refused.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// What is said when that is over.
+const NOT_READ: &str = "config: its files cannot be read now, their file system does not answer";
+
 /// Where a config comes from.
+#[derive(Clone)]
 pub struct ConfigSource {
     /// The file, if there is one.
     pub path: Option<PathBuf>,
@@ -37,6 +52,10 @@ pub struct Reloader {
     site: Arc<ArcSwap<Site>>,
     /// What is in force. One reload at a time.
     running: Mutex<InForce>,
+    /// Held while files are read.
+    reading: Arc<Mutex<()>>,
+    files: Arc<WatchedFiles>,
+    start_files: Arc<[StartFile]>,
     metrics: Arc<crate::metrics::Metrics>,
     clock: Arc<dyn crate::clock::Clock>,
     store: Arc<dyn Store>,
@@ -50,6 +69,14 @@ struct InForce {
     upstreams: Vec<Tended>,
 }
 
+/// A new config, or what is wrong with it or with a file.
+struct Read {
+    config: Config,
+    routes: Result<RouteTable, Vec<BadRoute>>,
+    settings: Result<Vec<Settings>, Vec<String>>,
+    mistakes: Vec<String>,
+}
+
 /// An upstream and the task that tends it.
 struct Tended {
     config: UpstreamConfig,
@@ -58,10 +85,11 @@ struct Tended {
 }
 
 impl Reloader {
-    /// Puts the first config in force.
+    /// Puts the first config in force. `files` are looked at at each reload, and come into force by themselves as well.
     pub(super) async fn start(
         config: &Config,
         source: Option<ConfigSource>,
+        (files, start_files): (Arc<WatchedFiles>, Vec<StartFile>),
         base: &Base,
         succession: &Arc<Succession>,
         io: &Handle,
@@ -79,7 +107,121 @@ impl Reloader {
         let site = Arc::new(ArcSwap::from_pointee(parts::site(config, routes, all(&tended), &base.metrics)));
         let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
         let (store, succession) = (Arc::clone(&base.store), Arc::clone(succession));
-        Ok(Self { source, site, running, metrics, clock, store, succession, io: io.clone() })
+        let (reading, start_files) = (Arc::default(), start_files.into());
+        let io = io.clone();
+        Ok(Self { source, site, running, reading, files, start_files, metrics, clock, store, succession, io })
+    }
+
+    /// Looks at files every few seconds, for as long as the gateway lives.
+    pub(super) async fn follow_files(self: Arc<Self>) {
+        let mut told = Vec::new();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let files = Arc::clone(&self.files);
+            let mut wrong = match self.read(move || files.look()).await {
+                Some(wrong) => wrong,
+                None => vec![NOT_READ.to_owned()],
+            };
+            if wrong != [NOT_READ] {
+                wrong.extend(self.refresh_upstreams().await);
+            }
+            for why in wrong.iter().filter(|why| !told.contains(*why)) {
+                tracing::error!("{why}; what it held before stays in force");
+            }
+            told = wrong;
+        }
+    }
+
+    /// Runs `read` where it may wait. None: it waits for too long, or one before it still does.
+    async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let within = async {
+            let only = Arc::clone(&self.reading).lock_owned().await;
+            let reading = self.io.spawn_blocking(move || {
+                let read = read();
+                drop(only);
+                read
+            });
+            reading.await.inspect_err(|error| tracing::error!(%error, "files were not read")).ok()
+        };
+        tokio::time::timeout(READ_WITHIN, within).await.ok().flatten()
+    }
+
+    /// Puts upstreams in force whose certificates or keys have changed. Answers what is wrong with those that cannot be used.
+    async fn refresh_upstreams(&self) -> Vec<String> {
+        let mut in_force = self.running.lock().await;
+        let has_files =
+            |u: &UpstreamConfig| u.tls.as_ref().is_some_and(|t| t.ca_file.is_some() || t.client.is_some());
+        // One that is replaced has told the new process all that it reads by itself.
+        if self.succession.is_upgrading() || !in_force.config.upstreams.iter().any(has_files) {
+            return Vec::new();
+        }
+        let config = in_force.config.clone();
+        let (config, settings) = match self.read(move || (upstreams::settings(&config), config)).await {
+            Some((Ok(settings), config)) => (config, settings),
+            Some((Err(wrong), _)) => return wrong,
+            None => return vec![NOT_READ.to_owned()],
+        };
+        let is_same = |(t, s): (&Tended, &Settings)| t.upstream.settings.dialect.is_same(&s.dialect);
+        if in_force.upstreams.iter().zip(&settings).all(is_same) {
+            return Vec::new();
+        }
+        let routes = match parts::routes(&config) {
+            Ok(routes) => routes,
+            Err(bad) => return bad.iter().map(ToString::to_string).collect(),
+        };
+        let next = self.upstreams(&config, settings, &in_force.upstreams).await;
+        self.put_in_force(&mut in_force, config, routes, next);
+        tracing::info!("certificates or keys of upstreams were read again");
+        Vec::new()
+    }
+
+    /// Reads the config again, and all files that it names.
+    fn read_all(
+        source: &ConfigSource,
+        old: &Config,
+        files: &WatchedFiles,
+        start_files: &[StartFile],
+    ) -> Result<Read, Vec<String>> {
+        let config = Config::load_again(source.path.as_deref(), &source.variables, &source.host_name)
+            .map_err(|error| error.to_string().lines().map(str::to_owned).collect::<Vec<_>>())?;
+        let mut mistakes = fixed::changed(old, &config);
+        mistakes.extend(start_files.iter().filter_map(StartFile::change));
+        mistakes.extend(files.look());
+        let (routes, settings) = (parts::routes(&config), upstreams::settings(&config));
+        Ok(Read { config, routes, settings, mistakes })
+    }
+
+    /// What has been read is so from here on; nothing is waited for.
+    fn put_in_force(
+        &self,
+        in_force: &mut InForce,
+        config: Config,
+        routes: RouteTable,
+        next: Vec<Arc<Upstream>>,
+    ) {
+        for (config, upstream) in config.upstreams.iter().zip(&next) {
+            let before = in_force.upstreams.iter().find(|t| t.config.name == config.name);
+            if let Some(before) = before.filter(|t| !Arc::ptr_eq(&t.upstream, upstream)) {
+                upstream.take_over(&before.upstream);
+            }
+        }
+        let upstreams = next.iter().map(Arc::clone).collect();
+        self.site.store(Arc::new(parts::site(&config, routes, upstreams, &self.metrics)));
+        let mut old = std::mem::take(&mut in_force.upstreams);
+        for (config, upstream) in config.upstreams.iter().zip(next) {
+            let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
+            let tended = match kept {
+                Some(at) => old.swap_remove(at),
+                None => Tended::begin(config, upstream, &self.io),
+            };
+            in_force.upstreams.push(tended);
+        }
+        for gone in old {
+            gone.tending.abort();
+            let successor = in_force.upstreams.iter().find(|t| t.config.name == gone.config.name);
+            gone.upstream.forget(successor.map(|t| &*t.upstream));
+        }
+        in_force.config = config;
     }
 
     /// What requests read.
@@ -150,11 +292,11 @@ impl Reload for Reloader {
         let Some(source) = &self.source else {
             return Err(wrong(vec!["this gateway was not started from a config".to_owned()]));
         };
-        let config = Config::load(source.path.as_deref(), &source.variables, &source.host_name)
-            .map_err(|error| wrong(error.to_string().lines().map(str::to_owned).collect()))?;
-        let mut mistakes = fixed::changed(&in_force.config, &config);
-        let routes = parts::routes(&config);
-        let settings = upstreams::settings(&config);
+        let (source, old) = (source.clone(), in_force.config.clone());
+        let (files, start_files) = (Arc::clone(&self.files), Arc::clone(&self.start_files));
+        let read = self.read(move || Self::read_all(&source, &old, &files, &start_files)).await;
+        let read = read.unwrap_or_else(|| Err(vec![NOT_READ.to_owned()]));
+        let Read { config, routes, settings, mut mistakes } = read.map_err(wrong)?;
         if let Err(bad) = &routes {
             mistakes.extend(bad.iter().map(ToString::to_string));
         }
@@ -174,31 +316,9 @@ impl Reload for Reloader {
             return Err(failed(error));
         }
 
-        // What the audit trail says is so: nothing is waited for from here on.
+        // What the audit trail says is so.
         let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
-        for (config, upstream) in config.upstreams.iter().zip(&next) {
-            let before = in_force.upstreams.iter().find(|t| t.config.name == config.name);
-            if let Some(before) = before.filter(|t| !Arc::ptr_eq(&t.upstream, upstream)) {
-                upstream.take_over(&before.upstream);
-            }
-        }
-        let upstreams = next.iter().map(Arc::clone).collect();
-        self.site.store(Arc::new(parts::site(&config, routes, upstreams, &self.metrics)));
-        let mut old = std::mem::take(&mut in_force.upstreams);
-        for (config, upstream) in config.upstreams.iter().zip(next) {
-            let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
-            let tended = match kept {
-                Some(at) => old.swap_remove(at),
-                None => Tended::begin(config, upstream, &self.io),
-            };
-            in_force.upstreams.push(tended);
-        }
-        for gone in old {
-            gone.tending.abort();
-            let successor = in_force.upstreams.iter().find(|t| t.config.name == gone.config.name);
-            gone.upstream.forget(successor.map(|t| &*t.upstream));
-        }
-        in_force.config = config;
+        self.put_in_force(&mut in_force, config, routes, next);
         Ok(done)
     }
 }

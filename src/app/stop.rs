@@ -3,19 +3,16 @@
 //! stopping), then the last records, then the store.
 
 use super::upgrade::{Succession, Successor};
-use super::{NotUpgraded, Running};
 use crate::admin::ServerState;
 use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::store::Store;
 use crate::telemetry::Exporter;
 use crate::usage::journal::Keeper;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -163,85 +160,5 @@ impl Stopping {
             self.store.close().await;
         });
         self.io.shutdown_timeout(Duration::from_secs(1));
-    }
-}
-
-/// The signals of the process, caught from the moment this is made: one that comes before it is waited for counts.
-pub struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-    usr2: Signal,
-}
-
-impl Signals {
-    /// Catches them. Whoever says that the gateway is ready does this first: whoever reads that may want to stop it.
-    pub fn catch() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-            usr2: signal(SignalKind::user_defined2())?,
-        })
-    }
-
-    /// Reloads the config at each SIGHUP, and begins an upgrade at SIGUSR2. Returns when the process is asked to stop, or
-    /// another one serves in its place. A second request to stop does not wait for requests in flight.
-    pub async fn asked_to_stop(self, running: Option<&Running>) -> Stop {
-        let Self { mut term, mut int, mut hup, mut usr2 } = self;
-        let (replaced, mut replacement) = mpsc::channel(1);
-        let why = loop {
-            tokio::select! {
-                biased;
-                _ = term.recv() => break Stop::Asked,
-                _ = int.recv() => break Stop::Asked,
-                Some(successor) = replacement.recv() => break Stop::Replaced(successor),
-                // Both by themselves, so that a stop need not wait for them. Left alone, these signals would kill the process.
-                _ = hup.recv() => {
-                    if let Some(running) = running {
-                        let reloader = Arc::clone(&running.reloader);
-                        tokio::spawn(async move { reloader.reload_and_tell().await });
-                    }
-                }
-                _ = usr2.recv() => {
-                    if let Some(running) = running {
-                        let (upgrader, replaced) = (Arc::clone(&running.upgrader), replaced.clone());
-                        tokio::spawn(async move { report(upgrader.upgrade().await, &replaced).await });
-                    }
-                }
-            }
-        };
-        let mut is_first = matches!(why, Stop::Replaced(_));
-        if is_first {
-            tracing::info!("another process serves: requests in flight may finish");
-        } else {
-            tracing::info!("stopping: requests in flight may finish");
-        }
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = term.recv() => {}
-                    _ = int.recv() => {}
-                }
-                if !std::mem::take(&mut is_first) {
-                    tracing::error!("stopped at once, as asked a second time");
-                    std::process::exit(130);
-                }
-                // Meant for the service, of which this process is the part that is leaving.
-                tracing::info!("requests in flight may finish, as before; ask again to stop at once");
-            }
-        });
-        why
-    }
-}
-
-async fn report(upgraded: Result<Successor, NotUpgraded>, replaced: &mpsc::Sender<Box<Successor>>) {
-    match upgraded {
-        Ok(successor) => {
-            if replaced.send(Box::new(successor)).await.is_err() {
-                tracing::info!("another process serves, and this one stops anyway");
-            }
-        }
-        Err(why) => tracing::error!(%why, "this process goes on: it was not replaced"),
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn collector(config: &Config, inline: InlineSecrets<'_>) -> Result<Op
         )
     })?;
     let ca = config.telemetry.ca_file.as_deref().map(|path| {
-        std::fs::read(path)
+        crate::fileio::read(path)
             .map_err(|error| wrong("ca_file", &format_args!("{} cannot be read: {error}", path.display())))
     });
     let port = if endpoint.tls { 443 } else { 80 };

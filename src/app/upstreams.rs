@@ -1,6 +1,7 @@
 //! From the config to groups of backends.
 
 use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
+use crate::fileio;
 use crate::policy::health::{EjectRule, ProbeRule};
 use crate::policy::retry::BudgetRule;
 use crate::proxy::upstream::{
@@ -95,7 +96,7 @@ fn probe(health: &HealthConfig) -> Option<Probe> {
 
 /// TLS as the `n`-th upstream wants it; none where a file cannot be used, which is a mistake then.
 fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<Tls> {
-    let mut read = |key: &str, path: &Path| match std::fs::read(path) {
+    let mut read = |key: &str, path: &Path| match fileio::read(path) {
         Ok(bytes) => Some(bytes),
         Err(error) => {
             mistakes.push(format!("upstreams[{n}].tls.{key}: {} cannot be read: {error}", path.display()));

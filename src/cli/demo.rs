@@ -39,6 +39,7 @@ pub struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), Failure> {
+    let mut signals = Signals::catch().map_err(Failure::failed)?;
     let temporary = match &args.data_dir {
         Some(_) => None,
         None => Some(tempfile::Builder::new().prefix("keygate-demo-").tempdir().map_err(Failure::failed)?),
@@ -48,9 +49,12 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     let backend = echo::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(Failure::failed)?;
     let config = config(args, folder, backend)?;
     log::init(&config.log);
-    let running = app::start(&config, None, InlineSecrets::default(), Surroundings::default())
-        .map_err(Failure::failed)?;
-    let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
+    let around = Surroundings { signals: Some(&mut signals), ..Surroundings::default() };
+    let running = match app::start(&config, None, InlineSecrets::default(), around) {
+        Ok(running) => running,
+        Err(StartError::Stopped) => return Ok(()),
+        Err(error) => return Err(Failure::failed(error)),
+    };
     let (secret, token) = running.block_on(first_key(&running, &config))?;
     if args.ready_json {
         let mut more = Map::new();

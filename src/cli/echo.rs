@@ -20,10 +20,10 @@ pub struct EchoArgs {
 }
 
 pub(super) fn run(args: &EchoArgs, _environment: Environment<'_>) -> Result<(), Failure> {
+    let signals = Signals::catch().map_err(Failure::failed)?;
     let address = start(args.listen).map_err(|e| Failure::Failed(format!("{}: {e}", args.listen)))?;
     say(format_args!("an echo backend listens on {address}"))?;
     let runtime = runtime().map_err(Failure::failed)?;
-    let signals = runtime.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
     drop(runtime.block_on(signals.asked_to_stop(None)));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `keygate run`
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
-use crate::app::{self, ConfigSource, Predecessor, Signals, Surroundings};
+use crate::app::{self, ConfigSource, Predecessor, Signals, StartError, Surroundings};
 use clap::Args;
 use serde_json::Map;
 
@@ -19,6 +19,8 @@ pub struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    // Before anything else: a signal that comes early waits, and does not kill the process without a word.
+    let mut signals = Signals::catch().map_err(Failure::failed)?;
     let config = load(&args.config, environment)?;
     app::check_files(&config, inline_secrets(environment)).map_err(|bad| Failure::Usage(bad.to_string()))?;
     log::init(&config.log);
@@ -32,10 +34,16 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         called: Some(environment.called),
         notify_socket: environment.variable("NOTIFY_SOCKET"),
         predecessor: predecessor.map_err(|error| Failure::Failed(format!("--take-over: {error}")))?,
+        signals: Some(&mut signals),
     };
-    let mut running =
-        app::start(&config, Some(source), inline_secrets(environment), around).map_err(Failure::failed)?;
-    let signals = running.block_on(async { Signals::catch() }).map_err(Failure::failed)?;
+    let mut running = match app::start(&config, Some(source), inline_secrets(environment), around) {
+        Ok(running) => running,
+        Err(stopped @ StartError::Stopped) => {
+            tracing::info!("{stopped}");
+            return Ok(());
+        }
+        Err(error) => return Err(Failure::failed(error)),
+    };
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {
         ready::print(&running, Map::new())?;

@@ -31,10 +31,12 @@ pub use upstream::{
     TlsConfig, UpstreamConfig,
 };
 
+use crate::fileio;
 use crate::policy::value::without_bom;
 use reading::Reading;
 use section::Section;
-use std::io::Read as _;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use toml::de::DeTable;
 
@@ -54,11 +56,36 @@ pub fn example_config() -> &'static str {
 }
 
 impl Config {
-    /// Reads the file at `path`, if there is to be one, under the variables `env` on the machine called `host_name`.
+    /// Reads the file at `path`, if there is to be one, under the variables `env` on the machine called `host_name`. It may be
+    /// a pipe.
     pub fn load(path: Option<&Path>, env: &[(String, String)], host_name: &str) -> Result<Self, ConfigError> {
+        let read = |path: &Path| File::open(path).and_then(|file| fileio::rest_of(&file, FILE_BYTES_MAX));
+        Self::load_by(read, path, env, host_name)
+    }
+
+    /// The same while the gateway runs, where nothing is waited for that may never come: it must be a regular file.
+    pub fn load_again(
+        path: Option<&Path>,
+        env: &[(String, String)],
+        host_name: &str,
+    ) -> Result<Self, ConfigError> {
+        Self::load_by(|path| fileio::read_up_to(path, FILE_BYTES_MAX), path, env, host_name)
+    }
+
+    fn load_by(
+        read: impl FnOnce(&Path) -> std::io::Result<Vec<u8>>,
+        path: Option<&Path>,
+        env: &[(String, String)],
+        host_name: &str,
+    ) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Self::parse("", "", env, host_name) };
         let name = path.display().to_string();
-        match read_file(path) {
+        let read = read(path).and_then(fileio::text_of);
+        let why = |error: std::io::Error| match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::FileTooLarge => error.to_string(),
+            _ => format!("cannot be read: {error}"),
+        };
+        match read.map_err(why) {
             Ok(text) => Self::parse(&text, &name, env, host_name),
             Err(message) => {
                 let mistake = Mistake { place: String::new(), line: None, message };
@@ -96,16 +123,4 @@ pub fn known_keys() -> Vec<KnownKey> {
     let mut reading = Reading::new("", &[]);
     Section::root(&mut reading, table.get_ref(), file::read);
     reading.into_known()
-}
-
-fn read_file(path: &Path) -> Result<String, String> {
-    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
-    let file = std::fs::File::open(path).map_err(cannot)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("must be at most {FILE_BYTES_MAX} bytes"));
-    }
-    String::from_utf8(bytes)
-        .map_err(|error| format!("must be UTF-8; byte {} is not", error.utf8_error().valid_up_to() + 1))
 }

@@ -8,7 +8,7 @@
 use super::place::{ANSWER_WITHIN, Connection, LinkError, RedisPlace, Trouble};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use redis::{Cmd, RedisError, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -30,7 +30,7 @@ const PARTS: usize = 4_096;
 
 /// The connection, if there is one.
 pub(super) struct Link {
-    place: RedisPlace,
+    place: ArcSwap<RedisPlace>,
     node: String,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -68,7 +68,7 @@ impl Link {
     pub(super) fn new(place: RedisPlace, node: &str, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         let well_ns = AtomicU64::new(clock.now().steady_ns);
         Self {
-            place,
+            place: ArcSwap::from_pointee(place),
             node: node.to_owned(),
             clock,
             metrics,
@@ -82,10 +82,15 @@ impl Link {
         }
     }
 
+    /// The next connection is made so. Those that there are stay.
+    pub(super) fn set_place(&self, place: RedisPlace) {
+        self.place.store(Arc::new(place));
+    }
+
     /// Looks for Redis once.
     pub(super) async fn look(&self) -> Result<(), LinkError> {
         self.metrics.counter_connects.inc();
-        let mut connection = self.place.connect().await?;
+        let mut connection = self.place.load_full().connect().await?;
         let server = connection.vet().await?;
         self.probe(&mut connection).await?;
         let parts = if connection.is_cluster() { PARTS } else { 1 };

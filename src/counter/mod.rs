@@ -97,6 +97,13 @@ impl Counters {
         Self { local: leases.local(), leases: Some(leases) }
     }
 
+    /// The next connection to Redis, where counters are shared, is made so.
+    pub fn set_place(&self, place: RedisPlace) {
+        if let Some(leases) = &self.leases {
+            leases.set_place(place);
+        }
+    }
+
     /// Charges all limits of a request at `now`, or none of them.
     pub async fn admit(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Declined> {
         match &self.leases {

@@ -232,6 +232,11 @@ impl Leases {
         Ok(leases)
     }
 
+    /// The next connection to Redis is made so: with other certificates or passwords.
+    pub(super) fn set_place(&self, place: RedisPlace) {
+        self.link.set_place(place);
+    }
+
     /// Charges all limits of a request, or none of them.
     pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, Declined> {
         let deadline = Instant::now() + PATIENCE;

@@ -6,7 +6,7 @@
 use super::connections::{Connections, Refused, Registered};
 use super::service::{Phases, Proxy, class_of};
 use super::socket::{Socket, is_ours};
-use super::tls::was_a_challenge;
+use super::tls::{TlsContext, was_a_challenge};
 use super::wire::Wire;
 use super::{http1, http2};
 use crate::clock::Now;
@@ -23,7 +23,6 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
 /// Why a connection may not be taken in, as metrics say it.
 pub const REFUSED: [&str; 4] = [Refused::Full.as_str(), Refused::Address.as_str(), "proxy_protocol", "tls"];
@@ -58,7 +57,7 @@ pub enum Protocol {
     /// HTTP/2 without TLS, from its first byte.
     Http2,
     /// TLS, and inside it what client and gateway agree on.
-    Tls(TlsAcceptor),
+    Tls(Arc<TlsContext>),
 }
 
 /// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
@@ -176,11 +175,11 @@ impl Acceptor {
         }
         let socket = match &self.protocol {
             Protocol::Http1 | Protocol::Http2 => Socket::Plain(stream),
-            Protocol::Tls(acceptor) => {
+            Protocol::Tls(context) => {
                 let agreed = tokio::select! {
                     biased;
                     () = connection.ended() => return,
-                    agreed = acceptor.accept(stream) => agreed,
+                    agreed = context.acceptor().accept(stream) => agreed,
                 };
                 match agreed {
                     Ok(stream) if was_a_challenge(&stream) => return,

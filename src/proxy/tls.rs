@@ -4,6 +4,7 @@
 //! was, and are tried again until they can. An authority that asks whether a name is ours (RFC 8737) is shown what somebody
 //! else has prepared.
 
+use crate::fileio;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject as _;
@@ -17,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -63,6 +66,15 @@ pub struct Certificates {
     /// By name, what an authority is shown that asks for it.
     challenges: Mutex<HashMap<Box<str>, Arc<CertifiedKey>>>,
     metrics: Arc<Metrics>,
+}
+
+/// What TLS listeners speak: the certificates in force, and whose clients' certificates are accepted.
+pub struct TlsContext {
+    certificates: Arc<Certificates>,
+    /// Another one for another authority: what it remembers of sessions goes with the one before.
+    config: ArcSwap<ServerConfig>,
+    /// What the file of that authority held when it was read, and why it cannot be read now, as it was told last.
+    client_ca: Mutex<(Vec<u8>, Option<String>)>,
 }
 
 /// When the two files of a certificate were written.
@@ -129,8 +141,9 @@ impl Certificates {
         self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How TLS is spoken: 1.2 and 1.3, HTTP/2 before HTTP/1.1.
-    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
+    /// How TLS is spoken: 1.2 and 1.3, HTTP/2 before HTTP/1.1. Clients' certificates are accepted from the authorities in
+    /// `client_ca`.
+    fn server_config(self: &Arc<Self>, client_ca: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let fail = |path: &Path, why: String| TlsError { path: path.to_owned(), why };
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -140,7 +153,7 @@ impl Certificates {
             None => builder.with_no_client_auth(),
             Some(path) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in chain(path)? {
+                for certificate in chain_in(path, client_ca)? {
                     roots.add(certificate).map_err(|error| fail(path, error.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -159,28 +172,27 @@ impl Certificates {
         Ok(Arc::new(config))
     }
 
-    /// Reads the files again whenever one of them has changed, until the runtime ends.
-    pub async fn follow(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            self.look();
-        }
-    }
-
-    /// Reads what has changed, and what could not be read the last time.
-    fn look(&self) {
+    /// Reads what has changed, and what could not be read the last time. The error is of the first that cannot be; it stays as
+    /// it was then.
+    pub fn look(&self) -> Result<(), TlsError> {
         let mut sources = self.sources();
-        let mut has_changed = false;
+        let (mut has_changed, mut looked) = (false, Ok(()));
         for source in sources.iter_mut() {
             match source.look() {
                 Ok(changed) => has_changed |= changed,
-                Err(error) => source.tell(&error),
+                Err(error) => {
+                    source.tell(&error);
+                    if !source.is_ordered && looked.is_ok() {
+                        looked = Err(error);
+                    }
+                }
             }
         }
         if has_changed {
             self.put_in_force(&sources);
             tracing::info!("certificates were read again");
         }
+        looked
     }
 
     fn put_in_force(&self, sources: &[Source]) {
@@ -195,9 +207,73 @@ impl Certificates {
         }
     }
 
+    /// What is in the file of the clients' authority; nothing, where there is none.
+    fn read_client_ca(&self) -> Result<Vec<u8>, TlsError> {
+        self.settings.client_ca.as_deref().map_or(Ok(Vec::new()), read_file)
+    }
+
     fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
         // Each is whole, whatever happened to the thread that held them.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl TlsContext ===
+
+impl TlsContext {
+    /// Reads everything.
+    pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
+        let certificates = Certificates::load(settings, metrics)?;
+        let client_ca = certificates.read_client_ca()?;
+        let config = ArcSwap::new(certificates.server_config(&client_ca)?);
+        Ok(Arc::new(Self { certificates, config, client_ca: Mutex::new((client_ca, None)) }))
+    }
+
+    /// The certificates in force.
+    pub const fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+
+    /// What the next connection is accepted with.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.load_full())
+    }
+
+    /// Looks at the files every few seconds, until the runtime ends. They may be on a mount that does not answer.
+    pub async fn follow(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let context = Arc::clone(&self);
+            let looked = tokio::task::spawn_blocking(move || {
+                // What cannot be read is in the log.
+                context.certificates.look().ok();
+                context.look_at_client_ca().ok();
+            });
+            if let Err(error) = looked.await {
+                tracing::error!(%error, "cannot look at the files of certificates");
+            }
+        }
+    }
+
+    /// Reads the file of the clients' authority, if it has changed or could not be read the last time. One that cannot be used
+    /// leaves it as it was.
+    pub fn look_at_client_ca(&self) -> Result<(), TlsError> {
+        // A pair of whole values, whatever happened to the thread that held it.
+        let mut known = self.client_ca.lock().unwrap_or_else(PoisonError::into_inner);
+        let looked = self.certificates.read_client_ca().and_then(|found| {
+            if found != known.0 {
+                self.config.store(self.certificates.server_config(&found)?);
+                known.0 = found;
+                tracing::info!("proxy.client_ca_file was read again");
+            }
+            Ok(())
+        });
+        let why = looked.as_ref().err().map(ToString::to_string);
+        if let Some(why) = why.as_ref().filter(|why| known.1.as_ref() != Some(*why)) {
+            tracing::error!(why, "proxy.client_ca_file stays as it was until it can be used");
+        }
+        known.1 = why;
+        looked
     }
 }
 
@@ -277,15 +353,26 @@ pub(super) fn was_a_challenge(stream: &TlsStream<TcpStream>) -> bool {
 fn read_one(path: &Path) -> Result<CertifiedKey, TlsError> {
     let (chain_file, key_file) = files_of(path);
     let fail = |file: &Path, why: String| TlsError { path: file.to_owned(), why };
-    let key = PrivateKeyDer::from_pem_file(&key_file).map_err(|error| fail(&key_file, error.to_string()))?;
-    CertifiedKey::from_der(chain(&chain_file)?, key, &rustls::crypto::ring::default_provider())
-        .map_err(|error| fail(&chain_file, error.to_string()))
+    let key = Zeroizing::new(read_file(&key_file)?);
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| fail(&key_file, error.to_string()))?;
+    CertifiedKey::from_der(
+        chain_in(&chain_file, &read_file(&chain_file)?)?,
+        key,
+        &rustls::crypto::ring::default_provider(),
+    )
+    .map_err(|error| fail(&chain_file, error.to_string()))
 }
 
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fileio::read(path).map_err(|error| TlsError { path: path.to_owned(), why: error.to_string() })
+}
+
+/// The certificates in `pem`, which is what the file at `path` holds.
+fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let fail = |why: String| TlsError { path: path.to_owned(), why };
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| fail(error.to_string()))?;
-    let chain: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| fail(error.to_string()))?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| fail(error.to_string()))?;
     if chain.is_empty() { Err(fail("holds no certificate".into())) } else { Ok(chain) }
 }
 
@@ -358,21 +445,21 @@ mod tests {
         write(&paths[0], "nonsense", 2);
         write(&paths[1], &certificate(2042), 2);
         write(&paths[2], &certificate(2033), 2);
-        certificates.look();
+        certificates.look().ok();
         assert_eq!(ends(3), [[2031, 2042, 2033], [2031, 2042, 2033]]);
 
         // What kept it from being read is over, and nobody has touched the file since.
         write(&paths[0], &certificate(2041), 2);
-        certificates.look();
+        certificates.look().ok();
         assert_eq!(ends(3), [[2041, 2042, 2033], [2041, 2042, 2033]]);
 
         // What is gone, or of no use, stays in force as long as there is nothing better.
         std::fs::remove_file(&paths[1]).expect("removed");
         std::fs::remove_file(&paths[2]).expect("removed");
-        certificates.look();
+        certificates.look().ok();
         assert_eq!(ends(3), [[2041, 2042, 2033], [2041, 2042, 2033]]);
         let before = certificates.loaded.load_full();
-        certificates.look();
+        certificates.look().ok();
         assert!(Arc::ptr_eq(&before, &certificates.loaded.load()), "nothing is read without reason");
     }
 

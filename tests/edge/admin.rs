@@ -179,7 +179,7 @@ fn admin_clients_may_pipeline_send_chunks_and_close_their_side() {
     client.send(&two);
     assert_eq!([client.response().status, client.response().status], [200, 404]);
 
-    let body = json!({"name": "in chunks", "type": "service"}).to_string();
+    let body = json!({"name": "in chunks", "type": "service", "scopes": ["app"]}).to_string();
     let (first, second) = body.split_at(7);
     let head = format!(
         "POST /apikeys HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
@@ -208,7 +208,7 @@ fn an_admin_client_makes_room_among_its_own_and_calls_go_on() {
     let (_origin, gateway) = stand(
         "[proxy]\nfirst_byte_timeout = \"10m\"\n[admin]\nmax_connections = 8\nmax_connections_per_address = 4\n",
     );
-    let body = json!({"name": "slow", "type": "service"}).to_string();
+    let body = json!({"name": "slow", "type": "service", "scopes": ["app"]}).to_string();
     let request = Request::post("/apikeys", body.clone()).header("Content-Type", "application/json");
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(gateway.admin)).collect();
     let mut slow = Raw::connect(gateway.admin);

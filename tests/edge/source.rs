@@ -187,6 +187,50 @@ async fn clients_can_be_asked_for_certificates() {
     assert_eq!(origin.count(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_authority_of_clients_changes_without_a_restart() {
+    let (origin, authority, next) = (Origin::start(), Authority::new(), Authority::new());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let ca = folder.path().join("ca.pem");
+    authority.write(&folder.path().join("own.pem"), "one.test");
+    std::fs::write(&ca, authority.0.cert.pem()).unwrap();
+    let more =
+        "certificates = [\"own.pem\"]\nclient_ca_file = \"ca.pem\"\nclient_certificates = \"required\"";
+    let gateway = with_tls(&origin, &folder, more);
+    let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
+    let is_served = async |issuer: &Authority| {
+        let (_, _, chain, key) = issuer.issue("client.test");
+        let identity = Some((chain, key));
+        let Ok(mut stream) = authority.connect(tls(&gateway), "one.test", b"http/1.1", identity).await else {
+            return false;
+        };
+        // With TLS 1.3 the client learns of the refusal when it first reads.
+        let request = Request::get("/v1/app/x").bearer(&secret).header("Connection", "close").bytes();
+        stream.write_all(&request).await.ok();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.ok();
+        answer.starts_with(b"HTTP/1.1 200")
+    };
+    assert_eq!([is_served(&authority).await, is_served(&next).await], [true, false]);
+    std::fs::write(&ca, next.0.cert.pem()).unwrap();
+    assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
+    assert_eq!([is_served(&authority).await, is_served(&next).await], [false, true]);
+    // What cannot be used is named and leaves it as it was.
+    std::fs::write(&ca, "nonsense").unwrap();
+    let refused = gateway.admin("POST", "/reload", None);
+    assert_eq!(refused.data()["errors"][0]["field"], "proxy.client_ca_file", "{}", refused.text());
+    assert_eq!([is_served(&authority).await, is_served(&next).await], [false, true]);
+    let own = folder.path().join("own.pem");
+    std::fs::write(&own, "nonsense").unwrap();
+    let refused = gateway.admin("POST", "/reload", None);
+    assert_eq!(refused.data()["errors"][0]["field"], "proxy.certificates", "{}", refused.text());
+    authority.write(&own, "one.test");
+    std::fs::write(&ca, authority.0.cert.pem()).unwrap();
+    let read_again = || gateway.stderr().matches("proxy.client_ca_file was read again").count() == 2;
+    eventually_true("it is read without a reload", read_again);
+    assert_eq!([is_served(&authority).await, is_served(&next).await], [true, false]);
+}
+
 #[test]
 fn forwarded_addresses_count_when_a_trusted_proxy_says_them() {
     let (origin, gateway) = stand("[proxy]\ntrusted_proxies = [\"127.0.0.0/8\", \"10.0.0.0/8\"]\n");

@@ -16,6 +16,7 @@ mod connections;
 mod crash;
 mod drain;
 mod end_users;
+mod files;
 mod headers;
 mod installation;
 mod lifecycle;
@@ -28,6 +29,7 @@ mod redis;
 mod replies;
 mod routing;
 mod secrets;
+mod starting;
 mod streaming;
 #[expect(dead_code, reason = "the edge's own tests use more of it")]
 mod support;

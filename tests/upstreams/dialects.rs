@@ -94,6 +94,29 @@ fn tls_believes_only_whom_it_should() {
 }
 
 #[test]
+fn certificates_of_upstreams_change_without_a_reload() {
+    let (files, ours, others) = (Files::new(), Authority::new(), Authority::new());
+    let certified = ours.certify(&["localhost"]);
+    let speaker = Speaker::start(Some(&http(&certified)));
+    let ca = files.write("ca.pem", &others.pem());
+    let (gateway, secret) =
+        before(&named(speaker.address), &format!("[upstreams.tls]\nenabled = true\nca_file = \"{ca}\"\n"));
+    let status = || gateway.get("/v1/app/x", &secret).status;
+    assert_eq!(status(), 502);
+    files.write("ca.pem", "nonsense");
+    let told = "upstreams[0].tls.ca_file: it cannot be used";
+    eventually_true("what cannot be used is told", || gateway.stderr().contains(told));
+    files.write("ca.pem", &ours.pem());
+    let is_in_force = || gateway.stderr().contains("certificates or keys of upstreams were read again");
+    eventually_true("the new one is in force", is_in_force);
+    assert_eq!(status(), 200);
+    // Connections that were made under the one before are not used any more.
+    files.write("ca.pem", &others.pem());
+    eventually_true("it is not believed any more", || status() == 502);
+    assert_eq!(gateway.stderr().matches(told).count(), 1, "once");
+}
+
+#[test]
 fn the_handshake_picks_the_version() {
     let (files, ours) = (Files::new(), Authority::new());
     let certified = ours.certify(&["localhost"]);

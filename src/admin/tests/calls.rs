@@ -346,7 +346,7 @@ async fn health_and_metrics() {
     let checks = vec![Check { name: "store", ok: false, detail: "stale".into() }];
     let api = Api::start_with(|deps| {
         deps.readiness = Arc::new(move || Readiness { ready: false, checks: checks.clone() });
-        deps.metrics_token = Some(MetricsToken::new("scrape"));
+        deps.metrics_token = Some(MetricsToken::new("scrape").into());
     })
     .await;
     assert_eq!(api.call("", "GET", "/healthz", Value::Null).await.data(), json!({"alive": true}));

@@ -131,7 +131,9 @@ impl Upgrader {
         let (ours, theirs) = self.greet().map_err(failed)?;
         let mut command = Command::new(path);
         command.args(arguments).arg(TAKE_OVER);
-        let mut child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        // The program may be on a mount that does not answer.
+        let mut child = tokio::task::block_in_place(|| command.spawn()).map_err(failed)?;
         // The other end must be the child's alone, or its death would go unnoticed.
         drop(command);
         self.succession.kin.one_more();

@@ -49,7 +49,8 @@ fn by_roots(
         let unreadable = |error: &dyn std::fmt::Display| {
             StoreError::Refused(format!("sslrootcert {} cannot be used: {error}", path.display()))
         };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+        let pem = crate::fileio::read(path).map_err(|error| unreadable(&error))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| unreadable(&error))?;
             roots.add(certificate).map_err(|error| unreadable(&error))?;
         }
