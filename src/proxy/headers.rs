@@ -55,7 +55,7 @@ pub struct HeaderPolicy {
     secret_headers: Box<[HeaderName]>,
     /// Names whose other spellings some servers read as the same name.
     guarded: Box<[Box<str>]>,
-    /// What the names begin with that may have to be removed: a bit for each ASCII character.
+    /// What the names begin with that may have to be removed: most fields are none of them, and this tells so at once.
     initials: u128,
 }
 
@@ -88,7 +88,7 @@ impl HeaderPolicy {
         guarded.sort_unstable();
         guarded.dedup();
         let names = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
-        let initials = names.filter_map(|name| name.bytes().next()).fold(0, |all, byte| all | bit(byte));
+        let initials = names.fold(0, |all, name| all | initial(name));
         Self { secret_headers: secret_headers.into(), guarded: guarded.into(), initials }
     }
 
@@ -114,7 +114,7 @@ impl HeaderPolicy {
     fn remove_spoofable(&self, fields: &mut HeaderMap, trusted: bool, passed: &[HeaderName]) {
         let spoofable = |name: &HeaderName| {
             let text = name.as_str();
-            if text.bytes().next().is_none_or(|first| self.initials & bit(first) == 0) {
+            if self.initials & initial(text) == 0 {
                 return false;
             }
             let spelled = dashed(text);
@@ -155,9 +155,11 @@ impl HeaderPolicy {
     }
 }
 
-/// A bit for an ASCII character. Other names than those of characters in ASCII HTTP has not.
-const fn bit(byte: u8) -> u128 {
-    1 << (byte & 127)
+/// A bit for what a name begins with, the same for all its spellings; others may have it too.
+fn initial(name: &str) -> u128 {
+    let [first, second, ..] = name.as_bytes() else { return 0 };
+    let second = if second.is_ascii_alphanumeric() { *second } else { b'-' };
+    1 << ((first.wrapping_mul(5) ^ second) & 127)
 }
 
 fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut Values) -> pingora::Result<()> {

@@ -337,9 +337,8 @@ impl AsyncWrite for Wire {
         self.check_write(context)?;
         let polled = self.poll_head(context);
         ready!(self.written(polled))?;
-        let dated = self.connection.take_date().and_then(|date| with_date(bytes, date.as_bytes()));
-        let polled = if let Some(head) = dated {
-            self.head = head;
+        let date = self.connection.take_date();
+        let polled = if date.is_some_and(|date| write_dated(bytes, date.as_bytes(), &mut self.head)) {
             // What the socket does not take yet goes out in front of whatever is written next.
             match self.poll_head(context) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -410,16 +409,18 @@ impl Drop for Wire {
     }
 }
 
-/// A head as Pingora has written it, with the `Date` that the backend gave: Pingora puts its own in place of it.
-fn with_date(head: &[u8], date: &[u8]) -> Option<BytesMut> {
+/// Writes a head as Pingora has written it, with the `Date` that the backend gave: Pingora puts its own in place of it.
+fn write_dated(head: &[u8], date: &[u8], into: &mut BytesMut) -> bool {
     const NAME: &[u8] = b"\r\nDate: ";
-    let at = memchr::memmem::find(head, NAME)? + NAME.len();
-    let end = at + memchr::memchr(b'\r', &head[at..])?;
-    let mut dated = BytesMut::with_capacity(head.len() + date.len());
+    let place = || {
+        let at = memchr::memmem::find(head, NAME)? + NAME.len();
+        Some((at, at + memchr::memchr(b'\r', &head[at..])?))
+    };
+    let Some((at, end)) = place() else { return false };
     for part in [&head[..at], date, &head[end..]] {
-        dated.extend_from_slice(part);
+        into.extend_from_slice(part);
     }
-    Some(dated)
+    true
 }
 
 impl Dropped {
