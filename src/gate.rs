@@ -4,7 +4,7 @@
 //! in memory; only an end user never seen before waits for the store, and shared counters a moment for Redis.
 //!
 //! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
-//! an [`Admission`], and what forwards takes an `Admission`.
+//! an [`Admission`], and what forwards takes an `Admission`, or a [`Preflight`], which comes from nobody.
 
 use crate::clock::{Now, Timestamp};
 use crate::counter::{Charge, Charged, Counters, Declined, Left, Place};
