@@ -1,7 +1,8 @@
-//! The sources held against what `src/lib.rs` says of them: its arrows and its *Invariant* lines.
+//! The sources held against what `src/lib.rs` says of them: its arrows and its *Invariant* lines. What they depend on, held
+//! against what is known of it.
 //!
 //! Reads files only; nothing of the gateway is linked. Comments and tests inside the sources do not count.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -328,5 +329,43 @@ fn tests_do_not_wait_by_sleeping() {
         let justified =
             PAUSES.iter().find(|(path, ..)| *path == source.path).map_or(0, |(_, count, _)| *count);
         assert_eq!(pauses, justified, "{} pauses; wait for something instead", source.path);
+    }
+}
+
+/// `major.minor.patch`, as far as it has them.
+fn release(version: &str) -> Vec<u64> {
+    let numbers = version.split(['-', '+']).next().unwrap_or_default();
+    numbers.split('.').map(|n| n.parse().unwrap_or_else(|_| panic!("{version} is no version"))).collect()
+}
+
+/// Names and versions of all that a lock file has.
+fn locked(file: &str) -> Vec<(String, String)> {
+    let lock: toml::Table = fs::read_to_string(root().join(file)).unwrap().parse().unwrap();
+    let text = |package: &toml::Value, name: &str| package[name].as_str().unwrap().to_owned();
+    let packages = lock["package"].as_array().unwrap();
+    packages.iter().map(|package| (text(package, "name"), text(package, "version"))).collect()
+}
+
+#[test]
+fn no_dependency_has_a_known_advisory() {
+    let known = fs::read_to_string(root().join("tests/advisories.toml")).unwrap();
+    let known: toml::Table = known.parse().unwrap();
+    for lock in ["Cargo.lock", "tests/fuzz/Cargo.lock"] {
+        let packages = locked(lock);
+        assert!(packages.len() > 100, "{lock} is read");
+        for advisory in known["advisory"].as_array().unwrap() {
+            let text = |name: &str| advisory.get(name).map(|value| value.as_str().unwrap());
+            let (id, name) = (text("id").unwrap(), text("crate").unwrap());
+            let is_affected =
+                |version: &str| text("patched").is_none_or(|patched| release(version) < release(patched));
+            let affected: Vec<_> =
+                packages.iter().filter(|(n, version)| n == name && is_affected(version)).collect();
+            match text("tolerated") {
+                None => assert!(affected.is_empty(), "{lock}: {id} concerns {affected:?}"),
+                Some(why) => {
+                    assert!(!why.is_empty() && !affected.is_empty(), "{id}: {name} has gone from {lock}")
+                }
+            }
+        }
     }
 }

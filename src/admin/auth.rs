@@ -4,21 +4,22 @@
 //! instant given. Keys come from files, which somebody else reads; a token chooses neither its algorithm nor where its key comes from.
 
 use super::error::AdminError;
+use super::jwt::{self, BadToken, Token, VerifyingKey};
 use crate::clock::Timestamp;
+use crate::draft::{FieldError, json as strict};
 use crate::policy::fault::Fault;
 use crate::policy::id::WorkspaceId;
 use crate::policy::key::words;
 use crate::policy::value::without_bom;
 use arc_swap::ArcSwap;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use ring::hmac;
 use serde_json::{Map, Value, json};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-pub use jsonwebtoken::Algorithm;
+pub use super::jwt::Algorithm;
 
 /// How admin tokens are checked.
 #[derive(Debug)]
@@ -84,7 +85,7 @@ pub enum BadAuth {
     #[error("the JWKS has two keys of the kid {0:?}")]
     TwoKeys(String),
     /// An algorithm does not fit the keys.
-    #[error("algorithm {0:?} cannot be used with these keys; allowed: {1}")]
+    #[error("algorithm {0} cannot be used with these keys; allowed: {1}")]
     Algorithm(Algorithm, &'static str),
     /// No algorithm is accepted.
     #[error("no algorithm is accepted; allowed: {0}")]
@@ -108,7 +109,7 @@ pub struct Auth {
 struct Keys {
     named: Vec<NamedKey>,
     /// None: tokens are made elsewhere.
-    minting: Option<EncodingKey>,
+    minting: Option<hmac::Key>,
 }
 
 /// Who a valid token says the caller is.
@@ -122,11 +123,10 @@ pub(super) struct Identity {
     pub(super) workspace: Option<WorkspaceId>,
 }
 
-/// A verification key, the name tokens know it by, and the one algorithm it is used with.
+/// A key and the name tokens know it by.
 struct NamedKey {
     kid: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
+    key: VerifyingKey,
 }
 
 /// Longest token that is looked at, in bytes.
@@ -176,13 +176,19 @@ impl Auth {
         if let Some(workspace) = workspace {
             claims.insert(self.claims.workspace.clone(), json!(workspace.as_str()));
         }
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, key).map_err(|_| BadAuth::CannotMint)
+        Ok(jwt::sign(key, &claims))
     }
 
     /// Who the holder of `token` is at the instant `now`.
     pub(super) fn identify(&self, token: &str, now: Timestamp) -> Result<Identity, AdminError> {
         let invalid = || AdminError::of(Fault::TokenInvalid);
-        let claims = self.verified(token).ok_or_else(invalid)?;
+        let claims = self.verified(token).map_err(|bad| match bad {
+            BadToken::Invalid => invalid(),
+            BadToken::Twice(field) => {
+                let message = "is there twice".to_owned();
+                AdminError::listing(Fault::TokenInvalid, vec![FieldError { field, message }])
+            }
+        })?;
         if !self.is_ours(&claims) {
             return Err(invalid());
         }
@@ -201,23 +207,15 @@ impl Auth {
     }
 
     /// The claims of a token that one of our keys signed.
-    fn verified(&self, token: &str) -> Option<Map<String, Value>> {
+    fn verified(&self, token: &str) -> Result<Map<String, Value>, BadToken> {
         if token.len() > TOKEN_MAX {
-            return None;
+            return Err(BadToken::Invalid);
         }
-        let header = jsonwebtoken::decode_header(token).ok()?;
-        // RFC 7515, 4.1.11: whoever does not understand a critical extension must refuse the token.
-        if header.crit.is_some() {
-            return None;
-        }
+        let token = Token::read(token)?;
+        let algorithm = token.algorithm.ok_or(BadToken::Invalid)?;
         let keys = self.keys.load();
-        let key = keys.key_for(header.kid.as_deref(), header.alg)?;
-        let mut rules = Validation::new(header.alg);
-        rules.required_spec_claims.clear();
-        rules.validate_exp = false;
-        rules.validate_nbf = false;
-        rules.validate_aud = false;
-        jsonwebtoken::decode::<Map<String, Value>>(token, key, &rules).ok().map(|data| data.claims)
+        let key = keys.key_for(token.kid.as_deref(), algorithm).ok_or(BadToken::Invalid)?;
+        token.claims(key)
     }
 
     fn is_ours(&self, claims: &Map<String, Value>) -> bool {
@@ -263,8 +261,8 @@ impl Keys {
     }
 
     /// The key a token names, or the only one that fits. An algorithm that is not ours finds none.
-    fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let mut fitting = self.named.iter().filter(|k| k.algorithm == algorithm);
+    fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&VerifyingKey> {
+        let mut fitting = self.named.iter().filter(|k| k.key.algorithm() == algorithm);
         match kid {
             // A shared secret has no name, so any name will do for it.
             Some(_) if self.minting.is_some() => fitting.next().map(|k| &k.key),
@@ -306,7 +304,7 @@ impl Default for ClaimNames {
 fn shared_key(
     secret: &[u8],
     algorithms: &[Algorithm],
-) -> Result<(Vec<NamedKey>, Option<EncodingKey>), BadAuth> {
+) -> Result<(Vec<NamedKey>, Option<hmac::Key>), BadAuth> {
     const ALLOWED: &str = "HS256";
     if secret.len() < SECRET_MIN {
         return Err(BadAuth::ShortSecret(secret.len()));
@@ -317,8 +315,8 @@ fn shared_key(
     if algorithms.is_empty() {
         return Err(BadAuth::NoAlgorithm(ALLOWED));
     }
-    let key = NamedKey { kid: None, algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) };
-    Ok((vec![key], Some(EncodingKey::from_secret(secret))))
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    Ok((vec![NamedKey { kid: None, key: VerifyingKey::Hmac(key.clone()) }], Some(key)))
 }
 
 fn public_keys(text: &str, algorithms: &[Algorithm]) -> Result<Vec<NamedKey>, BadAuth> {
@@ -329,35 +327,23 @@ fn public_keys(text: &str, algorithms: &[Algorithm]) -> Result<Vec<NamedKey>, Ba
     if let Some(other) = algorithms.iter().find(|a| !allowed.contains(a)) {
         return Err(BadAuth::Algorithm(*other, JWKS_ALGORITHMS));
     }
-    let set: JwkSet = serde_json::from_str(without_bom(text)).map_err(|e| BadAuth::Jwks(e.to_string()))?;
-    let mut keys: Vec<NamedKey> = Vec::with_capacity(set.keys.len());
-    for jwk in &set.keys {
-        let Some(algorithm) = algorithm_of(jwk).filter(|a| algorithms.contains(a)) else { continue };
-        let kid = jwk.common.key_id.clone();
+    let set = strict::object(without_bom(text).as_bytes()).map_err(|e| BadAuth::Jwks(e.to_string()))?;
+    let mut keys: Vec<NamedKey> = Vec::new();
+    for jwk in jwt::key_set(&set).map_err(BadAuth::Jwks)? {
+        if !jwk.algorithm.is_some_and(|a| algorithms.contains(&a)) {
+            continue;
+        }
+        let kid = jwk.kid.map(str::to_owned);
         if let Some(twice) = kid.as_ref().filter(|kid| keys.iter().any(|k| k.kid.as_ref() == Some(*kid))) {
             return Err(BadAuth::TwoKeys(twice.clone()));
         }
-        let key = DecodingKey::from_jwk(jwk).map_err(|e| BadAuth::Jwks(e.to_string()))?;
-        keys.push(NamedKey { kid, algorithm, key });
+        let key = jwk.key().map_err(|why| match &kid {
+            Some(kid) => BadAuth::Jwks(format!("the key {kid:?}: {why}")),
+            None => BadAuth::Jwks(format!("a key without a kid: {why}")),
+        })?;
+        keys.push(NamedKey { kid, key });
     }
     if keys.is_empty() { Err(BadAuth::NoKey) } else { Ok(keys) }
-}
-
-/// The algorithm that a public key is for; none when it is not for signatures, or not one we use.
-fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
-    if jwk.common.public_key_use.as_ref().is_some_and(|u| *u != PublicKeyUse::Signature) {
-        return None;
-    }
-    let natural = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => Algorithm::RS256,
-        AlgorithmParameters::EllipticCurve(p) if p.curve == EllipticCurve::P256 => Algorithm::ES256,
-        AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-        _ => return None,
-    };
-    match jwk.common.key_algorithm {
-        None => Some(natural),
-        Some(named) => (named.to_string().parse() == Ok(natural)).then_some(natural),
-    }
 }
 
 /// A `NumericDate` (RFC 7519, 2) in whole seconds.

@@ -119,7 +119,8 @@ impl AdminError {
         Self { data, ..self }
     }
 
-    fn listing(fault: Fault, errors: Vec<FieldError>) -> Self {
+    /// `fault` with these mistakes.
+    pub(super) fn listing(fault: Fault, errors: Vec<FieldError>) -> Self {
         let first = errors.first().map(|e| format!("{} {}", e.field, e.message)).unwrap_or_default();
         let en = format!("{}: {first}", fault.message(Lang::En));
         let zh = format!("{}：{first}", fault.message(Lang::Zh));

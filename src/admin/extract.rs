@@ -5,6 +5,7 @@
 use super::context::Shared;
 use super::error::AdminError;
 use crate::clock::Timestamp;
+use crate::draft::json::{self, BadJson};
 use crate::draft::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::policy::fault::Fault;
 use axum::body::{Body, HttpBody};
@@ -186,18 +187,10 @@ fn object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, Admin
     if !says_json(headers) {
         return Err(AdminError::of(Fault::UnsupportedMediaType));
     }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(AdminError::field("body", "must be a JSON object")),
-        Err(error) => {
-            let message = format!(
-                "must be JSON; it stops being so at line {}, column {}",
-                error.line(),
-                error.column()
-            );
-            Err(AdminError::field("body", message))
-        }
-    }
+    json::object(bytes).map_err(|bad| match bad {
+        BadJson::Twice(path) => AdminError::field(&path, "is there twice"),
+        BadJson::Syntax { .. } | BadJson::NoObject => AdminError::field("body", bad.to_string()),
+    })
 }
 
 /// Whether the body is `application/json` or an `application/*+json`.

@@ -5,6 +5,7 @@
 
 mod fields;
 mod instant;
+pub mod json;
 mod key;
 mod plan;
 mod rules;
@@ -18,7 +19,7 @@ pub use key::{KeyDraft, KeyPatchDraft, read_grace_period};
 pub use plan::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
 
 use crate::policy::secret::{Peppers, Secret};
-use crate::store::{Digest, IssuedCredential};
+use crate::store::{Digest, IssuedCredential, SecretId};
 
 /// What the store keeps of `secret`: its digest under the newest pepper and what people may see of it.
 pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCredential {
@@ -26,6 +27,7 @@ pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCre
     IssuedCredential {
         digest: Digest(pepper.digest(secret.expose().as_bytes())),
         pepper_version: pepper.version(),
+        secret: SecretId::random(),
         hint: secret.hint(prefix),
     }
 }

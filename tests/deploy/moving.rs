@@ -158,6 +158,7 @@ fn half_a_file_or_one_of_another_pepper_is_refused() {
         (whole.replacen("\"format\":1", "\"format\":2", 1), "is of format 2; this binary reads 1"),
         (whole.clone() + "{}\n", "goes on after its end"),
         (whole[..whole.len() - 9].to_owned(), "is not a JSON object"),
+        (whole.replacen("{\"key\":{", "{\"key\":{\"name\":\"\",", 1), "key.name: is there twice"),
         (String::new(), "is not whole"),
     ] {
         there.write("cut.jsonl", &text);

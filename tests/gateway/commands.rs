@@ -326,6 +326,8 @@ fn import_takes_json_lines_and_tells_every_bad_row_by_its_number() {
             "\n",
             r#"{"name":"nine","type":"service","scopes":["app"],"api_key":"legacy_key_0009","workspace_id":"tenant"}"#,
             "\n",
+            r#"{"name":"ten","type":"service","api_key":"legacy_key_0010","rate_limit":1,"rate_limit":1000}"#,
+            "\n",
         ),
     );
     let errors = place.fails(1, &["keys", "import", "keys.jsonl"]);
@@ -340,7 +342,8 @@ fn import_takes_json_lines_and_tells_every_bad_row_by_its_number() {
             "rate_limit: must be a whole number",
             "keys.jsonl:9: api_key: must be 1 to 128 visible ASCII characters",
             "keys.jsonl:10: rate_limit 1001 is above the 1000 requests/s of plan default",
-            "3 imported, 7 refused",
+            "keys.jsonl:11: rate_limit: is there twice",
+            "3 imported, 8 refused",
         ],
     );
     assert!(!errors.contains("legacy_key") && !errors.contains("with blank"), "secrets are not repeated");
@@ -365,21 +368,26 @@ fn import_takes_comma_separated_values_and_a_dry_run_takes_nothing() {
          three,app,a-1,,,{,csv_key_3\n\
          too short\n\
          \"four, with a comma\",app,a-2,app,,,csv_key_4\n\
-         five,app,,,,,csv_key_5\n",
+         five,app,,,,,csv_key_5\n\
+         six,service,,,,\"{\"\"a\"\":1,\"\"a\"\":2}\",csv_key_6\n",
     );
     let told = [
         "keys.csv:3: quota_limit: must be a whole number",
         "keys.csv:4: metadata: must be JSON",
         "keys.csv:5: is not CSV, or has another number of fields than the header",
         "keys.csv:7: resource_id: is required for a key of type app",
+        "keys.csv:8: metadata.a: is there twice",
     ];
     let dry = place.fails(1, &["keys", "import", "--dry-run", "keys.csv"]);
     says(&dry, &told);
-    says(&dry, &["2 could be imported, 4 refused"]);
+    says(&dry, &["2 could be imported, 5 refused"]);
     assert_eq!(place.done(&["keys", "list"]), "");
     let wet = place.fails(1, &["keys", "import", "keys.csv"]);
     says(&wet, &told);
-    says(&wet, &["2 imported, 4 refused"]);
+    says(&wet, &["2 imported, 5 refused"]);
+    place.write("twice.csv", "name,type,name,api_key\none,service,two,csv_key_9\n");
+    let twice = place.fails(1, &["keys", "import", "twice.csv"]);
+    says(&twice, &["the header line has the column \"name\" twice"]);
     says(&place.done(&["keys", "list"]), &["four, with a comma"]);
 
     let gateway = place.start();

@@ -88,6 +88,13 @@ async fn what_goes_wrong_before_a_handler_has_an_envelope_too() {
         (post("application/json", ""), 400, "validation_failed", "body"),
         (post("application/json", "{\"a\":"), 400, "validation_failed", "body"),
         (post("application/json", "[1]"), 400, "validation_failed", "body"),
+        (post("application/json", r#"{"name":"a","name":"b"}"#), 400, "validation_failed", "name"),
+        (
+            post("application/json", r#"{"limits":[{"max":1,"m\u0061x":2}]}"#),
+            400,
+            "validation_failed",
+            "limits[0].max",
+        ),
         (post("application/merge-patch+json; charset=utf-8", "{}"), 400, "validation_failed", "name"),
         (request(&token, "GET", "/apikeys?x=1", &Value::Null), 400, "invalid_parameter", "x"),
         (request(&token, "GET", "/apikeys?page=1&page=2", &Value::Null), 400, "invalid_parameter", "page"),

@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::policy::fault::Fault;
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{EncodingKey, Header};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
+use ring::hmac;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 
 /// Signed with RS256 by a key that is gone; `exp` is one hour after [`NOW`].
 const RS256_TOKEN: &str = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS0xIn0.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0IiwiYXVkIjoia2V5Z2F0ZS1hZG1pbiIsInN1YiI6InVzZXItMSIsIndvcmtzcGFjZV9pZCI6IndzLWEiLCJyb2xlIjoiYWRtaW4iLCJleHAiOjE3NjcyMjkyMDB9.19O2IUQWKkr7Uzv9dZSRyv307oFRdQ_UApZxdjhpLh5DCmSdHEjx_0PxWup-zHftbjCN6gmSnL6YzukGlyXRjV1f7uSZClSCnsGxMoQzm6wAWPtof5BjXphvD4e3kyIftyHiK7ahWppNOFHdnulCTrKJAxZC1P8MYzKqIexJPYNuEoOY43vtn0EG5J-aPsrS71keebH64BmGWVcXg7Rq3ZI8N9bpYn9mwEXhIiBz_s5fdJSYt7QpJKPsZLPqb2gnndaJod8lyzqWAJX3D46rw2CrYVcqSMA5RU39Kku8tBIaxykfmYqiqC6LrPtz6mHpc9AUPQ1J03H6ZivZhQxfzQ";
@@ -25,37 +28,79 @@ fn claims(changes: Value) -> Value {
     claims
 }
 
-fn signed(header: &Header, claims: &Value, key: &EncodingKey) -> String {
-    jsonwebtoken::encode(header, claims, key).expect("a token")
+/// What signs.
+enum Signer {
+    Hmac(hmac::Key),
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+impl Signer {
+    fn secret(secret: &[u8]) -> Self {
+        Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    fn sign(&self, text: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Hmac(key) => hmac::sign(key, text).as_ref().to_vec(),
+            Self::Ed25519(key) => key.sign(text).as_ref().to_vec(),
+            Self::P256(key) => key.sign(&SystemRandom::new(), text).expect("signed").as_ref().to_vec(),
+        }
+    }
+}
+
+/// A token of texts as they are.
+fn signed_texts(header: &str, claims: &str, key: &Signer) -> String {
+    let signed = format!("{}.{}", B64.encode(header), B64.encode(claims));
+    let signature = B64.encode(key.sign(signed.as_bytes()));
+    format!("{signed}.{signature}")
+}
+
+fn signed(header: &Value, claims: &Value, key: &Signer) -> String {
+    signed_texts(&header.to_string(), &claims.to_string(), key)
 }
 
 fn hs256(changes: Value) -> String {
-    signed(&Header::new(Algorithm::HS256), &claims(changes), &EncodingKey::from_secret(SECRET))
+    signed(&with_kid("HS256", None), &claims(changes), &Signer::secret(SECRET))
 }
 
-/// An Ed25519 key from a seed, as PKCS #8 (RFC 8410).
-fn ed25519(seed: u8) -> EncodingKey {
-    let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-    der.extend([seed; 32]);
-    EncodingKey::from_ed_der(&der)
+fn ed25519(seed: u8) -> Signer {
+    Signer::Ed25519(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("a key"))
 }
 
-/// A P-256 key from its scalar, as PKCS #8 (RFC 5915).
-fn p256(scalar: u8) -> EncodingKey {
-    let mut der = vec![0x30, 0x41, 2, 1, 0, 0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
-    der.extend([6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7, 4, 0x27, 0x30, 0x25, 2, 1, 1, 4, 0x20]);
-    der.extend([scalar; 32]);
-    EncodingKey::from_ec_der(&der)
+fn p256() -> Signer {
+    let random = SystemRandom::new();
+    let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.as_ref(), &random);
+    Signer::P256(key.expect("a key"))
 }
 
-fn jwk(kid: &str, key: &EncodingKey, algorithm: Algorithm) -> Value {
-    let mut jwk = Jwk::from_encoding_key(key, algorithm).expect("a public key");
-    jwk.common.key_id = Some(kid.into());
-    serde_json::to_value(jwk).expect("JSON")
+fn jwk(kid: &str, key: &Signer) -> Value {
+    match key {
+        Signer::Hmac(_) => panic!("not a public key"),
+        Signer::Ed25519(key) => {
+            json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": B64.encode(key.public_key())})
+        }
+        Signer::P256(key) => {
+            let (x, y) = key.public_key().as_ref()[1..].split_at(32);
+            json!({"kty": "EC", "crv": "P-256", "kid": kid, "x": B64.encode(x), "y": B64.encode(y)})
+        }
+    }
 }
 
-fn with_kid(algorithm: Algorithm, kid: Option<&str>) -> Header {
-    Header { kid: kid.map(Into::into), ..Header::new(algorithm) }
+/// An RSA key whose modulus has so many bits. Nobody has its private half.
+fn rsa(bits: usize, exponent: &str) -> Value {
+    let mut modulus = vec![0xff; bits.div_ceil(8)];
+    modulus[0] >>= modulus.len() * 8 - bits;
+    json!({"kty": "RSA", "kid": "r", "n": B64.encode(modulus), "e": exponent})
+}
+
+fn with_kid(algorithm: &str, kid: Option<&str>) -> Value {
+    let mut header = json!({"typ": "JWT", "alg": algorithm});
+    if let Some(kid) = kid {
+        header["kid"] = json!(kid);
+    }
+    header
 }
 
 fn asymmetric(keys: &[Value], algorithms: &[Algorithm]) -> Result<Auth, BadAuth> {
@@ -75,19 +120,16 @@ fn shared_secret_decisions() {
     let none_header = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
     let good = hs256(json!({}));
     let parts: Vec<&str> = good.split('.').collect();
-    let wrong_secret = EncodingKey::from_secret(&[9; 32]);
-    let critical = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
-    let key = EncodingKey::from_secret(SECRET);
+    let wrong_secret = Signer::secret(&[9; 32]);
+    let critical = json!({"alg": "HS256", "crit": ["b64"]});
+    let key = Signer::secret(SECRET);
+    let sha512 = Signer::Hmac(hmac::Key::new(hmac::HMAC_SHA512, SECRET));
     let rows: Vec<(&str, String, Option<Fault>)> = vec![
         ("right", good.clone(), None),
         ("right with nbf", hs256(json!({"nbf": now})), None),
         ("right with an audience list", hs256(json!({"aud": ["other", "keygate-admin"]})), None),
         ("right with a fractional exp", hs256(json!({"exp": 1_767_229_200.5})), None),
-        (
-            "a name for the only key",
-            signed(&with_kid(Algorithm::HS256, Some("k")), &claims(json!({})), &key),
-            None,
-        ),
+        ("a name for the only key", signed(&with_kid("HS256", Some("k")), &claims(json!({})), &key), None),
         ("expired within the leeway", hs256(json!({"exp": now - 4})), None),
         ("not yet valid within the leeway", hs256(json!({"nbf": now + 5})), None),
         ("platform without a workspace", hs256(json!({"role": "platform", "workspace_id": null})), None),
@@ -111,9 +153,9 @@ fn shared_secret_decisions() {
         ("a workspace that is a number", hs256(json!({"workspace_id": 5})), bad),
         ("no role", hs256(json!({"role": null})), Some(Fault::Forbidden)),
         ("an unknown role", hs256(json!({"role": "root"})), Some(Fault::Forbidden)),
-        ("another secret", signed(&Header::new(Algorithm::HS256), &claims(json!({})), &wrong_secret), bad),
-        ("HS512 with our secret", signed(&Header::new(Algorithm::HS512), &claims(json!({})), &key), bad),
-        ("EdDSA", signed(&Header::new(Algorithm::EdDSA), &claims(json!({})), &ed25519(1)), bad),
+        ("another secret", signed(&with_kid("HS256", None), &claims(json!({})), &wrong_secret), bad),
+        ("HS512 with our secret", signed(&with_kid("HS512", None), &claims(json!({})), &sha512), bad),
+        ("EdDSA", signed(&with_kid("EdDSA", None), &claims(json!({})), &ed25519(1)), bad),
         ("a critical extension", signed(&critical, &claims(json!({})), &key), bad),
         ("alg none, unsigned", format!("{none_header}.{}.", parts[1]), bad),
         ("alg none, our signature", format!("{none_header}.{}.{}", parts[1], parts[2]), bad),
@@ -134,12 +176,12 @@ fn shared_secret_decisions() {
 
 #[test]
 fn key_set_decisions() {
-    let (ed_key, ec_key, stranger) = (ed25519(1), p256(2), ed25519(3));
-    let keys = [jwk("ed-1", &ed_key, Algorithm::EdDSA), jwk("ec-1", &ec_key, Algorithm::ES256)];
+    let (ed_key, ec_key, stranger) = (ed25519(1), p256(), ed25519(3));
+    let keys = [jwk("ed-1", &ed_key), jwk("ec-1", &ec_key)];
     let auth = asymmetric(&keys, &[Algorithm::EdDSA, Algorithm::ES256]).expect("right");
     let bad = Some(Fault::TokenInvalid);
     let public_as_secret = keys[0]["x"].as_str().expect("x").as_bytes();
-    let (ed, ec, hs) = (Algorithm::EdDSA, Algorithm::ES256, Algorithm::HS256);
+    let (ed, ec, hs) = ("EdDSA", "ES256", "HS256");
     let rows = [
         ("EdDSA", with_kid(ed, Some("ed-1")), &ed_key, None),
         ("ES256", with_kid(ec, Some("ec-1")), &ec_key, None),
@@ -147,16 +189,16 @@ fn key_set_decisions() {
         ("an unknown kid", with_kid(ed, Some("ed-2")), &ed_key, bad),
         ("the kid of a key for another algorithm", with_kid(ed, Some("ec-1")), &ed_key, bad),
         ("signed by a stranger", with_kid(ed, Some("ed-1")), &stranger, bad),
-        ("HS256 with the public key", with_kid(hs, None), &EncodingKey::from_secret(public_as_secret), bad),
+        ("HS256 with the public key", with_kid(hs, None), &Signer::secret(public_as_secret), bad),
     ];
     for (what, header, key, expected) in rows {
         assert_eq!(verdict(&auth, &signed(&header, &claims(json!({})), key)), expected, "{what}");
     }
-    let only_ed = asymmetric(&keys, &[ed]).expect("right");
+    let only_ed = asymmetric(&keys, &[Algorithm::EdDSA]).expect("right");
     let ec_token = signed(&with_kid(ec, Some("ec-1")), &claims(json!({})), &ec_key);
     assert_eq!(verdict(&only_ed, &ec_token), bad, "an algorithm outside the list");
-    let two = [jwk("a", &ed_key, ed), jwk("b", &stranger, ed)];
-    let auth_of_two = asymmetric(&two, &[ed]).expect("right");
+    let two = [jwk("a", &ed_key), jwk("b", &stranger)];
+    let auth_of_two = asymmetric(&two, &[Algorithm::EdDSA]).expect("right");
     assert_eq!(
         verdict(&auth_of_two, &signed(&with_kid(ed, None), &claims(json!({})), &ed_key)),
         bad,
@@ -184,7 +226,7 @@ fn rs256_is_understood() {
 fn unsafe_configurations_are_refused() {
     let short = AuthConfig { keys: AuthKeys::Hs256(vec![1; 31].into()), ..auth_config() };
     assert!(matches!(Auth::new(short), Err(BadAuth::ShortSecret(31))));
-    for algorithms in [vec![Algorithm::HS256, Algorithm::RS256], vec![Algorithm::HS512]] {
+    for algorithms in [vec![Algorithm::HS256, Algorithm::RS256], vec![Algorithm::EdDSA]] {
         let mixed = AuthConfig { algorithms, ..auth_config() };
         assert!(matches!(Auth::new(mixed), Err(BadAuth::Algorithm(..))));
     }
@@ -192,7 +234,7 @@ fn unsafe_configurations_are_refused() {
         Auth::new(AuthConfig { algorithms: vec![], ..auth_config() }),
         Err(BadAuth::NoAlgorithm(_))
     ));
-    let key = jwk("k", &ed25519(1), Algorithm::EdDSA);
+    let key = jwk("k", &ed25519(1));
     let one = std::slice::from_ref(&key);
     assert!(matches!(asymmetric(one, &[]), Err(BadAuth::NoAlgorithm(_))));
     assert!(matches!(asymmetric(one, &[Algorithm::HS256]), Err(BadAuth::Algorithm(..))));
@@ -210,6 +252,87 @@ fn unsafe_configurations_are_refused() {
         AuthConfig { keys: AuthKeys::Jwks(marked), algorithms: vec![Algorithm::EdDSA], ..auth_config() };
     assert!(Auth::new(marked).is_ok(), "a byte order mark in front is not part of it");
     assert!(!format!("{:?}", auth_config()).contains("0123456789"));
+}
+
+#[test]
+fn a_key_set_with_a_key_that_proves_nothing_is_refused_by_name() {
+    let (good, ed, ec) = (jwk("good", &ed25519(1)), jwk("o", &ed25519(2)), jwk("e", &p256()));
+    let changed = |key: &Value, name: &str, value: &str| {
+        let mut key = key.clone();
+        key[name] = json!(value);
+        key
+    };
+    let all = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+    let zeros = |n| B64.encode(vec![0; n]);
+    let rows = [
+        (
+            rsa(1_024, "AQAB"),
+            "the key \"r\": n: is a modulus of 1024 bits; an RSA key must have 2048 to 8192",
+        ),
+        (rsa(2_047, "AQAB"), "2047 bits"),
+        (rsa(8_200, "AQAB"), "8200 bits"),
+        (changed(&rsa(2_048, "AQAB"), "n", &zeros(256)), "a modulus of 0 bits"),
+        (rsa(2_048, "AQ"), "e: must be odd"),
+        (rsa(2_048, "AQAA"), "e: must be odd"),
+        (changed(&rsa(2_048, "AQAB"), "n", "a=="), "n: must be base64url"),
+        (changed(&ec, "x", &zeros(32)), "x, y: must be a point of P-256"),
+        (changed(&ec, "y", &zeros(31)), "y: has 31 bytes; it must have 32"),
+        (changed(&ed, "x", &zeros(32)), "x: is a point of small order"),
+        (
+            changed(&ed, "x", &B64.encode([&[1][..], &[0; 30], &[0x80]].concat())),
+            "x: is a point of small order",
+        ),
+        (json!({"kid": "r"}), "keys[1].kty: is required"),
+        (json!("key"), "keys[1]: must be an object"),
+    ];
+    for (weak, why) in rows {
+        let error = asymmetric(&[good.clone(), weak], &all).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    for (text, why) in [
+        (r#"{"keys": [], "keys": []}"#, "keys: is there twice"),
+        (r#"{"keys": [{"kty": "OKP", "x": "", "x": ""}]}"#, "keys[0].x: is there twice"),
+        (r#"{"key": []}"#, "keys: must be an array"),
+    ] {
+        let config =
+            AuthConfig { keys: AuthKeys::Jwks(text.into()), algorithms: all.to_vec(), ..auth_config() };
+        let error = Auth::new(config).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    // What is not for us may be as it likes, and the limits are allowed.
+    let others = [
+        json!({"kty": "oct", "k": "c2hvcnQ"}),
+        json!({"kty": "EC", "crv": "P-384"}),
+        json!({"kty": "RSA", "use": "enc"}),
+    ];
+    for beside in others.into_iter().chain([rsa(2_048, "Aw"), rsa(8_192, "AQAB")]) {
+        assert!(asymmetric(&[good.clone(), beside.clone()], &all).is_ok(), "{beside}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_says_something_twice_is_refused_by_name() {
+    let api = Api::start_with(|deps| deps.auth = Arc::new(Auth::new(auth_config()).expect("right"))).await;
+    let (header, claims) = (r#"{"alg":"HS256"}"#, claims(json!({})).to_string());
+    let more = |name: &str, value: &str| format!("{},\"{name}\":{value}}}", &claims[..claims.len() - 1]);
+    let rows = [
+        (r#"{"alg":"none","alg":"HS256"}"#, claims.clone(), "header.alg"),
+        (r#"{"alg":"HS256","kid":"a","kid":"b"}"#, claims.clone(), "header.kid"),
+        (header, more("role", "\"platform\""), "claims.role"),
+        (header, more("r\\u006fle", "\"platform\""), "claims.role"),
+        (header, more("act", r#"{"sub":"a","sub":"b"}"#), "claims.act.sub"),
+    ];
+    let key = Signer::secret(SECRET);
+    for (header, claims, field) in rows {
+        let reply = api.call(&signed_texts(header, &claims, &key), "GET", "/apikeys", Value::Null).await;
+        assert_eq!(reply.verdict(), (401, 2002, "token_invalid".into()), "{field}");
+        let errors = &reply.json()["data"]["errors"];
+        assert_eq!(*errors, json!([{"field": field, "message": "is there twice"}]));
+    }
+    // Nothing is said of claims that somebody else signed.
+    let forged = signed_texts(header, &more("role", "1"), &Signer::secret(&[9; 32]));
+    let reply = api.call(&forged, "GET", "/apikeys", Value::Null).await;
+    assert_eq!((reply.verdict(), &reply.json()["data"]), ((401, 2002, "token_invalid".into()), &json!({})));
 }
 
 #[test]

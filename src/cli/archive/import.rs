@@ -5,6 +5,7 @@ use crate::cli::keys::import::{Import as KeyImport, Row};
 use crate::cli::keys::{Desk, told};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log, text_file};
 use crate::clock::Timestamp;
+use crate::draft::json;
 use crate::draft::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
 use crate::store::{Actor, EndUserRecord, StoreError};
 use clap::Args;
@@ -90,8 +91,8 @@ fn lines(file: &Path) -> Result<impl Iterator<Item = Line> + use<>, Failure> {
     let opened = text_file(file).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
     Ok((1..).zip(opened.lines()).map(move |(n, line)| {
         let line = line.map_err(|e| Failure::Failed(format!("{name}:{n}: {e}")))?;
-        let row = serde_json::from_str(&line);
-        row.map(|row| (n, row)).map_err(|_| Failure::Failed(format!("{name}:{n}: is not a JSON object")))
+        let row = json::line(&line);
+        row.map(|row| (n, row)).map_err(|why| Failure::Failed(format!("{name}:{n}: {why}")))
     }))
 }
 

@@ -3,6 +3,7 @@
 use super::{Desk, InWorkspace, moved, told};
 use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
+use crate::draft::json::{self, BadJson};
 use crate::draft::{KeyDraft, credential};
 use crate::policy::cell::plain;
 use crate::policy::id::{KeyId, WorkspaceId};
@@ -29,6 +30,7 @@ const NUMBERS: &[&str] = &[
     "concurrency_limit",
     "expires_at",
     "pepper_version",
+    "secret_id",
 ];
 
 /// Arguments of `keygate keys import`.
@@ -230,10 +232,9 @@ fn cannot_read(file: &Path, error: &io::Error) -> Failure {
 }
 
 fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = io::Result<(u64, Result<Row, String>)>> {
-    let parse = |line: &str| serde_json::from_str(line).map_err(|_| "is not a JSON object".to_owned());
-    (1..).zip(file.lines()).filter_map(move |(n, line)| match line {
+    (1..).zip(file.lines()).filter_map(|(n, line)| match line {
         Ok(line) if line.trim().is_empty() => None,
-        Ok(line) => Some(Ok((n, parse(&line)))),
+        Ok(line) => Some(Ok((n, json::line(&line)))),
         Err(error) if error.kind() == ErrorKind::InvalidData => Some(Ok((n, Err("is not UTF-8".into())))),
         Err(error) => Some(Err(error)),
     })
@@ -248,6 +249,10 @@ fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<Rows, Failure> 
             _ => return Err(Failure::Failed("the header line is not CSV".into())),
         },
     };
+    let twice = names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|other| other == *name));
+    if let Some((_, name)) = twice {
+        return Err(Failure::Failed(format!("the header line has the column {name:?} twice")));
+    }
     Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
         let record = match record.map_err(csv::Error::into_kind) {
             Ok(record) => record,
@@ -271,7 +276,10 @@ fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
     let parsed = if LISTS.contains(&name) {
         json!(value.split_whitespace().collect::<Vec<_>>())
     } else if JSON.contains(&name) {
-        serde_json::from_str(value).map_err(|_| format!("{name}: must be JSON"))?
+        json::value(value.as_bytes()).map_err(|bad| match bad {
+            BadJson::Twice(path) => format!("{name}.{path}: is there twice"),
+            BadJson::Syntax { .. } | BadJson::NoObject => format!("{name}: must be JSON"),
+        })?
     } else if NUMBERS.contains(&name) {
         // What is no number stays text, and the field's own rule says what it must be.
         value.parse::<i64>().map_or_else(|_| json!(value), |n| json!(n))

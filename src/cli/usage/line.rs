@@ -2,6 +2,7 @@
 //! durations in µs, as they are.
 
 use crate::clock::Timestamp;
+use crate::draft::json;
 use crate::policy::cell::{neutral, plain};
 use crate::policy::fault::Fault;
 use crate::policy::id::{EndUserId, KeyId, RequestId};
@@ -74,7 +75,7 @@ struct Unread(Map<String, Value>);
 
 /// The record of a line.
 pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
-    record(Unread(serde_json::from_str(line).map_err(|_| "is not a JSON object")?))
+    record(Unread(json::line(line)?))
 }
 
 /// The record of a row of comma-separated values whose head has these `names`.
@@ -385,5 +386,7 @@ mod tests {
         for text in ["", "[]", "{", "null"] {
             assert_eq!(read(text), Err("is not a JSON object".into()), "{text}");
         }
+        let twice = format!("{{\"charged\":false,{}", &written(&record())[1..]);
+        assert_eq!(read(&twice), Err("charged: is there twice".into()));
     }
 }

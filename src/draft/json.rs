@@ -1,0 +1,206 @@
+//! JSON that people send. A name that an object has twice is refused: of two readers one could take the first value and
+//! one the last.
+//!
+//! Must not know: what any object means.
+
+use super::shown;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
+use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::fmt;
+
+/// Why a text is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadJson {
+    /// It is no JSON.
+    #[error("must be JSON; it stops being so at line {line}, column {column}")]
+    Syntax {
+        /// From 1.
+        line: usize,
+        /// From 1; 0 behind the end of a line.
+        column: usize,
+    },
+    /// A name is there twice in one object.
+    #[error("{0}: is there twice")]
+    Twice(String),
+    /// It is JSON, but no object.
+    #[error("must be a JSON object")]
+    NoObject,
+}
+
+/// Any JSON value.
+pub fn value(text: &[u8]) -> Result<Value, BadJson> {
+    let twice = RefCell::default();
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let read = Unique { twice: &twice, place: Place::Top }.deserialize(&mut reader);
+    let read = read.and_then(|value| reader.end().map(|()| value));
+    match (read, twice.into_inner()) {
+        (Ok(value), None) => Ok(value),
+        (Ok(_), Some(path)) => Err(BadJson::Twice(path)),
+        (Err(error), _) => Err(BadJson::Syntax { line: error.line(), column: error.column() }),
+    }
+}
+
+/// A JSON object.
+pub fn object(text: &[u8]) -> Result<Map<String, Value>, BadJson> {
+    match value(text)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(BadJson::NoObject),
+    }
+}
+
+/// An object that is a line of a file, or what is wrong with it.
+pub fn line(text: &str) -> Result<Map<String, Value>, String> {
+    object(text.as_bytes()).map_err(|bad| match bad {
+        BadJson::Twice(_) => bad.to_string(),
+        BadJson::Syntax { .. } | BadJson::NoObject => "is not a JSON object".into(),
+    })
+}
+
+/// Reads the value at `place`, and notes the first name that is there twice.
+#[derive(Clone, Copy)]
+struct Unique<'p> {
+    twice: &'p RefCell<Option<String>>,
+    place: Place<'p>,
+}
+
+/// Where a value is, e.g. `limits[1].max`.
+#[derive(Clone, Copy)]
+enum Place<'p> {
+    Top,
+    Member(&'p Place<'p>, &'p str),
+    Item(&'p Place<'p>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Top => Ok(()),
+            Self::Member(Self::Top, name) => f.write_str(&shown(name)),
+            Self::Member(parent, name) => write!(f, "{parent}.{}", shown(name)),
+            Self::Item(parent, n) => write!(f, "{parent}[{n}]"),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Unique<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(item) =
+            items.next_element_seed(Unique { place: Place::Item(&self.place, all.len()), ..self })?
+        {
+            all.push(item);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            match all.entry(name) {
+                Entry::Vacant(free) => {
+                    let place = Place::Member(&self.place, free.key());
+                    let member = members.next_value_seed(Unique { place, ..self })?;
+                    free.insert(member);
+                }
+                Entry::Occupied(taken) => {
+                    let path = || Place::Member(&self.place, taken.key()).to_string();
+                    self.twice.borrow_mut().get_or_insert_with(path);
+                    members.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(all.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_there_once_reads_as_with_any_reader() {
+        for text in [
+            "null",
+            "[true, false, [], {}]",
+            r#"{"a": 1, "b": {"a": -1, "c": [{"a": 1.5e300}, {"a": "ä\n"}]}, "": 18446744073709551615}"#,
+        ] {
+            assert_eq!(value(text.as_bytes()), Ok(serde_json::from_str(text).expect("JSON")), "{text}");
+        }
+        assert_eq!(object(b"{\"a\":{}}").map(Value::Object), Ok(json!({"a": {}})));
+        assert_eq!(object(b"[]"), Err(BadJson::NoObject));
+    }
+
+    #[test]
+    fn what_is_there_twice_is_named_with_its_place() {
+        let long = "x".repeat(10_000);
+        let rows = [
+            (r#"{"a": 1, "a": 1}"#, "a"),
+            // One name, spelled in two ways.
+            (r#"{"a": 1, "\u0061": 2}"#, "a"),
+            (r#"{"a": {"b": [1, {"c": 0, "d": 1, "c": null}]}, "e": 1, "e": 2}"#, "a.b[1].c"),
+            (r#"[[], [{"a": 1, "a": {"a": 1, "a": 2}}]]"#, "[1][0].a"),
+            ("{\"a\\u0007b\": 1, \"a\\u0007b\": 1}", "ab"),
+            (&format!("{{\"{long}\": 1, \"{long}\": 2}}"), &long[..64]),
+        ];
+        for (text, path) in rows {
+            assert_eq!(value(text.as_bytes()), Err(BadJson::Twice(path.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_says_where() {
+        for text in
+            ["", "{", "{\"a\": 1} x", "{\"a\": 1, \"a\": }", "{'a': 1}", "[1,]", "\u{feff}{}", "\"\u{1}\""]
+        {
+            assert!(matches!(value(text.as_bytes()), Err(BadJson::Syntax { line: 1, .. })), "{text}");
+        }
+        assert!(matches!(value(b"\"\xff\""), Err(BadJson::Syntax { .. })));
+        // What is nested deeply costs no stack.
+        assert!(matches!(value("[".repeat(100_000).as_bytes()), Err(BadJson::Syntax { .. })));
+    }
+}
