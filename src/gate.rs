@@ -9,7 +9,7 @@
 use crate::clock::{Now, Timestamp};
 use crate::counter::{Charge, Charged, Counters, Declined, Left, Place};
 use crate::enduser::EndUsers;
-use crate::keyring::{Entry, Keyring, PlanInForce};
+use crate::keyring::{Entry, Keyring, PlanInForce, Presented};
 use crate::policy::authorize::{Asked, Asks, authorize, stands};
 use crate::policy::credential::{end_user_in_header, presented};
 use crate::policy::denial::{BadRequest, Denial};
@@ -64,7 +64,7 @@ pub struct RequestView<'r> {
 /// Proof that the key may do what the request asks. Nothing is charged yet.
 #[derive(Debug)]
 pub struct Permit {
-    entry: Arc<Entry>,
+    presented: Presented,
     route: Arc<Route>,
     end_user: EndUserNamed,
     rewritten: Option<Box<str>>,
@@ -84,7 +84,7 @@ pub enum EndUserNamed {
 /// Proof that the request may be forwarded: its key permits it and every limit is charged.
 #[derive(Debug)]
 pub struct Admission {
-    entry: Arc<Entry>,
+    presented: Presented,
     charged: Charged,
     end_user: Option<EndUserId>,
 }
@@ -138,16 +138,16 @@ impl Gate {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;
-        let entry = match self.authenticate(request) {
-            Ok(entry) => entry,
+        let presented = match self.authenticate(request) {
+            Ok(presented) => presented,
             Err(denial) => return Err(Denied::early(denial, Some(route))),
         };
-        match check(&entry, &matched, request) {
+        match check(&presented.entry, &matched, request) {
             Ok(end_user) => {
                 let rewritten = route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
-                Ok(Permit { entry, route: Arc::clone(route), end_user, rewritten })
+                Ok(Permit { presented, route: Arc::clone(route), end_user, rewritten })
             }
-            Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), entry, None)),
+            Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), presented.entry, None)),
         }
     }
 
@@ -171,21 +171,22 @@ impl Gate {
     /// Takes a place in flight for a request whose body has to be read before it can be charged: a key whose limits stand
     /// against it has nothing held back for it.
     pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, Place), Box<Denied>> {
-        let plan = permit.entry.workspace.plan();
-        let held = self.counters.hold(&charge_of(&permit.entry, &permit.entry.limits(&plan), &plan), now);
+        let entry = permit.entry();
+        let plan = entry.workspace.plan();
+        let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan), now);
         drop(plan);
         match held {
             Ok(place) => Ok((permit, place)),
             Err(refusal) => {
                 let declined = Declined::Limit { refusal, degraded: false };
-                Err(Denied::declined(declined, permit.route, permit.entry))
+                Err(Denied::declined(declined, permit.route, permit.presented.entry))
             }
         }
     }
 
     /// Whether the key of a request that was made to wait still stands.
-    pub fn still_stands(&self, entry: &Entry, at: Timestamp) -> Result<(), Denial> {
-        let current = self.keyring.current(entry, at).ok_or(Denial::KeyInvalid)?;
+    pub fn still_stands(&self, presented: &Presented, at: Timestamp) -> Result<(), Denial> {
+        let current = self.keyring.current(presented, at).ok_or(Denial::KeyInvalid)?;
         stands(&current.key, at)
     }
 
@@ -196,20 +197,21 @@ impl Gate {
         end_user: Option<&str>,
         now: Now,
     ) -> Result<Admission, Box<Denied>> {
-        let Permit { entry, route, .. } = permit;
-        let charged = match self.charge(&entry, now).await {
+        let Permit { presented, route, .. } = permit;
+        let entry = &presented.entry;
+        let charged = match self.charge(entry, now).await {
             Ok(charged) => charged,
-            Err(declined) => return Err(Denied::declined(declined, route, entry)),
+            Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
         };
         let Some(name) = end_user else {
-            return Ok(Admission { entry, charged, end_user: None });
+            return Ok(Admission { presented, charged, end_user: None });
         };
         let quota = entry.workspace.plan().plan.end_user_quota;
         match self.end_users.admit(&entry.workspace.id, name, self.keyring.version(), quota).await {
-            Ok(id) => Ok(Admission { entry, charged, end_user: Some(id) }),
+            Ok(id) => Ok(Admission { presented, charged, end_user: Some(id) }),
             Err(denial) => {
                 charged.give_back();
-                Err(Denied::of(denial, Some(route), entry, None))
+                Err(Denied::of(denial, Some(route), presented.entry, None))
             }
         }
     }
@@ -220,7 +222,7 @@ impl Gate {
     }
 
     /// Step 3: whose secret is this?
-    fn authenticate(&self, request: &RequestView<'_>) -> Result<Arc<Entry>, Denial> {
+    fn authenticate(&self, request: &RequestView<'_>) -> Result<Presented, Denial> {
         let secret = presented(request.fields, &self.secret_headers)
             .map_err(Denial::BadRequest)?
             .ok_or(Denial::KeyMissing)?;
@@ -231,9 +233,9 @@ impl Gate {
             let digest = Digest(pepper.digest(secret));
             let Some(found) = self.keyring.find(&digest, request.now.wall) else { continue };
             if found.pepper_version != self.peppers.current().version() {
-                self.ask_for_rehash(found.entry.key.id, digest, secret);
+                self.ask_for_rehash(found.presented.entry.key.id, digest, secret);
             }
-            return Ok(found.entry);
+            return Ok(found.presented);
         }
         Err(Denial::KeyInvalid)
     }
@@ -325,7 +327,12 @@ impl Preflight {
 impl Permit {
     /// The key.
     pub fn entry(&self) -> &Arc<Entry> {
-        &self.entry
+        &self.presented.entry
+    }
+
+    /// The key, and by which secret it was found.
+    pub fn presented(&self) -> &Presented {
+        &self.presented
     }
 
     /// The route.
@@ -345,14 +352,19 @@ impl Permit {
 
     /// Gives the permit up for a refusal that comes from outside the gate.
     pub fn deny(self, denial: Denial) -> Box<Denied> {
-        Denied::of(denial, Some(self.route), self.entry, None)
+        Denied::of(denial, Some(self.route), self.presented.entry, None)
     }
 }
 
 impl Admission {
     /// The key.
     pub fn entry(&self) -> &Arc<Entry> {
-        &self.entry
+        &self.presented.entry
+    }
+
+    /// The key, and by which secret it was found.
+    pub fn presented(&self) -> &Presented {
+        &self.presented
     }
 
     /// The end user, if the request named one.
@@ -378,7 +390,7 @@ impl Admission {
     /// Undoes the charge: the request cannot be forwarded after all.
     pub fn deny(self, denial: Denial, route: Option<Arc<Route>>) -> Box<Denied> {
         self.charged.give_back();
-        Denied::of(denial, route, self.entry, None)
+        Denied::of(denial, route, self.presented.entry, None)
     }
 }
 

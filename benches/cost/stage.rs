@@ -15,7 +15,9 @@ use keygate::policy::route::{EndUserFrom, Route, RouteTable};
 use keygate::policy::scope::{Scopes, check_granted};
 use keygate::policy::secret::{Peppers, Secret};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
-use keygate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, Tenants as _};
+use keygate::store::{
+    Actor, Digest, IssuedCredential, Keys as _, NewKey, Outcome, PlanRecord, SecretId, Tenants as _,
+};
 use keygate::usage::journal::JournalOptions;
 use keygate::usage::journal::disk::RealDisk;
 use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull};
@@ -76,7 +78,7 @@ impl Stage {
         let digests: Vec<_> =
             secrets.iter().map(|s| Digest(peppers.current().digest(s.expose().as_bytes()))).collect();
         let at = clock.now().wall;
-        let known = digests.iter().map(|digest| keyring.find(digest, at).unwrap().entry).collect();
+        let known = digests.iter().map(|digest| keyring.find(digest, at).unwrap().presented.entry).collect();
         let gate = Gate {
             keyring,
             counters: Arc::new(Counters::default()),
@@ -264,6 +266,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
         credential: IssuedCredential {
             digest: Digest(peppers.current().digest(secret.expose().as_bytes())),
             pepper_version: peppers.current().version(),
+            secret: SecretId(0),
             hint: secret.hint("sk"),
         },
         past: None,

@@ -4,7 +4,9 @@ use keygate::clock::Timestamp;
 use keygate::policy::fault::Fault;
 use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
-use keygate::store::{Actor, Digest, IssuedCredential, NewKey, Outcome, PlanRecord, Store, UsageRecord};
+use keygate::store::{
+    Actor, Digest, IssuedCredential, NewKey, Outcome, PlanRecord, SecretId, Store, UsageRecord,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +83,12 @@ impl Traffic {
                 name: format!("key {n}"),
                 description: String::new(),
                 metadata: serde_json::Map::new(),
-                credential: IssuedCredential { digest: Digest(digest), pepper_version: 1, hint: "sk".into() },
+                credential: IssuedCredential {
+                    digest: Digest(digest),
+                    pepper_version: 1,
+                    secret: SecretId(0),
+                    hint: "sk".into(),
+                },
                 past: None,
             };
             store.create_key(key, &by, now()).await.unwrap();

@@ -62,8 +62,10 @@ CREATE TABLE keys (
     expires_at          BIGINT,
     digest              BYTEA,                  -- NULL once deleted
     pepper_version      BIGINT,
+    secret_id           BIGINT,                 -- which secret it is, whatever it is hashed with
     old_digest          BYTEA,                  -- the credential before, while its grace period lasts
     old_pepper_version  BIGINT,
+    old_secret_id       BIGINT,
     old_valid_until     BIGINT,
     created_by          TEXT NOT NULL,
     created_at          BIGINT NOT NULL,

@@ -61,8 +61,10 @@ CREATE TABLE keys (
     expires_at          INTEGER,
     digest              BLOB,                   -- NULL once deleted
     pepper_version      INTEGER,
+    secret_id           INTEGER,                -- which secret it is, whatever it is hashed with
     old_digest          BLOB,                   -- the credential before, while its grace period lasts
     old_pepper_version  INTEGER,
+    old_secret_id       INTEGER,
     old_valid_until     INTEGER,
     created_by          TEXT NOT NULL,
     created_at          INTEGER NOT NULL,

@@ -231,7 +231,7 @@ mod tests {
     use crate::policy::id::{KeyId, WorkspaceId};
     use crate::policy::key::{Ceilings, Key, KeyType, Plan};
     use crate::store::sqlite::{SqliteOptions, SqliteStore};
-    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, PlanRecord, SpentBy};
+    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId, SpentBy};
     use crate::store::{Store as _, Tenants as _, UsageRecord};
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -260,7 +260,12 @@ mod tests {
             name: format!("key {byte}"),
             description: String::new(),
             metadata: serde_json::Map::new(),
-            credential: IssuedCredential { digest: Digest([byte; 32]), pepper_version: 1, hint: "h".into() },
+            credential: IssuedCredential {
+                digest: Digest([byte; 32]),
+                pepper_version: 1,
+                secret: SecretId(0),
+                hint: "h".into(),
+            },
             past: None,
         }
     }

@@ -16,7 +16,7 @@ use crate::policy::id::{KeyId, PlanId, WorkspaceId};
 use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
 use crate::policy::scope::Scopes;
-use crate::store::{Change, Credential, Credentials, Digest, KeyChange, SpentBy, Version};
+use crate::store::{Change, Credentials, Digest, KeyChange, SecretId, SpentBy, Version};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;
@@ -59,6 +59,15 @@ pub struct Entry {
     version: Version,
 }
 
+/// A key and which of its secrets was presented: what a request that is let in is tied to.
+#[derive(Clone, Debug)]
+pub struct Presented {
+    /// The key as it was then.
+    pub entry: Arc<Entry>,
+    /// Which secret, whatever it is hashed with.
+    pub secret: SecretId,
+}
+
 /// A workspace and the plan it is on.
 #[derive(Debug)]
 pub struct Workspace {
@@ -79,8 +88,8 @@ pub struct PlanInForce {
 /// A key found by a digest.
 #[derive(Debug)]
 pub struct Found {
-    /// The key.
-    pub entry: Arc<Entry>,
+    /// The key and its secret.
+    pub presented: Presented,
     /// Under which pepper the digest was made.
     pub pepper_version: u32,
 }
@@ -108,20 +117,16 @@ impl Keyring {
         if credential.valid_until.is_some_and(|end| end <= at) {
             return None;
         }
-        let pepper_version = credential.pepper_version;
-        Some(Found { entry, pepper_version })
+        let (secret, pepper_version) = (credential.secret, credential.pepper_version);
+        Some(Found { presented: Presented { entry, secret }, pepper_version })
     }
 
-    /// What became of `known`, a key found earlier; none when it was deleted or none of the secrets it had then opens it
+    /// What became of a key found earlier; none when it was deleted or the secret that was presented then does not open it
     /// any more at the instant `at`.
-    pub fn current(&self, known: &Entry, at: Timestamp) -> Option<Arc<Entry>> {
-        let current = self.by_id.get(&known.key.id)?;
-        let opens = |had: &Credential| {
-            // A secret that is hashed anew is the same secret.
-            let same = |c: &&Credential| c.digest == had.digest || c.pepper_version != had.pepper_version;
-            current.credentials.iter().find(same).is_some_and(|c| c.valid_until.is_none_or(|end| end > at))
-        };
-        known.credentials.iter().any(opens).then(|| Arc::clone(&current))
+    pub fn current(&self, presented: &Presented, at: Timestamp) -> Option<Arc<Entry>> {
+        let current = self.by_id.get(&presented.entry.key.id)?;
+        let credential = current.credentials.iter().find(|c| c.secret == presented.secret)?;
+        credential.valid_until.is_none_or(|end| end > at).then(|| Arc::clone(&current))
     }
 
     /// Fetches changes at once and waits until everything up to `version` is in force on this node.
@@ -266,7 +271,9 @@ impl Keyring {
         key.workspace_id = workspace.id.clone();
         self.share_scopes(&mut key.scopes);
         let entry = Arc::new(Entry { key, workspace, credentials, version });
-        // First what opens it now, then away with what no longer does: no valid secret is ever unknown in between.
+        // Who finds it by a digest can ask for it by its id. First what opens it now, then away with what no longer does: no
+        // valid secret is ever unknown in between.
+        self.by_id.put(&id, Arc::clone(&entry));
         for credential in &entry.credentials {
             self.by_digest.put(&credential.digest, Arc::clone(&entry));
         }
@@ -275,7 +282,6 @@ impl Keyring {
                 self.by_digest.take_if(&old.digest, |held| held.key.id == id);
             }
         }
-        self.by_id.put(&id, entry);
         Ok(())
     }
 
@@ -313,6 +319,13 @@ impl Keyring {
 
     fn broken_rows(&self) -> MutexGuard<'_, Broken> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Presented {
+    /// Whether `other` is the very same key, as it was at the same time, by the same secret.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.entry, &other.entry) && self.secret == other.secret
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::key::{Ceilings, KeyType};
-use crate::store::{Feed, StoreError};
+use crate::store::{Credential, Feed, StoreError};
 use tokio::sync::mpsc;
 
 const NOW: Timestamp = Timestamp::from_secs(1_764_000_000);
@@ -22,7 +22,16 @@ fn workspace() -> Change {
 }
 
 fn credential(byte: u8, valid_until: Option<Timestamp>) -> Credential {
-    Credential { digest: Digest([byte; 32]), pepper_version: 1, valid_until }
+    Credential { digest: Digest([byte; 32]), pepper_version: 1, secret: SecretId(byte.into()), valid_until }
+}
+
+/// The secret of [`credential`] `byte` under a newer pepper.
+fn rehashed(byte: u8, valid_until: Option<Timestamp>) -> Credential {
+    Credential { digest: Digest([byte + 100; 32]), pepper_version: 2, ..credential(byte, valid_until) }
+}
+
+fn presented(keyring: &Keyring, byte: u8) -> Presented {
+    keyring.find(&Digest([byte; 32]), NOW).expect("it opens").presented
 }
 
 fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
@@ -57,7 +66,12 @@ pub(super) fn entry(number: u16) -> Entry {
     let digest = |kind: u8| {
         let mut bytes = [kind; 32];
         (bytes[0], bytes[5]) = (low, high);
-        Credential { digest: Digest(bytes), pepper_version: 1, valid_until: None }
+        Credential {
+            digest: Digest(bytes),
+            pepper_version: 1,
+            secret: SecretId(kind.into()),
+            valid_until: None,
+        }
     };
     let Change::Key(KeyChange { key, credentials, version }) =
         key(KeyId(uuid::Uuid::from_u128(u128::from(number))), 1, &[digest(1), digest(2)])
@@ -113,6 +127,86 @@ fn an_old_secret_opens_until_its_grace_ends_and_an_older_one_never() {
 }
 
 #[test]
+fn what_was_let_in_by_a_secret_stands_for_as_long_as_that_secret_opens() {
+    let (id, end) = (KeyId::new(NOW), NOW.plus(Duration::from_mins(1)));
+    let stands = |ring: &Keyring, known: &Presented, at| ring.current(known, at).is_some();
+    let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
+    let first = presented(&ring, 1);
+    // Hashed anew, it is the same secret.
+    ring.apply(key(id, 2, &[rehashed(1, None)]));
+    assert!(stands(&ring, &first, NOW) && stands(&ring, &presented(&ring, 101), NOW));
+    // Another secret is another one, under whatever pepper either is kept.
+    for (n, next) in [(3, credential(2, None)), (4, rehashed(2, None)), (5, rehashed(3, None))] {
+        ring.apply(key(id, n, &[next]));
+        assert!(!stands(&ring, &first, NOW), "{n}");
+    }
+    // Beside its successor it stands until its grace ends, also when it is hashed anew meanwhile; the successor after it.
+    ring.apply(key(id, 6, &[credential(4, None)]));
+    let fourth = presented(&ring, 4);
+    ring.apply(key(id, 7, &[credential(5, None), credential(4, Some(end))]));
+    let (late, fifth) = (presented(&ring, 4), presented(&ring, 5));
+    for n in [7, 8] {
+        assert!([&fourth, &late, &fifth].iter().all(|known| stands(&ring, known, NOW)), "{n}");
+        assert!(
+            !stands(&ring, &fourth, end) && !stands(&ring, &late, end) && stands(&ring, &fifth, end),
+            "{n}"
+        );
+        ring.apply(key(id, 8, &[credential(5, None), rehashed(4, Some(end))]));
+    }
+    // What has changed is in the answer.
+    assert_eq!(ring.current(&fifth, NOW).map(|entry| entry.version), Some(Version(8)));
+    ring.apply(Change::KeyRemoved { id, version: Version(9) });
+    assert!(!stands(&ring, &fifth, NOW));
+}
+
+#[test]
+fn a_key_that_has_just_come_stands_as_soon_as_it_is_found() {
+    const KEYS: u16 = 20_000;
+    let ring = keyring(vec![plan(9), workspace()]);
+    let digest = |n: u16| {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&n.to_be_bytes());
+        Digest(bytes)
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for n in 0..KEYS {
+                let issued = Credential { digest: digest(n), ..credential(1, None) };
+                ring.apply(key(KeyId(uuid::Uuid::from_u128(n.into())), 1, &[issued]));
+            }
+        });
+        for n in 0..KEYS {
+            let found = loop {
+                match ring.find(&digest(n), NOW) {
+                    Some(found) => break found.presented,
+                    None => std::hint::spin_loop(),
+                }
+            };
+            assert!(ring.current(&found, NOW).is_some(), "key {n}");
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_secret_is_not_taken_for_one_of_a_past_that_the_store_has_lost() {
+    let following = Following::new();
+    let id = KeyId::new(NOW);
+    let before = vec![(1, plan(9)), (2, workspace()), (3, key(id, 3, &[credential(1, None)]))];
+    following.holds(before.clone()).await;
+    let kept = presented(&following.keyring, 1);
+    following.holds([before.clone(), vec![(4, key(id, 4, &[credential(2, None)]))]].concat()).await;
+    let lost = presented(&following.keyring, 2);
+    following.holds(before.clone()).await;
+    assert!(
+        following.keyring.current(&kept, NOW).is_some() && following.keyring.current(&lost, NOW).is_none()
+    );
+    following.holds([before, vec![(4, key(id, 4, &[rehashed(3, None)]))]].concat()).await;
+    assert!(
+        following.keyring.current(&kept, NOW).is_none() && following.keyring.current(&lost, NOW).is_none()
+    );
+}
+
+#[test]
 fn an_older_change_does_not_undo_a_newer_one() {
     let id = KeyId::new(NOW);
     let ring = keyring(vec![plan(9), workspace(), key(id, 5, &[credential(2, None)])]);
@@ -126,7 +220,7 @@ fn a_lowered_plan_rules_keys_that_are_held_already() {
     let ring = keyring(vec![plan(100), workspace(), key(id, 1, &[credential(1, None)])]);
     let rate = || {
         let found = ring.find(&Digest([1; 32]), NOW).expect("the key");
-        found.entry.limits(&found.entry.workspace.plan())[0].max()
+        found.presented.entry.limits(&found.presented.entry.workspace.plan())[0].max()
     };
     assert_eq!(rate(), 50);
     ring.apply(plan(10));

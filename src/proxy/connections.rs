@@ -4,7 +4,7 @@
 //! request sets a timer for its deadlines.
 
 use super::connection::{Connection, Deadlines, End, Shared, TICK, ms};
-use crate::keyring::Entry;
+use crate::keyring::Presented;
 use crate::metrics::Metrics;
 use crate::policy::source::network_of;
 use dashmap::DashMap;
@@ -44,7 +44,7 @@ pub enum Refused {
 }
 
 /// Says why a request with the key of this entry can no longer be served, if it cannot.
-pub type Standing = Box<dyn Fn(&Entry) -> Option<End> + Send + Sync>;
+pub type Standing = Box<dyn Fn(&Presented) -> Option<End> + Send + Sync>;
 
 /// The table of connections.
 pub struct Connections {
@@ -270,10 +270,10 @@ impl Connections {
         for shard in 0..SHARDS {
             let serving = |c: &Arc<Connection>| Some((c.served()?, Arc::clone(c)));
             let served: Vec<_> = self.shard(shard).iter().filter_map(|(_, c)| serving(c)).collect();
-            for (entry, connection) in served {
+            for (key, connection) in served {
                 if connection.ends().is_none()
-                    && let Some(end) = (self.standing)(&entry)
-                    && connection.end_if_serving(&entry, end)
+                    && let Some(end) = (self.standing)(&key)
+                    && connection.end_if_serving(&key, end)
                 {
                     self.has_cut(end);
                 }

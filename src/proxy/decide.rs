@@ -88,7 +88,7 @@ impl Proxy {
         };
         ctx.record = Some(record);
         if let Some(connection) = &ctx.connection {
-            connection.serves(Some(Arc::clone(admission.entry())));
+            connection.serves(Some(admission.presented().clone()));
         }
         ctx.note_key(admission.entry());
         ctx.degraded = admission.degraded();
@@ -250,9 +250,9 @@ impl Proxy {
             return Err(Denial::Plain(Fault::Internal));
         };
         // While its body is awaited, its key can be taken away.
-        connection.serves(Some(Arc::clone(permit.entry())));
+        connection.serves(Some(permit.presented().clone()));
         let body = read_ahead(session, self.limits.end_user_body_bytes, connection).await?;
-        self.gate.still_stands(permit.entry(), self.clock.now().wall)?;
+        self.gate.still_stands(permit.presented(), self.clock.now().wall)?;
         let name =
             end_user_in_body(&body, field).map_err(Denial::BadRequest).map(|name| name.map(Into::into));
         ctx.body = Some(body);

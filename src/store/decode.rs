@@ -4,7 +4,7 @@
 
 use super::fields::{Fields, int};
 use super::rollup::{Sketch, Tally};
-use super::{AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord};
+use super::{AuditRecord, Change, Credential, Digest, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use super::{
     LogCursor, NodeRow, PlanRecord, SpentBy, SpentRow, StoreError, UsagePoint, UsageRecord, Version,
 };
@@ -219,7 +219,8 @@ pub(super) const SOURCES: &[Source] = &[
         sql: concat!(
             "SELECT k.id, k.version, ",
             key_columns!(),
-            ", k.version, k.digest, k.pepper_version, k.old_digest, k.old_pepper_version, k.old_valid_until
+            ", k.version, k.digest, k.pepper_version, k.secret_id,
+             k.old_digest, k.old_pepper_version, k.old_secret_id, k.old_valid_until
              FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
         ),
         read: read_key_change,
@@ -281,6 +282,7 @@ fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
     let current = Credential {
         digest: Digest(f.digest("digest")?),
         pepper_version: f.int("pepper_version")?,
+        secret: SecretId(f.int("secret_id")?),
         valid_until: None,
     };
     let mut credentials = SmallVec::from_iter([current]);
@@ -288,6 +290,7 @@ fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
         credentials.push(Credential {
             digest: Digest(old),
             pepper_version: f.int("old_pepper_version")?,
+            secret: SecretId(f.int("old_secret_id")?),
             valid_until: Some(f.instant("old_valid_until")?),
         });
     }

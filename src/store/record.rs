@@ -2,7 +2,7 @@
 
 use super::Version;
 use crate::clock::Timestamp;
-use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId};
+use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
 use crate::policy::key::{Ceiling, Key, KeyType, Plan};
 use crate::policy::scope::Scopes;
 use ipnet::IpNet;
@@ -14,6 +14,11 @@ use std::net::IpAddr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+/// Which secret of a key, whatever it is hashed with: drawn at random when the secret is issued, so that a request that was
+/// let in by it can be told from those of the secret that replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecretId(pub u32);
+
 /// A digest a key can be found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credential {
@@ -21,6 +26,8 @@ pub struct Credential {
     pub digest: Digest,
     /// Under which pepper.
     pub pepper_version: u32,
+    /// Of which secret.
+    pub secret: SecretId,
     /// The first instant at which it no longer opens anything; none while it is the key's current one.
     pub valid_until: Option<Timestamp>,
 }
@@ -32,6 +39,8 @@ pub struct IssuedCredential {
     pub digest: Digest,
     /// Under which pepper.
     pub pepper_version: u32,
+    /// Which secret of the key it is.
+    pub secret: SecretId,
     /// First and last characters, e.g. `sk-service-Ab3d…9fQz`.
     pub hint: Box<str>,
 }
@@ -336,6 +345,15 @@ pub struct AuditFilter {
 }
 
 // === impls ===
+
+impl SecretId {
+    /// One that no other secret of the key has.
+    pub fn random() -> Self {
+        let mut bytes = [0; 4];
+        fill_random(&mut bytes);
+        Self(u32::from_ne_bytes(bytes))
+    }
+}
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

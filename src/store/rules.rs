@@ -45,8 +45,8 @@ pub(super) fn new_key(new: NewKey, plan: &Plan, by: &str, at: Timestamp) -> Resu
 
 /// The credentials that `new` has at `at`: the current one, and the one before while its grace period lasts.
 pub(super) fn new_credentials(new: &NewKey, at: Timestamp) -> (Credential, Option<Credential>) {
-    let IssuedCredential { digest, pepper_version, .. } = &new.credential;
-    let current = Credential { digest: *digest, pepper_version: *pepper_version, valid_until: None };
+    let IssuedCredential { digest, pepper_version, secret, hint: _ } = new.credential;
+    let current = Credential { digest, pepper_version, secret, valid_until: None };
     let old = new.past.as_ref().and_then(|past| past.old);
     (current, old.filter(|old| old.valid_until.is_some_and(|until| until > at)))
 }

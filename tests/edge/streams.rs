@@ -1,7 +1,7 @@
 //! Streams that stay open: they pass in both directions without delay, and end with their key or their client.
 
 use crate::limits::{cut, endless, metric};
-use crate::support::{Hold, Key, Origin, Request, Spare, eventually_true, stand};
+use crate::support::{Gateway, Hold, Key, Origin, Request, Spare, eventually_true, stand};
 use serde_json::json;
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -54,6 +54,84 @@ fn a_key_that_is_switched_off_deleted_expired_or_replaced_ends_its_streams() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{how}: {:?}", begun.elapsed());
         assert_eq!(untouched.chunk().as_deref(), Some(b"data: 1\n\n".as_slice()));
         untouched.hang_up();
+    }
+}
+
+/// A gateway with a key for each name, whose secrets were made under pepper 1 and now run under pepper 2.
+fn repeppered<const N: usize>(more: &str) -> (Origin, Gateway, [Key; N]) {
+    let (origin, mut gateway) = stand(more);
+    let keys = std::array::from_fn(|_| gateway.create_key(json!({})));
+    gateway.stop();
+    let pepper = gateway.folder().join("data/pepper");
+    let old = std::fs::read_to_string(&pepper).unwrap();
+    std::fs::write(&pepper, format!("{old}2:{}\n", "c3".repeat(32))).unwrap();
+    (origin, gateway.restart(), keys)
+}
+
+/// Waits until so many secrets are hashed with pepper 2.
+fn wait_for_rehashes(gateway: &Gateway, n: i64) {
+    eventually_true("they are hashed anew", || {
+        let database = rusqlite::Connection::open(gateway.folder().join("data/keygate.db")).unwrap();
+        let sql = "SELECT count(*) FROM keys WHERE pepper_version = 2";
+        database.query_row(sql, [], |row| row.get(0)).is_ok_and(|found: i64| found == n)
+    });
+}
+
+#[test]
+fn a_replaced_secret_ends_what_began_under_an_older_pepper_over_every_protocol() {
+    let more = format!("{}revocation_check = \"100ms\"\n", crate::http2::H2C);
+    let (origin, gateway, keys) = repeppered::<2>(&more);
+    let [leaked, untouched] = &keys;
+    let hold = open_ended(&origin);
+    let begin = |key: &Key| {
+        let mut client = gateway.connect();
+        client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+        assert_eq!(client.response_head().status, 200);
+        assert_eq!(client.chunk().as_deref(), Some(b"data: 1\n\n".as_slice()));
+        client
+    };
+    let (mut stream, mut other) = (begin(leaked), begin(untouched));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut body = runtime.block_on(async {
+        let mut client = crate::http2::Client::connect(crate::http2::h2c(&gateway)).await;
+        let (response, _) =
+            client.begin(crate::http2::request("GET", "/v1/app/x", &leaked.secret), true).await;
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "data: 1\n\n");
+        body
+    });
+    wait_for_rehashes(&gateway, 2);
+    let answer = gateway.managed("POST", &format!("/apikeys/{}/regenerate", leaked.id), None);
+    assert!(stream.is_closed(), "HTTP/1.1");
+    let end = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), body.data()).await });
+    assert!(end.expect("HTTP/2 in time").is_none_or(|part| part.is_err()), "HTTP/2");
+    assert_eq!(gateway.get("/v1/app/x", &leaked.secret).status, 401);
+    assert_ne!(answer["api_key"], json!(leaked.secret));
+    // Being hashed anew has ended nothing.
+    hold.release();
+    assert_eq!(other.chunk(), None, "the end that the backend sends");
+}
+
+#[test]
+fn the_end_of_a_grace_period_ends_what_began_by_the_old_secret_and_nothing_else() {
+    let (origin, gateway) = stand("[proxy]\nrevocation_check = \"100ms\"\n");
+    let key = gateway.create_key(json!({}));
+    echoing(&origin);
+    let tunnel = |secret: &str| {
+        let mut client = gateway.connect();
+        client.send(&upgrade(secret));
+        assert_eq!(client.response_head().status, 101);
+        client
+    };
+    let mut old = tunnel(&key.secret);
+    let body = json!({"grace_period_seconds": 1});
+    let path = format!("/apikeys/{}/regenerate", key.id);
+    let issued = gateway.managed("POST", &path, Some(&body))["api_key"].as_str().unwrap().to_owned();
+    let mut new = tunnel(&issued);
+    assert!(old.is_closed(), "its time is over");
+    for message in [b"one".as_slice(), b"two"] {
+        new.send(message);
+        assert_eq!(new.exactly(3), message);
     }
 }
 

@@ -107,12 +107,12 @@ pub(crate) async fn a_forgotten_end_user_stays_a_tombstone(place: Place) {
 pub(crate) async fn a_key_comes_with_its_credentials(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
-    let (expected, digest) = (new.key.clone(), new.credential.digest);
+    let (expected, digest, secret) = (new.key.clone(), new.credential.digest, new.credential.secret);
     let written = place.create_key(new, &someone(), T0).await.unwrap();
     let (_, changes) = place.all_changes(Version(0)).await;
     let Some(Change::Key(change)) = changes.last() else { panic!("{changes:?}") };
     assert_eq!((&change.key, change.version), (&expected, written.version));
-    let only = Credential { digest, pepper_version: 1, valid_until: None };
+    let only = Credential { digest, pepper_version: 1, secret, valid_until: None };
     assert_eq!(change.credentials.as_slice(), [only]);
     assert!(!format!("{change:?}").contains(&format!("{:?}", digest.0)));
 }

@@ -7,7 +7,9 @@ use crate::place::{
 use keygate::clock::Timestamp;
 use keygate::policy::id::{KeyId, WorkspaceId};
 use keygate::policy::key::{Ceiling, Count, KeyType, Per};
-use keygate::store::{Change, Credential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError};
+use keygate::store::{
+    Change, Credential, IssuedCredential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError,
+};
 use serde_json::json;
 
 async fn names(place: &Place, workspace: &WorkspaceId, filter: KeyFilter) -> Vec<String> {
@@ -22,6 +24,12 @@ async fn search(place: &Place, workspace: &WorkspaceId, text: &str) -> Vec<Strin
 
 fn rename(name: &str) -> KeyPatch {
     KeyPatch { name: Some(name.into()), ..KeyPatch::default() }
+}
+
+/// `issued` as it is kept while it is the current one.
+fn stored(issued: &IssuedCredential) -> Credential {
+    let IssuedCredential { digest, pepper_version, secret, .. } = *issued;
+    Credential { digest, pepper_version, secret, valid_until: None }
 }
 
 async fn credentials(place: &Place, id: KeyId) -> Vec<Credential> {
@@ -180,10 +188,10 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
         new.past = Some(KeyPast { created_by: "ann".into(), created_at, updated_at, old });
         new
     };
-    let until = |at| Credential { digest: credential(1).digest, pepper_version: 3, valid_until: Some(at) };
+    let until = |at| Credential { valid_until: Some(at), ..stored(&credential(3)) };
     let live = until(after(1));
     let new = moved("graceful", Some(live));
-    let current = Credential { digest: new.credential.digest, pepper_version: 1, valid_until: None };
+    let current = stored(&new.credential);
     let made = place.create_key(new, &someone(), T0).await.unwrap().value;
     let stored = place.key(&w, made.key.id).await.unwrap().unwrap();
     assert_eq!(stored, made);
@@ -464,7 +472,7 @@ pub(crate) async fn search_follows_changes(place: Place) {
 pub(crate) async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
-    let (id, first) = (new.key.id, new.credential.digest);
+    let (id, first) = (new.key.id, new.credential.clone());
     let created = place.create_key(new, &someone(), T0).await.unwrap().value;
     let mut second = credential(2);
     second.hint = "sk-app-2222…2222".into();
@@ -473,14 +481,14 @@ pub(crate) async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
     let expected = KeyRecord { hint: second.hint.clone(), updated_at: after(1), ..created };
     assert_eq!(written.value, expected);
     assert_eq!(place.key(&w, id).await.unwrap(), Some(expected));
-    let current = Credential { digest: second.digest, pepper_version: 2, valid_until: None };
-    let old = Credential { digest: first, pepper_version: 1, valid_until: Some(after(60)) };
+    let current = stored(&second);
+    let old = Credential { valid_until: Some(after(60)), ..stored(&first) };
     assert_eq!(credentials(&place, id).await, [current, old]);
     // A third ends the first at once, whatever it had been promised.
     let third = credential(2);
     place.regenerate_key(&w, id, third.clone(), Some(after(90)), &someone(), after(2)).await.unwrap();
-    let current = Credential { digest: third.digest, pepper_version: 2, valid_until: None };
-    let old = Credential { digest: second.digest, pepper_version: 2, valid_until: Some(after(90)) };
+    let current = stored(&third);
+    let old = Credential { valid_until: Some(after(90)), ..stored(&second) };
     assert_eq!(credentials(&place, id).await, [current, old]);
 }
 
@@ -490,7 +498,7 @@ pub(crate) async fn a_grace_that_is_over_keeps_nothing(place: Place) {
     for old_until in [None, Some(after(5)), Some(T0)] {
         let new = credential(1);
         place.regenerate_key(&w, id, new.clone(), old_until, &someone(), after(5)).await.unwrap();
-        let only = Credential { digest: new.digest, pepper_version: 1, valid_until: None };
+        let only = stored(&new);
         assert_eq!(credentials(&place, id).await, [only], "{old_until:?}");
     }
 }
@@ -498,27 +506,19 @@ pub(crate) async fn a_grace_that_is_over_keeps_nothing(place: Place) {
 pub(crate) async fn a_rehash_replaces_one_digest(place: Place) {
     let w = place.tenant("w1").await;
     let new = new_key(&w, "k");
-    let (id, first) = (new.key.id, new.credential.digest);
+    let (id, first) = (new.key.id, new.credential.clone());
     let created = place.create_key(new, &someone(), T0).await.unwrap().value;
-    let second = credential(1).digest;
-    place
-        .regenerate_key(
-            &w,
-            id,
-            keygate::store::IssuedCredential { digest: second, ..credential(1) },
-            Some(after(60)),
-            &someone(),
-            T0,
-        )
-        .await
-        .unwrap();
+    let second = credential(1);
+    place.regenerate_key(&w, id, second.clone(), Some(after(60)), &someone(), T0).await.unwrap();
     let (new_first, new_second) = (credential(2).digest, credential(2).digest);
-    let v1 = place.rehash_key(id, second, new_second, 2).await.unwrap().unwrap();
-    let v2 = place.rehash_key(id, first, new_first, 2).await.unwrap().unwrap();
+    let v1 = place.rehash_key(id, second.digest, new_second, 2).await.unwrap().unwrap();
+    let v2 = place.rehash_key(id, first.digest, new_first, 2).await.unwrap().unwrap();
     assert!(v2 > v1);
-    assert_eq!(place.rehash_key(id, first, new_first, 2).await.unwrap(), None);
-    let current = Credential { digest: new_second, pepper_version: 2, valid_until: None };
-    let old = Credential { digest: new_first, pepper_version: 2, valid_until: Some(after(60)) };
+    assert_eq!(place.rehash_key(id, first.digest, new_first, 2).await.unwrap(), None);
+    // The digests are others, the secrets are the same.
+    let current = Credential { digest: new_second, pepper_version: 2, ..stored(&second) };
+    let old =
+        Credential { digest: new_first, pepper_version: 2, valid_until: Some(after(60)), ..stored(&first) };
     assert_eq!(credentials(&place, id).await, [current, old]);
     // Not an act of anybody: neither the instant of the last change nor the audit trail moves.
     assert_eq!(place.key(&w, id).await.unwrap(), Some(created));

@@ -588,7 +588,9 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
         "digest = NULL",
         "pepper_version = NULL",
         "pepper_version = -1",
-        "old_digest = decode(repeat('00', 32), 'hex'), old_pepper_version = 1, old_valid_until = NULL",
+        "secret_id = NULL",
+        "secret_id = 4294967296",
+        "old_digest = decode(repeat('00', 32), 'hex'), old_pepper_version = 1, old_secret_id = 1, old_valid_until = NULL",
         "version = -version",
     ]
     .into_iter()

@@ -174,7 +174,9 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
         "workspace_id = 'not an id'",
         "digest = x'00'",
         "pepper_version = NULL",
-        "old_digest = zeroblob(32), old_pepper_version = 1, old_valid_until = NULL",
+        "secret_id = NULL",
+        "secret_id = 4294967296",
+        "old_digest = zeroblob(32), old_pepper_version = 1, old_secret_id = 1, old_valid_until = NULL",
         "version = version + 0, digest = NULL",
     ]
     .into_iter()

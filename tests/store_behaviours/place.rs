@@ -7,7 +7,9 @@ use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
 use keygate::policy::scope::Scopes;
 use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
-use keygate::store::{Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest};
+use keygate::store::{
+    Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest, SecretId,
+};
 use keygate::store::{PlanRecord, Store, UsageRecord, Version};
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -194,7 +196,8 @@ pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
     let random = KeyId::new(T0).0.into_bytes();
     let mut digest = [0; 32];
     digest[..16].copy_from_slice(&random);
-    IssuedCredential { digest: Digest(digest), pepper_version, hint: "sk-app-Ab3d…9fQz".into() }
+    let (digest, secret) = (Digest(digest), SecretId::random());
+    IssuedCredential { digest, pepper_version, secret, hint: "sk-app-Ab3d…9fQz".into() }
 }
 
 /// A set of scopes, as tables carry it.

@@ -174,7 +174,7 @@ async fn a_write_is_in_force_on_this_node_when_it_is_answered() {
     let opens = |key: &Value| {
         let secret = key["api_key"].as_str().expect("a secret");
         let found = api.keyring.find(&Digest(peppers.current().digest(secret.as_bytes())), NOW);
-        found.map(|found| found.entry.key.is_active)
+        found.map(|found| found.presented.entry.key.is_active)
     };
     let first = api.key(&token, "n").await;
     assert_eq!(opens(&first), Some(true));

@@ -86,6 +86,7 @@ fn old(desk: &Desk, credentials: &[Credential]) -> Option<Value> {
         "digest": hex::encode(old.digest.0),
         "pepper_version": old.pepper_version,
         "pepper_check": check_of(desk, old.pepper_version),
+        "secret_id": old.secret.0,
         "valid_until": old.valid_until.map(Timestamp::as_millis),
     }))
 }
@@ -125,6 +126,7 @@ pub(in crate::cli) fn line(desk: &Desk, record: &KeyRecord, credentials: &Creden
         "digest": hex::encode(current.digest.0),
         "pepper_version": current.pepper_version,
         "pepper_check": check_of(desk, current.pepper_version),
+        "secret_id": current.secret.0,
         "old": old(desk, found),
     }))
 }

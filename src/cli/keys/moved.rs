@@ -4,14 +4,14 @@
 use super::Desk;
 use super::import::{Row, text};
 use crate::clock::Timestamp;
-use crate::store::{Credential, Digest, IssuedCredential, KeyPast};
+use crate::store::{Credential, Digest, IssuedCredential, KeyPast, SecretId};
 use serde_json::Value;
 
 /// Takes it out of `row`; none when the row has no digest. The pepper of every digest must be one of this installation.
 pub(super) fn take(desk: &Desk, row: &mut Row) -> Result<Option<(IssuedCredential, KeyPast)>, String> {
     if row.get("digest").is_none_or(Value::is_null) {
         // A spreadsheet that was made from an export has the columns and nothing in them.
-        for name in ["digest", "pepper_version", "pepper_check", "hint", "old"] {
+        for name in ["digest", "pepper_version", "pepper_check", "secret_id", "hint", "old"] {
             row.remove(name);
         }
         return Ok(None);
@@ -21,6 +21,7 @@ pub(super) fn take(desk: &Desk, row: &mut Row) -> Result<Option<(IssuedCredentia
     }
     row.remove("api_key");
     let (digest, pepper_version) = digest(desk, row)?;
+    let secret = secret(row)?;
     let hint = text(row, "hint")?.ok_or("hint: is required beside digest")?.into();
     let old = match row.remove("old") {
         None | Some(Value::Null) => None,
@@ -33,14 +34,15 @@ pub(super) fn take(desk: &Desk, row: &mut Row) -> Result<Option<(IssuedCredentia
         updated_at: instant(row, "updated_at")?.unwrap_or(desk.now),
         old,
     };
-    Ok(Some((IssuedCredential { digest, pepper_version, hint }, past)))
+    Ok(Some((IssuedCredential { digest, pepper_version, secret, hint }, past)))
 }
 
 fn old(desk: &Desk, fields: &mut Row) -> Result<Credential, String> {
     let (digest, pepper_version) = digest(desk, fields).map_err(|why| format!("old.{why}"))?;
+    let secret = secret(fields).map_err(|why| format!("old.{why}"))?;
     let valid_until = instant(fields, "valid_until").map_err(|why| format!("old.{why}"))?;
     let valid_until = Some(valid_until.ok_or("old.valid_until: is required")?);
-    Ok(Credential { digest, pepper_version, valid_until })
+    Ok(Credential { digest, pepper_version, secret, valid_until })
 }
 
 fn digest(desk: &Desk, fields: &mut Row) -> Result<(Digest, u32), String> {
@@ -57,6 +59,17 @@ fn digest(desk: &Desk, fields: &mut Row) -> Result<(Digest, u32), String> {
         return Err(format!("{why} (number {version} of the other one)"));
     }
     Ok((Digest(bytes), version))
+}
+
+/// Which secret of the key it is; files of before say nothing of it.
+fn secret(fields: &mut Row) -> Result<SecretId, String> {
+    match fields.remove("secret_id") {
+        None | Some(Value::Null) => Ok(SecretId::random()),
+        Some(value) => {
+            let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+            number.map(SecretId).ok_or_else(|| "secret_id: must be a whole number below 2^32".into())
+        }
+    }
 }
 
 /// Epoch milliseconds, of a calendar that every store can hold.

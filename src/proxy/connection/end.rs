@@ -1,9 +1,8 @@
 //! Why a connection ends before it ends by itself, and how whoever serves it hears of it.
 
 use super::{Connection, Stage};
-use crate::keyring::Entry;
+use crate::keyring::Presented;
 use atomic_waker::AtomicWaker;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
@@ -74,9 +73,9 @@ impl Connection {
 
     /// Ends it for this reason if it still serves this key, as found a moment ago. What has been answered meanwhile was
     /// answered, and what is served now may be another's.
-    pub(in crate::proxy) fn end_if_serving(&self, entry: &Arc<Entry>, end: End) -> bool {
+    pub(in crate::proxy) fn end_if_serving(&self, served: &Presented, end: End) -> bool {
         let key = self.key();
-        let serves = key.as_ref().is_some_and(|key| Arc::ptr_eq(key, entry));
+        let serves = key.as_ref().is_some_and(|key| key.is(served));
         if serves {
             self.end_with(end);
         }

@@ -31,7 +31,7 @@ pub(super) use deadlines::{TICK, ms};
 pub use end::End;
 pub use held::{HeldBack, Kept};
 
-use crate::keyring::Entry;
+use crate::keyring::Presented;
 use bytes::Bytes;
 use deadlines::Due;
 use end::Ending;
@@ -60,7 +60,7 @@ pub struct Connection {
     /// The client, where a proxy of ours said that it is another than [`Self::peer`].
     client: OnceLock<IpAddr>,
     /// The key that is being served, whose end is the end of this.
-    key: Mutex<Option<Arc<Entry>>>,
+    key: Mutex<Option<Presented>>,
     /// The `Date` of the answer that is about to be written.
     date: Mutex<Option<HeaderValue>>,
     /// The connection that this is a stream of.
@@ -155,17 +155,17 @@ impl Connection {
     }
 
     /// What is served to it ends with this key.
-    pub fn serves(&self, key: Option<Arc<Entry>>) {
+    pub fn serves(&self, key: Option<Presented>) {
         let before = std::mem::replace(&mut *self.key(), key);
         drop(before);
     }
 
     /// The key that is being served.
-    pub(super) fn served(&self) -> Option<Arc<Entry>> {
+    pub(super) fn served(&self) -> Option<Presented> {
         self.key().clone()
     }
 
-    fn key(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
+    fn key(&self) -> MutexGuard<'_, Option<Presented>> {
         // An entry is whole whatever happened to the thread that held it.
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }

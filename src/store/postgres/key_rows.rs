@@ -74,10 +74,10 @@ pub(super) async fn insert(
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
-                   allowed_ips, is_active, expires_at, digest, pepper_version, created_by, created_at, updated_at,
-                   version)
+                   allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
+                   updated_at, version)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                   $21, $22, $23, $24, $25)";
+                   $21, $22, $23, $24, $25, $26)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     tx.execute(
         sql,
@@ -103,6 +103,7 @@ pub(super) async fn insert(
             &key.expires_at.map(Timestamp::as_micros),
             &credential.digest.0.as_slice(),
             &i64::from(credential.pepper_version),
+            &i64::from(credential.secret.0),
             &record.created_by,
             &record.created_at.as_micros(),
             &record.updated_at.as_micros(),
@@ -119,10 +120,12 @@ pub(super) async fn insert_old_credential(
     id: KeyId,
     old: &Credential,
 ) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = $2, old_pepper_version = $3, old_valid_until = $4 WHERE id = $1";
+    let sql =
+        "UPDATE keys SET old_digest = $2, old_pepper_version = $3, old_secret_id = $4, old_valid_until = $5
+               WHERE id = $1";
     let until = old.valid_until.map(Timestamp::as_micros);
-    let pepper = i64::from(old.pepper_version);
-    tx.execute(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &until]).await?;
+    let (pepper, secret) = (i64::from(old.pepper_version), i64::from(old.secret.0));
+    tx.execute(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &secret, &until]).await?;
     Ok(())
 }
 

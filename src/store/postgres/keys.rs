@@ -209,7 +209,8 @@ async fn delete(
     forget_expired_credentials(tx, at).await?;
     // The tombstone keeps no digest: what cannot open anything need not be kept.
     let sql = "UPDATE keys SET deleted_at = $2, updated_at = $2, version = $3, digest = NULL, pepper_version = NULL,
-                   old_digest = NULL, old_pepper_version = NULL, old_valid_until = NULL
+                   secret_id = NULL, old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                   old_valid_until = NULL
                WHERE id = $1";
     tx.execute(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await?;
     let line = Line {
@@ -247,8 +248,9 @@ async fn regenerate(
     record.updated_at = at;
     let sql = "UPDATE keys SET old_digest = CASE WHEN $2::bigint IS NULL THEN NULL ELSE digest END,
                    old_pepper_version = CASE WHEN $2 IS NULL THEN NULL ELSE pepper_version END,
-                   old_valid_until = $2, digest = $3, pepper_version = $4, hint = $5, search_text = $6,
-                   updated_at = $7, version = $8
+                   old_secret_id = CASE WHEN $2 IS NULL THEN NULL ELSE secret_id END,
+                   old_valid_until = $2, digest = $3, pepper_version = $4, secret_id = $5, hint = $6,
+                   search_text = $7, updated_at = $8, version = $9
                WHERE id = $1";
     tx.execute(
         sql,
@@ -257,6 +259,7 @@ async fn regenerate(
             &old_until.map(Timestamp::as_micros),
             &new.digest.0.as_slice(),
             &i64::from(new.pepper_version),
+            &i64::from(new.secret.0),
             &record.hint,
             &rules::search_text(&record),
             &at.as_micros(),
@@ -293,7 +296,8 @@ async fn rehash(
 /// Credentials past their grace period open nothing; nodes see that for themselves, so no number is drawn. Without
 /// this their pepper could never be taken out of service.
 async fn forget_expired_credentials(tx: &Tx<'_>, at: Timestamp) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_valid_until = NULL
+    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                   old_valid_until = NULL
                WHERE old_valid_until <= $1";
     tx.execute(sql, &[&at.as_micros()]).await?;
     Ok(())

@@ -123,8 +123,8 @@ impl Keys for SqliteStore {
             let version = next_version(tx)?;
             // The tombstone keeps no digest: what cannot open anything need not be kept.
             let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3, digest = NULL,
-                           pepper_version = NULL, old_digest = NULL, old_pepper_version = NULL,
-                           old_valid_until = NULL
+                           pepper_version = NULL, secret_id = NULL, old_digest = NULL,
+                           old_pepper_version = NULL, old_secret_id = NULL, old_valid_until = NULL
                        WHERE id = ?1";
             row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
             let line = rules::Line {
@@ -232,11 +232,11 @@ fn insert(
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
-                   allowed_ips, is_active, expires_at, digest, pepper_version, created_by, created_at, updated_at,
-                   version)
+                   allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
+                   updated_at, version)
                VALUES (:id, :workspace, :kind, :scopes, :resource, :name, :description, :metadata, :hint, :search,
                    :rate_limit, :rate_burst, :daily, :quota, :concurrency, :limits, :ips, :active, :expires,
-                   :digest, :pepper, :by, :created, :updated, :version)";
+                   :digest, :pepper, :secret, :by, :created, :updated, :version)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     row::execute(
         tx,
@@ -263,6 +263,7 @@ fn insert(
             ":expires": key.expires_at.map(Timestamp::as_micros),
             ":digest": credential.digest.0,
             ":pepper": credential.pepper_version,
+            ":secret": credential.secret.0,
             ":by": record.created_by,
             ":created": record.created_at.as_micros(),
             ":updated": record.updated_at.as_micros(),
@@ -274,9 +275,11 @@ fn insert(
 
 /// The credential before, of a key that brings one along.
 fn insert_old_credential(tx: &Transaction<'_>, id: KeyId, old: &Credential) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_valid_until = ?4 WHERE id = ?1";
+    let sql =
+        "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_secret_id = ?4, old_valid_until = ?5
+               WHERE id = ?1";
     let until = old.valid_until.map(Timestamp::as_micros);
-    row::execute(tx, sql, params![id.0.as_bytes(), old.digest.0, old.pepper_version, until])?;
+    row::execute(tx, sql, params![id.0.as_bytes(), old.digest.0, old.pepper_version, old.secret.0, until])?;
     Ok(())
 }
 
@@ -327,8 +330,9 @@ fn replace_credential(
 ) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET old_digest = CASE WHEN :until IS NULL THEN NULL ELSE digest END,
                    old_pepper_version = CASE WHEN :until IS NULL THEN NULL ELSE pepper_version END,
-                   old_valid_until = :until, digest = :digest, pepper_version = :pepper, hint = :hint,
-                   updated_at = :at, version = :version
+                   old_secret_id = CASE WHEN :until IS NULL THEN NULL ELSE secret_id END,
+                   old_valid_until = :until, digest = :digest, pepper_version = :pepper, secret_id = :secret,
+                   hint = :hint, updated_at = :at, version = :version
                WHERE id = :id";
     row::execute(
         tx,
@@ -338,6 +342,7 @@ fn replace_credential(
             ":until": old_until.map(Timestamp::as_micros),
             ":digest": new.digest.0,
             ":pepper": new.pepper_version,
+            ":secret": new.secret.0,
             ":hint": new.hint,
             ":at": at.as_micros(),
             ":version": row::int(version.0),
@@ -355,7 +360,8 @@ fn write_search_text(tx: &Transaction<'_>, record: &KeyRecord) -> Result<(), Sto
 /// Credentials past their grace period open nothing; nodes see that for themselves, so no number is drawn. Without
 /// this their pepper could never be taken out of service.
 fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_valid_until = NULL
+    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                   old_valid_until = NULL
                WHERE old_valid_until <= ?1";
     row::execute(tx, sql, [at.as_micros()])?;
     Ok(())
