@@ -5,6 +5,7 @@
 # make dist   the binary for production: slower to build, faster to run
 # make measure  how soon a change acts on another node, and what slow clients and guesses cost the others, on this machine
 # make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
+# make test-openapi  the admin API against its OpenAPI document, as test does, but for ten minutes and with another seed each time (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
 # make bench  what governing a request costs beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
@@ -18,15 +19,16 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger
+.PHONY: run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger
 
 run: tools
 	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
-# The second line fails when a request costs more instructions than it did.
+# The second line holds the admin API against its OpenAPI document; the third fails when a request costs more instructions than it did.
 test: tools test-tools
 	$(CARGO) test --locked
+	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
 	$(CARGO) bench --locked --bench cost -- check
 
 measure: tools test-tools
@@ -39,6 +41,17 @@ test-clients: tools
 	@[ -x target/clients/bin/python ] || python3 -m venv target/clients
 	@target/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	target/clients/bin/python tests/clients/run.py "$(CURDIR)/target/debug/keygate"
+
+test-openapi: tools test-tools
+	$(CARGO) test --locked --no-run --test architecture
+	@$(MAKE) --no-print-directory openapi ARGS="--max-time 600 --max-examples 1000"
+
+# With the binary that the tests have built.
+.PHONY: openapi
+openapi:
+	@[ -x target/openapi/bin/python ] || python3 -m venv target/openapi
+	@target/openapi/bin/pip install --quiet --requirement tests/openapi/requirements.txt
+	target/openapi/bin/python tests/openapi/run.py "$(CURDIR)/target/debug/keygate" $(ARGS)
 
 # Keygate and the bare proxy are built alike, as for production.
 bench: tools test-tools bench-tools
@@ -91,6 +104,7 @@ fuzz: tools
 # The tests start PostgreSQL, Redis and ACME servers of their own: only the programs are needed, no server that runs.
 test-tools:
 	@missing=; for tool in pebble redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	python3 -m ensurepip --version >/dev/null 2>&1 || missing="$$missing python3-venv"; \
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
 	[ -n "$$found" ] || missing="$$missing postgresql"; \

@@ -71,6 +71,7 @@ pub(super) async fn healthz() -> Answer<AliveView> {
 #[utoipa::path(get, path = "/readyz", tag = "Health", security(()), params(ReadyParams), responses(
     (status = 200, description = "Yes", body = Envelope<ReadyView>),
     (status = 503, description = "No", body = Envelope<ReadyView>),
+    (status = 400, description = "A parameter is not valid", body = Envelope<Detail>),
 ))]
 pub(super) async fn readyz(
     State(admin): State<Shared>,

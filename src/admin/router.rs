@@ -3,7 +3,9 @@
 use super::context::{self, Admin, AdminDeps, Shared};
 use super::envelope;
 use super::error::AdminError;
-use super::{apikeys, audit, endusers, health, logs, plans, propagation, reload, usage, workspaces};
+use super::{
+    apikeys, audit, document, endusers, health, logs, plans, propagation, reload, usage, workspaces,
+};
 use crate::policy::fault::Fault;
 use axum::Router;
 use axum::body::Bytes;
@@ -11,6 +13,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -49,8 +52,8 @@ const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// The admin API over `deps`.
 pub fn router(deps: AdminDeps) -> Router {
-    let (urls, document) = urls().split_for_parts();
-    let admin: Shared = Arc::new(Admin::new(deps, document.to_json().unwrap_or_default()));
+    let admin: Shared = Arc::new(Admin::new(deps, openapi().to_string()));
+    let (urls, _) = urls().split_for_parts();
     let answered = urls
         .with_state(Arc::clone(&admin))
         .merge(docs())
@@ -60,8 +63,10 @@ pub fn router(deps: AdminDeps) -> Router {
 }
 
 /// The OpenAPI document of [`router`], generated from the same list.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    urls().into_openapi()
+pub fn openapi() -> Value {
+    let mut whole = serde_json::to_value(urls().into_openapi()).unwrap_or_default();
+    document::complete(&mut whole);
+    whole
 }
 
 fn urls() -> OpenApiRouter<Shared> {

@@ -3,5 +3,5 @@
 use super::{Failure, say};
 
 pub(super) fn run() -> Result<(), Failure> {
-    say(format_args!("{}", crate::admin::openapi().to_pretty_json().map_err(Failure::failed)?))
+    say(format_args!("{}", serde_json::to_string_pretty(&crate::admin::openapi()).map_err(Failure::failed)?))
 }

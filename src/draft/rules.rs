@@ -25,19 +25,22 @@ const METADATA_BYTES_MAX: usize = 16 * 1024;
 
 // === text ===
 
-/// A name: 1 to 255 characters once the white space around it is gone.
+/// A name: 1 to 255 characters, not all of them white space; that around it is taken off.
 pub(super) fn name(value: &Value) -> Result<String, Flaws> {
     let allowed = "must be 1 to 255 characters, without control characters";
-    let text = value.as_str().ok_or(allowed)?.trim();
-    if text.is_empty() || text.chars().count() > NAME_MAX || text.chars().any(char::is_control) {
+    let text = value.as_str().ok_or(allowed)?;
+    if text.trim().is_empty() || text.chars().count() > NAME_MAX || text.chars().any(char::is_control) {
         return Err(allowed.into());
     }
-    Ok(text.to_owned())
+    Ok(text.trim().to_owned())
 }
 
 /// A name that may be empty.
 pub(super) fn name_or_empty(value: &Value) -> Result<String, Flaws> {
-    if value.as_str().is_some_and(|text| text.trim().is_empty()) { Ok(String::new()) } else { name(value) }
+    let is_blank = |text: &str| text.chars().all(|c| c.is_whitespace() && !c.is_control());
+    let is_short = |text: &str| text.chars().count() <= NAME_MAX;
+    let empty = value.as_str().is_some_and(|text| is_blank(text) && is_short(text));
+    if empty { Ok(String::new()) } else { name(value) }
 }
 
 /// A description: anything people write, up to 2000 characters.
@@ -75,10 +78,18 @@ pub(super) fn flag(value: &Value) -> Result<bool, Flaws> {
 
 /// A whole number from `min` to `max`.
 pub(super) fn whole(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, Flaws> {
-    move |value| match value.as_u64() {
+    move |value| match integer(value).and_then(|number| u64::try_from(number).ok()) {
         Some(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("must be a whole number from {min} to {max}").into()),
     }
+}
+
+/// A whole number, however it is written: JSON knows no difference between 5, 5.0 and 0.5e1.
+#[expect(clippy::cast_possible_truncation, reason = "whole, and of a size that is held exactly")]
+fn integer(value: &Value) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let exact = |float: &f64| float.fract() == 0.0 && float.abs() < EXACT;
+    value.as_i64().or_else(|| value.as_f64().filter(exact).map(|float| float as i64))
 }
 
 /// A ceiling of any size.
@@ -201,8 +212,7 @@ pub(super) fn future_or(
     move |value| {
         let at = match value {
             Value::String(text) => parse_instant(text),
-            Value::Number(number) => parse_instant(&number.to_string()),
-            _ => None,
+            number => integer(number).and_then(|number| parse_instant(&number.to_string())),
         };
         let at = at.ok_or(INSTANT_ALLOWED)?;
         if at > now || Some(at) == unchanged { Ok(at) } else { Err("must be in the future".into()) }

@@ -105,6 +105,8 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"rate_limit": 0}), "rate_limit", rate),
         (json!({"rate_limit": 10_000_001}), "rate_limit", rate),
         (json!({"rate_limit": 1.5}), "rate_limit", rate),
+        (json!({"rate_limit": 1e300}), "rate_limit", rate),
+        (json!({"rate_limit": -1.0}), "rate_limit", rate),
         (json!({"rate_limit": "5"}), "rate_limit", rate),
         (json!({"rate_limit": -1}), "rate_limit", rate),
         (json!({"rate_burst": 0}), "rate_burst", rate),
@@ -147,6 +149,7 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"expires_at": "soon"}), "expires_at", instant),
         (json!({"expires_at": 253_402_300_800_000_i64}), "expires_at", instant),
         (json!({"expires_at": -5}), "expires_at", instant),
+        (json!({"expires_at": 1_767_225_600.5}), "expires_at", instant),
         (json!({"expires_at": true}), "expires_at", instant),
         (json!({"allowed_ips": "10.0.0.1"}), "allowed_ips", "must be a list of addresses"),
         (json!({"allowed_ips": vec!["10.0.0.1"; 101]}), "allowed_ips", "must be at most 100"),
@@ -293,8 +296,8 @@ fn a_service_key_is_bound_to_its_workspace_and_grants_what_it_says() {
 #[test]
 fn everything_that_can_be_asked_for_is_read() {
     let body = with(json!({
-        "description": "d", "scopes": ["app", "rag"], "rate_limit": 5, "rate_burst": 9, "daily_request_limit": 7,
-        "quota_limit": 8, "concurrency_limit": 3, "limits": [{"count": "requests", "per": "hour", "max": 4}],
+        "description": "d", "scopes": ["app", "rag"], "rate_limit": 5, "rate_burst": 9, "daily_request_limit": 0.7e1,
+        "quota_limit": 8.0, "concurrency_limit": 3, "limits": [{"count": "requests", "per": "hour", "max": 4}],
         "expires_at": "2026-01-02T00:00:00Z", "allowed_ips": ["192.0.2.7", "10.0.0.0/8", "2001:db8::/32"],
         "metadata": {"team": {"a": [1, null]}}
     }));

@@ -1,0 +1,172 @@
+//! What the OpenAPI document says beyond what the types of requests do: patterns, bounds, and what goes together. Whatever
+//! it allows is taken and whatever it does not is refused, which `make test` has a stranger try (`tests/openapi`).
+//!
+//! Must not know: what any call does. What JSON Schema cannot say stands in the descriptions.
+
+use crate::policy::key::{CEILING_MAX, KeyType, RATE_MAX, Scope};
+use serde_json::{Value, json};
+
+/// Anything but control characters.
+const PRINTABLE: &str = r"[^\u0000-\u001f\u007f-\u009f]";
+/// The same without white space.
+const VISIBLE: &str = r"[^\s\u0000-\u001f\u007f-\u009f]";
+/// The id of a plan or workspace.
+const ID: &str = "^[A-Za-z0-9._:@-]{1,128}$";
+/// The last millisecond of the year 9999.
+const INSTANT_MAX: i64 = 253_402_300_799_999;
+
+/// Bodies that people send; a field that is not in one of them is refused.
+const BODIES: [&str; 7] =
+    ["KeyCreate", "KeyUpdate", "KeyRegenerate", "PlanCreate", "PlanUpdate", "WorkspaceUpdate", "Limit"];
+/// Fields of changes that cannot be null.
+const NEVER_NULL: [(&str, &[&str]); 3] = [
+    ("KeyUpdate", &["name", "scopes", "rate_limit", "daily_request_limit", "is_active"]),
+    ("PlanUpdate", &["api_ops_rate_limit", "end_user_quota"]),
+    ("WorkspaceUpdate", &["plan_id"]),
+];
+
+/// Adds it to the document that was generated.
+pub(super) fn complete(document: &mut Value) {
+    widen(document);
+    for (path, calls) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (_, call) in calls.as_object_mut().into_iter().flatten() {
+            for parameter in call.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+                let name = parameter["name"].as_str().unwrap_or_default().to_owned();
+                add(&mut parameter["schema"], rule_of_parameter(path, &name));
+            }
+            // A body that may be left out is not null.
+            if let Some(body) = call.pointer_mut("/requestBody/content/application~1json/schema")
+                && let Some(schema) = body.pointer("/oneOf/0").cloned()
+            {
+                *body = schema;
+            }
+        }
+    }
+    let schemas = &mut document["components"]["schemas"];
+    for name in BODIES {
+        let schema = &mut schemas[name];
+        schema["additionalProperties"] = json!(false);
+        for (field, rule) in schema["properties"].as_object_mut().into_iter().flatten() {
+            add(rule, rule_of_field(name, field));
+        }
+    }
+    for (name, fields) in NEVER_NULL {
+        for field in fields {
+            not_null(&mut schemas[name]["properties"][field]);
+        }
+    }
+    add(&mut schemas["KeyCreate"], key_create());
+    add(&mut schemas["Limit"], limit());
+    schemas["Instant"] = instant();
+}
+
+/// Unsigned numbers of 32 bits do not fit what the format `int32` means.
+fn widen(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(widen),
+        Value::Object(map) => {
+            if let Some(format) = map.get_mut("format").filter(|format| **format == "int32") {
+                *format = json!("int64");
+            }
+            map.values_mut().for_each(widen);
+        }
+        _ => {}
+    }
+}
+
+/// Lays the members of `more` over `schema`.
+fn add(schema: &mut Value, more: Value) {
+    if let (Some(schema), Value::Object(more)) = (schema.as_object_mut(), more) {
+        schema.extend(more);
+    }
+}
+
+fn not_null(schema: &mut Value) {
+    if let Some(kinds) = schema["type"].as_array().cloned() {
+        schema["type"] = kinds.into_iter().find(|kind| kind != "null").unwrap_or_default();
+    }
+}
+
+fn rule_of_parameter(path: &str, name: &str) -> Value {
+    match name {
+        "id" if ["/workspaces/{id}", "/plans/{id}"].contains(&path) => json!({"pattern": ID}),
+        "X-Workspace-Id" => json!({"pattern": ID}),
+        "from" | "to" | "start_date" | "end_date" => {
+            let Value::Object(mut rule) = instant() else { return Value::Null };
+            rule.insert("type".into(), json!(["integer", "string"]));
+            rule.into()
+        }
+        "resource_id" | "search" | "endpoint" | "action" | "target" | "other_id" | "verbose" => {
+            json!({"maxLength": 1_024, "pattern": r"^[^\u0000]*$"})
+        }
+        "page" => json!({"maximum": u32::MAX}),
+        "is_active" => json!({"enum": ["true", "false", "any"]}),
+        "interval" => json!({"enum": ["minute", "hour", "day"]}),
+        "format" => json!({"enum": ["json", "csv", "ndjson"]}),
+        "wait" => json!({"enum": ["all"]}),
+        // The instant comes first, and is before the year 4253.
+        "cursor" => json!({"pattern": "^A[A-P][A-Za-z0-9_-]{30}$"}),
+        _ => Value::Null,
+    }
+}
+
+fn rule_of_field(body: &str, field: &str) -> Value {
+    match (body, field) {
+        ("WorkspaceUpdate", "name") => json!({"pattern": format!("^{PRINTABLE}*$")}),
+        (_, "name") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
+        (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
+        (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
+        (_, "id" | "plan_id") => json!({"pattern": ID}),
+        (_, "scopes") => json!({"minItems": 1, "uniqueItems": true}),
+        (_, "daily_request_limit" | "quota_limit" | "end_user_quota" | "max") => {
+            json!({"maximum": CEILING_MAX})
+        }
+        (_, "concurrency_limit") => json!({"maximum": u32::MAX}),
+        (_, "metadata") => json!({"maxProperties": 64, "propertyNames": {"pattern": r"^[^\u0000]*$"}}),
+        (_, "allowed_ips") => json!({"items": {"anyOf": [
+            {"type": "string", "format": "ipv4"},
+            {"type": "string", "format": "ipv6"},
+            {"type": "string", "format": "cidr", "pattern": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$"},
+        ]}}),
+        _ => Value::Null,
+    }
+}
+
+/// What of a key goes with what type.
+fn key_create() -> Value {
+    let word = |kind: &KeyType| kind.as_str();
+    let holding = |scope: Scope| {
+        let kinds: Vec<_> =
+            KeyType::ALL.iter().filter(|k| k.scope_of_kind() == Some(scope)).map(word).collect();
+        json!({
+            "required": ["resource_id"],
+            "properties": {
+                "type": {"enum": kinds},
+                "resource_id": {"type": "string"},
+                "scopes": {"contains": {"const": scope.as_str()}},
+            },
+        })
+    };
+    let service =
+        json!({"properties": {"type": {"enum": [word(&KeyType::Service)]}, "resource_id": {"type": "null"}}});
+    let all: Vec<_> = Scope::ALL.iter().copied().map(holding).chain([service]).collect();
+    json!({"anyOf": all})
+}
+
+/// A rate has another bound than a number of requests.
+fn limit() -> Value {
+    json!({"anyOf": [
+        {"properties": {"per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX}}},
+        {"properties": {"per": {"enum": ["minute", "hour", "day", "month", "total"]}}},
+    ]})
+}
+
+fn instant() -> Value {
+    json!({
+        "description": "Epoch seconds, epoch milliseconds (from 10¹¹ on) or RFC 3339, from 1970 to 9999.",
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": INSTANT_MAX},
+            {"type": "string", "format": "date-time"},
+        ],
+    })
+}
