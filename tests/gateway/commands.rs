@@ -342,7 +342,7 @@ fn import_takes_json_lines_and_tells_every_bad_row_by_its_number() {
             "rate_limit: must be a whole number",
             "keys.jsonl:9: api_key: must be 1 to 128 visible ASCII characters",
             "keys.jsonl:10: rate_limit 1001 is above the 1000 requests/s of plan default",
-            "keys.jsonl:11: rate_limit: is there twice",
+            "keys.jsonl:12: rate_limit: is there twice",
             "3 imported, 8 refused",
         ],
     );
