@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 
 BINARY, *MORE = sys.argv[1:]
@@ -30,7 +31,22 @@ name = "app"
 path = "/{rest*}"
 upstream = "nobody"
 scopes = ["app"]
+end_user = "header:X-End-User"
 """
+
+
+def fill(ready, token):
+    """Makes the workspace of the token, a key, and an end user for calls to find."""
+    body = json.dumps({"name": "first", "type": "service"}).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"http://{ready['admin']}/apikeys", body, headers)) as answer:
+        secret = json.load(answer)["data"]["api_key"]
+    headers = {"Authorization": f"Bearer {secret}", "X-End-User": "first"}
+    try:
+        urllib.request.urlopen(urllib.request.Request(f"http://{ready['proxy']}/", headers=headers)).close()
+    except urllib.error.HTTPError as error:
+        # The backend is not there; the end user is, by then.
+        assert error.code in (502, 503), error
 
 
 def main():
@@ -39,11 +55,10 @@ def main():
         gateway = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder, env={},
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
-            address = json.loads(gateway.stdout.readline())["admin"]
+            ready = json.loads(gateway.stdout.readline())
+            address = ready["admin"]
             token = pathlib.Path(folder, "data/admin.token").read_text().strip()
-            # A call that needs a workspace finds that of the token.
-            ask = urllib.request.Request(f"http://{address}/apikeys", headers={"Authorization": f"Bearer {token}"})
-            urllib.request.urlopen(ask).close()
+            fill(ready, token)
             environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(FOLDER)}
             program = pathlib.Path(sys.executable).with_name("schemathesis")
             command = [program, "--config-file", FOLDER / "schemathesis.toml", "run", f"http://{address}/openapi.json",
