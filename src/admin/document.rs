@@ -3,8 +3,9 @@
 //!
 //! Must not know: what any call does. What JSON Schema cannot say stands in the descriptions.
 
-use crate::policy::key::{CEILING_MAX, KeyType, RATE_MAX, Scope};
+use crate::policy::key::{CEILING_MAX, KeyType, RATE_MAX};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Anything but control characters.
 const PRINTABLE: &str = r"[^\u0000-\u001f\u007f-\u009f]";
@@ -12,6 +13,8 @@ const PRINTABLE: &str = r"[^\u0000-\u001f\u007f-\u009f]";
 const VISIBLE: &str = r"[^\s\u0000-\u001f\u007f-\u009f]";
 /// The id of a plan or workspace.
 const ID: &str = "^[A-Za-z0-9._:@-]{1,128}$";
+/// A scope that a key may grant.
+const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 /// The last millisecond of the year 9999.
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
@@ -20,7 +23,7 @@ const BODIES: [&str; 7] =
     ["KeyCreate", "KeyUpdate", "KeyRegenerate", "PlanCreate", "PlanUpdate", "WorkspaceUpdate", "Limit"];
 /// Fields of changes that cannot be null.
 const NEVER_NULL: [(&str, &[&str]); 3] = [
-    ("KeyUpdate", &["name", "scopes", "rate_limit", "daily_request_limit", "is_active"]),
+    ("KeyUpdate", &["name", "scopes", "rate_limit", "is_active"]),
     ("PlanUpdate", &["api_ops_rate_limit", "end_user_quota"]),
     ("WorkspaceUpdate", &["plan_id"]),
 ];
@@ -53,6 +56,15 @@ pub(super) fn complete(document: &mut Value) {
     for (name, fields) in NEVER_NULL {
         for field in fields {
             not_null(&mut schemas[name]["properties"][field]);
+        }
+    }
+    // What is shown of a key may be sent back with a change of it.
+    if let Value::Object(shown) = schemas["KeyView"]["properties"].clone()
+        && let Some(changed) = schemas["KeyUpdate"]["properties"].as_object_mut()
+    {
+        for (field, mut rule) in shown {
+            add(&mut rule, json!({"readOnly": true}));
+            changed.entry(field).or_insert(rule);
         }
     }
     add(&mut schemas["KeyCreate"], key_create());
@@ -117,8 +129,11 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
         (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
         (_, "id" | "plan_id") => json!({"pattern": ID}),
-        (_, "scopes") => json!({"minItems": 1, "uniqueItems": true}),
-        (_, "daily_request_limit" | "quota_limit" | "end_user_quota" | "max") => {
+        (_, "scopes") => json!({"uniqueItems": true, "items": {"type": "string", "pattern": SCOPE}}),
+        (
+            _,
+            "daily_request_limit" | "default_daily_request_limit" | "quota_limit" | "end_user_quota" | "max",
+        ) => {
             json!({"maximum": CEILING_MAX})
         }
         (_, "concurrency_limit") => json!({"maximum": u32::MAX}),
@@ -134,23 +149,30 @@ fn rule_of_field(body: &str, field: &str) -> Value {
 
 /// What of a key goes with what type.
 fn key_create() -> Value {
-    let word = |kind: &KeyType| kind.as_str();
-    let holding = |scope: Scope| {
-        let kinds: Vec<_> =
-            KeyType::ALL.iter().filter(|k| k.scope_of_kind() == Some(scope)).map(word).collect();
+    let implied: BTreeSet<&str> = KeyType::ALL.iter().filter_map(|kind| kind.implied_scope()).collect();
+    let holding = |scope: &str| {
+        let kinds = KeyType::ALL.iter().filter(|kind| kind.implied_scope() == Some(scope));
+        let kinds: Vec<_> = kinds.map(|kind| kind.as_str()).collect();
+        let prefixes = (0..=scope.len()).map(|n| format!("{}*", &scope[..n]));
+        let granting: Vec<_> = prefixes.chain([scope.to_owned()]).collect();
         json!({
-            "required": ["resource_id"],
+            "required": ["type", "resource_id"],
             "properties": {
                 "type": {"enum": kinds},
                 "resource_id": {"type": "string"},
-                "scopes": {"contains": {"const": scope.as_str()}},
+                "scopes": {"contains": {"enum": granting}},
             },
         })
     };
-    let service =
-        json!({"properties": {"type": {"enum": [word(&KeyType::Service)]}, "resource_id": {"type": "null"}}});
-    let all: Vec<_> = Scope::ALL.iter().copied().map(holding).chain([service]).collect();
-    json!({"anyOf": all})
+    let service = json!({
+        "required": ["scopes"],
+        "properties": {
+            "type": {"enum": [KeyType::Service.as_str(), null]},
+            "resource_id": {"type": "null"},
+            "scopes": {"type": "array"},
+        },
+    });
+    json!({"anyOf": implied.into_iter().map(holding).chain([service]).collect::<Vec<_>>()})
 }
 
 /// A rate has another bound than a number of requests.

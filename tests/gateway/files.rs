@@ -4,10 +4,11 @@ use crate::redis::{RedisServer, free_port};
 use crate::support::{
     Gateway, Origin, Raw, Request, Response, eventually_true, one_route, stand, write_config,
 };
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use keygate::config::known_keys;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -128,18 +129,14 @@ fn no_reload_waits_for_a_file_that_may_never_come() {
     assert_eq!(alive(), 200);
 }
 
-/// An Ed25519 key from a seed, as PKCS #8 (RFC 8410).
-fn signing_key(seed: u8) -> EncodingKey {
-    let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-    der.extend([seed; 32]);
-    EncodingKey::from_ed_der(&der)
+fn signing_key(seed: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
 }
 
 fn key_set(seeds: &[u8]) -> String {
     let key = |seed: &u8| {
-        let mut jwk = Jwk::from_encoding_key(&signing_key(*seed), Algorithm::EdDSA).unwrap();
-        jwk.common.key_id = Some(seed.to_string());
-        serde_json::to_value(jwk).unwrap()
+        let x = B64.encode(signing_key(*seed).public_key());
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": seed.to_string(), "x": x})
     };
     json!({"keys": seeds.iter().map(key).collect::<Vec<_>>()}).to_string()
 }
@@ -149,8 +146,10 @@ fn token_of(seed: u8) -> String {
     let claims = json!({
         "iss": "keygate", "aud": "keygate-admin", "sub": "somebody", "role": "platform", "exp": now + 3_600
     });
-    let header = Header { kid: Some(seed.to_string()), ..Header::new(Algorithm::EdDSA) };
-    jsonwebtoken::encode(&header, &claims, &signing_key(seed)).unwrap()
+    let header = json!({"alg": "EdDSA", "kid": seed.to_string()});
+    let signed = format!("{}.{}", B64.encode(header.to_string()), B64.encode(claims.to_string()));
+    let signature = B64.encode(signing_key(seed).sign(signed.as_bytes()));
+    format!("{signed}.{signature}")
 }
 
 #[test]

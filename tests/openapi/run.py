@@ -37,7 +37,7 @@ end_user = "header:X-End-User"
 
 def fill(ready, token):
     """Makes the workspace of the token, a key, and an end user for calls to find."""
-    body = json.dumps({"name": "first", "type": "service"}).encode()
+    body = json.dumps({"name": "first", "scopes": ["app"]}).encode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(f"http://{ready['admin']}/apikeys", body, headers)) as answer:
         secret = json.load(answer)["data"]["api_key"]
