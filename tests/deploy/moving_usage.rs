@@ -125,6 +125,11 @@ fn a_bad_line_is_named_and_what_a_plan_does_not_keep_is_passed_over() {
         &csv,
         &["id,request_id,api_key_id,workspace_id,at_us,", field(lines[0], "id").as_str().expect("text")],
     );
+    there.write("twice.csv", &csv.replacen("charged", "degraded", 1));
+    says(
+        &there.fails(1, &["usage", "import", "twice.csv"]),
+        &["twice.csv:1: the header line has the column \"degraded\" twice"],
+    );
     there.write("usage.csv", &csv.replacen("served", "liked", 1));
     says(
         &there.fails(1, &["usage", "import", "usage.csv"]),

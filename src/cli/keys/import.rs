@@ -249,10 +249,7 @@ fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<Rows, Failure> 
             _ => return Err(Failure::Failed("the header line is not CSV".into())),
         },
     };
-    let twice = names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|other| other == *name));
-    if let Some((_, name)) = twice {
-        return Err(Failure::Failed(format!("the header line has the column {name:?} twice")));
-    }
+    no_column_twice(&names).map_err(Failure::Failed)?;
     Ok(Box::new(reader.into_records().zip(2..).map(move |(record, count)| {
         let record = match record.map_err(csv::Error::into_kind) {
             Ok(record) => record,
@@ -266,6 +263,15 @@ fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<Rows, Failure> 
         let cells = names.iter().zip(&record).filter(|(_, v)| !v.is_empty());
         Ok((line, cells.map(|(n, v)| cell(n, v)).collect()))
     })))
+}
+
+/// Refuses a head that names a column twice: one of the two would be lost.
+pub(in crate::cli) fn no_column_twice(names: &csv::StringRecord) -> Result<(), String> {
+    let mut all = names.iter().enumerate();
+    match all.find(|(n, name)| names.iter().take(*n).any(|other| other == *name)) {
+        Some((_, name)) => Err(format!("the header line has the column {name:?} twice")),
+        None => Ok(()),
+    }
 }
 
 /// Columns of a CSV file whose cells are secrets: these are what they are, whatever they begin with.

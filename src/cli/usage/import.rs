@@ -2,6 +2,7 @@
 
 use super::{count, line, progress};
 use crate::cli::keys::Desk;
+use crate::cli::keys::import::no_column_twice;
 use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
 use crate::policy::id::WorkspaceId;
@@ -91,6 +92,7 @@ impl Import<'_> {
     fn rows(&mut self, file: impl BufRead) -> Result<(), Failure> {
         let mut reader = csv::Reader::from_reader(file);
         let names = reader.headers().map_err(|e| self.at(Some(1), &e.to_string()))?.clone();
+        no_column_twice(&names).map_err(|why| self.at(Some(1), &why))?;
         for (count, row) in (2..).zip(reader.records()) {
             let row = match row.map_err(csv::Error::into_kind) {
                 Ok(row) => row,

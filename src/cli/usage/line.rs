@@ -386,7 +386,7 @@ mod tests {
         for text in ["", "[]", "{", "null"] {
             assert_eq!(read(text), Err("is not a JSON object".into()), "{text}");
         }
-        let twice = format!("{{\"charged\":false,{}", &written(&record())[1..]);
+        let twice = format!("{{\"charged\":false,{}", &written(&sample())[1..]);
         assert_eq!(read(&twice), Err("charged: is there twice".into()));
     }
 }
