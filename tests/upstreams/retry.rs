@@ -83,7 +83,7 @@ fn attempts_and_the_budget_bound_what_is_sent_again() {
     let none = format!("[upstreams.retry]\nbudget_percent = 0\nbudget_per_second = 0\n{NO_EJECTION}");
     let one = format!("[upstreams.retry]\nattempts = 1\n{NO_EJECTION}");
     let two = format!("[upstreams.retry]\nattempts = 2\n{NO_EJECTION}");
-    for (config, each, over) in [(none, 1, Some(6)), (one, 1, None), (two, 2, None)] {
+    for (config, each, over) in [(none, 1, Some(6)), (one, 1, Some(0)), (two, 2, Some(0))] {
         let group = Group::start(&[1, 1, 1], &config);
         (0..3).for_each(|n| break_off(&group, n));
         assert!((0..6).all(|_| call(&group, "GET").status == 502));
