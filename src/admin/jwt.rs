@@ -169,7 +169,7 @@ impl<'j> Jwk<'j> {
             None => Ok(None),
             Some(value) => value.as_str().map(Some).ok_or_else(|| format!("{name}: must be text")),
         };
-        let kind = word("kty")?.ok_or("kty: is required")?;
+        let family = word("kty")?.ok_or("kty: is required")?;
         let (kid, curve, named) = (word("kid")?, word("crv")?, word("alg")?);
         let is_for_signatures = word("use")?.is_none_or(|purpose| purpose == "sig");
         let verifies = match fields.get("key_ops") {
@@ -177,7 +177,7 @@ impl<'j> Jwk<'j> {
             Some(Value::Array(all)) => all.iter().any(|op| op == "verify"),
             Some(_) => return Err("key_ops: must be an array".into()),
         };
-        let natural = match (kind, curve) {
+        let natural = match (family, curve) {
             ("RSA", _) => Some(Algorithm::RS256),
             ("EC", Some("P-256")) => Some(Algorithm::ES256),
             ("OKP", Some("Ed25519")) => Some(Algorithm::EdDSA),

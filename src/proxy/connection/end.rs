@@ -73,9 +73,9 @@ impl Connection {
 
     /// Ends it for this reason if it still serves this key, as found a moment ago. What has been answered meanwhile was
     /// answered, and what is served now may be another's.
-    pub(in crate::proxy) fn end_if_serving(&self, served: &Presented, end: End) -> bool {
+    pub(in crate::proxy) fn end_if_serving(&self, presented: &Presented, end: End) -> bool {
         let key = self.key();
-        let serves = key.as_ref().is_some_and(|key| key.is(served));
+        let serves = key.as_ref().is_some_and(|key| key.is(presented));
         if serves {
             self.end_with(end);
         }
