@@ -4,7 +4,7 @@
 //! Must not know: what is in the files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -25,6 +25,11 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// Writes a file that only its owner may read, or replaces one: whoever reads `path` finds the old content or the new, also
 /// after a power cut.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, |out| out.write_all(content))
+}
+
+/// The same with what `write` writes.
+pub fn replace_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let beside = path.with_file_name(name);
@@ -32,9 +37,9 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
+    let mut file = BufWriter::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?);
+    write(&mut file)?;
+    file.into_inner()?.sync_all()?;
     fs::rename(&beside, path)?;
     sync_folder_of(path)
 }

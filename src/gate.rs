@@ -6,6 +6,10 @@
 //! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
 //! an [`Admission`], and what forwards takes an `Admission`, or a [`Preflight`], which comes from nobody.
 
+mod rehash;
+
+pub use rehash::{Rehash, RehashJobs, RehashQueue, rehash_queue};
+
 use crate::clock::{Now, Timestamp};
 use crate::counter::{Charge, Charged, Counters, Declined, Left, Place};
 use crate::enduser::EndUsers;
@@ -15,7 +19,7 @@ use crate::policy::credential::{end_user_in_header, presented};
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::Fault;
 use crate::policy::fields::Fields;
-use crate::policy::id::{EndUserId, KeyId};
+use crate::policy::id::EndUserId;
 use crate::policy::limit::Limits;
 use crate::policy::path::{BadPath, decode_segment};
 use crate::policy::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
@@ -24,7 +28,6 @@ use crate::store::Digest;
 use http::header::HeaderName;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 /// What decides.
 pub struct Gate {
@@ -40,8 +43,8 @@ pub struct Gate {
     pub secret_prefix: Box<str>,
     /// The headers a secret may come in.
     pub secret_headers: Box<[HeaderName]>,
-    /// Where keys go whose digest was made with an old pepper. Full means: at their next use.
-    pub rehash: mpsc::Sender<Rehash>,
+    /// Where keys go whose digest was made with an old pepper.
+    pub rehash: RehashQueue,
 }
 
 /// A request as far as the decision looks at it.
@@ -110,19 +113,6 @@ pub struct Denied {
     pub left: Option<Left>,
     /// Whether this node decided about limits by itself because the shared counters are gone.
     pub degraded: bool,
-}
-
-/// A key whose digest can be made anew with the current pepper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rehash {
-    /// Which key.
-    pub key: KeyId,
-    /// The digest it was found by.
-    pub old: Digest,
-    /// The digest of the same secret under the current pepper.
-    pub new: Digest,
-    /// The current pepper.
-    pub pepper_version: u32,
 }
 
 impl Gate {
@@ -229,24 +219,21 @@ impl Gate {
         if shape(secret, &self.secret_prefix) == Shape::Impossible {
             return Err(Denial::KeyInvalid);
         }
+        let mut cannot_tell = false;
         for pepper in self.peppers.iter() {
             let digest = Digest(pepper.digest(secret));
-            let Some(found) = self.keyring.find(&digest, request.now.wall) else { continue };
-            if found.pepper_version != self.peppers.current().version() {
-                self.ask_for_rehash(found.presented.entry.key.id, digest, secret);
+            let Some(found) = self.keyring.find(&digest, request.now.wall) else {
+                cannot_tell |= self.keyring.cannot_tell(&digest);
+                continue;
+            };
+            let current = self.peppers.current();
+            if found.pepper_version != current.version() {
+                let new = || Digest(current.digest(secret));
+                self.rehash.ask(found.presented.entry.key.id, digest, current.version(), new);
             }
             return Ok(found.presented);
         }
-        Err(Denial::KeyInvalid)
-    }
-
-    fn ask_for_rehash(&self, key: KeyId, old: Digest, secret: &[u8]) {
-        let current = self.peppers.current();
-        let new = Digest(current.digest(secret));
-        let wanted = Rehash { key, old, new, pepper_version: current.version() };
-        if self.rehash.try_send(wanted).is_err() {
-            tracing::debug!(%key, "re-hashing waits for the key's next use");
-        }
+        Err(if cannot_tell { Denial::Plain(Fault::ServiceUnavailable) } else { Denial::KeyInvalid })
     }
 }
 

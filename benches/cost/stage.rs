@@ -74,7 +74,7 @@ impl Stage {
             io: runtime.handle().clone(),
             options: enduser::Options { entries: 10, patience: Duration::ZERO, when_gone: WhenGone::Refuse },
         });
-        let (rehash, _) = tokio::sync::mpsc::channel(1);
+        let (rehash, _) = keygate::gate::rehash_queue(1);
         let digests: Vec<_> =
             secrets.iter().map(|s| Digest(peppers.current().digest(s.expose().as_bytes()))).collect();
         let at = clock.now().wall;

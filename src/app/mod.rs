@@ -1,20 +1,22 @@
 //! The composition root: the only place that names concrete backends. It makes the parts, ties them together, starts
 //! them in order and stops them in order.
 //!
-//! Runtimes: one for I/O (store, change feed, ledger), one for the admin API, one for the proxy. A busy proxy worker
-//! delays nothing but requests, and I/O outlives the proxy so that the last records are written.
+//! Runtimes: one for I/O, one for the admin API, one for the proxy; I/O outlives the proxy, to write the last records.
 
 mod acme;
+mod agreement;
 mod counters;
 mod edge;
 mod files;
 mod fixed;
+mod late;
 mod notify;
 mod parts;
 mod reload;
 mod series;
 mod sharers;
 mod signals;
+mod snapshots;
 mod stop;
 mod telemetry;
 mod upgrade;
@@ -23,6 +25,7 @@ mod usage;
 mod watched;
 mod watching;
 
+pub use agreement::agreed_peppers;
 pub use files::{FileError, Kept, peppers, read_secret, read_secret_value, signing_secret, write_private};
 
 pub use parts::routes;
@@ -36,6 +39,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
 use crate::fileio;
+use crate::gate::rehash_queue;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::policy::id::{WorkspaceId, uuid_v7};
@@ -47,9 +51,12 @@ use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
+use agreement::{OwnPeppers, agree, own_peppers};
+use late::{Loading, StoreState};
 use notify::Notify;
 use sharers::Sharers;
 use signals::Steps;
+use snapshots::Snapshots;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -58,7 +65,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, watch};
 use upgrade::{Door, Leaving, Program, Succession, Upgrader};
 use uuid::Uuid;
 use watched::{StartFile, WatchedFiles};
@@ -201,6 +208,8 @@ struct Base {
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
     sharers: Sharers,
+    /// Why the store is not open yet.
+    store_state: StoreState,
 }
 
 /// Secrets of the environment, used instead of those of the files.
@@ -221,8 +230,7 @@ pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), Sta
     Ok(())
 }
 
-/// Makes everything and starts it.
-/// `source` is where the config came from, if it can be read again.
+/// Makes everything and starts it. `source` is where the config came from, if it can be read again.
 pub fn start(
     config: &Config,
     source: Option<ConfigSource>,
@@ -233,7 +241,8 @@ pub fn start(
     let io = parts::runtime("keygate-io", 2)?;
     let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
-    let base = steps.wait(open(config, inline, io.handle(), lock))?;
+    let may_wait = around.predecessor.is_none();
+    let (base, own_peppers) = steps.wait(open(config, inline, io.handle(), lock, may_wait))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
     let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
@@ -243,11 +252,18 @@ pub fn start(
     let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
     let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    steps.wait(follower.load())?;
+    let snapshots = Snapshots::of_node(config, &base);
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
-    if !told_by_predecessor {
-        steps.wait(usage::restore(config, &base, &counters, &keyring, &mut writers))?;
-    }
+    let loading = Loading {
+        config,
+        base: &base,
+        keyring: &keyring,
+        counters: &counters,
+        follower: &follower,
+        snapshots: snapshots.as_ref(),
+        told_by_predecessor,
+    };
+    let late = steps.wait(loading.load(own_peppers, &mut writers))?;
 
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
@@ -257,13 +273,28 @@ pub fn start(
     let writer = writing.write(writers.own);
     writers.left.into_iter().for_each(|left| drop(writing.write_the_rest(left)));
     let settling = Arc::clone(&end_users);
+    let (kept_keyring, kept_counters) = (Arc::clone(&keyring), Arc::clone(&counters));
+    let kept_clock = Arc::clone(&base.clock);
     let follower = io.spawn(async move {
-        tokio::join!(follower.run(feed_stopped.clone()), settling.settle(feed_stopped));
+        let keep = async {
+            if let Some(snapshots) = snapshots {
+                snapshots.keep(kept_keyring, kept_counters, kept_clock, feed_stopped.clone()).await;
+            }
+        };
+        let follow = async {
+            if let Some(late) = late {
+                late.finish(&follower, feed_stopped.clone()).await;
+            }
+            follower.run(feed_stopped.clone()).await;
+        };
+        tokio::join!(follow, settling.settle(feed_stopped.clone()), keep);
     });
     let succession = Succession::after(around.predecessor.as_mut());
     watching::start(config, &base, &keyring, &succession, io.handle());
-    let (rehash, wanted) = mpsc::channel(REHASH_QUEUE);
-    io.spawn(parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring)));
+    let (rehash, wanted) = rehash_queue(REHASH_QUEUE);
+    let rehashing =
+        parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring), Arc::clone(&base.clock));
+    io.spawn(rehashing);
 
     let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
     let all_files = (Arc::clone(&files), StartFile::all(config, inline));
@@ -404,22 +435,47 @@ async fn open(
     inline: InlineSecrets<'_>,
     io: &Handle,
     lock: Option<File>,
-) -> Result<Base, StartError> {
+    may_wait: bool,
+) -> Result<(Base, OwnPeppers), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
     series::show(&metrics);
-    let (store, sqlite) = open_store_after(config, io, lock).await?;
-    let peppers = agreed_peppers(config, inline.peppers, &*store).await?;
+    let (store, sqlite) = prepare_store(config, io, lock)?;
+    let may_wait = |error: &StoreError| may_wait && error.is_transient();
+    let brought_up = match store.bring_up().await {
+        Err(error) if !may_wait(&error) => return Err(error.into()),
+        other => other,
+    };
+    let own = own_peppers(config, inline.peppers)?;
     let auth = auth(config, inline.signing, &clock)?;
-    create_plans(config, &*store, clock.now().wall).await?;
+    let with_store = async {
+        brought_up?;
+        agree(&own, &*store).await?;
+        create_plans(&config.plans, &*store, clock.now().wall).await?;
+        Ok(())
+    };
+    let store_state = StoreState::default();
+    match with_store.await {
+        Ok(()) => {}
+        Err(StartError::Store(error)) if may_wait(&error) => {
+            let why = StartError::from(error).to_string();
+            tracing::error!(why, "the store cannot be opened; it is tried each second");
+            store_state.note(&why);
+        }
+        Err(error) => return Err(error),
+    }
     let boot = uuid_v7(clock.now().wall);
-    let (peppers, auth, sharers) = (Arc::new(peppers), Arc::new(auth), Sharers::default());
-    Ok(Base { boot, clock, metrics, store, sqlite, peppers, auth, sharers })
+    let (peppers, auth, sharers) = (Arc::clone(&own.peppers), Arc::new(auth), Sharers::default());
+    Ok((Base { boot, clock, metrics, store, sqlite, peppers, auth, sharers, store_state }, own))
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
-pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) -> Result<(), StoreError> {
-    for PlanConfig { plan, description, usage_retention_days } in &config.plans {
+pub async fn create_plans(
+    plans: &[PlanConfig],
+    store: &dyn Tenants,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for PlanConfig { plan, description, usage_retention_days } in plans {
         let record = PlanRecord {
             plan: plan.clone(),
             description: description.clone(),
@@ -437,11 +493,14 @@ pub async fn create_plans(config: &Config, store: &dyn Tenants, now: Timestamp) 
 
 /// Opens the configured store. Its connections, where it has some, live on `io`.
 pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
-    open_store_after(config, io, None).await.map(|(store, _)| store)
+    let (store, _) = prepare_store(config, io, None)?;
+    store.bring_up().await?;
+    Ok(store)
 }
 
-/// The same with the `lock` of a process that has the embedded store open and whose place this one takes.
-async fn open_store_after(
+/// The configured store, not opened yet, with the `lock` of a process that has the embedded one open and whose place this
+/// one takes.
+fn prepare_store(
     config: &Config,
     io: &Handle,
     lock: Option<File>,
@@ -453,11 +512,11 @@ async fn open_store_after(
                 readers: config.store.readers,
                 ..SqliteOptions::default()
             };
-            let store = Arc::new(SqliteStore::open_after(path, &options, lock)?);
+            let store = Arc::new(SqliteStore::prepare(path, &options, lock));
             Ok((store.clone(), Some(store)))
         }
         StoreLocation::Postgres(url) => {
-            let store = PgStore::open(url, &postgres_options(config), io.clone()).await?;
+            let store = PgStore::prepare(url, &postgres_options(config), io.clone())?;
             Ok((Arc::new(store), None))
         }
     }
@@ -479,36 +538,6 @@ fn postgres_options(config: &Config) -> PgOptions {
         connect_timeout: config.store.connect_timeout,
         statement_timeout: config.store.statement_timeout,
     }
-}
-
-/// The peppers, after the store has agreed that they are those its digests were made with.
-pub async fn agreed_peppers(
-    config: &Config,
-    inline: Option<&str>,
-    store: &dyn Store,
-) -> Result<Peppers, StartError> {
-    if let Some(text) = inline {
-        let peppers = Peppers::parse(text)?;
-        store.agree_on_peppers(&peppers.checks()).await?;
-        return Ok(peppers);
-    }
-    let kept = peppers(&config.secrets.pepper_file)?;
-    if let Err(error) = store.agree_on_peppers(&kept.value.checks()).await {
-        if kept.is_new {
-            // The real one is somewhere else; a fresh one in its place would only hide that.
-            let removed = std::fs::remove_file(&config.secrets.pepper_file);
-            tracing::debug!(?removed, "the pepper file made a moment ago");
-            if matches!(error, StoreError::WrongPepper(_)) {
-                return Err(StartError::PeppersGone { path: config.secrets.pepper_file.clone() });
-            }
-        }
-        return Err(error.into());
-    }
-    if kept.is_new {
-        let path = config.secrets.pepper_file.display();
-        tracing::info!("made {path}: without this file no key of this database can be used, so keep a copy");
-    }
-    Ok(kept.value)
 }
 
 /// What checks admin tokens, with the secret of the environment if there is one. Without one a first start makes the

@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
 use crate::counter::Counters;
 use crate::enduser::{self, EndUsers, WhenGone};
-use crate::gate::{Gate, Rehash};
+use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
 use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
 use crate::metrics::Metrics;
 use crate::policy::claims::is_claim;
@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// Descriptors for all but connections: the store, the journal, listeners, name servers.
 const FILES_BESIDE: u64 = 256;
@@ -145,7 +145,7 @@ pub(super) fn gate(
     keyring: &Arc<Keyring>,
     counters: &Arc<Counters>,
     end_users: Arc<EndUsers>,
-    rehash: mpsc::Sender<Rehash>,
+    rehash: RehashQueue,
 ) -> Gate {
     Gate {
         keyring: Arc::clone(keyring),
@@ -289,11 +289,16 @@ pub(super) fn admin_server(
         }
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
-    let metrics = Arc::clone(&base.metrics);
+    let (metrics, store_state) = (Arc::clone(&base.metrics), base.store_state.clone());
     let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
     let readiness = move || {
         let accepting = accepting.load(Ordering::Acquire);
         let mut all = readiness(&ring, &*clock, max_stale, accepting);
+        all.checks.extend(store_state.why_closed().map(|why| Check {
+            name: "store",
+            ok: ring.is_open(),
+            detail: why.to_string(),
+        }));
         let more = usage::checks(&metrics, &journal, refuses_when_full);
         all.ready &= more.iter().all(|check| check.ok);
         all.checks.extend(more);
@@ -323,28 +328,50 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
     let age = keyring.age(clock.now());
     let fresh = age.is_some_and(|a| a <= max_stale);
     let heard = age.map_or_else(|| "never".into(), |a| format!("{} ms ago", a.as_millis()));
-    let checks = vec![
+    let mut checks = vec![
         Check { name: "accepting", ok: accepting, detail: if accepting { "yes" } else { "stopping" }.into() },
         Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
-    Readiness { ready: accepting && fresh, checks }
+    let lacking = keyring.lacking_since_start();
+    let is_whole = lacking.is_none();
+    checks.push(Check { name: "keyring", ok: is_whole, detail: lacking.unwrap_or_else(|| "whole".into()) });
+    Readiness { ready: accepting && fresh && is_whole && keyring.is_open(), checks }
 }
+
+/// How long re-hashing rests after the store has failed.
+const REHASH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
 pub(super) async fn rehash_keys(
-    mut wanted: mpsc::Receiver<Rehash>,
+    mut wanted: RehashJobs,
     store: Arc<dyn Keys>,
     keyring: Arc<Keyring>,
+    clock: Arc<dyn Clock>,
 ) {
-    while let Some(Rehash { key, old, new, pepper_version }) = wanted.recv().await {
-        match store.rehash_key(key, old, new, pepper_version).await {
-            Ok(Some(version)) => {
-                keyring.reach(version).await;
+    let mut failing = false;
+    while let Some(job) = wanted.next().await {
+        let Rehash { key, old, new, pepper_version } = job;
+        // Another node may have done it while it waited.
+        let outcome = match keyring.find(&old, clock.now().wall) {
+            Some(_) => store.rehash_key(key, old, new, pepper_version).await,
+            None => Ok(None),
+        };
+        match outcome {
+            Ok(version) => {
+                failing = false;
+                if let Some(version) = version {
+                    keyring.reach(version).await;
+                }
             }
-            Ok(None) => {}
             // The key is found by its old digest as long as that pepper is configured.
-            Err(error) => tracing::warn!(%key, %error, "a key keeps its old pepper for now"),
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%key, %error, "keys keep their old pepper for now");
+                }
+                tokio::time::sleep(REHASH_AGAIN_AFTER).await;
+            }
         }
+        wanted.finished(&job);
     }
 }
 

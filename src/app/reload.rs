@@ -308,7 +308,7 @@ impl Reload for Reloader {
         };
         // The last things that can fail. A plan that was made and is not used yet does no harm.
         let (at, failed) = (self.clock.now().wall, |error: StoreError| NotReloaded::Store(error.to_string()));
-        create_plans(&config, &*self.store, at).await.map_err(failed)?;
+        create_plans(&config.plans, &*self.store, at).await.map_err(failed)?;
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         let changes = differences(&in_force.config, &config);
         if let Err(error) = self.store.note_reload(&config.node.name, changes, by, at).await {

@@ -161,14 +161,37 @@ pub(super) async fn restore(
     writers: &mut Writers,
 ) -> Result<(), StoreError> {
     let at = base.clock.now().wall;
-    let mut unstored = writers.own.replay(REPLAY_WITHIN, at).await;
-    for left in &mut writers.left {
-        unstored.absorb(left.replay(REPLAY_WITHIN, at).await);
-    }
+    let unstored = replay(writers, at, None).await;
     match config.counters.location {
         CountersLocation::Memory => restore_to(counters, &*base.store, keyring, unstored, at).await,
         CountersLocation::Redis(_) => Ok(()),
     }
+}
+
+/// Stores what earlier runs have left, and answers what that has spent beyond the ledger, if it arrived `after` that.
+pub(super) async fn replay(writers: &mut Writers, at: Timestamp, after: Option<Timestamp>) -> Spent {
+    let nothing = || Spent::new(at).only_after(after);
+    let mut unstored = writers.own.replay(REPLAY_WITHIN, nothing()).await;
+    for left in &mut writers.left {
+        unstored.absorb(left.replay(REPLAY_WITHIN, nothing()).await);
+    }
+    unstored
+}
+
+/// Has the counters count at least what the ledger knows, of what `keyring` holds.
+pub(super) async fn raise(
+    counters: &Counters,
+    ledger: &dyn Ledger,
+    keyring: &Keyring,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
+    let raised = async {
+        while let Some(batch) = rows.recv().await {
+            batch.iter().filter(|row| keyring.knows(&row.subject)).for_each(|row| counters.raise(row, at));
+        }
+    };
+    tokio::join!(ledger.spent(at, to), raised).0
 }
 
 /// The ledger knows every key there ever was; `keyring`, which is loaded, those that can still spend.

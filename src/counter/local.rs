@@ -120,6 +120,24 @@ impl Local {
         *self.subject(&row.subject).lock() = spending;
     }
 
+    /// Counts at least what the ledger knows.
+    pub(super) fn raise(&self, row: &SpentRow, at: Timestamp) {
+        let shared = self.subject(&row.subject);
+        let mut spending = shared.lock();
+        for (per, known) in WINDOWS.into_iter().zip([row.minute, row.hour, row.day, row.month, row.total]) {
+            let missing = known.saturating_sub(spending.used(per, at));
+            spending.correct(per, at, i64::try_from(missing).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Shows what every subject has spent in the windows that contain `at`.
+    pub(super) fn each_spent(&self, at: Timestamp, mut show: impl FnMut(SpentRow)) {
+        self.each(|subject, spending| {
+            let [minute, hour, day, month, total] = WINDOWS.map(|per| spending.used(per, at));
+            show(SpentRow { subject, minute, hour, day, month, total });
+        });
+    }
+
     /// Shows what every subject has spent, each as it is in one moment.
     pub(super) fn each(&self, mut show: impl FnMut(SpentBy, &Spending)) {
         for entry in &self.keys {

@@ -140,6 +140,20 @@ impl Counters {
         }
     }
 
+    /// Counts at least what the ledger knows, while requests are served. Shared counters ask the ledger by themselves.
+    pub fn raise(&self, row: &SpentRow, at: Timestamp) {
+        if self.leases.is_none() {
+            self.local.raise(row, at);
+        }
+    }
+
+    /// Shows what every subject has spent in the windows that contain `at`. Nothing, if others count.
+    pub fn each_spent(&self, at: Timestamp, show: impl FnMut(SpentRow)) {
+        if self.leases.is_none() {
+            self.local.each_spent(at, show);
+        }
+    }
+
     /// Forgets a key that is gone for good.
     pub fn forget(&self, key: KeyId) {
         self.local.forget(key);

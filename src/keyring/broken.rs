@@ -3,8 +3,9 @@
 //! Holds at most as many entries as the store has rows.
 
 use crate::policy::id::{PlanId, WorkspaceId};
-use crate::store::{Change, SpentBy};
-use std::collections::HashMap;
+use crate::store::{Change, Digest, SpentBy};
+use smallvec::SmallVec;
+use std::collections::{HashMap, HashSet};
 
 /// A change that could not be put in force. The rest of the feed goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(super) struct Unapplied {
     pub(super) id: String,
     pub(super) why: String,
     pub(super) lacks: Option<Lacks>,
+    /// Of a key: what opens it.
+    pub(super) digests: SmallVec<[Digest; 2]>,
 }
 
 /// What a sound row points at and cannot be served without. Once that is there, the row is to be read again.
@@ -31,6 +34,10 @@ pub(super) struct Broken {
     rows: HashMap<Row, Unapplied>,
     /// Something came that a row here was waiting for.
     wants_reading: bool,
+    /// The digests of all keys in `rows`.
+    digests: HashSet<Digest>,
+    /// The keys that lack their workspace or its plan since everything was first read.
+    since_start: HashSet<Row>,
 }
 
 // === impl Broken ===
@@ -39,7 +46,32 @@ impl Broken {
     /// Notes a row. Answers whether that is news.
     pub(super) fn add(&mut self, row: &Unapplied) -> bool {
         let before = self.rows.insert((row.what, row.id.clone()), row.clone());
+        for digest in before.iter().flat_map(|row| &row.digests) {
+            self.digests.remove(digest);
+        }
+        self.digests.extend(&row.digests);
         before.as_ref() != Some(row)
+    }
+
+    /// Everything has been read for the first time: keys that lack something now are not served here by what was known before.
+    pub(super) fn was_filled(&mut self) {
+        let lacking = self.rows.iter().filter(|((table, _), row)| *table == "keys" && row.lacks.is_some());
+        self.since_start = lacking.map(|(row, _)| row.clone()).collect();
+    }
+
+    /// Why keys cannot be served that others may still serve; none: there are no such keys.
+    pub(super) fn lacking_since_start(&self) -> Option<String> {
+        if self.since_start.is_empty() {
+            return None;
+        }
+        let what = self.rows.values().find(|row| row.what != "keys");
+        let what = what.map(|row| format!("; {} {}: {}", row.what, row.id, row.why)).unwrap_or_default();
+        Some(format!("{} keys cannot be served{what}", self.since_start.len()))
+    }
+
+    /// Whether that digest opens a key whose row is broken.
+    pub(super) fn has_digest(&self, digest: &Digest) -> bool {
+        self.digests.contains(digest)
     }
 
     /// The row that `change` is about, if any row is broken: nearly always none is, and nothing is allocated.
@@ -71,7 +103,12 @@ impl Broken {
 
     /// A row is sound, or gone.
     pub(super) fn mended(&mut self, row: &Row) {
-        self.rows.remove(row);
+        if let Some(mended) = self.rows.remove(row) {
+            for digest in &mended.digests {
+                self.digests.remove(digest);
+            }
+        }
+        self.since_start.remove(row);
     }
 
     /// `there` can be pointed at from now on.
@@ -98,5 +135,6 @@ impl Broken {
     /// Forgets all, before everything is read anew.
     pub(super) fn clear(&mut self) {
         self.rows.clear();
+        self.digests.clear();
     }
 }

@@ -125,15 +125,23 @@ impl Follower {
         Self { on_gone_back, ..self }
     }
 
+    /// What is held came from elsewhere: the next look reads everything and keeps only what the store has.
+    pub fn distrust(&self) {
+        self.is_starting_over.store(true, Ordering::Relaxed);
+    }
+
     /// Fetches everything up to now, once.
     ///
     /// Whoever waits for all nodes waits for this one as soon as it has reported; what was written until then is looked
     /// for once more, so that nothing is served here that somebody was told is in force everywhere.
     pub async fn load(&self) -> Result<(), StoreError> {
         self.catch_up().await?;
-        let Some(reporter) = &self.reporter else { return Ok(()) };
-        reporter.report(self.keyring.version()).await?;
-        self.catch_up().await
+        if let Some(reporter) = &self.reporter {
+            reporter.report(self.keyring.version()).await?;
+            self.catch_up().await?;
+        }
+        self.keyring.broken_rows().was_filled();
+        Ok(())
     }
 
     /// Follows until `stop` turns true. Reports go their own way: a slow one holds up no change.
@@ -253,6 +261,7 @@ impl Follower {
     }
 
     fn heard(&self) {
+        self.keyring.stale_ns.store(0, Ordering::Relaxed);
         self.keyring.heard_ns.store(self.clock.now().steady_ns, Ordering::Relaxed);
     }
 }

@@ -16,13 +16,14 @@ use crate::policy::id::{KeyId, PlanId, WorkspaceId};
 use crate::policy::key::{Key, Plan};
 use crate::policy::limit::{Limits, key_limits, workspace_limits};
 use crate::policy::scope::Scopes;
-use crate::store::{Change, Credentials, Digest, KeyChange, SecretId, SpentBy, Version};
+use crate::store::{Change, Credentials, Digest, KeyChange, SecretId, SpentBy, Version, snapshot};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;
 use index::Index;
+use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -46,6 +47,12 @@ pub struct Keyring {
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0 before the first.
     heard_ns: AtomicU64,
+    /// How old in ns what was held then was already: it came from a snapshot.
+    stale_ns: AtomicU64,
+    /// Whether requests may be decided by what is held.
+    is_open: AtomicBool,
+    /// How many rows are broken, to be read without the lock: nearly always none.
+    broken_rows: AtomicUsize,
 }
 
 /// A key with all that a decision about it needs.
@@ -107,11 +114,17 @@ impl Keyring {
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
+            stale_ns: AtomicU64::new(0),
+            is_open: AtomicBool::new(true),
+            broken_rows: AtomicUsize::new(0),
         }
     }
 
     /// The key that `digest` opens at the instant `at`, unless it is deleted.
     pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<Found> {
+        if !self.is_open.load(Ordering::Relaxed) {
+            return None;
+        }
         let entry = self.by_digest.get(digest)?;
         let credential = entry.credentials.iter().find(|c| c.digest == *digest)?;
         if credential.valid_until.is_some_and(|end| end <= at) {
@@ -119,6 +132,33 @@ impl Keyring {
         }
         let (secret, pepper_version) = (credential.secret, credential.pepper_version);
         Some(Found { presented: Presented { entry, secret }, pepper_version })
+    }
+
+    /// Whether a digest that was not found may open a key all the same: nothing has been read yet, or the key's row, its
+    /// workspace's or its plan's is broken.
+    pub fn cannot_tell(&self, digest: &Digest) -> bool {
+        !self.is_open.load(Ordering::Relaxed)
+            || (self.broken_rows.load(Ordering::Relaxed) > 0 && self.broken_rows().has_digest(digest))
+    }
+
+    /// Finds nothing, and can tell of no digest that it opens nothing, until [`Keyring::open`].
+    pub fn close(&self) {
+        self.is_open.store(false, Ordering::Relaxed);
+    }
+
+    /// Requests may be decided by what is held.
+    pub fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests may be decided by what is held.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Why keys cannot be served since the start that other nodes may still serve by what they knew before; none: all are.
+    pub fn lacking_since_start(&self) -> Option<String> {
+        self.broken_rows().lacking_since_start()
     }
 
     /// What became of a key found earlier; none when it was deleted or the secret that was presented then does not open it
@@ -171,8 +211,53 @@ impl Keyring {
     pub fn age(&self, now: Now) -> Option<Duration> {
         match self.heard_ns.load(Ordering::Relaxed) {
             0 => None,
-            heard => Some(Duration::from_nanos(now.steady_ns.saturating_sub(heard))),
+            heard => {
+                let since = now.steady_ns.saturating_sub(heard);
+                Some(Duration::from_nanos(since.saturating_add(self.stale_ns.load(Ordering::Relaxed))))
+            }
         }
+    }
+
+    /// Tells of every change of the number of the newest change in force.
+    pub fn versions(&self) -> watch::Receiver<Version> {
+        self.version.subscribe()
+    }
+
+    /// Takes what a snapshot holds for what the store would say, `age` ago. To be called before anything was heard.
+    pub fn fill(&self, changes: Vec<Change>, age: Duration, now: Now) {
+        for change in changes {
+            if let Some(Unapplied { what, id, why, .. }) = self.apply(change) {
+                tracing::error!(what, id, why, "a row of the snapshot cannot be served");
+            }
+        }
+        self.stale_ns.store(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.heard_ns.store(now.steady_ns, Ordering::Relaxed);
+    }
+
+    /// Takes plans and workspaces of a snapshot for the last good ones, should their rows in the store be broken.
+    pub fn remember_tenants(&self, changes: Vec<Change>) {
+        for change in changes {
+            if matches!(change, Change::Plan(_) | Change::Workspace { .. }) {
+                drop(self.put(change));
+            }
+        }
+    }
+
+    /// Shows `each` what puts a row into a snapshot: of every plan, workspace and key, in that order.
+    pub fn snapshot<E>(&self, each: &mut dyn FnMut(&dyn Fn(&mut Vec<u8>)) -> Result<(), E>) -> Result<(), E> {
+        let plans: Vec<_> = self.plans().values().cloned().collect();
+        for plan in plans {
+            each(&|row| snapshot::put_plan(&plan.plan, row))?;
+        }
+        let workspaces: Vec<_> = self.workspaces.iter().map(|entry| Arc::clone(entry.value())).collect();
+        for workspace in workspaces {
+            each(&|row| snapshot::put_workspace(&workspace.id, &workspace.plan().plan.id, row))?;
+        }
+        let mut keys = Vec::with_capacity(self.len());
+        self.by_id.each(|held| keys.push(Arc::clone(held)));
+        keys.iter().try_for_each(|held| {
+            each(&|row| snapshot::put_key(&held.key, &held.credentials, held.version, row))
+        })
     }
 
     // === applying changes; called by the follower only, one change after the other ===
@@ -182,10 +267,19 @@ impl Keyring {
         let row = self.broken_rows().watched(&change);
         match self.put(change) {
             Ok(()) => {
-                row.inspect(|row| self.broken_rows().mended(row));
+                if let Some(row) = row {
+                    let mut broken = self.broken_rows();
+                    broken.mended(&row);
+                    self.broken_rows.store(broken.len(), Ordering::Relaxed);
+                }
                 None
             }
-            Err(unapplied) => self.broken_rows().add(&unapplied).then_some(unapplied),
+            Err(unapplied) => {
+                let mut broken = self.broken_rows();
+                let is_news = broken.add(&unapplied);
+                self.broken_rows.store(broken.len(), Ordering::Relaxed);
+                is_news.then_some(unapplied)
+            }
         }
     }
 
@@ -206,14 +300,14 @@ impl Keyring {
             Change::Key(change) => return self.put_key(change),
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}
-            Change::Broken { table, id, why } => {
+            Change::Broken { table, id, why, digests } => {
                 // What a broken row stood for must not be served as it was before it broke.
                 if table == "keys"
                     && let Ok(key) = id.parse()
                 {
                     self.remove_key(key);
                 }
-                return Err(Unapplied { what: table, id, why, lacks: None });
+                return Err(Unapplied { what: table, id, why, lacks: None, digests });
             }
         }
         Ok(())
@@ -234,7 +328,8 @@ impl Keyring {
         let Some(plan) = self.plans().get(plan_id).cloned() else {
             let why = format!("it is on the plan {plan_id}, which is not there");
             let lacks = Some(Lacks::Plan(plan_id.clone()));
-            return Err(Unapplied { what: "workspaces", id: id.to_string(), why, lacks });
+            let digests = SmallVec::new();
+            return Err(Unapplied { what: "workspaces", id: id.to_string(), why, lacks, digests });
         };
         if let Some(known) = self.workspaces.get(id) {
             known.plan.store(plan);
@@ -265,7 +360,8 @@ impl Keyring {
             let why = format!("its workspace {} is not there", key.workspace_id);
             self.remove_key(id);
             let lacks = Some(Lacks::Workspace(key.workspace_id));
-            return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks });
+            let digests = credentials.iter().map(|c| c.digest).collect();
+            return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks, digests });
         };
         // One text for all keys of a workspace.
         key.workspace_id = workspace.id.clone();
@@ -301,6 +397,7 @@ impl Keyring {
             Entry { key, workspace, credentials, version: Version::default() }
         });
         self.broken_rows().clear();
+        self.broken_rows.store(0, Ordering::Relaxed);
     }
 
     /// Drops every key that is not in `there`, and answers which.

@@ -236,7 +236,12 @@ fn a_row_that_breaks_is_no_longer_served_and_the_others_are() {
         key(broken, 1, &[credential(1, None)]),
         key(sound, 2, &[credential(2, None)]),
     ]);
-    let change = Change::Broken { table: "keys", id: broken.to_string(), why: "rate_limit is -1".into() };
+    let change = Change::Broken {
+        table: "keys",
+        id: broken.to_string(),
+        why: "rate_limit is -1".into(),
+        digests: SmallVec::new(),
+    };
     assert!(ring.apply(change.clone()).is_some());
     assert!(ring.apply(change).is_none(), "it is said once");
     assert_eq!(ring.broken(), 1);
@@ -318,7 +323,12 @@ impl Following {
 async fn what_waited_for_a_plan_that_was_broken_is_served_once_the_plan_is_mended() {
     let following = Following::new();
     let id = KeyId::new(NOW);
-    let broken = Change::Broken { table: "plans", id: "default".into(), why: "api_ops_rate_limit".into() };
+    let broken = Change::Broken {
+        table: "plans",
+        id: "default".into(),
+        why: "api_ops_rate_limit".into(),
+        digests: SmallVec::new(),
+    };
     let rest = vec![(2, workspace()), (3, key(id, 3, &[credential(1, None)]))];
     following.holds([vec![(1, broken)], rest.clone()].concat()).await;
     assert!(!opens(&following.keyring, 1, NOW));

@@ -41,6 +41,9 @@ pub struct Peppers(Vec<Pepper>);
 #[derive(Clone)]
 struct KeyedMac(Hmac<Sha256>);
 
+/// Tells whether bytes are what this installation wrote for itself.
+pub struct Seal(Hmac<Sha256>);
+
 /// The shape of a presented text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -240,9 +243,33 @@ impl Pepper {
         &self.check
     }
 
+    /// A MAC under a key that is derived from this pepper. No secret has a space in it, so none has that key as its digest.
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+    pub fn seal(&self) -> Seal {
+        let key = self.keyed.digest(b"keygate: what this node wrote for itself");
+        Seal(Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length"))
+    }
+
     /// HMAC-SHA-256 of `secret` under this pepper.
     pub fn digest(&self, secret: &[u8]) -> [u8; 32] {
         self.keyed.digest(secret)
+    }
+}
+
+impl Seal {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The MAC of all that was added.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into_bytes().into()
+    }
+
+    /// Whether `tag` is the MAC of all that was added; takes the same time whatever it is.
+    pub fn matches(self, tag: &[u8]) -> bool {
+        self.0.verify_slice(tag).is_ok()
     }
 }
 

@@ -217,10 +217,9 @@ pub(super) const SOURCES: &[Source] = &[
     Source {
         table: "keys",
         sql: concat!(
-            "SELECT k.id, k.version, ",
+            "SELECT k.id, k.version, k.digest, k.old_digest, ",
             key_columns!(),
-            ", k.version, k.digest, k.pepper_version, k.secret_id,
-             k.old_digest, k.old_pepper_version, k.old_secret_id, k.old_valid_until
+            ", k.version, k.pepper_version, k.secret_id, k.old_pepper_version, k.old_secret_id, k.old_valid_until
              FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
         ),
         read: read_key_change,
@@ -259,10 +258,20 @@ impl Source {
     pub(super) fn change(&self, fields: &mut Fields<'_>, reached: Version) -> Result<Change, StoreError> {
         match self.checked(fields, reached) {
             Err(StoreError::Corrupt(why)) => {
-                Ok(Change::Broken { table: self.table, id: fields.id_for_people(), why })
+                let (table, id) = (self.table, fields.id_for_people());
+                Ok(Change::Broken { table, id, why, digests: self.digests(fields) })
             }
             other => other,
         }
+    }
+
+    /// The digests of a key whose row cannot be understood.
+    fn digests(&self, fields: &Fields<'_>) -> SmallVec<[Digest; 2]> {
+        let mut fields = fields.from_the_first();
+        fields.skip();
+        fields.skip();
+        let found = ["digest", "old_digest"].map(|name| fields.maybe_digest(name).ok().flatten().map(Digest));
+        found.into_iter().flatten().filter(|_| self.table == "keys").collect()
     }
 
     /// A number from the future would outlive the next changes of its row, which have smaller ones.
@@ -277,16 +286,18 @@ impl Source {
 }
 
 fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
+    let digest = Digest(f.digest("digest")?);
+    let old = f.maybe_digest("old_digest")?;
     let key = read_key(f)?;
     let version = Version(f.int("version")?);
     let current = Credential {
-        digest: Digest(f.digest("digest")?),
+        digest,
         pepper_version: f.int("pepper_version")?,
         secret: SecretId(f.int("secret_id")?),
         valid_until: None,
     };
     let mut credentials = SmallVec::from_iter([current]);
-    if let Some(old) = f.maybe_digest("old_digest")? {
+    if let Some(old) = old {
         credentials.push(Credential {
             digest: Digest(old),
             pepper_version: f.int("old_pepper_version")?,

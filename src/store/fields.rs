@@ -131,6 +131,11 @@ impl<'r> Fields<'r> {
         self.row.id_for_people()
     }
 
+    /// The same row from its first column on.
+    pub(super) fn from_the_first(&self) -> Self {
+        Self { row: self.row, at: 0 }
+    }
+
     /// Passes over a column that is not wanted.
     pub(super) fn skip(&mut self) {
         self.step();

@@ -18,6 +18,7 @@ mod record;
 mod retention;
 pub mod rollup;
 mod rules;
+pub mod snapshot;
 pub mod sqlite;
 mod usage;
 
@@ -50,6 +51,10 @@ pub struct Written<T> {
 /// All of it, as the composition root hands it out; everybody else takes the one trait it needs.
 #[async_trait]
 pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Ledger + Audit {
+    /// Reaches the backend and brings its schema up to date; until that has succeeded every other call is `Unavailable`.
+    /// To be repeated while it is `Unavailable`.
+    async fn bring_up(&self) -> Result<(), StoreError>;
+
     /// Takes no more calls, finishes those that run or are queued, and lets go of the backend. Later calls are
     /// `Unavailable`.
     async fn close(&self);

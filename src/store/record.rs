@@ -277,6 +277,8 @@ pub enum Change {
         id: String,
         /// What is wrong with it.
         why: String,
+        /// Of a key: the digests that open it, as far as they can be read.
+        digests: SmallVec<[Digest; 2]>,
     },
 }
 

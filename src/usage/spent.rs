@@ -13,6 +13,8 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct Spent {
     windows: Windows,
+    /// What arrived until then is counted elsewhere.
+    after: Option<Timestamp>,
     keys: HashMap<KeyId, SpentRow>,
     workspaces: HashMap<WorkspaceId, SpentRow>,
 }
@@ -20,7 +22,13 @@ pub struct Spent {
 impl Spent {
     /// Nothing yet; windows are those that contain `at`.
     pub fn new(at: Timestamp) -> Self {
-        Self { windows: Windows::of(at), keys: HashMap::new(), workspaces: HashMap::new() }
+        Self { windows: Windows::of(at), after: None, keys: HashMap::new(), workspaces: HashMap::new() }
+    }
+
+    /// Only of requests that arrived after that instant, if there is one.
+    #[must_use]
+    pub fn only_after(self, after: Option<Timestamp>) -> Self {
+        Self { after, ..self }
     }
 
     /// Adds a record by its two payloads. One that cannot be read has spent nothing.
@@ -56,6 +64,9 @@ impl Spent {
     }
 
     fn charge(&mut self, id: KeyId, workspace: &WorkspaceId, arrived: Timestamp) {
+        if self.after.is_some_and(|after| arrived <= after) {
+            return;
+        }
         let one = self.windows.one(arrived);
         let key = self.keys.entry(id).or_insert_with(|| SpentRow::nothing(SpentBy::Key(id)));
         count(key, one);

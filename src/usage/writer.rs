@@ -3,7 +3,6 @@
 use super::SetAside;
 use super::Spent;
 use super::journal::{Batch, Journal, Reader};
-use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::policy::id::fill_random;
 use crate::store::{Ledger, StoreError};
@@ -125,12 +124,11 @@ impl Writer {
     }
 
     /// Stores what earlier processes left, for at most about `within` and until the first failure; [`Writer::run`] goes on
-    /// with the rest. Answers what that has spent, in the windows that contain `at`. To be called once, before `run`.
+    /// with the rest. Answers what that has spent, added to `spent`. To be called once, before `run`.
     ///
     /// A call of the store that failed may have stored its batch all the same: limits then count at most that batch twice.
-    pub async fn replay(&mut self, within: Duration, at: Timestamp) -> Spent {
+    pub async fn replay(&mut self, within: Duration, mut spent: Spent) -> Spent {
         let until = Instant::now() + within;
-        let mut spent = Spent::new(at);
         let mut batch = Batch::default();
         while self.reader.is_behind() && Instant::now() < until {
             batch.clear();

@@ -19,6 +19,7 @@ mod end_users;
 mod files;
 mod headers;
 mod installation;
+mod late_start;
 mod lifecycle;
 mod limits;
 mod order;

@@ -14,6 +14,7 @@ mod cluster;
 mod disk;
 mod end_users;
 mod feed;
+mod late_start;
 mod ordinary;
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 #[path = "../store_behaviours/private_postgres.rs"]

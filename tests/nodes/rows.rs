@@ -12,7 +12,7 @@ fn broken_rows(node: &Gateway) -> u64 {
 }
 
 /// What a node would write: `change` of the row in `table` with this id, with the next number and its announcement.
-fn write(url: &str, table: &str, id: &str, change: &str) {
+pub(crate) fn write(url: &str, table: &str, id: &str, change: &str) {
     let quiet = "SET session_replication_role = replica;";
     sql(
         url,
@@ -31,7 +31,7 @@ fn a_key_that_breaks_while_nodes_run_is_refused_until_it_is_mended() {
     let (sound, hurt) = (pair.key(json!({})), pair.key(json!({})));
     let damages = [
         ("kind = ''", "kind = 'service'"),
-        ("scopes = 'app,root'", "scopes = 'app,rag,memory'"),
+        ("scopes = 'app,a b'", "scopes = 'app,rag,memory'"),
         ("rate_limit = -1", "rate_limit = 50"),
         ("daily_request_limit = -9223372036854775808", "daily_request_limit = 1000"),
         ("limits = '[{'", "limits = '[]'"),
@@ -42,7 +42,8 @@ fn a_key_that_breaks_while_nodes_run_is_refused_until_it_is_mended() {
     for (damage, repair) in damages {
         write(&url, "keys", &hurt.id, damage);
         for node in pair.nodes() {
-            eventually_true(damage, || node.get("/v1/app/x", &hurt.secret).status == 401);
+            eventually_true(damage, || node.get("/v1/app/x", &hurt.secret).status == 503);
+            assert_eq!(node.get("/v1/app/x", "sk-unknown").status, 401, "{damage}");
             assert_eq!(node.get("/v1/app/x", &sound.secret).status, 200, "{damage}");
             eventually_true("it is counted", || broken_rows(node) == 1);
             eventually_true("and named", || node.stderr().contains(&hurt.id));
@@ -73,8 +74,14 @@ fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
         // A node that starts finds it so.
         let late =
             crate::cluster::node(&first._origin, &url, "late", &crate::cluster::shared_with(&first.first));
-        assert_eq!(late.get("/v1/app/x", &there.secret).status, 401, "{damage}");
-        let others = if only_there { 200 } else { 401 };
+        assert_eq!(late.get("/v1/app/x", &there.secret).status, 503, "{damage}");
+        let readiness = Raw::connect(late.admin).call(&Request::get("/readyz?verbose"));
+        assert!(
+            readiness.status == 503 && readiness.text().contains("cannot be served"),
+            "{}",
+            readiness.text()
+        );
+        let others = if only_there { 200 } else { 503 };
         assert_eq!(late.get("/v1/app/x", &here.secret).status, others, "{damage}");
         eventually_true("it is counted", || broken_rows(&late) >= 2);
         // Those that knew it go on with what they knew, and say that it is broken.
@@ -86,6 +93,7 @@ fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
         }
         for node in [&late, &first.first] {
             eventually_true("nothing is counted any more", || broken_rows(node) == 0);
+            assert_eq!(Raw::connect(node.admin).call(&Request::get("/readyz")).status, 200);
         }
     }
 }

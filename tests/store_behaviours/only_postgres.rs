@@ -11,7 +11,7 @@ use keygate::clock::Timestamp;
 use keygate::config::PostgresUrl;
 use keygate::policy::id::{KeyId, WorkspaceId};
 use keygate::store::postgres::{PgOptions, PgStore, check, migrate};
-use keygate::store::{Change, EndUserAdmission, Feed as _, KeyFilter, Keys as _};
+use keygate::store::{Change, Digest, EndUserAdmission, Feed as _, KeyFilter, Keys as _};
 use keygate::store::{NodeReport, Nodes as _, PlanPatch, SpentRow, Store, StoreError, Tenants as _};
 use keygate::store::{UsageRecord, Version};
 use std::collections::HashSet;
@@ -607,7 +607,9 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
             continue;
         }
         let why = changes.iter().find_map(|change| match change {
-            Change::Broken { table: "keys", id: named, why } if *named == id.to_string() => Some(why.clone()),
+            Change::Broken { table: "keys", id: named, why, .. } if *named == id.to_string() => {
+                Some(why.clone())
+            }
             _ => None,
         });
         let why = why.unwrap_or_else(|| panic!("not noticed: {damage}"));
@@ -868,4 +870,63 @@ async fn a_root_certificate_that_cannot_be_read_is_refused() {
         .replace("sslmode=disable", "sslmode=verify-ca&sslrootcert=/nowhere.pem");
     let why = refusal(open(&url, &hasty()).await);
     assert!(why.starts_with("sslrootcert /nowhere.pem cannot be used"), "{why}");
+}
+
+// === what is relied upon, and what is not ===
+
+#[tokio::test]
+async fn commits_wait_for_the_disk_where_the_database_would_not() {
+    let place = Place::postgres().await;
+    let client = raw(place.url()).await;
+    let database = database_of(place.url());
+    let not_by_default = format!("ALTER DATABASE \"{database}\" SET synchronous_commit = off");
+    client.batch_execute(&not_by_default).await.unwrap();
+    let said = "CREATE TABLE said (how text);
+                CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS
+                    'BEGIN INSERT INTO said VALUES (current_setting(''synchronous_commit'')); RETURN NULL; END';
+                CREATE TRIGGER says AFTER UPDATE ON change_seq FOR EACH ROW EXECUTE FUNCTION say()";
+    client.batch_execute(said).await.unwrap();
+    let store = open_postgres(place.url()).await;
+    store.create_plan(plan("waits"), &someone(), T0).await.unwrap();
+    let how: String = client.query_one("SELECT how FROM said", &[]).await.unwrap().get(0);
+    assert_eq!(how, "on");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn re_hashing_what_is_re_hashed_waits_for_nobody() {
+    let place = Place::postgres().await;
+    let key = KeyId::new(T0);
+    let mut client = raw(place.url()).await;
+    let writing = client.transaction().await.unwrap();
+    writing.execute("UPDATE change_seq SET value = value", &[]).await.unwrap();
+    let rehash = place.rehash_key(key, Digest([1; 32]), Digest([2; 32]), 2);
+    // It would wait for as long as a statement may take.
+    assert_eq!(tokio::time::timeout(PATIENCE / 2, rehash).await.expect("at once").unwrap(), None);
+    writing.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_sends_too_much_loses_the_connection() {
+    const LONG: u32 = 400 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://u:p@{}/d?sslmode=disable", listener.local_addr().unwrap());
+    let lying = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        client.read(&mut [0; 1_024]).await.unwrap();
+        client.write_all(&[&b"S"[..], &LONG.to_be_bytes()].concat()).await.unwrap();
+        let (zeros, mut taken) = (vec![0; 65_536], 0_usize);
+        while taken < usize::try_from(LONG).unwrap() {
+            match client.write(&zeros).await {
+                Ok(n) => taken += n,
+                Err(_) => break,
+            }
+        }
+        taken
+    });
+    let why = unavailable(open(&url, &patient()).await);
+    assert!(why.contains("more than it may"), "{why}");
+    let taken = lying.await.unwrap();
+    // What was on its way when the connection was closed.
+    assert!(taken < 32 << 20, "{taken}");
 }

@@ -188,7 +188,9 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
         assert_eq!(hit, 1);
         let (_, changes) = place.all_changes(Version(0)).await;
         let broken = changes.iter().find_map(|change| match change {
-            Change::Broken { table: "keys", id: named, why } if *named == id.to_string() => Some(why.clone()),
+            Change::Broken { table: "keys", id: named, why, .. } if *named == id.to_string() => {
+                Some(why.clone())
+            }
             _ => None,
         });
         let why = broken.unwrap_or_else(|| panic!("not noticed: {damage}: {changes:?}"));

@@ -62,7 +62,7 @@ pub(in crate::cli) fn credentials(desk: &Desk) -> Result<Credentials, Failure> {
             for change in batch {
                 match change {
                     Change::Key(change) => drop(all.insert(change.key.id, change.credentials)),
-                    Change::Broken { table, id, why } => eprintln!("keygate: {table} {id}: {why}"),
+                    Change::Broken { table, id, why, .. } => eprintln!("keygate: {table} {id}: {why}"),
                     _ => {}
                 }
             }

@@ -91,7 +91,7 @@ pub(in crate::cli) struct Desk {
     pub(in crate::cli) config: Config,
     pub(in crate::cli) runtime: Runtime,
     pub(in crate::cli) store: Arc<dyn Store>,
-    peppers: Peppers,
+    peppers: Arc<Peppers>,
     pub(in crate::cli) now: Timestamp,
 }
 
@@ -158,7 +158,7 @@ impl Desk {
         let peppers =
             runtime.block_on(app::agreed_peppers(&config, inline, &*store)).map_err(Failure::failed)?;
         runtime
-            .block_on(app::create_plans(&config, &*store, SystemClock::new().now().wall))
+            .block_on(app::create_plans(&config.plans, &*store, SystemClock::new().now().wall))
             .map_err(Failure::failed)?;
         let now = SystemClock::new().now().wall;
         Ok(Self { config, runtime, store, peppers, now })

@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use crate::store::rules;
-use deadpool_postgres::{PoolError, TimeoutType};
+use deadpool_postgres::{HookError, PoolError, TimeoutType};
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -37,6 +37,10 @@ pub(super) fn of_pool(error: &PoolError) -> StoreError {
             None => unavailable(of_connection(error)),
         },
         PoolError::Closed => unavailable("it has been closed"),
+        PoolError::PostCreateHook(HookError::Backend(error)) => match error.as_db_error() {
+            Some(said) => of_server(said),
+            None => unavailable(of_connection(error)),
+        },
         PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
             unavailable("the pool is out of order")
         }
@@ -93,6 +97,7 @@ fn of_connection(error: &Error) -> &'static str {
     match cause.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::ConnectionRefused) => "the database refuses connections",
         Some(std::io::ErrorKind::TimedOut) => "the database does not answer",
+        Some(std::io::ErrorKind::FileTooLarge) => "the database sends more than it may",
         Some(std::io::ErrorKind::InvalidData) => "the database's TLS certificate is not acceptable",
         _ if error.to_string().contains("TLS") => "TLS with the database failed",
         _ => "the connection to the database was lost",

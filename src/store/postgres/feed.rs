@@ -8,7 +8,6 @@ use crate::store::{Change, Feed, Version, rules};
 use async_trait::async_trait;
 use deadpool_postgres::Object;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -57,10 +56,7 @@ impl PgStore {
 
     /// One statement and no transaction around it: one round trip.
     async fn look_once(&self) -> Result<Version, StoreError> {
-        let running = Arc::clone(&self.closed).read_owned().await;
-        if *running {
-            return Err(StoreError::Unavailable("it has been closed".into()));
-        }
+        let running = self.running().await?;
         let (pool, patience) = (self.feed_pool.clone(), self.patience);
         let looking = async move {
             let connection = pool.get().await.map_err(|failed| error::of_pool(&failed))?;

@@ -277,6 +277,11 @@ async fn rehash(
     new: Digest,
     pepper_version: u32,
 ) -> Result<Option<Version>, StoreError> {
+    // Looks before it takes turns with all other writes: another node may have done it.
+    let has = "SELECT count(*) FROM keys WHERE id = $1 AND (digest = $2 OR old_digest = $2)";
+    if tx.count(has, &[&id.0, &old.0.as_slice()]).await? == 0 {
+        return Ok(None);
+    }
     let version = next_version(tx).await?;
     let current =
         "UPDATE keys SET digest = $3, pepper_version = $4, version = $5 WHERE id = $1 AND digest = $2";

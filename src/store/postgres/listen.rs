@@ -2,16 +2,15 @@
 //!
 //! Must not know: what was written. While there is no connection nobody is woken; the keyring polls as well.
 
-use super::{PgOptions, StoreError, connect, tls};
+use super::link::{Connector, Link};
+use super::{PgOptions, StoreError};
 use crate::config::PostgresUrl;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, NoTls, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{AsyncMessage, Client, Error};
 
 /// First wait after a lost connection; doubled each time up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -21,8 +20,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// How to connect, and how long to wait for that and for each answer.
 struct Line {
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
+    connector: Connector,
     connect_within: Duration,
     answer_within: Duration,
 }
@@ -44,8 +42,7 @@ impl Listener {
     ) -> Result<Self, StoreError> {
         let heard = Arc::new(Notify::new());
         let line = Line {
-            config: connect::config(url, options, options.statement_timeout),
-            tls: tls::connector(url)?,
+            connector: Connector::new(url, options, options.statement_timeout)?,
             connect_within: options.connect_timeout,
             answer_within: options.statement_timeout,
         };
@@ -84,31 +81,19 @@ impl Line {
     }
 
     async fn listen_once(&self, heard: &Notify, wait: &mut Duration) -> Result<(), StoreError> {
-        match &self.tls {
-            None => {
-                let (client, connection) = within(self.connect_within, self.config.connect(NoTls)).await?;
-                self.listen(client, connection, heard, wait).await
-            }
-            Some(tls) => {
-                let opening = self.config.connect(tls.clone());
-                let (client, connection) = within(self.connect_within, opening).await?;
-                self.listen(client, connection, heard, wait).await
-            }
-        }
+        let (client, link) = within(self.connect_within, self.connector.connect()).await?;
+        self.listen(client, link, heard, wait).await
     }
 
     /// Listens until the connection ends or falls silent. Whatever was written before the first word is heard as one
     /// change.
-    async fn listen<S>(
+    async fn listen(
         &self,
         client: Client,
-        mut connection: Connection<Socket, S>,
+        mut connection: Link,
         heard: &Notify,
         wait: &mut Duration,
-    ) -> Result<(), StoreError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> Result<(), StoreError> {
         let speak = async {
             within(self.answer_within, client.batch_execute("LISTEN keygate_changes")).await?;
             *wait = BACKOFF;

@@ -18,6 +18,7 @@ mod feed;
 mod key_rows;
 mod keys;
 mod ledger;
+mod link;
 mod listen;
 mod logs;
 mod nodes;
@@ -39,6 +40,7 @@ use deadpool_postgres::{Object, Pool};
 use listen::Listener;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
@@ -56,6 +58,10 @@ pub struct PgStore {
     /// Read while a call runs; holds true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
+    url: PostgresUrl,
+    options: PgOptions,
+    /// Whether the schema is up to date.
+    is_up: AtomicBool,
 }
 
 /// How a PostgreSQL store is run.
@@ -93,13 +99,15 @@ impl PgStore {
     /// when the schema is newer than this program, or the database is not fit for a store; `Unavailable` when it does
     /// not answer.
     pub async fn open(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
-        let (of_url, of_options) = (url.clone(), options.clone());
-        let opening = runtime.spawn(async move {
-            schema::bring_up_to_date(&of_url, &of_options).await?;
-            let feed = PgOptions { connections: FEED_CONNECTIONS, ..of_options.clone() };
-            Ok::<_, StoreError>((connect::pool(&of_url, &of_options)?, connect::pool(&of_url, &feed)?))
-        });
-        let (pool, feed_pool) = opening.await.map_err(|_| broken_off())??;
+        let store = Self::prepare(url, options, runtime)?;
+        store.bring_up().await?;
+        Ok(store)
+    }
+
+    /// The same without reaching the server: [`Store::bring_up`] does. `Refused` when the URL cannot be used.
+    pub fn prepare(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
+        let feed = PgOptions { connections: FEED_CONNECTIONS, ..options.clone() };
+        let (pool, feed_pool) = (connect::pool(url, options)?, connect::pool(url, &feed)?);
         let listener = Listener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
         Ok(Self {
@@ -111,6 +119,9 @@ impl PgStore {
             calendar: Calendar::default(),
             closed: Arc::default(),
             patience,
+            url: url.clone(),
+            options: options.clone(),
+            is_up: AtomicBool::new(false),
         })
     }
 
@@ -156,15 +167,24 @@ impl PgStore {
         self.call(&self.feed_pool, kind, work).await.map_err(|broken| broken.error)
     }
 
+    /// To be held while a call runs.
+    async fn running(&self) -> Result<OwnedRwLockReadGuard<bool>, StoreError> {
+        let running = Arc::clone(&self.closed).read_owned().await;
+        if *running {
+            return Err(StoreError::Unavailable("it has been closed".into()));
+        }
+        if !self.is_up.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("the database has not been reached yet".into()));
+        }
+        Ok(running)
+    }
+
     async fn call<T, F>(&self, pool: &Pool, kind: Kind, work: F) -> Result<T, Broken>
     where
         T: Send + 'static,
         F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
     {
-        let running = Arc::clone(&self.closed).read_owned().await;
-        if *running {
-            return Err(StoreError::Unavailable("it has been closed".into()).into());
-        }
+        let running = self.running().await?;
         let (answer, answered) = oneshot::channel();
         let (pool, patience) = (pool.clone(), self.patience);
         self.runtime.spawn(serve(pool, kind, patience, work, answer, running));
@@ -174,6 +194,16 @@ impl PgStore {
 
 #[async_trait]
 impl Store for PgStore {
+    async fn bring_up(&self) -> Result<(), StoreError> {
+        if !self.is_up.load(Ordering::Acquire) {
+            let (url, options) = (self.url.clone(), self.options.clone());
+            let opening = self.runtime.spawn(async move { schema::bring_up_to_date(&url, &options).await });
+            opening.await.map_err(|_| broken_off())??;
+            self.is_up.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     async fn close(&self) {
         *self.closed.write().await = true;
         self.listener.stop();

@@ -3,13 +3,13 @@
 //! Must not know: what is done with the tables. Whatever does not fit is `Refused` in words for the operator; a crash
 //! half-way leaves what was there before, because PostgreSQL takes the whole transaction back.
 
-use super::{PgOptions, StoreError, connect, error, tls};
+use super::link::{Connector, drive};
+use super::{PgOptions, StoreError, error};
 use crate::config::PostgresUrl;
 use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, POSTGRES};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, Row, Socket};
+use tokio_postgres::{Client, Row};
 
 /// "KyGt": the lock that whoever changes the schema holds, in this database.
 const LOCK: i64 = 0x4b79_4774;
@@ -135,22 +135,10 @@ impl Connection {
         options: &PgOptions,
         statement_timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let config = connect::config(url, options, statement_timeout);
+        let connector = Connector::new(url, options, statement_timeout)?;
         let opening = async {
-            let opened = match tls::connector(url)? {
-                None => {
-                    let (client, connection) =
-                        config.connect(NoTls).await.map_err(|e| error::at_start(&e))?;
-                    let driver = tokio::spawn(drive(connection));
-                    Self { client, driver }
-                }
-                Some(tls) => {
-                    let (client, connection) = config.connect(tls).await.map_err(|e| error::at_start(&e))?;
-                    let driver = tokio::spawn(drive(connection));
-                    Self { client, driver }
-                }
-            };
-            Ok(opened)
+            let (client, link) = connector.connect().await.map_err(|error| error::at_start(&error))?;
+            Ok(Self { client, driver: tokio::spawn(drive(link)) })
         };
         within(options.connect_timeout * 2, opening).await
     }
@@ -159,15 +147,5 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
-    }
-}
-
-/// Whoever waits for an answer is told when the connection ends; this is for those who look closer.
-async fn drive<S>(connection: tokio_postgres::Connection<Socket, S>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    if let Err(error) = connection.await {
-        tracing::debug!(error = %StoreError::from(error), "a connection for the schema ended");
     }
 }

@@ -32,18 +32,30 @@ use async_trait::async_trait;
 use open::FileLock;
 use rusqlite::{Transaction, TransactionBehavior};
 use std::fs::File;
-use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 use workers::{Job, Queue, Workers};
 
 /// The embedded store. Dropping it lets queued calls finish in the background; [`Store::close`] waits for that.
 #[derive(Debug)]
 pub struct SqliteStore {
+    path: PathBuf,
+    options: SqliteOptions,
+    /// The lock of the process whose place this one takes, until the file is open.
+    handed_on: Mutex<Option<File>>,
+    /// Once the file is open.
+    running: OnceLock<Running>,
+    calendar: Calendar,
+}
+
+/// The threads, and the lock that they hold.
+#[derive(Debug)]
+struct Running {
     workers: Workers,
     lock: Weak<FileLock>,
-    calendar: Calendar,
 }
 
 /// How the embedded store is run.
@@ -77,15 +89,32 @@ impl SqliteStore {
     /// The same for a process that takes the place of one that still has the store open and handed its `lock` on. Until
     /// that one has gone both write, one transaction at a time.
     pub fn open_after(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Self, StoreError> {
-        let opened = open::open(path, options, lock)?;
+        let store = Self::prepare(path, options, lock);
+        store.open_now()?;
+        Ok(store)
+    }
+
+    /// The same without opening the file: [`Store::bring_up`] does.
+    pub fn prepare(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Self {
+        let (path, options, handed_on) = (path.to_owned(), options.clone(), Mutex::new(lock));
+        Self { path, options, handed_on, running: OnceLock::new(), calendar: Calendar::default() }
+    }
+
+    fn open_now(&self) -> Result<(), StoreError> {
+        let mut handed_on = self.handed_on.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.running.get().is_some() {
+            return Ok(());
+        }
+        let opened = open::open(&self.path, &self.options, handed_on.take())?;
         let lock = Arc::downgrade(&opened.lock);
-        let workers = Workers::start(opened, options.queue.max(1))?;
-        Ok(Self { workers, lock, calendar: Calendar::default() })
+        let workers = Workers::start(opened, self.options.queue.max(1))?;
+        self.running.get_or_init(|| Running { workers, lock });
+        Ok(())
     }
 
     /// What tells other processes that this one has the store, to be handed on; none once it is closed.
     pub fn lock(&self) -> Option<File> {
-        self.lock.upgrade()?.share().ok()
+        self.running.get()?.lock.upgrade()?.share().ok()
     }
 
     /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote is on
@@ -128,15 +157,25 @@ impl SqliteStore {
                 tracing::debug!("the caller of a store call went away while it ran");
             }
         });
-        self.workers.send(queue, job).await?;
+        let not_yet = || StoreError::Unavailable("the database file is not open yet".into());
+        self.running.get().ok_or_else(not_yet)?.workers.send(queue, job).await?;
         answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the call was broken off".into())))
     }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
+    async fn bring_up(&self) -> Result<(), StoreError> {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::MultiThread => tokio::task::block_in_place(|| self.open_now()),
+            _ => self.open_now(),
+        }
+    }
+
     async fn close(&self) {
-        self.workers.close().await;
+        if let Some(running) = self.running.get() {
+            running.workers.close().await;
+        }
     }
 }
 

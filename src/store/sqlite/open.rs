@@ -8,7 +8,7 @@ use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, Mig
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,12 +83,27 @@ pub fn check(path: &Path) -> Result<MigrationState, StoreError> {
     state(&connection)
 }
 
+/// What somebody has to change is refused; a mount that is away or a disk that does not answer may come back.
+fn cannot_be_opened(path: &Path, error: &std::io::Error) -> StoreError {
+    let why = format!("{} cannot be opened: {error}", path.display());
+    match error.kind() {
+        ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::AlreadyExists
+        | ErrorKind::InvalidFilename
+        | ErrorKind::InvalidInput => StoreError::Refused(why),
+        _ => StoreError::Unavailable(why),
+    }
+}
+
 fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError> {
     // Made here and not by SQLite, which would make it readable by everybody; its side files copy the mode.
     let is_new = !path.exists();
     let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     made.and_then(|_| if is_new { durable::sync_folder_of(path) } else { Ok(()) })
-        .map_err(|error| StoreError::Refused(format!("{} cannot be opened: {error}", path.display())))?;
+        .map_err(|error| cannot_be_opened(path, &error))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(busy_timeout)?;
@@ -151,9 +166,7 @@ fn state(connection: &Connection) -> Result<MigrationState, StoreError> {
 impl FileLock {
     /// Takes the lock beside `path`, or says which process has it.
     fn take(path: &Path) -> Result<Self, StoreError> {
-        let refused = |what: &Path, error: &std::io::Error| {
-            StoreError::Refused(format!("{} cannot be opened: {error}", what.display()))
-        };
+        let refused = cannot_be_opened;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             durable::create_folder(folder).map_err(|error| refused(folder, &error))?;
         }

@@ -1,0 +1,61 @@
+//! The peppers of this installation, and the store's agreement that its digests were made with them.
+
+use super::{StartError, peppers};
+use crate::config::Config;
+use crate::policy::secret::Peppers;
+use crate::store::{Store, StoreError};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The peppers of this installation, and the file of theirs that was made just now.
+pub(super) struct OwnPeppers {
+    pub(super) peppers: Arc<Peppers>,
+    new_file: Option<PathBuf>,
+}
+
+/// The peppers of the environment or of their file, which a first start makes.
+pub(super) fn own_peppers(config: &Config, inline: Option<&str>) -> Result<OwnPeppers, StartError> {
+    if let Some(text) = inline {
+        return Ok(OwnPeppers { peppers: Arc::new(Peppers::parse(text)?), new_file: None });
+    }
+    let kept = peppers(&config.secrets.pepper_file)?;
+    let new_file = kept.is_new.then(|| config.secrets.pepper_file.clone());
+    Ok(OwnPeppers { peppers: Arc::new(kept.value), new_file })
+}
+
+/// Has the store agree that the peppers are those its digests were made with.
+pub(super) async fn agree(own: &OwnPeppers, store: &dyn Store) -> Result<(), StartError> {
+    let agreed = store.agree_on_peppers(&own.peppers.checks()).await;
+    let Some(path) = &own.new_file else { return Ok(agreed?) };
+    match agreed {
+        Ok(()) => {
+            let path = path.display();
+            tracing::info!(
+                "made {path}: without this file no key of this database can be used, so keep a copy"
+            );
+            Ok(())
+        }
+        // It is tried again with the same file.
+        Err(error) if error.is_transient() => Err(error.into()),
+        Err(error) => {
+            // The real one is somewhere else; a fresh one in its place would only hide that.
+            let removed = std::fs::remove_file(path);
+            tracing::debug!(?removed, "the pepper file made a moment ago");
+            if matches!(error, StoreError::WrongPepper(_)) {
+                return Err(StartError::PeppersGone { path: path.clone() });
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// The peppers, after the store has agreed that they are those its digests were made with.
+pub async fn agreed_peppers(
+    config: &Config,
+    inline: Option<&str>,
+    store: &dyn Store,
+) -> Result<Arc<Peppers>, StartError> {
+    let own = own_peppers(config, inline)?;
+    agree(&own, store).await?;
+    Ok(own.peppers)
+}

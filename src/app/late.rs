@@ -1,0 +1,191 @@
+//! A start while the store cannot be reached: the node is up and not ready, or serves from its snapshot, and tries each
+//! second to finish what a start does with the store.
+
+use super::snapshots::{Loaded, Snapshots};
+use super::{Base, OwnPeppers, StartError, agree, create_plans, usage};
+use crate::clock::Clock;
+use crate::config::{Config, CountersLocation, PlanConfig};
+use crate::counter::Counters;
+use crate::keyring::{Follower, Keyring};
+use crate::store::{Store, StoreError};
+use crate::usage::{Flush, Replays, Spent};
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How often the store is tried.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// How long one try waits for the ledger to have what an earlier run left in the journal.
+const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Why the store has not been opened yet, for readiness; none once it has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StoreState(Arc<ArcSwapOption<String>>);
+
+/// What a start loads, and with what.
+pub(super) struct Loading<'s> {
+    pub(super) config: &'s Config,
+    pub(super) base: &'s Base,
+    pub(super) keyring: &'s Arc<Keyring>,
+    pub(super) counters: &'s Arc<Counters>,
+    pub(super) follower: &'s Follower,
+    pub(super) snapshots: Option<&'s Snapshots>,
+    /// Whether the process before this one tells what was counted.
+    pub(super) told_by_predecessor: bool,
+}
+
+/// What is left to do once the store can be reached.
+pub(super) struct LateStart {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    state: StoreState,
+    peppers: OwnPeppers,
+    plans: Vec<PlanConfig>,
+    keyring: Arc<Keyring>,
+    counters: Arc<Counters>,
+    /// None: the counters are shared, and ask the ledger by themselves.
+    replayed: Option<(Flush, Replays)>,
+}
+
+// === impl StoreState ===
+
+impl StoreState {
+    pub(super) fn note(&self, why: &str) {
+        self.0.store(Some(Arc::new(why.to_owned())));
+    }
+
+    /// Why the store is not open; none: it is.
+    pub(super) fn why_closed(&self) -> Option<Arc<String>> {
+        self.0.load_full()
+    }
+}
+
+// === impl Loading ===
+
+impl Loading<'_> {
+    /// Loads the keys and what was spent from the store or, while that cannot be reached, from this node's disk; answers
+    /// what is left to do then.
+    pub(super) async fn load(
+        self,
+        own_peppers: OwnPeppers,
+        writers: &mut usage::Writers,
+    ) -> Result<Option<LateStart>, StoreError> {
+        let Self { config, base, keyring, counters, follower, snapshots, told_by_predecessor } = self;
+        let is_late = base.store_state.why_closed().is_some();
+        let now = base.clock.now().wall;
+        let loaded = snapshots.map(|snapshots| snapshots.load(now, config.keyring.max_stale));
+        let unusable = |why| {
+            if is_late {
+                tracing::warn!(why, "no snapshot to serve from until the store can be reached");
+            } else {
+                tracing::debug!(why, "the snapshot on this node's disk is of no use");
+            }
+        };
+        let loaded = loaded.and_then(|loaded| loaded.map_err(unusable).ok());
+        if is_late {
+            keyring.close();
+            let late = LateStart::new(config, base, own_peppers, keyring, counters, writers.tell());
+            let after = loaded.as_ref().map(|loaded| loaded.spent_at);
+            let unstored = usage::replay(writers, now, after).await;
+            late.serve_from(loaded, unstored);
+            return Ok(Some(late));
+        }
+        keyring.remember_tenants(loaded.map(|loaded| loaded.changes).unwrap_or_default());
+        follower.load().await?;
+        if !told_by_predecessor {
+            usage::restore(config, base, counters, keyring, writers).await?;
+        }
+        Ok(None)
+    }
+}
+
+// === impl LateStart ===
+
+impl LateStart {
+    fn new(
+        config: &Config,
+        base: &Base,
+        peppers: OwnPeppers,
+        keyring: &Arc<Keyring>,
+        counters: &Arc<Counters>,
+        replayed: (Flush, Replays),
+    ) -> Self {
+        let counts_alone = config.counters.location == CountersLocation::Memory;
+        Self {
+            store: base.store.clone(),
+            clock: Arc::clone(&base.clock),
+            state: base.store_state.clone(),
+            peppers,
+            plans: config.plans.clone(),
+            keyring: Arc::clone(keyring),
+            counters: Arc::clone(counters),
+            replayed: counts_alone.then_some(replayed),
+        }
+    }
+
+    /// Serves from `loaded`, if there is anything. `unstored` is what the journal holds and that does not know of.
+    fn serve_from(&self, loaded: Option<Loaded>, mut unstored: Spent) {
+        let Some(Loaded { changes, age, spent, .. }) = loaded else { return };
+        let now = self.clock.now();
+        self.keyring.fill(changes, age, now);
+        for mut row in spent {
+            unstored.add_to(&mut row);
+            self.counters.restore(&row, now.wall);
+        }
+        unstored.into_rows().for_each(|row| self.counters.restore(&row, now.wall));
+        self.keyring.open();
+        let (keys, age_s) = (self.keyring.len(), age.as_secs());
+        tracing::warn!(
+            keys,
+            age_s,
+            "serving from the snapshot on this node's disk until the store can be reached"
+        );
+    }
+
+    /// Tries until everything is done, or `stop` turns true.
+    pub(super) async fn finish(self, follower: &Follower, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            match self.try_once(follower).await {
+                Ok(()) => {
+                    self.state.0.store(None);
+                    tracing::info!(keys = self.keyring.len(), "the store is open, and the keys are loaded");
+                    return;
+                }
+                Err(missed) => {
+                    let why = missed.to_string();
+                    if self.state.why_closed().is_none_or(|known| *known != why) {
+                        tracing::error!(why, "the store cannot be opened; it is tried each second");
+                        self.state.note(&why);
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TRY_EVERY) => {}
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    async fn try_once(&self, follower: &Follower) -> Result<(), StartError> {
+        self.store.bring_up().await?;
+        agree(&self.peppers, &*self.store).await?;
+        create_plans(&self.plans, &*self.store, self.clock.now().wall).await?;
+        // Whatever came from the snapshot counts only as far as the store says the same.
+        follower.distrust();
+        follower.load().await?;
+        if let Some((flush, replays)) = &self.replayed {
+            if !self.keyring.is_open() {
+                let own = flush.has_replayed(REPLAYED_WITHIN);
+                let (own, others) = tokio::join!(own, replays.are_done(REPLAYED_WITHIN));
+                if !(own && others) {
+                    let why = "the journal of an earlier run is being stored";
+                    return Err(StoreError::Unavailable(why.into()).into());
+                }
+            }
+            usage::raise(&self.counters, &*self.store, &self.keyring, self.clock.now().wall).await?;
+        }
+        self.keyring.open();
+        Ok(())
+    }
+}

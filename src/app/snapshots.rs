@@ -1,0 +1,385 @@
+//! What a node keeps on its own disk so that it can start while its database is unreachable: the keyring, and what its
+//! counters have counted.
+//!
+//! Two files beside the journal, readable by their owner only. Each has a version, a checksum against damage and a MAC under
+//! a key that is derived from the pepper: one that somebody has changed, or that another installation wrote, is refused. The
+//! second one is written every few seconds and says when the database was last heard, so that nobody is served by what is
+//! older than `keyring.max_stale`.
+//!
+//! ```text
+//! keygate keyring 1\n          or  keygate spending 1\n
+//! version of the pepper        4 bytes, little-endian as all numbers
+//! content                      rows of [`crate::store::snapshot`]; or two instants, then subjects with five counts each
+//! CRC-32 of all before         4
+//! HMAC-SHA-256 of all before   32
+//! ```
+
+use super::Base;
+use crate::clock::{Clock, Timestamp};
+use crate::config::{Config, StoreLocation};
+use crate::counter::Counters;
+use crate::durable;
+use crate::keyring::Keyring;
+use crate::policy::id::KeyId;
+use crate::policy::key::Per;
+use crate::policy::limit::window_start;
+use crate::policy::secret::{Peppers, Seal};
+use crate::store::{Change, SpentBy, SpentRow, snapshot};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often the files are written while nothing changes, and how soon after a change. Big ones are written less often:
+/// writing takes at most one part in [`SHARE`] of the time.
+const EVERY: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(1);
+const SHARE: u32 = 50;
+const CRC: usize = 4;
+const TAG: usize = 32;
+
+/// Both files of a node.
+#[derive(Clone)]
+pub(super) struct Snapshots {
+    keyring: PathBuf,
+    spending: PathBuf,
+    peppers: Arc<Peppers>,
+}
+
+/// What was on disk.
+pub(super) struct Loaded {
+    /// Plans, workspaces and keys.
+    pub(super) changes: Vec<Change>,
+    /// How long ago the database was last heard.
+    pub(super) age: Duration,
+    /// What had been spent when it was written; windows that have ended since count nothing.
+    pub(super) spent: Vec<SpentRow>,
+    /// When it was written: what the journal holds from before is in it.
+    pub(super) spent_at: Timestamp,
+}
+
+/// Writes through a checksum and a MAC.
+struct Sealing<'w> {
+    out: &'w mut dyn Write,
+    crc: crc32fast::Hasher,
+    seal: Seal,
+}
+
+impl Snapshots {
+    /// Those of this node, where its database is another machine.
+    pub(super) fn of_node(config: &Config, base: &Base) -> Option<Self> {
+        let is_elsewhere = matches!(config.store.location, StoreLocation::Postgres(_));
+        is_elsewhere.then(|| Self::of(&config.usage.journal_dir, Arc::clone(&base.peppers)))
+    }
+
+    /// In `folder`, which is the journal's.
+    fn of(folder: &Path, peppers: Arc<Peppers>) -> Self {
+        Self { keyring: folder.join("keyring.snapshot"), spending: folder.join("spending.snapshot"), peppers }
+    }
+
+    /// What is on disk, if it may be served by. The error says why not.
+    pub(super) fn load(&self, now: Timestamp, max_stale: Duration) -> Result<Loaded, String> {
+        let spending = self.read(&self.spending, "spending")?;
+        let cut_off = || format!("{} ends too soon", self.spending.display());
+        let mut from = spending.as_slice();
+        let heard_at = Timestamp::from_micros(take_i64(&mut from).ok_or_else(cut_off)?);
+        let spent_at = Timestamp::from_micros(take_i64(&mut from).ok_or_else(cut_off)?);
+        // A clock that was set back makes it as old as one that was set forward.
+        let age = Duration::from_micros(now.as_micros().abs_diff(heard_at.as_micros()));
+        if age > max_stale {
+            let limit = max_stale.as_secs();
+            return Err(format!("it is {} s old, and keyring.max_stale is {limit} s", age.as_secs()));
+        }
+        let mut spent = Vec::new();
+        while !from.is_empty() {
+            spent.push(since(take_spent(&mut from).ok_or_else(cut_off)?, spent_at, now));
+        }
+        let content = self.read(&self.keyring, "keyring")?;
+        let mut changes = Vec::new();
+        snapshot::read(&content, |change| changes.push(change)).map_err(|error| error.to_string())?;
+        Ok(Loaded { changes, age, spent, spent_at })
+    }
+
+    /// Keeps both files as new as they may be, until `stop` turns true, and writes them once more then.
+    pub(super) async fn keep(
+        self,
+        keyring: Arc<Keyring>,
+        counters: Arc<Counters>,
+        clock: Arc<dyn Clock>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (mut written, mut is_failing) = (None, false);
+        let mut versions = keyring.versions();
+        loop {
+            versions.mark_unchanged();
+            let is_last = *stop.borrow();
+            let (own, keyring, counters) = (self.clone(), Arc::clone(&keyring), Arc::clone(&counters));
+            let (now, begun) = (clock.now(), Instant::now());
+            let before = written;
+            let writing = tokio::task::spawn_blocking(move || {
+                let Some(age) = keyring.age(now).filter(|_| keyring.is_open()) else { return Ok(before) };
+                let version = keyring.version();
+                // While everything is read anew there is no version, and what is there may be half of it.
+                let is_new = version.0 > 0 && before != Some(version);
+                if is_new {
+                    own.write_keyring(&keyring)?;
+                }
+                let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+                let heard_at = Timestamp::from_micros(now.wall.as_micros().saturating_sub(age));
+                own.write_spending(&counters, heard_at, now.wall)?;
+                Ok::<_, io::Error>(if is_new { Some(version) } else { before })
+            });
+            match writing.await.unwrap_or_else(|lost| Err(io::Error::other(lost))) {
+                Ok(now_written) => {
+                    written = now_written;
+                    is_failing = false;
+                }
+                Err(error) if !std::mem::replace(&mut is_failing, true) => {
+                    tracing::warn!(%error, "cannot write the snapshot that this node starts from without its database");
+                }
+                Err(_) => {}
+            }
+            if is_last {
+                return;
+            }
+            let rest = REST.max(begun.elapsed() * SHARE);
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                _ = stop.changed() => continue,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY.saturating_sub(rest)) => {}
+                // The keyring ends after this.
+                _ = versions.changed() => {}
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    fn write_keyring(&self, keyring: &Keyring) -> io::Result<()> {
+        self.write(&self.keyring, "keyring", |out| {
+            let mut row = Vec::new();
+            keyring.snapshot(&mut |put| {
+                row.clear();
+                put(&mut row);
+                out.write_all(&row)
+            })
+        })
+    }
+
+    fn write_spending(&self, counters: &Counters, heard_at: Timestamp, at: Timestamp) -> io::Result<()> {
+        self.write(&self.spending, "spending", |out| {
+            out.write_all(&heard_at.as_micros().to_le_bytes())?;
+            out.write_all(&at.as_micros().to_le_bytes())?;
+            let mut rows = Vec::new();
+            counters.each_spent(at, |row| put_spent(&row, &mut rows));
+            out.write_all(&rows)
+        })
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        kind: &str,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let pepper = self.peppers.current();
+        durable::replace_with(path, |out| {
+            let mut sealing = Sealing { out, crc: crc32fast::Hasher::new(), seal: pepper.seal() };
+            sealing.write_all(head(kind).as_bytes())?;
+            sealing.write_all(&pepper.version().to_le_bytes())?;
+            content(&mut sealing)?;
+            let crc = sealing.crc.clone().finalize();
+            sealing.write_all(&crc.to_le_bytes())?;
+            let Sealing { out, seal, .. } = sealing;
+            out.write_all(&seal.finish())
+        })
+    }
+
+    /// The content of a file that is whole and ours.
+    fn read(&self, path: &Path, kind: &str) -> Result<Vec<u8>, String> {
+        let refused = |why: &str| format!("{} {why}", path.display());
+        let mut bytes = std::fs::read(path).map_err(|error| refused(&format!("cannot be read: {error}")))?;
+        let head = head(kind);
+        if !bytes.starts_with(head.as_bytes()) {
+            return Err(refused("is not a snapshot of this version of Keygate"));
+        }
+        let damaged = || refused("is damaged");
+        let sealed = bytes.len().checked_sub(TAG).ok_or_else(damaged)?;
+        let end = sealed.checked_sub(CRC).filter(|end| *end >= head.len() + 4).ok_or_else(damaged)?;
+        if crc32fast::hash(&bytes[..end]).to_le_bytes() != bytes[end..sealed] {
+            return Err(damaged());
+        }
+        let mut version = &bytes[head.len()..head.len() + 4];
+        let version = take_u32(&mut version).ok_or_else(damaged)?;
+        let pepper = self.peppers.iter().find(|pepper| pepper.version() == version);
+        let mut seal = pepper.ok_or_else(|| refused("was written under a pepper that is gone"))?.seal();
+        seal.update(&bytes[..sealed]);
+        if !seal.matches(&bytes[sealed..]) {
+            return Err(refused("was not written by this installation, or was changed since"));
+        }
+        bytes.truncate(end);
+        bytes.drain(..head.len() + 4);
+        Ok(bytes)
+    }
+}
+
+impl Write for Sealing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.crc.update(&bytes[..n]);
+        self.seal.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn head(kind: &str) -> String {
+    format!("keygate {kind} 1\n")
+}
+
+/// What counts of it at another instant: nothing of the windows that have ended.
+fn since(row: SpentRow, then: Timestamp, now: Timestamp) -> SpentRow {
+    let still = |per, count| if window_start(per, then) == window_start(per, now) { count } else { 0 };
+    SpentRow {
+        minute: still(Per::Minute, row.minute),
+        hour: still(Per::Hour, row.hour),
+        day: still(Per::Day, row.day),
+        month: still(Per::Month, row.month),
+        ..row
+    }
+}
+
+fn put_spent(row: &SpentRow, out: &mut Vec<u8>) {
+    match &row.subject {
+        SpentBy::Key(id) => {
+            out.push(0);
+            out.extend(id.0.as_bytes());
+        }
+        SpentBy::Workspace(id) => {
+            out.extend([1, u8::try_from(id.as_str().len()).unwrap_or(u8::MAX)]);
+            out.extend(id.as_str().as_bytes());
+        }
+    }
+    let counts = [row.minute, row.hour, row.day, row.month, row.total];
+    counts.iter().for_each(|count| out.extend(count.to_le_bytes()));
+}
+
+fn take_spent(from: &mut &[u8]) -> Option<SpentRow> {
+    let subject = match take(from, 1)?.first()? {
+        0 => SpentBy::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?))),
+        _ => {
+            let length = usize::from(*take(from, 1)?.first()?);
+            SpentBy::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
+        }
+    };
+    let mut count = || Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?));
+    let (minute, hour, day, month, total) = (count()?, count()?, count()?, count()?, count()?);
+    Some(SpentRow { subject, minute, hour, day, month, total })
+}
+
+fn take<'f>(from: &mut &'f [u8], n: usize) -> Option<&'f [u8]> {
+    let (taken, rest) = from.split_at_checked(n)?;
+    *from = rest;
+    Some(taken)
+}
+
+fn take_i64(from: &mut &[u8]) -> Option<i64> {
+    Some(i64::from_le_bytes(take(from, 8)?.try_into().ok()?))
+}
+
+fn take_u32(from: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(take(from, 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    const MAX_STALE: Duration = Duration::from_secs(60);
+
+    fn peppers(byte: u8) -> Arc<Peppers> {
+        Arc::new(Peppers::new(vec![(1, vec![byte; 32])]).expect("peppers"))
+    }
+
+    fn written(folder: &Path) -> Snapshots {
+        let snapshots = Snapshots::of(folder, peppers(1));
+        let counters = Counters::default();
+        for (subject, total) in
+            [(SpentBy::Key(KeyId::new(NOW)), 7), (SpentBy::Workspace("w".parse().expect("an id")), 9)]
+        {
+            counters.restore(&SpentRow { subject, minute: 1, hour: 2, day: 3, month: 4, total }, NOW);
+        }
+        snapshots.write_keyring(&Keyring::new()).expect("written");
+        snapshots.write_spending(&counters, NOW, NOW).expect("written");
+        snapshots
+    }
+
+    fn after(by: Duration) -> Timestamp {
+        Timestamp::from_micros(NOW.as_micros() + i64::try_from(by.as_micros()).expect("short"))
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_windows_that_have_ended_count_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = written(folder.path());
+        let Loaded { age, mut spent, .. } = snapshots.load(NOW, MAX_STALE).ok().expect("good");
+        spent.sort_by_key(|row| row.total);
+        let counts = |row: &SpentRow| [row.minute, row.hour, row.day, row.month, row.total];
+        assert_eq!(age, Duration::ZERO);
+        assert_eq!(spent.iter().map(counts).collect::<Vec<_>>(), [[1, 2, 3, 4, 7], [1, 2, 3, 4, 9]]);
+        let later = snapshots.load(after(MAX_STALE), MAX_STALE).ok().expect("as old as it may be");
+        assert_eq!((later.age, later.spent[0].minute, later.spent[0].hour), (MAX_STALE, 0, 2));
+    }
+
+    #[test]
+    fn what_is_too_old_or_of_another_installation_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = written(folder.path());
+        let why = |outcome: Result<Loaded, String>| outcome.err().expect("refused");
+        let late = MAX_STALE + Duration::from_secs(1);
+        assert!(why(snapshots.load(after(late), MAX_STALE)).contains("61 s old"));
+        let early = Timestamp::from_micros(2 * NOW.as_micros() - after(late).as_micros());
+        assert!(why(snapshots.load(early, MAX_STALE)).contains("61 s old"), "a clock that was set back");
+        let other = Snapshots::of(folder.path(), peppers(2));
+        assert!(why(other.load(NOW, MAX_STALE)).contains("not written by this installation"));
+        let newer = Arc::new(Peppers::new(vec![(2, vec![1; 32])]).expect("peppers"));
+        assert!(
+            why(Snapshots::of(folder.path(), newer).load(NOW, MAX_STALE)).contains("pepper that is gone")
+        );
+    }
+
+    #[test]
+    fn no_byte_can_be_changed_or_lacking() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = written(folder.path());
+        for path in [&snapshots.keyring, &snapshots.spending] {
+            let whole = fs::read(path).expect("read");
+            for at in 0..whole.len() {
+                let mut changed = whole.clone();
+                changed[at] ^= 1;
+                fs::write(path, &changed).expect("written");
+                assert!(snapshots.load(NOW, MAX_STALE).is_err(), "byte {at} of {}", path.display());
+                // Whoever changes it can make the checksum fit, and not the MAC.
+                let sealed = whole.len() - TAG;
+                if at < sealed - CRC {
+                    let crc = crc32fast::hash(&changed[..sealed - CRC]).to_le_bytes();
+                    changed[sealed - CRC..sealed].copy_from_slice(&crc);
+                    fs::write(path, &changed).expect("written");
+                    assert!(snapshots.load(NOW, MAX_STALE).is_err(), "byte {at} of {}", path.display());
+                }
+                fs::write(path, &whole[..at]).expect("written");
+                assert!(snapshots.load(NOW, MAX_STALE).is_err(), "{at} bytes of {}", path.display());
+            }
+            fs::write(path, &whole).expect("written");
+        }
+        assert!(snapshots.load(NOW, MAX_STALE).is_ok());
+    }
+}
