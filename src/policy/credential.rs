@@ -2,11 +2,14 @@
 //!
 //! Must not know: whether the secret opens anything. Never looks at the query string.
 
-use super::denial::BadRequest;
+use super::coding::{Coding, is_too_much};
+use super::denial::{BadRequest, Denial};
+use super::fault::Fault;
 use super::fields::Fields;
 use http::header::{AUTHORIZATION, HeaderName};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
+use std::io;
 
 /// Longest name of an end user, in characters.
 pub const END_USER_MAX: usize = 255;
@@ -62,6 +65,33 @@ pub fn end_user_in_body(body: &[u8], field: &str) -> Result<Option<String>, BadR
     let mut reader = serde_json::Deserializer::from_slice(body);
     let found = reader.deserialize_map(FieldVisitor(field)).map_err(|_| BadRequest::EndUserBody)?;
     reader.end().map_err(|_| BadRequest::EndUserBody)?;
+    sound(found)
+}
+
+/// The same of a body that is coded, and may decode to `max` bytes.
+pub fn end_user_in_coded_body(
+    body: &[u8],
+    coding: Coding,
+    max: u64,
+    field: &str,
+) -> Result<Option<String>, Denial> {
+    if coding == Coding::Identity {
+        return end_user_in_body(body, field).map_err(Denial::BadRequest);
+    }
+    let refused = |error: io::Error| {
+        if is_too_much(&error) {
+            Denial::Plain(Fault::PayloadTooLarge)
+        } else {
+            Denial::BadRequest(BadRequest::EndUserBody)
+        }
+    };
+    let mut reader = serde_json::Deserializer::from_reader(coding.decoded(body, max).map_err(refused)?);
+    let read = reader.deserialize_map(FieldVisitor(field)).and_then(|found| reader.end().map(|()| found));
+    let found = read.map_err(|error| refused(error.into()))?;
+    sound(found).map_err(Denial::BadRequest)
+}
+
+fn sound(found: Option<String>) -> Result<Option<String>, BadRequest> {
     match found {
         Some(text) if is_end_user(&text) => Ok(Some(text)),
         Some(_) => Err(BadRequest::EndUserBody),

@@ -3,6 +3,7 @@
 //! One closed enum. Status, code, name and standard wording come from the table in [`super::fault`]; here is what is
 //! particular to a case: its detail for programs, its sentence for people, when to come back.
 
+use super::coding::CODINGS;
 use super::fault::{Fault, Lang};
 use super::head::BadHead;
 use super::key::Per;
@@ -46,6 +47,8 @@ pub enum Denial {
         /// The plan's `end_user_quota`.
         quota: u64,
     },
+    /// The body is coded in a way that cannot be read where it has to be.
+    ContentCoding,
     /// A fault of the message or of a part behind us that needs no further words.
     Plain(Fault),
 }
@@ -108,6 +111,7 @@ impl Denial {
                 LimitName::Concurrency | LimitName::Key(_) | LimitName::Workspace(_) => Fault::LimitExceeded,
             },
             Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
+            Self::ContentCoding => Fault::UnsupportedMediaType,
             Self::Plain(fault) => *fault,
         }
     }
@@ -135,6 +139,11 @@ impl Denial {
                     format!("The workspace's plan has no room for another end user: it allows {quota}")
                 }
                 Lang::Zh => format!("工作空间套餐的终端用户数量已满：最多 {quota} 个"),
+            }
+            .into(),
+            Self::ContentCoding => match lang {
+                Lang::En => "The body must come as it is or in one coding: gzip, deflate or zstd",
+                Lang::Zh => "请求体必须未经编码，或仅使用一种编码：gzip、deflate 或 zstd",
             }
             .into(),
             other => other.fault().message(lang).into(),
@@ -165,6 +174,7 @@ impl Denial {
             Self::EndUserQuota { quota } => {
                 json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
             }
+            Self::ContentCoding => json!({ "accept_encoding": CODINGS }),
             _ => json!({}),
         }
     }

@@ -10,7 +10,7 @@ use super::fields::Line;
 use super::path::{BadPath, behind_authority, escape_loose, is_loose};
 
 /// Longest method, in bytes.
-const METHOD_MAX: usize = 32;
+pub const METHOD_MAX: usize = 32;
 /// Most digits of a `Content-Length`: what fits 63 bits whatever the digits are.
 const LENGTH_DIGITS_MAX: usize = 18;
 /// Longest `Host`, in bytes: a name of 253, a colon and a port, with room for an address in brackets.

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod cell;
 pub mod chunks;
 pub mod claims;
+pub mod coding;
 pub mod cors;
 pub mod credential;
 pub mod denial;

@@ -6,7 +6,9 @@ use crate::policy::fault::Fault;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use pingora::proxy::Session;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// What Pingora keeps to send again: its `BODY_BUF_LIMIT`.
 const REPLAYED: u64 = 64 * 1024;
@@ -47,8 +49,8 @@ pub(super) async fn pass_on(
 /// Reads the whole body, at most `max` bytes of it.
 ///
 /// Pingora forwards what was read here from its own replay buffer, which holds 64 KiB; a longer body therefore goes on
-/// from the copy made here, whose last part makes Pingora ask for it. That needs the length in advance, so a longer body
-/// without a `Content-Length` is refused with 411.
+/// from the copy made here, whose last part makes Pingora ask for it. Where nobody knows in advance which part is the last,
+/// what makes it ask is the end of the body, which the connection keeps until all else has been read.
 ///
 /// What is read counts as an upload of `connection`, and without room for it the request is refused.
 pub(super) async fn read_ahead(
@@ -64,14 +66,14 @@ pub(super) async fn read_ahead(
         session.write_continue_response().await.map_err(|_| Denial::Plain(Fault::RequestTimeout))?;
     }
     let mut body = HeldBack::new(connection, length);
+    let _end = (length.is_none() && !connection.has_whole_body()).then(|| KeptEnd::of(connection));
     loop {
-        match length {
+        let rest = length.map(|length| length.saturating_sub(body.so_far()));
+        if rest.map_or_else(|| connection.has_whole_body(), |rest| rest <= REPLAYED) {
             // The rest fits into the replay buffer, so Pingora will come asking for it.
-            Some(l) if l - body.so_far().min(l) <= REPLAYED => session.enable_retry_buffering(),
-            None => session.enable_retry_buffering(),
-            Some(_) => {}
+            session.enable_retry_buffering();
         }
-        match session.read_request_body().await {
+        match next_part(session, connection).await {
             Ok(Some(part)) => {
                 if connection.is_stream() {
                     connection.read_goes_on(part.len());
@@ -85,16 +87,41 @@ pub(super) async fn read_ahead(
                 if connection.is_stream() {
                     connection.read_goes_on(0);
                 }
+                // What is still to be read is the end, or nothing: there is nothing to be sent again beside what was read here.
+                session.enable_retry_buffering();
                 return Ok(body.whole());
             }
             Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
         }
-        if length.is_none() && body.so_far() > REPLAYED {
-            return Err(Denial::Plain(Fault::LengthRequired));
-        }
         if body.so_far() > max {
             return Err(Denial::Plain(Fault::PayloadTooLarge));
         }
+    }
+}
+
+/// The next part of a body; none at its end, or where all but its end is here.
+async fn next_part(session: &mut Session, connection: &Connection) -> pingora::Result<Option<Bytes>> {
+    let mut part = pin!(session.read_request_body());
+    std::future::poll_fn(|context| match part.as_mut().poll(context) {
+        Poll::Pending if connection.has_kept_end() => Poll::Ready(Ok(None)),
+        polled => polled,
+    })
+    .await
+}
+
+/// Keeps the end of a body from whoever reads it, until it is dropped.
+struct KeptEnd<'c>(&'c Connection);
+
+impl<'c> KeptEnd<'c> {
+    fn of(connection: &'c Connection) -> Self {
+        connection.keeps_body_end(true);
+        Self(connection)
+    }
+}
+
+impl Drop for KeptEnd<'_> {
+    fn drop(&mut self) {
+        self.0.keeps_body_end(false);
     }
 }
 

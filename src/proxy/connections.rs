@@ -230,6 +230,9 @@ impl Connections {
                 if has_room {
                     connection.has_found_room();
                 }
+                if connection.may_have_left(now) {
+                    connection.wake();
+                }
                 if let Some(end) = connection.is_due(now, stopping) {
                     self.cut(connection, end);
                 }
@@ -337,6 +340,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.connections.shard(self.shard).remove(self.key);
         if self.connection.is_stream() {
+            self.connection.frees();
             return;
         }
         self.connections.open.fetch_sub(1, Ordering::AcqRel);

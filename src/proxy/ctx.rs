@@ -58,8 +58,14 @@ pub struct Ctx {
     pub body: Option<Bytes>,
     /// What of a body has come, where a backend may say that it has not acted on it.
     pub rewind: Option<Rewind>,
+    /// Whether that has been sent on.
+    pub is_body_sent: bool,
     /// Body bytes taken from the client so far.
     pub body_bytes: u64,
+    /// Bytes of the answer's body that are still to come, where that is known.
+    pub answer_left: Option<u64>,
+    /// Whether all of the answer has come.
+    pub is_over: bool,
     /// Its way through the servers of its upstream.
     pub trip: Trip,
     /// Whether limits were decided without the shared counters.
@@ -100,7 +106,10 @@ impl Ctx {
             record: None,
             body: None,
             rewind: None,
+            is_body_sent: false,
             body_bytes: 0,
+            answer_left: None,
+            is_over: false,
             trip: Trip::default(),
             degraded: false,
             own_ns: 0,
@@ -112,21 +121,28 @@ impl Ctx {
 
     /// What the client's connection made of its message, where that is why reading it failed.
     pub fn client_fault(&self) -> Option<Denial> {
-        match self.connection.as_ref()?.ends()? {
-            End::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
-            End::KeyGone => Some(Denial::KeyInvalid),
-            End::KeyInactive => Some(Denial::KeyInactive),
-            End::KeyExpired => Some(Denial::KeyExpired),
-            End::BackendLate => Some(Denial::Plain(Fault::GatewayTimeout)),
-            End::HeldBack => Some(Denial::Plain(Fault::ServiceUnavailable)),
-            End::BodyLate | End::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
-            _ => None,
-        }
+        self.connection.as_ref()?.ends()?.denial()
     }
 
     /// The route's name for metrics; empty when none matched.
     pub fn route_name(&self) -> &str {
         self.route.as_ref().map_or("", |r| &r.name)
+    }
+}
+
+impl End {
+    /// What the client is told, where it can be.
+    pub(super) fn denial(self) -> Option<Denial> {
+        match self {
+            Self::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),
+            Self::KeyGone => Some(Denial::KeyInvalid),
+            Self::KeyInactive => Some(Denial::KeyInactive),
+            Self::KeyExpired => Some(Denial::KeyExpired),
+            Self::BackendLate => Some(Denial::Plain(Fault::GatewayTimeout)),
+            Self::HeldBack => Some(Denial::Plain(Fault::ServiceUnavailable)),
+            Self::BodyLate | Self::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
+            _ => None,
+        }
     }
 }
 

@@ -8,14 +8,17 @@ use super::message::Message;
 use super::service::Proxy;
 use crate::gate::{Denied, EndUserNamed, Permit, RequestView};
 use crate::keyring::Entry;
-use crate::policy::credential::end_user_in_body;
+use crate::policy::coding::Coding;
+use crate::policy::credential::end_user_in_coded_body;
 use crate::policy::denial::{BadRequest, Denial};
 use crate::policy::fault::{Fault, Lang};
-use crate::policy::head::{self, TARGET_MAX};
+use crate::policy::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::route::{EndUserFrom, Route};
 use crate::usage::{Pending, Start};
-use http::header::{ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT};
+use http::header::{
+    ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT,
+};
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -89,6 +92,7 @@ impl Proxy {
         ctx.record = Some(record);
         if let Some(connection) = &ctx.connection {
             connection.serves(Some(admission.presented().clone()));
+            connection.holds();
         }
         ctx.note_key(admission.entry());
         ctx.degraded = admission.degraded();
@@ -139,6 +143,9 @@ impl Proxy {
     /// Notes what matters however the request is answered.
     pub(super) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
         self.find_client(message, ctx);
+        if let Some(connection) = &ctx.connection {
+            connection.is_old(message.version == Version::HTTP_10);
+        }
         if let Some(wanted) = message.fields.text(&ACCEPT_LANGUAGE) {
             ctx.lang = Lang::preferred(wanted);
         }
@@ -194,7 +201,11 @@ impl Proxy {
         if message.target.len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
-        let (fields, bytes) = message.fields.size();
+        let (mut fields, mut bytes) = message.fields.size();
+        if let Some(authority) = message.authority {
+            // What HTTP/1.1 has as `Host`.
+            (fields, bytes) = (fields + 1, bytes + "host: \r\n".len() + authority.len());
+        }
         if bytes > self.limits.header_bytes || fields > self.limits.header_fields {
             return Err(Denial::Plain(Fault::HeadersTooLarge));
         }
@@ -249,14 +260,15 @@ impl Proxy {
         else {
             return Err(Denial::Plain(Fault::Internal));
         };
+        let codings = session.req_header().headers.get_all(CONTENT_ENCODING);
+        let coding = Coding::of(codings.iter().map(HeaderValue::as_bytes)).ok_or(Denial::ContentCoding)?;
         // While its body is awaited, its key can be taken away.
         connection.serves(Some(permit.presented().clone()));
-        let body = read_ahead(session, self.limits.end_user_body_bytes, connection).await?;
+        let max = self.limits.end_user_body_bytes;
+        let body = read_ahead(session, max, connection).await?;
+        ctx.body = Some(body.clone());
         self.gate.still_stands(permit.presented(), self.clock.now().wall)?;
-        let name =
-            end_user_in_body(&body, field).map_err(Denial::BadRequest).map(|name| name.map(Into::into));
-        ctx.body = Some(body);
-        name
+        end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
     }
 
     /// Notes a refusal, and begins its record if it is one of a known key.
@@ -322,6 +334,9 @@ fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
 
 /// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
 fn check_http2(message: &Message<'_>) -> Result<(), Denial> {
+    if message.method.as_str().len() > METHOD_MAX {
+        return Err(Denial::BadRequest(BadRequest::Syntax));
+    }
     let mut lengths = message.fields.all(&CONTENT_LENGTH);
     let sound = lengths.next().is_none_or(|length| head::content_length(length).is_some());
     if !sound || lengths.next().is_some() {

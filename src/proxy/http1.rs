@@ -5,7 +5,7 @@
 //! reading.
 
 use super::access::Line;
-use super::connection::{Connection, End, Stage};
+use super::connection::{Connection, End, REST_WITHIN, Stage};
 use super::front::{self, Arrived, Fronted};
 use super::listen::Acceptor;
 use super::wire::{Dropped, Left, Wire};
@@ -19,15 +19,12 @@ use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 /// What of a head is neither its target nor its fields: method, version, line ends.
 const AROUND: usize = 64;
-/// Most of what still comes after a last answer that is read and thrown away, and for how long altogether; a pause ends
-/// it sooner.
+/// Most of what still comes after a last answer that is read and thrown away.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
-const LINGER_WITHIN: Duration = Duration::from_secs(30);
 
 /// What came of waiting for a request.
 enum Next {
@@ -66,10 +63,21 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
             session.set_keepalive_reuses_remaining(Some(0));
         }
         session.set_connection_user_context(Some(known));
-        let Some(reused) = acceptor.phases.process_new_http(session, &acceptor.stop).await else {
+        let served = tokio::select! {
+            biased;
+            served = acceptor.phases.process_new_http(session, &acceptor.stop) => served,
+            () = connection.is_unheard() => None,
+        };
+        let Some(reused) = served else {
             match dropped.take() {
                 Some(Left::Open(open)) => wire = open,
-                Some(Left::Unread(mut wire)) => return say_no_more(&mut wire, connection).await,
+                Some(Left::Unread(mut wire)) => {
+                    let denial = connection.first_end().and_then(End::denial).filter(|_| !wire.is_answered());
+                    return match denial {
+                        Some(denial) => refuse(acceptor, &mut wire, connection, &denial).await,
+                        None => say_no_more(&mut wire, connection).await,
+                    };
+                }
                 None => return,
             }
             if wire.flush().await.is_err() {
@@ -80,7 +88,7 @@ pub(super) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: 
         let (stream, _) = reused.consume();
         let Ok(back) = stream.into_any().downcast::<Wire>() else { return };
         wire = back;
-        if !wire.is_between_requests() {
+        if wire.let_go().await.is_err() || !wire.is_between_requests() {
             return;
         }
     }
@@ -184,7 +192,7 @@ async fn say_no_more(wire: &mut Wire, connection: &Connection) {
         tracing::debug!(%error, "the client did not take the answer");
         return;
     }
-    if tokio::time::timeout(LINGER_WITHIN, linger(wire, connection)).await.is_err() {
+    if tokio::time::timeout(REST_WITHIN, linger(wire, connection)).await.is_err() {
         tracing::debug!(peer = %connection.peer, "a client went on sending after its last answer");
     }
 }

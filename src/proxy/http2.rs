@@ -1,12 +1,12 @@
 //! One HTTP/2 connection: each stream is a request of its own, with limits on what all of them may hold together.
 
-use super::connection::{Connection, Stage};
+use super::connection::{Connection, End, Stage};
 use super::listen::Acceptor;
 use super::stream::Stream;
 use super::wire::Wire;
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
 use http::Request;
 use pingora::apps::HttpServerApp;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of bodies that may be on their way to us, of one stream and of all of them.
 const STREAM_WINDOW: u32 = 64 * 1024 - 1;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+type Streams = h2::server::Connection<Box<Wire>, Bytes>;
 
 /// Serves streams until the client leaves, is sent away, or the gateway stops.
 pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc<Connection>) {
@@ -39,6 +41,7 @@ pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc
                 leaving = true;
                 continue;
             }
+            () = connection.ended() => break,
             accepted = streams.accept() => accepted,
         };
         match accepted {
@@ -59,6 +62,19 @@ pub(super) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc
             None => return,
         }
     }
+    say_goodbye(streams, connection).await;
+}
+
+/// Tells a client whose connection is closed between requests which of them were served, so that it can send others again
+/// (RFC 9113, 6.8).
+async fn say_goodbye(mut streams: Streams, connection: &Connection) {
+    if !connection.ends().is_some_and(End::can_take_leave) {
+        return;
+    }
+    connection.survive(Stage::Linger);
+    streams.abrupt_shutdown(Reason::NO_ERROR);
+    // Its deadline is that of the stage.
+    while let Some(Ok(_)) = streams.accept().await {}
 }
 
 async fn serve_stream(
@@ -82,8 +98,9 @@ async fn serve_stream(
 fn options(acceptor: &Acceptor) -> Builder {
     let limits = acceptor.limits;
     let mut options = Builder::new();
-    // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431.
-    let header_bytes = u32::try_from(2 * (limits.uri_bytes + limits.header_bytes)).unwrap_or(u32::MAX);
+    // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431. It
+    // counts 32 bytes for each field, of which cookies may be many that are one elsewhere.
+    let header_bytes = u32::try_from(2 * limits.uri_bytes + 4 * limits.header_bytes).unwrap_or(u32::MAX);
     options
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(header_bytes)

@@ -1,6 +1,7 @@
 //! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
 
 use super::body::content_length;
+use super::connection::Connection;
 use super::ctx::Ctx;
 use super::headers::X_REQUEST_ID;
 use super::message::Message;
@@ -9,6 +10,7 @@ use super::service::ProxyLimits;
 use crate::clock::Timestamp;
 use crate::counter::Left;
 use crate::envelope::Envelope;
+use crate::policy::coding::CODINGS;
 use crate::policy::denial::Denial;
 use bytes::Bytes;
 use http::header::{self, EXPECT};
@@ -16,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An unread body up to this size is drained rather than the connection closed.
@@ -27,7 +30,7 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 pub(super) const DEGRADED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-keygate-degraded"), HeaderValue::from_static("counters"));
 /// How many fields an answer of ours has, at most, and what Pingora adds.
-const FIELDS: usize = 8 + ratelimit::FIELDS + 2;
+const FIELDS: usize = 9 + ratelimit::FIELDS + 2;
 
 /// An answer that is not written yet.
 pub(super) struct Answer {
@@ -61,6 +64,9 @@ pub(super) fn answer(
     if fault.status() == 401 {
         fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    if *denial == Denial::ContentCoding {
+        fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
+    }
     if ctx.degraded {
         fields.insert(DEGRADED.0, DEGRADED.1);
     }
@@ -86,6 +92,10 @@ pub(super) async fn deny(
     at: Timestamp,
 ) -> pingora::Result<()> {
     ctx.fault = Some(denial.fault());
+    if ctx.body.is_some() {
+        // It has come whole, and nobody but us knows: what is left of it is its end.
+        session.drain_request_body().await?;
+    }
     keep_open_if_possible(session);
     let has_body = !session.is_body_empty();
     let answer = answer(&Message::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
@@ -116,10 +126,12 @@ pub(super) fn close_if_stopping(session: &mut Session) {
     }
 }
 
-/// Nobody says to a client of HTTP/1.0 in chunks where an answer ends, but by closing the connection (RFC 9112, 6.1).
+/// Nobody says to a client of HTTP/1.0 in chunks where an answer ends, but by closing the connection (RFC 9112, 6.1). Until
+/// it has ended, what closes the connection resets it.
 pub(super) fn end_with_connection(
     session: &mut Session,
     response: &mut ResponseHeader,
+    connection: Option<&Arc<Connection>>,
 ) -> pingora::Result<()> {
     let no_body = session.req_header().method == Method::HEAD
         || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -133,7 +145,20 @@ pub(super) fn end_with_connection(
     }
     response.remove_header(&header::TRANSFER_ENCODING);
     session.set_keepalive(None);
+    if let Some(connection) = connection {
+        connection.ends_answer(true);
+    }
     Ok(())
+}
+
+/// How long the body of an answer is, as far as its head says.
+pub(super) fn body_length(session: &Session, response: &ResponseHeader) -> Option<u64> {
+    let has_none = session.req_header().method == Method::HEAD
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if has_none {
+        return Some(0);
+    }
+    response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large

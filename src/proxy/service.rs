@@ -2,6 +2,7 @@
 
 use super::access::{AccessLog, Line};
 use super::body::pass_on;
+use super::connection::End;
 use super::cors::Preflighted;
 use super::ctx::Ctx;
 use super::fields::{edit_request, edit_response, forget_case};
@@ -203,6 +204,12 @@ impl ProxyHttp for Phases {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
             self.sent(ctx);
         }
+        // What a backend over HTTP/2 says before its answer is not heard by Pingora, so the client is told to go on by us.
+        let asks_us =
+            request.version == Version::HTTP_2 && request.headers.contains_key(http::header::EXPECT);
+        if asks_us && !session.is_body_done() {
+            session.write_continue_response().await.map_err(Error::into_down)?;
+        }
         let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
         let Some(route) = ctx.route.as_ref().filter(|_| is_admitted) else {
             return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
@@ -233,7 +240,7 @@ impl ProxyHttp for Phases {
                 _ => {}
             }
             forward::apply(fields, &route.forward.request);
-            if ctx.body.is_some() {
+            if ctx.body.is_some() || asks_us {
                 fields.remove(http::header::EXPECT);
             }
             Ok(())
@@ -251,8 +258,9 @@ impl ProxyHttp for Phases {
             self.sent(ctx);
         }
         if let Some(read_ahead) = &ctx.body {
-            // Pingora replays what it kept, which may be only the tail. All of it is here.
-            *body = end_of_stream.then(|| read_ahead.clone());
+            // Pingora replays what it kept, which may be only the tail. All of it is here. No part at all would be the end.
+            *body = Some(if end_of_stream { read_ahead.clone() } else { Bytes::new() });
+            ctx.is_body_sent |= end_of_stream;
             return Ok(());
         }
         if ctx.trip.is_tunnel() {
@@ -262,13 +270,18 @@ impl ProxyHttp for Phases {
         }
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
-            return Error::e_explain(ErrorType::HTTPStatus(413), "the body grew too large");
+            // It is the client's doing. Of an error that says nothing of this Pingora believes that it is a backend's, over
+            // HTTP/2, and waits for the answer to a request that never ends.
+            return Err(Error::explain(ErrorType::HTTPStatus(413), "the body grew too large").into_down());
         }
         if let Some(connection) = &ctx.connection {
             if let (Some(part), Some(rewind)) = (&body, &mut ctx.rewind) {
                 rewind.keep(part, connection);
             }
             pass_on(connection, body, end_of_stream, ctx.body_bytes).await;
+        }
+        if !end_of_stream {
+            Proxy::part_goes(ctx);
         }
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
             // Over HTTP/1.1 Pingora would write the end of a chunked body once for the empty part and once for the end,
@@ -296,7 +309,7 @@ impl ProxyHttp for Phases {
         self.answered(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
-            reply::end_with_connection(session, response)?;
+            reply::end_with_connection(session, response, ctx.connection.as_ref())?;
         }
         let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
         edit_response(response, |fields| {
@@ -326,6 +339,10 @@ impl ProxyHttp for Phases {
         if let Some(record) = &mut ctx.record {
             record.first_byte(response.status.as_u16());
         }
+        ctx.answer_left = reply::body_length(session, response);
+        if ctx.answer_left == Some(0) {
+            Proxy::is_over(ctx, false);
+        }
         Ok(())
     }
 
@@ -333,9 +350,10 @@ impl ProxyHttp for Phases {
         &self,
         _session: &mut Session,
         trailers: &mut HeaderMap,
-        _ctx: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> pingora::Result<Option<Bytes>> {
         clean_trailers(trailers);
+        Proxy::is_over(ctx, true);
         Ok(None)
     }
 
@@ -343,16 +361,23 @@ impl ProxyHttp for Phases {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
         if let (Some(part), Some(frames)) = (&body, ctx.trip.frames()) {
             frames.pass(part);
         }
+        let mut came = 0;
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
+            came = part.len();
             connection.takes(part);
         }
         self.still_in_time(ctx)?;
+        ctx.answer_left =
+            ctx.answer_left.map(|left| left.saturating_sub(u64::try_from(came).unwrap_or(left)));
+        if end_of_stream || ctx.answer_left == Some(0) {
+            Proxy::is_over(ctx, true);
+        }
         Ok(None)
     }
 
@@ -363,6 +388,10 @@ impl ProxyHttp for Phases {
         }
         if !ctx.trip.reached {
             give_back(ctx);
+        }
+        if ctx.is_over {
+            // What failed after that is nobody's loss: the client has its answer, or did not take it.
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let Some(denial) = ctx.client_fault().or_else(|| fault_of(e).map(Denial::Plain)) else {
             // The client is gone; there is nobody to answer.
@@ -387,6 +416,8 @@ impl ProxyHttp for Phases {
             drop(connection.take_date());
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
+        // What it has taken is free before the client can read that it has failed.
+        frees(ctx);
         let at = self.clock.now().wall;
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "the client did not take the answer");
@@ -456,7 +487,7 @@ impl Proxy {
                 _ => record.complete(outcome, status),
             }
         }
-        ctx.admission = None;
+        frees(ctx);
         self.count(ctx, outcome, status);
         if self.access.wants(status) {
             log_access(message, ctx, outcome, status, self.elapsed(ctx));
@@ -489,6 +520,15 @@ fn give_back(ctx: &mut Ctx) {
     }
 }
 
+/// The request is not in flight any more.
+fn frees(ctx: &mut Ctx) {
+    ctx.admission = None;
+    ctx.trip.ends();
+    if let Some(connection) = &ctx.connection {
+        connection.frees();
+    }
+}
+
 /// Whether this is an answer, and not only word that one will come.
 fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
@@ -517,6 +557,9 @@ fn fault_of(e: &Error) -> Option<Fault> {
 
 fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
     match (ctx.fault, e) {
+        (None, Some(_)) if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::RestLate)) => {
+            Outcome::Served
+        }
         (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
             Outcome::UpstreamFailed
         }

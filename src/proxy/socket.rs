@@ -2,10 +2,12 @@
 
 use futures_util::FutureExt;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -41,6 +43,17 @@ impl Socket {
             Self::Tls(stream) => Some(stream.get_ref().0),
             Self::Elsewhere => None,
         }
+    }
+
+    /// What has gone wrong with it, if it has.
+    pub(super) fn error(&self) -> io::Result<Option<io::Error>> {
+        self.tcp().map_or(Ok(None), TcpStream::take_error)
+    }
+
+    /// Whether closing it resets the connection, instead of saying that all has been sent.
+    pub(super) fn resets(&self, resets: bool) -> io::Result<()> {
+        let Some(stream) = self.tcp() else { return Ok(()) };
+        Ok(set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
     }
 
     /// Whether HTTP/2 was agreed on.

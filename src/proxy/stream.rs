@@ -17,12 +17,10 @@ use pingora::protocols::http::body_buffer::FixedBuffer;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server as custom;
 use pingora::protocols::http::date::get_cached_date;
-use pingora::protocols::http::v2::write_body;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, OrErr, Result};
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -54,6 +52,8 @@ pub(super) struct Stream {
     written: usize,
     /// Whether the answer has ended.
     ended: bool,
+    /// Whether the head is all of the answer, and waits until what its request has taken is free.
+    kept: bool,
     write_within: Option<Duration>,
     drain_within: Option<Duration>,
     connection: Arc<Connection>,
@@ -91,6 +91,7 @@ impl Stream {
             writer: None,
             written: 0,
             ended: false,
+            kept: false,
             write_within: None,
             drain_within: None,
             connection,
@@ -110,6 +111,7 @@ impl Stream {
     /// polls this.
     async fn next_part(&mut self) -> Result<Option<Bytes>> {
         let (body, connection) = (&mut self.body, &self.connection);
+        connection.backend_has_taken();
         let came = std::future::poll_fn(|context| match ended(connection) {
             Some(late) => Poll::Ready(Some(Err(late))),
             None => body
@@ -147,58 +149,113 @@ impl Stream {
     }
 
     fn write_head(&mut self, mut answer: Box<ResponseHeader>, end: bool) -> Result<()> {
-        // Of what comes before the answer nothing is passed on.
-        if self.ended || self.answer.is_some() || answer.status.is_informational() {
+        if self.ended || self.answer.is_some() {
             return Ok(());
         }
-        if !answer.headers.contains_key(DATE) {
+        let is_interim = answer.status.is_informational();
+        if !is_interim && !answer.headers.contains_key(DATE) {
             answer.insert_header(DATE, get_cached_date())?;
         }
         for name in &OF_ONE_HOP {
             answer.remove_header(name);
         }
+        if is_interim {
+            let interim = Response::from_parts(answer.as_owned_parts(), ());
+            let sent = self.respond.send_informational(interim);
+            return sent.or_err(ErrorType::WriteError, "an interim answer");
+        }
+        self.answer = Some(answer);
+        self.ended = end;
+        if end && !self.connection.may_end() {
+            self.kept = true;
+            return Ok(());
+        }
+        self.send_head(end)
+    }
+
+    fn send_head(&mut self, end: bool) -> Result<()> {
+        let Some(answer) = &self.answer else { return Ok(()) };
         let response = Response::from_parts(answer.as_owned_parts(), ());
         let writer = self.respond.send_response(response, end);
         self.writer = Some(writer.or_err(ErrorType::WriteError, "the head of an answer")?);
-        self.answer = Some(answer);
+        Ok(())
+    }
+
+    /// Writes as the client's window lets it, unless the stream is cut off. Behind what `is_last` comes no more that is known of.
+    async fn write_part(&mut self, mut part: Bytes, end: bool, is_last: bool) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        if part.is_empty() {
+            return if end { self.write_end(None) } else { Ok(()) };
+        }
+        while !part.is_empty() {
+            let room = self.room_for(part.len()).await?.min(part.len());
+            let piece = part.split_to(room);
+            let is_end = part.is_empty();
+            if is_end && is_last {
+                // Where nobody knows yet that it is the last, it is not.
+                self.connection.may_end();
+            }
+            let Some(writer) = &mut self.writer else { return Ok(()) };
+            let sent = writer.send_data(piece, end && is_end);
+            sent.or_err(ErrorType::WriteError, "a part of an answer").map_err(Error::into_down)?;
+            self.connection.gives(room);
+            self.written += room;
+        }
         self.ended = end;
         Ok(())
     }
 
-    /// Writes as the client's window lets it, unless the stream is cut off.
-    async fn write_part(&mut self, part: Bytes, end: bool) -> Result<()> {
-        if self.ended {
-            return Ok(());
-        }
+    /// Waits until the client's window has room for some of so many bytes. Answers how many.
+    async fn room_for(&mut self, bytes: usize) -> Result<usize> {
         let Some(writer) = &mut self.writer else {
             return Error::e_explain(ErrorType::InternalError, "a body before its head");
         };
-        let bytes = part.len();
-        let mut write = pin!(write_body(writer, part, end, self.write_within));
+        writer.reserve_capacity(bytes);
         let mut waits = self.connection.writes_part();
-        std::future::poll_fn(|context| {
+        let room = std::future::poll_fn(|context| {
             if self.connection.is_cut_off() {
                 return Poll::Ready(Error::e_explain(ErrorType::WriteError, "the stream was ended"));
             }
-            let polled = write.as_mut().poll(context);
+            let polled = writer.poll_capacity(context);
             waits.set(polled.is_pending());
-            polled
-        })
-        .await
-        .map_err(Error::into_down)?;
-        self.written += bytes;
-        self.ended = end;
-        Ok(())
+            polled.map(|room| match room {
+                Some(room) => room.or_err(ErrorType::WriteError, "a part of an answer"),
+                None => Error::e_explain(ErrorType::WriteError, "the client takes no more"),
+            })
+        });
+        let room = match self.write_within {
+            None => room.await,
+            Some(within) => tokio::time::timeout(within, room)
+                .await
+                .unwrap_or_else(|_| Error::e_explain(ErrorType::WriteTimedout, "the client takes nothing")),
+        };
+        room.map_err(Error::into_down)
+    }
+
+    /// Writes a head that was kept.
+    fn let_go(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.kept) { self.send_head(true) } else { Ok(()) }
     }
 
     fn write_end(&mut self, trailers: Option<HeaderMap>) -> Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) else { return Ok(()) };
+        self.connection.may_end();
         let written = match trailers {
             Some(trailers) => writer.send_trailers(trailers),
             None => writer.send_data(Bytes::new(), true),
         };
         self.ended = true;
         written.or_err(ErrorType::WriteError, "the end of an answer")
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Err(error) = self.let_go() {
+            tracing::trace!(%error, "a client was gone before it was answered");
+        }
     }
 }
 
@@ -251,7 +308,7 @@ impl custom::Session for Stream {
     }
 
     async fn write_body(&mut self, part: Bytes, end: bool) -> Result<()> {
-        self.write_part(part, end).await
+        self.write_part(part, end, true).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
@@ -260,11 +317,18 @@ impl custom::Session for Stream {
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let mut is_last = false;
+        let mut parts = tasks
+            .iter()
+            .filter(|task| matches!(task, HttpTask::Body(Some(part), _) if !part.is_empty()))
+            .count();
         for task in tasks {
             is_last |= task.is_end();
             match task {
                 HttpTask::Header(answer, end) => self.write_head(answer, end).map_err(Error::into_down)?,
-                HttpTask::Body(Some(part), end) if !part.is_empty() => self.write_part(part, end).await?,
+                HttpTask::Body(Some(part), end) if !part.is_empty() => {
+                    parts -= 1;
+                    self.write_part(part, end, parts == 0).await?;
+                }
                 HttpTask::Trailer(Some(trailers)) => {
                     self.write_end(Some(*trailers)).map_err(Error::into_down)?;
                 }
@@ -282,6 +346,10 @@ impl custom::Session for Stream {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        // Pingora says so twice: when the answer has come to its end, and when its request is done with.
+        if self.connection.is_free() {
+            self.let_go()?;
+        }
         self.write_end(None)
     }
 
@@ -320,8 +388,11 @@ impl custom::Session for Stream {
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        let whole = self.replay.as_ref().filter(|replay| !replay.is_truncated());
-        whole.map_or_else(|| self.connection.rewound(), FixedBuffer::get_buffer)
+        let Some(replay) = self.replay.as_ref().filter(|replay| !replay.is_truncated()) else {
+            return self.connection.rewound();
+        };
+        // Of a body that was read before anybody asked for that there is nothing to send again, but that it is to be sent.
+        replay.get_buffer().or_else(|| (self.read > 0 && self.body.is_end_stream()).then(Bytes::new))
     }
 
     fn set_write_timeout(&mut self, within: Option<Duration>) {

@@ -10,6 +10,7 @@ use super::tunnel;
 use super::upstream::{
     Busy, Failure, NO_PLACE, NoServer, Opening, RETRIES, Seat, Server, Stream, Upstream, Wish, is_ours,
 };
+use crate::gate::Admission;
 use crate::policy::balance::{Balancing, HashBy, hash};
 use crate::policy::retry::{Broken, Request};
 use crate::policy::websocket::Frames;
@@ -49,6 +50,14 @@ pub struct Trip {
     tunnel: Option<Frames>,
     /// Why the last attempt that failed did.
     failure: Option<Failure>,
+}
+
+/// What a request has taken: what is counted for its key and workspace, and its places at its upstream and a server of it.
+/// Dropping it gives all of it back.
+pub(super) struct Places {
+    _admission: Option<Admission>,
+    _seat: Option<Seat>,
+    _busy: Option<Busy>,
 }
 
 /// How far an answer is.
@@ -143,7 +152,7 @@ impl Proxy {
     }
 
     /// Whether what has just been given up was given up because the whole request has had its time.
-    fn is_over(&self, ctx: &Ctx) -> bool {
+    fn has_had_its_time(&self, ctx: &Ctx) -> bool {
         upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)).is_some_and(|left| left <= TIMER_GRAIN)
     }
 
@@ -180,7 +189,7 @@ impl Proxy {
             return false;
         }
         let failure = match e.etype {
-            ErrorType::ConnectTimedout if self.is_over(ctx) => Failure::RequestTimeout,
+            ErrorType::ConnectTimedout if self.has_had_its_time(ctx) => Failure::RequestTimeout,
             ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
             ErrorType::ConnectTimedout => Failure::ConnectTimeout,
             _ => Failure::Connect,
@@ -214,6 +223,19 @@ impl Proxy {
         }
     }
 
+    /// A part of the request's body goes to the backend. Over HTTP/2 a backend that takes nothing is nobody's concern but ours:
+    /// Pingora would go on to wait for its answer.
+    pub(super) fn part_goes(ctx: &Ctx) {
+        if ctx.trip.asks_tunnel {
+            return;
+        }
+        if let (Some(pause), Some(upstream), Some(connection)) =
+            (ctx.trip.pause, upstream_of(ctx), &ctx.connection)
+        {
+            connection.backend_takes_within(upstream.settings.timeouts.write.saturating_add(pause));
+        }
+    }
+
     /// The head of an answer has come, which is more than word that one will.
     pub(super) fn answered(&self, ctx: &mut Ctx, status: u16) {
         ctx.trip.answer = Answer::Well;
@@ -234,6 +256,25 @@ impl Proxy {
         may_pause(ctx);
         if status >= 500 {
             judge(ctx, Some(Failure::Status));
+        }
+    }
+
+    /// All of the answer has come and will have been given to the client in a moment, which must find all that the request has
+    /// taken free then. Of a stream's answer `rest` may have to wait for the client, and the request is in flight until then.
+    pub(super) fn is_over(ctx: &mut Ctx, rest: bool) {
+        if std::mem::replace(&mut ctx.is_over, true) {
+            return;
+        }
+        Self::is_served(ctx, false);
+        let places = Places {
+            _admission: ctx.admission.take(),
+            _seat: ctx.trip.seat.take(),
+            _busy: ctx.trip.busy.take(),
+        };
+        if let Some(connection) = &ctx.connection {
+            connection.ends_answer(false);
+            connection.answer_is_whole();
+            connection.is_freed_with(places, rest);
         }
     }
 
@@ -275,7 +316,7 @@ impl Proxy {
         if broken != Broken::NotProcessed && !closed_while_idle {
             let failure = match e.etype {
                 ErrorType::ReadTimedout => self.late(ctx),
-                ErrorType::WriteTimedout if !self.is_over(ctx) => Failure::WriteTimeout,
+                ErrorType::WriteTimedout if !self.has_had_its_time(ctx) => Failure::WriteTimeout,
                 ErrorType::WriteTimedout => Failure::RequestTimeout,
                 _ => Failure::Broken,
             };
@@ -288,7 +329,7 @@ impl Proxy {
     /// What the backend is late with.
     fn late(&self, ctx: &Ctx) -> Failure {
         match ctx.trip.is_answered() {
-            _ if self.is_over(ctx) => Failure::RequestTimeout,
+            _ if self.has_had_its_time(ctx) => Failure::RequestTimeout,
             true => Failure::ReadTimeout,
             false => Failure::FirstByteTimeout,
         }
@@ -297,7 +338,8 @@ impl Proxy {
     fn goes_on(&self, session: &Session, ctx: &Ctx, broken: Broken) -> bool {
         let request = Request {
             idempotent: session.req_header().method.is_idempotent(),
-            replayable: !session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx),
+            replayable: (!session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx))
+                && is_asked_for_again(session, ctx),
             answered: ctx.trip.is_answered() || status_written(session).is_some(),
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
@@ -312,6 +354,11 @@ impl Proxy {
         self.metrics.upstream_retries.with_label_values(&[&*upstream.settings.name, outcome]).inc();
         granted
     }
+}
+
+/// Whether Pingora would come for the body of a request that is sent again, where that was read before.
+fn is_asked_for_again(session: &Session, ctx: &Ctx) -> bool {
+    !ctx.is_body_sent || session.as_ref().get_retry_buffer().is_some()
 }
 
 impl Trip {
@@ -339,6 +386,11 @@ impl Trip {
         if let Some(stream) = &mut self.stream {
             stream.is_over();
         }
+    }
+
+    /// The request has ended, and has no place any more.
+    pub(super) fn ends(&mut self) {
+        (self.seat, self.busy) = (None, None);
     }
 
     /// Why the last attempt that failed did; none: none did.

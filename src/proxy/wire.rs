@@ -4,7 +4,7 @@
 //! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
-use super::connection::{Connection, End};
+use super::connection::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, Connection, End};
 use super::socket::{HangUp, Socket};
 use crate::policy::chunks::{BadChunks, Chunks};
 use crate::policy::head::Framing;
@@ -30,6 +30,10 @@ const READ_AT_ONCE: usize = 4_096;
 const AHEAD_MAX: usize = 16 * 1024;
 /// Most of a body that comes along with its head: a part like any other, as far as whoever reads it is concerned.
 const ALONG: usize = 64 * 1024;
+/// What a chunked answer ends with, as Pingora writes it: by itself.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// What shows whether a client that has closed its side is still there: whoever has left resets the connection.
+const STILL_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A client's socket.
 pub(super) struct Wire {
@@ -37,14 +41,22 @@ pub(super) struct Wire {
     id: UniqueIDType,
     connection: Arc<Connection>,
     gate: Gate,
+    /// The last byte of the body, where it is kept from whoever reads that.
+    kept_byte: Option<u8>,
     /// Read, and not asked for yet.
     ahead: BytesMut,
     /// What is left of a head that goes out with another `Date` than Pingora gave it.
     head: BytesMut,
     /// Tells that the client leaves, where so much is ahead that no more is read.
     hang_up: Option<HangUp>,
+    /// Whether the client has closed its side after its request, and how far it has been asked whether it is still there.
+    half_closed: Option<Asked>,
     /// Whether anything was written since the request began.
     answered: bool,
+    /// Whether the end of the answer waits until all that the request has taken is free.
+    keeps_end: bool,
+    /// Whether closing the socket resets the connection.
+    resets: bool,
     /// Where it goes when Pingora drops it too early.
     dropped: Option<Dropped>,
 }
@@ -60,6 +72,9 @@ pub(super) enum Left {
     /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
     Unread(Box<Wire>),
 }
+
+/// Of what a client that has closed its side was asked ([`STILL_THERE`]), so many bytes are written.
+type Asked = usize;
 
 /// What may be read.
 #[derive(Debug)]
@@ -84,10 +99,14 @@ impl Wire {
             id,
             connection,
             gate: Gate::Closed,
+            kept_byte: None,
             ahead: BytesMut::new(),
             head: BytesMut::new(),
             hang_up: None,
+            half_closed: None,
             answered: false,
+            keeps_end: false,
+            resets: false,
             dropped: None,
         }
     }
@@ -135,6 +154,9 @@ impl Wire {
             }
         };
         self.answered = false;
+        self.kept_byte = None;
+        let is_whole = self.is_between_requests();
+        self.connection.has_of_body(if is_whole { BODY_WHOLE } else { BODY_COMES });
         let taken = head + body;
         // Splitting costs an allocation that the usual request, alone in its buffer, can do without.
         Ok(if taken == self.ahead.len() {
@@ -142,6 +164,16 @@ impl Wire {
         } else {
             self.ahead.split_to(taken)
         })
+    }
+
+    /// Whether the client was told anything since then.
+    pub(super) const fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Writes what was kept of the answer until its request had ended.
+    pub(super) async fn let_go(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.keeps_end) { self.flush().await } else { Ok(()) }
     }
 
     /// Whether the request that began last has been read to its end.
@@ -207,6 +239,15 @@ impl AsyncRead for Wire {
         if self.connection.is_tunnel() {
             return self.poll_tunnel(context, into);
         }
+        if let Some(byte) = self.kept_byte {
+            if self.connection.is_to_keep_body_end() {
+                return Poll::Pending;
+            }
+            self.kept_byte = None;
+            self.connection.has_of_body(BODY_WHOLE);
+            into.put_slice(&[byte]);
+            return Poll::Ready(Ok(()));
+        }
         if self.is_between_requests() {
             return self.poll_closed(context);
         }
@@ -241,11 +282,76 @@ impl Wire {
             self.ahead = next;
             into.set_filled(before + passed);
         }
+        if self.is_between_requests() {
+            return self.keep_end(into, before);
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// The body has come whole. Where that is not to be known yet, its last byte is kept.
+    fn keep_end(&mut self, into: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
+        let last = into.filled().len().checked_sub(1).filter(|last| *last >= before);
+        let Some(last) = last.filter(|_| self.connection.is_to_keep_body_end()) else {
+            self.connection.has_of_body(BODY_WHOLE);
+            return Poll::Ready(Ok(()));
+        };
+        self.kept_byte = Some(into.filled()[last]);
+        into.set_filled(last);
+        self.connection.has_of_body(BODY_BUT_END);
+        // No byte at all would be the end of the connection. Whoever keeps the end looks whether it is here.
+        if last == before { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// There is nothing to read before the answer; only that the client has gone is worth knowing.
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.half_closed.is_none() {
+            ready!(self.poll_end(context))?;
+            if self.answered && self.connection.has_answer() {
+                // Whoever has read of an answer and closes has read enough.
+                return Poll::Ready(Ok(()));
+            }
+            self.half_closed = Some(0);
+            self.connection.is_half_closed();
+        }
+        self.poll_still_there(context)
+    }
+
+    /// An answer begins: whoever has closed its side before has read nothing of it.
+    fn look_for_end(&mut self, context: &mut Context<'_>) {
+        let may_have_ended = !self.answered && self.half_closed.is_none() && self.is_between_requests();
+        // What goes wrong with that is found when it is written to.
+        if may_have_ended
+            && !self.connection.is_tunnel()
+            && matches!(self.poll_end(context), Poll::Ready(Ok(())))
+        {
+            self.half_closed = Some(0);
+            self.connection.is_half_closed();
+        }
+    }
+
+    /// Whether a client that has closed its side has left: it may only have nothing more to say (RFC 9112, 9.6 lets servers do
+    /// the same), and gets its answer. One that waits for long is asked, by an interim answer that means nothing more.
+    fn poll_still_there(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(asked) = self.half_closed.filter(|_| self.connection.has_perhaps_left()) else {
+            return Poll::Pending;
+        };
+        if let Some(error) = self.io.get_ref().error()? {
+            return Poll::Ready(Err(error));
+        }
+        if asked < STILL_THERE.len()
+            && !self.connection.speaks_old()
+            && self.head.is_empty()
+            && self.io.buffer().is_empty()
+        {
+            let written = ready!(Pin::new(self.io.get_mut()).poll_write(context, &STILL_THERE[asked..]))?;
+            self.half_closed = Some(asked + written);
+            ready!(Pin::new(self.io.get_mut()).poll_flush(context))?;
+        }
+        Poll::Pending
+    }
+
+    /// Ready once the client has closed its side.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.ahead.len() < AHEAD_MAX {
             if ready!(self.poll_more(context))? == 0 {
                 return Poll::Ready(Ok(()));
@@ -267,8 +373,14 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the client has been answered, can still be told so, and is not done sending.
+    /// Whether the client has been answered or is to be, can still be told so, and is not done sending.
     fn is_owed_reading(&self) -> bool {
+        if self.connection.would_end_answer() || self.connection.ends() == Some(End::RestLate) {
+            return false;
+        }
+        if self.connection.ends() == Some(End::Unheard) {
+            return !self.connection.is_tunnel();
+        }
         let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
         let takes_nothing = self.connection.is_stalled();
         let can_be_told = self.connection.ends().is_none_or(End::can_answer) && !takes_nothing;
@@ -299,6 +411,17 @@ impl Wire {
     fn poll_flush_all(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_head(context))?;
         Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    /// Has the socket reset its connection, however it is closed, while an answer is under way that would seem whole otherwise.
+    fn heed_end(&mut self) {
+        let resets = self.connection.would_end_answer();
+        if resets != self.resets {
+            self.resets = resets;
+            if let Err(error) = self.io.get_ref().resets(resets) {
+                tracing::trace!(%error, "a socket does not say how it is closed");
+            }
+        }
     }
 
     fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -335,6 +458,11 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_write(context)?;
+        self.heed_end();
+        self.look_for_end(context);
+        if bytes == LAST_CHUNK && !self.connection.is_free() && self.is_between_requests() {
+            self.keeps_end = true;
+        }
         let polled = self.poll_head(context);
         ready!(self.written(polled))?;
         let date = self.connection.take_date();
@@ -370,12 +498,17 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write(context)?;
+        self.heed_end();
+        if self.keeps_end {
+            return Poll::Ready(Ok(()));
+        }
         let polled = self.poll_flush_all(context);
         self.written(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write(context)?;
+        self.heed_end();
         let polled = self.poll_head(context);
         ready!(self.written(polled))?;
         let polled = Pin::new(&mut self.io).poll_shutdown(context);
@@ -386,6 +519,7 @@ impl AsyncWrite for Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
+        self.heed_end();
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(Err(error)) = self.poll_flush_all(&mut context) {
             tracing::trace!(%error, "a client was gone before its connection was closed");
@@ -398,10 +532,14 @@ impl Drop for Wire {
                 id: self.id,
                 connection: Arc::clone(&self.connection),
                 gate: Gate::Closed,
+                kept_byte: None,
                 ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
                 head: std::mem::take(&mut self.head),
                 hang_up: None,
-                answered: true,
+                half_closed: self.half_closed,
+                answered: self.answered,
+                keeps_end: false,
+                resets: false,
                 dropped: stays.then(|| dropped.clone()),
             });
             *dropped.place() = Some(if stays { Left::Open(rest) } else { Left::Unread(rest) });

@@ -13,18 +13,26 @@ mod admin;
 mod ahead;
 mod claims;
 mod clients;
+mod closing;
+mod coded;
 mod frames;
 mod held;
 mod hops;
 mod http2;
+mod interim;
 mod leaving;
 mod limits;
+mod places;
 mod probes;
 mod refusals;
+mod slow;
 mod source;
+mod speaks2;
 mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
 mod targets;
+mod unframed;
 mod uploads;
+mod verdicts;

@@ -8,6 +8,11 @@ use std::time::Duration;
 pub(in crate::proxy) const TICK: Duration = Duration::from_millis(100);
 /// A deadline that is none.
 const NEVER: u64 = u64::MAX;
+/// A client that closes its side so soon after its request may only have nothing more to say. After that time it is asked
+/// whether it is still there.
+const HALF_CLOSE: Duration = Duration::from_secs(1);
+/// How long the rest of a request may come once its answer is whole.
+pub(in crate::proxy) const REST_WITHIN: Duration = Duration::from_secs(30);
 
 /// Deadlines of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +61,24 @@ pub(super) struct Due {
     waited: AtomicU64,
     came: AtomicU64,
     write: AtomicU64,
+    /// Since when it is the client that something written waits for; [`NEVER`]: it is not.
+    write_since: AtomicU64,
+    /// How long that was before, and how many bytes it took, since both were last looked at together.
+    write_waited: AtomicU64,
+    took: AtomicU64,
     /// When the backend must have begun to answer, or be done; [`NEVER`]: nobody waits for that.
     backend: AtomicU64,
     /// How long it may pause within its answer, where it is not Pingora that counts; 0: as long as it likes. And until when.
     pause: AtomicU64,
     pause_ends: AtomicU64,
+    /// When the backend must have taken the part of the request's body that it was given last; [`NEVER`]: it has.
+    upload: AtomicU64,
     /// Whether the backend has begun to answer: from then on it is a conversation, in which the client owes nothing.
     answered: AtomicBool,
+    /// Until when the rest of the request's body may come, once the answer is whole; [`NEVER`]: it is not.
+    rest: AtomicU64,
+    /// When the client closed its side after its request; [`NEVER`]: it has not.
+    half_closed: AtomicU64,
 }
 
 // === impl Due ===
@@ -77,21 +93,31 @@ impl Due {
             waited: AtomicU64::new(0),
             came: AtomicU64::new(0),
             write: AtomicU64::new(NEVER),
+            write_since: AtomicU64::new(NEVER),
+            write_waited: AtomicU64::new(0),
+            took: AtomicU64::new(0),
             backend: AtomicU64::new(NEVER),
             pause: AtomicU64::new(0),
             pause_ends: AtomicU64::new(NEVER),
+            upload: AtomicU64::new(NEVER),
             answered: AtomicBool::new(false),
+            rest: AtomicU64::new(NEVER),
+            half_closed: AtomicU64::new(NEVER),
         }
     }
 
     /// Another request begins.
     fn begin(&self) {
+        self.write_waited.store(0, Ordering::Relaxed);
+        self.took.store(0, Ordering::Relaxed);
         self.waited.store(0, Ordering::Relaxed);
         self.came.store(0, Ordering::Relaxed);
         self.backend.store(NEVER, Ordering::Relaxed);
         self.pause.store(0, Ordering::Relaxed);
         self.pause_ends.store(NEVER, Ordering::Relaxed);
+        self.upload.store(NEVER, Ordering::Relaxed);
         self.answered.store(false, Ordering::Relaxed);
+        self.rest.store(NEVER, Ordering::Relaxed);
     }
 }
 
@@ -122,14 +148,18 @@ impl Connection {
 
     /// A read of a body must wait for the client.
     pub fn read_waits(&self) {
+        self.backend_has_taken();
         if self.due.read.load(Ordering::Relaxed) == NEVER {
-            self.due.read.store(self.due_in(self.shared.deadlines.body), Ordering::Relaxed);
+            let Deadlines { body, linger, .. } = self.shared.deadlines;
+            let within = if self.has_whole_answer() { linger } else { body };
+            self.due.read.store(self.due_in(within), Ordering::Relaxed);
             self.due.waits_since.store(self.shared.now_ms(), Ordering::Relaxed);
         }
     }
 
     /// It waits no longer: so many bytes came.
     pub fn read_goes_on(&self, bytes: usize) {
+        self.backend_has_taken();
         self.due.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.due.read.load(Ordering::Relaxed) != NEVER {
             let since = self.due.waits_since.swap(NEVER, Ordering::Relaxed);
@@ -155,8 +185,20 @@ impl Connection {
         self.due.answered.store(true, Ordering::Relaxed);
     }
 
+    /// All of its answer has come: whatever of the request is still to come matters to nobody, and the backend is done.
+    pub fn answer_is_whole(&self) {
+        self.due.rest.store(self.due_in(REST_WITHIN), Ordering::Relaxed);
+        self.due.backend.store(NEVER, Ordering::Relaxed);
+        self.due.pause.store(0, Ordering::Relaxed);
+        self.due.pause_ends.store(NEVER, Ordering::Relaxed);
+    }
+
+    fn has_whole_answer(&self) -> bool {
+        self.due.rest.load(Ordering::Relaxed) != NEVER
+    }
+
     /// Whether it has.
-    pub(super) fn has_answer(&self) -> bool {
+    pub(in crate::proxy) fn has_answer(&self) -> bool {
         self.due.answered.load(Ordering::Relaxed)
     }
 
@@ -172,8 +214,20 @@ impl Connection {
         }
     }
 
+    /// The client has taken so many bytes.
+    pub(super) fn takes_bytes(&self, bytes: usize) {
+        self.due.took.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     /// A part of the answer must wait for the client, or waits no longer: meanwhile it is not the backend that pauses.
     pub fn part_waits(&self, waits: bool) {
+        let now = self.shared.now_ms();
+        if waits {
+            self.due.write_since.store(now, Ordering::Relaxed);
+        } else {
+            let since = self.due.write_since.swap(NEVER, Ordering::Relaxed);
+            self.due.write_waited.fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+        }
         let pause = self.due.pause.load(Ordering::Relaxed);
         if pause != 0 {
             let ends = if waits { NEVER } else { self.due_in(Duration::from_millis(pause)) };
@@ -188,11 +242,36 @@ impl Connection {
         self.due.backend.store(due, Ordering::Relaxed);
     }
 
-    /// A stream that has been ended is told why within the time of a connection that lingers.
+    /// Whoever serves a request that has been ended has the time of a connection that lingers to tell the client why.
     pub(super) fn is_to_be_told(&self) {
-        if self.is_stream() {
-            self.due.read.store(self.due_in(self.shared.deadlines.linger), Ordering::Relaxed);
-        }
+        self.due.read.store(self.due_in(self.shared.deadlines.linger), Ordering::Relaxed);
+    }
+
+    /// A part of the request's body is given to a backend, which has that time to take it.
+    pub fn backend_takes_within(&self, within: Duration) {
+        self.due.upload.store(self.due_in(within), Ordering::Relaxed);
+    }
+
+    /// It has taken it: whoever sends the body reads on.
+    pub fn backend_has_taken(&self) {
+        self.due.upload.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// The client has closed its side after its request, and may still read. Whoever looks after all connections wakes whoever
+    /// reads it, so that it can find out ([`Self::may_have_left`]).
+    pub fn is_half_closed(&self) {
+        self.due.half_closed.store(self.shared.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether it did so a while ago and has been given nothing since that would have shown whether it is still there.
+    pub(in crate::proxy) fn may_have_left(&self, now: u64) -> bool {
+        let since = self.due.half_closed.load(Ordering::Relaxed);
+        since != NEVER && now >= since.saturating_add(ms(HALF_CLOSE)) && !self.has_answer()
+    }
+
+    /// The same, as of now.
+    pub fn has_perhaps_left(&self) -> bool {
+        self.may_have_left(self.shared.now_ms())
     }
 
     /// From now on the backend may pause for so long within its answer, or either side of a tunnel.
@@ -240,6 +319,23 @@ impl Connection {
         waited > ms(self.shared.deadlines.head) && came > 0 && came < owed
     }
 
+    /// Whether the client takes what is written to it too slowly: less than it owes of bodies, in all the time of one wait at
+    /// most that it is waited for. Then that time begins anew.
+    fn takes_slowly(&self, now: u64) -> bool {
+        let since = self.due.write_since.load(Ordering::Relaxed);
+        let waited = self.due.write_waited.load(Ordering::Relaxed) + now.saturating_sub(since);
+        if waited < ms(self.shared.deadlines.write) {
+            return false;
+        }
+        if since != NEVER {
+            // Who has stopped waiting meanwhile does not begin again.
+            self.due.write_since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).ok();
+        }
+        self.due.write_waited.store(0, Ordering::Relaxed);
+        let took = self.due.took.swap(0, Ordering::Relaxed);
+        took < self.shared.body_rate.saturating_mul(waited) / 1_000
+    }
+
     fn due_in(&self, within: Duration) -> u64 {
         self.shared.now_ms().saturating_add(ms(within))
     }
@@ -253,10 +349,14 @@ impl Connection {
         if now >= self.due.write.load(Ordering::Relaxed) {
             return Some(End::WriteStalled);
         }
+        if self.takes_slowly(now) {
+            return Some(End::WriteSlow);
+        }
         if ends.is_some() {
-            // It is being told why. Of a stream that may be nobody's concern at the moment, while its backend takes nothing.
+            // It is being told why. That may be nobody's concern at the moment, while its backend takes nothing.
             let is_told = now < self.due.read.load(Ordering::Relaxed);
-            return (self.is_stream() && !is_told).then_some(End::Silent);
+            let is_served = Stage::of(self.due.stage.load(Ordering::Relaxed)) == Some(Stage::Request);
+            return (is_served && !is_told && !self.is_tunnel()).then_some(End::Unheard);
         }
         let stage = Stage::of(self.due.stage.load(Ordering::Relaxed))?;
         if let (Stage::FirstByte | Stage::Idle, Some(stopping)) = (stage, stopping) {
@@ -269,10 +369,14 @@ impl Connection {
             return Some(End::BodySlow);
         }
         if stage == Stage::Request {
-            let (backend, pause) = (&self.due.backend, &self.due.pause_ends);
-            if now >= backend.load(Ordering::Relaxed).min(pause.load(Ordering::Relaxed)) {
+            let backend = [&self.due.backend, &self.due.pause_ends, &self.due.upload];
+            if backend.iter().any(|due| now >= due.load(Ordering::Relaxed)) {
                 return Some(if self.is_tunnel() { End::TunnelIdle } else { End::BackendLate });
             }
+        }
+        let waits = self.due.waits_since.load(Ordering::Relaxed) != NEVER;
+        if stage == Stage::Request && waits && now >= self.due.rest.load(Ordering::Relaxed) {
+            return Some(End::RestLate);
         }
         if now < self.due.read.load(Ordering::Relaxed)
             || (stage == Stage::Request && self.waits_for_backend())
@@ -282,6 +386,7 @@ impl Connection {
         Some(match stage {
             Stage::FirstByte | Stage::Idle | Stage::Linger => End::Silent,
             Stage::Head => End::HeadLate,
+            Stage::Request if self.has_whole_answer() => End::RestLate,
             Stage::Request => End::BodyLate,
         })
     }

@@ -12,6 +12,8 @@ const NONE: u8 = u8::MAX;
 /// The end of a connection, if it has one, and whom that wakes.
 pub(super) struct Ending {
     end: AtomicU8,
+    /// The first reason, where there were several.
+    first: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -26,6 +28,8 @@ numbered!(
         BodyLate,
         /// The body comes too slowly.
         BodySlow,
+        /// The answer is whole, and the rest of the body comes for too long.
+        RestLate,
         /// The body's chunks make no sense.
         BadChunks,
         /// The key that is served was deleted, or its secret replaced.
@@ -40,6 +44,10 @@ numbered!(
         TunnelIdle,
         /// The client takes nothing of what is written to it.
         WriteStalled,
+        /// It takes what is written to it too slowly.
+        WriteSlow,
+        /// It was to be told why it ends, and whoever serves it does not come to that.
+        Unheard,
         /// It made room for a new one.
         Crowded,
         /// Bodies took up too much memory, and this client takes nothing.
@@ -55,7 +63,7 @@ numbered!(
 
 impl Ending {
     pub(super) const fn new() -> Self {
-        Self { end: AtomicU8::new(NONE), waker: AtomicWaker::new() }
+        Self { end: AtomicU8::new(NONE), first: AtomicU8::new(NONE), waker: AtomicWaker::new() }
     }
 
     pub(super) fn wake(&self) {
@@ -67,7 +75,14 @@ impl Connection {
     /// Ends it for this reason.
     pub fn end_with(&self, end: End) {
         self.is_to_be_told();
+        // Only the first counts.
+        self.ending.first.compare_exchange(NONE, end as u8, Ordering::AcqRel, Ordering::Acquire).ok();
         self.ending.end.store(end as u8, Ordering::Release);
+        self.ending.wake();
+    }
+
+    /// Wakes whoever serves it.
+    pub(in crate::proxy) fn wake(&self) {
         self.ending.wake();
     }
 
@@ -86,6 +101,20 @@ impl Connection {
     /// Why it ends, if it does.
     pub fn ends(&self) -> Option<End> {
         End::of(self.ending.end.load(Ordering::Acquire))
+    }
+
+    /// Why it was ended at first.
+    pub fn first_end(&self) -> Option<End> {
+        End::of(self.ending.first.load(Ordering::Acquire))
+    }
+
+    /// Returns when it has been ended and whoever serves it does not come to tell why.
+    pub async fn is_unheard(&self) {
+        std::future::poll_fn(|context| {
+            self.wakes(context);
+            if self.ends() == Some(End::Unheard) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Returns when it is ended from elsewhere and its client cannot be told. Otherwise whoever waits for the client or
@@ -112,6 +141,7 @@ impl Connection {
     /// Forgets the end it was given, so that what is still to be said can be written and lingered over.
     pub fn survive(&self, stage: Stage) {
         self.ending.end.store(NONE, Ordering::Release);
+        self.ending.first.store(NONE, Ordering::Release);
         self.enter(stage);
     }
 }
@@ -131,6 +161,7 @@ impl End {
             Self::HeadLate => "head_late",
             Self::BodyLate => "body_late",
             Self::BodySlow => "body_slow",
+            Self::RestLate => "rest_late",
             Self::BadChunks => "bad_chunks",
             Self::BackendLate => "backend_late",
             Self::TunnelIdle => "tunnel_idle",
@@ -138,6 +169,8 @@ impl End {
             Self::KeyInactive => "key_inactive",
             Self::KeyExpired => "key_expired",
             Self::WriteStalled => "write_stalled",
+            Self::WriteSlow => "write_slow",
+            Self::Unheard => "unheard",
             Self::Crowded => "crowded",
             Self::OverBudget => "over_budget",
             Self::HeldBack => "held_back",
@@ -145,8 +178,22 @@ impl End {
         }
     }
 
+    /// Whether it is between requests that it ends, with nobody to blame for not taking what is written.
+    pub const fn can_take_leave(self) -> bool {
+        matches!(self, Self::Silent | Self::Crowded | Self::Stopping)
+    }
+
     /// Whether the client can still be told something.
     pub const fn can_answer(self) -> bool {
-        !matches!(self, Self::Silent | Self::WriteStalled | Self::Crowded | Self::OverBudget | Self::Stopping)
+        !matches!(
+            self,
+            Self::Silent
+                | Self::WriteStalled
+                | Self::WriteSlow
+                | Self::Unheard
+                | Self::Crowded
+                | Self::OverBudget
+                | Self::Stopping
+        )
     }
 }

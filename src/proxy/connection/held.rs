@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
-/// What may be on its way to a client beside what was handed to its socket: Pingora's pipe of four parts of 64 KiB.
-const PIPE_BYTES: u64 = 4 * 64 * 1024;
+/// What may be on its way to a client beside what was handed to its socket: Pingora's pipe of four parts of 64 KiB, one more
+/// in the hand of whoever fills it, and the buffer that the next is read into.
+const PIPE_BYTES: u64 = 6 * 64 * 1024;
 
 /// What all clients may have in memory together.
 pub(super) struct Budget {
@@ -281,6 +282,7 @@ impl Connection {
     /// The client has taken so many bytes.
     pub fn gives(&self, bytes: usize) {
         self.held.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.takes_bytes(bytes);
     }
 
     /// Whether there is room for more bodies in memory.

@@ -27,10 +27,11 @@ mod end;
 mod held;
 
 pub use deadlines::{Deadlines, Stage};
-pub(super) use deadlines::{TICK, ms};
+pub(super) use deadlines::{REST_WITHIN, TICK, ms};
 pub use end::End;
 pub use held::{HeldBack, Kept};
 
+use super::trip::Places;
 use crate::keyring::Presented;
 use bytes::Bytes;
 use deadlines::Due;
@@ -38,9 +39,14 @@ use end::Ending;
 use held::{Budget, Held};
 use http::HeaderValue;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
+
+/// A body is to come, all of it is here but its end, or all of it.
+pub(super) const BODY_COMES: u8 = 0;
+pub(super) const BODY_BUT_END: u8 = 1;
+pub(super) const BODY_WHOLE: u8 = 2;
 
 /// What all connections have in common.
 pub(super) struct Shared {
@@ -71,6 +77,17 @@ pub struct Connection {
     stays: AtomicBool,
     /// Of a stream: its request's body so far, to be sent again.
     rewound: Mutex<Option<Bytes>>,
+    /// Whether its client speaks HTTP/1.0.
+    is_old: AtomicBool,
+    /// Whether the end of its request's body is kept from whoever reads it, and how much of the body is here.
+    keeps_body_end: AtomicBool,
+    body: AtomicU8,
+    /// Whether an answer is under way whose end is the end of the connection.
+    ends_answer: AtomicBool,
+    /// Whether what its request has taken is not free yet.
+    holds: AtomicBool,
+    /// What the request of a stream has taken, until what is left of its answer has been handed over.
+    places: Mutex<Option<Box<Places>>>,
     due: Due,
     held: Held,
     ending: Ending,
@@ -122,6 +139,12 @@ impl Connection {
             tunnel: AtomicBool::new(false),
             stays: AtomicBool::new(false),
             rewound: Mutex::default(),
+            is_old: AtomicBool::new(false),
+            keeps_body_end: AtomicBool::new(false),
+            body: AtomicU8::new(BODY_COMES),
+            ends_answer: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
+            places: Mutex::default(),
             due: Due::new(),
             held: Held::default(),
             ending: Ending::new(),
@@ -188,6 +211,101 @@ impl Connection {
     /// What of its request's body is to be sent again.
     pub fn rewound(&self) -> Option<Bytes> {
         self.rewound.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The request in hand is of HTTP/1.0, or is not.
+    pub fn is_old(&self, is_old: bool) {
+        self.is_old.store(is_old, Ordering::Relaxed);
+    }
+
+    /// Whether it is: then the client knows of no interim answers.
+    pub(super) fn speaks_old(&self) -> bool {
+        self.is_old.load(Ordering::Relaxed)
+    }
+
+    /// Whoever reads the body is to have all of it but its end, or that as well.
+    pub fn keeps_body_end(&self, keeps: bool) {
+        self.keeps_body_end.store(keeps, Ordering::Relaxed);
+    }
+
+    /// Whether its end is to be kept.
+    pub(super) fn is_to_keep_body_end(&self) -> bool {
+        self.keeps_body_end.load(Ordering::Relaxed)
+    }
+
+    /// So much of the body is here.
+    pub(super) fn has_of_body(&self, much: u8) {
+        self.body.store(much, Ordering::Relaxed);
+    }
+
+    /// Whether all of it is, its end included.
+    pub fn has_whole_body(&self) -> bool {
+        self.body.load(Ordering::Relaxed) == BODY_WHOLE
+    }
+
+    /// Whether all of it is, and its end kept.
+    pub fn has_kept_end(&self) -> bool {
+        self.body.load(Ordering::Relaxed) == BODY_BUT_END
+    }
+
+    /// An answer begins whose end is the end of the connection, or has come to its end.
+    pub fn ends_answer(&self, is_under_way: bool) {
+        self.ends_answer.store(is_under_way, Ordering::Relaxed);
+    }
+
+    /// Whether one is under way: closing the connection would say that it is whole.
+    pub(super) fn would_end_answer(&self) -> bool {
+        self.ends_answer.load(Ordering::Relaxed)
+    }
+
+    /// A request has been admitted: it is in flight until its places are free.
+    pub(super) fn holds(&self) {
+        self.holds.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no request is in flight, as far as limits go.
+    pub(super) fn is_free(&self) -> bool {
+        !self.holds.load(Ordering::Relaxed)
+    }
+
+    /// All of the answer has come, and with it the request's places are free: at once, or where a stream may have to wait for
+    /// the client to take what is left of it, when that has been handed over.
+    pub(super) fn is_freed_with(&self, places: Places, rest: bool) {
+        if rest && self.is_stream() {
+            *self.places() = Some(Box::new(places));
+        } else {
+            drop(places);
+            self.holds.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// The last byte of a stream's answer is about to be handed over, and all must be free before that. Answers whether it is:
+    /// nobody may have heard yet that the answer is at its end.
+    pub(super) fn may_end(&self) -> bool {
+        if self.is_free() {
+            return true;
+        }
+        let places = self.places().take();
+        let knew = places.is_some();
+        drop(places);
+        if knew {
+            self.holds.store(false, Ordering::Relaxed);
+        }
+        knew
+    }
+
+    /// The request has ended, and what it had taken is free.
+    pub(super) fn frees(&self) {
+        if !self.is_free() {
+            let places = self.places().take();
+            drop(places);
+            self.holds.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Option<Box<Places>>> {
+        // A place is whole whatever happened to the thread that held it.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on bytes pass in both directions, whatever they are.

@@ -1,0 +1,120 @@
+//! A backend that speaks HTTP/2 and answers in the ways that HTTP/2 has and HTTP/1.1 has not.
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+/// The backend. Dropping it ends it.
+pub(crate) struct Speaks2 {
+    pub(crate) address: SocketAddr,
+    heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Speaks2 {
+    pub(crate) fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let heard: Arc<Mutex<Vec<_>>> = Arc::default();
+        let hears = Arc::clone(&heard);
+        let (stop, stopped) = oneshot::channel::<()>();
+        // A test may be inside a runtime, which must not drive another.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::from_std(listener).unwrap();
+                let accept = async {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(serve(stream, Arc::clone(&hears)));
+                    }
+                };
+                tokio::select! {
+                    () = accept => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { address, heard, _stop: stop }
+    }
+
+    /// The fields and body of each request that came whole.
+    pub(crate) fn heard(&self) -> Vec<(HeaderMap, Vec<u8>)> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+async fn serve(stream: TcpStream, heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(answer(request, respond, Arc::clone(&heard)));
+    }
+}
+
+/// By the last segment of the path.
+async fn answer(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+) {
+    let (head, mut body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let form = path.rsplit('/').next().unwrap_or_default();
+    if form == "deaf" {
+        // Takes nothing and says nothing, for as long as its peer likes.
+        std::future::poll_fn(|context| respond.poll_reset(context)).await.ok();
+        return;
+    }
+    let mut came = Vec::new();
+    while let Some(part) = body.data().await {
+        let Ok(part) = part else { return };
+        body.flow_control().release_capacity(part.len()).unwrap();
+        came.extend_from_slice(&part);
+    }
+    heard.lock().unwrap().push((head.headers, came));
+    let with = |length: Option<&'static str>| {
+        let mut response = Response::new(());
+        if let Some(length) = length {
+            response.headers_mut().insert("content-length", HeaderValue::from_static(length));
+        }
+        response
+    };
+    // Whoever has left is not the backend's concern.
+    let mut begin = |response, end| respond.send_response(response, end).ok();
+    let send = |to: &mut Option<SendStream<Bytes>>, part: &'static [u8], end| {
+        to.as_mut().map(|to| to.send_data(Bytes::from_static(part), end).ok());
+    };
+    match form {
+        // Its head is all there is, and says nothing of a length.
+        "bare" => drop(begin(with(None), true)),
+        // The end comes by itself, behind all that was promised.
+        "length" => {
+            let mut to = begin(with(Some("2")), false);
+            send(&mut to, b"ok", false);
+            tokio::task::yield_now().await;
+            send(&mut to, b"", true);
+        }
+        "unknown" => {
+            let mut to = begin(with(None), false);
+            send(&mut to, b"ok", true);
+        }
+        "trailers" => {
+            let mut to = begin(with(None), false);
+            send(&mut to, b"ok", false);
+            let trailers = HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-status"),
+                HeaderValue::from_static("0"),
+            )]);
+            to.as_mut().map(|to| to.send_trailers(trailers).ok());
+        }
+        _ => {
+            let mut to = begin(with(Some("2")), false);
+            send(&mut to, b"ok", true);
+        }
+    }
+}
