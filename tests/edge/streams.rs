@@ -128,7 +128,8 @@ fn the_end_of_a_grace_period_ends_what_began_by_the_old_secret_and_nothing_else(
     let path = format!("/apikeys/{}/regenerate", key.id);
     let issued = gateway.managed("POST", &path, Some(&body))["api_key"].as_str().unwrap().to_owned();
     let mut new = tunnel(&issued);
-    assert!(old.is_closed(), "its time is over");
+    assert_eq!(old.exactly(4), [0x88, 2, 0x03, 0xf0], "its time is over: a violation of policy (1008)");
+    assert!(old.is_closed());
     for message in [b"one".as_slice(), b"two"] {
         new.send(message);
         assert_eq!(new.exactly(3), message);
