@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// One request. Dropping it, however that comes about, ends its record and its place in flight.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the request")]
 pub struct Ctx {
     /// When its head had arrived.
     pub arrived: Now,
