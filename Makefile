@@ -19,7 +19,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger
+.PHONY: run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -65,6 +65,10 @@ bench-parts: tools
 
 bench-ledger: tools test-tools
 	$(CARGO) bench --locked --bench ledger -- $(ARGS)
+
+# The counters' protocol, step by step, for about an hour; `make test` does a minute of it.
+model: tools
+	KEYGATE_MODEL_DEPTH=9 KEYGATE_MODEL_WAYS=1000000 $(CARGO) test --locked --release --lib -- counter::model::explore --nocapture
 
 lint: tools
 	$(CARGO) fmt --check

@@ -32,6 +32,7 @@ pub(super) async fn make(
     let leases = Leases::start(LeasesConfig {
         place: place(&config.counters, url)?,
         on_failure,
+        share_unknown: config.counters.share_unknown,
         // Another name after each start: what was in flight before is not in flight any more.
         node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
         nodes: {

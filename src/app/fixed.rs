@@ -39,7 +39,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         "store" |c| &c.store, StoreConfig:
             location = "url" busy_timeout readers pool connect_timeout statement_timeout;;
         "counters" |c| &c.counters, CountersConfig:
-            location = "url" on_failure tls_ca_file tls_cert_file tls_key_file sentinel_password_file;;
+            location = "url" on_failure share_unknown tls_ca_file tls_cert_file tls_key_file sentinel_password_file;;
         "keyring" |c| &c.keyring, KeyringConfig: max_stale poll_interval;;
         "usage" |c| &c.usage, UsageConfig:
             journal_dir journal_max_bytes journal_segment_bytes journal_sync_interval batch_records batch_delay

@@ -264,6 +264,7 @@ pub fn start(
         told_by_predecessor,
     };
     let late = steps.wait(loading.load(own_peppers, &mut writers))?;
+    let reported = tokio::time::Instant::now();
 
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
@@ -314,6 +315,7 @@ pub fn start(
     let state = (state, Arc::clone(&accepting));
     let server =
         parts::admin_server(config, &base, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
+    steps.wait(watching::until_counted(config, &base, reported))?;
     succession.doors.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.

@@ -1,4 +1,4 @@
-//! How many nodes share a limit while Redis is gone: those that live, and those that may.
+//! How many nodes share what begins while Redis is gone: those that live, and those that may.
 //!
 //! More is believed at once, fewer only when it has stayed so: after a crash of the database its table of nodes is empty, and
 //! whoever took itself for the only one would admit the whole limit. Must not know: the store, or what is shared.

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::store::{NodeRow, Nodes};
+use crate::store::{NodeRow, Nodes, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -16,7 +16,9 @@ use uuid::Uuid;
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is asked who else runs on it.
-const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(5);
+const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(1);
+/// How long a look may take for a node that reports to be counted by all others.
+const LOOK_WITHIN: Duration = Duration::from_millis(500);
 
 /// Starts all of it on `io`.
 pub(super) fn start(
@@ -33,6 +35,27 @@ pub(super) fn start(
     let own = (base.boot, config.node.name.clone());
     let sharers = base.sharers.seen(LOOK_FOR_NODES_EVERY);
     io.spawn(watch_nodes(store, metrics, sharers, own, counts_alone, Arc::clone(succession)));
+}
+
+/// Waits until the other nodes have counted this one, which reported at that time: what begins while Redis is gone each divides
+/// by their number. One that is alone waits for nobody.
+pub(super) async fn until_counted(
+    config: &Config,
+    base: &Base,
+    reported: tokio::time::Instant,
+) -> Result<(), StoreError> {
+    if config.counters.location == CountersLocation::Memory {
+        return Ok(());
+    }
+    let others = match base.store.nodes().await {
+        Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != base.boot),
+        // They may be there.
+        Err(_) => true,
+    };
+    if others {
+        tokio::time::sleep_until(reported + LOOK_FOR_NODES_EVERY + LOOK_WITHIN).await;
+    }
+    Ok(())
 }
 
 async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {

@@ -50,6 +50,7 @@ impl Default for CountersConfig {
         Self {
             location: CountersLocation::Memory,
             on_failure: OnFailure::Share,
+            share_unknown: false,
             tls_ca_file: None,
             tls_cert_file: None,
             tls_key_file: None,

@@ -254,6 +254,7 @@ fn counters(s: &mut Section<'_, '_>) -> CountersConfig {
     CountersConfig {
         location: s.value("url", &CountersUrl, d.location),
         on_failure: s.value("on_failure", &Word::new(), d.on_failure),
+        share_unknown: s.value("share_unknown", &Flag, d.share_unknown),
         tls_ca_file: s.value("tls_ca_file", &OrEmpty(FILE), d.tls_ca_file),
         tls_cert_file: s.value("tls_cert_file", &OrEmpty(FILE), d.tls_cert_file),
         tls_key_file: s.value("tls_key_file", &OrEmpty(FILE), d.tls_key_file),

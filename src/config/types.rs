@@ -233,6 +233,9 @@ pub struct CountersConfig {
     pub location: CountersLocation,
     /// What to do while shared counters cannot be reached; without meaning for those in memory.
     pub on_failure: OnFailure,
+    /// With [`OnFailure::Share`]: whether keys that this node has not used lately get their limits divided by the number of
+    /// nodes while Redis is gone, at the risk of passing them; else they are refused.
+    pub share_unknown: bool,
     /// Who vouches for the certificates of Redis; none: the roots of this machine.
     pub tls_ca_file: Option<PathBuf>,
     /// Our certificate, for a Redis that asks for one; together with [`CountersConfig::tls_key_file`].

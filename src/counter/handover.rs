@@ -8,7 +8,7 @@
 //! changes, and is over for the other one ([`Elsewhere`]) when this process has gone.
 
 use super::Counters;
-use super::share::WINDOWS;
+use super::pool::WINDOWS;
 use crate::clock::{Now, Timestamp};
 use crate::policy::limit::{Ahead, window_start};
 use crate::store::SpentBy;

@@ -25,6 +25,8 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 const LATE_MAX: u32 = 3;
 /// How long a part of a cluster that failed is left alone.
 const PART_LEFT_FOR: Duration = Duration::from_secs(1);
+/// For how long after Redis was found again others may not have found it, or not have been heard, in ns.
+const JUST_BACK_NS: u64 = 1_500_000_000;
 /// Parts that are told apart. Keys that share a hash tag are in one.
 const PARTS: usize = 4_096;
 
@@ -38,6 +40,9 @@ pub(super) struct Link {
     lost: Notify,
     /// When it last answered in time, in steady ns.
     well_ns: AtomicU64,
+    /// When it last answered in time before the connection that is in use, and since when that has been in use, in steady ns.
+    lost_ns: AtomicU64,
+    back_ns: AtomicU64,
     /// How many connections there have been.
     made: AtomicU64,
     /// How often it was tried whether Redis is there: each try has a mark of its own.
@@ -75,6 +80,8 @@ impl Link {
             current: ArcSwapOption::empty(),
             lost: Notify::new(),
             well_ns,
+            lost_ns: AtomicU64::new(0),
+            back_ns: AtomicU64::new(0),
             made: AtomicU64::new(0),
             probes: AtomicU64::new(0),
             mark: AtomicU64::new(0),
@@ -90,11 +97,14 @@ impl Link {
     /// Looks for Redis once.
     pub(super) async fn look(&self) -> Result<(), LinkError> {
         self.metrics.counter_connects.inc();
+        let well_ns = self.last_well_ns();
         let mut connection = self.place.load_full().connect().await?;
         let server = connection.vet().await?;
         self.probe(&mut connection).await?;
         let parts = if connection.is_cluster() { PARTS } else { 1 };
         let parts = (0..parts).map(|_| Part::default()).collect();
+        self.lost_ns.store(well_ns, Ordering::Relaxed);
+        self.back_ns.store(self.now_ns(), Ordering::Relaxed);
         self.current.store(Some(Arc::new(Up { connection, server, parts })));
         self.made.fetch_add(1, Ordering::Release);
         self.metrics.counter_up.set(1);
@@ -163,6 +173,13 @@ impl Link {
     /// When Redis last answered in time, in steady ns.
     pub(super) fn last_well_ns(&self) -> u64 {
         self.well_ns.load(Ordering::Relaxed)
+    }
+
+    /// How long ago Redis was lost, if that was found again just now: other nodes may not have been heard yet.
+    pub(super) fn lost_for(&self, now_ns: u64) -> Option<Duration> {
+        let is_just_back = now_ns.saturating_sub(self.back_ns.load(Ordering::Relaxed)) < JUST_BACK_NS;
+        let lost_for_ns = now_ns.saturating_sub(self.lost_ns.load(Ordering::Relaxed));
+        is_just_back.then(|| Duration::from_nanos(lost_for_ns))
     }
 
     fn is_well(&self) {

@@ -1,12 +1,12 @@
 //! What is spent through this process: the rule over shared state, check all, then take all.
 //!
-//! Alone it is the truth; beside Redis it is this node's own part of it. Must not know: Redis, leases, shares.
+//! Must not know: Redis.
 //!
 //! *Invariant:* the lock of a key is taken before the lock of its workspace and never two of one kind, so that charges
 //! cannot wait for each other in a circle.
 
 use super::handover::Told;
-use super::share::WINDOWS;
+use super::pool::WINDOWS;
 use super::{Charge, Left, Refusal};
 use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, WorkspaceId};
@@ -38,23 +38,11 @@ pub(super) struct Taken {
 const COST: u64 = 1;
 
 impl Local {
-    /// Charges all limits of a request at `now`, or none of them. With `empty_at_ns`, rates count as empty at that
-    /// steady time, because others may have spent them.
-    pub(super) fn charge(
-        &self,
-        charge: &Charge<'_>,
-        now: Now,
-        empty_at_ns: Option<u64>,
-    ) -> Result<(Taken, Left), Box<Refusal>> {
+    /// Charges all limits of a request at `now`, or none of them.
+    pub(super) fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<(Taken, Left), Box<Refusal>> {
         let (key, workspace) = self.subjects(charge);
         let mut key_spending = key.lock();
         let mut workspace_spending = workspace.as_ref().map(Shared::lock);
-        if let Some(at_ns) = empty_at_ns {
-            key_spending.empty(charge.key_limits, at_ns);
-            if let Some(spending) = workspace_spending.as_deref_mut() {
-                spending.empty(charge.workspace_limits, at_ns);
-            }
-        }
         let checked = check(&key_spending, workspace_spending.as_deref(), charge, now);
         if checked.is_ok() {
             take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
@@ -90,18 +78,8 @@ impl Local {
         checked.map(|()| Taken::new(key, workspace, charge, now))
     }
 
-    /// Counts a request that was admitted elsewhere.
-    pub(super) fn note(&self, charge: &Charge<'_>, now: Now) -> Taken {
-        let (key, workspace) = self.subjects(charge);
-        let mut key_spending = key.lock();
-        let mut workspace_spending = workspace.as_ref().map(Shared::lock);
-        take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
-        drop(workspace_spending);
-        drop(key_spending);
-        Taken::new(key, workspace, charge, now)
-    }
-
     /// What has been spent here in each of the windows that contain `at`.
+    #[cfg(test)]
     pub(super) fn used(&self, subject: &SpentBy, at: Timestamp) -> [u64; 5] {
         let shared = self.subject(subject);
         let spending = shared.lock();

@@ -1,18 +1,17 @@
 //! What has been spent: one call charges every limit of a request, all of them or none.
 //!
 //! The rule is [`crate::policy::limit`]'s; here are the places where spending is kept: in this process alone ([`local`]),
-//! or in Redis for several nodes, of which each owns a little in advance ([`lease`]). Must not know: requests, keys beyond
+//! or in Redis for several nodes, of which each owns a little in advance ([`pool`]). Must not know: requests, keys beyond
 //! their id. Kept in this process it cannot be gone; when Redis is, the config says what to do, and nobody waits for it.
 //!
 //! *Invariant:* a refusal changes no counter. *Invariant:* no request waits longer than [`shared::PATIENCE`].
 
 mod handover;
-pub mod lease;
 mod link;
 mod local;
 mod place;
+pub mod pool;
 mod script;
-pub mod share;
 pub mod shared;
 
 pub use handover::{Elsewhere, Handover, Told};
@@ -21,10 +20,10 @@ pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
 
 use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::{Limit, Limits, Refused, Remaining, Rule};
+use crate::policy::limit::{Limit, Limits, Refused, Remaining};
 use crate::store::SpentRow;
 use local::{Local, Taken};
-use shared::Unit;
+use shared::{HeldPlace, Unit};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -52,7 +51,7 @@ pub struct Charge<'r> {
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct Charged {
-    taken: Taken,
+    taken: Option<Taken>,
     unit: Option<Unit>,
     left: Left,
     degraded: bool,
@@ -62,7 +61,14 @@ pub struct Charged {
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct Place {
-    _taken: Taken,
+    _of: PlaceOf,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "their end is what they are for")]
+enum PlaceOf {
+    Local(Taken),
+    Shared(HeldPlace),
 }
 
 /// Each limit in force with what is left of it.
@@ -94,7 +100,7 @@ pub enum Declined {
 impl Counters {
     /// Counters that are shared with other nodes.
     pub fn shared(leases: Arc<Leases>) -> Self {
-        Self { local: leases.local(), leases: Some(leases) }
+        Self { local: Arc::default(), leases: Some(leases) }
     }
 
     /// The next connection to Redis, where counters are shared, is made so.
@@ -114,23 +120,18 @@ impl Counters {
 
     /// The same by this process alone.
     pub fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Box<Refusal>> {
-        let (taken, left) = self.local.charge(charge, now, None)?;
-        Ok(Charged { taken, unit: None, left, degraded: false })
+        let (taken, left) = self.local.charge(charge, now)?;
+        Ok(Charged { taken: Some(taken), unit: None, left, degraded: false })
     }
 
     /// Takes a place in flight, and nothing else, for a request that will be charged later; refuses what a limit stands
     /// against already. Of shared limits only those in flight are looked at, and those by this process alone.
     pub fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<Place, Box<Refusal>> {
-        let taken = if self.leases.is_none() {
-            self.local.hold(charge, now)?
-        } else {
-            let [key_limits, workspace_limits] = [charge.key_limits, charge.workspace_limits].map(in_flight);
-            self.local.hold(
-                &Charge { key_limits: &key_limits, workspace_limits: &workspace_limits, ..*charge },
-                now,
-            )?
+        let of = match &self.leases {
+            None => PlaceOf::Local(self.local.hold(charge, now)?),
+            Some(leases) => PlaceOf::Shared(leases.hold(charge)?),
         };
-        Ok(Place { _taken: taken })
+        Ok(Place { _of: of })
     }
 
     /// Sets what the ledger knows, before anything is charged. Shared counters ask the ledger by themselves.
@@ -156,9 +157,9 @@ impl Counters {
 
     /// Forgets a key that is gone for good.
     pub fn forget(&self, key: KeyId) {
-        self.local.forget(key);
-        if let Some(leases) = &self.leases {
-            leases.forget(key);
+        match &self.leases {
+            None => self.local.forget(key),
+            Some(leases) => leases.forget(key),
         }
     }
 
@@ -168,10 +169,6 @@ impl Counters {
             leases.close().await;
         }
     }
-}
-
-fn in_flight(limits: &Limits) -> Limits {
-    limits.iter().filter(|limit| matches!(limit.rule, Rule::InFlight { .. })).copied().collect()
 }
 
 // === impl Charged ===
@@ -189,7 +186,9 @@ impl Charged {
 
     /// Undoes the whole charge: the request never reached a backend.
     pub fn give_back(self) {
-        self.taken.give_back();
+        if let Some(taken) = self.taken {
+            taken.give_back();
+        }
         if let Some(unit) = self.unit {
             unit.give_back();
         }

@@ -1,144 +1,124 @@
-//! One question to Redis and its answer, as `lease.lua` wants and gives them.
+//! One call to Redis and its answer, as `grant.lua` wants and gives them.
 //!
 //! Must not know: connections. An answer that is not what the script gives is an error, never a guess.
 
 use super::Left;
-use super::lease::{Ask, Grant, LIFE};
+use super::pool::{Ask, Grant, LIFE, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
 use crate::policy::id::{KeyId, WorkspaceId};
 use crate::policy::key::Per;
-use crate::policy::limit::{Limit, LimitName, Remaining, RetryAfter, Rule, window_end};
-use crate::store::SpentRow;
+use crate::policy::limit::{Limit, LimitName, Remaining, RetryAfter, Rule, window_end, window_start};
 use redis::{Cmd, Script, Value};
-use smallvec::SmallVec;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 /// The script. Its name is made from its text, so that another version of it is another script; what both count is the
 /// same, or neither touches what the other wrote (`LAYOUT`).
 pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
-pub(super) const SOURCE: &str = include_str!("lease.lua");
+pub(super) const SOURCE: &str = include_str!("grant.lua");
 
-/// Whom a question is about.
+/// One call: some subjects of one workspace.
 #[derive(Clone, Debug)]
-pub(super) struct Subjects<'r> {
-    pub(super) key: KeyId,
-    /// The workspace, and whether limits are counted on it.
-    pub(super) workspace: (&'r WorkspaceId, bool),
-    /// How many of the question's limits are the key's; the rest are the workspace's.
-    pub(super) key_limits: usize,
+pub(super) struct Call<'r> {
     pub(super) node: &'r str,
     pub(super) nodes: u64,
     /// What the process of Redis is called; empty: the script finds out.
     pub(super) server: &'r str,
     /// How far the ledger may be behind.
     pub(super) lag: Duration,
-    /// What this node was last told of the key and of the workspace.
-    pub(super) heard: [Option<Heard>; 2],
-}
-
-/// What Redis once told of one subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Heard {
-    /// In which of its epochs, a number that has meaning only there.
-    pub(super) epoch: i64,
-    /// When, by its clock.
+    /// When this node lost Redis, by its clock, if it has just found it again.
+    pub(super) lost: Option<Timestamp>,
+    /// The instant whose windows are charged.
     pub(super) at: Timestamp,
-    /// Units debited in minute, hour, day, month and ever.
-    pub(super) used: [u64; 5],
-}
-
-/// What the ledger knows of the key and, if it is counted, of the workspace.
-#[derive(Clone, Debug)]
-pub(super) struct Ledgered {
-    pub(super) at: Timestamp,
-    pub(super) rows: Vec<SpentRow>,
+    pub(super) workspace: &'r WorkspaceId,
+    /// What is asked for the workspace, if it is counted.
+    pub(super) of_workspace: Option<&'r Ask>,
+    pub(super) of_keys: Vec<(KeyId, &'r Ask)>,
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// One for each subject, at that instant of Redis's clock.
+    Told(i64, Vec<Told>),
+    /// These are not the windows of that instant; nothing was done.
+    OtherWindows(Timestamp),
+}
+
+/// What is told of one subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly every answer is a grant; a box would cost each of them a detour"
+    reason = "nearly all are grants; a box would cost each of them a detour"
 )]
-pub(super) enum Answer {
-    /// Granted or refused; with what is debited of the key and of the workspace.
-    Grant(Grant, SmallVec<[Heard; 2]>),
-    /// Redis does not know the key or the workspace, at this instant of its clock; nothing was done.
-    Unknown {
-        at: Timestamp,
-        /// Whether it is the key.
-        key: bool,
-    },
+pub(super) enum Told {
+    Grant(Grant),
+    /// Redis does not know it.
+    Unknown,
+    /// A newer call was acted on before.
+    Old,
+    /// Redis cannot count it.
+    Broken(&'static str),
 }
 
-/// How many numbers come before those of the subjects.
-const HEAD: usize = 7;
+/// How many numbers come before those of the buckets.
+const HEAD: usize = 7 + 2 * WINDOWS.len();
 
 /// The command, by the script's name or with the script itself.
-pub(super) fn command(subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&Ledgered>, by_name: bool) -> Cmd {
+pub(super) fn command(call: &Call<'_>, by_name: bool) -> Cmd {
     let mut cmd = redis::cmd(if by_name { "EVALSHA" } else { "EVAL" });
     cmd.arg(if by_name { SCRIPT.get_hash() } else { SOURCE });
-    arguments(&mut cmd, subjects, ask, ledger);
+    arguments(&mut cmd, call);
     cmd
-}
-
-fn arguments(cmd: &mut Cmd, subjects: &Subjects<'_>, ask: &Ask, ledger: Option<&Ledgered>) {
-    let (workspace, counted) = subjects.workspace;
-    cmd.arg(if counted { 2 } else { 1 }).arg(format!("kg:{{{workspace}}}:k:{}", subjects.key));
-    if counted {
-        cmd.arg(format!("kg:{{{workspace}}}:w"));
-    }
-    cmd.arg(subjects.node).arg(subjects.server);
-    cmd.arg(micros(LIFE)).arg(micros(subjects.lag)).arg(subjects.nodes.max(1));
-    cmd.arg(ask.need).arg(ask.have).arg(ask.ahead);
-    cmd.arg(ask.places.map_or(-1, |p| i64::try_from(p).unwrap_or(i64::MAX)));
-    cmd.arg(ask.ahead_places).arg(ask.max_places).arg(ask.others_owe).arg(ask.adjustments.len());
-    for adjustment in &ask.adjustments {
-        cmd.arg(adjustment.at_us).arg(adjustment.units);
-    }
-    let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
-    let [of_key, of_workspace] = subjects.heard;
-    subject(cmd, key, ledger.and_then(|l| Some((l.at, l.rows.first()?))), of_key);
-    if counted {
-        subject(cmd, workspace, ledger.and_then(|l| Some((l.at, l.rows.get(1)?))), of_workspace);
-    }
 }
 
 /// The command with another script, which tests tell the time.
 #[cfg(test)]
-pub(super) fn command_with(
-    source: &str,
-    subjects: &Subjects<'_>,
-    ask: &Ask,
-    ledger: Option<&Ledgered>,
-) -> Cmd {
+pub(super) fn command_with(source: &str, call: &Call<'_>) -> Cmd {
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(source);
-    arguments(&mut cmd, subjects, ask, ledger);
+    arguments(&mut cmd, call);
     cmd
 }
 
-fn subject(cmd: &mut Cmd, limits: &[Limit], ledger: Option<(Timestamp, &SpentRow)>, heard: Option<Heard>) {
-    match ledger {
-        None => {
-            cmd.arg(0);
-        }
-        Some((at, row)) => {
-            cmd.arg(1).arg(at.as_micros());
-            cmd.arg(row.minute).arg(row.hour).arg(row.day).arg(row.month).arg(row.total);
-        }
+fn arguments(cmd: &mut Cmd, call: &Call<'_>) {
+    let workspace = call.workspace;
+    cmd.arg(call.of_keys.len() + usize::from(call.of_workspace.is_some()));
+    if call.of_workspace.is_some() {
+        cmd.arg(format!("kg:{{{workspace}}}:w"));
     }
-    match heard {
-        None => {
-            cmd.arg(0);
-        }
-        Some(heard) => {
-            cmd.arg(1).arg(heard.epoch).arg(heard.at.as_micros()).arg(&heard.used);
-        }
+    for (key, _) in &call.of_keys {
+        cmd.arg(format!("kg:{{{workspace}}}:k:{key}"));
     }
-    cmd.arg(limits.iter().filter(|l| !matches!(l.rule, Rule::InFlight { .. })).count());
-    for limit in limits {
+    cmd.arg(call.node).arg(call.server).arg(call.nodes.max(1));
+    cmd.arg(micros(LIFE)).arg(micros(PROMISE)).arg(micros(call.lag));
+    cmd.arg(call.lost.map_or(0, Timestamp::as_micros));
+    for per in WINDOWS {
+        cmd.arg(window_start(per, call.at).as_secs());
+        cmd.arg(window_end(per, call.at).map_or(0, Timestamp::as_secs));
+    }
+    for ask in call.asks() {
+        subject(cmd, ask);
+    }
+}
+
+fn subject(cmd: &mut Cmd, ask: &Ask) {
+    cmd.arg(ask.seq).arg(ask.epoch).arg(ask.waiting).arg(ask.need).arg(ask.ahead).arg(u8::from(ask.leaves));
+    for said in &ask.windows {
+        cmd.arg(said.since).arg(said.spent).arg(said.told).arg(said.heard).arg(said.held);
+    }
+    cmd.arg(ask.returned.0).arg(ask.returned.1).arg(ask.untold.len());
+    for untold in &ask.untold {
+        cmd.arg(untold.at_us).arg(untold.units);
+    }
+    match &ask.ledger {
+        None => cmd.arg(0),
+        Some(used) => cmd.arg(1).arg(used),
+    };
+    cmd.arg(ask.places.map_or(-1, |p| i64::try_from(p).unwrap_or(i64::MAX)));
+    cmd.arg(ask.ahead_places).arg(ask.max_places);
+    cmd.arg(counted(&ask.limits).count());
+    for limit in counted(&ask.limits) {
         match limit.rule {
             Rule::Bucket { rate, burst } => {
                 let slot = u8::from(!matches!(limit.name, LimitName::Rate { .. }));
@@ -152,61 +132,79 @@ fn subject(cmd: &mut Cmd, limits: &[Limit], ledger: Option<(Timestamp, &SpentRow
     }
 }
 
+fn counted(limits: &[Limit]) -> impl Iterator<Item = &Limit> {
+    limits.iter().filter(|l| !matches!(l.rule, Rule::InFlight { .. }))
+}
+
 /// Reads an answer; none when it is not one of the script's.
-pub(super) fn read(value: &Value, ask: &Ask, subjects: &Subjects<'_>) -> Option<Answer> {
+pub(super) fn read(value: &Value, call: &Call<'_>) -> Option<Answer> {
+    let Value::Array(values) = value else { return None };
+    let (head, told) = values.split_at_checked(2)?;
+    let (Value::Int(what), Value::Int(now_us)) = (&head[0], &head[1]) else { return None };
+    if *what == 3 {
+        return Some(Answer::OtherWindows(Timestamp::from_micros(*now_us)));
+    }
+    if *what != 0 || told.len() != call.asks().count() {
+        return None;
+    }
+    let told: Option<Vec<Told>> = call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us)).collect();
+    told.map(|told| Answer::Told(*now_us, told))
+}
+
+fn one(value: &Value, ask: &Ask, now_us: i64) -> Option<Told> {
     let Value::Array(values) = value else { return None };
     let numbers: Option<Vec<i64>> =
         values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect();
     let numbers = numbers?;
-    if numbers.first() == Some(&2) {
-        let key = numbers.get(1) == Some(&1);
-        return numbers.get(2).map(|us| Answer::Unknown { at: Timestamp::from_micros(*us), key });
-    }
     let (head, mut rest) = numbers.split_at_checked(HEAD)?;
-    let unsigned = |n: i64| u64::try_from(n).ok();
-    let now_us = head[1];
-    let now = Timestamp::from_micros(now_us);
-    let places_left = unsigned(head[4])?;
-    let mut left = Left::new();
-    let mut told = SmallVec::new();
-    let mut made_us = i64::MIN;
-    let (key, workspace) = ask.limits.split_at(subjects.key_limits.min(ask.limits.len()));
-    let both = [Some((key, 0)), subjects.workspace.1.then_some((workspace, ask.others_owe))];
-    for (limits, owed) in both.into_iter().flatten() {
-        let (own, after) = rest.split_at_checked(7)?;
-        rest = after;
-        made_us = made_us.max(own[0]);
-        let windows =
-            [unsigned(own[2])?, unsigned(own[3])?, unsigned(own[4])?, unsigned(own[5])?, unsigned(own[6])?];
-        for limit in limits {
-            let remaining = match limit.rule {
-                Rule::Bucket { .. } => {
-                    let (bucket, after) = rest.split_at_checked(2)?;
-                    rest = after;
-                    let full_in = Duration::from_micros(unsigned(bucket[1])?);
-                    Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
-                }
-                Rule::Window { per, max } => Remaining {
-                    units: max.saturating_sub(*windows.get(window_number(per) - 1)?).saturating_sub(owed),
-                    reset: window_end(per, now).map(|end| end.since(now)),
-                },
-                Rule::InFlight { .. } => Remaining { units: places_left, reset: None },
-            };
-            left.push((*limit, remaining));
+    match head[0] {
+        0 | 1 | 4 => {}
+        2 => return Some(Told::Unknown),
+        5 => return Some(Told::Old),
+        6 => return Some(Told::Broken("there is something else at its name")),
+        7 => {
+            return Some(Told::Broken(
+                "it was written by another version of Keygate, in a layout that this one does not know",
+            ));
         }
-        told.push(Heard { epoch: own[1], at: now, used: windows });
+        _ => return None,
     }
-    let refused = if head[0] == 1 { Some(reason(head[5], head[6], &ask.limits)?) } else { None };
-    let (units, places) = (unsigned(head[2])?, unsigned(head[3])?);
-    Some(Answer::Grant(Grant { now_us, units, places, places_left, refused, left, made_us }, told))
+    let unsigned = |n: i64| u64::try_from(n).ok();
+    let now = Timestamp::from_micros(now_us);
+    let (mut promises, mut used) = ([0; WINDOWS.len()], [0; WINDOWS.len()]);
+    for n in 0..WINDOWS.len() {
+        promises[n] = unsigned(head[7 + n])?;
+        used[n] = unsigned(head[7 + WINDOWS.len() + n])?;
+    }
+    let places_left = unsigned(head[6])?;
+    let mut left = Left::new();
+    for limit in &ask.limits {
+        let remaining = match limit.rule {
+            Rule::Bucket { .. } => {
+                let (bucket, after) = rest.split_at_checked(2)?;
+                rest = after;
+                let full_in = Duration::from_micros(unsigned(bucket[1])?);
+                Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
+            }
+            Rule::Window { per, max } => Remaining {
+                units: max.saturating_sub(*used.get(window_number(per) - 1)?),
+                reset: window_end(per, now).map(|end| end.since(now)),
+            },
+            Rule::InFlight { .. } => Remaining { units: places_left, reset: None },
+        };
+        left.push((*limit, remaining));
+    }
+    let refused = if head[0] == 1 { Some(reason(head[3], head[4], &ask.limits)?) } else { None };
+    let (units, places) = (unsigned(head[2])?, unsigned(head[5])?);
+    let (epoch, is_held_back) = (head[1], head[0] == 4);
+    Some(Told::Grant(Grant { now_us, epoch, units, is_held_back, places, promises, used, refused, left }))
 }
 
 /// The limit of that index, counted without those in flight; 0 is the one in flight.
 fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)> {
-    let in_flight = |l: &&Limit| matches!(l.rule, Rule::InFlight { .. });
     let limit = match usize::try_from(index).ok()?.checked_sub(1) {
-        None => limits.iter().find(in_flight)?,
-        Some(n) => limits.iter().filter(|l| !in_flight(l)).nth(n)?,
+        None => limits.iter().find(|l| matches!(l.rule, Rule::InFlight { .. }))?,
+        Some(n) => counted(limits).nth(n)?,
     };
     let retry = match wait {
         -2 => RetryAfter::Release,
@@ -217,16 +215,16 @@ fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)
 }
 
 /// As the script numbers them.
-const fn window_number(per: Per) -> usize {
-    match per {
-        Per::Second | Per::Minute => 1,
-        Per::Hour => 2,
-        Per::Day => 3,
-        Per::Month => 4,
-        Per::Total => 5,
-    }
+fn window_number(per: Per) -> usize {
+    WINDOWS.iter().position(|w| *w == per).map_or(1, |n| n + 1)
 }
 
 fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Call<'_> {
+    fn asks(&self) -> impl Iterator<Item = &Ask> {
+        self.of_workspace.into_iter().chain(self.of_keys.iter().map(|(_, ask)| *ask))
+    }
 }

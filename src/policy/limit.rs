@@ -304,15 +304,29 @@ impl Spending {
 
     /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
     pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) {
+        self.take_rates(limits, cost, now);
+        for per in WINDOWS {
+            self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
+        }
+        self.hold(cost);
+    }
+
+    /// Charges `cost` units to the buckets alone.
+    pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) {
         for limit in limits {
             if let Rule::Bucket { rate, burst } = limit.rule {
                 self.bucket_mut(limit.name).charge(step_ns(rate), burst, cost, now.steady_ns);
             }
         }
-        for per in WINDOWS {
-            self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
+    }
+
+    /// Undoes [`Self::take_rates`]. What time has already refilled is not given to a bucket again.
+    pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
+        for limit in limits {
+            if matches!(limit.rule, Rule::Bucket { .. }) {
+                self.bucket_mut(limit.name).refund(cost, charged_at.steady_ns);
+            }
         }
-        self.hold(cost);
     }
 
     /// Counts `cost` units in flight that are not charged yet.
@@ -320,14 +334,9 @@ impl Spending {
         self.in_flight = self.in_flight.saturating_add(cost);
     }
 
-    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all. What
-    /// time has already refilled is not given to a bucket again.
+    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
     pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
-        for limit in limits {
-            if matches!(limit.rule, Rule::Bucket { .. }) {
-                self.bucket_mut(limit.name).refund(cost, charged_at.steady_ns);
-            }
-        }
+        self.give_back_rates(limits, cost, charged_at);
         for per in WINDOWS {
             self.windows[slot(*per)].subtract(window_start(*per, charged_at.wall), cost);
         }

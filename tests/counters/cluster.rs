@@ -120,8 +120,7 @@ async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> (u64, u64
 }
 
 fn spent(server: &RedisServer, key: &TestKey) -> u64 {
-    let answer = server.command(&["HGET", &format!("kg:{{{}}}:k:{}", key.workspace, key.id), "u5"]);
-    answer.rsplit("\r\n").next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    server.spent(&format!("kg:{{{}}}:k:{}", key.workspace, key.id))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

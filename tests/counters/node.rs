@@ -27,13 +27,16 @@ pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
     TURN.lock().await
 }
 
-/// A ledger that knows one number.
+/// A ledger that knows one number, and takes so long to tell it.
 #[derive(Default)]
-pub(crate) struct Ledger(pub(crate) AtomicU64);
+pub(crate) struct Ledger(pub(crate) AtomicU64, pub(crate) Duration);
 
 #[async_trait::async_trait]
 impl SpentSource for Ledger {
     async fn spent_of(&self, subject: &SpentBy, _at: Timestamp) -> Option<SpentRow> {
+        if self.1 > Duration::ZERO {
+            tokio::time::sleep(self.1).await;
+        }
         let n = self.0.load(Ordering::SeqCst);
         Some(SpentRow { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
     }
@@ -78,6 +81,7 @@ impl Node {
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) on_failure: OnFailure,
+    pub(crate) share_unknown: bool,
     pub(crate) nodes: usize,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -87,7 +91,10 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn of(nodes: usize) -> Self {
-        Self { on_failure: OnFailure::Share, nodes, ledger: Arc::default(), clock: clock(), io: None }
+        // One node alone may share what it knows nothing of: all of it is its own.
+        let share_unknown = nodes == 1;
+        let on_failure = OnFailure::Share;
+        Self { on_failure, share_unknown, nodes, ledger: Arc::default(), clock: clock(), io: None }
     }
 
     pub(crate) async fn node(&self, name: &str, address: SocketAddr) -> Node {
@@ -104,6 +111,7 @@ impl Setup {
         let leases = Leases::start(LeasesConfig {
             place,
             on_failure: self.on_failure,
+            share_unknown: self.share_unknown,
             node: name.to_owned(),
             nodes: Box::new(move || nodes),
             ledger: self.ledger.clone(),

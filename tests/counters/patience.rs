@@ -102,6 +102,8 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> Option<Measured>
             tokio::task::yield_now().await;
         }
     }
+    // What is left over of the first moment goes back.
+    tokio::time::sleep(Duration::from_millis(150)).await;
     tokio::time::pause();
     proxy.set(mode);
     // What was leased before the trouble is not its subject.

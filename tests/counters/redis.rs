@@ -71,6 +71,13 @@ impl RedisServer {
         self.commands(&[words])
     }
 
+    /// What is counted of a subject's life: the start of the window, what was used, and what is known from before.
+    pub(crate) fn spent(&self, hash: &str) -> u64 {
+        let answer = self.command(&["HGET", hash, "w5"]);
+        let of_life = answer.rsplit("\r\n").next().and_then(|text| text.split(' ').nth(1));
+        of_life.and_then(|used| used.parse().ok()).unwrap_or(0)
+    }
+
     /// Several on one connection; the answer is the last one's.
     pub(crate) fn commands(&self, commands: &[&[&str]]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("the server");

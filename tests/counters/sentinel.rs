@@ -125,8 +125,7 @@ async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> u64 {
 }
 
 fn spent(server: &RedisServer, key: &TestKey) -> u64 {
-    let answer = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
-    answer.rsplit("\r\n").next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    server.spent(&format!("kg:{{w}}:k:{}", key.id))
 }
 
 #[tokio::test]

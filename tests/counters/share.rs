@@ -43,14 +43,13 @@ async fn load(node: Arc<Node>, key: TestKey, per_second: u64, loads: Arc<Loads>,
 }
 
 fn spent(server: &RedisServer, key: &TestKey) -> u64 {
-    let answer = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
-    answer.rsplit("\r\n").next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    server.spent(&format!("kg:{{w}}:k:{}", key.id))
 }
 
 /// Three nodes at different paces, and one that has long done nothing; Redis dies when so much is spent.
 async fn dies_at(dies_at: u64) -> u64 {
     let mut server = RedisServer::start();
-    let ledger = Arc::new(Ledger(AtomicU64::new(0)));
+    let ledger = Arc::new(Ledger(AtomicU64::new(0), Duration::ZERO));
     let setup = Setup { ledger: Arc::clone(&ledger), ..Setup::of(4) };
     let nodes = setup.all(&server).await;
     let mut key = TestKey::window(Per::Total, LIMIT);
@@ -103,4 +102,56 @@ async fn nodes_under_load_stay_within_the_limit_together_when_redis_dies() {
         let left = LIMIT - died_at;
         assert!(admitted >= died_at + left / 4, "only {admitted} of {LIMIT}, Redis died at {died_at}");
     }
+}
+
+/// Charges `key` at every node in turn until none of them admits anything more. Answers how many were admitted.
+async fn all_there_is(key: &TestKey, nodes: &[&Node]) -> u64 {
+    let mut admitted = 0;
+    for n in 0..nodes.len() * 600 {
+        admitted += u64::from(key.charge(nodes[n % nodes.len()]).await.is_ok());
+    }
+    admitted
+}
+
+/// The older node still counts itself as the only one when Redis dies.
+#[tokio::test]
+async fn a_node_that_another_has_not_counted_yet_passes_no_limit_when_redis_dies() {
+    const MAX: u64 = 400;
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    for before in [0, 90, 250] {
+        let older = Setup { share_unknown: false, ..Setup::of(1) }.node("older", server.address).await;
+        let key = TestKey::window(Per::Hour, MAX);
+        let mut admitted = key.until_shared(&older).await;
+        for _ in 0..before {
+            admitted += u64::from(key.charge(&older).await.is_ok());
+        }
+        let newer = Setup::of(2).node("newer", server.address).await;
+        admitted += u64::from(key.charge(&newer).await.is_ok());
+        server.stop();
+        admitted += all_there_is(&key, &[&newer, &older]).await;
+        assert!(admitted <= MAX, "{admitted} of {MAX}, {before} before");
+        server.restart();
+    }
+}
+
+/// Of two nodes one has never seen the key, and the ledger tells too late what the other has spent.
+#[tokio::test]
+async fn a_node_that_knows_nothing_of_a_key_admits_nothing_when_redis_dies() {
+    const MAX: u64 = 400;
+    let _turn = in_turn().await;
+    let mut server = RedisServer::start();
+    let ledger = Arc::new(Ledger(AtomicU64::new(0), Duration::from_millis(40)));
+    let setup = Setup { ledger, ..Setup::of(2) };
+    let (busy, idle) = (setup.node("busy", server.address).await, setup.node("idle", server.address).await);
+    let key = TestKey::window(Per::Hour, MAX);
+    let mut admitted = key.until_shared(&busy).await;
+    while admitted < 390 {
+        admitted += u64::from(key.charge(&busy).await.is_ok());
+    }
+    server.stop();
+    let alone = all_there_is(&key, &[&idle]).await;
+    assert_eq!(alone, 0, "it may spend nothing that it was not promised");
+    admitted += all_there_is(&key, &[&busy]).await;
+    assert!(admitted <= MAX, "{admitted} of {MAX}");
 }

@@ -49,8 +49,7 @@ async fn what_a_node_did_not_spend_it_gives_back_when_it_stops() {
         }
         admitted += key.until_shared(&node).await;
         if node.closes().await {
-            let kept = server.command(&["HGET", &format!("kg:{{w}}:k:{}", key.id), "u5"]);
-            assert!(kept.ends_with(&format!("\r\n{admitted}")), "{kept} after {admitted}");
+            assert_eq!(server.spent(&format!("kg:{{w}}:k:{}", key.id)), admitted);
             return;
         }
         assert!(tried.elapsed() < PATIENCE, "it never closes in time");

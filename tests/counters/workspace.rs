@@ -40,8 +40,7 @@ async fn admitted_of_each(keys: &[TestKey], node: &Arc<Node>) -> usize {
 }
 
 fn spent(server: &RedisServer) -> usize {
-    let answer = server.command(&["HGET", "kg:{w}:w", "u5"]);
-    answer.rsplit("\r\n").next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    usize::try_from(server.spent("kg:{w}:w")).expect("few")
 }
 
 /// What a key was admitted with while Redis was gone counts with the next question about any other, told or not.
@@ -87,15 +86,16 @@ async fn a_crowd_passes_no_limit_though_not_all_of_it_can_ask() {
 }
 
 /// Two keys that may spend `max` together, of which Redis cannot count the first.
-async fn broken_and_sound(server: &RedisServer, node: &Node, max: u64) -> [TestKey; 2] {
+async fn broken_and_sound(server: &RedisServer, node: &Node, max: u64, workspace: &str) -> [TestKey; 2] {
     let all = keys(2);
     let of_max = |n: usize| {
         let mut key = all[n].clone();
         key.workspace_limits[0].rule = Rule::of(Per::Total, max);
+        key.workspace = workspace.parse().expect("an id");
         key
     };
     let [broken, sound] = [of_max(0), of_max(1)];
-    server.command(&["SET", &format!("kg:{{w}}:k:{}", broken.id), "no hash"]);
+    server.command(&["SET", &format!("kg:{{{workspace}}}:k:{}", broken.id), "no hash"]);
     assert!(broken.charge(node).await.expect("its share is all").degraded());
     [broken, sound]
 }
@@ -105,7 +105,7 @@ async fn what_one_key_owes_another_is_not_granted() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let node = Setup::of(1).node("n", server.address).await;
-    let [broken, sound] = broken_and_sound(&server, &node, 10).await;
+    let [broken, sound] = broken_and_sound(&server, &node, 10, "w").await;
     for _ in 0..5 {
         assert!(broken.charge(&node).await.expect("its share is all").degraded());
     }
@@ -122,10 +122,9 @@ async fn what_one_key_has_asked_for_another_does_not_spend_meanwhile() {
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;
     for round in 0..5 {
-        assert_eq!(server.command(&["FLUSHALL"]), "+OK");
         proxy.set(Mode::Pass);
         let node = Arc::new(Setup::of(1).node(&format!("n{round}"), proxy.address).await);
-        let [broken, sound] = broken_and_sound(&server, &node, 2).await;
+        let [broken, sound] = broken_and_sound(&server, &node, 2, &format!("w{round}")).await;
         eventually("nobody asks", || node.metrics.counter_asking.get() == 0).await;
         proxy.set(Mode::Late(Duration::from_millis(5)));
         let before = node.metrics.counter_calls.get();

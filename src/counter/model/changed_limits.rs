@@ -1,8 +1,6 @@
 //! Limits that change, and units that come back: this process's memory and Redis say the same at every step.
 
 use super::*;
-use crate::clock::Now;
-use crate::counter::lease::Adjustment;
 use crate::policy::limit::{RetryAfter, Spending};
 
 /// One step: the limit in force, µs that pass before, how many are charged, how many of those come back at once.
@@ -32,12 +30,20 @@ fn memory_and_redis_agree_while_limits_change() {
     always(&prop::collection::vec(any_step(), 1..40), |server, steps| {
         let mut world = World::new(server);
         let mut spending = Spending::default();
+        let (mut seq, mut total) = (0, 0);
         for (rate, burst, us, need, back) in steps {
             world.now_us += i64::from(us);
             let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
-            let now = Now { wall: Timestamp::from_micros(world.now_us), steady_ns: world.now_ns() };
+            let now = world.now();
             let here = memory(&mut spending, &limits, need, now);
-            let there = world.ask("a", 1, &plain_ask(&limits, need, 0));
+            let mut ask = |need: u64, total: u64, returned: u64| {
+                seq += 1;
+                let windows =
+                    [Said { since: 1, spent: total, told: total, ..Said::default() }; WINDOWS.len()];
+                let returned = (returned, world.now_us);
+                world.ask("a", 1, &Ask { seq, windows, returned, ..plain_ask(&limits, need, 0) })
+            };
+            let there = ask(need, total, 0);
             prop_assert_eq!(here, there.units, "{} of {} at {} per second", need, burst, rate);
             if need > 0 && there.units == 0 {
                 let Err(refused) = spending.check(&limits, 1, now) else { unreachable!() };
@@ -48,14 +54,14 @@ fn memory_and_redis_agree_while_limits_change() {
                 prop_assert!(a.abs_diff(b) <= Duration::from_micros(1), "{a:?} and {b:?}");
                 prop_assert!(a <= Duration::from_nanos(1_000_000_000 / rate));
             }
+            total += here;
             let back = back.min(here);
             for _ in 0..back {
                 spending.give_back(&limits, 1, now);
             }
             if back > 0 {
-                let units = -i64::try_from(back).expect("few");
-                let adjustments = vec![Adjustment { at_us: world.now_us, units }];
-                world.ask("a", 1, &Ask { adjustments, ..plain_ask(&limits, 0, 0) });
+                total -= back;
+                ask(0, total, back);
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Must not know: requests. When Redis is gone, all of it waits.
 
-use super::{LEDGER_LAG, Leases, Purpose, Subject, nanos};
+use super::{Group, LEDGER_LAG, Leases, Subject, nanos};
+use crate::counter::pool::{PROMISE, Pool};
 use crate::policy::id::KeyId;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -18,21 +19,32 @@ const TOLD_BEFORE: Duration = Duration::from_secs(10);
 const REMEMBERED_FOR: Duration = Duration::from_hours(24);
 /// How long the last give-back may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Keys of one call of the last give-back.
+const CLOSED_AT_ONCE: usize = 16;
 
 impl Leases {
     /// Gives back all that is unspent.
     pub(in crate::counter) async fn close(&self) {
-        let keys: Vec<Arc<super::Subject>> = self.keys.iter().map(|k| Arc::clone(k.value())).collect();
+        let groups: Vec<Arc<Group>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
         let give_back = async {
-            for subject in keys {
-                let ask = {
-                    let mut state = subject.lock();
-                    state.lease.retire();
-                    state.lease.settle(false, self.now_ns())
+            for group in groups {
+                let of_group = |s: &Arc<Subject>| Arc::ptr_eq(&s.group, &group);
+                let mut subjects: Vec<Arc<Subject>> =
+                    self.keys.iter().map(|k| Arc::clone(k.value())).filter(of_group).collect();
+                let promised_since_ns = self.now_ns().saturating_sub(nanos(PROMISE));
+                let leave = |pool: &mut Pool| {
+                    pool.leave();
+                    pool.was_heard_since(promised_since_ns)
                 };
-                let Some(ask) = ask else { continue };
-                if !self.link.is_up() || self.put(&subject, &ask).await.is_err() {
-                    tracing::warn!(key = %subject.key, "counters: unspent units could not be given back");
+                let is_heard = group.lock_if_counted().is_some_and(|mut w| leave(&mut w.pool));
+                subjects.retain(|subject| leave(&mut subject.lock().pool) || self.is_due(subject));
+                if subjects.is_empty() && !is_heard {
+                    continue;
+                }
+                for some in subjects.chunks(CLOSED_AT_ONCE) {
+                    if !self.link.is_up() || self.call(&group, some).await.is_err() {
+                        tracing::warn!(workspace = %group.id, "counters: unspent units could not be given back");
+                    }
                 }
             }
         };
@@ -41,9 +53,8 @@ impl Leases {
         }
     }
 
-    /// Settles the keys that nobody asked for lately, first come first served, a few at a time: those that wait go first,
-    /// and a Redis that has just come back is not run over.
-    async fn settle(&self) {
+    /// Settles the keys that nobody asked for lately, first come first served.
+    fn settle(&self) {
         let listed: Vec<KeyId> = {
             let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             let some = all.len().min(SWEPT_MAX);
@@ -51,48 +62,47 @@ impl Leases {
         };
         for key in listed {
             let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
-            subject.listed.store(false, Ordering::Release);
-            if self.is_due(&subject) && self.link.is_up() {
-                // Never closed.
-                let Ok(leave) = Arc::clone(&self.settling).acquire_owned().await else { return };
-                let now_ns = self.now_ns();
-                let mut state = subject.lock();
-                if self.can_ask(&subject, &state, now_ns) && !state.is_asking(now_ns) {
-                    self.begin(&subject, &mut state, Purpose::Settle(leave), now_ns);
-                }
+            subject.is_listed.store(false, Ordering::Release);
+            let now_ns = self.now_ns();
+            if self.is_due(&subject) && self.can_ask(&subject.group, &subject.lock(), now_ns) {
+                self.enqueue(&subject, now_ns);
             }
             subject.list();
         }
     }
 
     fn is_due(&self, subject: &Subject) -> bool {
-        let state = subject.lock();
-        state.untold || state.lease.is_due(self.now_ns())
+        let now_ns = self.now_ns();
+        subject.lock().pool.is_due(now_ns)
+            || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.is_due(now_ns))
     }
-}
 
-impl Leases {
     /// Redis was lost and found, and may be another, or it has forgotten. What it told this node shortly before, it hears
     /// again, so that nothing is spent twice.
     fn tell_again(&self, lost_ns: u64) {
         self.told_again_ns.store(self.now_ns(), Ordering::Relaxed);
         let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE + self.lag()));
-        for subject in &self.keys {
-            let mut state = subject.lock();
-            if state.known.is_some_and(|known| known.at_ns >= since_ns) {
-                state.untold = true;
-                drop(state);
-                subject.list();
+        for group in &self.groups {
+            let mut workspace = group.lock();
+            if workspace.pool.was_heard_since(since_ns) {
+                workspace.pool.tell_again();
             }
+        }
+        for subject in &self.keys {
+            let mut key = subject.lock();
+            if key.pool.was_heard_since(since_ns) {
+                key.pool.tell_again();
+            }
+            drop(key);
+            subject.list();
         }
     }
 
-    /// Redis does not know a key at this moment. If it told of it not long ago, it has been emptied: of this all other keys
+    /// Redis does not know a subject at this moment. If it told of it not long ago, it has been emptied: of this all others
     /// hear, once.
-    pub(super) fn is_unknown(&self, subject: &Subject) {
-        let Some(known) = subject.lock().known else { return };
+    pub(super) fn is_unknown(&self, pool: &Pool) {
         let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
-        if known.at_ns > since_ns.max(self.told_again_ns.load(Ordering::Relaxed)) {
+        if pool.was_heard_since(since_ns.max(self.told_again_ns.load(Ordering::Relaxed) + 1)) {
             self.link.has_forgotten();
         }
     }
@@ -128,6 +138,6 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
         if leases.link.is_up() {
             well_ns = leases.link.last_well_ns();
         }
-        leases.settle().await;
+        leases.settle();
     }
 }

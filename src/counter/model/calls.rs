@@ -1,0 +1,128 @@
+//! What single calls say, and what comes of them.
+
+use super::*;
+
+/// Units leased from a full bucket and spent at the end of their life meet a bucket that is not full again.
+#[test]
+fn what_is_spent_late_does_not_add_to_a_full_burst() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 1_000, burst: 100 })];
+    let late = world.ask("a", 2, &plain_ask(&limits, 0, 50)).units;
+    assert_eq!(late, 50);
+    world.now_us += 49_000;
+    let at_once = taken(&mut world, "b", &limits, 100);
+    assert!(late + at_once <= 100, "{late} late and {at_once} at once from a burst of 100");
+    // With nothing leased, the whole burst is there for whoever waits.
+    world.now_us += 1_000_000;
+    assert_eq!(taken(&mut world, "c", &limits, 200), 100);
+}
+
+/// What a node is promised nobody else is granted, until ten seconds after its last call.
+#[test]
+fn a_promise_is_kept_for_ten_seconds() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let promised = world.ask("a", 2, &plain_ask(&limits, 20, 0)).promises[4];
+    assert_eq!(promised, 20, "a quarter of what is left");
+    assert_eq!(taken(&mut world, "b", &limits, 100), 60);
+    world.now_us += 9_900_000;
+    assert_eq!(taken(&mut world, "c", &limits, 100), 0);
+    world.now_us += 200_000;
+    assert_eq!(taken(&mut world, "d", &limits, 100), 20);
+}
+
+#[test]
+fn a_node_that_stops_leaves_all_to_the_others() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let mut pool = Pool::default();
+    pool.attempt(&limits.iter().copied().collect());
+    let now = world.now();
+    let ask = Ask { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall) };
+    let grant = world.ask("a", 1, &ask);
+    assert!(grant.units > 1 && grant.promises[4] > 0, "{grant:?}");
+    pool.answer(&ask, &grant, now.steady_ns, now.steady_ns);
+    pool.spend(now);
+    pool.leave();
+    let last = pool.ask(0, now.steady_ns + 1_000, now.wall);
+    assert_eq!(world.ask("a", 1, &last).used[4], 1);
+    assert_eq!(taken(&mut world, "b", &limits, 100), 99);
+}
+
+/// A call that arrives after a later one, or a second time, changes nothing.
+#[test]
+fn a_call_counts_once_and_in_its_order() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let call = |seq, told, need| {
+        let windows = [Said { since: 1, spent: told, told, ..Said::default() }; WINDOWS.len()];
+        Ask { seq, windows, ..plain_ask(&limits, need, 0) }
+    };
+    assert_eq!(world.ask("a", 2, &call(1, 0, 10)).units, 10);
+    assert_eq!(world.ask("a", 2, &call(2, 10, 10)).used[4], 20);
+    for seq in [1, 2] {
+        assert_eq!(world.call("a", 2, &call(seq, 0, 10), None), [Told::Old]);
+    }
+    let again = world.ask("a", 2, &call(3, 10, 0));
+    assert_eq!(again.used[4], 10, "the answer to the second was lost, and with it nothing");
+}
+
+/// A node that comes late tells only what the ledger could not know when Redis was filled from it.
+#[test]
+fn what_the_ledger_has_is_not_counted_twice() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    world.ledger = [0, 0, 0, 0, 50];
+    assert_eq!(world.ask("a", 2, &plain_ask(&limits, 1, 0)).used[4], 51);
+    let told = |at_us, units| Ask {
+        untold: vec![Untold { at_us, units }],
+        windows: [Said { since: 1, spent: units, ..Said::default() }; WINDOWS.len()],
+        ..plain_ask(&limits, 0, 0)
+    };
+    let before = START_US - 10_000_000;
+    assert_eq!(world.ask("b", 2, &told(before, 7)).used[4], 51, "spent long before: in the ledger");
+    assert_eq!(world.ask("c", 2, &told(START_US - 1_000_000, 7)).used[4], 58, "too young for the ledger");
+}
+
+/// After a fail-over the highest word counts, and what each node has spent since counts beside it, once.
+#[test]
+fn another_server_hears_what_it_lacks_before_it_grants() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let first = world.ask("a", 2, &plain_ask(&limits, 30, 0));
+    let said = |spent, told, heard| [Said { since: 1, spent, told, heard, held: 0 }; WINDOWS.len()];
+    world.server = "s2";
+    world.now_us += 1_000;
+    let word = |seq, windows| Ask { seq, epoch: first.epoch, windows, ..plain_ask(&limits, 10, 0) };
+    let held_back = world.ask("a", 2, &word(2, said(30, 30, 30)));
+    assert!(held_back.is_held_back && held_back.units == 0);
+    // Another was told of sixty, and has spent four since.
+    let other = world.ask("b", 2, &word(2, said(34, 30, 60)));
+    assert_eq!(other.used[4], 64);
+    world.now_us += 1_100_000;
+    let windows = said(30, 30, 60);
+    let granted = world.ask("a", 2, &Ask { epoch: held_back.epoch, ..word(3, windows) });
+    assert_eq!((granted.units, granted.used[4]), (10, 74));
+}
+
+/// While nodes are upgraded, scripts of two versions run side by side: they count in the same fields, and admit one limit.
+#[test]
+fn two_versions_of_the_script_admit_one_limit() {
+    let server = RedisServer::start();
+    let mut world = World::new(&server);
+    let versions = [world.script.clone(), format!("{}\n-- the next version", world.script)];
+    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let mut granted = 0;
+    for n in 0..60 {
+        world.script.clone_from(&versions[n % 2]);
+        granted += world.ask(&format!("n{n}"), 2, &plain_ask(&limits, 3, 0)).units;
+        world.now_us += 11_000_000;
+    }
+    assert_eq!(granted, 100);
+}

@@ -1,0 +1,474 @@
+//! Every interleaving of a few steps of two nodes and one Redis, and many long ones at random: late and lost calls and answers,
+//! nodes that die, a Redis that dies, comes back, empty or with an older state. The nodes' side is the very code that serves
+//! requests; the other is `redis_side`, which a test holds against the script.
+//!
+//! *Law:* no more is admitted than the limit, and what nodes that died had spent without Redis and not told. Of a Redis that has forgotten, this holds where every living node is heard within
+//! the second for which nothing is granted.
+
+use super::redis_side::{Guard, RedisSide};
+use super::*;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+const LIMIT: u64 = 5;
+
+/// What may happen besides requests, calls and answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// Nodes die.
+    Crashes,
+    /// Redis dies and comes back with all it had.
+    Outage,
+    /// Redis dies and comes back empty, or with an older state.
+    Forgets,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A request comes to a node: it takes what is in hand, or the node asks.
+    Request(usize),
+    /// A request is decided without Redis.
+    Alone(usize),
+    /// A node tells what it owes.
+    Settle(usize),
+    /// The call arrives, and is acted on.
+    Arrive(usize),
+    /// The answer arrives.
+    Answer(usize),
+    /// The node does not wait any longer.
+    Abandon(usize),
+    /// A call that was abandoned arrives all the same.
+    ArriveLate(usize),
+    Crash(usize),
+    /// 60 ms pass: what is in hand is not good any more.
+    Moment,
+    /// 11 s pass: promises are over.
+    Pause,
+    Dies,
+    Returns,
+    /// It was there all the time, and is reached again.
+    IsReached,
+    ReturnsEmpty,
+    Save,
+    ReturnsOlder,
+}
+
+impl Step {
+    const fn is_rare(self) -> bool {
+        !matches!(
+            self,
+            Self::Request(_) | Self::Alone(_) | Self::Settle(_) | Self::Arrive(_) | Self::Answer(_)
+        )
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Party {
+    name: u64,
+    pool: Pool,
+    sent: Option<Sent>,
+    late: Option<Ask>,
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    ask: Ask,
+    at_ns: u64,
+    told: Option<Told>,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    redis: RedisSide,
+    older: Option<RedisSide>,
+    /// Since when it is gone.
+    gone_since_ns: Option<u64>,
+    parties: Vec<Party>,
+    born: u64,
+    admitted: u64,
+    /// What nodes that died had not told.
+    untold: u64,
+    now_us: i64,
+}
+
+impl State {
+    const fn is_lawful(&self) -> bool {
+        self.admitted <= LIMIT + self.untold
+    }
+
+    fn new(parties: u64, without: Option<Guard>) -> Self {
+        let party = |name| Party { name, pool: Pool::default(), sent: None, late: None };
+        Self {
+            redis: RedisSide { without, ..RedisSide::new() },
+            older: None,
+            gone_since_ns: None,
+            parties: (0..parties).map(party).collect(),
+            born: parties,
+            admitted: 0,
+            untold: 0,
+            now_us: START_US + 10_000_000,
+        }
+    }
+
+    fn now(&self) -> Now {
+        let steady_ns = u64::try_from(self.now_us - START_US).expect("after the start") * 1_000;
+        Now { wall: Timestamp::from_micros(self.now_us), steady_ns }
+    }
+
+    /// What may come next.
+    fn steps(&self, troubles: &[Trouble]) -> Vec<Step> {
+        let mut steps = vec![Step::Moment];
+        for (n, party) in self.parties.iter().enumerate() {
+            steps.extend([Step::Request(n), Step::Alone(n), Step::Settle(n)]);
+            match &party.sent {
+                Some(Sent { told: None, .. }) => steps.extend([Step::Arrive(n), Step::Abandon(n)]),
+                Some(Sent { told: Some(_), .. }) => steps.extend([Step::Answer(n), Step::Abandon(n)]),
+                None => {}
+            }
+            if party.late.is_some() {
+                steps.push(Step::ArriveLate(n));
+            }
+            if troubles.contains(&Trouble::Crashes) {
+                steps.push(Step::Crash(n));
+            }
+        }
+        let forgets = troubles.contains(&Trouble::Forgets);
+        if forgets || troubles.contains(&Trouble::Outage) {
+            match self.gone_since_ns {
+                None => steps.push(Step::Dies),
+                Some(_) if forgets => steps.extend([Step::ReturnsEmpty, Step::ReturnsOlder]),
+                Some(_) => steps.extend([Step::Returns, Step::IsReached]),
+            }
+        }
+        if forgets {
+            steps.push(Step::Save);
+        } else {
+            steps.push(Step::Pause);
+        }
+        steps
+    }
+
+    /// The state after a step; none if it cannot come now.
+    fn after(&self, step: Step) -> Option<Self> {
+        let mut next = self.clone();
+        next.take(step).then_some(next)
+    }
+
+    fn take_if_it_can(&mut self, step: Step) -> bool {
+        match self.after(step) {
+            Some(after) => *self = after,
+            None => return false,
+        }
+        true
+    }
+
+    fn take(&mut self, step: Step) -> bool {
+        let now = self.now();
+        let is_up = self.gone_since_ns.is_none();
+        match step {
+            Step::Request(n) => {
+                let party = &mut self.parties[n];
+                party.pool.attempt(&limits());
+                if party.pool.can_spend(now.steady_ns) {
+                    party.pool.spend(now);
+                    self.admitted += 1;
+                } else if party.sent.is_none() && party.pool.refusal(now.steady_ns).is_none() && is_up {
+                    self.send(n, 1);
+                } else {
+                    return false;
+                }
+            }
+            Step::Alone(n) => {
+                let party = &mut self.parties[n];
+                party.pool.attempt(&limits());
+                let alone = Alone {
+                    nodes: 2,
+                    share_unknown: false,
+                    gone_since_ns: self.gone_since_ns,
+                    well_ns: now.steady_ns,
+                };
+                if party.pool.may_spend_alone(&alone, now).is_err() {
+                    return false;
+                }
+                party.pool.spend_alone(&alone, now);
+                self.admitted += 1;
+            }
+            Step::Settle(n) => {
+                if !is_up || self.parties[n].sent.is_some() || !self.parties[n].pool.is_due(now.steady_ns) {
+                    return false;
+                }
+                self.send(n, 0);
+            }
+            Step::Arrive(n) => {
+                let Some(mut sent) = self.parties[n].sent.take() else { return false };
+                if !is_up || sent.told.is_some() {
+                    return false;
+                }
+                sent.told = Some(self.arrive(n, &sent.ask));
+                self.parties[n].sent = Some(sent);
+            }
+            Step::Answer(n) => {
+                let party = &mut self.parties[n];
+                let Some(Sent { ask, at_ns, told: Some(told) }) = party.sent.take() else { return false };
+                match told {
+                    Told::Grant(grant) => {
+                        party.pool.answer(&ask, &grant, at_ns, now.steady_ns);
+                        if ask.waiting > 0 && party.pool.can_spend(now.steady_ns) {
+                            party.pool.spend(now);
+                            self.admitted += 1;
+                        }
+                    }
+                    _ => party.pool.unanswered(&ask),
+                }
+            }
+            Step::Abandon(n) => {
+                let party = &mut self.parties[n];
+                let Some(sent) = party.sent.take() else { return false };
+                party.pool.unanswered(&sent.ask);
+                if sent.told.is_none() {
+                    party.late = Some(sent.ask);
+                }
+            }
+            Step::ArriveLate(n) => {
+                let Some(ask) = self.parties[n].late.take() else { return false };
+                if !is_up {
+                    return false;
+                }
+                self.arrive(n, &ask);
+            }
+            Step::Crash(n) => {
+                self.untold += self.parties[n].pool.untold_units();
+                self.parties[n] = Party { name: self.born, pool: Pool::default(), sent: None, late: None };
+                self.born += 1;
+            }
+            Step::Moment => return self.pass(60_000),
+            Step::Pause => return self.pass(11_000_000),
+            Step::Dies => {
+                self.gone_since_ns = Some(now.steady_ns);
+                for party in &mut self.parties {
+                    if let Some(sent) = party.sent.take() {
+                        party.pool.unanswered(&sent.ask);
+                    }
+                    party.late = None;
+                }
+            }
+            Step::IsReached => {
+                if let Some(gone_ns) = self.gone_since_ns.take()
+                    && self.redis.without != Some(Guard::Lost)
+                {
+                    self.redis.lost = Some(START_US + i64::try_from(gone_ns / 1_000).expect("a time"));
+                }
+            }
+            Step::Returns => self.returns(self.redis.clone()),
+            Step::ReturnsEmpty => {
+                let server = RedisSide { hash: None, ..self.redis.clone() };
+                self.returns(server);
+            }
+            Step::ReturnsOlder => {
+                let Some(older) = self.older.take() else { return false };
+                let server = RedisSide { server: self.redis.server, ..older };
+                self.returns(server);
+            }
+            Step::Save => {
+                if !is_up || self.older.is_some() {
+                    return false;
+                }
+                self.older = Some(self.redis.clone());
+            }
+        }
+        true
+    }
+
+    fn returns(&mut self, server: RedisSide) {
+        let young_until = self.now_us + 1_000_000;
+        self.redis = RedisSide { server: self.redis.server + 1, young_until, lost: None, ..server };
+        self.gone_since_ns = None;
+        for party in &mut self.parties {
+            party.pool.tell_again();
+        }
+        self.now_us += 1_000;
+    }
+
+    fn send(&mut self, n: usize, waiting: u64) {
+        let now = self.now();
+        let party = &mut self.parties[n];
+        let ask = party.pool.ask(waiting, now.steady_ns, now.wall);
+        party.sent = Some(Sent { ask, at_ns: now.steady_ns, told: None });
+        // No two instants are the same.
+        self.now_us += 2;
+    }
+
+    fn arrive(&mut self, n: usize, ask: &Ask) -> Told {
+        let (name, now) = (self.parties[n].name.to_string(), self.now().wall);
+        // The ledger knows nothing yet.
+        let ask = Ask { ledger: Some([0; WINDOWS.len()]), ..ask.clone() };
+        self.redis.call(&name, 2, now, &ask)
+    }
+
+    /// Time passes. A second in which nothing is granted is long enough for every node to be heard.
+    fn pass(&mut self, us: i64) -> bool {
+        let now_ns = self.now().steady_ns;
+        let owes = |party: &mut Party| party.sent.is_some() || party.pool.is_due(now_ns);
+        if self.gone_since_ns.is_none() {
+            // Within ten seconds a node that reaches Redis has told it all, and so has one that has just found it again.
+            let is_long = us > 1_000_000 || self.redis.lost.is_some();
+            if is_long && self.parties.iter_mut().any(owes) {
+                return false;
+            }
+            self.redis.lost = None;
+        }
+        let hold = self.redis.hash.as_ref().map_or(0, |hash| hash.hold).max(self.redis.young_until);
+        if self.gone_since_ns.is_none() && hold > self.now_us {
+            if self.parties.iter_mut().any(owes) {
+                return false;
+            }
+            self.now_us = hold;
+        }
+        self.now_us += us;
+        true
+    }
+
+    fn mark(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        format!("{self:?}").hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+fn limits() -> Limits {
+    [limit(LimitName::Quota, Rule::of(Per::Total, LIMIT))].into_iter().collect()
+}
+
+/// Takes every step from every state, up to `depth` steps; answers how many states there were, and the first way on which more
+/// than the limit is admitted.
+fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<Vec<Step>>) {
+    let mut seen = HashSet::new();
+    let mut layer = vec![(start.clone(), Vec::new())];
+    for _ in 0..depth {
+        let mut next = Vec::new();
+        for (state, way) in layer {
+            for step in state.steps(troubles) {
+                let Some(after) = state.after(step) else { continue };
+                let mut way: Vec<Step> = way.clone();
+                way.push(step);
+                if !after.is_lawful() {
+                    return (seen.len(), Some(way));
+                }
+                if seen.insert(after.mark()) {
+                    next.push((after, way));
+                }
+            }
+        }
+        layer = next;
+    }
+    (seen.len(), None)
+}
+
+/// Goes many long ways at random, on which what goes wrong is rarer than what does not.
+fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Option<Vec<Step>> {
+    for seed in 0..ways {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut draw = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            usize::try_from((random >> 16) % below as u64).expect("few")
+        };
+        let (mut state, mut way) = (start.clone(), Vec::new());
+        for _ in 0..length {
+            let (rare, common): (Vec<Step>, Vec<Step>) =
+                state.steps(troubles).into_iter().partition(|step| step.is_rare());
+            let among = if draw(10) == 0 { rare } else { common };
+            let step = among[draw(among.len())];
+            if !state.take_if_it_can(step) {
+                continue;
+            }
+            way.push(step);
+            if !state.is_lawful() {
+                return Some(way);
+            }
+        }
+    }
+    None
+}
+
+/// How many steps of every way, and how many long ways: a minute's; `make model` builds with others.
+fn size() -> (usize, u64) {
+    let of = |given: Option<&str>, usual| given.and_then(|n| n.parse::<u64>().ok()).unwrap_or(usual);
+    let depth = of(option_env!("KEYGATE_MODEL_DEPTH"), 6);
+    (usize::try_from(depth).expect("a depth"), of(option_env!("KEYGATE_MODEL_WAYS"), 3_000))
+}
+
+fn holds(parties: u64, troubles: &[Trouble]) {
+    let start = State::new(parties, None);
+    let (depth, ways) = size();
+    let (states, way) = explore(&start, depth, troubles);
+    println!("{parties} nodes, {troubles:?}: {states} states in {depth} steps");
+    assert_eq!(way, None);
+    assert_eq!(wander(&start, ways, 80, troubles), None);
+}
+
+#[test]
+fn two_nodes_pass_no_limit_whatever_is_late_or_lost() {
+    holds(2, &[Trouble::Crashes]);
+}
+
+#[test]
+fn two_nodes_pass_no_limit_while_redis_is_gone() {
+    holds(2, &[Trouble::Outage, Trouble::Crashes]);
+}
+
+#[test]
+fn two_nodes_pass_no_limit_when_redis_has_forgotten() {
+    holds(2, &[Trouble::Forgets]);
+}
+
+#[test]
+fn three_nodes_pass_no_limit() {
+    holds(3, &[Trouble::Outage, Trouble::Crashes]);
+}
+
+fn asks(n: usize) -> [Step; 3] {
+    [Step::Request(n), Step::Arrive(n), Step::Answer(n)]
+}
+
+/// How many are admitted on that way, with a guard and without it.
+fn admitted(way: &[Step], guard: Guard) -> [u64; 2] {
+    let step = |state: State, step: &Step| state.after(*step).unwrap_or(state);
+    [None, Some(guard)].map(|without| way.iter().fold(State::new(2, without), step).admitted)
+}
+
+/// The first call of a node arrives after three others, when another node is about to take what is left.
+#[test]
+fn without_the_order_of_calls_a_limit_is_passed() {
+    let mut way = vec![Step::Request(0), Step::Abandon(0)];
+    way.extend([asks(0), asks(0), asks(0)].concat());
+    way.push(Step::ArriveLate(0));
+    way.extend([asks(1), asks(1), asks(1)].concat());
+    assert_eq!(admitted(&way, Guard::Order), [LIMIT, LIMIT + 1]);
+}
+
+/// A node spends its promise while Redis cannot be reached for longer than a promise holds, and is not the first to reach it.
+#[test]
+fn without_keeping_what_was_promised_in_an_outage_a_limit_is_passed() {
+    let mut way = asks(0).to_vec();
+    way.extend([Step::Dies, Step::Alone(0), Step::Pause, Step::IsReached]);
+    way.extend([asks(1), asks(1), asks(1), asks(1)].concat());
+    assert_eq!(admitted(&way, Guard::Lost), [LIMIT, LIMIT + 1]);
+}
+
+/// Each guard is needed: without it, a way is found on which more is admitted than the limit.
+#[test]
+fn without_any_guard_a_limit_is_passed() {
+    for (guard, troubles) in [
+        (Guard::Promises, &[][..]),
+        (Guard::Kept, &[]),
+        (Guard::Debited, &[]),
+        (Guard::Word, &[Trouble::Forgets]),
+        (Guard::Hold, &[Trouble::Forgets]),
+    ] {
+        let way = wander(&State::new(2, Some(guard)), 20_000, 80, troubles);
+        println!("without {guard:?}: {way:?}");
+        assert!(way.is_some(), "nothing fails without {guard:?}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What a node spends of a subject without Redis: what it was promised, and its share of what began since.
+
+use super::*;
+
+impl Pool {
+    /// Whether one more request may be admitted without Redis.
+    pub fn may_spend_alone(&mut self, alone: &Alone, now: Now) -> Result<(), Box<Refusal>> {
+        self.turn(now.wall);
+        let nodes = alone.nodes.max(1);
+        let share = self.share_of_rates(nodes);
+        if nodes > 1 {
+            // One node alone has spent all that was spent; of several, others may have spent what there was.
+            self.rates.empty(&share, alone.well_ns);
+        }
+        let mut refused = self.rates.check(&share, 1, now).err();
+        for limit in &self.limits {
+            let retry = match limit.rule {
+                Rule::Window { per, max } if !self.may_spend_of(per, max, alone, now) => PROMISE_RETRY,
+                Rule::InFlight { max } if self.in_flight >= max / nodes => PROMISE_RETRY,
+                _ => continue,
+            };
+            let retry = if limit.max() == 0 { RetryAfter::Never } else { RetryAfter::Wait(retry) };
+            if refused.is_none_or(|r| retry > r.retry) {
+                refused = Some(Refused { limit: *limit, retry });
+            }
+        }
+        let Some(mut refused) = refused else { return Ok(()) };
+        if let Some(whole) = self.limits.iter().find(|l| l.name == refused.limit.name) {
+            refused.limit = *whole;
+        }
+        if refused.retry == RetryAfter::Never && refused.limit.max() > 0 {
+            refused.retry = RetryAfter::Wait(PROMISE_RETRY);
+        }
+        Err(Box::new(Refusal { refused, left: self.left_alone(now) }))
+    }
+
+    fn share_of_rates(&self, nodes: u64) -> Limits {
+        self.limits.iter().filter_map(|l| share_of_rate(l, nodes)).collect()
+    }
+
+    fn may_spend_of(&self, per: Per, max: u64, alone: &Alone, now: Now) -> bool {
+        let Some(own) = WINDOWS.iter().position(|w| *w == per).map(|n| &self.own[n]) else { return false };
+        // Nobody else is granted what was promised: for a while, and while there is no Redis that could grant it.
+        let keeps = now.steady_ns < self.promised_until_ns
+            || alone.gone_since_ns.is_some_and(|gone_ns| gone_ns < self.promised_until_ns);
+        match own.promise {
+            Some(promise) if keeps && promise > 0 => true,
+            None if self.heard_at.is_some_and(|heard_at| heard_at < own.start) => {
+                own.spent < max / alone.nodes.max(1)
+            }
+            _ => {
+                let known = own.heard.saturating_add(own.spent.saturating_sub(own.told));
+                alone.share_unknown && own.spent < max / alone.nodes.max(1) && known < max
+            }
+        }
+    }
+
+    /// Admits one request without Redis.
+    pub fn spend_alone(&mut self, alone: &Alone, now: Now) -> Spent {
+        self.turn(now.wall);
+        for own in &mut self.own {
+            own.alone = own.alone.saturating_add(1);
+            own.promise = own.promise.map(|p| p.saturating_sub(1));
+        }
+        let share = self.share_of_rates(alone.nodes.max(1));
+        self.rates.take_rates(&share, 1, now);
+        self.count();
+        self.note_untold(now.wall.as_micros());
+        Spent { generation: self.generation, at: now, debited_us: None }
+    }
+
+    /// What is left for this node.
+    pub fn left_alone(&self, now: Now) -> Left {
+        let left = |limit: &Limit| {
+            let n = WINDOWS.iter().position(|w| limit.per() == Some(*w));
+            let remaining = match limit.rule {
+                Rule::Window { per, max } => Remaining {
+                    units: n
+                        .and_then(|n| self.own[n].promise)
+                        .unwrap_or_else(|| max.saturating_sub(n.map_or(0, |n| self.own[n].spent))),
+                    reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
+                },
+                Rule::Bucket { .. } => self.rates.remaining(limit, now),
+                Rule::InFlight { max } => {
+                    Remaining { units: max.saturating_sub(self.in_flight), reset: None }
+                }
+            };
+            (*limit, remaining)
+        };
+        self.limits.iter().map(left).collect()
+    }
+
+    fn note_untold(&mut self, at_us: i64) {
+        match self.untold.last_mut() {
+            Some(last) if last.at_us.div_euclid(SECOND_US) == at_us.div_euclid(SECOND_US) => {
+                last.units += 1;
+                last.at_us = last.at_us.max(at_us);
+            }
+            _ => {
+                if self.untold.len() > UNTOLD_MAX {
+                    fold(&mut self.untold);
+                }
+                self.untold.push(Untold { at_us, units: 1 });
+            }
+        }
+    }
+}
+
+/// Keeps what was spent apart by minute, and no more than so many. It counts as late: then it is less likely to be taken for
+/// what the ledger has.
+pub(super) fn fold(all: &mut Vec<Untold>) {
+    if all.len() <= UNTOLD_MAX {
+        return;
+    }
+    let mut folded: Vec<Untold> = Vec::new();
+    for next in all.drain(..) {
+        match folded.last_mut() {
+            Some(last) if last.at_us.div_euclid(MINUTE_US) == next.at_us.div_euclid(MINUTE_US) => {
+                *last = Untold { at_us: last.at_us.max(next.at_us), units: last.units + next.units };
+            }
+            _ => folded.push(next),
+        }
+    }
+    while folded.len() > UNTOLD_MAX {
+        let oldest = folded.remove(0);
+        if let Some(next) = folded.first_mut() {
+            next.units += oldest.units;
+        }
+    }
+    *all = folded;
+}
+
+fn share_of_rate(limit: &Limit, nodes: u64) -> Option<Limit> {
+    let Rule::Bucket { rate, burst } = limit.rule else { return None };
+    Some(Limit { rule: Rule::Bucket { rate: rate / nodes, burst: burst / nodes }, ..*limit })
+}
