@@ -10,7 +10,7 @@ use super::pool::WINDOWS;
 use super::{Charge, Left, Refusal};
 use crate::clock::{Now, Timestamp};
 use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::{Limits, Refused, Spending};
+use crate::policy::limit::{Limits, Mark, Refused, Spending};
 use crate::store::{SpentBy, SpentRow};
 use dashmap::DashMap;
 use smallvec::SmallVec;
@@ -30,7 +30,7 @@ struct Shared(Arc<Mutex<Spending>>);
 /// What one request has taken. Dropping it ends what is in flight; the rest stays charged.
 #[derive(Debug)]
 pub(super) struct Taken {
-    parts: SmallVec<[(Shared, Limits); 2]>,
+    parts: SmallVec<[(Shared, Limits, Mark); 2]>,
     at: Now,
 }
 
@@ -44,14 +44,15 @@ impl Local {
         let mut key_spending = key.lock();
         let mut workspace_spending = workspace.as_ref().map(Shared::lock);
         let checked = check(&key_spending, workspace_spending.as_deref(), charge, now);
+        let mut marks = [Mark::default(); 2];
         if checked.is_ok() {
-            take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
+            marks = take(&mut key_spending, workspace_spending.as_deref_mut(), charge, now);
         }
         let left = left(&key_spending, workspace_spending.as_deref(), charge, now);
         drop(workspace_spending);
         drop(key_spending);
         match checked {
-            Ok(()) => Ok((Taken::new(key, workspace, charge, now), left)),
+            Ok(()) => Ok((Taken::new((key, workspace), charge, now, marks), left)),
             Err(refused) => Err(Box::new(Refusal { refused, left })),
         }
     }
@@ -75,7 +76,7 @@ impl Local {
         }
         drop(workspace_spending);
         drop(key_spending);
-        checked.map(|()| Taken::new(key, workspace, charge, now))
+        checked.map(|()| Taken::new((key, workspace), charge, now, [Mark::default(); 2]))
     }
 
     /// What has been spent here in each of the windows that contain `at`.
@@ -177,11 +178,10 @@ impl Local {
     }
 }
 
-fn take(key: &mut Spending, workspace: Option<&mut Spending>, charge: &Charge<'_>, now: Now) {
-    key.take(charge.key_limits, COST, now);
-    if let Some(spending) = workspace {
-        spending.take(charge.workspace_limits, COST, now);
-    }
+fn take(key: &mut Spending, workspace: Option<&mut Spending>, charge: &Charge<'_>, now: Now) -> [Mark; 2] {
+    let of_key = key.take(charge.key_limits, COST, now);
+    let of_workspace = workspace.map(|w| w.take(charge.workspace_limits, COST, now));
+    [of_key, of_workspace.unwrap_or_default()]
 }
 
 fn check(key: &Spending, workspace: Option<&Spending>, charge: &Charge<'_>, now: Now) -> Result<(), Refused> {
@@ -206,24 +206,29 @@ fn left(key: &Spending, workspace: Option<&Spending>, charge: &Charge<'_>, now: 
 // === impl Taken, Shared ===
 
 impl Taken {
-    fn new(key: Shared, workspace: Option<Shared>, charge: &Charge<'_>, at: Now) -> Self {
+    fn new(
+        (key, workspace): (Shared, Option<Shared>),
+        charge: &Charge<'_>,
+        at: Now,
+        [of_key, of_workspace]: [Mark; 2],
+    ) -> Self {
         let mut parts = SmallVec::new();
-        parts.push((key, charge.key_limits.clone()));
-        parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone())));
+        parts.push((key, charge.key_limits.clone(), of_key));
+        parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone(), of_workspace)));
         Self { parts, at }
     }
 
     /// Undoes it all: the request never reached a backend.
     pub(super) fn give_back(mut self) {
-        for (shared, limits) in self.parts.drain(..) {
-            shared.lock().give_back(&limits, COST, self.at);
+        for (shared, limits, mark) in self.parts.drain(..) {
+            shared.lock().give_back(&limits, COST, self.at, mark);
         }
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        for (shared, _) in self.parts.drain(..) {
+        for (shared, ..) in self.parts.drain(..) {
             shared.lock().release(COST);
         }
     }

@@ -10,7 +10,7 @@ use super::{Left, Refusal};
 use crate::clock::{Now, Timestamp};
 use crate::policy::key::Per;
 use crate::policy::limit::{
-    Limit, Limits, Refused, Remaining, RetryAfter, Rule, Spending, window_end, window_start,
+    Limit, Limits, Mark, Refused, Remaining, RetryAfter, Rule, Spending, window_end, window_start,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -138,7 +138,7 @@ pub struct Untold {
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
     generation: u64,
-    at: Now,
+    mark: Mark,
     /// When it was debited, by Redis's clock in µs; none if it was spent without Redis.
     debited_us: Option<i64>,
 }
@@ -261,9 +261,9 @@ impl Pool {
                 self.hand.pop_front();
             }
         }
-        self.rates.take_rates(&self.limits, 1, now);
+        let mark = self.rates.take_rates(&self.limits, 1, now);
         self.count();
-        Spent { generation: self.generation, at: now, debited_us }
+        Spent { generation: self.generation, mark, debited_us }
     }
 
     fn count(&mut self) {
@@ -279,7 +279,7 @@ impl Pool {
         for own in self.own.iter_mut().filter(|own| own.since <= spent.generation) {
             own.spent = own.spent.saturating_sub(1);
         }
-        self.rates.give_back_rates(&self.limits, 1, spent.at);
+        self.rates.give_back_rates(&self.limits, 1, spent.mark);
         match spent.debited_us {
             Some(at_us) => self.comes_back(1, at_us),
             // The earliest is the likeliest to be taken for one that the ledger has.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::policy::key::{Count, Per};
-use crate::policy::limit::{LimitName, RetryAfter, Rule, Spending};
+use crate::policy::limit::{LimitName, Mark, RetryAfter, Rule, Spending};
 use crate::store::SpentBy;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -152,7 +152,7 @@ proptest! {
         let subjects = [Subject::new(own.clone(), shared.clone()), Subject::new(own.clone(), shared.clone())];
         let (counters, clock) = (Counters::default(), clock());
         let mut model = [Spending::default(), Spending::default(), Spending::default()];
-        let mut held: Vec<(usize, Charged, Now)> = Vec::new();
+        let mut held: Vec<(usize, Charged, Now, [Mark; 2])> = Vec::new();
         for (who, act, ms) in acts {
             clock.advance(Duration::from_millis(ms));
             let now = clock.now();
@@ -162,20 +162,19 @@ proptest! {
                     let charged = counters.charge(&subjects[who].charge(), now);
                     prop_assert_eq!(fits, charged.is_ok());
                     if let Ok(charged) = charged {
-                        model[who].take(&own, 1, now);
-                        model[2].take(&shared, 1, now);
-                        held.push((who, charged, now));
+                        let marks = [model[who].take(&own, 1, now), model[2].take(&shared, 1, now)];
+                        held.push((who, charged, now, marks));
                     }
                 }
-                2 => if let Some((who, charged, _)) = held.pop() {
+                2 => if let Some((who, charged, ..)) = held.pop() {
                     drop(charged);
                     model[who].release(1);
                     model[2].release(1);
                 },
-                _ => if let Some((who, charged, at)) = held.pop() {
+                _ => if let Some((who, charged, at, marks)) = held.pop() {
                     charged.give_back();
-                    model[who].give_back(&own, 1, at);
-                    model[2].give_back(&shared, 1, at);
+                    model[who].give_back(&own, 1, at, marks[0]);
+                    model[2].give_back(&shared, 1, at, marks[1]);
                 },
             }
         }

@@ -92,9 +92,15 @@ struct Bucket {
     step_ns: u64,
     /// The steady time at which it was last charged.
     at_ns: u64,
-    /// The last steady time at which a charge found the bucket full, or short of full by less than a unit: what was charged
-    /// before has refilled since.
-    low_at_ns: u64,
+    /// By how much refunds have brought `full_at_ns` forward, in all.
+    refunded_ns: u64,
+}
+
+/// Where a charge stands in the buckets of a subject, so that it can be undone: time refills what was charged first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Mark {
+    rate: u64,
+    second: u64,
 }
 
 /// What is spent of the newest window, and of one before it: the calendar may step back.
@@ -303,28 +309,32 @@ impl Spending {
     }
 
     /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
-    pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) {
-        self.take_rates(limits, cost, now);
+    pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
+        let mark = self.take_rates(limits, cost, now);
         for per in WINDOWS {
             self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
         }
         self.hold(cost);
+        mark
     }
 
     /// Charges `cost` units to the buckets alone.
-    pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) {
+    pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
         for limit in limits {
             if let Rule::Bucket { rate, burst } = limit.rule {
                 self.bucket_mut(limit.name).charge(step_ns(rate), burst, cost, now.steady_ns);
             }
         }
+        Mark { rate: self.rate.mark(), second: self.second.mark() }
     }
 
     /// Undoes [`Self::take_rates`]. What time has already refilled is not given to a bucket again.
-    pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
+    pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, mark: Mark) {
         for limit in limits {
-            if matches!(limit.rule, Rule::Bucket { .. }) {
-                self.bucket_mut(limit.name).refund(cost, charged_at.steady_ns);
+            match (limit.rule, limit.name) {
+                (Rule::Bucket { .. }, LimitName::Rate { .. }) => self.rate.refund(cost, mark.rate),
+                (Rule::Bucket { .. }, _) => self.second.refund(cost, mark.second),
+                _ => {}
             }
         }
     }
@@ -335,8 +345,8 @@ impl Spending {
     }
 
     /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
-    pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now) {
-        self.give_back_rates(limits, cost, charged_at);
+    pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now, mark: Mark) {
+        self.give_back_rates(limits, cost, mark);
         for per in WINDOWS {
             self.windows[slot(*per)].subtract(window_start(*per, charged_at.wall), cost);
         }
@@ -461,24 +471,38 @@ impl Bucket {
 
     fn charge(&mut self, step_ns: u64, burst: u64, cost: u64, now_ns: u64) {
         let debt = self.debt_ns(step_ns, burst, now_ns);
-        if debt < step_ns {
-            self.low_at_ns = now_ns;
+        if step_ns != self.step_ns {
+            self.forget_marks(now_ns);
         }
         self.step_ns = step_ns;
         self.at_ns = now_ns;
         self.full_at_ns = now_ns.saturating_add(debt).saturating_add(step_ns.saturating_mul(cost));
     }
 
-    fn refund(&mut self, cost: u64, charged_at_ns: u64) {
-        if self.low_at_ns <= charged_at_ns {
-            self.full_at_ns = self.full_at_ns.saturating_sub(self.step_ns.saturating_mul(cost));
-        }
+    const fn mark(&self) -> u64 {
+        self.full_at_ns.saturating_add(self.refunded_ns)
+    }
+
+    /// Gives back what time had not refilled when the bucket was charged last. What it has refilled since does not matter: it
+    /// would be full.
+    fn refund(&mut self, cost: u64, mark: u64) {
+        let unfilled = mark.saturating_sub(self.refunded_ns).saturating_sub(self.at_ns);
+        let refund = unfilled.min(self.step_ns.saturating_mul(cost));
+        self.full_at_ns = self.full_at_ns.saturating_sub(refund);
+        self.refunded_ns = self.refunded_ns.saturating_add(refund);
+    }
+
+    /// What was charged before cannot be refunded any more: nobody knows how much of it there still is.
+    const fn forget_marks(&mut self, now_ns: u64) {
+        let debt = self.full_at_ns.saturating_sub(now_ns);
+        self.refunded_ns = self.refunded_ns.saturating_add(debt);
     }
 
     fn empty(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
         let full_at_ns = at_ns.saturating_add(step_ns.saturating_mul(burst));
         if self.full_at(step_ns, burst) < full_at_ns {
-            *self = Self { full_at_ns, step_ns, at_ns, low_at_ns: self.low_at_ns };
+            self.forget_marks(at_ns);
+            *self = Self { full_at_ns, step_ns, at_ns, refunded_ns: self.refunded_ns };
         }
     }
 

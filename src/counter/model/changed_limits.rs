@@ -1,21 +1,14 @@
 //! Limits that change, and units that come back: this process's memory and Redis say the same at every step.
 
 use super::*;
-use crate::policy::limit::{RetryAfter, Spending};
+use crate::policy::limit::{Mark, RetryAfter, Spending};
 
 /// One step: the limit in force, µs that pass before, how many are charged, how many of those come back at once.
 type Step = (u64, u64, u32, u64, u64);
 
-fn memory(spending: &mut Spending, limits: &[Limit], need: u64, now: Now) -> u64 {
-    (0..need)
-        .take_while(|_| {
-            let is_fine = spending.check(limits, 1, now).is_ok();
-            if is_fine {
-                spending.take(limits, 1, now);
-            }
-            is_fine
-        })
-        .count() as u64
+fn memory(spending: &mut Spending, limits: &[Limit], need: u64, now: Now) -> Vec<Mark> {
+    let charge = |_| spending.check(limits, 1, now).is_ok().then(|| spending.take(limits, 1, now));
+    (0..need).map_while(charge).collect()
 }
 
 /// Rates whose step is a whole number of Redis's ticks and of nanoseconds, so that both can say exactly the same.
@@ -35,7 +28,8 @@ fn memory_and_redis_agree_while_limits_change() {
             world.now_us += i64::from(us);
             let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
             let now = world.now();
-            let here = memory(&mut spending, &limits, need, now);
+            let marks = memory(&mut spending, &limits, need, now);
+            let here = marks.len() as u64;
             let mut ask = |need: u64, total: u64, returned: u64| {
                 seq += 1;
                 let windows =
@@ -56,8 +50,8 @@ fn memory_and_redis_agree_while_limits_change() {
             }
             total += here;
             let back = back.min(here);
-            for _ in 0..back {
-                spending.give_back(&limits, 1, now);
+            for mark in marks.into_iter().rev().take(usize::try_from(back).expect("few")) {
+                spending.give_back(&limits, 1, now, mark);
             }
             if back > 0 {
                 total -= back;

@@ -63,10 +63,10 @@ impl Pool {
             own.promise = own.promise.map(|p| p.saturating_sub(1));
         }
         let share = self.share_of_rates(alone.nodes.max(1));
-        self.rates.take_rates(&share, 1, now);
+        let mark = self.rates.take_rates(&share, 1, now);
         self.count();
         self.note_untold(now.wall.as_micros());
-        Spent { generation: self.generation, at: now, debited_us: None }
+        Spent { generation: self.generation, mark, debited_us: None }
     }
 
     /// What is left for this node.

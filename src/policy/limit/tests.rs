@@ -19,10 +19,9 @@ fn window(per: Per, max: u64) -> Limit {
     limit(LimitName::Key(0), Rule::of(per, max))
 }
 
-fn charge(spending: &mut Spending, limits: &[Limit], now: Now) -> Result<(), Refused> {
+fn charge(spending: &mut Spending, limits: &[Limit], now: Now) -> Result<Mark, Refused> {
     spending.check(limits, 1, now)?;
-    spending.take(limits, 1, now);
-    Ok(())
+    Ok(spending.take(limits, 1, now))
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
@@ -153,16 +152,34 @@ fn what_time_has_refilled_is_not_given_back_again() {
     let limits = [bucket(1, 7)];
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     let mut spending = Spending::default();
-    let early: Vec<Now> = (0..3).map(|_| clock.now()).collect();
-    for at in &early {
-        charge(&mut spending, &limits, *at).expect("the burst");
-    }
+    let early: Vec<(Now, Mark)> = (0..3)
+        .map(|_| (clock.now(), charge(&mut spending, &limits, clock.now()).expect("the burst")))
+        .collect();
     clock.advance(10 * SECOND);
     charge(&mut spending, &limits, clock.now()).expect("it is full again");
-    for at in early {
-        spending.give_back(&limits, 1, at);
+    for (at, mark) in early {
+        spending.give_back(&limits, 1, at, mark);
     }
     assert_eq!(admitted(&mut spending, &limits, clock.now()), 6, "seven with the one before");
+}
+
+/// Ten are charged at once and, when three of them have refilled, all ten are given back.
+#[test]
+fn of_what_is_given_back_only_the_rest_is_refunded() {
+    let limits = [bucket(1, 10)];
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    let mut spending = Spending::default();
+    let charged: Vec<(Now, Mark)> = (0..10)
+        .map(|_| (clock.now(), charge(&mut spending, &limits, clock.now()).expect("the burst")))
+        .collect();
+    clock.advance(3 * SECOND);
+    for _ in 0..3 {
+        charge(&mut spending, &limits, clock.now()).expect("three have refilled");
+    }
+    for (at, mark) in charged {
+        spending.give_back(&limits, 1, at, mark);
+    }
+    assert_eq!(admitted(&mut spending, &limits, clock.now()), 7);
 }
 
 #[test]
@@ -289,11 +306,9 @@ proptest! {
         }
         let untouched = spending.clone();
         let charged_at = clock.now();
-        if charge(&mut spending, &limits, charged_at).is_err() {
-            return Ok(());
-        }
+        let Ok(mark) = charge(&mut spending, &limits, charged_at) else { return Ok(()) };
         clock.advance(Duration::from_millis(waited));
-        spending.give_back(&limits, 1, charged_at);
+        spending.give_back(&limits, 1, charged_at, mark);
         for l in &limits {
             prop_assert_eq!(spending.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
         }
@@ -330,16 +345,16 @@ proptest! {
         let clock = ManualClock::at(Timestamp::from_secs(0));
         let mut spending = Spending::default();
         let limits = [bucket(rate, burst)];
-        let mut charges: Vec<Now> = Vec::new();
+        let mut charges: Vec<(Now, Mark)> = Vec::new();
         for (ms, act, which) in steps {
             clock.advance(Duration::from_millis(ms));
             if act == 0 && !charges.is_empty() {
-                let at = charges.remove(which % charges.len());
-                spending.give_back(&limits, 1, at);
-            } else if charge(&mut spending, &limits, clock.now()).is_ok() {
-                charges.push(clock.now());
+                let (at, mark) = charges.remove(which % charges.len());
+                spending.give_back(&limits, 1, at, mark);
+            } else if let Ok(mark) = charge(&mut spending, &limits, clock.now()) {
+                charges.push((clock.now(), mark));
                 let mut replayed = Spending::default();
-                for at in &charges {
+                for (at, _) in &charges {
                     prop_assert!(charge(&mut replayed, &limits, *at).is_ok());
                 }
             }
