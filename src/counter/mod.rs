@@ -66,6 +66,7 @@ pub struct Place {
 
 #[derive(Debug)]
 #[expect(dead_code, reason = "their end is what they are for")]
+#[expect(clippy::large_enum_variant, reason = "a box would cost each request an allocation")]
 enum PlaceOf {
     Local(Taken),
     Shared(HeldPlace),

@@ -85,6 +85,7 @@ pub struct Spending {
 
 /// The debt of one token bucket. It is kept with the rate it was made under, so that a changed rate or burst acts at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(clippy::struct_field_names, reason = "all are nanoseconds of one clock")]
 struct Bucket {
     /// The steady time in ns at which the bucket is full again, if one unit refills in `step_ns`.
     full_at_ns: u64,

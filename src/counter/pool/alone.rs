@@ -1,6 +1,9 @@
 //! What a node spends of a subject without Redis: what it was promised, and its share of what began since.
 
-use super::*;
+use super::{
+    Alone, Left, Limit, Limits, MINUTE_US, Now, PROMISE_RETRY, Per, Pool, Refusal, Refused, Remaining,
+    RetryAfter, Rule, SECOND_US, Spent, UNTOLD_MAX, Untold, WINDOWS, window_end,
+};
 
 impl Pool {
     /// Whether one more request may be admitted without Redis.

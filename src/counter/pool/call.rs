@@ -1,6 +1,9 @@
 //! What a node says of a subject in a call, and what it makes of the answer.
 
-use super::*;
+use super::{
+    AHEAD_MAX, AHEAD_MIN, Ask, Batch, Grant, LIFE, PROMISE, Per, Pool, RENEW_EVERY, Rule, Said, Timestamp,
+    WINDOWS, alone, ns, window_end,
+};
 
 impl Pool {
     /// Whether it is time to ask for more, before a request has to wait for it.

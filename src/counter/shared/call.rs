@@ -73,7 +73,7 @@ impl Leases {
         let mut is_second = false;
         loop {
             let sent_ns = self.now_ns();
-            let (of_workspace, of_keys) = self.asks(group, batch, sent_ns, at);
+            let (of_workspace, of_keys) = asks(group, batch, sent_ns, at);
             let call = Call {
                 node: &self.config.node,
                 nodes: self.nodes(),
@@ -107,30 +107,6 @@ impl Leases {
                 }
             }
         }
-    }
-
-    fn asks(
-        &self,
-        group: &Group,
-        batch: &[Arc<Subject>],
-        now_ns: u64,
-        at: Timestamp,
-    ) -> (Option<Ask>, Vec<Ask>) {
-        let mut all = 0;
-        let mut of_keys = Vec::with_capacity(batch.len());
-        for subject in batch {
-            let mut key = subject.lock();
-            key.waiting.retain(|w| !w.is_closed());
-            let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
-            all += waiting;
-            let ledger = key.ledgered(at);
-            of_keys.push(Ask { ledger, ..key.pool.ask(waiting, now_ns, at) });
-        }
-        let of_workspace = group.lock_if_counted().map(|mut workspace| {
-            let ledger = workspace.ledgered(at);
-            Ask { ledger, ..workspace.pool.ask(all, now_ns, at) }
-        });
-        (of_workspace, of_keys)
     }
 
     async fn send(&self, part: u32, call: &Call<'_>) -> Result<Answer, Trouble> {
@@ -296,6 +272,24 @@ impl Leases {
             }
         }
     }
+}
+
+fn asks(group: &Group, batch: &[Arc<Subject>], now_ns: u64, at: Timestamp) -> (Option<Ask>, Vec<Ask>) {
+    let mut all = 0;
+    let mut of_keys = Vec::with_capacity(batch.len());
+    for subject in batch {
+        let mut key = subject.lock();
+        key.waiting.retain(|w| !w.is_closed());
+        let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
+        all += waiting;
+        let ledger = key.ledgered(at);
+        of_keys.push(Ask { ledger, ..key.pool.ask(waiting, now_ns, at) });
+    }
+    let of_workspace = group.lock_if_counted().map(|mut workspace| {
+        let ledger = workspace.ledgered(at);
+        Ask { ledger, ..workspace.pool.ask(all, now_ns, at) }
+    });
+    (of_workspace, of_keys)
 }
 
 /// There is no answer. Those who wait are decided for without it.
