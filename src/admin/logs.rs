@@ -207,7 +207,7 @@ impl LogsView {
 
 impl LogView {
     /// The same for a file of comma-separated values: no text of a client's is a formula there.
-    fn as_cells(mut self) -> Self {
+    fn into_cells(mut self) -> Self {
         for text in [
             &mut self.request_id,
             &mut self.endpoint,

@@ -74,7 +74,7 @@ impl Segment {
             }
             Ok(spelled) if has_encoded_slash(&spelled) => Err(format!("`{text}` has an encoded slash")),
             Ok(_) => Ok(Self::Literal(text.into())),
-            Err(bad) => Err(format!("`{text}`: {}", bad)),
+            Err(bad) => Err(format!("`{text}`: {bad}")),
         }
     }
 }

@@ -394,7 +394,7 @@ fn check_literal(segment: &str, is_last: bool) -> Result<(), String> {
             Err(format!("`{segment}` must be written `{}`", &spelled[1..]))
         }
         Ok(_) => Ok(()),
-        Err(bad) => Err(format!("`{segment}`: {}", bad)),
+        Err(bad) => Err(format!("`{segment}`: {bad}")),
     }
 }
 

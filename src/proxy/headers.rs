@@ -87,8 +87,8 @@ impl HeaderPolicy {
         let mut guarded: Vec<Box<str>> = configured.chain([X_REQUEST_ID.as_str().into()]).collect();
         guarded.sort_unstable();
         guarded.dedup();
-        let names = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
-        let initials = names.fold(0, |all, name| all | initial(name));
+        let beginnings = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
+        let initials = beginnings.fold(0, |all, name| all | initial(name));
         Self { secret_headers: secret_headers.into(), guarded: guarded.into(), initials }
     }
 

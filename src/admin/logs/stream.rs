@@ -103,7 +103,7 @@ impl Sending {
             }
             let mut lines = csv::WriterBuilder::new().has_headers(false).from_writer(&mut out);
             for view in views {
-                lines.serialize(view.as_cells())?;
+                lines.serialize(view.into_cells())?;
             }
             lines.flush()?;
             drop(lines);

@@ -121,7 +121,7 @@ impl Export<'_> {
         if self.format == Format::Csv {
             let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(out);
             for record in records {
-                rows.serialize(Line::of(record).as_cells())?;
+                rows.serialize(Line::of(record).into_cells())?;
             }
             return rows.flush();
         }

@@ -189,7 +189,7 @@ impl<'r> Line<'r> {
     }
 
     /// The same for a file of comma-separated values: no text of a client's is a formula there.
-    pub(super) fn as_cells(mut self) -> Self {
+    pub(super) fn into_cells(mut self) -> Self {
         for text in [
             &mut self.request_id,
             &mut self.workspace_id,
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_as_cells_is_read_back_exactly_and_is_no_formula() {
+    fn what_is_written_into_cells_is_read_back_exactly_and_is_no_formula() {
         let texts = ["", "=1+1", "'=1+1", "+a,\"b\"\r\n", "\t@x", "-", "plain", " =blank", "'", "a\u{0}b"];
         for (n, text) in texts.iter().enumerate() {
             let other = texts[(n + 1) % texts.len()];
@@ -338,7 +338,7 @@ mod tests {
                 ..sample()
             };
             let mut rows = csv::Writer::from_writer(Vec::new());
-            rows.serialize(Line::of(&whole).as_cells()).expect("a row");
+            rows.serialize(Line::of(&whole).into_cells()).expect("a row");
             let written = rows.into_inner().expect("written");
             let mut reader = csv::Reader::from_reader(written.as_slice());
             let names = reader.headers().expect("a head").clone();
