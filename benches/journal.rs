@@ -11,8 +11,8 @@
 
 use keygate::clock::{Clock, SystemClock};
 use keygate::metrics::Metrics;
-use keygate::policy::id::{KeyId, RequestId, WorkspaceId};
-use keygate::store::Outcome;
+use keygate::model::id::{KeyId, RequestId, WorkspaceId};
+use keygate::model::usage::Outcome;
 use keygate::usage::journal::disk::RealDisk;
 use keygate::usage::journal::{Batch, JournalOptions, Keeper};
 use keygate::usage::{Journal, Pending, Recorder, Spent, Start, WhenFull};

@@ -1,10 +1,10 @@
 //! The shape of every answer that Keygate itself writes, on both listeners. Contract 4.6.
 
 use crate::clock::Timestamp;
-use crate::policy::denial::Denial;
-use crate::policy::fault::{Fault, Lang};
-use crate::policy::head::Glimpse;
-use crate::policy::id::RequestId;
+use crate::model::fault::{Fault, Lang};
+use crate::model::id::RequestId;
+use crate::policy::http::head::Glimpse;
+use crate::policy::keys::denial::Denial;
 use http::StatusCode;
 use serde::Serialize;
 use std::borrow::Cow;

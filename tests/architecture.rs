@@ -14,7 +14,7 @@ const LINES_MAX: usize = 600;
 const COMMON: [&str; 5] = ["clock", "durable", "metrics", "envelope", "fileio"];
 /// Where in the tests a pause is justified, and why.
 const PAUSES: [(&str, usize, &str); 16] = [
-    ("src/proxy/upstream/tend.rs", 3, "time is paused"),
+    ("src/proxy/upstream/maintain.rs", 3, "time is paused"),
     ("tests/upstreams/tunnels.rs", 1, "a side that speaks now and then"),
     ("tests/propagation/main.rs", 1, "requests come at a rate"),
     ("tests/slow/main.rs", 2, "requests and guesses come at a rate"),
@@ -259,7 +259,7 @@ fn only_the_request_filter_admits_and_charges() {
         let count = |s: &Source| s.code.matches(call).count();
         all.iter().filter(|s| count(s) > 0).map(|s| (s.path.clone(), count(s))).collect()
     };
-    assert_eq!(callers("gate.admit("), [("src/proxy/decide.rs".to_owned(), 1)]);
+    assert_eq!(callers("gate.admit("), [("src/proxy/request/decide.rs".to_owned(), 1)]);
     assert_eq!(callers("counters.admit("), [("src/gate.rs".to_owned(), 1)]);
     assert_eq!(callers(".decide("), [("src/proxy/service.rs".to_owned(), 1)]);
     let service = all.iter().find(|s| s.path == "src/proxy/service.rs").unwrap();

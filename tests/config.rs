@@ -2,10 +2,10 @@
 
 use keygate::config::{
     Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
-    LogFormat, LogLevel, OnFailure, SslMode, StoreLocation, WhenFull, WhenStoreIsGone, example_config,
-    known_keys,
+    LogFormat, LogLevel, OnFailure, StoreLocation, WhenFull, WhenStoreIsGone, example_config, known_keys,
 };
-use keygate::policy::route::ResourceFrom;
+use keygate::policy::routing::route::ResourceFrom;
+use keygate::store::postgres::SslMode;
 use std::path::Path;
 use std::time::Duration;
 

@@ -4,11 +4,11 @@
 //! gets the next such function. A test asserts more than the absence of a panic: what was accepted must have the
 //! properties that the rest of the program relies on.
 
-use keygate::policy::chunks::Chunks;
-use keygate::policy::fault::Lang;
-use keygate::policy::head::{Framing, check, find_end, is_hopeless};
-use keygate::policy::path::{canonical, check_query, decode_segment};
-use keygate::policy::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
+use keygate::model::fault::Lang;
+use keygate::policy::http::chunks::Chunks;
+use keygate::policy::http::head::{Framing, check, find_end, is_hopeless};
+use keygate::policy::http::path::{canonical, check_query, decode_segment};
+use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
 use std::ops::Range;
 
 const INPUTS: usize = 10_000;

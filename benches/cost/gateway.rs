@@ -3,8 +3,8 @@
 use super::{ALLOCATOR, Measured, counted};
 use clap::Parser as _;
 use keygate::cli::{Cli, Environment};
-use keygate::policy::key::KeyType;
-use keygate::policy::secret::Secret;
+use keygate::model::key::KeyType;
+use keygate::policy::keys::secret::Secret;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,12 +1,12 @@
 //! Records such as a gateway makes them, always the same ones.
 
 use keygate::clock::Timestamp;
-use keygate::policy::fault::Fault;
-use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
-use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
-use keygate::store::{
-    Actor, Digest, IssuedCredential, NewKey, Outcome, PlanRecord, SecretId, Store, UsageRecord,
-};
+use keygate::model::digest::Digest;
+use keygate::model::fault::Fault;
+use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
+use keygate::model::key::{Ceilings, Key, KeyType, Plan};
+use keygate::model::usage::{Outcome, UsageRecord};
+use keygate::store::{Actor, IssuedCredential, NewKey, PlanRecord, SecretId, Store};
 use std::sync::Arc;
 use std::time::Duration;
 

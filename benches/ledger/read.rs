@@ -65,7 +65,7 @@ async fn measure(store: &Arc<dyn Store>, traffic: &Traffic) -> Vec<(&'static str
     let hundredth = LogPageRequest::Number(PageRequest { page: 100, pagesize: 10 });
     let middle = now().minus(Duration::from_secs(DAYS * 43_200));
     let by_cursor =
-        LogPageRequest::After(LogCursor { at: middle, id: keygate::policy::id::RequestId::new(middle) }, 10);
+        LogPageRequest::After(LogCursor { at: middle, id: keygate::model::id::RequestId::new(middle) }, 10);
     let by = LogFilter::default;
     let since = LogFilter { from: Some(now().minus(Duration::from_secs(9 * 86_400 + 4_321))), ..by() };
     let usual = LogFilter { status_code: Some(429), ..by() };

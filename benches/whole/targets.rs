@@ -2,8 +2,8 @@
 
 use super::keygate_target::{self as kg, Setup};
 use super::load::SCRIPT;
-use keygate::policy::key::KeyType;
-use keygate::policy::secret::Secret;
+use keygate::model::key::KeyType;
+use keygate::policy::keys::secret::Secret;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

@@ -12,8 +12,8 @@ pub use order::{Challenge, Trouble};
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Metrics;
-use crate::policy::id::fill_random;
-use crate::policy::renewal::{Validity, wait_after};
+use crate::model::id::fill_random;
+use crate::policy::tls::renewal::{Validity, wait_after};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::fs::File;

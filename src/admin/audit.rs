@@ -6,7 +6,7 @@ use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Params, Query};
 use super::page::{Listed, in_order, millis, page_request};
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use crate::store::{AuditFilter, AuditRecord, PageRequest};
 use axum::extract::State;
 use serde::Serialize;

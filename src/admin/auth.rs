@@ -4,13 +4,13 @@
 //! instant given. Keys come from files, which somebody else reads; a token chooses neither its algorithm nor where its key comes from.
 
 use super::error::AdminError;
+use super::input::{FieldError, json as strict};
 use super::jwt::{self, BadToken, Token, VerifyingKey};
 use crate::clock::Timestamp;
-use crate::draft::{FieldError, json as strict};
-use crate::policy::fault::Fault;
-use crate::policy::id::WorkspaceId;
-use crate::policy::key::words;
-use crate::policy::value::without_bom;
+use crate::model::fault::Fault;
+use crate::model::id::WorkspaceId;
+use crate::model::key::words;
+use crate::policy::text::plain_value::without_bom;
 use arc_swap::ArcSwap;
 use ring::hmac;
 use serde_json::{Map, Value, json};

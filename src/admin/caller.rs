@@ -7,8 +7,8 @@ use super::auth::{Identity, Role};
 use super::context::{Admin, Shared};
 use super::envelope::AdminRequestId;
 use super::error::AdminError;
-use crate::policy::fault::Fault;
-use crate::policy::id::WorkspaceId;
+use crate::model::fault::Fault;
+use crate::model::id::WorkspaceId;
 use crate::store::Actor;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
@@ -180,7 +180,7 @@ fn named_workspace(headers: &HeaderMap) -> Result<Option<WorkspaceId>, AdminErro
     match text.parse() {
         Ok(id) => Ok(Some(id)),
         Err(bad) => {
-            let why: crate::policy::id::BadTextId = bad;
+            let why: crate::model::id::BadTextId = bad;
             Err(AdminError::parameter(WORKSPACE.as_str(), format!("is not valid: {why}")))
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Must not know: what any call does. What JSON Schema cannot say stands in the descriptions.
 
-use crate::policy::key::{CEILING_MAX, KeyType, RATE_MAX};
+use crate::model::key::{CEILING_MAX, KeyType, RATE_MAX};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

@@ -4,8 +4,8 @@
 //! to the log, once, here.
 
 use super::envelope::Outcome;
-use crate::draft::FieldError;
-use crate::policy::fault::{Fault, Lang};
+use super::input::FieldError;
+use crate::model::fault::{Fault, Lang};
 use crate::store::StoreError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -4,10 +4,10 @@
 
 use super::context::Shared;
 use super::error::AdminError;
+use super::input::json::{self, BadJson};
+use super::input::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::clock::Timestamp;
-use crate::draft::json::{self, BadJson};
-use crate::draft::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;

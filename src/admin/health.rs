@@ -5,7 +5,7 @@ use super::context::{Check, Readiness, Shared};
 use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Params, Query};
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};

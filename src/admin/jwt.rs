@@ -3,8 +3,8 @@
 //! Must not know: what claims mean, or which of the keys a token may be checked with. Signatures are checked before claims
 //! are read; a name that header or claims have twice is refused.
 
-use crate::draft::json::{self, BadJson};
-use crate::policy::key::words;
+use super::input::json::{self, BadJson};
+use crate::model::key::words;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::agreement::{self, ECDH_P256, EphemeralPrivateKey};

@@ -9,7 +9,7 @@ use super::context::{Admin, Shared};
 use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Params, Query, Segment};
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use crate::store::{NodeRow, Version};
 use axum::extract::State;
 use serde::Serialize;

@@ -6,7 +6,7 @@ use super::error::AdminError;
 use super::{
     apikeys, audit, document, endusers, health, logs, plans, propagation, reload, usage, workspaces,
 };
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};

@@ -5,11 +5,11 @@ use super::context::Shared;
 use super::envelope::{Answer, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{Object, Query, Segment};
+use super::input::WorkspacePatchDraft;
 use super::page::{Listed, PageParams, millis};
 use super::schema::WorkspaceUpdate;
-use crate::draft::WorkspacePatchDraft;
-use crate::policy::fault::Fault;
-use crate::policy::id::WorkspaceId;
+use crate::model::fault::Fault;
+use crate::model::id::WorkspaceId;
 use crate::store::{PageRequest, StoreError, WorkspaceRecord};
 use axum::extract::State;
 use serde::Serialize;
@@ -88,7 +88,7 @@ pub(super) async fn put_workspace(
 ) -> Result<Answer<WorkspaceView>, AdminError> {
     let id: WorkspaceId =
         id.0.parse()
-            .map_err(|bad: crate::policy::id::BadTextId| AdminError::parameter("id", bad.to_string()))?;
+            .map_err(|bad: crate::model::id::BadTextId| AdminError::parameter("id", bad.to_string()))?;
     let patch = WorkspacePatchDraft::read(&body).map_err(AdminError::fields)?.into_patch();
     let deps = &admin.deps;
     let call = async {

@@ -3,7 +3,7 @@
 use super::{Base, FileError, read_secret, write_private};
 use crate::acme::{Challenge, Hands, Keeper, Options, file_of, folder};
 use crate::config::Config;
-use crate::proxy::tls::Certificates;
+use crate::proxy::server::tls::Certificates;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use super::{StartError, peppers};
 use crate::config::Config;
-use crate::policy::secret::Peppers;
+use crate::policy::keys::secret::Peppers;
 use crate::store::{Store, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -7,8 +7,9 @@ use crate::counter::{
     Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
 };
 use crate::fileio;
-use crate::policy::id::uuid_v7;
-use crate::store::{Ledger, SpentBy, SpentRow};
+use crate::model::id::uuid_v7;
+use crate::model::usage::{SpentBy, SpentRow};
+use crate::store::Ledger;
 use crate::usage::{Flush, Replays};
 use async_trait::async_trait;
 use std::path::Path;

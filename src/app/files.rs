@@ -2,9 +2,9 @@
 
 use crate::durable;
 use crate::fileio;
-use crate::policy::id::fill_random;
-use crate::policy::secret::{BadPeppers, Peppers};
-use crate::policy::value::{BadValue, lines, value};
+use crate::model::id::fill_random;
+use crate::policy::keys::secret::{BadPeppers, Peppers};
+use crate::policy::text::plain_value::{BadValue, lines, value};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

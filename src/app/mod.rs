@@ -5,16 +5,17 @@
 
 mod acme;
 mod agreement;
+mod components;
 mod counters;
-mod edge;
 mod files;
-mod fixed;
+mod gauges;
 mod late;
-mod notify;
-mod parts;
+mod live_nodes;
+mod proxy_server;
 mod reload;
+mod restart_only;
+mod sd_notify;
 mod series;
-mod sharers;
 mod signals;
 mod snapshots;
 mod stop;
@@ -23,12 +24,11 @@ mod upgrade;
 mod upstreams;
 mod usage;
 mod watched;
-mod watching;
 
 pub use agreement::agreed_peppers;
 pub use files::{FileError, Kept, peppers, read_secret, read_secret_value, signing_secret, write_private};
 
-pub use parts::routes;
+pub use components::routes;
 pub use reload::{ConfigSource, Reloader};
 pub use signals::Signals;
 pub use stop::Stop;
@@ -42,19 +42,19 @@ use crate::fileio;
 use crate::gate::rehash_queue;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::policy::id::{WorkspaceId, uuid_v7};
-use crate::policy::route::BadRoute;
-use crate::policy::secret::{BadPeppers, Peppers};
-use crate::store::migrate::MigrationState;
+use crate::model::id::{WorkspaceId, uuid_v7};
+use crate::policy::keys::secret::{BadPeppers, Peppers};
+use crate::policy::routing::route::BadRoute;
 use crate::store::postgres::{self, PgOptions, PgStore};
+use crate::store::shared::migrate::MigrationState;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
 use crate::usage::journal::{Keeper, OpenError};
 use agreement::{OwnPeppers, agree, own_peppers};
 use late::{Loading, StoreState};
-use notify::Notify;
-use sharers::Sharers;
+use live_nodes::Sharers;
+use sd_notify::Notify;
 use signals::Steps;
 use snapshots::Snapshots;
 use std::ffi::OsString;
@@ -117,7 +117,7 @@ pub enum StartError {
     TwoSigningKeys,
     /// TLS with clients.
     #[error("proxy: {0}")]
-    Tls(#[from] crate::proxy::tls::TlsError),
+    Tls(#[from] crate::proxy::server::tls::TlsError),
     /// The counters that nodes share.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
@@ -237,8 +237,8 @@ pub fn start(
     inline: InlineSecrets<'_>,
     mut around: Surroundings<'_>,
 ) -> Result<Running, StartError> {
-    parts::raise_file_limit();
-    let io = parts::runtime("keygate-io", 2)?;
+    components::raise_file_limit();
+    let io = components::runtime("keygate-io", 2)?;
     let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
     let may_wait = around.predecessor.is_none();
@@ -249,9 +249,9 @@ pub fn start(
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
     let counters = Arc::new(steps.wait(counters::make(config, &base, writers.tell(), io.handle()))?);
-    let end_users = Arc::new(parts::end_users(config, &base, io.handle()));
+    let end_users = Arc::new(components::end_users(config, &base, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
-    let follower = parts::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
+    let follower = components::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
     let snapshots = Snapshots::of_node(config, &base);
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     let loading = Loading {
@@ -291,22 +291,22 @@ pub fn start(
         tokio::join!(follow, settling.settle(feed_stopped.clone()), keep);
     });
     let succession = Succession::after(around.predecessor.as_mut());
-    watching::start(config, &base, &keyring, &succession, io.handle());
+    gauges::start(config, &base, &keyring, &succession, io.handle());
     let (rehash, wanted) = rehash_queue(REHASH_QUEUE);
     let rehashing =
-        parts::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring), Arc::clone(&base.clock));
+        components::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring), Arc::clone(&base.clock));
     io.spawn(rehashing);
 
     let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
     let all_files = (Arc::clone(&files), StartFile::all(config, inline));
     let reloader = Reloader::start(config, source, all_files, &base, &succession, io.handle());
     let reloader = Arc::new(steps.wait(reloader)?);
-    let gate = parts::gate(config, &base, &keyring, &counters, end_users, rehash);
+    let gate = components::gate(config, &base, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
-    let proxy = parts::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = edge::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
+    let proxy = components::proxy(config, &base, gate, reloader.site(), recorder, tracing);
+    let mut edge = proxy_server::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
 
-    let admin_runtime = parts::runtime("keygate-admin", parts::threads(config.admin.threads))?;
+    let admin_runtime = components::runtime("keygate-admin", components::threads(config.admin.threads))?;
     let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     // Said once, before anybody can ask for it.
@@ -314,8 +314,8 @@ pub fn start(
     let accepting = Arc::new(AtomicBool::new(true));
     let state = (state, Arc::clone(&accepting));
     let server =
-        parts::admin_server(config, &base, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
-    steps.wait(watching::until_counted(config, &base, reported))?;
+        components::admin_server(config, &base, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
+    steps.wait(gauges::until_counted(config, &base, reported))?;
     succession.doors.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
     // Nothing fails from here on.

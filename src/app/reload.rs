@@ -10,10 +10,10 @@
 
 use super::upgrade::Succession;
 use super::watched::{StartFile, WatchedFiles};
-use super::{Base, StartError, create_plans, fixed, parts, upstreams};
+use super::{Base, StartError, components, create_plans, restart_only, upstreams};
 use crate::admin::{NotReloaded, Reload, Reloaded};
 use crate::config::{Config, UpstreamConfig};
-use crate::policy::route::{BadRoute, RouteTable};
+use crate::policy::routing::route::{BadRoute, RouteTable};
 use crate::proxy::Site;
 use crate::proxy::upstream::{Settings, Upstream, tend};
 use crate::store::{Actor, Store, StoreError};
@@ -94,7 +94,7 @@ impl Reloader {
         succession: &Arc<Succession>,
         io: &Handle,
     ) -> Result<Self, StartError> {
-        let routes = parts::routes(config).map_err(StartError::Routes)?;
+        let routes = components::routes(config).map_err(StartError::Routes)?;
         let settings = upstreams::settings(config).map_err(StartError::Upstreams)?;
         let (metrics, clock) = (Arc::clone(&base.metrics), Arc::clone(&base.clock));
         let made: Vec<_> = settings
@@ -104,7 +104,8 @@ impl Reloader {
         upstreams::find_servers(&made).await;
         let tended = config.upstreams.iter().zip(made).map(|(c, upstream)| Tended::begin(c, upstream, io));
         let tended: Vec<_> = tended.collect();
-        let site = Arc::new(ArcSwap::from_pointee(parts::site(config, routes, all(&tended), &base.metrics)));
+        let site =
+            Arc::new(ArcSwap::from_pointee(components::site(config, routes, all(&tended), &base.metrics)));
         let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
         let (store, succession) = (Arc::clone(&base.store), Arc::clone(succession));
         let (reading, start_files) = (Arc::default(), start_files.into());
@@ -165,7 +166,7 @@ impl Reloader {
         if in_force.upstreams.iter().zip(&settings).all(is_same) {
             return Vec::new();
         }
-        let routes = match parts::routes(&config) {
+        let routes = match components::routes(&config) {
             Ok(routes) => routes,
             Err(bad) => return bad.iter().map(ToString::to_string).collect(),
         };
@@ -184,10 +185,10 @@ impl Reloader {
     ) -> Result<Read, Vec<String>> {
         let config = Config::load_again(source.path.as_deref(), &source.variables, &source.host_name)
             .map_err(|error| error.to_string().lines().map(str::to_owned).collect::<Vec<_>>())?;
-        let mut mistakes = fixed::changed(old, &config);
+        let mut mistakes = restart_only::changed(old, &config);
         mistakes.extend(start_files.iter().filter_map(StartFile::change));
         mistakes.extend(files.look());
-        let (routes, settings) = (parts::routes(&config), upstreams::settings(&config));
+        let (routes, settings) = (components::routes(&config), upstreams::settings(&config));
         Ok(Read { config, routes, settings, mistakes })
     }
 
@@ -206,7 +207,7 @@ impl Reloader {
             }
         }
         let upstreams = next.iter().map(Arc::clone).collect();
-        self.site.store(Arc::new(parts::site(&config, routes, upstreams, &self.metrics)));
+        self.site.store(Arc::new(components::site(&config, routes, upstreams, &self.metrics)));
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {
             let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));

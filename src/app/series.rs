@@ -2,11 +2,11 @@
 //! and what appears with one is none to whoever watches.
 
 use crate::metrics::Metrics;
-use crate::policy::fault::Fault;
-use crate::policy::route::RouteTable;
+use crate::model::fault::Fault;
+use crate::model::usage::Outcome;
+use crate::policy::routing::route::RouteTable;
 use crate::proxy::connection::End;
-use crate::proxy::listen::REFUSED;
-use crate::store::Outcome;
+use crate::proxy::server::listen::REFUSED;
 
 /// What may come of a request that reached a route, and of one that did not.
 const OUTCOMES: [Outcome; 4] = [Outcome::Served, Outcome::Denied, Outcome::UpstreamFailed, Outcome::Aborted];

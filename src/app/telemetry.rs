@@ -2,8 +2,8 @@
 
 use super::{Base, InlineSecrets, StartError, read_secret};
 use crate::config::Config;
-use crate::policy::trace::Sampling;
-use crate::policy::value::lines;
+use crate::policy::http::trace::Sampling;
+use crate::policy::text::plain_value::lines;
 use crate::proxy::Tracing;
 use crate::telemetry::{self, Collector, Exporter, Options};
 use http::{HeaderMap, HeaderName, HeaderValue};

@@ -2,8 +2,8 @@
 
 use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
 use crate::fileio;
-use crate::policy::health::{EjectRule, ProbeRule};
-use crate::policy::retry::BudgetRule;
+use crate::policy::upstream::health::{EjectRule, ProbeRule};
+use crate::policy::upstream::retry::BudgetRule;
 use crate::proxy::upstream::{
     Dialect, HttpProbe, Most, Named, Probe, Settings, Timeouts, Tls, TlsParts, Upstream, Version,
 };

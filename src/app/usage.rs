@@ -1,13 +1,14 @@
 //! The journal, its writer, and what they tell: how usage is wired.
 
-use super::{Base, parts};
+use super::{Base, components};
 use crate::admin::Check;
 use crate::clock::Timestamp;
 use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
 use crate::keyring::Keyring;
 use crate::metrics::{Metrics, UsageCount};
-use crate::store::{Ledger, SpentRow, StoreError};
+use crate::model::usage::SpentRow;
+use crate::store::{Ledger, StoreError};
 use crate::usage::journal::disk::RealDisk;
 use crate::usage::journal::{JournalOptions, Keeper, OpenError};
 use crate::usage::{Flush, Journal, Others, Replays, Seat, Seats, Spent, WhenFull, Writer, WriterOptions};
@@ -62,7 +63,7 @@ pub(super) fn writing(
         max_bytes: config.usage.journal_max_bytes,
         segment_bytes: config.usage.journal_segment_bytes,
         sync_interval: config.usage.journal_sync_interval,
-        threads: parts::threads(config.proxy.threads),
+        threads: components::threads(config.proxy.threads),
         node: config.node.name.as_str().into(),
         boot: base.boot,
     };
@@ -251,11 +252,14 @@ mod tests {
     use crate::clock::{Clock, ManualClock};
     use crate::counter::Handover;
     use crate::keyring::{FeedOptions, Follower};
-    use crate::policy::id::{KeyId, WorkspaceId};
-    use crate::policy::key::{Ceilings, Key, KeyType, Plan};
+    use crate::model::digest::Digest;
+    use crate::model::id::{KeyId, WorkspaceId};
+    use crate::model::key::{Ceilings, Key, KeyType, Plan};
+    use crate::model::usage::SpentBy;
+    use crate::model::usage::UsageRecord;
     use crate::store::sqlite::{SqliteOptions, SqliteStore};
-    use crate::store::{Actor, Digest, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId, SpentBy};
-    use crate::store::{Store as _, Tenants as _, UsageRecord};
+    use crate::store::{Actor, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId};
+    use crate::store::{Store as _, Tenants as _};
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -264,7 +268,7 @@ mod tests {
             id: KeyId::new(NOW),
             workspace_id: workspace.clone(),
             kind: KeyType::Service,
-            scopes: crate::policy::scope::Scopes::default(),
+            scopes: crate::model::scope::Scopes::default(),
             resource_id: "r".into(),
             ceilings: Ceilings {
                 rate_limit: 1,

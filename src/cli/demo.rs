@@ -2,11 +2,11 @@
 
 use super::{Environment, Failure, echo, log, ready, say};
 use crate::admin::Role;
+use crate::admin::input::{KeyDraft, credential};
 use crate::app::{self, InlineSecrets, Running, Signals, StartError, Surroundings};
 use crate::config::Config;
-use crate::draft::{KeyDraft, credential};
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::secret::Secret;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::policy::keys::secret::Secret;
 use crate::store::{Actor, StoreError};
 use clap::Args;
 use serde_json::{Map, json};

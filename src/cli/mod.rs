@@ -19,7 +19,7 @@ mod usage;
 
 use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
-use crate::policy::value::{lines, value};
+use crate::policy::text::plain_value::{lines, value};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt;

@@ -4,7 +4,7 @@ use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say};
 use crate::admin::Role;
 use crate::app;
 use crate::clock::{Clock, SystemClock};
-use crate::policy::id::WorkspaceId;
+use crate::model::id::WorkspaceId;
 use clap::Args;
 use std::sync::Arc;
 use std::time::Duration;

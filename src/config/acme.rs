@@ -2,7 +2,7 @@
 //!
 //! Must not know: how they are ordered. What goes with what inside the section is checked here too.
 
-use super::reading::Reading;
+use super::reader::Reading;
 use super::rule::{Flag, OrEmpty, Parsed, quote};
 use super::section::Section;
 use super::texts::{FILE, server};

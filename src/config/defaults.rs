@@ -8,8 +8,8 @@ use super::types::{
     NodeConfig, OnFailure, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
     WhenFull, WhenStoreIsGone,
 };
-use crate::policy::id::PlanId;
-use crate::policy::key::{DAILY_DEFAULT, Plan};
+use crate::model::id::PlanId;
+use crate::model::key::{DAILY_DEFAULT, Plan};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

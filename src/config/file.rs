@@ -18,11 +18,11 @@ use super::types::{
     StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
-use crate::policy::head::TARGET_MAX;
-use crate::policy::id::PlanId;
-use crate::policy::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX};
-use crate::policy::route::ResourceFrom;
-use crate::policy::scope::{SCOPES_MAX, check_required};
+use crate::model::id::PlanId;
+use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::model::scope::{SCOPES_MAX, check_required};
+use crate::policy::http::head::TARGET_MAX;
+use crate::policy::routing::route::ResourceFrom;
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 

@@ -2,15 +2,15 @@
 //!
 //! Must not know: the route's pattern; the table of routes looks at what a rewritten path is made of.
 
-use super::reading::Reading;
+use super::reader::Reading;
 use super::rule::{Flag, OrEmpty, Parsed, quote};
 use super::section::Section;
 use super::texts::{METHOD, header};
 use super::upstream::span_ms;
-use crate::policy::claims::{TOLD, is_claim};
-use crate::policy::cors::{Cors, OriginRule, Origins};
-use crate::policy::forward::{FieldRules, Forward, HostRule};
-use crate::policy::rewrite::Rewrite;
+use crate::policy::http::cors::{Cors, OriginRule, Origins};
+use crate::policy::keys::claims::{TOLD, is_claim};
+use crate::policy::routing::forward::{FieldRules, Forward, HostRule};
+use crate::policy::routing::rewrite::Rewrite;
 use http::{HeaderName, HeaderValue, Method};
 use std::time::Duration;
 

@@ -5,13 +5,12 @@
 
 mod acme;
 mod defaults;
+mod did_you_mean;
 mod error;
 mod file;
 mod forward;
-mod given;
-mod nearest;
-mod postgres_url;
-mod reading;
+mod raw_value;
+mod reader;
 mod redis_url;
 mod rule;
 mod section;
@@ -23,7 +22,6 @@ mod validate;
 
 pub use acme::AcmeConfig;
 pub use error::{ConfigError, Mistake};
-pub use postgres_url::{BadPostgresUrl, PostgresUrl, SslMode};
 pub use telemetry::{CollectorUrl, TelemetryConfig};
 pub use types::*;
 pub use upstream::{
@@ -32,8 +30,8 @@ pub use upstream::{
 };
 
 use crate::fileio;
-use crate::policy::value::without_bom;
-use reading::Reading;
+use crate::policy::text::plain_value::without_bom;
+use reader::Reading;
 use section::Section;
 use std::fs::File;
 use std::io::ErrorKind;

@@ -3,8 +3,8 @@
 //! Must not know: which keys there are. A rule reads one value and says what it must be if it is not; it never repeats
 //! what was given.
 
-use super::given::Given;
-use crate::policy::key::UnknownWord;
+use super::raw_value::Given;
+use crate::model::key::UnknownWord;
 use std::fmt::Display;
 use std::marker::PhantomData;
 use std::str::FromStr;

@@ -5,12 +5,12 @@
 //!
 //! Must not know: which keys there are, or what they mean.
 
-use super::given::Given;
-use super::nearest::nearest;
-use super::reading::{Place, Reading, join, quoted, variable_name};
+use super::did_you_mean::nearest;
+use super::raw_value::Given;
+use super::reader::{Place, Reading, join, quoted, variable_name};
 use super::rule::Rule;
 use super::types::KnownKey;
-use crate::policy::value::value;
+use crate::policy::text::plain_value::value;
 use std::ops::RangeInclusive;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

@@ -2,7 +2,7 @@
 //!
 //! Must not know: how they get there. What goes with what inside the section is checked here too.
 
-use super::reading::Reading;
+use super::reader::Reading;
 use super::rule::{Flag, OrEmpty, Parsed, Text, Whole, quote};
 use super::section::Section;
 use super::texts::{FILE, server};

@@ -2,12 +2,12 @@
 //!
 //! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
 
-use super::given::Given;
-use super::postgres_url::BadPostgresUrl;
+use super::raw_value::Given;
 use super::redis_url;
 use super::rule::{Parsed, Rule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
-use crate::policy::key::Count;
+use crate::model::key::Count;
+use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};

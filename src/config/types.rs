@@ -3,15 +3,15 @@
 //! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
 
 use super::acme::AcmeConfig;
-use super::postgres_url::PostgresUrl;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
-use crate::policy::cors::Cors;
-use crate::policy::forward::Forward;
-use crate::policy::id::PlanId;
-use crate::policy::key::{Plan, words};
-use crate::policy::route::ResourceFrom;
-use crate::policy::scope::Scopes;
+use crate::model::id::PlanId;
+use crate::model::key::{Plan, words};
+use crate::model::scope::Scopes;
+use crate::policy::http::cors::Cors;
+use crate::policy::routing::forward::Forward;
+use crate::policy::routing::route::ResourceFrom;
+use crate::store::postgres::PostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 use std::fmt;

@@ -2,14 +2,14 @@
 //!
 //! Must not know: routes. What goes with what inside a group is checked here too.
 
-use super::reading::Reading;
+use super::reader::Reading;
 use super::rule::{Flag, OrEmpty, OrNought, Parsed, Span, Whole, Word, quote};
 use super::section::Section;
 use super::texts::{FILE, NAME, header, server};
 use super::types::ServerAddr;
-use crate::policy::balance::{Balancing, HashBy, WEIGHT_MAX};
-use crate::policy::key::words;
-use crate::policy::path::{canonical, check_query, split_target};
+use crate::model::key::words;
+use crate::policy::http::path::{canonical, check_query, split_target};
+use crate::policy::upstream::balance::{Balancing, HashBy, WEIGHT_MAX};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

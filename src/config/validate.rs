@@ -6,7 +6,7 @@
 use super::acme::{self, AcmeConfig};
 use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
-use super::reading::{Reading, quoted};
+use super::reader::{Reading, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
@@ -14,10 +14,10 @@ use super::types::{
     JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
-use crate::policy::id::PlanId;
-use crate::policy::key::{Ceiling, Per, RATE_MAX};
-use crate::policy::route::ResourceFrom;
-use crate::policy::scope::{Scopes, check_required};
+use crate::model::id::PlanId;
+use crate::model::key::{Ceiling, Per, RATE_MAX};
+use crate::model::scope::{Scopes, check_required};
+use crate::policy::routing::route::ResourceFrom;
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -8,10 +8,10 @@
 //! changes, and is over for the other one ([`Elsewhere`]) when this process has gone.
 
 use super::Counters;
-use super::pool::WINDOWS;
+use super::redis::pool::WINDOWS;
 use crate::clock::{Now, Timestamp};
-use crate::policy::limit::{Ahead, window_start};
-use crate::store::SpentBy;
+use crate::model::usage::SpentBy;
+use crate::policy::keys::limit::{Ahead, window_start};
 use std::collections::HashMap;
 
 /// What one subject has spent, in the windows that contain [`Self::at`]; after the first time, what has come since.
@@ -105,9 +105,9 @@ mod tests {
     use super::super::Charge;
     use super::*;
     use crate::clock::{Clock, ManualClock};
-    use crate::policy::id::{KeyId, WorkspaceId};
-    use crate::policy::key::{Count, Per};
-    use crate::policy::limit::{Limit, LimitName, Limits, Rule};
+    use crate::model::id::{KeyId, WorkspaceId};
+    use crate::model::key::{Count, Per};
+    use crate::policy::keys::limit::{Limit, LimitName, Limits, Rule};
     use proptest::prelude::*;
     use std::time::Duration;
 

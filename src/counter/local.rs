@@ -6,12 +6,12 @@
 //! cannot wait for each other in a circle.
 
 use super::handover::Told;
-use super::pool::WINDOWS;
+use super::redis::pool::WINDOWS;
 use super::{Charge, Left, Refusal};
 use crate::clock::{Now, Timestamp};
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::{Limits, Mark, Refused, Spending};
-use crate::store::{SpentBy, SpentRow};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::usage::{SpentBy, SpentRow};
+use crate::policy::keys::limit::{Limits, Mark, Refused, Spending};
 use dashmap::DashMap;
 use smallvec::SmallVec;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

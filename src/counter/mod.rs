@@ -1,29 +1,25 @@
 //! What has been spent: one call charges every limit of a request, all of them or none.
 //!
-//! The rule is [`crate::policy::limit`]'s; here are the places where spending is kept: in this process alone ([`local`]),
+//! The rule is [`crate::policy::keys::limit`]'s; here are the places where spending is kept: in this process alone ([`local`]),
 //! or in Redis for several nodes, of which each owns a little in advance ([`pool`]). Must not know: requests, keys beyond
 //! their id. Kept in this process it cannot be gone; when Redis is, the config says what to do, and nobody waits for it.
 //!
-//! *Invariant:* a refusal changes no counter. *Invariant:* no request waits longer than [`shared::PATIENCE`].
+//! *Invariant:* a refusal changes no counter. *Invariant:* no request waits longer than [`redis::PATIENCE`].
 
 mod handover;
-mod link;
 mod local;
-mod place;
-pub mod pool;
-mod script;
-pub mod shared;
+pub mod redis;
 
 pub use handover::{Elsewhere, Handover, Told};
-pub use place::{LinkError, RedisKind, RedisPlace, RedisTls};
-pub use shared::{Leases, LeasesConfig, OnFailure, SpentSource};
+pub use redis::endpoint::{LinkError, RedisKind, RedisPlace, RedisTls};
+pub use redis::{Leases, LeasesConfig, OnFailure, SpentSource};
 
 use crate::clock::{Now, Timestamp};
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::{Limit, Limits, Refused, Remaining};
-use crate::store::SpentRow;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::usage::SpentRow;
+use crate::policy::keys::limit::{Limit, Limits, Refused, Remaining};
 use local::{Local, Taken};
-use shared::{HeldPlace, Unit};
+use redis::{HeldPlace, Unit};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -196,7 +192,5 @@ impl Charged {
     }
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

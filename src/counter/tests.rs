@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
-use crate::policy::key::{Count, Per};
-use crate::policy::limit::{LimitName, Mark, RetryAfter, Rule, Spending};
-use crate::store::SpentBy;
+use crate::model::key::{Count, Per};
+use crate::model::usage::SpentBy;
+use crate::policy::keys::limit::{LimitName, Mark, RetryAfter, Rule, Spending};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

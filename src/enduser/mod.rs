@@ -4,14 +4,15 @@
 //! not seen) asks the store. When the store is gone, known ones pass and new ones are, as configured, refused as
 //! unavailable or admitted and settled later; once it is known to be gone nobody waits for it.
 
-mod unsettled;
+mod pending;
 
 use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
-use crate::policy::denial::Denial;
-use crate::policy::fault::Fault;
-use crate::policy::id::{EndUserId, WorkspaceId};
+use crate::model::fault::Fault;
+use crate::model::id::{EndUserId, WorkspaceId};
+use crate::policy::keys::denial::Denial;
 use crate::store::{EndUserAdmission, EndUsers as Table, StoreError, Version};
+use pending::Unsettled;
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 use std::hash::{Hash, Hasher};
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-use unsettled::Unsettled;
 
 /// How long a refusal is believed without asking the store again, unless something changes meanwhile.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! Keys whose digest is to be made anew under the current pepper: each waits once, however often it is used meanwhile.
 
-use crate::policy::id::KeyId;
-use crate::store::Digest;
+use crate::model::digest::Digest;
+use crate::model::id::KeyId;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;

@@ -2,8 +2,10 @@
 //!
 //! Holds at most as many entries as the store has rows.
 
-use crate::policy::id::{PlanId, WorkspaceId};
-use crate::store::{Change, Digest, SpentBy};
+use crate::model::digest::Digest;
+use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::usage::SpentBy;
+use crate::store::Change;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 

@@ -4,8 +4,8 @@
 //! key itself, which knows its names. The hash is kept so that a table can grow without looking at the keys.
 
 use super::Entry;
-use crate::policy::id::KeyId;
-use crate::store::Digest;
+use crate::model::digest::Digest;
+use crate::model::id::KeyId;
 use hashbrown::HashTable;
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -12,11 +12,13 @@ mod index;
 pub use feed::{FeedOptions, Follower, Reporter};
 
 use crate::clock::{Now, Timestamp};
-use crate::policy::id::{KeyId, PlanId, WorkspaceId};
-use crate::policy::key::{Key, Plan};
-use crate::policy::limit::{Limits, key_limits, workspace_limits};
-use crate::policy::scope::Scopes;
-use crate::store::{Change, Credentials, Digest, KeyChange, SecretId, SpentBy, Version, snapshot};
+use crate::model::digest::Digest;
+use crate::model::id::{KeyId, PlanId, WorkspaceId};
+use crate::model::key::{Key, Plan};
+use crate::model::scope::Scopes;
+use crate::model::usage::SpentBy;
+use crate::policy::keys::limit::{Limits, key_limits, workspace_limits};
+use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
 use arc_swap::{ArcSwap, Guard};
 use broken::{Broken, Lacks, Unapplied};
 use dashmap::DashMap;

@@ -1,7 +1,7 @@
 //! The replica: what a find answers after each change, and what a late or repeated change does.
 
 use super::*;
-use crate::policy::key::{Ceilings, KeyType};
+use crate::model::key::{Ceilings, KeyType};
 use crate::store::{Credential, Feed, StoreError};
 use tokio::sync::mpsc;
 
@@ -39,7 +39,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
         id,
         workspace_id: "w".parse().expect("an id"),
         kind: KeyType::Service,
-        scopes: crate::policy::scope::Scopes::default(),
+        scopes: crate::model::scope::Scopes::default(),
         resource_id: "w".into(),
         ceilings: Ceilings {
             rate_limit: 50,

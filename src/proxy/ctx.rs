@@ -1,15 +1,15 @@
 //! What is known of one request while it passes through Pingora's phases.
 
+use super::connection::kept_body::Rewind;
 use super::connection::{Connection, End};
-use super::rewind::Rewind;
-use super::site::Site;
-use super::trip::Trip;
+use super::snapshot::Site;
+use super::upstream::attempts::Trip;
 use crate::clock::Now;
 use crate::gate::{Admission, Denied, Permit, Preflight};
-use crate::policy::denial::{BadRequest, Denial};
-use crate::policy::fault::{Fault, Lang};
-use crate::policy::id::RequestId;
-use crate::policy::route::Route;
+use crate::model::fault::{Fault, Lang};
+use crate::model::id::RequestId;
+use crate::policy::keys::denial::{BadRequest, Denial};
+use crate::policy::routing::route::Route;
 use crate::telemetry::Recording;
 use crate::usage::Pending;
 use bytes::Bytes;

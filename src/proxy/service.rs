@@ -1,34 +1,28 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
-use super::access::{AccessLog, Line};
-use super::body::pass_on;
 use super::connection::End;
-use super::cors::Preflighted;
+use super::connection::h2_stream::keep_te;
 use super::ctx::Ctx;
-use super::fields::{edit_request, edit_response, forget_case};
-use super::forward;
-use super::guesses::Guesses;
-use super::headers::{Told, X_REQUEST_ID, clean_trailers, end_hop};
 use super::message::Message;
-use super::ratelimit::{self, Families};
-use super::reply::{self, DEGRADED};
-use super::rewind;
-use super::site::Site;
-use super::stream::keep_te;
-use super::traces::{Tracing, trace_of};
-use super::trip::may_pause;
-use super::tunnel;
+use super::message::fields::{edit_request, edit_response, forget_case};
+use super::message::headers::{Told, X_REQUEST_ID, clean_trailers, end_hop};
+use super::message::ratelimit::{self};
+use super::observe::access::Line;
+use super::observe::traces::trace_of;
+use super::request::attempt::may_pause;
+use super::request::body::pass_on;
+use super::request::forward;
+use super::request::preflight::Preflighted;
+use super::request::rewind;
+use super::request::tunnel;
+use super::response::reply::{self, DEGRADED};
+use super::response::reply::{is_final, status_written};
+use super::state::Proxy;
 use super::upstream::{Failure, is_ours};
-use crate::clock::Clock;
-use crate::gate::Gate;
-use crate::metrics::Metrics;
-use crate::policy::denial::Denial;
-use crate::policy::fault::Fault;
-use crate::policy::forward::HostRule;
-use crate::policy::source::TrustedProxies;
-use crate::store::Outcome;
-use crate::usage::Recorder;
-use arc_swap::ArcSwap;
+use crate::model::fault::Fault;
+use crate::model::usage::Outcome;
+use crate::policy::keys::denial::Denial;
+use crate::policy::routing::forward::HostRule;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, ORIGIN};
@@ -42,57 +36,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The proxy.
-pub struct Proxy {
-    /// Decides.
-    pub gate: Arc<Gate>,
-    /// Where requests go, as the newest config says.
-    pub site: Arc<ArcSwap<Site>>,
-    /// Takes the records.
-    pub recorder: Recorder,
-    /// Numbers.
-    pub metrics: Arc<Metrics>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Sizes and times.
-    pub limits: ProxyLimits,
-    /// Wrong secrets, by address; none: any number is answered.
-    pub guesses: Option<Guesses>,
-    /// Preflights that backends answer, by address; none: any number.
-    pub preflights: Option<Guesses>,
-    /// The access log.
-    pub access: AccessLog,
-    /// Whose `X-Forwarded-For` counts.
-    pub trusted: TrustedProxies,
-    /// Which requests are traced.
-    pub tracing: Tracing,
-    /// This node's name.
-    pub node: Box<str>,
-}
-
-/// What a request may be, and how it is answered.
-#[derive(Clone, Copy, Debug)]
-pub struct ProxyLimits {
-    /// Bytes of all header fields.
-    pub header_bytes: usize,
-    /// Number of header fields.
-    pub header_fields: usize,
-    /// Bytes of the request target.
-    pub uri_bytes: usize,
-    /// How long a client may take none of what is written to one of its streams.
-    pub write_timeout: Duration,
-    /// Bytes of a body that is read ahead.
-    pub end_user_body_bytes: u64,
-    /// Whether the client's `X-Request-Id` is used.
-    pub trust_request_id: bool,
-    /// Which header families tell what is left.
-    pub families: Families,
-}
-
 /// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
 const ADDED: usize = ratelimit::FIELDS + 4;
 
-/// The proxy as Pingora calls it. Over HTTP/1.1 most of a decision has been made by then ([`super::front`]).
+/// The proxy as Pingora calls it. Over HTTP/1.1 most of a decision has been made by then ([`super::request::fast_path`]).
 pub struct Phases(pub Arc<Proxy>);
 
 impl Deref for Phases {
@@ -527,16 +474,6 @@ fn frees(ctx: &mut Ctx) {
     if let Some(connection) = &ctx.connection {
         connection.frees();
     }
-}
-
-/// Whether this is an answer, and not only word that one will come.
-fn is_final(status: StatusCode) -> bool {
-    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
-}
-
-/// The status of the answer that the client has been given.
-pub(super) fn status_written(session: &Session) -> Option<u16> {
-    session.response_written().map(|head| head.status).filter(|status| is_final(*status)).map(|s| s.as_u16())
 }
 
 /// What the client is told about a failure; none when there is no client any more.

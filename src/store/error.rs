@@ -1,6 +1,6 @@
 //! Why a store call did not do what was asked.
 
-use crate::policy::id::PlanId;
+use crate::model::id::PlanId;
 
 /// Why a store call did not do what was asked. Whatever it says, nothing was changed.
 #[derive(Debug, thiserror::Error)]

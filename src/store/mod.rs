@@ -6,30 +6,26 @@
 //! so that numbers become visible in order and "all rows with a number above mine" misses nothing.
 //! *Invariant:* whatever is confined to a workspace names it in the query itself.
 
-mod decode;
 mod error;
-mod fields;
-mod logs;
-pub mod migrate;
+mod imported;
 mod node;
-mod past;
 pub mod postgres;
 mod record;
-mod retention;
-pub mod rollup;
-mod rules;
+pub mod shared;
 pub mod snapshot;
 pub mod sqlite;
 mod usage;
 
+use crate::model::digest::Digest;
+use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
 pub use error::StoreError;
+pub use imported::KeyPast;
 pub use node::{NodeReport, NodeRow};
-pub use past::KeyPast;
 pub use record::*;
 pub use usage::*;
 
 use crate::clock::Timestamp;
-use crate::policy::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
+use crate::model::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
 use async_trait::async_trait;
 use std::fmt;
 use tokio::sync::mpsc;

@@ -2,17 +2,13 @@
 
 use super::Version;
 use crate::clock::Timestamp;
-use crate::policy::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
-use crate::policy::key::{Ceiling, Key, KeyType, Plan};
-use crate::policy::scope::Scopes;
+use crate::model::digest::Digest;
+use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
+use crate::model::key::{Ceiling, Key, KeyType, Plan};
+use crate::model::scope::Scopes;
 use ipnet::IpNet;
 use smallvec::SmallVec;
-use std::fmt;
 use std::net::IpAddr;
-
-/// HMAC-SHA-256 of a secret under a pepper.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(pub [u8; 32]);
 
 /// Which secret of a key, whatever it is hashed with: drawn at random when the secret is issued, so that a request that was
 /// let in by it can be told from those of the secret that replaces it.
@@ -101,17 +97,17 @@ pub struct KeyPatch {
     pub description: Option<String>,
     /// See [`Key::scopes`].
     pub scopes: Option<Scopes>,
-    /// See [`crate::policy::key::Ceilings::rate_limit`].
+    /// See [`crate::model::key::Ceilings::rate_limit`].
     pub rate_limit: Option<u32>,
-    /// See [`crate::policy::key::Ceilings::rate_burst`].
+    /// See [`crate::model::key::Ceilings::rate_burst`].
     pub rate_burst: Option<Option<u32>>,
-    /// See [`crate::policy::key::Ceilings::daily_request_limit`].
+    /// See [`crate::model::key::Ceilings::daily_request_limit`].
     pub daily_request_limit: Option<Option<u64>>,
-    /// See [`crate::policy::key::Ceilings::quota_limit`].
+    /// See [`crate::model::key::Ceilings::quota_limit`].
     pub quota_limit: Option<Option<u64>>,
-    /// See [`crate::policy::key::Ceilings::concurrency_limit`].
+    /// See [`crate::model::key::Ceilings::concurrency_limit`].
     pub concurrency_limit: Option<Option<u32>>,
-    /// See [`crate::policy::key::Ceilings::limits`].
+    /// See [`crate::model::key::Ceilings::limits`].
     pub limits: Option<Box<[Ceiling]>>,
     /// See [`Key::is_active`].
     pub is_active: Option<bool>,
@@ -354,12 +350,6 @@ impl SecretId {
         let mut bytes = [0; 4];
         fill_random(&mut bytes);
         Self(u32::from_ne_bytes(bytes))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Digest(…)")
     }
 }
 

@@ -3,11 +3,12 @@
 //! A row has the columns that the change feed selects and is read by the same code, so that nothing is served from here
 //! that would not be served from the store.
 
-use super::decode::SOURCES;
-use super::fields::{Columns, Fields, int};
-use super::{Change, Credential, Credentials, StoreError, Version, rules};
-use crate::policy::id::{PlanId, WorkspaceId};
-use crate::policy::key::{Key, Plan};
+use super::shared::decode::SOURCES;
+use super::shared::fields::{Columns, Fields, int};
+use super::shared::rules;
+use super::{Change, Credential, Credentials, StoreError, Version};
+use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::key::{Key, Plan};
 use uuid::Uuid;
 
 /// Most columns of a row.
@@ -207,9 +208,10 @@ impl Columns for Row<'_> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::policy::id::KeyId;
-    use crate::policy::key::{Ceilings, KeyType};
-    use crate::store::{Digest, KeyChange, SecretId};
+    use crate::model::digest::Digest;
+    use crate::model::id::KeyId;
+    use crate::model::key::{Ceilings, KeyType};
+    use crate::store::{KeyChange, SecretId};
     use smallvec::SmallVec;
 
     fn key(at: i64) -> (Key, Credentials) {

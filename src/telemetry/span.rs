@@ -2,9 +2,9 @@
 
 use super::Queue;
 use crate::clock::Now;
-use crate::policy::id::{KeyId, RequestId, WorkspaceId};
-use crate::policy::route::Route;
-use crate::policy::trace::{TraceContext, span_id_of};
+use crate::model::id::{KeyId, RequestId, WorkspaceId};
+use crate::policy::http::trace::{TraceContext, span_id_of};
+use crate::policy::routing::route::Route;
 use smallvec::SmallVec;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

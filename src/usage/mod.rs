@@ -9,21 +9,21 @@
 //! reads it.
 
 pub mod journal;
+mod maintain;
 mod record;
+mod rejected;
 mod replays;
-mod seats;
-mod set_aside;
-mod spent;
-mod upkeep;
+mod slots;
+mod totals;
 mod writer;
 
 pub use journal::{Journal, JournalFull};
+pub use maintain::keep_up;
 pub use record::{Pending, Start};
+pub use rejected::SetAside;
 pub use replays::Replays;
-pub use seats::{Others, Seat, Seats};
-pub use set_aside::SetAside;
-pub use spent::Spent;
-pub use upkeep::keep_up;
+pub use slots::{Others, Seat, Seats};
+pub use totals::Spent;
 pub use writer::{Flush, Writer, WriterOptions};
 
 use crate::metrics::Metrics;

@@ -3,9 +3,9 @@
 use super::journal::codec::{Admit, Complete, Kind, encode_whole, interrupted};
 use super::{JournalFull, Recorder, WhenFull};
 use crate::clock::{Clock, Now};
-use crate::policy::fault::Fault;
-use crate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
-use crate::store::Outcome;
+use crate::model::fault::Fault;
+use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::usage::Outcome;
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use super::SetAside;
 use super::Spent;
 use super::journal::{Batch, Journal, Reader};
 use crate::metrics::Metrics;
-use crate::policy::id::fill_random;
+use crate::model::id::fill_random;
 use crate::store::{Ledger, StoreError};
 use std::ops::Range;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 
 use super::{parse, told};
 use keygate::config::RouteConfig;
-use keygate::policy::cors::Origins;
-use keygate::policy::forward::HostRule;
+use keygate::policy::http::cors::Origins;
+use keygate::policy::routing::forward::HostRule;
 
 /// One route with these further lines, of which the first is the eighth of the file.
 fn route(more: &str) -> String {
@@ -18,7 +18,7 @@ fn read(more: &str) -> RouteConfig {
 #[test]
 fn a_route_says_what_it_changes() {
     let plain = read("");
-    assert_eq!((plain.forward, plain.cors), (keygate::policy::forward::Forward::default(), None));
+    assert_eq!((plain.forward, plain.cors), (keygate::policy::routing::forward::Forward::default(), None));
     let route = read(
         "rewrite = \"/in/{id}/{rest}\"\nhost = \"name:[::1]:80\"\n\
          [routes.request_headers]\npass = [\"X-Forwarded-Port\"]\nset = [\"Authorization:  Bearer x \", \"X-Empty:\"]\n\

@@ -2,7 +2,7 @@
 
 use super::{parse, told};
 use keygate::config::{HealthCheck, UpstreamConfig};
-use keygate::policy::balance::{Balancing, HashBy};
+use keygate::policy::upstream::balance::{Balancing, HashBy};
 
 /// One upstream with these further lines.
 fn upstream(more: &str) -> String {

@@ -5,8 +5,8 @@ use crate::node::{Node, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
 use keygate::counter::Declined;
-use keygate::policy::key::Per;
-use keygate::policy::limit::Rule;
+use keygate::model::key::Per;
+use keygate::policy::keys::limit::Rule;
 use std::time::Duration;
 use tokio::time::Instant;
 

@@ -6,7 +6,7 @@ use crate::node::{Node, PATIENCE, PROMISED, Setup, TestKey};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
 use keygate::clock::{Clock, Now, Timestamp};
-use keygate::policy::key::Per;
+use keygate::model::key::Per;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Builder;

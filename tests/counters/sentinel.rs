@@ -4,7 +4,7 @@ use crate::node::{Node, PATIENCE, Setup, TestKey, eventually, in_turn, place};
 use crate::redis::{RedisServer, free_port};
 use crate::spare::Spare;
 use keygate::counter::{RedisKind, RedisPlace};
-use keygate::policy::key::Per;
+use keygate::model::key::Per;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,8 +4,8 @@ use crate::node::{PATIENCE, Setup, TestKey, place};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
 use keygate::counter::RedisPlace;
-use keygate::policy::key::Per;
-use keygate::policy::limit::{LimitName, Rule};
+use keygate::model::key::Per;
+use keygate::policy::keys::limit::{LimitName, Rule};
 use std::time::Duration;
 use tokio::time::Instant;
 

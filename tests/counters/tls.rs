@@ -3,7 +3,7 @@
 use crate::node::{Setup, TestKey, place};
 use crate::redis::RedisServer;
 use keygate::counter::{RedisPlace, RedisTls};
-use keygate::policy::key::Per;
+use keygate::model::key::Per;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::SocketAddr;
 use std::path::Path;

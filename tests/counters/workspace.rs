@@ -3,8 +3,8 @@
 use crate::chaos::{ChaosProxy, Mode};
 use crate::node::{Node, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;
-use keygate::policy::key::Per;
-use keygate::policy::limit::{LimitName, Rule};
+use keygate::model::key::Per;
+use keygate::policy::keys::limit::{LimitName, Rule};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ mod support;
 use clap::Parser as _;
 use keygate::cli::Cli;
 use keygate::config::{Config, PROGRAM_VARIABLES, known_keys};
-use keygate::policy::secret::Peppers;
+use keygate::policy::keys::secret::Peppers;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -3,8 +3,8 @@
 use crate::installation::{Installation, mode, says};
 use crate::support::{Gateway, Key, Request};
 use keygate::clock::Timestamp;
-use keygate::policy::id::{KeyId, RequestId};
-use keygate::store::{Outcome, UsageRecord};
+use keygate::model::id::{KeyId, RequestId};
+use keygate::model::usage::{Outcome, UsageRecord};
 use keygate::usage::SetAside;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 
 use crate::http2::{Client, H2C, h2c, request};
 use crate::support::{Gateway, Origin, Request, route, stand, upstream};
-use keygate::policy::claims::CLAIMS;
+use keygate::policy::keys::claims::CLAIMS;
 use serde_json::json;
 
 /// What proxies, frameworks and authenticating gateways are known to read, beside what the documentation lists.

@@ -3,8 +3,8 @@
 use crate::stand::{Mood, SMALL, Sizes, Stand, TestLedger, options, segments};
 use crate::tiny_disk::TinyDisk;
 use keygate::metrics::Metrics;
-use keygate::policy::id::RequestId;
-use keygate::store::Outcome;
+use keygate::model::id::RequestId;
+use keygate::model::usage::Outcome;
 use keygate::usage::journal::disk::{Disk, RealDisk};
 use keygate::usage::journal::{Batch, Keeper, Mapping, OpenError};
 use keygate::usage::{Journal, WhenFull};

@@ -1,9 +1,9 @@
 //! The format, without files: what is written comes back, what is damaged does not come back as something else.
 
 use keygate::clock::Timestamp;
-use keygate::policy::fault::Fault;
-use keygate::policy::id::{EndUserId, KeyId, RequestId};
-use keygate::store::{Outcome, UsageRecord};
+use keygate::model::fault::Fault;
+use keygate::model::id::{EndUserId, KeyId, RequestId};
+use keygate::model::usage::{Outcome, UsageRecord};
 use keygate::usage::journal::codec::{
     self, ACKNOWLEDGED, Admit, Complete, HEADER, Kind, MARK_AT, PAYLOAD_MAX, Parsed, Seed,
 };

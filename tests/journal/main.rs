@@ -7,7 +7,7 @@ mod descriptors;
 mod faults;
 mod format;
 mod model;
-mod seats;
+mod slots;
 mod stand;
 mod tiny_disk;
 mod writing;

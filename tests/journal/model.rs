@@ -3,8 +3,8 @@
 //! else is.
 
 use crate::stand::{Mood, SMALL, Stand, TestLedger};
-use keygate::policy::id::RequestId;
-use keygate::store::Outcome;
+use keygate::model::id::RequestId;
+use keygate::model::usage::Outcome;
 use keygate::usage::Pending;
 use keygate::usage::WhenFull;
 use keygate::usage::journal::Batch;

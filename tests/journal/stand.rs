@@ -3,10 +3,11 @@
 use async_trait::async_trait;
 use keygate::clock::{Clock, ManualClock, Timestamp};
 use keygate::metrics::Metrics;
-use keygate::policy::id::{KeyId, RequestId, WorkspaceId};
+use keygate::model::id::{KeyId, RequestId, WorkspaceId};
+use keygate::model::usage::{Outcome, SpentBy, SpentRow, UsageRecord};
 use keygate::store::{
-    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, Outcome, RecordFilter, RecordPage, SpentBy,
-    SpentRow, StoreError, UsagePoint, UsageRange, UsageRecord,
+    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage, StoreError, UsagePoint,
+    UsageRange,
 };
 use keygate::usage::journal::disk::{Disk, RealDisk};
 use keygate::usage::journal::{JournalOptions, Reader};

@@ -1,7 +1,7 @@
 //! The writer: at least once to a ledger that may be gone, may forget to answer, or may refuse a record; once in it.
 
 use crate::stand::{Mood, NOW, SMALL, Sizes, Stand, TestLedger};
-use keygate::store::Outcome;
+use keygate::model::usage::Outcome;
 use keygate::usage::journal::Keeper;
 use keygate::usage::journal::disk::RealDisk;
 use keygate::usage::{Spent, WhenFull};

@@ -15,6 +15,7 @@ mod disk;
 mod end_users;
 mod feed;
 mod late_start;
+mod live_nodes;
 mod ordinary;
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 #[path = "../store_behaviours/private_postgres.rs"]
@@ -24,7 +25,6 @@ mod private_postgres;
 mod redis;
 mod rows;
 mod schema;
-mod sharers;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;

@@ -12,8 +12,8 @@
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
 
-use keygate::policy::key::KeyType;
-use keygate::policy::secret::Secret;
+use keygate::model::key::KeyType;
+use keygate::policy::keys::secret::Secret;
 use serde_json::json;
 use std::fmt;
 use std::sync::Arc;

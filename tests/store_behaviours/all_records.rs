@@ -3,11 +3,11 @@
 use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone, workspace_id};
 use crate::private_postgres::raw;
 use keygate::clock::Timestamp;
-use keygate::policy::fault::Fault;
-use keygate::policy::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use keygate::model::fault::Fault;
+use keygate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use keygate::model::usage::{Outcome, SpentBy, UsageRecord};
 use keygate::store::{
-    Interval, KeyRecord, LogFilter, LogPageRequest, NewKey, Outcome, PlanPatch, RecordFilter, SpentBy,
-    UsageRange, UsageRecord,
+    Interval, KeyRecord, LogFilter, LogPageRequest, NewKey, PlanPatch, RecordFilter, UsageRange,
 };
 use std::time::Duration;
 use uuid::Uuid;

@@ -2,7 +2,7 @@
 
 use crate::place::workspace_id;
 use crate::place::{Place, T0, after, credential, everything, new_key, page, plan, plan_id, someone};
-use keygate::policy::id::WorkspaceId;
+use keygate::model::id::WorkspaceId;
 use keygate::store::{
     Actor, AuditFilter, AuditRecord, EndUserAdmission, KeyPatch, PlanPatch, WorkspacePatch,
 };

@@ -1,7 +1,7 @@
 //! End users.
 
 use crate::place::{PLAN_END_USERS, Place, T0, after, everything, page, plan_id, someone, workspace_id};
-use keygate::policy::id::{EndUserId, WorkspaceId};
+use keygate::model::id::{EndUserId, WorkspaceId};
 use keygate::store::{EndUserAdmission, EndUserRecord, PlanPatch, StoreError};
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use crate::place::{
     PLAN_RATE, Place, T0, after, credential, everything, new_key, page, plan_id, scopes, someone,
 };
 use keygate::clock::Timestamp;
-use keygate::policy::id::{KeyId, WorkspaceId};
-use keygate::policy::key::{Ceiling, Count, KeyType, Per};
+use keygate::model::id::{KeyId, WorkspaceId};
+use keygate::model::key::{Ceiling, Count, KeyType, Per};
 use keygate::store::{
     Change, Credential, IssuedCredential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError,
 };

@@ -2,14 +2,16 @@
 
 use crate::place::{Place, T0, after, everything, page, plan, plan_id, record, someone};
 use keygate::clock::Timestamp;
-use keygate::policy::fault::Fault;
-use keygate::policy::id::{EndUserId, KeyId, WorkspaceId};
-use keygate::store::rollup::Quantiles;
+use keygate::model::fault::Fault;
+use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
+use keygate::model::usage::Quantiles;
+use keygate::model::usage::{Outcome, SpentBy};
+use keygate::model::usage::{SpentRow, UsageRecord};
 use keygate::store::{
-    Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, LogTotal, Outcome, PlanPatch,
-    PlanRecord, SpentBy, WorkspacePatch,
+    Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, LogTotal, PlanPatch, PlanRecord,
+    WorkspacePatch,
 };
-use keygate::store::{SpentRow, StoreError, UsagePoint, UsageRange, UsageRecord};
+use keygate::store::{StoreError, UsagePoint, UsageRange};
 use std::time::Duration;
 use tokio::sync::mpsc;
 

@@ -1,7 +1,7 @@
 //! Who runs on the store, and how far a key has come.
 
 use crate::place::{Place, T0, credential, someone, workspace_id};
-use keygate::policy::id::KeyId;
+use keygate::model::id::KeyId;
 use keygate::store::{KeyPatch, NodeReport, Version};
 use std::time::Duration;
 use uuid::Uuid;

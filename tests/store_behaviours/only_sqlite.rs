@@ -2,8 +2,9 @@
 
 use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{Place, T0, new_key, record, someone, workspace_id};
+use keygate::model::usage::UsageRecord;
 use keygate::store::sqlite::{SqliteOptions, SqliteStore, check, migrate};
-use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, UsageRecord, Version};
+use keygate::store::{Change, Feed as _, KeyFilter, Keys as _, Store as _, StoreError, Version};
 use rusqlite::Connection;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

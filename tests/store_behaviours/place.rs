@@ -2,15 +2,16 @@
 
 use crate::private_postgres::Server;
 use keygate::clock::Timestamp;
-use keygate::policy::id::{KeyId, PlanId, RequestId, WorkspaceId};
-use keygate::policy::key::{Ceilings, Key, KeyType, Plan};
-use keygate::policy::scope::Scopes;
+use keygate::model::digest::Digest;
+use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
+use keygate::model::key::{Ceilings, Key, KeyType, Plan};
+use keygate::model::scope::Scopes;
+use keygate::model::usage::Outcome;
+use keygate::model::usage::UsageRecord;
 use keygate::store::postgres::{PgOptions, PgStore};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
-use keygate::store::{
-    Actor, Change, Digest, IssuedCredential, KeyRecord, NewKey, Outcome, PageRequest, SecretId,
-};
-use keygate::store::{PlanRecord, Store, UsageRecord, Version};
+use keygate::store::{Actor, Change, IssuedCredential, KeyRecord, NewKey, PageRequest, SecretId};
+use keygate::store::{PlanRecord, Store, Version};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;

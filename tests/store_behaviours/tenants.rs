@@ -1,7 +1,7 @@
 //! Plans and workspaces.
 
 use crate::place::{Place, T0, after, everything, page, plan, plan_id, someone, workspace_id};
-use keygate::policy::key::{Ceiling, Count, Per};
+use keygate::model::key::{Ceiling, Count, Per};
 use keygate::store::{KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch, WorkspaceRecord};
 
 fn moved_to(plan: &str) -> WorkspacePatch {

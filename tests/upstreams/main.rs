@@ -12,11 +12,11 @@
 mod attempts;
 mod balance;
 mod cors;
-mod dialects;
 mod forward;
 mod group;
 mod health;
 mod moved;
+mod protocols;
 mod reload;
 mod retry;
 mod speaker;

@@ -1,7 +1,7 @@
 //! A place in the usage records as text that clients hand back: 8 bytes of the instant, 16 of the id, in base64url.
 
 use crate::clock::Timestamp;
-use crate::policy::id::RequestId;
+use crate::model::id::RequestId;
 use crate::store::LogCursor;
 use uuid::Uuid;
 

@@ -6,7 +6,7 @@
 
 use super::ServerLimits;
 use crate::metrics::Metrics;
-use crate::policy::source::network_of;
+use crate::policy::http::source::network_of;
 use slab::Slab;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,9 @@
 //! What the calls do, from creating a key to reading what became of it.
 
 use super::*;
-use crate::policy::secret::{Shape, shape};
-use crate::store::{Digest, EndUsers};
+use crate::model::digest::Digest;
+use crate::policy::keys::secret::{Shape, shape};
+use crate::store::EndUsers;
 
 pub(super) async fn api_and_token() -> (Api, String) {
     let api = Api::start().await;

@@ -1,7 +1,7 @@
 //! The OpenAPI document says what the API does: no call, parameter or field more or less.
 
 use super::*;
-use crate::draft::{
+use crate::admin::input::{
     KeyDraft, KeyPatchDraft, PlanDraft, PlanPatchDraft, WorkspacePatchDraft, read_grace_period,
 };
 use serde_json::Map;
@@ -86,7 +86,7 @@ async fn every_documented_parameter_is_read_and_no_other() {
 fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
-    type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::draft::FieldError> + 'a>;
+    type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::admin::input::FieldError> + 'a>;
     let readers: [(&str, Read<'_>); 6] = [
         ("KeyCreate", Box::new(|b| KeyDraft::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| KeyPatchDraft::read(b, None, NOW).err().unwrap_or_default())),

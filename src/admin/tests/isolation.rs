@@ -3,8 +3,9 @@
 
 use super::document::operations;
 use super::*;
-use crate::policy::id::{EndUserId, KeyId, RequestId};
-use crate::store::{EndUserAdmission, EndUsers, Ledger, Outcome, UsageRecord};
+use crate::model::id::{EndUserId, KeyId, RequestId};
+use crate::model::usage::{Outcome, UsageRecord};
+use crate::store::{EndUserAdmission, EndUsers, Ledger};
 
 /// The least role of every call; none: no token is needed.
 fn least_role(method: &str, path: &str) -> Option<Role> {

@@ -1,7 +1,7 @@
 //! Which tokens are let in, and what the others are told.
 
 use super::*;
-use crate::policy::fault::Fault;
+use crate::model::fault::Fault;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use ring::hmac;

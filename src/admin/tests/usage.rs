@@ -2,9 +2,10 @@
 
 use super::calls::api_and_token;
 use super::*;
-use crate::policy::fault::Fault;
-use crate::policy::id::{KeyId, RequestId};
-use crate::store::{Ledger, Outcome, UsageRecord};
+use crate::model::fault::Fault;
+use crate::model::id::{KeyId, RequestId};
+use crate::model::usage::{Outcome, UsageRecord};
+use crate::store::Ledger;
 
 fn usage(key: &Value, seconds_ago: u64, status_code: u16, denial: Option<Fault>) -> UsageRecord {
     let at = NOW.minus(Duration::from_secs(seconds_ago));

@@ -2,9 +2,9 @@
 
 use crate::clock::Timestamp;
 use crate::counter::Told;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::limit::Ahead;
-use crate::store::SpentBy;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::usage::SpentBy;
+use crate::policy::keys::limit::Ahead;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;

@@ -14,12 +14,12 @@
 //! Until the new one serves, whatever goes wrong ends it, and the old one goes on. A socket is never closed: the kernel
 //! keeps those who connect until one of the two accepts them.
 
-mod doors;
+mod listener_fds;
 mod message;
 mod predecessor;
 mod successor;
 
-pub(super) use doors::{Door, Doors};
+pub(super) use listener_fds::{Door, Doors};
 pub(super) use predecessor::Leaving;
 pub use predecessor::Predecessor;
 pub use successor::{NotUpgraded, Successor};

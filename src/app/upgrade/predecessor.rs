@@ -1,7 +1,7 @@
 //! What the new process knows of the old one, whose place it takes.
 
 use super::Succession;
-use super::doors::{Doors, Opened};
+use super::listener_fds::{Doors, Opened};
 use super::message::{DESCRIPTORS_MAX, Hello, Message, VERSION, read, write};
 use crate::app::StartError;
 use crate::clock::Clock;

@@ -1,9 +1,9 @@
 //! What the old process does: it starts the new one, and believes in it only when it serves.
 
 use super::Succession;
-use super::doors::Opened;
+use super::listener_fds::Opened;
 use super::message::{DESCRIPTORS_MAX, Hello, Message, Row, VERSION, read, write};
-use crate::app::notify::Notify;
+use crate::app::sd_notify::Notify;
 use crate::clock::Clock;
 use crate::counter::{Counters, Handover};
 use crate::store::sqlite::SqliteStore;

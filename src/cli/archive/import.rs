@@ -1,12 +1,12 @@
 //! `keygate import`
 
 use super::{FORMAT, Thing};
+use crate::admin::input::json;
+use crate::admin::input::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
 use crate::cli::keys::import::{Import as KeyImport, Row};
 use crate::cli::keys::{Desk, told};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log, text_file};
 use crate::clock::Timestamp;
-use crate::draft::json;
-use crate::draft::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
 use crate::store::{Actor, EndUserRecord, StoreError};
 use clap::Args;
 use serde_json::Value;

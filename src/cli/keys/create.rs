@@ -1,11 +1,11 @@
 //! `keygate keys create`
 
 use super::{Desk, InWorkspace, told};
+use crate::admin::input::{KeyDraft, credential};
 use crate::cli::{Failure, say};
-use crate::draft::{KeyDraft, credential};
-use crate::policy::id::KeyId;
-use crate::policy::key::KeyType;
-use crate::policy::secret::Secret;
+use crate::model::id::KeyId;
+use crate::model::key::KeyType;
+use crate::policy::keys::secret::Secret;
 use crate::store::Actor;
 use clap::Args;
 use serde_json::{Map, Value, json};

@@ -3,8 +3,8 @@
 use super::Desk;
 use crate::cli::Failure;
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::Ceiling;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Ceiling;
 use crate::store::{Change, Credential, KeyFilter, KeyRecord, PageRequest, Version};
 use clap::Args;
 use serde_json::{Value, json};

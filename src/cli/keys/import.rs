@@ -1,14 +1,14 @@
 //! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
 
-use super::{Desk, InWorkspace, moved, told};
+use super::{Desk, InWorkspace, carried_over, told};
+use crate::admin::input::json::{self, BadJson};
+use crate::admin::input::{KeyDraft, credential};
 use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
-use crate::draft::json::{self, BadJson};
-use crate::draft::{KeyDraft, credential};
-use crate::policy::cell::plain;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::Plan;
-use crate::policy::secret::Secret;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Plan;
+use crate::policy::keys::secret::Secret;
+use crate::policy::text::csv_cell::plain;
 use crate::store::{Actor, IssuedCredential, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -140,7 +140,7 @@ impl<'d> Import<'d> {
             Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
             Some(_) => return Err("is_active: must be true or false".into()),
         };
-        let mut key = if let Some((credential, past)) = moved::take(desk, &mut row)? {
+        let mut key = if let Some((credential, past)) = carried_over::take(desk, &mut row)? {
             // It may have expired where it comes from, and is to say so here too.
             let draft = KeyDraft::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
             self.known_plan(&workspace)?;

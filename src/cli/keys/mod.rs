@@ -1,19 +1,19 @@
 //! `keygate keys`: managing keys without the admin API. A running gateway owns its SQLite file, so there this is for one
 //! that is not running; on PostgreSQL others may run meanwhile.
 
+mod carried_over;
 mod create;
 pub(super) mod export;
 pub(super) mod import;
-mod moved;
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, say};
+use crate::admin::input::{FieldError, credential};
 use crate::app::{self, StartError};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
-use crate::draft::{FieldError, credential};
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::Plan;
-use crate::policy::secret::{Peppers, Secret};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Plan;
+use crate::policy::keys::secret::{Peppers, Secret};
 use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, PageRequest, Store, StoreError};
 use clap::{Args, Subcommand};
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! A usage record as a line of a file. Unlike the admin API's view it has everything that is in the ledger, and instants and
 //! durations in µs, as they are.
 
+use crate::admin::input::json;
 use crate::clock::Timestamp;
-use crate::draft::json;
-use crate::policy::cell::{neutral, plain};
-use crate::policy::fault::Fault;
-use crate::policy::id::{EndUserId, KeyId, RequestId};
-use crate::store::UsageRecord;
+use crate::model::fault::Fault;
+use crate::model::id::{EndUserId, KeyId, RequestId};
+use crate::model::usage::UsageRecord;
+use crate::policy::text::csv_cell::{neutral, plain};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -271,7 +271,7 @@ impl Unread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Outcome;
+    use crate::model::usage::Outcome;
     use serde_json::json;
 
     fn sample() -> UsageRecord {

@@ -1,7 +1,7 @@
 //! One client connection, as those see it who do not own its socket: what it is at, until when, and why it ends.
 //!
 //! Must not know: HTTP, other connections. Whoever serves it notes what it waits for ([`deadlines`]) and what it holds
-//! ([`held`]); whoever looks after all of them ([`super::connections`]) reads that, and ends it ([`end`]) by waking its
+//! ([`held`]); whoever looks after all of them ([`table`]) reads that, and ends it ([`end`]) by waking its
 //! socket with an error.
 
 /// An enum that is kept as a number in an atomic.
@@ -22,21 +22,27 @@ macro_rules! numbered {
     };
 }
 
+pub mod address_limiter;
+mod buffered;
+mod close;
 mod deadlines;
-mod end;
-mod held;
+pub(super) mod h1_stream;
+pub(super) mod h2_stream;
+pub(super) mod kept_body;
+pub(super) mod socket;
+pub mod table;
 
+pub use buffered::{HeldBack, Kept};
+pub use close::End;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{REST_WITHIN, TICK, ms};
-pub use end::End;
-pub use held::{HeldBack, Kept};
 
-use super::trip::Places;
+use super::request::attempt::Places;
 use crate::keyring::Presented;
+use buffered::{Budget, Held};
 use bytes::Bytes;
+use close::Ending;
 use deadlines::Due;
-use end::Ending;
-use held::{Budget, Held};
 use http::HeaderValue;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};

@@ -5,26 +5,27 @@
 //!
 //! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
 
-mod dialect;
-mod opening;
+pub(super) mod attempts;
+mod connect_permit;
+mod maintain;
 mod probe;
+mod protocol;
 mod server;
 mod streams;
-mod tend;
 
-pub use dialect::{BadTls, Dialect, Tls, TlsParts, Version};
-pub use opening::{NO_PLACE, Opening};
+pub use connect_permit::{NO_PLACE, Opening};
+pub use maintain::tend;
 pub(super) use probe::is_ours;
 pub use probe::{HttpProbe, Probe};
+pub use protocol::{BadTls, Dialect, Tls, TlsParts, Version};
 pub use server::{Busy, Failure, Server};
 pub use streams::Stream;
-pub use tend::tend;
 
 use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
-use crate::policy::balance::{Balance, Balancing, Candidate};
-use crate::policy::health::{EjectRule, ProbeRule};
-use crate::policy::retry::{Budget, BudgetRule};
+use crate::policy::upstream::balance::{Balance, Balancing, Candidate};
+use crate::policy::upstream::health::{EjectRule, ProbeRule};
+use crate::policy::upstream::retry::{Budget, BudgetRule};
 use arc_swap::ArcSwap;
 use pingora::upstreams::peer::{ALPN, HttpPeer};
 use std::net::{IpAddr, SocketAddr};

@@ -4,8 +4,8 @@
 //! Must not know: what the verdict is used for.
 
 use super::{Member, Upstream};
-use crate::policy::health::ProbeRule;
-use crate::proxy::socket;
+use crate::policy::upstream::health::ProbeRule;
+use crate::proxy::connection::socket;
 use http::{Method, header};
 use pingora::ErrorType;
 use pingora::connectors::http::Connector;

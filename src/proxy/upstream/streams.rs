@@ -10,7 +10,7 @@
 //! a connection to use again by.
 
 use super::{Server, Upstream};
-use crate::policy::balance::hash;
+use crate::policy::upstream::balance::hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;

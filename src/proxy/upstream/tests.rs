@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::{ManualClock, Timestamp};
-use crate::policy::health::EjectRule;
+use crate::policy::upstream::health::EjectRule;
 
 const RULE: ProbeRule = ProbeRule { up_after: 1, down_after: 1 };
 

@@ -5,8 +5,8 @@
 use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
-use crate::policy::id::{RequestId, WorkspaceId};
-use crate::store::decode::{sound_usage, usage_columns};
+use crate::model::id::{RequestId, WorkspaceId};
+use crate::store::shared::decode::{sound_usage, usage_columns};
 use crate::store::{RecordFilter, RecordPage};
 use tokio_postgres::types::Type;
 

@@ -3,10 +3,10 @@
 use super::tx::Tx;
 use super::{PgStore, StoreError, next_version};
 use crate::clock::Timestamp;
-use crate::policy::id::{AuditId, WorkspaceId};
-use crate::store::decode::{audit_columns, read_audit};
-use crate::store::fields::int;
-use crate::store::rules::{self, Line, without_nul};
+use crate::model::id::{AuditId, WorkspaceId};
+use crate::store::shared::decode::{audit_columns, read_audit};
+use crate::store::shared::fields::int;
+use crate::store::shared::rules::{self, Line, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use serde_json::{Map, Value};

@@ -2,7 +2,7 @@
 
 use super::link::Connector;
 use super::{PgOptions, StoreError};
-use crate::config::{PostgresUrl, SslMode};
+use super::{PostgresUrl, SslMode};
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
 use std::time::Duration;
 use tokio_postgres::Config;

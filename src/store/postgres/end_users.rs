@@ -4,10 +4,11 @@ use super::tenants::plan_of;
 use super::tx::Tx;
 use super::{PgStore, StoreError, audit, next_version};
 use crate::clock::Timestamp;
-use crate::policy::id::{EndUserId, WorkspaceId};
-use crate::store::decode::{end_user_columns, read_end_user, sound_end_user};
-use crate::store::fields::int;
-use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written, rules};
+use crate::model::id::{EndUserId, WorkspaceId};
+use crate::store::shared::decode::{end_user_columns, read_end_user, sound_end_user};
+use crate::store::shared::fields::int;
+use crate::store::shared::rules;
+use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written};
 use async_trait::async_trait;
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! What PostgreSQL's errors mean to callers. SQL, values, addresses and names stay out of the text.
 
 use super::StoreError;
-use crate::store::rules;
+use crate::store::shared::rules;
 use deadpool_postgres::{HookError, PoolError, TimeoutType};
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};

@@ -2,9 +2,10 @@
 
 use super::tx::{Kind, Tx};
 use super::{NEWEST, PgStore, StoreError, broken_off, current_version, error, next_version, no_sequence};
-use crate::store::decode::{BATCH_MAX, SOURCES, feed_after};
-use crate::store::fields::Fields;
-use crate::store::{Change, Feed, Version, rules};
+use crate::store::shared::decode::{BATCH_MAX, SOURCES, feed_after};
+use crate::store::shared::fields::Fields;
+use crate::store::shared::rules;
+use crate::store::{Change, Feed, Version};
 use async_trait::async_trait;
 use deadpool_postgres::Object;
 use std::pin::pin;

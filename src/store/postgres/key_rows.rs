@@ -3,11 +3,12 @@
 use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::KeyType;
-use crate::store::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
-use crate::store::fields::int;
-use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version, rules};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::KeyType;
+use crate::store::shared::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
+use crate::store::shared::fields::int;
+use crate::store::shared::rules;
+use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version};
 use serde_json::json;
 use tokio_postgres::types::ToSql;
 

@@ -4,7 +4,7 @@
 //! message. A server that sends more than it may loses the connection, before what it sends takes memory.
 
 use super::{PgOptions, StoreError, connect, tls};
-use crate::config::{PostgresUrl, SslMode};
+use super::{PostgresUrl, SslMode};
 use deadpool_postgres::Connect;
 use rustix::net::sockopt;
 use std::future::Future;

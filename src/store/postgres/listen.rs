@@ -2,9 +2,9 @@
 //!
 //! Must not know: what was written. While there is no connection nobody is woken; the keyring polls as well.
 
+use super::PostgresUrl;
 use super::link::{Connector, Link};
 use super::{PgOptions, StoreError};
-use crate::config::PostgresUrl;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;

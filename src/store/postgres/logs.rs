@@ -6,11 +6,12 @@
 use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::decode::{read_day, read_place, sound_usage, usage_columns};
-use crate::store::fields::int;
-use crate::store::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
-use crate::store::{LogCursor, LogPage, LogTotal, UsageRecord};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::usage::UsageRecord;
+use crate::store::shared::decode::{read_day, read_place, sound_usage, usage_columns};
+use crate::store::shared::fields::int;
+use crate::store::shared::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
+use crate::store::{LogCursor, LogPage, LogTotal};
 use std::ops::Range;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -138,7 +139,7 @@ async fn asked<T>(
     reach: Reach,
     sql: &str,
     more: &[Typed<'_>],
-    decode: impl FnMut(&mut crate::store::fields::Fields<'_>) -> Result<T, StoreError>,
+    decode: impl FnMut(&mut crate::store::shared::fields::Fields<'_>) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     let (from, to) = (reach.from.as_micros(), search.range.end.as_micros());
     let (after_at, looks_at) = (search.after.at.as_micros(), int(search.looks_at()));

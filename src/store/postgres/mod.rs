@@ -29,12 +29,13 @@ mod schema;
 mod tenants;
 mod tls;
 mod tx;
+pub(crate) mod url;
 
 pub use schema::{check, migrate};
+pub use url::{BadPostgresUrl, PostgresUrl, SslMode};
 
-use super::retention::Calendar;
+use super::shared::retention::Calendar;
 use super::{Store, StoreError, Version};
-use crate::config::PostgresUrl;
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use listen::Listener;

@@ -2,9 +2,9 @@
 
 use super::tx::Kind;
 use super::{PgStore, StoreError};
-use crate::store::decode::{node_columns, read_node};
-use crate::store::fields::int;
-use crate::store::rules::without_nul;
+use crate::store::shared::decode::{node_columns, read_node};
+use crate::store::shared::fields::int;
+use crate::store::shared::rules::without_nul;
 use crate::store::{NodeReport, NodeRow, Nodes};
 use async_trait::async_trait;
 use uuid::Uuid;

@@ -3,10 +3,10 @@
 use super::partitions::{DAY_US, LOCK, existing, name, today};
 use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, PlanId};
-use crate::store::fields::int;
-use crate::store::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
-use crate::store::rollup::Width;
+use crate::model::id::{KeyId, PlanId};
+use crate::store::shared::fields::int;
+use crate::store::shared::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::shared::rollup::Width;
 use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use tokio_postgres::types::ToSql;

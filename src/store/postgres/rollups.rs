@@ -3,13 +3,14 @@
 use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
-use crate::policy::id::KeyId;
-use crate::policy::key::Per;
-use crate::policy::limit::{window_end, window_start};
-use crate::store::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
-use crate::store::fields::{Fields, int};
-use crate::store::rollup::{Tally, Width, Window};
-use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
+use crate::model::id::KeyId;
+use crate::model::key::Per;
+use crate::model::usage::{SpentBy, SpentRow};
+use crate::policy::keys::limit::{window_end, window_start};
+use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
+use crate::store::shared::fields::{Fields, int};
+use crate::store::shared::rollup::{Tally, Width, Window};
+use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 

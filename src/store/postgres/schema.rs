@@ -3,10 +3,12 @@
 //! Must not know: what is done with the tables. Whatever does not fit is `Refused` in words for the operator; a crash
 //! half-way leaves what was there before, because PostgreSQL takes the whole transaction back.
 
+use super::PostgresUrl;
 use super::link::{Connector, drive};
 use super::{PgOptions, StoreError, error};
-use crate::config::PostgresUrl;
-use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, POSTGRES};
+use crate::store::shared::migrate::{
+    self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, POSTGRES,
+};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Row};

@@ -3,12 +3,12 @@
 use super::tx::Tx;
 use super::{PgStore, StoreError, audit, next_version};
 use crate::clock::Timestamp;
-use crate::policy::id::{PlanId, WorkspaceId};
-use crate::policy::key::Plan;
-use crate::store::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
-use crate::store::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
-use crate::store::fields::int;
-use crate::store::rules::{self, Line};
+use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::key::Plan;
+use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
+use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
+use crate::store::shared::fields::int;
+use crate::store::shared::rules::{self, Line};
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;

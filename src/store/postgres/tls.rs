@@ -2,7 +2,7 @@
 //! root is given), `verify-ca` wants one that a known root vouches for, `verify-full` also the server's name on it.
 
 use super::StoreError;
-use crate::config::{PostgresUrl, SslMode};
+use super::{PostgresUrl, SslMode};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};

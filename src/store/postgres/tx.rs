@@ -4,7 +4,7 @@
 //! statement is `Unavailable`, and the connection must not be used again.
 
 use super::{Broken, StoreError, error};
-use crate::store::fields::{Columns, Fields};
+use crate::store::shared::fields::{Columns, Fields};
 use bytes::Bytes;
 use deadpool_postgres::{Object, Transaction};
 use futures_util::SinkExt as _;

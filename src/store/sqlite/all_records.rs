@@ -3,8 +3,8 @@
 use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
-use crate::policy::id::{RequestId, WorkspaceId};
-use crate::store::decode::{sound_usage, usage_columns};
+use crate::model::id::{RequestId, WorkspaceId};
+use crate::store::shared::decode::{sound_usage, usage_columns};
 use crate::store::{RecordFilter, RecordPage};
 use rusqlite::{Transaction, params};
 

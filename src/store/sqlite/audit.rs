@@ -3,9 +3,9 @@
 use super::row;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
-use crate::policy::id::{AuditId, WorkspaceId};
-use crate::store::decode::{audit_columns, read_audit};
-use crate::store::rules::{Line, without_nul};
+use crate::model::id::{AuditId, WorkspaceId};
+use crate::store::shared::decode::{audit_columns, read_audit};
+use crate::store::shared::rules::{Line, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};

@@ -1,7 +1,7 @@
 //! What SQLite's errors mean to callers. SQL, values and paths stay out of the text.
 
 use super::StoreError;
-use crate::store::rules;
+use crate::store::shared::rules;
 use rusqlite::{Error, ErrorCode, ffi};
 
 impl From<Error> for StoreError {

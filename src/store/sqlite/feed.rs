@@ -2,8 +2,9 @@
 
 use super::row;
 use super::{SqliteStore, StoreError, current_version};
-use crate::store::decode::{BATCH_MAX, SOURCES, feed_after};
-use crate::store::{Change, Feed, Version, rules};
+use crate::store::shared::decode::{BATCH_MAX, SOURCES, feed_after};
+use crate::store::shared::rules;
+use crate::store::{Change, Feed, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
 use tokio::sync::mpsc;

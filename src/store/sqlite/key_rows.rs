@@ -2,10 +2,11 @@
 
 use super::StoreError;
 use super::row;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::policy::key::KeyType;
-use crate::store::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
-use crate::store::{KeyFilter, KeyRecord, Page, PageRequest, rules};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::KeyType;
+use crate::store::shared::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
+use crate::store::shared::rules;
+use crate::store::{KeyFilter, KeyRecord, Page, PageRequest};
 use rusqlite::{Transaction, named_params, params};
 
 /// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.

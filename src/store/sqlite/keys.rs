@@ -6,11 +6,11 @@ use super::row;
 use super::tenants::plan_of;
 use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::{
-    Actor, Credential, Digest, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page,
-};
-use crate::store::{PageRequest, Version, Written, rules};
+use crate::model::digest::Digest;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::store::shared::rules;
+use crate::store::{Actor, Credential, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
 use serde_json::json;

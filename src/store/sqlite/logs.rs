@@ -3,10 +3,11 @@
 use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, WorkspaceId};
-use crate::store::decode::{read_day, read_place, sound_usage, usage_columns};
-use crate::store::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
-use crate::store::{LogCursor, LogPage, LogTotal, UsageRecord};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::usage::UsageRecord;
+use crate::store::shared::decode::{read_day, read_place, sound_usage, usage_columns};
+use crate::store::shared::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
+use crate::store::{LogCursor, LogPage, LogTotal};
 use rusqlite::{ToSql, Transaction, params};
 use std::ops::Range;
 use std::time::Duration;

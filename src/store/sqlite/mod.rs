@@ -26,7 +26,7 @@ mod workers;
 
 pub use open::{check, migrate};
 
-use super::retention::Calendar;
+use super::shared::retention::Calendar;
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
 use open::FileLock;

@@ -2,8 +2,8 @@
 
 use super::row;
 use super::{SqliteStore, StoreError};
-use crate::store::decode::{node_columns, read_node};
-use crate::store::rules::without_nul;
+use crate::store::shared::decode::{node_columns, read_node};
+use crate::store::shared::rules::without_nul;
 use crate::store::{NodeReport, NodeRow, Nodes};
 use async_trait::async_trait;
 use rusqlite::params;

@@ -4,7 +4,9 @@
 
 use super::{SqliteOptions, StoreError};
 use crate::durable;
-use crate::store::migrate::{self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, SQLITE};
+use crate::store::shared::migrate::{
+    self, HISTORY_TABLE, HistoryLine, MigrationName, MigrationState, SQLITE,
+};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{File, OpenOptions, TryLockError};

@@ -2,9 +2,9 @@
 
 use super::{SqliteStore, StoreError, row};
 use crate::clock::Timestamp;
-use crate::policy::id::{KeyId, PlanId};
-use crate::store::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
-use crate::store::rollup::Width;
+use crate::model::id::{KeyId, PlanId};
+use crate::store::shared::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
+use crate::store::shared::rollup::Width;
 use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use rusqlite::params;
@@ -144,8 +144,8 @@ impl Pruned for SqliteStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::id::WorkspaceId;
-    use crate::policy::key::Plan;
+    use crate::model::id::WorkspaceId;
+    use crate::model::key::Plan;
     use crate::store::sqlite::SqliteOptions;
     use crate::store::{Actor, PlanRecord, Store as _, Tenants as _, WorkspacePatch};
 

@@ -3,14 +3,15 @@
 use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
-use crate::policy::id::KeyId;
-use crate::policy::key::Per;
-use crate::policy::limit::{window_end, window_start};
-use crate::store::decode::{
+use crate::model::id::KeyId;
+use crate::model::key::Per;
+use crate::model::usage::{SpentBy, SpentRow};
+use crate::policy::keys::limit::{window_end, window_start};
+use crate::store::shared::decode::{
     read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
 };
-use crate::store::rollup::{Tally, Width, Window};
-use crate::store::{Interval, SpentBy, SpentRow, UsagePoint, UsageRange};
+use crate::store::shared::rollup::{Tally, Width, Window};
+use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
 
 /// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.

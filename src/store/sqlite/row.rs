@@ -1,12 +1,12 @@
 //! Running statements, and rows as [`Columns`] sees them.
 
 use super::StoreError;
-use crate::store::fields::Columns;
+use crate::store::shared::fields::Columns;
 use rusqlite::types::ValueRef;
 use rusqlite::{Params, Row, Transaction};
 use uuid::Uuid;
 
-pub(super) use crate::store::fields::{Fields, int};
+pub(super) use crate::store::shared::fields::{Fields, int};
 
 /// The first row, if there is one.
 pub(super) fn one<T>(

@@ -4,9 +4,9 @@
 //! checksum does not fit.
 
 use crate::clock::Timestamp;
-use crate::policy::fault::Fault;
-use crate::policy::id::{EndUserId, KeyId, RequestId};
-use crate::store::{Outcome, UsageRecord};
+use crate::model::fault::Fault;
+use crate::model::id::{EndUserId, KeyId, RequestId};
+use crate::model::usage::{Outcome, UsageRecord};
 use std::net::IpAddr;
 use uuid::Uuid;
 

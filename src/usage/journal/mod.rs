@@ -46,27 +46,27 @@
 
 pub mod codec;
 pub mod disk;
-mod keeper;
-mod lane;
+mod flusher;
 mod mapping;
 pub mod pairing;
 mod reader;
 mod reserve;
 pub mod scan;
 pub mod segment;
+mod segment_writer;
 
-pub use keeper::Keeper;
+pub use flusher::Keeper;
 pub use mapping::Mapping;
 pub use reader::{Batch, Reader};
 
 use crate::durable;
 use crate::metrics::Metrics;
-use crate::policy::id::fill_random;
+use crate::model::id::fill_random;
 use codec::Kind;
 use disk::Disk;
-use lane::{Lane, lane_of_this_thread};
 use reserve::Reserve;
 use segment::{Name, Position, Segment};
+use segment_writer::{Lane, lane_of_this_thread};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;

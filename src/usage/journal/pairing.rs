@@ -5,8 +5,8 @@
 
 use super::codec::{self, Frame, Kind, Malformed};
 use super::segment::Position;
-use crate::policy::id::RequestId;
-use crate::store::UsageRecord;
+use crate::model::id::RequestId;
+use crate::model::usage::UsageRecord;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -9,7 +9,7 @@ use super::codec::{ALIGN, HEADER, Malformed};
 use super::pairing::{Frames, Met, Pair, Pairing};
 use super::scan::{Scanner, Step};
 use super::segment::{FIRST, Position, Segment};
-use crate::store::UsageRecord;
+use crate::model::usage::UsageRecord;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::chunks::{BadChunks, Chunks};
+use keygate::policy::http::chunks::{BadChunks, Chunks};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|raw: &[u8]| {

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::head::{Framing, check, find_end, glimpse, is_hopeless};
+use keygate::policy::http::head::{Framing, check, find_end, glimpse, is_hopeless};
 use libfuzzer_sys::fuzz_target;
 
 const FIELDS_MAX: usize = 20;

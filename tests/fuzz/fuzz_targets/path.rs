@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::path::{canonical, check_query, decode_segment};
+use keygate::policy::http::path::{canonical, check_query, decode_segment};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|raw: &[u8]| {

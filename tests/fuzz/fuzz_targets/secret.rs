@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
+use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|raw: &[u8]| {

@@ -1,0 +1,102 @@
+//! Drafts of plans and workspaces.
+
+use super::fields::{FieldError, Fields};
+use super::rules;
+use crate::clock::Timestamp;
+use crate::model::id::PlanId;
+use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, Plan};
+use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
+use serde_json::{Map, Value};
+
+/// A plan somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanDraft {
+    plan: Plan,
+    description: String,
+    usage_retention_days: Option<u32>,
+}
+
+/// A change of a plan somebody asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanPatchDraft(PlanPatch);
+
+/// A workspace, or a change of one, somebody asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkspacePatchDraft(WorkspacePatch);
+
+// === impl PlanDraft ===
+
+impl PlanDraft {
+    /// Reads `body`; on failure names every mistake.
+    pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::of(body);
+        let id = fields.required("id", rules::word::<PlanId>);
+        let rate = fields.required("api_ops_rate_limit", rules::rate);
+        let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
+        let daily = fields.cleared("default_daily_request_limit", rules::ceiling);
+        let limits = fields.optional("limits", rules::limits).unwrap_or_default();
+        let description = fields.optional("description", rules::description).unwrap_or_default();
+        let usage_retention_days = fields.optional("usage_retention_days", rules::days);
+        match (id, rate, quota, fields.finish()) {
+            (Some(id), Some(api_ops_rate_limit), Some(end_user_quota), errors) if errors.is_empty() => {
+                let default_daily_request_limit = daily.unwrap_or(Some(DAILY_DEFAULT));
+                let plan =
+                    Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits };
+                Ok(Self { plan, description, usage_retention_days })
+            }
+            (.., errors) => Err(errors),
+        }
+    }
+
+    /// The plan as it is stored at the instant `at`.
+    pub fn into_record(self, at: Timestamp) -> PlanRecord {
+        let Self { plan, description, usage_retention_days } = self;
+        PlanRecord { plan, description, usage_retention_days, created_at: at, updated_at: at }
+    }
+}
+
+// === impl PlanPatchDraft ===
+
+impl PlanPatchDraft {
+    /// Reads `body`; on failure names every mistake.
+    pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::of(body);
+        let patch = PlanPatch {
+            description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
+            usage_retention_days: fields.cleared("usage_retention_days", rules::days),
+            api_ops_rate_limit: fields.changed("api_ops_rate_limit", rules::rate),
+            end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
+            default_daily_request_limit: fields.cleared("default_daily_request_limit", rules::ceiling),
+            limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),
+        };
+        fields.fixed("id");
+        let errors = fields.finish();
+        if errors.is_empty() { Ok(Self(patch)) } else { Err(errors) }
+    }
+
+    /// The change.
+    pub fn into_patch(self) -> PlanPatch {
+        self.0
+    }
+}
+
+// === impl WorkspacePatchDraft ===
+
+impl WorkspacePatchDraft {
+    /// Reads `body`; on failure names every mistake.
+    pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::of(body);
+        let patch = WorkspacePatch {
+            name: fields.cleared("name", rules::name_or_empty).map(Option::unwrap_or_default),
+            plan_id: fields.changed("plan_id", rules::word::<PlanId>),
+        };
+        fields.fixed("id");
+        let errors = fields.finish();
+        if errors.is_empty() { Ok(Self(patch)) } else { Err(errors) }
+    }
+
+    /// The change.
+    pub fn into_patch(self) -> WorkspacePatch {
+        self.0
+    }
+}

@@ -1,0 +1,245 @@
+//! What each kind of value may be. One rule serves creating and changing alike.
+
+use super::fields::{Fields, Flaws};
+use super::instant::{INSTANT_ALLOWED, parse_instant};
+use crate::clock::Timestamp;
+use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::model::scope::{Scopes, check_granted};
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// Longest name, in characters.
+pub(super) const NAME_MAX: usize = 255;
+/// Longest description, in characters.
+const DESCRIPTION_MAX: usize = 2_000;
+/// Longest resource id, in characters.
+const RESOURCE_MAX: usize = 255;
+/// Most networks in an allow list.
+const NETWORKS_MAX: usize = 100;
+/// Most entries of a key's metadata.
+const METADATA_ENTRIES_MAX: usize = 64;
+/// Most bytes of a key's metadata, written as JSON.
+const METADATA_BYTES_MAX: usize = 16 * 1024;
+
+// === text ===
+
+/// A name: 1 to 255 characters, not all of them white space; that around it is taken off.
+pub(super) fn name(value: &Value) -> Result<String, Flaws> {
+    let allowed = "must be 1 to 255 characters, without control characters";
+    let text = value.as_str().ok_or(allowed)?;
+    if text.trim().is_empty() || text.chars().count() > NAME_MAX || text.chars().any(char::is_control) {
+        return Err(allowed.into());
+    }
+    Ok(text.trim().to_owned())
+}
+
+/// A name that may be empty.
+pub(super) fn name_or_empty(value: &Value) -> Result<String, Flaws> {
+    let is_blank = |text: &str| text.chars().all(|c| c.is_whitespace() && !c.is_control());
+    let is_short = |text: &str| text.chars().count() <= NAME_MAX;
+    let empty = value.as_str().is_some_and(|text| is_blank(text) && is_short(text));
+    if empty { Ok(String::new()) } else { name(value) }
+}
+
+/// A description: anything people write, up to 2000 characters.
+pub(super) fn description(value: &Value) -> Result<String, Flaws> {
+    let text = value.as_str().ok_or("must be text")?;
+    if text.chars().count() > DESCRIPTION_MAX || text.contains('\0') {
+        return Err("must be at most 2000 characters, without NUL".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// A resource id: 1 to 255 printable characters.
+pub(super) fn resource_id(value: &Value) -> Result<Box<str>, Flaws> {
+    let allowed = "must be 1 to 255 printable characters, without white space around them";
+    let text = value.as_str().ok_or(allowed)?;
+    let length = text.chars().count();
+    if length == 0 || length > RESOURCE_MAX || text.trim() != text || text.chars().any(char::is_control) {
+        return Err(allowed.into());
+    }
+    Ok(text.into())
+}
+
+/// One of a closed set of words, or an id.
+pub(super) fn word<T: FromStr<Err: ToString>>(value: &Value) -> Result<T, Flaws> {
+    let text = value.as_str().ok_or("must be text")?;
+    text.parse().map_err(|e: T::Err| e.to_string().into())
+}
+
+/// Yes or no.
+pub(super) fn flag(value: &Value) -> Result<bool, Flaws> {
+    value.as_bool().ok_or_else(|| "must be true or false".into())
+}
+
+// === numbers ===
+
+/// A whole number from `min` to `max`.
+pub(super) fn whole(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, Flaws> {
+    move |value| match integer(value).and_then(|number| u64::try_from(number).ok()) {
+        Some(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("must be a whole number from {min} to {max}").into()),
+    }
+}
+
+/// A whole number, however it is written: JSON knows no difference between 5, 5.0 and 0.5e1.
+#[expect(clippy::cast_possible_truncation, reason = "whole, and of a size that is held exactly")]
+fn integer(value: &Value) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let exact = |float: &f64| float.fract() == 0.0 && float.abs() < EXACT;
+    value.as_i64().or_else(|| value.as_f64().filter(exact).map(|float| float as i64))
+}
+
+/// A ceiling of any size.
+pub(super) fn ceiling(value: &Value) -> Result<u64, Flaws> {
+    whole(1, CEILING_MAX)(value)
+}
+
+/// A rate or burst, in requests per second or requests.
+pub(super) fn rate(value: &Value) -> Result<u32, Flaws> {
+    narrow(value, RATE_MAX)
+}
+
+/// A number of days.
+pub(super) fn days(value: &Value) -> Result<u32, Flaws> {
+    narrow(value, RETENTION_DAYS_MAX)
+}
+
+/// A number of requests in flight.
+pub(super) fn in_flight(value: &Value) -> Result<u32, Flaws> {
+    narrow(value, u32::MAX)
+}
+
+fn narrow(value: &Value, max: u32) -> Result<u32, Flaws> {
+    let number = whole(1, u64::from(max))(value)?;
+    u32::try_from(number).map_err(|_| Flaws::from("is too large"))
+}
+
+// === lists ===
+
+/// Scopes: any number up to 64, none twice; an empty list grants nothing.
+pub(super) fn scopes(value: &Value) -> Result<Scopes, Flaws> {
+    let allowed = "must be a list of scopes, as in [\"orders:read\", \"orders:*\"]; [] grants nothing";
+    let list = value.as_array().ok_or(allowed)?;
+    let words: Vec<&str> = list.iter().map(|word| word.as_str().unwrap_or_default()).collect();
+    Scopes::of(words, check_granted)
+        .map_err(|(place, bad)| Flaws(Flaws::from(bad.to_string()).within(place).collect()))
+}
+
+/// Further ceilings: at most eight, one for each (count, per).
+pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, Flaws> {
+    let list = value.as_array().ok_or("must be a list of {count, per, max}")?;
+    if list.len() > CEILINGS_MAX {
+        return Err(format!("must be at most {CEILINGS_MAX} limits").into());
+    }
+    let mut flaws = Vec::new();
+    let mut found: Vec<Ceiling> = Vec::with_capacity(list.len());
+    for (place, value) in list.iter().enumerate() {
+        match one_limit(value) {
+            Err(flaw) => flaws.extend(flaw.within(place)),
+            Ok(limit) if found.iter().any(|f| f.count == limit.count && f.per == limit.per) => {
+                let why = format!("there already is a limit of {} per {}", limit.count, limit.per);
+                flaws.extend(Flaws::from(why).within(place));
+            }
+            Ok(limit) => found.push(limit),
+        }
+    }
+    if flaws.is_empty() { Ok(found.into()) } else { Err(Flaws(flaws)) }
+}
+
+fn one_limit(value: &Value) -> Result<Ceiling, Flaws> {
+    let map = value.as_object().ok_or("must be an object {count, per, max}")?;
+    let mut fields = Fields::of(map);
+    let count = fields.required("count", count);
+    let per = fields.required("per", word::<Per>);
+    let max = match per {
+        Some(Per::Second) => fields.required("max", |v| rate(v).map(u64::from)),
+        _ => fields.required("max", ceiling),
+    };
+    match (count, per, max, fields.finish()) {
+        (Some(count), Some(per), Some(max), errors) if errors.is_empty() => Ok(Ceiling { count, per, max }),
+        (.., errors) => Err(Flaws(errors)),
+    }
+}
+
+fn count(value: &Value) -> Result<Count, Flaws> {
+    if value.as_str() == Some("tokens") {
+        return Err("counting tokens is not supported by this version; use requests".into());
+    }
+    word(value)
+}
+
+/// Source addresses and networks.
+pub(super) fn networks(value: &Value) -> Result<Box<[IpNet]>, Flaws> {
+    let list = value.as_array().ok_or("must be a list of addresses and networks, as in 10.0.0.0/8")?;
+    if list.len() > NETWORKS_MAX {
+        return Err(format!("must be at most {NETWORKS_MAX} addresses and networks").into());
+    }
+    let mut flaws = Vec::new();
+    let mut found = Vec::with_capacity(list.len());
+    for (place, value) in list.iter().enumerate() {
+        match network(value) {
+            Ok(net) => found.push(net),
+            Err(flaw) => flaws.extend(flaw.within(place)),
+        }
+    }
+    if flaws.is_empty() { Ok(found.into()) } else { Err(Flaws(flaws)) }
+}
+
+fn network(value: &Value) -> Result<IpNet, Flaws> {
+    let allowed = "must be an address or a network, as in 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32";
+    let text = value.as_str().ok_or(allowed)?;
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let net = text.parse::<IpNet>().map_err(|_| Flaws::from(allowed))?;
+    if net.addr() != net.network() {
+        let meant = net.trunc();
+        return Err(format!("has bits set behind its prefix; did you mean {meant}?").into());
+    }
+    Ok(net)
+}
+
+// === the rest ===
+
+/// An instant after `now`, or `unchanged`: what has passed may stay as it is.
+pub(super) fn future_or(
+    now: Timestamp,
+    unchanged: Option<Timestamp>,
+) -> impl Fn(&Value) -> Result<Timestamp, Flaws> {
+    move |value| {
+        let at = match value {
+            Value::String(text) => parse_instant(text),
+            number => integer(number).and_then(|number| parse_instant(&number.to_string())),
+        };
+        let at = at.ok_or(INSTANT_ALLOWED)?;
+        if at > now || Some(at) == unchanged { Ok(at) } else { Err("must be in the future".into()) }
+    }
+}
+
+/// The caller's own data.
+pub(super) fn metadata(value: &Value) -> Result<Map<String, Value>, Flaws> {
+    let map = value.as_object().ok_or("must be an object")?;
+    if map.len() > METADATA_ENTRIES_MAX {
+        return Err(format!("must have at most {METADATA_ENTRIES_MAX} entries").into());
+    }
+    let bytes = serde_json::to_string(map).map_err(|_| Flaws::from("must be an object"))?;
+    if bytes.len() > METADATA_BYTES_MAX {
+        return Err(format!("must be at most {METADATA_BYTES_MAX} bytes of JSON").into());
+    }
+    if map.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)) {
+        return Err("must not hold NUL characters".into());
+    }
+    Ok(map.clone())
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(list) => list.iter().any(holds_nul),
+        Value::Object(map) => map.iter().any(|(name, inner)| name.contains('\0') || holds_nul(inner)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}

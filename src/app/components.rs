@@ -1,0 +1,392 @@
+//! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
+
+use super::watched::WatchedFiles;
+use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, series, usage};
+use crate::admin::{
+    AdminDeps, AdminServer, Check, MetricsToken, Readiness, ServerLimits, ServerState, router,
+};
+use crate::clock::Clock;
+use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
+use crate::counter::Counters;
+use crate::enduser::{self, EndUsers, WhenGone};
+use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
+use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
+use crate::metrics::Metrics;
+use crate::policy::http::source::TrustedProxies;
+use crate::policy::keys::claims::is_claim;
+use crate::policy::routing::forward::Forward;
+use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::proxy::connection::address_limiter::Guesses;
+use crate::proxy::observe::access::AccessLog;
+use crate::proxy::upstream::Upstream;
+use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
+use crate::store::{Change, Keys};
+use crate::usage::{Journal, Recorder, WhenFull};
+use arc_swap::ArcSwap;
+use http::HeaderName;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+
+/// Descriptors for all but connections: the store, the journal, listeners, name servers.
+const FILES_BESIDE: u64 = 256;
+/// Of so many descriptors one may be an admin connection.
+const ADMIN_SHARE: u64 = 8;
+
+/// The routes of the config, as the gate wants them.
+pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
+    let routes = config.routes.iter().map(|r| Route {
+        name: r.name.as_str().into(),
+        path: r.path.as_str().into(),
+        methods: r.methods.clone().into(),
+        upstream: r.upstream,
+        scopes: r.scopes.clone(),
+        resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
+        end_user: match &r.end_user {
+            EndUserSource::Nowhere => EndUserFrom::Nowhere,
+            EndUserSource::Header(name) => EndUserFrom::Header(name.clone()),
+            EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
+        },
+        keep_credential: r.keep_credential,
+        max_body_bytes: r.max_body_bytes,
+        encoded_slash: r.encoded_slash == EncodedSlash::Keep,
+        forward: Forward { pass: passed(config, r), ..r.forward.clone() },
+        cors: r.cors.clone(),
+    });
+    RouteTable::new(routes.collect())
+}
+
+/// What a route passes on of the names that backends believe: what it lists, and what it is decided by.
+fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
+    let resource = match &route.resource {
+        Some(ResourceFrom::Header(name)) => Some(name),
+        _ => None,
+    };
+    let end_user = match &route.end_user {
+        EndUserSource::Header(name) => Some(name),
+        _ => None,
+    };
+    let secrets = config.proxy.secret_headers.iter().filter(|_| route.keep_credential);
+    let decided_by = resource.into_iter().chain(end_user).chain(secrets).filter(|n| is_claim(n.as_str()));
+    route.forward.pass.iter().chain(decided_by).cloned().collect()
+}
+
+/// Who the end users are, as far as this node knows.
+pub(super) fn end_users(config: &Config, base: &Base, io: &Handle) -> EndUsers {
+    let when_gone = match config.end_users.when_store_is_gone {
+        WhenStoreIsGone::Refuse => WhenGone::Refuse,
+        WhenStoreIsGone::Admit => WhenGone::Admit { at_most: config.end_users.unsettled_entries },
+    };
+    EndUsers::new(enduser::Parts {
+        store: base.store.clone(),
+        clock: Arc::clone(&base.clock),
+        metrics: Arc::clone(&base.metrics),
+        io: io.clone(),
+        options: enduser::Options {
+            entries: config.end_users.cache_entries,
+            patience: STORE_PATIENCE,
+            when_gone,
+        },
+    })
+}
+
+/// The follower of the change feed, which also makes the other parts forget what is gone.
+pub(super) fn follower(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    counters: &Arc<Counters>,
+    end_users: &Arc<EndUsers>,
+    admin_at: &Arc<OnceLock<SocketAddr>>,
+) -> Follower {
+    let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
+    let all_end_users = Arc::clone(&end_users);
+    let forget = move |removed: &Change| match removed {
+        Change::KeyRemoved { id, .. } => counters.forget(*id),
+        Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
+        _ => {}
+    };
+    let options = FeedOptions { poll_interval: config.keyring.poll_interval };
+    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
+    Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
+        .reporting(reporter)
+        .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
+}
+
+/// Where requests go.
+pub(super) fn site(
+    config: &Config,
+    routes: RouteTable,
+    upstreams: Box<[Arc<Upstream>]>,
+    metrics: &Metrics,
+) -> Site {
+    series::show_routes(metrics, &routes);
+    let named = routes.routes().iter().flat_map(|r| {
+        let resource = match &r.resource {
+            ResourceFrom::Header(name) => Some(name.clone()),
+            _ => None,
+        };
+        let end_user = match &r.end_user {
+            EndUserFrom::Header(name) => Some(name.clone()),
+            _ => None,
+        };
+        resource.into_iter().chain(end_user)
+    });
+    let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
+    Site { routes, upstreams, headers }
+}
+
+pub(super) fn gate(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    counters: &Arc<Counters>,
+    end_users: Arc<EndUsers>,
+    rehash: RehashQueue,
+) -> Gate {
+    Gate {
+        keyring: Arc::clone(keyring),
+        counters: Arc::clone(counters),
+        end_users,
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        secret_headers: config.proxy.secret_headers.clone().into(),
+        rehash,
+    }
+}
+
+pub(super) fn proxy(
+    config: &Config,
+    base: &Base,
+    gate: Gate,
+    site: Arc<ArcSwap<Site>>,
+    recorder: Recorder,
+    tracing: Tracing,
+) -> Proxy {
+    let has = |family| config.proxy.rate_limit_headers.contains(&family);
+    let limits = ProxyLimits {
+        header_bytes: config.proxy.max_header_bytes,
+        header_fields: config.proxy.max_header_fields,
+        uri_bytes: config.proxy.max_uri_bytes,
+        end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
+        write_timeout: config.proxy.write_timeout,
+        trust_request_id: config.proxy.trust_request_id,
+        families: Families {
+            x_ratelimit: has(HeaderFamily::XRateLimit),
+            ratelimit: has(HeaderFamily::RateLimit),
+        },
+    };
+    Proxy {
+        guesses: Guesses::new(config.proxy.max_invalid_keys, "invalid API keys"),
+        preflights: Guesses::new(config.proxy.max_preflights, "preflight requests"),
+        access: AccessLog::new(config.log.access, config.log.access_sample),
+        trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
+        gate: Arc::new(gate),
+        site,
+        recorder,
+        metrics: Arc::clone(&base.metrics),
+        clock: Arc::clone(&base.clock),
+        limits,
+        tracing,
+        node: config.node.name.as_str().into(),
+    }
+}
+
+/// The usual soft limit of 1024 would be the first limit that a gateway meets.
+pub(super) fn raise_file_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+}
+
+/// What clients of the admin listener may hold: the deadlines and sizes of the proxy, and places of its own.
+fn admin_limits(config: &Config) -> ServerLimits {
+    let proxy = &config.proxy;
+    ServerLimits {
+        connections: admin_connections(config, open_files()),
+        connections_per_address: config.admin.max_connections_per_address,
+        first_byte: proxy.first_byte_timeout,
+        head: proxy.header_timeout,
+        idle: proxy.idle_timeout,
+        write: proxy.write_timeout,
+        uri_bytes: proxy.max_uri_bytes,
+        header_bytes: proxy.max_header_bytes,
+        header_fields: proxy.max_header_fields,
+    }
+}
+
+/// How many descriptors may be open; none: that is not known.
+fn open_files() -> Option<u64> {
+    rlimit::getrlimit(rlimit::Resource::NOFILE).ok().map(|(files, _)| files)
+}
+
+/// How many admin connections are accepted: whatever comes there leaves descriptors for everything else.
+fn admin_connections(config: &Config, files: Option<u64>) -> usize {
+    let configured = config.admin.max_connections;
+    let fit = files.map_or(configured, |files| usize::try_from(files / ADMIN_SHARE).unwrap_or(usize::MAX));
+    configured.min(fit).max(1)
+}
+
+/// How many connections are taken in: no more than there are descriptors for, so that whoever waits makes room before a
+/// request finds none for its backend.
+pub(super) fn max_connections(config: &Config) -> usize {
+    let configured = config.proxy.max_connections;
+    let Some(files) = open_files() else { return configured };
+    let admin = admin_connections(config, Some(files)) as u64;
+    let fit = connections_with(files, admin);
+    if configured > fit {
+        let needed = 2 * configured as u64 + admin + FILES_BESIDE;
+        tracing::warn!(
+            "proxy.max_connections is {configured}, which takes {needed} open files, and {files} are allowed: \
+             {fit} connections are taken in at most; raise the limit (LimitNOFILE, ulimits, ulimit -Hn) or lower the key"
+        );
+    }
+    configured.min(fit)
+}
+
+/// Each is a file descriptor, and another one when it is forwarded. Of a few, half are for all else.
+fn connections_with(files: u64, admin: u64) -> usize {
+    let connections = (files - (FILES_BESIDE + admin).min(files / 2)) / 2;
+    usize::try_from(connections).unwrap_or(usize::MAX).max(1)
+}
+
+/// 0 means one per core.
+pub(super) fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::System(e.to_string()))
+}
+
+/// The admin API, up to its listener.
+pub(super) fn admin_server(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    (state, accepting): (watch::Receiver<ServerState>, Arc<AtomicBool>),
+    (reload, files): (Arc<Reloader>, &WatchedFiles),
+    journal: Arc<Journal>,
+) -> Result<AdminServer, StartError> {
+    let metrics_token = match &config.admin.metrics_token_file {
+        None => None,
+        Some(path) => {
+            let token = Arc::new(MetricsToken::new(&super::read_secret_value(path)?));
+            files.add_metrics_token(path, &token);
+            Some(token)
+        }
+    };
+    let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
+    let (metrics, store_state) = (Arc::clone(&base.metrics), base.store_state.clone());
+    let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
+    let readiness = move || {
+        let accepting = accepting.load(Ordering::Acquire);
+        let mut all = readiness(&ring, &*clock, max_stale, accepting);
+        all.checks.extend(store_state.why_closed().map(|why| Check {
+            name: "store",
+            ok: ring.is_open(),
+            detail: why.to_string(),
+        }));
+        let more = usage::checks(&metrics, &journal, refuses_when_full);
+        all.ready &= more.iter().all(|check| check.ok);
+        all.checks.extend(more);
+        all
+    };
+    let deps = AdminDeps {
+        store: base.store.clone(),
+        keyring: Arc::clone(keyring),
+        peppers: Arc::clone(&base.peppers),
+        secret_prefix: config.secrets.prefix.as_str().into(),
+        clock: Arc::clone(&base.clock),
+        auth: Arc::clone(&base.auth),
+        metrics: Arc::clone(&base.metrics),
+        readiness: Arc::new(readiness),
+        reload,
+        default_plan: config.admin.default_plan.clone(),
+        create_workspaces: config.admin.create_workspaces,
+        metrics_token,
+        max_body_bytes: config.admin.max_body_bytes,
+        write_timeout: ADMIN_PATIENCE,
+    };
+    let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
+}
+
+fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, accepting: bool) -> Readiness {
+    let age = keyring.age(clock.now());
+    let fresh = age.is_some_and(|a| a <= max_stale);
+    let heard = age.map_or_else(|| "never".into(), |a| format!("{} ms ago", a.as_millis()));
+    let mut checks = vec![
+        Check { name: "accepting", ok: accepting, detail: if accepting { "yes" } else { "stopping" }.into() },
+        Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
+    ];
+    let lacking = keyring.lacking_since_start();
+    let is_whole = lacking.is_none();
+    checks.push(Check { name: "keyring", ok: is_whole, detail: lacking.unwrap_or_else(|| "whole".into()) });
+    Readiness { ready: accepting && fresh && is_whole && keyring.is_open(), checks }
+}
+
+/// How long re-hashing rests after the store has failed.
+const REHASH_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
+pub(super) async fn rehash_keys(
+    mut wanted: RehashJobs,
+    store: Arc<dyn Keys>,
+    keyring: Arc<Keyring>,
+    clock: Arc<dyn Clock>,
+) {
+    let mut failing = false;
+    while let Some(job) = wanted.next().await {
+        let Rehash { key, old, new, pepper_version } = job;
+        // Another node may have done it while it waited.
+        let outcome = match keyring.find(&old, clock.now().wall) {
+            Some(_) => store.rehash_key(key, old, new, pepper_version).await,
+            None => Ok(None),
+        };
+        match outcome {
+            Ok(version) => {
+                failing = false;
+                if let Some(version) = version {
+                    keyring.reach(version).await;
+                }
+            }
+            // The key is found by its old digest as long as that pepper is configured.
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%key, %error, "keys keep their old pepper for now");
+                }
+                tokio::time::sleep(REHASH_AGAIN_AFTER).await;
+            }
+        }
+        wanted.finished(&job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_connections_fit_as_there_are_pairs_of_descriptors() {
+        let config = Config::default();
+        let fit = [0, 1, 100, 512, 1_024, 4_096, 1 << 20].map(|files| {
+            let admin = admin_connections(&config, Some(files));
+            (admin, connections_with(files, admin as u64))
+        });
+        let expected = [(1, 1), (1, 1), (12, 25), (64, 128), (128, 320), (256, 1_792), (256, 524_032)];
+        assert_eq!(fit, expected);
+    }
+}

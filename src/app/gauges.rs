@@ -1,0 +1,120 @@
+//! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
+
+use super::Base;
+use super::live_nodes::SharersSeen;
+use super::upgrade::Succession;
+use crate::clock::Clock;
+use crate::config::{Config, CountersLocation};
+use crate::keyring::Keyring;
+use crate::metrics::Metrics;
+use crate::store::{NodeRow, Nodes, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// How often the gauges of the keyring are set.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// How often the store is asked who else runs on it.
+const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(1);
+/// How long a look may take for a node that reports to be counted by all others.
+const LOOK_WITHIN: Duration = Duration::from_millis(500);
+
+/// Starts all of it on `io`.
+pub(super) fn start(
+    config: &Config,
+    base: &Base,
+    keyring: &Arc<Keyring>,
+    succession: &Arc<Succession>,
+    io: &Handle,
+) {
+    io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
+    io.spawn(crate::usage::keep_up(base.store.clone(), Arc::clone(&base.clock)));
+    let counts_alone = config.counters.location == CountersLocation::Memory;
+    let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
+    let own = (base.boot, config.node.name.clone());
+    let sharers = base.sharers.seen(LOOK_FOR_NODES_EVERY);
+    io.spawn(watch_nodes(store, metrics, sharers, own, counts_alone, Arc::clone(succession)));
+}
+
+/// Waits until the other nodes have counted this one, which reported at that time: what begins while Redis is gone each divides
+/// by their number. One that is alone waits for nobody.
+pub(super) async fn until_counted(
+    config: &Config,
+    base: &Base,
+    reported: tokio::time::Instant,
+) -> Result<(), StoreError> {
+    if config.counters.location == CountersLocation::Memory {
+        return Ok(());
+    }
+    let others = match base.store.nodes().await {
+        Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != base.boot),
+        // They may be there.
+        Err(_) => true,
+    };
+    if others {
+        tokio::time::sleep_until(reported + LOOK_FOR_NODES_EVERY + LOOK_WITHIN).await;
+    }
+    Ok(())
+}
+
+async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
+    let number = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
+    loop {
+        metrics.keyring_keys.set(number(keyring.len() as u128));
+        metrics.keyring_broken.set(number(keyring.broken() as u128));
+        metrics.keyring_version.set(number(keyring.version().0.into()));
+        metrics.keyring_lag_ms.set(number(keyring.age(clock.now()).map_or(0, |a| a.as_millis())));
+        tokio::time::sleep(GAUGES_EVERY).await;
+    }
+}
+
+/// Looks who else runs on the store, for the process `boot` called `name`. While one takes the other's place, there are two of
+/// that name. As long as each node counts by itself, whoever
+/// runs several must know it.
+async fn watch_nodes(
+    store: Arc<dyn Nodes>,
+    metrics: Arc<Metrics>,
+    mut sharers: SharersSeen,
+    (boot, name): (Uuid, String),
+    counts_alone: bool,
+    succession: Arc<Succession>,
+) {
+    let begun = tokio::time::Instant::now();
+    let (mut told, mut told_of_twin) = (1, false);
+    loop {
+        match store.nodes().await {
+            Ok(nodes) => {
+                let live = nodes.iter().filter(|n| n.is_live()).count();
+                metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
+                // Whether the store has heard of this one or not.
+                let besides = nodes.iter().filter(|n| n.is_live() && n.boot != boot).count();
+                sharers.others(besides, tokio::time::Instant::now());
+                let kin = succession.kin.count();
+                let others = live.saturating_sub(kin).max(1);
+                if counts_alone && others > told {
+                    tracing::warn!(
+                        nodes = others,
+                        "several gateways run on this store and each counts limits by itself"
+                    );
+                }
+                told = others;
+                // One that has not been heard of since this one began is the one before it.
+                let is_twin =
+                    |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
+                let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > kin;
+                if has_twin && !told_of_twin {
+                    tracing::warn!(
+                        "another gateway on this store is called {name} too; usage does not tell them apart"
+                    );
+                }
+                told_of_twin = has_twin;
+            }
+            Err(error) => {
+                sharers.nothing();
+                tracing::debug!(%error, "who else runs on the store is not known");
+            }
+        }
+        tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;
+    }
+}

@@ -1,0 +1,186 @@
+//! The proxy's own runtime, its listeners and the table of its connections.
+
+use super::upgrade::{Door, Doors};
+use super::watched::WatchedFiles;
+use super::{Base, StartError, acme, components};
+use crate::config::{ClientCertificates, Config};
+use crate::keyring::Keyring;
+use crate::policy::keys::authorize::stands;
+use crate::policy::keys::denial::Denial;
+use crate::proxy::connection::table::{Bounds, Connections, Standing};
+use crate::proxy::connection::{Deadlines, End};
+use crate::proxy::server::listen::{Acceptor, HeadLimits, Protocol};
+use crate::proxy::server::tls::{Certificates, TlsContext, TlsError, TlsSettings};
+use crate::proxy::{Phases, Proxy};
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+
+/// How long a client may go on sending after a last answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// Most header fields that Pingora takes.
+const FIELDS_MAX: usize = 256;
+/// Idle connections to backends that are kept, per worker thread of the proxy.
+const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
+
+/// What accepts and serves requests.
+pub(super) struct Edge {
+    pub(super) runtime: Runtime,
+    /// Where it listens.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Where it speaks TLS, and where HTTP/2 without.
+    pub(super) addresses_tls: Vec<SocketAddr>,
+    pub(super) addresses_h2c: Vec<SocketAddr>,
+    /// What TLS is spoken with, where it is.
+    tls: Option<Arc<TlsContext>>,
+    /// Ends when the last connection is closed.
+    pub(super) all_closed: mpsc::Receiver<()>,
+    /// What is accepted from, once that begins.
+    acceptors: Vec<(Acceptor, TcpListener)>,
+}
+
+impl Edge {
+    /// From now on connections are accepted, until the gateway stops. Answers what TLS is spoken with.
+    pub(super) fn accept(&mut self) -> Option<Arc<Certificates>> {
+        for (acceptor, listener) in self.acceptors.drain(..) {
+            self.runtime.spawn(acceptor.run(listener));
+        }
+        self.tls.take().map(|tls| Arc::clone(tls.certificates()))
+    }
+}
+
+/// Makes all that accepts, up to where nothing can fail any more. It stops when `stopped` turns true.
+pub(super) fn open(
+    config: &Config,
+    base: &Base,
+    proxy: Proxy,
+    keyring: &Arc<Keyring>,
+    doors: &Doors,
+    files: &WatchedFiles,
+    stopped: watch::Receiver<bool>,
+) -> Result<Edge, StartError> {
+    let runtime = components::runtime("keygate-proxy", components::threads(config.proxy.threads))?;
+    let (open, all_closed) = mpsc::channel(1);
+    let tls = tls(config, base)?;
+    let proxy = Arc::new(proxy);
+    let standing = (config.proxy.revocation_check, standing(base, keyring));
+    let acceptor = Acceptor {
+        protocol: Protocol::Http1,
+        proxy_protocol: config.proxy.proxy_protocol,
+        phases: Arc::new(http_proxy_of(config, Phases(Arc::clone(&proxy)))),
+        proxy,
+        connections: Connections::new(deadlines(config), bounds(config), standing, Arc::clone(&base.metrics)),
+        limits: head_limits(config),
+        stop: stopped,
+        open,
+    };
+    runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
+    let mut acceptors = Vec::new();
+    let mut listen_at = |door, places: &[SocketAddr], protocol: &Protocol| {
+        let mut found = Vec::with_capacity(places.len());
+        for address in places {
+            let listener = doors.listen(door, *address, runtime.handle())?;
+            found.push(listener.local_addr().unwrap_or(*address));
+            acceptors.push((Acceptor { protocol: protocol.clone(), ..acceptor.clone() }, listener));
+        }
+        Ok::<_, StartError>(found)
+    };
+    let addresses = listen_at(Door::Http1, &config.proxy.listen, &Protocol::Http1)?;
+    let addresses_h2c = listen_at(Door::H2c, &config.proxy.listen_h2c, &Protocol::Http2)?;
+    let mut addresses_tls = Vec::new();
+    if let Some(tls) = &tls {
+        let spoken = Protocol::Tls(Arc::clone(tls));
+        addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &spoken)?;
+        runtime.spawn(Arc::clone(tls).follow());
+        let certificates = Arc::clone(tls.certificates());
+        files.add("proxy.certificates", move || certificates.look().map_err(|error| error.to_string()));
+        let tls = Arc::clone(tls);
+        let look = move || tls.look_at_client_ca().map_err(|error| error.to_string());
+        files.add("proxy.client_ca_file", look);
+    }
+    drop(acceptor);
+    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, tls, all_closed, acceptors })
+}
+
+fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
+    let mut http = http_proxy(&Arc::new(server_conf(config)), proxy);
+    let mut options = HttpServerOptions::default();
+    // Otherwise Pingora itself refuses it, without a body; it is refused like everything else that is not served.
+    options.allow_connect_method_proxying = true;
+    http.server_options = Some(options);
+    http
+}
+
+fn tls(config: &Config, base: &Base) -> Result<Option<Arc<TlsContext>>, TlsError> {
+    if config.proxy.listen_tls.is_empty() {
+        return Ok(None);
+    }
+    let settings = TlsSettings {
+        certificates: config.proxy.certificates.clone(),
+        ordered: acme::files(config),
+        client_ca: config.proxy.client_ca_file.clone(),
+        client_must: config.proxy.client_certificates == ClientCertificates::Required,
+    };
+    TlsContext::load(settings, Arc::clone(&base.metrics)).map(Some)
+}
+
+/// Whether a key that was good when its request came still is.
+fn standing(base: &Base, keyring: &Arc<Keyring>) -> Standing {
+    let (clock, ring) = (Arc::clone(&base.clock), Arc::clone(keyring));
+    Box::new(move |known| {
+        let at = clock.now().wall;
+        let Some(entry) = ring.current(known, at) else { return Some(End::KeyGone) };
+        match stands(&entry.key, at) {
+            Ok(()) => None,
+            Err(Denial::KeyExpired) => Some(End::KeyExpired),
+            Err(_) => Some(End::KeyInactive),
+        }
+    })
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    let threads = components::threads(config.proxy.threads);
+    ServerConf {
+        threads,
+        upstream_keepalive_pool_size: IDLE_UPSTREAM_CONNECTIONS * threads,
+        ..ServerConf::default()
+    }
+}
+
+fn deadlines(config: &Config) -> Deadlines {
+    Deadlines {
+        first_byte: config.proxy.first_byte_timeout,
+        head: config.proxy.header_timeout,
+        idle: config.proxy.idle_timeout,
+        body: config.proxy.body_timeout,
+        write: config.proxy.write_timeout,
+        linger: LINGER,
+        last_request: config.proxy.drain_idle,
+    }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        connections: components::max_connections(config),
+        per_address: config.proxy.max_connections_per_address,
+        body_rate: config.proxy.min_body_rate,
+        bytes: config.proxy.max_bytes_in_flight,
+    }
+}
+
+const fn head_limits(config: &Config) -> HeadLimits {
+    HeadLimits {
+        uri_bytes: config.proxy.max_uri_bytes,
+        header_bytes: config.proxy.max_header_bytes,
+        // More than is configured is refused later, by an answer that can keep the connection.
+        fields: FIELDS_MAX,
+        requests: config.proxy.max_requests_per_connection,
+        streams: config.proxy.max_http2_streams,
+    }
+}

@@ -1,0 +1,353 @@
+//! Calls to Redis: who is called for, what becomes of the answer, who is told.
+//!
+//! Must not know: where requests come from. Without an answer, those who wait are decided for without it.
+
+use super::endpoint::Trouble;
+use super::pool::Ask;
+use super::script::{self, Answer, Call, Told};
+use super::{
+    BROKEN_FOR, CALENDAR_OFF_MAX_US, Group, HELD_BACK_FOR, Leases, PATIENCE, State, Subject, Undelivered,
+    Verdict, can_spend, nanos, refusal, spend,
+};
+use crate::clock::Timestamp;
+use crate::model::usage::SpentBy;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Most keys in one call.
+const KEYS_MAX: usize = 16;
+/// Most subjects that the ledger is asked for at a time, for one workspace.
+const READ_MAX: usize = 16;
+
+type Waiter = (oneshot::Sender<Verdict>, Verdict);
+
+impl Leases {
+    /// Has the next call take this key along. Answers whether there is one on its way, or will be.
+    pub(super) fn enqueue(&self, subject: &Arc<Subject>, now_ns: u64) -> bool {
+        let mut queue = subject.group.queue();
+        if !subject.is_queued.swap(true, Ordering::AcqRel) {
+            queue.pending.push_back(Arc::clone(subject));
+        }
+        if queue.is_asking(now_ns) {
+            return true;
+        }
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else { return false };
+        let Some(me) = self.me.upgrade() else { return false };
+        queue.turn += 1;
+        queue.asking_since_ns = Some(now_ns);
+        self.config.metrics.counter_asking.inc();
+        self.config.io.spawn(me.serve(Arc::clone(&subject.group), queue.turn, permit));
+        true
+    }
+
+    /// Calls until no key of the workspace needs it.
+    async fn serve(self: Arc<Self>, group: Arc<Group>, turn: u64, permit: OwnedSemaphorePermit) {
+        loop {
+            let batch: Vec<Arc<Subject>> = {
+                let mut queue = group.queue();
+                if queue.turn != turn {
+                    break;
+                }
+                let some = queue.pending.len().min(KEYS_MAX);
+                if some == 0 {
+                    queue.asking_since_ns = None;
+                    break;
+                }
+                queue.asking_since_ns = Some(self.now_ns());
+                queue.pending.drain(..some).collect()
+            };
+            for subject in &batch {
+                subject.is_queued.store(false, Ordering::Release);
+            }
+            // Whatever came of it, those who waited know.
+            drop(self.call(&group, &batch).await);
+        }
+        drop(permit);
+        self.config.metrics.counter_asking.dec();
+    }
+
+    /// One call for these keys and their workspace.
+    pub(super) async fn call(&self, group: &Arc<Group>, batch: &[Arc<Subject>]) -> Result<(), Trouble> {
+        let mut at = self.now().wall;
+        let mut is_second = false;
+        loop {
+            let sent_ns = self.now_ns();
+            let (of_workspace, of_keys) = asks(group, batch, sent_ns, at);
+            let call = Call {
+                node: &self.config.node,
+                nodes: self.nodes(),
+                server: &self.link.server(),
+                lag: self.lag(),
+                lost: self.link.lost_for(sent_ns).map(|lost| at.minus(lost)),
+                at,
+                workspace: &group.id,
+                of_workspace: of_workspace.as_ref(),
+                of_keys: batch.iter().map(|s| s.key).zip(&of_keys).collect(),
+            };
+            match self.send(group.part, &call).await {
+                Ok(Answer::Told(now_us, told)) => {
+                    self.set_calendar(now_us, CALENDAR_OFF_MAX_US);
+                    self.take_in(group, batch, (of_workspace.as_ref(), &of_keys), told, sent_ns);
+                    return Ok(());
+                }
+                Ok(Answer::OtherWindows(now)) if !is_second => {
+                    is_second = true;
+                    self.set_calendar(now.as_micros(), 0);
+                    at = now;
+                }
+                Ok(Answer::OtherWindows(_)) => {
+                    let trouble = Trouble::Link("its calendar does not stand still".into());
+                    fail(group, batch, (of_workspace.as_ref(), &of_keys), &trouble, self.now_ns());
+                    return Err(trouble);
+                }
+                Err(trouble) => {
+                    fail(group, batch, (of_workspace.as_ref(), &of_keys), &trouble, self.now_ns());
+                    return Err(trouble);
+                }
+            }
+        }
+    }
+
+    async fn send(&self, part: u32, call: &Call<'_>) -> Result<Answer, Trouble> {
+        self.config.metrics.counter_calls.inc();
+        let value = match self.link.ask(part, &script::command(call, true), PATIENCE).await {
+            Err(trouble) if trouble.is_no_script() => {
+                self.link.ask(part, &script::command(call, false), PATIENCE).await
+            }
+            answered => answered,
+        };
+        script::read(&value?, call).ok_or_else(|| {
+            let why = "answers what is no answer";
+            self.link.lose(part, why);
+            Trouble::Link(why.into())
+        })
+    }
+
+    /// Takes in an answer and tells those who wait.
+    fn take_in(
+        &self,
+        group: &Arc<Group>,
+        batch: &[Arc<Subject>],
+        (of_workspace, of_keys): (Option<&Ask>, &[Ask]),
+        told: Vec<Told>,
+        sent_ns: u64,
+    ) {
+        let mut told = told.into_iter();
+        if let Some((ask, told)) = of_workspace.and_then(|ask| Some((ask, told.next()?))) {
+            let mut workspace = group.lock();
+            self.learn(group, None, &mut workspace, ask, &told, sent_ns);
+        }
+        let mut is_left = false;
+        for ((subject, ask), told) in batch.iter().zip(of_keys).zip(told) {
+            let mut verdicts = Vec::new();
+            let mut key = subject.lock();
+            self.learn(group, Some(subject), &mut key, ask, &told, sent_ns);
+            let mut workspace = of_workspace.is_some().then(|| group.lock());
+            hand_out(subject, &mut key, workspace.as_mut(), self.now(), &mut verdicts);
+            let is_reading = key.is_reading || workspace.as_ref().is_some_and(|w| w.is_reading);
+            drop(workspace);
+            if key.waiting.is_empty() {
+                key.pool.retire_unless(ask.ahead);
+            } else if is_reading {
+                group.queue().stalled.push(Arc::clone(subject));
+                is_left = true;
+            } else if verdicts.is_empty() && ask.waiting > 0 {
+                // Nothing came of it, and nothing else would the next time.
+                verdicts.extend(key.waiting.drain(..).map(|w| (w, Verdict::Alone)));
+            } else {
+                is_left = true;
+                // A call is on its way, or this one would not have been answered.
+                self.enqueue(subject, self.now_ns());
+            }
+            drop(key);
+            tell(verdicts);
+            subject.list();
+        }
+        if let Some(ask) = of_workspace
+            && !is_left
+        {
+            group.lock().pool.retire_unless(ask.ahead);
+        }
+    }
+
+    fn learn(
+        &self,
+        group: &Arc<Group>,
+        subject: Option<&Arc<Subject>>,
+        state: &mut State,
+        ask: &Ask,
+        told: &Told,
+        sent_ns: u64,
+    ) {
+        let now_ns = self.now_ns();
+        match told {
+            Told::Grant(grant) => {
+                let returned = ask.returned.0;
+                self.config.metrics.counter_units_returned.inc_by(returned);
+                self.config.metrics.counter_units_granted.inc_by(grant.units);
+                state.pool.answer(ask, grant, sent_ns, now_ns);
+                state.ledger = None;
+                if grant.is_held_back {
+                    state.broken_until_ns = now_ns + nanos(HELD_BACK_FOR);
+                } else {
+                    state.alone_since_ns = None;
+                }
+            }
+            Told::Unknown => {
+                self.is_unknown(&state.pool);
+                state.pool.unanswered(ask);
+                if !state.is_reading {
+                    state.is_reading = true;
+                    self.ask_ledger(group, subject.map(Arc::clone));
+                }
+            }
+            Told::Old => state.pool.unanswered(ask),
+            Told::Broken(why) => {
+                match subject {
+                    Some(subject) => {
+                        tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+                    }
+                    None => {
+                        tracing::warn!(workspace = %group.id, why, "counters: Redis cannot count this workspace");
+                    }
+                }
+                state.pool.unanswered(ask);
+                state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
+            }
+        }
+    }
+
+    /// Asks the ledger for what Redis does not know, and calls again for those who wait for it.
+    fn ask_ledger(&self, group: &Arc<Group>, subject: Option<Arc<Subject>>) {
+        let mut queue = group.queue();
+        queue.unknown.push_back(subject);
+        if queue.is_reading {
+            return;
+        }
+        let Some(me) = self.me.upgrade() else { return };
+        queue.is_reading = true;
+        self.config.io.spawn(me.read_ledger(Arc::clone(group)));
+    }
+
+    async fn read_ledger(self: Arc<Self>, group: Arc<Group>) {
+        loop {
+            let (some, mut stalled) = {
+                let mut queue = group.queue();
+                let count = queue.unknown.len().min(READ_MAX);
+                let some: Vec<_> = queue.unknown.drain(..count).collect();
+                if some.is_empty() {
+                    queue.is_reading = false;
+                    return;
+                }
+                (some, Vec::new())
+            };
+            let at = self.now().wall;
+            let mut reads = tokio::task::JoinSet::new();
+            for subject in some {
+                let by = match &subject {
+                    Some(subject) => SpentBy::Key(subject.key),
+                    None => SpentBy::Workspace(group.id.clone()),
+                };
+                let ledger = Arc::clone(&self.config.ledger);
+                reads.spawn(async move { (subject, ledger.spent_of(&by, at).await) });
+            }
+            while let Some(read) = reads.join_next().await {
+                let Ok((subject, row)) = read else { continue };
+                let mut state = match &subject {
+                    Some(subject) => subject.lock(),
+                    None => group.lock(),
+                };
+                state.is_reading = false;
+                match row {
+                    Some(row) => state.ledger = Some((at, row)),
+                    None => state.broken_until_ns = self.now_ns() + nanos(BROKEN_FOR),
+                }
+                drop(state);
+                stalled.extend(subject);
+            }
+            stalled.append(&mut group.queue().stalled);
+            for subject in stalled {
+                self.enqueue(&subject, self.now_ns());
+            }
+        }
+    }
+}
+
+fn asks(group: &Group, batch: &[Arc<Subject>], now_ns: u64, at: Timestamp) -> (Option<Ask>, Vec<Ask>) {
+    let mut all = 0;
+    let mut of_keys = Vec::with_capacity(batch.len());
+    for subject in batch {
+        let mut key = subject.lock();
+        key.waiting.retain(|w| !w.is_closed());
+        let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
+        all += waiting;
+        let ledger = key.ledgered(at);
+        of_keys.push(Ask { ledger, ..key.pool.ask(waiting, now_ns, at) });
+    }
+    let of_workspace = group.lock_if_counted().map(|mut workspace| {
+        let ledger = workspace.ledgered(at);
+        Ask { ledger, ..workspace.pool.ask(all, now_ns, at) }
+    });
+    (of_workspace, of_keys)
+}
+
+/// There is no answer. Those who wait are decided for without it.
+fn fail(
+    group: &Group,
+    batch: &[Arc<Subject>],
+    (of_workspace, of_keys): (Option<&Ask>, &[Ask]),
+    trouble: &Trouble,
+    now_ns: u64,
+) {
+    if let Some(ask) = of_workspace {
+        group.lock().pool.unanswered(ask);
+    }
+    for (subject, ask) in batch.iter().zip(of_keys) {
+        let mut key = subject.lock();
+        key.pool.unanswered(ask);
+        match trouble {
+            Trouble::Key(why) => {
+                tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+                key.broken_until_ns = now_ns + nanos(BROKEN_FOR);
+            }
+            Trouble::Link(why) => tracing::debug!(key = %subject.key, why, "counters: no answer"),
+        }
+        let verdicts = key.waiting.drain(..).map(|w| (w, Verdict::Alone)).collect();
+        drop(key);
+        tell(verdicts);
+        subject.list();
+    }
+}
+
+/// Hands units to those who wait, first come first served, until there are none; then all are refused, if that is known.
+fn hand_out(
+    subject: &Arc<Subject>,
+    key: &mut State,
+    workspace: Option<&mut MutexGuard<'_, State>>,
+    now: crate::clock::Now,
+    verdicts: &mut Vec<Waiter>,
+) {
+    let mut workspace = workspace.map(|w| &mut **w);
+    while let Some(waiter) = key.waiting.pop_front() {
+        if waiter.is_closed() {
+            continue;
+        }
+        if can_spend(key, workspace.as_deref_mut(), now.steady_ns) {
+            let told = spend(subject, key, workspace.as_deref_mut(), now);
+            verdicts.push((waiter, Verdict::Unit(Undelivered(Some(told)))));
+        } else if let Some(refusal) = refusal(key, workspace.as_deref(), now.steady_ns) {
+            verdicts.push((waiter, Verdict::Refused(refusal)));
+        } else {
+            key.waiting.push_front(waiter);
+            return;
+        }
+    }
+}
+
+fn tell(verdicts: Vec<Waiter>) {
+    for (waiter, verdict) in verdicts {
+        // Whoever stopped waiting gets nothing; a unit goes back as it is dropped.
+        drop(waiter.send(verdict));
+    }
+}

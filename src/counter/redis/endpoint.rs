@@ -1,0 +1,404 @@
+//! Where Redis is, how it is reached, and whether it may be trusted with limits.
+//!
+//! Must not know: limits, or what becomes of a connection. What was given to reach it is never repeated.
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+};
+use redis::{RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value};
+use rustls::AlertDescription;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest time to make a connection.
+pub(in crate::counter) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+/// The longest that an answer is waited for, though no request waits for it any more: what it grants goes back. Shorter
+/// than Redis may be gone unnoticed by those who look for it, or the questions that hang would keep new ones out.
+pub(in crate::counter) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// Between two attempts of one question to a cluster that moves a slot, in ms: at least, at most.
+const RETRY_WAIT_MS: (u64, u64) = (1, 5);
+/// How often a cluster is asked again for one question: it may send it on once, and then say where else to ask.
+const CLUSTER_RETRIES: u32 = 3;
+/// How long Redis remembers a mark that nobody looks at any more.
+const MARK_MS: i64 = 60_000;
+/// What every user of Redis that Keygate is must be allowed.
+const RIGHTS: &str = "~kg:* +evalsha +eval +time +hmget +hgetall +hset +hsetnx +hdel +pexpire +ping +info +select +cluster|slots";
+
+/// Where Redis is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisPlace {
+    /// What is there.
+    pub kind: RedisKind,
+    /// Hosts and ports: of the server, of the Sentinels, or of some nodes of the cluster.
+    pub servers: Vec<(String, u16)>,
+    /// How connections are encrypted and both sides prove who they are; none: they are not.
+    pub tls: Option<RedisTls>,
+    /// Who we are.
+    pub user: Option<String>,
+    /// How we prove it.
+    pub password: Option<String>,
+    /// The same to Sentinels, which do not know the users of the servers they watch.
+    pub sentinel_password: Option<String>,
+    /// The database's number; 0 in a cluster.
+    pub database: u16,
+}
+
+/// What kind of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisKind {
+    /// One server.
+    Server,
+    /// The master that Sentinels know by this name.
+    Sentinel(String),
+    /// A cluster.
+    Cluster,
+}
+
+/// Certificates, all in PEM. A server's is always checked, its name too.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Who vouches for servers; none: the roots of this machine.
+    pub ca: Option<Vec<u8>>,
+    /// Our certificate and its private key, for servers that ask for one.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// It may throw counters away, or does not believe who we are, or is not what it should be: a person must mend that.
+    #[error("{0}")]
+    Unfit(String),
+    /// It cannot be reached, or does not answer as it must.
+    #[error("Redis: {0}")]
+    Gone(String),
+}
+
+/// What went wrong with a question.
+#[derive(Debug)]
+pub(in crate::counter) enum Trouble {
+    /// Something at that key; Redis as such is well.
+    Key(String),
+    /// Redis.
+    Link(String),
+}
+
+/// An open connection.
+#[derive(Clone)]
+pub(in crate::counter) enum Connection {
+    One(MultiplexedConnection),
+    Cluster(Box<ClusterConnection>),
+}
+
+impl RedisPlace {
+    /// A new connection.
+    pub(in crate::counter) async fn connect(&self) -> Result<Connection, LinkError> {
+        if self.tls.is_some() {
+            // One of several providers may be compiled in some day; the first to say so decides, and ours is this one.
+            drop(rustls::crypto::ring::default_provider().install_default());
+        }
+        match tokio::time::timeout(CONNECT_WITHIN * 2, self.open()).await {
+            Ok(connected) => connected.map_err(|error| LinkError::of(&error)),
+            Err(_) => Err(LinkError::Gone("does not answer".into())),
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_WITHIN))
+            .set_response_timeout(Some(ANSWER_WITHIN));
+        match &self.kind {
+            RedisKind::Server => {
+                let client = self.server()?;
+                Ok(Connection::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+            }
+            RedisKind::Sentinel(name) => {
+                let connection = self.sentinel(name)?.get_async_connection_with_config(&config).await?;
+                Ok(Connection::One(connection))
+            }
+            RedisKind::Cluster => {
+                Ok(Connection::Cluster(Box::new(self.cluster()?.get_async_connection().await?)))
+            }
+        }
+    }
+
+    fn server(&self) -> Result<Client, RedisError> {
+        let address = self.addresses().into_iter().next();
+        let address = address.ok_or((ErrorKind::InvalidClientConfig, "no server is named"))?;
+        let info = address.into_connection_info()?.set_redis_settings(self.settings());
+        match self.certificates() {
+            None => Client::open(info),
+            Some(certificates) => Client::build_with_tls(info, certificates),
+        }
+    }
+
+    fn sentinel(&self, name: &str) -> Result<SentinelClient, RedisError> {
+        let mut builder = SentinelClientBuilder::new(self.addresses(), name, SentinelServerType::Master)?
+            .set_client_to_redis_db(self.database.into());
+        if let Some(certificates) = self.certificates() {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
+        }
+        if let Some(user) = &self.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if let Some(password) = &self.sentinel_password {
+            builder = builder.set_client_to_sentinel_password(password);
+        }
+        builder.build()
+    }
+
+    fn cluster(&self) -> Result<ClusterClient, RedisError> {
+        let nodes = self.addresses().into_iter().map(IntoConnectionInfo::into_connection_info);
+        let mut builder = ClusterClient::builder(nodes.collect::<Result<Vec<_>, _>>()?)
+            .connection_timeout(CONNECT_WITHIN)
+            .response_timeout(ANSWER_WITHIN)
+            .retries(CLUSTER_RETRIES)
+            .min_retry_wait(RETRY_WAIT_MS.0)
+            .max_retry_wait(RETRY_WAIT_MS.1);
+        if let Some(certificates) = self.certificates() {
+            builder = builder.tls(TlsMode::Secure).certs(certificates);
+        }
+        if let Some(user) = &self.user {
+            builder = builder.username(user);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.password(password);
+        }
+        builder.build()
+    }
+
+    fn addresses(&self) -> Vec<ConnectionAddr> {
+        let address = |(host, port): &(String, u16)| {
+            let (host, port) = (host.clone(), *port);
+            if self.tls.is_some() {
+                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            } else {
+                ConnectionAddr::Tcp(host, port)
+            }
+        };
+        self.servers.iter().map(address).collect()
+    }
+
+    fn certificates(&self) -> Option<TlsCertificates> {
+        let tls = self.tls.as_ref()?;
+        let client = tls.client.clone();
+        Some(TlsCertificates {
+            client_tls: client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+            root_cert: tls.ca.clone(),
+        })
+    }
+
+    fn settings(&self) -> RedisConnectionInfo {
+        let mut settings = RedisConnectionInfo::default().set_db(self.database.into());
+        if let Some(user) = &self.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password);
+        }
+        settings
+    }
+}
+
+impl std::fmt::Debug for RedisPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Who connects and how it proves that stay out of logs.
+        f.debug_struct("RedisPlace")
+            .field("kind", &self.kind)
+            .field("servers", &self.servers)
+            .field("tls", &self.tls.is_some())
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Asks.
+    pub(in crate::counter) async fn run(&mut self, command: &Cmd) -> Result<Value, RedisError> {
+        let value = match self {
+            Self::One(connection) => connection.req_packed_command(command).await?,
+            Self::Cluster(connection) => connection.req_packed_command(command).await?,
+        };
+        // What a script or a server says no with arrives as a value.
+        value.extract_error()
+    }
+
+    /// Whether the servers behind it fail one by one.
+    pub(in crate::counter) const fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
+    /// Whether anybody is there and takes a write: a replica or a full server would still answer a read. In a cluster,
+    /// whether any server answers: which of them fails is seen where keys are counted.
+    ///
+    /// What it writes is `mark`, unless one of this node's is there. Answers which is there then; none in a cluster, where
+    /// each server would have to have its own.
+    pub(in crate::counter) async fn probe(
+        &mut self,
+        node: &str,
+        mark: u64,
+    ) -> Result<Option<u64>, LinkError> {
+        match self {
+            Self::One(connection) => {
+                let key = format!("kg:{{probe}}:{node}");
+                let mut commands = redis::pipe();
+                commands.cmd("HSETNX").arg(&key).arg("mark").arg(mark).ignore();
+                commands.cmd("PEXPIRE").arg(&key).arg(MARK_MS).ignore();
+                commands.cmd("HMGET").arg(&key).arg("mark");
+                let found = commands.query_async::<Vec<Vec<u64>>>(connection).await;
+                let found = found.map_err(|error| LinkError::of(&error))?;
+                found.into_iter().flatten().next().map(Some).ok_or(LinkError::Gone("is not Redis".into()))
+            }
+            Self::Cluster(connection) => {
+                let anyone = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
+                match connection.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(anyone)).await {
+                    Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(None),
+                    Ok(_) => Err(LinkError::Gone("is not Redis".into())),
+                    Err(error) => Err(LinkError::of(&error)),
+                }
+            }
+        }
+    }
+
+    /// Refuses a Redis that could drop counters to make room. Answers what its process is called; empty in a cluster, of
+    /// which each server has its own name, and when it may not be known.
+    pub(in crate::counter) async fn vet(&mut self) -> Result<String, LinkError> {
+        let answer = tokio::time::timeout(CONNECT_WITHIN, self.run(&redis::cmd("INFO"))).await;
+        let value = match answer.map_err(|_| LinkError::Gone("answers too late".into()))? {
+            Ok(value) => value,
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {
+                tracing::warn!(
+                    "counters: this user may not read INFO, so nobody knows whether Redis may throw limits away"
+                );
+                return Ok(String::new());
+            }
+            // One server of a cluster is gone; what the others would tell is not lost by going on.
+            Err(error) if self.is_cluster() && error.kind() != ErrorKind::AuthenticationFailed => {
+                tracing::warn!(why = outline(&error), "counters: not every server of the cluster answers");
+                return Ok(String::new());
+            }
+            Err(error) => return Err(LinkError::of(&error)),
+        };
+        let mut texts = Vec::new();
+        collect_texts(&value, &mut texts);
+        texts.iter().try_for_each(|text| vet_memory(text))?;
+        let name = |text: &String| field(text, "run_id").map(str::to_owned);
+        Ok(if self.is_cluster() { None } else { texts.first().and_then(name) }.unwrap_or_default())
+    }
+}
+
+fn field<'t>(info: &'t str, name: &str) -> Option<&'t str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// Looks at what `INFO` tells of memory.
+fn vet_memory(info: &str) -> Result<(), LinkError> {
+    let limited = field(info, "maxmemory").is_some_and(|n| n != "0");
+    match field(info, "maxmemory_policy") {
+        Some(policy) if limited && policy != "noeviction" => Err(LinkError::Unfit(format!(
+            "Redis may throw limits away when its memory is full: its maxmemory-policy is {policy}; set it with \
+             `CONFIG SET maxmemory-policy noeviction` and in redis.conf, or give the counters a Redis of their own"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A cluster answers with one text for each server.
+fn collect_texts(value: &Value, out: &mut Vec<String>) {
+    match value {
+        Value::BulkString(bytes) => out.push(String::from_utf8_lossy(bytes).into_owned()),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => out.push(text.clone()),
+        Value::Array(values) => values.iter().for_each(|v| collect_texts(v, out)),
+        Value::Map(pairs) => pairs.iter().for_each(|(_, v)| collect_texts(v, out)),
+        _ => {}
+    }
+}
+
+// === impl LinkError, Trouble ===
+
+impl LinkError {
+    /// What a person must mend is told apart from what may mend itself.
+    fn of(error: &RedisError) -> Self {
+        let unfit = |text: String| Self::Unfit(text);
+        match (error.kind(), error.code()) {
+            (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
+                unfit("Redis does not believe the user or password of this URL".into())
+            }
+            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
+                unfit(format!("Redis does not let this user do what Keygate needs; it must have: {RIGHTS}"))
+            }
+            (ErrorKind::InvalidClientConfig, _) => {
+                unfit(format!("this connection cannot be made: {}", error.category()))
+            }
+            (ErrorKind::MasterNameNotFoundBySentinel, _) => {
+                unfit("no Sentinel knows a master of this name".into())
+            }
+            _ => untrusted(error).map_or_else(|| Self::Gone(outline(error)), Self::Unfit),
+        }
+    }
+}
+
+/// Which certificate was not believed and what to do about it, if that is what went wrong.
+fn untrusted(error: &RedisError) -> Option<String> {
+    let cause = error.source()?;
+    let cause: &(dyn Error + 'static) = match cause.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        Some(shared) => &**shared,
+        None => cause,
+    };
+    let inner = cause.downcast_ref::<std::io::Error>()?.get_ref()?;
+    match inner.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(why) => Some(format!(
+            "the certificate of Redis is not trusted ({why:?}); counters.tls_ca_file names who vouches for it"
+        )),
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA,
+        ) => Some("Redis does not accept our certificate, or asks for one: counters.tls_cert_file".into()),
+        _ => None,
+    }
+}
+
+impl Trouble {
+    pub(in crate::counter) fn of(error: &RedisError) -> Self {
+        let text = error.to_string();
+        // A script's error carries the inner one in its text on older servers.
+        let ours = ["READONLY", "OOM", "MISCONF", "NOREPLICAS"].iter().any(|word| text.contains(word));
+        match error.kind() {
+            ErrorKind::Extension if error.code() == Some("KEYGATE") => Self::Key(
+                "it was written by another version of Keygate, in a layout that this one does not know"
+                    .into(),
+            ),
+            ErrorKind::Extension if error.code() == Some("WRONGTYPE") => Self::Key(outline(error)),
+            ErrorKind::Server(ServerErrorKind::ResponseError) if !ours => Self::Key(outline(error)),
+            _ => Self::Link(outline(error)),
+        }
+    }
+
+    /// Whether the server has forgotten the script.
+    pub(in crate::counter) fn is_no_script(&self) -> bool {
+        matches!(self, Self::Link(code) if code == "NOSCRIPT")
+    }
+}
+
+/// What may be logged: kind and code, never the command or an address with a password.
+fn outline(error: &RedisError) -> String {
+    match error.code() {
+        Some(code) => code.to_owned(),
+        None => error.category().to_owned(),
+    }
+}

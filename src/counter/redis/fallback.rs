@@ -1,0 +1,67 @@
+//! What a node does by itself while Redis cannot be asked: it spends what it was promised.
+//!
+//! Must not know: how Redis is asked, or the ledger.
+
+use super::pool::Alone;
+use super::{Leases, OnFailure, State, Subject, Unit, spend};
+use crate::counter::{Charge, Charged, Declined, Left};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+impl Leases {
+    /// Decides by this node alone.
+    pub(super) fn alone(&self, subject: &Arc<Subject>, charge: &Charge<'_>) -> Result<Charged, Declined> {
+        let now = self.now();
+        let is_up = self.link.is_up_for(subject.group.part, now.steady_ns);
+        let (well_ns, nodes) = (self.link.last_well_ns(), self.nodes());
+        let alone = |state: &mut State| {
+            let well_ns = *state.alone_since_ns.get_or_insert(well_ns);
+            let gone_since_ns = (!is_up).then_some(well_ns);
+            Alone { nodes, share_unknown: self.config.share_unknown, gone_since_ns, well_ns }
+        };
+        let mut key = subject.lock();
+        let mut workspace = subject.group.counted(charge.workspace_limits);
+        // An answer may have come in the moment in which this request stopped waiting for it, or for one of the two alone.
+        let in_hand = [
+            key.pool.can_spend(now.steady_ns),
+            workspace.as_mut().is_none_or(|w| w.pool.can_spend(now.steady_ns)),
+        ];
+        if in_hand == [true, true] {
+            let (unit, left) = spend(subject, &mut key, workspace.as_deref_mut(), now);
+            return Ok(Charged { taken: None, unit: Some(unit), left, degraded: false });
+        }
+        self.config.metrics.counters_degraded.inc();
+        if self.config.on_failure == OnFailure::Deny {
+            return Err(Declined::Unavailable);
+        }
+        let mut parts: SmallVec<[(&mut State, Alone, bool); 2]> = SmallVec::new();
+        for (state, in_hand) in [Some(&mut *key), workspace.as_deref_mut()].into_iter().zip(in_hand) {
+            let Some(state) = state else { continue };
+            let alone = alone(state);
+            parts.push((state, alone, in_hand));
+        }
+        if self.config.on_failure == OnFailure::Share {
+            let refusals = parts.iter_mut().filter(|(.., in_hand)| !in_hand);
+            let refusals =
+                refusals.filter_map(|(state, alone, _)| state.pool.may_spend_alone(alone, now).err());
+            if let Some(refusal) = refusals.max_by_key(|refusal| refusal.refused.retry) {
+                return Err(Declined::Limit { refusal, degraded: true });
+            }
+        }
+        let mut left = Left::new();
+        let mut spent = parts.iter_mut().map(|(state, alone, in_hand)| {
+            let spent = if *in_hand { state.pool.spend(now) } else { state.pool.spend_alone(alone, now) };
+            left.extend(state.pool.left_alone(now));
+            spent
+        });
+        let (of_key, of_workspace) = (spent.next(), spent.next());
+        drop(spent);
+        drop(parts);
+        let Some(of_key) = of_key else { return Err(Declined::Unavailable) };
+        drop(workspace);
+        drop(key);
+        subject.list();
+        let unit = Unit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false };
+        Ok(Charged { taken: None, unit: Some(unit), left, degraded: true })
+    }
+}

@@ -1,0 +1,535 @@
+//! Pools and the real script in a real Redis, with time, loss and crashes in the test's hands.
+
+use super::pool::{Alone, Ask, Grant, Pool, Said, Spent, Untold, WINDOWS};
+use super::script::{self, Answer, Call, Told};
+use crate::clock::{Now, Timestamp};
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::{Count, Per};
+use crate::policy::keys::limit::{Limit, LimitName, Limits, Rule, window_start};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::collections::HashMap;
+use std::time::Duration;
+
+mod calls;
+mod changed_limits;
+mod clock_steps;
+mod explore;
+#[expect(dead_code, reason = "the tests from outside also stop and question it")]
+#[path = "../../../tests/counters/redis.rs"]
+mod redis_server;
+mod redis_side;
+use redis_server::RedisServer;
+
+/// Two seconds before a UTC day ends, so that every window ends within a run.
+const START_US: i64 = 1_796_255_998_000_000;
+
+/// The script, told the time by the test.
+fn timed_script() -> String {
+    let (before, after) =
+        script::SOURCE.split_once("redis.call('TIME')").expect("the script asks for the time once");
+    // How old the server is would be told by another clock.
+    let after = after.replace(" or is_young() then", " then");
+    format!(
+        "{before}{{ tonumber(redis.call('GET', 'now:s')), tonumber(redis.call('GET', 'now:us')) }}{after}"
+    )
+}
+
+struct World {
+    redis: redis::Connection,
+    script: String,
+    key: KeyId,
+    workspace: WorkspaceId,
+    /// What the ledger knows, of each window.
+    ledger: [u64; WINDOWS.len()],
+    server: &'static str,
+    now_us: i64,
+}
+
+/// A node with one key and its workspace.
+struct Node {
+    key: Pool,
+    workspace: Pool,
+    name: String,
+    /// The call on its way: when its answer comes, when it was sent, what was asked and answered.
+    in_transit: Option<(u64, u64, [Ask; 2], Option<[Grant; 2]>)>,
+    /// What running requests took, and when they were admitted.
+    running: Vec<([Spent; 2], i64)>,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// So many requests arrive at a node.
+    Requests(usize, u8),
+    /// So many requests are decided by a node without Redis, which it has not heard in time.
+    Alone(usize, u8),
+    /// The answer to a call takes so many µs, or never comes.
+    Slow(usize, Option<u32>),
+    /// A request of a node ends.
+    End(usize),
+    /// A request of a node is given back.
+    GiveBack(usize),
+    /// A node dies and a new one takes its place.
+    Crash(usize),
+    /// Time passes, in µs.
+    Wait(u32),
+}
+
+impl World {
+    fn new(server: &RedisServer) -> Self {
+        let client = redis::Client::open(format!("redis://{}/", server.address)).expect("a client");
+        let key = KeyId::new(Timestamp::from_micros(START_US));
+        let redis = client.get_connection().expect("a connection");
+        Self {
+            redis,
+            script: timed_script(),
+            key,
+            workspace: key.to_string().parse().expect("an id"),
+            ledger: [0; WINDOWS.len()],
+            server: "s1",
+            now_us: START_US,
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.now_us - START_US + 10_000_000).expect("not long before the start") * 1_000
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: Timestamp::from_micros(self.now_us), steady_ns: self.now_ns() }
+    }
+
+    /// One call for the key, and for the workspace if that is asked for.
+    fn call(&mut self, node: &str, nodes: usize, key: &Ask, workspace: Option<&Ask>) -> Vec<Told> {
+        let call = Call {
+            node,
+            nodes: nodes as u64,
+            server: self.server,
+            lag: Duration::from_secs(2),
+            lost: None,
+            at: Timestamp::from_micros(self.now_us),
+            workspace: &self.workspace,
+            of_workspace: workspace,
+            of_keys: vec![(self.key, key)],
+        };
+        let command = script::command_with(&self.script, &call);
+        let mut both = redis::pipe();
+        both.cmd("SET").arg("now:s").arg(self.now_us.div_euclid(1_000_000)).ignore();
+        both.cmd("SET").arg("now:us").arg(self.now_us.rem_euclid(1_000_000)).ignore();
+        both.atomic().add_command(command);
+        let values: Vec<redis::Value> = both.query(&mut self.redis).expect("the script runs");
+        match script::read(&values[0], &call).expect("an answer of the script") {
+            Answer::Told(now_us, told) => {
+                assert_eq!(now_us, self.now_us);
+                told
+            }
+            Answer::OtherWindows(_) => panic!("the node goes by the same calendar"),
+        }
+    }
+
+    /// The same; what Redis does not know is filled from the ledger.
+    fn filled(&mut self, node: &str, nodes: usize, key: &Ask, workspace: Option<&Ask>) -> Vec<Told> {
+        let told = self.call(node, nodes, key, workspace);
+        if !told.contains(&Told::Unknown) {
+            return told;
+        }
+        let ledger = Some(self.ledger);
+        // Of two subjects only one may have been unknown; the other has acted on the call.
+        let again = |ask: &Ask, told: &Told| match told {
+            Told::Unknown => Ask { ledger, ..ask.clone() },
+            _ => ask.clone(),
+        };
+        let mut first = told.iter();
+        let of_workspace = workspace.map(|ask| again(ask, first.next().expect("an answer")));
+        let of_key = again(key, first.next().expect("an answer"));
+        let second = self.call(node, nodes, &of_key, of_workspace.as_ref());
+        told.into_iter().zip(second).map(|(a, b)| if a == Told::Unknown { b } else { a }).collect()
+    }
+
+    /// One call for the key alone, which is granted.
+    fn ask(&mut self, node: &str, nodes: usize, ask: &Ask) -> Grant {
+        match self.filled(node, nodes, ask, None).remove(0) {
+            Told::Grant(grant) => grant,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Node {
+    fn new(name: String) -> Self {
+        Self { key: Pool::default(), workspace: Pool::default(), name, in_transit: None, running: Vec::new() }
+    }
+
+    fn can_spend(&mut self, now_ns: u64) -> bool {
+        self.key.can_spend(now_ns) && self.workspace.can_spend(now_ns)
+    }
+}
+
+struct Run {
+    world: World,
+    nodes: Vec<Node>,
+    limits: [Limits; 2],
+    /// When, in µs.
+    admitted: Vec<i64>,
+    /// How long the answer to the next call of each node takes.
+    delay: Vec<Option<u32>>,
+    born: usize,
+}
+
+impl Run {
+    fn new(server: &RedisServer, nodes: usize, key: Limits, workspace: Limits) -> Self {
+        let mut run = Self {
+            world: World::new(server),
+            nodes: Vec::new(),
+            limits: [key, workspace],
+            admitted: Vec::new(),
+            delay: vec![Some(300); nodes],
+            born: 0,
+        };
+        for _ in 0..nodes {
+            let node = run.newborn();
+            run.nodes.push(node);
+        }
+        run
+    }
+
+    fn newborn(&mut self) -> Node {
+        self.born += 1;
+        Node::new(format!("n{}", self.born))
+    }
+
+    fn play(&mut self, act: &Act) {
+        let count = self.nodes.len();
+        match act {
+            Act::Requests(node, n) => {
+                for _ in 0..*n {
+                    self.request(node % count);
+                }
+            }
+            Act::Alone(node, n) => {
+                for _ in 0..*n {
+                    self.alone(node % count);
+                }
+            }
+            Act::Slow(node, delay) => self.delay[node % count] = *delay,
+            Act::End(node) => {
+                let node = &mut self.nodes[node % count];
+                if node.running.pop().is_some() {
+                    node.key.end();
+                    node.workspace.end();
+                }
+            }
+            Act::GiveBack(node) => {
+                let node = &mut self.nodes[node % count];
+                if let Some(([key, workspace], admitted_us)) = node.running.pop() {
+                    node.key.give_back(&key);
+                    node.workspace.give_back(&workspace);
+                    let place = self.admitted.iter().rposition(|at| *at == admitted_us);
+                    self.admitted.remove(place.expect("it was admitted"));
+                }
+            }
+            Act::Crash(node) => {
+                let dead = node % count;
+                // What it has spent without Redis it tells in a moment; until then its death takes that along.
+                if self.nodes[dead].key.untold_units() == 0 {
+                    self.nodes[dead] = self.newborn();
+                }
+            }
+            Act::Wait(us) => self.pass(i64::from(*us)),
+        }
+    }
+
+    fn admit(&mut self, index: usize) {
+        let now = self.world.now();
+        let node = &mut self.nodes[index];
+        let spent = [node.key.spend(now), node.workspace.spend(now)];
+        node.running.push((spent, self.world.now_us));
+        self.admitted.push(self.world.now_us);
+    }
+
+    /// A request: from what is in hand, or Redis is asked, whose answer comes later.
+    fn request(&mut self, index: usize) {
+        let now = self.world.now();
+        let node = &mut self.nodes[index];
+        node.key.attempt(&self.limits[0]);
+        node.workspace.attempt(&self.limits[1]);
+        if node.can_spend(now.steady_ns) {
+            self.admit(index);
+        } else if node.key.refusal(now.steady_ns).is_none()
+            && node.workspace.refusal(now.steady_ns).is_none()
+            && node.in_transit.is_none()
+        {
+            self.send(index, 1);
+        }
+    }
+
+    /// A request that is decided without Redis, which is well and has not been heard in time.
+    fn alone(&mut self, index: usize) {
+        let now = self.world.now();
+        let node = &mut self.nodes[index];
+        node.key.attempt(&self.limits[0]);
+        node.workspace.attempt(&self.limits[1]);
+        let nodes = self.delay.len() as u64;
+        let alone = Alone { nodes, share_unknown: false, gone_since_ns: None, well_ns: now.steady_ns };
+        if node.key.may_spend_alone(&alone, now).is_ok()
+            && node.workspace.may_spend_alone(&alone, now).is_ok()
+        {
+            let spent = [node.key.spend_alone(&alone, now), node.workspace.spend_alone(&alone, now)];
+            node.running.push((spent, self.world.now_us));
+            self.admitted.push(self.world.now_us);
+        }
+    }
+
+    fn send(&mut self, index: usize, waiting: u64) {
+        let (sent, count) = (self.world.now(), self.nodes.len());
+        let node = &mut self.nodes[index];
+        let key = node.key.ask(waiting, sent.steady_ns, sent.wall);
+        let workspace = node.workspace.ask(waiting, sent.steady_ns, sent.wall);
+        let name = node.name.clone();
+        let told = self.world.filled(&name, count, &key, Some(&workspace));
+        let mut grants = told.into_iter().map(|told| match told {
+            Told::Grant(grant) => grant,
+            other => panic!("{other:?}"),
+        });
+        let (of_workspace, of_key) = (grants.next().expect("two"), grants.next().expect("two"));
+        let answer = self.delay[index].map(|_| [of_key, of_workspace]);
+        // Whoever waits for an answer that never comes asks again after a while.
+        let arrives_ns = sent.steady_ns + u64::from(self.delay[index].unwrap_or(100_000)) * 1_000;
+        self.nodes[index].in_transit = Some((arrives_ns, sent.steady_ns, [key, workspace], answer));
+        if self.delay[index].is_none() {
+            self.delay[index] = Some(300);
+        }
+    }
+
+    /// Time passes in small steps; answers arrive, what is due is settled.
+    fn pass(&mut self, us: i64) {
+        let until = self.world.now_us + us;
+        while self.world.now_us < until {
+            self.world.now_us = until.min(self.world.now_us + 5_000);
+            let now_ns = self.world.now_ns();
+            for index in 0..self.nodes.len() {
+                self.arrive(index, now_ns);
+                let node = &mut self.nodes[index];
+                if node.in_transit.is_none() && (node.key.is_due(now_ns) || node.workspace.is_due(now_ns)) {
+                    self.send(index, 0);
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self, index: usize, now_ns: u64) {
+        let node = &mut self.nodes[index];
+        let Some((_, sent_ns, [key, workspace], answer)) = node.in_transit.take_if(|t| t.0 <= now_ns) else {
+            return;
+        };
+        let Some([of_key, of_workspace]) = answer else {
+            node.key.unanswered(&key);
+            node.workspace.unanswered(&workspace);
+            return;
+        };
+        node.key.answer(&key, &of_key, sent_ns, now_ns);
+        node.workspace.answer(&workspace, &of_workspace, sent_ns, now_ns);
+        if key.waiting > 0 && node.can_spend(now_ns) {
+            self.admit(index);
+        }
+        let node = &mut self.nodes[index];
+        node.key.retire_unless(key.ahead);
+        node.workspace.retire_unless(workspace.ahead);
+    }
+
+    /// The most that any window of `per` admitted.
+    fn most_in_a_window(&self, per: Per) -> u64 {
+        let mut windows = HashMap::<Timestamp, u64>::new();
+        for at_us in &self.admitted {
+            *windows.entry(window_start(per, Timestamp::from_micros(*at_us))).or_default() += 1;
+        }
+        windows.into_values().max().unwrap_or(0)
+    }
+}
+
+fn limit(name: LimitName, rule: Rule) -> Limit {
+    Limit { name, count: Count::Requests, rule }
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        8 => (0..3_usize, 1..40_u8).prop_map(|(n, k)| Act::Requests(n, k)),
+        3 => (0..3_usize, 1..20_u8).prop_map(|(n, k)| Act::Alone(n, k)),
+        6 => (100..40_000_u32).prop_map(Act::Wait),
+        2 => (0..3_usize, proptest::option::weighted(0.8, 50..30_000_u32)).prop_map(|(n, d)| Act::Slow(n, d)),
+        4 => (0..3_usize).prop_map(Act::End),
+        1 => (0..3_usize).prop_map(Act::Crash),
+        1 => (0..3_usize).prop_map(Act::GiveBack),
+        1 => (40_000..1_500_000_u32).prop_map(Act::Wait),
+    ]
+}
+
+fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
+    prop::collection::vec(any_act(), 1..most)
+}
+
+/// Holds `law` against many inputs on one server.
+fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Result<(), TestCaseError>) {
+    let server = RedisServer::start();
+    let mut runner = TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() });
+    if let Err(error) = runner.run(inputs, |input| law(&server, input)) {
+        panic!("{error}");
+    }
+}
+
+/// Whatever is lost, late or dies, and whatever nodes decide without an answer: no window, no life is ever passed, nor a
+/// number in flight by those that Redis let in.
+#[test]
+fn nothing_is_ever_passed() {
+    let inputs = (1..4_usize, acts(120), 1..300_u64, 1..600_u64, 1..500_u64, proptest::option::of(1..30_u64));
+    always(&inputs, |server, (nodes, acts, minute, total, shared, places)| {
+        let rate = Rule::Bucket { rate: 2_000, burst: 2_000 };
+        let mut limits: Limits = [
+            limit(LimitName::Rate { plan: false }, rate),
+            limit(LimitName::Quota, Rule::of(Per::Total, total)),
+            limit(LimitName::Key(0), Rule::of(Per::Minute, minute)),
+        ]
+        .into_iter()
+        .collect();
+        limits.extend(places.map(|max| limit(LimitName::Concurrency, Rule::InFlight { max })));
+        let of_workspace = [limit(LimitName::Workspace(0), Rule::of(Per::Day, shared))].into_iter().collect();
+        let mut run = Run::new(server, nodes, limits, of_workspace);
+        for act in &acts {
+            if places.is_some() && matches!(act, Act::Alone(..)) {
+                continue;
+            }
+            run.play(act);
+            let running = run.nodes.iter().map(|n| n.running.len() as u64).sum::<u64>();
+            prop_assert!(places.is_none_or(|max| running <= max), "{running} in flight of {places:?}");
+        }
+        prop_assert!(run.most_in_a_window(Per::Minute) <= minute);
+        prop_assert!(run.most_in_a_window(Per::Total) <= total);
+        prop_assert!(run.most_in_a_window(Per::Day) <= shared);
+        Ok(())
+    });
+}
+
+/// In any stretch of time a rate admits at most its burst and what refilled; an answer's way counts as time.
+#[test]
+fn a_rate_is_never_passed() {
+    // Answers in this world take up to 30 ms and are looked at every 5 ms.
+    const WAY_US: i64 = 35_000;
+    always(&(1..4_usize, 1..4_000_u64, 1..400_u64, acts(120)), |server, (nodes, rate, burst, acts)| {
+        let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
+        let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
+        acts.iter().filter(|act| !matches!(act, Act::Alone(..))).for_each(|act| run.play(act));
+        for (i, from) in run.admitted.iter().enumerate() {
+            for (n, to) in run.admitted[i..].iter().enumerate() {
+                let refilled = u64::try_from(to - from + WAY_US).expect("ordered") * rate / 1_000_000;
+                prop_assert!(n as u64 <= burst + refilled, "{} in {} us of {burst}", n + 1, to - from);
+            }
+        }
+        Ok(())
+    });
+}
+
+fn unlimited() -> Limits {
+    [limit(LimitName::Workspace(0), Rule::of(Per::Total, 1_000_000_000))].into_iter().collect()
+}
+
+/// When nothing is lost, what is unspent or given back comes back, and every last unit can be spent.
+#[test]
+fn a_limit_is_reached_exactly() {
+    always(&(1..4_usize, 1..400_u64, acts(60)), |server, (nodes, total, acts)| {
+        let rate = limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 3_000, burst: 3_000 });
+        let limits = [rate, limit(LimitName::Quota, Rule::of(Per::Total, total))];
+        let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
+        let lossless = |act: &&Act| !matches!(act, Act::Crash(_) | Act::Slow(..));
+        acts.iter().filter(lossless).for_each(|act| run.play(act));
+        // What was promised to nodes that do nothing any more is free after ten seconds.
+        run.pass(10_000_000);
+        for _ in 0..3 {
+            run.pass(2_000_000);
+            for _ in 0..total + 3 {
+                run.play(&Act::Requests(0, 1));
+                run.pass(5_000);
+            }
+        }
+        prop_assert_eq!(run.admitted.len() as u64, total);
+        Ok(())
+    });
+}
+
+fn one_key(server: &RedisServer, nodes: usize, rule: Limit) -> Run {
+    Run::new(server, nodes, [rule].into_iter().collect(), unlimited())
+}
+
+#[test]
+fn a_key_that_redis_does_not_know_goes_on_where_the_ledger_stands() {
+    let server = RedisServer::start();
+    let mut run = one_key(&server, 2, limit(LimitName::Quota, Rule::of(Per::Total, 10)));
+    run.world.ledger = [0, 0, 0, 0, 7];
+    for _ in 0..20 {
+        run.play(&Act::Requests(0, 1));
+        run.play(&Act::Requests(1, 1));
+        run.pass(5_000);
+    }
+    assert_eq!(run.admitted.len(), 3);
+}
+
+#[test]
+fn places_of_a_node_that_died_are_free_after_five_seconds() {
+    let server = RedisServer::start();
+    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, Rule::InFlight { max: 2 }));
+    for _ in 0..2 {
+        run.play(&Act::Requests(0, 1));
+        run.pass(5_000);
+    }
+    assert_eq!(run.admitted.len(), 2);
+    run.play(&Act::Crash(0));
+    run.pass(4_000_000);
+    run.play(&Act::Requests(1, 1));
+    run.pass(5_000);
+    assert_eq!(run.admitted.len(), 2, "the dead node's places are still held");
+    run.pass(1_100_000);
+    run.play(&Act::Requests(1, 1));
+    run.pass(5_000);
+    assert_eq!(run.admitted.len(), 3);
+}
+
+#[test]
+fn places_of_a_node_that_lives_are_renewed() {
+    let server = RedisServer::start();
+    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, Rule::InFlight { max: 1 }));
+    run.play(&Act::Requests(0, 1));
+    run.pass(20_000_000);
+    run.play(&Act::Requests(1, 1));
+    run.pass(5_000);
+    assert_eq!(run.admitted.len(), 1, "twenty seconds later its place is still its own");
+    run.play(&Act::End(0));
+    run.pass(200_000);
+    run.play(&Act::Requests(1, 1));
+    run.pass(5_000);
+    assert_eq!(run.admitted.len(), 2, "and free soon after its request ended");
+}
+
+/// A call of a node that has spent nothing, and is heard for the first time.
+fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> Ask {
+    Ask {
+        // Each call of these tests comes from another node.
+        seq: 1,
+        epoch: 0,
+        limits: limits.iter().copied().collect(),
+        waiting: need,
+        need,
+        ahead,
+        leaves: false,
+        windows: [Said { since: 1, ..Said::default() }; WINDOWS.len()],
+        returned: (0, 0),
+        untold: Vec::new(),
+        ledger: None,
+        places: None,
+        ahead_places: 0,
+        max_places: 0,
+    }
+}
+
+/// What a node of that name may have by a call of its own.
+fn taken(world: &mut World, node: &str, limits: &[Limit], need: u64) -> u64 {
+    world.ask(node, 2, &plain_ask(limits, need, 0)).units
+}

@@ -1,0 +1,295 @@
+//! The other side of the protocol, as `grant.lua` has it, for windows: so that every interleaving can be tried without a server.
+//! A test holds it against the script.
+
+use super::*;
+use crate::policy::keys::limit::RetryAfter;
+use std::collections::BTreeMap;
+
+const HOLD_US: i64 = 1_000_000;
+const PROMISE_US: i64 = 10_000_000;
+const RECORD_US: i64 = 3_600_000_000;
+
+/// What may be left out, to see that something fails without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// A call that is older than one that was acted on is refused.
+    Order,
+    /// What others were promised is not granted.
+    Promises,
+    /// What a node may still spend until it hears of a smaller promise is kept for it.
+    Kept,
+    /// What a node was debited is compared with what it says that it has.
+    Debited,
+    /// The highest word of what was counted holds in a new epoch.
+    Word,
+    /// What nodes were promised when they lost Redis is kept until they can have been heard.
+    Lost,
+    /// In a new epoch nothing is granted before the others can have been heard.
+    Hold,
+}
+
+/// One subject on one server.
+#[derive(Clone, Debug)]
+pub(super) struct RedisSide {
+    pub(super) server: u32,
+    pub(super) hash: Option<Hash>,
+    pub(super) without: Option<Guard>,
+    /// Until when it has just been started.
+    pub(super) young_until: i64,
+    /// When nodes lost it that have just found it again.
+    pub(super) lost: Option<i64>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Hash {
+    made: i64,
+    pub(super) epoch: i64,
+    pub(super) hold: i64,
+    server: u32,
+    windows: [Window; WINDOWS.len()],
+    records: BTreeMap<String, Record>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    start: Timestamp,
+    used: u64,
+    known: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    till: i64,
+    epoch: i64,
+    seq: u64,
+    /// Of each window: which of the node's, what it was debited, what is kept for it.
+    windows: [(u64, u64, u64); WINDOWS.len()],
+}
+
+impl RedisSide {
+    pub(super) const fn new() -> Self {
+        Self { server: 1, hash: None, without: None, young_until: 0, lost: None }
+    }
+
+    fn keeps(&self, guard: Guard) -> bool {
+        self.without != Some(guard)
+    }
+
+    /// Acts on what is said and asked of the subject.
+    pub(super) fn call(&mut self, node: &str, nodes: u64, now: Timestamp, ask: &Ask) -> Told {
+        let now_us = now.as_micros();
+        let starts = WINDOWS.map(|per| window_start(per, now));
+        let mut hash = match (&self.hash, ask.ledger) {
+            (Some(hash), _) => hash.clone(),
+            (None, None) => return Told::Unknown,
+            (None, Some(ledger)) => Hash {
+                made: now_us,
+                epoch: now_us,
+                hold: if (ask.epoch != 0 || now_us < self.young_until) && self.keeps(Guard::Hold) {
+                    now_us + HOLD_US
+                } else {
+                    0
+                },
+                server: self.server,
+                windows: std::array::from_fn(|w| Window {
+                    start: starts[w],
+                    used: ledger[w],
+                    known: ledger[w],
+                }),
+                records: BTreeMap::new(),
+            },
+        };
+        if hash.server != self.server {
+            (hash.server, hash.epoch) = (self.server, now_us);
+            if !hash.records.is_empty() && self.keeps(Guard::Hold) {
+                hash.hold = now_us + HOLD_US;
+            }
+            hash.windows.iter_mut().for_each(|w| w.known = w.used);
+        }
+        for (window, start) in hash.windows.iter_mut().zip(starts) {
+            if window.start != start {
+                *window = Window { start, ..Window::default() };
+            }
+        }
+        let own = hash.records.get(node).filter(|r| r.epoch == hash.epoch).cloned();
+        if own.as_ref().is_some_and(|own| ask.seq <= own.seq) && self.keeps(Guard::Order) {
+            return Told::Old;
+        }
+        let epoch = hash.epoch;
+        for w in 0..WINDOWS.len() {
+            let (window, said) = (&mut hash.windows[w], ask.windows[w]);
+            match own.as_ref().map(|own| own.windows[w]).filter(|own| own.0 == said.since) {
+                Some((_, debited, _)) => {
+                    let debited = if self.keeps(Guard::Debited) { debited } else { debited.max(said.spent) };
+                    window.used = (window.used + said.spent).saturating_sub(debited);
+                }
+                None => {
+                    if ask.epoch != 0 && ask.epoch != epoch && self.keeps(Guard::Word) {
+                        let missing = said.heard.saturating_sub(window.known);
+                        window.used += missing;
+                        window.known += missing;
+                    }
+                    if said.spent > said.told {
+                        let in_ledger: u64 = ask
+                            .untold
+                            .iter()
+                            .filter(|u| {
+                                u.at_us < hash.made - 2_000_000 && u.at_us >= window.start.as_micros()
+                            })
+                            .map(|u| u.units)
+                            .sum();
+                        window.used += (said.spent - said.told).saturating_sub(in_ledger);
+                    } else {
+                        window.used = window.used.saturating_sub(said.told - said.spent);
+                    }
+                }
+            }
+        }
+        hash.records.retain(|name, record| name == node || record.till + RECORD_US >= now_us);
+        let others: Vec<Record> = hash
+            .records
+            .iter()
+            .filter(|(name, record)| *name != node && record.till > self.lost.unwrap_or(now_us))
+            .map(|(_, record)| record.clone())
+            .collect();
+        let count = nodes.max(others.len() as u64 + 1);
+        let part = 2 * count;
+        let keeps_promises = self.keeps(Guard::Promises);
+        let available = |hash: &Hash, w: usize, max: u64| {
+            let start_us = hash.windows[w].start.as_micros();
+            let promised: u64 = others
+                .iter()
+                .filter(|o| keeps_promises && o.till - PROMISE_US >= start_us)
+                .map(|o| o.windows[w].2)
+                .sum();
+            max.saturating_sub(hash.windows[w].used).saturating_sub(promised)
+        };
+        let limits: Vec<(usize, u64, Limit)> = ask.limits.iter().map(|l| window_of(*l)).collect();
+        let (mut units, mut extra, mut refused) = (0, 0, None);
+        let is_held_back = hash.hold > now_us;
+        if !is_held_back {
+            let least = |hash: &Hash| limits.iter().map(|(w, max, _)| available(hash, *w, *max)).min();
+            units = ask.need.min(least(&hash).unwrap_or(u64::MAX));
+            if ask.waiting > 0 && ask.waiting - ask.need + units < 1 {
+                units = 0;
+                refused = reason(&limits, |w, max| available(&hash, w, max), now);
+            } else if units == ask.need {
+                extra = ask.ahead.min((least(&hash).unwrap_or(u64::MAX) - units) / part);
+            }
+        }
+        let granted = units + extra;
+        hash.windows.iter_mut().for_each(|w| w.used += granted);
+        let mut promises = [0; WINDOWS.len()];
+        let mut windows = [(0, 0, 0); WINDOWS.len()];
+        for (w, said) in ask.windows.iter().enumerate() {
+            windows[w] = (said.since, said.spent + granted, 0);
+        }
+        for (w, max, _) in limits.iter().filter(|_| !ask.leaves) {
+            let free = available(&hash, *w, *max);
+            promises[*w] = if is_held_back { free.min(ask.windows[*w].held) } else { free / part };
+            let kept = ask.windows[*w].held.saturating_sub(granted);
+            windows[*w].2 = if self.keeps(Guard::Kept) { kept.max(promises[*w]) } else { promises[*w] };
+        }
+        let record = Record { till: now_us + PROMISE_US, epoch, seq: ask.seq, windows };
+        hash.records.insert(node.to_owned(), record);
+        let used = hash.windows.map(|w| w.used);
+        let left = limits
+            .iter()
+            .map(|(w, max, limit)| {
+                let reset =
+                    crate::policy::keys::limit::window_end(WINDOWS[*w], now).map(|end| end.since(now));
+                let units = max.saturating_sub(used[*w]);
+                (*limit, crate::policy::keys::limit::Remaining { units, reset })
+            })
+            .collect();
+        self.hash = Some(hash);
+        let places = 0;
+        Told::Grant(Grant {
+            now_us,
+            epoch,
+            units: granted,
+            is_held_back,
+            places,
+            promises,
+            used,
+            refused,
+            left,
+        })
+    }
+}
+
+fn window_of(limit: Limit) -> (usize, u64, Limit) {
+    let Rule::Window { per, max } = limit.rule else { panic!("only windows are modelled") };
+    (WINDOWS.iter().position(|w| *w == per).expect("a window"), max, limit)
+}
+
+fn reason(
+    limits: &[(usize, u64, Limit)],
+    available: impl Fn(usize, u64) -> u64,
+    now: Timestamp,
+) -> Option<(Limit, RetryAfter)> {
+    let mut worst: Option<(Limit, RetryAfter)> = None;
+    for (w, max, limit) in limits {
+        if available(*w, *max) < 1 {
+            let retry = match crate::policy::keys::limit::window_end(WINDOWS[*w], now) {
+                Some(end) if *max > 0 => RetryAfter::Wait(end.since(now)),
+                _ => RetryAfter::Never,
+            };
+            if worst.is_none_or(|worst| retry > worst.1) {
+                worst = Some((*limit, retry));
+            }
+        }
+    }
+    worst
+}
+
+fn any_call() -> impl Strategy<Value = (usize, u64, u64, u64, Vec<u64>, u32, bool)> {
+    let said = prop::collection::vec(0..12_u64, 4);
+    (0..3_usize, 0..4_u64, 0..5_u64, 0..6_u64, said, 0..4_000_000_u32, prop::bool::weighted(0.05))
+}
+
+/// Whatever nodes say, right or wrong, in whatever order: script and model answer the same.
+#[test]
+fn the_model_answers_as_the_script_does() {
+    always(&prop::collection::vec(any_call(), 1..40), |server, calls| {
+        let mut world = World::new(server);
+        let mut model = RedisSide::new();
+        let servers = ["s0", "s1", "s2", "s3", "s4"];
+        let limits = [
+            limit(LimitName::Quota, Rule::of(Per::Total, 40)),
+            limit(LimitName::Key(0), Rule::of(Per::Minute, 15)),
+        ];
+        let mut epoch = 0;
+        for (n, (node, seq, need, ahead, said, us, fails_over)) in calls.into_iter().enumerate() {
+            world.now_us += i64::from(us);
+            if fails_over && model.server < 4 {
+                model.server += 1;
+                world.server = servers[usize::try_from(model.server).expect("few")];
+            }
+            let windows = std::array::from_fn(|w| Said {
+                since: 1 + said[0] / 6,
+                spent: said[1] + w as u64,
+                told: said[2],
+                heard: said[3] * 3,
+                held: said[0],
+            });
+            let ask = Ask {
+                seq: 1 + n as u64 / 2 + seq,
+                epoch,
+                windows,
+                waiting: need + said[3] / 8,
+                leaves: said[2] == 11,
+                ledger: Some([3; WINDOWS.len()]),
+                ..plain_ask(&limits, need, ahead)
+            };
+            let name = ["a", "b", "c"][node];
+            let there = world.call(name, 2, &ask, None).remove(0);
+            let here = model.call(name, 2, Timestamp::from_micros(world.now_us), &ask);
+            if let Told::Grant(grant) = &here {
+                epoch = grant.epoch;
+            }
+            prop_assert_eq!(here, there, "call {}", n);
+        }
+        Ok(())
+    });
+}

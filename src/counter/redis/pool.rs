@@ -1,0 +1,467 @@
+//! What one node holds of one subject (a key, or a workspace): units that Redis has granted, and a promise for when it is gone.
+//!
+//! Pure: no I/O, no clock. The protocol is on one page in docs/redis.md, and `grant.lua` is its other side.
+//!
+//! *Invariant:* a unit is spent within [`LIFE`] of its debit and before the first of its windows ends, or goes back.
+//! *Invariant:* without Redis no more is spent in a window than it keeps for this node: what was granted and is in hand, and what
+//! was promised. Whatever is lost on the way (a call, an answer, a node) admits fewer.
+
+use crate::clock::{Now, Timestamp};
+use crate::counter::{Left, Refusal};
+use crate::model::key::Per;
+use crate::policy::keys::limit::{
+    Limit, Limits, Mark, Refused, Remaining, RetryAfter, Rule, Spending, window_end, window_start,
+};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+mod call;
+mod fallback;
+
+/// The calendar windows, in the order in which the script has them.
+pub const WINDOWS: [Per; 5] = [Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
+/// How long a granted unit may be kept. The script takes the same off a burst while units are granted ahead of need.
+pub const LIFE: Duration = Duration::from_millis(50);
+/// How long after a call Redis keeps for a node what it was promised.
+pub const PROMISE: Duration = Duration::from_secs(10);
+/// How long Redis remembers the places of a node that has gone silent.
+const PLACES_LIFE: Duration = Duration::from_secs(5);
+/// How often places are renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// A node that was told "empty" lets a rate fill up for as long, so that a flood does not reach Redis.
+const PACE: Duration = Duration::from_millis(25);
+/// How long a refusal by a window is believed at first, and at most; other nodes may give units back meanwhile.
+const BELIEVED: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A promise that is used up may be followed by another when Redis is back, which is looked for about this often.
+const PROMISE_RETRY: Duration = Duration::from_secs(1);
+/// Fewer units than this ahead of need are not worth a grant: they are granted when they are needed.
+const AHEAD_MIN: u64 = 4;
+/// Most units ahead of need.
+const AHEAD_MAX: u64 = 10_000;
+/// A calendar that steps back by less than this is taken not to have moved.
+const STEP_MIN: Duration = Duration::from_secs(1);
+/// Minutes of which untold spending is kept apart.
+const UNTOLD_MAX: usize = 240;
+const SECOND_US: i64 = 1_000_000;
+const MINUTE_US: i64 = 60 * SECOND_US;
+
+/// One subject on this node.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    limits: Limits,
+    own: [Own; WINDOWS.len()],
+    /// The latest instant of the calendar that was looked at.
+    latest: Timestamp,
+    /// Numbers windows as they begin on this node, and units by the windows they were spent in.
+    generation: u64,
+    hand: VecDeque<Batch>,
+    /// The number of the last call.
+    seq: u64,
+    /// Since when the Redis that answered last counts this subject, by its clock in µs; 0: it never answered.
+    epoch: i64,
+    /// When it answered last, by its clock.
+    heard_at: Option<Timestamp>,
+    /// Until when the promise holds though Redis may be well, in steady ns.
+    promised_until_ns: u64,
+    /// Whether Redis may not know what this node has, because an answer was lost.
+    unsure: bool,
+    /// Spent without Redis, told in the last call, and since.
+    telling: Vec<Untold>,
+    untold: Vec<Untold>,
+    returned: u64,
+    returned_at_us: i64,
+    /// For rates without Redis.
+    rates: Spending,
+    /// Units wanted in hand: what was lately asked for within [`LIFE`].
+    target: u64,
+    /// Whether a request has found too little in hand for those that will follow it.
+    is_wanting: bool,
+    is_leaving: bool,
+    attempts: u64,
+    asked_at_ns: u64,
+    exhausted: Option<Exhausted>,
+    believed: Duration,
+    left: Left,
+    left_at_ns: u64,
+    in_flight: u64,
+    /// Places of requests that are not charged yet.
+    held: u64,
+    peak_in_flight: u64,
+    places: u64,
+    places_from_ns: u64,
+}
+
+/// One window on this node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    start: Timestamp,
+    since: u64,
+    /// What was spent in it through this node.
+    spent: u64,
+    /// As much of this as Redis is known to have counted, units in hand included.
+    told: u64,
+    /// What all nodes together had spent when Redis answered last.
+    heard: u64,
+    /// What may be spent without Redis; none if it never said.
+    promise: Option<u64>,
+    /// What was spent without Redis since the last call was sent.
+    alone: u64,
+}
+
+/// Units of one grant.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    units: u64,
+    at_us: i64,
+    until_ns: u64,
+}
+
+/// A refusal that is believed without asking again.
+#[derive(Clone, Copy, Debug)]
+struct Exhausted {
+    limit: Limit,
+    retry: RetryAfter,
+    from_ns: u64,
+    until_ns: u64,
+}
+
+/// Units spent without Redis that it has not been told of, and when by its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Untold {
+    /// µs since the epoch.
+    pub at_us: i64,
+    /// Units.
+    pub units: u64,
+}
+
+/// What one request took of one subject.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    generation: u64,
+    mark: Mark,
+    /// When it was debited, by Redis's clock in µs; none if it was spent without Redis.
+    debited_us: Option<i64>,
+}
+
+/// What is said and asked of one subject in a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The number of the call; Redis acts on each once, and on none that is older than one it has acted on.
+    pub seq: u64,
+    /// Which epoch of Redis the node heard of last; 0: none.
+    pub epoch: i64,
+    /// The limits to charge.
+    pub limits: Limits,
+    /// Requests that wait.
+    pub waiting: u64,
+    /// Units for them beyond those in hand.
+    pub need: u64,
+    /// Units wanted beyond.
+    pub ahead: u64,
+    /// Whether the node stops, and needs no promise.
+    pub leaves: bool,
+    /// What this node has of each of [`WINDOWS`].
+    pub windows: [Said; WINDOWS.len()],
+    /// Units that come back unspent, and when the earliest was debited.
+    pub returned: (u64, i64),
+    /// What was spent without Redis.
+    pub untold: Vec<Untold>,
+    /// What the ledger knows of each window, if Redis does not know the subject.
+    pub ledger: Option<[u64; WINDOWS.len()]>,
+    /// Places held, if places are limited.
+    pub places: Option<u64>,
+    /// Places wanted beyond those of waiting requests.
+    pub ahead_places: u64,
+    /// The ceiling of places.
+    pub max_places: u64,
+}
+
+/// What a node says of one window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Which of its windows this is.
+    pub since: u64,
+    /// Units it has spent, and those in hand.
+    pub spent: u64,
+    /// As much of this as Redis has said that it knows.
+    pub told: u64,
+    /// What all nodes had spent when it was heard last.
+    pub heard: u64,
+    /// What it may still spend without asking.
+    pub held: u64,
+}
+
+/// What Redis answered of one subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its clock in µs.
+    pub now_us: i64,
+    /// Since when it counts, by its clock in µs.
+    pub epoch: i64,
+    /// Units debited.
+    pub units: u64,
+    /// Whether it counts and does not grant yet, because other nodes may have to be heard first.
+    pub is_held_back: bool,
+    /// Places this node now holds.
+    pub places: u64,
+    /// What may be spent of each window without asking.
+    pub promises: [u64; WINDOWS.len()],
+    /// What all nodes have spent of each window.
+    pub used: [u64; WINDOWS.len()],
+    /// Why nothing was granted to the requests that wait.
+    pub refused: Option<(Limit, RetryAfter)>,
+    /// What is left of each limit, in the order asked.
+    pub left: Left,
+}
+
+/// What a node goes by while it decides without Redis.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone {
+    /// How many nodes live.
+    pub nodes: u64,
+    /// Whether limits of which nothing is promised are divided by their number; else such a subject is refused.
+    pub share_unknown: bool,
+    /// Since when Redis has been gone, in steady ns, if it is.
+    pub gone_since_ns: Option<u64>,
+    /// When it was last well, in steady ns.
+    pub well_ns: u64,
+}
+
+const fn ns(d: Duration) -> u64 {
+    // No duration here is longer than a few seconds.
+    d.as_secs() * 1_000_000_000 + d.subsec_nanos() as u64
+}
+
+// === what is in hand ===
+
+impl Pool {
+    /// The limits in force, and that one more request has come. What was granted under others goes back.
+    pub fn attempt(&mut self, limits: &Limits) {
+        self.attempts = self.attempts.saturating_add(1);
+        if self.limits != *limits {
+            self.retire();
+            self.exhausted = None;
+            self.limits.clone_from(limits);
+        }
+    }
+
+    /// Whether one more request may be admitted from what is in hand.
+    pub fn can_spend(&mut self, now_ns: u64) -> bool {
+        self.expire(now_ns);
+        self.has_place(now_ns) && !self.hand.is_empty()
+    }
+
+    /// Admits one request. Call only where [`Self::can_spend`] has just agreed.
+    pub fn spend(&mut self, now: Now) -> Spent {
+        let mut debited_us = None;
+        if let Some(batch) = self.hand.front_mut() {
+            batch.units -= 1;
+            debited_us = Some(batch.at_us);
+            if batch.units == 0 {
+                self.hand.pop_front();
+            }
+        }
+        let mark = self.rates.take_rates(&self.limits, 1, now);
+        self.count();
+        Spent { generation: self.generation, mark, debited_us }
+    }
+
+    fn count(&mut self) {
+        for own in &mut self.own {
+            own.spent = own.spent.saturating_add(1);
+        }
+        self.in_flight += 1;
+        self.peak_in_flight = self.peak_in_flight.max(self.in_flight);
+    }
+
+    /// A request was not forwarded after all.
+    pub fn give_back(&mut self, spent: &Spent) {
+        for own in self.own.iter_mut().filter(|own| own.since <= spent.generation) {
+            own.spent = own.spent.saturating_sub(1);
+        }
+        self.rates.give_back_rates(&self.limits, 1, spent.mark);
+        match spent.debited_us {
+            Some(at_us) => self.comes_back(1, at_us),
+            // The earliest is the likeliest to be taken for one that the ledger has.
+            None => {
+                if let Some(first) = self.telling.iter_mut().chain(&mut self.untold).find(|u| u.units > 0) {
+                    first.units -= 1;
+                }
+            }
+        }
+        self.end();
+    }
+
+    /// A request is over.
+    pub fn end(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.is_freed();
+    }
+
+    /// Takes a place for a request that is charged later, if there is one as far as this node knows.
+    pub fn hold(&mut self, limits: &Limits) -> Result<(), Box<Refusal>> {
+        let full = |l: &&Limit| matches!(l.rule, Rule::InFlight { max } if self.in_flight + self.held >= max);
+        if let Some(limit) = limits.iter().find(full) {
+            let retry = if limit.max() > 0 { RetryAfter::Release } else { RetryAfter::Never };
+            return Err(Box::new(Refusal {
+                refused: Refused { limit: *limit, retry },
+                left: self.left.clone(),
+            }));
+        }
+        self.held += 1;
+        Ok(())
+    }
+
+    /// The place of [`Self::hold`] is not needed any more.
+    pub fn unhold(&mut self) {
+        self.held = self.held.saturating_sub(1);
+        self.is_freed();
+    }
+
+    fn is_freed(&mut self) {
+        if self.exhausted.is_some_and(|e| e.retry == RetryAfter::Release) {
+            self.exhausted = None;
+        }
+    }
+
+    /// Gives back all that is in hand.
+    pub fn retire(&mut self) {
+        self.is_wanting = false;
+        while let Some(batch) = self.hand.pop_front() {
+            self.comes_back(batch.units, batch.at_us);
+        }
+    }
+
+    /// Gives back all that Redis keeps for this node, which stops.
+    pub fn leave(&mut self) {
+        self.retire();
+        self.is_leaving = true;
+        for own in &mut self.own {
+            own.promise = None;
+        }
+    }
+
+    /// Gives back what was granted for requests that waited and nobody took: the whole burst was there for them, but not for
+    /// later.
+    pub fn retire_unless(&mut self, ahead: u64) {
+        if ahead == 0 {
+            self.retire();
+        }
+    }
+
+    fn expire(&mut self, now_ns: u64) {
+        while let Some(batch) = self.hand.front().copied().filter(|b| now_ns >= b.until_ns) {
+            self.hand.pop_front();
+            self.comes_back(batch.units, batch.at_us);
+        }
+    }
+
+    fn comes_back(&mut self, units: u64, at_us: i64) {
+        self.returned_at_us = if self.returned == 0 { at_us } else { self.returned_at_us.min(at_us) };
+        self.returned = self.returned.saturating_add(units);
+    }
+
+    fn units(&self) -> u64 {
+        self.hand.iter().map(|b| b.units).sum()
+    }
+
+    fn max_places(&self) -> Option<u64> {
+        self.limits.iter().find_map(|l| if let Rule::InFlight { max } = l.rule { Some(max) } else { None })
+    }
+
+    fn has_place(&self, now_ns: u64) -> bool {
+        let alive = now_ns.saturating_sub(self.places_from_ns) < ns(PLACES_LIFE) - ns(RENEW_EVERY);
+        self.max_places().is_none() || (alive && self.in_flight < self.places)
+    }
+
+    /// The windows of this instant. What was in hand for others is not good any more.
+    fn turn(&mut self, wall: Timestamp) {
+        if wall < self.latest && self.latest.since(wall) < STEP_MIN {
+            return;
+        }
+        self.latest = wall;
+        for (own, per) in self.own.iter_mut().zip(WINDOWS) {
+            let start = window_start(per, wall);
+            if own.since == 0 || own.start != start {
+                self.generation += 1;
+                *own = Own { start, since: self.generation, ..Own::default() };
+                // Nothing comes back: what is in hand was paid in a window that is over, and is counted in the others.
+                self.hand.clear();
+            }
+        }
+    }
+}
+
+// === refusals ===
+
+impl Pool {
+    /// The refusal that is still believed.
+    pub fn refusal(&self, now_ns: u64) -> Option<Box<Refusal>> {
+        let known = self.exhausted.filter(|e| now_ns < e.until_ns)?;
+        let passed = Duration::from_nanos(now_ns.saturating_sub(known.from_ns));
+        let retry = match known.retry {
+            RetryAfter::Wait(wait) => {
+                RetryAfter::Wait(wait.saturating_sub(passed).max(Duration::from_nanos(1)))
+            }
+            other => other,
+        };
+        Some(Box::new(Refusal { refused: Refused { limit: known.limit, retry }, left: self.left(now_ns) }))
+    }
+
+    /// What is left of each limit, units in hand included.
+    pub fn left(&self, now_ns: u64) -> Left {
+        let passed = Duration::from_nanos(now_ns.saturating_sub(self.left_at_ns));
+        let (units, places) = (self.units(), self.places.saturating_sub(self.in_flight));
+        let shown = |(limit, left): &(Limit, Remaining)| {
+            let in_hand = if matches!(limit.rule, Rule::InFlight { .. }) { places } else { units };
+            let reset = left.reset.map(|r| r.saturating_sub(passed));
+            (*limit, Remaining { units: left.units.saturating_add(in_hand), reset })
+        };
+        self.left.iter().map(shown).collect()
+    }
+
+    /// Remembers a refusal, or that a rate is empty for the moment.
+    fn believe(&mut self, ask: &Ask, grant: &Grant, now_ns: u64) {
+        let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
+        let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
+            self.exhausted = None;
+            self.believed = Duration::ZERO;
+            return;
+        };
+        let (retry, holds) = match (limit.rule, retry) {
+            (Rule::Bucket { .. }, RetryAfter::Wait(wait)) => {
+                let wait = wait.max(pace(&limit));
+                (RetryAfter::Wait(wait), wait)
+            }
+            (_, RetryAfter::Release) => (retry, PACE),
+            (_, RetryAfter::Wait(wait)) => (retry, self.believe_longer().min(wait)),
+            (_, RetryAfter::Never) => (retry, self.believe_longer()),
+        };
+        let until_ns = now_ns.saturating_add(ns(holds));
+        self.exhausted = Some(Exhausted { limit, retry, from_ns: now_ns, until_ns });
+    }
+
+    fn believe_longer(&mut self) -> Duration {
+        let (first, most) = BELIEVED;
+        self.believed = (self.believed * 2).clamp(first, most);
+        self.believed
+    }
+
+    /// The rate that this answer has taken the last of, if it gave less than was asked for.
+    fn emptied(&self, ask: &Ask, grant: &Grant) -> Option<Limit> {
+        if grant.units >= ask.need + ask.ahead {
+            return None;
+        }
+        let empty =
+            |(l, left): &&(Limit, Remaining)| matches!(l.rule, Rule::Bucket { .. }) && left.units == 0;
+        self.left.iter().find(empty).map(|(limit, _)| *limit)
+    }
+}
+
+/// How long a rate that was emptied is let fill up: never so long that its bucket could overflow.
+fn pace(limit: &Limit) -> Duration {
+    let Rule::Bucket { rate, burst } = limit.rule else { return PACE };
+    let rate = rate.max(1);
+    let (step, whole) = (1_000_000_000 / rate, burst.saturating_mul(1_000_000_000) / rate);
+    PACE.min(Duration::from_nanos(whole / 4)).max(Duration::from_nanos(step))
+}

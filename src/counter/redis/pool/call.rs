@@ -1,0 +1,177 @@
+//! What a node says of a subject in a call, and what it makes of the answer.
+
+use super::{
+    AHEAD_MAX, AHEAD_MIN, Ask, Batch, Grant, LIFE, PROMISE, Per, Pool, RENEW_EVERY, Rule, Said, Timestamp,
+    WINDOWS, fallback, ns, window_end,
+};
+
+impl Pool {
+    /// Whether it is time to ask for more, before a request has to wait for it.
+    pub fn wants_more(&mut self) -> bool {
+        let wants = self.exhausted.is_none() && self.target >= AHEAD_MIN && self.units() <= self.target / 2;
+        self.is_wanting |= wants;
+        wants
+    }
+
+    /// What to say and to ask in a call for `waiting` requests, at that instant of Redis's calendar.
+    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp) -> Ask {
+        self.expire(now_ns);
+        self.turn(wall);
+        let have = self.units();
+        let is_wanting = std::mem::take(&mut self.is_wanting);
+        let ahead = if waiting > 0 || is_wanting { self.ahead(waiting, have, now_ns) } else { 0 };
+        let holding = if waiting > 0 {
+            self.in_flight
+        } else {
+            std::mem::replace(&mut self.peak_in_flight, self.in_flight).min(self.places).max(self.in_flight)
+        };
+        // Until the answer, no request may take a place that Redis is being told is free.
+        self.places = self.places.min(holding);
+        let keeps = now_ns < self.promised_until_ns;
+        self.seq = (now_ns / 1_000).max(self.seq + 1);
+        self.telling.append(&mut self.untold);
+        fallback::fold(&mut self.telling);
+        let windows = self.own.each_mut().map(|own| {
+            own.alone = 0;
+            if !keeps {
+                own.promise = None;
+            }
+            Said {
+                since: own.since,
+                spent: own.spent.saturating_add(have),
+                told: own.told,
+                heard: own.heard,
+                held: own.promise.unwrap_or(0),
+            }
+        });
+        let max_places = self.max_places();
+        Ask {
+            seq: self.seq,
+            epoch: self.epoch,
+            limits: self.limits.clone(),
+            waiting,
+            need: waiting.saturating_sub(have),
+            ahead,
+            leaves: self.is_leaving,
+            windows,
+            returned: (std::mem::take(&mut self.returned), self.returned_at_us),
+            untold: self.telling.clone(),
+            ledger: None,
+            places: max_places.map(|_| holding),
+            ahead_places: if waiting > 0 { self.in_flight } else { 0 },
+            max_places: max_places.unwrap_or(0),
+        }
+    }
+
+    fn ahead(&mut self, waiting: u64, have: u64, now_ns: u64) -> u64 {
+        // Five milliseconds at least, or the first few requests after a pause would pass for a flood.
+        let elapsed = now_ns.saturating_sub(self.asked_at_ns).max(ns(LIFE) / 10);
+        let demand = self.attempts.saturating_mul(ns(LIFE)) / elapsed;
+        self.target = u64::midpoint(self.target, demand).min(AHEAD_MAX);
+        self.attempts = 0;
+        self.asked_at_ns = now_ns;
+        if self.target < AHEAD_MIN { 0 } else { self.target.saturating_sub(have.saturating_sub(waiting)) }
+    }
+
+    /// Takes in what Redis answered to a call that was sent at `sent_ns`; nothing, if another was sent since.
+    pub fn answer(&mut self, ask: &Ask, grant: &Grant, sent_ns: u64, now_ns: u64) {
+        if ask.seq != self.seq {
+            return;
+        }
+        self.unsure = false;
+        self.epoch = grant.epoch;
+        let at = Timestamp::from_micros(grant.now_us);
+        self.heard_at = Some(at);
+        self.promised_until_ns = sent_ns.saturating_add(ns(PROMISE));
+        let is_limited = |per: Per| {
+            ask.limits.iter().any(|l| matches!(l.rule, Rule::Window { per: limited, .. } if limited == per))
+        };
+        let (mut is_over, mut spent_twice) = (self.limits != ask.limits, 0);
+        for (n, own) in self.own.iter_mut().enumerate() {
+            let said = ask.windows[n];
+            if own.since != said.since {
+                is_over = true;
+                continue;
+            }
+            own.told = said.spent.saturating_add(grant.units);
+            own.heard = grant.used[n];
+            if is_limited(WINDOWS[n]) {
+                // What Redis keeps for this node beside the grant, of which some was spent on the way.
+                let kept = said.held.saturating_sub(grant.units).max(grant.promises[n]);
+                spent_twice = spent_twice.max(own.alone.saturating_sub(kept));
+                own.promise = Some(grant.promises[n].min(kept.saturating_sub(own.alone)));
+            }
+        }
+        self.telling.clear();
+        let units = grant.units.saturating_sub(spent_twice);
+        if is_over {
+            self.comes_back(grant.units, grant.now_us);
+        } else if units > 0 {
+            let until_ns = sent_ns.saturating_add(self.life_ns(at));
+            self.hand.push_back(Batch { units, at_us: grant.now_us, until_ns });
+        }
+        if ask.places.is_some() {
+            self.places = grant.places;
+            self.places_from_ns = sent_ns;
+        }
+        self.left.clone_from(&grant.left);
+        self.left_at_ns = now_ns;
+        if !grant.is_held_back && (ask.waiting > 0 || ask.ahead > 0) {
+            self.believe(ask, grant, now_ns);
+        }
+    }
+
+    /// A call was not answered. Whether Redis acted on it is unknown; the next one tells it all again.
+    pub const fn unanswered(&mut self, ask: &Ask) {
+        if ask.seq == self.seq {
+            self.unsure = true;
+        }
+    }
+
+    /// Whether Redis should hear something now though nobody waits.
+    pub fn is_due(&mut self, now_ns: u64) -> bool {
+        self.expire(now_ns);
+        self.unsure || self.is_untold() || self.places_are_due(now_ns)
+    }
+
+    /// Whether Redis will have to hear something sooner or later.
+    pub fn owes(&self) -> bool {
+        self.unsure || self.is_untold() || !self.hand.is_empty() || self.places > 0
+    }
+
+    /// Whether Redis was heard at that instant of steady time or later.
+    pub const fn was_heard_since(&self, since_ns: u64) -> bool {
+        self.epoch != 0 && self.promised_until_ns >= since_ns.saturating_add(ns(PROMISE))
+    }
+
+    /// Redis may have forgotten what it was told: it hears it again.
+    pub const fn tell_again(&mut self) {
+        self.unsure = true;
+    }
+
+    /// What was spent without Redis, and it has not said that it knows.
+    #[cfg(test)]
+    pub fn untold_units(&self) -> u64 {
+        self.telling.iter().chain(&self.untold).map(|u| u.units).sum()
+    }
+
+    fn is_untold(&self) -> bool {
+        let have = self.units();
+        self.own.iter().any(|own| own.since > 0 && own.told != own.spent.saturating_add(have))
+    }
+
+    fn places_are_due(&self, now_ns: u64) -> bool {
+        let unused = self.places > self.in_flight;
+        let old = now_ns.saturating_sub(self.places_from_ns) >= ns(RENEW_EVERY);
+        self.max_places().is_some() && (unused || (self.places > 0 && old))
+    }
+
+    /// How long a unit debited at that instant may be kept: not beyond the end of any window that it was paid in.
+    fn life_ns(&self, at: Timestamp) -> u64 {
+        let windows = self.limits.iter().filter_map(|l| match l.rule {
+            Rule::Window { per, .. } => window_end(per, at).map(|end| end.since(at)),
+            _ => None,
+        });
+        windows.min().map_or(ns(LIFE), |end| ns(LIFE.min(end)))
+    }
+}

@@ -1,0 +1,143 @@
+//! What Redis should hear though nobody waits: units that were not spent, spending it missed, places that are still held.
+//!
+//! Must not know: requests. When Redis is gone, all of it waits.
+
+use super::pool::{PROMISE, Pool};
+use super::{Group, LEDGER_LAG, Leases, Subject, nanos};
+use crate::model::id::KeyId;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+/// How often what is unspent is looked through.
+const SWEEP_EVERY: Duration = Duration::from_millis(50);
+/// Most keys looked through in one sweep.
+const SWEPT_MAX: usize = 4_096;
+/// How long before Redis was lost it must have told something for it to hear that again. By then the ledger has the rest.
+const TOLD_BEFORE: Duration = Duration::from_secs(10);
+/// A key that it told of so lately, Redis has not forgotten by itself: it keeps them for two days.
+const REMEMBERED_FOR: Duration = Duration::from_hours(24);
+/// How long the last give-back may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Keys of one call of the last give-back.
+const CLOSED_AT_ONCE: usize = 16;
+
+impl Leases {
+    /// Gives back all that is unspent.
+    pub(in crate::counter) async fn close(&self) {
+        let groups: Vec<Arc<Group>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
+        let give_back = async {
+            for group in groups {
+                let of_group = |s: &Arc<Subject>| Arc::ptr_eq(&s.group, &group);
+                let mut subjects: Vec<Arc<Subject>> =
+                    self.keys.iter().map(|k| Arc::clone(k.value())).filter(of_group).collect();
+                let promised_since_ns = self.now_ns().saturating_sub(nanos(PROMISE));
+                let leave = |pool: &mut Pool| {
+                    pool.leave();
+                    pool.was_heard_since(promised_since_ns)
+                };
+                let is_heard = group.lock_if_counted().is_some_and(|mut w| leave(&mut w.pool));
+                subjects.retain(|subject| leave(&mut subject.lock().pool) || self.is_due(subject));
+                if subjects.is_empty() && !is_heard {
+                    continue;
+                }
+                for some in subjects.chunks(CLOSED_AT_ONCE) {
+                    if !self.link.is_up() || self.call(&group, some).await.is_err() {
+                        tracing::warn!(workspace = %group.id, "counters: unspent units could not be given back");
+                    }
+                }
+            }
+        };
+        if tokio::time::timeout(CLOSE_WITHIN, give_back).await.is_err() {
+            tracing::warn!("counters: not all unspent units could be given back in time");
+        }
+    }
+
+    /// Settles the keys that nobody asked for lately, first come first served.
+    fn settle(&self) {
+        let listed: Vec<KeyId> = {
+            let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+            let some = all.len().min(SWEPT_MAX);
+            all.drain(..some).collect()
+        };
+        for key in listed {
+            let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
+            subject.is_listed.store(false, Ordering::Release);
+            let now_ns = self.now_ns();
+            if self.is_due(&subject) && self.can_ask(&subject.group, &subject.lock(), now_ns) {
+                self.enqueue(&subject, now_ns);
+            }
+            subject.list();
+        }
+    }
+
+    fn is_due(&self, subject: &Subject) -> bool {
+        let now_ns = self.now_ns();
+        subject.lock().pool.is_due(now_ns)
+            || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.is_due(now_ns))
+    }
+
+    /// Redis was lost and found, and may be another, or it has forgotten. What it told this node shortly before, it hears
+    /// again, so that nothing is spent twice.
+    fn tell_again(&self, lost_ns: u64) {
+        self.told_again_ns.store(self.now_ns(), Ordering::Relaxed);
+        let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE + self.lag()));
+        for group in &self.groups {
+            let mut workspace = group.lock();
+            if workspace.pool.was_heard_since(since_ns) {
+                workspace.pool.tell_again();
+            }
+        }
+        for subject in &self.keys {
+            let mut key = subject.lock();
+            if key.pool.was_heard_since(since_ns) {
+                key.pool.tell_again();
+            }
+            drop(key);
+            subject.list();
+        }
+    }
+
+    /// Redis does not know a subject at this moment. If it told of it not long ago, it has been emptied: of this all others
+    /// hear, once.
+    pub(super) fn is_unknown(&self, pool: &Pool) {
+        let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
+        if pool.was_heard_since(since_ns.max(self.told_again_ns.load(Ordering::Relaxed) + 1)) {
+            self.link.has_forgotten();
+        }
+    }
+
+    /// Follows how far the ledger is behind; what was not stored lately may not have been told by it either.
+    fn follow_ledger(&self, passed: Duration) {
+        let lag = self.config.ledger.behind().max(self.lag().saturating_sub(passed)).max(LEDGER_LAG);
+        self.lag_ns.store(nanos(lag), Ordering::Relaxed);
+    }
+}
+
+pub(super) async fn sweep(leases: Weak<Leases>) {
+    let (mut made, mut forgotten, mut at_ns) = (0, 0, 0);
+    let (mut well_ns, mut server) = (0, String::new());
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(leases) = leases.upgrade() else { return };
+        let now_ns = leases.now_ns();
+        leases.follow_ledger(Duration::from_nanos(now_ns.saturating_sub(at_ns)));
+        at_ns = now_ns;
+        let (made_now, forgotten_now) = (leases.link.made(), leases.link.forgotten());
+        let mut is_told = forgotten_now == forgotten;
+        forgotten = forgotten_now;
+        if made_now != made {
+            let server_now = leases.link.server();
+            // The same process has its mark, unless it was emptied. Of a cluster nobody knows.
+            is_told &= !server_now.is_empty() && server_now == server;
+            (made, server) = (made_now, server_now);
+        }
+        if !is_told {
+            leases.tell_again(well_ns);
+        }
+        if leases.link.is_up() {
+            well_ns = leases.link.last_well_ns();
+        }
+        leases.settle();
+    }
+}

@@ -1,0 +1,155 @@
+//! Usage: the record of one request, how it ended, and what requests come to. Plain data.
+
+use crate::clock::Timestamp;
+use crate::model::fault::Fault;
+use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::key::words;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+words!(
+    /// How a request ended.
+    Outcome {
+        /// The backend's answer was passed on, whatever its status.
+        Served = "served",
+        /// Keygate refused it; the record's `denial` says why.
+        Denied = "denied",
+        /// No complete answer came from the backend.
+        UpstreamFailed = "upstream_failed",
+        /// The client went away first.
+        Aborted = "aborted",
+        /// The gateway was stopped while it was in flight.
+        Interrupted = "interrupted",
+    }
+);
+
+/// One request in the ledger. A copy of it shares its texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageRecord {
+    /// Identity; a record is in the ledger once.
+    pub id: RequestId,
+    /// What the client and the logs know the request by.
+    pub request_id: Arc<str>,
+    /// Whose secret was presented.
+    pub api_key_id: KeyId,
+    /// The tenant of that key.
+    pub workspace_id: WorkspaceId,
+    /// When the request had arrived.
+    pub at: Timestamp,
+    /// HTTP method.
+    pub method: Arc<str>,
+    /// Canonical path, without the query.
+    pub endpoint: Arc<str>,
+    /// The route's name; empty when none matched.
+    pub route: Arc<str>,
+    /// Status sent to the client, or that would have been.
+    pub status_code: u16,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it was denied.
+    pub denial: Option<Fault>,
+    /// Whether it counts against the key's limits.
+    pub charged: bool,
+    /// Whether its limits were decided without the shared counters.
+    pub degraded: bool,
+    /// From arrival to the last byte of the answer, in µs.
+    pub response_time_us: u64,
+    /// From arrival to the first byte of the answer, in µs.
+    pub ttfb_us: Option<u64>,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// Tokens, where the backend told.
+    pub tokens_used: u64,
+    /// The client's address.
+    pub ip_address: Option<IpAddr>,
+    /// The client's name for itself, cut to 256 bytes.
+    pub user_agent: Arc<str>,
+    /// Whom the request was for.
+    pub end_user_id: Option<EndUserId>,
+    /// The backend server that was asked last.
+    pub upstream: Arc<str>,
+    /// The node that served it.
+    pub node: Arc<str>,
+}
+
+/// What one subject has spent of the windows that contain the asked instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpentRow {
+    /// Whose spending.
+    pub subject: SpentBy,
+    /// Charged requests in this calendar minute.
+    pub minute: u64,
+    /// Charged requests in this calendar hour.
+    pub hour: u64,
+    /// Charged requests on this calendar day.
+    pub day: u64,
+    /// Charged requests in this calendar month.
+    pub month: u64,
+    /// Charged requests ever.
+    pub total: u64,
+}
+
+/// Whose spending.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SpentBy {
+    /// One key's.
+    Key(KeyId),
+    /// All keys of a workspace together.
+    Workspace(WorkspaceId),
+}
+
+impl SpentRow {
+    /// Nothing spent.
+    pub const fn nothing(subject: SpentBy) -> Self {
+        Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
+    }
+}
+
+#[cfg(test)]
+impl UsageRecord {
+    /// A request that was served at that moment, about which nothing else matters.
+    pub(crate) fn sample(key: KeyId, workspace: WorkspaceId, at: Timestamp) -> Self {
+        Self {
+            id: RequestId::new(at),
+            request_id: "r".into(),
+            api_key_id: key,
+            workspace_id: workspace,
+            at,
+            method: "GET".into(),
+            endpoint: "/".into(),
+            route: "/".into(),
+            status_code: 200,
+            outcome: Outcome::Served,
+            denial: None,
+            charged: true,
+            degraded: false,
+            response_time_us: 1,
+            ttfb_us: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            tokens_used: 0,
+            ip_address: None,
+            user_agent: "".into(),
+            end_user_id: None,
+            upstream: "".into(),
+            node: "n".into(),
+        }
+    }
+}
+
+/// Mean and quantiles of response times, in µs. All zero when there were no requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Quantiles {
+    /// How many response times.
+    pub count: u64,
+    /// Their mean, rounded down.
+    pub mean_us: u64,
+    /// Half are at or below.
+    pub p50_us: u64,
+    /// 95 % are at or below.
+    pub p95_us: u64,
+    /// 99 % are at or below.
+    pub p99_us: u64,
+}

@@ -1,0 +1,10 @@
+//! HTTP messages: heads, chunks, paths, fields, CORS, trace context, and where a request comes from.
+
+pub mod chunks;
+pub mod cors;
+pub mod fields;
+pub mod head;
+pub mod path;
+pub mod source;
+pub mod trace;
+pub mod websocket;

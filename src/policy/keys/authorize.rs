@@ -1,0 +1,252 @@
+//! May this key do this? Contract 4.2, steps 3 to 6, for a key that has been found.
+//!
+//! Must not know: how the key was found, what it has spent.
+
+use super::denial::Denial;
+use crate::clock::Timestamp;
+use crate::model::key::{Key, KeyType};
+use crate::model::scope::Scopes;
+use std::net::IpAddr;
+
+/// What a request asks of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'r> {
+    /// The scopes of the route.
+    pub scopes: &'r Scopes,
+    /// The resource it is for, where the route names one.
+    pub resource: Asks<'r>,
+    /// The client's address.
+    pub address: IpAddr,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Which resource a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks<'r> {
+    /// The route is open to every key, whatever it is bound to.
+    Any,
+    /// The route is about no resource, so a key that is bound to one has nothing to do there.
+    None,
+    /// This one; none when the request does not name it where the route says it does.
+    For(Option<&'r str>),
+}
+
+/// Whether a key stands at all, whatever it may do.
+pub fn stands(key: &Key, at: Timestamp) -> Result<(), Denial> {
+    if !key.is_active {
+        return Err(Denial::KeyInactive);
+    }
+    if key.expires_at.is_some_and(|end| end <= at) {
+        return Err(Denial::KeyExpired);
+    }
+    Ok(())
+}
+
+/// The first reason why not, in the contract's order.
+pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
+    stands(key, asked.at)?;
+    let lacking = key.scopes.lacking(asked.scopes);
+    if !lacking.is_empty() {
+        return Err(Denial::Scope(lacking));
+    }
+    let may_reach = match asked.resource {
+        Asks::Any => true,
+        Asks::None => key.kind == KeyType::Service,
+        Asks::For(resource) => key.kind == KeyType::Service || resource == Some(&*key.resource_id),
+    };
+    if !may_reach {
+        return Err(Denial::Resource);
+    }
+    let address = asked.address.to_canonical();
+    if !key.allowed_ips.is_empty() && !key.allowed_ips.iter().any(|net| net.contains(&address)) {
+        return Err(Denial::Address(address));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::KeyId;
+    use crate::model::key::Ceilings;
+    use crate::model::scope::check_granted;
+
+    const NOON: Timestamp = Timestamp::from_secs(43_200);
+
+    fn key(kind: KeyType) -> Key {
+        Key {
+            id: KeyId::new(NOON),
+            workspace_id: "w".parse().expect("an id"),
+            kind,
+            scopes: scopes(kind.implied_scope().as_slice()),
+            resource_id: "r1".into(),
+            ceilings: Ceilings {
+                rate_limit: 1,
+                rate_burst: None,
+                daily_request_limit: Some(1),
+                quota_limit: None,
+                concurrency_limit: None,
+                limits: Box::default(),
+            },
+            allowed_ips: Box::default(),
+            is_active: true,
+            expires_at: None,
+        }
+    }
+
+    fn scopes(words: &[&str]) -> Scopes {
+        Scopes::of(words.iter().copied(), check_granted).expect("scopes")
+    }
+
+    fn asked<'r>(resource: Asks<'r>, wanted: &'r Scopes) -> Asked<'r> {
+        let address = IpAddr::from([192, 0, 2, 7]);
+        Asked { scopes: wanted, resource, address, at: NOON }
+    }
+
+    #[test]
+    fn decision_table() {
+        let second = std::time::Duration::from_secs(1);
+        let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().expect("a network")).collect::<Box<[_]>>();
+        type Change = Box<dyn Fn(&mut Key)>;
+        let set = |f: fn(&mut Key)| -> Change { Box::new(f) };
+        let address = Denial::Address(IpAddr::from([192, 0, 2, 7]));
+        let rows: Vec<(&str, KeyType, Change, Asks<'_>, Option<Denial>)> = vec![
+            ("plain", KeyType::App, set(|_| ()), Asks::Any, None),
+            ("off", KeyType::App, set(|k| k.is_active = false), Asks::Any, Some(Denial::KeyInactive)),
+            (
+                "off and expired",
+                KeyType::App,
+                set(|k| {
+                    k.is_active = false;
+                    k.expires_at = Some(NOON)
+                }),
+                Asks::Any,
+                Some(Denial::KeyInactive),
+            ),
+            (
+                "expires now",
+                KeyType::App,
+                set(|k| k.expires_at = Some(NOON)),
+                Asks::Any,
+                Some(Denial::KeyExpired),
+            ),
+            (
+                "expires soon",
+                KeyType::App,
+                Box::new(move |k| k.expires_at = Some(NOON.plus(second))),
+                Asks::Any,
+                None,
+            ),
+            (
+                "expired and no scope",
+                KeyType::Rag,
+                set(|k| k.expires_at = Some(NOON)),
+                Asks::Any,
+                Some(Denial::KeyExpired),
+            ),
+            ("other scope", KeyType::Rag, set(|_| ()), Asks::Any, Some(Denial::Scope(scopes(&["app"])))),
+            (
+                "no scope and other resource",
+                KeyType::Memory,
+                set(|_| ()),
+                Asks::For(Some("r2")),
+                Some(Denial::Scope(scopes(&["app"]))),
+            ),
+            ("extra scope", KeyType::Rag, set(|k| k.scopes = scopes(&["rag", "a*"])), Asks::Any, None),
+            ("agents hold app", KeyType::Agent, set(|_| ()), Asks::Any, None),
+            ("teams hold app", KeyType::MultiAgent, set(|_| ()), Asks::Any, None),
+            ("workflows hold app", KeyType::Workflow, set(|_| ()), Asks::Any, None),
+            ("pure workflows hold app", KeyType::PureWorkflow, set(|_| ()), Asks::Any, None),
+            ("own resource", KeyType::App, set(|_| ()), Asks::For(Some("r1")), None),
+            ("other resource", KeyType::App, set(|_| ()), Asks::For(Some("r2")), Some(Denial::Resource)),
+            ("resource by case", KeyType::App, set(|_| ()), Asks::For(Some("R1")), Some(Denial::Resource)),
+            ("resource not named", KeyType::App, set(|_| ()), Asks::For(None), Some(Denial::Resource)),
+            (
+                "bound, and the route is about nothing",
+                KeyType::App,
+                set(|_| ()),
+                Asks::None,
+                Some(Denial::Resource),
+            ),
+            (
+                "service, and the route is about nothing",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["*"])),
+                Asks::None,
+                None,
+            ),
+            (
+                "no scopes at all",
+                KeyType::Service,
+                set(|_| ()),
+                Asks::None,
+                Some(Denial::Scope(scopes(&["app"]))),
+            ),
+            (
+                "service reaches all",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["app"])),
+                Asks::For(Some("r2")),
+                None,
+            ),
+            (
+                "service, not named",
+                KeyType::Service,
+                set(|k| k.scopes = scopes(&["app"])),
+                Asks::For(None),
+                None,
+            ),
+            (
+                "listed address",
+                KeyType::App,
+                Box::new(move |k| k.allowed_ips = nets(&["192.0.2.7/32"])),
+                Asks::Any,
+                None,
+            ),
+            (
+                "listed network",
+                KeyType::App,
+                Box::new(move |k| k.allowed_ips = nets(&["2001:db8::/32", "192.0.2.0/24"])),
+                Asks::Any,
+                None,
+            ),
+            (
+                "other network",
+                KeyType::App,
+                Box::new(move |k| k.allowed_ips = nets(&["198.51.100.0/24"])),
+                Asks::Any,
+                Some(address.clone()),
+            ),
+            (
+                "other family",
+                KeyType::App,
+                Box::new(move |k| k.allowed_ips = nets(&["::/0"])),
+                Asks::Any,
+                Some(address.clone()),
+            ),
+            (
+                "resource before address",
+                KeyType::App,
+                Box::new(move |k| k.allowed_ips = nets(&["::/0"])),
+                Asks::For(Some("r2")),
+                Some(Denial::Resource),
+            ),
+        ];
+        for (name, kind, change, resource, expected) in rows {
+            let mut subject = key(kind);
+            change(&mut subject);
+            assert_eq!(authorize(&subject, &asked(resource, &scopes(&["app"]))).err(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_clothes_is_the_ipv4_address() {
+        let mut subject = key(KeyType::App);
+        subject.allowed_ips = Box::new(["192.0.2.0/24".parse().expect("a network")]);
+        let wanted = scopes(&["app"]);
+        let mut request = asked(Asks::Any, &wanted);
+        request.address = "::ffff:192.0.2.7".parse().expect("an address");
+        assert_eq!(authorize(&subject, &request), Ok(()));
+    }
+}

@@ -1,0 +1,366 @@
+//! Every way in which a request is refused, and what its holder is told.
+//!
+//! One closed enum. Status, code, name and standard wording come from the table in [`crate::model::fault`]; here is what is
+//! particular to a case: its detail for programs, its sentence for people, when to come back.
+
+use super::limit::{LimitName, Refused, RetryAfter};
+use crate::model::fault::{Fault, Lang};
+use crate::model::key::Per;
+use crate::model::scope::Scopes;
+use crate::policy::coding::CODINGS;
+use crate::policy::http::head::BadHead;
+use crate::policy::http::path::{BadPath, shown};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Denial {
+    /// The request is malformed.
+    BadRequest(BadRequest),
+    /// No route matches.
+    RouteNotFound,
+    /// No secret was presented.
+    KeyMissing,
+    /// The secret is unknown, malformed, or its key is deleted.
+    KeyInvalid,
+    /// The same, and so many came from that address that it has to wait this long for the next.
+    TooManyInvalid(Duration),
+    /// So many preflights without a key came from that address that it has to wait this long for the next.
+    TooManyPreflights(Duration),
+    /// The key is switched off.
+    KeyInactive,
+    /// The key has expired.
+    KeyExpired,
+    /// The key lacks these scopes.
+    Scope(Scopes),
+    /// The key is bound to another resource than the request is for.
+    Resource,
+    /// The key may not be used from this address.
+    Address(IpAddr),
+    /// A limit is used up.
+    Limit(Refused),
+    /// The end user is new and the plan is full.
+    EndUserQuota {
+        /// The plan's `end_user_quota`.
+        quota: u64,
+    },
+    /// The body is coded in a way that cannot be read where it has to be.
+    ContentCoding,
+    /// A fault of the message or of a part behind us that needs no further words.
+    Plain(Fault),
+}
+
+/// What is malformed about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRequest {
+    /// The path or query.
+    Path(BadPath),
+    /// Two different credentials.
+    TwoCredentials,
+    /// It is not what HTTP writes.
+    Syntax,
+    /// The message's length is given twice, wrongly, or in two ways.
+    Framing,
+    /// HTTP/1.1 without exactly one sound `Host`, or with another one than its target names.
+    Host,
+    /// `Connection` names what it may not.
+    Connection,
+    /// The header that names the end user is repeated, empty or over-long.
+    EndUserHeader,
+    /// The body names no end user where one is expected, or is not the JSON it must be.
+    EndUserBody,
+}
+
+// === impl Denial ===
+
+impl From<BadHead> for Denial {
+    fn from(bad: BadHead) -> Self {
+        match bad {
+            BadHead::Syntax => Self::BadRequest(BadRequest::Syntax),
+            BadHead::Framing => Self::BadRequest(BadRequest::Framing),
+            BadHead::Host => Self::BadRequest(BadRequest::Host),
+            BadHead::Connection => Self::BadRequest(BadRequest::Connection),
+            BadHead::Target(bad_path) => Self::BadRequest(BadRequest::Path(bad_path)),
+            BadHead::Coding | BadHead::Connect => Self::Plain(Fault::NotImplemented),
+            BadHead::Fields => Self::Plain(Fault::HeadersTooLarge),
+        }
+    }
+}
+
+impl Denial {
+    /// The line of the table.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::BadRequest(_) => Fault::BadRequest,
+            Self::RouteNotFound => Fault::RouteNotFound,
+            Self::KeyMissing => Fault::KeyMissing,
+            Self::KeyInvalid => Fault::KeyInvalid,
+            Self::TooManyInvalid(_) | Self::TooManyPreflights(_) => Fault::RateLimitExceeded,
+            Self::KeyInactive => Fault::KeyInactive,
+            Self::KeyExpired => Fault::KeyExpired,
+            Self::Scope(_) => Fault::KeyInvalidScope,
+            Self::Resource => Fault::KeyInvalidResource,
+            Self::Address(_) => Fault::AddressNotAllowed,
+            Self::Limit(refused) => match refused.limit.name {
+                LimitName::Rate { .. } => Fault::RateLimitExceeded,
+                LimitName::Daily => Fault::DailyLimitExceeded,
+                LimitName::Quota => Fault::QuotaExceeded,
+                LimitName::Concurrency | LimitName::Key(_) | LimitName::Workspace(_) => Fault::LimitExceeded,
+            },
+            Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
+            Self::ContentCoding => Fault::UnsupportedMediaType,
+            Self::Plain(fault) => *fault,
+        }
+    }
+
+    /// The sentence for people.
+    pub fn message(&self, lang: Lang) -> Cow<'static, str> {
+        match self {
+            Self::BadRequest(what) => what.message(lang),
+            Self::TooManyInvalid(_) => match lang {
+                Lang::En => "Too many invalid API keys came from this address".into(),
+                Lang::Zh => "来自该地址的无效 API 密钥过多".into(),
+            },
+            Self::TooManyPreflights(_) => match lang {
+                Lang::En => "Too many preflight requests came from this address".into(),
+                Lang::Zh => "来自该地址的预检请求过多".into(),
+            },
+            Self::Scope(lacking) => match lang {
+                Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
+                Lang::Zh => format!("API 密钥缺少权限范围 {}", lacking.joined()),
+            }
+            .into(),
+            Self::Limit(refused) => limit_message(refused, lang).into(),
+            Self::EndUserQuota { quota } => match lang {
+                Lang::En => {
+                    format!("The workspace's plan has no room for another end user: it allows {quota}")
+                }
+                Lang::Zh => format!("工作空间套餐的终端用户数量已满：最多 {quota} 个"),
+            }
+            .into(),
+            Self::ContentCoding => match lang {
+                Lang::En => "The body must come as it is or in one coding: gzip, deflate or zstd",
+                Lang::Zh => "请求体必须未经编码，或仅使用一种编码：gzip、deflate 或 zstd",
+            }
+            .into(),
+            other => other.fault().message(lang).into(),
+        }
+    }
+
+    /// What programs are told.
+    pub fn detail(&self) -> Value {
+        match self {
+            Self::BadRequest(what) => json!({ "reason": what.reason() }),
+            Self::Scope(lacking) => {
+                json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
+            }
+            Self::Address(address) => json!({ "address": address }),
+            Self::Limit(refused) => json!({
+                "limit": limit_field(refused.limit.name),
+                "max": refused.limit.max(),
+                "per": refused.limit.per().map(Per::as_str),
+                "set_by": set_by(refused.limit.name),
+                "retry_after": self.retry_after_secs(),
+            }),
+            Self::TooManyInvalid(_) => {
+                json!({ "limit": "invalid_keys", "set_by": "gateway", "retry_after": self.retry_after_secs() })
+            }
+            Self::TooManyPreflights(_) => {
+                json!({ "limit": "preflights", "set_by": "gateway", "retry_after": self.retry_after_secs() })
+            }
+            Self::EndUserQuota { quota } => {
+                json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
+            }
+            Self::ContentCoding => json!({ "accept_encoding": CODINGS }),
+            _ => json!({}),
+        }
+    }
+
+    /// Whole seconds after which the same request would be admitted, at least 1; none when waiting does not help.
+    ///
+    /// What is in flight ends when it ends: 1 is when to look again, not a promise.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        match self {
+            Self::TooManyInvalid(wait)
+            | Self::TooManyPreflights(wait)
+            | Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
+            Self::Limit(Refused { retry: RetryAfter::Release, .. })
+            | Self::Plain(Fault::ServiceUnavailable) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// Seconds, rounded up: whoever waits that long has waited long enough.
+pub fn whole_secs(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+fn limit_field(name: LimitName) -> &'static str {
+    match name {
+        LimitName::Rate { plan: false } => "rate_limit",
+        LimitName::Rate { plan: true } => "api_ops_rate_limit",
+        LimitName::Daily => "daily_request_limit",
+        LimitName::Quota => "quota_limit",
+        LimitName::Concurrency => "concurrency_limit",
+        LimitName::Key(_) | LimitName::Workspace(_) => "limits",
+    }
+}
+
+fn set_by(name: LimitName) -> &'static str {
+    match name {
+        LimitName::Rate { plan: true } | LimitName::Workspace(_) => "plan",
+        _ => "key",
+    }
+}
+
+fn limit_message(refused: &Refused, lang: Lang) -> String {
+    let max = refused.limit.max();
+    let per = refused.limit.per();
+    match (refused.limit.name, lang) {
+        (LimitName::Rate { plan: false }, Lang::En) => {
+            format!("Too many requests: the key allows {max} per second")
+        }
+        (LimitName::Rate { plan: false }, Lang::Zh) => format!("请求过于频繁：密钥每秒最多 {max} 次"),
+        (LimitName::Rate { plan: true }, Lang::En) => {
+            format!("Too many requests: the workspace's plan allows {max} per second for one key")
+        }
+        (LimitName::Rate { plan: true }, Lang::Zh) => {
+            format!("请求过于频繁：工作空间套餐规定单个密钥每秒最多 {max} 次")
+        }
+        (LimitName::Daily, Lang::En) => format!("The key's {max} requests of this UTC day are used up"),
+        (LimitName::Daily, Lang::Zh) => format!("密钥今日（UTC）的 {max} 次请求已用完"),
+        (LimitName::Quota, Lang::En) => format!("The key's {max} requests are used up"),
+        (LimitName::Quota, Lang::Zh) => format!("密钥的 {max} 次请求总额度已用完"),
+        (LimitName::Concurrency, Lang::En) => format!("The key allows {max} requests in flight"),
+        (LimitName::Concurrency, Lang::Zh) => format!("密钥最多允许 {max} 个并发请求"),
+        (LimitName::Key(_), Lang::En) => format!("The key's {max} requests {} are used up", span(per, lang)),
+        (LimitName::Key(_), Lang::Zh) => format!("密钥{}的 {max} 次请求已用完", span(per, lang)),
+        (LimitName::Workspace(_), Lang::En) => {
+            format!("The workspace's {max} requests {} are used up", span(per, lang))
+        }
+        (LimitName::Workspace(_), Lang::Zh) => format!("工作空间{}的 {max} 次请求已用完", span(per, lang)),
+    }
+}
+
+fn span(per: Option<Per>, lang: Lang) -> &'static str {
+    match (per, lang) {
+        (Some(Per::Second), Lang::En) => "per second",
+        (Some(Per::Second), Lang::Zh) => "每秒",
+        (Some(Per::Minute), Lang::En) => "of this minute",
+        (Some(Per::Minute), Lang::Zh) => "本分钟",
+        (Some(Per::Hour), Lang::En) => "of this hour",
+        (Some(Per::Hour), Lang::Zh) => "本小时",
+        (Some(Per::Day), Lang::En) => "of this UTC day",
+        (Some(Per::Day), Lang::Zh) => "今日（UTC）",
+        (Some(Per::Month), Lang::En) => "of this UTC month",
+        (Some(Per::Month), Lang::Zh) => "本月（UTC）",
+        (Some(Per::Total) | None, Lang::En) => "in total",
+        (Some(Per::Total) | None, Lang::Zh) => "全部",
+    }
+}
+
+// === impl BadRequest ===
+
+impl BadRequest {
+    /// For programs.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Path(_) => "path",
+            Self::TwoCredentials => "two_credentials",
+            Self::Syntax => "syntax",
+            Self::Framing => "framing",
+            Self::Host => "host",
+            Self::Connection => "connection",
+            Self::EndUserHeader => "end_user_header",
+            Self::EndUserBody => "end_user_body",
+        }
+    }
+
+    fn message(self, lang: Lang) -> Cow<'static, str> {
+        match (self, lang) {
+            (Self::Path(bad), Lang::En) => bad.to_string().into(),
+            (Self::Path(bad), Lang::Zh) => match bad.offending() {
+                Some(byte) => format!("请求路径有歧义或包含不允许的字符：{}", shown(byte)).into(),
+                None => "请求路径有歧义或包含不允许的字符".into(),
+            },
+            (other, lang) => other.standard(lang).into(),
+        }
+    }
+
+    /// The sentence where nothing particular is to be said.
+    const fn standard(self, lang: Lang) -> &'static str {
+        match (self, lang) {
+            (Self::Path(_), Lang::En) => "The path or query is ambiguous",
+            (Self::Path(_), Lang::Zh) => "请求路径有歧义",
+            (Self::TwoCredentials, Lang::En) => "The request presents two different API keys",
+            (Self::TwoCredentials, Lang::Zh) => "请求携带了两个不同的 API 密钥",
+            (Self::Syntax, Lang::En) => "The request is not written as HTTP/1.1 demands",
+            (Self::Syntax, Lang::Zh) => "请求不符合 HTTP/1.1 语法",
+            (Self::Framing, Lang::En) => {
+                "The length of the request body is given twice, wrongly or in two ways"
+            }
+            (Self::Framing, Lang::Zh) => "请求体长度重复、错误或以两种方式声明",
+            (Self::Host, Lang::En) => {
+                "The request needs exactly one Host, the one that its target names if it does"
+            }
+            (Self::Host, Lang::Zh) => "请求必须且只能有一个 Host，且须与请求目标一致",
+            (Self::Connection, Lang::En) => {
+                "The Connection header must be a list of at most 9 names, none of them of a field that is decided by"
+            }
+            (Self::Connection, Lang::Zh) => {
+                "Connection 头必须是至多 9 个名称的列表，且不得包含用于判定的字段"
+            }
+            (Self::EndUserHeader, Lang::En) => {
+                "The header that names the end user must be there once, with 1 to 255 visible characters"
+            }
+            (Self::EndUserHeader, Lang::Zh) => "标识终端用户的请求头只能出现一次，且为 1 到 255 个可见字符",
+            (Self::EndUserBody, Lang::En) => {
+                "The body must be a JSON object whose field for the end user is a text of 1 to 255 characters, given once"
+            }
+            (Self::EndUserBody, Lang::Zh) => {
+                "请求体必须为 JSON 对象，其终端用户字段为 1 到 255 个字符的文本且只出现一次"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::key::Count;
+    use crate::policy::keys::limit::{Limit, Rule};
+
+    #[test]
+    fn a_limit_tells_which_and_when() {
+        let denial = Denial::Limit(Refused {
+            limit: Limit {
+                name: LimitName::Rate { plan: true },
+                count: Count::Requests,
+                rule: Rule::Bucket { rate: 5, burst: 5 },
+            },
+            retry: RetryAfter::Wait(Duration::from_millis(1_001)),
+        });
+        assert_eq!(denial.fault().code(), 3014);
+        assert_eq!(denial.retry_after_secs(), Some(2));
+        assert_eq!(
+            denial.detail(),
+            json!({"limit": "api_ops_rate_limit", "max": 5, "per": "second", "set_by": "plan", "retry_after": 2})
+        );
+        assert!(denial.message(Lang::En).contains("plan allows 5 per second"));
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_and_never_zero() {
+        for (ms, secs) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (86_400_000, 86_400)] {
+            let refused = Refused {
+                limit: Limit { name: LimitName::Daily, count: Count::Requests, rule: Rule::of(Per::Day, 1) },
+                retry: RetryAfter::Wait(Duration::from_millis(ms)),
+            };
+            assert_eq!(Denial::Limit(refused).retry_after_secs(), Some(secs), "{ms} ms");
+        }
+    }
+}

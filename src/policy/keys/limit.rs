@@ -1,0 +1,600 @@
+//! The rule of each kind of limit: may this be charged now, and if not, from when on?
+//!
+//! These functions are the specification of every counter. They know no clock, no lock and no other node: they take
+//! a [`Now`] and a [`Spending`] and answer. A counter backend is right when it agrees with them.
+//!
+//! *Invariant:* a refusal changes no state. *Invariant:* what is refused until `t` is admitted at `t` if nothing
+//! else was charged meanwhile. *Invariant:* a calendar that steps forward and back again forgets nothing.
+
+use crate::clock::{Now, Timestamp};
+use crate::model::key::{Ceiling, Count, Key, Per, Plan};
+use chrono::{Datelike, NaiveDate};
+use smallvec::SmallVec;
+use std::time::Duration;
+
+/// One limit in force: a rule with the name it goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Which of the contract's limits this is.
+    pub name: LimitName,
+    /// What is counted.
+    pub count: Count,
+    /// The ceiling.
+    pub rule: Rule,
+}
+
+/// Which limit, for messages, headers and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LimitName {
+    /// `rate_limit`; the plan's own number when `plan` is true.
+    Rate {
+        /// Whether the plan, not the key, set the rate in force.
+        plan: bool,
+    },
+    /// `daily_request_limit`.
+    Daily,
+    /// `quota_limit`.
+    Quota,
+    /// `concurrency_limit`.
+    Concurrency,
+    /// The n-th of the key's `limits[]`.
+    Key(u8),
+    /// The n-th of the plan's `limits[]`, counted over the workspace.
+    Workspace(u8),
+}
+
+/// How charges are counted against a ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A token bucket of `burst` that refills by `rate` each second (GCRA, ITU-T I.371).
+    Bucket {
+        /// Refill, in units per second.
+        rate: u64,
+        /// Size, in units.
+        burst: u64,
+    },
+    /// At most `max` in each calendar window.
+    Window {
+        /// The window; never [`Per::Second`].
+        per: Per,
+        /// Units per window.
+        max: u64,
+    },
+    /// At most `max` at once.
+    InFlight {
+        /// Units at once.
+        max: u64,
+    },
+}
+
+/// What one key or workspace has spent. The default is: nothing.
+///
+/// Every window is counted, whether a limit is set on it or not: a limit that is set or raised later counts what really
+/// happened, and two limits on one window cannot charge it twice.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Spending {
+    /// The bucket of `rate_limit`.
+    rate: Bucket,
+    /// The bucket of a further limit per second.
+    second: Bucket,
+    /// Requests in flight.
+    in_flight: u64,
+    /// Minute, hour, day, month, total.
+    windows: [Windowed; 5],
+}
+
+/// The debt of one token bucket. It is kept with the rate it was made under, so that a changed rate or burst acts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(clippy::struct_field_names, reason = "all are nanoseconds of one clock")]
+struct Bucket {
+    /// The steady time in ns at which the bucket is full again, if one unit refills in `step_ns`.
+    full_at_ns: u64,
+    /// Nanoseconds in which one unit refilled when the bucket was last charged; 0 if that is not known.
+    step_ns: u64,
+    /// The steady time at which it was last charged.
+    at_ns: u64,
+    /// By how much refunds have brought `full_at_ns` forward, in all.
+    refunded_ns: u64,
+}
+
+/// Where a charge stands in the buckets of a subject, so that it can be undone: time refills what was charged first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Mark {
+    rate: u64,
+    second: u64,
+}
+
+/// What is spent of the newest window, and of one before it: the calendar may step back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Windowed {
+    newest: Spent,
+    before: Spent,
+}
+
+/// How much of one window is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Spent {
+    start: Timestamp,
+    used: u64,
+}
+
+/// How long the two buckets of a subject need until they are full again, in ns: the same on every steady clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ahead {
+    /// That of `rate_limit`.
+    pub rate_ns: u64,
+    /// That of a further limit per second.
+    pub second_ns: u64,
+}
+
+/// Why a charge was refused: the limit that keeps it waiting longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which limit.
+    pub limit: Limit,
+    /// When the charge would be admitted.
+    pub retry: RetryAfter,
+}
+
+/// What is left of a limit, for the response's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// Units that could be charged now.
+    pub units: u64,
+    /// Until the limit is whole again; none for a total and for what is in flight.
+    pub reset: Option<Duration>,
+}
+
+/// When a refused charge would be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RetryAfter {
+    /// As soon as something in flight ends.
+    Release,
+    /// After this long, if nothing else is charged meanwhile.
+    Wait(Duration),
+    /// Not while the limit stands as it is.
+    Never,
+}
+
+/// The limits in force for one request, in the order in which a refusal names them.
+pub type Limits = SmallVec<[Limit; 6]>;
+
+const NS: u64 = 1_000_000_000;
+
+/// The calendar windows that are counted, in the order of [`Spending`]'s slots.
+const WINDOWS: &[Per; 5] = &[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
+
+const fn slot(per: Per) -> usize {
+    match per {
+        Per::Second | Per::Minute => 0,
+        Per::Hour => 1,
+        Per::Day => 2,
+        Per::Month => 3,
+        Per::Total => 4,
+    }
+}
+
+// === the limits in force ===
+
+/// The limits of `key` under `plan` that are counted per key. The rate in force is the lower of the two.
+pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
+    let own = &key.ceilings;
+    let plan_rules = plan.api_ops_rate_limit < own.rate_limit;
+    let rate = own.rate_limit.min(plan.api_ops_rate_limit);
+    // A burst above the rate is the holder's wish; under a lowered plan the wish ends at the plan's limit.
+    let burst = own.rate_burst.unwrap_or(rate);
+    let burst = if plan_rules { burst.min(plan.api_ops_rate_limit) } else { burst };
+    let requests = |name, rule| Limit { name, count: Count::Requests, rule };
+    let mut limits = Limits::new();
+    limits.push(requests(
+        LimitName::Rate { plan: plan_rules },
+        Rule::Bucket { rate: rate.into(), burst: burst.into() },
+    ));
+    if let Some(max) = own.daily_request_limit {
+        limits.push(requests(LimitName::Daily, Rule::Window { per: Per::Day, max }));
+    }
+    if let Some(max) = own.quota_limit {
+        limits.push(requests(LimitName::Quota, Rule::Window { per: Per::Total, max }));
+    }
+    if let Some(max) = own.concurrency_limit {
+        limits.push(requests(LimitName::Concurrency, Rule::InFlight { max: max.into() }));
+    }
+    limits.extend((0_u8..).zip(own.limits.iter()).map(|(n, c)| Limit::further(LimitName::Key(n), c)));
+    limits
+}
+
+/// The limits of `plan` that are counted over all keys of a workspace together.
+pub fn workspace_limits(plan: &Plan) -> Limits {
+    (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c)).collect()
+}
+
+// === impl Ahead, Limit ===
+
+impl Ahead {
+    /// Whether both are full.
+    pub const fn is_nothing(self) -> bool {
+        self.rate_ns == 0 && self.second_ns == 0
+    }
+}
+
+impl Limit {
+    fn further(name: LimitName, ceiling: &Ceiling) -> Self {
+        Self { name, count: ceiling.count, rule: Rule::of(ceiling.per, ceiling.max) }
+    }
+
+    /// The ceiling as a number.
+    pub const fn max(&self) -> u64 {
+        match self.rule {
+            Rule::Bucket { rate, .. } => rate,
+            Rule::Window { max, .. } | Rule::InFlight { max } => max,
+        }
+    }
+
+    /// The window's word; none for what is in flight.
+    pub const fn per(&self) -> Option<Per> {
+        match self.rule {
+            Rule::Bucket { .. } => Some(Per::Second),
+            Rule::Window { per, .. } => Some(per),
+            Rule::InFlight { .. } => None,
+        }
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// The rule of a ceiling of `max` per `per`.
+    pub const fn of(per: Per, max: u64) -> Self {
+        match per {
+            Per::Second => Self::Bucket { rate: max, burst: max },
+            per => Self::Window { per, max },
+        }
+    }
+}
+
+// === impl Spending ===
+
+impl Spending {
+    /// What the ledger tells of the windows that contain `at`.
+    pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
+        let mut spending = Self::default();
+        for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
+            spending.windows[slot(*per)].newest = Spent { start: window_start(*per, at), used };
+        }
+        spending
+    }
+
+    /// Whether `cost` units may be charged against every one of `limits` at `now`. Changes nothing.
+    pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), Refused> {
+        let mut worst: Option<Refused> = None;
+        for limit in limits {
+            let Err(retry) = self.check_one(limit, cost, now) else { continue };
+            if worst.is_none_or(|w| retry > w.retry) {
+                worst = Some(Refused { limit: *limit, retry });
+            }
+        }
+        worst.map_or(Ok(()), Err)
+    }
+
+    fn check_one(&self, limit: &Limit, cost: u64, now: Now) -> Result<(), RetryAfter> {
+        match limit.rule {
+            Rule::Bucket { rate, burst } => {
+                let step = step_ns(rate);
+                let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
+                let charged = debt.saturating_add(step.saturating_mul(cost));
+                let allowed = step.saturating_mul(burst);
+                if charged <= allowed {
+                    return Ok(());
+                }
+                if cost > burst {
+                    return Err(RetryAfter::Never);
+                }
+                Err(RetryAfter::Wait(Duration::from_nanos(charged - allowed)))
+            }
+            Rule::Window { per, max } => {
+                if self.used(per, now.wall).saturating_add(cost) <= max {
+                    return Ok(());
+                }
+                match window_end(per, now.wall) {
+                    Some(end) if cost <= max => Err(RetryAfter::Wait(end.since(now.wall))),
+                    _ => Err(RetryAfter::Never),
+                }
+            }
+            Rule::InFlight { max } => {
+                if self.in_flight.saturating_add(cost) <= max {
+                    return Ok(());
+                }
+                Err(if cost <= max { RetryAfter::Release } else { RetryAfter::Never })
+            }
+        }
+    }
+
+    /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
+    pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
+        let mark = self.take_rates(limits, cost, now);
+        for per in WINDOWS {
+            self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
+        }
+        self.hold(cost);
+        mark
+    }
+
+    /// Charges `cost` units to the buckets alone.
+    pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
+        for limit in limits {
+            if let Rule::Bucket { rate, burst } = limit.rule {
+                self.bucket_mut(limit.name).charge(step_ns(rate), burst, cost, now.steady_ns);
+            }
+        }
+        Mark { rate: self.rate.mark(), second: self.second.mark() }
+    }
+
+    /// Undoes [`Self::take_rates`]. What time has already refilled is not given to a bucket again.
+    pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, mark: Mark) {
+        for limit in limits {
+            match (limit.rule, limit.name) {
+                (Rule::Bucket { .. }, LimitName::Rate { .. }) => self.rate.refund(cost, mark.rate),
+                (Rule::Bucket { .. }, _) => self.second.refund(cost, mark.second),
+                _ => {}
+            }
+        }
+    }
+
+    /// Counts `cost` units in flight that are not charged yet.
+    pub fn hold(&mut self, cost: u64) {
+        self.in_flight = self.in_flight.saturating_add(cost);
+    }
+
+    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
+    pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now, mark: Mark) {
+        self.give_back_rates(limits, cost, mark);
+        for per in WINDOWS {
+            self.windows[slot(*per)].subtract(window_start(*per, charged_at.wall), cost);
+        }
+        self.release(cost);
+    }
+
+    /// Lets the buckets of `limits` count as empty at `at_ns`, unless they are emptier: others may have spent them.
+    pub fn empty(&mut self, limits: &[Limit], at_ns: u64) {
+        for limit in limits {
+            if let Rule::Bucket { rate, burst } = limit.rule {
+                self.bucket_mut(limit.name).empty(step_ns(rate), burst, at_ns);
+            }
+        }
+    }
+
+    /// Ends what was in flight; what was charged stays charged.
+    pub fn release(&mut self, cost: u64) {
+        self.in_flight = self.in_flight.saturating_sub(cost);
+    }
+
+    /// What is left of `limit` at `now`.
+    pub fn remaining(&self, limit: &Limit, now: Now) -> Remaining {
+        match limit.rule {
+            Rule::Bucket { rate, burst } => {
+                let step = step_ns(rate);
+                let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
+                let units = burst.saturating_sub(debt.div_ceil(step));
+                Remaining { units, reset: Some(Duration::from_nanos(debt)) }
+            }
+            Rule::Window { per, max } => Remaining {
+                units: max.saturating_sub(self.used(per, now.wall)),
+                reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
+            },
+            Rule::InFlight { max } => Remaining { units: max.saturating_sub(self.in_flight), reset: None },
+        }
+    }
+
+    /// What the window of `at` has spent. The second is a bucket and spends no window: 0.
+    pub fn used(&self, per: Per, at: Timestamp) -> u64 {
+        if per == Per::Second {
+            return 0;
+        }
+        let start = window_start(per, at);
+        let windowed = &self.windows[slot(per)];
+        [windowed.newest, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+    }
+
+    /// How far its buckets are from full at `now`.
+    pub const fn ahead(&self, now: Now) -> Ahead {
+        Ahead {
+            rate_ns: self.rate.full_at_ns.saturating_sub(now.steady_ns),
+            second_ns: self.second.full_at_ns.saturating_sub(now.steady_ns),
+        }
+    }
+
+    /// Counts what was counted elsewhere: so many units in the window of `at`, or so many fewer.
+    pub fn correct(&mut self, per: Per, at: Timestamp, by: i64) {
+        let windowed = &mut self.windows[slot(per)];
+        let start = window_start(per, at);
+        if by < 0 {
+            windowed.subtract(start, by.unsigned_abs());
+        } else if by > 0 {
+            windowed.add(start, by.unsigned_abs());
+        }
+    }
+
+    /// Requests in flight.
+    pub const fn in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// Counts requests that are in flight elsewhere, or no longer are.
+    pub const fn correct_in_flight(&mut self, by: i64) {
+        self.in_flight = self.in_flight.saturating_add_signed(by);
+    }
+
+    /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
+    pub fn set_ahead(&mut self, ahead: Ahead, now: Now) {
+        self.rate.set_ahead(ahead.rate_ns, now.steady_ns);
+        self.second.set_ahead(ahead.second_ns, now.steady_ns);
+    }
+
+    const fn bucket(&self, name: LimitName) -> &Bucket {
+        match name {
+            LimitName::Rate { .. } => &self.rate,
+            _ => &self.second,
+        }
+    }
+
+    const fn bucket_mut(&mut self, name: LimitName) -> &mut Bucket {
+        match name {
+            LimitName::Rate { .. } => &mut self.rate,
+            _ => &mut self.second,
+        }
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// How long it takes until the bucket is full: what was charged refills as if the rate and the burst in force had been so
+    /// since, so that nobody waits longer than those make him wait.
+    fn debt_ns(&self, step_ns: u64, burst: u64, now_ns: u64) -> u64 {
+        self.full_at(step_ns, burst).saturating_sub(now_ns)
+    }
+
+    fn full_at(&self, step_ns: u64, burst: u64) -> u64 {
+        let debt = self.full_at_ns.saturating_sub(self.at_ns);
+        let debt = if step_ns == self.step_ns { debt } else { self.rescaled(debt, step_ns) };
+        self.at_ns.saturating_add(debt.min(step_ns.saturating_mul(burst)))
+    }
+
+    /// The same number of units, refilled at another rate.
+    #[cold]
+    fn rescaled(&self, debt_ns: u64, step_ns: u64) -> u64 {
+        if self.step_ns == 0 {
+            return debt_ns;
+        }
+        let scaled = (u128::from(debt_ns) * u128::from(step_ns)).div_ceil(u128::from(self.step_ns));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+
+    fn charge(&mut self, step_ns: u64, burst: u64, cost: u64, now_ns: u64) {
+        let debt = self.debt_ns(step_ns, burst, now_ns);
+        if step_ns != self.step_ns {
+            self.forget_marks(now_ns);
+        }
+        self.step_ns = step_ns;
+        self.at_ns = now_ns;
+        self.full_at_ns = now_ns.saturating_add(debt).saturating_add(step_ns.saturating_mul(cost));
+    }
+
+    const fn mark(&self) -> u64 {
+        self.full_at_ns.saturating_add(self.refunded_ns)
+    }
+
+    /// Gives back what time had not refilled when the bucket was charged last. What it has refilled since does not matter: it
+    /// would be full.
+    fn refund(&mut self, cost: u64, mark: u64) {
+        let unfilled = mark.saturating_sub(self.refunded_ns).saturating_sub(self.at_ns);
+        let refund = unfilled.min(self.step_ns.saturating_mul(cost));
+        self.full_at_ns = self.full_at_ns.saturating_sub(refund);
+        self.refunded_ns = self.refunded_ns.saturating_add(refund);
+    }
+
+    /// What was charged before cannot be refunded any more: nobody knows how much of it there still is.
+    const fn forget_marks(&mut self, now_ns: u64) {
+        let debt = self.full_at_ns.saturating_sub(now_ns);
+        self.refunded_ns = self.refunded_ns.saturating_add(debt);
+    }
+
+    fn empty(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
+        let full_at_ns = at_ns.saturating_add(step_ns.saturating_mul(burst));
+        if self.full_at(step_ns, burst) < full_at_ns {
+            self.forget_marks(at_ns);
+            *self = Self { full_at_ns, step_ns, at_ns, refunded_ns: self.refunded_ns };
+        }
+    }
+
+    /// Is as far from full as another bucket was, of which nobody knows how fast it refilled; or as it is, if that is further.
+    fn set_ahead(&mut self, ahead_ns: u64, now_ns: u64) {
+        let full_at_ns = now_ns.saturating_add(ahead_ns);
+        if self.full_at_ns < full_at_ns {
+            *self = Self { full_at_ns, at_ns: now_ns, ..*self };
+        }
+    }
+}
+
+impl Windowed {
+    fn add(&mut self, start: Timestamp, cost: u64) {
+        if start == self.newest.start {
+            self.newest.used = self.newest.used.saturating_add(cost);
+        } else {
+            self.add_elsewhere(start, cost);
+        }
+    }
+
+    /// To a window that has just begun, or to one that is over.
+    #[cold]
+    fn add_elsewhere(&mut self, start: Timestamp, cost: u64) {
+        let spent = Spent { start, used: cost };
+        if start > self.newest.start {
+            // The window left behind is kept: the calendar may step back into it.
+            self.before = std::mem::replace(&mut self.newest, spent);
+        } else if start == self.before.start {
+            self.before.used = self.before.used.saturating_add(cost);
+        } else {
+            self.before = spent;
+        }
+    }
+
+    fn subtract(&mut self, start: Timestamp, cost: u64) {
+        for spent in [&mut self.newest, &mut self.before] {
+            if spent.start == start {
+                spent.used = spent.used.saturating_sub(cost);
+                return;
+            }
+        }
+    }
+}
+
+// === windows ===
+
+/// Nanoseconds in which one unit refills, rounded up so that the rate is never passed.
+const fn step_ns(rate: u64) -> u64 {
+    // A rate of nothing has no step; it is refused where limits are made, and here it would refuse every charge.
+    if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
+}
+
+/// The instant at which the calendar window of `at` began. A total has one window, which began with the epoch.
+pub fn window_start(per: Per, at: Timestamp) -> Timestamp {
+    let floor = |unit: i64| Timestamp::from_secs(at.as_secs().div_euclid(unit) * unit);
+    match per {
+        Per::Second => floor(1),
+        Per::Minute => floor(60),
+        Per::Hour => floor(3_600),
+        Per::Day => floor(86_400),
+        Per::Month => month_edges(at).map_or(Timestamp::default(), |(start, _)| start),
+        Per::Total => Timestamp::default(),
+    }
+}
+
+/// The instant at which the calendar window of `at` ends; none for a total.
+pub fn window_end(per: Per, at: Timestamp) -> Option<Timestamp> {
+    let length = match per {
+        Per::Second => 1,
+        Per::Minute => 60,
+        Per::Hour => 3_600,
+        Per::Day => 86_400,
+        Per::Month => return month_edges(at).map(|(_, end)| end),
+        Per::Total => return None,
+    };
+    Some(window_start(per, at).plus(Duration::from_secs(length)))
+}
+
+fn month_edges(at: Timestamp) -> Option<(Timestamp, Timestamp)> {
+    let date = chrono::DateTime::from_timestamp(at.as_secs(), 0)?.date_naive();
+    let first = date.with_day(1)?;
+    let next = if first.month() == 12 {
+        NaiveDate::from_ymd_opt(first.year().checked_add(1)?, 1, 1)?
+    } else {
+        first.with_month(first.month() + 1)?
+    };
+    let instant =
+        |d: NaiveDate| d.and_hms_opt(0, 0, 0).map(|t| Timestamp::from_secs(t.and_utc().timestamp()));
+    Some((instant(first)?, instant(next)?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,369 @@
+//! Secrets: what a client presents, what it hashes to, what people may see of it.
+//!
+//! Must not know: which key a secret belongs to, or where digests are kept.
+//!
+//! *Invariant:* a [`Secret`] has no `Display`, no `Serialize` and a silent `Debug`, and wipes itself; the plaintext is
+//! read only through [`Secret::expose`], which the two answers that issue one call.
+
+use crate::model::id::fill_random;
+use crate::model::key::KeyType;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use std::fmt;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Longest secret that is looked at, in bytes.
+pub const SECRET_MAX: usize = 128;
+/// Random characters of a body: 30 × log2(62) = 178 bits.
+const RANDOM_LEN: usize = 30;
+/// Characters of CRC-32 behind them; 62⁶ > 2³².
+const CHECK_LEN: usize = 6;
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// A plaintext API key.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret(String);
+
+/// HMAC-SHA-256 key material with its version.
+#[derive(Clone, ZeroizeOnDrop)]
+pub struct Pepper {
+    #[zeroize(skip)]
+    version: u32,
+    keyed: KeyedMac,
+    check: [u8; 32],
+}
+
+/// All peppers of an installation, the newest first. Never empty.
+#[derive(Clone, Debug)]
+pub struct Peppers(Vec<Pepper>);
+
+/// A MAC with its key already mixed in, so that a request pays for one compression less.
+#[derive(Clone)]
+struct KeyedMac(Hmac<Sha256>);
+
+/// Tells whether bytes are what this installation wrote for itself.
+pub struct Seal(Hmac<Sha256>);
+
+/// The shape of a presented text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Ours, with a matching checksum: worth a look-up.
+    Ours,
+    /// Not of our making: could be an imported key.
+    Foreign,
+    /// Cannot be a key: too long, empty, not printable ASCII, or ours with a wrong checksum.
+    Impossible,
+}
+
+/// Peppers that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPeppers {
+    /// There is none.
+    #[error("there is no pepper")]
+    None,
+    /// One is too short to be safe.
+    #[error("pepper {0} is shorter than 32 bytes")]
+    Short(u32),
+    /// Two have the same version.
+    #[error("pepper {0} is there twice")]
+    Twice(u32),
+    /// A line is not `version:hex`.
+    #[error("line {0} is not `version:hexadecimal`, as in `1:4f2a…`")]
+    Syntax(usize),
+}
+
+// === impl Secret ===
+
+impl Secret {
+    /// A new secret `{prefix}-{kind}-{body}`: 30 characters of the system's randomness and 6 of CRC-32 over all before.
+    pub fn generate(prefix: &str, kind: KeyType) -> Self {
+        let mut text = String::with_capacity(SECRET_MAX);
+        text.push_str(prefix);
+        text.push('-');
+        text.push_str(kind.as_str());
+        text.push('-');
+        let mut random = [0_u8; 64];
+        let mut wanted = RANDOM_LEN;
+        while wanted > 0 {
+            fill_random(&mut random);
+            // Bytes of 248 and above are passed over: 248 is the largest multiple of 62, so no character is favoured.
+            for byte in random.iter().filter(|b| **b < 248).take(wanted) {
+                text.push(char::from(BASE62[usize::from(byte % 62)]));
+            }
+            wanted = prefix.len() + kind.as_str().len() + 2 + RANDOM_LEN - text.len();
+        }
+        random.zeroize();
+        let check = crc_base62(text.as_bytes());
+        text.extend(check.iter().map(|b| char::from(*b)));
+        Self(text)
+    }
+
+    /// A secret made elsewhere, to be imported. None when it is of no usable shape.
+    pub fn import(text: String, prefix: &str) -> Option<Self> {
+        match shape(text.as_bytes(), prefix) {
+            Shape::Impossible => None,
+            Shape::Ours | Shape::Foreign => Some(Self(text)),
+        }
+    }
+
+    /// The plaintext.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// What people may see: the characters up to the body plus 4, and the last 4. Foreign secrets show at most a
+    /// quarter of themselves, half of it on each side.
+    pub fn hint(&self, prefix: &str) -> Box<str> {
+        let text = self.0.as_str();
+        let (head, tail) = if shape(text.as_bytes(), prefix) == Shape::Ours {
+            (text.len() - RANDOM_LEN - CHECK_LEN + 4, 4)
+        } else {
+            let side = (text.len() / 8).min(4);
+            (side, side)
+        };
+        format!("{}…{}", &text[..head], &text[text.len() - tail..]).into()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Says what `text` can be. Looks at nothing but the text.
+pub fn shape(text: &[u8], prefix: &str) -> Shape {
+    if text.is_empty() || text.len() > SECRET_MAX || !text.iter().all(u8::is_ascii_graphic) {
+        return Shape::Impossible;
+    }
+    let ours =
+        text.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"-")).and_then(|rest| {
+            // A type may hold `_` but no `-`, so the body begins behind the first dash.
+            let dash = rest.iter().position(|b| *b == b'-')?;
+            let kind = std::str::from_utf8(&rest[..dash]).ok()?;
+            kind.parse::<KeyType>().ok().map(|_| &rest[dash + 1..])
+        });
+    let Some(body) = ours else { return Shape::Foreign };
+    if body.len() != RANDOM_LEN + CHECK_LEN || !body.iter().all(u8::is_ascii_alphanumeric) {
+        return Shape::Impossible;
+    }
+    let (signed, check) = text.split_at(text.len() - CHECK_LEN);
+    if crc_base62(signed) == check { Shape::Ours } else { Shape::Impossible }
+}
+
+fn crc_base62(bytes: &[u8]) -> [u8; CHECK_LEN] {
+    let mut crc = crc32fast::hash(bytes);
+    let mut out = [b'0'; CHECK_LEN];
+    for place in out.iter_mut().rev() {
+        *place = BASE62[(crc % 62) as usize];
+        crc /= 62;
+    }
+    out
+}
+
+// === impl Peppers ===
+
+impl Peppers {
+    /// From (version, key material) pairs in any order.
+    pub fn new(pairs: Vec<(u32, Vec<u8>)>) -> Result<Self, BadPeppers> {
+        let mut peppers = Vec::with_capacity(pairs.len());
+        for (version, mut bytes) in pairs {
+            if bytes.len() < 32 {
+                return Err(BadPeppers::Short(version));
+            }
+            if peppers.iter().any(|p: &Pepper| p.version == version) {
+                return Err(BadPeppers::Twice(version));
+            }
+            peppers.push(Pepper::new(version, &bytes));
+            bytes.zeroize();
+        }
+        if peppers.is_empty() {
+            return Err(BadPeppers::None);
+        }
+        peppers.sort_by_key(|p| std::cmp::Reverse(p.version));
+        Ok(Self(peppers))
+    }
+
+    /// Reads lines (or comma-separated items) of `version:hexadecimal`; empty ones and those after `#` are passed over.
+    pub fn parse(text: &str) -> Result<Self, BadPeppers> {
+        let mut pairs = Vec::new();
+        for (n, line) in text.split(['\n', ',']).enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let parsed = line.split_once(':').and_then(|(version, hex)| {
+                Some((version.trim().parse().ok().filter(|v| *v > 0)?, hex::decode(hex.trim()).ok()?))
+            });
+            pairs.push(parsed.ok_or(BadPeppers::Syntax(n + 1))?);
+        }
+        Self::new(pairs)
+    }
+
+    /// A line for [`Peppers::parse`] with 32 fresh random bytes.
+    pub fn generate_line(version: u32) -> String {
+        let mut bytes = [0_u8; 32];
+        fill_random(&mut bytes);
+        let line = format!("{version}:{}", hex::encode(bytes));
+        bytes.zeroize();
+        line
+    }
+
+    /// The pepper that new digests are made with.
+    pub fn current(&self) -> &Pepper {
+        &self.0[0]
+    }
+
+    /// All of them, the current one first.
+    pub fn iter(&self) -> impl Iterator<Item = &Pepper> {
+        self.0.iter()
+    }
+
+    /// (version, check) of each, for the store to remember.
+    pub fn checks(&self) -> Vec<(u32, [u8; 32])> {
+        self.0.iter().map(|p| (p.version, p.check)).collect()
+    }
+}
+
+impl Pepper {
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+    fn new(version: u32, bytes: &[u8]) -> Self {
+        let keyed = KeyedMac(Hmac::<Sha256>::new_from_slice(bytes).expect("HMAC takes keys of any length"));
+        let check = keyed.digest(b"keygate: which pepper is this?");
+        Self { version, keyed, check }
+    }
+
+    /// Which pepper.
+    pub const fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Tells two peppers of one version apart and reveals neither.
+    pub const fn check(&self) -> &[u8; 32] {
+        &self.check
+    }
+
+    /// A MAC under a key that is derived from this pepper. No secret has a space in it, so none has that key as its digest.
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+    pub fn seal(&self) -> Seal {
+        let key = self.keyed.digest(b"keygate: what this node wrote for itself");
+        Seal(Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length"))
+    }
+
+    /// HMAC-SHA-256 of `secret` under this pepper.
+    pub fn digest(&self, secret: &[u8]) -> [u8; 32] {
+        self.keyed.digest(secret)
+    }
+}
+
+impl Seal {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The MAC of all that was added.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into_bytes().into()
+    }
+
+    /// Whether `tag` is the MAC of all that was added; takes the same time whatever it is.
+    pub fn matches(self, tag: &[u8]) -> bool {
+        self.0.verify_slice(tag).is_ok()
+    }
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pepper({})", self.version)
+    }
+}
+
+impl KeyedMac {
+    fn digest(&self, message: &[u8]) -> [u8; 32] {
+        let mut mac = self.0.clone();
+        mac.update(message);
+        mac.finalize().into_bytes().into()
+    }
+}
+
+impl Zeroize for KeyedMac {
+    fn zeroize(&mut self) {
+        // The hash crates wipe their own state when it is dropped; replacing it drops it.
+        if let Ok(blank) = Hmac::<Sha256>::new_from_slice(&[]) {
+            self.0 = blank;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_secret_is_ours_and_one_changed_character_is_impossible() {
+        for kind in KeyType::ALL {
+            let secret = Secret::generate("sk", *kind);
+            let text = secret.expose();
+            assert_eq!(text.len(), "sk-".len() + kind.as_str().len() + 1 + 36);
+            assert_eq!(shape(text.as_bytes(), "sk"), Shape::Ours, "{text}");
+            let body = text.len() - 36;
+            for place in body..text.len() {
+                let mut bytes = text.as_bytes().to_vec();
+                bytes[place] = if bytes[place] == b'a' { b'b' } else { b'a' };
+                assert_eq!(shape(&bytes, "sk"), Shape::Impossible, "{place}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_shape_of_other_texts() {
+        for (text, expected) in [
+            ("", Shape::Impossible),
+            ("sk-app-short", Shape::Impossible),
+            ("sk-proj-abcdef", Shape::Foreign),
+            ("legacy_key_1", Shape::Foreign),
+            ("with space", Shape::Impossible),
+            ("schlüssel", Shape::Impossible),
+            ("sk", Shape::Foreign),
+            ("sk-", Shape::Foreign),
+        ] {
+            assert_eq!(shape(text.as_bytes(), "sk"), expected, "{text}");
+        }
+        assert_eq!(shape(&[b'a'; SECRET_MAX], "sk"), Shape::Foreign);
+        assert_eq!(shape(&[b'a'; SECRET_MAX + 1], "sk"), Shape::Impossible);
+    }
+
+    #[test]
+    fn a_hint_shows_the_ends_and_debug_shows_nothing() {
+        let secret = Secret::generate("sk", KeyType::Service);
+        let hint = secret.hint("sk");
+        assert!(hint.starts_with("sk-service-") && hint.chars().count() == "sk-service-".len() + 9, "{hint}");
+        assert!(!format!("{secret:?}").contains(&secret.expose()[..8]));
+        let foreign = Secret::import("legacy_key_0001".into(), "sk").map(|s| s.hint("sk"));
+        assert_eq!(foreign.as_deref(), Some("l…1"));
+    }
+
+    #[test]
+    fn digests_are_hmac_sha_256() {
+        // RFC 4231, test case 6 has a key longer than a block; case 1's key is padded here to the 32 bytes we demand.
+        let key = [0xaa_u8; 131];
+        let peppers = Peppers::new(vec![(1, key.to_vec())]);
+        let digest =
+            peppers.map(|p| p.current().digest(b"Test Using Larger Than Block-Size Key - Hash Key First"));
+        let expected = hex::decode("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54").ok();
+        assert_eq!(digest.map(|d| d.to_vec()).ok(), expected);
+    }
+
+    #[test]
+    fn peppers_are_read_newest_first_and_mistakes_are_named() {
+        let (one, two) = ("11".repeat(32), "22".repeat(32));
+        let read = Peppers::parse(&format!("# old\n1:{one}\n\n2:{two}\n"));
+        assert_eq!(read.map(|p| p.iter().map(Pepper::version).collect::<Vec<_>>()), Ok(vec![2, 1]));
+        assert_eq!(Peppers::parse("").err(), Some(BadPeppers::None));
+        assert_eq!(Peppers::parse("1:00ff").err(), Some(BadPeppers::Short(1)));
+        assert_eq!(Peppers::parse(&format!("1:{one},1:{two}")).err(), Some(BadPeppers::Twice(1)));
+        assert_eq!(Peppers::parse("nonsense").err(), Some(BadPeppers::Syntax(1)));
+        assert!(Peppers::parse(&Peppers::generate_line(7)).is_ok());
+    }
+}

@@ -1,0 +1,5 @@
+//! Routes: which one a request takes, and what it changes about the message.
+
+pub mod forward;
+pub mod rewrite;
+pub mod route;

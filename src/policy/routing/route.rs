@@ -1,0 +1,412 @@
+//! Which route a request takes: patterns and methods in, one route and its path parameters out.
+//!
+//! Must not know: keys, upstream servers, the config file. The table is made once, checked whole, and never changes.
+//!
+//! *Invariant:* for one path exactly one pattern decides, whatever the order in the file: compared segment by segment
+//! from the left, a literal beats a parameter, and a parameter beats the rest of the path.
+
+use super::forward::Forward;
+use super::rewrite::Rewrite;
+use crate::model::scope::Scopes;
+use crate::policy::http::cors::Cors;
+use crate::policy::http::path::{BadPath, canonical, has_encoded_slash};
+use http::{HeaderName, Method};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+/// Most parameters of one pattern.
+pub const PARAMS_MAX: usize = 16;
+/// How a shape says that it takes one segment.
+const PARAM: &str = "{param}";
+/// How a shape ends that takes the rest of the path.
+const REST: &str = "{*rest}";
+
+/// One path rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// What people, logs and metrics call it.
+    pub name: Box<str>,
+    /// The pattern: literal segments, `{name}` for one whole segment, `{name*}` at the end for any rest, also an empty one.
+    pub path: Box<str>,
+    /// The methods it serves; empty means any.
+    pub methods: Box<[Method]>,
+    /// The upstream, by its place in the caller's list.
+    pub upstream: usize,
+    /// What a key must grant, all of it.
+    pub scopes: Scopes,
+    /// Where a request says which resource it is about.
+    pub resource: ResourceFrom,
+    /// Where a request says which end user it is for.
+    pub end_user: EndUserFrom,
+    /// Whether the backend gets to see the client's credential.
+    pub keep_credential: bool,
+    /// Bytes of the largest request body.
+    pub max_body_bytes: u64,
+    /// Whether its backends keep an escaped slash within its segment, as we do.
+    pub encoded_slash: bool,
+    /// What it changes about messages.
+    pub forward: Forward,
+    /// Which pages of other origins may use it; none: the backend decides.
+    pub cors: Option<Cors>,
+}
+
+/// Where a request carries the id of its resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResourceFrom {
+    /// Nowhere: the route is about no resource, and keys that are bound to one may not use it.
+    Nowhere,
+    /// Nowhere, and keys may use it whatever they are bound to.
+    Any,
+    /// In this parameter of the route's pattern.
+    PathParam(Box<str>),
+    /// In this header.
+    Header(HeaderName),
+}
+
+/// Where a request carries the customer's name for its end user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndUserFrom {
+    /// Requests name none.
+    Nowhere,
+    /// In this header.
+    Header(HeaderName),
+    /// In this field of the JSON body.
+    JsonField(Box<str>),
+}
+
+/// All routes of a configuration.
+#[derive(Debug)]
+pub struct RouteTable {
+    routes: Box<[Arc<Route>]>,
+    /// The parameters' names of each route, in the order of its pattern.
+    names: Box<[Names]>,
+    patterns: Vec<Pattern>,
+    /// Values are places in `patterns`. `matchit` refuses a parameter and a rest as siblings, so the patterns without a
+    /// rest have one tree, and those whose rest begins at the same depth have one each. Most tables need one or two.
+    trees: Box<[matchit::Router<usize>]>,
+}
+
+/// The route that a request takes.
+#[derive(Debug)]
+pub struct RouteMatch<'t, 'p> {
+    /// Which route.
+    pub route: &'t Arc<Route>,
+    /// What its parameters stand for in this path.
+    pub params: Params<'t, 'p>,
+}
+
+/// The path parameters of one match, as they are spelled in the path (see `path::decode_segment`).
+#[derive(Debug)]
+pub struct Params<'t, 'p> {
+    names: &'t [Box<str>],
+    values: matchit::Params<'t, 'p>,
+}
+
+/// A mistake in a list of routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRoute {
+    /// Which route, by its place in the list.
+    pub index: usize,
+    /// Which of its fields.
+    pub field: &'static str,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+type Names = Box<[Box<str>]>;
+
+/// One shape of path, with the routes that share it.
+#[derive(Debug)]
+struct Pattern {
+    kinds: Box<[Kind]>,
+    slots: Vec<Slot>,
+}
+
+/// A method (none: any) and the route that serves it.
+#[derive(Debug)]
+struct Slot {
+    method: Option<Method>,
+    route: usize,
+}
+
+/// What a segment of a pattern is. The order is the order of precedence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Literal,
+    Param,
+    Rest,
+}
+
+/// A pattern of the configuration, read.
+struct Parsed {
+    /// In the syntax of `matchit`, without the names: patterns that differ in names only are the same.
+    shape: String,
+    kinds: Vec<Kind>,
+    names: Vec<Box<str>>,
+}
+
+/// A table in the making, with the mistakes found so far.
+#[derive(Default)]
+struct Builder {
+    names: Vec<Names>,
+    patterns: Vec<Pattern>,
+    by_shape: HashMap<String, usize>,
+    trees: BTreeMap<Option<usize>, matchit::Router<usize>>,
+    mistakes: Vec<BadRoute>,
+}
+
+// === impl RouteTable ===
+
+impl RouteTable {
+    /// A table of these routes, or every mistake in them.
+    pub fn new(routes: Vec<Route>) -> Result<Self, Vec<BadRoute>> {
+        let mut builder = Builder::default();
+        for index in 0..routes.len() {
+            builder.add(&routes, index);
+        }
+        if !builder.mistakes.is_empty() {
+            return Err(builder.mistakes);
+        }
+        Ok(Self {
+            routes: routes.into_iter().map(Arc::new).collect(),
+            names: builder.names.into(),
+            patterns: builder.patterns,
+            trees: builder.trees.into_values().collect(),
+        })
+    }
+
+    /// The route for a method and a canonical path.
+    ///
+    /// The most specific pattern decides alone. When none of its routes serves the method there is no route (404), even
+    /// if a wider pattern has one: otherwise a request could fall through a strict rule onto a lax one.
+    /// `HEAD` and `OPTIONS` are methods like any other; a route for `GET` does not serve them.
+    pub fn find<'t, 'p>(&'t self, method: &Method, path: &'p str) -> Option<RouteMatch<'t, 'p>> {
+        let (pattern, values) = self.most_specific(path)?;
+        let route = pattern.route_for(method)?;
+        Some(RouteMatch { route: &self.routes[route], params: Params { names: &self.names[route], values } })
+    }
+
+    /// The routes, in the order they were given.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    fn most_specific<'t, 'p>(&'t self, path: &'p str) -> Option<(&'t Pattern, matchit::Params<'t, 'p>)> {
+        let mut best: Option<(&Pattern, matchit::Params<'_, '_>)> = None;
+        for tree in &self.trees {
+            let Ok(found) = tree.at(path) else { continue };
+            let pattern = &self.patterns[*found.value];
+            // Where two patterns that match the same path are both literal they are equal, so kinds alone tell.
+            if best.as_ref().is_none_or(|(other, _)| pattern.kinds < other.kinds) {
+                best = Some((pattern, found.params));
+            }
+        }
+        best
+    }
+}
+
+// === impl Pattern ===
+
+impl Pattern {
+    /// A route that names the method comes before one for any method.
+    fn route_for(&self, method: &Method) -> Option<usize> {
+        let named = self.slots.iter().find(|s| s.method.as_ref() == Some(method));
+        let slot = named.or_else(|| self.slots.iter().find(|s| s.method.is_none()))?;
+        Some(slot.route)
+    }
+}
+
+// === impl Params ===
+
+impl<'p> Params<'_, 'p> {
+    /// What the parameter stands for, as spelled in the path. A rest can be empty, any other parameter cannot.
+    pub fn get(&self, name: &str) -> Option<&'p str> {
+        let place = self.names.iter().position(|n| **n == *name)?;
+        // An empty rest matched as the literal in front of it, so there is no value for it.
+        Some(self.values.iter().nth(place).map_or("", |(_, value)| value))
+    }
+}
+
+// === impl Builder ===
+
+impl Builder {
+    fn add(&mut self, routes: &[Route], index: usize) {
+        let route = &routes[index];
+        let parsed = match Parsed::parse(&route.path) {
+            Ok(parsed) => parsed,
+            Err(messages) => {
+                for message in messages {
+                    self.mistake(index, "path", message);
+                }
+                return;
+            }
+        };
+        if has_encoded_slash(&route.path) && !route.encoded_slash {
+            self.mistake(index, "path", "`%2F` matches nothing unless encoded_slash is \"keep\"".to_owned());
+        }
+        if let ResourceFrom::PathParam(name) = &route.resource
+            && !parsed.has_param(name)
+        {
+            let message =
+                format!("`{name}` is not a parameter of `{}`: write it as `{{{name}}}` there", route.path);
+            self.mistake(index, "resource", message);
+        }
+        for (name, is_last) in route.forward.rewrite.iter().flat_map(Rewrite::params) {
+            let message = match parsed.kind_of(name) {
+                None => format!("`{name}` is not a parameter of `{}`", route.path),
+                Some(Kind::Rest) if !is_last => format!("`{name}` stands for any rest, so it must come last"),
+                Some(_) => continue,
+            };
+            self.mistake(index, "rewrite", message);
+        }
+        let Some(place) = self.place_of(&parsed) else {
+            self.mistake(index, "path", format!("`{}` is too much like another route's path", route.path));
+            return;
+        };
+        if route.methods.is_empty() {
+            self.take_slot(routes, place, None, index);
+        }
+        for method in &route.methods {
+            self.take_slot(routes, place, Some(method.clone()), index);
+        }
+        self.names.push(parsed.names.into());
+    }
+
+    /// The pattern of that shape, made if it is new.
+    fn place_of(&mut self, parsed: &Parsed) -> Option<usize> {
+        if let Some(place) = self.by_shape.get(&parsed.shape) {
+            return Some(*place);
+        }
+        let place = self.patterns.len();
+        let rest_depth = parsed.kinds.iter().position(|k| *k == Kind::Rest);
+        let tree = self.trees.entry(rest_depth).or_default();
+        tree.insert(parsed.shape.as_str(), place).ok()?;
+        if let Some(empty_rest) = parsed.shape.strip_suffix(REST) {
+            // `matchit` wants at least one byte of rest.
+            tree.insert(empty_rest, place).ok()?;
+        }
+        self.patterns.push(Pattern { kinds: parsed.kinds.as_slice().into(), slots: Vec::new() });
+        self.by_shape.insert(parsed.shape.clone(), place);
+        Some(place)
+    }
+
+    fn take_slot(&mut self, routes: &[Route], place: usize, method: Option<Method>, index: usize) {
+        let slots = &mut self.patterns[place].slots;
+        let Some(taken) = slots.iter().find(|s| s.method == method) else {
+            slots.push(Slot { method, route: index });
+            return;
+        };
+        let field = if method.is_some() { "methods" } else { "path" };
+        let what = method.map_or_else(|| "any method".to_owned(), |m| m.to_string());
+        let (path, name) = (&routes[index].path, &routes[index].name);
+        let message = if taken.route == index {
+            format!("{what} is there twice")
+        } else {
+            let other = &routes[taken.route].name;
+            format!(
+                "{what} of `{path}` belongs to route `{other}` already, route `{name}` cannot have it too"
+            )
+        };
+        self.mistake(index, field, message);
+    }
+
+    fn mistake(&mut self, index: usize, field: &'static str, message: String) {
+        self.mistakes.push(BadRoute { index, field, message });
+    }
+}
+
+// === impl Parsed ===
+
+impl Parsed {
+    /// Reads a pattern, or says everything that is wrong with it.
+    fn parse(path: &str) -> Result<Self, Vec<String>> {
+        let Some(relative) = path.strip_prefix('/') else {
+            return Err(vec![BadPath::NotAbsolute.to_string()]);
+        };
+        let mut parsed = Self { shape: String::new(), kinds: Vec::new(), names: Vec::new() };
+        let mut mistakes = Vec::new();
+        let mut segments = relative.split('/').peekable();
+        while let Some(segment) = segments.next() {
+            let is_last = segments.peek().is_none();
+            if let Err(message) = parsed.push(segment, is_last) {
+                mistakes.push(message);
+            }
+        }
+        if parsed.names.len() > PARAMS_MAX {
+            mistakes.push(format!("at most {PARAMS_MAX} parameters are allowed"));
+        }
+        if mistakes.is_empty() { Ok(parsed) } else { Err(mistakes) }
+    }
+
+    fn push(&mut self, segment: &str, is_last: bool) -> Result<(), String> {
+        self.shape.push('/');
+        if !segment.contains(['{', '}']) {
+            check_literal(segment, is_last)?;
+            self.shape.push_str(segment);
+            self.kinds.push(Kind::Literal);
+            return Ok(());
+        }
+        let inner = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
+        let inner =
+            inner.ok_or_else(|| format!("`{segment}`: a parameter is a whole segment, as in `{{id}}`"))?;
+        let name = inner.strip_suffix('*').unwrap_or(inner);
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return Err(format!("`{segment}`: the name of a parameter is made of letters, digits and _"));
+        }
+        if self.names.iter().any(|n| **n == *name) {
+            return Err(format!("`{segment}`: the parameter is there twice"));
+        }
+        if name == inner {
+            self.shape.push_str(PARAM);
+            self.kinds.push(Kind::Param);
+        } else if is_last {
+            self.shape.push_str(REST);
+            self.kinds.push(Kind::Rest);
+        } else {
+            return Err(format!("`{segment}`: only the last segment can take the rest of the path"));
+        }
+        self.names.push(name.into());
+        Ok(())
+    }
+
+    /// What the parameter of that name stands for.
+    fn kind_of(&self, name: &str) -> Option<Kind> {
+        let params = self.kinds.iter().filter(|k| **k != Kind::Literal);
+        self.names.iter().zip(params).find(|(n, _)| ***n == *name).map(|(_, kind)| *kind)
+    }
+
+    /// Whether `name` stands for exactly one segment.
+    fn has_param(&self, name: &str) -> bool {
+        let rests = self.kinds.iter().filter(|k| **k == Kind::Rest).count();
+        self.names[..self.names.len() - rests].iter().any(|n| **n == *name)
+    }
+}
+
+/// A literal that is not canonical could never match, or would match what nobody meant.
+fn check_literal(segment: &str, is_last: bool) -> Result<(), String> {
+    if segment.is_empty() && !is_last {
+        return Err(BadPath::EmptySegment.to_string());
+    }
+    let path = format!("/{segment}");
+    match canonical(path.as_bytes()) {
+        Ok(spelled) if spelled.was_respelled() => {
+            Err(format!("`{segment}` must be written `{}`", &spelled[1..]))
+        }
+        Ok(_) => Ok(()),
+        Err(bad) => Err(format!("`{segment}`: {bad}")),
+    }
+}
+
+// === impl BadRoute ===
+
+impl fmt::Display for BadRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "routes[{}].{}: {}", self.index, self.field, self.message)
+    }
+}
+
+impl std::error::Error for BadRoute {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! Texts that are written for other programs: cells of CSV files, values outside of the config file.
+
+pub mod csv_cell;
+pub mod plain_value;

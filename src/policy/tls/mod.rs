@@ -1,0 +1,3 @@
+//! Certificates: when one is renewed.
+
+pub mod renewal;

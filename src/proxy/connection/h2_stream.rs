@@ -1,0 +1,465 @@
+//! A stream of a client's HTTP/2 connection as Pingora sees it: one request, and what is answered.
+//!
+//! Pingora's own session for streams waits for its client whatever happens, and refuses some requests by itself, without
+//! a word. Here whatever ends a stream also ends its wait, so that the client can be told why; and every request that
+//! HTTP/2 itself lets through is looked at by us. Must not know: whose time is over, or what the client is told.
+
+use super::Connection;
+use async_trait::async_trait;
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, Request, Response, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::body_buffer::FixedBuffer;
+use pingora::protocols::http::custom::CustomMessageWrite;
+use pingora::protocols::http::custom::server as custom;
+use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, OrErr, Result};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// What of a body Pingora may send again: as much as it keeps over HTTP/1.1.
+const REPLAYED: usize = 64 * 1024;
+/// Fields of answers that mean nothing over HTTP/2.
+const OF_ONE_HOP: [HeaderName; 5] = [
+    TRANSFER_ENCODING,
+    CONNECTION,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Messages beside the body, which HTTP has not.
+type Messages = Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+
+/// The stream.
+pub(in crate::proxy) struct Stream {
+    head: RequestHeader,
+    body: RecvStream,
+    read: usize,
+    replay: Option<FixedBuffer>,
+    respond: SendResponse<Bytes>,
+    answer: Option<Box<ResponseHeader>>,
+    /// Where the answer's body goes, once its head is written.
+    writer: Option<SendStream<Bytes>>,
+    written: usize,
+    /// Whether the answer has ended.
+    ended: bool,
+    /// Whether the head is all of the answer, and waits until what its request has taken is free.
+    kept: bool,
+    write_within: Option<Duration>,
+    drain_within: Option<Duration>,
+    connection: Arc<Connection>,
+}
+
+/// Tells a backend over HTTP/2 that trailers are welcome, as the client did: gRPC has its outcome there. Pingora takes
+/// that off with what ends at the next hop.
+pub(in crate::proxy) fn keep_te(session: &Session, request: &mut RequestHeader) -> Result<()> {
+    let client = session.req_header();
+    let both = client.version == Version::HTTP_2 && request.version == Version::HTTP_2;
+    if both && client.headers.get(TE).is_some_and(|te| te.as_bytes() == b"trailers") {
+        request.insert_header(TE, "trailers")?;
+    }
+    Ok(())
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// A request that has just begun.
+    pub(in crate::proxy) fn session(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        connection: Arc<Connection>,
+    ) -> ServerSession {
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(Arc::clone(&connection));
+        ServerSession::Custom(Box::new(Self {
+            head: parts.into(),
+            body,
+            read: 0,
+            replay: None,
+            respond,
+            answer: None,
+            writer: None,
+            written: 0,
+            ended: false,
+            kept: false,
+            write_within: None,
+            drain_within: None,
+            connection,
+        }))
+    }
+
+    fn is_empty(&self) -> bool {
+        let says_so = || self.head.headers.get(CONTENT_LENGTH).is_some_and(|l| l.as_bytes() == b"0");
+        self.read == 0 && (self.body.is_end_stream() || says_so())
+    }
+
+    fn is_read(&self) -> bool {
+        self.is_empty() || self.body.is_end_stream()
+    }
+
+    /// The next part of the body, or the end of the stream, whichever comes first. Whoever ends it wakes the task that
+    /// polls this.
+    async fn next_part(&mut self) -> Result<Option<Bytes>> {
+        let (body, connection) = (&mut self.body, &self.connection);
+        connection.backend_has_taken();
+        let came = std::future::poll_fn(|context| match ended(connection) {
+            Some(late) => Poll::Ready(Some(Err(late))),
+            None => body
+                .poll_data(context)
+                .map(|came| came.map(|part| part.or_err(ErrorType::ReadError, "a part of a request's body"))),
+        });
+        let Some(part) = came.await.transpose()? else { return Ok(None) };
+        self.read += part.len();
+        if let Some(replay) = &mut self.replay {
+            replay.write_to_buffer(&part);
+        }
+        // A stream that was reset meanwhile says so at the next read.
+        self.body.flow_control().release_capacity(part.len()).ok();
+        Ok(Some(part))
+    }
+
+    /// Returns when the client resets the stream or leaves, or when the stream ends.
+    async fn left(&mut self) -> Error {
+        let reason = std::future::poll_fn(|context| match ended(&self.connection) {
+            Some(late) => Poll::Ready(Err(late)),
+            None => self.poll_reset(context).map(Ok),
+        });
+        match reason.await {
+            Ok(Ok(reason)) => *Error::explain(ErrorType::H2Error, format!("the client left: {reason}")),
+            Ok(Err(error)) => *Error::because(ErrorType::H2Error, "the client left", error),
+            Err(late) => *late,
+        }
+    }
+
+    fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<std::result::Result<Reason, h2::Error>> {
+        match &mut self.writer {
+            Some(writer) => writer.poll_reset(context),
+            None => self.respond.poll_reset(context),
+        }
+    }
+
+    fn write_head(&mut self, mut answer: Box<ResponseHeader>, end: bool) -> Result<()> {
+        if self.ended || self.answer.is_some() {
+            return Ok(());
+        }
+        let is_interim = answer.status.is_informational();
+        if !is_interim && !answer.headers.contains_key(DATE) {
+            answer.insert_header(DATE, get_cached_date())?;
+        }
+        for name in &OF_ONE_HOP {
+            answer.remove_header(name);
+        }
+        if is_interim {
+            let interim = Response::from_parts(answer.as_owned_parts(), ());
+            let sent = self.respond.send_informational(interim);
+            return sent.or_err(ErrorType::WriteError, "an interim answer");
+        }
+        self.answer = Some(answer);
+        self.ended = end;
+        if end && !self.connection.may_end() {
+            self.kept = true;
+            return Ok(());
+        }
+        self.send_head(end)
+    }
+
+    fn send_head(&mut self, end: bool) -> Result<()> {
+        let Some(answer) = &self.answer else { return Ok(()) };
+        let response = Response::from_parts(answer.as_owned_parts(), ());
+        let writer = self.respond.send_response(response, end);
+        self.writer = Some(writer.or_err(ErrorType::WriteError, "the head of an answer")?);
+        Ok(())
+    }
+
+    /// Writes as the client's window lets it, unless the stream is cut off. Behind what `is_last` comes no more that is known of.
+    async fn write_part(&mut self, mut part: Bytes, end: bool, is_last: bool) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        if part.is_empty() {
+            return if end { self.write_end(None) } else { Ok(()) };
+        }
+        while !part.is_empty() {
+            let room = self.room_for(part.len()).await?.min(part.len());
+            let piece = part.split_to(room);
+            let is_end = part.is_empty();
+            if is_end && is_last {
+                // Where nobody knows yet that it is the last, it is not.
+                self.connection.may_end();
+            }
+            let Some(writer) = &mut self.writer else { return Ok(()) };
+            let sent = writer.send_data(piece, end && is_end);
+            sent.or_err(ErrorType::WriteError, "a part of an answer").map_err(Error::into_down)?;
+            self.connection.gives(room);
+            self.written += room;
+        }
+        self.ended = end;
+        Ok(())
+    }
+
+    /// Waits until the client's window has room for some of so many bytes. Answers how many.
+    async fn room_for(&mut self, bytes: usize) -> Result<usize> {
+        let Some(writer) = &mut self.writer else {
+            return Error::e_explain(ErrorType::InternalError, "a body before its head");
+        };
+        writer.reserve_capacity(bytes);
+        let mut waits = self.connection.writes_part();
+        let room = std::future::poll_fn(|context| {
+            if self.connection.is_cut_off() {
+                return Poll::Ready(Error::e_explain(ErrorType::WriteError, "the stream was ended"));
+            }
+            let polled = writer.poll_capacity(context);
+            waits.set(polled.is_pending());
+            polled.map(|room| match room {
+                Some(room) => room.or_err(ErrorType::WriteError, "a part of an answer"),
+                None => Error::e_explain(ErrorType::WriteError, "the client takes no more"),
+            })
+        });
+        let room = match self.write_within {
+            None => room.await,
+            Some(within) => tokio::time::timeout(within, room)
+                .await
+                .unwrap_or_else(|_| Error::e_explain(ErrorType::WriteTimedout, "the client takes nothing")),
+        };
+        room.map_err(Error::into_down)
+    }
+
+    /// Writes a head that was kept.
+    fn let_go(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.kept) { self.send_head(true) } else { Ok(()) }
+    }
+
+    fn write_end(&mut self, trailers: Option<HeaderMap>) -> Result<()> {
+        let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) else { return Ok(()) };
+        self.connection.may_end();
+        let written = match trailers {
+            Some(trailers) => writer.send_trailers(trailers),
+            None => writer.send_data(Bytes::new(), true),
+        };
+        self.ended = true;
+        written.or_err(ErrorType::WriteError, "the end of an answer")
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Err(error) = self.let_go() {
+            tracing::trace!(%error, "a client was gone before it was answered");
+        }
+    }
+}
+
+/// The error of whoever waits for the client of a stream that has been ended.
+fn ended(connection: &Connection) -> Option<Box<Error>> {
+    connection.ends().map(|_| Error::explain(ErrorType::ReadTimedout, "the stream was ended"))
+}
+
+#[async_trait]
+impl custom::Session for Stream {
+    fn req_header(&self) -> &RequestHeader {
+        &self.head
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        &mut self.head
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.next_part().await
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if no_body_expected || self.is_read() {
+            return Err(Box::new(self.left().await));
+        }
+        self.next_part().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        let within = self.drain_within;
+        let drain = async {
+            while !self.is_read() && self.next_part().await?.is_some() {}
+            Ok(())
+        };
+        match within {
+            None => drain.await,
+            Some(within) => tokio::time::timeout(within, drain).await.unwrap_or_else(|_| {
+                Error::e_explain(ErrorType::ReadTimedout, "the rest of a request's body does not come")
+            }),
+        }
+    }
+
+    async fn write_response_header(&mut self, answer: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.write_head(answer, end)
+    }
+
+    async fn write_response_header_ref(&mut self, answer: &ResponseHeader, end: bool) -> Result<()> {
+        self.write_head(Box::new(answer.clone()), end)
+    }
+
+    async fn write_body(&mut self, part: Bytes, end: bool) -> Result<()> {
+        self.write_part(part, end, true).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.write_end(Some(trailers))
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut is_last = false;
+        let mut parts = tasks
+            .iter()
+            .filter(|task| matches!(task, HttpTask::Body(Some(part), _) if !part.is_empty()))
+            .count();
+        for task in tasks {
+            is_last |= task.is_end();
+            match task {
+                HttpTask::Header(answer, end) => self.write_head(answer, end).map_err(Error::into_down)?,
+                HttpTask::Body(Some(part), end) if !part.is_empty() => {
+                    parts -= 1;
+                    self.write_part(part, end, parts == 0).await?;
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    self.write_end(Some(*trailers)).map_err(Error::into_down)?;
+                }
+                HttpTask::Body(..) | HttpTask::Trailer(None) | HttpTask::Done => {}
+                HttpTask::UpgradedBody(..) => {
+                    return Error::e_explain(ErrorType::InternalError, "a tunnel over HTTP/2");
+                }
+                HttpTask::Failed(error) => return Err(error),
+            }
+        }
+        if is_last {
+            self.write_end(None).map_err(Error::into_down)?;
+        }
+        Ok(is_last)
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        // Pingora says so twice: when the answer has come to its end, and when its request is done with.
+        if self.connection.is_free() {
+            self.let_go()?;
+        }
+        self.write_end(None)
+    }
+
+    async fn shutdown(&mut self, _code: u32, _: &str) {
+        if !self.ended {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.answer.as_deref()
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.is_read()
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.is_empty()
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.written
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.read
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.replay.get_or_insert_with(|| FixedBuffer::new(REPLAYED));
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.replay.as_ref().is_some_and(FixedBuffer::is_truncated)
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        let Some(replay) = self.replay.as_ref().filter(|replay| !replay.is_truncated()) else {
+            return self.connection.rewound();
+        };
+        // Of a body that was read before anybody asked for that there is nothing to send again, but that it is to be sent.
+        replay.get_buffer().or_else(|| (self.read > 0 && self.body.is_end_stream()).then(Bytes::new))
+    }
+
+    fn set_write_timeout(&mut self, within: Option<Duration>) {
+        self.write_within = within;
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.write_within
+    }
+
+    fn set_total_drain_timeout(&mut self, within: Option<Duration>) {
+        self.drain_within = within;
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.drain_within
+    }
+
+    // The connection has the deadlines of reads, and knows the addresses. What follows HTTP/2 has not.
+
+    fn set_read_timeout(&mut self, _: Option<Duration>) {}
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    fn request_summary(&self) -> String {
+        format!("{} {}", self.head.method, self.head.uri.path())
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        None
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        None
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        None
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        None
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        Bytes::new()
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(&mut self) -> Option<Messages> {
+        None
+    }
+
+    fn restore_custom_message_reader(&mut self, _: Messages) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

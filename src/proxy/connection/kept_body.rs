@@ -1,0 +1,49 @@
+//! What has come of a request's body, kept so that it can be sent again.
+//!
+//! Must not know: when that is done.
+
+use super::{Connection, Kept};
+use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+
+/// Most bytes of one body. A head and a body that are longer together could not be given to Pingora at once.
+const KEPT_MAX: usize = 512 * 1024;
+
+/// What of a body has come so far.
+#[derive(Default)]
+pub struct Rewind {
+    parts: Vec<Bytes>,
+    bytes: usize,
+    counted: Option<Kept>,
+    /// Whether it is too long, or there was no room for it.
+    is_lost: bool,
+}
+
+// === impl Rewind ===
+
+impl Rewind {
+    /// Keeps a part that is about to be sent.
+    pub(in crate::proxy) fn keep(&mut self, part: &Bytes, connection: &Arc<Connection>) {
+        if self.is_lost || part.is_empty() {
+            return;
+        }
+        self.bytes += part.len();
+        let counted = self.counted.get_or_insert_with(|| connection.keeps());
+        if self.bytes > KEPT_MAX || !counted.add(part.len()) {
+            *self = Self { is_lost: true, ..Self::default() };
+            return;
+        }
+        self.parts.push(part.clone());
+    }
+
+    /// Whether all of what has come is here.
+    pub(in crate::proxy) const fn is_whole(&self) -> bool {
+        !self.is_lost
+    }
+
+    pub(in crate::proxy) fn joined(&self) -> BytesMut {
+        let mut all = BytesMut::with_capacity(self.bytes);
+        self.parts.iter().for_each(|part| all.extend_from_slice(part));
+        all
+    }
+}

@@ -1,0 +1,478 @@
+//! The table of all client connections: who is taken in, who goes when there is no room, who is late.
+//!
+//! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
+//! request sets a timer for its deadlines.
+
+use super::{Connection, Deadlines, End, Shared, TICK, ms};
+use crate::keyring::Presented;
+use crate::metrics::Metrics;
+use crate::policy::http::source::network_of;
+use dashmap::DashMap;
+use slab::Slab;
+use std::cmp::Reverse;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Parts of the table, so that accepting does not wait for the look at all of them.
+const SHARDS: usize = 16;
+/// How many connections are picked at once as those to go when more come than fit.
+const PICKED: usize = 256;
+/// How much connections may take up.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections in total.
+    pub connections: usize,
+    /// Connections from one address; 0: as many as there are in total.
+    pub per_address: usize,
+    /// Bytes of bodies a second that a client must send on average, once [`Deadlines::head`] has passed; 0: any.
+    pub body_rate: u64,
+    /// Bytes of bodies in memory, of all connections together.
+    pub bytes: u64,
+}
+
+/// Why a connection is not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// All places are taken by connections that are being served.
+    Full,
+    /// Its address has as many as it may.
+    Address,
+}
+
+/// Says why a request with the key of this entry can no longer be served, if it cannot.
+pub type Standing = Box<dyn Fn(&Presented) -> Option<End> + Send + Sync>;
+
+/// The table of connections.
+pub struct Connections {
+    shared: Arc<Shared>,
+    bounds: Bounds,
+    open: AtomicUsize,
+    per_address: DashMap<IpAddr, usize>,
+    picked: Mutex<Picked>,
+    /// Whether the key of a request still stands, asked every so often.
+    standing: Standing,
+    standing_every: Duration,
+    shards: [Mutex<Slab<Arc<Connection>>>; SHARDS],
+    next: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+/// Those that would go next, the next one last; and when they were picked.
+#[derive(Default)]
+struct Picked {
+    at: Option<u64>,
+    waiting: Vec<(u64, Arc<Connection>)>,
+}
+
+/// A place in the table; dropping it gives it back.
+pub struct Registered {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+    address: Option<IpAddr>,
+    shard: usize,
+    key: usize,
+}
+
+// === impl Connections ===
+
+impl Connections {
+    /// An empty table.
+    pub fn new(
+        deadlines: Deadlines,
+        bounds: Bounds,
+        (standing_every, standing): (Duration, Standing),
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::new(Shared::new(deadlines, bounds.body_rate, bounds.bytes)),
+            bounds,
+            open: AtomicUsize::new(0),
+            per_address: DashMap::new(),
+            picked: Mutex::default(),
+            standing,
+            standing_every,
+            shards: std::array::from_fn(|_| Mutex::default()),
+            next: AtomicUsize::new(0),
+            metrics,
+        })
+    }
+
+    /// Takes a connection in. When all places are taken, the one that has waited longest for a request goes. One from a
+    /// proxy of ours (`is_proxy`) counts for no address until it says for whom it is.
+    pub fn register(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        secure: bool,
+        is_proxy: bool,
+    ) -> Result<Registered, Refused> {
+        let address = (!is_proxy).then(|| network_of(peer.ip()));
+        if !self.count_in(address) {
+            return Err(Refused::Address);
+        }
+        if self.open.fetch_add(1, Ordering::AcqRel) >= self.bounds.connections && !self.make_room() {
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            self.count_out(address);
+            return Err(Refused::Full);
+        }
+        self.metrics.connections.inc();
+        Ok(self.put(Connection::new(peer, secure, &self.shared), address))
+    }
+
+    /// Looks after a stream of `connection` by itself. It takes no place.
+    pub fn register_stream(self: &Arc<Self>, connection: &Arc<Connection>) -> Registered {
+        self.put(Connection::stream(connection, &self.shared), None)
+    }
+
+    fn put(self: &Arc<Self>, connection: Connection, address: Option<IpAddr>) -> Registered {
+        let connection = Arc::new(connection);
+        let shard = self.next.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        let key = self.shard(shard).insert(Arc::clone(&connection));
+        Registered { connections: Arc::clone(self), connection, address, shard, key }
+    }
+
+    fn count_in(&self, address: Option<IpAddr>) -> bool {
+        let (Some(address), 1..) = (address, self.bounds.per_address) else { return true };
+        let mut open = self.per_address.entry(address).or_insert(0);
+        let fits = *open < self.bounds.per_address;
+        *open += usize::from(fits);
+        fits
+    }
+
+    fn count_out(&self, address: Option<IpAddr>) {
+        let Some(address) = address else { return };
+        if let dashmap::Entry::Occupied(mut open) = self.per_address.entry(address) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
+    }
+
+    /// Ends the connection that has waited longest, those that never asked for anything first.
+    pub(in crate::proxy) fn make_room(&self) -> bool {
+        let mut picked = self.picked();
+        let now = self.shared.now_ms();
+        if picked.is_old(now) {
+            // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
+            *picked = Picked { at: Some(now), waiting: self.pick() };
+        }
+        while let Some((rank, connection)) = picked.waiting.pop() {
+            if connection.ends().is_none() && connection.rank() == Some(rank) {
+                self.cut(&connection, End::Crowded);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn picked(&self) -> MutexGuard<'_, Picked> {
+        // A list is whole whatever happened to the thread that held it.
+        self.picked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pick(&self) -> Vec<(u64, Arc<Connection>)> {
+        let mut all = Vec::new();
+        for shard in 0..SHARDS {
+            let ranked = |connection: &Arc<Connection>| Some((connection.rank()?, Arc::clone(connection)));
+            all.extend(self.shard(shard).iter().filter_map(|(_, connection)| ranked(connection)));
+        }
+        all.sort_unstable_by_key(|(rank, _)| *rank);
+        all.truncate(PICKED);
+        all.reverse();
+        all
+    }
+
+    fn cut(&self, connection: &Connection, end: End) {
+        connection.end_with(end);
+        self.has_cut(end);
+    }
+
+    fn has_cut(&self, end: End) {
+        self.metrics.connections_cut.with_label_values(&[end.as_str()]).inc();
+    }
+
+    /// Looks after all connections until the runtime ends.
+    pub async fn watch(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        let begun = Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut asked = Duration::ZERO;
+        let mut stopping = None;
+        loop {
+            ticks.tick().await;
+            let now = self.shared.now_ms();
+            if stopping.is_none() && *stop.borrow() {
+                stopping = Some(now);
+            }
+            self.look(now, stopping);
+            if begun.elapsed() >= asked + self.standing_every {
+                asked = begun.elapsed();
+                self.end_those_without_a_key();
+            }
+        }
+    }
+
+    fn look(&self, now: u64, stopping: Option<u64>) {
+        let mut picked = self.picked();
+        if picked.is_old(now) {
+            // Others wait longest by now, and those that have gone are not to be kept.
+            picked.waiting.clear();
+        }
+        drop(picked);
+        let (mut answers, has_room) = (0, self.shared.has_room());
+        for shard in 0..SHARDS {
+            for (_, connection) in self.shard(shard).iter() {
+                answers += connection.bytes();
+                if has_room {
+                    connection.has_found_room();
+                }
+                if connection.may_have_left(now) {
+                    connection.wake();
+                }
+                if let Some(end) = connection.is_due(now, stopping) {
+                    self.cut(connection, end);
+                }
+            }
+        }
+        let (bytes, excess) = self.shared.found(answers);
+        self.metrics.bytes_in_flight.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if excess > 0 {
+            self.relieve(excess);
+        }
+        if self.shared.lacks_room() {
+            self.end_those_held_back(now);
+        }
+    }
+
+    /// Ends requests whose bodies are held back and come slowly, those first that have taken longest, until there is some room
+    /// again.
+    fn end_those_held_back(&self, now: u64) {
+        let mut slow = Vec::new();
+        for shard in 0..SHARDS {
+            let is_slow = |c: &Arc<Connection>| {
+                c.holds_back_for(now).filter(|_| c.ends().is_none()).zip(Some(Arc::clone(c)))
+            };
+            slow.extend(self.shard(shard).iter().filter_map(|(_, c)| is_slow(c)));
+        }
+        slow.sort_unstable_by_key(|(waited, _)| Reverse(*waited));
+        let mut wanted = self.shared.relief();
+        for (_, connection) in slow {
+            wanted = wanted.saturating_sub(connection.held_back());
+            self.cut(&connection, End::HeldBack);
+            if wanted == 0 {
+                return;
+            }
+        }
+    }
+
+    fn end_those_without_a_key(&self) {
+        for shard in 0..SHARDS {
+            let serving = |c: &Arc<Connection>| Some((c.served()?, Arc::clone(c)));
+            let served: Vec<_> = self.shard(shard).iter().filter_map(|(_, c)| serving(c)).collect();
+            for (key, connection) in served {
+                if connection.ends().is_none()
+                    && let Some(end) = (self.standing)(&key)
+                    && connection.end_if_serving(&key, end)
+                {
+                    self.has_cut(end);
+                }
+            }
+        }
+    }
+
+    /// Ends connections of clients that take nothing, the largest first, until `excess` bytes are free.
+    fn relieve(&self, mut excess: u64) {
+        let mut stalled = Vec::new();
+        for shard in 0..SHARDS {
+            let is_stalled = |c: &Arc<Connection>| c.may_hold() && c.ends().is_none();
+            stalled
+                .extend(self.shard(shard).iter().filter(|(_, c)| is_stalled(c)).map(|(_, c)| Arc::clone(c)));
+        }
+        stalled.sort_by_cached_key(|connection| Reverse(connection.bytes()));
+        for connection in stalled {
+            self.cut(&connection, End::OverBudget);
+            excess = excess.saturating_sub(connection.bytes());
+            if excess == 0 {
+                return;
+            }
+        }
+    }
+
+    fn shard(&self, shard: usize) -> MutexGuard<'_, Slab<Arc<Connection>>> {
+        // A slab is whole whatever happened to the thread that held it.
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Picked ===
+
+impl Picked {
+    fn is_old(&self, now: u64) -> bool {
+        self.at.is_none_or(|at| now >= at + ms(TICK))
+    }
+}
+
+// === impl Registered ===
+
+impl Registered {
+    /// The connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// A proxy of ours says that the connection is for `client`, whose connection it counts as from now on.
+    pub fn is_from(&mut self, client: IpAddr) -> Result<(), Refused> {
+        let address = Some(network_of(client));
+        if !self.connections.count_in(address) {
+            return Err(Refused::Address);
+        }
+        self.connections.count_out(std::mem::replace(&mut self.address, address));
+        self.connection.is_from(client);
+        Ok(())
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.connections.shard(self.shard).remove(self.key);
+        if self.connection.is_stream() {
+            self.connection.frees();
+            return;
+        }
+        self.connections.open.fetch_sub(1, Ordering::AcqRel);
+        self.connections.count_out(self.address);
+        self.connections.metrics.connections.dec();
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    /// As metrics say it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Address => "address",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::connection::Stage;
+
+    /// A table with so many places, in which nobody is late.
+    fn table(connections: usize) -> Arc<Connections> {
+        let day = Duration::from_hours(24);
+        let deadlines = Deadlines {
+            first_byte: day,
+            head: day,
+            idle: day,
+            body: day,
+            write: day,
+            linger: day,
+            last_request: day,
+        };
+        let bounds = Bounds { connections, per_address: 0, body_rate: 0, bytes: 0 };
+        let standing: (Duration, Standing) = (day, Box::new(|_| None));
+        Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")))
+    }
+
+    fn newcomer(table: &Arc<Connections>) -> Result<Registered, Refused> {
+        table.register("192.0.2.1:1".parse().expect("an address"), false, false)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+        let table = table(2);
+        let new = || newcomer(&table);
+        let all = [new(), new(), new(), new()].map(|taken_in| taken_in.map(|place| place.connection.ends()));
+        let crowded = Some(End::Crowded);
+        assert_eq!(all, [Ok(crowded), Ok(crowded), Ok(None), Ok(None)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_is_decided_by_what_is_so_now_and_not_by_what_was() {
+        let table = table(4);
+        let take_in = || newcomer(&table).map_err(Refused::as_str).expect("there is room");
+        let mut places: Vec<_> = (0..4).map(|_| take_in()).collect();
+        places.iter().for_each(|place| place.connection.enter(Stage::Idle));
+        let ended = |place: &Registered| place.connection.ends() == Some(End::Crowded);
+        tokio::time::advance(TICK * 2).await;
+        // Somebody goes; of those who are picked to be next all ask again, and are idle again since.
+        places.push(take_in());
+        assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
+        places.retain(|place| !ended(place));
+        tokio::time::advance(TICK / 2).await;
+        for place in &places {
+            place.connection.enter(Stage::Request);
+        }
+        tokio::time::advance(TICK).await;
+        places.iter().for_each(|place| place.connection.enter(Stage::Idle));
+        tokio::time::advance(TICK).await;
+        places.push(take_in());
+        assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
+        places.retain(|place| !ended(place));
+
+        // Those never asked for anything; the others only waited longer.
+        places.truncate(3);
+        tokio::time::advance(TICK / 2).await;
+        let silent = take_in();
+        assert!(places.iter().all(|place| !ended(place)));
+        tokio::time::advance(TICK * 2).await;
+        places.push(take_in());
+        assert!(ended(&silent) && !places.iter().any(ended));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_kept_for_having_been_picked() {
+        let table = table(4);
+        let places: Vec<_> = (0..5).filter_map(|_| newcomer(&table).ok()).collect();
+        let all: Vec<_> = places.iter().map(|place| Arc::downgrade(&place.connection)).collect();
+        drop(places);
+        tokio::time::advance(TICK).await;
+        table.look(table.shared.now_ms(), None);
+        assert!(all.len() == 5 && all.iter().all(|connection| connection.strong_count() == 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_not_early_where_nobody_has_looked_for_long() {
+        let [hour, short] = [Duration::from_hours(1), Duration::from_millis(300)];
+        let deadlines = Deadlines {
+            first_byte: hour,
+            head: short,
+            idle: hour,
+            body: short,
+            write: short,
+            linger: hour,
+            last_request: hour,
+        };
+        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let connection = Connection::new("192.0.2.1:1".parse().expect("an address"), false, &shared);
+        let (almost, rest) = (short - Duration::from_millis(1), Duration::from_millis(1));
+        let ways: [(End, fn(&Connection), Duration); 4] = [
+            (End::HeadLate, |c| c.enter(Stage::Head), rest),
+            (End::BodyLate, Connection::read_waits, rest),
+            (End::WriteStalled, |c| c.write_waits(true), rest),
+            (End::BackendLate, |c| c.backend_within(Some(Duration::from_millis(300))), rest + TICK),
+        ];
+        for (late, begin, rest) in ways {
+            connection.write_waits(false);
+            connection.enter(Stage::Request);
+            // As when the machine stalls.
+            tokio::time::advance(Duration::from_secs(5)).await;
+            begin(&connection);
+            let is_due = || connection.is_due(shared.now_ms(), None);
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(almost).await;
+            assert_eq!(is_due(), None, "{late:?}");
+            tokio::time::advance(rest).await;
+            assert_eq!(is_due(), Some(late));
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! What is taken off a request and what is put on it before it goes to a backend. Contract 4.5.
+
+use super::fields::Values;
+use crate::gate::Admission;
+use crate::policy::http::trace::TraceContext;
+use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
+use crate::policy::keys::credential::bearer;
+use crate::policy::routing::route::Route;
+use http::HeaderMap;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use std::net::IpAddr;
+
+/// Fields that end at the next hop (RFC 9110, 7.6.1) and that a backend's answer may still carry.
+static HOP_BY_HOP: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+];
+/// Fields that say where an answer ends: they have a meaning of their own at each hop, whatever `Connection` names.
+const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
+
+/// What the request is known by, to client and backend.
+pub(in crate::proxy) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_KEYGATE_KEY_ID: HeaderName = HeaderName::from_static("x-keygate-key-id");
+const X_KEYGATE_WORKSPACE_ID: HeaderName = HeaderName::from_static("x-keygate-workspace-id");
+const X_KEYGATE_KEY_TYPE: HeaderName = HeaderName::from_static("x-keygate-key-type");
+const X_KEYGATE_SCOPES: HeaderName = HeaderName::from_static("x-keygate-scopes");
+const X_KEYGATE_RESOURCE_ID: HeaderName = HeaderName::from_static("x-keygate-resource-id");
+const X_KEYGATE_END_USER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-id");
+pub(in crate::proxy) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(in crate::proxy) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(in crate::proxy) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// What the names begin with that are Keygate's alone.
+const OWN: &str = "x-keygate-";
+/// What the names begin with of which a trusted proxy may say those that Keygate does not set.
+const FAMILY: &str = "x-forwarded-";
+/// What the names of further fields begin with that only Keygate gives to clients.
+const OWN_TO_CLIENTS: [&str; 3] = [OWN, "x-ratelimit-", "ratelimit"];
+/// How many of these a request gets.
+const ADDED: usize = 12;
+/// What their values usually come to, in bytes.
+const ADDED_BYTES: usize = 320;
+
+/// Which names mean something to Keygate, so that no second spelling of them reaches a backend.
+#[derive(Clone, Debug)]
+pub struct HeaderPolicy {
+    secret_headers: Box<[HeaderName]>,
+    /// Names whose other spellings some servers read as the same name.
+    guarded: Box<[Box<str>]>,
+    /// What the names begin with that may have to be removed: most fields are none of them, and this tells so at once.
+    initials: u128,
+}
+
+/// What is told to the backend about a request.
+#[derive(Debug)]
+pub(in crate::proxy) struct Told<'r> {
+    /// Proof that it may be forwarded, and for whom; none: a preflight, which comes from nobody.
+    pub admission: Option<&'r Admission>,
+    /// Where it goes.
+    pub route: &'r Route,
+    /// What the request is known by.
+    pub request_id: &'r HeaderValue,
+    /// From where it came.
+    pub address: IpAddr,
+    /// Whether a proxy brought it whose word counts.
+    pub trusted: bool,
+    /// Whether it came encrypted.
+    pub secure: bool,
+    /// The client's path and the one that the backend gets, where that is another.
+    pub rewritten: Option<(&'r str, &'r str)>,
+    /// Its place in a trace, where that is another than the client's, or the client gave none.
+    pub trace: Option<TraceContext>,
+}
+
+impl HeaderPolicy {
+    /// `secret_headers` may carry a secret; `named` are further headers that routes read.
+    pub fn new(secret_headers: &[HeaderName], named: impl Iterator<Item = HeaderName>) -> Self {
+        let configured = secret_headers.iter().cloned().chain(named).map(|n| Box::from(n.as_str()));
+        let mut guarded: Vec<Box<str>> = configured.chain([X_REQUEST_ID.as_str().into()]).collect();
+        guarded.sort_unstable();
+        guarded.dedup();
+        let beginnings = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
+        let initials = beginnings.fold(0, |all, name| all | initial(name));
+        Self { secret_headers: secret_headers.into(), guarded: guarded.into(), initials }
+    }
+
+    /// Rewrites the fields of a request for the backend.
+    pub(in crate::proxy) fn to_backend(
+        &self,
+        fields: &mut HeaderMap,
+        told: &Told<'_>,
+    ) -> pingora::Result<()> {
+        self.remove_spoofable(fields, told.trusted, &told.route.forward.pass);
+        if !told.route.keep_credential {
+            self.remove_credential(fields);
+        }
+        fields.reserve(ADDED);
+        let mut values = Values::new(ADDED_BYTES);
+        match told.admission {
+            Some(admission) => identify(fields, admission, &mut values)?,
+            None => self.remove_identity(fields),
+        }
+        fields.insert(X_REQUEST_ID, told.request_id.clone());
+        forwarded(fields, told, &mut values)?;
+        trace(fields, told, &mut values)
+    }
+
+    /// Takes off what only Keygate may say, and what backends believe of proxies: of the latter stays what the route
+    /// passes, and of `X-Forwarded-…` what a trusted proxy says. What Keygate sets is set afterwards.
+    fn remove_spoofable(&self, fields: &mut HeaderMap, trusted: bool, passed: &[HeaderName]) {
+        let spoofable = |name: &HeaderName| {
+            let text = name.as_str();
+            if self.initials & initial(text) == 0 {
+                return false;
+            }
+            let spelled = dashed(text);
+            if spelled.starts_with(OWN) {
+                return true;
+            }
+            if spelled != text {
+                return is_claim(&spelled) || self.guarded.binary_search_by(|g| (**g).cmp(&spelled)).is_ok();
+            }
+            is_claim(text) && !(trusted && text.starts_with(FAMILY)) && !passed.contains(name)
+        };
+        // Usually there is none, and collecting none allocates nothing.
+        let found: Vec<HeaderName> = fields.keys().filter(|n| spoofable(n)).cloned().collect();
+        for name in found {
+            fields.remove(&name);
+        }
+    }
+
+    /// Takes off a preflight what no browser puts on one, and what would tell a backend that somebody in particular asks.
+    fn remove_identity(&self, fields: &mut HeaderMap) {
+        for name in &self.guarded {
+            fields.remove(&**name);
+        }
+        for name in [AUTHORIZATION, COOKIE] {
+            fields.remove(name);
+        }
+    }
+
+    fn remove_credential(&self, fields: &mut HeaderMap) {
+        for name in &self.secret_headers {
+            // `Authorization` of another scheme never was our credential; it is the backend's.
+            let foreign = *name == AUTHORIZATION
+                && fields.get_all(name).iter().all(|v| bearer(v.as_bytes().trim_ascii()).is_none());
+            if !foreign {
+                fields.remove(name);
+            }
+        }
+    }
+}
+
+/// A bit for what a name begins with, the same for all its spellings; others may have it too.
+fn initial(name: &str) -> u128 {
+    let [first, second, ..] = name.as_bytes() else { return 0 };
+    let second = if second.is_ascii_alphanumeric() { *second } else { b'-' };
+    1 << ((first.wrapping_mul(5) ^ second) & 127)
+}
+
+fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut Values) -> pingora::Result<()> {
+    let key = &admission.entry().key;
+    let mut id = [0_u8; uuid::fmt::Hyphenated::LENGTH];
+    fields.insert(X_KEYGATE_KEY_ID, values.text(key.id.0.hyphenated().encode_lower(&mut id)).take()?);
+    fields.insert(X_KEYGATE_WORKSPACE_ID, values.text(key.workspace_id.as_str()).take()?);
+    fields.insert(X_KEYGATE_KEY_TYPE, HeaderValue::from_static(key.kind.as_str()));
+    fields.insert(X_KEYGATE_SCOPES, values.text(key.scopes.joined()).take()?);
+    fields.insert(X_KEYGATE_RESOURCE_ID, values.text(&ascii(&key.resource_id)).take()?);
+    if let Some(end_user) = admission.end_user() {
+        let id = end_user.0.hyphenated().encode_lower(&mut id);
+        fields.insert(X_KEYGATE_END_USER_ID, values.text(id).take()?);
+    }
+    Ok(())
+}
+
+fn forwarded(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
+    fields.insert(X_FORWARDED_FOR, values.address(told.address).take()?);
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if told.secure { "https" } else { "http" }));
+    if let Some(host) = fields.get(HOST).cloned() {
+        fields.insert(X_FORWARDED_HOST, host);
+    } else {
+        fields.remove(X_FORWARDED_HOST);
+    }
+    if let Some(own) = told.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
+        // Behind a proxy that has taken a prefix off itself, ours comes after that one.
+        if let Some(outer) = fields.get(X_FORWARDED_PREFIX).filter(|outer| outer.as_bytes().starts_with(b"/"))
+        {
+            values.bytes(outer.as_bytes().strip_suffix(b"/").unwrap_or(outer.as_bytes()));
+        }
+        fields.insert(X_FORWARDED_PREFIX, values.text(own).take()?);
+    }
+    Ok(())
+}
+
+/// W3C trace context. What others have added to a trace stays with it, and does not belong to one that begins here.
+fn trace(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
+    let Some(context) = told.trace else { return Ok(()) };
+    let goes_on = TraceContext::of(&*fields).is_some_and(|given| given.trace_id == context.trace_id);
+    if !goes_on {
+        fields.remove(TRACESTATE);
+    }
+    fields.insert(TRACEPARENT, values.bytes(&context.to_text()).take()?);
+    Ok(())
+}
+
+/// Header fields carry ASCII; other characters of a resource id are percent-escaped.
+fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0').to_ascii_uppercase();
+            out.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+    out.into()
+}
+
+/// Takes off a backend's answer what was meant for the hop before us: what HTTP says ends there, and what the answer's
+/// `Connection` names. `is_upgrade`: it is a 101, whose `Upgrade` is the client's to read.
+pub(in crate::proxy) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
+    if fields.contains_key(CONNECTION) {
+        for name in nominated(fields) {
+            fields.remove(&name);
+        }
+        fields.remove(CONNECTION);
+    }
+    for name in &HOP_BY_HOP {
+        fields.remove(name);
+    }
+    if is_upgrade {
+        fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    } else {
+        fields.remove(UPGRADE);
+    }
+}
+
+/// The fields that a message's `Connection` names, but for those that say where it ends or what it is upgraded to.
+fn nominated(fields: &HeaderMap) -> Vec<HeaderName> {
+    let is_kept = |name: &HeaderName| FRAMING.contains(name) || *name == UPGRADE;
+    let names = fields.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
+    names.filter(|name| fields.contains_key(name) && !is_kept(name)).collect()
+}
+
+/// Takes off the end of a backend's answer what has no place there: what ends at the hop before us, what says how a
+/// message is framed, and what only Keygate says to clients.
+pub(in crate::proxy) fn clean_trailers(trailers: &mut HeaderMap) {
+    let is_own = |name: &HeaderName| {
+        let text = name.as_str();
+        *name == X_REQUEST_ID || OWN_TO_CLIENTS.iter().any(|front| text.starts_with(front))
+    };
+    let of_hop = |name: &HeaderName| {
+        HOP_BY_HOP.contains(name) || FRAMING.contains(name) || [CONNECTION, UPGRADE, HOST].contains(name)
+    };
+    let found: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_own(name) || of_hop(name)).cloned().collect();
+    for name in found {
+        trailers.remove(&name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(rows: &[(&str, &'static str)]) -> HeaderMap {
+        let field = |(name, value): &(&str, &'static str)| {
+            (HeaderName::from_bytes(name.as_bytes()).expect("a name"), HeaderValue::from_static(value))
+        };
+        rows.iter().map(field).collect()
+    }
+
+    fn policy() -> HeaderPolicy {
+        let secrets = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
+        HeaderPolicy::new(&secrets, [HeaderName::from_static("x-app-id")].into_iter())
+    }
+
+    fn left(rows: &[(&str, &'static str)], trusted: bool, passed: &[HeaderName]) -> Vec<String> {
+        let mut header = request(rows);
+        policy().remove_spoofable(&mut header, trusted, passed);
+        let mut names: Vec<_> = header.keys().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn spoofed_spellings_go_and_the_rest_stays() {
+        let rows = [
+            ("x-keygate-key-id", "1"),
+            ("x_keygate_key_id", "1"),
+            ("x-keygate_key-id", "1"),
+            ("X-Keygate-Anything", "1"),
+            ("x_forwarded_for", "1"),
+            ("x-forwarded-for", "1"),
+            ("x-forwarded-prefix", "1"),
+            ("x_forwarded.prefix", "1"),
+            ("forwarded", "1"),
+            ("remote_user", "1"),
+            ("x_api_key", "1"),
+            ("x_app_id", "1"),
+            ("x_request_id", "1"),
+            ("x-app-id", "stays"),
+            ("my_header", "stays"),
+            ("x-requested-with", "stays"),
+        ];
+        assert_eq!(left(&rows, false, &[]), ["my_header", "x-app-id", "x-requested-with"]);
+        let passed = [HeaderName::from_static("x-forwarded-prefix")];
+        assert_eq!(
+            left(&rows, false, &passed),
+            ["my_header", "x-app-id", "x-forwarded-prefix", "x-requested-with"]
+        );
+        // A trusted proxy says what belongs to `X-Forwarded-…`, in that spelling, and nothing else.
+        assert_eq!(
+            left(&rows, true, &[]),
+            ["my_header", "x-app-id", "x-forwarded-for", "x-forwarded-prefix", "x-requested-with"]
+        );
+    }
+
+    #[test]
+    fn what_connection_names_ends_with_the_hop_but_for_framing() {
+        let answer = || {
+            let mut fields = request(&[
+                ("connection", "close, X-Debug-Node, content-length"),
+                ("x-debug-node", "1"),
+                ("x-other", "2"),
+                ("content-length", "3"),
+                ("keep-alive", "4"),
+                ("upgrade", "h2c"),
+                ("x-debug-node-2", "5"),
+            ]);
+            fields.append(CONNECTION, HeaderValue::from_static("Transfer-Encoding , x-other, , (bad)"));
+            fields
+        };
+        let mut fields = answer();
+        end_hop(&mut fields, false);
+        assert_eq!(fields, request(&[("content-length", "3"), ("x-debug-node-2", "5")]));
+        let mut fields = answer();
+        end_hop(&mut fields, true);
+        assert_eq!(
+            (&fields["connection"], &fields["upgrade"], fields.len()),
+            (&HeaderValue::from_static("Upgrade"), &HeaderValue::from_static("h2c"), 4)
+        );
+    }
+
+    #[test]
+    fn the_credential_goes_and_foreign_authorization_stays() {
+        let mut header = request(&[("authorization", "Bearer x"), ("x-api-key", "x")]);
+        policy().remove_credential(&mut header);
+        assert!(header.is_empty());
+        let mut header = request(&[("authorization", "Basic x"), ("x-api-key", "x")]);
+        policy().remove_credential(&mut header);
+        assert_eq!(header.len(), 1);
+    }
+
+    #[test]
+    fn a_resource_id_fits_a_header() {
+        assert_eq!(ascii("app-1"), "app-1");
+        assert_eq!(ascii("é%"), "%C3%A9%25");
+    }
+}

@@ -1,0 +1,52 @@
+//! What a request says in its head, whoever has read it.
+//!
+//! Must not know: what becomes of it.
+
+pub(super) mod fields;
+pub(super) mod headers;
+pub(super) mod ratelimit;
+
+use crate::policy::http::fields::Fields;
+use http::header::CONTENT_LENGTH;
+use http::{Method, Version};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+
+/// A head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message<'r> {
+    pub(super) method: &'r Method,
+    /// As it was written.
+    pub(super) target: &'r [u8],
+    pub(super) path: &'r str,
+    /// Over HTTP/2.
+    pub(super) authority: Option<&'r str>,
+    pub(super) version: Version,
+    pub(super) fields: Fields<'r>,
+    pub(super) has_body: bool,
+}
+
+impl<'r> Message<'r> {
+    /// As Pingora keeps it.
+    pub(super) fn of(header: &'r RequestHeader, has_body: bool) -> Self {
+        Self {
+            method: &header.method,
+            target: header.raw_path(),
+            path: header.uri.path(),
+            authority: header.uri.authority().map(http::uri::Authority::as_str),
+            version: header.version,
+            fields: Fields::Map(&header.headers),
+            has_body,
+        }
+    }
+
+    /// The declared length of the body.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.fields.text(&CONTENT_LENGTH)?.parse().ok()
+    }
+}
+
+/// The declared length of the body.
+pub(super) fn content_length(session: &Session) -> Option<u64> {
+    session.req_header().headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,191 @@
+//! What is left of each limit, as response header fields.
+//!
+//! Two families: `X-RateLimit-*` for the second and the day, as many clients read them, and the IETF's `RateLimit` and
+//! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item for each limit in force.
+
+use super::fields::Values;
+use crate::clock::Now;
+use crate::counter::Left;
+use crate::model::key::Per;
+use crate::policy::keys::denial::whole_secs;
+use crate::policy::keys::limit::{Limit, LimitName};
+use http::{HeaderMap, HeaderName};
+use std::time::Duration;
+
+/// Which families are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    /// `X-RateLimit-Limit-QPS` and its kin.
+    pub x_ratelimit: bool,
+    /// `RateLimit` and `RateLimit-Policy`.
+    pub ratelimit: bool,
+}
+
+const LIMIT_QPS: HeaderName = HeaderName::from_static("x-ratelimit-limit-qps");
+const REMAINING_QPS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-qps");
+const LIMIT_DAY: HeaderName = HeaderName::from_static("x-ratelimit-limit-day");
+const REMAINING_DAY: HeaderName = HeaderName::from_static("x-ratelimit-remaining-day");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const STATE: HeaderName = HeaderName::from_static("ratelimit");
+/// How many of these an answer gets, at most.
+pub(in crate::proxy) const FIELDS: usize = 7;
+/// What their values usually come to, in bytes.
+const BYTES: usize = 256;
+
+/// Writes what is left. `retry_after` is set on refusals, in seconds.
+pub(in crate::proxy) fn write(
+    fields: &mut HeaderMap,
+    families: Families,
+    left: &Left,
+    now: Now,
+    retry_after: Option<u64>,
+) -> pingora::Result<()> {
+    let mut values = Values::new(BYTES);
+    if families.x_ratelimit {
+        write_x(fields, &mut values, left, now, retry_after)?;
+    }
+    if families.ratelimit {
+        write_ietf(fields, &mut values, left)?;
+    }
+    Ok(())
+}
+
+fn write_x(
+    fields: &mut HeaderMap,
+    values: &mut Values,
+    left: &Left,
+    now: Now,
+    retry_after: Option<u64>,
+) -> pingora::Result<()> {
+    let mut refill = Duration::ZERO;
+    for (limit, remaining) in left {
+        match limit.name {
+            LimitName::Rate { .. } => {
+                fields.insert(LIMIT_QPS, values.number(limit.max()).take()?);
+                fields.insert(REMAINING_QPS, values.number(remaining.units).take()?);
+                refill = remaining.reset.unwrap_or_default();
+            }
+            LimitName::Daily => {
+                fields.insert(LIMIT_DAY, values.number(limit.max()).take()?);
+                fields.insert(REMAINING_DAY, values.number(remaining.units).take()?);
+            }
+            _ => {}
+        }
+    }
+    // When to come back; for whoever was admitted, when the rate is whole again.
+    let wait = retry_after.map_or(refill, Duration::from_secs);
+    let reset =
+        whole_secs(Duration::from_micros(u64::try_from(now.wall.plus(wait).as_micros()).unwrap_or_default()));
+    fields.insert(RESET, values.number(reset).take()?);
+    Ok(())
+}
+
+/// Structured fields (RFC 9651): a list of limits, each with its parameters.
+fn write_ietf(fields: &mut HeaderMap, values: &mut Values, left: &Left) -> pingora::Result<()> {
+    for (limit, _) in left {
+        item(values, limit);
+        param(values, ";q=", limit.max());
+        match (limit.per(), window_secs(limit)) {
+            (None, _) => _ = values.text(";qu=\"concurrent-requests\""),
+            (_, Some(secs)) => param(values, ";w=", secs),
+            (_, None) => {}
+        }
+    }
+    fields.insert(POLICY, values.take()?);
+    for (limit, remaining) in left {
+        item(values, limit);
+        param(values, ";r=", remaining.units);
+        if let Some(reset) = remaining.reset {
+            param(values, ";t=", whole_secs(reset));
+        }
+    }
+    fields.insert(STATE, values.take()?);
+    Ok(())
+}
+
+fn item(values: &mut Values, limit: &Limit) {
+    if !values.is_empty() {
+        values.text(", ");
+    }
+    values.text("\"");
+    match limit.name {
+        LimitName::Rate { .. } => _ = values.text("rate"),
+        LimitName::Daily => _ = values.text("daily"),
+        LimitName::Quota => _ = values.text("quota"),
+        LimitName::Concurrency => _ = values.text("concurrency"),
+        LimitName::Key(_) => further(values, "key-", limit),
+        LimitName::Workspace(_) => further(values, "workspace-", limit),
+    }
+    values.text("\"");
+}
+
+fn further(values: &mut Values, whose: &str, limit: &Limit) {
+    let window = limit.per().map_or("in-flight", Per::as_str);
+    values.text(whose).text(limit.count.as_str()).text("-").text(window);
+}
+
+fn param(values: &mut Values, name: &str, value: u64) {
+    values.text(name).number(value);
+}
+
+/// The window in seconds. A month is told as its longest, 31 days; a total has none.
+const fn window_secs(limit: &Limit) -> Option<u64> {
+    match limit.per() {
+        Some(Per::Second) => Some(1),
+        Some(Per::Minute) => Some(60),
+        Some(Per::Hour) => Some(3_600),
+        Some(Per::Day) => Some(86_400),
+        Some(Per::Month) => Some(2_678_400),
+        Some(Per::Total) | None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::model::key::Count;
+    use crate::policy::keys::limit::{Remaining, Rule};
+
+    #[test]
+    fn both_families() {
+        let limit = |name, rule| Limit { name, count: Count::Requests, rule };
+        let secs = |s: u64| Some(Duration::from_millis(s * 1_000 - 500));
+        let left: Left = [
+            (limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 50, burst: 50 }), 49, secs(1)),
+            (limit(LimitName::Daily, Rule::of(Per::Day, 1_000)), 998, secs(43_200)),
+            (limit(LimitName::Quota, Rule::of(Per::Total, 9)), 0, None),
+            (limit(LimitName::Concurrency, Rule::InFlight { max: 3 }), 2, None),
+            (limit(LimitName::Key(0), Rule::of(Per::Minute, 60)), 59, secs(30)),
+            (limit(LimitName::Workspace(0), Rule::of(Per::Month, 70)), 69, secs(99)),
+        ]
+        .into_iter()
+        .map(|(l, units, reset)| (l, Remaining { units, reset }))
+        .collect();
+        let now = Now { wall: Timestamp::from_millis(1_000_200), steady_ns: 0 };
+        let mut header = HeaderMap::new();
+        let families = Families { x_ratelimit: true, ratelimit: true };
+        write(&mut header, families, &left, now, None).expect("fields");
+        let field = |name: &str| header.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
+        assert_eq!(field("x-ratelimit-limit-qps"), "50");
+        assert_eq!(field("x-ratelimit-remaining-qps"), "49");
+        assert_eq!(field("x-ratelimit-limit-day"), "1000");
+        assert_eq!(field("x-ratelimit-remaining-day"), "998");
+        assert_eq!(field("x-ratelimit-reset"), "1001");
+        assert_eq!(
+            field("ratelimit-policy"),
+            "\"rate\";q=50;w=1, \"daily\";q=1000;w=86400, \"quota\";q=9, \
+             \"concurrency\";q=3;qu=\"concurrent-requests\", \"key-requests-minute\";q=60;w=60, \
+             \"workspace-requests-month\";q=70;w=2678400"
+        );
+        assert_eq!(
+            field("ratelimit"),
+            "\"rate\";r=49;t=1, \"daily\";r=998;t=43200, \"quota\";r=0, \"concurrency\";r=2, \
+             \"key-requests-minute\";r=59;t=30, \"workspace-requests-month\";r=69;t=99"
+        );
+        write(&mut header, families, &left, now, Some(7)).expect("fields");
+        let reset = header.get("x-ratelimit-reset").and_then(|v| v.to_str().ok());
+        assert_eq!(reset, Some("1008"), "no earlier than seven seconds from now");
+    }
+}

@@ -1,0 +1,79 @@
+//! The access log: a line for one of so many requests, and for every one that Keygate or the backend failed.
+//!
+//! Must not know: how requests are served. A line names a path without its query, in which people put secrets.
+
+use crate::model::usage::Outcome;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use uuid::fmt::Simple;
+
+/// The log.
+#[derive(Debug)]
+pub struct AccessLog {
+    /// One request of so many is in it; 0: it is not kept.
+    sample: u64,
+    /// Requests so far, in it or not.
+    seen: AtomicU64,
+}
+
+/// What it says about a request.
+pub(in crate::proxy) struct Line<'r> {
+    pub(in crate::proxy) request_id: &'r str,
+    pub(in crate::proxy) trace_id: Simple,
+    pub(in crate::proxy) method: &'r str,
+    pub(in crate::proxy) path: &'r str,
+    pub(in crate::proxy) route: &'r str,
+    pub(in crate::proxy) status: u16,
+    pub(in crate::proxy) outcome: Outcome,
+    pub(in crate::proxy) address: IpAddr,
+    /// Why the last attempt at a backend that failed did; empty: none did.
+    pub(in crate::proxy) backend_failure: &'r str,
+    pub(in crate::proxy) elapsed: Duration,
+}
+
+impl AccessLog {
+    /// With one of `sample` requests, if it is kept.
+    pub fn new(is_kept: bool, sample: u64) -> Self {
+        Self { sample: if is_kept { sample } else { 0 }, seen: AtomicU64::new(0) }
+    }
+
+    /// Whether a request that was answered with `status` is in it. To be asked once for each.
+    pub(in crate::proxy) fn wants(&self, status: u16) -> bool {
+        let is_failure = status >= 500;
+        self.sample != 0
+            && (is_failure || self.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.sample))
+    }
+}
+
+impl Line<'_> {
+    pub(in crate::proxy) fn write(&self) {
+        tracing::info!(
+            target: "keygate::access",
+            request_id = self.request_id,
+            trace_id = %self.trace_id,
+            method = self.method,
+            path = self.path,
+            route = self.route,
+            status = self.status,
+            outcome = self.outcome.as_str(),
+            address = %self.address,
+            backend_failure = self.backend_failure,
+            duration_us = u64::try_from(self.elapsed.as_micros()).unwrap_or(u64::MAX),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_one_of_so_many_and_every_failure() {
+        let log = AccessLog::new(true, 3);
+        let wanted: Vec<bool> = [200, 200, 500, 404, 503, 200].map(|status| log.wants(status)).into();
+        assert_eq!(wanted, [true, false, true, false, true, true]);
+        let none = AccessLog::new(false, 1);
+        assert!(!none.wants(200) && !none.wants(500));
+    }
+}

@@ -1,0 +1,127 @@
+//! Bodies of requests: read ahead on routes that find the end user in them, counted on their way to a backend.
+
+use crate::model::fault::Fault;
+use crate::policy::keys::denial::Denial;
+use crate::proxy::connection::{Connection, HeldBack};
+use crate::proxy::message::content_length;
+use bytes::Bytes;
+use http::header::EXPECT;
+use pingora::proxy::Session;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// What Pingora keeps to send again: its `BODY_BUF_LIMIT`.
+const REPLAYED: u64 = 64 * 1024;
+
+/// So much of a body passes uncounted, and so do small parts: what could be held that way is little, and the usual
+/// request costs nothing more.
+const UNCOUNTED: u64 = 16 * 1024;
+const COUNTED_PART: usize = 1024;
+
+/// Whether a body of this length, none if it is not known, may be more than passes uncounted.
+pub(in crate::proxy) fn is_counted(length: Option<u64>) -> bool {
+    length.is_none_or(|length| length > UNCOUNTED)
+}
+
+/// Lets a part of a body go on to the backend once there is room for it. With it `so_far` bytes came, and until it
+/// returns no more are read.
+pub(in crate::proxy) async fn pass_on(
+    connection: &Arc<Connection>,
+    part: &mut Option<Bytes>,
+    is_last: bool,
+    so_far: u64,
+) {
+    if connection.is_stream() {
+        // A socket of its own would note this; a stream has none.
+        connection.read_goes_on(part.as_ref().map_or(0, Bytes::len));
+    }
+    if is_counted(Some(so_far))
+        && let Some(large) = part.take_if(|part| part.len() >= COUNTED_PART)
+    {
+        connection.room().await;
+        *part = Some(connection.carries(large));
+    }
+    if connection.is_stream() && !is_last {
+        connection.read_waits();
+    }
+}
+
+/// Reads the whole body, at most `max` bytes of it.
+///
+/// Pingora forwards what was read here from its own replay buffer, which holds 64 KiB; a longer body therefore goes on
+/// from the copy made here, whose last part makes Pingora ask for it. Where nobody knows in advance which part is the last,
+/// what makes it ask is the end of the body, which the connection keeps until all else has been read.
+///
+/// What is read counts as an upload of `connection`, and without room for it the request is refused.
+pub(in crate::proxy) async fn read_ahead(
+    session: &mut Session,
+    max: u64,
+    connection: &Arc<Connection>,
+) -> Result<Bytes, Denial> {
+    let length = content_length(session);
+    if length.is_some_and(|l| l > max) {
+        return Err(Denial::Plain(Fault::PayloadTooLarge));
+    }
+    if session.req_header().headers.contains_key(EXPECT) {
+        session.write_continue_response().await.map_err(|_| Denial::Plain(Fault::RequestTimeout))?;
+    }
+    let mut body = HeldBack::new(connection, length);
+    let _end = (length.is_none() && !connection.has_whole_body()).then(|| KeptEnd::of(connection));
+    loop {
+        let rest = length.map(|length| length.saturating_sub(body.so_far()));
+        if rest.map_or_else(|| connection.has_whole_body(), |rest| rest <= REPLAYED) {
+            // The rest fits into the replay buffer, so Pingora will come asking for it.
+            session.enable_retry_buffering();
+        }
+        match next_part(session, connection).await {
+            Ok(Some(part)) => {
+                if connection.is_stream() {
+                    connection.read_goes_on(part.len());
+                    connection.read_waits();
+                }
+                if !body.add(&part) {
+                    return Err(Denial::Plain(Fault::ServiceUnavailable));
+                }
+            }
+            Ok(None) => {
+                if connection.is_stream() {
+                    connection.read_goes_on(0);
+                }
+                // What is still to be read is the end, or nothing: there is nothing to be sent again beside what was read here.
+                session.enable_retry_buffering();
+                return Ok(body.whole());
+            }
+            Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
+        }
+        if body.so_far() > max {
+            return Err(Denial::Plain(Fault::PayloadTooLarge));
+        }
+    }
+}
+
+/// The next part of a body; none at its end, or where all but its end is here.
+async fn next_part(session: &mut Session, connection: &Connection) -> pingora::Result<Option<Bytes>> {
+    let mut part = pin!(session.read_request_body());
+    std::future::poll_fn(|context| match part.as_mut().poll(context) {
+        Poll::Pending if connection.has_kept_end() => Poll::Ready(Ok(None)),
+        polled => polled,
+    })
+    .await
+}
+
+/// Keeps the end of a body from whoever reads it, until it is dropped.
+struct KeptEnd<'c>(&'c Connection);
+
+impl<'c> KeptEnd<'c> {
+    fn of(connection: &'c Connection) -> Self {
+        connection.keeps_body_end(true);
+        Self(connection)
+    }
+}
+
+impl Drop for KeptEnd<'_> {
+    fn drop(&mut self) {
+        self.0.keeps_body_end(false);
+    }
+}

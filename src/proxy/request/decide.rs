@@ -1,0 +1,366 @@
+//! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
+
+use super::body::{is_counted, read_ahead};
+use crate::gate::{Denied, EndUserNamed, Permit, RequestView};
+use crate::keyring::Entry;
+use crate::model::fault::{Fault, Lang};
+use crate::policy::coding::Coding;
+use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
+use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
+use crate::policy::keys::credential::end_user_in_coded_body;
+use crate::policy::keys::denial::{BadRequest, Denial};
+use crate::policy::routing::route::{EndUserFrom, Route};
+use crate::proxy::connection::Connection;
+use crate::proxy::ctx::Ctx;
+use crate::proxy::message::Message;
+use crate::proxy::message::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
+use crate::proxy::state::Proxy;
+use crate::usage::{Pending, Start};
+use http::header::{
+    ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT,
+};
+use http::{Method, Version};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Proxy {
+    /// Decides about a request that Pingora has read.
+    pub(in crate::proxy) async fn decide(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<(), Box<Denied>> {
+        let has_body = !session.is_body_empty();
+        let permit = match ctx.permit.take() {
+            Some(permit) => permit,
+            None => self.permit(&Message::of(session.req_header(), has_body), ctx)?,
+        };
+        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        self.admit(&Message::of(session.req_header(), has_body), ctx, permit, end_user.as_deref()).await
+    }
+
+    /// Whether its key may do what a request asks for, as far as memory tells, and whether there is room for it.
+    pub(in crate::proxy) fn permit(
+        &self,
+        message: &Message<'_>,
+        ctx: &mut Ctx,
+    ) -> Result<Permit, Box<Denied>> {
+        self.check_message(message).map_err(|denial| Denied::early(denial, None))?;
+        let view = RequestView {
+            method: message.method,
+            path: message.path,
+            encoded_slash: has_encoded_slash(message.path),
+            fields: message.fields,
+            address: ctx.address,
+            now: ctx.arrived,
+        };
+        let authorized = self.gate.authorize(&ctx.site.routes, &view);
+        let mut permit = authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?;
+        ctx.route = Some(Arc::clone(permit.route()));
+        let length = message.content_length();
+        if length.is_some_and(|length| length > permit.route().max_body_bytes) {
+            return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
+        }
+        let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.has_room());
+        if is_crowded && message.has_body && holds_body(permit.route(), length) {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        }
+        ctx.rewritten = permit.take_rewritten();
+        let longer = ctx.rewritten.as_ref().map_or(0, |path| path.len().saturating_sub(message.path.len()));
+        if message.target.len() + longer > TARGET_MAX {
+            return Err(permit.deny(Denial::Plain(Fault::UriTooLong)));
+        }
+        Ok(permit)
+    }
+
+    /// Charges its limits and begins its record.
+    pub(in crate::proxy) async fn admit(
+        &self,
+        message: &Message<'_>,
+        ctx: &mut Ctx,
+        permit: Permit,
+        end_user: Option<&str>,
+    ) -> Result<(), Box<Denied>> {
+        if self.recorder.may_admit().is_err() {
+            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        }
+        let admission = self.gate.admit(permit, end_user, ctx.charged_at).await?;
+        let start = Start {
+            charged: true,
+            degraded: admission.degraded(),
+            end_user_id: admission.end_user(),
+            ..self.start_of(message, ctx, admission.entry())
+        };
+        let Ok(record) = Pending::admitted(start, &self.recorder, &self.clock) else {
+            return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
+        };
+        ctx.record = Some(record);
+        if let Some(connection) = &ctx.connection {
+            connection.serves(Some(admission.presented().clone()));
+            connection.holds();
+        }
+        ctx.note_key(admission.entry());
+        ctx.degraded = admission.degraded();
+        ctx.admission = Some(admission);
+        Ok(())
+    }
+
+    /// What Pingora needs to know, and what a request's head says that nobody has looked at.
+    pub(in crate::proxy) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
+        // The connection itself has the deadlines; Pingora's timers would only be set beside them.
+        session.set_read_timeout(None);
+        if session.req_header().version == Version::HTTP_2 {
+            session.set_write_timeout(Some(self.limits.write_timeout));
+            ctx.connection = session.req_header().extensions.get::<Arc<Connection>>().cloned();
+            if let Some(stream) = ctx.connection.as_ref().filter(|_| !session.is_body_empty()) {
+                stream.read_waits();
+            }
+        }
+        Self::heed_connection(session);
+        if ctx.begun {
+            return;
+        }
+        if let Some(rewritten) = canonical_target(session.req_header()) {
+            session.req_header_mut().set_uri(rewritten);
+        }
+        let has_body = !session.is_body_empty();
+        self.begin(&Message::of(session.req_header(), has_body), ctx);
+    }
+
+    /// What Pingora makes of the connection only in part: it reads the first `Connection` field alone, where a later one may
+    /// say `close`, and answers HTTP/1.0 as it does HTTP/1.1.
+    fn heed_connection(session: &mut Session) {
+        let header = session.req_header();
+        let mut asked =
+            header.headers.get_all(CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+        let closes = asked.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"));
+        let is_10 = header.version == Version::HTTP_10;
+        if closes {
+            session.set_keepalive(None);
+        }
+        if is_10 {
+            // RFC 9110, 10.1.1 and 15.2: neither expected by nor sent to such a client.
+            session.req_header_mut().remove_header(&EXPECT);
+            session.as_downstream_mut().set_ignore_info_resp(true);
+        }
+    }
+
+    /// Notes what matters however the request is answered.
+    pub(in crate::proxy) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
+        self.find_client(message, ctx);
+        if let Some(connection) = &ctx.connection {
+            connection.is_old(message.version == Version::HTTP_10);
+        }
+        if let Some(wanted) = message.fields.text(&ACCEPT_LANGUAGE) {
+            ctx.lang = Lang::preferred(wanted);
+        }
+        if self.limits.trust_request_id
+            && let Some(given) = message.fields.first(&X_REQUEST_ID)
+            && let Some(given) = request_id(given)
+        {
+            ctx.request_id = given;
+        }
+        self.tracing.begin(message, ctx);
+        ctx.begun = true;
+    }
+
+    /// The decision has come, whatever it is.
+    pub(in crate::proxy) fn note_own(&self, ctx: &mut Ctx) {
+        let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
+        if ctx.body.is_none() {
+            self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
+        }
+        ctx.own_ns = own;
+    }
+
+    /// Whoever presents too many wrong secrets is told to wait instead of that they are wrong.
+    fn slow_down_guessing(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
+        if denied.denial == Denial::KeyInvalid
+            && let Some(Err(wait)) = self.guesses.as_ref().map(|guesses| guesses.another(ctx.address))
+        {
+            denied.denial = Denial::TooManyInvalid(wait);
+        }
+        denied
+    }
+
+    /// Who asks, and how, as far as those in between can be believed.
+    fn find_client(&self, message: &Message<'_>, ctx: &mut Ctx) {
+        let Some(connection) = &ctx.connection else { return };
+        ctx.secure = connection.secure;
+        ctx.address = connection.client();
+        if !self.trusted.contains(ctx.address) {
+            return;
+        }
+        let hops: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_FOR).collect();
+        let schemes: SmallVec<[&[u8]; 4]> = message.fields.all(&X_FORWARDED_PROTO).collect();
+        let found = self.trusted.client(ctx.address, hops.iter().copied());
+        ctx.address = found.address;
+        if let Some(secure) = found.is_secure(schemes.iter().copied()) {
+            ctx.secure = secure;
+        }
+    }
+
+    /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
+    /// was let in.
+    pub(in crate::proxy) fn check_message(&self, message: &Message<'_>) -> Result<(), Denial> {
+        if message.target.len() > self.limits.uri_bytes {
+            return Err(Denial::Plain(Fault::UriTooLong));
+        }
+        let (mut fields, mut bytes) = message.fields.size();
+        if let Some(authority) = message.authority {
+            // What HTTP/1.1 has as `Host`.
+            (fields, bytes) = (fields + 1, bytes + "host: \r\n".len() + authority.len());
+        }
+        if bytes > self.limits.header_bytes || fields > self.limits.header_fields {
+            return Err(Denial::Plain(Fault::HeadersTooLarge));
+        }
+        if matches!(*message.method, Method::TRACE | Method::CONNECT) {
+            return Err(Denial::Plain(Fault::NotImplemented));
+        }
+        if message.version == Version::HTTP_2 {
+            check_http2(message)?;
+        }
+        let bad = |b| Denial::BadRequest(BadRequest::Path(b));
+        let (path, query) = split_target(message.target).map_err(bad)?;
+        canonical(path).map_err(bad)?;
+        check_query(query).map_err(bad)?;
+        Ok(())
+    }
+
+    /// The end user that the request names, reading its body ahead where the route says so.
+    async fn end_user(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: Permit,
+    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
+        match permit.end_user() {
+            EndUserNamed::Body if !session.is_body_empty() => {}
+            EndUserNamed::Header(name) => {
+                let name = name.clone();
+                return Ok((permit, Some(name)));
+            }
+            EndUserNamed::Nobody | EndUserNamed::Body => return Ok((permit, None)),
+        }
+        // Who may have one request in flight has one body held back.
+        let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
+        let found = self.end_user_in_body(session, ctx, &permit).await;
+        drop(place);
+        // Others have been charged meanwhile; nobody is charged in the past. The record is of the arrival all the same: should
+        // a window have ended in between, it is in the later one here and, for a process that starts in that window, in the earlier.
+        ctx.charged_at = self.clock.now();
+        match found {
+            Ok(name) => Ok((permit, name)),
+            Err(denial) => Err(permit.deny(ctx.client_fault().unwrap_or(denial))),
+        }
+    }
+
+    async fn end_user_in_body(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        permit: &Permit,
+    ) -> Result<Option<Box<str>>, Denial> {
+        let (Some(connection), EndUserFrom::JsonField(field)) = (&ctx.connection, &permit.route().end_user)
+        else {
+            return Err(Denial::Plain(Fault::Internal));
+        };
+        let codings = session.req_header().headers.get_all(CONTENT_ENCODING);
+        let coding = Coding::of(codings.iter().map(HeaderValue::as_bytes)).ok_or(Denial::ContentCoding)?;
+        // While its body is awaited, its key can be taken away.
+        connection.serves(Some(permit.presented().clone()));
+        let max = self.limits.end_user_body_bytes;
+        let body = read_ahead(session, max, connection).await?;
+        ctx.body = Some(body.clone());
+        self.gate.still_stands(permit.presented(), self.clock.now().wall)?;
+        end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
+    }
+
+    /// Notes a refusal, and begins its record if it is one of a known key.
+    pub(in crate::proxy) fn refused(&self, message: &Message<'_>, ctx: &mut Ctx, denied: &Denied) {
+        ctx.route.clone_from(&denied.route);
+        ctx.degraded = denied.degraded;
+        ctx.fault = Some(denied.denial.fault());
+        if let Some(entry) = &denied.entry {
+            ctx.note_key(entry);
+        }
+        if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
+            let start = Start { degraded: ctx.degraded, ..self.start_of(message, ctx, entry) };
+            ctx.record = Some(Pending::refused(start, &self.recorder, &self.clock));
+        }
+    }
+
+    fn start_of<'r>(&'r self, message: &Message<'r>, ctx: &'r Ctx, entry: &'r Entry) -> Start<'r> {
+        Start {
+            id: ctx.id,
+            request_id: ctx.request_id.to_str().unwrap_or(""),
+            api_key_id: entry.key.id,
+            workspace_id: &entry.key.workspace_id,
+            arrived: ctx.arrived,
+            method: message.method.as_str(),
+            endpoint: message.path,
+            route: ctx.route_name(),
+            ip_address: ctx.address,
+            user_agent: message.fields.first(&USER_AGENT).unwrap_or_default(),
+            node: &self.node,
+            end_user_id: None,
+            charged: false,
+            degraded: false,
+        }
+    }
+}
+
+/// Whether more than a little of a body may have to be held.
+fn holds_body(route: &Route, length: Option<u64>) -> bool {
+    matches!(route.end_user, EndUserFrom::JsonField(_)) || is_counted(length)
+}
+
+/// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
+fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
+    let raw = header.raw_path();
+    // Over HTTP/1.1 that has been done before.
+    let escaped = escape_loose(raw);
+    let written = escaped.as_deref().unwrap_or(raw);
+    let (path, query) = split_target(written).ok()?;
+    let path = canonical(path).ok()?;
+    if raw.starts_with(path.as_bytes()) && !path.was_respelled() && escaped.is_none() {
+        return None;
+    }
+    let mut target = path.into_string();
+    if !query.is_empty() {
+        target.push('?');
+        target.push_str(std::str::from_utf8(query).ok()?);
+    }
+    // Over HTTP/2 the authority is part of it, and stays.
+    let mut parts = header.uri.clone().into_parts();
+    parts.path_and_query = Some(target.parse().ok()?);
+    http::Uri::from_parts(parts).ok()
+}
+
+/// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
+fn check_http2(message: &Message<'_>) -> Result<(), Denial> {
+    if message.method.as_str().len() > METHOD_MAX {
+        return Err(Denial::BadRequest(BadRequest::Syntax));
+    }
+    let mut lengths = message.fields.all(&CONTENT_LENGTH);
+    let sound = lengths.next().is_none_or(|length| head::content_length(length).is_some());
+    if !sound || lengths.next().is_some() {
+        return Err(Denial::BadRequest(BadRequest::Framing));
+    }
+    let authority = message.authority.map(str::as_bytes);
+    let mut hosts = message.fields.all(&HOST);
+    let (host, second) = (hosts.next(), hosts.next());
+    let differ = authority.zip(host).is_some_and(|(authority, host)| authority != host);
+    if differ || second.is_some() || !authority.or(host).is_some_and(head::is_host) {
+        return Err(Denial::BadRequest(BadRequest::Host));
+    }
+    Ok(())
+}
+
+fn request_id(given: &[u8]) -> Option<HeaderValue> {
+    let is_fit = (1..=128).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
+    HeaderValue::from_bytes(given).ok().filter(|_| is_fit)
+}

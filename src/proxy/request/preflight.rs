@@ -1,0 +1,103 @@
+//! Pages of other origins: preflights are answered here or go on to the backend, and every answer is marked for the browser.
+//!
+//! Must not know: keys. A preflight carries none, costs nothing and tells a backend nothing about who asks.
+
+use crate::gate::{Denied, RequestView};
+use crate::policy::http::cors::Preflight;
+use crate::policy::http::path::{canonical, has_encoded_slash};
+use crate::policy::keys::denial::Denial;
+use crate::proxy::ctx::Ctx;
+use crate::proxy::message::Message;
+use crate::proxy::message::headers::X_REQUEST_ID;
+use crate::proxy::state::Proxy;
+use http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, EXPECT, ORIGIN, UPGRADE};
+use http::{HeaderMap, Method, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+
+/// What became of a request that may be a preflight.
+pub(in crate::proxy) enum Preflighted {
+    /// It is none, or presents a key: it is decided like any other.
+    No,
+    /// It is answered.
+    Answered,
+    /// It goes on to the backend, which decides, or is refused because too many came from its address.
+    Decided(Result<(), Box<Denied>>),
+}
+
+impl Proxy {
+    /// Answers a preflight to a route that has rules for pages of other origins, and passes one to a route that leaves them to
+    /// its backend.
+    pub(in crate::proxy) async fn preflight(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Preflighted> {
+        if session.req_header().method != Method::OPTIONS {
+            return Ok(Preflighted::No);
+        }
+        let Some(answer) = Self::preflight_answer(session, ctx) else {
+            let has_body = !session.is_body_empty();
+            let passed = self.pass_preflight(&Message::of(session.req_header(), has_body), ctx);
+            return Ok(passed.map_or(Preflighted::No, Preflighted::Decided));
+        };
+        let mut parts = http::Response::new(()).into_parts().0;
+        parts.status = StatusCode::NO_CONTENT;
+        parts.headers = answer;
+        parts.headers.insert(X_REQUEST_ID, ctx.request_id.clone());
+        crate::proxy::response::reply::keep_open_if_possible(session);
+        session.write_response_header(Box::new(ResponseHeader::from(parts)), true).await?;
+        Ok(Preflighted::Answered)
+    }
+
+    /// Whether the request goes on without a key; none where it is no preflight, or one that is decided like any other.
+    fn pass_preflight(&self, message: &Message<'_>, ctx: &mut Ctx) -> Option<Result<(), Box<Denied>>> {
+        let fields = message.fields;
+        let method =
+            fields.first(&ACCESS_CONTROL_REQUEST_METHOD).filter(|_| fields.first(&ORIGIN).is_some())?;
+        let method = Method::from_bytes(method).ok()?;
+        // A browser's preflight has nothing to send and asks for nothing else.
+        if message.has_body || fields.first(&UPGRADE).is_some() || fields.first(&EXPECT).is_some() {
+            return None;
+        }
+        self.check_message(message).ok()?;
+        let view = RequestView {
+            method: message.method,
+            path: message.path,
+            encoded_slash: has_encoded_slash(message.path),
+            fields,
+            address: ctx.address,
+            now: ctx.arrived,
+        };
+        let mut preflight = self.gate.preflight(&ctx.site.routes, &view, &method)?;
+        ctx.route = Some(preflight.route().clone());
+        ctx.rewritten = preflight.take_rewritten();
+        if let Some(Err(wait)) = self.preflights.as_ref().map(|preflights| preflights.another(ctx.address)) {
+            return Some(Err(Denied::early(Denial::TooManyPreflights(wait), Some(preflight.route()))));
+        }
+        ctx.preflight = Some(preflight);
+        Some(Ok(()))
+    }
+
+    fn preflight_answer(session: &Session, ctx: &mut Ctx) -> Option<HeaderMap> {
+        let header = session.req_header();
+        let (origin, method) =
+            (header.headers.get(ORIGIN)?, header.headers.get(ACCESS_CONTROL_REQUEST_METHOD)?);
+        let method: Method = method.to_str().ok()?.parse().ok()?;
+        let path = header.uri.path();
+        // What is not well formed is refused where everything is.
+        canonical(path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
+        let route = ctx.site.routes.find(&method, path)?.route.clone();
+        if has_encoded_slash(path) && !route.encoded_slash {
+            return None;
+        }
+        let asked = Preflight {
+            origin,
+            method: &method,
+            headers: header.headers.get(ACCESS_CONTROL_REQUEST_HEADERS),
+        };
+        let answer = route.cors.as_ref()?.answer(&asked);
+        ctx.route = Some(route);
+        Some(answer)
+    }
+}

@@ -1,0 +1,79 @@
+//! A request's body, kept until its backend has begun to answer, so that a backend over HTTP/2 that says that it has not acted
+//! on the request (GOAWAY, `REFUSED_STREAM`) costs nobody a request.
+//!
+//! Pingora keeps the first 64 KiB of a body by itself and cannot send a longer one again. What is kept here counts among the
+//! bodies in memory; where there is no room for it, the request is not sent again.
+
+use crate::proxy::connection::kept_body::Rewind;
+use crate::proxy::ctx::Ctx;
+use bytes::BytesMut;
+use http::Version;
+use http::header::CONTENT_LENGTH;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+
+/// Whether a body of which Pingora has not kept all can be sent again all the same.
+pub(in crate::proxy) fn is_possible(ctx: &Ctx) -> bool {
+    ctx.rewind.as_ref().is_some_and(Rewind::is_whole)
+}
+
+/// Has Pingora read the body from its begin again, where it has not kept all of it.
+pub(in crate::proxy) async fn rewind(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    let Some(mut kept) = ctx.rewind.take().filter(|_| session.as_ref().retry_buffer_truncated()) else {
+        return Ok(());
+    };
+    let Some(connection) = &ctx.connection else { return Ok(()) };
+    if connection.is_stream() {
+        connection.is_rewound(kept.joined().freeze());
+        return Ok(());
+    }
+    if !has_length(session) {
+        // Nobody but its reader knows where in a chunk it is.
+        while let Some(part) = session.read_request_body().await.map_err(Error::into_down)? {
+            kept.keep(&part, connection);
+        }
+        if !kept.is_whole() {
+            let lost = Error::explain(ErrorType::H2Error, "a body is too long to be sent again");
+            return Err(lost.into_up());
+        }
+    }
+    begin_anew(session, &kept.joined()).await
+}
+
+fn has_length(session: &Session) -> bool {
+    session.req_header().headers.contains_key(CONTENT_LENGTH)
+}
+
+/// Puts a session in the place of this one that has read nothing yet but has the request before it: the head as it came, and
+/// what has come of the body. The rest comes from the socket.
+async fn begin_anew(session: &mut Session, body: &[u8]) -> Result<()> {
+    let is_chunked = !has_length(session);
+    let head = session.req_header().clone();
+    let (keepalive, reuses) = (session.get_keepalive(), session.get_keepalive_reuses_remaining());
+    let write_timeout = session.get_write_timeout();
+    // Something must be there meanwhile.
+    let nobody = ServerSession::new_http1(Box::new(tokio::io::duplex(1).0));
+    let ServerSession::H1(old) = std::mem::replace(&mut *session.downstream_session, nobody) else {
+        return Error::e_explain(ErrorType::InternalError, "only HTTP/1.1 begins anew");
+    };
+    let mut bytes = BytesMut::from(&old.get_headers_raw_bytes()[..]);
+    if is_chunked {
+        bytes.extend_from_slice(format!("{:x}\r\n", body.len()).as_bytes());
+    }
+    bytes.extend_from_slice(body);
+    if is_chunked {
+        bytes.extend_from_slice(b"\r\n0\r\n\r\n");
+    }
+    let mut anew = ServerSession::new_http1(old.into_inner());
+    anew.set_pipelined_prefix(bytes);
+    anew.read_request().await?;
+    *anew.req_header_mut() = head;
+    anew.set_read_timeout(None);
+    anew.set_write_timeout(write_timeout);
+    anew.set_keepalive(keepalive);
+    anew.set_keepalive_reuses_remaining(reuses);
+    anew.set_ignore_info_resp(anew.req_header().version == Version::HTTP_10);
+    *session.downstream_session = anew;
+    Ok(())
+}

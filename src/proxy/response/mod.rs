@@ -1,0 +1,3 @@
+//! Keygate's own answers: refusals of requests, and of what is no request.
+
+pub(super) mod reply;

@@ -1,0 +1,180 @@
+//! One HTTP/2 connection: each stream is a request of its own, with limits on what all of them may hold together.
+
+use super::listen::Acceptor;
+use crate::proxy::connection::h1_stream::Wire;
+use crate::proxy::connection::h2_stream::Stream;
+use crate::proxy::connection::{Connection, End, Stage};
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use pingora::apps::HttpServerApp;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of answers that wait in one stream for the client's window.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of bodies that may be on their way to us, of one stream and of all of them.
+const STREAM_WINDOW: u32 = 64 * 1024 - 1;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+type Streams = h2::server::Connection<Box<Wire>, Bytes>;
+
+/// Serves streams until the client leaves, is sent away, or the gateway stops.
+pub(in crate::proxy) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc<Connection>) {
+    // The frames are HTTP/2's to read; only who is late is still decided by the wire.
+    connection.becomes_tunnel();
+    let mut streams = match options(acceptor).handshake(wire).await {
+        Ok(streams) => streams,
+        Err(error) => {
+            tracing::debug!(%error, "no HTTP/2 connection came about");
+            return;
+        }
+    };
+    let mut stop = acceptor.stop.clone();
+    let active = Arc::default();
+    let (mut served, mut leaving) = (0, false);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop), if !leaving => {
+                streams.graceful_shutdown();
+                leaving = true;
+                continue;
+            }
+            () = connection.ended() => break,
+            accepted = streams.accept() => accepted,
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                served += 1;
+                if served >= acceptor.limits.requests && !leaving {
+                    streams.graceful_shutdown();
+                    leaving = true;
+                }
+                let busy = Busy::new(&active, connection);
+                let connection = Arc::clone(connection);
+                tokio::spawn(serve_stream(acceptor.clone(), request, respond, connection, busy));
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an HTTP/2 connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+    say_goodbye(streams, connection).await;
+}
+
+/// Tells a client whose connection is closed between requests which of them were served, so that it can send others again
+/// (RFC 9113, 6.8).
+async fn say_goodbye(mut streams: Streams, connection: &Connection) {
+    if !connection.ends().is_some_and(End::can_take_leave) {
+        return;
+    }
+    connection.survive(Stage::Linger);
+    streams.abrupt_shutdown(Reason::NO_ERROR);
+    // Its deadline is that of the stage.
+    while let Some(Ok(_)) = streams.accept().await {}
+}
+
+async fn serve_stream(
+    acceptor: Acceptor,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    connection: Arc<Connection>,
+    _busy: Busy,
+) {
+    let registered = acceptor.connections.register_stream(&connection);
+    let stream = registered.connection();
+    let session = Stream::session(request, respond, Arc::clone(stream));
+    tokio::select! {
+        biased;
+        // Dropping the session resets the stream.
+        () = stream.ended() => {}
+        _ = acceptor.phases.process_new_http(session, &acceptor.stop) => {}
+    }
+}
+
+fn options(acceptor: &Acceptor) -> Builder {
+    let limits = acceptor.limits;
+    let mut options = Builder::new();
+    // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431. It
+    // counts 32 bytes for each field, of which cookies may be many that are one elsewhere.
+    let header_bytes = u32::try_from(2 * limits.uri_bytes + 4 * limits.header_bytes).unwrap_or(u32::MAX);
+    options
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(header_bytes)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// A stream that is being served. With the first the connection is busy, with the last it waits again.
+struct Busy {
+    /// How many there are. Held while the connection is told, so that what it hears last is so.
+    active: Arc<Mutex<usize>>,
+    connection: Arc<Connection>,
+}
+
+impl Busy {
+    fn new(active: &Arc<Mutex<usize>>, connection: &Arc<Connection>) -> Self {
+        let busy = Self { active: Arc::clone(active), connection: Arc::clone(connection) };
+        busy.count(|active| active + 1);
+        busy
+    }
+
+    fn count(&self, change: impl FnOnce(usize) -> usize) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *active;
+        *active = change(before);
+        match (before, *active) {
+            (0, _) => self.connection.enter(Stage::Request),
+            (_, 0) => self.connection.enter(Stage::Idle),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.count(|active| active - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::connection::{Deadlines, Shared};
+    use std::time::Duration;
+
+    #[test]
+    fn a_connection_with_a_stream_waits_for_nothing_however_the_others_come_and_go() {
+        let hour = Duration::from_hours(1);
+        let deadlines = Deadlines {
+            first_byte: hour,
+            head: hour,
+            idle: hour,
+            body: hour,
+            write: hour,
+            linger: hour,
+            last_request: hour,
+        };
+        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let peer = "192.0.2.1:1".parse().expect("an address");
+        let connection = Arc::new(Connection::new(peer, false, &shared));
+        let active = Arc::default();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..100_000 {
+                        let busy = Busy::new(&active, &connection);
+                        assert_eq!(connection.rank(), None, "it is being served");
+                        drop(busy);
+                    }
+                });
+            }
+        });
+        assert!(connection.rank().is_some(), "it waits for its next request");
+    }
+}

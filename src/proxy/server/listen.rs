@@ -1,0 +1,282 @@
+//! Accepting connections: the table takes them in, a task serves each, the last to go ends the drain at shutdown.
+//!
+//! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
+//! stops; this one stops as soon as the last request is answered.
+
+use super::tls::{TlsContext, was_a_challenge};
+use super::{http1, http2};
+use crate::clock::Now;
+use crate::model::fault::Fault;
+use crate::model::usage::Outcome;
+use crate::policy::http::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
+use crate::proxy::connection::h1_stream::Wire;
+use crate::proxy::connection::socket::{Socket, is_ours};
+use crate::proxy::connection::table::{Connections, Refused, Registered};
+use crate::proxy::service::{Phases, class_of};
+use crate::proxy::state::Proxy;
+use pingora::apps::HttpServerApp;
+use pingora::proxy::HttpProxy;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// Why a connection may not be taken in, as metrics say it.
+pub const REFUSED: [&str; 4] = [Refused::Full.as_str(), Refused::Address.as_str(), "proxy_protocol", "tls"];
+
+/// How long a failed accept (no descriptors left) rests before it tries again.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// For how long none may have failed until that is over: where descriptors are short, some come and go all the time.
+const OVER_AFTER: Duration = Duration::from_secs(1);
+/// Most connections that are still accepted when the gateway stops: more than the kernel keeps waiting.
+const WAITING_MAX: usize = 4_096;
+
+/// How large a head may be before any of it is understood.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes of the request target.
+    pub uri_bytes: usize,
+    /// Bytes of all header fields.
+    pub header_bytes: usize,
+    /// Number of header fields.
+    pub fields: usize,
+    /// Requests of one connection.
+    pub requests: u64,
+    /// Streams of an HTTP/2 connection at a time.
+    pub streams: u32,
+}
+
+/// What clients speak at a listener.
+#[derive(Clone)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, from its first byte.
+    Http2,
+    /// TLS, and inside it what client and gateway agree on.
+    Tls(Arc<TlsContext>),
+}
+
+/// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
+#[derive(Default)]
+struct Shortage(Option<Instant>);
+
+/// Accepts on one listener for as long as the gateway runs.
+#[derive(Clone)]
+pub struct Acceptor {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Whether proxies of ours say with the PROXY protocol who the client is.
+    pub proxy_protocol: bool,
+    /// What decides about requests.
+    pub proxy: Arc<Proxy>,
+    /// What serves them, by the same decisions.
+    pub phases: Arc<HttpProxy<Phases>>,
+    /// The table of connections.
+    pub connections: Arc<Connections>,
+    /// Sizes.
+    pub limits: HeadLimits,
+    /// Turns true when the gateway stops.
+    pub stop: watch::Receiver<bool>,
+    /// Held by every connection: when the last is gone, its receiver ends.
+    pub open: mpsc::Sender<()>,
+}
+
+impl Acceptor {
+    /// Accepts until told to stop. Connections accepted so far go on.
+    pub async fn run(mut self, listener: TcpListener) {
+        let mut shortage = Shortage::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    if shortage.is_over() {
+                        tracing::info!("connections are accepted again");
+                    }
+                    self.take_in(stream, peer);
+                }
+                Err(error) => {
+                    if shortage.begins() {
+                        tracing::warn!(%error, "no connection can be accepted: whoever comes waits, and is tried again");
+                    }
+                    if is_ours(&error) {
+                        self.connections.make_room();
+                    }
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+        // From here on every answer says that its connection closes.
+        self.phases.http_cleanup().await;
+        self.take_in_the_rest(listener);
+    }
+
+    /// Those who have connected and wait to be accepted would be reset by the closing of the listener.
+    fn take_in_the_rest(&self, listener: TcpListener) {
+        let listener = match listener.into_std() {
+            Ok(listener) => listener,
+            Err(error) => return tracing::debug!(%error, "those who waited to be accepted are not"),
+        };
+        for _ in 0..WAITING_MAX {
+            match listener
+                .accept()
+                .and_then(|(stream, peer)| Ok((TcpStream::from_std(nonblocking(stream)?)?, peer)))
+            {
+                Ok((stream, peer)) => self.take_in(stream, peer),
+                // Nobody waits any more.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn take_in(&self, stream: TcpStream, peer: SocketAddr) {
+        // An answer's head and body may be two small writes; the second must not wait for the first's acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection ended before it was served");
+            return;
+        }
+        let secure = matches!(self.protocol, Protocol::Tls(_));
+        let registered = match self.connections.register(peer, secure, self.proxy.trusted.contains(peer.ip()))
+        {
+            Ok(registered) => registered,
+            Err(refused) => return self.refused(refused.as_str()),
+        };
+        let acceptor = self.clone();
+        tokio::spawn(async move { acceptor.serve(stream, registered).await });
+    }
+
+    async fn serve(&self, mut stream: TcpStream, mut registered: Registered) {
+        let connection = Arc::clone(registered.connection());
+        if self.proxy_protocol && self.proxy.trusted.contains(connection.peer.ip()) {
+            let told = tokio::select! {
+                biased;
+                () = connection.ended() => return,
+                told = introduction(&mut stream) => told,
+            };
+            match told {
+                Ok(None) => {}
+                Ok(Some(client)) => {
+                    if let Err(refused) = registered.is_from(client) {
+                        return self.refused(refused.as_str());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, proxy = %connection.peer, "no PROXY header");
+                    return self.refused("proxy_protocol");
+                }
+            }
+        }
+        let socket = match &self.protocol {
+            Protocol::Http1 | Protocol::Http2 => Socket::Plain(stream),
+            Protocol::Tls(context) => {
+                let agreed = tokio::select! {
+                    biased;
+                    () = connection.ended() => return,
+                    agreed = context.acceptor().accept(stream) => agreed,
+                };
+                match agreed {
+                    Ok(stream) if was_a_challenge(&stream) => return,
+                    Ok(stream) => Socket::Tls(Box::new(stream)),
+                    Err(error) => {
+                        tracing::debug!(%error, "no TLS connection came about");
+                        return self.refused("tls");
+                    }
+                }
+            }
+        };
+        let http2 = matches!(self.protocol, Protocol::Http2) || socket.is_http2();
+        let wire = Box::new(Wire::new(socket, Arc::clone(&connection)));
+        if http2 {
+            http2::serve(self, wire, &connection).await;
+        } else {
+            http1::serve(self, wire, &connection).await;
+        }
+    }
+
+    /// How long ago `begun` was.
+    pub(in crate::proxy) fn since(&self, begun: Now) -> Duration {
+        Duration::from_nanos(self.proxy.clock.now().steady_ns.saturating_sub(begun.steady_ns))
+    }
+
+    /// A request was refused before it was one.
+    pub(in crate::proxy) fn count_refused(&self, fault: Fault, elapsed: Duration) {
+        let labels = ["", class_of(fault.status()), Outcome::Denied.as_str()];
+        self.proxy.metrics.requests.with_label_values(&labels).inc();
+        self.proxy.metrics.request_seconds.with_label_values(&[""]).observe(elapsed.as_secs_f64());
+        self.proxy.metrics.denials.with_label_values(&[fault.name()]).inc();
+    }
+
+    fn refused(&self, why: &str) {
+        debug_assert!(REFUSED.contains(&why), "{why}");
+        self.proxy.metrics.connections_refused.with_label_values(&[why]).inc();
+    }
+}
+
+// === impl Shortage ===
+
+impl Shortage {
+    /// Somebody could not be accepted. Whether that begins now.
+    fn begins(&mut self) -> bool {
+        self.0.replace(Instant::now()).is_none()
+    }
+
+    /// Somebody could. Whether it is over with that.
+    fn is_over(&mut self) -> bool {
+        self.0.take_if(|last| last.elapsed() >= OVER_AFTER).is_some()
+    }
+}
+
+fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// Reads what a proxy says about its client before anything else, and not a byte more. None: it speaks for itself.
+async fn introduction(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut head = [0; V2_HEAD];
+    let (first, rest) = head.split_at_mut(V2_SIGNATURE.len());
+    stream.read_exact(first).await?;
+    if first == V2_SIGNATURE {
+        stream.read_exact(rest).await?;
+        let mut addresses = vec![0; v2_rest(&head).map_err(|_| bad())?];
+        stream.read_exact(&mut addresses).await?;
+        return read_v2(&head, &addresses).map_err(|_| bad());
+    }
+    // Its end is a line feed, behind which the client's own bytes begin: so it is read byte by byte.
+    let mut line = first.to_vec();
+    while !line.ends_with(b"\n") {
+        if line.len() == V1_MAX || !line.starts_with(b"PROXY ") {
+            return Err(bad());
+        }
+        line.push(stream.read_u8().await?);
+    }
+    read_v1(&line).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shortage_is_told_when_it_begins_and_when_it_is_over() {
+        let mut shortage = Shortage::default();
+        assert!(!shortage.is_over(), "there is none");
+        assert!(shortage.begins());
+        for _ in 0..100 {
+            tokio::time::advance(ACCEPT_REST).await;
+            // Somebody left, whoever waited longest is in, and the next one is not.
+            assert!(!shortage.is_over() && !shortage.begins());
+        }
+        tokio::time::advance(OVER_AFTER).await;
+        assert!(shortage.is_over() && !shortage.is_over() && shortage.begins());
+    }
+}

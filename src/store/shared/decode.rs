@@ -1,0 +1,521 @@
+//! Rows as records: which columns are selected, in which order they are read, and what a row that cannot be is called.
+//!
+//! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` takes them.
+
+use super::fields::{Fields, int};
+use super::rollup::{Sketch, Tally};
+use super::rules;
+use crate::clock::Timestamp;
+use crate::model::digest::Digest;
+use crate::model::fault::Fault;
+use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
+use crate::model::key::{Ceilings, Key, Plan};
+use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
+use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
+use crate::store::{WorkspaceRecord, Written};
+use smallvec::SmallVec;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Rows in one batch of the feed or of spending, at most.
+pub(in crate::store) const BATCH_MAX: usize = 1_000;
+
+// === keys ===
+
+/// The columns that [`read_key`] reads; `k` is the table.
+macro_rules! key_columns {
+    () => {
+        "k.id, k.workspace_id, k.kind, k.scopes, k.resource_id, k.rate_limit, k.rate_burst, k.daily_request_limit,
+         k.quota_limit, k.concurrency_limit, k.limits, k.allowed_ips, k.is_active, k.expires_at"
+    };
+}
+pub(in crate::store) use key_columns;
+
+pub(in crate::store) fn read_key(f: &mut Fields<'_>) -> Result<Key, StoreError> {
+    Ok(Key {
+        id: KeyId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        kind: f.parsed("kind")?,
+        scopes: f.parsed("scopes")?,
+        resource_id: f.text("resource_id")?.into(),
+        ceilings: Ceilings {
+            rate_limit: f.int("rate_limit")?,
+            rate_burst: f.maybe_int("rate_burst")?,
+            daily_request_limit: f.maybe_int("daily_request_limit")?,
+            quota_limit: f.maybe_int("quota_limit")?,
+            concurrency_limit: f.maybe_int("concurrency_limit")?,
+            limits: f.read("limits", rules::limits_from_json)?,
+        },
+        allowed_ips: f.read("allowed_ips", rules::ips_from_json)?,
+        is_active: f.bool("is_active")?,
+        expires_at: f.maybe_instant("expires_at")?,
+    })
+}
+
+/// What [`read_key_record`] reads behind [`key_columns`]; `t` is the roll-up of the key's whole life.
+macro_rules! key_record_columns {
+    () => {
+        "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied, 0),
+         t.last_at, k.created_by, k.created_at, k.updated_at"
+    };
+}
+pub(in crate::store) use key_record_columns;
+
+pub(in crate::store) fn read_key_record(f: &mut Fields<'_>) -> Result<KeyRecord, StoreError> {
+    Ok(KeyRecord {
+        key: read_key(f)?,
+        name: f.text("name")?.to_owned(),
+        description: f.text("description")?.to_owned(),
+        metadata: f.read("metadata", serde_json::from_str)?,
+        hint: f.text("hint")?.into(),
+        quota_used: f.int("quota_used")?,
+        usage_count: f.int("usage_count")?,
+        last_used_at: f.maybe_instant("last_used_at")?,
+        created_by: f.text("created_by")?.to_owned(),
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    })
+}
+
+/// [`read_key_record`], or none when the row is not what it must be: a list shows the others.
+pub(in crate::store) fn sound_key_record(f: &mut Fields<'_>) -> Result<Option<KeyRecord>, StoreError> {
+    sound("keys", f, read_key_record)
+}
+
+/// What `read` makes of a row of `table`; none, and a line in the log, when the row is not what it must be.
+fn sound<T>(
+    table: &'static str,
+    f: &mut Fields<'_>,
+    read: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match read(f) {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(table, id = f.id_for_people(), why, "a row cannot be understood and is left out");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+// === tenants ===
+
+/// The columns that [`read_plan`] reads; `p` is the table.
+macro_rules! plan_columns {
+    () => {
+        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.default_daily_request_limit, p.limits"
+    };
+}
+pub(in crate::store) use plan_columns;
+
+pub(in crate::store) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
+    Ok(Plan {
+        id: f.parsed("id")?,
+        api_ops_rate_limit: f.int("api_ops_rate_limit")?,
+        end_user_quota: f.int("end_user_quota")?,
+        default_daily_request_limit: f.maybe_int("default_daily_request_limit")?,
+        limits: f.read("limits", rules::limits_from_json)?,
+    })
+}
+
+/// What [`read_plan_record`] reads behind [`plan_columns`].
+macro_rules! plan_record_columns {
+    () => {
+        "p.description, p.usage_retention_days, p.created_at, p.updated_at"
+    };
+}
+pub(in crate::store) use plan_record_columns;
+
+pub(in crate::store) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreError> {
+    Ok(PlanRecord {
+        plan: read_plan(f)?,
+        description: f.text("description")?.to_owned(),
+        usage_retention_days: f.maybe_int("usage_retention_days")?,
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    })
+}
+
+/// [`read_plan_record`], or none when the row is not what it must be: a list shows the others.
+pub(in crate::store) fn sound_plan_record(f: &mut Fields<'_>) -> Result<Option<PlanRecord>, StoreError> {
+    sound("plans", f, read_plan_record)
+}
+
+/// The columns that [`read_workspace`] reads.
+macro_rules! workspace_columns {
+    () => {
+        "id, name, plan_id, end_users, created_at, updated_at, version"
+    };
+}
+pub(in crate::store) use workspace_columns;
+
+pub(in crate::store) fn read_workspace(f: &mut Fields<'_>) -> Result<Written<WorkspaceRecord>, StoreError> {
+    let value = WorkspaceRecord {
+        id: f.parsed("id")?,
+        name: f.text("name")?.to_owned(),
+        plan_id: f.parsed("plan_id")?,
+        end_users: f.int("end_users")?,
+        created_at: f.instant("created_at")?,
+        updated_at: f.instant("updated_at")?,
+    };
+    Ok(Written { value, version: Version(f.int("version")?) })
+}
+
+/// The record of [`read_workspace`], or none when the row is not what it must be: a list shows the others.
+pub(in crate::store) fn sound_workspace(f: &mut Fields<'_>) -> Result<Option<WorkspaceRecord>, StoreError> {
+    sound("workspaces", f, |f| Ok(read_workspace(f)?.value))
+}
+
+/// The columns that [`read_end_user`] reads.
+macro_rules! end_user_columns {
+    () => {
+        "id, workspace_id, other_id, created_at"
+    };
+}
+pub(in crate::store) use end_user_columns;
+
+pub(in crate::store) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreError> {
+    Ok(EndUserRecord {
+        id: EndUserId(f.uuid("id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        other_id: f.text("other_id")?.to_owned(),
+        created_at: f.instant("created_at")?,
+    })
+}
+
+/// [`read_end_user`], or none when the row is not what it must be: a list shows the others.
+pub(in crate::store) fn sound_end_user(f: &mut Fields<'_>) -> Result<Option<EndUserRecord>, StoreError> {
+    sound("end_users", f, read_end_user)
+}
+
+// === the change feed ===
+
+/// One query of the feed. The first column of each is the row's id and the second its number; its one parameter, `$1`,
+/// is the number behind which the feed begins (both backends take parameters written so).
+pub(in crate::store) struct Source {
+    table: &'static str,
+    pub(in crate::store) sql: &'static str,
+    read: fn(&mut Fields<'_>) -> Result<Change, StoreError>,
+}
+
+/// In the order in which a keyring can take them in: what is pointed at comes before what points, and a plan goes only
+/// after the workspaces that left it.
+pub(in crate::store) const SOURCES: &[Source] = &[
+    Source {
+        table: "plans",
+        sql: concat!(
+            "SELECT p.id, p.version, ",
+            plan_columns!(),
+            " FROM plans p WHERE p.version > $1 AND p.deleted_at IS NULL ORDER BY p.version"
+        ),
+        read: |f| Ok(Change::Plan(read_plan(f)?)),
+    },
+    Source {
+        table: "workspaces",
+        sql: "SELECT id, version, id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
+        read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
+    },
+    Source {
+        table: "keys",
+        sql: concat!(
+            "SELECT k.id, k.version, k.digest, k.old_digest, ",
+            key_columns!(),
+            ", k.version, k.pepper_version, k.secret_id, k.old_pepper_version, k.old_secret_id, k.old_valid_until
+             FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
+        ),
+        read: read_key_change,
+    },
+    Source {
+        table: "keys",
+        sql: "SELECT id, version, id, version FROM keys
+              WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        read: |f| Ok(Change::KeyRemoved { id: KeyId(f.uuid("id")?), version: Version(f.int("version")?) }),
+    },
+    Source {
+        table: "end_user_tombstones",
+        sql: "SELECT other_id, version, other_id, workspace_id FROM end_user_tombstones
+              WHERE version > $1 ORDER BY version",
+        read: |f| {
+            let other_id = f.text("other_id")?.into();
+            Ok(Change::EndUserRemoved { workspace_id: f.parsed("workspace_id")?, other_id })
+        },
+    },
+    Source {
+        table: "plans",
+        sql: "SELECT id, version, id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        read: |f| Ok(Change::PlanRemoved(f.parsed("id")?)),
+    },
+];
+
+/// The number behind which the feed begins, as its queries take it. Whoever knows nothing yet is also shown the rows
+/// whose number cannot be.
+pub(in crate::store) fn feed_after(after: Version) -> i64 {
+    if after == Version::default() { i64::MIN } else { int(after.0) }
+}
+
+impl Source {
+    /// The change that a row stands for; `reached` is the number of the newest write, which no row can be above. A row
+    /// that cannot be understood is a change too: what it stood for must not be served.
+    pub(in crate::store) fn change(
+        &self,
+        fields: &mut Fields<'_>,
+        reached: Version,
+    ) -> Result<Change, StoreError> {
+        match self.checked(fields, reached) {
+            Err(StoreError::Corrupt(why)) => {
+                let (table, id) = (self.table, fields.id_for_people());
+                Ok(Change::Broken { table, id, why, digests: self.digests(fields) })
+            }
+            other => other,
+        }
+    }
+
+    /// The digests of a key whose row cannot be understood.
+    fn digests(&self, fields: &Fields<'_>) -> SmallVec<[Digest; 2]> {
+        let mut fields = fields.from_the_first();
+        fields.skip();
+        fields.skip();
+        let found = ["digest", "old_digest"].map(|name| fields.maybe_digest(name).ok().flatten().map(Digest));
+        found.into_iter().flatten().filter(|_| self.table == "keys").collect()
+    }
+
+    /// A number from the future would outlive the next changes of its row, which have smaller ones.
+    fn checked(&self, fields: &mut Fields<'_>, reached: Version) -> Result<Change, StoreError> {
+        fields.skip();
+        let version = Version(fields.int("version")?);
+        if version == Version::default() || version > reached {
+            return Err(StoreError::Corrupt(format!("version is not between 1 and {reached}")));
+        }
+        (self.read)(fields)
+    }
+}
+
+fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
+    let digest = Digest(f.digest("digest")?);
+    let old = f.maybe_digest("old_digest")?;
+    let key = read_key(f)?;
+    let version = Version(f.int("version")?);
+    let current = Credential {
+        digest,
+        pepper_version: f.int("pepper_version")?,
+        secret: SecretId(f.int("secret_id")?),
+        valid_until: None,
+    };
+    let mut credentials = SmallVec::from_iter([current]);
+    if let Some(old) = old {
+        credentials.push(Credential {
+            digest: Digest(old),
+            pepper_version: f.int("old_pepper_version")?,
+            secret: SecretId(f.int("old_secret_id")?),
+            valid_until: Some(f.instant("old_valid_until")?),
+        });
+    }
+    Ok(Change::Key(KeyChange { key, credentials, version }))
+}
+
+// === nodes ===
+
+/// What [`read_node`] reads before the age of the row in µs.
+macro_rules! node_columns {
+    () => {
+        "boot_id, name, admin, reached"
+    };
+}
+pub(in crate::store) use node_columns;
+
+pub(in crate::store) fn read_node(f: &mut Fields<'_>) -> Result<NodeRow, StoreError> {
+    Ok(NodeRow {
+        boot: f.uuid("boot_id")?,
+        name: f.text("name")?.into(),
+        admin: f.maybe_text("admin")?.map(Into::into),
+        reached: Version(f.int("reached")?),
+        seen_ago: Duration::from_micros(f.int("seen_at")?),
+    })
+}
+
+// === usage ===
+
+/// The columns that [`read_usage`] reads.
+macro_rules! usage_columns {
+    () => {
+        "id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code, outcome, denial, charged,
+         degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id, upstream,
+         node"
+    };
+}
+pub(in crate::store) use usage_columns;
+
+pub(in crate::store) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> {
+    Ok(UsageRecord {
+        id: RequestId(f.uuid("id")?),
+        request_id: f.text("request_id")?.into(),
+        api_key_id: KeyId(f.uuid("api_key_id")?),
+        workspace_id: f.parsed("workspace_id")?,
+        at: f.instant("at")?,
+        method: f.text("method")?.into(),
+        endpoint: f.text("endpoint")?.into(),
+        route: f.text("route")?.into(),
+        status_code: f.int("status_code")?,
+        outcome: f.parsed("outcome")?,
+        denial: f.maybe_text("denial")?.map(known_fault).transpose()?,
+        charged: f.bool("charged")?,
+        degraded: f.bool("degraded")?,
+        response_time_us: f.int("response_time_us")?,
+        ttfb_us: f.maybe_int("ttfb_us")?,
+        bytes_in: f.int("bytes_in")?,
+        bytes_out: f.int("bytes_out")?,
+        tokens_used: f.int("tokens_used")?,
+        ip_address: f.maybe_parsed("ip_address")?,
+        user_agent: f.text("user_agent")?.into(),
+        end_user_id: f.maybe_uuid("end_user_id")?.map(EndUserId),
+        upstream: f.text("upstream")?.into(),
+        node: f.text("node")?.into(),
+    })
+}
+
+/// [`read_usage`], or none when the row is not what it must be: the others are shown.
+pub(in crate::store) fn sound_usage(f: &mut Fields<'_>) -> Result<Option<UsageRecord>, StoreError> {
+    sound("usage", f, read_usage)
+}
+
+fn known_fault(name: &str) -> Result<Fault, StoreError> {
+    Fault::from_name(name).ok_or_else(|| StoreError::Corrupt("denial is no known fault".into()))
+}
+
+/// `at` and `id` of a usage record.
+pub(in crate::store) fn read_place(f: &mut Fields<'_>) -> Result<LogCursor, StoreError> {
+    let at = f.instant("at")?;
+    Ok(LogCursor { at, id: RequestId(f.uuid("id")?) })
+}
+
+/// `start` and `requests` of a day's roll-up. A figure that cannot be is none at all: then further days are looked at.
+pub(in crate::store) fn read_day(f: &mut Fields<'_>) -> Result<(Timestamp, u64), StoreError> {
+    let start = f.instant("start")?;
+    Ok((start, f.int("requests").unwrap_or(0)))
+}
+
+// === roll-ups ===
+
+const KEY: i64 = 1;
+const WORKSPACE: i64 = 2;
+
+/// The columns that [`read_tally`] reads.
+macro_rules! tally_columns {
+    () => {
+        "requests, denied, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum,
+         sketch"
+    };
+}
+pub(in crate::store) use tally_columns;
+
+pub(in crate::store) fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreError> {
+    Ok(Tally {
+        requests: f.int("requests")?,
+        denied: f.int("denied")?,
+        errors: f.int("errors")?,
+        charged: f.int("charged")?,
+        tokens: f.int("tokens")?,
+        bytes_in: f.int("bytes_in")?,
+        bytes_out: f.int("bytes_out")?,
+        last_at: f.instant("last_at")?,
+        response_count: f.int("response_count")?,
+        response_us_sum: f.int("response_us_sum")?,
+        sketch: Sketch::decode(f.blob("sketch")?)
+            .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
+    })
+}
+
+/// A kept tally to add to; none when it is not what it must be. Then it is left as it is for a person to look at, and
+/// its window stops counting: one damaged row must not hold up the ledger.
+pub(in crate::store) fn sound_tally(read: Result<Tally, StoreError>) -> Result<Option<Tally>, StoreError> {
+    match read {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "a roll-up of usage is damaged and counts no further");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// A window's `start`, then its tally.
+pub(in crate::store) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, StoreError> {
+    let start = f.instant("start")?;
+    let tally = read_tally(f)?;
+    Ok(UsagePoint {
+        start,
+        requests: tally.requests,
+        denied: tally.denied,
+        errors: tally.errors,
+        tokens_used: tally.tokens,
+        bytes_in: tally.bytes_in,
+        bytes_out: tally.bytes_out,
+        response_time: tally.quantiles(),
+    })
+}
+
+/// [`read_spent`], or none when the row is not what it must be: the others still count.
+pub(in crate::store) fn sound_spent(f: &mut Fields<'_>) -> Result<Option<SpentRow>, StoreError> {
+    match read_spent(f) {
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(why, "what somebody has spent cannot be read; it counts as nothing");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// `subject_kind`, `subject_id`, then what was charged: ever, this minute, hour, day, month.
+fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
+    let subject = read_subject(f)?;
+    let total = f.int("charged")?;
+    let (minute, hour) = (f.int("minute")?, f.int("hour")?);
+    let (day, month) = (f.int("day")?, f.int("month")?);
+    Ok(SpentRow { subject, minute, hour, day, month, total })
+}
+
+/// `subject_kind` and `subject_id` of a roll-up.
+pub(in crate::store) fn subject_columns(subject: &SpentBy) -> (i64, &[u8]) {
+    match subject {
+        SpentBy::Key(id) => (KEY, id.0.as_bytes()),
+        SpentBy::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
+    }
+}
+
+fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
+    let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
+    let kind: i64 = f.int("subject_kind")?;
+    let bytes = f.blob("subject_id")?;
+    match kind {
+        KEY => Uuid::from_slice(bytes).map(|id| SpentBy::Key(KeyId(id))).map_err(|_| corrupt()),
+        WORKSPACE => {
+            let text = std::str::from_utf8(bytes).map_err(|_| corrupt())?;
+            text.parse().map(SpentBy::Workspace).map_err(|_| corrupt())
+        }
+        _ => Err(StoreError::Corrupt("subject_kind of a roll-up is neither 1 nor 2".into())),
+    }
+}
+
+// === audit ===
+
+/// The columns that [`read_audit`] reads.
+macro_rules! audit_columns {
+    () => {
+        "id, at, workspace_id, subject, role, address, request_id, action, target, changes"
+    };
+}
+pub(in crate::store) use audit_columns;
+
+pub(in crate::store) fn read_audit(f: &mut Fields<'_>) -> Result<AuditRecord, StoreError> {
+    Ok(AuditRecord {
+        id: AuditId(f.uuid("id")?),
+        at: f.instant("at")?,
+        workspace_id: f.maybe_parsed("workspace_id")?,
+        subject: f.text("subject")?.to_owned(),
+        role: f.text("role")?.to_owned(),
+        address: f.maybe_parsed("address")?,
+        request_id: f.maybe_text("request_id")?.map(str::to_owned),
+        action: f.text("action")?.to_owned(),
+        target: f.text("target")?.to_owned(),
+        changes: f.read("changes", serde_json::from_str)?,
+    })
+}

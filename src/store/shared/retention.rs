@@ -1,0 +1,183 @@
+//! What a ledger does not keep: records longer than their workspace's plan says, roll-ups of minutes and hours longer than
+//! charts reach back. Days and life-times are kept for ever.
+//!
+//! Must not know SQL: a backend brings the steps, each of which is one short transaction, so that nobody waits long for a
+//! writer. First a plan's old records are hidden (`workspaces.usage_kept_from`), then they go, then it is noted that they
+//! are gone; whatever breaks off in between is taken up by the next round.
+//!
+//! *Invariant:* what is hidden stays hidden, also when the plan is later given a longer retention: totals agree with rows.
+//! *Invariant:* nothing goes because a clock says so that the ledger itself does not bear out ([`Calendar`]).
+
+use super::rollup::Width;
+use crate::clock::Timestamp;
+use crate::model::id::{KeyId, PlanId, RequestId};
+use crate::store::usage::Upkeep;
+use crate::store::{LogCursor, StoreError, Version};
+use async_trait::async_trait;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+const DAY: Duration = Duration::from_hours(24);
+/// A day with records that comes so long after the one before it may be a clock's mistake, until there is another.
+const LEAP: Duration = Duration::from_hours(7 * 24);
+/// How long roll-ups of minutes are kept: a chart of minutes has 10 000 points at most, which are not quite seven days.
+const MINUTES_FOR: Duration = Duration::from_hours(8 * 24);
+/// How long roll-ups of hours are kept.
+const HOURS_FOR: Duration = Duration::from_hours(100 * 24);
+/// How long before a day that was pruned late records may still have come for.
+pub(in crate::store) const LATE_BY: Duration = Duration::from_hours(48);
+/// Records or roll-ups that go in one transaction.
+pub(in crate::store) const STEP: u64 = 2_000;
+/// Days of keys that are looked at in one.
+pub(in crate::store) const LOOKED_AT: u64 = 1_000;
+
+/// A plan that workspaces are on and that does not keep records for ever.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Limited {
+    pub(in crate::store) plan: PlanId,
+    pub(in crate::store) days: u32,
+    /// From when on the first of its workspaces may still have records.
+    pub(in crate::store) since: Timestamp,
+    /// The number of the newest write at that time.
+    pub(in crate::store) known_at: Version,
+}
+
+/// How late it is, as far as the ledger bears a clock out: it may be later than the newest day with records only by as much
+/// as this process has been running. A clock that is ahead for one start would otherwise empty the ledger.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Calendar(OnceLock<(Timestamp, Instant)>);
+
+/// A day on which a key was used, in the order of days and then keys.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct KeyDay {
+    pub(in crate::store) start: Timestamp,
+    pub(in crate::store) key: KeyId,
+    /// Whether its records are to go.
+    pub(in crate::store) is_due: bool,
+}
+
+/// The steps of a backend.
+#[async_trait]
+pub(in crate::store) trait Pruned: Sync {
+    /// What the rounds of this process go by.
+    fn calendar(&self) -> &Calendar;
+    /// The newest day before `before` that has records.
+    async fn day_with_records(&self, before: Timestamp) -> Result<Option<Timestamp>, StoreError>;
+    /// Undoes what was hidden and noted up to an instant later than `now`: a clock that was ahead did that.
+    async fn take_back(&self, now: Timestamp) -> Result<(), StoreError>;
+    /// Plans in use that limit retention.
+    async fn limited(&self) -> Result<Vec<Limited>, StoreError>;
+    /// Nothing of the plan's workspaces is shown from before `floor` any more.
+    async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError>;
+    /// Days of keys before `floor`, at most [`LOOKED_AT`], behind `after`.
+    async fn key_days(
+        &self,
+        of: &Limited,
+        floor: Timestamp,
+        after: LogCursor,
+    ) -> Result<Vec<KeyDay>, StoreError>;
+    /// Deletes at most [`STEP`] records of a key's day; answers how many.
+    async fn delete_records(&self, key: KeyId, day: Timestamp) -> Result<u64, StoreError>;
+    /// There is nothing from before `floor` any more of the workspaces that were on the plan when it was asked for, and that
+    /// nobody has changed since.
+    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError>;
+    /// Deletes at most [`STEP`] roll-ups of that width that begin before `before`; answers how many.
+    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError>;
+    /// Drops what can go as a whole, once what is in it is hidden; answers how many partitions that were. Goes on without one
+    /// that somebody holds: what is in it goes by the other steps, or in the next round.
+    async fn drop_whole_days(&self) -> u64;
+}
+
+/// One round at the instant `at`; the store's own clock says `clock`.
+pub(in crate::store) async fn prune(
+    store: &impl Pruned,
+    at: Timestamp,
+    clock: Timestamp,
+) -> Result<Upkeep, StoreError> {
+    let mut done = Upkeep::default();
+    store.take_back(clock).await?;
+    // Without records there is nothing to prune.
+    let Some(newest) = newest_day(store).await? else { return Ok(done) };
+    let now = store.calendar().believe(at.min(clock), newest, Instant::now());
+    let limited = store.limited().await?;
+    let floor_of = |of: &Limited| Width::Day.start(now).minus(DAY * of.days);
+    for of in &limited {
+        store.hide(&of.plan, floor_of(of)).await?;
+    }
+    done.partitions_dropped = store.drop_whole_days().await;
+    for of in &limited {
+        done.records_deleted += prune_plan(store, of, floor_of(of)).await?;
+    }
+    for (width, kept_for) in [(Width::Minute, MINUTES_FOR), (Width::Hour, HOURS_FOR)] {
+        loop {
+            let deleted = store.delete_rollups(width, now.minus(kept_for)).await?;
+            done.rollups_deleted += deleted;
+            if deleted < STEP {
+                break;
+            }
+        }
+    }
+    Ok(done)
+}
+
+async fn prune_plan(store: &impl Pruned, of: &Limited, floor: Timestamp) -> Result<u64, StoreError> {
+    let mut deleted = 0;
+    let mut after = LogCursor { at: of.since.minus(LATE_BY), id: RequestId(Uuid::nil()) };
+    loop {
+        let days = store.key_days(of, floor, after).await?;
+        for day in days.iter().filter(|day| day.is_due) {
+            loop {
+                let gone = store.delete_records(day.key, day.start).await?;
+                deleted += gone;
+                if gone < STEP {
+                    break;
+                }
+            }
+        }
+        match days.last() {
+            Some(last) if days.len() as u64 == LOOKED_AT => {
+                after = LogCursor { at: last.start, id: RequestId(last.key.0) };
+            }
+            _ => break,
+        }
+    }
+    store.note_pruned(of, floor).await?;
+    Ok(deleted)
+}
+
+/// The newest day with records that is not a leap.
+async fn newest_day(store: &impl Pruned) -> Result<Option<Timestamp>, StoreError> {
+    let Some(newest) = store.day_with_records(Timestamp::MAX).await? else { return Ok(None) };
+    let before = store.day_with_records(newest).await?;
+    Ok(before.filter(|before| newest.since(*before) > LEAP).or(Some(newest)))
+}
+
+// === impl Calendar ===
+
+impl Calendar {
+    /// How late it is at most, when a clock says `clock`, the newest day with records is `day` and it is `now` here.
+    fn believe(&self, clock: Timestamp, day: Timestamp, now: Instant) -> Timestamp {
+        let borne_out = day.plus(DAY);
+        let (first, then) = *self.0.get_or_init(|| (borne_out, now));
+        clock.min(borne_out.max(first.plus(now.duration_since(then))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_believed_as_far_as_records_or_the_time_that_went_by_bear_it_out() {
+        let calendar = Calendar::default();
+        let (begun, day) = (Instant::now(), |n: u32| Timestamp::default().plus(DAY * n));
+        let after = |days: u32| begun + DAY * days;
+        assert_eq!(calendar.believe(day(400), day(10), begun), day(11), "ahead");
+        assert_eq!(calendar.believe(day(3), day(10), begun), day(3), "behind");
+        assert_eq!(calendar.believe(day(40), day(10), after(30)), day(40), "nobody came for a month");
+        assert_eq!(calendar.believe(day(400), day(39), after(30)), day(41), "ahead again");
+        assert_eq!(calendar.believe(day(41), day(40), after(30)), day(41));
+    }
+}

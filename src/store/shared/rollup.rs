@@ -1,0 +1,431 @@
+//! What many usage records come to: counts, sums and response times per subject and calendar window.
+//!
+//! Pure; must not know where figures are kept. Both backends feed their roll-ups through [`tally`] and [`Tally::merge`],
+//! so that they agree by construction.
+
+use crate::clock::Timestamp;
+use crate::model::key::Per;
+use crate::model::usage::Quantiles;
+use crate::model::usage::{Outcome, SpentBy, UsageRecord};
+use crate::policy::keys::limit::window_start;
+use crate::store::KeyStats;
+use std::collections::{BTreeMap, HashMap};
+
+/// Response times in a few bytes: a histogram whose buckets grow with the value.
+///
+/// Times up to 63 µs have a bucket each; above that every power of two is split into 32 buckets. A bucket of width
+/// `w` begins at 32·`w` or later and is read as its middle, which no value in it is further from than `w`/2. So a quantile
+/// is within 1/64 (1.6 %) of the exact one. Times above [`Sketch::MAX_US`] count as that. At most 1 056 buckets.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Sketch {
+    /// (bucket, count above 0), ascending.
+    buckets: Vec<(u16, u64)>,
+}
+
+/// Bytes that are no sketch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the bytes are no sketch of response times")]
+pub struct BadSketch;
+
+/// The window of a roll-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Width {
+    /// One calendar minute.
+    Minute,
+    /// One calendar hour.
+    Hour,
+    /// One UTC day.
+    Day,
+    /// The whole life; begins with the epoch.
+    Total,
+}
+
+/// Which roll-up. The order is the one in which backends must touch them, so that two writers cannot deadlock.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Window {
+    /// Whose figures.
+    pub subject: SpentBy,
+    /// Of how long a time.
+    pub width: Width,
+    /// From when on.
+    pub start: Timestamp,
+}
+
+/// The figures of one roll-up. Sums stay at the largest value that a store can hold rather than overflow.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Records.
+    pub requests: u64,
+    /// Those that Keygate refused.
+    pub denied: u64,
+    /// Those that were not refused and failed behind the gateway.
+    pub errors: u64,
+    /// Those that count against limits.
+    pub charged: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Body bytes from clients.
+    pub bytes_in: u64,
+    /// Body bytes to clients.
+    pub bytes_out: u64,
+    /// The latest arrival.
+    pub last_at: Timestamp,
+    /// Requests whose response time counts: neither denied nor interrupted.
+    pub response_count: u64,
+    /// Sum of their response times, in µs.
+    pub response_us_sum: u64,
+    /// Their response times.
+    pub sketch: Sketch,
+}
+
+const SUB_BITS: u32 = 5;
+const SUB: u64 = 1 << SUB_BITS;
+/// First byte of the encoding; another layout takes another number.
+const LAYOUT: u8 = 1;
+/// The largest sum, which both backends' 64-bit integers hold.
+const SUM_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// What `records` come to: for each key and each workspace one tally of every width. Each record is looked at once, for
+/// its minute; the wider windows are made from the minutes within them.
+pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<Window, Tally> {
+    let mut minutes = HashMap::<_, Tally>::new();
+    for record in records {
+        let minute = (record.api_key_id, &record.workspace_id, Width::Minute.start(record.at));
+        minutes.entry(minute).or_default().add(record);
+    }
+    let mut windows = BTreeMap::new();
+    for ((key, workspace, minute), tally) in minutes {
+        for subject in [SpentBy::Key(key), SpentBy::Workspace(workspace.clone())] {
+            for width in Width::ALL {
+                let window = Window { subject: subject.clone(), width, start: width.start(minute) };
+                windows.entry(window).or_insert_with(Tally::default).merge(&tally);
+            }
+        }
+    }
+    windows
+}
+
+// === impl Width ===
+
+impl Width {
+    /// Every width that is kept.
+    pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Total];
+
+    /// Its length in seconds, as tables carry it; 0 for the whole life.
+    pub const fn seconds(self) -> i64 {
+        match self {
+            Self::Minute => 60,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+            Self::Total => 0,
+        }
+    }
+
+    /// Where the window that contains `at` begins.
+    pub fn start(self, at: Timestamp) -> Timestamp {
+        let per = match self {
+            Self::Minute => Per::Minute,
+            Self::Hour => Per::Hour,
+            Self::Day => Per::Day,
+            Self::Total => Per::Total,
+        };
+        window_start(per, at)
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Counts one record.
+    pub fn add(&mut self, record: &UsageRecord) {
+        let denied = record.outcome == Outcome::Denied;
+        let failed = record.status_code >= 500 || record.outcome == Outcome::UpstreamFailed;
+        self.last_at = if self.requests == 0 { record.at } else { self.last_at.max(record.at) };
+        self.requests = sum(self.requests, 1);
+        self.denied = sum(self.denied, denied.into());
+        self.errors = sum(self.errors, (failed && !denied).into());
+        self.charged = sum(self.charged, record.charged.into());
+        self.tokens = sum(self.tokens, record.tokens_used);
+        self.bytes_in = sum(self.bytes_in, record.bytes_in);
+        self.bytes_out = sum(self.bytes_out, record.bytes_out);
+        if !denied && record.outcome != Outcome::Interrupted {
+            self.response_count = sum(self.response_count, 1);
+            self.response_us_sum = sum(self.response_us_sum, record.response_time_us);
+            self.sketch.add(record.response_time_us);
+        }
+    }
+
+    /// Counts everything that `other` counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.last_at = match (self.requests, other.requests) {
+            (_, 0) => self.last_at,
+            (0, _) => other.last_at,
+            _ => self.last_at.max(other.last_at),
+        };
+        self.requests = sum(self.requests, other.requests);
+        self.denied = sum(self.denied, other.denied);
+        self.errors = sum(self.errors, other.errors);
+        self.charged = sum(self.charged, other.charged);
+        self.tokens = sum(self.tokens, other.tokens);
+        self.bytes_in = sum(self.bytes_in, other.bytes_in);
+        self.bytes_out = sum(self.bytes_out, other.bytes_out);
+        self.response_count = sum(self.response_count, other.response_count);
+        self.response_us_sum = sum(self.response_us_sum, other.response_us_sum);
+        self.sketch.merge(&other.sketch);
+    }
+
+    /// Mean and quantiles of the response times.
+    pub fn quantiles(&self) -> Quantiles {
+        Quantiles {
+            count: self.response_count,
+            mean_us: self.response_us_sum.checked_div(self.response_count).unwrap_or(0),
+            p50_us: self.sketch.quantile(500),
+            p95_us: self.sketch.quantile(950),
+            p99_us: self.sketch.quantile(990),
+        }
+    }
+}
+
+fn sum(a: u64, b: u64) -> u64 {
+    a.saturating_add(b).min(SUM_MAX)
+}
+
+// === impl Sketch ===
+
+impl Sketch {
+    /// The longest time that is told apart from longer ones: 24 hours, in µs.
+    pub const MAX_US: u64 = 24 * 3_600 * 1_000_000;
+
+    /// Adds one time, in µs.
+    pub fn add(&mut self, us: u64) {
+        self.add_to_bucket(bucket_of(us), 1);
+    }
+
+    /// Adds all that `other` holds.
+    pub fn merge(&mut self, other: &Self) {
+        for (bucket, count) in &other.buckets {
+            self.add_to_bucket(*bucket, *count);
+        }
+    }
+
+    /// How many times it holds.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().fold(0, |all, (_, count)| sum(all, *count))
+    }
+
+    /// The smallest time, in µs, that at least `per_mille` of a thousand are at or below, within 1/64 of the exact
+    /// one. 0 when the sketch is empty.
+    pub fn quantile(&self, per_mille: u32) -> u64 {
+        let wanted = u128::from(self.count()) * u128::from(per_mille.min(1_000));
+        // Rank 0 means the smallest: even "none of a thousand" is answered with a time that was there.
+        let rank = wanted.div_ceil(1_000).max(1);
+        let mut seen = 0_u128;
+        for (bucket, count) in &self.buckets {
+            seen += u128::from(*count);
+            if seen >= rank {
+                return middle_of(*bucket);
+            }
+        }
+        self.buckets.last().map_or(0, |(bucket, _)| middle_of(*bucket))
+    }
+
+    /// Layout number, then for each bucket its distance from the one before and its count, as LEB128 numbers.
+    /// An empty sketch is no bytes at all.
+    pub fn encode(&self) -> Vec<u8> {
+        if self.buckets.is_empty() {
+            return Vec::new();
+        }
+        let mut out = Vec::with_capacity(1 + self.buckets.len() * 3);
+        out.push(LAYOUT);
+        let mut before = 0;
+        for (bucket, count) in &self.buckets {
+            put_number(&mut out, u64::from(bucket - before));
+            put_number(&mut out, *count);
+            before = *bucket;
+        }
+        out
+    }
+
+    /// Reads what [`Sketch::encode`] wrote, and nothing else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadSketch> {
+        let Some((layout, mut rest)) = bytes.split_first() else { return Ok(Self::default()) };
+        if *layout != LAYOUT || rest.is_empty() {
+            return Err(BadSketch);
+        }
+        let mut buckets: Vec<(u16, u64)> = Vec::new();
+        while !rest.is_empty() {
+            let distance = take_number(&mut rest)?;
+            let count = take_number(&mut rest)?;
+            let before = buckets.last().map(|(bucket, _)| u64::from(*bucket));
+            if count == 0 || count > SUM_MAX || (before.is_some() && distance == 0) {
+                return Err(BadSketch);
+            }
+            let bucket = before.unwrap_or(0).checked_add(distance).ok_or(BadSketch)?;
+            if bucket > u64::from(bucket_of(Self::MAX_US)) {
+                return Err(BadSketch);
+            }
+            buckets.push((u16::try_from(bucket).map_err(|_| BadSketch)?, count));
+        }
+        Ok(Self { buckets })
+    }
+
+    fn add_to_bucket(&mut self, bucket: u16, count: u64) {
+        match self.buckets.binary_search_by_key(&bucket, |(b, _)| *b) {
+            Ok(place) => self.buckets[place].1 = sum(self.buckets[place].1, count),
+            Err(place) => self.buckets.insert(place, (bucket, count)),
+        }
+    }
+}
+
+/// The bucket of a time. With `e` the highest set bit, the five bits below it tell the 32 buckets of that power apart.
+fn bucket_of(us: u64) -> u16 {
+    let capped = us.min(Sketch::MAX_US);
+    let shift = (u64::BITS - 1 - (capped | SUB).leading_zeros()) - SUB_BITS;
+    let bucket = u64::from(shift) * SUB + (capped >> shift);
+    u16::try_from(bucket).unwrap_or(u16::MAX)
+}
+
+/// The middle of a bucket, in µs.
+fn middle_of(bucket: u16) -> u64 {
+    let bucket = u64::from(bucket);
+    let shift = (bucket / SUB).saturating_sub(1);
+    let low = (bucket - shift * SUB) << shift;
+    low + ((1 << shift) - 1) / 2
+}
+
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    let mut left = number;
+    while left >= 0x80 {
+        out.push(0x80 | u8::try_from(left & 0x7f).unwrap_or(0));
+        left >>= 7;
+    }
+    out.push(u8::try_from(left).unwrap_or(0));
+}
+
+fn take_number(rest: &mut &[u8]) -> Result<u64, BadSketch> {
+    let mut number = 0_u64;
+    for place in 0..10_u32 {
+        let (byte, tail) = rest.split_first().ok_or(BadSketch)?;
+        *rest = tail;
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has room for one bit; a zero byte at the end would be a second spelling of the same number.
+        if (place == 9 && bits > 1) || (place > 0 && *byte == 0) {
+            return Err(BadSketch);
+        }
+        number |= bits << (7 * place);
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(BadSketch)
+}
+
+impl KeyStats {
+    /// Statistics from the roll-ups of a key's whole life and of the current day.
+    pub(in crate::store) fn new(life: &Tally, today: &Tally, quota_limit: Option<u64>) -> Self {
+        Self {
+            total_requests: life.requests,
+            requests_today: today.requests,
+            quota_used: life.charged,
+            quota_limit,
+            denied: life.denied,
+            errors: life.errors,
+            last_used_at: (life.requests > 0).then_some(life.last_at),
+            tokens_used: life.tokens,
+            response_time: life.quantiles(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sketch(times: &[u64]) -> Sketch {
+        let mut out = Sketch::default();
+        for us in times {
+            out.add(*us);
+        }
+        out
+    }
+
+    fn times() -> impl Strategy<Value = Vec<u64>> {
+        // Any magnitude is as likely as any other, and some are beyond the cap.
+        prop::collection::vec((0_u32..40, any::<u64>()).prop_map(|(bits, n)| n >> (63 - bits)), 0..200)
+    }
+
+    #[test]
+    fn buckets_are_contiguous_and_hold_their_own_middle() {
+        let mut last = 0;
+        for bucket in 0..=bucket_of(Sketch::MAX_US) {
+            let middle = middle_of(bucket);
+            assert!(bucket == 0 || middle > last, "{bucket}");
+            // The cap lies inside the last bucket, whose middle may lie beyond it.
+            assert_eq!(bucket_of(middle.min(Sketch::MAX_US)), bucket);
+            last = middle;
+        }
+        assert!(bucket_of(u64::MAX) < 1_056);
+    }
+
+    #[test]
+    fn small_times_are_exact_and_an_empty_sketch_answers_zero() {
+        for us in 0..64 {
+            assert_eq!(sketch(&[us]).quantile(500), us);
+        }
+        assert_eq!(Sketch::default().quantile(990), 0);
+        assert_eq!(Sketch::default().encode(), Vec::<u8>::new());
+    }
+
+    #[test]
+    fn every_byte_string_of_three_is_decoded_or_refused() {
+        for n in 0..=0xff_ffff_u32 {
+            let bytes = n.to_be_bytes();
+            if bytes[1] > 2 {
+                break;
+            }
+            if let Ok(read) = Sketch::decode(&bytes[1..]) {
+                assert_eq!(read.encode(), bytes[1..]);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merging_is_the_same_as_adding_all(a in times(), b in times(), c in times()) {
+            let all = sketch(&[a.clone(), b.clone(), c.clone()].concat());
+            let (a, b, c) = (sketch(&a), sketch(&b), sketch(&c));
+            let merge = |x: &Sketch, y: &Sketch| { let mut out = x.clone(); out.merge(y); out };
+            prop_assert_eq!(merge(&a, &b), merge(&b, &a));
+            prop_assert_eq!(&merge(&merge(&a, &b), &c), &all);
+            prop_assert_eq!(&merge(&a, &merge(&b, &c)), &all);
+        }
+
+        #[test]
+        fn a_quantile_is_within_a_64th_of_the_exact_one(mut all in times(), per_mille in 0_u32..=1_000) {
+            prop_assume!(!all.is_empty());
+            let read = sketch(&all).quantile(per_mille);
+            all.sort_unstable();
+            let rank = (all.len() as u64 * u64::from(per_mille)).div_ceil(1_000).max(1);
+            let exact = all[usize::try_from(rank).unwrap() - 1].min(Sketch::MAX_US);
+            prop_assert!(read.abs_diff(exact) * 64 <= exact, "{} for {}", read, exact);
+        }
+
+        #[test]
+        fn what_was_encoded_is_decoded(all in times()) {
+            let sketch = sketch(&all);
+            prop_assert_eq!(Sketch::decode(&sketch.encode()), Ok(sketch));
+        }
+
+        #[test]
+        fn decoding_never_panics_and_has_one_spelling(mut bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            if let Some(first) = bytes.first_mut() {
+                *first = LAYOUT;
+            }
+            if let Ok(read) = Sketch::decode(&bytes) {
+                prop_assert_eq!(read.encode(), bytes);
+                read.quantile(990);
+            }
+        }
+    }
+}

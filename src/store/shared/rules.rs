@@ -1,0 +1,494 @@
+//! What a write may say and what the audit trail says of it: the part of the store that is the same for every backend.
+//!
+//! Pure; must not know SQL. Backends read the record, ask here what becomes of it, and write the answer.
+
+use crate::clock::Timestamp;
+use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
+use crate::model::scope::Scopes;
+use crate::model::usage::UsageRecord;
+use crate::store::{
+    Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError,
+};
+use crate::store::{WorkspacePatch, WorkspaceRecord};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// The fields of an audit line.
+pub(in crate::store) type Fields = Map<String, Value>;
+
+// === keys ===
+
+/// The record that `new` becomes at `at` under `plan`, or why it may not.
+pub(in crate::store) fn new_key(
+    new: NewKey,
+    plan: &Plan,
+    by: &str,
+    at: Timestamp,
+) -> Result<KeyRecord, StoreError> {
+    if new.past.is_none() {
+        check_rate(new.key.ceilings.rate_limit, plan)?;
+    }
+    let (created_by, created_at, updated_at) = match &new.past {
+        Some(past) => (past.created_by.as_str(), past.created_at, past.updated_at),
+        None => (by, at, at),
+    };
+    let record = KeyRecord {
+        key: new.key,
+        name: new.name,
+        description: new.description,
+        metadata: new.metadata,
+        hint: new.credential.hint,
+        quota_used: 0,
+        usage_count: 0,
+        last_used_at: None,
+        created_by: without_nul(created_by).into_owned(),
+        created_at,
+        updated_at,
+    };
+    check_key(&record)?;
+    Ok(record)
+}
+
+/// The credentials that `new` has at `at`: the current one, and the one before while its grace period lasts.
+pub(in crate::store) fn new_credentials(new: &NewKey, at: Timestamp) -> (Credential, Option<Credential>) {
+    let IssuedCredential { digest, pepper_version, secret, hint: _ } = new.credential;
+    let current = Credential { digest, pepper_version, secret, valid_until: None };
+    let old = new.past.as_ref().and_then(|past| past.old);
+    (current, old.filter(|old| old.valid_until.is_some_and(|until| until > at)))
+}
+
+/// The record that `before` becomes at `at` by `patch`, or why it may not.
+pub(in crate::store) fn patched_key(
+    before: &KeyRecord,
+    patch: KeyPatch,
+    at: Timestamp,
+) -> Result<KeyRecord, StoreError> {
+    let KeyPatch {
+        name,
+        description,
+        scopes,
+        rate_limit,
+        rate_burst,
+        daily_request_limit,
+        quota_limit,
+        concurrency_limit,
+        limits,
+        is_active,
+        expires_at,
+        allowed_ips,
+        metadata,
+    } = patch;
+    let mut after = before.clone();
+    set(&mut after.name, name);
+    set(&mut after.description, description);
+    set(&mut after.metadata, metadata);
+    set(&mut after.key.scopes, scopes);
+    set(&mut after.key.is_active, is_active);
+    set(&mut after.key.expires_at, expires_at);
+    set(&mut after.key.allowed_ips, allowed_ips);
+    let ceilings = &mut after.key.ceilings;
+    set(&mut ceilings.rate_limit, rate_limit);
+    set(&mut ceilings.rate_burst, rate_burst);
+    set(&mut ceilings.daily_request_limit, daily_request_limit);
+    set(&mut ceilings.quota_limit, quota_limit);
+    set(&mut ceilings.concurrency_limit, concurrency_limit);
+    set(&mut ceilings.limits, limits);
+    after.updated_at = at;
+    check_key(&after)?;
+    Ok(after)
+}
+
+/// Whether a key of that rate may be made under `plan`.
+pub(in crate::store) fn check_rate(asked: u32, plan: &Plan) -> Result<(), StoreError> {
+    let limit = plan.api_ops_rate_limit;
+    if asked > limit {
+        return Err(StoreError::RateAbovePlan { asked, limit, plan: plan.id.clone() });
+    }
+    Ok(())
+}
+
+fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
+    check_text("name", &record.name)?;
+    check_text("description", &record.description)?;
+    check_text("hint", &record.hint)?;
+    check_text("resource_id", &record.key.resource_id)?;
+    check_scopes(record.key.kind, &record.key.scopes)?;
+    let ceilings = &record.key.ceilings;
+    check_count("daily_request_limit", ceilings.daily_request_limit.unwrap_or(0))?;
+    check_count("quota_limit", ceilings.quota_limit.unwrap_or(0))?;
+    check_limits(&ceilings.limits)?;
+    // Beyond these no store and no format can carry an instant.
+    let representable = -Timestamp::MAX.as_micros()..=Timestamp::MAX.as_micros();
+    if record.key.expires_at.is_some_and(|t| !representable.contains(&t.as_micros())) {
+        return Err(StoreError::Invalid {
+            field: "expires_at",
+            why: "must be in the years up to 9999".into(),
+        });
+    }
+    Ok(())
+}
+
+fn check_scopes(kind: KeyType, scopes: &Scopes) -> Result<(), StoreError> {
+    match kind.implied_scope() {
+        Some(implied) if !scopes.grants(implied) => {
+            let why = format!("must hold {implied}, the scope of a key of type {kind}");
+            Err(StoreError::Invalid { field: "scopes", why })
+        }
+        _ => Ok(()),
+    }
+}
+
+// === plans and workspaces ===
+
+/// Whether a plan may be as it is.
+pub(in crate::store) fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
+    check_text("description", &record.description)?;
+    check_count("end_user_quota", record.plan.end_user_quota)?;
+    check_count("default_daily_request_limit", record.plan.default_daily_request_limit.unwrap_or(0))?;
+    check_limits(&record.plan.limits)
+}
+
+/// The plan that `before` becomes at `at` by `patch`, or why it may not.
+pub(in crate::store) fn patched_plan(
+    before: &PlanRecord,
+    patch: PlanPatch,
+    at: Timestamp,
+) -> Result<PlanRecord, StoreError> {
+    let PlanPatch {
+        description,
+        usage_retention_days,
+        api_ops_rate_limit,
+        end_user_quota,
+        default_daily_request_limit,
+        limits,
+    } = patch;
+    let mut after = before.clone();
+    set(&mut after.description, description);
+    set(&mut after.usage_retention_days, usage_retention_days);
+    set(&mut after.plan.api_ops_rate_limit, api_ops_rate_limit);
+    set(&mut after.plan.end_user_quota, end_user_quota);
+    set(&mut after.plan.default_daily_request_limit, default_daily_request_limit);
+    set(&mut after.plan.limits, limits);
+    after.updated_at = at;
+    check_plan(&after)?;
+    Ok(after)
+}
+
+/// The workspace that `before` becomes at `at` by `patch`, or why it may not.
+pub(in crate::store) fn patched_workspace(
+    before: &WorkspaceRecord,
+    patch: WorkspacePatch,
+    at: Timestamp,
+) -> Result<WorkspaceRecord, StoreError> {
+    let WorkspacePatch { name, plan_id } = patch;
+    let mut after = before.clone();
+    set(&mut after.name, name);
+    set(&mut after.plan_id, plan_id);
+    after.updated_at = at;
+    check_text("name", &after.name)?;
+    Ok(after)
+}
+
+/// A workspace that nobody has named yet.
+pub(in crate::store) fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
+    WorkspaceRecord { id, name: String::new(), plan_id, end_users: 0, created_at: at, updated_at: at }
+}
+
+// === secrets and peppers ===
+
+/// A secret opens one key.
+pub(in crate::store) fn secret_taken() -> StoreError {
+    StoreError::Invalid { field: "secret", why: "must not be the secret of another key".into() }
+}
+
+/// The remembered peppers that are not among those given; or which of these is another than it was.
+pub(in crate::store) fn missing_peppers(
+    remembered: &[(u32, [u8; 32])],
+    given: &[(u32, [u8; 32])],
+) -> Result<Vec<u32>, StoreError> {
+    let mut missing = Vec::new();
+    for (version, check) in remembered {
+        match given.iter().find(|(v, _)| v == version) {
+            Some((_, same)) if same == check => {}
+            Some(_) => {
+                return Err(StoreError::WrongPepper(format!(
+                    "pepper {version} is not the one that this database's keys were made with; give the one from \
+                     before, or give the new one a version of its own"
+                )));
+            }
+            None => missing.push(*version),
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether pepper `version` may be missing, which `keys` keys were made with.
+pub(in crate::store) fn check_pepper_unused(version: u32, keys: u64) -> Result<(), StoreError> {
+    if keys == 0 {
+        return Ok(());
+    }
+    Err(StoreError::WrongPepper(format!(
+        "pepper {version} is missing, but the secrets of {keys} keys can only be checked with it; give it as well, \
+         after the current one"
+    )))
+}
+
+// === values ===
+
+/// Texts that people give hold no NUL: PostgreSQL cannot store one, and nothing may depend on the backend.
+pub(in crate::store) fn check_text(field: &'static str, text: &str) -> Result<(), StoreError> {
+    if text.contains('\0') {
+        return Err(StoreError::Invalid { field, why: "must not contain the character NUL".into() });
+    }
+    Ok(())
+}
+
+/// Longest endpoint of a usage record, in bytes. An index holds it: PostgreSQL's hold entries of 2 704 bytes.
+const ENDPOINT_MAX: usize = 2_048;
+/// Longest of its other texts, in bytes.
+const USAGE_TEXT_MAX: usize = 512;
+
+/// Makes a usage record fit for every store, whatever is in it: what came in over the wire must never keep it out. Texts
+/// are cut at a character, NUL becomes U+FFFD, an instant outside 1970 to 9999 the nearest inside. The same record always
+/// becomes the same.
+pub(in crate::store) fn fit(record: &mut UsageRecord) {
+    record.at = record.at.clamp(Timestamp::default(), Timestamp::MAX);
+    fit_text(&mut record.endpoint, ENDPOINT_MAX);
+    let others = [
+        &mut record.request_id,
+        &mut record.method,
+        &mut record.route,
+        &mut record.user_agent,
+        &mut record.upstream,
+        &mut record.node,
+    ];
+    for text in others {
+        fit_text(text, USAGE_TEXT_MAX);
+    }
+}
+
+fn fit_text(text: &mut Arc<str>, max: usize) {
+    if text.contains('\0') {
+        *text = without_nul(text).into();
+    }
+    if text.len() > max {
+        *text = text[..text.floor_char_boundary(max)].into();
+    }
+}
+
+/// Texts of the ledger come from the wire; a record must never be refused for one, so a NUL becomes U+FFFD.
+pub(in crate::store) fn without_nul(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+/// Whether a text that is looked for can be nowhere, because no stored text holds a NUL.
+pub(in crate::store) fn hold_nul<const N: usize>(texts: [Option<&str>; N]) -> bool {
+    texts.into_iter().flatten().any(|text| text.contains('\0'))
+}
+
+fn check_count(field: &'static str, count: u64) -> Result<(), StoreError> {
+    if count > CEILING_MAX {
+        return Err(StoreError::Invalid { field, why: format!("must be at most {CEILING_MAX}") });
+    }
+    Ok(())
+}
+
+fn check_limits(limits: &[Ceiling]) -> Result<(), StoreError> {
+    if limits.len() > CEILINGS_MAX {
+        let why = format!("must be at most {CEILINGS_MAX} ceilings");
+        return Err(StoreError::Invalid { field: "limits", why });
+    }
+    limits.iter().try_for_each(|ceiling| check_count("limits", ceiling.max))
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// Case ignored: every character by itself, so that a part of a text folds as it does within the whole.
+pub(in crate::store) fn fold_case(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// What a search of keys looks through.
+pub(in crate::store) fn search_text(record: &KeyRecord) -> String {
+    fold_case(&format!("{}\n{}\n{}", record.name, record.description, record.hint))
+}
+
+/// Ceilings as tables carry them.
+pub(in crate::store) fn limits_to_json(limits: &[Ceiling]) -> Value {
+    let one = |c: &Ceiling| json!({"count": c.count.as_str(), "per": c.per.as_str(), "max": c.max});
+    limits.iter().map(one).collect()
+}
+
+/// Reads what [`limits_to_json`] made; says what is wrong with anything else.
+pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, String> {
+    let items: Vec<Fields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
+    let mut limits = Vec::with_capacity(items.len());
+    for item in &items {
+        let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
+        limits.push(Ceiling {
+            count: word("count")?.parse().map_err(|e| format!("count {e}"))?,
+            per: word("per")?.parse().map_err(|e| format!("per {e}"))?,
+            max: item.get("max").and_then(Value::as_u64).ok_or("no max")?,
+        });
+    }
+    Ok(limits.into())
+}
+
+/// Networks as tables carry them.
+pub(in crate::store) fn ips_to_json(ips: &[IpNet]) -> Value {
+    ips.iter().map(ToString::to_string).collect()
+}
+
+/// Reads what [`ips_to_json`] made; says what is wrong with anything else.
+pub(in crate::store) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String> {
+    let items: Vec<String> = serde_json::from_str(text).map_err(|_| "not a JSON array of texts")?;
+    items.iter().map(|item| item.parse().map_err(|_| "not a network, as in 10.0.0.0/8".to_owned())).collect()
+}
+
+// === audit ===
+
+/// What happened to what.
+pub(in crate::store) struct Line<'a> {
+    pub(in crate::store) action: &'static str,
+    pub(in crate::store) workspace: Option<&'a WorkspaceId>,
+    pub(in crate::store) target: String,
+    pub(in crate::store) changes: Fields,
+}
+
+impl Line<'_> {
+    /// That a node has another config in force.
+    pub(in crate::store) fn reload(node: &str, changes: Fields) -> Self {
+        Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
+    }
+
+    /// Lines about plans and workspaces themselves, and about configs, belong to the platform.
+    pub(in crate::store) fn is_of_platform(&self) -> bool {
+        ["plan.", "workspace.", "config."].iter().any(|kind| self.action.starts_with(kind))
+    }
+}
+
+/// What a key is, for the audit trail. Destructured, so that a new field must be decided on here.
+pub(in crate::store) fn key_fields(record: &KeyRecord) -> Fields {
+    let KeyRecord { key, name, description, metadata, hint, .. } = record;
+    let Key {
+        id: _,
+        workspace_id: _,
+        kind,
+        scopes,
+        resource_id,
+        ceilings,
+        allowed_ips,
+        is_active,
+        expires_at,
+    } = key;
+    fields([
+        ("name", json!(name)),
+        ("description", json!(description)),
+        ("type", json!(kind.as_str())),
+        ("scopes", scopes.iter().collect()),
+        ("resource_id", json!(resource_id)),
+        ("rate_limit", json!(ceilings.rate_limit)),
+        ("rate_burst", json!(ceilings.rate_burst)),
+        ("daily_request_limit", json!(ceilings.daily_request_limit)),
+        ("quota_limit", json!(ceilings.quota_limit)),
+        ("concurrency_limit", json!(ceilings.concurrency_limit)),
+        ("limits", limits_to_json(&ceilings.limits)),
+        ("allowed_ips", ips_to_json(allowed_ips)),
+        ("metadata", json!(metadata)),
+        ("is_active", json!(is_active)),
+        ("expires_at", json!(expires_at.map(Timestamp::as_millis))),
+        ("hint", json!(hint)),
+    ])
+}
+
+/// What a plan is, for the audit trail.
+pub(in crate::store) fn plan_fields(record: &PlanRecord) -> Fields {
+    let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } =
+        &record.plan;
+    fields([
+        ("description", json!(record.description)),
+        ("api_ops_rate_limit", json!(api_ops_rate_limit)),
+        ("end_user_quota", json!(end_user_quota)),
+        ("default_daily_request_limit", json!(default_daily_request_limit)),
+        ("limits", limits_to_json(limits)),
+        ("usage_retention_days", json!(record.usage_retention_days)),
+    ])
+}
+
+/// What a workspace is, for the audit trail.
+pub(in crate::store) fn workspace_fields(record: &WorkspaceRecord) -> Fields {
+    fields([("name", json!(record.name)), ("plan_id", json!(record.plan_id.as_str()))])
+}
+
+/// What a new secret changes, for the audit trail.
+pub(in crate::store) fn regenerate_fields(
+    old_hint: &str,
+    new: &IssuedCredential,
+    old_until: Option<Timestamp>,
+) -> Fields {
+    fields([
+        ("hint", json!({"from": old_hint, "to": new.hint})),
+        ("old_valid_until", json!(old_until.map(Timestamp::as_millis))),
+    ])
+}
+
+/// Field by field what was and what became, of those that differ.
+pub(in crate::store) fn difference(before: &Fields, after: &Fields) -> Fields {
+    let changed = after.iter().filter(|(name, to)| before.get(*name) != Some(*to));
+    changed.map(|(name, to)| (name.clone(), json!({"from": before.get(name), "to": to}))).collect()
+}
+
+pub(in crate::store) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Fields {
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::key::{Count, Per};
+
+    #[test]
+    fn ceilings_and_networks_read_back() {
+        let limits = [Ceiling { count: Count::Requests, per: Per::Month, max: CEILING_MAX }];
+        assert_eq!(limits_from_json(&limits_to_json(&limits).to_string()).as_deref(), Ok(limits.as_slice()));
+        let ips: Box<[IpNet]> = Box::new(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+        assert_eq!(ips_from_json(&ips_to_json(&ips).to_string()), Ok(ips));
+    }
+
+    #[test]
+    fn what_is_no_ceiling_is_named() {
+        for (text, why) in [
+            ("", "not a JSON array of objects"),
+            ("[1]", "not a JSON array of objects"),
+            ("[{}]", "no count"),
+            (r#"[{"count":"wishes"}]"#, "count must be one of"),
+            (r#"[{"count":"requests","per":"day"}]"#, "no max"),
+            (r#"[{"count":"requests","per":"day","max":-1}]"#, "no max"),
+            (r#"[{"count":"requests","per":"aeon","max":1}]"#, "per must be one of"),
+        ] {
+            let error = limits_from_json(text).unwrap_err();
+            assert!(error.starts_with(why), "{text}: {error}");
+        }
+        assert!(ips_from_json(r#"["10.0.0.0/99"]"#).is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_text_folds_as_in_the_whole() {
+        // A final sigma has a form of its own in whole words.
+        assert!(fold_case("ΟΔΟΣ-1").contains(&fold_case("ΟΔΟΣ")));
+        assert!(fold_case("Straße ÄÖ").contains(&fold_case("äö")));
+    }
+
+    #[test]
+    fn a_difference_names_only_what_changed() {
+        let before = fields([("a", json!(1)), ("b", json!(null))]);
+        let after = fields([("a", json!(1)), ("b", json!(2))]);
+        assert_eq!(Value::from(difference(&before, &after)), json!({"b": {"from": null, "to": 2}}));
+    }
+}

@@ -1,0 +1,129 @@
+//! Records that the ledger does not take, whatever is tried: one line of JSON each, for a person to look at.
+
+use crate::durable;
+use crate::model::usage::UsageRecord;
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Most bytes of the file.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// The file of records that were set aside.
+#[derive(Clone, Debug)]
+pub struct SetAside {
+    path: PathBuf,
+}
+
+impl SetAside {
+    /// The file in `folder`.
+    pub fn of(folder: &Path) -> Self {
+        Self { path: folder.join("set-aside.ndjson") }
+    }
+
+    /// Adds a record and why it was refused, and brings it to disk. Fails when the file is full, too.
+    pub fn add(&self, record: &UsageRecord, why: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        // While a new binary takes over two processes may be at it; the lock ends with `file`.
+        file.lock()?;
+        let mut line = line(record, why);
+        line.push('\n');
+        let before = file.metadata()?.len();
+        if before.saturating_add(line.len() as u64) > BYTES_MAX {
+            return Err(io::Error::other(format!("{} is full", self.path.display())));
+        }
+        let mut written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+        if before == 0 {
+            // The journal lets go of the record, so the file's name must be on disk as well.
+            written = written.and_then(|()| durable::sync_folder_of(&self.path));
+        }
+        if written.is_err() {
+            // Half a line would spoil the next one.
+            file.set_len(before)?;
+        }
+        written
+    }
+}
+
+fn line(record: &UsageRecord, why: &str) -> String {
+    let UsageRecord {
+        id,
+        request_id,
+        api_key_id,
+        workspace_id,
+        at,
+        method,
+        endpoint,
+        route,
+        status_code,
+        outcome,
+        denial,
+        charged,
+        degraded,
+        response_time_us,
+        ttfb_us,
+        bytes_in,
+        bytes_out,
+        tokens_used,
+        ip_address,
+        user_agent,
+        end_user_id,
+        upstream,
+        node,
+    } = record;
+    json!({
+        "refused_because": why,
+        "id": id.to_string(),
+        "request_id": request_id,
+        "api_key_id": api_key_id.to_string(),
+        "workspace_id": workspace_id.as_str(),
+        "at_us": at.as_micros(),
+        "method": method,
+        "endpoint": endpoint,
+        "route": route,
+        "status_code": status_code,
+        "outcome": outcome.as_str(),
+        "denial": denial.map(crate::model::fault::Fault::name),
+        "charged": charged,
+        "degraded": degraded,
+        "response_time_us": response_time_us,
+        "ttfb_us": ttfb_us,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "tokens_used": tokens_used,
+        "ip_address": ip_address.map(|ip| ip.to_string()),
+        "user_agent": user_agent,
+        "end_user_id": end_user_id.map(|id| id.to_string()),
+        "upstream": upstream,
+        "node": node,
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::model::id::KeyId;
+
+    #[test]
+    fn two_that_add_at_once_spoil_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = Timestamp::from_secs(1);
+        let record = |n: usize| UsageRecord {
+            endpoint: "/long".repeat(400 * n).into(),
+            ..UsageRecord::sample(KeyId::new(at), "w".parse().unwrap(), at)
+        };
+        std::thread::scope(|scope| {
+            for n in 1..=4 {
+                let (file, record) = (SetAside::of(folder.path()), &record);
+                scope.spawn(move || (0..50).for_each(|_| file.add(&record(n), "a value").unwrap()));
+            }
+        });
+        let all = std::fs::read_to_string(folder.path().join("set-aside.ndjson")).unwrap();
+        let is_whole = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+        assert_eq!((all.lines().count(), all.lines().all(is_whole)), (200, true));
+    }
+}

@@ -1,0 +1,125 @@
+//! What records come to that are in the journal and not yet in the ledger: limits must know them all the same. Pure.
+
+use super::journal::codec;
+use crate::clock::Timestamp;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Per;
+use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::policy::keys::limit::{window_end, window_start};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// What every key and workspace has spent, in the windows that contain one instant.
+#[derive(Debug)]
+pub struct Spent {
+    windows: Windows,
+    /// What arrived until then is counted elsewhere.
+    after: Option<Timestamp>,
+    keys: HashMap<KeyId, SpentRow>,
+    workspaces: HashMap<WorkspaceId, SpentRow>,
+}
+
+impl Spent {
+    /// Nothing yet; windows are those that contain `at`.
+    pub fn new(at: Timestamp) -> Self {
+        Self { windows: Windows::of(at), after: None, keys: HashMap::new(), workspaces: HashMap::new() }
+    }
+
+    /// Only of requests that arrived after that instant, if there is one.
+    #[must_use]
+    pub fn only_after(self, after: Option<Timestamp>) -> Self {
+        Self { after, ..self }
+    }
+
+    /// Adds a record by its two payloads. One that cannot be read has spent nothing.
+    pub fn add(&mut self, admit: &[u8], complete: Option<&[u8]>) {
+        let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
+        let Ok(begun) = codec::admit(admit, &mut own) else { return };
+        let charged =
+            complete.map_or(Some(begun.charged), |end| codec::complete(end).ok().map(|c| c.charged));
+        if charged != Some(true) {
+            return;
+        }
+        if let Ok(workspace) = begun.workspace_id.parse() {
+            self.charge(begun.api_key_id, &workspace, begun.at);
+        }
+    }
+
+    /// Adds a record.
+    pub fn add_record(&mut self, record: &UsageRecord) {
+        if record.charged {
+            self.charge(record.api_key_id, &record.workspace_id, record.at);
+        }
+    }
+
+    /// Adds what another one has counted in the same windows.
+    pub fn absorb(&mut self, other: Self) {
+        for mut row in other.into_rows() {
+            self.add_to(&mut row);
+            match row.subject.clone() {
+                SpentBy::Key(id) => drop(self.keys.insert(id, row)),
+                SpentBy::Workspace(id) => drop(self.workspaces.insert(id, row)),
+            }
+        }
+    }
+
+    fn charge(&mut self, id: KeyId, workspace: &WorkspaceId, arrived: Timestamp) {
+        if self.after.is_some_and(|after| arrived <= after) {
+            return;
+        }
+        let one = self.windows.one(arrived);
+        let key = self.keys.entry(id).or_insert_with(|| SpentRow::nothing(SpentBy::Key(id)));
+        count(key, one);
+        // Nearly always it is known, and looking it up copies nothing.
+        if let Some(row) = self.workspaces.get_mut(workspace) {
+            return count(row, one);
+        }
+        let mut row = SpentRow::nothing(SpentBy::Workspace(workspace.clone()));
+        count(&mut row, one);
+        self.workspaces.insert(workspace.clone(), row);
+    }
+
+    /// Takes what the subject of `row` has spent, and adds it to that.
+    pub fn add_to(&mut self, row: &mut SpentRow) {
+        let more = match &row.subject {
+            SpentBy::Key(id) => self.keys.remove(id),
+            SpentBy::Workspace(id) => self.workspaces.remove(id),
+        };
+        if let Some(more) = more {
+            row.minute += more.minute;
+            row.hour += more.hour;
+            row.day += more.day;
+            row.month += more.month;
+            row.total += more.total;
+        }
+    }
+
+    /// What has not been taken.
+    pub fn into_rows(self) -> impl Iterator<Item = SpentRow> {
+        self.keys.into_values().chain(self.workspaces.into_values())
+    }
+}
+
+/// The minute, hour, day and month that contain one instant.
+#[derive(Debug)]
+struct Windows([Range<Timestamp>; 4]);
+
+impl Windows {
+    fn of(at: Timestamp) -> Self {
+        let end = |per| window_end(per, at).unwrap_or(Timestamp::MAX);
+        Self([Per::Minute, Per::Hour, Per::Day, Per::Month].map(|per| window_start(per, at)..end(per)))
+    }
+
+    /// What a request that arrived then counts in each.
+    fn one(&self, arrived: Timestamp) -> [u64; 4] {
+        self.0.each_ref().map(|window| u64::from(window.contains(&arrived)))
+    }
+}
+
+fn count(row: &mut SpentRow, [minute, hour, day, month]: [u64; 4]) {
+    row.minute += minute;
+    row.hour += hour;
+    row.day += day;
+    row.month += month;
+    row.total += 1;
+}

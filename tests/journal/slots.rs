@@ -1,0 +1,130 @@
+//! Seats: one journal, several processes of one node, and never two at one seat.
+
+use crate::stand::{Mood, SMALL, Stand, TestLedger, options, segments};
+use keygate::metrics::Metrics;
+use keygate::model::usage::Outcome;
+use keygate::store::Ledger;
+use keygate::usage::journal::disk::RealDisk;
+use keygate::usage::journal::{Keeper, OpenError};
+use keygate::usage::{Replays, Seats, Writer, WriterOptions};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// What another process sees of the journal in `folder`.
+fn process(folder: &Path) -> Seats {
+    Seats::new(options(folder, SMALL), Arc::new(RealDisk), Arc::new(Metrics::new().unwrap()))
+}
+
+/// What another process would find if this one died now and had had the second seat.
+fn crashed_in_second_seat(stand: &Stand) -> Arc<TempDir> {
+    let crashed = stand.crashed();
+    let (journal, aside) = (crashed.path().join("journal"), crashed.path().join("aside"));
+    fs::rename(&journal, &aside).unwrap();
+    fs::create_dir(&journal).unwrap();
+    fs::rename(&aside, journal.join("seat-2")).unwrap();
+    crashed
+}
+
+#[test]
+fn one_that_takes_over_has_a_seat_of_its_own_and_strangers_have_none() {
+    let stand = Stand::new(SMALL);
+    let folder = Arc::clone(&stand.folder);
+    let is_owned = || matches!(process(folder.path()).alone(), Err(OpenError::Owned(it)) if it == folder.path().join("journal"));
+    assert!(is_owned());
+    let second = process(folder.path());
+    let seat = second.beside().unwrap();
+    assert_eq!(seat.0.folder(), folder.path().join("journal/seat-2"));
+    assert!(is_owned() && second.others().are_alive);
+    drop(stand);
+    assert!(is_owned(), "the first seat is free, and the node is not");
+    let others = second.others();
+    assert!(!others.are_alive && others.left.is_empty(), "nothing was written there");
+    let third = process(folder.path()).beside().unwrap();
+    assert_eq!(third.0.folder(), folder.path().join("journal"));
+    drop((seat, third));
+    assert!(process(folder.path()).alone().is_ok());
+}
+
+#[test]
+fn there_are_four_seats() {
+    let folder = tempfile::tempdir().unwrap();
+    let all: Vec<_> = (0..4).map(|_| process(folder.path()).beside().unwrap()).collect();
+    assert!(matches!(process(folder.path()).beside(), Err(OpenError::Owned(_))));
+    drop(all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_process_leaves_in_its_seat_the_next_one_stores_once() {
+    let stand = Stand::new(SMALL);
+    let ledger = TestLedger::new(Mood::Gone);
+    let served: Vec<_> = (0..50).map(|n| stand.serve(n)).collect();
+    let (open, _pending) = stand.begin(50);
+    let crashed = crashed_in_second_seat(&stand);
+
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let next = Seats::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
+    let (own, mut left) = next.alone().unwrap();
+    assert_eq!((left.len(), own.0.bytes()), (1, 0));
+    let (journal, reader) = left.remove(0);
+    let (stop, stopped) = watch::channel(None);
+    let options = WriterOptions { batch_records: 7, batch_delay: Duration::from_millis(1) };
+    let to: Arc<dyn Ledger> = ledger.clone();
+    let writer = Writer::new(reader, to, Arc::clone(&metrics), options, stopped).of_the_rest();
+    let replays = Replays::default();
+    assert!(replays.are_done(Duration::ZERO).await, "nobody has left anything");
+    replays.add(writer.flush());
+    let running = tokio::spawn(writer.run());
+    ledger.asked(3).await;
+    assert!(!replays.are_done(Duration::from_secs(5)).await);
+    ledger.set(Mood::Well);
+    assert!(replays.are_done(Duration::from_secs(60)).await);
+    assert_eq!(ledger.rows().len(), 51);
+    running.await.unwrap();
+    assert!(replays.are_done(Duration::ZERO).await, "for ever");
+    drop(stop);
+    let rows = ledger.rows();
+    assert_eq!(rows.len(), 51);
+    assert!(served.iter().all(|id| rows[id].outcome == Outcome::Served));
+    assert_eq!(rows[&open].outcome, Outcome::Interrupted);
+    let usage = metrics.usage();
+    assert_eq!((usage.accepted, usage.stored, usage.in_journal), (51, 51, 0));
+    journal.close();
+    Keeper::start(journal).unwrap().stop();
+    assert_eq!(segments(&crashed.path().join("journal/seat-2")).len(), 0);
+    assert!(next.others().left.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_the_seat() {
+    let stand = Stand::new(SMALL);
+    (0..100).for_each(|n| stand.serves(n));
+    let crashed = crashed_in_second_seat(&stand);
+    let folder = crashed.path().join("journal");
+    let seat = folder.join("seat-2");
+    let damaged = segments(&seat).into_keys().next().unwrap();
+    let mut bytes = fs::read(seat.join(&damaged)).unwrap();
+    bytes[1_000] ^= 4;
+    fs::write(seat.join(&damaged), bytes).unwrap();
+
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let next = Seats::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
+    let (_own, mut left) = next.alone().unwrap();
+    let (journal, reader) = left.remove(0);
+    let (_stop, stopped) = watch::channel(None);
+    let options = WriterOptions { batch_records: 64, batch_delay: Duration::from_millis(1) };
+    let ledger: Arc<dyn Ledger> = TestLedger::new(Mood::Picky("/9"));
+    Writer::new(reader, ledger, Arc::clone(&metrics), options, stopped).of_the_rest().run().await;
+    journal.close();
+    Keeper::start(journal).unwrap().stop();
+    assert!(segments(&folder.join("damaged")).contains_key(&damaged));
+    let set_aside = fs::read_to_string(folder.join("set-aside.ndjson")).unwrap();
+    let lines = set_aside.lines().count() as u64;
+    // Nine and ninety to ninety-nine, but for what was damaged.
+    assert!(lines == metrics.usage().set_aside && (10..=11).contains(&lines), "{lines}");
+    let in_seat: Vec<_> = fs::read_dir(&seat).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(in_seat, ["lock"]);
+}
