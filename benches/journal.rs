@@ -14,8 +14,8 @@ use keygate::metrics::Metrics;
 use keygate::model::id::{KeyId, RequestId, WorkspaceId};
 use keygate::model::usage::Outcome;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::journal::{Batch, JournalOptions, Keeper};
-use keygate::usage::{Journal, Pending, Recorder, Spent, Start, WhenFull};
+use keygate::usage::journal::{JournalFlusher, JournalOptions, RecordBatch};
+use keygate::usage::{Journal, JournalTotals, PendingRecord, RecordStart, Recorder, WhenFull};
 use rustix::time::{ClockId, clock_gettime};
 use std::net::IpAddr;
 use std::path::Path;
@@ -66,7 +66,7 @@ impl Bench {
         let arrived = self.clock.now();
         let id = RequestId::new(arrived.wall);
         let mut buffer = [0; 36];
-        let start = Start {
+        let start = RecordStart {
             id,
             request_id: id.0.hyphenated().encode_lower(&mut buffer),
             api_key_id: KeyId(uuid::Uuid::from_u128(u128::from(number) % KEYS)),
@@ -82,7 +82,7 @@ impl Bench {
             charged: true,
             degraded: false,
         };
-        let mut pending = Pending::admitted(start, &self.recorder, &self.clock).unwrap();
+        let mut pending = PendingRecord::admitted(start, &self.recorder, &self.clock).unwrap();
         pending.upstream(&self.upstream);
         pending.first_byte(200);
         pending.bytes(512, 2_048);
@@ -95,14 +95,14 @@ fn cost() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (journal, mut reader) =
         Journal::open(options(folder.path(), 4 << 30), Arc::new(RealDisk), Arc::clone(&metrics)).unwrap();
-    let keeper = Keeper::start(Arc::clone(&journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&journal)).unwrap();
     let bench = Bench::of(&journal, &metrics);
     for round in 0..ROUNDS {
         let (before, begun) = (cpu_time(), Instant::now());
         (0..REQUESTS).for_each(|number| bench.request(number));
         let (used, wall) = (cpu_time() - before, begun.elapsed());
-        let (before, mut batch) = (cpu_time(), Batch::default());
-        reader.look();
+        let (before, mut batch) = (cpu_time(), RecordBatch::default());
+        reader.begin_round();
         let mut has_more = true;
         while has_more {
             batch.clear();
@@ -140,7 +140,7 @@ fn recovery(mib: u64) {
     let (begun, before) = (Instant::now(), cpu_time());
     let opened = Journal::open(options(folder.path(), mib << 20), Arc::new(RealDisk), metrics);
     let (_, mut reader) = opened.expect("the lock is free");
-    let mut spent = Spent::new(SystemClock::new().now().wall);
+    let mut spent = JournalTotals::new(SystemClock::new().now().wall);
     let mut records = 0;
     reader.rest(|admit, complete| {
         records += 1;

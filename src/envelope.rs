@@ -3,7 +3,7 @@
 use crate::clock::Timestamp;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::RequestId;
-use crate::policy::http::head::Glimpse;
+use crate::policy::http::head::PartialHead;
 use crate::policy::keys::denial::Denial;
 use http::StatusCode;
 use serde::Serialize;
@@ -42,7 +42,7 @@ impl<T> Envelope<T> {
 }
 
 /// The whole HTTP/1.1 answer to what never became a request, before its connection closes.
-pub fn last_answer(denial: &Denial, seen: Glimpse<'_>, request_id: RequestId, at: Timestamp) -> Vec<u8> {
+pub fn last_answer(denial: &Denial, seen: PartialHead<'_>, request_id: RequestId, at: Timestamp) -> Vec<u8> {
     let fault = denial.fault();
     let envelope =
         Envelope::fault(fault, denial.message(Lang::preferred(seen.languages)), denial.detail(), at);

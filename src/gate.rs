@@ -11,19 +11,19 @@ mod rehash;
 pub use rehash::{Rehash, RehashJobs, RehashQueue, rehash_queue};
 
 use crate::clock::{Now, Timestamp};
-use crate::counter::{Charge, Charged, Counters, Declined, Left, Place};
-use crate::enduser::EndUsers;
+use crate::counter::{Charge, ChargeError, Charged, Counters, InFlightGuard, LimitsLeft};
+use crate::enduser::EndUserCache;
 use crate::keyring::{Entry, Keyring, PlanInForce, Presented};
 use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
-use crate::policy::http::fields::Fields;
+use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::path::{BadPath, decode_segment};
-use crate::policy::keys::authorize::{Asked, Asks, authorize, stands};
+use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, authorize, check_active};
 use crate::policy::keys::credential::{end_user_in_header, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::keys::limit::Limits;
-use crate::policy::keys::secret::{Peppers, Shape, shape};
+use crate::policy::keys::secret::{Peppers, SecretShape, shape};
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use http::header::HeaderName;
 use std::net::IpAddr;
@@ -36,7 +36,7 @@ pub struct Gate {
     /// What they have spent.
     pub counters: Arc<Counters>,
     /// On whose behalf.
-    pub end_users: Arc<EndUsers>,
+    pub end_users: Arc<EndUserCache>,
     /// How secrets are hashed.
     pub peppers: Arc<Peppers>,
     /// What our own secrets begin with.
@@ -57,7 +57,7 @@ pub struct RequestView<'r> {
     /// Whether a slash is escaped in it.
     pub encoded_slash: bool,
     /// Header fields as the client sent them.
-    pub fields: Fields<'r>,
+    pub fields: HeaderFields<'r>,
     /// The client's address.
     pub address: IpAddr,
     /// When it arrived.
@@ -69,13 +69,13 @@ pub struct RequestView<'r> {
 pub struct Permit {
     presented: Presented,
     route: Arc<Route>,
-    end_user: EndUserNamed,
+    end_user: NamedEndUser,
     rewritten: Option<Box<str>>,
 }
 
 /// Where the request says on whose behalf it comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndUserNamed {
+pub enum NamedEndUser {
     /// On nobody's in particular.
     Nobody,
     /// This one's.
@@ -110,7 +110,7 @@ pub struct Denied {
     /// The key, if the request presented a known secret.
     pub entry: Option<Arc<Entry>>,
     /// What is left of each limit, if limits were looked at.
-    pub left: Option<Left>,
+    pub left: Option<LimitsLeft>,
     /// Whether this node decided about limits by itself because the shared counters are gone.
     pub degraded: bool,
 }
@@ -160,7 +160,7 @@ impl Gate {
 
     /// Takes a place in flight for a request whose body has to be read before it can be charged: a key whose limits stand
     /// against it has nothing held back for it.
-    pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, Place), Box<Denied>> {
+    pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, InFlightGuard), Box<Denied>> {
         let entry = permit.entry();
         let plan = entry.workspace.plan();
         let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan), now);
@@ -168,16 +168,16 @@ impl Gate {
         match held {
             Ok(place) => Ok((permit, place)),
             Err(refusal) => {
-                let declined = Declined::Limit { refusal, degraded: false };
+                let declined = ChargeError::Limit { refusal, degraded: false };
                 Err(Denied::declined(declined, permit.route, permit.presented.entry))
             }
         }
     }
 
     /// Whether the key of a request that was made to wait still stands.
-    pub fn still_stands(&self, presented: &Presented, at: Timestamp) -> Result<(), Denial> {
+    pub fn revalidate(&self, presented: &Presented, at: Timestamp) -> Result<(), Denial> {
         let current = self.keyring.current(presented, at).ok_or(Denial::KeyInvalid)?;
-        stands(&current.key, at)
+        check_active(&current.key, at)
     }
 
     /// Steps 7 and 8: charges every limit, then sees to the end user, whose refusal undoes the charge.
@@ -206,7 +206,7 @@ impl Gate {
         }
     }
 
-    async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, Declined> {
+    async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, ChargeError> {
         let plan = entry.workspace.plan();
         self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan), now).await
     }
@@ -216,7 +216,7 @@ impl Gate {
         let secret = presented(request.fields, &self.secret_headers)
             .map_err(Denial::BadRequest)?
             .ok_or(Denial::KeyMissing)?;
-        if shape(secret, &self.secret_prefix) == Shape::Impossible {
+        if shape(secret, &self.secret_prefix) == SecretShape::Impossible {
             return Err(Denial::KeyInvalid);
         }
         let mut cannot_tell = false;
@@ -251,26 +251,31 @@ fn check(
     entry: &Entry,
     matched: &RouteMatch<'_, '_>,
     request: &RequestView<'_>,
-) -> Result<EndUserNamed, Denial> {
+) -> Result<NamedEndUser, Denial> {
     let route = matched.route;
     let named;
     let resource = match &route.resource {
-        ResourceFrom::Nowhere => Asks::None,
-        ResourceFrom::Any => Asks::Any,
+        ResourceFrom::Nowhere => ResourceRequest::None,
+        ResourceFrom::Any => ResourceRequest::Any,
         ResourceFrom::PathParam(param) => {
             named = matched.params.get(param).and_then(decode_segment);
-            Asks::For(named.as_deref())
+            ResourceRequest::For(named.as_deref())
         }
-        ResourceFrom::Header(name) => Asks::For(single(request.fields, passed_on(request, name)?)),
+        ResourceFrom::Header(name) => ResourceRequest::For(single(request.fields, passed_on(request, name)?)),
     };
-    let asked = Asked { scopes: &route.scopes, resource, address: request.address, at: request.now.wall };
+    let asked = AuthorizationRequest {
+        scopes: &route.scopes,
+        resource,
+        address: request.address,
+        at: request.now.wall,
+    };
     authorize(&entry.key, &asked)?;
     match &route.end_user {
-        EndUserFrom::Nowhere => Ok(EndUserNamed::Nobody),
-        EndUserFrom::JsonField(_) => Ok(EndUserNamed::Body),
+        EndUserFrom::Nowhere => Ok(NamedEndUser::Nobody),
+        EndUserFrom::JsonField(_) => Ok(NamedEndUser::Body),
         EndUserFrom::Header(name) => match end_user_in_header(request.fields, passed_on(request, name)?) {
-            Ok(Some(text)) => Ok(EndUserNamed::Header(text.into())),
-            Ok(None) => Ok(EndUserNamed::Nobody),
+            Ok(Some(text)) => Ok(NamedEndUser::Header(text.into())),
+            Ok(None) => Ok(NamedEndUser::Nobody),
             Err(bad) => Err(Denial::BadRequest(bad)),
         },
     }
@@ -285,7 +290,7 @@ fn passed_on<'n>(request: &RequestView<'_>, name: &'n HeaderName) -> Result<&'n 
 }
 
 /// The header's value, if it is there exactly once: two would let the backend read another than we do.
-fn single<'h>(fields: Fields<'h>, name: &HeaderName) -> Option<&'h str> {
+fn single<'h>(fields: HeaderFields<'h>, name: &HeaderName) -> Option<&'h str> {
     let mut values = fields.all(name);
     let value = values.next().and_then(visible)?;
     values.next().is_none().then_some(value)
@@ -333,7 +338,7 @@ impl Permit {
     }
 
     /// Where the request names its end user.
-    pub fn end_user(&self) -> &EndUserNamed {
+    pub fn end_user(&self) -> &NamedEndUser {
         &self.end_user
     }
 
@@ -360,7 +365,7 @@ impl Admission {
     }
 
     /// What is left of each limit.
-    pub fn left(&self) -> &Left {
+    pub fn left(&self) -> &LimitsLeft {
         self.charged.left()
     }
 
@@ -387,16 +392,21 @@ impl Denied {
         Box::new(Self { denial, route: route.cloned(), entry: None, left: None, degraded: false })
     }
 
-    fn of(denial: Denial, route: Option<Arc<Route>>, entry: Arc<Entry>, left: Option<Left>) -> Box<Self> {
+    fn of(
+        denial: Denial,
+        route: Option<Arc<Route>>,
+        entry: Arc<Entry>,
+        left: Option<LimitsLeft>,
+    ) -> Box<Self> {
         Box::new(Self { denial, route, entry: Some(entry), left, degraded: false })
     }
 
-    fn declined(declined: Declined, route: Arc<Route>, entry: Arc<Entry>) -> Box<Self> {
+    fn declined(declined: ChargeError, route: Arc<Route>, entry: Arc<Entry>) -> Box<Self> {
         let (denial, left, degraded) = match declined {
-            Declined::Limit { refusal, degraded } => {
+            ChargeError::Limit { refusal, degraded } => {
                 (Denial::Limit(refusal.refused), Some(refusal.left), degraded)
             }
-            Declined::Unavailable => (Denial::Plain(Fault::ServiceUnavailable), None, true),
+            ChargeError::Unavailable => (Denial::Plain(Fault::ServiceUnavailable), None, true),
         };
         Box::new(Self { denial, route: Some(route), entry: Some(entry), left, degraded })
     }

@@ -5,10 +5,10 @@
 //! properties that the rest of the program relies on.
 
 use keygate::model::fault::Lang;
-use keygate::policy::http::chunks::Chunks;
-use keygate::policy::http::head::{Framing, check, find_end, is_hopeless};
+use keygate::policy::http::chunks::ChunkParser;
+use keygate::policy::http::head::{Framing, check, find_end, is_malformed_prefix};
 use keygate::policy::http::path::{canonical, check_query, decode_segment};
-use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
+use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
 use std::ops::Range;
 
 const INPUTS: usize = 10_000;
@@ -54,12 +54,12 @@ fn heads() {
     let mut accepted = 0;
     each_damaged(&valid, |bytes| {
         let Some(end) = find_end(bytes, 0) else {
-            is_hopeless(bytes, 0);
+            is_malformed_prefix(bytes, 0);
             return;
         };
         let Ok(sound) = check(&bytes[..end], 50) else { return };
         accepted += 1;
-        assert!(!is_hopeless(&bytes[..end], 0), "what is sound is never given up");
+        assert!(!is_malformed_prefix(&bytes[..end], 0), "what is sound is never given up");
         // Every line ends in CRLF, and nothing but tabs is invisible.
         let head = &bytes[..end];
         for (at, byte) in head.iter().enumerate() {
@@ -85,7 +85,7 @@ fn chunked_bodies() {
     let valid = ["5\r\nhello\r\n0\r\n\r\n", "a;x=\"y\"\r\n0123456789\r\n00\r\nT: v\r\n\r\nnext", "0\r\n\r\n"];
     let mut accepted = 0;
     each_damaged(&valid, |bytes| {
-        let (mut whole, mut split) = (Chunks::new(), Chunks::new());
+        let (mut whole, mut split) = (ChunkParser::new(), ChunkParser::new());
         let Ok(passed) = whole.pass(bytes) else { return };
         accepted += 1;
         assert!(passed <= bytes.len() && (whole.is_done() || passed == bytes.len()));
@@ -110,12 +110,15 @@ fn path_segments() {
 #[test]
 fn secrets() {
     let (ours, longer) = (signed("sk-app-", 'a'), signed("sk-pure_workflow-", 'Z'));
-    assert_eq!((shape(ours.as_bytes(), "sk"), shape(longer.as_bytes(), "sk")), (Shape::Ours, Shape::Ours));
+    assert_eq!(
+        (shape(ours.as_bytes(), "sk"), shape(longer.as_bytes(), "sk")),
+        (SecretShape::Ours, SecretShape::Ours)
+    );
     let longest = "x".repeat(SECRET_MAX);
     let valid = [ours.as_str(), &longer, "legacy_key_0001", "sk-proj-abcdef", "sk-app-", &longest];
     each_damaged(&valid, |bytes| {
         for prefix in ["sk", "", "a-b"] {
-            let possible = shape(bytes, prefix) != Shape::Impossible;
+            let possible = shape(bytes, prefix) != SecretShape::Impossible;
             assert!(!possible || (bytes.len() <= SECRET_MAX && bytes.is_ascii() && !bytes.is_empty()));
             let Ok(text) = std::str::from_utf8(bytes) else {
                 assert!(!possible);

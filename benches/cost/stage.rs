@@ -2,9 +2,9 @@
 
 use keygate::clock::{Clock, Now, SystemClock};
 use keygate::counter::{Charge, Charged, Counters};
-use keygate::enduser::{self, EndUsers, WhenGone};
+use keygate::enduser::{self, EndUserCache, WhenStoreUnavailable};
 use keygate::gate::{Admission, Gate, RequestView};
-use keygate::keyring::{FeedOptions, Follower, Found, Keyring};
+use keygate::keyring::{FeedFollower, FeedOptions, FoundKey, Keyring};
 use keygate::metrics::Metrics;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
@@ -13,14 +13,14 @@ use keygate::model::scope::{Scopes, check_granted};
 use keygate::model::usage::Outcome;
 use keygate::policy::keys::limit::Limits;
 use keygate::policy::keys::secret::{Peppers, Secret};
-use keygate::policy::routing::forward::Forward;
+use keygate::policy::routing::forward::ForwardRules;
 use keygate::policy::routing::route::ResourceFrom;
 use keygate::policy::routing::route::{EndUserFrom, Route, RouteTable};
 use keygate::store::sqlite::{SqliteOptions, SqliteStore};
 use keygate::store::{Actor, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId, Tenants as _};
 use keygate::usage::journal::JournalOptions;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull};
+use keygate::usage::{Journal, PendingRecord, RecordStart, Recorder, WhenFull};
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Stage {
         runtime.block_on(fill(&store, &secrets, &peppers, clock.now()));
         let keyring = Arc::new(Keyring::new());
         let options = FeedOptions { poll_interval: Duration::from_secs(1) };
-        let follower = Follower::new(
+        let follower = FeedFollower::new(
             Arc::clone(&keyring),
             Arc::clone(&store) as _,
             Arc::clone(&clock),
@@ -67,12 +67,16 @@ impl Stage {
             Box::new(|_| {}),
         );
         runtime.block_on(follower.load()).unwrap();
-        let end_users = EndUsers::new(enduser::Parts {
+        let end_users = EndUserCache::new(enduser::EndUserParts {
             store,
             clock: Arc::clone(&clock),
             metrics: Arc::clone(&metrics),
             io: runtime.handle().clone(),
-            options: enduser::Options { entries: 10, patience: Duration::ZERO, when_gone: WhenGone::Refuse },
+            options: enduser::EndUserOptions {
+                entries: 10,
+                patience: Duration::ZERO,
+                when_unavailable: WhenStoreUnavailable::Refuse,
+            },
         });
         let (rehash, _) = keygate::gate::rehash_queue(1);
         let digests: Vec<_> =
@@ -140,7 +144,7 @@ impl Stage {
     }
 
     /// Finds a key by its digest.
-    pub(crate) fn find(&self, number: usize) -> Found {
+    pub(crate) fn find(&self, number: usize) -> FoundKey {
         self.gate.keyring.find(&self.digests[number % KEYS], self.clock.now().wall).unwrap()
     }
 
@@ -164,7 +168,7 @@ impl Stage {
         let arrived = self.clock.now();
         let id = RequestId::new(arrived.wall);
         let mut buffer = [0; 36];
-        let start = Start {
+        let start = RecordStart {
             id,
             request_id: id.0.hyphenated().encode_lower(&mut buffer),
             api_key_id: entry.key.id,
@@ -180,7 +184,7 @@ impl Stage {
             charged: true,
             degraded: false,
         };
-        let mut pending = Pending::admitted(start, &self.recorder, &self.clock).unwrap();
+        let mut pending = PendingRecord::admitted(start, &self.recorder, &self.clock).unwrap();
         pending.upstream(&self.upstream);
         pending.first_byte(200);
         pending.bytes(512, 2_048);
@@ -200,7 +204,7 @@ fn route() -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
-        forward: Forward::default(),
+        forward: ForwardRules::default(),
         cors: None,
     }
 }

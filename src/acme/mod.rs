@@ -8,7 +8,7 @@
 
 mod order;
 
-pub use order::{Challenge, Trouble};
+pub use order::{Challenge, OrderError};
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const ORDER_WITHIN: Duration = Duration::from_mins(5);
 
 /// What is ordered, and what surrounds it.
-pub struct Options {
+pub struct AcmeOptions {
     /// The names that get a certificate each.
     pub domains: Vec<String>,
     /// The authority's directory.
@@ -47,11 +47,11 @@ pub struct Options {
     /// Where the account and the certificates of this authority are: see [`folder`].
     pub folder: PathBuf,
     /// What it is done with.
-    pub hands: Box<dyn Hands>,
+    pub host: Box<dyn AcmeHost>,
 }
 
 /// What surrounds the orders. Errors are for people.
-pub trait Hands: Send + Sync {
+pub trait AcmeHost: Send + Sync {
     /// Reads a private file; none if there is no such file.
     fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, String>;
 
@@ -63,14 +63,14 @@ pub trait Hands: Send + Sync {
 }
 
 /// Orders and renews.
-pub struct Keeper {
-    options: Options,
+pub struct CertRenewer {
+    options: AcmeOptions,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
 /// One name and what came of it so far.
-struct Name {
+struct ManagedDomain {
     domain: String,
     file: PathBuf,
     /// Where in the time for it the certificate is renewed: drawn anew for each.
@@ -91,19 +91,20 @@ pub fn file_of(folder: &Path, domain: &str) -> PathBuf {
     folder.join(format!("{domain}.pem"))
 }
 
-impl Keeper {
+impl CertRenewer {
     /// One that has not begun.
-    pub fn new(options: Options, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(options: AcmeOptions, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         Self { options, clock, metrics }
     }
 
     /// Orders what is missing and renews what is due, until the runtime ends.
     pub async fn run(self) {
-        let mut names: Vec<Name> = self.options.domains.iter().map(|domain| self.name(domain)).collect();
+        let mut names: Vec<ManagedDomain> =
+            self.options.domains.iter().map(|domain| self.name(domain)).collect();
         loop {
             for name in &mut names {
                 if self.wait(name).is_zero() {
-                    self.attend(name).await;
+                    self.renew(name).await;
                 }
             }
             let next = names.iter().map(|name| self.wait(name)).min().unwrap_or(LOOK_EVERY);
@@ -111,18 +112,24 @@ impl Keeper {
         }
     }
 
-    fn name(&self, domain: &str) -> Name {
+    fn name(&self, domain: &str) -> ManagedDomain {
         let file = file_of(&self.options.folder, domain);
-        Name { domain: domain.to_owned(), file, spread: random(), rests_until: Instant::now(), failures: 0 }
+        ManagedDomain {
+            domain: domain.to_owned(),
+            file,
+            spread: random(),
+            rests_until: Instant::now(),
+            failures: 0,
+        }
     }
 
     /// How long until something is to be done for it, by its file as that is now: it may have been lost.
-    fn wait(&self, name: &Name) -> Duration {
+    fn wait(&self, name: &ManagedDomain) -> Duration {
         let due = self.due(name).unwrap_or_default();
         due.since(self.now()).max(name.rests_until.duration_since(Instant::now()))
     }
 
-    async fn attend(&self, name: &mut Name) {
+    async fn renew(&self, name: &mut ManagedDomain) {
         let lock = match self.lock() {
             Ok(Some(lock)) => lock,
             Ok(None) => {
@@ -130,7 +137,7 @@ impl Keeper {
                 name.rests_until = Instant::now() + BUSY;
                 return;
             }
-            Err(error) => return self.failed(name, &Trouble::Here(error)),
+            Err(error) => return self.failed(name, &OrderError::Here(error)),
         };
         // It may be another process that has renewed it.
         if self.due(name).is_some_and(|due| due > self.now()) {
@@ -139,18 +146,18 @@ impl Keeper {
         let ordered =
             tokio::time::timeout(ORDER_WITHIN, order::certificate(&self.options, &name.domain)).await;
         let kept = match ordered {
-            Ok(Ok(pem)) => self.options.hands.write(&name.file, &pem).map_err(Trouble::Here),
-            Ok(Err(trouble)) => Err(trouble),
-            Err(_) => Err(Trouble::Unanswered(format!("the order was not done within {ORDER_WITHIN:?}"))),
+            Ok(Ok(pem)) => self.options.host.write(&name.file, &pem).map_err(OrderError::Here),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(OrderError::Unanswered(format!("the order was not done within {ORDER_WITHIN:?}"))),
         };
         drop(lock);
         match kept {
             Ok(()) => self.issued(name),
-            Err(trouble) => self.failed(name, &trouble),
+            Err(error) => self.failed(name, &error),
         }
     }
 
-    fn issued(&self, name: &mut Name) {
+    fn issued(&self, name: &mut ManagedDomain) {
         name.failures = 0;
         name.spread = random();
         let due = self.due(name);
@@ -162,23 +169,23 @@ impl Keeper {
         tracing::info!(name = name.domain, renewal = ?due, "a certificate was issued");
     }
 
-    fn failed(&self, name: &mut Name, trouble: &Trouble) {
+    fn failed(&self, name: &mut ManagedDomain, error: &OrderError) {
         name.failures = name.failures.saturating_add(1);
-        let first = if matches!(trouble, Trouble::Refused(_)) { REFUSED } else { UNANSWERED };
+        let first = if matches!(error, OrderError::Refused(_)) { REFUSED } else { UNANSWERED };
         let wait = wait_after(name.failures, first, random());
         name.rests_until = Instant::now() + wait;
         self.metrics.acme_orders.with_label_values(&["failed"]).inc();
         let (domain, seconds) = (&*name.domain, wait.as_secs());
         // Until it ends, what is there goes on being shown.
         if validity(&name.file).is_none_or(|validity| validity.is_ending(self.now())) {
-            tracing::error!(name = domain, %trouble, again_in_seconds = seconds, "no certificate was issued, and one is needed");
+            tracing::error!(name = domain, %error, again_in_seconds = seconds, "no certificate was issued, and one is needed");
         } else {
-            tracing::warn!(name = domain, %trouble, again_in_seconds = seconds, "a certificate was not renewed");
+            tracing::warn!(name = domain, %error, again_in_seconds = seconds, "a certificate was not renewed");
         }
     }
 
     /// When its certificate is to be renewed; none: there is none that can be used.
-    fn due(&self, name: &Name) -> Option<Timestamp> {
+    fn due(&self, name: &ManagedDomain) -> Option<Timestamp> {
         let validity = validity(&name.file)?;
         Some(validity.renew_at(name.spread)).filter(|_| validity.until > self.now())
     }
@@ -187,7 +194,7 @@ impl Keeper {
     fn lock(&self) -> Result<Option<File>, String> {
         let path = self.options.folder.join("lock");
         if !path.exists() {
-            self.options.hands.write(&path, "")?;
+            self.options.host.write(&path, "")?;
         }
         let file = File::open(&path).map_err(|error| error.to_string())?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -226,7 +233,7 @@ mod tests {
 
     struct NoHands;
 
-    impl Hands for NoHands {
+    impl AcmeHost for NoHands {
         fn read(&self, _: &Path) -> Result<Option<Zeroizing<String>>, String> {
             Err("nothing is ordered here".to_owned())
         }
@@ -247,56 +254,56 @@ mod tests {
         Timestamp::from_secs(1_925_035_200).plus(DAY * n)
     }
 
-    /// A keeper of one name, whose certificate is written to its file, from 2031-01-01 until 2031-04-01.
-    fn stand(now: Timestamp) -> (TempDir, Arc<ManualClock>, Keeper, Name) {
+    /// A renewer of one name, whose certificate is written to its file, from 2031-01-01 until 2031-04-01.
+    fn stand(now: Timestamp) -> (TempDir, Arc<ManualClock>, CertRenewer, ManagedDomain) {
         let (folder, clock) = (tempfile::tempdir().expect("a folder"), Arc::new(ManualClock::at(now)));
-        let options = Options {
+        let options = AcmeOptions {
             domains: vec!["a.test".to_owned()],
             directory: String::new(),
             ca_file: None,
             contact: None,
             folder: folder.path().to_owned(),
-            hands: Box::new(NoHands),
+            host: Box::new(NoHands),
         };
         let metrics = Arc::new(Metrics::new().expect("metrics"));
-        let keeper = Keeper::new(options, Arc::<ManualClock>::clone(&clock), metrics);
-        let name = keeper.name("a.test");
+        let renewer = CertRenewer::new(options, Arc::<ManualClock>::clone(&clock), metrics);
+        let name = renewer.name("a.test");
         let mut params = CertificateParams::new(["a.test".to_owned()]).expect("a name");
         (params.not_before, params.not_after) = (date_time_ymd(2031, 1, 1), date_time_ymd(2031, 4, 1));
         let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("signed");
         std::fs::write(&name.file, certificate.pem()).expect("written");
-        (folder, clock, keeper, name)
+        (folder, clock, renewer, name)
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_lost_or_broken_is_ordered_again_at_the_next_look() {
-        let (_folder, _clock, keeper, mut name) = stand(day(0));
-        keeper.issued(&mut name);
-        assert!(keeper.wait(&name) > DAY * 58, "{:?}", keeper.wait(&name));
+        let (_folder, _clock, renewer, mut name) = stand(day(0));
+        renewer.issued(&mut name);
+        assert!(renewer.wait(&name) > DAY * 58, "{:?}", renewer.wait(&name));
         let kept = std::fs::read(&name.file).expect("read");
         tokio::time::advance(LOOK_EVERY).await;
         std::fs::write(&name.file, "nonsense").expect("written");
-        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        assert_eq!(renewer.wait(&name), Duration::ZERO);
         std::fs::remove_file(&name.file).expect("removed");
-        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        assert_eq!(renewer.wait(&name), Duration::ZERO);
         std::fs::write(&name.file, kept).expect("written");
-        assert!(keeper.wait(&name) > DAY * 58, "somebody has put it back");
+        assert!(renewer.wait(&name) > DAY * 58, "somebody has put it back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_order_whose_certificate_is_due_at_once_is_not_repeated_before_the_next_look() {
         // The calendar of this machine is ahead of the authority's.
-        let (_folder, clock, keeper, mut name) = stand(day(70));
-        assert_eq!(keeper.wait(&name), Duration::ZERO);
-        keeper.issued(&mut name);
-        assert_eq!(keeper.wait(&name), LOOK_EVERY);
+        let (_folder, clock, renewer, mut name) = stand(day(70));
+        assert_eq!(renewer.wait(&name), Duration::ZERO);
+        renewer.issued(&mut name);
+        assert_eq!(renewer.wait(&name), LOOK_EVERY);
         tokio::time::advance(LOOK_EVERY).await;
-        assert_eq!(keeper.wait(&name), Duration::ZERO);
+        assert_eq!(renewer.wait(&name), Duration::ZERO);
         // Set right, it holds up nothing that is due by then.
-        keeper.failed(&mut name, &Trouble::Here("no space".to_owned()));
+        renewer.failed(&mut name, &OrderError::Here("no space".to_owned()));
         clock.set_wall(day(0));
-        assert!(keeper.wait(&name) > DAY * 58);
+        assert!(renewer.wait(&name) > DAY * 58);
         clock.set_wall(day(64));
-        assert!(keeper.wait(&name) < UNANSWERED * 2);
+        assert!(renewer.wait(&name) < UNANSWERED * 2);
     }
 }

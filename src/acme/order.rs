@@ -1,6 +1,6 @@
 //! One order: from a name to a certificate and its key.
 
-use super::Options;
+use super::AcmeOptions;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, Identifier, NewAccount, NewOrder,
     Order, OrderStatus, RetryPolicy,
@@ -15,7 +15,7 @@ const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_mins(1))
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum OrderError {
     /// The authority cannot be reached, or has trouble of its own.
     #[error("the authority does not answer as it should: {0}")]
     Unanswered(String),
@@ -36,25 +36,28 @@ pub struct Challenge {
 }
 
 /// Takes back what is shown for a name, however the order ends.
-struct Shown<'o> {
-    options: &'o Options,
+struct ChallengeGuard<'o> {
+    options: &'o AcmeOptions,
     domain: &'o str,
 }
 
-impl Drop for Shown<'_> {
+impl Drop for ChallengeGuard<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.options.hands.show(self.domain, None) {
+        if let Err(error) = self.options.host.show(self.domain, None) {
             tracing::debug!(error, "what was shown to the authority stays");
         }
     }
 }
 
 /// A certificate for `domain`, those between it and its root, and its key, in PEM.
-pub(super) async fn certificate(options: &Options, domain: &str) -> Result<Zeroizing<String>, Trouble> {
+pub(super) async fn certificate(
+    options: &AcmeOptions,
+    domain: &str,
+) -> Result<Zeroizing<String>, OrderError> {
     let account = account(options).await?;
     let identifiers = [Identifier::Dns(domain.to_owned())];
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
-    let shown = Shown { options, domain };
+    let shown = ChallengeGuard { options, domain };
     prove(&mut order, &shown).await?;
     if order.poll_ready(&PATIENCE).await? != OrderStatus::Ready {
         return Err(refusal(&mut order).await);
@@ -66,7 +69,7 @@ pub(super) async fn certificate(options: &Options, domain: &str) -> Result<Zeroi
 }
 
 /// Shows what the authority wants to see, and says so.
-async fn prove(order: &mut Order, shown: &Shown<'_>) -> Result<(), Trouble> {
+async fn prove(order: &mut Order, shown: &ChallengeGuard<'_>) -> Result<(), OrderError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -75,10 +78,10 @@ async fn prove(order: &mut Order, shown: &Shown<'_>) -> Result<(), Trouble> {
         }
         let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
         let mut challenge =
-            challenge.ok_or_else(|| Trouble::Refused("it does not look by tls-alpn-01".to_owned()))?;
+            challenge.ok_or_else(|| OrderError::Refused("it does not look by tls-alpn-01".to_owned()))?;
         let proof = proof(shown.domain, challenge.key_authorization().digest().as_ref());
-        let proof = proof.map_err(|error| Trouble::Here(error.to_string()))?;
-        shown.options.hands.show(shown.domain, Some(proof)).map_err(Trouble::Here)?;
+        let proof = proof.map_err(|error| OrderError::Here(error.to_string()))?;
+        shown.options.host.show(shown.domain, Some(proof)).map_err(OrderError::Here)?;
         challenge.set_ready().await?;
     }
     Ok(())
@@ -94,43 +97,43 @@ fn proof(domain: &str, digest: &[u8]) -> Result<Challenge, rcgen::Error> {
 }
 
 /// What the authority did not like.
-async fn refusal(order: &mut Order) -> Trouble {
+async fn refusal(order: &mut Order) -> OrderError {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         if authorization.refresh().await.is_err() {
             break;
         }
         if let Some(error) = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
-            return Trouble::Refused(error.to_string());
+            return OrderError::Refused(error.to_string());
         }
     }
-    Trouble::Refused("the order did not become ready".to_owned())
+    OrderError::Refused("the order did not become ready".to_owned())
 }
 
 /// The account of this gateway, made where there is none.
-async fn account(options: &Options) -> Result<Account, Trouble> {
+async fn account(options: &AcmeOptions) -> Result<Account, OrderError> {
     let file = options.folder.join("account.json");
     let builder = match &options.ca_file {
         None => Account::builder(),
         Some(path) => {
             // What is read there may be a FIFO otherwise.
             crate::fileio::open(path)
-                .map_err(|error| Trouble::Here(format!("{}: {error}", path.display())))?;
+                .map_err(|error| OrderError::Here(format!("{}: {error}", path.display())))?;
             Account::builder_with_root(path)
         }
     };
-    let builder = builder.map_err(|error| Trouble::Here(error.to_string()))?;
-    if let Some(text) = options.hands.read(&file).map_err(Trouble::Here)? {
+    let builder = builder.map_err(|error| OrderError::Here(error.to_string()))?;
+    if let Some(text) = options.host.read(&file).map_err(OrderError::Here)? {
         let known: AccountCredentials = serde_json::from_str(&text)
-            .map_err(|_| Trouble::Here(format!("{} is no account", file.display())))?;
+            .map_err(|_| OrderError::Here(format!("{} is no account", file.display())))?;
         return Ok(builder.from_credentials(known).await?);
     }
     let contact = options.contact.as_ref().map(|address| format!("mailto:{address}"));
     let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
     let new = NewAccount { contact: &contacts, terms_of_service_agreed: true, only_return_existing: false };
     let (account, credentials) = builder.create(&new, options.directory.clone(), None).await?;
-    let text = serde_json::to_string(&credentials).map_err(|error| Trouble::Here(error.to_string()))?;
-    options.hands.write(&file, &Zeroizing::new(text)).map_err(Trouble::Here)?;
+    let text = serde_json::to_string(&credentials).map_err(|error| OrderError::Here(error.to_string()))?;
+    options.host.write(&file, &Zeroizing::new(text)).map_err(OrderError::Here)?;
     Ok(account)
 }
 
@@ -151,9 +154,9 @@ fn passes(kind: &str) -> bool {
     ["urn:ietf:params:acme:error:badNonce", "urn:ietf:params:acme:error:serverInternal"].contains(&kind)
 }
 
-// === impl Trouble ===
+// === impl OrderError ===
 
-impl From<Error> for Trouble {
+impl From<Error> for OrderError {
     fn from(error: Error) -> Self {
         match error {
             Error::Api(problem) if problem.r#type.as_deref().is_none_or(|kind| !passes(kind)) => {

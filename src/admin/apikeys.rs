@@ -1,11 +1,11 @@
 //! Keys: create, list, read, change, delete, regenerate.
 
-use super::caller::{Reader, Writer};
-use super::context::{Admin, Shared};
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::{WorkspaceReader, WorkspaceWriter};
+use super::context::{Admin, AdminState};
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Object, OptionalObject, Params, Query, Segment};
-use super::input::{KeyDraft, KeyPatchDraft, credential, read_grace_period};
+use super::extract::{FromParams, Object, OptionalObject, PathSegment, Query, QueryParams};
+use super::input::{CreateKeyInput, UpdateKeyInput, credential, read_grace_period};
 use super::page::{Listed, millis, page_request};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord};
@@ -52,7 +52,7 @@ pub(super) struct KeyQuery {
 }
 
 impl FromParams for KeyQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         let active = params.read("is_active", |text| match text {
             "true" => Ok(Some(true)),
             "false" => Ok(Some(false)),
@@ -172,20 +172,20 @@ pub(super) struct Deleted {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn create_key(
-    State(admin): State<Shared>,
-    Writer { actor, workspace }: Writer,
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
     Query(()): Query<()>,
     Object(body): Object,
-) -> Result<Answer<IssuedKey>, AdminError> {
+) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
-    let draft = KeyDraft::read(&body, &workspace, at).map_err(AdminError::fields)?;
+    let input = CreateKeyInput::read(&body, &workspace, at).map_err(AdminError::fields)?;
     let plan = plan_of(&admin, &workspace).await?;
-    let (secret, credential) = issue(&admin, draft.kind);
-    let key = draft
+    let (secret, credential) = issue(&admin, input.kind);
+    let key = input
         .into_new_key(KeyId::new(at), workspace, &plan, credential)
         .map_err(|error| AdminError::of_store(error, Fault::NotFound))?;
     let made = admin.write(Fault::NotFound, admin.deps.store.create_key(key, &actor, at)).await?;
-    Ok(Answer::created(IssuedKey::new(made, &secret, at)))
+    Ok(ApiResponse::created(IssuedKey::new(made, &secret, at)))
 }
 
 /// List keys
@@ -196,14 +196,14 @@ pub(super) async fn create_key(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_keys(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
     Query(KeyQuery { filter, page }): Query<KeyQuery>,
-) -> Result<Answer<Listed<KeyView>>, AdminError> {
+) -> Result<ApiResponse<Listed<KeyView>>, AdminError> {
     let at = admin.now();
     let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
-    Ok(Answer::ok(Listed::new(page, keys, |key| KeyView::new(key, at))))
+    Ok(ApiResponse::ok(Listed::new(page, keys, |key| KeyView::new(key, at))))
 }
 
 /// Read a key
@@ -214,13 +214,13 @@ pub(super) async fn list_keys(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn get_key(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<KeyView>, AdminError> {
+) -> Result<ApiResponse<KeyView>, AdminError> {
     let key = find(&admin, &workspace, key_id(&id)?).await?;
-    Ok(Answer::ok(KeyView::new(key, admin.now())))
+    Ok(ApiResponse::ok(KeyView::new(key, admin.now())))
 }
 
 /// Change a key
@@ -234,28 +234,28 @@ params(("id" = String, Path, description = "Which key"), WaitParams), request_bo
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn update_key(
-    State(admin): State<Shared>,
-    Writer { actor, workspace }: Writer,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    id: PathSegment,
     Query(wait): Query<WaitQuery>,
     Object(body): Object,
-) -> Result<Answer<ChangedKey>, AdminError> {
+) -> Result<ApiResponse<ChangedKey>, AdminError> {
     let at = admin.now();
     let id = key_id(&id)?;
     let key = find(&admin, &workspace, id).await?;
     let (kind, expires_at) = (key.key.kind, key.key.expires_at);
     let view = KeyView::new(key, at);
     let changes = view.changes(body);
-    let draft = KeyPatchDraft::read(&changes, expires_at, at).map_err(AdminError::fields)?;
-    if draft.is_empty() {
-        return Ok(Answer::ok(ChangedKey { key: view, propagation: None }));
+    let input = UpdateKeyInput::read(&changes, expires_at, at).map_err(AdminError::fields)?;
+    if input.is_empty() {
+        return Ok(ApiResponse::ok(ChangedKey { key: view, propagation: None }));
     }
     // A key's type never changes, so what was checked against it still holds when the store writes.
-    let patch = draft.into_patch(kind).map_err(AdminError::fields)?;
+    let patch = input.into_patch(kind).map_err(AdminError::fields)?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, changed.version).await;
-    Ok(Answer::ok(ChangedKey { key: KeyView::new(changed.value, at), propagation }))
+    Ok(ApiResponse::ok(ChangedKey { key: KeyView::new(changed.value, at), propagation }))
 }
 
 /// Change a key
@@ -267,12 +267,12 @@ params(("id" = String, Path, description = "Which key"), WaitParams), request_bo
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn patch_key(
-    admin: State<Shared>,
-    writer: Writer,
-    id: Segment,
+    admin: State<AdminState>,
+    writer: WorkspaceWriter,
+    id: PathSegment,
     wait: Query<WaitQuery>,
     body: Object,
-) -> Result<Answer<ChangedKey>, AdminError> {
+) -> Result<ApiResponse<ChangedKey>, AdminError> {
     update_key(admin, writer, id, wait, body).await
 }
 
@@ -285,16 +285,16 @@ params(("id" = String, Path, description = "Which key"), WaitParams), responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn delete_key(
-    State(admin): State<Shared>,
-    Writer { actor, workspace }: Writer,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    id: PathSegment,
     Query(wait): Query<WaitQuery>,
-) -> Result<Answer<DeletedKey>, AdminError> {
+) -> Result<ApiResponse<DeletedKey>, AdminError> {
     let id = key_id(&id)?;
     let call = admin.deps.store.delete_key(&workspace, id, &actor, admin.now());
     let deleted = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, deleted.version).await;
-    Ok(Answer::ok(DeletedKey { deleted: Deleted::new(&id), propagation }))
+    Ok(ApiResponse::ok(DeletedKey { deleted: Deleted::new(&id), propagation }))
 }
 
 /// Give a key a new secret
@@ -307,12 +307,12 @@ request_body = Option<KeyRegenerate>, responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn regenerate_key(
-    State(admin): State<Shared>,
-    Writer { actor, workspace }: Writer,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    id: PathSegment,
     Query(()): Query<()>,
     OptionalObject(body): OptionalObject,
-) -> Result<Answer<IssuedKey>, AdminError> {
+) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
     let id = key_id(&id)?;
     let grace = read_grace_period(&body).map_err(AdminError::fields)?;
@@ -320,13 +320,13 @@ pub(super) async fn regenerate_key(
     let (secret, credential) = issue(&admin, find(&admin, &workspace, id).await?.key.kind);
     let call = admin.deps.store.regenerate_key(&workspace, id, credential, old_until, &actor, at);
     let key = admin.write(Fault::KeyNotFound, call).await?;
-    Ok(Answer::ok(IssuedKey::new(key, &secret, at)))
+    Ok(ApiResponse::ok(IssuedKey::new(key, &secret, at)))
 }
 
 // === helpers ===
 
 /// The id of a key in a path.
-pub(super) fn key_id(segment: &Segment) -> Result<KeyId, AdminError> {
+pub(super) fn key_id(segment: &PathSegment) -> Result<KeyId, AdminError> {
     segment.id(Fault::KeyNotFound)
 }
 

@@ -1,10 +1,10 @@
 //! The audit trail: who changed what, when, from where.
 
 use super::caller::Auditor;
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query};
+use super::extract::{FromParams, Query, QueryParams};
 use super::page::{Listed, in_order, millis, page_request};
 use crate::model::fault::Fault;
 use crate::store::{AuditFilter, AuditRecord, PageRequest};
@@ -41,7 +41,7 @@ pub(super) struct AuditQuery {
 }
 
 impl FromParams for AuditQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         let (from, to) = (params.instant("from"), params.instant("to"));
         in_order(params, ("from", "to"), from, to);
         let (action, target) = (params.text("action"), params.text("target"));
@@ -79,12 +79,12 @@ pub(super) struct AuditView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_audit(
-    State(admin): State<Shared>,
+    State(admin): State<AdminState>,
     Auditor { workspace }: Auditor,
     Query(AuditQuery { filter, page }): Query<AuditQuery>,
-) -> Result<Answer<Listed<AuditView>>, AdminError> {
+) -> Result<ApiResponse<Listed<AuditView>>, AdminError> {
     let found = admin.ask(Fault::NotFound, admin.deps.store.audit(workspace.as_ref(), &filter, page)).await?;
-    Ok(Answer::ok(Listed::new(page, found, AuditView::new)))
+    Ok(ApiResponse::ok(Listed::new(page, found, AuditView::new)))
 }
 
 impl AuditView {

@@ -35,7 +35,7 @@ pub struct AuthConfig {
     /// How far clocks may differ.
     pub leeway: Duration,
     /// Which claims say what.
-    pub claims: ClaimNames,
+    pub claims: AuthClaims,
 }
 
 /// What admin tokens are signed with.
@@ -48,7 +48,7 @@ pub enum AuthKeys {
 
 /// The names of the claims that say who somebody is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimNames {
+pub struct AuthClaims {
     /// Whose token it is.
     pub subject: String,
     /// The workspace it is for.
@@ -97,16 +97,16 @@ pub enum BadAuth {
 
 /// The check of admin tokens.
 pub struct Auth {
-    keys: ArcSwap<Keys>,
+    keys: ArcSwap<VerificationKeys>,
     algorithms: Vec<Algorithm>,
     issuer: String,
     audience: String,
     leeway_secs: i64,
-    claims: ClaimNames,
+    claims: AuthClaims,
 }
 
 /// The keys in force.
-struct Keys {
+struct VerificationKeys {
     named: Vec<NamedKey>,
     /// None: tokens are made elsewhere.
     minting: Option<hmac::Key>,
@@ -143,14 +143,14 @@ impl Auth {
     /// From the configuration; refuses what would be unsafe.
     pub fn new(config: AuthConfig) -> Result<Self, BadAuth> {
         let AuthConfig { keys, algorithms, issuer, audience, leeway, claims } = config;
-        let keys = ArcSwap::from_pointee(Keys::new(keys, &algorithms)?);
+        let keys = ArcSwap::from_pointee(VerificationKeys::new(keys, &algorithms)?);
         let leeway_secs = i64::try_from(leeway.as_secs()).unwrap_or(i64::MAX);
         Ok(Self { keys, algorithms, issuer, audience, leeway_secs, claims })
     }
 
     /// Checks tokens with these keys from now on, and with none of those before. Keys that cannot be used change nothing.
     pub fn replace_keys(&self, keys: AuthKeys) -> Result<(), BadAuth> {
-        self.keys.store(Arc::new(Keys::new(keys, &self.algorithms)?));
+        self.keys.store(Arc::new(VerificationKeys::new(keys, &self.algorithms)?));
         Ok(())
     }
 
@@ -249,9 +249,9 @@ impl Auth {
     }
 }
 
-// === impl Keys ===
+// === impl VerificationKeys ===
 
-impl Keys {
+impl VerificationKeys {
     fn new(keys: AuthKeys, algorithms: &[Algorithm]) -> Result<Self, BadAuth> {
         let (named, minting) = match keys {
             AuthKeys::Hs256(secret) => shared_key(&secret, algorithms)?,
@@ -293,7 +293,7 @@ impl fmt::Debug for AuthKeys {
     }
 }
 
-impl Default for ClaimNames {
+impl Default for AuthClaims {
     fn default() -> Self {
         Self { subject: "sub".into(), workspace: "workspace_id".into(), role: "role".into() }
     }

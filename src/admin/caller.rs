@@ -1,10 +1,10 @@
 //! What a caller may do: the only way for a handler to come by a workspace.
 //!
 //! Must not know: how tokens are made or checked, or what handlers do. Each type here is a decision already taken; a
-//! handler that takes a [`Writer`] cannot be reached by somebody who may only read.
+//! handler that takes a [`WorkspaceWriter`] cannot be reached by somebody who may only read.
 
 use super::auth::{Identity, Role};
-use super::context::{Admin, Shared};
+use super::context::{Admin, AdminState};
 use super::envelope::AdminRequestId;
 use super::error::AdminError;
 use crate::model::fault::Fault;
@@ -16,18 +16,18 @@ use axum::http::{HeaderMap, HeaderName, header};
 use std::net::SocketAddr;
 
 /// May read what belongs to `workspace`.
-pub(super) struct Reader {
+pub(super) struct WorkspaceReader {
     pub(super) workspace: WorkspaceId,
 }
 
 /// May change what belongs to `workspace`.
-pub(super) struct Writer {
+pub(super) struct WorkspaceWriter {
     pub(super) actor: Actor,
     pub(super) workspace: WorkspaceId,
 }
 
 /// May manage plans and workspaces.
-pub(super) struct Platform {
+pub(super) struct PlatformAdmin {
     pub(super) actor: Actor,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Auditor {
 }
 
 /// May look at workspaces: at every one, or at its own.
-pub(super) enum Visitor {
+pub(super) enum WorkspaceVisitor {
     /// Every one.
     Everywhere,
     /// Only this one.
@@ -47,37 +47,37 @@ pub(super) enum Visitor {
 /// The header by which a platform caller names a workspace.
 const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace-id");
 
-impl FromRequestParts<Shared> for Reader {
+impl FromRequestParts<AdminState> for WorkspaceReader {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let (_, workspace) = confined(parts, admin, Role::Viewer).await?;
         Ok(Self { workspace })
     }
 }
 
-impl FromRequestParts<Shared> for Writer {
+impl FromRequestParts<AdminState> for WorkspaceWriter {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let (actor, workspace) = confined(parts, admin, Role::Admin).await?;
         Ok(Self { actor, workspace })
     }
 }
 
-impl FromRequestParts<Shared> for Platform {
+impl FromRequestParts<AdminState> for PlatformAdmin {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let identity = identify(parts, admin, Role::Platform)?;
         Ok(Self { actor: actor(&identity, parts) })
     }
 }
 
-impl FromRequestParts<Shared> for Auditor {
+impl FromRequestParts<AdminState> for Auditor {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let identity = identify(parts, admin, Role::Admin)?;
         if identity.role == Role::Platform && !parts.headers.contains_key(WORKSPACE) {
             return Ok(Self { workspace: None });
@@ -87,10 +87,10 @@ impl FromRequestParts<Shared> for Auditor {
     }
 }
 
-impl FromRequestParts<Shared> for Visitor {
+impl FromRequestParts<AdminState> for WorkspaceVisitor {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let identity = identify(parts, admin, Role::Viewer)?;
         if identity.role == Role::Platform {
             return Ok(Self::Everywhere);

@@ -61,12 +61,12 @@ pub struct Readiness {
     /// The verdict.
     pub ready: bool,
     /// What it was made from.
-    pub checks: Vec<Check>,
+    pub checks: Vec<ReadinessCheck>,
 }
 
 /// One of the things readiness depends on.
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct ReadinessCheck {
     /// Which.
     pub name: &'static str,
     /// Whether it is well.
@@ -79,7 +79,7 @@ pub struct Check {
 pub struct MetricsToken(ArcSwap<[u8; 32]>);
 
 /// The dependencies as handlers share them.
-pub(super) type Shared = Arc<Admin>;
+pub(super) type AdminState = Arc<Admin>;
 
 /// The dependencies, and the workspaces known to exist.
 pub(super) struct Admin {

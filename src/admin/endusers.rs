@@ -1,11 +1,11 @@
 //! End users of a workspace: list, look up, read, forget.
 
 use super::apikeys::Deleted;
-use super::caller::{Reader, Writer};
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::{WorkspaceReader, WorkspaceWriter};
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query, Segment};
+use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{Listed, millis, page_request};
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
@@ -36,7 +36,7 @@ pub(super) struct EndUserQuery {
 }
 
 impl FromParams for EndUserQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         Self { other_id: params.text("other_id"), page: page_request(params) }
     }
 }
@@ -61,14 +61,14 @@ pub(super) struct EndUserView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_end_users(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
     Query(EndUserQuery { other_id, page }): Query<EndUserQuery>,
-) -> Result<Answer<Listed<EndUserView>>, AdminError> {
+) -> Result<ApiResponse<Listed<EndUserView>>, AdminError> {
     let call = admin.deps.store.end_users(&workspace, other_id.as_deref(), page);
     let found = admin.ask(Fault::NotFound, call).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
-    Ok(Answer::ok(Listed::new(page, found, EndUserView::new)))
+    Ok(ApiResponse::ok(Listed::new(page, found, EndUserView::new)))
 }
 
 /// Read an end user
@@ -80,14 +80,16 @@ responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn get_end_user(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<EndUserView>, AdminError> {
+) -> Result<ApiResponse<EndUserView>, AdminError> {
     let id: EndUserId = id.id(Fault::EndUserNotFound)?;
     let found = admin.ask(Fault::EndUserNotFound, admin.deps.store.end_user(&workspace, id)).await?;
-    found.map(|user| Answer::ok(EndUserView::new(user))).ok_or_else(|| AdminError::of(Fault::EndUserNotFound))
+    found
+        .map(|user| ApiResponse::ok(EndUserView::new(user)))
+        .ok_or_else(|| AdminError::of(Fault::EndUserNotFound))
 }
 
 /// Forget an end user
@@ -99,15 +101,15 @@ responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn delete_end_user(
-    State(admin): State<Shared>,
-    Writer { actor, workspace }: Writer,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<Deleted>, AdminError> {
+) -> Result<ApiResponse<Deleted>, AdminError> {
     let id: EndUserId = id.id(Fault::EndUserNotFound)?;
     let call = admin.deps.store.delete_end_user(&workspace, id, &actor, admin.now());
     admin.write(Fault::EndUserNotFound, call).await?;
-    Ok(Answer::ok(Deleted::new(&id)))
+    Ok(ApiResponse::ok(Deleted::new(&id)))
 }
 
 impl EndUserView {

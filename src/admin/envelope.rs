@@ -1,9 +1,9 @@
 //! The envelope around every answer, its language, its time and its request id: the one place where answers are written.
 //!
-//! Must not know: what any call does. Handlers leave an [`Outcome`] on the response; whatever leaves none and fails
+//! Must not know: what any call does. Handlers leave an [`ApiResult`] on the response; whatever leaves none and fails
 //! (an unknown URL, a foreign layer) is given the envelope of its status. The documents pass through untouched.
 
-use super::context::Shared;
+use super::context::AdminState;
 use super::error::AdminError;
 use crate::clock::Timestamp;
 pub(super) use crate::envelope::Envelope;
@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 
 /// What a call came to, before it is written down.
 #[derive(Clone)]
-pub(super) enum Outcome {
+pub(super) enum ApiResult {
     /// Its data as JSON.
     Done(Arc<RawValue>),
     /// Why not.
@@ -29,7 +29,7 @@ pub(super) enum Outcome {
 }
 
 /// A successful answer.
-pub(super) struct Answer<T> {
+pub(super) struct ApiResponse<T> {
     status: StatusCode,
     data: T,
 }
@@ -59,14 +59,14 @@ pub(super) struct DetailError {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The outermost layer: gives the request an id and writes the answer.
-pub(super) async fn write(State(admin): State<Shared>, mut request: Request, next: Next) -> Response {
+pub(super) async fn write(State(admin): State<AdminState>, mut request: Request, next: Next) -> Response {
     let id: Box<str> = RequestId::new(admin.now()).to_string().into();
     let lang = language(request.headers());
     let bodyless = request.method() == Method::HEAD;
     request.extensions_mut().insert(AdminRequestId(id.clone()));
     let mut response = next.run(request).await;
     let outcome =
-        response.extensions_mut().remove::<Outcome>().or_else(|| foreign_failure(response.status()));
+        response.extensions_mut().remove::<ApiResult>().or_else(|| foreign_failure(response.status()));
     if let Some(outcome) = outcome {
         match render(&outcome, lang, admin.now()) {
             Ok(json) => fill(&mut response, json, bodyless),
@@ -92,10 +92,10 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
 }
 
 /// The envelope as JSON.
-fn render(outcome: &Outcome, lang: Lang, at: Timestamp) -> serde_json::Result<String> {
+fn render(outcome: &ApiResult, lang: Lang, at: Timestamp) -> serde_json::Result<String> {
     match outcome {
-        Outcome::Done(data) => serde_json::to_string(&Envelope::ok(data, at)),
-        Outcome::Failed(failure) => serde_json::to_string(&Envelope::fault(
+        ApiResult::Done(data) => serde_json::to_string(&Envelope::ok(data, at)),
+        ApiResult::Failed(failure) => serde_json::to_string(&Envelope::fault(
             failure.fault(),
             failure.message(lang),
             failure.data(),
@@ -112,7 +112,7 @@ fn fill(response: &mut Response, json: String, bodyless: bool) {
     *response.body_mut() = if bodyless { Body::empty() } else { Body::from(json) };
 }
 
-fn foreign_failure(status: StatusCode) -> Option<Outcome> {
+fn foreign_failure(status: StatusCode) -> Option<ApiResult> {
     if !status.is_client_error() && !status.is_server_error() {
         return None;
     }
@@ -125,7 +125,7 @@ fn foreign_failure(status: StatusCode) -> Option<Outcome> {
         s if s.is_client_error() => Fault::BadRequest,
         _ => Fault::Internal,
     };
-    Some(Outcome::Failed(AdminError::of(fault)))
+    Some(ApiResult::Failed(AdminError::of(fault)))
 }
 
 fn language(headers: &HeaderMap) -> Lang {
@@ -133,9 +133,9 @@ fn language(headers: &HeaderMap) -> Lang {
     wanted.map(Lang::preferred).unwrap_or_default()
 }
 
-// === impl Answer ===
+// === impl ApiResponse ===
 
-impl<T> Answer<T> {
+impl<T> ApiResponse<T> {
     /// 200 with `data`.
     pub(super) const fn ok(data: T) -> Self {
         Self { status: StatusCode::OK, data }
@@ -147,12 +147,12 @@ impl<T> Answer<T> {
     }
 }
 
-impl<T: Serialize> IntoResponse for Answer<T> {
+impl<T: Serialize> IntoResponse for ApiResponse<T> {
     fn into_response(self) -> Response {
         match serde_json::value::to_raw_value(&self.data) {
             Ok(json) => {
                 let mut response = self.status.into_response();
-                response.extensions_mut().insert(Outcome::Done(json.into()));
+                response.extensions_mut().insert(ApiResult::Done(json.into()));
                 response
             }
             Err(error) => {

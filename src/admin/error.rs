@@ -3,7 +3,7 @@
 //! Must not know: how an answer is written (that is `envelope`'s). Says nothing of the inside: what a store reported goes
 //! to the log, once, here.
 
-use super::envelope::Outcome;
+use super::envelope::ApiResult;
 use super::input::FieldError;
 use crate::model::fault::{Fault, Lang};
 use crate::store::StoreError;
@@ -16,13 +16,13 @@ use std::borrow::Cow;
 #[derive(Clone, Debug)]
 pub(super) struct AdminError {
     fault: Fault,
-    particular: Option<Said>,
+    particular: Option<LocalizedText>,
     data: Value,
 }
 
 /// A sentence in both languages.
 #[derive(Clone, Debug)]
-struct Said {
+struct LocalizedText {
     en: String,
     zh: String,
 }
@@ -129,7 +129,7 @@ impl AdminError {
     }
 
     fn saying(self, en: String, zh: String) -> Self {
-        Self { particular: Some(Said { en, zh }), ..self }
+        Self { particular: Some(LocalizedText { en, zh }), ..self }
     }
 }
 
@@ -150,7 +150,7 @@ impl IntoResponse for AdminError {
             }
             _ => {}
         }
-        response.extensions_mut().insert(Outcome::Failed(self));
+        response.extensions_mut().insert(ApiResult::Failed(self));
         response
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Must not know: what any call does with what it read. Bodies are bounded in size and in the time they may take.
 
-use super::context::Shared;
+use super::context::AdminState;
 use super::error::AdminError;
 use super::input::json::{self, BadJson};
 use super::input::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
@@ -28,16 +28,16 @@ pub(super) struct Object(pub(super) Map<String, Value>);
 pub(super) struct OptionalObject(pub(super) Map<String, Value>);
 
 /// The last part of a path as it stands there, percent-decoded.
-pub(super) struct Segment(pub(super) String);
+pub(super) struct PathSegment(pub(super) String);
 
 /// What can be read from a query.
 pub(super) trait FromParams: Sized {
     /// Reads every parameter it knows; mistakes are noted in `params`, and what is returned then is not used.
-    fn from_params(params: &mut Params) -> Self;
+    fn from_params(params: &mut QueryParams) -> Self;
 }
 
 /// A query while it is read.
-pub(super) struct Params {
+pub(super) struct QueryParams {
     given: Vec<(String, String)>,
     known: Vec<&'static str>,
     errors: Vec<FieldError>,
@@ -50,9 +50,9 @@ const PARAMS_MAX: usize = 100;
 /// Longest text of a parameter, in characters.
 const TEXT_MAX: usize = 1_024;
 
-// === impl Params ===
+// === impl QueryParams ===
 
-impl Params {
+impl QueryParams {
     fn of(given: Vec<(String, String)>) -> Self {
         Self { given, known: Vec::with_capacity(8), errors: Vec::new() }
     }
@@ -121,31 +121,31 @@ impl Params {
 }
 
 impl FromParams for () {
-    fn from_params(_: &mut Params) -> Self {}
+    fn from_params(_: &mut QueryParams) -> Self {}
 }
 
 // === the extractors ===
 
-impl<T: FromParams> FromRequestParts<Shared> for Query<T> {
+impl<T: FromParams> FromRequestParts<AdminState> for Query<T> {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, _: &AdminState) -> Result<Self, AdminError> {
         let given = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
             .map_err(|_| AdminError::parameter("query", "must be name=value pairs joined by &"))?;
         if given.0.len() > PARAMS_MAX {
             return Err(AdminError::parameter("query", format!("must be at most {PARAMS_MAX} parameters")));
         }
-        let mut params = Params::of(given.0);
+        let mut params = QueryParams::of(given.0);
         let value = T::from_params(&mut params);
         let errors = params.finish();
         if errors.is_empty() { Ok(Self(value)) } else { Err(AdminError::parameters(errors)) }
     }
 }
 
-impl FromRequestParts<Shared> for Segment {
+impl FromRequestParts<AdminState> for PathSegment {
     type Rejection = AdminError;
 
-    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         match Path::<String>::from_request_parts(parts, admin).await {
             Ok(Path(text)) => Ok(Self(text)),
             Err(_) => Err(AdminError::of(Fault::NotFound)),
@@ -153,20 +153,20 @@ impl FromRequestParts<Shared> for Segment {
     }
 }
 
-impl FromRequest<Shared> for Object {
+impl FromRequest<AdminState> for Object {
     type Rejection = AdminError;
 
-    async fn from_request(request: Request, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request(request: Request, admin: &AdminState) -> Result<Self, AdminError> {
         let (parts, body) = request.into_parts();
         let bytes = read(body, &parts.headers, admin.deps.max_body_bytes).await?;
         object(&parts.headers, &bytes).map(Self)
     }
 }
 
-impl FromRequest<Shared> for OptionalObject {
+impl FromRequest<AdminState> for OptionalObject {
     type Rejection = AdminError;
 
-    async fn from_request(request: Request, admin: &Shared) -> Result<Self, AdminError> {
+    async fn from_request(request: Request, admin: &AdminState) -> Result<Self, AdminError> {
         let (parts, body) = request.into_parts();
         let bytes = read(body, &parts.headers, admin.deps.max_body_bytes).await?;
         if bytes.is_empty() {
@@ -176,7 +176,7 @@ impl FromRequest<Shared> for OptionalObject {
     }
 }
 
-impl Segment {
+impl PathSegment {
     /// The segment as an id; one that cannot be an id is the id of nothing, hence `missing`.
     pub(super) fn id<T: FromStr>(&self, missing: Fault) -> Result<T, AdminError> {
         self.0.parse().map_err(|_| AdminError::of(missing))

@@ -1,10 +1,10 @@
 //! Whether the process is alive and ready, its numbers, and the description of this API.
 
 use super::caller::bearer;
-use super::context::{Check, Readiness, Shared};
-use super::envelope::{Answer, Detail, Envelope};
+use super::context::{AdminState, Readiness, ReadinessCheck};
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query};
+use super::extract::{FromParams, Query, QueryParams};
 use crate::model::fault::Fault;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
@@ -27,7 +27,7 @@ pub(super) struct ReadyQuery {
 }
 
 impl FromParams for ReadyQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         Self { verbose: params.text("verbose").is_some_and(|text| text != "false") }
     }
 }
@@ -61,8 +61,8 @@ pub(super) struct CheckView {
 #[utoipa::path(get, path = "/healthz", tag = "Health", security(()), responses(
     (status = 200, description = "It is", body = Envelope<AliveView>),
 ))]
-pub(super) async fn healthz() -> Answer<AliveView> {
-    Answer::ok(AliveView { alive: true })
+pub(super) async fn healthz() -> ApiResponse<AliveView> {
+    ApiResponse::ok(AliveView { alive: true })
 }
 
 /// Should this node be sent traffic
@@ -74,14 +74,14 @@ pub(super) async fn healthz() -> Answer<AliveView> {
     (status = 400, description = "A parameter is not valid", body = Envelope<Detail>),
 ))]
 pub(super) async fn readyz(
-    State(admin): State<Shared>,
+    State(admin): State<AdminState>,
     Query(query): Query<ReadyQuery>,
-) -> Result<Answer<ReadyView>, AdminError> {
+) -> Result<ApiResponse<ReadyView>, AdminError> {
     let Readiness { ready, checks } = (admin.deps.readiness)();
     let checks = query.verbose.then(|| checks.into_iter().map(CheckView::new).collect());
     let view = ReadyView { ready, checks };
     if ready {
-        return Ok(Answer::ok(view));
+        return Ok(ApiResponse::ok(view));
     }
     let data = serde_json::to_value(&view).unwrap_or_default();
     Err(AdminError::of(Fault::ServiceUnavailable).with_data(data))
@@ -94,7 +94,10 @@ pub(super) async fn readyz(
     (status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"),
     (status = 401, description = "The metrics token is missing or wrong", body = Envelope<Detail>),
 ))]
-pub(super) async fn metrics(State(admin): State<Shared>, headers: HeaderMap) -> Result<Response, AdminError> {
+pub(super) async fn metrics(
+    State(admin): State<AdminState>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
     if let Some(wanted) = &admin.deps.metrics_token
         && !wanted.admits(bearer(&headers)?)
     {
@@ -110,14 +113,14 @@ pub(super) async fn metrics(State(admin): State<Shared>, headers: HeaderMap) -> 
 #[utoipa::path(get, path = "/openapi.json", tag = "Health", security(()), responses(
     (status = 200, description = "OpenAPI 3.1", content_type = "application/json"),
 ))]
-pub(super) async fn openapi_json(State(admin): State<Shared>) -> Response {
+pub(super) async fn openapi_json(State(admin): State<AdminState>) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     (kind, admin.document.clone()).into_response()
 }
 
 impl CheckView {
-    fn new(check: Check) -> Self {
-        let Check { name, ok, detail } = check;
+    fn new(check: ReadinessCheck) -> Self {
+        let ReadinessCheck { name, ok, detail } = check;
         Self { name, ok, detail }
     }
 }

@@ -5,11 +5,11 @@ mod cursor;
 mod stream;
 
 use super::apikeys::key_id;
-use super::caller::Reader;
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::WorkspaceReader;
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query, Segment};
+use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, millis};
 use crate::model::fault::Fault;
 use crate::model::usage::UsageRecord;
@@ -62,7 +62,7 @@ pub(super) struct LogQuery {
 }
 
 impl FromParams for LogQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         let (from, to) = (params.instant("start_date"), params.instant("end_date"));
         in_order(params, ("start_date", "end_date"), from, to);
         let status_code = params.whole("status_code", 100, 599).and_then(|code| u16::try_from(code).ok());
@@ -162,9 +162,9 @@ responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_logs(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(LogQuery { filter, page, format }): Query<LogQuery>,
 ) -> Result<Response, AdminError> {
     let id = key_id(&id)?;
@@ -179,7 +179,7 @@ pub(super) async fn key_logs(
     let found = admin.ask(Fault::KeyNotFound, call).await?;
     let part = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
-    Ok(Answer::ok(LogsView::new(&page, part)).into_response())
+    Ok(ApiResponse::ok(LogsView::new(&page, part)).into_response())
 }
 
 // === views ===

@@ -32,8 +32,8 @@ mod tests;
 mod usage;
 mod workspaces;
 
-pub use auth::{Algorithm, Auth, AuthConfig, AuthKeys, BadAuth, ClaimNames, Role};
-pub use context::{AdminDeps, Check, MetricsToken, Readiness};
-pub use reload::{NotReloaded, Reload, Reloaded};
+pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};
+pub use context::{AdminDeps, MetricsToken, Readiness, ReadinessCheck};
+pub use reload::{Reload, ReloadError, Reloaded};
 pub use router::{openapi, router};
 pub use server::{AdminServer, ServerLimits, ServerState};

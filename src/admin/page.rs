@@ -1,6 +1,6 @@
 //! Pages of lists: how they are asked for and how they are answered.
 
-use super::extract::{FromParams, Params};
+use super::extract::{FromParams, QueryParams};
 use crate::clock::Timestamp;
 use crate::store::{Page, PageRequest};
 use serde::Serialize;
@@ -45,7 +45,7 @@ pub(super) const PAGESIZE_MAX: u32 = 100;
 pub(super) const PAGESIZE_DEFAULT: u32 = 10;
 
 /// Reads `page` and `pagesize`.
-pub(super) fn page_request(params: &mut Params) -> PageRequest {
+pub(super) fn page_request(params: &mut QueryParams) -> PageRequest {
     let page = params.whole("page", 1, u32::MAX).unwrap_or(1);
     let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
     PageRequest { page, pagesize }
@@ -64,7 +64,7 @@ pub(super) fn fractional_millis(us: u64) -> f64 {
 
 /// Refuses a `start` after `end`; `names` are the parameters'.
 pub(super) fn in_order(
-    params: &mut Params,
+    params: &mut QueryParams,
     names: (&'static str, &'static str),
     start: Option<Timestamp>,
     end: Option<Timestamp>,
@@ -77,7 +77,7 @@ pub(super) fn in_order(
 }
 
 impl FromParams for PageRequest {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         page_request(params)
     }
 }

@@ -1,12 +1,12 @@
 //! Plans: create, list, read, change, delete.
 
 use super::apikeys::{CeilingView, Deleted};
-use super::caller::Platform;
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::PlatformAdmin;
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{Object, Query, Segment};
-use super::input::{PlanDraft, PlanPatchDraft};
+use super::extract::{Object, PathSegment, Query};
+use super::input::{CreatePlanInput, UpdatePlanInput};
 use super::page::{Listed, PageParams, millis};
 use super::schema::{PlanCreate, PlanUpdate};
 use crate::model::fault::Fault;
@@ -46,15 +46,15 @@ pub(super) struct PlanView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn create_plan(
-    State(admin): State<Shared>,
-    Platform { actor }: Platform,
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
     Query(()): Query<()>,
     Object(body): Object,
-) -> Result<Answer<PlanView>, AdminError> {
+) -> Result<ApiResponse<PlanView>, AdminError> {
     let at = admin.now();
-    let plan = PlanDraft::read(&body).map_err(AdminError::fields)?.into_record(at);
+    let plan = CreatePlanInput::read(&body).map_err(AdminError::fields)?.into_record(at);
     let made = admin.write(Fault::NotFound, admin.deps.store.create_plan(plan, &actor, at)).await?;
-    Ok(Answer::created(PlanView::new(made)))
+    Ok(ApiResponse::created(PlanView::new(made)))
 }
 
 /// List plans
@@ -65,13 +65,13 @@ pub(super) async fn create_plan(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_plans(
-    State(admin): State<Shared>,
-    _: Platform,
+    State(admin): State<AdminState>,
+    _: PlatformAdmin,
     Query(page): Query<PageRequest>,
-) -> Result<Answer<Listed<PlanView>>, AdminError> {
+) -> Result<ApiResponse<Listed<PlanView>>, AdminError> {
     let found = admin.ask(Fault::NotFound, admin.deps.store.plans(page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
-    Ok(Answer::ok(Listed::new(page, found, PlanView::new)))
+    Ok(ApiResponse::ok(Listed::new(page, found, PlanView::new)))
 }
 
 /// Read a plan
@@ -82,14 +82,14 @@ pub(super) async fn list_plans(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn get_plan(
-    State(admin): State<Shared>,
-    _: Platform,
-    id: Segment,
+    State(admin): State<AdminState>,
+    _: PlatformAdmin,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<PlanView>, AdminError> {
+) -> Result<ApiResponse<PlanView>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
     let found = admin.ask(Fault::NotFound, admin.deps.store.plan(&id)).await?;
-    found.map(|plan| Answer::ok(PlanView::new(plan))).ok_or_else(|| AdminError::of(Fault::NotFound))
+    found.map(|plan| ApiResponse::ok(PlanView::new(plan))).ok_or_else(|| AdminError::of(Fault::NotFound))
 }
 
 /// Change a plan
@@ -101,17 +101,17 @@ request_body = PlanUpdate, responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn update_plan(
-    State(admin): State<Shared>,
-    Platform { actor }: Platform,
-    id: Segment,
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
+    id: PathSegment,
     Query(()): Query<()>,
     Object(body): Object,
-) -> Result<Answer<PlanView>, AdminError> {
+) -> Result<ApiResponse<PlanView>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
-    let patch = PlanPatchDraft::read(&body).map_err(AdminError::fields)?.into_patch();
+    let patch = UpdatePlanInput::read(&body).map_err(AdminError::fields)?.into_patch();
     let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
     let plan = admin.write(Fault::NotFound, call).await?;
-    Ok(Answer::ok(PlanView::new(plan)))
+    Ok(ApiResponse::ok(PlanView::new(plan)))
 }
 
 /// Delete a plan
@@ -122,11 +122,11 @@ pub(super) async fn update_plan(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn delete_plan(
-    State(admin): State<Shared>,
-    Platform { actor }: Platform,
-    id: Segment,
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<Deleted>, AdminError> {
+) -> Result<ApiResponse<Deleted>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
     if id == admin.deps.default_plan {
         return Err(AdminError::conflict(
@@ -135,7 +135,7 @@ pub(super) async fn delete_plan(
         ));
     }
     admin.write(Fault::NotFound, admin.deps.store.delete_plan(&id, &actor, admin.now())).await?;
-    Ok(Answer::ok(Deleted::new(&id)))
+    Ok(ApiResponse::ok(Deleted::new(&id)))
 }
 
 impl PlanView {

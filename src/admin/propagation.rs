@@ -4,11 +4,11 @@
 //! the answer says that not everybody is known to have the change.
 
 use super::apikeys::key_id;
-use super::caller::Reader;
-use super::context::{Admin, Shared};
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::WorkspaceReader;
+use super::context::{Admin, AdminState};
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query, Segment};
+use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use crate::model::fault::Fault;
 use crate::store::{NodeRow, Version};
 use axum::extract::State;
@@ -82,18 +82,18 @@ pub(super) struct NodeView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_propagation(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<PropagationView>, AdminError> {
+) -> Result<ApiResponse<PropagationView>, AdminError> {
     let store = &admin.deps.store;
     let found = admin.ask(Fault::KeyNotFound, store.key_version(&workspace, key_id(&id)?)).await?;
     let version = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     let nodes = admin.ask(Fault::NotFound, store.nodes()).await?;
     let complete = lagging(&nodes, version).is_empty();
     let nodes = nodes.into_iter().map(|node| NodeView::new(node, version)).collect();
-    Ok(Answer::ok(PropagationView { version: version.0, complete, nodes }))
+    Ok(ApiResponse::ok(PropagationView { version: version.0, complete, nodes }))
 }
 
 /// Waits as `query` asks, no longer than a write may take. The change is stored whatever the answer says.
@@ -127,7 +127,7 @@ fn lagging(nodes: &[NodeRow], version: Version) -> Vec<String> {
 }
 
 impl FromParams for WaitQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         let wait = params.read("wait", |text| match text {
             "all" => Ok(true),
             _ => Err("must be all, or absent".into()),

@@ -1,8 +1,8 @@
 //! Reading the config again.
 
-use super::caller::Platform;
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::PlatformAdmin;
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::Query;
 use super::input::FieldError;
@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 pub trait Reload: Send + Sync {
     /// Reads the config again. What comes of it, if anything does, is in the audit trail as `by`'s doing. Whoever begins it
     /// sees it through: dropped, it may end anywhere.
-    async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded>;
+    async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
 }
 
 /// What is in force now.
@@ -33,7 +33,7 @@ pub struct Reloaded {
 
 /// Why the config in force stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotReloaded {
+pub enum ReloadError {
     /// The new one has these mistakes, each as `place: what is wrong`.
     Mistakes(Vec<String>),
     /// The store does not take what it needs, or its line in the audit trail.
@@ -60,10 +60,10 @@ pub(super) struct ReloadedView {
     (status = "default", description = "Refused: the config in force stays", body = Envelope<Detail>),
 ))]
 pub(super) async fn reload(
-    State(admin): State<Shared>,
-    Platform { actor }: Platform,
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
     Query(()): Query<()>,
-) -> Result<Answer<ReloadedView>, AdminError> {
+) -> Result<ApiResponse<ReloadedView>, AdminError> {
     // By itself: who has asked may hang up, and what has begun is done all the same.
     let reload = Arc::clone(&admin.deps.reload);
     let reloading = tokio::spawn(async move {
@@ -78,19 +78,19 @@ pub(super) async fn reload(
         AdminError::of(Fault::Internal)
     })?;
     match done {
-        Ok(Reloaded { routes, upstreams }) => Ok(Answer::ok(ReloadedView { routes, upstreams })),
-        Err(NotReloaded::Mistakes(mistakes)) => {
+        Ok(Reloaded { routes, upstreams }) => Ok(ApiResponse::ok(ReloadedView { routes, upstreams })),
+        Err(ReloadError::Mistakes(mistakes)) => {
             let field = |line: &String| {
                 let (field, message) = line.split_once(": ").unwrap_or(("config", line));
                 FieldError { field: field.to_owned(), message: message.to_owned() }
             };
             Err(AdminError::fields(mistakes.iter().map(field).collect()))
         }
-        Err(NotReloaded::Store(why)) => {
+        Err(ReloadError::Store(why)) => {
             tracing::warn!(why, "the store did not take the plans of a new config");
             Err(AdminError::of(Fault::ServiceUnavailable))
         }
-        Err(NotReloaded::Upgrading) => Err(AdminError::conflict(
+        Err(ReloadError::Upgrading) => Err(AdminError::conflict(
             "An upgrade is under way; try again when it is done",
             "正在升级，请在升级完成后重试",
         )),

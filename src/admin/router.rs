@@ -1,6 +1,6 @@
 //! Every URL of the admin listener on one screen.
 
-use super::context::{self, Admin, AdminDeps, Shared};
+use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
@@ -52,7 +52,7 @@ const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// The admin API over `deps`.
 pub fn router(deps: AdminDeps) -> Router {
-    let admin: Shared = Arc::new(Admin::new(deps, openapi().to_string()));
+    let admin: AdminState = Arc::new(Admin::new(deps, openapi().to_string()));
     let (urls, _) = urls().split_for_parts();
     let answered = urls
         .with_state(Arc::clone(&admin))
@@ -69,7 +69,7 @@ pub fn openapi() -> Value {
     whole
 }
 
-fn urls() -> OpenApiRouter<Shared> {
+fn urls() -> OpenApiRouter<AdminState> {
     let mut urls = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(apikeys::create_key, apikeys::list_keys))
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::patch_key, apikeys::delete_key))
@@ -116,7 +116,7 @@ fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
 }
 
 /// What every answer goes through: panics become answers, then answers are written.
-pub(super) fn finish(answered: Router, admin: Shared) -> Router {
+pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
     answered
         .layer(from_fn(context::with_deadline))
         .layer(CatchPanicLayer::custom(envelope::panicked))

@@ -1,6 +1,6 @@
-//! What request bodies look like, for the OpenAPI document alone: `draft` does the reading.
+//! What request bodies look like, for the OpenAPI document alone: `input` does the reading.
 //!
-//! *Invariant:* a body here has exactly the fields that its draft reads (tested).
+//! *Invariant:* a body here has exactly the fields that its input type reads (tested).
 #![expect(dead_code, reason = "these types are never made; they describe")]
 
 use serde_json::{Map, Value};

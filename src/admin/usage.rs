@@ -1,11 +1,11 @@
 //! What a key's requests came to: totals and time series.
 
 use super::apikeys::key_id;
-use super::caller::Reader;
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::WorkspaceReader;
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Params, Query, Segment};
+use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{fractional_millis, in_order, millis};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
@@ -47,7 +47,7 @@ pub(super) struct UsageQuery {
 }
 
 impl FromParams for UsageQuery {
-    fn from_params(params: &mut Params) -> Self {
+    fn from_params(params: &mut QueryParams) -> Self {
         let (from, to) = (params.instant("from"), params.instant("to"));
         in_order(params, ("from", "to"), from, to);
         let interval = params.word("interval").unwrap_or(Interval::Hour);
@@ -126,15 +126,15 @@ pub(super) struct PointView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_stats(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<StatsView>, AdminError> {
+) -> Result<ApiResponse<StatsView>, AdminError> {
     let id = key_id(&id)?;
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.stats(&workspace, id, admin.now())).await?;
     let stats = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(Answer::ok(StatsView::new(&stats)))
+    Ok(ApiResponse::ok(StatsView::new(&stats)))
 }
 
 /// Time series of a key
@@ -146,16 +146,16 @@ responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn key_usage(
-    State(admin): State<Shared>,
-    Reader { workspace }: Reader,
-    id: Segment,
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    id: PathSegment,
     Query(query): Query<UsageQuery>,
-) -> Result<Answer<SeriesView>, AdminError> {
+) -> Result<ApiResponse<SeriesView>, AdminError> {
     let id = key_id(&id)?;
     let range = range_of(&query, admin.now())?;
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.usage(&workspace, id, &range)).await?;
     let points = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(Answer::ok(SeriesView::new(&range, points)))
+    Ok(ApiResponse::ok(SeriesView::new(&range, points)))
 }
 
 // === helpers ===

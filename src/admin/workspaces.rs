@@ -1,11 +1,11 @@
 //! Workspaces: list, read, change or make.
 
-use super::caller::{Platform, Visitor};
-use super::context::Shared;
-use super::envelope::{Answer, Detail, Envelope};
+use super::caller::{PlatformAdmin, WorkspaceVisitor};
+use super::context::AdminState;
+use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{Object, Query, Segment};
-use super::input::WorkspacePatchDraft;
+use super::extract::{Object, PathSegment, Query};
+use super::input::UpdateWorkspaceInput;
 use super::page::{Listed, PageParams, millis};
 use super::schema::WorkspaceUpdate;
 use crate::model::fault::Fault;
@@ -38,13 +38,13 @@ pub(super) struct WorkspaceView {
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_workspaces(
-    State(admin): State<Shared>,
-    _: Platform,
+    State(admin): State<AdminState>,
+    _: PlatformAdmin,
     Query(page): Query<PageRequest>,
-) -> Result<Answer<Listed<WorkspaceView>>, AdminError> {
+) -> Result<ApiResponse<Listed<WorkspaceView>>, AdminError> {
     let found = admin.ask(Fault::NotFound, admin.deps.store.workspaces(page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(found.passed_over);
-    Ok(Answer::ok(Listed::new(page, found, WorkspaceView::new)))
+    Ok(ApiResponse::ok(Listed::new(page, found, WorkspaceView::new)))
 }
 
 /// Read a workspace
@@ -56,19 +56,19 @@ responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn get_workspace(
-    State(admin): State<Shared>,
-    visitor: Visitor,
-    id: Segment,
+    State(admin): State<AdminState>,
+    visitor: WorkspaceVisitor,
+    id: PathSegment,
     Query(()): Query<()>,
-) -> Result<Answer<WorkspaceView>, AdminError> {
-    if let Visitor::Only(own) = &visitor
+) -> Result<ApiResponse<WorkspaceView>, AdminError> {
+    if let WorkspaceVisitor::Only(own) = &visitor
         && own.as_str() != id.0
     {
         return Err(AdminError::of(Fault::WorkspaceNoAccess));
     }
     let id: WorkspaceId = id.id(Fault::NotFound)?;
     let found = admin.ask(Fault::NotFound, admin.deps.store.workspace(&id)).await?;
-    found.map(|w| Answer::ok(WorkspaceView::new(w))).ok_or_else(|| AdminError::of(Fault::NotFound))
+    found.map(|w| ApiResponse::ok(WorkspaceView::new(w))).ok_or_else(|| AdminError::of(Fault::NotFound))
 }
 
 /// Change a workspace, or make it
@@ -80,16 +80,16 @@ request_body = WorkspaceUpdate, responses(
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn put_workspace(
-    State(admin): State<Shared>,
-    Platform { actor }: Platform,
-    id: Segment,
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
+    id: PathSegment,
     Query(()): Query<()>,
     Object(body): Object,
-) -> Result<Answer<WorkspaceView>, AdminError> {
+) -> Result<ApiResponse<WorkspaceView>, AdminError> {
     let id: WorkspaceId =
         id.0.parse()
             .map_err(|bad: crate::model::id::BadTextId| AdminError::parameter("id", bad.to_string()))?;
-    let patch = WorkspacePatchDraft::read(&body).map_err(AdminError::fields)?.into_patch();
+    let patch = UpdateWorkspaceInput::read(&body).map_err(AdminError::fields)?.into_patch();
     let deps = &admin.deps;
     let call = async {
         let put = deps.store.put_workspace(&id, patch, &deps.default_plan, &actor, admin.now()).await;
@@ -102,7 +102,7 @@ pub(super) async fn put_workspace(
         })
     };
     let workspace = admin.write(Fault::NotFound, call).await?;
-    Ok(Answer::ok(WorkspaceView::new(workspace)))
+    Ok(ApiResponse::ok(WorkspaceView::new(workspace)))
 }
 
 impl WorkspaceView {

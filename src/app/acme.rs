@@ -1,7 +1,7 @@
 //! From the config to certificates that are ordered.
 
-use super::{Base, FileError, read_secret, write_private};
-use crate::acme::{Challenge, Hands, Keeper, Options, file_of, folder};
+use super::{CoreServices, FileError, read_secret, write_private};
+use crate::acme::{AcmeHost, AcmeOptions, CertRenewer, Challenge, file_of, folder};
 use crate::config::Config;
 use crate::proxy::server::tls::Certificates;
 use std::io;
@@ -18,18 +18,18 @@ pub(super) fn files(config: &Config) -> Vec<PathBuf> {
 
 /// Orders and renews, if anything is to be ordered; `certificates` shows what the authority asks for. On a thread of its own,
 /// which may wait for its files.
-pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certificates>>) {
+pub(super) fn start(config: &Config, core: &CoreServices, certificates: Option<Arc<Certificates>>) {
     let acme = &config.acme;
     let Some(certificates) = certificates.filter(|_| !acme.domains.is_empty()) else { return };
-    let options = Options {
+    let options = AcmeOptions {
         domains: acme.domains.clone(),
         directory: acme.directory.clone(),
         ca_file: acme.ca_file.clone(),
         contact: acme.contact.clone(),
         folder: folder(&acme.folder, &acme.directory),
-        hands: Box::new(Ours(certificates)),
+        host: Box::new(AcmeFiles(certificates)),
     };
-    let keeper = Keeper::new(options, Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    let keeper = CertRenewer::new(options, Arc::clone(&core.clock), Arc::clone(&core.metrics));
     let started = Builder::new_current_thread().enable_all().build().and_then(|runtime| {
         std::thread::Builder::new().name("keygate-acme".into()).spawn(move || runtime.block_on(keeper.run()))
     });
@@ -39,9 +39,9 @@ pub(super) fn start(config: &Config, base: &Base, certificates: Option<Arc<Certi
 }
 
 /// Private files as all others of ours are, and the listeners that are there.
-struct Ours(Arc<Certificates>);
+struct AcmeFiles(Arc<Certificates>);
 
-impl Hands for Ours {
+impl AcmeHost for AcmeFiles {
     fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, String> {
         match read_secret(path) {
             Ok(text) => Ok(Some(text)),
@@ -55,6 +55,6 @@ impl Hands for Ours {
     }
 
     fn show(&self, name: &str, proof: Option<Challenge>) -> Result<(), String> {
-        self.0.show(name, proof.map(|Challenge { certificate, key }| (certificate, key)))
+        self.0.set_challenge(name, proof.map(|Challenge { certificate, key }| (certificate, key)))
     }
 }

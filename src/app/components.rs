@@ -1,25 +1,25 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
 use super::watched::WatchedFiles;
-use super::{ADMIN_PATIENCE, Base, Reloader, STORE_PATIENCE, StartError, series, usage};
+use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
-    AdminDeps, AdminServer, Check, MetricsToken, Readiness, ServerLimits, ServerState, router,
+    AdminDeps, AdminServer, MetricsToken, Readiness, ReadinessCheck, ServerLimits, ServerState, router,
 };
 use crate::clock::Clock;
 use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
 use crate::counter::Counters;
-use crate::enduser::{self, EndUsers, WhenGone};
+use crate::enduser::{self, EndUserCache, WhenStoreUnavailable};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
-use crate::keyring::{FeedOptions, Follower, Keyring, Reporter};
+use crate::keyring::{FeedFollower, FeedOptions, Keyring, NodeReporter};
 use crate::metrics::Metrics;
 use crate::policy::http::source::TrustedProxies;
 use crate::policy::keys::claims::is_claim;
-use crate::policy::routing::forward::Forward;
+use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
-use crate::proxy::connection::address_limiter::Guesses;
+use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{Families, HeaderPolicy, Proxy, ProxyLimits, Site, Tracing};
+use crate::proxy::{HeaderPolicy, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
@@ -53,7 +53,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
-        forward: Forward { pass: passed(config, r), ..r.forward.clone() },
+        forward: ForwardRules { pass: passed(config, r), ..r.forward.clone() },
         cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
@@ -75,20 +75,20 @@ fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
 }
 
 /// Who the end users are, as far as this node knows.
-pub(super) fn end_users(config: &Config, base: &Base, io: &Handle) -> EndUsers {
-    let when_gone = match config.end_users.when_store_is_gone {
-        WhenStoreIsGone::Refuse => WhenGone::Refuse,
-        WhenStoreIsGone::Admit => WhenGone::Admit { at_most: config.end_users.unsettled_entries },
+pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> EndUserCache {
+    let when_unavailable = match config.end_users.when_store_is_gone {
+        WhenStoreIsGone::Refuse => WhenStoreUnavailable::Refuse,
+        WhenStoreIsGone::Admit => WhenStoreUnavailable::Admit { at_most: config.end_users.unsettled_entries },
     };
-    EndUsers::new(enduser::Parts {
-        store: base.store.clone(),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
+    EndUserCache::new(enduser::EndUserParts {
+        store: core.store.clone(),
+        clock: Arc::clone(&core.clock),
+        metrics: Arc::clone(&core.metrics),
         io: io.clone(),
-        options: enduser::Options {
+        options: enduser::EndUserOptions {
             entries: config.end_users.cache_entries,
             patience: STORE_PATIENCE,
-            when_gone,
+            when_unavailable,
         },
     })
 }
@@ -96,12 +96,12 @@ pub(super) fn end_users(config: &Config, base: &Base, io: &Handle) -> EndUsers {
 /// The follower of the change feed, which also makes the other parts forget what is gone.
 pub(super) fn follower(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     keyring: &Arc<Keyring>,
     counters: &Arc<Counters>,
-    end_users: &Arc<EndUsers>,
+    end_users: &Arc<EndUserCache>,
     admin_at: &Arc<OnceLock<SocketAddr>>,
-) -> Follower {
+) -> FeedFollower {
     let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
     let all_end_users = Arc::clone(&end_users);
     let forget = move |removed: &Change| match removed {
@@ -110,19 +110,25 @@ pub(super) fn follower(
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
-    let reporter = Reporter::new(base.store.clone(), &config.node.name, base.boot, Arc::clone(admin_at));
-    Follower::new(Arc::clone(keyring), base.store.clone(), Arc::clone(&base.clock), options, Box::new(forget))
-        .reporting(reporter)
-        .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
+    let reporter = NodeReporter::new(core.store.clone(), &config.node.name, core.boot, Arc::clone(admin_at));
+    FeedFollower::new(
+        Arc::clone(keyring),
+        core.store.clone(),
+        Arc::clone(&core.clock),
+        options,
+        Box::new(forget),
+    )
+    .reporting(reporter)
+    .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
 }
 
 /// Where requests go.
-pub(super) fn site(
+pub(super) fn routing(
     config: &Config,
     routes: RouteTable,
     upstreams: Box<[Arc<Upstream>]>,
     metrics: &Metrics,
-) -> Site {
+) -> RoutingSnapshot {
     series::show_routes(metrics, &routes);
     let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
@@ -136,22 +142,22 @@ pub(super) fn site(
         resource.into_iter().chain(end_user)
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
-    Site { routes, upstreams, headers }
+    RoutingSnapshot { routes, upstreams, headers }
 }
 
 pub(super) fn gate(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     keyring: &Arc<Keyring>,
     counters: &Arc<Counters>,
-    end_users: Arc<EndUsers>,
+    end_users: Arc<EndUserCache>,
     rehash: RehashQueue,
 ) -> Gate {
     Gate {
         keyring: Arc::clone(keyring),
         counters: Arc::clone(counters),
         end_users,
-        peppers: Arc::clone(&base.peppers),
+        peppers: Arc::clone(&core.peppers),
         secret_prefix: config.secrets.prefix.as_str().into(),
         secret_headers: config.proxy.secret_headers.clone().into(),
         rehash,
@@ -160,9 +166,9 @@ pub(super) fn gate(
 
 pub(super) fn proxy(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     gate: Gate,
-    site: Arc<ArcSwap<Site>>,
+    routing: Arc<ArcSwap<RoutingSnapshot>>,
     recorder: Recorder,
     tracing: Tracing,
 ) -> Proxy {
@@ -174,21 +180,21 @@ pub(super) fn proxy(
         end_user_body_bytes: u64::try_from(config.proxy.end_user_body_bytes).unwrap_or(u64::MAX),
         write_timeout: config.proxy.write_timeout,
         trust_request_id: config.proxy.trust_request_id,
-        families: Families {
+        families: RateLimitFamilies {
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
     };
     Proxy {
-        guesses: Guesses::new(config.proxy.max_invalid_keys, "invalid API keys"),
-        preflights: Guesses::new(config.proxy.max_preflights, "preflight requests"),
+        invalid_keys: AddressLimiter::new(config.proxy.max_invalid_keys, "invalid API keys"),
+        preflights: AddressLimiter::new(config.proxy.max_preflights, "preflight requests"),
         access: AccessLog::new(config.log.access, config.log.access_sample),
         trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),
-        site,
+        routing: routing,
         recorder,
-        metrics: Arc::clone(&base.metrics),
-        clock: Arc::clone(&base.clock),
+        metrics: Arc::clone(&core.metrics),
+        clock: Arc::clone(&core.clock),
         limits,
         tracing,
         node: config.node.name.as_str().into(),
@@ -274,7 +280,7 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
 /// The admin API, up to its listener.
 pub(super) fn admin_server(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     keyring: &Arc<Keyring>,
     (state, accepting): (watch::Receiver<ServerState>, Arc<AtomicBool>),
     (reload, files): (Arc<Reloader>, &WatchedFiles),
@@ -288,13 +294,13 @@ pub(super) fn admin_server(
             Some(token)
         }
     };
-    let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&base.clock), config.keyring.max_stale);
-    let (metrics, store_state) = (Arc::clone(&base.metrics), base.store_state.clone());
+    let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&core.clock), config.keyring.max_stale);
+    let (metrics, store_state) = (Arc::clone(&core.metrics), core.store_state.clone());
     let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
     let readiness = move || {
         let accepting = accepting.load(Ordering::Acquire);
         let mut all = readiness(&ring, &*clock, max_stale, accepting);
-        all.checks.extend(store_state.why_closed().map(|why| Check {
+        all.checks.extend(store_state.why_closed().map(|why| ReadinessCheck {
             name: "store",
             ok: ring.is_open(),
             detail: why.to_string(),
@@ -305,13 +311,13 @@ pub(super) fn admin_server(
         all
     };
     let deps = AdminDeps {
-        store: base.store.clone(),
+        store: core.store.clone(),
         keyring: Arc::clone(keyring),
-        peppers: Arc::clone(&base.peppers),
+        peppers: Arc::clone(&core.peppers),
         secret_prefix: config.secrets.prefix.as_str().into(),
-        clock: Arc::clone(&base.clock),
-        auth: Arc::clone(&base.auth),
-        metrics: Arc::clone(&base.metrics),
+        clock: Arc::clone(&core.clock),
+        auth: Arc::clone(&core.auth),
+        metrics: Arc::clone(&core.metrics),
         readiness: Arc::new(readiness),
         reload,
         default_plan: config.admin.default_plan.clone(),
@@ -320,7 +326,7 @@ pub(super) fn admin_server(
         max_body_bytes: config.admin.max_body_bytes,
         write_timeout: ADMIN_PATIENCE,
     };
-    let (clock, metrics) = (Arc::clone(&base.clock), Arc::clone(&base.metrics));
+    let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));
     Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
 }
 
@@ -329,12 +335,20 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
     let fresh = age.is_some_and(|a| a <= max_stale);
     let heard = age.map_or_else(|| "never".into(), |a| format!("{} ms ago", a.as_millis()));
     let mut checks = vec![
-        Check { name: "accepting", ok: accepting, detail: if accepting { "yes" } else { "stopping" }.into() },
-        Check { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
+        ReadinessCheck {
+            name: "accepting",
+            ok: accepting,
+            detail: if accepting { "yes" } else { "stopping" }.into(),
+        },
+        ReadinessCheck { name: "change_feed", ok: fresh, detail: format!("last answered {heard}") },
     ];
     let lacking = keyring.lacking_since_start();
     let is_whole = lacking.is_none();
-    checks.push(Check { name: "keyring", ok: is_whole, detail: lacking.unwrap_or_else(|| "whole".into()) });
+    checks.push(ReadinessCheck {
+        name: "keyring",
+        ok: is_whole,
+        detail: lacking.unwrap_or_else(|| "whole".into()),
+    });
     Readiness { ready: accepting && fresh && is_whole && keyring.is_open(), checks }
 }
 

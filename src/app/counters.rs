@@ -1,16 +1,16 @@
 //! The counters that the config names, and what they rely on: Redis, the ledger, the number of nodes.
 
-use super::{Base, FileError, StartError, read_secret, read_secret_value};
+use super::{CoreServices, FileError, StartError, read_secret, read_secret_value};
 use crate::clock::Timestamp;
 use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
 use crate::counter::{
-    Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisKind, RedisPlace, RedisTls, SpentSource,
+    Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisEndpoint, RedisKind, RedisTls, TotalsSource,
 };
 use crate::fileio;
 use crate::model::id::uuid_v7;
-use crate::model::usage::{SpentBy, SpentRow};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::Ledger;
-use crate::usage::{Flush, Replays};
+use crate::usage::{PendingReplays, WriterProgress};
 use async_trait::async_trait;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use tokio::runtime::Handle;
 /// The counters that the config names.
 pub(super) async fn make(
     config: &Config,
-    base: &Base,
-    (flush, replays): (Flush, Replays),
+    core: &CoreServices,
+    (flush, replays): (WriterProgress, PendingReplays),
     io: &Handle,
 ) -> Result<Counters, StartError> {
     let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
@@ -35,31 +35,31 @@ pub(super) async fn make(
         on_failure,
         share_unknown: config.counters.share_unknown,
         // Another name after each start: what was in flight before is not in flight any more.
-        node: format!("{}-{}", config.node.name, uuid_v7(base.clock.now().wall)),
+        node: format!("{}-{}", config.node.name, uuid_v7(core.clock.now().wall)),
         nodes: {
-            let sharers = base.sharers.clone();
-            Box::new(move || sharers.count())
+            let live_nodes = core.live_nodes.clone();
+            Box::new(move || live_nodes.count())
         },
-        ledger: Arc::new(SpentAtRest { store: base.store.clone(), flush, replays }),
-        clock: Arc::clone(&base.clock),
-        metrics: Arc::clone(&base.metrics),
+        ledger: Arc::new(LedgerTotalsSource { store: core.store.clone(), flush, replays }),
+        clock: Arc::clone(&core.clock),
+        metrics: Arc::clone(&core.metrics),
         io: io.clone(),
     });
     Ok(Counters::shared(leases.await?))
 }
 
 /// Where Redis is, with what its files hold now.
-pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisPlace, StartError> {
+pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisEndpoint, StartError> {
     let kind = match &url.kind {
-        config::RedisKind::Server => RedisKind::Server,
-        config::RedisKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisKind::Cluster => RedisKind::Cluster,
+        config::RedisUrlKind::Server => RedisKind::Server,
+        config::RedisUrlKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
+        config::RedisUrlKind::Cluster => RedisKind::Cluster,
     };
     let sentinel_password = match &counters.sentinel_password_file {
         None => None,
         Some(path) => Some(read_secret_value(path)?.to_string()),
     };
-    Ok(RedisPlace {
+    Ok(RedisEndpoint {
         kind,
         servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
         tls: if url.tls { Some(certificates(counters)?) } else { None },
@@ -99,16 +99,16 @@ fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
 const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The store's ledger, as counters ask it.
-struct SpentAtRest {
+struct LedgerTotalsSource {
     store: Arc<dyn Ledger>,
-    flush: Flush,
-    /// Of what other processes of this node have left in seats of their own.
-    replays: Replays,
+    flush: WriterProgress,
+    /// Of what other processes of this node have left in slots of their own.
+    replays: PendingReplays,
 }
 
 #[async_trait]
-impl SpentSource for SpentAtRest {
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow> {
+impl TotalsSource for LedgerTotalsSource {
+    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals> {
         // What this run has not stored yet the counters know by themselves; what an earlier one left, nobody else does.
         let own = self.flush.has_replayed(REPLAYED_WITHIN);
         let (own, others) = tokio::join!(own, self.replays.are_done(REPLAYED_WITHIN));
@@ -116,7 +116,7 @@ impl SpentSource for SpentAtRest {
             tracing::debug!("the ledger does not have yet what an earlier run left in the journal");
             return None;
         }
-        match self.store.spent_of(subject, at).await {
+        match self.store.totals_of(subject, at).await {
             Ok(row) => Some(row),
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot tell what was spent");

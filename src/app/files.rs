@@ -49,7 +49,7 @@ pub enum FileError {
 
 /// Something read from a file, and whether that file was made just now.
 #[derive(Debug)]
-pub struct Kept<T> {
+pub struct LoadedSecret<T> {
     /// What it holds.
     pub value: T,
     /// Whether it was made just now.
@@ -57,17 +57,17 @@ pub struct Kept<T> {
 }
 
 /// The peppers of `path`, made with one fresh pepper if there is no such file.
-pub fn peppers(path: &Path) -> Result<Kept<Peppers>, FileError> {
+pub fn peppers(path: &Path) -> Result<LoadedSecret<Peppers>, FileError> {
     let kept = keep(path, || Zeroizing::new(Peppers::generate_line(1) + "\n"))?;
     let text = lines(&kept.value).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
     let value =
         Peppers::parse(text).map_err(|error| FileError::Peppers { path: path.to_path_buf(), error })?;
-    Ok(Kept { value, is_new: kept.is_new })
+    Ok(LoadedSecret { value, is_new: kept.is_new })
 }
 
 /// The secret of `path` that signs admin tokens, made of 32 random bytes (as 64 hexadecimal characters) if there is no
 /// such file.
-pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError> {
+pub fn signing_secret(path: &Path) -> Result<LoadedSecret<Zeroizing<Vec<u8>>>, FileError> {
     let kept = keep(path, || {
         let mut bytes = Zeroizing::new([0_u8; 32]);
         fill_random(&mut *bytes);
@@ -75,7 +75,7 @@ pub fn signing_secret(path: &Path) -> Result<Kept<Zeroizing<Vec<u8>>>, FileError
     })?;
     let text = value(&kept.value).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
     let value = Zeroizing::new(text.as_bytes().to_vec());
-    Ok(Kept { value, is_new: kept.is_new })
+    Ok(LoadedSecret { value, is_new: kept.is_new })
 }
 
 /// Reads a secret that somebody else made.
@@ -119,15 +119,18 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
     durable::replace(path, text.as_bytes()).map_err(io(path))
 }
 
-fn keep(path: &Path, make: impl FnOnce() -> Zeroizing<String>) -> Result<Kept<Zeroizing<String>>, FileError> {
+fn keep(
+    path: &Path,
+    make: impl FnOnce() -> Zeroizing<String>,
+) -> Result<LoadedSecret<Zeroizing<String>>, FileError> {
     match read_secret(path) {
-        Ok(value) => return Ok(Kept { value, is_new: false }),
+        Ok(value) => return Ok(LoadedSecret { value, is_new: false }),
         Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
         Err(other) => return Err(other),
     }
     let value = make();
     write_private(path, &value)?;
-    Ok(Kept { value, is_new: true })
+    Ok(LoadedSecret { value, is_new: true })
 }
 
 fn io(path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {

@@ -1,8 +1,8 @@
 //! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
 
-use super::Base;
-use super::live_nodes::SharersSeen;
-use super::upgrade::Succession;
+use super::CoreServices;
+use super::live_nodes::LiveNodesTracker;
+use super::upgrade::UpgradeState;
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
 use crate::keyring::Keyring;
@@ -23,32 +23,32 @@ const LOOK_WITHIN: Duration = Duration::from_millis(500);
 /// Starts all of it on `io`.
 pub(super) fn start(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     keyring: &Arc<Keyring>,
-    succession: &Arc<Succession>,
+    upgrade_state: &Arc<UpgradeState>,
     io: &Handle,
 ) {
-    io.spawn(gauges(Arc::clone(keyring), Arc::clone(&base.metrics), Arc::clone(&base.clock)));
-    io.spawn(crate::usage::keep_up(base.store.clone(), Arc::clone(&base.clock)));
+    io.spawn(gauges(Arc::clone(keyring), Arc::clone(&core.metrics), Arc::clone(&core.clock)));
+    io.spawn(crate::usage::maintain_ledger(core.store.clone(), Arc::clone(&core.clock)));
     let counts_alone = config.counters.location == CountersLocation::Memory;
-    let (store, metrics) = (base.store.clone(), Arc::clone(&base.metrics));
-    let own = (base.boot, config.node.name.clone());
-    let sharers = base.sharers.seen(LOOK_FOR_NODES_EVERY);
-    io.spawn(watch_nodes(store, metrics, sharers, own, counts_alone, Arc::clone(succession)));
+    let (store, metrics) = (core.store.clone(), Arc::clone(&core.metrics));
+    let own = (core.boot, config.node.name.clone());
+    let live_nodes = core.live_nodes.tracker(LOOK_FOR_NODES_EVERY);
+    io.spawn(watch_nodes(store, metrics, live_nodes, own, counts_alone, Arc::clone(upgrade_state)));
 }
 
 /// Waits until the other nodes have counted this one, which reported at that time: what begins while Redis is gone each divides
 /// by their number. One that is alone waits for nobody.
 pub(super) async fn until_counted(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     reported: tokio::time::Instant,
 ) -> Result<(), StoreError> {
     if config.counters.location == CountersLocation::Memory {
         return Ok(());
     }
-    let others = match base.store.nodes().await {
-        Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != base.boot),
+    let others = match core.store.nodes().await {
+        Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != core.boot),
         // They may be there.
         Err(_) => true,
     };
@@ -75,10 +75,10 @@ async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clo
 async fn watch_nodes(
     store: Arc<dyn Nodes>,
     metrics: Arc<Metrics>,
-    mut sharers: SharersSeen,
+    mut live_nodes: LiveNodesTracker,
     (boot, name): (Uuid, String),
     counts_alone: bool,
-    succession: Arc<Succession>,
+    upgrade_state: Arc<UpgradeState>,
 ) {
     let begun = tokio::time::Instant::now();
     let (mut told, mut told_of_twin) = (1, false);
@@ -89,9 +89,9 @@ async fn watch_nodes(
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
                 // Whether the store has heard of this one or not.
                 let besides = nodes.iter().filter(|n| n.is_live() && n.boot != boot).count();
-                sharers.others(besides, tokio::time::Instant::now());
-                let kin = succession.kin.count();
-                let others = live.saturating_sub(kin).max(1);
+                live_nodes.on_nodes(besides, tokio::time::Instant::now());
+                let siblings = upgrade_state.siblings.count();
+                let others = live.saturating_sub(siblings).max(1);
                 if counts_alone && others > told {
                     tracing::warn!(
                         nodes = others,
@@ -102,7 +102,7 @@ async fn watch_nodes(
                 // One that has not been heard of since this one began is the one before it.
                 let is_twin =
                     |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
-                let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > kin;
+                let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > siblings;
                 if has_twin && !told_of_twin {
                     tracing::warn!(
                         "another gateway on this store is called {name} too; usage does not tell them apart"
@@ -111,7 +111,7 @@ async fn watch_nodes(
                 told_of_twin = has_twin;
             }
             Err(error) => {
-                sharers.nothing();
+                live_nodes.on_no_answer();
                 tracing::debug!(%error, "who else runs on the store is not known");
             }
         }

@@ -2,13 +2,13 @@
 //! second to finish what a start does with the store.
 
 use super::snapshots::{Loaded, Snapshots};
-use super::{Base, OwnPeppers, StartError, agree, create_plans, usage};
+use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, usage};
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
-use crate::keyring::{Follower, Keyring};
+use crate::keyring::{FeedFollower, Keyring};
 use crate::store::{Store, StoreError};
-use crate::usage::{Flush, Replays, Spent};
+use crate::usage::{JournalTotals, PendingReplays, WriterProgress};
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +26,10 @@ pub(super) struct StoreState(Arc<ArcSwapOption<String>>);
 /// What a start loads, and with what.
 pub(super) struct Loading<'s> {
     pub(super) config: &'s Config,
-    pub(super) base: &'s Base,
+    pub(super) core: &'s CoreServices,
     pub(super) keyring: &'s Arc<Keyring>,
     pub(super) counters: &'s Arc<Counters>,
-    pub(super) follower: &'s Follower,
+    pub(super) follower: &'s FeedFollower,
     pub(super) snapshots: Option<&'s Snapshots>,
     /// Whether the process before this one tells what was counted.
     pub(super) told_by_predecessor: bool,
@@ -45,7 +45,7 @@ pub(super) struct LateStart {
     keyring: Arc<Keyring>,
     counters: Arc<Counters>,
     /// None: the counters are shared, and ask the ledger by themselves.
-    replayed: Option<(Flush, Replays)>,
+    replayed: Option<(WriterProgress, PendingReplays)>,
 }
 
 // === impl StoreState ===
@@ -69,11 +69,11 @@ impl Loading<'_> {
     pub(super) async fn load(
         self,
         own_peppers: OwnPeppers,
-        writers: &mut usage::Writers,
+        writers: &mut usage::LedgerWriters,
     ) -> Result<Option<LateStart>, StoreError> {
-        let Self { config, base, keyring, counters, follower, snapshots, told_by_predecessor } = self;
-        let is_late = base.store_state.why_closed().is_some();
-        let now = base.clock.now().wall;
+        let Self { config, core, keyring, counters, follower, snapshots, told_by_predecessor } = self;
+        let is_late = core.store_state.why_closed().is_some();
+        let now = core.clock.now().wall;
         let loaded = snapshots.map(|snapshots| snapshots.load(now, config.keyring.max_stale));
         let unusable = |why| {
             if is_late {
@@ -85,7 +85,7 @@ impl Loading<'_> {
         let loaded = loaded.and_then(|loaded| loaded.map_err(unusable).ok());
         if is_late {
             keyring.close();
-            let late = LateStart::new(config, base, own_peppers, keyring, counters, writers.tell());
+            let late = LateStart::new(config, core, own_peppers, keyring, counters, writers.tell());
             let after = loaded.as_ref().map(|loaded| loaded.spent_at);
             let unstored = usage::replay(writers, now, after).await;
             late.serve_from(loaded, unstored);
@@ -94,7 +94,7 @@ impl Loading<'_> {
         keyring.remember_tenants(loaded.map(|loaded| loaded.changes).unwrap_or_default());
         follower.load().await?;
         if !told_by_predecessor {
-            usage::restore(config, base, counters, keyring, writers).await?;
+            usage::restore(config, core, counters, keyring, writers).await?;
         }
         Ok(None)
     }
@@ -105,17 +105,17 @@ impl Loading<'_> {
 impl LateStart {
     fn new(
         config: &Config,
-        base: &Base,
+        core: &CoreServices,
         peppers: OwnPeppers,
         keyring: &Arc<Keyring>,
         counters: &Arc<Counters>,
-        replayed: (Flush, Replays),
+        replayed: (WriterProgress, PendingReplays),
     ) -> Self {
         let counts_alone = config.counters.location == CountersLocation::Memory;
         Self {
-            store: base.store.clone(),
-            clock: Arc::clone(&base.clock),
-            state: base.store_state.clone(),
+            store: core.store.clone(),
+            clock: Arc::clone(&core.clock),
+            state: core.store_state.clone(),
             peppers,
             plans: config.plans.clone(),
             keyring: Arc::clone(keyring),
@@ -125,7 +125,7 @@ impl LateStart {
     }
 
     /// Serves from `loaded`, if there is anything. `unstored` is what the journal holds and that does not know of.
-    fn serve_from(&self, loaded: Option<Loaded>, mut unstored: Spent) {
+    fn serve_from(&self, loaded: Option<Loaded>, mut unstored: JournalTotals) {
         let Some(Loaded { changes, age, spent, .. }) = loaded else { return };
         let now = self.clock.now();
         self.keyring.fill(changes, age, now);
@@ -144,7 +144,7 @@ impl LateStart {
     }
 
     /// Tries until everything is done, or `stop` turns true.
-    pub(super) async fn finish(self, follower: &Follower, mut stop: watch::Receiver<bool>) {
+    pub(super) async fn finish(self, follower: &FeedFollower, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
             match self.try_once(follower).await {
                 Ok(()) => {
@@ -167,7 +167,7 @@ impl LateStart {
         }
     }
 
-    async fn try_once(&self, follower: &Follower) -> Result<(), StartError> {
+    async fn try_once(&self, follower: &FeedFollower) -> Result<(), StartError> {
         self.store.bring_up().await?;
         agree(&self.peppers, &*self.store).await?;
         create_plans(&self.plans, &*self.store, self.clock.now().wall).await?;

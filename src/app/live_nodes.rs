@@ -11,55 +11,55 @@ use tokio::time::Instant;
 
 /// The number in force, for whoever divides by it.
 #[derive(Clone, Debug)]
-pub(super) struct Sharers(Arc<AtomicUsize>);
+pub(super) struct LiveNodes(Arc<AtomicUsize>);
 
 /// Follows what the store tells.
 #[derive(Debug)]
-pub(super) struct SharersSeen {
-    sharers: Sharers,
+pub(super) struct LiveNodesTracker {
+    live_nodes: LiveNodes,
     held_for: Duration,
-    fewer: Option<Fewer>,
+    fewer: Option<PendingDecrease>,
 }
 
 /// Each look since then has seen fewer than are in force.
 #[derive(Clone, Copy, Debug)]
-struct Fewer {
+struct PendingDecrease {
     since: Instant,
     most: usize,
 }
 
-impl Default for Sharers {
+impl Default for LiveNodes {
     fn default() -> Self {
         Self(Arc::new(AtomicUsize::new(1)))
     }
 }
 
-impl Sharers {
+impl LiveNodes {
     /// How many, this node included.
     pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
     /// To be told by one who looks `every` so often.
-    pub(super) fn seen(&self, every: Duration) -> SharersSeen {
+    pub(super) fn tracker(&self, every: Duration) -> LiveNodesTracker {
         // Whoever lives has reported by then, also to a table that has just been emptied.
-        SharersSeen { sharers: self.clone(), held_for: NodeRow::LIVE_WITHIN + every, fewer: None }
+        LiveNodesTracker { live_nodes: self.clone(), held_for: NodeRow::LIVE_WITHIN + every, fewer: None }
     }
 }
 
-impl SharersSeen {
+impl LiveNodesTracker {
     /// The store told of `others` at that instant.
-    pub(super) fn others(&mut self, others: usize, at: Instant) {
+    pub(super) fn on_nodes(&mut self, others: usize, at: Instant) {
         let nodes = others + 1;
-        let in_force = self.sharers.count();
+        let in_force = self.live_nodes.count();
         if nodes >= in_force {
             self.fewer = None;
             self.set(nodes);
             return;
         }
-        let fewer = self.fewer.get_or_insert(Fewer { since: at, most: nodes });
+        let fewer = self.fewer.get_or_insert(PendingDecrease { since: at, most: nodes });
         fewer.most = fewer.most.max(nodes);
-        let Fewer { since, most } = *fewer;
+        let PendingDecrease { since, most } = *fewer;
         if at.duration_since(since) >= self.held_for {
             self.fewer = None;
             self.set(most);
@@ -67,12 +67,12 @@ impl SharersSeen {
     }
 
     /// The store told nothing: whom it missed before may only have been unable to report to it.
-    pub(super) fn nothing(&mut self) {
+    pub(super) fn on_no_answer(&mut self) {
         self.fewer = None;
     }
 
     fn set(&self, nodes: usize) {
-        self.sharers.0.store(nodes, Ordering::Relaxed);
+        self.live_nodes.0.store(nodes, Ordering::Relaxed);
     }
 }
 
@@ -84,15 +84,15 @@ mod tests {
 
     /// What is in force after each look, one every five seconds; none is a look that failed.
     fn in_force(looks: &[Option<usize>]) -> Vec<usize> {
-        let sharers = Sharers::default();
-        let (mut seen, mut at) = (sharers.seen(EVERY), Instant::now());
+        let live_nodes = LiveNodes::default();
+        let (mut seen, mut at) = (live_nodes.tracker(EVERY), Instant::now());
         let after = |look: &Option<usize>| {
             match look {
-                Some(others) => seen.others(*others, at),
-                None => seen.nothing(),
+                Some(others) => seen.on_nodes(*others, at),
+                None => seen.on_no_answer(),
             }
             at += EVERY;
-            sharers.count()
+            live_nodes.count()
         };
         looks.iter().map(after).collect()
     }

@@ -26,15 +26,17 @@ mod usage;
 mod watched;
 
 pub use agreement::agreed_peppers;
-pub use files::{FileError, Kept, peppers, read_secret, read_secret_value, signing_secret, write_private};
+pub use files::{
+    FileError, LoadedSecret, peppers, read_secret, read_secret_value, signing_secret, write_private,
+};
 
 pub use components::routes;
 pub use reload::{ConfigSource, Reloader};
 pub use signals::Signals;
-pub use stop::Stop;
+pub use stop::StopReason;
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
-use crate::admin::{self, Algorithm, Auth, AuthConfig, AuthKeys, ClaimNames, Role, ServerState};
+use crate::admin::{self, Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, Role, ServerState};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
 use crate::counter::Counters;
@@ -50,11 +52,11 @@ use crate::store::shared::migrate::MigrationState;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
 use crate::usage::Recorder;
-use crate::usage::journal::{Keeper, OpenError};
+use crate::usage::journal::{JournalFlusher, OpenError};
 use agreement::{OwnPeppers, agree, own_peppers};
 use late::{Loading, StoreState};
-use live_nodes::Sharers;
-use sd_notify::Notify;
+use live_nodes::LiveNodes;
+use sd_notify::ServiceNotifier;
 use signals::Steps;
 use snapshots::Snapshots;
 use std::ffi::OsString;
@@ -66,7 +68,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
-use upgrade::{Door, Leaving, Program, Succession, Upgrader};
+use upgrade::{LeavingPredecessor, ListenerKind, Program, UpgradeState, Upgrader};
 use uuid::Uuid;
 use watched::{StartFile, WatchedFiles};
 use zeroize::Zeroizing;
@@ -178,14 +180,14 @@ pub struct Running {
     pub reloader: Arc<Reloader>,
     upgrader: Arc<Upgrader>,
     /// The process whose place this one takes, until that is told to stop.
-    leaving: Option<Leaving>,
-    writing: usage::Writing,
-    stopping: stop::Stopping,
+    leaving: Option<LeavingPredecessor>,
+    writing: usage::UsageWriting,
+    stopping: stop::Shutdown,
 }
 
 /// What the process has to do with others.
 #[derive(Default)]
-pub struct Surroundings<'s> {
+pub struct ProcessContext<'s> {
     /// How it was called: the program and its arguments. None: it cannot be started again.
     pub called: Option<&'s [OsString]>,
     /// Where the service manager hears how it is: the value of `NOTIFY_SOCKET`.
@@ -197,7 +199,7 @@ pub struct Surroundings<'s> {
 }
 
 /// What stays the same from the opening of the store to the end.
-struct Base {
+struct CoreServices {
     /// Which process this is; another each time.
     boot: Uuid,
     clock: Arc<dyn Clock>,
@@ -207,7 +209,7 @@ struct Base {
     sqlite: Option<Arc<SqliteStore>>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
-    sharers: Sharers,
+    live_nodes: LiveNodes,
     /// Why the store is not open yet.
     store_state: StoreState,
 }
@@ -235,28 +237,28 @@ pub fn start(
     config: &Config,
     source: Option<ConfigSource>,
     inline: InlineSecrets<'_>,
-    mut around: Surroundings<'_>,
+    mut around: ProcessContext<'_>,
 ) -> Result<Running, StartError> {
     components::raise_file_limit();
     let io = components::runtime("keygate-io", 2)?;
     let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
     let may_wait = around.predecessor.is_none();
-    let (base, own_peppers) = steps.wait(open(config, inline, io.handle(), lock, may_wait))?;
+    let (core, own_peppers) = steps.wait(open(config, inline, io.handle(), lock, may_wait))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
-    let (writing, rest) = usage::writing(config, &base, io.handle(), deadline);
+    let (writing, rest) = usage::writing(config, &core, io.handle(), deadline);
     let mut writers = writing.begin(around.predecessor.is_none())?;
     let journal = Arc::clone(writers.own.journal());
-    let counters = Arc::new(steps.wait(counters::make(config, &base, writers.tell(), io.handle()))?);
-    let end_users = Arc::new(components::end_users(config, &base, io.handle()));
+    let counters = Arc::new(steps.wait(counters::make(config, &core, writers.tell(), io.handle()))?);
+    let end_users = Arc::new(components::end_users(config, &core, io.handle()));
     let admin_at = Arc::new(OnceLock::new());
-    let follower = components::follower(config, &base, &keyring, &counters, &end_users, &admin_at);
-    let snapshots = Snapshots::of_node(config, &base);
+    let follower = components::follower(config, &core, &keyring, &counters, &end_users, &admin_at);
+    let snapshots = Snapshots::of_node(config, &core);
     let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     let loading = Loading {
         config,
-        base: &base,
+        core: &core,
         keyring: &keyring,
         counters: &counters,
         follower: &follower,
@@ -269,13 +271,14 @@ pub fn start(
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&base.metrics));
-    let keeper = Keeper::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
+    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&core.metrics));
+    let keeper =
+        JournalFlusher::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = writing.write(writers.own);
-    writers.left.into_iter().for_each(|left| drop(writing.write_the_rest(left)));
+    writers.left.into_iter().for_each(|left| drop(writing.write_leftovers(left)));
     let settling = Arc::clone(&end_users);
     let (kept_keyring, kept_counters) = (Arc::clone(&keyring), Arc::clone(&counters));
-    let kept_clock = Arc::clone(&base.clock);
+    let kept_clock = Arc::clone(&core.clock);
     let follower = io.spawn(async move {
         let keep = async {
             if let Some(snapshots) = snapshots {
@@ -290,64 +293,69 @@ pub fn start(
         };
         tokio::join!(follow, settling.settle(feed_stopped.clone()), keep);
     });
-    let succession = Succession::after(around.predecessor.as_mut());
-    gauges::start(config, &base, &keyring, &succession, io.handle());
+    let upgrade_state = UpgradeState::after(around.predecessor.as_mut());
+    gauges::start(config, &core, &keyring, &upgrade_state, io.handle());
     let (rehash, wanted) = rehash_queue(REHASH_QUEUE);
     let rehashing =
-        components::rehash_keys(wanted, base.store.clone(), Arc::clone(&keyring), Arc::clone(&base.clock));
+        components::rehash_keys(wanted, core.store.clone(), Arc::clone(&keyring), Arc::clone(&core.clock));
     io.spawn(rehashing);
 
-    let files = Arc::new(WatchedFiles::new(config, inline, &base.auth, &counters));
+    let files = Arc::new(WatchedFiles::new(config, inline, &core.auth, &counters));
     let all_files = (Arc::clone(&files), StartFile::all(config, inline));
-    let reloader = Reloader::start(config, source, all_files, &base, &succession, io.handle());
+    let reloader = Reloader::start(config, source, all_files, &core, &upgrade_state, io.handle());
     let reloader = Arc::new(steps.wait(reloader)?);
-    let gate = components::gate(config, &base, &keyring, &counters, end_users, rehash);
-    let (tracing, exporter) = telemetry::start(config, inline, &base, io.handle())?;
-    let proxy = components::proxy(config, &base, gate, reloader.site(), recorder, tracing);
-    let mut edge = proxy_server::open(config, &base, proxy, &keyring, &succession.doors, &files, stopped)?;
+    let gate = components::gate(config, &core, &keyring, &counters, end_users, rehash);
+    let (tracing, exporter) = telemetry::start(config, inline, &core, io.handle())?;
+    let proxy = components::proxy(config, &core, gate, reloader.routing(), recorder, tracing);
+    let mut proxy_server =
+        proxy_server::open(config, &core, proxy, &keyring, &upgrade_state.listener_fds, &files, stopped)?;
 
     let admin_runtime = components::runtime("keygate-admin", components::threads(config.admin.threads))?;
-    let listener = succession.doors.listen(Door::Admin, config.admin.listen, admin_runtime.handle())?;
+    let listener = upgrade_state.listener_fds.listen(
+        ListenerKind::Admin,
+        config.admin.listen,
+        admin_runtime.handle(),
+    )?;
     let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
     // Said once, before anybody can ask for it.
     let admin_address = *admin_at.get_or_init(|| admin_address);
     let accepting = Arc::new(AtomicBool::new(true));
     let state = (state, Arc::clone(&accepting));
     let server =
-        components::admin_server(config, &base, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
-    steps.wait(gauges::until_counted(config, &base, reported))?;
-    succession.doors.close_unused();
-    let leaving = steps.wait(take_over(around.predecessor, &base, &counters))?;
+        components::admin_server(config, &core, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
+    steps.wait(gauges::until_counted(config, &core, reported))?;
+    upgrade_state.listener_fds.close_unused();
+    let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
     // Nothing fails from here on.
-    acme::start(config, &base, edge.accept());
+    acme::start(config, &core, proxy_server.accept());
     io.spawn(Arc::clone(&reloader).follow_files());
     let admin_served = admin_runtime.spawn(server.serve(listener));
     let upgrader =
-        Arc::new(upgrader(config, (around.called, around.notify_socket), &base, &counters, &succession));
+        Arc::new(upgrader(config, (around.called, around.notify_socket), &core, &counters, &upgrade_state));
 
     Ok(Running {
-        proxy: edge.addresses,
-        proxy_tls: edge.addresses_tls,
-        proxy_h2c: edge.addresses_h2c,
+        proxy: proxy_server.addresses,
+        proxy_tls: proxy_server.addresses_tls,
+        proxy_h2c: proxy_server.addresses_h2c,
         admin: admin_address,
-        store: base.store.clone(),
+        store: core.store.clone(),
         keyring,
-        peppers: base.peppers,
-        auth: base.auth,
-        clock: Arc::clone(&base.clock),
+        peppers: core.peppers,
+        auth: core.auth,
+        clock: Arc::clone(&core.clock),
         reloader,
         upgrader,
         leaving,
         writing,
-        stopping: stop::Stopping {
+        stopping: stop::Shutdown {
             stop,
             admin_state,
             stop_feed,
             give_up,
             accepting,
-            all_closed: edge.all_closed,
+            all_closed: proxy_server.all_closed,
             admin_served,
-            drain: stop::Drain { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
+            drain: stop::DrainOptions { delay: config.proxy.drain_delay, within: config.proxy.drain_timeout },
             last_calls_within: LAST_CALLS_WITHIN,
             last_records_within: LAST_RECORDS_WITHIN,
             last_traces_within: LAST_TRACES_WITHIN,
@@ -356,11 +364,11 @@ pub fn start(
             rest,
             exporter,
             keeper,
-            succession,
-            clock: base.clock,
+            upgrade_state,
+            clock: core.clock,
             counters,
-            store: base.store,
-            proxy: edge.runtime,
+            store: core.store,
+            proxy: proxy_server.runtime,
             admin: admin_runtime,
             io,
         },
@@ -375,24 +383,24 @@ impl Running {
 
     /// Says that everything is accepted: to the process whose place this one takes, which stops then, or to the service
     /// manager.
-    pub fn serves(&mut self) -> Result<(), StartError> {
+    pub fn mark_serving(&mut self) -> Result<(), StartError> {
         let io = &self.stopping.io;
         let Some(mut leaving) = self.leaving.take() else {
             self.upgrader.notify.ready();
             return Ok(());
         };
         io.block_on(leaving.serving()).map_err(|error| StartError::Predecessor(error.to_string()))?;
-        let Upgrader { counters, clock, succession, .. } = &*self.upgrader;
-        io.spawn(leaving.follow(Arc::clone(counters), Arc::clone(clock), Arc::clone(succession)));
-        io.spawn(self.writing.clone().follow_seats());
+        let Upgrader { counters, clock, upgrade_state, .. } = &*self.upgrader;
+        io.spawn(leaving.follow(Arc::clone(counters), Arc::clone(clock), Arc::clone(upgrade_state)));
+        io.spawn(self.writing.clone().adopt_slots());
         Ok(())
     }
 
     /// Stops accepting, lets requests in flight finish, writes the last records, closes the store.
-    pub fn stop(self, why: Stop) {
+    pub fn stop(self, why: StopReason) {
         let Self { store, upgrader, writing, stopping, .. } = self;
         drop((store, writing));
-        if matches!(why, Stop::Asked) {
+        if matches!(why, StopReason::Asked) {
             upgrader.notify.stopping();
         }
         drop(upgrader);
@@ -404,19 +412,19 @@ impl Running {
 fn upgrader(
     config: &Config,
     (called, notify_socket): (Option<&[OsString]>, Option<&str>),
-    base: &Base,
+    core: &CoreServices,
     counters: &Arc<Counters>,
-    succession: &Arc<Succession>,
+    upgrade_state: &Arc<UpgradeState>,
 ) -> Upgrader {
     Upgrader {
         program: called.and_then(Program::called),
         within: config.proxy.upgrade_timeout,
-        succession: Arc::clone(succession),
-        sqlite: base.sqlite.clone(),
+        upgrade_state: Arc::clone(upgrade_state),
+        sqlite: core.sqlite.clone(),
         counters: Arc::clone(counters),
         counts: config.counters.location == CountersLocation::Memory,
-        clock: Arc::clone(&base.clock),
-        notify: Notify::to(notify_socket),
+        clock: Arc::clone(&core.clock),
+        notify: ServiceNotifier::to(notify_socket),
         busy: Mutex::default(),
     }
 }
@@ -424,11 +432,11 @@ fn upgrader(
 /// Takes the place of another process, if there is one.
 async fn take_over(
     predecessor: Option<Predecessor>,
-    base: &Base,
+    core: &CoreServices,
     counters: &Counters,
-) -> Result<Option<Leaving>, StartError> {
+) -> Result<Option<LeavingPredecessor>, StartError> {
     let Some(predecessor) = predecessor else { return Ok(None) };
-    predecessor.take_over(base.boot, counters, &*base.clock).await.map(Some)
+    predecessor.take_over(core.boot, counters, &*core.clock).await.map(Some)
 }
 
 /// Opens the store and what makes its digests mean something; makes what a first start needs.
@@ -438,7 +446,7 @@ async fn open(
     io: &Handle,
     lock: Option<File>,
     may_wait: bool,
-) -> Result<(Base, OwnPeppers), StartError> {
+) -> Result<(CoreServices, OwnPeppers), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
     series::show(&metrics);
@@ -467,8 +475,8 @@ async fn open(
         Err(error) => return Err(error),
     }
     let boot = uuid_v7(clock.now().wall);
-    let (peppers, auth, sharers) = (Arc::clone(&own.peppers), Arc::new(auth), Sharers::default());
-    Ok((Base { boot, clock, metrics, store, sqlite, peppers, auth, sharers, store_state }, own))
+    let (peppers, auth, live_nodes) = (Arc::clone(&own.peppers), Arc::new(auth), LiveNodes::default());
+    Ok((CoreServices { boot, clock, metrics, store, sqlite, peppers, auth, live_nodes, store_state }, own))
 }
 
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
@@ -553,7 +561,7 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
             issuer: jwt.issuer.clone(),
             audience: jwt.audience.clone(),
             leeway: jwt.leeway,
-            claims: ClaimNames {
+            claims: AuthClaims {
                 subject: jwt.claims.subject.clone(),
                 workspace: jwt.claims.workspace.clone(),
                 role: jwt.claims.role.clone(),

@@ -1,15 +1,15 @@
 //! The proxy's own runtime, its listeners and the table of its connections.
 
-use super::upgrade::{Door, Doors};
+use super::upgrade::{ListenerFds, ListenerKind};
 use super::watched::WatchedFiles;
-use super::{Base, StartError, acme, components};
+use super::{CoreServices, StartError, acme, components};
 use crate::config::{ClientCertificates, Config};
 use crate::keyring::Keyring;
-use crate::policy::keys::authorize::stands;
+use crate::policy::keys::authorize::check_active;
 use crate::policy::keys::denial::Denial;
-use crate::proxy::connection::table::{Bounds, Connections, Standing};
-use crate::proxy::connection::{Deadlines, End};
-use crate::proxy::server::listen::{Acceptor, HeadLimits, Protocol};
+use crate::proxy::connection::table::{ConnectionLimits, ConnectionTable, KeyCheck};
+use crate::proxy::connection::{CloseReason, Deadlines};
+use crate::proxy::server::listen::{Acceptor, HeadLimits, ListenerProtocol};
 use crate::proxy::server::tls::{Certificates, TlsContext, TlsError, TlsSettings};
 use crate::proxy::{Phases, Proxy};
 use pingora::apps::HttpServerOptions;
@@ -30,7 +30,7 @@ const FIELDS_MAX: usize = 256;
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 
 /// What accepts and serves requests.
-pub(super) struct Edge {
+pub(super) struct ProxyServer {
     pub(super) runtime: Runtime,
     /// Where it listens.
     pub(super) addresses: Vec<SocketAddr>,
@@ -45,7 +45,7 @@ pub(super) struct Edge {
     acceptors: Vec<(Acceptor, TcpListener)>,
 }
 
-impl Edge {
+impl ProxyServer {
     /// From now on connections are accepted, until the gateway stops. Answers what TLS is spoken with.
     pub(super) fn accept(&mut self) -> Option<Arc<Certificates>> {
         for (acceptor, listener) in self.acceptors.drain(..) {
@@ -58,45 +58,50 @@ impl Edge {
 /// Makes all that accepts, up to where nothing can fail any more. It stops when `stopped` turns true.
 pub(super) fn open(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     proxy: Proxy,
     keyring: &Arc<Keyring>,
-    doors: &Doors,
+    listener_fds: &ListenerFds,
     files: &WatchedFiles,
     stopped: watch::Receiver<bool>,
-) -> Result<Edge, StartError> {
+) -> Result<ProxyServer, StartError> {
     let runtime = components::runtime("keygate-proxy", components::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
-    let tls = tls(config, base)?;
+    let tls = tls(config, core)?;
     let proxy = Arc::new(proxy);
-    let standing = (config.proxy.revocation_check, standing(base, keyring));
+    let key_check = (config.proxy.revocation_check, key_check(core, keyring));
     let acceptor = Acceptor {
-        protocol: Protocol::Http1,
+        protocol: ListenerProtocol::Http1,
         proxy_protocol: config.proxy.proxy_protocol,
         phases: Arc::new(http_proxy_of(config, Phases(Arc::clone(&proxy)))),
         proxy,
-        connections: Connections::new(deadlines(config), bounds(config), standing, Arc::clone(&base.metrics)),
+        connections: ConnectionTable::new(
+            deadlines(config),
+            bounds(config),
+            key_check,
+            Arc::clone(&core.metrics),
+        ),
         limits: head_limits(config),
         stop: stopped,
         open,
     };
     runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
     let mut acceptors = Vec::new();
-    let mut listen_at = |door, places: &[SocketAddr], protocol: &Protocol| {
+    let mut listen_at = |kind, places: &[SocketAddr], protocol: &ListenerProtocol| {
         let mut found = Vec::with_capacity(places.len());
         for address in places {
-            let listener = doors.listen(door, *address, runtime.handle())?;
+            let listener = listener_fds.listen(kind, *address, runtime.handle())?;
             found.push(listener.local_addr().unwrap_or(*address));
             acceptors.push((Acceptor { protocol: protocol.clone(), ..acceptor.clone() }, listener));
         }
         Ok::<_, StartError>(found)
     };
-    let addresses = listen_at(Door::Http1, &config.proxy.listen, &Protocol::Http1)?;
-    let addresses_h2c = listen_at(Door::H2c, &config.proxy.listen_h2c, &Protocol::Http2)?;
+    let addresses = listen_at(ListenerKind::Http1, &config.proxy.listen, &ListenerProtocol::Http1)?;
+    let addresses_h2c = listen_at(ListenerKind::H2c, &config.proxy.listen_h2c, &ListenerProtocol::Http2)?;
     let mut addresses_tls = Vec::new();
     if let Some(tls) = &tls {
-        let spoken = Protocol::Tls(Arc::clone(tls));
-        addresses_tls = listen_at(Door::Tls, &config.proxy.listen_tls, &spoken)?;
+        let spoken = ListenerProtocol::Tls(Arc::clone(tls));
+        addresses_tls = listen_at(ListenerKind::Tls, &config.proxy.listen_tls, &spoken)?;
         runtime.spawn(Arc::clone(tls).follow());
         let certificates = Arc::clone(tls.certificates());
         files.add("proxy.certificates", move || certificates.look().map_err(|error| error.to_string()));
@@ -105,7 +110,7 @@ pub(super) fn open(
         files.add("proxy.client_ca_file", look);
     }
     drop(acceptor);
-    Ok(Edge { runtime, addresses, addresses_tls, addresses_h2c, tls, all_closed, acceptors })
+    Ok(ProxyServer { runtime, addresses, addresses_tls, addresses_h2c, tls, all_closed, acceptors })
 }
 
 fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
@@ -117,7 +122,7 @@ fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
     http
 }
 
-fn tls(config: &Config, base: &Base) -> Result<Option<Arc<TlsContext>>, TlsError> {
+fn tls(config: &Config, core: &CoreServices) -> Result<Option<Arc<TlsContext>>, TlsError> {
     if config.proxy.listen_tls.is_empty() {
         return Ok(None);
     }
@@ -127,19 +132,19 @@ fn tls(config: &Config, base: &Base) -> Result<Option<Arc<TlsContext>>, TlsError
         client_ca: config.proxy.client_ca_file.clone(),
         client_must: config.proxy.client_certificates == ClientCertificates::Required,
     };
-    TlsContext::load(settings, Arc::clone(&base.metrics)).map(Some)
+    TlsContext::load(settings, Arc::clone(&core.metrics)).map(Some)
 }
 
 /// Whether a key that was good when its request came still is.
-fn standing(base: &Base, keyring: &Arc<Keyring>) -> Standing {
-    let (clock, ring) = (Arc::clone(&base.clock), Arc::clone(keyring));
+fn key_check(core: &CoreServices, keyring: &Arc<Keyring>) -> KeyCheck {
+    let (clock, ring) = (Arc::clone(&core.clock), Arc::clone(keyring));
     Box::new(move |known| {
         let at = clock.now().wall;
-        let Some(entry) = ring.current(known, at) else { return Some(End::KeyGone) };
-        match stands(&entry.key, at) {
+        let Some(entry) = ring.current(known, at) else { return Some(CloseReason::KeyGone) };
+        match check_active(&entry.key, at) {
             Ok(()) => None,
-            Err(Denial::KeyExpired) => Some(End::KeyExpired),
-            Err(_) => Some(End::KeyInactive),
+            Err(Denial::KeyExpired) => Some(CloseReason::KeyExpired),
+            Err(_) => Some(CloseReason::KeyInactive),
         }
     })
 }
@@ -165,8 +170,8 @@ fn deadlines(config: &Config) -> Deadlines {
     }
 }
 
-fn bounds(config: &Config) -> Bounds {
-    Bounds {
+fn bounds(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
         connections: components::max_connections(config),
         per_address: config.proxy.max_connections_per_address,
         body_rate: config.proxy.min_body_rate,

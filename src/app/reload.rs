@@ -8,14 +8,14 @@
 //! *Invariant:* files are read on threads for blocking work, by one reader at a time: a mount that does not answer holds up
 //! nothing but that reader.
 
-use super::upgrade::Succession;
+use super::upgrade::UpgradeState;
 use super::watched::{StartFile, WatchedFiles};
-use super::{Base, StartError, components, create_plans, restart_only, upstreams};
-use crate::admin::{NotReloaded, Reload, Reloaded};
+use super::{CoreServices, StartError, components, create_plans, restart_only, upstreams};
+use crate::admin::{Reload, ReloadError, Reloaded};
 use crate::config::{Config, UpstreamConfig};
 use crate::policy::routing::route::{BadRoute, RouteTable};
-use crate::proxy::Site;
-use crate::proxy::upstream::{Settings, Upstream, tend};
+use crate::proxy::RoutingSnapshot;
+use crate::proxy::upstream::{Upstream, UpstreamSettings, maintain};
 use crate::store::{Actor, Store, StoreError};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -49,9 +49,9 @@ pub struct ConfigSource {
 pub struct Reloader {
     /// None: this gateway was not made from a config that could be read again.
     source: Option<ConfigSource>,
-    site: Arc<ArcSwap<Site>>,
+    routing: Arc<ArcSwap<RoutingSnapshot>>,
     /// What is in force. One reload at a time.
-    running: Mutex<InForce>,
+    running: Mutex<ActiveConfig>,
     /// Held while files are read.
     reading: Arc<Mutex<()>>,
     files: Arc<WatchedFiles>,
@@ -59,29 +59,29 @@ pub struct Reloader {
     metrics: Arc<crate::metrics::Metrics>,
     clock: Arc<dyn crate::clock::Clock>,
     store: Arc<dyn Store>,
-    succession: Arc<Succession>,
+    upgrade_state: Arc<UpgradeState>,
     io: Handle,
 }
 
 /// The config in force and its upstreams.
-struct InForce {
+struct ActiveConfig {
     config: Config,
-    upstreams: Vec<Tended>,
+    upstreams: Vec<ManagedUpstream>,
 }
 
 /// A new config, or what is wrong with it or with a file.
-struct Read {
+struct ReadFiles {
     config: Config,
     routes: Result<RouteTable, Vec<BadRoute>>,
-    settings: Result<Vec<Settings>, Vec<String>>,
+    settings: Result<Vec<UpstreamSettings>, Vec<String>>,
     mistakes: Vec<String>,
 }
 
-/// An upstream and the task that tends it.
-struct Tended {
+/// An upstream and the task that maintains it.
+struct ManagedUpstream {
     config: UpstreamConfig,
     upstream: Arc<Upstream>,
-    tending: AbortHandle,
+    maintenance: AbortHandle,
 }
 
 impl Reloader {
@@ -90,27 +90,44 @@ impl Reloader {
         config: &Config,
         source: Option<ConfigSource>,
         (files, start_files): (Arc<WatchedFiles>, Vec<StartFile>),
-        base: &Base,
-        succession: &Arc<Succession>,
+        core: &CoreServices,
+        upgrade_state: &Arc<UpgradeState>,
         io: &Handle,
     ) -> Result<Self, StartError> {
         let routes = components::routes(config).map_err(StartError::Routes)?;
         let settings = upstreams::settings(config).map_err(StartError::Upstreams)?;
-        let (metrics, clock) = (Arc::clone(&base.metrics), Arc::clone(&base.clock));
+        let (metrics, clock) = (Arc::clone(&core.metrics), Arc::clone(&core.clock));
         let made: Vec<_> = settings
             .into_iter()
             .map(|s| Arc::new(Upstream::new(s, Arc::clone(&metrics), Arc::clone(&clock))))
             .collect();
         upstreams::find_servers(&made).await;
-        let tended = config.upstreams.iter().zip(made).map(|(c, upstream)| Tended::begin(c, upstream, io));
-        let tended: Vec<_> = tended.collect();
-        let site =
-            Arc::new(ArcSwap::from_pointee(components::site(config, routes, all(&tended), &base.metrics)));
-        let running = Mutex::new(InForce { config: config.clone(), upstreams: tended });
-        let (store, succession) = (Arc::clone(&base.store), Arc::clone(succession));
+        let managed =
+            config.upstreams.iter().zip(made).map(|(c, upstream)| ManagedUpstream::begin(c, upstream, io));
+        let managed: Vec<_> = managed.collect();
+        let routing = Arc::new(ArcSwap::from_pointee(components::routing(
+            config,
+            routes,
+            all(&managed),
+            &core.metrics,
+        )));
+        let running = Mutex::new(ActiveConfig { config: config.clone(), upstreams: managed });
+        let (store, upgrade_state) = (Arc::clone(&core.store), Arc::clone(upgrade_state));
         let (reading, start_files) = (Arc::default(), start_files.into());
         let io = io.clone();
-        Ok(Self { source, site, running, reading, files, start_files, metrics, clock, store, succession, io })
+        Ok(Self {
+            source,
+            routing,
+            running,
+            reading,
+            files,
+            start_files,
+            metrics,
+            clock,
+            store,
+            upgrade_state,
+            io,
+        })
     }
 
     /// Looks at files every few seconds, for as long as the gateway lives.
@@ -153,7 +170,7 @@ impl Reloader {
         let has_files =
             |u: &UpstreamConfig| u.tls.as_ref().is_some_and(|t| t.ca_file.is_some() || t.client.is_some());
         // One that is replaced has told the new process all that it reads by itself.
-        if self.succession.is_upgrading() || !in_force.config.upstreams.iter().any(has_files) {
+        if self.upgrade_state.is_upgrading() || !in_force.config.upstreams.iter().any(has_files) {
             return Vec::new();
         }
         let config = in_force.config.clone();
@@ -162,7 +179,8 @@ impl Reloader {
             Some((Err(wrong), _)) => return wrong,
             None => return vec![NOT_READ.to_owned()],
         };
-        let is_same = |(t, s): (&Tended, &Settings)| t.upstream.settings.dialect.is_same(&s.dialect);
+        let is_same =
+            |(t, s): (&ManagedUpstream, &UpstreamSettings)| t.upstream.settings.protocol.is_same(&s.protocol);
         if in_force.upstreams.iter().zip(&settings).all(is_same) {
             return Vec::new();
         }
@@ -182,20 +200,20 @@ impl Reloader {
         old: &Config,
         files: &WatchedFiles,
         start_files: &[StartFile],
-    ) -> Result<Read, Vec<String>> {
+    ) -> Result<ReadFiles, Vec<String>> {
         let config = Config::load_again(source.path.as_deref(), &source.variables, &source.host_name)
             .map_err(|error| error.to_string().lines().map(str::to_owned).collect::<Vec<_>>())?;
         let mut mistakes = restart_only::changed(old, &config);
         mistakes.extend(start_files.iter().filter_map(StartFile::change));
         mistakes.extend(files.look());
         let (routes, settings) = (components::routes(&config), upstreams::settings(&config));
-        Ok(Read { config, routes, settings, mistakes })
+        Ok(ReadFiles { config, routes, settings, mistakes })
     }
 
     /// What has been read is so from here on; nothing is waited for.
     fn put_in_force(
         &self,
-        in_force: &mut InForce,
+        in_force: &mut ActiveConfig,
         config: Config,
         routes: RouteTable,
         next: Vec<Arc<Upstream>>,
@@ -207,18 +225,18 @@ impl Reloader {
             }
         }
         let upstreams = next.iter().map(Arc::clone).collect();
-        self.site.store(Arc::new(components::site(&config, routes, upstreams, &self.metrics)));
+        self.routing.store(Arc::new(components::routing(&config, routes, upstreams, &self.metrics)));
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {
             let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
-            let tended = match kept {
+            let managed = match kept {
                 Some(at) => old.swap_remove(at),
-                None => Tended::begin(config, upstream, &self.io),
+                None => ManagedUpstream::begin(config, upstream, &self.io),
             };
-            in_force.upstreams.push(tended);
+            in_force.upstreams.push(managed);
         }
         for gone in old {
-            gone.tending.abort();
+            gone.maintenance.abort();
             let successor = in_force.upstreams.iter().find(|t| t.config.name == gone.config.name);
             gone.upstream.forget(successor.map(|t| &*t.upstream));
         }
@@ -226,26 +244,26 @@ impl Reloader {
     }
 
     /// What requests read.
-    pub(super) fn site(&self) -> Arc<ArcSwap<Site>> {
-        Arc::clone(&self.site)
+    pub(super) fn routing(&self) -> Arc<ArcSwap<RoutingSnapshot>> {
+        Arc::clone(&self.routing)
     }
 
     /// Reads the config again and puts it in force; says in the log what came of it.
-    pub async fn reload_and_tell(&self) {
+    pub async fn reload_and_log(&self) {
         match self.reload(&Actor::keygate()).await {
             Ok(Reloaded { routes, upstreams }) => {
                 tracing::info!(routes, upstreams, "the config was reloaded");
             }
-            Err(NotReloaded::Mistakes(mistakes)) => {
+            Err(ReloadError::Mistakes(mistakes)) => {
                 tracing::error!(
                     "the config was not reloaded, and the one in force stays:\n{}",
                     mistakes.join("\n")
                 );
             }
-            Err(NotReloaded::Store(why)) => {
+            Err(ReloadError::Store(why)) => {
                 tracing::error!(why, "the config was not reloaded, and the one in force stays");
             }
-            Err(NotReloaded::Upgrading) => {
+            Err(ReloadError::Upgrading) => {
                 tracing::error!(
                     "the config was not reloaded: an upgrade is under way; try again when it is done"
                 );
@@ -258,15 +276,15 @@ impl Reloader {
     async fn upstreams(
         &self,
         config: &Config,
-        settings: Vec<Settings>,
-        old: &[Tended],
+        settings: Vec<UpstreamSettings>,
+        old: &[ManagedUpstream],
     ) -> Vec<Arc<Upstream>> {
         let mut next = Vec::with_capacity(settings.len());
         let mut new = Vec::new();
         for (upstream, settings) in config.upstreams.iter().zip(settings) {
             let before = old.iter().find(|t| t.config.name == upstream.name);
             if let Some(same) = before
-                .filter(|t| t.config == *upstream && t.upstream.settings.dialect.is_same(&settings.dialect))
+                .filter(|t| t.config == *upstream && t.upstream.settings.protocol.is_same(&settings.protocol))
             {
                 next.push(Arc::clone(&same.upstream));
                 continue;
@@ -283,13 +301,13 @@ impl Reloader {
 
 #[async_trait]
 impl Reload for Reloader {
-    async fn reload(&self, by: &Actor) -> Result<Reloaded, NotReloaded> {
+    async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError> {
         let mut in_force = self.running.lock().await;
         // Before the config is read. What was written before this was asked for, a process that is started later reads as well.
-        if self.succession.is_upgrading() {
-            return Err(NotReloaded::Upgrading);
+        if self.upgrade_state.is_upgrading() {
+            return Err(ReloadError::Upgrading);
         }
-        let wrong = NotReloaded::Mistakes;
+        let wrong = ReloadError::Mistakes;
         let Some(source) = &self.source else {
             return Err(wrong(vec!["this gateway was not started from a config".to_owned()]));
         };
@@ -297,7 +315,7 @@ impl Reload for Reloader {
         let (files, start_files) = (Arc::clone(&self.files), Arc::clone(&self.start_files));
         let read = self.read(move || Self::read_all(&source, &old, &files, &start_files)).await;
         let read = read.unwrap_or_else(|| Err(vec![NOT_READ.to_owned()]));
-        let Read { config, routes, settings, mut mistakes } = read.map_err(wrong)?;
+        let ReadFiles { config, routes, settings, mut mistakes } = read.map_err(wrong)?;
         if let Err(bad) = &routes {
             mistakes.extend(bad.iter().map(ToString::to_string));
         }
@@ -308,7 +326,7 @@ impl Reload for Reloader {
             return Err(wrong(mistakes));
         };
         // The last things that can fail. A plan that was made and is not used yet does no harm.
-        let (at, failed) = (self.clock.now().wall, |error: StoreError| NotReloaded::Store(error.to_string()));
+        let (at, failed) = (self.clock.now().wall, |error: StoreError| ReloadError::Store(error.to_string()));
         create_plans(&config.plans, &*self.store, at).await.map_err(failed)?;
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         let changes = differences(&in_force.config, &config);
@@ -324,19 +342,19 @@ impl Reload for Reloader {
     }
 }
 
-impl Tended {
+impl ManagedUpstream {
     fn begin(config: &UpstreamConfig, upstream: Arc<Upstream>, io: &Handle) -> Self {
-        let tending = io.spawn(tend(Arc::clone(&upstream))).abort_handle();
-        Self { config: config.clone(), upstream, tending }
+        let maintenance = io.spawn(maintain(Arc::clone(&upstream))).abort_handle();
+        Self { config: config.clone(), upstream, maintenance: maintenance }
     }
 }
 
-fn all(tended: &[Tended]) -> Box<[Arc<Upstream>]> {
-    tended.iter().map(|t| Arc::clone(&t.upstream)).collect()
+fn all(managed: &[ManagedUpstream]) -> Box<[Arc<Upstream>]> {
+    managed.iter().map(|t| Arc::clone(&t.upstream)).collect()
 }
 
 /// Those of `made` that are not among the `old` ones will not be used.
-fn give_up(made: &[Arc<Upstream>], old: &[Tended]) {
+fn give_up(made: &[Arc<Upstream>], old: &[ManagedUpstream]) {
     for upstream in made.iter().filter(|made| !old.iter().any(|t| Arc::ptr_eq(&t.upstream, made))) {
         let stays = old.iter().find(|t| *t.config.name == *upstream.settings.name);
         upstream.forget(stays.map(|t| &*t.upstream));

@@ -5,9 +5,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Where to tell it; nowhere, if nobody asked.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Notify(Option<SocketAddr>);
+pub(super) struct ServiceNotifier(Option<SocketAddr>);
 
-impl Notify {
+impl ServiceNotifier {
     /// `socket` is the value of `NOTIFY_SOCKET`: a path, or a name in the kernel's own space after an `@`.
     pub(super) fn to(socket: Option<&str>) -> Self {
         let address = socket.map(|socket| match socket.strip_prefix('@') {

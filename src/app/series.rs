@@ -5,7 +5,7 @@ use crate::metrics::Metrics;
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
 use crate::policy::routing::route::RouteTable;
-use crate::proxy::connection::End;
+use crate::proxy::connection::CloseReason;
 use crate::proxy::server::listen::REFUSED;
 
 /// What may come of a request that reached a route, and of one that did not.
@@ -18,7 +18,7 @@ pub(super) fn show(metrics: &Metrics) {
     for fault in Fault::ALL {
         metrics.denials.with_label_values(&[fault.name()]);
     }
-    for reason in End::reasons() {
+    for reason in CloseReason::reasons() {
         metrics.connections_cut.with_label_values(&[reason]);
     }
     for reason in REFUSED {

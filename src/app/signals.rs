@@ -1,7 +1,7 @@
 //! The signals of the process. They are caught before anything else is done, for left alone they would kill it without a word,
 //! and a process that is number 1 of its container would not hear them at all. What comes too early to be acted on waits.
 
-use super::{NotUpgraded, Running, StartError, Stop, Successor};
+use super::{NotUpgraded, Running, StartError, StopReason, Successor};
 use std::io;
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
@@ -61,19 +61,19 @@ impl Signals {
 
     /// Reloads the config at each SIGHUP, and begins an upgrade at SIGUSR2. Returns when the process is asked to stop, or
     /// another one serves in its place. A second request to stop does not wait for requests in flight.
-    pub async fn asked_to_stop(self, running: Option<&Running>) -> Stop {
+    pub async fn asked_to_stop(self, running: Option<&Running>) -> StopReason {
         let Self { mut stop, mut reload, mut upgrade } = self;
         let (replaced, mut replacement) = mpsc::channel(1);
         let why = loop {
             tokio::select! {
                 biased;
-                _ = stop.recv() => break Stop::Asked,
-                Some(successor) = replacement.recv() => break Stop::Replaced(successor),
+                _ = stop.recv() => break StopReason::Asked,
+                Some(successor) = replacement.recv() => break StopReason::Replaced(successor),
                 // Both by themselves, so that a stop need not wait for them.
                 Some(()) = reload.recv() => {
                     if let Some(running) = running {
                         let reloader = Arc::clone(&running.reloader);
-                        tokio::spawn(async move { reloader.reload_and_tell().await });
+                        tokio::spawn(async move { reloader.reload_and_log().await });
                     }
                 }
                 Some(()) = upgrade.recv() => {
@@ -84,7 +84,7 @@ impl Signals {
                 }
             }
         };
-        let mut is_first = matches!(why, Stop::Replaced(_));
+        let mut is_first = matches!(why, StopReason::Replaced(_));
         if is_first {
             tracing::info!("another process serves: requests in flight may finish");
         } else {

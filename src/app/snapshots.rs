@@ -14,7 +14,7 @@
 //! HMAC-SHA-256 of all before   32
 //! ```
 
-use super::Base;
+use super::CoreServices;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, StoreLocation};
 use crate::counter::Counters;
@@ -22,7 +22,7 @@ use crate::durable;
 use crate::keyring::Keyring;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
-use crate::model::usage::{SpentBy, SpentRow};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::window_start;
 use crate::policy::keys::secret::{Peppers, Seal};
 use crate::store::{Change, snapshot};
@@ -56,7 +56,7 @@ pub(super) struct Loaded {
     /// How long ago the database was last heard.
     pub(super) age: Duration,
     /// What had been spent when it was written; windows that have ended since count nothing.
-    pub(super) spent: Vec<SpentRow>,
+    pub(super) spent: Vec<UsageTotals>,
     /// When it was written: what the journal holds from before is in it.
     pub(super) spent_at: Timestamp,
 }
@@ -70,9 +70,9 @@ struct Sealing<'w> {
 
 impl Snapshots {
     /// Those of this node, where its database is another machine.
-    pub(super) fn of_node(config: &Config, base: &Base) -> Option<Self> {
+    pub(super) fn of_node(config: &Config, core: &CoreServices) -> Option<Self> {
         let is_elsewhere = matches!(config.store.location, StoreLocation::Postgres(_));
-        is_elsewhere.then(|| Self::of(&config.usage.journal_dir, Arc::clone(&base.peppers)))
+        is_elsewhere.then(|| Self::of(&config.usage.journal_dir, Arc::clone(&core.peppers)))
     }
 
     /// In `folder`, which is the journal's.
@@ -245,9 +245,9 @@ fn head(kind: &str) -> String {
 }
 
 /// What counts of it at another instant: nothing of the windows that have ended.
-fn since(row: SpentRow, then: Timestamp, now: Timestamp) -> SpentRow {
+fn since(row: UsageTotals, then: Timestamp, now: Timestamp) -> UsageTotals {
     let still = |per, count| if window_start(per, then) == window_start(per, now) { count } else { 0 };
-    SpentRow {
+    UsageTotals {
         minute: still(Per::Minute, row.minute),
         hour: still(Per::Hour, row.hour),
         day: still(Per::Day, row.day),
@@ -256,13 +256,13 @@ fn since(row: SpentRow, then: Timestamp, now: Timestamp) -> SpentRow {
     }
 }
 
-fn put_spent(row: &SpentRow, out: &mut Vec<u8>) {
+fn put_spent(row: &UsageTotals, out: &mut Vec<u8>) {
     match &row.subject {
-        SpentBy::Key(id) => {
+        UsageSubject::Key(id) => {
             out.push(0);
             out.extend(id.0.as_bytes());
         }
-        SpentBy::Workspace(id) => {
+        UsageSubject::Workspace(id) => {
             out.extend([1, u8::try_from(id.as_str().len()).unwrap_or(u8::MAX)]);
             out.extend(id.as_str().as_bytes());
         }
@@ -271,17 +271,17 @@ fn put_spent(row: &SpentRow, out: &mut Vec<u8>) {
     counts.iter().for_each(|count| out.extend(count.to_le_bytes()));
 }
 
-fn take_spent(from: &mut &[u8]) -> Option<SpentRow> {
+fn take_spent(from: &mut &[u8]) -> Option<UsageTotals> {
     let subject = match take(from, 1)?.first()? {
-        0 => SpentBy::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?))),
+        0 => UsageSubject::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?))),
         _ => {
             let length = usize::from(*take(from, 1)?.first()?);
-            SpentBy::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
+            UsageSubject::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
         }
     };
     let mut count = || Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?));
     let (minute, hour, day, month, total) = (count()?, count()?, count()?, count()?, count()?);
-    Some(SpentRow { subject, minute, hour, day, month, total })
+    Some(UsageTotals { subject, minute, hour, day, month, total })
 }
 
 fn take<'f>(from: &mut &'f [u8], n: usize) -> Option<&'f [u8]> {
@@ -313,10 +313,11 @@ mod tests {
     fn written(folder: &Path) -> Snapshots {
         let snapshots = Snapshots::of(folder, peppers(1));
         let counters = Counters::default();
-        for (subject, total) in
-            [(SpentBy::Key(KeyId::new(NOW)), 7), (SpentBy::Workspace("w".parse().expect("an id")), 9)]
-        {
-            counters.restore(&SpentRow { subject, minute: 1, hour: 2, day: 3, month: 4, total }, NOW);
+        for (subject, total) in [
+            (UsageSubject::Key(KeyId::new(NOW)), 7),
+            (UsageSubject::Workspace("w".parse().expect("an id")), 9),
+        ] {
+            counters.restore(&UsageTotals { subject, minute: 1, hour: 2, day: 3, month: 4, total }, NOW);
         }
         snapshots.write_keyring(&Keyring::new()).expect("written");
         snapshots.write_spending(&counters, NOW, NOW).expect("written");
@@ -333,7 +334,7 @@ mod tests {
         let snapshots = written(folder.path());
         let Loaded { age, mut spent, .. } = snapshots.load(NOW, MAX_STALE).ok().expect("good");
         spent.sort_by_key(|row| row.total);
-        let counts = |row: &SpentRow| [row.minute, row.hour, row.day, row.month, row.total];
+        let counts = |row: &UsageTotals| [row.minute, row.hour, row.day, row.month, row.total];
         assert_eq!(age, Duration::ZERO);
         assert_eq!(spent.iter().map(counts).collect::<Vec<_>>(), [[1, 2, 3, 4, 7], [1, 2, 3, 4, 9]]);
         let later = snapshots.load(after(MAX_STALE), MAX_STALE).ok().expect("as old as it may be");

@@ -2,13 +2,13 @@
 //! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
 //! stopping), then the last records, then the store.
 
-use super::upgrade::{Succession, Successor};
+use super::upgrade::{Successor, UpgradeState};
 use crate::admin::ServerState;
 use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::store::Store;
 use crate::telemetry::Exporter;
-use crate::usage::journal::Keeper;
+use crate::usage::journal::JournalFlusher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// What has to be stopped.
-pub(super) struct Stopping {
+pub(super) struct Shutdown {
     /// Ends the proxy's listeners.
     pub(super) stop: watch::Sender<bool>,
     /// Closes the admin API.
@@ -38,7 +38,7 @@ pub(super) struct Stopping {
     pub(super) all_closed: mpsc::Receiver<()>,
     /// Ends with the last admin call.
     pub(super) admin_served: JoinHandle<()>,
-    pub(super) drain: Drain,
+    pub(super) drain: DrainOptions,
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
     pub(super) last_traces_within: Duration,
@@ -49,8 +49,8 @@ pub(super) struct Stopping {
     pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
     /// None: no traces are sent.
     pub(super) exporter: Option<Exporter>,
-    pub(super) keeper: Keeper,
-    pub(super) succession: Arc<Succession>,
+    pub(super) keeper: JournalFlusher,
+    pub(super) upgrade_state: Arc<UpgradeState>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<dyn Store>,
@@ -61,7 +61,7 @@ pub(super) struct Stopping {
 
 /// How the proxy is drained.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Drain {
+pub(super) struct DrainOptions {
     /// For how long nothing changes but readiness.
     pub(super) delay: Duration,
     /// After how long what is still open is cut off.
@@ -69,30 +69,30 @@ pub(super) struct Drain {
 }
 
 /// Why a gateway stops.
-pub enum Stop {
+pub enum StopReason {
     /// It was asked to.
     Asked,
     /// Another process serves in its place.
     Replaced(Box<Successor>),
 }
 
-impl Stopping {
-    pub(super) fn run(mut self, why: Stop) {
+impl Shutdown {
+    pub(super) fn run(mut self, why: StopReason) {
         let until = Instant::now() + self.drain.within;
         let mut successor = match why {
-            Stop::Asked => {
+            StopReason::Asked => {
                 self.accepting.store(false, Ordering::Release);
                 let delay = self.drain.delay;
                 self.io.block_on(async { tokio::time::sleep(delay).await });
                 None
             }
-            Stop::Replaced(successor) => {
+            StopReason::Replaced(successor) => {
                 // Whoever asks for readiness asks the new process; it has the admin API as well.
                 self.admin_state.send_replace(ServerState::Closing);
                 Some(successor)
             }
         };
-        self.succession.doors.let_go();
+        self.upgrade_state.listener_fds.release();
         self.stop.send_replace(true);
         let (counters, clock) = (Arc::clone(&self.counters), Arc::clone(&self.clock));
         let drained = async {

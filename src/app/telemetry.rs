@@ -1,11 +1,11 @@
 //! From the config to what records requests and what sends that.
 
-use super::{Base, InlineSecrets, StartError, read_secret};
+use super::{CoreServices, InlineSecrets, StartError, read_secret};
 use crate::config::Config;
 use crate::policy::http::trace::Sampling;
 use crate::policy::text::plain_value::lines;
 use crate::proxy::Tracing;
-use crate::telemetry::{self, Collector, Exporter, Options};
+use crate::telemetry::{self, Collector, Exporter, TelemetryOptions};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 pub(super) fn start(
     config: &Config,
     inline: InlineSecrets<'_>,
-    base: &Base,
+    core: &CoreServices,
     io: &Handle,
 ) -> Result<(Tracing, Option<Exporter>), StartError> {
     let t = &config.telemetry;
@@ -23,7 +23,7 @@ pub(super) fn start(
     let Some(collector) = collector(config, inline)? else {
         return Ok((Tracing { sampling, queue: None }, None));
     };
-    let options = Options {
+    let options = TelemetryOptions {
         collector,
         service_name: t.service_name.clone(),
         node: config.node.name.clone(),
@@ -32,7 +32,7 @@ pub(super) fn start(
         batch_requests: t.batch_requests,
         batch_delay: t.batch_delay,
     };
-    let (queue, exporter) = telemetry::start(options, Arc::clone(&base.clock), &base.metrics, io)
+    let (queue, exporter) = telemetry::start(options, Arc::clone(&core.clock), &core.metrics, io)
         .map_err(|error| StartError::Telemetry(error.to_string()))?;
     Ok((Tracing { sampling, queue: Some(queue) }, Some(exporter)))
 }

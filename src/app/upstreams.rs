@@ -3,9 +3,10 @@
 use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
 use crate::fileio;
 use crate::policy::upstream::health::{EjectRule, ProbeRule};
-use crate::policy::upstream::retry::BudgetRule;
+use crate::policy::upstream::retry::RetryBudgetRule;
 use crate::proxy::upstream::{
-    Dialect, HttpProbe, Most, Named, Probe, Settings, Timeouts, Tls, TlsParts, Upstream, Version,
+    ConcurrencyLimits, HttpProbe, HttpVersion, Probe, ServerSpec, Timeouts, Upstream, UpstreamProtocol,
+    UpstreamSettings, UpstreamTls, UpstreamTlsFiles,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
 }
 
 /// How each upstream is to behave, or everything that is wrong with the files they name.
-pub(super) fn settings(config: &Config) -> Result<Vec<Settings>, Vec<String>> {
+pub(super) fn settings(config: &Config) -> Result<Vec<UpstreamSettings>, Vec<String>> {
     let mut all = Vec::with_capacity(config.upstreams.len());
     let mut mistakes = Vec::new();
     for (n, upstream) in config.upstreams.iter().enumerate() {
@@ -31,18 +32,18 @@ pub(super) fn settings(config: &Config) -> Result<Vec<Settings>, Vec<String>> {
     if mistakes.is_empty() { Ok(all) } else { Err(mistakes) }
 }
 
-fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
-    let named = |s: &ServerConfig| Named {
+fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings {
+    let named = |s: &ServerConfig| ServerSpec {
         host: s.address.host.as_str().into(),
         port: s.address.port,
         weight: s.weight,
     };
     let version = match u.protocol {
-        Protocol::Http1 => Version::Http1,
-        Protocol::Http2 => Version::Http2,
-        Protocol::Auto => Version::Auto,
+        Protocol::Http1 => HttpVersion::Http1,
+        Protocol::Http2 => HttpVersion::Http2,
+        Protocol::Auto => HttpVersion::Auto,
     };
-    Settings {
+    UpstreamSettings {
         name: u.name.as_str().into(),
         names: u.servers.iter().map(named).collect(),
         balancing: u.balance.clone(),
@@ -57,14 +58,14 @@ fn settings_of(u: &UpstreamConfig, tls: Option<Tls>) -> Settings {
             request: (!u.request_timeout.is_zero()).then_some(u.request_timeout),
             tunnel: u.tunnel_idle_timeout,
         },
-        dialect: Dialect::new(version, tls),
-        most: Most {
+        protocol: UpstreamProtocol::new(version, tls),
+        most: ConcurrencyLimits {
             requests: at_most(u.max_requests),
             pending: at_most(u.max_pending),
             per_server: at_most(u.max_requests_per_server),
         },
         attempts: u.retry.attempts,
-        budget: BudgetRule { percent: u.retry.budget_percent, per_second: u.retry.budget_per_second },
+        budget: RetryBudgetRule { percent: u.retry.budget_percent, per_second: u.retry.budget_per_second },
         probe: probe(&u.health),
         eject: EjectRule {
             after: u.eject.after,
@@ -95,7 +96,7 @@ fn probe(health: &HealthConfig) -> Option<Probe> {
 }
 
 /// TLS as the `n`-th upstream wants it; none where a file cannot be used, which is a mistake then.
-fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<Tls> {
+fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<UpstreamTls> {
     let mut read = |key: &str, path: &Path| match fileio::read(path) {
         Ok(bytes) => Some(bytes),
         Err(error) => {
@@ -111,8 +112,8 @@ fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<Tls> 
     // What is named must be there; nothing is made of the rest.
     let (ca, client) = (ca.map_or(Some(None), |b| b.map(Some))?, client.map_or(Some(None), |c| c.map(Some))?);
     let server_name = config.server_name.as_deref().map(Into::into);
-    let parts = TlsParts { server_name, ca, client, any_certificate: config.any_certificate };
-    Tls::new(&parts)
+    let parts = UpstreamTlsFiles { server_name, ca, client, any_certificate: config.any_certificate };
+    UpstreamTls::new(&parts)
         .map_err(|bad| {
             mistakes.push(format!("upstreams[{n}].tls.{}: it cannot be used: {}", bad.key(), bad.reason()));
         })

@@ -1,17 +1,20 @@
 //! The journal, its writer, and what they tell: how usage is wired.
 
-use super::{Base, components};
-use crate::admin::Check;
+use super::{CoreServices, components};
+use crate::admin::ReadinessCheck;
 use crate::clock::Timestamp;
 use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
 use crate::keyring::Keyring;
 use crate::metrics::{Metrics, UsageCount};
-use crate::model::usage::SpentRow;
+use crate::model::usage::UsageTotals;
 use crate::store::{Ledger, StoreError};
 use crate::usage::journal::disk::RealDisk;
-use crate::usage::journal::{JournalOptions, Keeper, OpenError};
-use crate::usage::{Flush, Journal, Others, Replays, Seat, Seats, Spent, WhenFull, Writer, WriterOptions};
+use crate::usage::journal::{JournalFlusher, JournalOptions, OpenError};
+use crate::usage::{
+    Journal, JournalSlot, JournalSlots, JournalTotals, LedgerWriter, LedgerWriterOptions, OtherSlots,
+    PendingReplays, WhenFull, WriterProgress,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -28,11 +31,11 @@ const SPENT_BATCHES: usize = 4;
 
 /// How the journals of this process are brought to the ledger.
 #[derive(Clone)]
-pub(super) struct Writing {
-    seats: Seats,
-    options: WriterOptions,
+pub(super) struct UsageWriting {
+    slots: JournalSlots,
+    options: LedgerWriterOptions,
     /// Of what others have left.
-    replays: Replays,
+    replays: PendingReplays,
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     io: Handle,
@@ -42,21 +45,21 @@ pub(super) struct Writing {
 }
 
 /// The writer of this process's journal, and those of what others have left.
-pub(super) struct Writers {
-    pub(super) own: Writer,
-    pub(super) left: Vec<Writer>,
+pub(super) struct LedgerWriters {
+    pub(super) own: LedgerWriter,
+    pub(super) left: Vec<LedgerWriter>,
     /// Of those, and of those that are found later.
-    replays: Replays,
+    replays: PendingReplays,
 }
 
 /// Prepares all writing. When the process drops its end of the channel, no more is begun of what others have left; the
 /// other end ends when all that was begun is done.
 pub(super) fn writing(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     io: &Handle,
     deadline: watch::Receiver<Option<Instant>>,
-) -> (Writing, (mpsc::Sender<()>, mpsc::Receiver<()>)) {
+) -> (UsageWriting, (mpsc::Sender<()>, mpsc::Receiver<()>)) {
     let options = JournalOptions {
         folder: config.usage.journal_dir.clone(),
         aside: config.usage.journal_dir.clone(),
@@ -65,66 +68,69 @@ pub(super) fn writing(
         sync_interval: config.usage.journal_sync_interval,
         threads: components::threads(config.proxy.threads),
         node: config.node.name.as_str().into(),
-        boot: base.boot,
+        boot: core.boot,
     };
-    let metrics = Arc::clone(&base.metrics);
-    let seats = Seats::new(options, Arc::new(RealDisk), Arc::clone(&metrics));
-    let options =
-        WriterOptions { batch_records: config.usage.batch_records, batch_delay: config.usage.batch_delay };
+    let metrics = Arc::clone(&core.metrics);
+    let slots = JournalSlots::new(options, Arc::new(RealDisk), Arc::clone(&metrics));
+    let options = LedgerWriterOptions {
+        batch_records: config.usage.batch_records,
+        batch_delay: config.usage.batch_delay,
+    };
     let (open, all_written) = mpsc::channel(1);
-    let ledger: Arc<dyn Ledger> = base.store.clone();
-    let (replays, io) = (Replays::default(), io.clone());
-    let writing = Writing { seats, options, replays, ledger, metrics, io, deadline, open: open.downgrade() };
+    let ledger: Arc<dyn Ledger> = core.store.clone();
+    let (replays, io) = (PendingReplays::default(), io.clone());
+    let writing =
+        UsageWriting { slots, options, replays, ledger, metrics, io, deadline, open: open.downgrade() };
     (writing, (open, all_written))
 }
 
-impl Writers {
+impl LedgerWriters {
     /// What tells how far the ledger is: of this process, and of what others have left.
-    pub(super) fn tell(&self) -> (Flush, Replays) {
+    pub(super) fn tell(&self) -> (WriterProgress, PendingReplays) {
         (self.own.flush(), self.replays.clone())
     }
 }
 
-impl Writing {
-    /// Takes the seat of a process that is alone, or a free one beside another process.
-    pub(super) fn begin(&self, alone: bool) -> Result<Writers, OpenError> {
+impl UsageWriting {
+    /// Takes the slot of a process that is alone, or a free one beside another process.
+    pub(super) fn begin(&self, alone: bool) -> Result<LedgerWriters, OpenError> {
         if !alone {
-            let (own, left) = (self.writer(self.seats.beside()?), Vec::new());
-            return Ok(Writers { own, left, replays: self.replays.clone() });
+            let (own, left) = (self.writer(self.slots.open_free()?), Vec::new());
+            return Ok(LedgerWriters { own, left, replays: self.replays.clone() });
         }
-        let (own, left) = self.seats.alone()?;
-        let left = left.into_iter().map(|seat| self.writer_of_the_rest(seat)).collect();
-        Ok(Writers { own: self.writer(own), left, replays: self.replays.clone() })
+        let (own, left) = self.slots.open_exclusive()?;
+        let left = left.into_iter().map(|slot| self.writer_of_leftovers(slot)).collect();
+        Ok(LedgerWriters { own: self.writer(own), left, replays: self.replays.clone() })
     }
 
-    fn writer_of_the_rest(&self, seat: Seat) -> Writer {
-        let writer = self.writer(seat).of_the_rest();
+    fn writer_of_leftovers(&self, slot: JournalSlot) -> LedgerWriter {
+        let writer = self.writer(slot).of_the_rest();
         self.replays.add(writer.flush());
         writer
     }
 
-    fn writer(&self, (_, reader): Seat) -> Writer {
+    fn writer(&self, (_, reader): JournalSlot) -> LedgerWriter {
         let (ledger, metrics) = (Arc::clone(&self.ledger), Arc::clone(&self.metrics));
-        Writer::new(reader, ledger, metrics, self.options, self.deadline.clone())
+        LedgerWriter::new(reader, ledger, metrics, self.options, self.deadline.clone())
     }
 
     /// Runs a writer on a thread of its own: unpacking many records must not keep I/O waiting.
-    pub(super) fn write(&self, writer: Writer) -> JoinHandle<()> {
+    pub(super) fn write(&self, writer: LedgerWriter) -> JoinHandle<()> {
         let handle = self.io.clone();
         self.io.spawn_blocking(move || handle.block_on(writer.run()))
     }
 
-    /// Brings to the ledger what is left in a seat that has no owner but this process, and lets go of the seat.
-    pub(super) fn write_the_rest(&self, writer: Writer) -> JoinHandle<()> {
+    /// Brings to the ledger what is left in a slot that has no owner but this process, and lets go of the slot.
+    pub(super) fn write_leftovers(&self, writer: LedgerWriter) -> JoinHandle<()> {
         let (handle, open) = (self.io.clone(), self.open.upgrade());
         self.io.spawn_blocking(move || {
             // The process stops: what is left is the next one's.
             let Some(open) = open else { return };
             let journal = Arc::clone(writer.journal());
             tracing::info!(folder = %journal.folder().display(), "usage that another process left is brought to the ledger");
-            // Nobody writes to it; its keeper removes what is stored.
+            // Nobody writes to it; its flusher removes what is stored.
             journal.close();
-            match Keeper::start(journal) {
+            match JournalFlusher::start(journal) {
                 Ok(keeper) => {
                     handle.block_on(writer.run());
                     keeper.stop();
@@ -135,12 +141,12 @@ impl Writing {
         })
     }
 
-    /// Writes what is left in the seats of this node's other processes as they go, until it is the only one.
-    pub(super) async fn follow_seats(self) {
+    /// Writes what is left in the slots of this node's other processes as they go, until it is the only one.
+    pub(super) async fn adopt_slots(self) {
         while self.open.strong_count() > 0 {
-            let Others { left, are_alive } = self.seats.others();
-            for seat in left {
-                if let Err(error) = self.write_the_rest(self.writer_of_the_rest(seat)).await {
+            let OtherSlots { left, are_alive } = self.slots.others();
+            for slot in left {
+                if let Err(error) = self.write_leftovers(self.writer_of_leftovers(slot)).await {
                     tracing::error!(%error, "what another process left stays in its journal");
                 }
             }
@@ -156,22 +162,26 @@ impl Writing {
 /// beyond that, before the first request. Counters that are shared ask the ledger by themselves.
 pub(super) async fn restore(
     config: &Config,
-    base: &Base,
+    core: &CoreServices,
     counters: &Counters,
     keyring: &Keyring,
-    writers: &mut Writers,
+    writers: &mut LedgerWriters,
 ) -> Result<(), StoreError> {
-    let at = base.clock.now().wall;
+    let at = core.clock.now().wall;
     let unstored = replay(writers, at, None).await;
     match config.counters.location {
-        CountersLocation::Memory => restore_to(counters, &*base.store, keyring, unstored, at).await,
+        CountersLocation::Memory => restore_to(counters, &*core.store, keyring, unstored, at).await,
         CountersLocation::Redis(_) => Ok(()),
     }
 }
 
 /// Stores what earlier runs have left, and answers what that has spent beyond the ledger, if it arrived `after` that.
-pub(super) async fn replay(writers: &mut Writers, at: Timestamp, after: Option<Timestamp>) -> Spent {
-    let nothing = || Spent::new(at).only_after(after);
+pub(super) async fn replay(
+    writers: &mut LedgerWriters,
+    at: Timestamp,
+    after: Option<Timestamp>,
+) -> JournalTotals {
+    let nothing = || JournalTotals::new(at).only_after(after);
     let mut unstored = writers.own.replay(REPLAY_WITHIN, nothing()).await;
     for left in &mut writers.left {
         unstored.absorb(left.replay(REPLAY_WITHIN, nothing()).await);
@@ -186,13 +196,13 @@ pub(super) async fn raise(
     keyring: &Keyring,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
+    let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
     let raised = async {
         while let Some(batch) = rows.recv().await {
             batch.iter().filter(|row| keyring.knows(&row.subject)).for_each(|row| counters.raise(row, at));
         }
     };
-    tokio::join!(ledger.spent(at, to), raised).0
+    tokio::join!(ledger.totals(at, to), raised).0
 }
 
 /// The ledger knows every key there ever was; `keyring`, which is loaded, those that can still spend.
@@ -200,16 +210,16 @@ async fn restore_to(
     counters: &Counters,
     ledger: &dyn Ledger,
     keyring: &Keyring,
-    mut unstored: Spent,
+    mut unstored: JournalTotals,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let restore = |row: &SpentRow| {
+    let restore = |row: &UsageTotals| {
         if keyring.knows(&row.subject) {
             counters.restore(row, at);
         }
     };
-    let (to, mut rows) = mpsc::channel::<Vec<SpentRow>>(SPENT_BATCHES);
-    let read = ledger.spent(at, to);
+    let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
+    let read = ledger.totals(at, to);
     let put = async {
         while let Some(batch) = rows.recv().await {
             for mut row in batch {
@@ -232,7 +242,7 @@ pub(super) const fn when_full(config: &Config) -> WhenFull {
 }
 
 /// How usage is doing. Only a node that refuses requests because its journal is full is not ready.
-pub(super) fn checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bool) -> [Check; 2] {
+pub(super) fn checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bool) -> [ReadinessCheck; 2] {
     let UsageCount { accepted, stored, in_journal, shed, set_aside } = metrics.usage();
     let is_full = journal.is_full();
     let room = if is_full { "full" } else { "has room" };
@@ -241,8 +251,8 @@ pub(super) fn checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bo
         "accepted {accepted} = stored {stored} + in journal {in_journal} + shed {shed} + set aside {set_aside}"
     );
     [
-        Check { name: "usage_journal", ok: !(is_full && refuses_when_full), detail: journal_now },
-        Check { name: "usage", ok: true, detail: identity },
+        ReadinessCheck { name: "usage_journal", ok: !(is_full && refuses_when_full), detail: journal_now },
+        ReadinessCheck { name: "usage", ok: true, detail: identity },
     ]
 }
 
@@ -251,12 +261,12 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
     use crate::counter::Handover;
-    use crate::keyring::{FeedOptions, Follower};
+    use crate::keyring::{FeedFollower, FeedOptions};
     use crate::model::digest::Digest;
     use crate::model::id::{KeyId, WorkspaceId};
     use crate::model::key::{Ceilings, Key, KeyType, Plan};
-    use crate::model::usage::SpentBy;
     use crate::model::usage::UsageRecord;
+    use crate::model::usage::UsageSubject;
     use crate::store::sqlite::{SqliteOptions, SqliteStore};
     use crate::store::{Actor, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId};
     use crate::store::{Store as _, Tenants as _};
@@ -332,7 +342,7 @@ mod tests {
         let spent_by = [stays, goes, breaks, KeyId::new(NOW)];
         let stored = spent_by.map(|key| record(key, if key == spent_by[3] { &elsewhere } else { &w }));
         store.append(&stored).await.unwrap();
-        let mut unstored = Spent::new(NOW);
+        let mut unstored = JournalTotals::new(NOW);
         [stays, goes].iter().for_each(|key| unstored.add_record(&record(*key, &w)));
 
         let keyring = Arc::new(Keyring::new());
@@ -340,16 +350,16 @@ mod tests {
         let options = FeedOptions { poll_interval: Duration::from_secs(1) };
         let feed = store.clone();
         let follower =
-            Follower::new(Arc::clone(&keyring), feed, Arc::clone(&clock), options, Box::new(|_| ()));
+            FeedFollower::new(Arc::clone(&keyring), feed, Arc::clone(&clock), options, Box::new(|_| ()));
         follower.load().await.unwrap();
         let counters = Counters::default();
         restore_to(&counters, &*store, &keyring, unstored, NOW).await.unwrap();
-        let counted: Vec<_> = Handover::default().look(&counters, clock.now()).into_iter().collect();
+        let counted: Vec<_> = Handover::default().deltas(&counters, clock.now()).into_iter().collect();
         let mut counted: Vec<_> = counted.into_iter().map(|told| (told.subject, told.spent[0])).collect();
         counted.sort();
         // The broken one can be mended while this process runs.
         let [key, may_be_mended, workspace] =
-            [SpentBy::Key(stays), SpentBy::Key(breaks), SpentBy::Workspace(w)];
+            [UsageSubject::Key(stays), UsageSubject::Key(breaks), UsageSubject::Workspace(w)];
         // Identities of one moment are in no order.
         let mut expected = [(key, 2), (may_be_mended, 1), (workspace, 5)];
         expected.sort();

@@ -2,8 +2,8 @@
 
 use super::{Environment, Failure, echo, log, ready, say};
 use crate::admin::Role;
-use crate::admin::input::{KeyDraft, credential};
-use crate::app::{self, InlineSecrets, Running, Signals, StartError, Surroundings};
+use crate::admin::input::{CreateKeyInput, credential};
+use crate::app::{self, InlineSecrets, ProcessContext, Running, Signals, StartError};
 use crate::config::Config;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::policy::keys::secret::Secret;
@@ -49,7 +49,7 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     let backend = echo::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(Failure::failed)?;
     let config = config(args, folder, backend)?;
     log::init(&config.log);
-    let around = Surroundings { signals: Some(&mut signals), ..Surroundings::default() };
+    let around = ProcessContext { signals: Some(&mut signals), ..ProcessContext::default() };
     let running = match app::start(&config, None, InlineSecrets::default(), around) {
         Ok(running) => running,
         Err(StartError::Stopped) => return Ok(()),
@@ -109,13 +109,13 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     wanted.insert("scopes".into(), json!(KINDS));
     wanted.insert("rate_limit".into(), json!(5));
     wanted.insert("description".into(), json!("made by keygate demo"));
-    let draft = KeyDraft::read(&wanted, &workspace, now)
+    let input = CreateKeyInput::read(&wanted, &workspace, now)
         .map_err(|errors| Failure::Failed(format!("the demo's key: {errors:?}")))?;
     let prefix = &config.secrets.prefix;
-    let secret = Secret::generate(prefix, draft.kind);
+    let secret = Secret::generate(prefix, input.kind);
     let stored = credential(&secret, prefix, &running.peppers);
     let key =
-        draft.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
+        input.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
     let version = running.store.create_key(key, &by, now).await.map_err(Failure::failed)?.version;
     if !running.keyring.reach(version).await {
         return Err(Failure::Failed("the first key did not reach the keyring".into()));

@@ -53,9 +53,9 @@ pub enum Command {
     /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
     Keys(keys::KeysArgs),
     /// Write plans, workspaces, keys and end users to a file that `import` takes, for moving to another store
-    Export(archive::ExportArgs),
+    Export(archive::ArchiveExportArgs),
     /// Take plans, workspaces, keys and end users from a file that `export` wrote
-    Import(archive::ImportArgs),
+    Import(archive::ArchiveImportArgs),
     /// Write usage records to a file, or take them from one, for keeping them or for moving to another store
     Usage(usage::UsageArgs),
     /// Print the OpenAPI document of the admin API

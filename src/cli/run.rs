@@ -1,7 +1,7 @@
 //! `keygate run`
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
-use crate::app::{self, ConfigSource, Predecessor, Signals, StartError, Surroundings};
+use crate::app::{self, ConfigSource, Predecessor, ProcessContext, Signals, StartError};
 use clap::Args;
 use serde_json::Map;
 
@@ -29,8 +29,8 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         variables: environment.variables.to_vec(),
         host_name: environment.host_name.to_owned(),
     };
-    let predecessor = args.take_over.then(Predecessor::meet).transpose();
-    let around = Surroundings {
+    let predecessor = args.take_over.then(Predecessor::connect).transpose();
+    let around = ProcessContext {
         called: Some(environment.called),
         notify_socket: environment.variable("NOTIFY_SOCKET"),
         predecessor: predecessor.map_err(|error| Failure::Failed(format!("--take-over: {error}")))?,
@@ -48,7 +48,7 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }
-    running.serves().map_err(Failure::failed)?;
+    running.mark_serving().map_err(Failure::failed)?;
     let why = running.block_on(signals.asked_to_stop(Some(&running)));
     running.stop(why);
     Ok(())

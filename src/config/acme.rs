@@ -2,8 +2,8 @@
 //!
 //! Must not know: how they are ordered. What goes with what inside the section is checked here too.
 
-use super::reader::Reading;
-use super::rule::{Flag, OrEmpty, Parsed, quote};
+use super::reader::ConfigReader;
+use super::rule::{Flag, OrEmpty, ParsedText, quote};
 use super::section::Section;
 use super::texts::{FILE, server};
 use super::types::{ClientCertificates, ProxyConfig};
@@ -56,7 +56,7 @@ pub(super) fn acme(s: &mut Section<'_, '_>) -> AcmeConfig {
 }
 
 /// What ordering needs, and names that are there twice.
-pub(super) fn check(config: &AcmeConfig, proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+pub(super) fn check(config: &AcmeConfig, proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     const DOMAINS: &str = "acme.domains";
     for (n, domain) in config.domains.iter().enumerate() {
         if config.domains[..n].contains(domain) {
@@ -90,7 +90,7 @@ pub(super) fn check(config: &AcmeConfig, proxy: &ProxyConfig, reading: &mut Read
     }
 }
 
-const DOMAIN: Parsed<String> = Parsed {
+const DOMAIN: ParsedText<String> = ParsedText {
     must: r#"a name in lower case, such as "api.example.org"; no address and no wildcard"#,
     read: |text| {
         let name = server(&format!("{text}:443"))?;
@@ -101,7 +101,7 @@ const DOMAIN: Parsed<String> = Parsed {
     show: quote,
 };
 
-const DIRECTORY: Parsed<String> = Parsed {
+const DIRECTORY: ParsedText<String> = ParsedText {
     must: r#"the URL of an ACME directory, such as "https://acme-staging-v02.api.letsencrypt.org/directory""#,
     read: |text| {
         let (place, path) = text.strip_prefix("https://")?.split_once('/')?;
@@ -112,7 +112,7 @@ const DIRECTORY: Parsed<String> = Parsed {
     show: quote,
 };
 
-const ADDRESS: Parsed<String> = Parsed {
+const ADDRESS: ParsedText<String> = ParsedText {
     must: "an address of e-mail",
     read: |text| {
         let (name, host) = text.rsplit_once('@')?;

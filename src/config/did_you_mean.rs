@@ -5,7 +5,7 @@ const NAME_MAX: usize = 64;
 
 /// The name of `known` that is nearest to `written`, if it is near enough to be a slip: at most one edit in three
 /// characters. The first one wins where two are as near.
-pub(super) fn nearest<'n>(written: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+pub(super) fn did_you_mean<'n>(written: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let wanted: Vec<char> = written.chars().take(NAME_MAX + 1).collect();
     if wanted.len() > NAME_MAX {
         return None;
@@ -54,9 +54,9 @@ mod tests {
             ("", None),
             ("ü", None),
         ] {
-            assert_eq!(nearest(written, known), meant, "{written}");
+            assert_eq!(did_you_mean(written, known), meant, "{written}");
         }
-        assert_eq!(nearest(&"listen".repeat(1000), known), None);
+        assert_eq!(did_you_mean(&"listen".repeat(1000), known), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::acme::acme;
 use super::forward::{ForwardFile, forward};
-use super::rule::{Flag, OrEmpty, Parsed, Size, Text, Whole, Word, quote};
+use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Text, Word, quote};
 use super::section::Section;
 use super::telemetry::telemetry;
 use super::texts::{
@@ -34,7 +34,7 @@ const UPSTREAMS_MAX: usize = 1_000;
 const ROUTES_MAX: usize = 10_000;
 
 /// What was read, before it is known whether the parts go together.
-pub(super) struct File {
+pub(super) struct ConfigFile {
     /// The sections. The plans, upstreams and routes in it, and the name of the node, are not filled in.
     pub(super) sections: Config,
     pub(super) jwt_keys: JwtKeyFiles,
@@ -86,7 +86,7 @@ pub(super) enum EndUserChoice {
 }
 
 /// Reads the whole file.
-pub(super) fn read(root: &mut Section<'_, '_>) -> File {
+pub(super) fn read(root: &mut Section<'_, '_>) -> ConfigFile {
     let proxy = root.table("proxy", proxy);
     let (admin, jwt_keys) = root.table("admin", admin);
     let acme = root.table("acme", acme);
@@ -100,7 +100,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> File {
     let telemetry = root.table("telemetry", telemetry);
     let node_name = root.table("node", |s| s.value("name", &OrEmpty(NAME), None));
     let plans = root.named_tables("plans", PLANS_MAX, plan);
-    File {
+    ConfigFile {
         sections: Config {
             proxy,
             acme,
@@ -134,36 +134,44 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         client_certificates: s.value("client_certificates", &Word::new(), d.client_certificates),
         trusted_proxies: s.list("trusted_proxies", &NETWORK, 0..=1_000, d.trusted_proxies),
         proxy_protocol: s.value("proxy_protocol", &Flag, d.proxy_protocol),
-        max_http2_streams: s.value("max_http2_streams", &Whole { min: 1, max: 10_000 }, d.max_http2_streams),
-        max_invalid_keys: s.value("max_invalid_keys", &Whole { min: 0, max: 1_000_000 }, d.max_invalid_keys),
-        max_preflights: s.value("max_preflights", &Whole { min: 0, max: 1_000_000 }, d.max_preflights),
+        max_http2_streams: s.value(
+            "max_http2_streams",
+            &Integer { min: 1, max: 10_000 },
+            d.max_http2_streams,
+        ),
+        max_invalid_keys: s.value(
+            "max_invalid_keys",
+            &Integer { min: 0, max: 1_000_000 },
+            d.max_invalid_keys,
+        ),
+        max_preflights: s.value("max_preflights", &Integer { min: 0, max: 1_000_000 }, d.max_preflights),
         revocation_check: s.value("revocation_check", &span_ms(100, 3_600_000), d.revocation_check),
         threads: s.value("threads", &THREADS, d.threads),
         // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
         max_header_bytes: s.value("max_header_bytes", &size(1 << 10, 512 << 10), d.max_header_bytes),
-        max_header_fields: s.value("max_header_fields", &Whole { min: 1, max: 250 }, d.max_header_fields),
+        max_header_fields: s.value("max_header_fields", &Integer { min: 1, max: 250 }, d.max_header_fields),
         max_uri_bytes: s.value("max_uri_bytes", &size(64, TARGET_MAX), d.max_uri_bytes),
-        max_body_bytes: s.value("max_body_bytes", &Size { min: 0, max: 1 << 40 }, d.max_body_bytes),
+        max_body_bytes: s.value("max_body_bytes", &ByteSize { min: 0, max: 1 << 40 }, d.max_body_bytes),
         first_byte_timeout: s.value("first_byte_timeout", &span_ms(100, 600_000), d.first_byte_timeout),
         header_timeout: s.value("header_timeout", &span_ms(100, 600_000), d.header_timeout),
         idle_timeout: s.value("idle_timeout", &span_ms(1_000, 3_600_000), d.idle_timeout),
         body_timeout: s.value("body_timeout", &span_ms(100, 3_600_000), d.body_timeout),
         write_timeout: s.value("write_timeout", &span_ms(100, 3_600_000), d.write_timeout),
-        min_body_rate: s.value("min_body_rate", &Size { min: 0, max: 1 << 30 }, d.min_body_rate),
-        max_connections: s.value("max_connections", &Whole { min: 1, max: 10_000_000 }, d.max_connections),
+        min_body_rate: s.value("min_body_rate", &ByteSize { min: 0, max: 1 << 30 }, d.min_body_rate),
+        max_connections: s.value("max_connections", &Integer { min: 1, max: 10_000_000 }, d.max_connections),
         max_connections_per_address: s.value(
             "max_connections_per_address",
-            &Whole { min: 0, max: 10_000_000 },
+            &Integer { min: 0, max: 10_000_000 },
             d.max_connections_per_address,
         ),
         max_requests_per_connection: s.value(
             "max_requests_per_connection",
-            &Whole { min: 1, max: 1_000_000_000 },
+            &Integer { min: 1, max: 1_000_000_000 },
             d.max_requests_per_connection,
         ),
         max_bytes_in_flight: s.value(
             "max_bytes_in_flight",
-            &Size { min: 1 << 20, max: 1 << 40 },
+            &ByteSize { min: 1 << 20, max: 1 << 40 },
             d.max_bytes_in_flight,
         ),
         secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
@@ -185,10 +193,10 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         listen: s.value("listen", &LISTEN, d.listen),
         threads: s.value("threads", &THREADS, d.threads),
         max_body_bytes: s.value("max_body_bytes", &size(1 << 10, 64 << 20), d.max_body_bytes),
-        max_connections: s.value("max_connections", &Whole { min: 1, max: 100_000 }, d.max_connections),
+        max_connections: s.value("max_connections", &Integer { min: 1, max: 100_000 }, d.max_connections),
         max_connections_per_address: s.value(
             "max_connections_per_address",
-            &Whole { min: 1, max: 100_000 },
+            &Integer { min: 1, max: 100_000 },
             d.max_connections_per_address,
         ),
         create_workspaces: s.value("create_workspaces", &Flag, d.create_workspaces),
@@ -242,8 +250,8 @@ fn store(s: &mut Section<'_, '_>) -> StoreConfig {
     StoreConfig {
         location: s.value("url", &StoreUrl, d.location),
         busy_timeout: s.value("busy_timeout", &span_ms(0, 60_000), d.busy_timeout),
-        readers: s.value("readers", &Whole { min: 1, max: 64 }, d.readers),
-        pool: s.value("pool", &Whole { min: 1, max: 1_000 }, d.pool),
+        readers: s.value("readers", &Integer { min: 1, max: 64 }, d.readers),
+        pool: s.value("pool", &Integer { min: 1, max: 1_000 }, d.pool),
         connect_timeout: s.value("connect_timeout", &span_ms(100, 60_000), d.connect_timeout),
         statement_timeout: s.value("statement_timeout", &span_ms(100, 600_000), d.statement_timeout),
     }
@@ -276,7 +284,7 @@ fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
         journal_dir: s.value("journal_dir", &FILE, d.journal_dir),
         journal_max_bytes: s.value(
             "journal_max_bytes",
-            &Size { min: 1 << 18, max: 1 << 40 },
+            &ByteSize { min: 1 << 18, max: 1 << 40 },
             d.journal_max_bytes,
         ),
         journal_segment_bytes: s.value(
@@ -285,7 +293,7 @@ fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
             d.journal_segment_bytes,
         ),
         journal_sync_interval: s.value("journal_sync_interval", &span_ms(1, 10_000), d.journal_sync_interval),
-        batch_records: s.value("batch_records", &Whole { min: 1, max: 100_000 }, d.batch_records),
+        batch_records: s.value("batch_records", &Integer { min: 1, max: 100_000 }, d.batch_records),
         batch_delay: s.value("batch_delay", &span_ms(1, 10_000), d.batch_delay),
         when_full: s.value("when_full", &Word::new(), d.when_full),
     }
@@ -294,11 +302,11 @@ fn usage(s: &mut Section<'_, '_>) -> UsageConfig {
 fn end_users(s: &mut Section<'_, '_>) -> EndUsersConfig {
     let d = Config::default().end_users;
     EndUsersConfig {
-        cache_entries: s.value("cache_entries", &Whole { min: 1_000, max: 100_000_000 }, d.cache_entries),
+        cache_entries: s.value("cache_entries", &Integer { min: 1_000, max: 100_000_000 }, d.cache_entries),
         when_store_is_gone: s.value("when_store_is_gone", &Word::new(), d.when_store_is_gone),
         unsettled_entries: s.value(
             "unsettled_entries",
-            &Whole { min: 1, max: 10_000_000 },
+            &Integer { min: 1, max: 10_000_000 },
             d.unsettled_entries,
         ),
     }
@@ -310,7 +318,7 @@ fn log(s: &mut Section<'_, '_>) -> LogConfig {
         level: s.value("level", &Word::new(), d.level),
         format: s.value("format", &Word::new(), d.format),
         access: s.value("access", &Flag, d.access),
-        access_sample: s.value("access_sample", &Whole { min: 1, max: 1_000_000_000 }, d.access_sample),
+        access_sample: s.value("access_sample", &Integer { min: 1, max: 1_000_000_000 }, d.access_sample),
     }
 }
 
@@ -319,19 +327,23 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
     PlanFile {
         api_ops_rate_limit: s.value(
             "api_ops_rate_limit",
-            &Whole { min: 1, max: RATE_MAX },
+            &Integer { min: 1, max: RATE_MAX },
             d.plan.api_ops_rate_limit,
         ),
-        end_user_quota: s.value("end_user_quota", &Whole { min: 0, max: CEILING_MAX }, d.plan.end_user_quota),
+        end_user_quota: s.value(
+            "end_user_quota",
+            &Integer { min: 0, max: CEILING_MAX },
+            d.plan.end_user_quota,
+        ),
         default_daily_request_limit: s.value(
             "default_daily_request_limit",
-            &Whole { min: 0, max: CEILING_MAX },
+            &Integer { min: 0, max: CEILING_MAX },
             d.plan.default_daily_request_limit.unwrap_or(0),
         ),
         description: s.value("description", &Text { min: 0, max: 2_000 }, d.description),
         usage_retention_days: s.value(
             "usage_retention_days",
-            &Whole { min: 0, max: RETENTION_DAYS_MAX },
+            &Integer { min: 0, max: RETENTION_DAYS_MAX },
             d.usage_retention_days.unwrap_or(0),
         ),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
@@ -341,7 +353,7 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
 fn ceiling(s: &mut Section<'_, '_>) -> Option<Ceiling> {
     let count = s.required("count", &Counted);
     let per = s.required("per", &Word::new());
-    let max = s.required("max", &Whole { min: 1, max: CEILING_MAX });
+    let max = s.required("max", &Integer { min: 1, max: CEILING_MAX });
     Some(Ceiling { count: count?, per: per?, max: max? })
 }
 
@@ -355,7 +367,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
-        max_body_bytes: s.value("max_body_bytes", &OrEmpty(Size { min: 0, max: 1 << 40 }), None),
+        max_body_bytes: s.value("max_body_bytes", &OrEmpty(ByteSize { min: 0, max: 1 << 40 }), None),
         encoded_slash: s.value("encoded_slash", &Word::new(), EncodedSlash::Refuse),
         forward: forward(s),
     }
@@ -363,24 +375,24 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
 
 // === rules that only these sections have ===
 
-const THREADS: Whole<usize> = Whole { min: 0, max: 1_024 };
+const THREADS: Integer<usize> = Integer { min: 0, max: 1_024 };
 
 /// What the issuer of tokens decides: any text.
 const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
 
-const PLAN_ID: Parsed<PlanId> = Parsed {
+const PLAN_ID: ParsedText<PlanId> = ParsedText {
     must: "the name of a plan: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",
     read: |text| text.parse().ok(),
     show: quote,
 };
 
-const SCOPE: Parsed<String> = Parsed {
+const SCOPE: ParsedText<String> = ParsedText {
     must: "a scope: 1 to 64 characters of A-Z a-z 0-9 . _ : / -",
     read: |text| check_required(text).is_ok().then(|| text.to_owned()),
     show: |scope| quote(scope),
 };
 
-const RESOURCE: Parsed<ResourceFrom> = Parsed {
+const RESOURCE: ParsedText<ResourceFrom> = ParsedText {
     must: r#""path:NAME" with the name of a path parameter, "header:NAME", "any" (bound keys may use the route) or "none""#,
     read: |text| match text.split_once(':') {
         None if text == "any" => Some(ResourceFrom::Any),
@@ -397,7 +409,7 @@ const RESOURCE: Parsed<ResourceFrom> = Parsed {
     },
 };
 
-const END_USER: Parsed<EndUserChoice> = Parsed {
+const END_USER: ParsedText<EndUserChoice> = ParsedText {
     must: r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
     read: |text| match text.split_once(':') {
         None if text == "header" => Some(EndUserChoice::AsProxy),
@@ -418,6 +430,6 @@ const END_USER: Parsed<EndUserChoice> = Parsed {
     },
 };
 
-const fn size(min: usize, max: usize) -> Size<usize> {
-    Size { min, max }
+const fn size(min: usize, max: usize) -> ByteSize<usize> {
+    ByteSize { min, max }
 }

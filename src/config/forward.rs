@@ -2,14 +2,14 @@
 //!
 //! Must not know: the route's pattern; the table of routes looks at what a rewritten path is made of.
 
-use super::reader::Reading;
-use super::rule::{Flag, OrEmpty, Parsed, quote};
+use super::reader::ConfigReader;
+use super::rule::{Flag, OrEmpty, ParsedText, quote};
 use super::section::Section;
 use super::texts::{METHOD, header};
 use super::upstream::span_ms;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::keys::claims::{TOLD, is_claim};
-use crate::policy::routing::forward::{FieldRules, Forward, HostRule};
+use crate::policy::routing::forward::{FieldRules, ForwardRules, HostRule};
 use crate::policy::routing::rewrite::Rewrite;
 use http::{HeaderName, HeaderValue, Method};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const EXPOSED: &str = "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, X
 
 /// These keys as they were read.
 pub(super) struct ForwardFile {
-    pub(super) forward: Forward,
+    pub(super) forward: ForwardRules,
     cors: CorsFile,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn forward(s: &mut Section<'_, '_>) -> ForwardFile {
         (pass, fields(s, &NAME_TO_BACKEND, &FIELD_TO_BACKEND))
     });
     ForwardFile {
-        forward: Forward {
+        forward: ForwardRules {
             rewrite: rewrite.map(|r| r.template),
             host,
             pass,
@@ -65,8 +65,12 @@ pub(super) fn forward(s: &mut Section<'_, '_>) -> ForwardFile {
     }
 }
 
-fn fields(s: &mut Section<'_, '_>, name: &Parsed<HeaderName>, field: &Parsed<Field>) -> FieldRules {
-    let pairs = |fields: Vec<Field>| fields.into_iter().map(|f| (f.name, f.value)).collect();
+fn fields(
+    s: &mut Section<'_, '_>,
+    name: &ParsedText<HeaderName>,
+    field: &ParsedText<FieldTemplate>,
+) -> FieldRules {
+    let pairs = |fields: Vec<FieldTemplate>| fields.into_iter().map(|f| (f.name, f.value)).collect();
     FieldRules {
         remove: s.list("remove", name, 0..=ITEMS_MAX, Vec::new()).into(),
         set: pairs(s.list("set", field, 0..=ITEMS_MAX, Vec::new())),
@@ -90,8 +94,8 @@ fn cors(s: &mut Section<'_, '_>) -> CorsFile {
 pub(super) fn checked_cors(
     n: usize,
     file: ForwardFile,
-    reading: &mut Reading<'_>,
-) -> (Forward, Option<Cors>) {
+    reading: &mut ConfigReader<'_>,
+) -> (ForwardRules, Option<Cors>) {
     let ForwardFile { forward, cors } = file;
     if cors.origins.is_empty() {
         return (forward, None);
@@ -135,18 +139,18 @@ struct Template {
 
 /// A field, and how it is written: names and values of HTTP do not display as they were given.
 #[derive(Clone)]
-struct Field {
+struct FieldTemplate {
     name: HeaderName,
     value: HeaderValue,
 }
 
-const REWRITE: Parsed<Template> = Parsed {
+const REWRITE: ParsedText<Template> = ParsedText {
     must: r#"a path such as "/internal/{id}/{rest}": whole segments, each canonical or a parameter of the route's path"#,
     read: |text| Some(Template { template: Rewrite::parse(text).ok()?, text: text.to_owned() }),
     show: |template| quote(&template.text),
 };
 
-const HOST: Parsed<HostRule> = Parsed {
+const HOST: ParsedText<HostRule> = ParsedText {
     must: r#""client", "server", or "name:HOST" with a host and perhaps a port"#,
     read: |text| match text {
         "client" => Some(HostRule::Client),
@@ -165,7 +169,7 @@ const HOST: Parsed<HostRule> = Parsed {
     },
 };
 
-const CLAIM: Parsed<HeaderName> = Parsed {
+const CLAIM: ParsedText<HeaderName> = ParsedText {
     must: r#"the name of a header that is removed otherwise and that Keygate does not set, such as "X-Forwarded-Port" (docs/edge.md has all)"#,
     read: |text| {
         let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
@@ -174,37 +178,37 @@ const CLAIM: Parsed<HeaderName> = Parsed {
     show: quote,
 };
 
-const NAME_TO_BACKEND: Parsed<HeaderName> = Parsed {
+const NAME_TO_BACKEND: ParsedText<HeaderName> = ParsedText {
     must: "the name of a header that is not about framing, the connection or the trace, and that Keygate does not set by itself",
     read: to_backend,
     show: quote,
 };
 
-const FIELD_TO_BACKEND: Parsed<Field> = Parsed {
+const FIELD_TO_BACKEND: ParsedText<FieldTemplate> = ParsedText {
     must: r#""NAME: VALUE" with a header that is not about framing, the connection or the trace, and that Keygate does not set by itself"#,
     read: |text| field(text, to_backend),
     show: show_field,
 };
 
-const NAME_TO_CLIENT: Parsed<HeaderName> = Parsed {
+const NAME_TO_CLIENT: ParsedText<HeaderName> = ParsedText {
     must: "the name of a header that is not about framing or the connection, and that Keygate does not set by itself",
     read: to_client,
     show: quote,
 };
 
-const FIELD_TO_CLIENT: Parsed<Field> = Parsed {
+const FIELD_TO_CLIENT: ParsedText<FieldTemplate> = ParsedText {
     must: r#""NAME: VALUE" with a header that is not about framing or the connection, and that Keygate does not set by itself"#,
     read: |text| field(text, to_client),
     show: show_field,
 };
 
-const ANY_HEADER: Parsed<HeaderName> = Parsed {
+const ANY_HEADER: ParsedText<HeaderName> = ParsedText {
     must: "the name of a header",
     read: |text| HeaderName::from_bytes(text.as_bytes()).ok().filter(|n| n.as_str().len() <= 128),
     show: quote,
 };
 
-const ORIGIN: Parsed<OriginText> = Parsed {
+const ORIGIN: ParsedText<OriginText> = ParsedText {
     must: r#"an origin in lower case such as "https://app.example" or "https://*.example:8443", or "*""#,
     read: |text| {
         let rule = if text == "*" { None } else { Some(OriginRule::parse(text)?) };
@@ -232,7 +236,7 @@ fn to_client(text: &str) -> Option<HeaderName> {
     (!own).then_some(name)
 }
 
-fn field(text: &str, name: fn(&str) -> Option<HeaderName>) -> Option<Field> {
+fn field(text: &str, name: fn(&str) -> Option<HeaderName>) -> Option<FieldTemplate> {
     let (before, value) = text.split_once(':')?;
     let name = name(before)?;
     let value = value.trim();
@@ -240,9 +244,9 @@ fn field(text: &str, name: fn(&str) -> Option<HeaderName>) -> Option<Field> {
     let mut value = HeaderValue::from_str(value).ok().filter(|_| fits)?;
     // It may be a backend's credential.
     value.set_sensitive(true);
-    Some(Field { name, value })
+    Some(FieldTemplate { name, value })
 }
 
-fn show_field(field: &Field) -> String {
+fn show_field(field: &FieldTemplate) -> String {
     quote(&format_args!("{}: …", field.name))
 }

@@ -31,7 +31,7 @@ pub use upstream::{
 
 use crate::fileio;
 use crate::policy::text::plain_value::without_bom;
-use reader::Reading;
+use reader::ConfigReader;
 use section::Section;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -102,7 +102,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let text = without_bom(text);
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
-        let mut reading = Reading::new(text, env);
+        let mut reading = ConfigReader::new(text, env);
         for error in &syntax_errors {
             reading.complain_of_syntax(error);
         }
@@ -118,7 +118,7 @@ pub fn known_keys() -> Vec<KnownKey> {
     // Keys are known by being asked for, and those of tables only where there is a table.
     let (table, _) =
         DeTable::parse_recoverable("plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\n");
-    let mut reading = Reading::new("", &[]);
+    let mut reading = ConfigReader::new("", &[]);
     Section::root(&mut reading, table.get_ref(), file::read);
     reading.into_known()
 }

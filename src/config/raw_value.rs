@@ -7,14 +7,14 @@ use toml::de::DeValue;
 
 /// A value as it was written.
 #[derive(Clone, Copy)]
-pub(super) enum Given<'a> {
+pub(super) enum RawValue<'a> {
     /// In the file.
     File(&'a Spanned<DeValue<'a>>),
     /// In a variable.
     Variable(&'a str),
 }
 
-impl<'a> Given<'a> {
+impl<'a> RawValue<'a> {
     /// The text, if it is one.
     pub(super) fn text(self) -> Option<&'a str> {
         match self {

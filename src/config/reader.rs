@@ -2,7 +2,7 @@
 //!
 //! Must not know: which keys there are, or how their values are read.
 
-use super::did_you_mean::nearest;
+use super::did_you_mean::did_you_mean;
 use super::error::{ConfigError, Mistake};
 use super::types::KnownKey;
 use crate::policy::text::plain_value::{lines, value};
@@ -21,14 +21,14 @@ const MISTAKES_MAX: usize = 1000;
 const QUOTE_MAX: usize = 64;
 
 /// One reading of a configuration: what was found and what was wrong.
-pub(super) struct Reading<'a> {
+pub(super) struct ConfigReader<'a> {
     text: &'a str,
     line_starts: Vec<usize>,
     /// Those of [`VARIABLE_PREFIX`].
     variables: BTreeMap<&'a str, &'a str>,
     used: BTreeSet<String>,
     /// Where each key and table that was met is written.
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, SourceLocation>,
     /// The paths whose values are wrong in themselves.
     wrong: BTreeSet<String>,
     /// Lines that are not TOML: what is read from them is a guess.
@@ -40,16 +40,16 @@ pub(super) struct Reading<'a> {
 
 /// Where something is written.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum SourceLocation {
     /// At this byte of the file.
     File(usize),
     /// In this variable.
     Variable(String),
 }
 
-// === impl Reading ===
+// === impl ConfigReader ===
 
-impl<'a> Reading<'a> {
+impl<'a> ConfigReader<'a> {
     /// A reading of `text` under the variables of `env`; those of other programs are passed over.
     pub(super) fn new(text: &'a str, env: &'a [(String, String)]) -> Self {
         let variables = env
@@ -73,7 +73,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Notes where `path` is written.
-    pub(super) fn found(&mut self, path: &str, place: Place) {
+    pub(super) fn found(&mut self, path: &str, place: SourceLocation) {
         self.places.insert(path.to_owned(), place);
     }
 
@@ -81,7 +81,7 @@ impl<'a> Reading<'a> {
     pub(super) fn variable(&mut self, path: &str) -> Option<&'a str> {
         let name = variable_name(path);
         let text = self.variables.get(name.as_str()).copied()?;
-        self.found(path, Place::Variable(name.clone()));
+        self.found(path, SourceLocation::Variable(name.clone()));
         self.used.insert(name);
         value(text).map_err(|bad| self.complain(path, bad.to_string())).ok()
     }
@@ -111,11 +111,11 @@ impl<'a> Reading<'a> {
 
     fn note(&mut self, path: &str, message: String) {
         match self.place_of(path) {
-            Some((Place::Variable(name), rest)) => {
+            Some((SourceLocation::Variable(name), rest)) => {
                 let place = name + rest;
                 self.tell(Mistake { place, line: None, message });
             }
-            Some((Place::File(byte), _)) => {
+            Some((SourceLocation::File(byte), _)) => {
                 let at = self.line_and_column(byte);
                 if !self.broken_lines.contains(&at.0) {
                     self.tell(Mistake { place: path.to_owned(), line: Some(at), message });
@@ -195,7 +195,7 @@ impl<'a> Reading<'a> {
                 "plans, upstreams and routes can be set in the file only".to_owned()
             } else {
                 let known = self.known.iter().filter_map(|key| key.variable.as_deref());
-                match nearest(rest, known.map(|known| &known[VARIABLE_PREFIX.len()..])) {
+                match did_you_mean(rest, known.map(|known| &known[VARIABLE_PREFIX.len()..])) {
                     Some(meant) => format!("unknown variable; did you mean {VARIABLE_PREFIX}{meant}?"),
                     None => "unknown variable; it overrides no key".to_owned(),
                 }
@@ -228,7 +228,7 @@ impl<'a> Reading<'a> {
         path: &str,
         value: &'a Spanned<DeValue<'a>>,
     ) -> Option<&'a DeTable<'a>> {
-        self.found(path, Place::File(value.span().start));
+        self.found(path, SourceLocation::File(value.span().start));
         let table = value.get_ref().as_table();
         if table.is_none() {
             self.complain(path, "must be a table");
@@ -245,7 +245,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The place of `path`, or of the nearest thing around it; with the part of `path` below that place.
-    fn place_of<'p>(&self, path: &'p str) -> Option<(Place, &'p str)> {
+    fn place_of<'p>(&self, path: &'p str) -> Option<(SourceLocation, &'p str)> {
         let mut end = path.len();
         loop {
             if let Some(place) = self.places.get(&path[..end]) {

@@ -3,7 +3,7 @@
 //! Must not know: which keys there are. A rule reads one value and says what it must be if it is not; it never repeats
 //! what was given.
 
-use super::raw_value::Given;
+use super::raw_value::RawValue;
 use crate::model::key::UnknownWord;
 use std::fmt::Display;
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// What a value may be.
-pub(super) trait Rule {
+pub(super) trait ValueRule {
     /// What it is read into.
     type Value;
 
@@ -19,7 +19,7 @@ pub(super) trait Rule {
     fn must(&self) -> String;
 
     /// The value, or what is wrong with it.
-    fn read(&self, given: Given<'_>) -> Result<Self::Value, String>;
+    fn read(&self, given: RawValue<'_>) -> Result<Self::Value, String>;
 
     /// The value as TOML.
     fn show(&self, value: &Self::Value) -> String;
@@ -29,19 +29,19 @@ pub(super) trait Rule {
 pub(super) struct Flag;
 
 /// A whole number from `min` to `max`.
-pub(super) struct Whole<T> {
+pub(super) struct Integer<T> {
     pub(super) min: T,
     pub(super) max: T,
 }
 
 /// A duration such as `"250ms"` or `"10s"`, from `min` to `max`.
-pub(super) struct Span {
+pub(super) struct DurationRange {
     pub(super) min: Duration,
     pub(super) max: Duration,
 }
 
 /// A number of bytes, plain or such as `"32KiB"`, from `min` to `max`.
-pub(super) struct Size<T> {
+pub(super) struct ByteSize<T> {
     pub(super) min: T,
     pub(super) max: T,
 }
@@ -56,28 +56,28 @@ pub(super) struct Text {
 }
 
 /// Text that `read` understands.
-pub(super) struct Parsed<T> {
+pub(super) struct ParsedText<T> {
     pub(super) must: &'static str,
     pub(super) read: fn(&str) -> Option<T>,
     pub(super) show: fn(&T) -> String,
 }
 
 /// A whole number as the rule inside allows it, or 0.
-pub(super) struct OrNought<T>(pub(super) Whole<T>);
+pub(super) struct OrZero<T>(pub(super) Integer<T>);
 
 /// What the rule inside allows, or empty text for none.
 pub(super) struct OrEmpty<R>(pub(super) R);
 
 // === impl Flag ===
 
-impl Rule for Flag {
+impl ValueRule for Flag {
     type Value = bool;
 
     fn must(&self) -> String {
         "true or false".into()
     }
 
-    fn read(&self, given: Given<'_>) -> Result<bool, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<bool, String> {
         given.flag().ok_or_else(|| refusal(self))
     }
 
@@ -86,16 +86,16 @@ impl Rule for Flag {
     }
 }
 
-// === impl Whole ===
+// === impl Integer ===
 
-impl<T: Copy + PartialOrd + Display + TryFrom<i128>> Rule for Whole<T> {
+impl<T: Copy + PartialOrd + Display + TryFrom<i128>> ValueRule for Integer<T> {
     type Value = T;
 
     fn must(&self) -> String {
         format!("a whole number from {} to {}", self.min, self.max)
     }
 
-    fn read(&self, given: Given<'_>) -> Result<T, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<T, String> {
         let number = given.whole().and_then(|whole| T::try_from(whole).ok());
         number.filter(|n| *n >= self.min && *n <= self.max).ok_or_else(|| refusal(self))
     }
@@ -105,9 +105,9 @@ impl<T: Copy + PartialOrd + Display + TryFrom<i128>> Rule for Whole<T> {
     }
 }
 
-// === impl Span ===
+// === impl DurationRange ===
 
-impl Rule for Span {
+impl ValueRule for DurationRange {
     type Value = Duration;
 
     fn must(&self) -> String {
@@ -118,7 +118,7 @@ impl Rule for Span {
         )
     }
 
-    fn read(&self, given: Given<'_>) -> Result<Duration, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<Duration, String> {
         let duration = given.text().and_then(parse_duration);
         duration.filter(|d| *d >= self.min && *d <= self.max).ok_or_else(|| refusal(self))
     }
@@ -151,9 +151,9 @@ fn show_duration(duration: Duration) -> String {
     format!("{ms}ms")
 }
 
-// === impl Size ===
+// === impl ByteSize ===
 
-impl<T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64>> Rule for Size<T> {
+impl<T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64>> ValueRule for ByteSize<T> {
     type Value = T;
 
     fn must(&self) -> String {
@@ -164,7 +164,7 @@ impl<T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64>> Rule for Size<T> {
         )
     }
 
-    fn read(&self, given: Given<'_>) -> Result<T, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<T, String> {
         let plain = given.whole().and_then(|whole| u64::try_from(whole).ok());
         let bytes = plain.or_else(|| given.text().and_then(parse_size));
         let size = bytes.and_then(|bytes| T::try_from(bytes).ok());
@@ -212,7 +212,7 @@ impl<T> Word<T> {
     }
 }
 
-impl<T: FromStr<Err = UnknownWord> + Display> Rule for Word<T> {
+impl<T: FromStr<Err = UnknownWord> + Display> ValueRule for Word<T> {
     type Value = T;
 
     fn must(&self) -> String {
@@ -222,7 +222,7 @@ impl<T: FromStr<Err = UnknownWord> + Display> Rule for Word<T> {
         }
     }
 
-    fn read(&self, given: Given<'_>) -> Result<T, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<T, String> {
         given.text().and_then(|text| text.parse().ok()).ok_or_else(|| refusal(self))
     }
 
@@ -233,14 +233,14 @@ impl<T: FromStr<Err = UnknownWord> + Display> Rule for Word<T> {
 
 // === impl Text ===
 
-impl Rule for Text {
+impl ValueRule for Text {
     type Value = String;
 
     fn must(&self) -> String {
         format!("text of {} to {} characters, none of them a control character", self.min, self.max)
     }
 
-    fn read(&self, given: Given<'_>) -> Result<String, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<String, String> {
         let text = given.text().ok_or_else(|| refusal(self))?;
         let fits =
             (self.min..=self.max).contains(&text.chars().count()) && !text.chars().any(char::is_control);
@@ -252,16 +252,16 @@ impl Rule for Text {
     }
 }
 
-// === impl Parsed ===
+// === impl ParsedText ===
 
-impl<T> Rule for Parsed<T> {
+impl<T> ValueRule for ParsedText<T> {
     type Value = T;
 
     fn must(&self) -> String {
         self.must.into()
     }
 
-    fn read(&self, given: Given<'_>) -> Result<T, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<T, String> {
         given.text().and_then(self.read).ok_or_else(|| refusal(self))
     }
 
@@ -270,16 +270,16 @@ impl<T> Rule for Parsed<T> {
     }
 }
 
-// === impl OrNought ===
+// === impl OrZero ===
 
-impl<T: Copy + PartialOrd + Display + TryFrom<i128> + From<u8>> Rule for OrNought<T> {
+impl<T: Copy + PartialOrd + Display + TryFrom<i128> + From<u8>> ValueRule for OrZero<T> {
     type Value = T;
 
     fn must(&self) -> String {
         format!("0, or {}", self.0.must())
     }
 
-    fn read(&self, given: Given<'_>) -> Result<T, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<T, String> {
         if given.whole() == Some(0) {
             return Ok(T::from(0));
         }
@@ -293,14 +293,14 @@ impl<T: Copy + PartialOrd + Display + TryFrom<i128> + From<u8>> Rule for OrNough
 
 // === impl OrEmpty ===
 
-impl<R: Rule> Rule for OrEmpty<R> {
+impl<R: ValueRule> ValueRule for OrEmpty<R> {
     type Value = Option<R::Value>;
 
     fn must(&self) -> String {
         format!("{}, or \"\" for none", self.0.must())
     }
 
-    fn read(&self, given: Given<'_>) -> Result<Option<R::Value>, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<Option<R::Value>, String> {
         if given.text() == Some("") {
             return Ok(None);
         }
@@ -315,7 +315,7 @@ impl<R: Rule> Rule for OrEmpty<R> {
 // === helpers ===
 
 /// Says what the rule allows.
-pub(super) fn refusal(rule: &impl Rule) -> String {
+pub(super) fn refusal(rule: &impl ValueRule) -> String {
     format!("must be {}", rule.must())
 }
 

@@ -5,10 +5,10 @@
 //!
 //! Must not know: which keys there are, or what they mean.
 
-use super::did_you_mean::nearest;
-use super::raw_value::Given;
-use super::reader::{Place, Reading, join, quoted, variable_name};
-use super::rule::Rule;
+use super::did_you_mean::did_you_mean;
+use super::raw_value::RawValue;
+use super::reader::{ConfigReader, SourceLocation, join, quoted, variable_name};
+use super::rule::ValueRule;
 use super::types::KnownKey;
 use crate::policy::text::plain_value::value;
 use std::ops::RangeInclusive;
@@ -17,7 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 /// A table that is being read.
 pub(super) struct Section<'r, 'a> {
-    reading: &'r mut Reading<'a>,
+    reading: &'r mut ConfigReader<'a>,
     path: String,
     /// The path with `[]` and `NAME` for the parts that the user chooses.
     pattern: String,
@@ -32,7 +32,7 @@ pub(super) struct Section<'r, 'a> {
 impl<'r, 'a> Section<'r, 'a> {
     /// What `read` makes of the whole file.
     pub(super) fn root<T>(
-        reading: &'r mut Reading<'a>,
+        reading: &'r mut ConfigReader<'a>,
         table: &'a DeTable<'a>,
         read: impl FnOnce(&mut Self) -> T,
     ) -> T {
@@ -50,13 +50,13 @@ impl<'r, 'a> Section<'r, 'a> {
     }
 
     /// The value of `key`, or `default` where it is absent or wrong.
-    pub(super) fn value<R: Rule>(&mut self, key: &'static str, rule: &R, default: R::Value) -> R::Value {
+    pub(super) fn value<R: ValueRule>(&mut self, key: &'static str, rule: &R, default: R::Value) -> R::Value {
         self.know(key, rule.show(&default));
         self.read(key, rule).unwrap_or(default)
     }
 
     /// The value of a key that has no default; none where it is absent or wrong, which is then a mistake.
-    pub(super) fn required<R: Rule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
+    pub(super) fn required<R: ValueRule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
         self.know(key, String::new());
         if self.find(key).is_some() {
             return self.read(key, rule);
@@ -67,7 +67,7 @@ impl<'r, 'a> Section<'r, 'a> {
     }
 
     /// The items of the list `key`, or `default` where it is absent or any item is wrong.
-    pub(super) fn list<R: Rule>(
+    pub(super) fn list<R: ValueRule>(
         &mut self,
         key: &'static str,
         rule: &R,
@@ -80,7 +80,7 @@ impl<'r, 'a> Section<'r, 'a> {
     }
 
     /// The items of a list that has no default; empty where it is absent or any item is wrong, which is a mistake.
-    pub(super) fn required_list<R: Rule>(
+    pub(super) fn required_list<R: ValueRule>(
         &mut self,
         key: &'static str,
         rule: &R,
@@ -124,7 +124,7 @@ impl<'r, 'a> Section<'r, 'a> {
         self.asked.push(key);
         let path = join(&self.path, key);
         let Some(value) = self.table.and_then(|table| table.get(key)) else { return Vec::new() };
-        self.reading.found(&path, Place::File(value.span().start));
+        self.reading.found(&path, SourceLocation::File(value.span().start));
         let Some(items) = value.get_ref().as_array() else {
             self.reading.complain(&path, format!("must be a list of tables, each under [[{path}]]"));
             return vec![None];
@@ -181,7 +181,7 @@ impl<'r, 'a> Section<'r, 'a> {
         Some(value)
     }
 
-    fn read<R: Rule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
+    fn read<R: ValueRule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
         let given = self.find(key)?;
         match rule.read(given) {
             Ok(value) => Some(value),
@@ -192,7 +192,7 @@ impl<'r, 'a> Section<'r, 'a> {
         }
     }
 
-    fn read_list<R: Rule>(
+    fn read_list<R: ValueRule>(
         &mut self,
         key: &'static str,
         rule: &R,
@@ -212,15 +212,15 @@ impl<'r, 'a> Section<'r, 'a> {
         let mut values = Vec::with_capacity(items.len());
         for (n, item) in items.iter().enumerate() {
             let item_path = format!("{path}[{n}]");
-            if let Given::File(value) = item {
-                self.reading.found(&item_path, Place::File(value.span().start));
+            if let RawValue::File(value) = item {
+                self.reading.found(&item_path, SourceLocation::File(value.span().start));
             }
             // Of a variable, each item could be quoted by itself.
             let read = match item {
-                Given::Variable(text) => {
+                RawValue::Variable(text) => {
                     value(text).map_err(|bad| bad.to_string()).and_then(|_| rule.read(*item))
                 }
-                Given::File(_) => rule.read(*item),
+                RawValue::File(_) => rule.read(*item),
             };
             match read {
                 Ok(value) => values.push(value),
@@ -231,16 +231,16 @@ impl<'r, 'a> Section<'r, 'a> {
     }
 
     /// What was written for `key`; a variable goes before the file.
-    fn find(&mut self, key: &'static str) -> Option<Given<'a>> {
+    fn find(&mut self, key: &'static str) -> Option<RawValue<'a>> {
         let path = join(&self.path, key);
         if self.variables
             && let Some(text) = self.reading.variable(&path)
         {
-            return Some(Given::Variable(text));
+            return Some(RawValue::Variable(text));
         }
         let value = self.table?.get(key)?;
-        self.reading.found(&path, Place::File(value.span().start));
-        Some(Given::File(value))
+        self.reading.found(&path, SourceLocation::File(value.span().start));
+        Some(RawValue::File(value))
     }
 
     fn know(&mut self, key: &'static str, default: String) {
@@ -257,12 +257,12 @@ impl<'r, 'a> Section<'r, 'a> {
             if self.asked.contains(&name) {
                 continue;
             }
-            let message = match nearest(name, self.asked.iter().copied()) {
+            let message = match did_you_mean(name, self.asked.iter().copied()) {
                 Some(meant) => format!("unknown key; did you mean {meant:?}?"),
                 None => format!("unknown key; known here: {}", self.asked.join(", ")),
             };
             let path = join(&self.path, &quoted(name));
-            self.reading.found(&path, Place::File(key.span().start));
+            self.reading.found(&path, SourceLocation::File(key.span().start));
             self.reading.complain(&path, message);
         }
     }

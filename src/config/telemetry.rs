@@ -2,8 +2,8 @@
 //!
 //! Must not know: how they get there. What goes with what inside the section is checked here too.
 
-use super::reader::Reading;
-use super::rule::{Flag, OrEmpty, Parsed, Text, Whole, quote};
+use super::reader::ConfigReader;
+use super::rule::{Flag, Integer, OrEmpty, ParsedText, Text, quote};
 use super::section::Section;
 use super::texts::{FILE, server};
 use super::types::ServerAddr;
@@ -80,17 +80,17 @@ pub(super) fn telemetry(s: &mut Section<'_, '_>) -> TelemetryConfig {
         ca_file: s.value("ca_file", &OrEmpty(FILE), d.ca_file),
         service_name: s.value("service_name", &Text { min: 1, max: 255 }, d.service_name),
         attributes: s.list("attributes", &ATTRIBUTE, 0..=64, d.attributes),
-        sample: s.value("sample", &Whole { min: 1, max: 1_000_000_000 }, d.sample),
+        sample: s.value("sample", &Integer { min: 1, max: 1_000_000_000 }, d.sample),
         follow_parent: s.value("follow_parent", &Flag, d.follow_parent),
-        queue_requests: s.value("queue_requests", &Whole { min: 1, max: 1_000_000 }, d.queue_requests),
-        batch_requests: s.value("batch_requests", &Whole { min: 1, max: 10_000 }, d.batch_requests),
+        queue_requests: s.value("queue_requests", &Integer { min: 1, max: 1_000_000 }, d.queue_requests),
+        batch_requests: s.value("batch_requests", &Integer { min: 1, max: 10_000 }, d.batch_requests),
         batch_delay: s.value("batch_delay", &span_ms(10, 300_000), d.batch_delay),
         timeout: s.value("timeout", &span_ms(100, 300_000), d.timeout),
     }
 }
 
 /// Files that would be ignored are mistakes: whoever names them relies on them.
-pub(super) fn check(config: &TelemetryConfig, reading: &mut Reading<'_>) {
+pub(super) fn check(config: &TelemetryConfig, reading: &mut ConfigReader<'_>) {
     const ENDPOINT: &str = "telemetry.endpoint";
     let tls = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.tls);
     for (is_ignored, path, message) in [
@@ -116,13 +116,13 @@ pub(super) fn check(config: &TelemetryConfig, reading: &mut Reading<'_>) {
     }
 }
 
-const COLLECTOR: Parsed<CollectorUrl> = Parsed {
+const COLLECTOR: ParsedText<CollectorUrl> = ParsedText {
     must: r#"the URL of a collector, such as "http://127.0.0.1:4318" or "https://otlp.example.org/v1/traces", without a user, a query or a fragment"#,
     read: collector,
     show: quote,
 };
 
-const ATTRIBUTE: Parsed<(String, String)> = Parsed {
+const ATTRIBUTE: ParsedText<(String, String)> = ParsedText {
     must: r#"NAME=VALUE, such as "deployment.environment.name=production", each of 1 to 255 characters"#,
     read: |text| {
         let (name, value) = text.split_once('=')?;

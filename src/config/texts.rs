@@ -2,9 +2,9 @@
 //!
 //! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
 
-use super::raw_value::Given;
+use super::raw_value::RawValue;
 use super::redis_url;
-use super::rule::{Parsed, Rule, Word, quote, refusal};
+use super::rule::{ParsedText, ValueRule, Word, quote, refusal};
 use super::types::{CountersLocation, ServerAddr, StoreLocation};
 use crate::model::key::Count;
 use crate::store::postgres::BadPostgresUrl;
@@ -23,35 +23,35 @@ pub(super) struct CountersUrl;
 pub(super) struct Counted;
 
 /// An address to listen on.
-pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
+pub(super) const LISTEN: ParsedText<SocketAddr> = ParsedText {
     must: r#"IP:port, such as "127.0.0.1:8080" or "[::1]:8080""#,
     read: |text| text.parse().ok(),
     show: quote,
 };
 
 /// A network, or one address.
-pub(super) const NETWORK: Parsed<IpNet> = Parsed {
+pub(super) const NETWORK: ParsedText<IpNet> = ParsedText {
     must: r#"a network such as "10.0.0.0/8" or "fd00::/8", or one address"#,
     read: |text| text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from)),
     show: quote,
 };
 
 /// A file or folder.
-pub(super) const FILE: Parsed<PathBuf> = Parsed {
+pub(super) const FILE: ParsedText<PathBuf> = ParsedText {
     must: "a path of 1 to 4096 bytes",
     read: |text| ((1..=4096).contains(&text.len()) && !text.contains('\0')).then(|| PathBuf::from(text)),
     show: |path| quote(&path.display()),
 };
 
 /// A name of the user's choice.
-pub(super) const NAME: Parsed<String> = Parsed {
+pub(super) const NAME: ParsedText<String> = ParsedText {
     must: "1 to 64 characters of A-Z a-z 0-9 . _ -",
     read: |text| is_name(text).then(|| text.to_owned()),
     show: quote,
 };
 
 /// The first part of every secret.
-pub(super) const SECRET_PREFIX: Parsed<String> = Parsed {
+pub(super) const SECRET_PREFIX: ParsedText<String> = ParsedText {
     must: "1 to 16 characters of a-z 0-9 _",
     read: |text| {
         let fits = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
@@ -61,14 +61,14 @@ pub(super) const SECRET_PREFIX: Parsed<String> = Parsed {
 };
 
 /// A header field that may carry something for Keygate.
-pub(super) const HEADER: Parsed<HeaderName> = Parsed {
+pub(super) const HEADER: ParsedText<HeaderName> = ParsedText {
     must: "the name of a header that is neither about framing or the connection nor Keygate's own (x-keygate-…)",
     read: header,
     show: quote,
 };
 
 /// An HTTP method.
-pub(super) const METHOD: Parsed<Method> = Parsed {
+pub(super) const METHOD: ParsedText<Method> = ParsedText {
     must: r#"an HTTP method in capitals, such as "GET""#,
     read: |text| {
         let fits =
@@ -79,7 +79,7 @@ pub(super) const METHOD: Parsed<Method> = Parsed {
 };
 
 /// The pattern of a route. The table of routes looks at the rest of it.
-pub(super) const ROUTE_PATH: Parsed<String> = Parsed {
+pub(super) const ROUTE_PATH: ParsedText<String> = ParsedText {
     must: r#"a path of 1 to 1024 visible ASCII characters that begins with "/", without ? or #"#,
     read: |text| {
         let fits = text.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#');
@@ -149,7 +149,7 @@ fn is_host_name(text: &str) -> bool {
 
 // === impl StoreUrl ===
 
-impl Rule for StoreUrl {
+impl ValueRule for StoreUrl {
     type Value = StoreLocation;
 
     fn must(&self) -> String {
@@ -157,7 +157,7 @@ impl Rule for StoreUrl {
             .into()
     }
 
-    fn read(&self, given: Given<'_>) -> Result<StoreLocation, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<StoreLocation, String> {
         let url = given.text().ok_or_else(|| refusal(self))?;
         if scheme_is(url, &["postgres", "postgresql"]) {
             return url
@@ -183,14 +183,14 @@ impl Rule for StoreUrl {
 
 // === impl CountersUrl ===
 
-impl Rule for CountersUrl {
+impl ValueRule for CountersUrl {
     type Value = CountersLocation;
 
     fn must(&self) -> String {
         redis_url::MUST.into()
     }
 
-    fn read(&self, given: Given<'_>) -> Result<CountersLocation, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<CountersLocation, String> {
         let url = given.text().ok_or_else(|| refusal(self))?;
         if url == "memory:" {
             return Ok(CountersLocation::Memory);
@@ -208,14 +208,14 @@ impl Rule for CountersUrl {
 
 // === impl Counted ===
 
-impl Rule for Counted {
+impl ValueRule for Counted {
     type Value = Count;
 
     fn must(&self) -> String {
         Word::<Count>::new().must()
     }
 
-    fn read(&self, given: Given<'_>) -> Result<Count, String> {
+    fn read(&self, given: RawValue<'_>) -> Result<Count, String> {
         if given.text() == Some("tokens") {
             return Err(format!("tokens cannot be counted by this version; must be {}", self.must()));
         }

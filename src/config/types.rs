@@ -9,7 +9,7 @@ use crate::model::id::PlanId;
 use crate::model::key::{Plan, words};
 use crate::model::scope::Scopes;
 use crate::policy::http::cors::Cors;
-use crate::policy::routing::forward::Forward;
+use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::ResourceFrom;
 use crate::store::postgres::PostgresUrl;
 use http::{HeaderName, Method};
@@ -259,7 +259,7 @@ pub enum CountersLocation {
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     /// What is there.
-    pub kind: RedisKind,
+    pub kind: RedisUrlKind,
     /// The server, the Sentinels, or some nodes of the cluster.
     pub servers: Vec<ServerAddr>,
     /// Whether connections are encrypted.
@@ -274,7 +274,7 @@ pub struct RedisUrl {
 
 /// What kind of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisKind {
+pub enum RedisUrlKind {
     /// One server.
     Server,
     /// The master that Sentinels know by this name.
@@ -392,7 +392,7 @@ pub struct RouteConfig {
     /// What becomes of an escaped slash in the path.
     pub encoded_slash: EncodedSlash,
     /// What it changes about messages.
-    pub forward: Forward,
+    pub forward: ForwardRules,
     /// Which pages of other origins may use it; none: the backend decides.
     pub cors: Option<Cors>,
 }

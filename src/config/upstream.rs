@@ -2,8 +2,8 @@
 //!
 //! Must not know: routes. What goes with what inside a group is checked here too.
 
-use super::reader::Reading;
-use super::rule::{Flag, OrEmpty, OrNought, Parsed, Span, Whole, Word, quote};
+use super::reader::ConfigReader;
+use super::rule::{DurationRange, Flag, Integer, OrEmpty, OrZero, ParsedText, Word, quote};
 use super::section::Section;
 use super::texts::{FILE, NAME, header, server};
 use super::types::ServerAddr;
@@ -229,9 +229,13 @@ fn tls(s: &mut Section<'_, '_>) -> TlsFile {
 fn retry(s: &mut Section<'_, '_>) -> RetryConfig {
     let d = RetryConfig::default();
     RetryConfig {
-        attempts: s.value("attempts", &Whole { min: 1, max: 10 }, d.attempts),
-        budget_percent: s.value("budget_percent", &Whole { min: 0, max: 100 }, d.budget_percent),
-        budget_per_second: s.value("budget_per_second", &Whole { min: 0, max: 10_000 }, d.budget_per_second),
+        attempts: s.value("attempts", &Integer { min: 1, max: 10 }, d.attempts),
+        budget_percent: s.value("budget_percent", &Integer { min: 0, max: 100 }, d.budget_percent),
+        budget_per_second: s.value(
+            "budget_per_second",
+            &Integer { min: 0, max: 10_000 },
+            d.budget_per_second,
+        ),
     }
 }
 
@@ -244,30 +248,30 @@ fn health(s: &mut Section<'_, '_>) -> HealthConfig {
         status: s.value("status", &STATUSES, d.status),
         interval: s.value("interval", &span_ms(50, 3_600_000), d.interval),
         timeout: s.value("timeout", &span_ms(10, 60_000), d.timeout),
-        up_after: s.value("up_after", &Whole { min: 1, max: 100 }, d.up_after),
-        down_after: s.value("down_after", &Whole { min: 1, max: 100 }, d.down_after),
+        up_after: s.value("up_after", &Integer { min: 1, max: 100 }, d.up_after),
+        down_after: s.value("down_after", &Integer { min: 1, max: 100 }, d.down_after),
     }
 }
 
 fn eject(s: &mut Section<'_, '_>) -> EjectConfig {
     let d = EjectConfig::default();
     EjectConfig {
-        after: s.value("after", &Whole { min: 0, max: 10_000 }, d.after),
+        after: s.value("after", &Integer { min: 0, max: 10_000 }, d.after),
         first: s.value("first", &span_ms(10, 3_600_000), d.first),
         longest: s.value("longest", &span_ms(10, 86_400_000), d.longest),
-        share_percent: s.value("share_percent", &Whole { min: 0, max: 100 }, d.share_percent),
+        share_percent: s.value("share_percent", &Integer { min: 0, max: 100 }, d.share_percent),
     }
 }
 
 /// The `n`-th upstream, once what goes with what inside it has been checked.
-pub(super) fn checked(n: usize, file: UpstreamFile, reading: &mut Reading<'_>) -> UpstreamConfig {
+pub(super) fn checked(n: usize, file: UpstreamFile, reading: &mut ConfigReader<'_>) -> UpstreamConfig {
     let mut upstream = file.config;
     upstream.tls = checked_tls(n, file.tls, reading);
     check(n, &upstream, reading);
     upstream
 }
 
-fn checked_tls(n: usize, file: TlsFile, reading: &mut Reading<'_>) -> Option<TlsConfig> {
+fn checked_tls(n: usize, file: TlsFile, reading: &mut ConfigReader<'_>) -> Option<TlsConfig> {
     let path = |key: &str| format!("upstreams[{n}].tls.{key}");
     let TlsFile { enabled, mut config, cert_file, key_file } = file;
     let cert_key = ["client_cert_file", "client_key_file"].map(path);
@@ -297,7 +301,7 @@ fn checked_tls(n: usize, file: TlsFile, reading: &mut Reading<'_>) -> Option<Tls
     None
 }
 
-fn check(n: usize, upstream: &UpstreamConfig, reading: &mut Reading<'_>) {
+fn check(n: usize, upstream: &UpstreamConfig, reading: &mut ConfigReader<'_>) {
     if upstream.protocol == Protocol::Auto && upstream.tls.is_none() {
         let protocol = format!("upstreams[{n}].protocol");
         let message = "must be http1 or http2: without TLS nobody tells which HTTP a server speaks";
@@ -336,7 +340,7 @@ pub(super) const fn hash_header(upstream: &UpstreamConfig) -> Option<&http::Head
 // === rules ===
 
 /// A backend server and its weight.
-const SERVER: Parsed<ServerConfig> = Parsed {
+const SERVER: ParsedText<ServerConfig> = ParsedText {
     must: r#"host:port, such as "backend.internal:9000" or "[::1]:9000", without a scheme or a path, and perhaps a weight from 1 to 100, as in "h:9000 weight=3""#,
     read: |text| {
         let (address, weight) = match text.split_once(' ') {
@@ -353,9 +357,9 @@ const SERVER: Parsed<ServerConfig> = Parsed {
 };
 
 /// 0 for no limit.
-const AT_MOST: Whole<u32> = Whole { min: 0, max: 1_000_000 };
+const AT_MOST: Integer<u32> = Integer { min: 0, max: 1_000_000 };
 
-const SERVER_NAME: Parsed<String> = Parsed {
+const SERVER_NAME: ParsedText<String> = ParsedText {
     must: "a host name or an IP address",
     read: |text| {
         let bracketed = if text.contains(':') { format!("[{text}]:1") } else { format!("{text}:1") };
@@ -364,7 +368,7 @@ const SERVER_NAME: Parsed<String> = Parsed {
     show: quote,
 };
 
-const BALANCE: Parsed<Balancing> = Parsed {
+const BALANCE: ParsedText<Balancing> = ParsedText {
     must: "one of: round-robin, least-connections, hash:key, hash:end-user, hash:header:NAME",
     read: |text| match text.parse().ok()? {
         Balancing::Hash(HashBy::Header(name)) => {
@@ -376,9 +380,9 @@ const BALANCE: Parsed<Balancing> = Parsed {
 };
 
 /// Somebody is always below a share of 100 percent or more.
-const LOAD_PERCENT: OrNought<u32> = OrNought(Whole { min: 100, max: 10_000 });
+const LOAD_PERCENT: OrZero<u32> = OrZero(Integer { min: 100, max: 10_000 });
 
-const PROBE_PATH: Parsed<String> = Parsed {
+const PROBE_PATH: ParsedText<String> = ParsedText {
     must: r#"a path that begins with "/", without ambiguous spellings, perhaps with a query"#,
     read: |text| {
         let (path, query) = split_target(text.as_bytes()).ok()?;
@@ -388,13 +392,13 @@ const PROBE_PATH: Parsed<String> = Parsed {
     show: quote,
 };
 
-const HOST: Parsed<String> = Parsed {
+const HOST: ParsedText<String> = ParsedText {
     must: "a host name or address, perhaps with a port",
     read: |text| is_host_and_port(text).then(|| text.to_owned()),
     show: quote,
 };
 
-const STATUSES: Parsed<RangeInclusive<u16>> = Parsed {
+const STATUSES: ParsedText<RangeInclusive<u16>> = ParsedText {
     must: r#"a status or a range of statuses from 100 to 599, such as "200" or "200-399""#,
     read: |text| {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -413,8 +417,8 @@ pub(super) fn is_host_and_port(text: &str) -> bool {
     server(text).or_else(|| server(&format!("{text}:1"))).is_some()
 }
 
-pub(super) const fn span_ms(min: u64, max: u64) -> Span {
-    Span { min: Duration::from_millis(min), max: Duration::from_millis(max) }
+pub(super) const fn span_ms(min: u64, max: u64) -> DurationRange {
+    DurationRange { min: Duration::from_millis(min), max: Duration::from_millis(max) }
 }
 
 // === defaults ===

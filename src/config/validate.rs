@@ -4,14 +4,14 @@
 //! from it.
 
 use super::acme::{self, AcmeConfig};
-use super::file::{EndUserChoice, File, JwtKeyFiles, PlanFile, RouteFile};
+use super::file::{ConfigFile, EndUserChoice, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
-use super::reader::{Reading, quoted};
+use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
-    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisKind, RouteConfig,
+    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisUrlKind, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::model::id::PlanId;
@@ -28,7 +28,7 @@ const JOURNAL_SEGMENTS_MIN: u64 = 4;
 const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
 
 /// The configuration that `file` makes on the machine called `host_name`. Only without mistakes is it worth anything.
-pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -> Config {
+pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigReader<'_>) -> Config {
     let mut config = file.sections;
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
@@ -50,7 +50,7 @@ pub(super) fn validate(file: File, host_name: &str, reading: &mut Reading<'_>) -
     config
 }
 
-fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Reading<'_>) {
+fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut ConfigReader<'_>) {
     let mut seen: Vec<(String, SocketAddr)> = Vec::new();
     let lists = [
         ("proxy.listen", &proxy.listen),
@@ -77,7 +77,7 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && same_ip
 }
 
-fn headers_differ(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+fn headers_differ(proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     for (n, name) in proxy.secret_headers.iter().enumerate() {
         if proxy.secret_headers[..n].contains(name) {
             let path = format!("proxy.secret_headers[{n}]");
@@ -97,14 +97,14 @@ fn headers_differ(proxy: &ProxyConfig, reading: &mut Reading<'_>) {
 }
 
 /// A header that carries the secret is taken out of the request, and must never be shown or stored as anything else.
-fn not_a_secret_header(name: &HeaderName, path: &str, proxy: &ProxyConfig, reading: &mut Reading<'_>) {
+fn not_a_secret_header(name: &HeaderName, path: &str, proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     if proxy.secret_headers.contains(name) {
         let message = format!("must not be {name}, which carries the secret (proxy.secret_headers)");
         reading.complain_of_conflict(&[path, "proxy.secret_headers"], message);
     }
 }
 
-fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut Reading<'_>) -> JwtConfig {
+fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut ConfigReader<'_>) -> JwtConfig {
     const SECRET: &str = "admin.jwt.hs256_secret_file";
     const JWKS: &str = "admin.jwt.jwks_file";
     const ALGORITHMS: &str = "admin.jwt.algorithms";
@@ -139,7 +139,7 @@ fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut Reading<'_>) -> JwtCon
     JwtConfig { keys, ..read }
 }
 
-fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
+fn claims_differ(claims: &ClaimNames, reading: &mut ConfigReader<'_>) {
     let [subject, workspace, role] =
         ["admin.jwt.claims.subject", "admin.jwt.claims.workspace", "admin.jwt.claims.role"];
     for (path, name, other, other_name) in [
@@ -153,7 +153,7 @@ fn claims_differ(claims: &ClaimNames, reading: &mut Reading<'_>) {
     }
 }
 
-fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut Reading<'_>) {
+fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut ConfigReader<'_>) {
     let required = proxy.client_certificates == ClientCertificates::Required;
     for (lacks, what, needed) in [
         (
@@ -174,7 +174,7 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut R
     }
 }
 
-fn pepper_is_not_the_token_secret(config: &Config, reading: &mut Reading<'_>) {
+fn pepper_is_not_the_token_secret(config: &Config, reading: &mut ConfigReader<'_>) {
     let JwtKeys::SharedSecretFile(secret) = &config.admin.jwt.keys else { return };
     if *secret == config.secrets.pepper_file {
         reading.complain_of_conflict(
@@ -184,7 +184,7 @@ fn pepper_is_not_the_token_secret(config: &Config, reading: &mut Reading<'_>) {
     }
 }
 
-fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
+fn intervals_and_sizes(config: &Config, reading: &mut ConfigReader<'_>) {
     if config.proxy.drain_delay > config.proxy.drain_timeout {
         reading.complain_of_conflict(
             &["proxy.drain_delay", "proxy.drain_timeout"],
@@ -214,7 +214,7 @@ fn intervals_and_sizes(config: &Config, reading: &mut Reading<'_>) {
 }
 
 /// Files that would be ignored are mistakes: whoever names them relies on them.
-fn counters_fit(counters: &CountersConfig, reading: &mut Reading<'_>) {
+fn counters_fit(counters: &CountersConfig, reading: &mut ConfigReader<'_>) {
     const URL: &str = "counters.url";
     let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
     let tls = [
@@ -232,14 +232,19 @@ fn counters_fit(counters: &CountersConfig, reading: &mut Reading<'_>) {
         let (given, missing) = if counters.tls_cert_file.is_some() { (cert, key) } else { (key, cert) };
         reading.complain_of_conflict(&[given], format!("needs {missing} beside it"));
     }
-    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisKind::Sentinel(_)));
+    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisUrlKind::Sentinel(_)));
     if counters.sentinel_password_file.is_some() && !sentinels {
         let uses = ["counters.sentinel_password_file", URL];
         reading.complain_of_conflict(&uses, "needs a counters.url of Sentinels, as in redis+sentinel://…");
     }
 }
 
-fn node_name(given: Option<String>, host_name: &str, default: String, reading: &mut Reading<'_>) -> String {
+fn node_name(
+    given: Option<String>,
+    host_name: &str,
+    default: String,
+    reading: &mut ConfigReader<'_>,
+) -> String {
     if let Some(name) = given {
         return name;
     }
@@ -257,7 +262,7 @@ fn node_name(given: Option<String>, host_name: &str, default: String, reading: &
 
 // === plans ===
 
-fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanConfig> {
+fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<PlanConfig> {
     let mut plans: BTreeMap<PlanId, PlanConfig> =
         Config::default().plans.into_iter().map(|plan| (plan.plan.id.clone(), plan)).collect();
     for (name, file) in files {
@@ -281,7 +286,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut Reading<'_>) -> Vec<PlanC
     plans.into_values().collect()
 }
 
-fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut Reading<'_>) {
+fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut ConfigReader<'_>) {
     for (n, limit) in limits.iter().enumerate() {
         let Some(limit) = limit else { continue };
         let path = format!("{plan}.limits[{n}]");
@@ -296,7 +301,7 @@ fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut Reading<'
     }
 }
 
-fn default_plan_exists(config: &Config, reading: &mut Reading<'_>) {
+fn default_plan_exists(config: &Config, reading: &mut ConfigReader<'_>) {
     // While the plans cannot be read at all, it may be among them.
     if reading.is_wrong("plans") {
         return;
@@ -313,7 +318,7 @@ fn default_plan_exists(config: &Config, reading: &mut Reading<'_>) {
 
 // === upstreams and routes ===
 
-fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>) {
+fn names_differ(names: &[Option<String>], list: &str, reading: &mut ConfigReader<'_>) {
     let mut first: BTreeMap<&str, usize> = BTreeMap::new();
     for (n, name) in names.iter().enumerate() {
         let Some(name) = name else { continue };
@@ -332,7 +337,7 @@ fn names_differ(names: &[Option<String>], list: &str, reading: &mut Reading<'_>)
 fn upstreams(
     files: Vec<Option<UpstreamFile>>,
     proxy: &ProxyConfig,
-    reading: &mut Reading<'_>,
+    reading: &mut ConfigReader<'_>,
 ) -> Vec<UpstreamConfig> {
     let mut upstreams = Vec::with_capacity(files.len());
     for (n, file) in files.into_iter().enumerate() {
@@ -350,7 +355,7 @@ fn routes(
     files: Vec<Option<RouteFile>>,
     upstreams: &[Option<String>],
     proxy: &ProxyConfig,
-    reading: &mut Reading<'_>,
+    reading: &mut ConfigReader<'_>,
 ) -> Vec<RouteConfig> {
     let mut names = Vec::with_capacity(files.len());
     let mut routes = Vec::with_capacity(files.len());
@@ -367,7 +372,7 @@ fn route(
     file: RouteFile,
     upstreams: &[Option<String>],
     proxy: &ProxyConfig,
-    reading: &mut Reading<'_>,
+    reading: &mut ConfigReader<'_>,
 ) -> Option<RouteConfig> {
     if let Some(ResourceFrom::Header(name)) = &file.resource {
         not_a_secret_header(name, &format!("routes[{n}].resource"), proxy, reading);
@@ -398,7 +403,7 @@ fn route(
     })
 }
 
-fn required_scopes(n: usize, words: &[String], reading: &mut Reading<'_>) -> Option<Scopes> {
+fn required_scopes(n: usize, words: &[String], reading: &mut ConfigReader<'_>) -> Option<Scopes> {
     Scopes::of(words.iter().map(String::as_str), check_required)
         .map_err(|(place, bad)| {
             reading.complain_of_conflict(&[&format!("routes[{n}].scopes[{place}]")], bad.to_string());
@@ -410,7 +415,7 @@ fn upstream_index(
     name: &str,
     route: usize,
     upstreams: &[Option<String>],
-    reading: &mut Reading<'_>,
+    reading: &mut ConfigReader<'_>,
 ) -> Option<usize> {
     let found = upstreams.iter().position(|upstream| upstream.as_deref() == Some(name));
     // While some upstream's name is unreadable, it may be the one that is meant.

@@ -5,26 +5,26 @@
 //! it gets there.
 //!
 //! Rates are told once, with the first look; a second of them is forgotten in a second. What is in flight here is told as it
-//! changes, and is over for the other one ([`Elsewhere`]) when this process has gone.
+//! changes, and is over for the other one ([`RemoteInFlight`]) when this process has gone.
 
 use super::Counters;
 use super::redis::pool::WINDOWS;
 use crate::clock::{Now, Timestamp};
-use crate::model::usage::SpentBy;
-use crate::policy::keys::limit::{Ahead, window_start};
+use crate::model::usage::UsageSubject;
+use crate::policy::keys::limit::{BucketDebt, window_start};
 use std::collections::HashMap;
 
 /// What one subject has spent, in the windows that contain [`Self::at`]; after the first time, what has come since.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct CounterDelta {
     /// Whose.
-    pub subject: SpentBy,
+    pub subject: UsageSubject,
     /// When.
     pub at: Timestamp,
     /// Units in each of [`WINDOWS`]; below nothing if more was given back than charged.
     pub spent: [i64; WINDOWS.len()],
     /// How far the buckets were from being full again, the first time.
-    pub ahead: Option<Ahead>,
+    pub debt: Option<BucketDebt>,
     /// How many more are in flight than were told.
     pub in_flight: i64,
 }
@@ -32,12 +32,12 @@ pub struct Told {
 /// What has been told so far.
 #[derive(Debug, Default)]
 pub struct Handover {
-    told: HashMap<SpentBy, Before>,
+    told: HashMap<UsageSubject, LastSent>,
 }
 
 /// What was told of one subject.
 #[derive(Clone, Copy, Debug)]
-struct Before {
+struct LastSent {
     at: Timestamp,
     spent: [u64; WINDOWS.len()],
     in_flight: u64,
@@ -45,31 +45,31 @@ struct Before {
 
 /// What is in flight in the process that tells, as told so far.
 #[derive(Debug, Default)]
-pub struct Elsewhere(HashMap<SpentBy, i64>);
+pub struct RemoteInFlight(HashMap<UsageSubject, i64>);
 
 impl Handover {
     /// What `counters` have counted and has not been told. Nothing, if they are shared with other nodes anyway.
-    pub fn look(&mut self, counters: &Counters, now: Now) -> Vec<Told> {
+    pub fn deltas(&mut self, counters: &Counters, now: Now) -> Vec<CounterDelta> {
         let mut news = Vec::new();
         if counters.leases.is_some() {
             return news;
         }
-        counters.local.each(|subject, spending| {
-            let spent = WINDOWS.map(|per| spending.used(per, now.wall));
-            let (before, in_flight) = (self.told.get(&subject), spending.in_flight());
+        counters.local.each(|subject, state| {
+            let spent = WINDOWS.map(|per| state.used(per, now.wall));
+            let (before, in_flight) = (self.told.get(&subject), state.in_flight());
             let mut since = [0; WINDOWS.len()];
             for (n, per) in WINDOWS.iter().enumerate() {
                 // In a window that has begun since, nothing was told.
                 let told = before.filter(|b| window_start(*per, b.at) == window_start(*per, now.wall));
                 since[n] = difference(spent[n], told.map_or(0, |b| b.spent[n]));
             }
-            let ahead = before.is_none().then(|| spending.ahead(now));
+            let debt = before.is_none().then(|| state.debt(now));
             let more = difference(in_flight, before.map_or(0, |b| b.in_flight));
             let is_nothing =
-                since.iter().all(|n| *n == 0) && more == 0 && ahead.is_none_or(Ahead::is_nothing);
+                since.iter().all(|n| *n == 0) && more == 0 && debt.is_none_or(BucketDebt::is_nothing);
             if !is_nothing {
-                self.told.insert(subject.clone(), Before { at: now.wall, spent, in_flight });
-                news.push(Told { subject, at: now.wall, spent: since, ahead, in_flight: more });
+                self.told.insert(subject.clone(), LastSent { at: now.wall, spent, in_flight });
+                news.push(CounterDelta { subject, at: now.wall, spent: since, debt, in_flight: more });
             }
         });
         news
@@ -78,7 +78,7 @@ impl Handover {
 
 impl Counters {
     /// Counts what another process has counted.
-    pub fn take_over(&self, told: &Told, elsewhere: &mut Elsewhere, now: Now) {
+    pub fn take_over(&self, told: &CounterDelta, elsewhere: &mut RemoteInFlight, now: Now) {
         if self.leases.is_none() {
             self.local.take_over(told, now);
             if told.in_flight != 0 {
@@ -88,7 +88,7 @@ impl Counters {
     }
 
     /// The other process has gone, and with it what was in flight there.
-    pub fn is_over(&self, elsewhere: Elsewhere) {
+    pub fn on_sibling_gone(&self, elsewhere: RemoteInFlight) {
         for (subject, in_flight) in elsewhere.0 {
             self.local.correct_in_flight(&subject, -in_flight);
         }
@@ -107,19 +107,22 @@ mod tests {
     use crate::clock::{Clock, ManualClock};
     use crate::model::id::{KeyId, WorkspaceId};
     use crate::model::key::{Count, Per};
-    use crate::policy::keys::limit::{Limit, LimitName, Limits, Rule};
+    use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
     use proptest::prelude::*;
     use std::time::Duration;
 
-    const RATE: Rule = Rule::Bucket { rate: 2, burst: 5 };
+    const RATE: LimitRule = LimitRule::Bucket { rate: 2, burst: 5 };
 
-    fn limits(rules: &[Rule]) -> Limits {
-        let limit =
-            |(n, rule): (u8, &Rule)| Limit { name: LimitName::Key(n), count: Count::Requests, rule: *rule };
+    fn limits(rules: &[LimitRule]) -> Limits {
+        let limit = |(n, rule): (u8, &LimitRule)| Limit {
+            name: LimitName::Key(n),
+            count: Count::Requests,
+            rule: *rule,
+        };
         (0..).zip(rules).map(limit).collect()
     }
 
-    fn used(counters: &Counters, subject: &SpentBy, at: Timestamp) -> [u64; WINDOWS.len()] {
+    fn used(counters: &Counters, subject: &UsageSubject, at: Timestamp) -> [u64; WINDOWS.len()] {
         counters.local.used(subject, at)
     }
 
@@ -141,8 +144,8 @@ mod tests {
         // The other process has another idea of when time began.
         let other = ManualClock::at(clock.now().wall);
         other.advance(Duration::from_hours(7));
-        let told = Handover::default().look(&here, clock.now());
-        told.iter().for_each(|t| there.take_over(t, &mut Elsewhere::default(), other.now()));
+        let told = Handover::default().deltas(&here, clock.now());
+        told.iter().for_each(|t| there.take_over(t, &mut RemoteInFlight::default(), other.now()));
         assert!(there.charge(&charge, other.now()).is_ok(), "one is left");
         assert!(there.charge(&charge, other.now()).is_err());
         other.advance(Duration::from_millis(500));
@@ -157,11 +160,11 @@ mod tests {
             let (here, there) = (Counters::default(), Counters::default());
             let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
             let workspace: WorkspaceId = "w".parse().expect("an id");
-            let high = limits(&[Rule::of(Per::Total, 1_000_000)]);
+            let high = limits(&[LimitRule::of(Per::Total, 1_000_000)]);
             let keys: Vec<_> = (0..3).map(|n| KeyId::new(Timestamp::from_secs(n))).collect();
-            let (mut handover, mut elsewhere, mut open) = (Handover::default(), Elsewhere::default(), Vec::new());
-            let tell = |handover: &mut Handover, elsewhere: &mut Elsewhere| {
-                let told = handover.look(&here, clock.now());
+            let (mut handover, mut elsewhere, mut open) = (Handover::default(), RemoteInFlight::default(), Vec::new());
+            let tell = |handover: &mut Handover, elsewhere: &mut RemoteInFlight| {
+                let told = handover.deltas(&here, clock.now());
                 told.iter().for_each(|told| there.take_over(told, elsewhere, clock.now()));
             };
             for (key, action, pass_s) in steps {
@@ -179,14 +182,14 @@ mod tests {
             }
             tell(&mut handover, &mut elsewhere);
             let at = clock.now().wall;
-            let subjects = keys.iter().map(|k| SpentBy::Key(*k)).chain([SpentBy::Workspace(workspace.clone())]);
+            let subjects = keys.iter().map(|k| UsageSubject::Key(*k)).chain([UsageSubject::Workspace(workspace.clone())]);
             let subjects: Vec<_> = subjects.collect();
             for subject in &subjects {
                 prop_assert_eq!(used(&here, subject, at), used(&there, subject, at), "{:?}", subject);
                 prop_assert_eq!(here.local.in_flight(subject), there.local.in_flight(subject), "{:?}", subject);
             }
-            prop_assert_eq!(handover.look(&here, clock.now()), vec![], "and nothing is told twice");
-            there.is_over(elsewhere);
+            prop_assert_eq!(handover.deltas(&here, clock.now()), vec![], "and nothing is told twice");
+            there.on_sibling_gone(elsewhere);
             prop_assert!(subjects.iter().all(|subject| there.local.in_flight(subject) == 0));
         }
     }

@@ -10,23 +10,23 @@ mod handover;
 mod local;
 pub mod redis;
 
-pub use handover::{Elsewhere, Handover, Told};
-pub use redis::endpoint::{LinkError, RedisKind, RedisPlace, RedisTls};
-pub use redis::{Leases, LeasesConfig, OnFailure, SpentSource};
+pub use handover::{CounterDelta, Handover, RemoteInFlight};
+pub use redis::endpoint::{LinkError, RedisEndpoint, RedisKind, RedisTls};
+pub use redis::{Leases, LeasesConfig, OnFailure, TotalsSource};
 
 use crate::clock::{Now, Timestamp};
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::usage::SpentRow;
-use crate::policy::keys::limit::{Limit, Limits, Refused, Remaining};
-use local::{Local, Taken};
-use redis::{HeldPlace, Unit};
+use crate::model::usage::UsageTotals;
+use crate::policy::keys::limit::{Limit, LimitReached, Limits, Remaining};
+use local::{LocalCharge, LocalCounters};
+use redis::{HeldSlot, LeasedUnit};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The counters that this process charges. The default is: its own.
 #[derive(Debug, Default)]
 pub struct Counters {
-    local: Arc<Local>,
+    local: Arc<LocalCounters>,
     leases: Option<Arc<Leases>>,
 }
 
@@ -47,16 +47,16 @@ pub struct Charge<'r> {
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct Charged {
-    taken: Option<Taken>,
-    unit: Option<Unit>,
-    left: Left,
+    taken: Option<LocalCharge>,
+    unit: Option<LeasedUnit>,
+    left: LimitsLeft,
     degraded: bool,
 }
 
-/// A place in flight of a request that is not charged yet. Dropping it ends it.
+/// A slot in flight of a request that is not charged yet. Dropping it ends it.
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
-pub struct Place {
+pub struct InFlightGuard {
     _of: PlaceOf,
 }
 
@@ -64,25 +64,25 @@ pub struct Place {
 #[expect(dead_code, reason = "their end is what they are for")]
 #[expect(clippy::large_enum_variant, reason = "a box would cost each request an allocation")]
 enum PlaceOf {
-    Local(Taken),
-    Shared(HeldPlace),
+    Local(LocalCharge),
+    Shared(HeldSlot),
 }
 
 /// Each limit in force with what is left of it.
-pub type Left = SmallVec<[(Limit, Remaining); 6]>;
+pub type LimitsLeft = SmallVec<[(Limit, Remaining); 6]>;
 
 /// A refusal, with what is left of each limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Why.
-    pub refused: Refused,
+    pub refused: LimitReached,
     /// What is left.
-    pub left: Left,
+    pub left: LimitsLeft,
 }
 
 /// Why a request was not charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Declined {
+pub enum ChargeError {
     /// It is over a limit.
     Limit {
         /// Which, and what is left.
@@ -101,16 +101,18 @@ impl Counters {
     }
 
     /// The next connection to Redis, where counters are shared, is made so.
-    pub fn set_place(&self, place: RedisPlace) {
+    pub fn set_place(&self, place: RedisEndpoint) {
         if let Some(leases) = &self.leases {
             leases.set_place(place);
         }
     }
 
     /// Charges all limits of a request at `now`, or none of them.
-    pub async fn admit(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Declined> {
+    pub async fn admit(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, ChargeError> {
         match &self.leases {
-            None => self.charge(charge, now).map_err(|refusal| Declined::Limit { refusal, degraded: false }),
+            None => {
+                self.charge(charge, now).map_err(|refusal| ChargeError::Limit { refusal, degraded: false })
+            }
             Some(leases) => leases.charge(charge).await,
         }
     }
@@ -121,32 +123,32 @@ impl Counters {
         Ok(Charged { taken: Some(taken), unit: None, left, degraded: false })
     }
 
-    /// Takes a place in flight, and nothing else, for a request that will be charged later; refuses what a limit stands
+    /// Takes a slot in flight, and nothing else, for a request that will be charged later; refuses what a limit stands
     /// against already. Of shared limits only those in flight are looked at, and those by this process alone.
-    pub fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<Place, Box<Refusal>> {
+    pub fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<InFlightGuard, Box<Refusal>> {
         let of = match &self.leases {
             None => PlaceOf::Local(self.local.hold(charge, now)?),
             Some(leases) => PlaceOf::Shared(leases.hold(charge)?),
         };
-        Ok(Place { _of: of })
+        Ok(InFlightGuard { _of: of })
     }
 
     /// Sets what the ledger knows, before anything is charged. Shared counters ask the ledger by themselves.
-    pub fn restore(&self, row: &SpentRow, at: Timestamp) {
+    pub fn restore(&self, row: &UsageTotals, at: Timestamp) {
         if self.leases.is_none() {
             self.local.restore(row, at);
         }
     }
 
     /// Counts at least what the ledger knows, while requests are served. Shared counters ask the ledger by themselves.
-    pub fn raise(&self, row: &SpentRow, at: Timestamp) {
+    pub fn raise(&self, row: &UsageTotals, at: Timestamp) {
         if self.leases.is_none() {
             self.local.raise(row, at);
         }
     }
 
     /// Shows what every subject has spent in the windows that contain `at`. Nothing, if others count.
-    pub fn each_spent(&self, at: Timestamp, show: impl FnMut(SpentRow)) {
+    pub fn each_spent(&self, at: Timestamp, show: impl FnMut(UsageTotals)) {
         if self.leases.is_none() {
             self.local.each_spent(at, show);
         }
@@ -172,7 +174,7 @@ impl Counters {
 
 impl Charged {
     /// What is left of each limit, just after this charge.
-    pub fn left(&self) -> &Left {
+    pub fn left(&self) -> &LimitsLeft {
         &self.left
     }
 

@@ -3,13 +3,13 @@
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::model::key::{Count, Per};
-use crate::model::usage::SpentBy;
-use crate::policy::keys::limit::{LimitName, Mark, RetryAfter, Rule, Spending};
+use crate::model::usage::UsageSubject;
+use crate::policy::keys::limit::{CounterState, LimitName, LimitRule, Mark, RetryAfter};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-fn limits(rules: &[(LimitName, Rule)]) -> Limits {
+fn limits(rules: &[(LimitName, LimitRule)]) -> Limits {
     rules.iter().map(|(name, rule)| Limit { name: *name, count: Count::Requests, rule: *rule }).collect()
 }
 
@@ -44,7 +44,11 @@ fn clock() -> ManualClock {
 fn many_threads_never_pass_a_limit_and_reach_it_exactly() {
     const THREADS: usize = 8;
     const EACH: usize = 2_000;
-    for rule in [Rule::Bucket { rate: 1, burst: 700 }, Rule::of(Per::Day, 700), Rule::of(Per::Total, 700)] {
+    for rule in [
+        LimitRule::Bucket { rate: 1, burst: 700 },
+        LimitRule::of(Per::Day, 700),
+        LimitRule::of(Per::Total, 700),
+    ] {
         let subject = Subject::new(limits(&[(LimitName::Key(0), rule)]), Limits::new());
         let (counters, clock, admitted) = (Counters::default(), clock(), AtomicU64::new(0));
         std::thread::scope(|scope| {
@@ -64,7 +68,8 @@ fn many_threads_never_pass_a_limit_and_reach_it_exactly() {
 
 #[test]
 fn no_more_are_in_flight_than_allowed_and_each_end_makes_room() {
-    let subject = Subject::new(limits(&[(LimitName::Concurrency, Rule::InFlight { max: 2 })]), Limits::new());
+    let subject =
+        Subject::new(limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 2 })]), Limits::new());
     let (counters, clock) = (Counters::default(), clock());
     let first = counters.charge(&subject.charge(), clock.now()).expect("room");
     let second = counters.charge(&subject.charge(), clock.now()).expect("room");
@@ -80,9 +85,9 @@ fn no_more_are_in_flight_than_allowed_and_each_end_makes_room() {
 #[test]
 fn a_place_that_is_held_is_in_flight_and_nothing_else_is_charged() {
     let both = [
-        (LimitName::Concurrency, Rule::InFlight { max: 1 }),
-        (LimitName::Quota, Rule::of(Per::Total, 2)),
-        (LimitName::Rate { plan: false }, Rule::Bucket { rate: 1, burst: 2 }),
+        (LimitName::Concurrency, LimitRule::InFlight { max: 1 }),
+        (LimitName::Quota, LimitRule::of(Per::Total, 2)),
+        (LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1, burst: 2 }),
     ];
     let subject = Subject::new(limits(&both), Limits::new());
     let (counters, clock) = (Counters::default(), clock());
@@ -101,8 +106,8 @@ fn a_place_that_is_held_is_in_flight_and_nothing_else_is_charged() {
 
 #[test]
 fn a_workspace_counts_its_keys_together_and_a_refusal_costs_the_key_nothing() {
-    let own = limits(&[(LimitName::Daily, Rule::of(Per::Day, 10))]);
-    let shared = limits(&[(LimitName::Workspace(0), Rule::of(Per::Day, 3))]);
+    let own = limits(&[(LimitName::Daily, LimitRule::of(Per::Day, 10))]);
+    let shared = limits(&[(LimitName::Workspace(0), LimitRule::of(Per::Day, 3))]);
     let (a, b) = (Subject::new(own.clone(), shared.clone()), Subject::new(own, shared));
     let (counters, clock) = (Counters::default(), clock());
     for subject in [&a, &b, &a] {
@@ -116,10 +121,11 @@ fn a_workspace_counts_its_keys_together_and_a_refusal_costs_the_key_nothing() {
 #[test]
 fn the_refusal_that_lasts_longest_is_told() {
     let both = [
-        (LimitName::Rate { plan: false }, Rule::Bucket { rate: 1, burst: 1 }),
-        (LimitName::Daily, Rule::of(Per::Day, 1)),
+        (LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1, burst: 1 }),
+        (LimitName::Daily, LimitRule::of(Per::Day, 1)),
     ];
-    let subject = Subject::new(limits(&both), limits(&[(LimitName::Workspace(0), Rule::of(Per::Minute, 1))]));
+    let subject =
+        Subject::new(limits(&both), limits(&[(LimitName::Workspace(0), LimitRule::of(Per::Minute, 1))]));
     let (counters, clock) = (Counters::default(), clock());
     assert!(counters.charge(&subject.charge(), clock.now()).is_ok());
     let refusal = counters.charge(&subject.charge(), clock.now()).expect_err("all are spent");
@@ -128,11 +134,18 @@ fn the_refusal_that_lasts_longest_is_told() {
 
 #[test]
 fn what_the_ledger_knows_is_where_counting_goes_on() {
-    let both = [(LimitName::Daily, Rule::of(Per::Day, 5)), (LimitName::Quota, Rule::of(Per::Total, 100))];
+    let both =
+        [(LimitName::Daily, LimitRule::of(Per::Day, 5)), (LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let subject = Subject::new(limits(&both), Limits::new());
     let (counters, clock) = (Counters::default(), clock());
-    let row =
-        SpentRow { subject: SpentBy::Key(subject.key), minute: 1, hour: 2, day: 3, month: 4, total: 99 };
+    let row = UsageTotals {
+        subject: UsageSubject::Key(subject.key),
+        minute: 1,
+        hour: 2,
+        day: 3,
+        month: 4,
+        total: 99,
+    };
     counters.restore(&row, clock.now().wall);
     assert!(counters.charge(&subject.charge(), clock.now()).is_ok());
     let refusal = counters.charge(&subject.charge(), clock.now()).expect_err("the hundred are spent");
@@ -144,14 +157,14 @@ proptest! {
     #[test]
     fn counters_agree_with_the_rule(acts in prop::collection::vec((0..2_usize, 0..4_u8, 0..400_u64), 1..120)) {
         let own = limits(&[
-            (LimitName::Rate { plan: false }, Rule::Bucket { rate: 5, burst: 3 }),
-            (LimitName::Daily, Rule::of(Per::Day, 40)),
-            (LimitName::Concurrency, Rule::InFlight { max: 4 }),
+            (LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 5, burst: 3 }),
+            (LimitName::Daily, LimitRule::of(Per::Day, 40)),
+            (LimitName::Concurrency, LimitRule::InFlight { max: 4 }),
         ]);
-        let shared = limits(&[(LimitName::Workspace(0), Rule::of(Per::Minute, 9))]);
+        let shared = limits(&[(LimitName::Workspace(0), LimitRule::of(Per::Minute, 9))]);
         let subjects = [Subject::new(own.clone(), shared.clone()), Subject::new(own.clone(), shared.clone())];
         let (counters, clock) = (Counters::default(), clock());
-        let mut model = [Spending::default(), Spending::default(), Spending::default()];
+        let mut model = [CounterState::default(), CounterState::default(), CounterState::default()];
         let mut held: Vec<(usize, Charged, Now, [Mark; 2])> = Vec::new();
         for (who, act, ms) in acts {
             clock.advance(Duration::from_millis(ms));

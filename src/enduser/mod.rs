@@ -12,7 +12,7 @@ use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, WorkspaceId};
 use crate::policy::keys::denial::Denial;
 use crate::store::{EndUserAdmission, EndUsers as Table, StoreError, Version};
-use pending::Unsettled;
+use pending::PendingEndUsers;
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 use std::hash::{Hash, Hasher};
@@ -31,20 +31,20 @@ const ASKS_AT_ONCE: usize = 32;
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// The end users that this node knows.
-pub struct EndUsers {
-    known: Cache<Name, EndUserId>,
+pub struct EndUserCache {
+    known: Cache<EndUserName, EndUserId>,
     /// How often an end user was forgotten: what the store answered before that is not remembered.
     forgotten: AtomicU64,
-    refused: Cache<Name, Refused>,
-    unsettled: Unsettled,
+    refused: Cache<EndUserName, CachedRefusal>,
+    pending: PendingEndUsers,
     asks: Arc<Semaphore>,
     /// 0 while the store answers; else the steady time in ns at which one request may try it again.
     try_at_ns: AtomicU64,
-    parts: Parts,
+    parts: EndUserParts,
 }
 
 /// What end users are made from.
-pub struct Parts {
+pub struct EndUserParts {
     /// Where they are at rest.
     pub store: Arc<dyn Table>,
     /// The time.
@@ -54,23 +54,23 @@ pub struct Parts {
     /// Where the store is asked.
     pub io: tokio::runtime::Handle,
     /// How it is done.
-    pub options: Options,
+    pub options: EndUserOptions,
 }
 
 /// How end users are admitted.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct EndUserOptions {
     /// Most end users that are remembered without asking the store.
     pub entries: usize,
     /// The longest a request waits for the store.
     pub patience: Duration,
     /// What becomes of new ones while the store is gone.
-    pub when_gone: WhenGone,
+    pub when_unavailable: WhenStoreUnavailable,
 }
 
 /// What becomes of a new end user while the store is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenGone {
+pub enum WhenStoreUnavailable {
     /// Refused with 503.
     Refuse,
     /// Admitted, and settled when the store is back. At most so many may be unsettled, and of one workspace never more
@@ -83,27 +83,27 @@ pub enum WhenGone {
 
 /// (`workspace_id`, `other_id`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Name(WorkspaceId, Box<str>);
+struct EndUserName(WorkspaceId, Box<str>);
 
 /// The same, borrowed: looking up allocates nothing.
-struct NameRef<'r>(&'r WorkspaceId, &'r str);
+struct EndUserNameRef<'r>(&'r WorkspaceId, &'r str);
 
 #[derive(Clone, Copy, Debug)]
-struct Refused {
+struct CachedRefusal {
     quota: u64,
     /// What the feed had reached: whoever makes room also writes a change.
     version: Version,
     at: Now,
 }
 
-impl EndUsers {
+impl EndUserCache {
     /// Knows nobody yet.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: EndUserParts) -> Self {
         Self {
             known: Cache::new(parts.options.entries),
             forgotten: AtomicU64::new(0),
             refused: Cache::new(REFUSALS),
-            unsettled: Unsettled::default(),
+            pending: PendingEndUsers::default(),
             asks: Arc::new(Semaphore::new(ASKS_AT_ONCE)),
             try_at_ns: AtomicU64::new(0),
             parts,
@@ -119,12 +119,12 @@ impl EndUsers {
         version: Version,
         quota: u64,
     ) -> Result<EndUserId, Denial> {
-        let name = NameRef(workspace, other_id);
+        let name = EndUserNameRef(workspace, other_id);
         if let Some(id) = self.known.get(&name) {
             return Ok(id);
         }
-        let owned = Name(workspace.clone(), other_id.into());
-        if let Some(id) = self.unsettled.get(&owned) {
+        let owned = EndUserName(workspace.clone(), other_id.into());
+        if let Some(id) = self.pending.get(&owned) {
             return Ok(id);
         }
         let now = self.parts.clock.now();
@@ -146,18 +146,18 @@ impl EndUsers {
                 Ok(id)
             }
             Ok(EndUserAdmission::Full { quota }) => {
-                self.refused.insert(owned, Refused { quota, version, at: now });
+                self.refused.insert(owned, CachedRefusal { quota, version, at: now });
                 Err(Denial::EndUserQuota { quota })
             }
-            Err(Unasked::Gone) => self.without_store(owned, id, refused, quota),
-            Err(Unasked::Busy) => Err(Denial::Plain(Fault::ServiceUnavailable)),
+            Err(NotDecided::Gone) => self.without_store(owned, id, refused, quota),
+            Err(NotDecided::Busy) => Err(Denial::Plain(Fault::ServiceUnavailable)),
         }
     }
 
     /// Forgets an end user that was deleted.
     pub fn forget(&self, workspace: &WorkspaceId, other_id: &str) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
-        self.known.remove(&NameRef(workspace, other_id));
+        self.known.remove(&EndUserNameRef(workspace, other_id));
     }
 
     /// Forgets all of them: the store has gone back to an earlier state.
@@ -169,7 +169,7 @@ impl EndUsers {
 
     /// Remembers an answer of the store, unless an end user has been deleted since it was asked: the answer may be older
     /// than the deletion.
-    fn remember(&self, name: &Name, id: EndUserId, forgotten: u64) {
+    fn remember(&self, name: &EndUserName, id: EndUserId, forgotten: u64) {
         let is_new = || self.forgotten.load(Ordering::SeqCst) == forgotten;
         if is_new() {
             self.known.insert(name.clone(), id);
@@ -188,12 +188,12 @@ impl EndUsers {
                 break;
             }
             tokio::select! {
-                () = self.unsettled.added(), if settled => {}
+                () = self.pending.added(), if settled => {}
                 () = tokio::time::sleep(TRY_EVERY), if !settled => {}
                 _ = stop.changed() => {}
             }
         }
-        let lost = self.unsettled.len();
+        let lost = self.pending.len();
         if lost > 0 {
             tracing::error!(lost, "end users that were admitted without the store are forgotten");
         }
@@ -201,7 +201,7 @@ impl EndUsers {
 
     /// Answers false when the store is still gone.
     async fn settle_all(&self) -> bool {
-        while let Some((name, id)) = self.unsettled.first() {
+        while let Some((name, id)) = self.pending.first() {
             let at = self.parts.clock.now().wall;
             let forgotten = self.forgotten.load(Ordering::SeqCst);
             match self.parts.store.admit_end_user_as(&name.0, &name.1, id, at).await {
@@ -214,8 +214,8 @@ impl EndUsers {
             }
             // It answers; who was too many learns so at the next request.
             self.try_at_ns.store(0, Ordering::Relaxed);
-            self.unsettled.remove(&name);
-            self.parts.metrics.end_users_unsettled.set(number(self.unsettled.len()));
+            self.pending.remove(&name);
+            self.parts.metrics.end_users_unsettled.set(number(self.pending.len()));
         }
         true
     }
@@ -234,22 +234,22 @@ impl EndUsers {
     /// Nobody can tell whether there is room.
     fn without_store(
         &self,
-        name: Name,
+        name: EndUserName,
         id: EndUserId,
-        refused: Option<Refused>,
+        refused: Option<CachedRefusal>,
         quota: u64,
     ) -> Result<EndUserId, Denial> {
-        let WhenGone::Admit { at_most } = self.parts.options.when_gone else {
+        let WhenStoreUnavailable::Admit { at_most } = self.parts.options.when_unavailable else {
             return Err(Denial::Plain(Fault::ServiceUnavailable));
         };
         // There was no room, and nothing has changed since.
-        if let Some(Refused { quota, .. }) = refused {
+        if let Some(CachedRefusal { quota, .. }) = refused {
             return Err(Denial::EndUserQuota { quota });
         }
-        match self.unsettled.add(name, id, quota, at_most) {
+        match self.pending.add(name, id, quota, at_most) {
             Some(id) => {
                 self.parts.metrics.end_users_unseen.inc();
-                self.parts.metrics.end_users_unsettled.set(number(self.unsettled.len()));
+                self.parts.metrics.end_users_unsettled.set(number(self.pending.len()));
                 Ok(id)
             }
             None => Err(Denial::Plain(Fault::ServiceUnavailable)),
@@ -257,11 +257,11 @@ impl EndUsers {
     }
 
     /// The store is asked on the I/O runtime, so that a client that hangs up half-way leaves nothing half done.
-    async fn ask(&self, name: Name, id: EndUserId, now: Now) -> Result<EndUserAdmission, Unasked> {
-        let Parts { store, io, options, .. } = &self.parts;
+    async fn ask(&self, name: EndUserName, id: EndUserId, now: Now) -> Result<EndUserAdmission, NotDecided> {
+        let EndUserParts { store, io, options, .. } = &self.parts;
         let patience = tokio::time::Instant::now() + options.patience;
         let turn = tokio::time::timeout_at(patience, Arc::clone(&self.asks).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(Unasked::Busy) };
+        let Ok(Ok(turn)) = turn else { return Err(NotDecided::Busy) };
         let store = Arc::clone(store);
         let asked = io.spawn(async move {
             let answer = store.admit_end_user_as(&name.0, &name.1, id, now.wall).await;
@@ -278,13 +278,13 @@ impl EndUsers {
         self.try_at_ns.store(try_at_ns, Ordering::Relaxed);
         answer.map_err(|error| {
             tracing::warn!(%error, "a new end user cannot be decided on");
-            if is_gone { Unasked::Gone } else { Unasked::Busy }
+            if is_gone { NotDecided::Gone } else { NotDecided::Busy }
         })
     }
 }
 
 /// Why the store has not decided.
-enum Unasked {
+enum NotDecided {
     /// It is gone.
     Gone,
     /// It has more to do than it can, or cannot do this.
@@ -299,15 +299,15 @@ fn number(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-impl Hash for NameRef<'_> {
+impl Hash for EndUserNameRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.hash(state);
         self.1.hash(state);
     }
 }
 
-impl Equivalent<Name> for NameRef<'_> {
-    fn equivalent(&self, name: &Name) -> bool {
+impl Equivalent<EndUserName> for EndUserNameRef<'_> {
+    fn equivalent(&self, name: &EndUserName) -> bool {
         *self.0 == name.0 && *self.1 == *name.1
     }
 }

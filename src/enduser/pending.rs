@@ -1,9 +1,9 @@
 //! End users that were admitted while nobody could tell whether there is room for them, until somebody can.
 //!
-//! Bounded by what [`Unsettled::add`] is told. In memory only: a process that is killed forgets them, and they are new
+//! Bounded by what [`PendingEndUsers::add`] is told. In memory only: a process that is killed forgets them, and they are new
 //! when they come again.
 
-use super::Name;
+use super::EndUserName;
 use crate::model::id::{EndUserId, WorkspaceId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,23 +11,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
-pub(super) struct Unsettled {
-    held: Mutex<Held>,
+pub(super) struct PendingEndUsers {
+    held: Mutex<PendingSet>,
     /// How many are held, to be read without the lock: nearly always none.
     count: AtomicUsize,
     added: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    ids: HashMap<Name, EndUserId>,
+struct PendingSet {
+    ids: HashMap<EndUserName, EndUserId>,
     of_workspace: HashMap<WorkspaceId, u64>,
 }
 
-// === impl Unsettled ===
+// === impl PendingEndUsers ===
 
-impl Unsettled {
-    pub(super) fn get(&self, name: &Name) -> Option<EndUserId> {
+impl PendingEndUsers {
+    pub(super) fn get(&self, name: &EndUserName) -> Option<EndUserId> {
         if self.len() == 0 {
             return None;
         }
@@ -36,7 +36,13 @@ impl Unsettled {
 
     /// Admits `name` as `id`, or as who it has been since another request of it came first. None: there are `at_most`
     /// already, or `quota` in its workspace.
-    pub(super) fn add(&self, name: Name, id: EndUserId, quota: u64, at_most: usize) -> Option<EndUserId> {
+    pub(super) fn add(
+        &self,
+        name: EndUserName,
+        id: EndUserId,
+        quota: u64,
+        at_most: usize,
+    ) -> Option<EndUserId> {
         let mut held = self.held();
         if let Some(id) = held.ids.get(&name) {
             return Some(*id);
@@ -53,11 +59,11 @@ impl Unsettled {
     }
 
     /// Any of them.
-    pub(super) fn first(&self) -> Option<(Name, EndUserId)> {
+    pub(super) fn first(&self) -> Option<(EndUserName, EndUserId)> {
         self.held().ids.iter().next().map(|(name, id)| (name.clone(), *id))
     }
 
-    pub(super) fn remove(&self, name: &Name) {
+    pub(super) fn remove(&self, name: &EndUserName) {
         let mut held = self.held();
         if held.ids.remove(name).is_none() {
             return;
@@ -78,7 +84,7 @@ impl Unsettled {
         self.added.notified().await;
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, PendingSet> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

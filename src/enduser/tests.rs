@@ -74,17 +74,17 @@ impl Table for Late {
     }
 }
 
-fn end_users(store: &Arc<Late>, when_gone: WhenGone) -> Arc<EndUsers> {
-    Arc::new(EndUsers::new(Parts {
+fn end_users(store: &Arc<Late>, when_unavailable: WhenStoreUnavailable) -> Arc<EndUserCache> {
+    Arc::new(EndUserCache::new(EndUserParts {
         store: store.clone(),
         clock: Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000))),
         metrics: Arc::new(Metrics::new().expect("metrics")),
         io: tokio::runtime::Handle::current(),
-        options: Options { entries: 100, patience: Duration::from_secs(600), when_gone },
+        options: EndUserOptions { entries: 100, patience: Duration::from_secs(600), when_unavailable },
     }))
 }
 
-async fn admit(end_users: &EndUsers) -> EndUserId {
+async fn admit(end_users: &EndUserCache) -> EndUserId {
     let workspace = "w".parse().expect("an id");
     end_users.admit(&workspace, "somebody", Version(1), 10).await.expect("there is room")
 }
@@ -92,7 +92,7 @@ async fn admit(end_users: &EndUsers) -> EndUserId {
 #[tokio::test]
 async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
     let store = Arc::new(Late::default());
-    let end_users = end_users(&store, WhenGone::Refuse);
+    let end_users = end_users(&store, WhenStoreUnavailable::Refuse);
     let (asked, answer) = store.hold_next();
     let asking = tokio::spawn({
         let end_users = Arc::clone(&end_users);
@@ -113,10 +113,10 @@ async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
 #[tokio::test]
 async fn who_is_deleted_while_being_settled_is_not_remembered() {
     let store = Arc::new(Late::default());
-    let end_users = end_users(&store, WhenGone::Admit { at_most: 10 });
+    let end_users = end_users(&store, WhenStoreUnavailable::Admit { at_most: 10 });
     let (workspace, id) =
         ("w".parse::<WorkspaceId>().expect("an id"), EndUserId::new(Timestamp::from_secs(1)));
-    end_users.unsettled.add(Name(workspace.clone(), "somebody".into()), id, 10, 10).expect("room");
+    end_users.pending.add(EndUserName(workspace.clone(), "somebody".into()), id, 10, 10).expect("room");
     let (asked, answer) = store.hold_next();
     let settling = tokio::spawn({
         let end_users = Arc::clone(&end_users);

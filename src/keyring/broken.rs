@@ -4,7 +4,7 @@
 
 use crate::model::digest::Digest;
 use crate::model::id::{PlanId, WorkspaceId};
-use crate::model::usage::SpentBy;
+use crate::model::usage::UsageSubject;
 use crate::store::Change;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
@@ -15,36 +15,36 @@ pub(super) struct Unapplied {
     pub(super) what: &'static str,
     pub(super) id: String,
     pub(super) why: String,
-    pub(super) lacks: Option<Lacks>,
+    pub(super) lacks: Option<MissingReference>,
     /// Of a key: what opens it.
     pub(super) digests: SmallVec<[Digest; 2]>,
 }
 
 /// What a sound row points at and cannot be served without. Once that is there, the row is to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Lacks {
+pub(super) enum MissingReference {
     Plan(PlanId),
     Workspace(WorkspaceId),
 }
 
 /// A row: its table and its id.
-pub(super) type Row = (&'static str, String);
+pub(super) type RowId = (&'static str, String);
 
 /// All that is broken at the moment.
 #[derive(Debug, Default)]
-pub(super) struct Broken {
-    rows: HashMap<Row, Unapplied>,
+pub(super) struct BrokenRows {
+    rows: HashMap<RowId, Unapplied>,
     /// Something came that a row here was waiting for.
     wants_reading: bool,
     /// The digests of all keys in `rows`.
     digests: HashSet<Digest>,
     /// The keys that lack their workspace or its plan since everything was first read.
-    since_start: HashSet<Row>,
+    since_start: HashSet<RowId>,
 }
 
-// === impl Broken ===
+// === impl BrokenRows ===
 
-impl Broken {
+impl BrokenRows {
     /// Notes a row. Answers whether that is news.
     pub(super) fn add(&mut self, row: &Unapplied) -> bool {
         let before = self.rows.insert((row.what, row.id.clone()), row.clone());
@@ -77,7 +77,7 @@ impl Broken {
     }
 
     /// The row that `change` is about, if any row is broken: nearly always none is, and nothing is allocated.
-    pub(super) fn watched(&self, change: &Change) -> Option<Row> {
+    pub(super) fn watched(&self, change: &Change) -> Option<RowId> {
         if self.rows.is_empty() {
             return None;
         }
@@ -92,19 +92,19 @@ impl Broken {
     }
 
     /// Whether that row is broken.
-    pub(super) fn holds(&self, table: &'static str, subject: &SpentBy) -> bool {
+    pub(super) fn holds(&self, table: &'static str, subject: &UsageSubject) -> bool {
         if self.rows.is_empty() {
             return false;
         }
         let id = match subject {
-            SpentBy::Key(id) => id.to_string(),
-            SpentBy::Workspace(id) => id.to_string(),
+            UsageSubject::Key(id) => id.to_string(),
+            UsageSubject::Workspace(id) => id.to_string(),
         };
         self.rows.contains_key(&(table, id))
     }
 
     /// A row is sound, or gone.
-    pub(super) fn mended(&mut self, row: &Row) {
+    pub(super) fn on_repaired(&mut self, row: &RowId) {
         if let Some(mended) = self.rows.remove(row) {
             for digest in &mended.digests {
                 self.digests.remove(digest);
@@ -114,7 +114,7 @@ impl Broken {
     }
 
     /// `there` can be pointed at from now on.
-    pub(super) fn came(&mut self, there: &Lacks) {
+    pub(super) fn on_present(&mut self, there: &MissingReference) {
         if self.rows.values().any(|row| row.lacks.as_ref() == Some(there)) {
             self.wants_reading = true;
         }
@@ -125,8 +125,8 @@ impl Broken {
         std::mem::take(&mut self.wants_reading)
     }
 
-    /// Undoes [`Broken::take_wants_reading`]: it came to nothing.
-    pub(super) fn read_again(&mut self) {
+    /// Undoes [`BrokenRows::take_wants_reading`]: it came to nothing.
+    pub(super) fn restore_wants_reading(&mut self) {
         self.wants_reading = true;
     }
 

@@ -28,7 +28,7 @@ pub struct FeedOptions {
 }
 
 /// Tells the store how far this node has come.
-pub struct Reporter {
+pub struct NodeReporter {
     store: Arc<dyn Nodes>,
     /// Its `reached` is filled in each time.
     node: NodeReport,
@@ -37,19 +37,19 @@ pub struct Reporter {
 }
 
 /// Keeps a keyring up to date.
-pub struct Follower {
+pub struct FeedFollower {
     keyring: Arc<Keyring>,
     store: Arc<dyn Feed>,
     clock: Arc<dyn Clock>,
     on_removed: Box<dyn Fn(&Change) + Send + Sync>,
     on_gone_back: Box<dyn Fn() + Send + Sync>,
     options: FeedOptions,
-    reporter: Option<Reporter>,
+    reporter: Option<NodeReporter>,
     /// What is held may be of a past that the store no longer knows.
     is_starting_over: AtomicBool,
 }
 
-impl Reporter {
+impl NodeReporter {
     /// Reports a process that is called `name`, under an identity of its own.
     pub fn new(store: Arc<dyn Nodes>, name: &str, boot: Uuid, admin: Arc<OnceLock<SocketAddr>>) -> Self {
         let node = NodeReport { boot, name: name.into(), admin: None, reached: Version::default() };
@@ -92,7 +92,7 @@ impl Reporter {
     }
 }
 
-impl Follower {
+impl FeedFollower {
     /// A follower that shows what is gone for good to `on_removed`, once no new request can find it.
     pub fn new(
         keyring: Arc<Keyring>,
@@ -115,7 +115,7 @@ impl Follower {
 
     /// Also reports how far it has come, after every change and as a sign of life; says goodbye at the end.
     #[must_use]
-    pub fn reporting(self, reporter: Reporter) -> Self {
+    pub fn reporting(self, reporter: NodeReporter) -> Self {
         Self { reporter: Some(reporter), ..self }
     }
 
@@ -184,7 +184,7 @@ impl Follower {
         let after = if is_again { Version::default() } else { reached };
         let now = self.read(after, &mut |_| {}).await.inspect_err(|_| {
             if is_again {
-                self.keyring.broken_rows().read_again();
+                self.keyring.broken_rows().restore_wants_reading();
             }
         })?;
         if now < reached {

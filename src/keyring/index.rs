@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const SHARDS: usize = 64;
 
 /// What a key can be found by.
-pub(super) trait Name {
+pub(super) trait IndexKey {
     /// Spread evenly over all its bits.
     fn hash(&self) -> u64;
     /// Whether it is one of `entry`'s.
@@ -31,15 +31,15 @@ pub(super) struct Index<N> {
 /// One table, in cache lines of its own: who looks into it writes to its lock.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Shard(RwLock<HashTable<Slot>>);
+struct Shard(RwLock<HashTable<IndexSlot>>);
 
 #[derive(Debug)]
-struct Slot {
+struct IndexSlot {
     hash: u64,
     entry: Arc<Entry>,
 }
 
-impl<N: Name> Index<N> {
+impl<N: IndexKey> Index<N> {
     pub(super) fn new() -> Self {
         Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), names: PhantomData }
     }
@@ -57,7 +57,7 @@ impl<N: Name> Index<N> {
         let mut table = self.shard(hash).write();
         match table.find_mut(hash, |slot| slot.is(hash, name)) {
             Some(slot) => slot.entry = entry,
-            None => _ = table.insert_unique(hash, Slot { hash, entry }, |slot| slot.hash),
+            None => _ = table.insert_unique(hash, IndexSlot { hash, entry }, |slot| slot.hash),
         }
     }
 
@@ -98,23 +98,23 @@ impl<N: Name> Index<N> {
 }
 
 impl Shard {
-    fn read(&self) -> RwLockReadGuard<'_, HashTable<Slot>> {
+    fn read(&self) -> RwLockReadGuard<'_, HashTable<IndexSlot>> {
         // Nothing that runs under this lock can panic half-way, so a poisoned one holds a sound table.
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashTable<Slot>> {
+    fn write(&self) -> RwLockWriteGuard<'_, HashTable<IndexSlot>> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Slot {
-    fn is(&self, hash: u64, name: &impl Name) -> bool {
+impl IndexSlot {
+    fn is(&self, hash: u64, name: &impl IndexKey) -> bool {
         self.hash == hash && name.is_of(&self.entry)
     }
 }
 
-impl Name for Digest {
+impl IndexKey for Digest {
     fn hash(&self) -> u64 {
         // Digests are uniform already: eight of their bytes are as good a hash as any.
         self.0.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first))
@@ -125,7 +125,7 @@ impl Name for Digest {
     }
 }
 
-impl Name for KeyId {
+impl IndexKey for KeyId {
     fn hash(&self) -> u64 {
         // Ids made in one moment differ in their last bytes; multiplying by 2^64 over the golden ratio spreads them, and
         // what it leaves at the low end comes down from the high one.

@@ -9,18 +9,18 @@ mod broken;
 mod feed;
 mod index;
 
-pub use feed::{FeedOptions, Follower, Reporter};
+pub use feed::{FeedFollower, FeedOptions, NodeReporter};
 
 use crate::clock::{Now, Timestamp};
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, PlanId, WorkspaceId};
 use crate::model::key::{Key, Plan};
 use crate::model::scope::Scopes;
-use crate::model::usage::SpentBy;
+use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::{Limits, key_limits, workspace_limits};
 use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
 use arc_swap::{ArcSwap, Guard};
-use broken::{Broken, Lacks, Unapplied};
+use broken::{BrokenRows, MissingReference, Unapplied};
 use dashmap::DashMap;
 use index::Index;
 use smallvec::SmallVec;
@@ -42,7 +42,7 @@ pub struct Keyring {
     by_id: Index<KeyId>,
     workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
     plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
-    broken: Mutex<Broken>,
+    broken: Mutex<BrokenRows>,
     /// Sets of scopes that keys share, so that a million keys with the same one hold its text once.
     scopes: Mutex<HashSet<Scopes>>,
     version: watch::Sender<Version>,
@@ -96,7 +96,7 @@ pub struct PlanInForce {
 
 /// A key found by a digest.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundKey {
     /// The key and its secret.
     pub presented: Presented,
     /// Under which pepper the digest was made.
@@ -104,7 +104,7 @@ pub struct Found {
 }
 
 impl Keyring {
-    /// An empty replica. Fill it with [`Follower::load`].
+    /// An empty replica. Fill it with [`FeedFollower::load`].
     pub fn new() -> Self {
         Self {
             by_digest: Index::new(),
@@ -123,7 +123,7 @@ impl Keyring {
     }
 
     /// The key that `digest` opens at the instant `at`, unless it is deleted.
-    pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<Found> {
+    pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<FoundKey> {
         if !self.is_open.load(Ordering::Relaxed) {
             return None;
         }
@@ -133,7 +133,7 @@ impl Keyring {
             return None;
         }
         let (secret, pepper_version) = (credential.secret, credential.pepper_version);
-        Some(Found { presented: Presented { entry, secret }, pepper_version })
+        Some(FoundKey { presented: Presented { entry, secret }, pepper_version })
     }
 
     /// Whether a digest that was not found may open a key all the same: nothing has been read yet, or the key's row, its
@@ -186,10 +186,10 @@ impl Keyring {
     }
 
     /// Whether that key or workspace is held, or will be once its row in the store can be served.
-    pub fn knows(&self, subject: &SpentBy) -> bool {
+    pub fn knows(&self, subject: &UsageSubject) -> bool {
         let (is_held, table) = match subject {
-            SpentBy::Key(id) => (self.by_id.get(id).is_some(), "keys"),
-            SpentBy::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
+            UsageSubject::Key(id) => (self.by_id.get(id).is_some(), "keys"),
+            UsageSubject::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
         };
         is_held || self.broken_rows().holds(table, subject)
     }
@@ -271,7 +271,7 @@ impl Keyring {
             Ok(()) => {
                 if let Some(row) = row {
                     let mut broken = self.broken_rows();
-                    broken.mended(&row);
+                    broken.on_repaired(&row);
                     self.broken_rows.store(broken.len(), Ordering::Relaxed);
                 }
                 None
@@ -288,16 +288,16 @@ impl Keyring {
     fn put(&self, change: Change) -> Result<(), Unapplied> {
         match change {
             Change::Plan(plan) => {
-                let there = Lacks::Plan(plan.id.clone());
+                let there = MissingReference::Plan(plan.id.clone());
                 self.put_plan(plan);
-                self.broken_rows().came(&there);
+                self.broken_rows().on_present(&there);
             }
             Change::PlanRemoved(id) => {
                 self.plans().remove(&id);
             }
             Change::Workspace { id, plan_id } => {
                 self.put_workspace(&id, &plan_id)?;
-                self.broken_rows().came(&Lacks::Workspace(id));
+                self.broken_rows().on_present(&MissingReference::Workspace(id));
             }
             Change::Key(change) => return self.put_key(change),
             Change::KeyRemoved { id, .. } => self.remove_key(id),
@@ -329,7 +329,7 @@ impl Keyring {
     fn put_workspace(&self, id: &WorkspaceId, plan_id: &PlanId) -> Result<(), Unapplied> {
         let Some(plan) = self.plans().get(plan_id).cloned() else {
             let why = format!("it is on the plan {plan_id}, which is not there");
-            let lacks = Some(Lacks::Plan(plan_id.clone()));
+            let lacks = Some(MissingReference::Plan(plan_id.clone()));
             let digests = SmallVec::new();
             return Err(Unapplied { what: "workspaces", id: id.to_string(), why, lacks, digests });
         };
@@ -361,7 +361,7 @@ impl Keyring {
         let Some(workspace) = self.workspaces.get(&key.workspace_id).map(|w| Arc::clone(w.value())) else {
             let why = format!("its workspace {} is not there", key.workspace_id);
             self.remove_key(id);
-            let lacks = Some(Lacks::Workspace(key.workspace_id));
+            let lacks = Some(MissingReference::Workspace(key.workspace_id));
             let digests = credentials.iter().map(|c| c.digest).collect();
             return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks, digests });
         };
@@ -416,7 +416,7 @@ impl Keyring {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn broken_rows(&self) -> MutexGuard<'_, Broken> {
+    fn broken_rows(&self) -> MutexGuard<'_, BrokenRows> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -264,10 +264,10 @@ fn a_key_without_its_workspace_and_a_workspace_without_its_plan_are_reported() {
 
 /// A store that is a list of what was written, each under its number.
 #[derive(Default)]
-struct Written(Mutex<Vec<(u64, Change)>>);
+struct WrittenChanges(Mutex<Vec<(u64, Change)>>);
 
 #[async_trait::async_trait]
-impl Feed for Written {
+impl Feed for WrittenChanges {
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
         let all = self.0.lock().expect("no panic").clone();
         let newest = all.iter().map(|(version, _)| *version).max().unwrap_or_default();
@@ -291,18 +291,18 @@ fn not_asked<T>() -> Result<T, StoreError> {
 
 /// A follower of a store of its own, and what it was told is gone.
 struct Following {
-    store: Arc<Written>,
-    follower: Follower,
+    store: Arc<WrittenChanges>,
+    follower: FeedFollower,
     keyring: Arc<Keyring>,
     removed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Following {
     fn new() -> Self {
-        let (store, keyring) = (Arc::<Written>::default(), Arc::new(Keyring::new()));
+        let (store, keyring) = (Arc::<WrittenChanges>::default(), Arc::new(Keyring::new()));
         let removed = Arc::<Mutex<Vec<String>>>::default();
         let told = Arc::clone(&removed);
-        let follower = Follower::new(
+        let follower = FeedFollower::new(
             Arc::clone(&keyring),
             Arc::clone(&store) as Arc<dyn Feed>,
             Arc::new(crate::clock::ManualClock::at(NOW)),

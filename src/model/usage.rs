@@ -76,9 +76,9 @@ pub struct UsageRecord {
 
 /// What one subject has spent of the windows that contain the asked instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpentRow {
+pub struct UsageTotals {
     /// Whose spending.
-    pub subject: SpentBy,
+    pub subject: UsageSubject,
     /// Charged requests in this calendar minute.
     pub minute: u64,
     /// Charged requests in this calendar hour.
@@ -93,16 +93,16 @@ pub struct SpentRow {
 
 /// Whose spending.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SpentBy {
+pub enum UsageSubject {
     /// One key's.
     Key(KeyId),
     /// All keys of a workspace together.
     Workspace(WorkspaceId),
 }
 
-impl SpentRow {
+impl UsageTotals {
     /// Nothing spent.
-    pub const fn nothing(subject: SpentBy) -> Self {
+    pub const fn nothing(subject: UsageSubject) -> Self {
         Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
     }
 }

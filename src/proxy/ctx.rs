@@ -1,9 +1,9 @@
 //! What is known of one request while it passes through Pingora's phases.
 
-use super::connection::kept_body::Rewind;
-use super::connection::{Connection, End};
-use super::snapshot::Site;
-use super::upstream::attempts::Trip;
+use super::connection::kept_body::KeptBody;
+use super::connection::{CloseReason, Connection};
+use super::snapshot::RoutingSnapshot;
+use super::upstream::attempts::UpstreamAttempts;
 use crate::clock::Now;
 use crate::gate::{Admission, Denied, Permit, Preflight};
 use crate::model::fault::{Fault, Lang};
@@ -11,14 +11,14 @@ use crate::model::id::RequestId;
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::routing::route::Route;
 use crate::telemetry::Recording;
-use crate::usage::Pending;
+use crate::usage::PendingRecord;
 use bytes::Bytes;
 use http::HeaderValue;
 use prometheus::IntGauge;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// One request. Dropping it, however that comes about, ends its record and its place in flight.
+/// One request. Dropping it, however that comes about, ends its record and its count in flight.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the request")]
 pub struct Ctx {
     /// When its head had arrived.
@@ -38,7 +38,7 @@ pub struct Ctx {
     /// Where it came over.
     pub connection: Option<Arc<Connection>>,
     /// The routes and upstreams it uses from begin to end.
-    pub site: Arc<Site>,
+    pub routing: Arc<RoutingSnapshot>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
     /// The path that the backend gets, where that is another than the client's.
@@ -54,11 +54,11 @@ pub struct Ctx {
     /// The same of a preflight that its backend answers.
     pub preflight: Option<Preflight>,
     /// Its record to be.
-    pub record: Option<Pending>,
+    pub record: Option<PendingRecord>,
     /// A body read ahead to find the end user in it; sent on from here.
     pub body: Option<Bytes>,
     /// What of a body has come, where a backend may say that it has not acted on it.
-    pub rewind: Option<Rewind>,
+    pub kept_body: Option<KeptBody>,
     /// Whether that has been sent on.
     pub is_body_sent: bool,
     /// Body bytes taken from the client so far.
@@ -68,7 +68,7 @@ pub struct Ctx {
     /// Whether all of the answer has come.
     pub is_over: bool,
     /// Its way through the servers of its upstream.
-    pub trip: Trip,
+    pub attempts: UpstreamAttempts,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
     /// Nanoseconds until it was decided.
@@ -77,14 +77,14 @@ pub struct Ctx {
     pub fault: Option<Fault>,
     /// Its spans, where it is recorded.
     pub recording: Option<Recording>,
-    _in_flight: InFlight,
+    _in_flight: InFlightGauge,
 }
 
-struct InFlight(IntGauge);
+struct InFlightGauge(IntGauge);
 
 impl Ctx {
     /// A request whose head arrived at `arrived`.
-    pub fn new(arrived: Now, site: Arc<Site>, in_flight: IntGauge) -> Self {
+    pub fn new(arrived: Now, routing: Arc<RoutingSnapshot>, in_flight: IntGauge) -> Self {
         in_flight.inc();
         let id = RequestId::new(arrived.wall);
         Self {
@@ -96,7 +96,7 @@ impl Ctx {
             address: IpAddr::from([0, 0, 0, 0]),
             secure: false,
             connection: None,
-            site,
+            routing: routing,
             route: None,
             rewritten: None,
             decided: None,
@@ -106,23 +106,23 @@ impl Ctx {
             preflight: None,
             record: None,
             body: None,
-            rewind: None,
+            kept_body: None,
             is_body_sent: false,
             body_bytes: 0,
             answer_left: None,
             is_over: false,
-            trip: Trip::default(),
+            attempts: UpstreamAttempts::default(),
             degraded: false,
             own_ns: 0,
             fault: None,
             recording: None,
-            _in_flight: InFlight(in_flight),
+            _in_flight: InFlightGauge(in_flight),
         }
     }
 
     /// What the client's connection made of its message, where that is why reading it failed.
     pub fn client_fault(&self) -> Option<Denial> {
-        self.connection.as_ref()?.ends()?.denial()
+        self.connection.as_ref()?.close_reason()?.denial()
     }
 
     /// The route's name for metrics; empty when none matched.
@@ -131,7 +131,7 @@ impl Ctx {
     }
 }
 
-impl End {
+impl CloseReason {
     /// What the client is told, where it can be.
     pub(super) fn denial(self) -> Option<Denial> {
         match self {
@@ -147,7 +147,7 @@ impl End {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGauge {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -16,8 +16,8 @@ mod state;
 pub mod upstream;
 
 pub use message::headers::HeaderPolicy;
-pub use message::ratelimit::Families;
+pub use message::ratelimit::RateLimitFamilies;
 pub use observe::traces::Tracing;
 pub use service::Phases;
-pub use snapshot::Site;
+pub use snapshot::RoutingSnapshot;
 pub use state::{Proxy, ProxyLimits};

@@ -1,16 +1,16 @@
 //! Pingora's phases, each a line or two that calls the part that knows.
 
-use super::connection::End;
+use super::connection::CloseReason;
 use super::connection::h2_stream::keep_te;
 use super::ctx::Ctx;
-use super::message::Message;
+use super::message::RequestMessage;
 use super::message::fields::{edit_request, edit_response, forget_case};
-use super::message::headers::{Told, X_REQUEST_ID, clean_trailers, end_hop};
+use super::message::headers::{ForwardContext, X_REQUEST_ID, clean_trailers, end_hop};
 use super::message::ratelimit::{self};
-use super::observe::access::Line;
+use super::observe::access::AccessLogLine;
 use super::observe::traces::trace_of;
-use super::request::attempt::may_pause;
-use super::request::body::pass_on;
+use super::request::attempt::restart_read_timeout;
+use super::request::body::forward_part;
 use super::request::forward;
 use super::request::preflight::Preflighted;
 use super::request::rewind;
@@ -18,7 +18,7 @@ use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
 use super::state::Proxy;
-use super::upstream::{Failure, is_ours};
+use super::upstream::{ServerFailure, is_local_shortage};
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
 use crate::policy::keys::denial::Denial;
@@ -76,7 +76,7 @@ impl ProxyHttp for Phases {
                 Preflighted::Decided(decided) => decided,
                 Preflighted::No => self.decide(session, ctx).await,
             };
-            self.note_own(ctx);
+            self.record_decision_time(ctx);
             decided
         };
         match decided {
@@ -86,7 +86,7 @@ impl ProxyHttp for Phases {
             }
             Err(denied) => {
                 let has_body = !session.is_body_empty();
-                self.refused(&Message::of(session.req_header(), has_body), ctx, &denied);
+                self.on_refused(&RequestMessage::of(session.req_header(), has_body), ctx, &denied);
                 let at = self.clock.now().wall;
                 let told = reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at);
                 // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
@@ -110,7 +110,7 @@ impl ProxyHttp for Phases {
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        Proxy::reached(ctx, reused);
+        Proxy::on_connected(ctx, reused);
         Ok(())
     }
 
@@ -122,7 +122,7 @@ impl ProxyHttp for Phases {
         mut e: Box<Error>,
     ) -> Box<Error> {
         tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
-        e.set_retry(self.not_reached(session, ctx, &e));
+        e.set_retry(self.on_connect_failure(session, ctx, &e));
         e
     }
 
@@ -135,7 +135,7 @@ impl ProxyHttp for Phases {
         client_reused: bool,
     ) -> Box<Error> {
         tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "an attempt failed");
-        let again = self.broke_off(session, ctx, &e, client_reused);
+        let again = self.on_attempt_failure(session, ctx, &e, client_reused);
         e.set_retry(again);
         e
     }
@@ -149,7 +149,7 @@ impl ProxyHttp for Phases {
         keep_te(session, request)?;
         if session.is_body_empty() {
             // To a backend over HTTP/2 there is no part of a body then that could be the last.
-            self.sent(ctx);
+            self.on_request_sent(ctx);
         }
         // What a backend over HTTP/2 says before its answer is not heard by Pingora, so the client is told to go on by us.
         let asks_us =
@@ -161,7 +161,7 @@ impl ProxyHttp for Phases {
         let Some(route) = ctx.route.as_ref().filter(|_| is_admitted) else {
             return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
         };
-        let told = Told {
+        let told = ForwardContext {
             admission: ctx.admission.as_ref(),
             route,
             request_id: &ctx.request_id,
@@ -169,19 +169,19 @@ impl ProxyHttp for Phases {
             trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),
             secure: ctx.secure,
             rewritten: ctx.rewritten.as_deref().map(|path| (session.req_header().uri.path(), path)),
-            trace: self.tracing.told(&request.headers, ctx),
+            trace: self.tracing.forwarded_context(&request.headers, ctx),
         };
         if let Some(path) = &ctx.rewritten {
-            forward::retarget(request, path)?;
+            forward::set_path(request, path)?;
         }
         let version = session.req_header().version;
         edit_request(request, |fields| {
-            ctx.site.headers.to_backend(fields, &told)?;
+            ctx.routing.headers.to_backend(fields, &told)?;
             // After what is told of the client's Host, and before Pingora checks that all agrees.
-            forward::rehost(fields, &route.forward.host, ctx.trip.server())?;
+            forward::set_host(fields, &route.forward.host, ctx.attempts.server())?;
             match version {
                 Version::HTTP_10 if !fields.contains_key(HOST) => {
-                    forward::rehost(fields, &HostRule::Server, ctx.trip.server())?;
+                    forward::set_host(fields, &HostRule::Server, ctx.attempts.server())?;
                 }
                 Version::HTTP_2 => forward::join_cookies(fields)?,
                 _ => {}
@@ -202,7 +202,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         if end_of_stream {
-            self.sent(ctx);
+            self.on_request_sent(ctx);
         }
         if let Some(read_ahead) = &ctx.body {
             // Pingora replays what it kept, which may be only the tail. All of it is here. No part at all would be the end.
@@ -210,9 +210,9 @@ impl ProxyHttp for Phases {
             ctx.is_body_sent |= end_of_stream;
             return Ok(());
         }
-        if ctx.trip.is_tunnel() {
+        if ctx.attempts.is_tunnel() {
             // It has no body: what passes has no length, and each part gives both sides their time anew.
-            may_pause(ctx);
+            restart_read_timeout(ctx);
             return Ok(());
         }
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
@@ -222,10 +222,10 @@ impl ProxyHttp for Phases {
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the body grew too large").into_down());
         }
         if let Some(connection) = &ctx.connection {
-            if let (Some(part), Some(rewind)) = (&body, &mut ctx.rewind) {
+            if let (Some(part), Some(rewind)) = (&body, &mut ctx.kept_body) {
                 rewind.keep(part, connection);
             }
-            pass_on(connection, body, end_of_stream, ctx.body_bytes).await;
+            forward_part(connection, body, end_of_stream, ctx.body_bytes).await;
         }
         if !end_of_stream {
             Proxy::part_goes(ctx);
@@ -253,10 +253,10 @@ impl ProxyHttp for Phases {
             });
         }
         forward::check_framing(response)?;
-        self.answered(ctx, response.status.as_u16());
+        self.on_answer(ctx, response.status.as_u16());
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
-            reply::end_with_connection(session, response, ctx.connection.as_ref())?;
+            reply::frame_by_close(session, response, ctx.connection.as_ref())?;
         }
         let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
         edit_response(response, |fields| {
@@ -288,7 +288,7 @@ impl ProxyHttp for Phases {
         }
         ctx.answer_left = reply::body_length(session, response);
         if ctx.answer_left == Some(0) {
-            Proxy::is_over(ctx, false);
+            Proxy::is_out_of_time(ctx, false);
         }
         Ok(())
     }
@@ -300,7 +300,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Bytes>> {
         clean_trailers(trailers);
-        Proxy::is_over(ctx, true);
+        Proxy::is_out_of_time(ctx, true);
         Ok(None)
     }
 
@@ -311,29 +311,29 @@ impl ProxyHttp for Phases {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Duration>> {
-        if let (Some(part), Some(frames)) = (&body, ctx.trip.frames()) {
+        if let (Some(part), Some(frames)) = (&body, ctx.attempts.frames()) {
             frames.pass(part);
         }
         let mut came = 0;
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
             came = part.len();
-            connection.takes(part);
+            connection.on_buffered(part);
         }
-        self.still_in_time(ctx)?;
+        self.check_time_left(ctx)?;
         ctx.answer_left =
             ctx.answer_left.map(|left| left.saturating_sub(u64::try_from(came).unwrap_or(left)));
         if end_of_stream || ctx.answer_left == Some(0) {
-            Proxy::is_over(ctx, true);
+            Proxy::is_out_of_time(ctx, true);
         }
         Ok(None)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        if ctx.trip.is_tunnel() {
+        if ctx.attempts.is_tunnel() {
             tunnel::end(session, ctx).await;
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
-        if !ctx.trip.reached {
+        if !ctx.attempts.connected {
             give_back(ctx);
         }
         if ctx.is_over {
@@ -353,7 +353,7 @@ impl ProxyHttp for Phases {
             ctx.fault = Some(fault);
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.ends().is_some());
+        let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.close_reason().is_some());
         if !session.is_body_done() || is_over {
             // Of the request's body an unknown part is still to come, or the connection has been given up.
             session.set_keepalive(None);
@@ -375,7 +375,7 @@ impl ProxyHttp for Phases {
             && session.get_keepalive_reuses_remaining() != Some(0)
             && let Some(connection) = &ctx.connection
         {
-            connection.stays();
+            connection.keep_open();
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
@@ -386,7 +386,7 @@ impl ProxyHttp for Phases {
         let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
         let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
         let has_body = read > 0;
-        self.ended(&Message::of(session.req_header(), has_body), ctx, outcome, written, (read, sent));
+        self.ended(&RequestMessage::of(session.req_header(), has_body), ctx, outcome, written, (read, sent));
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
@@ -412,19 +412,19 @@ impl ProxyHttp for Phases {
 impl Proxy {
     /// A request that has just arrived.
     pub(super) fn ctx(&self) -> Ctx {
-        Ctx::new(self.clock.now(), self.site.load_full(), self.metrics.in_flight.clone())
+        Ctx::new(self.clock.now(), self.routing.load_full(), self.metrics.in_flight.clone())
     }
 
     /// A request has ended: `written` is the status that the client was answered, `bytes` what of bodies was read and sent.
     pub(super) fn ended(
         &self,
-        message: &Message<'_>,
+        message: &RequestMessage<'_>,
         ctx: &mut Ctx,
         outcome: Outcome,
         written: Option<u16>,
         (read, sent): (u64, u64),
     ) {
-        Self::is_served(ctx, outcome == Outcome::Served);
+        Self::on_served(ctx, outcome == Outcome::Served);
         // 499 is what nginx calls a client that went away before it was answered.
         let status = written.unwrap_or(499);
         if let Some(mut record) = ctx.record.take() {
@@ -470,7 +470,7 @@ fn give_back(ctx: &mut Ctx) {
 /// The request is not in flight any more.
 fn frees(ctx: &mut Ctx) {
     ctx.admission = None;
-    ctx.trip.ends();
+    ctx.attempts.ends();
     if let Some(connection) = &ctx.connection {
         connection.frees();
     }
@@ -481,7 +481,7 @@ fn fault_of(e: &Error) -> Option<Fault> {
     match (&e.etype, &e.esource) {
         (ErrorType::HTTPStatus(413), _) => Some(Fault::PayloadTooLarge),
         (ErrorType::HTTPStatus(503), _) => Some(Fault::ServiceUnavailable),
-        (etype, ErrorSource::Upstream) if is_ours(etype) => Some(Fault::ServiceUnavailable),
+        (etype, ErrorSource::Upstream) if is_local_shortage(etype) => Some(Fault::ServiceUnavailable),
         (ErrorType::ReadTimedout, ErrorSource::Downstream) => Some(Fault::RequestTimeout),
         (_, ErrorSource::Downstream) => None,
         (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {
@@ -494,22 +494,24 @@ fn fault_of(e: &Error) -> Option<Fault> {
 
 fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
     match (ctx.fault, e) {
-        (None, Some(_)) if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::RestLate)) => {
+        (None, Some(_))
+            if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::RestLate)) =>
+        {
             Outcome::Served
         }
         (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
             Outcome::UpstreamFailed
         }
         (Some(_), _) => Outcome::Denied,
-        (None, _) if ctx.trip.is_tunnel() => Outcome::Served,
+        (None, _) if ctx.attempts.is_tunnel() => Outcome::Served,
         (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,
         (None, None) => Outcome::Served,
     }
 }
 
-fn log_access(message: &Message<'_>, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
-    let line = Line {
+fn log_access(message: &RequestMessage<'_>, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
+    let line = AccessLogLine {
         request_id: ctx.request_id.to_str().unwrap_or(""),
         trace_id: trace_of(message.fields, ctx).trace_id_text(),
         method: message.method.as_str(),
@@ -518,7 +520,7 @@ fn log_access(message: &Message<'_>, ctx: &Ctx, outcome: Outcome, status: u16, e
         status,
         outcome,
         address: ctx.address,
-        backend_failure: ctx.trip.failure().map_or("", Failure::as_str),
+        backend_failure: ctx.attempts.failure().map_or("", ServerFailure::as_str),
         elapsed,
     };
     line.write();

@@ -8,7 +8,7 @@ use crate::policy::routing::route::RouteTable;
 use std::sync::Arc;
 
 /// Where requests go.
-pub struct Site {
+pub struct RoutingSnapshot {
     /// Which requests are known at all.
     pub routes: RouteTable,
     /// Backends, in the order that routes number them.

@@ -6,11 +6,11 @@ use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::policy::http::source::TrustedProxies;
-use crate::proxy::connection::address_limiter::Guesses;
-use crate::proxy::message::ratelimit::Families;
+use crate::proxy::connection::address_limiter::AddressLimiter;
+use crate::proxy::message::ratelimit::RateLimitFamilies;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::observe::traces::Tracing;
-use crate::proxy::snapshot::Site;
+use crate::proxy::snapshot::RoutingSnapshot;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Proxy {
     /// Decides.
     pub gate: Arc<Gate>,
     /// Where requests go, as the newest config says.
-    pub site: Arc<ArcSwap<Site>>,
+    pub routing: Arc<ArcSwap<RoutingSnapshot>>,
     /// Takes the records.
     pub recorder: Recorder,
     /// Numbers.
@@ -31,9 +31,9 @@ pub struct Proxy {
     /// Sizes and times.
     pub limits: ProxyLimits,
     /// Wrong secrets, by address; none: any number is answered.
-    pub guesses: Option<Guesses>,
+    pub invalid_keys: Option<AddressLimiter>,
     /// Preflights that backends answer, by address; none: any number.
-    pub preflights: Option<Guesses>,
+    pub preflights: Option<AddressLimiter>,
     /// The access log.
     pub access: AccessLog,
     /// Whose `X-Forwarded-For` counts.
@@ -60,5 +60,5 @@ pub struct ProxyLimits {
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
     /// Which header families tell what is left.
-    pub families: Families,
+    pub families: RateLimitFamilies,
 }

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 /// What a key that moves from one store to another brings along. It was made before, so it is not held to its plan now: as
 /// after a plan was lowered, it runs at the plan's limit.
 #[derive(Clone, Debug)]
-pub struct KeyPast {
+pub struct ImportedKeyHistory {
     /// See [`super::KeyRecord::created_by`].
     pub created_by: String,
     /// See [`super::KeyRecord::created_at`].

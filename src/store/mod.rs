@@ -17,9 +17,9 @@ pub mod sqlite;
 mod usage;
 
 use crate::model::digest::Digest;
-use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 pub use error::StoreError;
-pub use imported::KeyPast;
+pub use imported::ImportedKeyHistory;
 pub use node::{NodeReport, NodeRow};
 pub use record::*;
 pub use usage::*;
@@ -288,16 +288,16 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Makes partitions ahead of need and deletes what need not be kept at the instant `at`, in steps that are short each.
     /// Repeating it is harmless; several nodes may do it at once.
-    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
-        let nothing_to_do = |_| Upkeep::default();
+    async fn maintain(&self, at: Timestamp) -> Result<MaintenanceReport, StoreError> {
+        let nothing_to_do = |_| MaintenanceReport::default();
         Ok(nothing_to_do(at))
     }
 
     /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
-    async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError>;
+    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError>;
 
     /// The same of one subject; of one that has spent nothing, zeros.
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError>;
+    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError>;
 
     /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this
     /// workspace; a deleted key keeps its statistics.

@@ -58,7 +58,7 @@ pub struct NewKey {
     /// How it is found.
     pub credential: IssuedCredential,
     /// What it brings along from the store it was in before; none for a key that is new.
-    pub past: Option<super::KeyPast>,
+    pub past: Option<super::ImportedKeyHistory>,
 }
 
 /// A key at rest.
@@ -362,12 +362,12 @@ impl Change {
 
 impl<T> Page<T> {
     /// A page of rows that were all understood.
-    pub fn whole(items: Vec<T>, total: u64) -> Self {
+    pub fn complete(items: Vec<T>, total: u64) -> Self {
         Self { items, total, passed_over: 0 }
     }
 
     /// A page without the rows that could not be understood, which are none.
-    pub(super) fn sound(rows: Vec<Option<T>>, total: u64) -> Self {
+    pub(super) fn of_readable(rows: Vec<Option<T>>, total: u64) -> Self {
         let found = rows.len();
         let items: Vec<T> = rows.into_iter().flatten().collect();
         let passed_over = u64::try_from(found - items.len()).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@
 //! that would not be served from the store.
 
 use super::shared::decode::SOURCES;
-use super::shared::fields::{Columns, Fields, int};
+use super::shared::fields::{RowColumns, RowReader, int};
 use super::shared::rules;
 use super::{Change, Credential, Credentials, StoreError, Version};
 use crate::model::id::{PlanId, WorkspaceId};
@@ -90,7 +90,7 @@ pub fn read(mut from: &[u8], mut each: impl FnMut(Change)) -> Result<(), StoreEr
         for _ in 0..*columns {
             row.0.push(Value::take(&mut from).ok_or_else(cut_off)?);
         }
-        each(source.change(&mut Fields::of(&row), Version(u64::MAX))?);
+        each(source.change(&mut RowReader::of(&row), Version(u64::MAX))?);
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ impl<'v> Value<'v> {
 
 // === impl Row ===
 
-impl Columns for Row<'_> {
+impl RowColumns for Row<'_> {
     fn text(&self, at: usize) -> Result<Option<&str>, &'static str> {
         match self.0.get(at) {
             Some(Value::Text(text)) => Ok(Some(text)),

@@ -145,7 +145,7 @@ pub struct RecordPage {
 
 /// What a round of upkeep has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Upkeep {
+pub struct MaintenanceReport {
     /// Partitions of the ledger that were made.
     pub partitions_made: u64,
     /// Partitions that went, with all in them.

@@ -23,7 +23,7 @@ const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION
 
 /// Why a collector cannot be spoken to as the config says.
 #[derive(Debug, thiserror::Error)]
-pub enum BadCollector {
+pub enum CollectorError {
     /// The certificates to trust.
     #[error("ca_file: it cannot be used: {0}")]
     Ca(String),
@@ -33,7 +33,7 @@ pub enum BadCollector {
 }
 
 /// Speaks to one collector.
-pub(super) struct Client {
+pub(super) struct OtlpClient {
     host: String,
     port: u16,
     path: String,
@@ -44,15 +44,15 @@ pub(super) struct Client {
 }
 
 /// Why a message was not taken.
-pub(super) struct NotTaken {
+pub(super) struct ExportError {
     /// For the log.
     pub(super) reason: String,
     /// Whether it may be sent again.
-    pub(super) again: Again,
+    pub(super) again: Retry,
 }
 
 /// Whether a message that was not taken may be sent again.
-pub(super) enum Again {
+pub(super) enum Retry {
     /// No: it would not be taken then either.
     Never,
     /// Yes, when the sender likes.
@@ -61,9 +61,9 @@ pub(super) enum Again {
     After(Duration),
 }
 
-impl Client {
-    pub(super) fn new(collector: &Collector) -> Result<Self, BadCollector> {
-        let bad = |error: &dyn std::fmt::Display| BadCollector::Endpoint(error.to_string());
+impl OtlpClient {
+    pub(super) fn new(collector: &Collector) -> Result<Self, CollectorError> {
+        let bad = |error: &dyn std::fmt::Display| CollectorError::Endpoint(error.to_string());
         let mut headers = collector.headers.clone();
         headers.insert(HOST, HeaderValue::from_str(&collector.authority).map_err(|error| bad(&error))?);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
@@ -86,17 +86,19 @@ impl Client {
     }
 
     /// Sends one message. Answers how many of its spans the collector did not want.
-    pub(super) async fn send(&mut self, message: Bytes) -> Result<u64, NotTaken> {
+    pub(super) async fn send(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.post(message)).await {
             Ok(answered) => answered,
-            Err(_) => Err(NotTaken { reason: format!("no answer within {timeout:?}"), again: Again::Later }),
+            Err(_) => {
+                Err(ExportError { reason: format!("no answer within {timeout:?}"), again: Retry::Later })
+            }
         }
     }
 
-    async fn post(&mut self, message: Bytes) -> Result<u64, NotTaken> {
+    async fn post(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let broken =
-            |error: &dyn std::fmt::Display| NotTaken { reason: error.to_string(), again: Again::Later };
+            |error: &dyn std::fmt::Display| ExportError { reason: error.to_string(), again: Retry::Later };
         let mut request = Request::post(&*self.path).body(Full::new(message)).map_err(|e| broken(&e))?;
         request.headers_mut().clone_from(&self.headers);
         // Taken: whoever is dropped half-way leaves no connection in an unknown state behind.
@@ -138,7 +140,7 @@ where
 }
 
 /// What the answer says about the message, as OTLP's "Failures" has it.
-fn judge(response: &Response<Bytes>) -> Result<u64, NotTaken> {
+fn judge(response: &Response<Bytes>) -> Result<u64, ExportError> {
     let status = response.status();
     if status.is_success() {
         // Collectors differ in what they answer; only what is understood counts.
@@ -154,23 +156,23 @@ fn judge(response: &Response<Bytes>) -> Result<u64, NotTaken> {
     ];
     let asked = || response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
     let again = if passes.contains(&status) {
-        asked().map_or(Again::Later, |seconds| Again::After(Duration::from_secs(seconds)))
+        asked().map_or(Retry::Later, |seconds| Retry::After(Duration::from_secs(seconds)))
     } else {
-        Again::Never
+        Retry::Never
     };
-    Err(NotTaken { reason: format!("the collector answered {}", status.as_u16()), again })
+    Err(ExportError { reason: format!("the collector answered {}", status.as_u16()), again })
 }
 
-fn connector(ca: Option<&[u8]>) -> Result<TlsConnector, BadCollector> {
+fn connector(ca: Option<&[u8]>) -> Result<TlsConnector, CollectorError> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(pem) => {
             for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| BadCollector::Ca(error.to_string()))?;
-                roots.add(certificate).map_err(|error| BadCollector::Ca(error.to_string()))?;
+                let certificate = certificate.map_err(|error| CollectorError::Ca(error.to_string()))?;
+                roots.add(certificate).map_err(|error| CollectorError::Ca(error.to_string()))?;
             }
             if roots.is_empty() {
-                return Err(BadCollector::Ca("it has no certificate in PEM".to_owned()));
+                return Err(CollectorError::Ca("it has no certificate in PEM".to_owned()));
             }
         }
         None => {
@@ -179,7 +181,7 @@ fn connector(ca: Option<&[u8]>) -> Result<TlsConnector, BadCollector> {
     }
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| BadCollector::Endpoint(error.to_string()))?
+        .map_err(|error| CollectorError::Endpoint(error.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))

@@ -1,7 +1,7 @@
 //! From finished requests to one message of OTLP, with the attributes that OpenTelemetry's conventions for HTTP name.
 
-use super::Options;
-use super::span::{Attempt, Ended, Trace};
+use super::TelemetryOptions;
+use super::span::{AttemptSpan, RequestTrace, SpanEnd};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
@@ -20,7 +20,7 @@ const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 
 /// What all spans of a process have in common.
-pub(super) fn resource(options: &Options) -> Resource {
+pub(super) fn resource(options: &TelemetryOptions) -> Resource {
     let mut attributes = vec![
         text("service.name", &options.service_name),
         text("service.version", env!("CARGO_PKG_VERSION")),
@@ -31,7 +31,7 @@ pub(super) fn resource(options: &Options) -> Resource {
 }
 
 /// One message.
-pub(super) fn message(resource: &Resource, batch: &[Box<Trace>]) -> ExportTraceServiceRequest {
+pub(super) fn message(resource: &Resource, batch: &[Box<RequestTrace>]) -> ExportTraceServiceRequest {
     let scope = InstrumentationScope {
         name: env!("CARGO_PKG_NAME").into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -51,7 +51,7 @@ pub(super) fn message(resource: &Resource, batch: &[Box<Trace>]) -> ExportTraceS
     ExportTraceServiceRequest { resource_spans: vec![of_resource] }
 }
 
-fn server_span(trace: &Trace) -> Span {
+fn server_span(trace: &RequestTrace) -> Span {
     let (method, other) = method(trace);
     let mut attributes = vec![
         text("http.request.method", method),
@@ -79,7 +79,7 @@ fn server_span(trace: &Trace) -> Span {
         attributes.push(text("http.route", &route.path));
         attributes.push(text("keygate.route", &route.name));
     }
-    let Ended { status, fault, outcome } = trace.ended;
+    let SpanEnd { status, fault, outcome } = trace.ended;
     if status > 0 {
         attributes.push(number("http.response.status_code", status));
     }
@@ -90,7 +90,7 @@ fn server_span(trace: &Trace) -> Span {
     Span {
         parent_span_id: trace.parent.map(Vec::from).unwrap_or_default(),
         flags: SAMPLED | PARENT_KNOWN | remote,
-        status: failed.then(is_error),
+        status: failed.then(error_status),
         ..span(
             trace,
             trace.span_id,
@@ -102,7 +102,7 @@ fn server_span(trace: &Trace) -> Span {
     }
 }
 
-fn client_span(trace: &Trace, n: usize, attempt: &Attempt) -> Span {
+fn client_span(trace: &RequestTrace, n: usize, attempt: &AttemptSpan) -> Span {
     let (method, _) = method(trace);
     let mut attributes = vec![
         text("http.request.method", method),
@@ -125,7 +125,7 @@ fn client_span(trace: &Trace, n: usize, attempt: &Attempt) -> Span {
     Span {
         parent_span_id: trace.span_id.into(),
         flags: SAMPLED | PARENT_KNOWN,
-        status: error.map(|_| is_error()),
+        status: error.map(|_| error_status()),
         ..span(
             trace,
             trace.attempt_id(n),
@@ -138,7 +138,7 @@ fn client_span(trace: &Trace, n: usize, attempt: &Attempt) -> Span {
 }
 
 fn span(
-    trace: &Trace,
+    trace: &RequestTrace,
     id: [u8; 8],
     name: String,
     kind: SpanKind,
@@ -161,12 +161,12 @@ fn span(
     }
 }
 
-fn is_error() -> Status {
+fn error_status() -> Status {
     Status { code: StatusCode::Error.into(), message: String::new() }
 }
 
 /// The method as the conventions have it, and as it was where they do not know it.
-fn method(trace: &Trace) -> (&str, Option<&str>) {
+fn method(trace: &RequestTrace) -> (&str, Option<&str>) {
     if METHODS.contains(&&*trace.method) { (&trace.method, None) } else { ("_OTHER", Some(&trace.method)) }
 }
 

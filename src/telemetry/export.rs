@@ -4,9 +4,9 @@
     reason = "a recording is boxed once; from the queue to a batch only its pointer moves"
 )]
 
-use super::client::{Again, Client, NotTaken};
-use super::span::Trace;
-use super::{Options, encode};
+use super::client::{ExportError, OtlpClient, Retry};
+use super::span::RequestTrace;
+use super::{TelemetryOptions, encode};
 use crate::metrics::Metrics;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::resource::v1::Resource;
@@ -32,11 +32,11 @@ pub struct Exporter {
 }
 
 /// The state of the task.
-struct Sending {
-    options: Options,
+struct ExportTask {
+    options: TelemetryOptions,
     resource: Resource,
-    client: Client,
-    from: mpsc::Receiver<Box<Trace>>,
+    client: OtlpClient,
+    from: mpsc::Receiver<Box<RequestTrace>>,
     stop: watch::Receiver<bool>,
     sent: IntCounter,
     rejected: IntCounter,
@@ -49,15 +49,15 @@ struct Sending {
 
 impl Exporter {
     pub(super) fn start(
-        options: Options,
-        client: Client,
-        from: mpsc::Receiver<Box<Trace>>,
+        options: TelemetryOptions,
+        client: OtlpClient,
+        from: mpsc::Receiver<Box<RequestTrace>>,
         metrics: &Metrics,
         io: &Handle,
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let counter = |result| metrics.telemetry_spans.with_label_values(&[result]);
-        let sending = Sending {
+        let sending = ExportTask {
             resource: encode::resource(&options),
             options,
             client,
@@ -82,9 +82,9 @@ impl Exporter {
     }
 }
 
-// === impl Sending ===
+// === impl ExportTask ===
 
-impl Sending {
+impl ExportTask {
     async fn run(mut self) {
         let mut batch = Vec::new();
         while self.gather(&mut batch).await {
@@ -109,7 +109,7 @@ impl Sending {
     }
 
     /// Fills `batch` until it is full or its first has waited long enough. False: it is time to end.
-    async fn gather(&mut self, batch: &mut Vec<Box<Trace>>) -> bool {
+    async fn gather(&mut self, batch: &mut Vec<Box<RequestTrace>>) -> bool {
         let mut due = None;
         loop {
             let room = self.options.batch_requests.saturating_sub(batch.len());
@@ -135,13 +135,13 @@ impl Sending {
     }
 
     /// Sends `batch`, again where that may help, or gives it up. It is empty afterwards. Answers whether it was taken.
-    async fn send(&mut self, batch: &mut Vec<Box<Trace>>) -> bool {
+    async fn send(&mut self, batch: &mut Vec<Box<RequestTrace>>) -> bool {
         let spans = batch.iter().map(|trace| trace.spans()).sum();
         let message = Bytes::from(encode::message(&self.resource, batch).encode_to_vec());
         batch.clear();
         let mut wait = WAIT_FIRST;
         for attempt in 1..=ATTEMPTS {
-            let NotTaken { reason, again } = match self.client.send(message.clone()).await {
+            let ExportError { reason, again } = match self.client.send(message.clone()).await {
                 Ok(rejected) => {
                     self.taken(spans, rejected);
                     return true;
@@ -152,8 +152,8 @@ impl Sending {
                 tracing::warn!(reason, "traces are not taken; requests do not notice");
             }
             let asked = match again {
-                Again::Later if attempt < ATTEMPTS => wait,
-                Again::After(asked) if attempt < ATTEMPTS => asked.min(WAIT_MAX),
+                Retry::Later if attempt < ATTEMPTS => wait,
+                Retry::After(asked) if attempt < ATTEMPTS => asked.min(WAIT_MAX),
                 _ => break,
             };
             tokio::select! {

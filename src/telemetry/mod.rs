@@ -12,23 +12,23 @@ mod encode;
 mod export;
 mod span;
 
-pub use client::BadCollector;
+pub use client::CollectorError;
 pub use export::Exporter;
-pub use span::{Asked, Ended, Recording};
+pub use span::{Recording, SpanEnd, SpanRequest};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use client::Client;
+use client::OtlpClient;
 use http::HeaderMap;
 use prometheus::IntCounter;
-use span::Trace;
+use span::RequestTrace;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 /// Where spans go and how.
-pub struct Options {
+pub struct TelemetryOptions {
     /// Where the collector is.
     pub collector: Collector,
     /// What this gateway is called (`service.name`).
@@ -66,29 +66,29 @@ pub struct Collector {
 }
 
 /// Where finished requests wait to be sent.
-pub struct Queue {
-    to: mpsc::Sender<Box<Trace>>,
+pub struct SpanQueue {
+    to: mpsc::Sender<Box<RequestTrace>>,
     full: IntCounter,
     clock: Arc<dyn Clock>,
 }
 
 /// Starts sending, on `io`.
 pub fn start(
-    options: Options,
+    options: TelemetryOptions,
     clock: Arc<dyn Clock>,
     metrics: &Metrics,
     io: &Handle,
-) -> Result<(Arc<Queue>, Exporter), BadCollector> {
-    let client = Client::new(&options.collector)?;
+) -> Result<(Arc<SpanQueue>, Exporter), CollectorError> {
+    let client = OtlpClient::new(&options.collector)?;
     let (to, from) = mpsc::channel(options.queue_requests);
     let exporter = Exporter::start(options, client, from, metrics, io);
     let full = metrics.telemetry_spans.with_label_values(&["queue_full"]);
-    Ok((Arc::new(Queue { to, full, clock }), exporter))
+    Ok((Arc::new(SpanQueue { to, full, clock }), exporter))
 }
 
-impl Queue {
+impl SpanQueue {
     /// Never waits.
-    fn put(&self, trace: Box<Trace>) {
+    fn put(&self, trace: Box<RequestTrace>) {
         let spans = trace.spans();
         if self.to.try_send(trace).is_err() {
             self.full.inc_by(spans);

@@ -1,6 +1,6 @@
 //! What is noted of a request while it is served: one span for the client's side, and one for each attempt at a backend.
 
-use super::Queue;
+use super::SpanQueue;
 use crate::clock::Now;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
 use crate::policy::http::trace::{TraceContext, span_id_of};
@@ -15,13 +15,13 @@ const TEXT_MAX: usize = 1_024;
 /// A request that is recorded. Dropping it puts it into the queue, as interrupted if nobody said how it ended.
 pub struct Recording {
     /// None: it is in the queue.
-    trace: Option<Box<Trace>>,
-    queue: Arc<Queue>,
+    trace: Option<Box<RequestTrace>>,
+    queue: Arc<SpanQueue>,
 }
 
 /// What a request asked for.
 #[derive(Clone, Copy)]
-pub struct Asked<'r> {
+pub struct SpanRequest<'r> {
     /// Identity of the request.
     pub id: RequestId,
     /// What the client and the logs know the request by.
@@ -50,7 +50,7 @@ pub struct Asked<'r> {
 
 /// How a request ended.
 #[derive(Clone, Copy)]
-pub struct Ended {
+pub struct SpanEnd {
     /// In the words of the ledger.
     pub outcome: &'static str,
     /// The status of the answer.
@@ -60,7 +60,7 @@ pub struct Ended {
 }
 
 /// A request and its attempts.
-pub(super) struct Trace {
+pub(super) struct RequestTrace {
     pub(super) id: [u8; 16],
     pub(super) span_id: [u8; 8],
     pub(super) parent: Option<[u8; 8]>,
@@ -77,12 +77,12 @@ pub(super) struct Trace {
     pub(super) user_agent: Box<str>,
     pub(super) route: Option<Arc<Route>>,
     pub(super) key: Option<(KeyId, WorkspaceId)>,
-    pub(super) ended: Ended,
-    pub(super) attempts: SmallVec<[Attempt; 1]>,
+    pub(super) ended: SpanEnd,
+    pub(super) attempts: SmallVec<[AttemptSpan; 1]>,
 }
 
 /// One attempt at a server.
-pub(super) struct Attempt {
+pub(super) struct AttemptSpan {
     pub(super) begun_ns: u64,
     pub(super) ended_ns: Option<u64>,
     pub(super) upstream: Arc<str>,
@@ -96,9 +96,9 @@ pub(super) struct Attempt {
 
 impl Recording {
     /// Begins.
-    pub fn begin(queue: &Arc<Queue>, asked: &Asked<'_>) -> Self {
+    pub fn begin(queue: &Arc<SpanQueue>, asked: &SpanRequest<'_>) -> Self {
         let own = TraceContext::begun_by(asked.id, true);
-        let trace = Trace {
+        let trace = RequestTrace {
             id: asked.parent.map_or(own.trace_id, |parent| parent.trace_id),
             span_id: span_id_of(asked.id),
             parent: asked.parent.map(|parent| parent.span_id),
@@ -115,7 +115,7 @@ impl Recording {
             user_agent: short(asked.user_agent),
             route: None,
             key: None,
-            ended: Ended { outcome: "interrupted", status: 0, fault: None },
+            ended: SpanEnd { outcome: "interrupted", status: 0, fault: None },
             attempts: SmallVec::new(),
         };
         Self { trace: Some(Box::new(trace)), queue: Arc::clone(queue) }
@@ -140,7 +140,7 @@ impl Recording {
         self.failed("connection_closed");
         let begun_ns = self.queue.clock.now().steady_ns;
         if let Some(trace) = &mut self.trace {
-            trace.attempts.push(Attempt {
+            trace.attempts.push(AttemptSpan {
                 begun_ns,
                 ended_ns: None,
                 upstream: Arc::clone(upstream),
@@ -169,14 +169,14 @@ impl Recording {
     }
 
     /// It has ended.
-    pub fn ends(mut self, ended: Ended, route: Option<&Arc<Route>>) {
+    pub fn ends(mut self, ended: SpanEnd, route: Option<&Arc<Route>>) {
         if let Some(trace) = &mut self.trace {
             trace.ended = ended;
             trace.route = route.map(Arc::clone);
         }
     }
 
-    fn attempt(&mut self) -> Option<&mut Attempt> {
+    fn attempt(&mut self) -> Option<&mut AttemptSpan> {
         self.trace.as_mut()?.attempts.last_mut()
     }
 }
@@ -190,13 +190,13 @@ impl Drop for Recording {
     }
 }
 
-// === impl Trace ===
+// === impl RequestTrace ===
 
-impl Trace {
+impl RequestTrace {
     /// The `n`-th attempt's id: the request's own, with the number of the attempt in it.
     pub(super) fn attempt_id(&self, n: usize) -> [u8; 8] {
         let mut id = self.span_id;
-        // Below the two bits that keep it from being nought; there are at most ten attempts.
+        // Below the two bits that keep it from being zero; there are at most ten attempts.
         id[0] ^= u8::try_from(n + 1).unwrap_or(u8::MAX) & 0x3f;
         id
     }

@@ -4,7 +4,7 @@
 //! Must not know: which store. When it is gone, the round is repeated until it succeeds.
 
 use crate::clock::Clock;
-use crate::store::{Ledger, Upkeep};
+use crate::store::{Ledger, MaintenanceReport};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ const EVERY: Duration = Duration::from_hours(1);
 const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Runs for ever.
-pub async fn keep_up(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>) {
+pub async fn maintain_ledger(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>) {
     loop {
-        let pause = match ledger.upkeep(clock.now().wall).await {
+        let pause = match ledger.maintain(clock.now().wall).await {
             Ok(done) => {
-                if done != Upkeep::default() {
+                if done != MaintenanceReport::default() {
                     tracing::info!(?done, "the ledger was kept in shape");
                 }
                 EVERY

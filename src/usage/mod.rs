@@ -1,8 +1,8 @@
 //! From a request to its row in the ledger.
 //!
-//! A [`Pending`] writes the beginning of a request into the [`journal`] and, however it comes about, its end; one
-//! [`Writer`] copies what is whole to the store in batches. Must not know: proxies, which store. When the store is gone
-//! records wait in the journal, also over a crash; when that is full they are shed and counted, or requests are refused
+//! A [`PendingRecord`] writes the beginning of a request into the [`journal`] and, however it comes about, its end; one
+//! [`LedgerWriter`] copies what is whole to the store in batches. Must not know: proxies, which store. When the store is gone
+//! records wait in the journal, also over a crash; when the journal is full they are dropped and counted, or requests are refused
 //! beforehand, by config.
 //!
 //! *Invariant:* accepted = stored + in the journal + shed + set aside. *Invariant:* usage flows outward only; no request
@@ -18,13 +18,13 @@ mod totals;
 mod writer;
 
 pub use journal::{Journal, JournalFull};
-pub use maintain::keep_up;
-pub use record::{Pending, Start};
-pub use rejected::SetAside;
-pub use replays::Replays;
-pub use slots::{Others, Seat, Seats};
-pub use totals::Spent;
-pub use writer::{Flush, Writer, WriterOptions};
+pub use maintain::maintain_ledger;
+pub use record::{PendingRecord, RecordStart};
+pub use rejected::RejectedRecords;
+pub use replays::PendingReplays;
+pub use slots::{JournalSlot, JournalSlots, OtherSlots};
+pub use totals::JournalTotals;
+pub use writer::{LedgerWriter, LedgerWriterOptions, WriterProgress};
 
 use crate::metrics::Metrics;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A request's record while the request lives.
 
-use super::journal::codec::{Admit, Complete, Kind, encode_whole, interrupted};
+use super::journal::codec::{Admit, Complete, FrameKind, encode_whole, interrupted};
 use super::{JournalFull, Recorder, WhenFull};
 use crate::clock::{Clock, Now};
 use crate::model::fault::Fault;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// What is known when the request has been decided.
 #[derive(Clone, Copy, Debug)]
-pub struct Start<'r> {
+pub struct RecordStart<'r> {
     /// Identity of the record.
     pub id: RequestId,
     /// What the client and the logs know the request by.
@@ -43,19 +43,19 @@ pub struct Start<'r> {
 }
 
 /// A record that will be in the ledger however the request ends: dropping it records what is known, as interrupted.
-pub struct Pending {
+pub struct PendingRecord {
     id: RequestId,
     arrived: Now,
     /// The beginning, if the journal had no room for it.
     unwritten: Option<Box<[u8]>>,
     ended: bool,
-    facts: Facts,
+    facts: RecordOutcome,
     recorder: Recorder,
     clock: Arc<dyn Clock>,
 }
 
 /// What becomes known while it is served.
-struct Facts {
+struct RecordOutcome {
     charged: bool,
     status_code: u16,
     ttfb_us: Option<u64>,
@@ -65,16 +65,16 @@ struct Facts {
     upstream: Option<Arc<str>>,
 }
 
-impl Pending {
+impl PendingRecord {
     /// Begins the record of a request that is refused. It is not held up by a full journal.
-    pub fn refused(start: Start<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
+    pub fn refused(start: RecordStart<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
         Self::new(&start, recorder, clock)
     }
 
     /// Begins the record of a request that is about to be forwarded. Fails if the config wants no request admitted that
     /// cannot be recorded, and this one cannot; it has left nothing then.
     pub fn admitted(
-        start: Start<'_>,
+        start: RecordStart<'_>,
         recorder: &Recorder,
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, JournalFull> {
@@ -86,7 +86,7 @@ impl Pending {
         Ok(pending)
     }
 
-    fn new(start: &Start<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
+    fn new(start: &RecordStart<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
         let user_agent = String::from_utf8_lossy(start.user_agent);
         let admit = Admit {
             id: start.id,
@@ -104,13 +104,13 @@ impl Pending {
             degraded: start.degraded,
             node: start.node,
         };
-        let written = recorder.journal.append(Kind::Admit, |out| admit.encode(out));
+        let written = recorder.journal.append(FrameKind::Admit, |out| admit.encode(out));
         let unwritten = written.is_err().then(|| {
             let mut payload = Vec::new();
             admit.encode(&mut payload);
             payload.into()
         });
-        let facts = Facts {
+        let facts = RecordOutcome {
             charged: start.charged,
             status_code: 0,
             ttfb_us: None,
@@ -187,10 +187,10 @@ impl Pending {
         };
         let Recorder { journal, metrics, .. } = &self.recorder;
         metrics.usage_accepted.inc();
-        journal.one_more_waits();
+        journal.on_record_pending();
         match &self.unwritten {
             None => {
-                if journal.append(Kind::Complete, |out| complete.encode(out)).is_err() {
+                if journal.append(FrameKind::Complete, |out| complete.encode(out)).is_err() {
                     // Its beginning is written; the writer pairs it with this.
                     let mut payload = Vec::new();
                     complete.encode(&mut payload);
@@ -198,8 +198,8 @@ impl Pending {
                 }
             }
             Some(admit) => {
-                if journal.append(Kind::Whole, |out| encode_whole(out, admit, &complete)).is_err() {
-                    journal.fewer_wait(1);
+                if journal.append(FrameKind::Whole, |out| encode_whole(out, admit, &complete)).is_err() {
+                    journal.on_records_settled(1);
                     metrics.usage_shed.inc();
                 }
             }
@@ -211,7 +211,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingRecord {
     fn drop(&mut self) {
         self.finish(Outcome::Interrupted, self.facts.status_code, None);
     }

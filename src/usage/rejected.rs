@@ -13,11 +13,11 @@ const BYTES_MAX: u64 = 64 << 20;
 
 /// The file of records that were set aside.
 #[derive(Clone, Debug)]
-pub struct SetAside {
+pub struct RejectedRecords {
     path: PathBuf,
 }
 
-impl SetAside {
+impl RejectedRecords {
     /// The file in `folder`.
     pub fn of(folder: &Path) -> Self {
         Self { path: folder.join("set-aside.ndjson") }
@@ -118,7 +118,7 @@ mod tests {
         };
         std::thread::scope(|scope| {
             for n in 1..=4 {
-                let (file, record) = (SetAside::of(folder.path()), &record);
+                let (file, record) = (RejectedRecords::of(folder.path()), &record);
                 scope.spawn(move || (0..50).for_each(|_| file.add(&record(n), "a value").unwrap()));
             }
         });

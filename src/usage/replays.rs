@@ -1,17 +1,17 @@
-//! Whether the ledger has what processes of this node that are gone have left in seats of their own.
+//! Whether the ledger has what processes of this node that are gone have left in slots of their own.
 
-use super::Flush;
+use super::WriterProgress;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What tells when those are done who bring that to the ledger. There are as many as seats were found with something in them.
+/// What tells when those are done who bring that to the ledger. There are as many as slots were found with something in them.
 #[derive(Clone, Debug, Default)]
-pub struct Replays(Arc<Mutex<Vec<Flush>>>);
+pub struct PendingReplays(Arc<Mutex<Vec<WriterProgress>>>);
 
-impl Replays {
+impl PendingReplays {
     /// Adds what another writer tells.
-    pub fn add(&self, flush: Flush) {
+    pub fn add(&self, flush: WriterProgress) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(flush);
     }
 

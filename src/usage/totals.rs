@@ -4,22 +4,22 @@ use super::journal::codec;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
-use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{window_end, window_start};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// What every key and workspace has spent, in the windows that contain one instant.
 #[derive(Debug)]
-pub struct Spent {
+pub struct JournalTotals {
     windows: Windows,
     /// What arrived until then is counted elsewhere.
     after: Option<Timestamp>,
-    keys: HashMap<KeyId, SpentRow>,
-    workspaces: HashMap<WorkspaceId, SpentRow>,
+    keys: HashMap<KeyId, UsageTotals>,
+    workspaces: HashMap<WorkspaceId, UsageTotals>,
 }
 
-impl Spent {
+impl JournalTotals {
     /// Nothing yet; windows are those that contain `at`.
     pub fn new(at: Timestamp) -> Self {
         Self { windows: Windows::of(at), after: None, keys: HashMap::new(), workspaces: HashMap::new() }
@@ -57,8 +57,8 @@ impl Spent {
         for mut row in other.into_rows() {
             self.add_to(&mut row);
             match row.subject.clone() {
-                SpentBy::Key(id) => drop(self.keys.insert(id, row)),
-                SpentBy::Workspace(id) => drop(self.workspaces.insert(id, row)),
+                UsageSubject::Key(id) => drop(self.keys.insert(id, row)),
+                UsageSubject::Workspace(id) => drop(self.workspaces.insert(id, row)),
             }
         }
     }
@@ -68,22 +68,22 @@ impl Spent {
             return;
         }
         let one = self.windows.one(arrived);
-        let key = self.keys.entry(id).or_insert_with(|| SpentRow::nothing(SpentBy::Key(id)));
+        let key = self.keys.entry(id).or_insert_with(|| UsageTotals::nothing(UsageSubject::Key(id)));
         count(key, one);
         // Nearly always it is known, and looking it up copies nothing.
         if let Some(row) = self.workspaces.get_mut(workspace) {
             return count(row, one);
         }
-        let mut row = SpentRow::nothing(SpentBy::Workspace(workspace.clone()));
+        let mut row = UsageTotals::nothing(UsageSubject::Workspace(workspace.clone()));
         count(&mut row, one);
         self.workspaces.insert(workspace.clone(), row);
     }
 
     /// Takes what the subject of `row` has spent, and adds it to that.
-    pub fn add_to(&mut self, row: &mut SpentRow) {
+    pub fn add_to(&mut self, row: &mut UsageTotals) {
         let more = match &row.subject {
-            SpentBy::Key(id) => self.keys.remove(id),
-            SpentBy::Workspace(id) => self.workspaces.remove(id),
+            UsageSubject::Key(id) => self.keys.remove(id),
+            UsageSubject::Workspace(id) => self.workspaces.remove(id),
         };
         if let Some(more) = more {
             row.minute += more.minute;
@@ -95,7 +95,7 @@ impl Spent {
     }
 
     /// What has not been taken.
-    pub fn into_rows(self) -> impl Iterator<Item = SpentRow> {
+    pub fn into_rows(self) -> impl Iterator<Item = UsageTotals> {
         self.keys.into_values().chain(self.workspaces.into_values())
     }
 }
@@ -116,7 +116,7 @@ impl Windows {
     }
 }
 
-fn count(row: &mut SpentRow, [minute, hour, day, month]: [u64; 4]) {
+fn count(row: &mut UsageTotals, [minute, hour, day, month]: [u64; 4]) {
     row.minute += minute;
     row.hour += hour;
     row.day += day;

@@ -1,8 +1,8 @@
 //! One loop that copies records from the journal to the ledger, in batches, each until it is stored.
 
-use super::SetAside;
-use super::Spent;
-use super::journal::{Batch, Journal, Reader};
+use super::JournalTotals;
+use super::RejectedRecords;
+use super::journal::{Journal, JournalReader, RecordBatch};
 use crate::metrics::Metrics;
 use crate::model::id::fill_random;
 use crate::store::{Ledger, StoreError};
@@ -28,7 +28,7 @@ const CARRY_EVERY: u32 = 20;
 
 /// How to write.
 #[derive(Clone, Copy, Debug)]
-pub struct WriterOptions {
+pub struct LedgerWriterOptions {
     /// Records in a batch at most.
     pub batch_records: usize,
     /// How long a record waits for its batch to fill, where few come. A busy node takes up to half a second.
@@ -36,60 +36,61 @@ pub struct WriterOptions {
 }
 
 /// The writer of the ledger.
-pub struct Writer {
-    reader: Reader,
+pub struct LedgerWriter {
+    reader: JournalReader,
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
-    options: WriterOptions,
+    options: LedgerWriterOptions,
     /// Records handed to the ledger at once: fewer while it cannot cope with a whole batch.
     at_once: usize,
     /// None while running; the instant after which nothing is tried again, once the gateway stops.
     deadline: watch::Receiver<Option<Instant>>,
-    set_aside: SetAside,
-    /// Read by [`Writer::replay`] and not stored.
-    unstored: Batch,
+    set_aside: RejectedRecords,
+    /// Read by [`LedgerWriter::replay`] and not stored.
+    unstored: RecordBatch,
     /// Whether it ends when it has stored all there is.
     only_the_rest: bool,
-    flush: Flush,
-    done: watch::Sender<Done>,
+    flush: WriterProgress,
+    done: watch::Sender<LastRound>,
 }
 
 /// Waits for the writer.
 #[derive(Clone, Debug)]
-pub struct Flush {
+pub struct WriterProgress {
     asked: Arc<AtomicU64>,
     wake: Arc<Notify>,
-    done: watch::Receiver<Done>,
+    done: watch::Receiver<LastRound>,
     made: Instant,
 }
 
 /// The last round in which everything was stored.
 #[derive(Clone, Copy, Debug, Default)]
-struct Done {
+struct LastRound {
     /// Who asked before it began.
     asked: u64,
     began: Option<Instant>,
 }
 
 /// The deadline came first. What is not stored stays in the journal.
-struct GaveUp;
+struct DeadlinePassed;
 
 /// Waits that grow.
 struct Backoff(Duration);
 
-impl Writer {
+impl LedgerWriter {
     /// A writer that, once `deadline` tells one, gives up at it.
     pub fn new(
-        reader: Reader,
+        reader: JournalReader,
         ledger: Arc<dyn Ledger>,
         metrics: Arc<Metrics>,
-        options: WriterOptions,
+        options: LedgerWriterOptions,
         deadline: watch::Receiver<Option<Instant>>,
     ) -> Self {
-        let set_aside = SetAside::of(reader.journal().aside());
-        let (done, seen) = watch::channel(Done::default());
-        let flush = Flush { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
-        let unstored = Batch::default();
+        let set_aside = RejectedRecords::of(reader.journal().aside());
+        let (done, seen) = watch::channel(LastRound::default());
+        let flush =
+            WriterProgress { asked: Arc::default(), wake: Arc::default(), done: seen, made: Instant::now() };
+        let unstored = RecordBatch::default();
         let only_the_rest = false;
         let at_once = options.batch_records;
         Self {
@@ -119,17 +120,17 @@ impl Writer {
     }
 
     /// What waits for this writer.
-    pub fn flush(&self) -> Flush {
+    pub fn flush(&self) -> WriterProgress {
         self.flush.clone()
     }
 
-    /// Stores what earlier processes left, for at most about `within` and until the first failure; [`Writer::run`] goes on
+    /// Stores what earlier processes left, for at most about `within` and until the first failure; [`LedgerWriter::run`] goes on
     /// with the rest. Answers what that has spent, added to `spent`. To be called once, before `run`.
     ///
     /// A call of the store that failed may have stored its batch all the same: limits then count at most that batch twice.
-    pub async fn replay(&mut self, within: Duration, mut spent: Spent) -> Spent {
+    pub async fn replay(&mut self, within: Duration, mut spent: JournalTotals) -> JournalTotals {
         let until = Instant::now() + within;
-        let mut batch = Batch::default();
+        let mut batch = RecordBatch::default();
         while self.reader.is_behind() && Instant::now() < until {
             batch.clear();
             self.reader.read(self.options.batch_records, &mut batch);
@@ -139,11 +140,11 @@ impl Writer {
             if let Err(error) = self.ledger.append(&batch.records).await {
                 tracing::warn!(%error, "usage records of an earlier run are stored later");
                 batch.records.iter().for_each(|record| spent.add_record(record));
-                self.try_less(batch.len());
+                self.halve_batch(batch.len());
                 self.unstored = batch;
                 break;
             }
-            self.has_stored(&batch, 0..batch.len());
+            self.on_stored(&batch, 0..batch.len());
             self.reader.retire();
         }
         self.reader.rest(|admit, complete| spent.add(admit, complete));
@@ -157,7 +158,7 @@ impl Writer {
         let mut stored = self.store(&batch).await;
         while stored.is_ok() {
             let began = Some(Instant::now());
-            let done = Done { asked: self.flush.asked.load(Ordering::Acquire), began };
+            let done = LastRound { asked: self.flush.asked.load(Ordering::Acquire), began };
             // Whoever could tell it to stop is gone: a start that failed.
             let is_alone = self.deadline.has_changed().is_err();
             let is_stopping = is_alone || self.only_the_rest || self.deadline.borrow().is_some();
@@ -168,7 +169,7 @@ impl Writer {
             let Ok(records) = stored else { break };
             self.done.send_replace(done);
             rounds = rounds.wrapping_add(1);
-            if rounds.is_multiple_of(CARRY_EVERY) || self.reader.journal().is_tight() {
+            if rounds.is_multiple_of(CARRY_EVERY) || self.reader.journal().is_nearly_full() {
                 self.reader.carry();
                 self.reader.retire();
             }
@@ -185,8 +186,8 @@ impl Writer {
     }
 
     /// Stores what is in the journal now. Answers how many records that were.
-    async fn round(&mut self, batch: &mut Batch) -> Result<usize, GaveUp> {
-        self.reader.look();
+    async fn round(&mut self, batch: &mut RecordBatch) -> Result<usize, DeadlinePassed> {
+        self.reader.begin_round();
         let mut records = 0;
         loop {
             batch.clear();
@@ -203,7 +204,7 @@ impl Writer {
     async fn wait_for_more(&mut self, records: usize) {
         let few = self.options.batch_delay;
         // A journal that is small or filling up is emptied as soon as it can be.
-        let many = if self.reader.journal().is_tight() { few } else { few.max(BUSY_DELAY_MAX) };
+        let many = if self.reader.journal().is_nearly_full() { few } else { few.max(BUSY_DELAY_MAX) };
         let delay = DELAY_PER_RECORD.saturating_mul(u32::try_from(records).unwrap_or(u32::MAX));
         tokio::select! {
             () = tokio::time::sleep(delay.clamp(few, many)) => {}
@@ -214,7 +215,7 @@ impl Writer {
 
     /// Tries until every record is stored or set aside. What is refused for its content is found by halving; any other
     /// failure is the store's, and the records wait.
-    async fn store(&mut self, batch: &Batch) -> Result<usize, GaveUp> {
+    async fn store(&mut self, batch: &RecordBatch) -> Result<usize, DeadlinePassed> {
         let mut backoff = Backoff(BACKOFF);
         let mut refusals = 0;
         let mut stored = 0;
@@ -227,7 +228,7 @@ impl Writer {
             self.metrics.usage_store_failures.inc();
             refusals += 1;
             if stored > 0 || refusals > REFUSALS_MAX {
-                self.put_aside(batch, &refused);
+                self.reject(batch, &refused);
                 break;
             }
             // Not one was taken: it may be the store that is at fault.
@@ -240,11 +241,11 @@ impl Writer {
     /// Stores the parts of a batch, halving those that are refused. Answers the records that are refused by themselves.
     async fn store_parts(
         &mut self,
-        batch: &Batch,
+        batch: &RecordBatch,
         mut todo: Vec<Range<usize>>,
         stored: &mut usize,
         backoff: &mut Backoff,
-    ) -> Result<Vec<(usize, String)>, GaveUp> {
+    ) -> Result<Vec<(usize, String)>, DeadlinePassed> {
         let mut refused = Vec::new();
         while let Some(mut part) = todo.pop() {
             if part.len() > self.at_once {
@@ -255,8 +256,8 @@ impl Writer {
             match self.ledger.append(&batch.records[part.clone()]).await {
                 Ok(_) => {
                     *stored += part.len();
-                    self.try_more();
-                    self.has_stored(batch, part);
+                    self.grow_batch();
+                    self.on_stored(batch, part);
                     *backoff = Backoff(BACKOFF);
                 }
                 Err(error) if error.is_content() && part.len() == 1 => {
@@ -268,7 +269,7 @@ impl Writer {
                 }
                 Err(error) => {
                     self.report(&error, backoff);
-                    self.try_less(part.len());
+                    self.halve_batch(part.len());
                     todo.push(part);
                     self.wait(backoff).await?;
                 }
@@ -279,23 +280,23 @@ impl Writer {
 
     /// So many at once may have been too many for the time that a statement has. A store that is simply gone takes fewer no
     /// better, and no worse: what that costs when it is back is some dozens of small calls.
-    fn try_less(&mut self, failed: usize) {
+    fn halve_batch(&mut self, failed: usize) {
         self.at_once = (failed / 2).max(1);
     }
 
     /// Slowly, so that a store that only copes with so many is not asked for too many each time.
-    fn try_more(&mut self) {
+    fn grow_batch(&mut self) {
         self.at_once = (self.at_once + self.at_once / 8 + 1).min(self.options.batch_records);
     }
 
-    fn has_stored(&mut self, batch: &Batch, numbers: Range<usize>) {
+    fn on_stored(&mut self, batch: &RecordBatch, numbers: Range<usize>) {
         let n = numbers.len();
         self.reader.acknowledge(batch, numbers);
         self.metrics.usage_stored.inc_by(count(n));
-        self.reader.journal().fewer_wait(n);
+        self.reader.journal().on_records_settled(n);
     }
 
-    fn put_aside(&mut self, batch: &Batch, refused: &[(usize, String)]) {
+    fn reject(&mut self, batch: &RecordBatch, refused: &[(usize, String)]) {
         for (number, why) in refused {
             let record = &batch.records[*number];
             match self.reader.journal().open_file(|| self.set_aside.add(record, why)) {
@@ -309,21 +310,21 @@ impl Writer {
                 }
             }
             self.reader.acknowledge(batch, *number..number + 1);
-            self.reader.journal().fewer_wait(1);
+            self.reader.journal().on_records_settled(1);
         }
     }
 
     /// Waits before something is tried again.
-    async fn wait(&mut self, backoff: &mut Backoff) -> Result<(), GaveUp> {
+    async fn wait(&mut self, backoff: &mut Backoff) -> Result<(), DeadlinePassed> {
         let deadline = *self.deadline.borrow();
         if deadline.is_some_and(|d| Instant::now() >= d) {
-            return Err(GaveUp);
+            return Err(DeadlinePassed);
         }
         let wait = tokio::time::sleep(backoff.next());
         tokio::pin!(wait);
         tokio::select! {
             () = &mut wait => Ok(()),
-            changed = self.deadline.changed() => changed.map_err(|_| GaveUp),
+            changed = self.deadline.changed() => changed.map_err(|_| DeadlinePassed),
         }
     }
 
@@ -335,7 +336,7 @@ impl Writer {
     }
 }
 
-impl Flush {
+impl WriterProgress {
     /// Waits until every record that an earlier run left is stored. False: not `within` that time.
     pub async fn has_replayed(&self, within: Duration) -> bool {
         let mut done = self.done.clone();

@@ -18,7 +18,10 @@ fn read(more: &str) -> RouteConfig {
 #[test]
 fn a_route_says_what_it_changes() {
     let plain = read("");
-    assert_eq!((plain.forward, plain.cors), (keygate::policy::routing::forward::Forward::default(), None));
+    assert_eq!(
+        (plain.forward, plain.cors),
+        (keygate::policy::routing::forward::ForwardRules::default(), None)
+    );
     let route = read(
         "rewrite = \"/in/{id}/{rest}\"\nhost = \"name:[::1]:80\"\n\
          [routes.request_headers]\npass = [\"X-Forwarded-Port\"]\nset = [\"Authorization:  Bearer x \", \"X-Empty:\"]\n\

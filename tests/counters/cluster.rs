@@ -3,7 +3,7 @@
 use crate::node::{Node, Setup, TestKey, eventually, in_turn, place};
 use crate::redis::{RedisServer, free_port};
 use crate::spare::Spare;
-use keygate::counter::{RedisKind, RedisPlace};
+use keygate::counter::{RedisEndpoint, RedisKind};
 use keygate::model::key::Per;
 use keygate::policy::keys::limit::LimitName;
 use std::sync::Arc;
@@ -62,9 +62,9 @@ impl Cluster {
         cluster
     }
 
-    fn place(&self) -> RedisPlace {
+    fn place(&self) -> RedisEndpoint {
         let servers = self.servers.iter().map(|s| (s.address.ip().to_string(), s.address.port())).collect();
-        RedisPlace { kind: RedisKind::Cluster, servers, ..place(self.servers[0].address) }
+        RedisEndpoint { kind: RedisKind::Cluster, servers, ..place(self.servers[0].address) }
     }
 
     async fn nodes(&self) -> Vec<Arc<Node>> {
@@ -110,8 +110,8 @@ async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> (u64, u64
     while !stop.load(Ordering::SeqCst) {
         match key.charge(&node).await {
             Ok(_) => admitted += 1,
-            Err(keygate::counter::Declined::Unavailable) => unavailable += 1,
-            Err(keygate::counter::Declined::Limit { .. }) => {}
+            Err(keygate::counter::ChargeError::Unavailable) => unavailable += 1,
+            Err(keygate::counter::ChargeError::Limit { .. }) => {}
         }
         // A steady load is the subject.
         tokio::time::sleep(Duration::from_millis(1)).await;

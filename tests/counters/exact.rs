@@ -4,9 +4,9 @@ use crate::node::{Node, PATIENCE, Setup, TestKey, clock, eventually, in_turn};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
 use keygate::clock::{Clock, Now, Timestamp};
-use keygate::counter::Declined;
+use keygate::counter::ChargeError;
 use keygate::model::key::Per;
-use keygate::policy::keys::limit::{LimitName, Rule, window_start};
+use keygate::policy::keys::limit::{LimitName, LimitRule, window_start};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -60,9 +60,9 @@ async fn drive(nodes: &[Arc<Node>], key: &TestKey, per_second: u64, long: Durati
                     asked.push(before);
                     match key.charge(&node).await {
                         Ok(_) => admitted.push((before, clock().now().steady_ns)),
-                        Err(Declined::Limit { .. }) => {}
+                        Err(ChargeError::Limit { .. }) => {}
                         // A busy machine may keep an answer from a request for too long.
-                        Err(Declined::Unavailable) => undecided += 1,
+                        Err(ChargeError::Unavailable) => undecided += 1,
                     }
                 }
                 (admitted, asked, undecided)
@@ -187,7 +187,7 @@ async fn small_rates_are_exact_over_two_and_three_nodes() {
     .await;
 }
 
-/// How many of a busy key are admitted per question to Redis, at the least.
+/// How many of a busy key are admitted per call to Redis, at the least.
 const PER_CALL: u64 = 20;
 /// What is a busy key, in requests per second.
 const BUSY: u64 = 1_000;
@@ -312,7 +312,7 @@ async fn places_in_flight_are_shared_and_free_again_when_requests_end() {
     let server = RedisServer::start();
     let nodes = Setup::strict(2).all(&server).await;
     let mut key = TestKey::rate(1_000);
-    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, Rule::InFlight { max: 4 })]));
+    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 4 })]));
     let mut held = Vec::new();
     let begun = Instant::now();
     while held.len() < 4 {
@@ -338,7 +338,7 @@ async fn a_refusal_costs_no_other_limit_anything() {
     let server = RedisServer::start();
     let nodes = Setup::strict(2).all(&server).await;
     let mut key = TestKey::window(Per::Total, 10);
-    key.workspace_limits = crate::node::limits(&[(LimitName::Workspace(0), Rule::of(Per::Day, 3))]);
+    key.workspace_limits = crate::node::limits(&[(LimitName::Workspace(0), LimitRule::of(Per::Day, 3))]);
     let mut admitted = 0;
     for n in 0..20 {
         admitted += usize::from(key.decided(&nodes[n % 2]).await.is_ok());
@@ -361,7 +361,7 @@ async fn places_of_a_node_that_dies_are_free_within_seven_seconds() {
     let (doomed, other) =
         (doomed.node("doomed", server.address).await, Setup::strict(2).node("other", server.address).await);
     let mut key = TestKey::rate(1_000);
-    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, Rule::InFlight { max: 2 })]));
+    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 2 })]));
     let lived = Instant::now();
     for _ in 0..2 {
         // As when a process is killed: nothing of it is ever heard again.

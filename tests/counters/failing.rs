@@ -5,7 +5,7 @@ use crate::node::{Ledger, Node, PATIENCE, Setup, TestKey, eventually, in_turn};
 use crate::patience::FAILURES;
 use crate::redis::RedisServer;
 use crate::spare::Spare;
-use keygate::counter::{Declined, OnFailure};
+use keygate::counter::{ChargeError, OnFailure};
 use keygate::model::fault::Fault;
 use keygate::model::key::Per;
 use std::sync::Arc;
@@ -147,7 +147,7 @@ async fn deny_denies_and_allow_allows() {
     let allow = Setup { on_failure: OnFailure::Allow, ..Setup::of(1) }.node("a", server.address).await;
     server.stop();
     let key = TestKey::window(Per::Total, 2);
-    assert_eq!(key.charge(&deny).await.expect_err("denied"), Declined::Unavailable);
+    assert_eq!(key.charge(&deny).await.expect_err("denied"), ChargeError::Unavailable);
     assert_eq!(admitted_of(&key, &[&allow], 5).await, 5);
     assert_eq!(Fault::ServiceUnavailable.status(), 503);
 }

@@ -4,9 +4,9 @@
 use crate::node::{Node, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
-use keygate::counter::Declined;
+use keygate::counter::ChargeError;
 use keygate::model::key::Per;
-use keygate::policy::keys::limit::Rule;
+use keygate::policy::keys::limit::LimitRule;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -121,7 +121,7 @@ async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
     // What was leased before is good for a moment.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = server.command(&["HGETALL", &hash]);
-    assert_eq!(newer.charge(&node).await.expect_err("not countable"), Declined::Unavailable);
+    assert_eq!(newer.charge(&node).await.expect_err("not countable"), ChargeError::Unavailable);
     assert_eq!(server.command(&["HGETALL", &hash]), before);
     assert!(known.decided(&node).await.is_ok(), "other keys are counted");
 }
@@ -138,7 +138,7 @@ async fn a_redis_that_comes_back_is_not_trampled() {
     let nodes = Setup::of(NODES).all(&server).await;
     let key = |_| {
         let mut key = TestKey::window(Per::Total, 1_000_000);
-        key.limits[0].rule = Rule::of(Per::Second, 1_000);
+        key.limits[0].rule = LimitRule::of(Per::Second, 1_000);
         key
     };
     let keys: Vec<TestKey> = (0..KEYS).map(key).collect();

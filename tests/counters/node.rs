@@ -2,13 +2,13 @@
 
 use crate::redis::RedisServer;
 use keygate::clock::{Clock, SystemClock, Timestamp};
-use keygate::counter::{Charge, Charged, Counters, Declined, Leases, LeasesConfig, OnFailure};
-use keygate::counter::{LinkError, RedisKind, RedisPlace, SpentSource};
+use keygate::counter::{Charge, ChargeError, Charged, Counters, Leases, LeasesConfig, OnFailure};
+use keygate::counter::{LinkError, RedisEndpoint, RedisKind, TotalsSource};
 use keygate::metrics::Metrics;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Count, Per};
-use keygate::model::usage::{SpentBy, SpentRow};
-use keygate::policy::keys::limit::{Limit, LimitName, Limits, Rule};
+use keygate::model::usage::{UsageSubject, UsageTotals};
+use keygate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,13 +32,13 @@ pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
 pub(crate) struct Ledger(pub(crate) AtomicU64, pub(crate) Duration);
 
 #[async_trait::async_trait]
-impl SpentSource for Ledger {
-    async fn spent_of(&self, subject: &SpentBy, _at: Timestamp) -> Option<SpentRow> {
+impl TotalsSource for Ledger {
+    async fn totals_of(&self, subject: &UsageSubject, _at: Timestamp) -> Option<UsageTotals> {
         if self.1 > Duration::ZERO {
             tokio::time::sleep(self.1).await;
         }
         let n = self.0.load(Ordering::SeqCst);
-        Some(SpentRow { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
+        Some(UsageTotals { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
     }
 
     fn behind(&self) -> Duration {
@@ -105,7 +105,7 @@ impl Setup {
         self.node_at(name, place(address)).await
     }
 
-    pub(crate) async fn node_at(&self, name: &str, place: RedisPlace) -> Result<Node, LinkError> {
+    pub(crate) async fn node_at(&self, name: &str, place: RedisEndpoint) -> Result<Node, LinkError> {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         let nodes = self.nodes;
         let leases = Leases::start(LeasesConfig {
@@ -138,8 +138,8 @@ impl Setup {
     }
 }
 
-pub(crate) fn place(address: SocketAddr) -> RedisPlace {
-    RedisPlace {
+pub(crate) fn place(address: SocketAddr) -> RedisEndpoint {
+    RedisEndpoint {
         kind: RedisKind::Server,
         servers: vec![(address.ip().to_string(), address.port())],
         tls: None,
@@ -160,7 +160,7 @@ pub(crate) struct TestKey {
 }
 
 impl TestKey {
-    pub(crate) fn new(rules: &[(LimitName, Rule)]) -> Self {
+    pub(crate) fn new(rules: &[(LimitName, LimitRule)]) -> Self {
         Self {
             id: KeyId::new(clock().now().wall),
             workspace: "w".parse().expect("an id"),
@@ -171,18 +171,18 @@ impl TestKey {
 
     /// So many per second, and not limited otherwise.
     pub(crate) fn rate(rate: u64) -> Self {
-        Self::new(&[(LimitName::Rate { plan: false }, Rule::of(Per::Second, rate))])
+        Self::new(&[(LimitName::Rate { plan: false }, LimitRule::of(Per::Second, rate))])
     }
 
     /// A generous rate and a ceiling on a window, as every key has both.
     pub(crate) fn window(per: Per, max: u64) -> Self {
         Self::new(&[
-            (LimitName::Rate { plan: false }, Rule::of(Per::Second, 1_000_000)),
-            (LimitName::Key(0), Rule::of(per, max)),
+            (LimitName::Rate { plan: false }, LimitRule::of(Per::Second, 1_000_000)),
+            (LimitName::Key(0), LimitRule::of(per, max)),
         ])
     }
 
-    pub(crate) async fn charge(&self, node: &Node) -> Result<Charged, Declined> {
+    pub(crate) async fn charge(&self, node: &Node) -> Result<Charged, ChargeError> {
         let charge = Charge {
             key: self.id,
             key_limits: &self.limits,
@@ -193,11 +193,11 @@ impl TestKey {
     }
 
     /// A charge of which Redis was heard in time, on a node that admits nothing otherwise: it is asked again until it was.
-    pub(crate) async fn decided(&self, node: &Node) -> Result<Charged, Declined> {
+    pub(crate) async fn decided(&self, node: &Node) -> Result<Charged, ChargeError> {
         let begun = Instant::now();
         loop {
             match self.charge(node).await {
-                Err(Declined::Unavailable) => {
+                Err(ChargeError::Unavailable) => {
                     assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
                     // Nothing announces that it does again.
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -217,7 +217,7 @@ impl TestKey {
                 Ok(_) => return admitted + 1,
                 // Its share may be nothing at the moment.
                 Err(declined) => {
-                    assert!(matches!(declined, Declined::Limit { degraded: true, .. }), "{declined:?}");
+                    assert!(matches!(declined, ChargeError::Limit { degraded: true, .. }), "{declined:?}");
                 }
             }
             assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
@@ -227,13 +227,13 @@ impl TestKey {
     }
 
     /// A charge, and how long it took.
-    pub(crate) async fn timed(&self, node: &Node) -> (Result<Charged, Declined>, Duration) {
+    pub(crate) async fn timed(&self, node: &Node) -> (Result<Charged, ChargeError>, Duration) {
         let begun = Instant::now();
         let charged = self.charge(node).await;
         (charged, begun.elapsed())
     }
 }
 
-pub(crate) fn limits(rules: &[(LimitName, Rule)]) -> Limits {
+pub(crate) fn limits(rules: &[(LimitName, LimitRule)]) -> Limits {
     rules.iter().map(|(name, rule)| Limit { name: *name, count: Count::Requests, rule: *rule }).collect()
 }

@@ -3,7 +3,7 @@
 use crate::node::{Node, PATIENCE, Setup, TestKey, eventually, in_turn, place};
 use crate::redis::{RedisServer, free_port};
 use crate::spare::Spare;
-use keygate::counter::{RedisKind, RedisPlace};
+use keygate::counter::{RedisEndpoint, RedisKind};
 use keygate::model::key::Per;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,8 +50,8 @@ impl Watched {
         watched
     }
 
-    fn place(&self) -> RedisPlace {
-        RedisPlace {
+    fn place(&self) -> RedisEndpoint {
+        RedisEndpoint {
             kind: RedisKind::Sentinel("main".into()),
             sentinel_password: Some("guard".into()),
             ..place(self.sentinel.address)
@@ -131,10 +131,10 @@ fn spent(server: &RedisServer, key: &TestKey) -> u64 {
 #[tokio::test]
 async fn a_master_that_no_sentinel_knows_is_a_mistake() {
     let watched = Watched::start();
-    let other = RedisPlace { kind: RedisKind::Sentinel("other".into()), ..watched.place() };
+    let other = RedisEndpoint { kind: RedisKind::Sentinel("other".into()), ..watched.place() };
     let why = Setup::of(1).node_at("n", other).await.err().expect("refused").to_string();
     assert!(why.contains("no Sentinel knows a master of this name"), "{why}");
-    let stranger = RedisPlace { sentinel_password: None, ..watched.place() };
+    let stranger = RedisEndpoint { sentinel_password: None, ..watched.place() };
     let node = Setup::of(1).node_at("n", stranger).await;
     assert!(
         node.is_err()

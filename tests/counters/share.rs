@@ -54,7 +54,7 @@ async fn dies_at(dies_at: u64) -> u64 {
     let nodes = setup.all(&server).await;
     let mut key = TestKey::window(Per::Total, LIMIT);
     // The rate that the key may have: others cannot have spent more than that unseen.
-    key.limits[0].rule = keygate::policy::keys::limit::Rule::of(Per::Second, 2_000);
+    key.limits[0].rule = keygate::policy::keys::limit::LimitRule::of(Per::Second, 2_000);
     let loads = Arc::new(Loads::default());
     loads.admitted.fetch_add(u64::from(key.charge(&nodes[3]).await.is_ok()), Ordering::SeqCst);
     let refused: [Arc<AtomicU64>; 4] = Default::default();

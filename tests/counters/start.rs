@@ -3,9 +3,9 @@
 use crate::node::{PATIENCE, Setup, TestKey, place};
 use crate::redis::RedisServer;
 use crate::spare::Spare;
-use keygate::counter::RedisPlace;
+use keygate::counter::RedisEndpoint;
 use keygate::model::key::Per;
-use keygate::policy::keys::limit::{LimitName, Rule};
+use keygate::policy::keys::limit::{LimitName, LimitRule};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -61,12 +61,12 @@ async fn a_password_is_asked_for_and_given() {
     let server = RedisServer::with(&["--requirepass", "hunter2"]);
     let key = TestKey::window(Per::Day, 1_000_000);
     for password in [None, Some("wrong".to_owned())] {
-        let stranger = RedisPlace { password, ..place(server.address) };
+        let stranger = RedisEndpoint { password, ..place(server.address) };
         let why = Setup::of(1).node_at("n", stranger).await.err().expect("refused").to_string();
         assert!(why.contains("does not believe the user or password"), "{why}");
         assert!(!why.contains("wrong"), "{why}");
     }
-    let known = RedisPlace { password: Some("hunter2".into()), ..place(server.address) };
+    let known = RedisEndpoint { password: Some("hunter2".into()), ..place(server.address) };
     assert!(!format!("{known:?}").contains("hunter2"));
     let node = Setup::of(1).node_at("n", known).await.expect("a node");
     key.until_shared(&node).await;
@@ -76,7 +76,7 @@ async fn a_password_is_asked_for_and_given() {
 async fn a_user_of_redis_needs_no_more_rights_than_the_refusal_names() {
     let server = RedisServer::start();
     server.command(&["ACL", "SETUSER", "keygate", "on", ">hunter2"]);
-    let user = RedisPlace {
+    let user = RedisEndpoint {
         user: Some("keygate".into()),
         password: Some("hunter2".into()),
         ..place(server.address)
@@ -88,7 +88,7 @@ async fn a_user_of_redis_needs_no_more_rights_than_the_refusal_names() {
     assert_eq!(server.command(&words), "+OK");
     let node = Setup::of(1).node_at("n", user).await.expect("a node");
     let mut key = TestKey::window(Per::Day, 1_000_000);
-    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, Rule::InFlight { max: 4 })]));
+    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 4 })]));
     for _ in 0..20 {
         key.until_shared(&node).await;
     }

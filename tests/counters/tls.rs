@@ -2,7 +2,7 @@
 
 use crate::node::{Setup, TestKey, place};
 use crate::redis::RedisServer;
-use keygate::counter::{RedisPlace, RedisTls};
+use keygate::counter::{RedisEndpoint, RedisTls};
 use keygate::model::key::Per;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::SocketAddr;
@@ -61,18 +61,18 @@ fn server(authority: &Authority, name: &str, clients: &str, folder: &Path) -> (R
     (server, address)
 }
 
-fn encrypted(address: SocketAddr, ca: &str, client: Option<(String, String)>) -> RedisPlace {
+fn encrypted(address: SocketAddr, ca: &str, client: Option<(String, String)>) -> RedisEndpoint {
     let client = client.map(|(certificate, key)| (certificate.into_bytes(), key.into_bytes()));
-    RedisPlace { tls: Some(RedisTls { ca: Some(ca.as_bytes().to_vec()), client }), ..place(address) }
+    RedisEndpoint { tls: Some(RedisTls { ca: Some(ca.as_bytes().to_vec()), client }), ..place(address) }
 }
 
 /// Charges until the node has heard of a charge from Redis, which is late now and then on a busy machine.
-async fn is_shared(place: RedisPlace) {
+async fn is_shared(place: RedisEndpoint) {
     let node = Setup::of(1).node_at("n", place).await.expect("a node");
     TestKey::window(Per::Day, 1_000_000).until_shared(&node).await;
 }
 
-async fn refusal(place: RedisPlace) -> String {
+async fn refusal(place: RedisEndpoint) -> String {
     Setup::of(1).node_at("n", place).await.err().expect("refused").to_string()
 }
 
@@ -85,7 +85,7 @@ async fn a_server_is_trusted_by_the_authority_that_the_config_names_and_by_no_ot
     let why = refusal(encrypted(address, &others.pem, None)).await;
     assert!(why.contains("not trusted") && why.contains("counters.tls_ca_file"), "{why}");
     // Nor is it by the roots of this machine.
-    let unnamed = RedisPlace { tls: Some(RedisTls::default()), ..place(address) };
+    let unnamed = RedisEndpoint { tls: Some(RedisTls::default()), ..place(address) };
     assert!(refusal(unnamed).await.contains("not trusted"));
     // Plain text where TLS is spoken: Redis is not there, and the node serves without it.
     let node = Setup::of(1).node_at("n", place(address)).await.expect("a node");

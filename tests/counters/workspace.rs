@@ -4,7 +4,7 @@ use crate::chaos::{ChaosProxy, Mode};
 use crate::node::{Node, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;
 use keygate::model::key::Per;
-use keygate::policy::keys::limit::{LimitName, Rule};
+use keygate::policy::keys::limit::{LimitName, LimitRule};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ async fn broken_and_sound(server: &RedisServer, node: &Node, max: u64, workspace
     let all = keys(2);
     let of_max = |n: usize| {
         let mut key = all[n].clone();
-        key.workspace_limits[0].rule = Rule::of(Per::Total, max);
+        key.workspace_limits[0].rule = LimitRule::of(Per::Total, max);
         key.workspace = workspace.parse().expect("an id");
         key
     };

@@ -5,7 +5,7 @@ use crate::support::{Gateway, Key, Request};
 use keygate::clock::Timestamp;
 use keygate::model::id::{KeyId, RequestId};
 use keygate::model::usage::{Outcome, UsageRecord};
-use keygate::usage::SetAside;
+use keygate::usage::RejectedRecords;
 use serde_json::{Value, json};
 
 fn call(gateway: &Gateway, key: &Key) -> u16 {
@@ -226,7 +226,9 @@ fn what_a_ledger_refused_and_a_gateway_set_aside_can_be_taken_later() {
         upstream: "".into(),
         node: "n".into(),
     };
-    SetAside::of(there.path("").as_path()).add(&record, "the ledger was told not to").expect("written");
+    RejectedRecords::of(there.path("").as_path())
+        .add(&record, "the ledger was told not to")
+        .expect("written");
     let told = there.command(&["usage", "import", "set-aside.ndjson"]);
     assert_eq!(told.code, Some(0), "{told:?}");
     says(&told.stderr, &["imported 1 usage records"]);

@@ -5,7 +5,7 @@
 use crate::stand::{Mood, SMALL, Stand, TestLedger};
 use keygate::usage::WhenFull;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::journal::{Batch, Keeper};
+use keygate::usage::journal::{JournalFlusher, RecordBatch};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::process::Command;
@@ -35,7 +35,7 @@ fn records_find_room() {
     let mut stand =
         Stand::at(Arc::new(tempfile::tempdir().unwrap()), SMALL, WhenFull::Shed, Arc::new(RealDisk));
     let ledger = TestLedger::new(Mood::Well);
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let (is_short, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
     let ids = std::thread::scope(|scope| {
         // Takes whatever is free, also what becomes free meanwhile.
@@ -68,11 +68,11 @@ fn records_find_room() {
     keeper.stop();
 }
 
-/// Stores everything, and lets the keeper remove what is done with.
+/// Stores everything, and lets the flusher remove what is done with.
 fn store_all(stand: &mut Stand, ledger: &TestLedger) {
     let reader = stand.reader.as_mut().unwrap();
-    reader.look();
-    let mut batch = Batch::default();
+    reader.begin_round();
+    let mut batch = RecordBatch::default();
     let mut has_more = true;
     while has_more {
         batch.clear();

@@ -6,7 +6,7 @@ use keygate::metrics::Metrics;
 use keygate::model::id::RequestId;
 use keygate::model::usage::Outcome;
 use keygate::usage::journal::disk::{Disk, RealDisk};
-use keygate::usage::journal::{Batch, Keeper, Mapping, OpenError};
+use keygate::usage::journal::{JournalFlusher, Mapping, OpenError, RecordBatch};
 use keygate::usage::{Journal, WhenFull};
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +43,7 @@ impl Disk for TestDisk {
     }
 }
 
-/// Looks again until it holds: the keeper's thread does what it does every millisecond.
+/// Looks again until it holds: the flusher's thread does what it does every millisecond.
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();
@@ -57,11 +57,11 @@ fn on(disk: &Arc<TestDisk>, sizes: Sizes, when_full: WhenFull) -> Stand {
     Stand::at(Arc::new(tempfile::tempdir().unwrap()), sizes, when_full, disk.clone())
 }
 
-/// Stores everything, and lets the keeper remove what is done with.
+/// Stores everything, and lets the flusher remove what is done with.
 fn store_all(stand: &mut Stand, ledger: &TestLedger) {
     let reader = stand.reader.as_mut().unwrap();
-    reader.look();
-    let mut batch = Batch::default();
+    reader.begin_round();
+    let mut batch = RecordBatch::default();
     let mut has_more = true;
     while has_more {
         batch.clear();
@@ -88,7 +88,7 @@ fn a_full_journal_sheds_exactly_what_it_has_no_room_for_and_heals() {
     let rows = ledger.rows();
     assert_eq!(rows.len(), served.len() - shed);
     assert!(served.iter().take(rows.len()).all(|id| rows.contains_key(id)));
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     eventually("there is room again", || !stand.journal.is_full());
     let after = stand.serve(1);
     store_all(&mut stand, &ledger);
@@ -126,7 +126,7 @@ fn a_disk_without_room_is_tried_now_and_then_and_used_again() {
     let mut stand = on(&disk, SMALL, WhenFull::Shed);
     stand.serve(0);
     assert!(stand.journal.is_full());
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     for _ in 0..1_000 {
         stand.serve(0);
     }
@@ -149,7 +149,7 @@ fn a_full_file_system_kills_nobody_and_is_used_again_when_it_has_room() {
     let sizes = Sizes { segment: 128 << 10, segments: 1_000, threads: 1 };
     let mut stand = Stand::at(Arc::new(folder), sizes, WhenFull::Shed, Arc::new(RealDisk));
     let ledger = TestLedger::new(Mood::Well);
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let mut served = 0;
     while stand.metrics.usage().shed == 0 {
         stand.serve(0);
@@ -173,7 +173,7 @@ fn a_sync_that_fails_is_counted_and_serving_goes_on() {
     let disk = Arc::new(TestDisk::default());
     disk.cannot_sync.store(true, Ordering::SeqCst);
     let mut stand = on(&disk, SMALL, WhenFull::Refuse);
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let first = stand.serve(0);
     eventually("it is counted", || stand.metrics.usage_sync_failures.get() > 2);
     let second = stand.serve(1);
@@ -227,7 +227,7 @@ fn damage_costs_what_it_hits_and_the_segment_is_kept_for_a_look() {
     assert!(whole >= 200 - 1 - 5 - 12 - 22 && whole < 200 - 20, "{whole}");
     assert!(rows.keys().all(|id| ids.contains(id)));
     assert!(again.metrics.usage_journal_damage.get() >= 2);
-    Keeper::start(Arc::clone(&again.journal)).unwrap().stop();
+    JournalFlusher::start(Arc::clone(&again.journal)).unwrap().stop();
     let kept = segments(&folder.join("damaged"));
     assert!(kept.contains_key(&names[0]) && kept.contains_key(&names[1]), "{kept:?}");
     assert_eq!(segments(&folder).len(), 0, "nothing is read twice");
@@ -262,7 +262,7 @@ fn a_beginning_is_let_go_only_when_its_copy_is_on_disk() {
     pending.complete(Outcome::Served, 200);
     store_all(&mut stand, &ledger);
     assert_eq!(ledger.rows()[&long].outcome, Outcome::Served);
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let old = stand.journal.folder().join(old);
     eventually("the old segment is removed", || !old.exists());
     keeper.stop();

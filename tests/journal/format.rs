@@ -5,11 +5,11 @@ use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, RequestId};
 use keygate::model::usage::{Outcome, UsageRecord};
 use keygate::usage::journal::codec::{
-    self, ACKNOWLEDGED, Admit, Complete, HEADER, Kind, MARK_AT, PAYLOAD_MAX, Parsed, Seed,
+    self, ACKNOWLEDGED, Admit, ChecksumSeed, Complete, FrameKind, HEADER, MARK_AT, PAYLOAD_MAX, ParsedFrame,
 };
-use keygate::usage::journal::pairing::{Met, Pairing};
-use keygate::usage::journal::scan::{Scanner, Step};
-use keygate::usage::journal::segment::{FIRST, Name, Position};
+use keygate::usage::journal::pairing::{PairState, Pairing};
+use keygate::usage::journal::scan::{ScanStep, Scanner};
+use keygate::usage::journal::segment::{FIRST, Position, SegmentName};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 /// A segment's bytes as they are written, and where each write begins and ends.
 struct Written {
-    seed: Seed,
+    seed: ChecksumSeed,
     bytes: Vec<u8>,
     writes: Vec<std::ops::Range<usize>>,
 }
@@ -63,11 +63,11 @@ fn complete(number: u32) -> Complete<'static> {
 
 impl Written {
     fn new() -> Self {
-        let name = Name { sequence: 9, salt: 0x1234_5678_9abc_def0 };
+        let name = SegmentName { sequence: 9, salt: 0x1234_5678_9abc_def0 };
         Self { seed: name.seed(), bytes: vec![b'x'; FIRST], writes: Vec::new() }
     }
 
-    fn put(&mut self, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) {
+    fn put(&mut self, kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) {
         let mut frame = Vec::new();
         codec::begin(&mut frame, kind, payload);
         let at = self.bytes.len();
@@ -81,10 +81,10 @@ impl Written {
         let mut written = Self::new();
         for number in 0..count + 2 {
             if number < count {
-                written.put(Kind::Admit, |out| admit(number).encode(out));
+                written.put(FrameKind::Admit, |out| admit(number).encode(out));
             }
             if number >= 2 {
-                written.put(Kind::Complete, |out| complete(number - 2).encode(out));
+                written.put(FrameKind::Complete, |out| complete(number - 2).encode(out));
             }
         }
         written
@@ -92,17 +92,17 @@ impl Written {
 }
 
 /// What is found in `bytes`, and how many bytes before a frame were none.
-fn found(seed: Seed, bytes: &[u8]) -> (Rows, usize) {
+fn found(seed: ChecksumSeed, bytes: &[u8]) -> (Rows, usize) {
     let (mut scanner, mut pairing) = (Scanner::new(seed, FIRST), Pairing::default());
     let (mut rows, mut damaged) = (Rows::new(), 0);
     loop {
         match scanner.step(bytes, 0, true) {
-            Step::More => panic!("all of it is there"),
-            Step::End { .. } => break,
-            Step::Frame { frame, at, damaged_bytes } => {
+            ScanStep::More => panic!("all of it is there"),
+            ScanStep::End { .. } => break,
+            ScanStep::Frame { frame, at, damaged_bytes } => {
                 damaged += damaged_bytes;
                 if !frame.acknowledged
-                    && let Met::Pair(pair) =
+                    && let PairState::Pair(pair) =
                         pairing.take(&frame, Position { segment: 9, offset: at }).unwrap()
                 {
                     let record = pair.record().unwrap();
@@ -155,7 +155,7 @@ fn every_prefix_of_what_was_written_gives_what_was_whole_by_then() {
         let by_then: Vec<bool> = written.writes.iter().map(whole).collect();
         let (mut begun, mut ended) = (0, 0);
         for (n, write) in written.writes.iter().enumerate().filter(|(n, _)| by_then[*n]) {
-            let is_admit = written.bytes[write.start + 2] == Kind::Admit as u8;
+            let is_admit = written.bytes[write.start + 2] == FrameKind::Admit as u8;
             if is_admit {
                 begun += 1
             } else {
@@ -184,7 +184,7 @@ fn pages_that_never_reached_the_disk_cost_only_what_was_in_them() {
         let kept =
             |write: &&std::ops::Range<usize>| bytes[(*write).clone()] == written.bytes[(*write).clone()];
         let kind = |write: &std::ops::Range<usize>| written.bytes[write.start + 2];
-        let begun = written.writes.iter().filter(kept).filter(|w| kind(w) == Kind::Admit as u8).count();
+        let begun = written.writes.iter().filter(kept).filter(|w| kind(w) == FrameKind::Admit as u8).count();
         assert_eq!(rows.len(), begun, "pages {lost:b}");
     }
 }
@@ -192,18 +192,18 @@ fn pages_that_never_reached_the_disk_cost_only_what_was_in_them() {
 #[test]
 fn what_a_client_sends_does_not_pass_for_a_frame() {
     // A whole frame, sealed for another segment, in a user agent, where the frame around it is damaged.
-    let foreign = Name { sequence: 9, salt: 1 }.seed();
+    let foreign = SegmentName { sequence: 9, salt: 1 }.seed();
     let mut inner = Vec::new();
-    codec::begin(&mut inner, Kind::Admit, |out| admit(66).encode(out));
+    codec::begin(&mut inner, FrameKind::Admit, |out| admit(66).encode(out));
     for at in (FIRST..FIRST + 512).step_by(8) {
         codec::seal(&mut inner, foreign, u32::try_from(at).unwrap());
         let mut written = Written::new();
-        written.put(Kind::Admit, |out| {
+        written.put(FrameKind::Admit, |out| {
             let user_agent = String::from_utf8_lossy(&inner).into_owned();
             Admit { user_agent: &user_agent, ..admit(1) }.encode(out);
             out.extend_from_slice(&inner);
         });
-        written.put(Kind::Admit, |out| admit(2).encode(out));
+        written.put(FrameKind::Admit, |out| admit(2).encode(out));
         written.bytes[FIRST + HEADER] ^= 1;
         let (rows, damaged) = found(written.seed, &written.bytes);
         assert_eq!(rows.keys().collect::<Vec<_>>(), [&id(2)]);
@@ -304,8 +304,8 @@ proptest! {
 
     #[test]
     fn whatever_the_bytes_are_nothing_breaks(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
-        let seed = Seed::new(1, 2);
-        if let Parsed::Frame(frame) = codec::parse(&bytes, seed, 0) {
+        let seed = ChecksumSeed::new(1, 2);
+        if let ParsedFrame::Frame(frame) = codec::parse(&bytes, seed, 0) {
             prop_assert!(frame.len <= bytes.len() + 8);
         }
         let mut own = [0; 36];

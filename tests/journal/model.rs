@@ -5,9 +5,9 @@
 use crate::stand::{Mood, SMALL, Stand, TestLedger};
 use keygate::model::id::RequestId;
 use keygate::model::usage::Outcome;
-use keygate::usage::Pending;
+use keygate::usage::PendingRecord;
 use keygate::usage::WhenFull;
-use keygate::usage::journal::Batch;
+use keygate::usage::journal::RecordBatch;
 use keygate::usage::journal::disk::RealDisk;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ struct Model {
 
 struct Run {
     stand: Stand,
-    open: Vec<(RequestId, Pending)>,
+    open: Vec<(RequestId, PendingRecord)>,
     ledger: Arc<TestLedger>,
     model: Model,
     last: Last,
@@ -95,8 +95,8 @@ impl Run {
 
     fn store(&mut self, most: usize, acknowledges: bool) {
         let reader = self.stand.reader.as_mut().unwrap();
-        reader.look();
-        let mut batch = Batch::default();
+        reader.begin_round();
+        let mut batch = RecordBatch::default();
         reader.read(most, &mut batch);
         self.ledger.add(&batch.records);
         if self.unacknowledged || !acknowledges {
@@ -130,7 +130,7 @@ impl Run {
     fn check(mut self) {
         self.crash(0);
         let reader = self.stand.reader.as_mut().unwrap();
-        let mut batch = Batch::default();
+        let mut batch = RecordBatch::default();
         let mut has_more = true;
         while has_more {
             batch.clear();

@@ -1,12 +1,12 @@
-//! Seats: one journal, several processes of one node, and never two at one seat.
+//! Slots: one journal, several processes of one node, and never two in one slot.
 
 use crate::stand::{Mood, SMALL, Stand, TestLedger, options, segments};
 use keygate::metrics::Metrics;
 use keygate::model::usage::Outcome;
 use keygate::store::Ledger;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::journal::{Keeper, OpenError};
-use keygate::usage::{Replays, Seats, Writer, WriterOptions};
+use keygate::usage::journal::{JournalFlusher, OpenError};
+use keygate::usage::{JournalSlots, LedgerWriter, LedgerWriterOptions, PendingReplays};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 /// What another process sees of the journal in `folder`.
-fn process(folder: &Path) -> Seats {
-    Seats::new(options(folder, SMALL), Arc::new(RealDisk), Arc::new(Metrics::new().unwrap()))
+fn process(folder: &Path) -> JournalSlots {
+    JournalSlots::new(options(folder, SMALL), Arc::new(RealDisk), Arc::new(Metrics::new().unwrap()))
 }
 
-/// What another process would find if this one died now and had had the second seat.
+/// What another process would find if this one died now and had had the second slot.
 fn crashed_in_second_seat(stand: &Stand) -> Arc<TempDir> {
     let crashed = stand.crashed();
     let (journal, aside) = (crashed.path().join("journal"), crashed.path().join("aside"));
@@ -33,27 +33,27 @@ fn crashed_in_second_seat(stand: &Stand) -> Arc<TempDir> {
 fn one_that_takes_over_has_a_seat_of_its_own_and_strangers_have_none() {
     let stand = Stand::new(SMALL);
     let folder = Arc::clone(&stand.folder);
-    let is_owned = || matches!(process(folder.path()).alone(), Err(OpenError::Owned(it)) if it == folder.path().join("journal"));
+    let is_owned = || matches!(process(folder.path()).open_exclusive(), Err(OpenError::Owned(it)) if it == folder.path().join("journal"));
     assert!(is_owned());
     let second = process(folder.path());
-    let seat = second.beside().unwrap();
+    let seat = second.open_free().unwrap();
     assert_eq!(seat.0.folder(), folder.path().join("journal/seat-2"));
     assert!(is_owned() && second.others().are_alive);
     drop(stand);
     assert!(is_owned(), "the first seat is free, and the node is not");
     let others = second.others();
     assert!(!others.are_alive && others.left.is_empty(), "nothing was written there");
-    let third = process(folder.path()).beside().unwrap();
+    let third = process(folder.path()).open_free().unwrap();
     assert_eq!(third.0.folder(), folder.path().join("journal"));
     drop((seat, third));
-    assert!(process(folder.path()).alone().is_ok());
+    assert!(process(folder.path()).open_exclusive().is_ok());
 }
 
 #[test]
 fn there_are_four_seats() {
     let folder = tempfile::tempdir().unwrap();
-    let all: Vec<_> = (0..4).map(|_| process(folder.path()).beside().unwrap()).collect();
-    assert!(matches!(process(folder.path()).beside(), Err(OpenError::Owned(_))));
+    let all: Vec<_> = (0..4).map(|_| process(folder.path()).open_free().unwrap()).collect();
+    assert!(matches!(process(folder.path()).open_free(), Err(OpenError::Owned(_))));
     drop(all);
 }
 
@@ -66,15 +66,15 @@ async fn what_a_process_leaves_in_its_seat_the_next_one_stores_once() {
     let crashed = crashed_in_second_seat(&stand);
 
     let metrics = Arc::new(Metrics::new().unwrap());
-    let next = Seats::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
-    let (own, mut left) = next.alone().unwrap();
+    let next = JournalSlots::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
+    let (own, mut left) = next.open_exclusive().unwrap();
     assert_eq!((left.len(), own.0.bytes()), (1, 0));
     let (journal, reader) = left.remove(0);
     let (stop, stopped) = watch::channel(None);
-    let options = WriterOptions { batch_records: 7, batch_delay: Duration::from_millis(1) };
+    let options = LedgerWriterOptions { batch_records: 7, batch_delay: Duration::from_millis(1) };
     let to: Arc<dyn Ledger> = ledger.clone();
-    let writer = Writer::new(reader, to, Arc::clone(&metrics), options, stopped).of_the_rest();
-    let replays = Replays::default();
+    let writer = LedgerWriter::new(reader, to, Arc::clone(&metrics), options, stopped).of_the_rest();
+    let replays = PendingReplays::default();
     assert!(replays.are_done(Duration::ZERO).await, "nobody has left anything");
     replays.add(writer.flush());
     let running = tokio::spawn(writer.run());
@@ -93,7 +93,7 @@ async fn what_a_process_leaves_in_its_seat_the_next_one_stores_once() {
     let usage = metrics.usage();
     assert_eq!((usage.accepted, usage.stored, usage.in_journal), (51, 51, 0));
     journal.close();
-    Keeper::start(journal).unwrap().stop();
+    JournalFlusher::start(journal).unwrap().stop();
     assert_eq!(segments(&crashed.path().join("journal/seat-2")).len(), 0);
     assert!(next.others().left.is_empty());
 }
@@ -111,15 +111,15 @@ async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_t
     fs::write(seat.join(&damaged), bytes).unwrap();
 
     let metrics = Arc::new(Metrics::new().unwrap());
-    let next = Seats::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
-    let (_own, mut left) = next.alone().unwrap();
+    let next = JournalSlots::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
+    let (_own, mut left) = next.open_exclusive().unwrap();
     let (journal, reader) = left.remove(0);
     let (_stop, stopped) = watch::channel(None);
-    let options = WriterOptions { batch_records: 64, batch_delay: Duration::from_millis(1) };
+    let options = LedgerWriterOptions { batch_records: 64, batch_delay: Duration::from_millis(1) };
     let ledger: Arc<dyn Ledger> = TestLedger::new(Mood::Picky("/9"));
-    Writer::new(reader, ledger, Arc::clone(&metrics), options, stopped).of_the_rest().run().await;
+    LedgerWriter::new(reader, ledger, Arc::clone(&metrics), options, stopped).of_the_rest().run().await;
     journal.close();
-    Keeper::start(journal).unwrap().stop();
+    JournalFlusher::start(journal).unwrap().stop();
     assert!(segments(&folder.join("damaged")).contains_key(&damaged));
     let set_aside = fs::read_to_string(folder.join("set-aside.ndjson")).unwrap();
     let lines = set_aside.lines().count() as u64;

@@ -4,14 +4,16 @@ use async_trait::async_trait;
 use keygate::clock::{Clock, ManualClock, Timestamp};
 use keygate::metrics::Metrics;
 use keygate::model::id::{KeyId, RequestId, WorkspaceId};
-use keygate::model::usage::{Outcome, SpentBy, SpentRow, UsageRecord};
+use keygate::model::usage::{Outcome, UsageRecord, UsageSubject, UsageTotals};
 use keygate::store::{
     KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage, StoreError, UsagePoint,
     UsageRange,
 };
 use keygate::usage::journal::disk::{Disk, RealDisk};
-use keygate::usage::journal::{JournalOptions, Reader};
-use keygate::usage::{Journal, Pending, Recorder, Start, WhenFull, Writer, WriterOptions};
+use keygate::usage::journal::{JournalOptions, JournalReader};
+use keygate::usage::{
+    Journal, LedgerWriter, LedgerWriterOptions, PendingRecord, RecordStart, Recorder, WhenFull,
+};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
@@ -28,7 +30,7 @@ pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 pub(crate) struct Stand {
     pub(crate) folder: Arc<TempDir>,
     pub(crate) journal: Arc<Journal>,
-    pub(crate) reader: Option<Reader>,
+    pub(crate) reader: Option<JournalReader>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) recorder: Recorder,
     pub(crate) clock: Arc<dyn Clock>,
@@ -82,7 +84,7 @@ impl Stand {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
                 match fs::copy(entry.path(), copy.path().join("journal").join(entry.file_name())) {
-                    // Done with and removed by the keeper since the folder was read.
+                    // Done with and removed by the flusher since the folder was read.
                     Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
                     copied => drop(copied.unwrap()),
                 }
@@ -92,14 +94,14 @@ impl Stand {
     }
 
     /// A request that has begun, with a path of that number.
-    pub(crate) fn begin(&self, number: u32) -> (RequestId, Pending) {
+    pub(crate) fn begin(&self, number: u32) -> (RequestId, PendingRecord) {
         let id = RequestId::new(NOW);
         (id, self.try_begin(id, number).unwrap())
     }
 
-    pub(crate) fn try_begin(&self, id: RequestId, number: u32) -> Option<Pending> {
+    pub(crate) fn try_begin(&self, id: RequestId, number: u32) -> Option<PendingRecord> {
         let workspace: WorkspaceId = "w".parse().unwrap();
-        let start = Start {
+        let start = RecordStart {
             id,
             request_id: &id.to_string(),
             api_key_id: self.key,
@@ -115,7 +117,7 @@ impl Stand {
             charged: true,
             degraded: false,
         };
-        Pending::admitted(start, &self.recorder, &self.clock).ok()
+        PendingRecord::admitted(start, &self.recorder, &self.clock).ok()
     }
 
     /// A request from its beginning to its end.
@@ -135,12 +137,12 @@ impl Stand {
         &mut self,
         ledger: &Arc<TestLedger>,
         batch: usize,
-    ) -> (Writer, watch::Sender<Option<tokio::time::Instant>>) {
+    ) -> (LedgerWriter, watch::Sender<Option<tokio::time::Instant>>) {
         let (stop, stopped) = watch::channel(None);
-        let options = WriterOptions { batch_records: batch, batch_delay: Duration::from_millis(1) };
+        let options = LedgerWriterOptions { batch_records: batch, batch_delay: Duration::from_millis(1) };
         let reader = self.reader.take().unwrap();
         let ledger: Arc<dyn Ledger> = ledger.clone();
-        (Writer::new(reader, ledger, Arc::clone(&self.metrics), options, stopped), stop)
+        (LedgerWriter::new(reader, ledger, Arc::clone(&self.metrics), options, stopped), stop)
     }
 
     /// accepted = stored + in journal + shed + set aside, and the journal counts the same as the difference is.
@@ -262,11 +264,11 @@ impl Ledger for TestLedger {
         done
     }
 
-    async fn spent(&self, _: Timestamp, _: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {
+    async fn totals(&self, _: Timestamp, _: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
         nothing()
     }
 
-    async fn spent_of(&self, _: &SpentBy, _: Timestamp) -> Result<SpentRow, StoreError> {
+    async fn totals_of(&self, _: &UsageSubject, _: Timestamp) -> Result<UsageTotals, StoreError> {
         nothing()
     }
 

@@ -2,9 +2,9 @@
 
 use crate::stand::{Mood, NOW, SMALL, Sizes, Stand, TestLedger};
 use keygate::model::usage::Outcome;
-use keygate::usage::journal::Keeper;
+use keygate::usage::journal::JournalFlusher;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::{Spent, WhenFull};
+use keygate::usage::{JournalTotals, WhenFull};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn what_is_served_is_stored_once_and_the_journal_is_empty_after() {
     assert!(served.iter().all(|id| rows.contains_key(id)) && rows.len() == 100);
     stop.send_replace(Some(Instant::now()));
     running.await.unwrap();
-    Keeper::start(Arc::clone(&stand.journal)).unwrap().stop();
+    JournalFlusher::start(Arc::clone(&stand.journal)).unwrap().stop();
     assert_eq!(stand.segments().len(), 0);
 }
 
@@ -179,14 +179,14 @@ async fn what_is_not_stored_when_the_gateway_stops_is_stored_by_the_next_one() {
     running.await.unwrap();
     stand.assert_identity();
     assert_eq!(stand.metrics.usage().shed, 0, "nothing is lost");
-    Keeper::start(Arc::clone(&stand.journal)).unwrap().stop();
+    JournalFlusher::start(Arc::clone(&stand.journal)).unwrap().stop();
     let Stand { folder, journal, recorder, .. } = stand;
     drop((journal, recorder));
 
     let mut next = Stand::at(folder, SMALL, WhenFull::Shed, Arc::new(RealDisk));
     ledger.set(Mood::Well);
     let (mut writer, _stop) = next.writer(&ledger, 10);
-    let spent = writer.replay(PATIENCE, Spent::new(NOW)).await;
+    let spent = writer.replay(PATIENCE, JournalTotals::new(NOW)).await;
     assert_eq!(spent.into_rows().count(), 0, "all of it is in the ledger");
     assert_eq!(ledger.rows().len(), 30);
     assert_eq!(ledger.rows()[&cut_off].outcome, Outcome::Interrupted);
@@ -205,7 +205,7 @@ async fn what_cannot_be_stored_at_the_start_is_known_to_limits_and_counted_once(
     let mut next = Stand::at(stand.crashed(), SMALL, WhenFull::Shed, Arc::new(RealDisk));
     let ledger = TestLedger::new(Mood::Gone);
     let (mut writer, _stop) = next.writer(&ledger, 10);
-    let rows: Vec<_> = writer.replay(PATIENCE, Spent::new(NOW)).await.into_rows().collect();
+    let rows: Vec<_> = writer.replay(PATIENCE, JournalTotals::new(NOW)).await.into_rows().collect();
     assert_eq!(rows.len(), 2, "a key and a workspace");
     for row in rows {
         let all = [row.minute, row.hour, row.day, row.month, row.total];
@@ -229,7 +229,7 @@ async fn a_request_that_lasts_does_not_keep_what_was_written_beside_it() {
     let (writer, _stop) = stand.writer(&ledger, 10);
     let flush = writer.flush();
     let running = tokio::spawn(writer.run());
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let (id, pending) = stand.begin(0);
     // Some ten times what the journal has room for.
     for n in 1..1_500 {
@@ -255,7 +255,7 @@ async fn a_request_that_lasts_does_not_keep_what_was_written_beside_it() {
     let mut next = Stand::at(crashed, SMALL, WhenFull::Shed, Arc::new(RealDisk));
     let late = TestLedger::new(Mood::Well);
     let (mut writer, _stop) = next.writer(&late, 10);
-    drop(writer.replay(PATIENCE, Spent::new(NOW)).await);
+    drop(writer.replay(PATIENCE, JournalTotals::new(NOW)).await);
     assert_eq!(late.rows()[&id].outcome, Outcome::Interrupted);
 }
 
@@ -266,7 +266,7 @@ async fn threads_write_at_the_same_time_and_a_request_may_end_on_another_than_it
     let (writer, _stop) = stand.writer(&ledger, 100);
     let flush = writer.flush();
     let running = tokio::spawn(writer.run());
-    let keeper = Keeper::start(Arc::clone(&stand.journal)).unwrap();
+    let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let stand = Arc::new(stand);
     let begun = tokio::task::spawn_blocking({
         let stand = Arc::clone(&stand);
@@ -279,8 +279,9 @@ async fn threads_write_at_the_same_time_and_a_request_may_end_on_another_than_it
             let ids: Vec<_> = all.iter().flatten().map(|(id, _)| *id).collect();
             std::thread::scope(|scope| {
                 for part in all.into_iter().rev() {
-                    let end =
-                        |(_, pending): (_, keygate::usage::Pending)| pending.complete(Outcome::Served, 200);
+                    let end = |(_, pending): (_, keygate::usage::PendingRecord)| {
+                        pending.complete(Outcome::Served, 200)
+                    };
                     scope.spawn(move || part.into_iter().for_each(end));
                 }
             });

@@ -5,7 +5,7 @@ use crate::private_postgres::raw;
 use keygate::clock::Timestamp;
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
-use keygate::model::usage::{Outcome, SpentBy, UsageRecord};
+use keygate::model::usage::{Outcome, UsageRecord, UsageSubject};
 use keygate::store::{
     Interval, KeyRecord, LogFilter, LogPageRequest, NewKey, PlanPatch, RecordFilter, UsageRange,
 };
@@ -116,7 +116,7 @@ pub(crate) async fn all_records_leave_out_what_retention_hides(place: Place) {
     place.append(&days).await.unwrap();
     let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
-    place.upkeep(T0.plus(DAY * 10)).await.unwrap();
+    place.maintain(T0.plus(DAY * 10)).await.unwrap();
     // One that comes late, of a day that is over, is hidden until it goes too.
     place.append(&[record(&a, T0)]).await.unwrap();
     assert_eq!(all(&place).await, days[1..]);
@@ -135,15 +135,15 @@ pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(pl
     place.append(&moved).await.unwrap();
     let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
-    assert_eq!(place.upkeep(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
+    assert_eq!(place.maintain(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
     assert_eq!(all(&place).await, by_id(moved[1..].to_vec()), "a workspace that is not here has no plan");
 }
 
 /// What the two stores say of a key, at the end of what has happened.
 async fn said(place: &Place, w: &WorkspaceId, key: &KeyRecord) -> impl PartialEq + std::fmt::Debug + use<> {
     let (id, at) = (key.key.id, after(90_001));
-    let spent = place.spent_of(&SpentBy::Key(id), at).await.unwrap();
-    let of_all = place.spent_of(&SpentBy::Workspace(w.clone()), at).await.unwrap();
+    let spent = place.totals_of(&UsageSubject::Key(id), at).await.unwrap();
+    let of_all = place.totals_of(&UsageSubject::Workspace(w.clone()), at).await.unwrap();
     let range = UsageRange { from: Timestamp::default(), to: at, interval: Interval::Day };
     let chart = place.usage(w, id, &range).await.unwrap();
     let logs = place.logs(w, id, &LogFilter::default(), LogPageRequest::Number(everything())).await.unwrap();

@@ -8,7 +8,8 @@ use keygate::clock::Timestamp;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Ceiling, Count, KeyType, Per};
 use keygate::store::{
-    Change, Credential, IssuedCredential, KeyFilter, KeyPast, KeyPatch, KeyRecord, PlanPatch, StoreError,
+    Change, Credential, ImportedKeyHistory, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, PlanPatch,
+    StoreError,
 };
 use serde_json::json;
 
@@ -185,7 +186,7 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
         new.key.ceilings.rate_limit = PLAN_RATE + 1;
         new.key.expires_at = Some(Timestamp::from_micros(5));
         let [created_at, updated_at] = [7_000, 9_000].map(Timestamp::from_micros);
-        new.past = Some(KeyPast { created_by: "ann".into(), created_at, updated_at, old });
+        new.past = Some(ImportedKeyHistory { created_by: "ann".into(), created_at, updated_at, old });
         new
     };
     let until = |at| Credential { valid_until: Some(at), ..stored(&credential(3)) };

@@ -5,8 +5,8 @@ use keygate::clock::Timestamp;
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
 use keygate::model::usage::Quantiles;
-use keygate::model::usage::{Outcome, SpentBy};
-use keygate::model::usage::{SpentRow, UsageRecord};
+use keygate::model::usage::{Outcome, UsageSubject};
+use keygate::model::usage::{UsageRecord, UsageTotals};
 use keygate::store::{
     Interval, KeyRecord, KeyStats, LogFilter, LogPage, LogPageRequest, LogTotal, PlanPatch, PlanRecord,
     WorkspacePatch,
@@ -38,7 +38,7 @@ async fn logs(place: &Place, w: &WorkspaceId, key: &KeyRecord, filter: &LogFilte
     place.logs(w, key.key.id, filter, LogPageRequest::Number(everything())).await.unwrap().unwrap()
 }
 
-async fn spent(place: &Place, at: Timestamp) -> Vec<SpentRow> {
+async fn spent(place: &Place, at: Timestamp) -> Vec<UsageTotals> {
     let (to, mut from) = mpsc::channel(1);
     let collect = async {
         let mut all = Vec::new();
@@ -47,15 +47,15 @@ async fn spent(place: &Place, at: Timestamp) -> Vec<SpentRow> {
         }
         all
     };
-    let (outcome, rows) = tokio::join!(place.spent(at, to), collect);
+    let (outcome, rows) = tokio::join!(place.totals(at, to), collect);
     outcome.unwrap();
     for row in &rows {
-        assert_eq!(place.spent_of(&row.subject, at).await.unwrap(), *row, "asked for one or for all");
+        assert_eq!(place.totals_of(&row.subject, at).await.unwrap(), *row, "asked for one or for all");
     }
     rows
 }
 
-async fn spent_by(place: &Place, at: Timestamp, subject: &SpentBy) -> [u64; 5] {
+async fn spent_by(place: &Place, at: Timestamp, subject: &UsageSubject) -> [u64; 5] {
     let rows = spent(place, at).await;
     let row = rows.iter().find(|row| row.subject == *subject).unwrap();
     [row.minute, row.hour, row.day, row.month, row.total]
@@ -68,9 +68,9 @@ fn ended(key: &KeyRecord, at: Timestamp, outcome: Outcome, status_code: u16) -> 
 pub(crate) async fn an_empty_batch_is_nothing(place: Place) {
     assert_eq!(place.append(&[]).await.unwrap(), 0);
     assert_eq!(spent(&place, T0).await, []);
-    let nobody = SpentBy::Key(KeyId::new(T0));
-    let none = SpentRow { subject: nobody.clone(), minute: 0, hour: 0, day: 0, month: 0, total: 0 };
-    assert_eq!(place.spent_of(&nobody, T0).await.unwrap(), none);
+    let nobody = UsageSubject::Key(KeyId::new(T0));
+    let none = UsageTotals { subject: nobody.clone(), minute: 0, hour: 0, day: 0, month: 0, total: 0 };
+    assert_eq!(place.totals_of(&nobody, T0).await.unwrap(), none);
 }
 
 pub(crate) async fn append_is_idempotent(place: Place) {
@@ -254,7 +254,7 @@ pub(crate) async fn records_go_when_their_plan_says_and_figures_stay(place: Plac
     let days = [0, 0, 3, 9].map(|n| record(&key, T0.plus(DAY * n)));
     place.append(&days).await.unwrap();
     let now = T0.plus(DAY * 10);
-    let done = place.upkeep(now).await.unwrap();
+    let done = place.maintain(now).await.unwrap();
     assert_eq!(done.records_deleted, 0, "no plan limits anything yet");
     assert_eq!(
         done.rollups_deleted, 2,
@@ -262,12 +262,12 @@ pub(crate) async fn records_go_when_their_plan_says_and_figures_stay(place: Plac
     );
     let keep = |days| PlanPatch { usage_retention_days: Some(days), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), keep(Some(7)), &someone(), T0).await.unwrap();
-    let done = place.upkeep(now).await.unwrap();
+    let done = place.maintain(now).await.unwrap();
     assert_eq!((done.records_deleted, done.rollups_deleted), (2, 0));
-    assert_eq!(place.upkeep(now).await.unwrap().records_deleted, 0, "once is enough");
+    assert_eq!(place.maintain(now).await.unwrap().records_deleted, 0, "once is enough");
     // What is gone does not come back into view, and is not counted, because the plan has become more generous.
     place.update_plan(&plan_id("basic"), keep(None), &someone(), T0).await.unwrap();
-    place.upkeep(now).await.unwrap();
+    place.maintain(now).await.unwrap();
     let kept = logs(&place, &w, &key, &LogFilter::default()).await;
     assert_eq!((kept.total, kept.items), (exactly(2), vec![days[3].clone(), days[2].clone()]));
     assert_eq!(stats(&place, &w, &key, now).await.total_requests, 4);
@@ -288,7 +288,7 @@ pub(crate) async fn retention_is_each_workspaces_own(place: Place) {
     let many: Vec<UsageRecord> = (0..4_500).map(|n| record([&a, &b][n % 2], T0)).collect();
     place.append(&many).await.unwrap();
     place.append(&[record(&b, T0.plus(DAY * 3))]).await.unwrap();
-    let done = place.upkeep(T0.plus(DAY * 3)).await.unwrap();
+    let done = place.maintain(T0.plus(DAY * 3)).await.unwrap();
     assert_eq!(done.records_deleted, 2_250);
     assert_eq!(logs(&place, &short, &a, &LogFilter::default()).await.total, exactly(0));
     assert_eq!(logs(&place, &long, &b, &LogFilter::default()).await.total, exactly(2_251));
@@ -301,7 +301,7 @@ pub(crate) async fn a_clock_that_is_ahead_deletes_nothing(place: Place) {
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
     let on = |day: u32| record(&key, T0.plus(DAY * day));
     let upkeep = async |day: u32| {
-        let done = place.upkeep(T0.plus(DAY * day)).await.unwrap();
+        let done = place.maintain(T0.plus(DAY * day)).await.unwrap();
         (done.records_deleted, done.rollups_deleted)
     };
     place.append(&[on(0), on(1)]).await.unwrap();
@@ -335,7 +335,7 @@ pub(crate) async fn what_is_hidden_until_2223_comes_back(place: &Place, run: imp
     }
     run("UPDATE workspaces SET usage_kept_from = 8000000000000000, usage_pruned_to = 8000000000000000").await;
     assert_eq!(logs(place, &limited, &a, &LogFilter::default()).await.total, exactly(0));
-    assert_eq!(place.upkeep(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
+    assert_eq!(place.maintain(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
     assert_eq!(logs(place, &limited, &a, &LogFilter::default()).await.total, exactly(2));
     assert_eq!(logs(place, &free, &b, &LogFilter::default()).await.total, exactly(3));
 }
@@ -412,7 +412,7 @@ pub(crate) async fn a_record_knows_its_key_by_id_only(place: Place) {
     assert_eq!(place.append(&[stray.clone()]).await.unwrap(), 1);
     assert_eq!(stats(&place, &w, &key, T0).await.total_requests, 0);
     assert_eq!(place.stats(&w, stray.api_key_id, T0).await.unwrap(), None);
-    assert_eq!(spent_by(&place, T0, &SpentBy::Key(stray.api_key_id)).await, [1; 5]);
+    assert_eq!(spent_by(&place, T0, &UsageSubject::Key(stray.api_key_id)).await, [1; 5]);
 }
 
 pub(crate) async fn a_deleted_key_keeps_its_usage(place: Place) {
@@ -601,7 +601,7 @@ pub(crate) async fn spending_follows_the_windows(place: Place) {
         ])
         .await
         .unwrap();
-    let subject = SpentBy::Key(key.key.id);
+    let subject = UsageSubject::Key(key.key.id);
     assert_eq!(spent_by(&place, LAST_US, &subject).await, [1, 2, 3, 4, 6]);
     assert_eq!(spent_by(&place, JULY, &subject).await, [1, 1, 1, 1, 6]);
     let august = JULY.plus(Duration::from_secs(31 * 86_400));
@@ -616,11 +616,11 @@ pub(crate) async fn spending_is_summed_per_workspace(place: Place) {
     let (w2, c) = key_of(&place, "w2").await;
     place.append(&[record(&a, T0), record(&b, T0), record(&b, T0), record(&c, T0)]).await.unwrap();
     for (subject, expected) in [
-        (SpentBy::Workspace(w1), 3),
-        (SpentBy::Workspace(w2), 1),
-        (SpentBy::Key(a.key.id), 1),
-        (SpentBy::Key(b.key.id), 2),
-        (SpentBy::Key(c.key.id), 1),
+        (UsageSubject::Workspace(w1), 3),
+        (UsageSubject::Workspace(w2), 1),
+        (UsageSubject::Key(a.key.id), 1),
+        (UsageSubject::Key(b.key.id), 2),
+        (UsageSubject::Key(c.key.id), 1),
     ] {
         assert_eq!(spent_by(&place, T0, &subject).await, [expected; 5], "{subject:?}");
     }
@@ -638,6 +638,6 @@ pub(crate) async fn a_receiver_that_goes_ends_the_spending(place: Place) {
     place.append(&[record(&key, T0)]).await.unwrap();
     let (to, from) = mpsc::channel(1);
     drop(from);
-    let error = place.spent(T0, to).await.unwrap_err();
+    let error = place.totals(T0, to).await.unwrap_err();
     assert!(matches!(error, StoreError::Cancelled), "{error}");
 }

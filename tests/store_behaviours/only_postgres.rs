@@ -10,8 +10,8 @@ use crate::spare::Spare;
 use keygate::clock::Timestamp;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, WorkspaceId};
-use keygate::model::usage::SpentRow;
 use keygate::model::usage::UsageRecord;
+use keygate::model::usage::UsageTotals;
 use keygate::store::Version;
 use keygate::store::postgres::PostgresUrl;
 use keygate::store::postgres::{PgOptions, PgStore, check, migrate};
@@ -321,13 +321,13 @@ async fn a_day_has_a_partition_that_goes_as_a_whole() {
     assert_eq!(partitions().await, (1, 1), "the default one only");
     place.append(&[record(&key, now.minus(DAY * 9)), record(&key, now)]).await.unwrap();
     assert_eq!(partitions().await, (3, 1));
-    let made = place.upkeep(now).await.unwrap().partitions_made;
+    let made = place.maintain(now).await.unwrap().partitions_made;
     assert_eq!((made, partitions().await), (4, (7, 1)), "yesterday and three days ahead");
 
     let patch = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
     // A node whose clock is a year ahead empties nothing.
-    let done = place.upkeep(now.plus(DAY * 365)).await.unwrap();
+    let done = place.maintain(now.plus(DAY * 365)).await.unwrap();
     assert_eq!((done.partitions_dropped, done.records_deleted), (1, 0));
     assert_eq!(partitions().await, (6, 1));
     assert_eq!(place.append(std::slice::from_ref(&early)).await.unwrap(), 0, "it is still there");
@@ -349,7 +349,7 @@ async fn rows_move_out_of_the_default_partition_when_their_day_gets_its_own() {
                     EXECUTE 'DROP TABLE ' || part; END $$;
                 INSERT INTO usage SELECT * FROM kept";
     server.batch_execute(undo).await.unwrap();
-    place.upkeep(Timestamp::from_micros(row.get(0))).await.unwrap();
+    place.maintain(Timestamp::from_micros(row.get(0))).await.unwrap();
     let odd: i64 = server.query_one("SELECT count(*) FROM usage_odd", &[]).await.unwrap().get(0);
     let all: i64 = server.query_one("SELECT count(*) FROM usage", &[]).await.unwrap().get(0);
     assert_eq!((odd, all), (0, 3));
@@ -428,7 +428,7 @@ async fn a_day_that_somebody_holds_ends_no_round_of_upkeep() {
                   WHERE inhparent = 'usage'::regclass AND inhrelid <> 'usage_odd'::regclass";
     let oldest: String = server.query_one(oldest, &[]).await.unwrap().get(0);
     server.batch_execute(&format!("BEGIN; LOCK TABLE {oldest} IN ACCESS SHARE MODE")).await.unwrap();
-    let done = place.upkeep(now).await.unwrap();
+    let done = place.maintain(now).await.unwrap();
     assert_eq!(
         (done.partitions_dropped, done.records_deleted),
         (0, 3),
@@ -436,7 +436,7 @@ async fn a_day_that_somebody_holds_ends_no_round_of_upkeep() {
     );
     assert!(done.rollups_deleted > 0);
     server.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(place.upkeep(now).await.unwrap().partitions_dropped, 3);
+    assert_eq!(place.maintain(now).await.unwrap().partitions_dropped, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -643,7 +643,7 @@ async fn a_damaged_roll_up_holds_up_neither_the_ledger_nor_the_start() {
     assert_eq!(place.stats(&w, b.key.id, T0).await.unwrap().unwrap().total_requests, 2);
     let error = place.stats(&w, a.key.id, T0).await.unwrap_err();
     assert!(matches!(&error, StoreError::Corrupt(why) if why.starts_with("charged")), "{error}");
-    let (to, mut from) = mpsc::channel::<Vec<SpentRow>>(4);
+    let (to, mut from) = mpsc::channel::<Vec<UsageTotals>>(4);
     let collect = async {
         let mut subjects = 0;
         while let Some(batch) = from.recv().await {
@@ -651,7 +651,7 @@ async fn a_damaged_roll_up_holds_up_neither_the_ledger_nor_the_start() {
         }
         subjects
     };
-    let (outcome, subjects) = tokio::join!(place.spent(T0, to), collect);
+    let (outcome, subjects) = tokio::join!(place.totals(T0, to), collect);
     outcome.unwrap();
     assert_eq!(subjects, 2, "b and the workspace");
 }

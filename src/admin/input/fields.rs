@@ -20,7 +20,7 @@ pub(crate) const ERRORS_MAX: usize = 100;
 const NAME_SHOWN: usize = 64;
 
 /// A JSON object while it is read.
-pub(crate) struct Fields<'a> {
+pub(crate) struct InputFields<'a> {
     map: &'a Map<String, Value>,
     known: Vec<&'static str>,
     errors: Vec<FieldError>,
@@ -28,11 +28,11 @@ pub(crate) struct Fields<'a> {
 
 /// Why a value is not allowed: one message, or several with their places inside the value.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Flaws(pub(crate) Vec<FieldError>);
+pub(crate) struct ValidationErrors(pub(crate) Vec<FieldError>);
 
-// === impl Fields ===
+// === impl InputFields ===
 
-impl<'a> Fields<'a> {
+impl<'a> InputFields<'a> {
     /// Begins to read `map`.
     pub(crate) fn of(map: &'a Map<String, Value>) -> Self {
         Self { map, known: Vec::with_capacity(16), errors: Vec::new() }
@@ -42,7 +42,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn required<T>(
         &mut self,
         name: &'static str,
-        rule: impl FnOnce(&Value) -> Result<T, Flaws>,
+        rule: impl FnOnce(&Value) -> Result<T, ValidationErrors>,
     ) -> Option<T> {
         match self.take(name) {
             None | Some(Value::Null) => {
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn optional<T>(
         &mut self,
         name: &'static str,
-        rule: impl FnOnce(&Value) -> Result<T, Flaws>,
+        rule: impl FnOnce(&Value) -> Result<T, ValidationErrors>,
     ) -> Option<T> {
         match self.take(name) {
             None | Some(Value::Null) => None,
@@ -69,7 +69,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn changed<T>(
         &mut self,
         name: &'static str,
-        rule: impl FnOnce(&Value) -> Result<T, Flaws>,
+        rule: impl FnOnce(&Value) -> Result<T, ValidationErrors>,
     ) -> Option<T> {
         match self.take(name) {
             None => None,
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn cleared<T>(
         &mut self,
         name: &'static str,
-        rule: impl FnOnce(&Value) -> Result<T, Flaws>,
+        rule: impl FnOnce(&Value) -> Result<T, ValidationErrors>,
     ) -> Option<Option<T>> {
         match self.take(name) {
             None => None,
@@ -128,11 +128,11 @@ impl<'a> Fields<'a> {
         self.map.get(name)
     }
 
-    fn check<T>(&mut self, name: &str, outcome: Result<T, Flaws>) -> Option<T> {
+    fn check<T>(&mut self, name: &str, outcome: Result<T, ValidationErrors>) -> Option<T> {
         match outcome {
             Ok(value) => Some(value),
-            Err(Flaws(flaws)) => {
-                for flaw in flaws {
+            Err(ValidationErrors(errors)) => {
+                for flaw in errors {
                     self.refuse(format!("{name}{}", flaw.field), flaw.message);
                 }
                 None
@@ -141,9 +141,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-// === impl Flaws ===
+// === impl ValidationErrors ===
 
-impl Flaws {
+impl ValidationErrors {
     /// The mistakes of the element at `place` of a list.
     pub(crate) fn within(self, place: usize) -> impl Iterator<Item = FieldError> {
         self.0.into_iter().map(move |flaw| {
@@ -158,13 +158,13 @@ impl Flaws {
     }
 }
 
-impl From<String> for Flaws {
+impl From<String> for ValidationErrors {
     fn from(message: String) -> Self {
         Self(vec![FieldError { field: String::new(), message }])
     }
 }
 
-impl From<&str> for Flaws {
+impl From<&str> for ValidationErrors {
     fn from(message: &str) -> Self {
         Self::from(message.to_owned())
     }
@@ -174,7 +174,7 @@ impl From<&str> for Flaws {
 
 /// The message for a field or parameter that does not exist.
 pub(crate) fn unknown_field(name: &str, known: &[&str]) -> String {
-    match nearest(name, known) {
+    match did_you_mean(name, known) {
         Some(near) => format!("is not known here; did you mean {near}?"),
         None => "is not known here".to_owned(),
     }
@@ -186,7 +186,7 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 /// The one of `known` that takes the fewest changed characters to become from `name`.
-fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+fn did_you_mean<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let name: Vec<char> = name.chars().take(NAME_SHOWN).collect();
     known.iter().copied().min_by_key(|candidate| distance(&name, candidate))
 }

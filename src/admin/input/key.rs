@@ -1,19 +1,19 @@
-//! Drafts of keys. Contract 4.3 and 5.
+//! What clients send about keys, checked. Contract 4.3 and 5.
 
-use super::fields::{FieldError, Fields};
+use super::fields::{FieldError, InputFields};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Ceilings, DAILY_DEFAULT, Key, KeyType, Plan, RATE_DEFAULT};
 use crate::model::scope::{Scopes, check_granted};
-use crate::store::{IssuedCredential, KeyPast, KeyPatch, NewKey, StoreError};
+use crate::store::{ImportedKeyHistory, IssuedCredential, KeyPatch, NewKey, StoreError};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
 /// A key somebody asks for, right in itself; whether it fits its plan is the next question.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KeyDraft {
+pub struct CreateKeyInput {
     /// What it is called.
     pub name: String,
     /// What it is for.
@@ -47,18 +47,18 @@ pub struct KeyDraft {
 
 /// A change of a key somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct KeyPatchDraft(KeyPatch);
+pub struct UpdateKeyInput(KeyPatch);
 
-// === impl KeyDraft ===
+// === impl CreateKeyInput ===
 
-impl KeyDraft {
+impl CreateKeyInput {
     /// Reads `body` as a key of `workspace`; on failure names every mistake.
     pub fn read(
         body: &Map<String, Value>,
         workspace: &WorkspaceId,
         now: Timestamp,
     ) -> Result<Self, Vec<FieldError>> {
-        let mut fields = Fields::of(body);
+        let mut fields = InputFields::of(body);
         let name = fields.required("name", rules::name);
         let kind = match fields.optional("type", rules::word::<KeyType>) {
             None if body.get("type").is_none_or(Value::is_null) => Some(KeyType::Service),
@@ -123,7 +123,7 @@ impl KeyDraft {
         id: KeyId,
         workspace_id: WorkspaceId,
         credential: IssuedCredential,
-        past: KeyPast,
+        past: ImportedKeyHistory,
     ) -> NewKey {
         let rate_limit = self.rate_limit.unwrap_or(RATE_DEFAULT);
         let daily = self.daily_request_limit.unwrap_or(Some(DAILY_DEFAULT));
@@ -137,7 +137,7 @@ impl KeyDraft {
         id: KeyId,
         workspace_id: WorkspaceId,
         credential: IssuedCredential,
-        past: Option<KeyPast>,
+        past: Option<ImportedKeyHistory>,
     ) -> NewKey {
         let ceilings = Ceilings {
             rate_limit,
@@ -165,7 +165,7 @@ impl KeyDraft {
 
 /// The resource a key of `kind` is bound to: its own, or the workspace itself for a service key.
 fn resource_of(
-    fields: &mut Fields<'_>,
+    fields: &mut InputFields<'_>,
     body: &Map<String, Value>,
     kind: Option<KeyType>,
     workspace: &WorkspaceId,
@@ -188,7 +188,7 @@ fn resource_of(
     Some(workspace.as_str().into())
 }
 
-fn scopes_of(fields: &mut Fields<'_>, kind: Option<KeyType>) -> Option<Scopes> {
+fn scopes_of(fields: &mut InputFields<'_>, kind: Option<KeyType>) -> Option<Scopes> {
     let mut asked = false;
     let given = fields.optional("scopes", |value| {
         asked = true;
@@ -221,16 +221,16 @@ fn lacks_implied_scope(kind: KeyType, scopes: &Scopes) -> Option<String> {
     Some(format!("a key of type {kind} must hold the scope {implied}"))
 }
 
-// === impl KeyPatchDraft ===
+// === impl UpdateKeyInput ===
 
-impl KeyPatchDraft {
+impl UpdateKeyInput {
     /// Reads `body` as a change of a key that expires at `expires_at`; on failure names every mistake.
     pub fn read(
         body: &Map<String, Value>,
         expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Self, Vec<FieldError>> {
-        let mut fields = Fields::of(body);
+        let mut fields = InputFields::of(body);
         let patch = KeyPatch {
             name: fields.changed("name", rules::name),
             description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
@@ -274,7 +274,7 @@ const GRACE_MAX_SECS: u64 = 30 * 24 * 3_600;
 
 /// Reads the body of a regeneration: for how long the secret before stays valid; none when it ends at once.
 pub fn read_grace_period(body: &Map<String, Value>) -> Result<Option<Duration>, Vec<FieldError>> {
-    let mut fields = Fields::of(body);
+    let mut fields = InputFields::of(body);
     let seconds = fields.optional("grace_period_seconds", rules::whole(0, GRACE_MAX_SECS));
     let errors = fields.finish();
     if errors.is_empty() { Ok(seconds.filter(|s| *s > 0).map(Duration::from_secs)) } else { Err(errors) }

@@ -1,4 +1,4 @@
-//! Drafts: what people ask for, checked field by field and turned into what the store takes.
+//! Input: what clients send, checked field by field and turned into what the store takes.
 //!
 //! Must not know: who asks, over which protocol, or what is stored already. Reads JSON leniently, so that one answer
 //! names every mistake at once; nothing here can fail for want of a backend.
@@ -15,8 +15,8 @@ mod tests;
 pub use fields::FieldError;
 pub(crate) use fields::{shown, unknown_field};
 pub use instant::{INSTANT_ALLOWED, parse_instant};
-pub use key::{KeyDraft, KeyPatchDraft, read_grace_period};
-pub use plan::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
+pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period};
+pub use plan::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
 
 use crate::model::digest::Digest;
 use crate::policy::keys::secret::{Peppers, Secret};

@@ -1,6 +1,6 @@
-//! Drafts of plans and workspaces.
+//! What clients send about plans and workspaces, checked.
 
-use super::fields::{FieldError, Fields};
+use super::fields::{FieldError, InputFields};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::model::id::PlanId;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 /// A plan somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlanDraft {
+pub struct CreatePlanInput {
     plan: Plan,
     description: String,
     usage_retention_days: Option<u32>,
@@ -18,18 +18,18 @@ pub struct PlanDraft {
 
 /// A change of a plan somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlanPatchDraft(PlanPatch);
+pub struct UpdatePlanInput(PlanPatch);
 
 /// A workspace, or a change of one, somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WorkspacePatchDraft(WorkspacePatch);
+pub struct UpdateWorkspaceInput(WorkspacePatch);
 
-// === impl PlanDraft ===
+// === impl CreatePlanInput ===
 
-impl PlanDraft {
+impl CreatePlanInput {
     /// Reads `body`; on failure names every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
-        let mut fields = Fields::of(body);
+        let mut fields = InputFields::of(body);
         let id = fields.required("id", rules::word::<PlanId>);
         let rate = fields.required("api_ops_rate_limit", rules::rate);
         let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
@@ -55,12 +55,12 @@ impl PlanDraft {
     }
 }
 
-// === impl PlanPatchDraft ===
+// === impl UpdatePlanInput ===
 
-impl PlanPatchDraft {
+impl UpdatePlanInput {
     /// Reads `body`; on failure names every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
-        let mut fields = Fields::of(body);
+        let mut fields = InputFields::of(body);
         let patch = PlanPatch {
             description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
             usage_retention_days: fields.cleared("usage_retention_days", rules::days),
@@ -80,12 +80,12 @@ impl PlanPatchDraft {
     }
 }
 
-// === impl WorkspacePatchDraft ===
+// === impl UpdateWorkspaceInput ===
 
-impl WorkspacePatchDraft {
+impl UpdateWorkspaceInput {
     /// Reads `body`; on failure names every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
-        let mut fields = Fields::of(body);
+        let mut fields = InputFields::of(body);
         let patch = WorkspacePatch {
             name: fields.cleared("name", rules::name_or_empty).map(Option::unwrap_or_default),
             plan_id: fields.changed("plan_id", rules::word::<PlanId>),

@@ -1,6 +1,6 @@
 //! What each kind of value may be. One rule serves creating and changing alike.
 
-use super::fields::{Fields, Flaws};
+use super::fields::{InputFields, ValidationErrors};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
 use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX};
@@ -26,7 +26,7 @@ const METADATA_BYTES_MAX: usize = 16 * 1024;
 // === text ===
 
 /// A name: 1 to 255 characters, not all of them white space; that around it is taken off.
-pub(super) fn name(value: &Value) -> Result<String, Flaws> {
+pub(super) fn name(value: &Value) -> Result<String, ValidationErrors> {
     let allowed = "must be 1 to 255 characters, without control characters";
     let text = value.as_str().ok_or(allowed)?;
     if text.trim().is_empty() || text.chars().count() > NAME_MAX || text.chars().any(char::is_control) {
@@ -36,7 +36,7 @@ pub(super) fn name(value: &Value) -> Result<String, Flaws> {
 }
 
 /// A name that may be empty.
-pub(super) fn name_or_empty(value: &Value) -> Result<String, Flaws> {
+pub(super) fn name_or_empty(value: &Value) -> Result<String, ValidationErrors> {
     let is_blank = |text: &str| text.chars().all(|c| c.is_whitespace() && !c.is_control());
     let is_short = |text: &str| text.chars().count() <= NAME_MAX;
     let empty = value.as_str().is_some_and(|text| is_blank(text) && is_short(text));
@@ -44,7 +44,7 @@ pub(super) fn name_or_empty(value: &Value) -> Result<String, Flaws> {
 }
 
 /// A description: anything people write, up to 2000 characters.
-pub(super) fn description(value: &Value) -> Result<String, Flaws> {
+pub(super) fn description(value: &Value) -> Result<String, ValidationErrors> {
     let text = value.as_str().ok_or("must be text")?;
     if text.chars().count() > DESCRIPTION_MAX || text.contains('\0') {
         return Err("must be at most 2000 characters, without NUL".into());
@@ -53,7 +53,7 @@ pub(super) fn description(value: &Value) -> Result<String, Flaws> {
 }
 
 /// A resource id: 1 to 255 printable characters.
-pub(super) fn resource_id(value: &Value) -> Result<Box<str>, Flaws> {
+pub(super) fn resource_id(value: &Value) -> Result<Box<str>, ValidationErrors> {
     let allowed = "must be 1 to 255 printable characters, without white space around them";
     let text = value.as_str().ok_or(allowed)?;
     let length = text.chars().count();
@@ -64,20 +64,20 @@ pub(super) fn resource_id(value: &Value) -> Result<Box<str>, Flaws> {
 }
 
 /// One of a closed set of words, or an id.
-pub(super) fn word<T: FromStr<Err: ToString>>(value: &Value) -> Result<T, Flaws> {
+pub(super) fn word<T: FromStr<Err: ToString>>(value: &Value) -> Result<T, ValidationErrors> {
     let text = value.as_str().ok_or("must be text")?;
     text.parse().map_err(|e: T::Err| e.to_string().into())
 }
 
 /// Yes or no.
-pub(super) fn flag(value: &Value) -> Result<bool, Flaws> {
+pub(super) fn flag(value: &Value) -> Result<bool, ValidationErrors> {
     value.as_bool().ok_or_else(|| "must be true or false".into())
 }
 
 // === numbers ===
 
 /// A whole number from `min` to `max`.
-pub(super) fn whole(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, Flaws> {
+pub(super) fn whole(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, ValidationErrors> {
     move |value| match integer(value).and_then(|number| u64::try_from(number).ok()) {
         Some(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("must be a whole number from {min} to {max}").into()),
@@ -93,65 +93,66 @@ fn integer(value: &Value) -> Option<i64> {
 }
 
 /// A ceiling of any size.
-pub(super) fn ceiling(value: &Value) -> Result<u64, Flaws> {
+pub(super) fn ceiling(value: &Value) -> Result<u64, ValidationErrors> {
     whole(1, CEILING_MAX)(value)
 }
 
 /// A rate or burst, in requests per second or requests.
-pub(super) fn rate(value: &Value) -> Result<u32, Flaws> {
+pub(super) fn rate(value: &Value) -> Result<u32, ValidationErrors> {
     narrow(value, RATE_MAX)
 }
 
 /// A number of days.
-pub(super) fn days(value: &Value) -> Result<u32, Flaws> {
+pub(super) fn days(value: &Value) -> Result<u32, ValidationErrors> {
     narrow(value, RETENTION_DAYS_MAX)
 }
 
 /// A number of requests in flight.
-pub(super) fn in_flight(value: &Value) -> Result<u32, Flaws> {
+pub(super) fn in_flight(value: &Value) -> Result<u32, ValidationErrors> {
     narrow(value, u32::MAX)
 }
 
-fn narrow(value: &Value, max: u32) -> Result<u32, Flaws> {
+fn narrow(value: &Value, max: u32) -> Result<u32, ValidationErrors> {
     let number = whole(1, u64::from(max))(value)?;
-    u32::try_from(number).map_err(|_| Flaws::from("is too large"))
+    u32::try_from(number).map_err(|_| ValidationErrors::from("is too large"))
 }
 
 // === lists ===
 
 /// Scopes: any number up to 64, none twice; an empty list grants nothing.
-pub(super) fn scopes(value: &Value) -> Result<Scopes, Flaws> {
+pub(super) fn scopes(value: &Value) -> Result<Scopes, ValidationErrors> {
     let allowed = "must be a list of scopes, as in [\"orders:read\", \"orders:*\"]; [] grants nothing";
     let list = value.as_array().ok_or(allowed)?;
     let words: Vec<&str> = list.iter().map(|word| word.as_str().unwrap_or_default()).collect();
-    Scopes::of(words, check_granted)
-        .map_err(|(place, bad)| Flaws(Flaws::from(bad.to_string()).within(place).collect()))
+    Scopes::of(words, check_granted).map_err(|(place, bad)| {
+        ValidationErrors(ValidationErrors::from(bad.to_string()).within(place).collect())
+    })
 }
 
 /// Further ceilings: at most eight, one for each (count, per).
-pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, Flaws> {
+pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, ValidationErrors> {
     let list = value.as_array().ok_or("must be a list of {count, per, max}")?;
     if list.len() > CEILINGS_MAX {
         return Err(format!("must be at most {CEILINGS_MAX} limits").into());
     }
-    let mut flaws = Vec::new();
+    let mut errors = Vec::new();
     let mut found: Vec<Ceiling> = Vec::with_capacity(list.len());
     for (place, value) in list.iter().enumerate() {
         match one_limit(value) {
-            Err(flaw) => flaws.extend(flaw.within(place)),
+            Err(flaw) => errors.extend(flaw.within(place)),
             Ok(limit) if found.iter().any(|f| f.count == limit.count && f.per == limit.per) => {
                 let why = format!("there already is a limit of {} per {}", limit.count, limit.per);
-                flaws.extend(Flaws::from(why).within(place));
+                errors.extend(ValidationErrors::from(why).within(place));
             }
             Ok(limit) => found.push(limit),
         }
     }
-    if flaws.is_empty() { Ok(found.into()) } else { Err(Flaws(flaws)) }
+    if errors.is_empty() { Ok(found.into()) } else { Err(ValidationErrors(errors)) }
 }
 
-fn one_limit(value: &Value) -> Result<Ceiling, Flaws> {
+fn one_limit(value: &Value) -> Result<Ceiling, ValidationErrors> {
     let map = value.as_object().ok_or("must be an object {count, per, max}")?;
-    let mut fields = Fields::of(map);
+    let mut fields = InputFields::of(map);
     let count = fields.required("count", count);
     let per = fields.required("per", word::<Per>);
     let max = match per {
@@ -160,11 +161,11 @@ fn one_limit(value: &Value) -> Result<Ceiling, Flaws> {
     };
     match (count, per, max, fields.finish()) {
         (Some(count), Some(per), Some(max), errors) if errors.is_empty() => Ok(Ceiling { count, per, max }),
-        (.., errors) => Err(Flaws(errors)),
+        (.., errors) => Err(ValidationErrors(errors)),
     }
 }
 
-fn count(value: &Value) -> Result<Count, Flaws> {
+fn count(value: &Value) -> Result<Count, ValidationErrors> {
     if value.as_str() == Some("tokens") {
         return Err("counting tokens is not supported by this version; use requests".into());
     }
@@ -172,29 +173,29 @@ fn count(value: &Value) -> Result<Count, Flaws> {
 }
 
 /// Source addresses and networks.
-pub(super) fn networks(value: &Value) -> Result<Box<[IpNet]>, Flaws> {
+pub(super) fn networks(value: &Value) -> Result<Box<[IpNet]>, ValidationErrors> {
     let list = value.as_array().ok_or("must be a list of addresses and networks, as in 10.0.0.0/8")?;
     if list.len() > NETWORKS_MAX {
         return Err(format!("must be at most {NETWORKS_MAX} addresses and networks").into());
     }
-    let mut flaws = Vec::new();
+    let mut errors = Vec::new();
     let mut found = Vec::with_capacity(list.len());
     for (place, value) in list.iter().enumerate() {
         match network(value) {
             Ok(net) => found.push(net),
-            Err(flaw) => flaws.extend(flaw.within(place)),
+            Err(flaw) => errors.extend(flaw.within(place)),
         }
     }
-    if flaws.is_empty() { Ok(found.into()) } else { Err(Flaws(flaws)) }
+    if errors.is_empty() { Ok(found.into()) } else { Err(ValidationErrors(errors)) }
 }
 
-fn network(value: &Value) -> Result<IpNet, Flaws> {
+fn network(value: &Value) -> Result<IpNet, ValidationErrors> {
     let allowed = "must be an address or a network, as in 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32";
     let text = value.as_str().ok_or(allowed)?;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address));
     }
-    let net = text.parse::<IpNet>().map_err(|_| Flaws::from(allowed))?;
+    let net = text.parse::<IpNet>().map_err(|_| ValidationErrors::from(allowed))?;
     if net.addr() != net.network() {
         let meant = net.trunc();
         return Err(format!("has bits set behind its prefix; did you mean {meant}?").into());
@@ -208,7 +209,7 @@ fn network(value: &Value) -> Result<IpNet, Flaws> {
 pub(super) fn future_or(
     now: Timestamp,
     unchanged: Option<Timestamp>,
-) -> impl Fn(&Value) -> Result<Timestamp, Flaws> {
+) -> impl Fn(&Value) -> Result<Timestamp, ValidationErrors> {
     move |value| {
         let at = match value {
             Value::String(text) => parse_instant(text),
@@ -220,12 +221,12 @@ pub(super) fn future_or(
 }
 
 /// The caller's own data.
-pub(super) fn metadata(value: &Value) -> Result<Map<String, Value>, Flaws> {
+pub(super) fn metadata(value: &Value) -> Result<Map<String, Value>, ValidationErrors> {
     let map = value.as_object().ok_or("must be an object")?;
     if map.len() > METADATA_ENTRIES_MAX {
         return Err(format!("must have at most {METADATA_ENTRIES_MAX} entries").into());
     }
-    let bytes = serde_json::to_string(map).map_err(|_| Flaws::from("must be an object"))?;
+    let bytes = serde_json::to_string(map).map_err(|_| ValidationErrors::from("must be an object"))?;
     if bytes.len() > METADATA_BYTES_MAX {
         return Err(format!("must be at most {METADATA_BYTES_MAX} bytes of JSON").into());
     }

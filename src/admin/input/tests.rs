@@ -1,4 +1,4 @@
-//! What drafts accept, and every way in which they do not, with the place and the words.
+//! What input types accept, and every way in which they do not, with the place and the words.
 
 use super::*;
 use crate::clock::Timestamp;
@@ -38,8 +38,8 @@ fn scopes(words: &[&str]) -> Scopes {
 }
 
 /// A change of a key that never expires.
-fn change(body: &Map<String, Value>) -> Result<KeyPatchDraft, Vec<FieldError>> {
-    KeyPatchDraft::read(body, None, NOW)
+fn change(body: &Map<String, Value>) -> Result<UpdateKeyInput, Vec<FieldError>> {
+    UpdateKeyInput::read(body, None, NOW)
 }
 
 fn credential_for(kind: KeyType) -> crate::store::IssuedCredential {
@@ -178,7 +178,7 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
 fn every_mistake_in_a_new_key_is_named() {
     for (changes, field, words) in key_mistakes() {
         let body = with(changes.clone());
-        let errors = said(KeyDraft::read(&body, &workspace(), NOW).expect_err(&changes.to_string()));
+        let errors = said(CreateKeyInput::read(&body, &workspace(), NOW).expect_err(&changes.to_string()));
         assert_eq!(errors.len(), 1, "{changes}: {errors:?}");
         assert_eq!(errors[0].0, field, "{changes}");
         assert!(errors[0].1.contains(words), "{changes}: {}", errors[0].1);
@@ -205,7 +205,7 @@ fn the_same_rules_hold_for_a_change() {
 fn one_mistake_hides_no_other() {
     let body =
         map(json!({"type": 5, "rate_limit": "x", "limits": [{"per": 1}], "allowed_ips": 3, "nmae": "n"}));
-    let errors = said(KeyDraft::read(&body, &workspace(), NOW).expect_err("mistakes"));
+    let errors = said(CreateKeyInput::read(&body, &workspace(), NOW).expect_err("mistakes"));
     let fields: Vec<&str> = errors.iter().map(|(field, _)| field.as_str()).collect();
     let expected = [
         "name",
@@ -223,15 +223,15 @@ fn one_mistake_hides_no_other() {
 #[test]
 fn an_answer_names_at_most_a_hundred_mistakes() {
     let body: Map<String, Value> = (0..5_000).map(|n| (format!("f{n}"), json!(n))).collect();
-    assert_eq!(KeyDraft::read(&body, &workspace(), NOW).expect_err("mistakes").len(), 100);
+    assert_eq!(CreateKeyInput::read(&body, &workspace(), NOW).expect_err("mistakes").len(), 100);
 }
 
 #[test]
 fn a_key_of_few_words_gets_the_defaults() {
-    let draft = KeyDraft::read(&with(json!({"name": " spaced "})), &workspace(), NOW).expect("right");
+    let input = CreateKeyInput::read(&with(json!({"name": " spaced "})), &workspace(), NOW).expect("right");
     let id = KeyId::new(NOW);
     for (plan_rate, expected) in [(1_000, 50), (20, 20)] {
-        let key = draft
+        let key = input
             .clone()
             .into_new_key(id, workspace(), &plan(plan_rate), credential_for(KeyType::App))
             .expect("fits its plan");
@@ -248,8 +248,8 @@ fn a_key_of_few_words_gets_the_defaults() {
 #[test]
 fn a_daily_limit_is_absent_none_or_a_number() {
     for (asked, expected) in [(json!({}), Some(77)), (json!({"daily_request_limit": null}), None)] {
-        let draft = KeyDraft::read(&with(asked), &workspace(), NOW).expect("right");
-        let key = draft.into_new_key(KeyId::new(NOW), workspace(), &plan(9), credential_for(KeyType::App));
+        let input = CreateKeyInput::read(&with(asked), &workspace(), NOW).expect("right");
+        let key = input.into_new_key(KeyId::new(NOW), workspace(), &plan(9), credential_for(KeyType::App));
         assert_eq!(key.expect("fits its plan").key.ceilings.daily_request_limit, expected);
     }
 }
@@ -258,18 +258,19 @@ fn a_daily_limit_is_absent_none_or_a_number() {
 fn an_instant_that_has_passed_may_stay_as_it_is() {
     let past = Timestamp::from_secs(NOW.as_secs() - 60);
     let body = map(json!({"expires_at": past.as_secs()}));
-    let patch = KeyPatchDraft::read(&body, Some(past), NOW).expect("unchanged").into_patch(KeyType::App);
+    let patch = UpdateKeyInput::read(&body, Some(past), NOW).expect("unchanged").into_patch(KeyType::App);
     assert_eq!(patch.expect("fits the type").expires_at, Some(Some(past)));
-    let errors = said(KeyPatchDraft::read(&body, Some(NOW), NOW).expect_err("changed"));
+    let errors = said(UpdateKeyInput::read(&body, Some(NOW), NOW).expect_err("changed"));
     assert_eq!(errors[0].1, "must be in the future");
 }
 
 #[test]
 fn a_rate_above_the_plan_is_refused_not_capped() {
     for (asked, fits) in [(100, true), (101, false)] {
-        let draft = KeyDraft::read(&with(json!({"rate_limit": asked})), &workspace(), NOW).expect("right");
+        let input =
+            CreateKeyInput::read(&with(json!({"rate_limit": asked})), &workspace(), NOW).expect("right");
         let outcome =
-            draft.into_new_key(KeyId::new(NOW), workspace(), &plan(100), credential_for(KeyType::App));
+            input.into_new_key(KeyId::new(NOW), workspace(), &plan(100), credential_for(KeyType::App));
         match outcome {
             Ok(key) => assert!(fits && key.key.ceilings.rate_limit == asked),
             Err(StoreError::RateAbovePlan { asked: said, limit: 100, .. }) => assert!(!fits && said == asked),
@@ -285,11 +286,12 @@ fn a_service_key_is_bound_to_its_workspace_and_grants_what_it_says() {
         json!({"name": "n", "type": null, "scopes": ["orders:*"]}),
         json!({"name": "n", "type": "service", "scopes": ["orders:*"], "resource_id": "ws-a"}),
     ] {
-        let draft = KeyDraft::read(&map(body), &workspace(), NOW).expect("right");
-        assert_eq!(&*draft.resource_id, "ws-a");
-        assert_eq!((draft.kind, draft.scopes), (KeyType::Service, scopes(&["orders:*"])));
+        let input = CreateKeyInput::read(&map(body), &workspace(), NOW).expect("right");
+        assert_eq!(&*input.resource_id, "ws-a");
+        assert_eq!((input.kind, input.scopes), (KeyType::Service, scopes(&["orders:*"])));
     }
-    let nothing = KeyDraft::read(&map(json!({"name": "n", "scopes": []})), &workspace(), NOW).expect("right");
+    let nothing =
+        CreateKeyInput::read(&map(json!({"name": "n", "scopes": []})), &workspace(), NOW).expect("right");
     assert!(nothing.scopes.is_empty());
 }
 
@@ -301,8 +303,8 @@ fn everything_that_can_be_asked_for_is_read() {
         "expires_at": "2026-01-02T00:00:00Z", "allowed_ips": ["192.0.2.7", "10.0.0.0/8", "2001:db8::/32"],
         "metadata": {"team": {"a": [1, null]}}
     }));
-    let draft = KeyDraft::read(&body, &workspace(), NOW).expect("right");
-    let expected = KeyDraft {
+    let input = CreateKeyInput::read(&body, &workspace(), NOW).expect("right");
+    let expected = CreateKeyInput {
         name: "n".into(),
         description: "d".into(),
         kind: KeyType::App,
@@ -320,7 +322,7 @@ fn everything_that_can_be_asked_for_is_read() {
             .into(),
         metadata: map(json!({"team": {"a": [1, null]}})),
     };
-    assert_eq!(draft, expected);
+    assert_eq!(input, expected);
 }
 
 #[test]
@@ -382,12 +384,13 @@ fn plans_and_workspaces_name_their_mistakes() {
         ),
     ];
     for (body, fields) in plan_rows {
-        let errors = said(PlanDraft::read(&map(body.clone())).expect_err(&body.to_string()));
+        let errors = said(CreatePlanInput::read(&map(body.clone())).expect_err(&body.to_string()));
         assert_eq!(errors.iter().map(|(f, _)| f.as_str()).collect::<Vec<_>>(), fields, "{body}");
     }
-    let record = PlanDraft::read(&map(json!({"id": "a", "api_ops_rate_limit": 1, "end_user_quota": 0})))
-        .expect("right")
-        .into_record(NOW);
+    let record =
+        CreatePlanInput::read(&map(json!({"id": "a", "api_ops_rate_limit": 1, "end_user_quota": 0})))
+            .expect("right")
+            .into_record(NOW);
     assert_eq!((record.plan.api_ops_rate_limit, record.plan.end_user_quota, record.created_at), (1, 0, NOW));
 
     for (body, field) in [
@@ -397,7 +400,7 @@ fn plans_and_workspaces_name_their_mistakes() {
         (json!({"usage_retention_days": 0}), "usage_retention_days"),
         (json!({"usage_retention_days": 36_501}), "usage_retention_days"),
     ] {
-        assert_eq!(said(PlanPatchDraft::read(&map(body)).expect_err(field))[0].0, field);
+        assert_eq!(said(UpdatePlanInput::read(&map(body)).expect_err(field))[0].0, field);
     }
     for (body, field) in [
         (json!({"plan_id": "no such plan!"}), "plan_id"),
@@ -405,9 +408,9 @@ fn plans_and_workspaces_name_their_mistakes() {
         (json!({"name": 5}), "name"),
         (json!({"plan": "x"}), "plan"),
     ] {
-        assert_eq!(said(WorkspacePatchDraft::read(&map(body)).expect_err(field))[0].0, field);
+        assert_eq!(said(UpdateWorkspaceInput::read(&map(body)).expect_err(field))[0].0, field);
     }
-    let cleared = WorkspacePatchDraft::read(&map(json!({"name": null}))).expect("right").into_patch();
+    let cleared = UpdateWorkspaceInput::read(&map(json!({"name": null}))).expect("right").into_patch();
     assert_eq!((cleared.name.as_deref(), cleared.plan_id), (Some(""), None));
 }
 
@@ -473,14 +476,14 @@ fn any_body() -> impl Strategy<Value = Map<String, Value>> {
 proptest! {
     /// Whoever is refused is told why, and what is accepted keeps the rules that decisions rely on.
     #[test]
-    fn any_body_is_a_draft_or_has_named_mistakes(body in any_body()) {
-        match KeyDraft::read(&body, &workspace(), NOW) {
-            Ok(draft) => {
-                prop_assert!(draft.kind.implied_scope().is_none_or(|own| draft.scopes.grants(own)));
-                prop_assert!(!draft.scopes.is_empty() && !draft.name.is_empty() && !draft.resource_id.is_empty());
-                prop_assert!(draft.expires_at.is_none_or(|at| at > NOW && at <= Timestamp::MAX));
-                prop_assert!(draft.allowed_ips.iter().all(|net| net.addr() == net.network()));
-                prop_assert!(draft.limits.iter().all(|limit| limit.max >= 1));
+    fn any_body_is_valid_or_has_named_mistakes(body in any_body()) {
+        match CreateKeyInput::read(&body, &workspace(), NOW) {
+            Ok(input) => {
+                prop_assert!(input.kind.implied_scope().is_none_or(|own| input.scopes.grants(own)));
+                prop_assert!(!input.scopes.is_empty() && !input.name.is_empty() && !input.resource_id.is_empty());
+                prop_assert!(input.expires_at.is_none_or(|at| at > NOW && at <= Timestamp::MAX));
+                prop_assert!(input.allowed_ips.iter().all(|net| net.addr() == net.network()));
+                prop_assert!(input.limits.iter().all(|limit| limit.max >= 1));
             }
             Err(errors) => prop_assert!(!errors.is_empty()),
         }

@@ -4,7 +4,7 @@
 //! A store that fails halfway ends the connection without the end of the body: nobody takes half a file for a whole one.
 
 use super::LogView;
-use crate::admin::context::Shared;
+use crate::admin::context::AdminState;
 use crate::admin::error::AdminError;
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
@@ -35,8 +35,8 @@ const HEAD: &str = "id,request_id,api_key_id,endpoint,method,route,status_code,o
      ttfb_ms,bytes_in,bytes_out,tokens_used,ip_address,user_agent,end_user_id,upstream,node,created_at\n";
 
 /// A file while it is sent.
-struct Sending {
-    admin: Shared,
+struct LogStream {
+    admin: AdminState,
     workspace: WorkspaceId,
     key: KeyId,
     filter: LogFilter,
@@ -48,7 +48,7 @@ struct Sending {
 
 /// The records that fit `filter`, newest first, from behind `after` on.
 pub(super) async fn file(
-    admin: Shared,
+    admin: AdminState,
     workspace: WorkspaceId,
     key: KeyId,
     filter: LogFilter,
@@ -59,11 +59,11 @@ pub(super) async fn file(
         Format::Csv => ("text/csv; charset=utf-8", "csv"),
         Format::Json | Format::Ndjson => ("application/x-ndjson", "ndjson"),
     };
-    let mut sending = Sending { admin, workspace, key, filter, format, part: None, is_first: true };
+    let mut sending = LogStream { admin, workspace, key, filter, format, part: None, is_first: true };
     // The first part before the head of the answer, so that what is refused is refused like everything else.
     let newest = LogCursor { at: Timestamp::MAX, id: RequestId(Uuid::max()) };
     sending.part = Some(sending.fetch(after.unwrap_or(newest)).await?);
-    let parts = futures_util::stream::try_unfold(sending, Sending::next);
+    let parts = futures_util::stream::try_unfold(sending, LogStream::next);
     let name = format!("attachment; filename=\"usage-{key}.{ending}\"");
     let headers = [
         (header::CONTENT_TYPE, content_type.to_owned()),
@@ -73,9 +73,9 @@ pub(super) async fn file(
     Ok((headers, Body::from_stream(parts)).into_response())
 }
 
-// === impl Sending ===
+// === impl LogStream ===
 
-impl Sending {
+impl LogStream {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, axum::Error> {
         let Some(part) = self.part.take() else { return Ok(None) };
         self.admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);

@@ -22,8 +22,8 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::ClientStream;
-use table::{ConnectionTable, Registered};
+use stream::AdminClientStream;
+use table::{AdminConnectionGuard, AdminConnectionTable};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
@@ -79,11 +79,11 @@ pub struct AdminServer {
 }
 
 /// What all connections share.
-struct Shared {
+struct ServerShared {
     service: TowerToHyperService<Router>,
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
-    table: Arc<ConnectionTable>,
+    table: Arc<AdminConnectionTable>,
     state: watch::Receiver<ServerState>,
 }
 
@@ -91,8 +91,8 @@ impl AdminServer {
     /// Serves until the state is closed and the last call is answered.
     pub async fn serve(self, listener: TcpListener) {
         let Self { router, limits, clock, metrics, state } = self;
-        let table = ConnectionTable::new(limits, metrics);
-        let shared = Arc::new(Shared {
+        let table = AdminConnectionTable::new(limits, metrics);
+        let shared = Arc::new(ServerShared {
             service: TowerToHyperService::new(router),
             limits,
             clock,
@@ -109,7 +109,7 @@ impl AdminServer {
 
 /// Accepts until no new connections are wanted.
 async fn accept(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerShared>,
     listener: &TcpListener,
     mut state: watch::Receiver<ServerState>,
     open: &mpsc::Sender<()>,
@@ -150,13 +150,14 @@ async fn accept(
 }
 
 /// Serves one connection until it ends, is evicted, or the server stops.
-async fn serve(shared: &Shared, stream: TcpStream, peer: SocketAddr, registered: Registered) {
+async fn serve(shared: &ServerShared, stream: TcpStream, peer: SocketAddr, registered: AdminConnectionGuard) {
     let connection = Arc::clone(registered.connection());
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         shared.service.call(request)
     });
-    let stream = ClientStream::new(stream, Arc::clone(&connection), shared.limits, Arc::clone(&shared.clock));
+    let stream =
+        AdminClientStream::new(stream, Arc::clone(&connection), shared.limits, Arc::clone(&shared.clock));
     let mut http = http1::Builder::new();
     // Deadlines and the size of heads are the stream's. A client that closes its side still gets its answer.
     http.header_read_timeout(None).half_close(true).max_headers(shared.limits.header_fields);

@@ -4,13 +4,13 @@
 //! ends where the head says; what two parsers could frame differently is answered here and ends the connection.
 
 use super::ServerLimits;
-use super::table::{AdminConnection, CloseReason, Stage};
+use super::table::{AdminCloseReason, AdminConnection, AdminStage};
 use crate::clock::Clock;
 use crate::envelope::last_answer;
 use crate::model::fault::Fault;
 use crate::model::id::RequestId;
-use crate::policy::http::chunks::Chunks;
-use crate::policy::http::head::{Framing, check, escaped, find_end, glimpse, is_hopeless};
+use crate::policy::http::chunks::ChunkParser;
+use crate::policy::http::head::{Framing, check, escaped, find_end, is_malformed_prefix, read_partial};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use bytes::{Buf, Bytes, BytesMut};
 use std::io::{self, IoSlice};
@@ -33,12 +33,12 @@ const LINGER_WITHIN: Duration = Duration::from_secs(10);
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
 
 /// A client's socket.
-pub(super) struct ClientStream {
+pub(super) struct AdminClientStream {
     socket: TcpStream,
     connection: Arc<AdminConnection>,
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
-    phase: Phase,
+    phase: StreamPhase,
     /// Read from the socket and not handed over yet.
     read_buf: BytesMut,
     /// So many bytes of it were searched for the end of a head.
@@ -47,7 +47,7 @@ pub(super) struct ClientStream {
     has_served: bool,
     /// Runs while something is awaited of the client; what for, if it runs.
     timer: Pin<Box<Sleep>>,
-    awaited: Option<Stage>,
+    awaited: Option<AdminStage>,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
     /// Whether hyper has written what it has not flushed: the answer is not with the kernel yet.
@@ -57,11 +57,11 @@ pub(super) struct ClientStream {
 }
 
 /// What is read.
-enum Phase {
+enum StreamPhase {
     /// The next head.
     Head,
     /// A request: so many bytes of its head, then its body.
-    Request(usize, Body),
+    Request(usize, StreamBody),
     /// Nothing more: so much of a last answer is yet to be written.
     Refusing(Bytes),
     /// Nothing more: what comes is thrown away, at most so much until then.
@@ -71,14 +71,14 @@ enum Phase {
 }
 
 /// What is left of a body.
-enum Body {
+enum StreamBody {
     Length(u64),
-    Chunked(Chunks),
+    Chunked(ChunkParser),
 }
 
-// === impl ClientStream ===
+// === impl AdminClientStream ===
 
-impl ClientStream {
+impl AdminClientStream {
     pub(super) fn new(
         socket: TcpStream,
         connection: Arc<AdminConnection>,
@@ -90,7 +90,7 @@ impl ClientStream {
             connection,
             limits,
             clock,
-            phase: Phase::Head,
+            phase: StreamPhase::Head,
             read_buf: BytesMut::new(),
             searched: 0,
             has_served: false,
@@ -126,9 +126,9 @@ impl ClientStream {
             }
             self.searched = self.read_buf.len();
             let (stage, within) = match (self.read_buf.is_empty(), self.has_served) {
-                (true, false) => (Stage::New, self.limits.first_byte),
-                (true, true) => (Stage::Idle, self.limits.idle),
-                (false, _) => (Stage::Head, self.limits.head),
+                (true, false) => (AdminStage::New, self.limits.first_byte),
+                (true, true) => (AdminStage::Idle, self.limits.idle),
+                (false, _) => (AdminStage::Head, self.limits.head),
             };
             if self.awaited.replace(stage) != Some(stage) {
                 self.connection.enter(stage);
@@ -136,14 +136,14 @@ impl ClientStream {
             }
             match self.poll_more(context) {
                 Poll::Ready(Ok(0)) => {
-                    self.phase = Phase::Closed;
+                    self.phase = StreamPhase::Closed;
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     ready!(self.timer.as_mut().poll(context));
-                    self.is_late(stage);
+                    self.mark_late(stage);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -151,23 +151,25 @@ impl ClientStream {
     }
 
     /// What came of a head does not end in time.
-    fn is_late(&mut self, stage: Stage) {
+    fn mark_late(&mut self, stage: AdminStage) {
         let reason = match stage {
-            Stage::Head => CloseReason::HeaderTimeout,
-            Stage::Idle => CloseReason::IdleTimeout,
-            _ => CloseReason::FirstByteTimeout,
+            AdminStage::Head => AdminCloseReason::HeaderTimeout,
+            AdminStage::Idle => AdminCloseReason::IdleTimeout,
+            _ => AdminCloseReason::FirstByteTimeout,
         };
         self.connection.close(reason);
-        if stage == Stage::Head {
+        if stage == AdminStage::Head {
             self.refuse(&Denial::Plain(Fault::RequestTimeout));
         } else {
-            self.phase = Phase::Closed;
+            self.phase = StreamPhase::Closed;
         }
     }
 
     /// Why a head that is not whole yet can never be one that is served.
     fn refusal_so_far(&self) -> Option<Denial> {
-        if is_hopeless(&self.read_buf, self.searched) && !(self.has_served && *self.read_buf == b"\r"[..]) {
+        if is_malformed_prefix(&self.read_buf, self.searched)
+            && !(self.has_served && *self.read_buf == b"\r"[..])
+        {
             return Some(Denial::BadRequest(BadRequest::Syntax));
         }
         self.too_large(self.read_buf.len()).map(Denial::Plain)
@@ -196,9 +198,9 @@ impl ClientStream {
             Err(bad) => return self.refuse(&Denial::from(bad)),
         };
         let body = match sound.framing {
-            Framing::NoBody => Body::Length(0),
-            Framing::Length(length) => Body::Length(length),
-            Framing::Chunked => Body::Chunked(Chunks::new()),
+            Framing::NoBody => StreamBody::Length(0),
+            Framing::Length(length) => StreamBody::Length(length),
+            Framing::Chunked => StreamBody::Chunked(ChunkParser::new()),
         };
         let behind = self.read_buf.len() - end;
         if sound.is_loose
@@ -207,20 +209,20 @@ impl ClientStream {
             self.read_buf = BytesMut::from(escaped.as_slice());
         }
         let end = self.read_buf.len() - behind;
-        (self.phase, self.searched, self.has_served) = (Phase::Request(end, body), 0, true);
-        self.connection.enter(Stage::Call);
+        (self.phase, self.searched, self.has_served) = (StreamPhase::Request(end, body), 0, true);
+        self.connection.enter(AdminStage::Call);
     }
 
     /// From here on only a last answer is written.
     fn refuse(&mut self, denial: &Denial) {
         let now = self.clock.now().wall;
-        let answer = last_answer(denial, glimpse(&self.read_buf), RequestId::new(now), now);
-        self.connection.enter(Stage::Closing);
-        self.phase = Phase::Refusing(answer.into());
+        let answer = last_answer(denial, read_partial(&self.read_buf), RequestId::new(now), now);
+        self.connection.enter(AdminStage::Closing);
+        self.phase = StreamPhase::Refusing(answer.into());
     }
 
     fn poll_refuse(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Phase::Refusing(answer) = &mut self.phase
+        while let StreamPhase::Refusing(answer) = &mut self.phase
             && !answer.is_empty()
         {
             let written = Pin::new(&mut self.socket).poll_write(context, answer);
@@ -235,24 +237,24 @@ impl ClientStream {
     /// Ends our side, and begins to throw away what still comes.
     fn poll_last(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
-        self.connection.enter(Stage::Closing);
+        self.connection.enter(AdminStage::Closing);
         self.read_buf.clear();
         self.timer.as_mut().reset(Instant::now() + LINGER_PAUSE);
-        self.phase = Phase::Lingering(LINGER_BYTES, Instant::now() + LINGER_WITHIN);
+        self.phase = StreamPhase::Lingering(LINGER_BYTES, Instant::now() + LINGER_WITHIN);
         Poll::Ready(Ok(()))
     }
 
     /// Closing a socket with unread bytes in it, or on their way to it, would take the last answer away from the client.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while let Phase::Lingering(left, until) = self.phase {
+        while let StreamPhase::Lingering(left, until) = self.phase {
             match self.poll_more(context) {
                 Poll::Ready(Ok(n @ 1..)) if n < left => {
                     self.read_buf.clear();
-                    self.phase = Phase::Lingering(left - n, until);
+                    self.phase = StreamPhase::Lingering(left - n, until);
                     self.timer.as_mut().reset(until.min(Instant::now() + LINGER_PAUSE));
                 }
                 Poll::Pending if self.timer.as_mut().poll(context).is_pending() => return Poll::Pending,
-                _ => self.phase = Phase::Closed,
+                _ => self.phase = StreamPhase::Closed,
             }
         }
         Poll::Ready(())
@@ -265,28 +267,28 @@ impl ClientStream {
 
     /// Hands over what belongs to the request. Nothing more does: it has been read whole.
     fn poll_request(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Phase::Request(head, body) = &self.phase else { return Poll::Ready(Ok(())) };
+        let StreamPhase::Request(head, body) = &self.phase else { return Poll::Ready(Ok(())) };
         let has_ended = *head == 0
             && match body {
-                Body::Length(left) => *left == 0,
-                Body::Chunked(chunks) => chunks.is_done(),
+                StreamBody::Length(left) => *left == 0,
+                StreamBody::Chunked(chunks) => chunks.is_done(),
             };
         if has_ended {
-            self.phase = Phase::Head;
+            self.phase = StreamPhase::Head;
             return Poll::Ready(Ok(()));
         }
         if self.read_buf.is_empty() {
             let Poll::Ready(read) = self.poll_more(context) else {
-                self.connection.enter(Stage::Body);
+                self.connection.enter(AdminStage::Body);
                 return Poll::Pending;
             };
-            self.connection.enter(Stage::Call);
+            self.connection.enter(AdminStage::Call);
             if read? == 0 {
-                self.phase = Phase::Closed;
+                self.phase = StreamPhase::Closed;
                 return Poll::Ready(Ok(()));
             }
         }
-        let Phase::Request(head, body) = &mut self.phase else { return Poll::Ready(Ok(())) };
+        let StreamPhase::Request(head, body) = &mut self.phase else { return Poll::Ready(Ok(())) };
         let here = self.read_buf.len().min(into.remaining());
         let taken = if *head > 0 {
             let taken = here.min(*head);
@@ -294,12 +296,12 @@ impl ClientStream {
             taken
         } else {
             match body {
-                Body::Length(left) => {
+                StreamBody::Length(left) => {
                     let taken = here.min(usize::try_from(*left).unwrap_or(usize::MAX));
                     *left -= taken as u64;
                     taken
                 }
-                Body::Chunked(chunks) => {
+                StreamBody::Chunked(chunks) => {
                     chunks.pass(&self.read_buf[..here]).map_err(|_| io::ErrorKind::InvalidData)?
                 }
             }
@@ -316,22 +318,22 @@ impl ClientStream {
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(written) = written {
-            if self.write_timer.take().is_some() && !matches!(self.phase, Phase::Refusing(_)) {
-                self.connection.enter(Stage::Call);
+            if self.write_timer.take().is_some() && !matches!(self.phase, StreamPhase::Refusing(_)) {
+                self.connection.enter(AdminStage::Call);
             }
             return Poll::Ready(written);
         }
-        if self.write_timer.is_none() && !matches!(self.phase, Phase::Refusing(_)) {
-            self.connection.enter(Stage::Answer);
+        if self.write_timer.is_none() && !matches!(self.phase, StreamPhase::Refusing(_)) {
+            self.connection.enter(AdminStage::Answer);
         }
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(self.limits.write)));
         ready!(timer.as_mut().poll(context));
-        self.connection.close(CloseReason::WriteTimeout);
+        self.connection.close(AdminCloseReason::WriteTimeout);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncRead for ClientStream {
+impl AsyncRead for AdminClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -341,22 +343,22 @@ impl AsyncRead for ClientStream {
         let before = into.filled().len();
         loop {
             match &stream.phase {
-                Phase::Head => ready!(stream.poll_head(context))?,
-                Phase::Request(..) => {
+                StreamPhase::Head => ready!(stream.poll_head(context))?,
+                StreamPhase::Request(..) => {
                     ready!(stream.poll_request(context, into))?;
                     if into.filled().len() > before {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Phase::Refusing(_) => ready!(stream.poll_refuse(context))?,
-                Phase::Lingering(..) => ready!(stream.poll_linger(context)),
-                Phase::Closed => return Poll::Ready(Ok(())),
+                StreamPhase::Refusing(_) => ready!(stream.poll_refuse(context))?,
+                StreamPhase::Lingering(..) => ready!(stream.poll_linger(context)),
+                StreamPhase::Closed => return Poll::Ready(Ok(())),
             }
         }
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl AsyncWrite for AdminClientStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.is_unflushed = true;
@@ -393,10 +395,10 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
         // What was not read of a request may still be on its way.
-        if matches!(stream.phase, Phase::Request(..)) {
+        if matches!(stream.phase, StreamPhase::Request(..)) {
             ready!(stream.poll_last(context))?;
         }
-        if matches!(stream.phase, Phase::Lingering(..)) {
+        if matches!(stream.phase, StreamPhase::Lingering(..)) {
             ready!(stream.poll_linger(context));
             return Poll::Ready(Ok(()));
         }

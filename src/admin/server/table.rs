@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 /// What a connection is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum AdminStage {
     /// No byte of a first request has come.
     New,
     /// The next request is awaited.
@@ -34,7 +34,7 @@ pub(super) enum Stage {
 
 /// Why a connection was closed before its client closed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CloseReason {
+pub(super) enum AdminCloseReason {
     /// All places are taken by calls that are worked on.
     Full,
     /// It made room for a new one.
@@ -54,37 +54,37 @@ pub(super) enum CloseReason {
 pub(super) struct AdminConnection {
     network: IpAddr,
     /// What it is at, and since when; a call counts from its head on.
-    now_at: Mutex<(Stage, Instant)>,
+    now_at: Mutex<(AdminStage, Instant)>,
     evict: Notify,
     metrics: Arc<Metrics>,
 }
 
 /// The open connections.
-pub(super) struct ConnectionTable {
+pub(super) struct AdminConnectionTable {
     limits: ServerLimits,
     open: Mutex<Slab<Arc<AdminConnection>>>,
     metrics: Arc<Metrics>,
 }
 
 /// A place in the table; dropping it gives it back.
-pub(super) struct Registered {
-    table: Arc<ConnectionTable>,
+pub(super) struct AdminConnectionGuard {
+    table: Arc<AdminConnectionTable>,
     connection: Arc<AdminConnection>,
     key: usize,
 }
 
-// === impl ConnectionTable ===
+// === impl AdminConnectionTable ===
 
-impl ConnectionTable {
+impl AdminConnectionTable {
     pub(super) fn new(limits: ServerLimits, metrics: Arc<Metrics>) -> Arc<Self> {
-        for reason in CloseReason::ALL {
+        for reason in AdminCloseReason::ALL {
             metrics.admin_connections_closed.with_label_values(&[reason.as_str()]).inc_by(0);
         }
         Arc::new(Self { limits, open: Mutex::default(), metrics })
     }
 
     /// A place for a connection from `address`, if need be that of another one. None: all are taken by calls.
-    pub(super) fn register(self: &Arc<Self>, address: IpAddr) -> Option<Registered> {
+    pub(super) fn register(self: &Arc<Self>, address: IpAddr) -> Option<AdminConnectionGuard> {
         let network = network_of(address);
         let mut open = self.open();
         let of_network = |c: &AdminConnection| c.network == network;
@@ -96,19 +96,19 @@ impl ConnectionTable {
             open.len() < self.limits.connections || evict(&open, |_| true)
         };
         if !has_room {
-            count(&self.metrics, CloseReason::Full);
+            count(&self.metrics, AdminCloseReason::Full);
             return None;
         }
         let connection = Arc::new(AdminConnection {
             network,
-            now_at: Mutex::new((Stage::New, Instant::now())),
+            now_at: Mutex::new((AdminStage::New, Instant::now())),
             evict: Notify::new(),
             metrics: Arc::clone(&self.metrics),
         });
         let key = open.insert(Arc::clone(&connection));
         self.metrics.admin_connections.inc();
         drop(open);
-        Some(Registered { table: Arc::clone(self), connection, key })
+        Some(AdminConnectionGuard { table: Arc::clone(self), connection, key })
     }
 
     /// Ends the connection that is next to go.
@@ -128,9 +128,9 @@ fn evict(open: &Slab<Arc<AdminConnection>>, may_go: impl Fn(&AdminConnection) ->
     let ranked = candidates.filter_map(|(_, connection)| Some((connection.rank()?, connection)));
     let Some((_, connection)) = ranked.min_by_key(|(rank, _)| *rank) else { return false };
     // It has a place until its task has ended, and must not be chosen again.
-    connection.enter(Stage::Call);
+    connection.enter(AdminStage::Call);
     connection.evict.notify_one();
-    connection.close(CloseReason::Evicted);
+    connection.close(AdminCloseReason::Evicted);
     true
 }
 
@@ -138,9 +138,9 @@ fn evict(open: &Slab<Arc<AdminConnection>>, may_go: impl Fn(&AdminConnection) ->
 
 impl AdminConnection {
     /// It is at another stage from now on.
-    pub(super) fn enter(&self, stage: Stage) {
+    pub(super) fn enter(&self, stage: AdminStage) {
         let mut now_at = self.now_at();
-        let is_in_call = |stage| matches!(stage, Stage::Call | Stage::Body | Stage::Answer);
+        let is_in_call = |stage| matches!(stage, AdminStage::Call | AdminStage::Body | AdminStage::Answer);
         let since = if is_in_call(now_at.0) && is_in_call(stage) { now_at.1 } else { Instant::now() };
         *now_at = (stage, since);
     }
@@ -151,7 +151,7 @@ impl AdminConnection {
     }
 
     /// Counts why it is closed.
-    pub(super) fn close(&self, reason: CloseReason) {
+    pub(super) fn close(&self, reason: AdminCloseReason) {
         count(&self.metrics, reason);
     }
 
@@ -159,42 +159,42 @@ impl AdminConnection {
     fn rank(&self) -> Option<(u8, Instant)> {
         let (stage, since) = *self.now_at();
         let class = match stage {
-            Stage::New | Stage::Closing => 0,
-            Stage::Idle | Stage::Head => 1,
-            Stage::Body | Stage::Answer => 2,
-            Stage::Call => return None,
+            AdminStage::New | AdminStage::Closing => 0,
+            AdminStage::Idle | AdminStage::Head => 1,
+            AdminStage::Body | AdminStage::Answer => 2,
+            AdminStage::Call => return None,
         };
         Some((class, since))
     }
 
-    fn now_at(&self) -> MutexGuard<'_, (Stage, Instant)> {
+    fn now_at(&self) -> MutexGuard<'_, (AdminStage, Instant)> {
         // A pair of copies is whole whatever happened to the thread that held it.
         self.now_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn count(metrics: &Metrics, reason: CloseReason) {
+fn count(metrics: &Metrics, reason: AdminCloseReason) {
     metrics.admin_connections_closed.with_label_values(&[reason.as_str()]).inc();
 }
 
-// === impl Registered ===
+// === impl AdminConnectionGuard ===
 
-impl Registered {
+impl AdminConnectionGuard {
     pub(super) const fn connection(&self) -> &Arc<AdminConnection> {
         &self.connection
     }
 }
 
-impl Drop for Registered {
+impl Drop for AdminConnectionGuard {
     fn drop(&mut self) {
         self.table.open().remove(self.key);
         self.table.metrics.admin_connections.dec();
     }
 }
 
-// === impl CloseReason ===
+// === impl AdminCloseReason ===
 
-impl CloseReason {
+impl AdminCloseReason {
     const ALL: [Self; 6] = [
         Self::Full,
         Self::Evicted,
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn table(connections: usize, connections_per_address: usize) -> Arc<ConnectionTable> {
+    fn table(connections: usize, connections_per_address: usize) -> Arc<AdminConnectionTable> {
         let second = Duration::from_secs(1);
         let limits = ServerLimits {
             connections,
@@ -234,21 +234,21 @@ mod tests {
             header_bytes: 1_024,
             header_fields: 10,
         };
-        ConnectionTable::new(limits, Arc::new(Metrics::new().expect("metrics")))
+        AdminConnectionTable::new(limits, Arc::new(Metrics::new().expect("metrics")))
     }
 
     fn address(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
     }
 
-    async fn is_evicted(registered: &Registered) -> bool {
+    async fn is_evicted(registered: &AdminConnectionGuard) -> bool {
         tokio::time::timeout(Duration::from_millis(1), registered.connection.evicted()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn silent_connections_go_first_then_idle_ones_then_stalled_calls_and_calls_never() {
         let table = table(4, 4);
-        let stages = [Stage::Call, Stage::Answer, Stage::Idle, Stage::New];
+        let stages = [AdminStage::Call, AdminStage::Answer, AdminStage::Idle, AdminStage::New];
         let mut places = Vec::new();
         for stage in stages {
             let place = table.register(address(1)).expect("a place");
@@ -259,7 +259,7 @@ mod tests {
         let mut newcomers = Vec::new();
         for next in [3, 2, 1] {
             let newcomer = table.register(address(2)).expect("room is made");
-            newcomer.connection.enter(Stage::Call);
+            newcomer.connection.enter(AdminStage::Call);
             newcomers.push(newcomer);
             assert!(is_evicted(&places[next]).await, "{next}");
             places.truncate(next);

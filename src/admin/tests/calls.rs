@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::digest::Digest;
-use crate::policy::keys::secret::{Shape, shape};
+use crate::policy::keys::secret::{SecretShape, shape};
 use crate::store::EndUsers;
 
 pub(super) async fn api_and_token() -> (Api, String) {
@@ -20,7 +20,7 @@ async fn a_created_key_shows_its_secret_once() {
     assert_eq!(reply.status, 201, "{}", reply.text);
     let mut made = reply.data();
     let secret = made["api_key"].as_str().expect("a secret").to_owned();
-    assert_eq!(shape(secret.as_bytes(), "sk"), Shape::Ours);
+    assert_eq!(shape(secret.as_bytes(), "sk"), SecretShape::Ours);
     made.as_object_mut().expect("an object").remove("api_key");
     let expected = json!({
         "id": made["id"], "name": "n", "description": "", "hint": made["hint"], "type": "rag", "scopes": ["rag"],
@@ -344,7 +344,7 @@ async fn the_audit_trail_says_who_did_what() {
 
 #[tokio::test]
 async fn health_and_metrics() {
-    let checks = vec![Check { name: "store", ok: false, detail: "stale".into() }];
+    let checks = vec![ReadinessCheck { name: "store", ok: false, detail: "stale".into() }];
     let api = Api::start_with(|deps| {
         deps.readiness = Arc::new(move || Readiness { ready: false, checks: checks.clone() });
         deps.metrics_token = Some(MetricsToken::new("scrape").into());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::input::{
-    KeyDraft, KeyPatchDraft, PlanDraft, PlanPatchDraft, WorkspacePatchDraft, read_grace_period,
+    CreateKeyInput, CreatePlanInput, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput, read_grace_period,
 };
 use serde_json::Map;
 use std::collections::BTreeSet;
@@ -88,12 +88,12 @@ fn bodies_have_the_fields_that_drafts_read() {
     let document = document();
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::admin::input::FieldError> + 'a>;
     let readers: [(&str, Read<'_>); 6] = [
-        ("KeyCreate", Box::new(|b| KeyDraft::read(b, &ws, NOW).err().unwrap_or_default())),
-        ("KeyUpdate", Box::new(|b| KeyPatchDraft::read(b, None, NOW).err().unwrap_or_default())),
+        ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
+        ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
-        ("PlanCreate", Box::new(|b| PlanDraft::read(b).err().unwrap_or_default())),
-        ("PlanUpdate", Box::new(|b| PlanPatchDraft::read(b).err().unwrap_or_default())),
-        ("WorkspaceUpdate", Box::new(|b| WorkspacePatchDraft::read(b).err().unwrap_or_default())),
+        ("PlanCreate", Box::new(|b| CreatePlanInput::read(b).err().unwrap_or_default())),
+        ("PlanUpdate", Box::new(|b| UpdatePlanInput::read(b).err().unwrap_or_default())),
+        ("WorkspaceUpdate", Box::new(|b| UpdateWorkspaceInput::read(b).err().unwrap_or_default())),
     ];
     for (name, read) in readers {
         let schema = &document["components"]["schemas"][name];

@@ -1,7 +1,7 @@
 //! How answers look: the envelope of every fault in both languages, and of everything that goes wrong before a handler.
 
 use super::super::context::Admin;
-use super::super::envelope::{Answer, Outcome};
+use super::super::envelope::{ApiResponse, ApiResult};
 use super::super::error::AdminError;
 use super::super::router::finish;
 use super::*;
@@ -17,15 +17,15 @@ use tokio::sync::mpsc;
 async fn faults() -> (Router, tempfile::TempDir) {
     let (deps, _, _, folder) = dependencies().await;
     let mut router = Router::new()
-        .route("/panic", get(async || -> Answer<()> { panic!("the handler broke") }))
-        .route("/fine", get(async || Answer::ok(json!({"a": 1}))));
+        .route("/panic", get(async || -> ApiResponse<()> { panic!("the handler broke") }))
+        .route("/fine", get(async || ApiResponse::ok(json!({"a": 1}))));
     for fault in Fault::ALL {
         router = router.route(&format!("/{}", fault.name()), get(async || AdminError::of(*fault)));
     }
     (finish(router, Arc::new(Admin::new(deps, String::new()))), folder)
 }
 
-async fn ask(router: &Router, uri: &str, language: &str) -> Reply {
+async fn ask(router: &Router, uri: &str, language: &str) -> ApiReply {
     let request = Request::builder().uri(uri).header("accept-language", language).body(Body::empty());
     send(router, request.expect("a request")).await
 }
@@ -193,8 +193,8 @@ fn what_a_store_reports_stays_inside() {
     ];
     for (error, fault) in rows {
         let response = AdminError::of_store(error, Fault::KeyNotFound).into_response();
-        let outcome = response.extensions().get::<Outcome>();
-        let Some(Outcome::Failed(failure)) = outcome else { panic!("{fault:?} has no outcome") };
+        let outcome = response.extensions().get::<ApiResult>();
+        let Some(ApiResult::Failed(failure)) = outcome else { panic!("{fault:?} has no outcome") };
         assert_eq!(failure.fault(), fault);
         assert!(!format!("{failure:?}").contains("secret"), "{failure:?}");
     }

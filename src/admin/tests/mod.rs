@@ -9,9 +9,9 @@ mod tokens;
 mod usage;
 
 use super::*;
-use super::{NotReloaded, Reload, Reloaded};
+use super::{Reload, ReloadError, Reloaded};
 use crate::clock::{Clock, ManualClock, Timestamp};
-use crate::keyring::{FeedOptions, Follower, Keyring};
+use crate::keyring::{FeedFollower, FeedOptions, Keyring};
 use crate::metrics::Metrics;
 use crate::model::id::WorkspaceId;
 use crate::policy::keys::secret::Peppers;
@@ -41,7 +41,7 @@ pub(super) struct Api {
 }
 
 /// An answer, read to its end.
-pub(super) struct Reply {
+pub(super) struct ApiReply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) text: String,
@@ -54,7 +54,7 @@ pub(super) fn auth_config() -> AuthConfig {
         issuer: "https://issuer.test".into(),
         audience: "keygate-admin".into(),
         leeway: Duration::from_secs(5),
-        claims: ClaimNames::default(),
+        claims: AuthClaims::default(),
     }
 }
 
@@ -83,12 +83,12 @@ impl Api {
         minted.expect("a token")
     }
 
-    pub(super) async fn send(&self, request: Request<Body>) -> Reply {
+    pub(super) async fn send(&self, request: Request<Body>) -> ApiReply {
         send(&self.router, request).await
     }
 
     /// A call with a token, and a body unless it is null.
-    pub(super) async fn call(&self, token: &str, method: &str, uri: &str, body: Value) -> Reply {
+    pub(super) async fn call(&self, token: &str, method: &str, uri: &str, body: Value) -> ApiReply {
         self.send(request(token, method, uri, &body)).await
     }
 
@@ -107,7 +107,8 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
     let store = SqliteStore::open(&folder.path().join("keygate.db"), &SqliteOptions::default());
     let store = Arc::new(store.expect("a new store"));
     let plan = json!({"id": "default", "api_ops_rate_limit": 100, "end_user_quota": 10});
-    let plan = super::input::PlanDraft::read(plan.as_object().expect("an object")).expect("a right plan");
+    let plan =
+        super::input::CreatePlanInput::read(plan.as_object().expect("an object")).expect("a right plan");
     store.create_plan(plan.into_record(NOW), &Actor::keygate(), NOW).await.expect("a stored plan");
     let clock = Arc::new(ManualClock::at(NOW));
     let keyring = follow(&store, &clock);
@@ -136,7 +137,7 @@ struct SameConfig;
 
 #[async_trait::async_trait]
 impl Reload for SameConfig {
-    async fn reload(&self, _: &Actor) -> Result<Reloaded, NotReloaded> {
+    async fn reload(&self, _: &Actor) -> Result<Reloaded, ReloadError> {
         Ok(Reloaded { routes: 1, upstreams: 1 })
     }
 }
@@ -144,7 +145,7 @@ impl Reload for SameConfig {
 /// A keyring that follows `store` for as long as the test runs.
 fn follow(store: &Arc<SqliteStore>, clock: &Arc<ManualClock>) -> Arc<Keyring> {
     let keyring = Arc::new(Keyring::new());
-    let follower = Follower::new(
+    let follower = FeedFollower::new(
         Arc::clone(&keyring),
         Arc::clone(store) as Arc<dyn Feed>,
         Arc::clone(clock) as Arc<dyn Clock>,
@@ -159,12 +160,12 @@ fn follow(store: &Arc<SqliteStore>, clock: &Arc<ManualClock>) -> Arc<Keyring> {
     keyring
 }
 
-pub(super) async fn send(router: &Router, request: Request<Body>) -> Reply {
+pub(super) async fn send(router: &Router, request: Request<Body>) -> ApiReply {
     let response = router.clone().oneshot(request).await.expect("routers do not fail");
     let (parts, body) = response.into_parts();
     let bytes = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
     let text = String::from_utf8(bytes.to_vec()).expect("text");
-    Reply { status: parts.status, headers: parts.headers, text }
+    ApiReply { status: parts.status, headers: parts.headers, text }
 }
 
 pub(super) fn request(token: &str, method: &str, uri: &str, body: &Value) -> Request<Body> {
@@ -178,7 +179,7 @@ pub(super) fn request(token: &str, method: &str, uri: &str, body: &Value) -> Req
     builder.body(Body::from(body.to_string())).expect("a request")
 }
 
-impl Reply {
+impl ApiReply {
     pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }

@@ -349,7 +349,7 @@ fn a_minted_token_says_who_and_until_when() {
 #[tokio::test]
 async fn claims_can_go_by_other_names() {
     let names =
-        ClaimNames { subject: "uid".into(), workspace: "https://x/ws".into(), role: "kg_role".into() };
+        AuthClaims { subject: "uid".into(), workspace: "https://x/ws".into(), role: "kg_role".into() };
     let auth = Auth::new(AuthConfig { claims: names, ..auth_config() }).expect("right");
     let changes = json!({"sub": null, "role": null, "workspace_id": null, "uid": "u", "https://x/ws": "w", "kg_role": "viewer"});
     let who = auth.identify(&hs256(changes), NOW).expect("valid");

@@ -13,7 +13,7 @@ const QUEUE: u32 = 4_096;
 
 /// What is behind a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::app) enum Door {
+pub(in crate::app) enum ListenerKind {
     Http1,
     Tls,
     H2c,
@@ -22,21 +22,21 @@ pub(in crate::app) enum Door {
 
 /// The sockets of this process.
 #[derive(Debug, Default)]
-pub(in crate::app) struct Doors {
-    inherited: Mutex<Vec<Opened>>,
+pub(in crate::app) struct ListenerFds {
+    inherited: Mutex<Vec<ListenerFd>>,
     /// One more handle of each that is in use, for handing on. None: they are not handed on any more.
-    open: Mutex<Option<Vec<Opened>>>,
+    open: Mutex<Option<Vec<ListenerFd>>>,
 }
 
 /// A socket and what the config says of it. The address may have port 0 where the socket has a real one.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) door: String,
+pub(super) struct ListenerFd {
+    pub(super) kind: String,
     pub(super) address: SocketAddr,
     pub(super) socket: OwnedFd,
 }
 
-impl Door {
+impl ListenerKind {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http1",
@@ -55,34 +55,34 @@ impl Door {
     }
 }
 
-impl Doors {
+impl ListenerFds {
     /// With these to begin with.
-    pub(super) fn inheriting(inherited: Vec<Opened>) -> Self {
+    pub(super) fn inheriting(inherited: Vec<ListenerFd>) -> Self {
         Self { inherited: Mutex::new(inherited), open: Mutex::new(Some(Vec::new())) }
     }
 
-    /// The socket for `door` at `address`, accepted from on `runtime`. Those who connect wait until it is accepted from.
+    /// The socket for `kind` at `address`, accepted from on `runtime`. Those who connect wait until it is accepted from.
     pub(in crate::app) fn listen(
         &self,
-        door: Door,
+        kind: ListenerKind,
         address: SocketAddr,
         runtime: &Handle,
     ) -> Result<TcpListener, StartError> {
         let _within = runtime.enter();
-        let failed = |error| StartError::Listen { what: door.section(), address, error };
-        let listener = match self.take(door, address) {
+        let failed = |error| StartError::Listen { what: kind.section(), address, error };
+        let listener = match self.take(kind, address) {
             Some(socket) => TcpListener::from_std(socket.into()).map_err(failed)?,
             None => open(address).map_err(failed)?,
         };
         let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
-        let opened = Opened { door: door.as_str().to_owned(), address, socket };
+        let opened = ListenerFd { kind: kind.as_str().to_owned(), address, socket };
         lock(&self.open).get_or_insert_default().push(opened);
         Ok(listener)
     }
 
-    fn take(&self, door: Door, address: SocketAddr) -> Option<OwnedFd> {
+    fn take(&self, kind: ListenerKind, address: SocketAddr) -> Option<OwnedFd> {
         let mut inherited = lock(&self.inherited);
-        let at = inherited.iter().position(|o| o.door == door.as_str() && o.address == address)?;
+        let at = inherited.iter().position(|o| o.kind == kind.as_str() && o.address == address)?;
         Some(inherited.remove(at).socket)
     }
 
@@ -92,16 +92,16 @@ impl Doors {
     }
 
     /// One more handle of each, to be handed over.
-    pub(super) fn share(&self) -> io::Result<Vec<Opened>> {
+    pub(super) fn share(&self) -> io::Result<Vec<ListenerFd>> {
         let open = lock(&self.open);
-        let copy = |o: &Opened| {
-            Ok(Opened { door: o.door.clone(), address: o.address, socket: o.socket.try_clone()? })
+        let copy = |o: &ListenerFd| {
+            Ok(ListenerFd { kind: o.kind.clone(), address: o.address, socket: o.socket.try_clone()? })
         };
         open.iter().flatten().map(copy).collect()
     }
 
     /// From now on a socket is closed when nobody accepts from it any more.
-    pub(in crate::app) fn let_go(&self) {
+    pub(in crate::app) fn release(&self) {
         lock(&self.open).take();
     }
 }
@@ -129,9 +129,10 @@ mod tests {
 
     #[tokio::test]
     async fn many_may_wait_to_be_accepted() {
-        let doors = Doors::default();
-        let listener =
-            doors.listen(Door::Http1, ([127, 0, 0, 1], 0).into(), &Handle::current()).expect("a socket");
+        let listener_fds = ListenerFds::default();
+        let listener = listener_fds
+            .listen(ListenerKind::Http1, ([127, 0, 0, 1], 0).into(), &Handle::current())
+            .expect("a socket");
         let address = listener.local_addr().expect("its address");
         // One whose place is taken tries again after a second.
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(900));

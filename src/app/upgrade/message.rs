@@ -1,10 +1,10 @@
 //! What the two processes say to each other: lines of JSON, so that binaries of different versions understand each other.
 
 use crate::clock::Timestamp;
-use crate::counter::Told;
+use crate::counter::CounterDelta;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::usage::SpentBy;
-use crate::policy::keys::limit::Ahead;
+use crate::model::usage::UsageSubject;
+use crate::policy::keys::limit::BucketDebt;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ pub(super) const DESCRIPTORS_MAX: usize = 64;
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Message {
+pub(super) enum UpgradeMessage {
     /// The old one's first: what comes along.
     Hello(Hello),
     /// The new one: nothing can fail any more.
@@ -30,7 +30,7 @@ pub(super) enum Message {
         boot: Uuid,
     },
     /// The old one: what one subject has spent, or has spent since.
-    Counted(Row),
+    Counted(CounterRow),
     /// The old one: that was all so far; accept.
     Go,
     /// The new one: it accepts.
@@ -49,9 +49,9 @@ pub(super) struct Hello {
     pub(super) counts: bool,
 }
 
-/// [`Told`] as it is written.
+/// [`CounterDelta`] as it is written.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Row {
+pub(super) struct CounterRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,40 +64,40 @@ pub(super) struct Row {
     in_flight: i64,
 }
 
-impl From<Told> for Row {
-    fn from(Told { subject, at, spent, ahead, in_flight }: Told) -> Self {
+impl From<CounterDelta> for CounterRow {
+    fn from(CounterDelta { subject, at, spent, debt, in_flight }: CounterDelta) -> Self {
         let (key, workspace) = match subject {
-            SpentBy::Key(KeyId(id)) => (Some(id), None),
-            SpentBy::Workspace(id) => (None, Some(id.as_str().to_owned())),
+            UsageSubject::Key(KeyId(id)) => (Some(id), None),
+            UsageSubject::Workspace(id) => (None, Some(id.as_str().to_owned())),
         };
-        let ahead_ns = ahead.map(|Ahead { rate_ns, second_ns }| [rate_ns, second_ns]);
+        let ahead_ns = debt.map(|BucketDebt { rate_ns, second_ns }| [rate_ns, second_ns]);
         Self { key, workspace, at_us: at.as_micros(), spent, ahead_ns, in_flight }
     }
 }
 
-impl Row {
+impl CounterRow {
     /// None: it is about nobody.
-    pub(super) fn read(self) -> Option<Told> {
+    pub(super) fn read(self) -> Option<CounterDelta> {
         let subject = match (self.key, self.workspace) {
-            (Some(id), _) => SpentBy::Key(KeyId(id)),
-            (None, Some(id)) => SpentBy::Workspace(id.parse::<WorkspaceId>().ok()?),
+            (Some(id), _) => UsageSubject::Key(KeyId(id)),
+            (None, Some(id)) => UsageSubject::Workspace(id.parse::<WorkspaceId>().ok()?),
             (None, None) => return None,
         };
-        let ahead = self.ahead_ns.map(|[rate_ns, second_ns]| Ahead { rate_ns, second_ns });
+        let debt = self.ahead_ns.map(|[rate_ns, second_ns]| BucketDebt { rate_ns, second_ns });
         let (at, spent, in_flight) = (Timestamp::from_micros(self.at_us), self.spent, self.in_flight);
-        Some(Told { subject, at, spent, ahead, in_flight })
+        Some(CounterDelta { subject, at, spent, debt, in_flight })
     }
 }
 
 /// Writes one line. Nothing is sent before a flush.
-pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), message: &Message) -> io::Result<()> {
+pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), message: &UpgradeMessage) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     to.write_all(&line).await
 }
 
 /// Reads one line. None: the other one has gone.
-pub(super) async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Message>> {
+pub(super) async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<UpgradeMessage>> {
     let mut line = Vec::new();
     from.take(LINE_MAX).read_until(b'\n', &mut line).await?;
     if line.pop() != Some(b'\n') {
@@ -113,24 +113,27 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_is_read_and_half_of_it_is_nothing() {
-        let told = |subject, ahead| Told {
+        let told = |subject, debt| CounterDelta {
             subject,
             at: Timestamp::from_micros(7),
             spent: [1, -2, 3, i64::MAX, i64::MIN],
-            ahead,
+            debt,
             in_flight: -4,
         };
         for told in [
-            told(SpentBy::Key(KeyId(Uuid::from_u128(5))), Some(Ahead { rate_ns: 1, second_ns: u64::MAX })),
-            told(SpentBy::Workspace("w".parse().expect("an id")), None),
+            told(
+                UsageSubject::Key(KeyId(Uuid::from_u128(5))),
+                Some(BucketDebt { rate_ns: 1, second_ns: u64::MAX }),
+            ),
+            told(UsageSubject::Workspace("w".parse().expect("an id")), None),
         ] {
             let mut bytes = Vec::new();
-            write(&mut bytes, &Message::Counted(told.clone().into())).await.expect("written");
-            write(&mut bytes, &Message::Go).await.expect("written");
+            write(&mut bytes, &UpgradeMessage::Counted(told.clone().into())).await.expect("written");
+            write(&mut bytes, &UpgradeMessage::Go).await.expect("written");
             let mut from = bytes.as_slice();
-            let Ok(Some(Message::Counted(row))) = read(&mut from).await else { panic!("a row") };
+            let Ok(Some(UpgradeMessage::Counted(row))) = read(&mut from).await else { panic!("a row") };
             assert_eq!(row.read(), Some(told));
-            assert!(matches!(read(&mut from).await, Ok(Some(Message::Go))));
+            assert!(matches!(read(&mut from).await, Ok(Some(UpgradeMessage::Go))));
             assert!(matches!(read(&mut from).await, Ok(None)));
             let mut half = &bytes[..10];
             assert!(matches!(read(&mut half).await, Ok(None)));

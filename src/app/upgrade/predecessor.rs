@@ -1,11 +1,11 @@
 //! What the new process knows of the old one, whose place it takes.
 
-use super::Succession;
-use super::listener_fds::{Doors, Opened};
-use super::message::{DESCRIPTORS_MAX, Hello, Message, VERSION, read, write};
+use super::UpgradeState;
+use super::listener_fds::{ListenerFd, ListenerFds};
+use super::message::{DESCRIPTORS_MAX, Hello, UpgradeMessage, VERSION, read, write};
 use crate::app::StartError;
 use crate::clock::Clock;
-use crate::counter::{Counters, Elsewhere};
+use crate::counter::{Counters, RemoteInFlight};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSliceMut, Read};
@@ -29,28 +29,28 @@ const HELLO_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Predecessor {
     stream: StdStream,
-    sockets: Vec<Opened>,
+    sockets: Vec<ListenerFd>,
     lock: Option<File>,
     counts: bool,
 }
 
 /// The same while there are two.
-pub(in crate::app) struct Leaving {
+pub(in crate::app) struct LeavingPredecessor {
     from: AsyncBufReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
     /// What is in flight there.
-    elsewhere: Elsewhere,
+    elsewhere: RemoteInFlight,
 }
 
 impl Predecessor {
     /// Takes what it hands over by standard input.
-    pub fn meet() -> io::Result<Self> {
+    pub fn connect() -> io::Result<Self> {
         let stream = StdStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         stream.set_read_timeout(Some(HELLO_WITHIN))?;
         let mut descriptors = descriptors(&stream)?;
         let mut line = Vec::new();
         BufReader::new((&stream).take(HELLO_MAX)).read_until(b'\n', &mut line)?;
-        let Message::Hello(hello) = serde_json::from_slice(&line)? else {
+        let UpgradeMessage::Hello(hello) = serde_json::from_slice(&line)? else {
             return Err(io::Error::other("it does not say what it hands over"));
         };
         let Hello { version, sockets, store_lock, counts } = hello;
@@ -59,14 +59,14 @@ impl Predecessor {
         }
         let lock = if store_lock { descriptors.pop().map(File::from) } else { None };
         let sockets = sockets.into_iter().zip(descriptors);
-        let sockets = sockets.map(|((door, address), socket)| Opened { door, address, socket }).collect();
+        let sockets = sockets.map(|((kind, address), socket)| ListenerFd { kind, address, socket }).collect();
         stream.set_nonblocking(true)?;
         Ok(Self { stream, sockets, lock, counts })
     }
 
     /// Its sockets.
-    pub(in crate::app) fn doors(&mut self) -> Doors {
-        Doors::inheriting(std::mem::take(&mut self.sockets))
+    pub(in crate::app) fn listener_fds(&mut self) -> ListenerFds {
+        ListenerFds::inheriting(std::mem::take(&mut self.sockets))
     }
 
     /// The lock of its embedded store.
@@ -85,15 +85,15 @@ impl Predecessor {
         boot: Uuid,
         counters: &Counters,
         clock: &dyn Clock,
-    ) -> Result<Leaving, StartError> {
+    ) -> Result<LeavingPredecessor, StartError> {
         let failed = |error: io::Error| StartError::Predecessor(error.to_string());
         let (from, mut to) = UnixStream::from_std(self.stream).map_err(failed)?.into_split();
-        let (mut from, mut elsewhere) = (AsyncBufReader::new(from), Elsewhere::default());
-        write(&mut to, &Message::Loaded { boot }).await.map_err(failed)?;
+        let (mut from, mut elsewhere) = (AsyncBufReader::new(from), RemoteInFlight::default());
+        write(&mut to, &UpgradeMessage::Loaded { boot }).await.map_err(failed)?;
         loop {
             match read(&mut from).await.map_err(failed)? {
-                Some(Message::Counted(row)) => count(row.read(), counters, &mut elsewhere, clock),
-                Some(Message::Go) => return Ok(Leaving { from, to, elsewhere }),
+                Some(UpgradeMessage::Counted(row)) => count(row.read(), counters, &mut elsewhere, clock),
+                Some(UpgradeMessage::Go) => return Ok(LeavingPredecessor { from, to, elsewhere }),
                 Some(other) => return Err(StartError::Predecessor(format!("it says {other:?}"))),
                 None => return Err(StartError::Predecessor("it has gone".to_owned())),
             }
@@ -101,10 +101,10 @@ impl Predecessor {
     }
 }
 
-impl Leaving {
+impl LeavingPredecessor {
     /// Says that this process accepts, so that the old one stops.
     pub(in crate::app) async fn serving(&mut self) -> io::Result<()> {
-        write(&mut self.to, &Message::Serving).await?;
+        write(&mut self.to, &UpgradeMessage::Serving).await?;
         self.to.flush().await
     }
 
@@ -113,11 +113,11 @@ impl Leaving {
         mut self,
         counters: Arc<Counters>,
         clock: Arc<dyn Clock>,
-        succession: Arc<Succession>,
+        upgrade_state: Arc<UpgradeState>,
     ) {
         loop {
             match read(&mut self.from).await {
-                Ok(Some(Message::Counted(row))) => {
+                Ok(Some(UpgradeMessage::Counted(row))) => {
                     count(row.read(), &counters, &mut self.elsewhere, &*clock);
                 }
                 Ok(Some(other)) => tracing::debug!(?other, "the old process says what nobody asked it"),
@@ -128,17 +128,17 @@ impl Leaving {
                 }
             }
         }
-        counters.is_over(self.elsewhere);
-        succession.is_alone.store(true, Ordering::Release);
+        counters.on_sibling_gone(self.elsewhere);
+        upgrade_state.is_alone.store(true, Ordering::Release);
         tracing::info!("the old process has ended");
-        succession.one_has_gone().await;
+        upgrade_state.on_sibling_gone().await;
     }
 }
 
 fn count(
-    told: Option<crate::counter::Told>,
+    told: Option<crate::counter::CounterDelta>,
     counters: &Counters,
-    elsewhere: &mut Elsewhere,
+    elsewhere: &mut RemoteInFlight,
     clock: &dyn Clock,
 ) {
     if let Some(told) = told {

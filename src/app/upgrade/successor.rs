@@ -1,9 +1,9 @@
 //! What the old process does: it starts the new one, and believes in it only when it serves.
 
-use super::Succession;
-use super::listener_fds::Opened;
-use super::message::{DESCRIPTORS_MAX, Hello, Message, Row, VERSION, read, write};
-use crate::app::sd_notify::Notify;
+use super::UpgradeState;
+use super::listener_fds::ListenerFd;
+use super::message::{CounterRow, DESCRIPTORS_MAX, Hello, UpgradeMessage, VERSION, read, write};
+use crate::app::sd_notify::ServiceNotifier;
 use crate::clock::Clock;
 use crate::counter::{Counters, Handover};
 use crate::store::sqlite::SqliteStore;
@@ -50,12 +50,12 @@ pub(in crate::app) struct Upgrader {
     pub(in crate::app) program: Option<Program>,
     /// How long the new one may take until it serves.
     pub(in crate::app) within: Duration,
-    pub(in crate::app) succession: Arc<Succession>,
+    pub(in crate::app) upgrade_state: Arc<UpgradeState>,
     pub(in crate::app) sqlite: Option<Arc<SqliteStore>>,
     pub(in crate::app) counters: Arc<Counters>,
     pub(in crate::app) counts: bool,
     pub(in crate::app) clock: Arc<dyn Clock>,
-    pub(in crate::app) notify: Notify,
+    pub(in crate::app) notify: ServiceNotifier,
     /// Held while there is an attempt.
     pub(in crate::app) busy: Mutex<()>,
 }
@@ -112,15 +112,15 @@ impl Upgrader {
     pub(in crate::app) async fn upgrade(&self) -> Result<Successor, NotUpgraded> {
         let Ok(_only_one) = self.busy.try_lock() else { return Err(NotUpgraded::Busy) };
         // Before the new process is started, and so before it reads its config.
-        self.succession.is_upgrading.store(true, Ordering::Release);
+        self.upgrade_state.is_upgrading.store(true, Ordering::Release);
         let upgraded = self.attempt().await;
         // Whatever this process is asked for after one that has not failed is too late.
-        self.succession.is_upgrading.store(upgraded.is_ok(), Ordering::Release);
+        self.upgrade_state.is_upgrading.store(upgraded.is_ok(), Ordering::Release);
         upgraded
     }
 
     async fn attempt(&self) -> Result<Successor, NotUpgraded> {
-        if !self.succession.is_alone.load(Ordering::Acquire) {
+        if !self.upgrade_state.is_alone.load(Ordering::Acquire) {
             return Err(NotUpgraded::Draining);
         }
         if std::process::id() == 1 {
@@ -136,7 +136,7 @@ impl Upgrader {
         let mut child = tokio::task::block_in_place(|| command.spawn()).map_err(failed)?;
         // The other end must be the child's alone, or its death would go unnoticed.
         drop(command);
-        self.succession.kin.one_more();
+        self.upgrade_state.siblings.add();
         tracing::info!(program = %path.display(), pid = child.id(), "an upgrade begins");
 
         let served = tokio::time::timeout(self.within, self.lead(ours)).await;
@@ -150,20 +150,23 @@ impl Upgrader {
             Err(_) => NotUpgraded::Late(self.within),
         };
         let why = end(&mut child, why).await;
-        tokio::spawn(Arc::clone(&self.succession).one_has_gone());
+        tokio::spawn(Arc::clone(&self.upgrade_state).on_sibling_gone());
         Err(why)
     }
 
     /// A pair of sockets, with the sockets of this process and what they are already on their way in it.
     fn greet(&self) -> io::Result<(UnixStream, StdStream)> {
         let (ours, theirs) = StdStream::pair()?;
-        let sockets = self.succession.doors.share()?;
+        let sockets = self.upgrade_state.listener_fds.share()?;
         let lock = self.sqlite.as_ref().and_then(|store| store.lock());
         let mut descriptors: Vec<_> = sockets.iter().map(|o| o.socket.as_fd()).collect();
         descriptors.extend(lock.as_ref().map(AsFd::as_fd));
         let hello = Hello {
             version: VERSION,
-            sockets: sockets.iter().map(|Opened { door, address, .. }| (door.clone(), *address)).collect(),
+            sockets: sockets
+                .iter()
+                .map(|ListenerFd { kind, address, .. }| (kind.clone(), *address))
+                .collect(),
             store_lock: lock.is_some(),
             counts: self.counts,
         };
@@ -173,7 +176,7 @@ impl Upgrader {
             return Err(io::Error::other("too many listeners"));
         }
         sendmsg(&ours, &[IoSlice::new(b"K")], &mut along, SendFlags::empty())?;
-        let mut line = serde_json::to_vec(&Message::Hello(hello))?;
+        let mut line = serde_json::to_vec(&UpgradeMessage::Hello(hello))?;
         line.push(b'\n');
         io::Write::write_all(&mut &ours, &line)?;
         ours.set_nonblocking(true)?;
@@ -186,15 +189,15 @@ impl Upgrader {
         let gone = |_: io::Error| NotUpgraded::Silent;
         let (from, to) = with.into_split();
         let (mut from, mut to) = (BufReader::new(from), BufWriter::new(to));
-        expect(&mut from, |m| matches!(m, Message::Loaded { .. })).await?;
+        expect(&mut from, |m| matches!(m, UpgradeMessage::Loaded { .. })).await?;
         let mut told = Handover::default();
         // Twice: what is charged while a great deal is told is told before the other one begins.
         for _ in 0..2 {
             self.tell(&mut told, &mut to).await.map_err(gone)?;
         }
-        write(&mut to, &Message::Go).await.map_err(gone)?;
+        write(&mut to, &UpgradeMessage::Go).await.map_err(gone)?;
         to.flush().await.map_err(gone)?;
-        expect(&mut from, |m| matches!(m, Message::Serving)).await?;
+        expect(&mut from, |m| matches!(m, UpgradeMessage::Serving)).await?;
         Ok((to, told))
     }
 
@@ -209,15 +212,15 @@ async fn tell(
     clock: &dyn Clock,
     to: &mut BufWriter<OwnedWriteHalf>,
 ) -> io::Result<()> {
-    for news in told.look(counters, clock.now()) {
-        write(to, &Message::Counted(Row::from(news))).await?;
+    for news in told.deltas(counters, clock.now()) {
+        write(to, &UpgradeMessage::Counted(CounterRow::from(news))).await?;
     }
     to.flush().await
 }
 
 async fn expect(
     from: &mut BufReader<OwnedReadHalf>,
-    what: impl FnOnce(&Message) -> bool,
+    what: impl FnOnce(&UpgradeMessage) -> bool,
 ) -> Result<(), NotUpgraded> {
     match read(from).await {
         Ok(Some(message)) if what(&message) => Ok(()),

@@ -1,7 +1,7 @@
 //! `keygate export`
 
-use super::{FORMAT, Thing};
-use crate::cli::keys::Desk;
+use super::{ArchiveEntry, FORMAT};
+use crate::cli::keys::KeyCommand;
 use crate::cli::keys::export::{ceilings, credentials, line};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
 use crate::model::id::WorkspaceId;
@@ -19,53 +19,53 @@ const PAGE: u32 = 10_000;
 
 /// Arguments of `keygate export`.
 #[derive(Debug, Args)]
-pub struct ExportArgs {
+pub struct ArchiveExportArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// The file to write; it must not be there yet. It holds digests of secrets, so only you may read it
     file: PathBuf,
 }
 
-pub(in crate::cli) fn run(args: &ExportArgs, environment: Environment<'_>) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: &ArchiveExportArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
     let failed = |error: std::io::Error| Failure::Failed(format!("{}: {error}", args.file.display()));
-    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
+    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).map_err(failed)?;
-    let mut export = Export { desk: &desk, out: BufWriter::new(file), counts: [0; 4] };
+    let mut export = ArchiveExport { command: &command, out: BufWriter::new(file), counts: [0; 4] };
     let written = export.everything();
-    desk.runtime.block_on(desk.store.close());
+    command.runtime.block_on(command.store.close());
     written?;
-    let Export { out, counts, .. } = export;
+    let ArchiveExport { out, counts, .. } = export;
     out.into_inner().map_err(Failure::failed)?.sync_all().map_err(failed)?;
     let told: Vec<_> =
-        Thing::ALL.iter().zip(counts).map(|(thing, n)| format!("{n} {}s", thing.name())).collect();
+        ArchiveEntry::ALL.iter().zip(counts).map(|(thing, n)| format!("{n} {}s", thing.name())).collect();
     eprintln!("exported {} to {}", told.join(", ").replace('_', " "), args.file.display());
     Ok(())
 }
 
 /// An export under way.
-struct Export<'d> {
-    desk: &'d Desk,
+struct ArchiveExport<'d> {
+    command: &'d KeyCommand,
     out: BufWriter<File>,
-    /// Of each [`Thing`].
+    /// Of each [`ArchiveEntry`].
     counts: [u64; 4],
 }
 
-impl Export<'_> {
+impl ArchiveExport<'_> {
     fn everything(&mut self) -> Result<(), Failure> {
-        let desk = self.desk;
+        let command = self.command;
         let head =
-            json!({ "format": FORMAT, "version": env!("CARGO_PKG_VERSION"), "at": desk.now.as_millis() });
+            json!({ "format": FORMAT, "version": env!("CARGO_PKG_VERSION"), "at": command.now.as_millis() });
         self.write(&json!({ "keygate": head }))?;
         self.pages(
-            |page| desk.wait(desk.store.plans(page)),
-            |export, plan| export.put(Thing::Plan, plan_line(plan)),
+            |page| command.wait(command.store.plans(page)),
+            |export, plan| export.put(ArchiveEntry::Plan, plan_line(plan)),
         )?;
         let mut workspaces = Vec::new();
         self.pages(
-            |page| desk.wait(desk.store.workspaces(page)),
+            |page| command.wait(command.store.workspaces(page)),
             |_, workspace| {
                 workspaces.push(workspace);
                 Ok(())
@@ -74,27 +74,30 @@ impl Export<'_> {
         // Newest first is how they are listed; oldest first is how they came.
         workspaces.reverse();
         for workspace in &workspaces {
-            self.put(Thing::Workspace, workspace_line(workspace))?;
+            self.put(ArchiveEntry::Workspace, workspace_line(workspace))?;
         }
-        let credentials = credentials(desk)?;
+        let credentials = credentials(command)?;
         for WorkspaceRecord { id, .. } in &workspaces {
             let all = KeyFilter::default();
             self.pages(
-                |page| desk.wait(desk.store.keys(id, &all, page)),
-                |export, record| match line(desk, &record, &credentials) {
-                    Some(line) => export.put(Thing::Key, line),
+                |page| command.wait(command.store.keys(id, &all, page)),
+                |export, record| match line(command, &record, &credentials) {
+                    Some(line) => export.put(ArchiveEntry::Key, line),
                     None => Ok(()),
                 },
             )?;
         }
         for WorkspaceRecord { id, .. } in &workspaces {
             self.pages(
-                |page| desk.wait(desk.store.end_users(id, None, page)),
-                |export, user| export.put(Thing::EndUser, end_user_line(id, &user)),
+                |page| command.wait(command.store.end_users(id, None, page)),
+                |export, user| export.put(ArchiveEntry::EndUser, end_user_line(id, &user)),
             )?;
         }
-        let counts: Map<String, Value> =
-            Thing::ALL.iter().zip(self.counts).map(|(thing, n)| (thing.name().into(), json!(n))).collect();
+        let counts: Map<String, Value> = ArchiveEntry::ALL
+            .iter()
+            .zip(self.counts)
+            .map(|(thing, n)| (thing.name().into(), json!(n)))
+            .collect();
         self.write(&json!({ "end": counts }))
     }
 
@@ -115,7 +118,7 @@ impl Export<'_> {
         Ok(())
     }
 
-    fn put(&mut self, thing: Thing, fields: Value) -> Result<(), Failure> {
+    fn put(&mut self, thing: ArchiveEntry, fields: Value) -> Result<(), Failure> {
         self.counts[thing as usize] += 1;
         let mut line = Map::new();
         line.insert(thing.name().into(), fields);

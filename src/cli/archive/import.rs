@@ -1,10 +1,10 @@
 //! `keygate import`
 
-use super::{FORMAT, Thing};
+use super::{ArchiveEntry, FORMAT};
 use crate::admin::input::json;
-use crate::admin::input::{PlanDraft, PlanPatchDraft, WorkspacePatchDraft};
-use crate::cli::keys::import::{Import as KeyImport, Row};
-use crate::cli::keys::{Desk, told};
+use crate::admin::input::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
+use crate::cli::keys::import::{ImportRow, KeysImport as KeyImport};
+use crate::cli::keys::{KeyCommand, told};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log, text_file};
 use crate::clock::Timestamp;
 use crate::store::{Actor, EndUserRecord, StoreError};
@@ -18,7 +18,7 @@ const BATCH: usize = 1_000;
 
 /// Arguments of `keygate import`.
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub struct ArchiveImportArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// A file that `keygate export` wrote. Plans and workspaces become what it says; keys and end users that are there
@@ -26,22 +26,28 @@ pub struct ImportArgs {
     file: PathBuf,
 }
 
-pub(in crate::cli) fn run(args: &ImportArgs, environment: Environment<'_>) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: &ArchiveImportArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
     // All of it is read once before anything of it is used.
-    let whole = is_whole(&args.file)?;
-    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
-    let mut keys = KeyImport::new(&desk, &args.file, None);
+    let whole = check_complete(&args.file)?;
+    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
+    let mut keys = KeyImport::new(&command, &args.file, None);
     keys.again = true;
     keys.progress.set_length(whole);
-    let mut import =
-        Import { desk: &desk, keys, users: Vec::new(), plans: 0, workspaces: 0, end_users: (0, 0) };
+    let mut import = ArchiveImport {
+        command: &command,
+        keys,
+        users: Vec::new(),
+        plans: 0,
+        workspaces: 0,
+        end_users: (0, 0),
+    };
     let done = import.everything(&args.file);
-    desk.runtime.block_on(desk.store.close());
+    command.runtime.block_on(command.store.close());
     done?;
     import.keys.progress.finish_and_clear();
-    let Import { keys, plans, workspaces, end_users: (new, known), .. } = import;
+    let ArchiveImport { keys, plans, workspaces, end_users: (new, known), .. } = import;
     eprintln!("imported {plans} plans, {workspaces} workspaces, {} keys, {new} end users", keys.imported);
     eprintln!("there already: {} keys, {known} end users; refused: {}", keys.there_already, keys.refused);
     match keys.refused {
@@ -51,7 +57,7 @@ pub(in crate::cli) fn run(args: &ImportArgs, environment: Environment<'_>) -> Re
 }
 
 /// Whether the file is one of ours from its head to its end. Answers its lines.
-fn is_whole(file: &Path) -> Result<u64, Failure> {
+fn check_complete(file: &Path) -> Result<u64, Failure> {
     let refused = |why: &str| Failure::Failed(format!("{}: {why}", file.display()));
     let mut counts = [0_u64; 4];
     let (mut number, mut end) = (0, None);
@@ -71,22 +77,22 @@ fn is_whole(file: &Path) -> Result<u64, Failure> {
         if end.is_some() {
             return Err(refused("goes on after its end"));
         }
-        match Thing::of(&row) {
+        match ArchiveEntry::of(&row) {
             Some(thing) => counts[thing as usize] += 1,
             None => end = row.get("end").cloned(),
         }
     }
-    let counted = |(thing, n): (&Thing, u64)| {
+    let counted = |(thing, n): (&ArchiveEntry, u64)| {
         end.as_ref().and_then(|end| end.get(thing.name())).and_then(Value::as_u64) == Some(n)
     };
-    let is_whole = Thing::ALL.iter().zip(counts).all(counted);
+    let is_whole = ArchiveEntry::ALL.iter().zip(counts).all(counted);
     if is_whole { Ok(number) } else { Err(refused("is not whole: lines are missing")) }
 }
 
-type Line = Result<(u64, Row), Failure>;
+type ArchiveLine = Result<(u64, ImportRow), Failure>;
 
 /// The lines with their numbers, each an object.
-fn lines(file: &Path) -> Result<impl Iterator<Item = Line> + use<>, Failure> {
+fn lines(file: &Path) -> Result<impl Iterator<Item = ArchiveLine> + use<>, Failure> {
     let name = file.display().to_string();
     let opened = text_file(file).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
     Ok((1..).zip(opened.lines()).map(move |(n, line)| {
@@ -97,8 +103,8 @@ fn lines(file: &Path) -> Result<impl Iterator<Item = Line> + use<>, Failure> {
 }
 
 /// An import under way.
-struct Import<'d> {
-    desk: &'d Desk,
+struct ArchiveImport<'d> {
+    command: &'d KeyCommand,
     keys: KeyImport<'d>,
     /// End users of one workspace that are to be stored.
     users: Vec<EndUserRecord>,
@@ -108,22 +114,22 @@ struct Import<'d> {
     end_users: (u64, u64),
 }
 
-impl Import<'_> {
+impl ArchiveImport<'_> {
     fn everything(&mut self, file: &Path) -> Result<(), Failure> {
         for line in lines(file)? {
             let (n, mut row) = line?;
             self.keys.progress.inc(1);
             // The head and the end have been read already.
-            let Some(thing) = Thing::of(&row) else { continue };
+            let Some(thing) = ArchiveEntry::of(&row) else { continue };
             let Some(Value::Object(fields)) = row.remove(thing.name()) else {
                 self.keys.refuse(n, &format!("{}: must be an object", thing.name()));
                 continue;
             };
             match thing {
-                Thing::Plan => self.plan(fields).map_err(|why| at(file, n, &why))?,
-                Thing::Workspace => self.workspace(fields).map_err(|why| at(file, n, &why))?,
-                Thing::Key => self.keys.add(n, Ok(fields))?,
-                Thing::EndUser => match end_user(&fields) {
+                ArchiveEntry::Plan => self.plan(fields).map_err(|why| at(file, n, &why))?,
+                ArchiveEntry::Workspace => self.workspace(fields).map_err(|why| at(file, n, &why))?,
+                ArchiveEntry::Key => self.keys.add(n, Ok(fields))?,
+                ArchiveEntry::EndUser => match end_user(&fields) {
                     Ok(user) => self.end_user(user)?,
                     Err(why) => self.keys.refuse(n, &why),
                 },
@@ -133,17 +139,17 @@ impl Import<'_> {
         self.store_users()
     }
 
-    fn plan(&mut self, mut fields: Row) -> Result<(), String> {
-        let Desk { store, now, .. } = self.desk;
-        let draft = PlanDraft::read(&fields).map_err(|errors| told(&errors))?;
-        let record = draft.into_record(*now);
+    fn plan(&mut self, mut fields: ImportRow) -> Result<(), String> {
+        let KeyCommand { store, now, .. } = self.command;
+        let input = CreatePlanInput::read(&fields).map_err(|errors| told(&errors))?;
+        let record = input.into_record(*now);
         let id = record.plan.id.clone();
         let by = Actor::cli();
-        let made = self.desk.runtime.block_on(store.create_plan(record, &by, *now));
+        let made = self.command.runtime.block_on(store.create_plan(record, &by, *now));
         if let Err(StoreError::AlreadyExists(_)) = made {
             fields.remove("id");
-            let patch = PlanPatchDraft::read(&fields).map_err(|errors| told(&errors))?.into_patch();
-            let changed = self.desk.runtime.block_on(store.update_plan(&id, patch, &by, *now));
+            let patch = UpdatePlanInput::read(&fields).map_err(|errors| told(&errors))?.into_patch();
+            let changed = self.command.runtime.block_on(store.update_plan(&id, patch, &by, *now));
             changed.map_err(|e| e.to_string())?;
         } else {
             made.map_err(|e| e.to_string())?;
@@ -152,14 +158,14 @@ impl Import<'_> {
         Ok(())
     }
 
-    fn workspace(&mut self, mut fields: Row) -> Result<(), String> {
-        let Desk { store, now, config, .. } = self.desk;
+    fn workspace(&mut self, mut fields: ImportRow) -> Result<(), String> {
+        let KeyCommand { store, now, config, .. } = self.command;
         let id = word(&fields, "id")?.parse().map_err(|e| format!("id: {e}"))?;
         fields.remove("id");
-        let patch = WorkspacePatchDraft::read(&fields).map_err(|errors| told(&errors))?.into_patch();
+        let patch = UpdateWorkspaceInput::read(&fields).map_err(|errors| told(&errors))?.into_patch();
         let by = Actor::cli();
         let put = store.put_workspace(&id, patch, &config.admin.default_plan, &by, *now);
-        self.desk.runtime.block_on(put).map_err(|e| e.to_string())?;
+        self.command.runtime.block_on(put).map_err(|e| e.to_string())?;
         self.workspaces += 1;
         Ok(())
     }
@@ -177,14 +183,14 @@ impl Import<'_> {
         let users = std::mem::take(&mut self.users);
         let Some(workspace) = users.first().map(|user| user.workspace_id.clone()) else { return Ok(()) };
         let count = users.len() as u64;
-        let new = self.desk.wait(self.desk.store.restore_end_users(&workspace, users))?;
+        let new = self.command.wait(self.command.store.restore_end_users(&workspace, users))?;
         self.end_users.0 += new;
         self.end_users.1 += count.saturating_sub(new);
         Ok(())
     }
 }
 
-fn end_user(fields: &Row) -> Result<EndUserRecord, String> {
+fn end_user(fields: &ImportRow) -> Result<EndUserRecord, String> {
     let millis = fields.get("created_at").and_then(Value::as_i64);
     let millis = millis.filter(|ms| (0..=Timestamp::MAX.as_millis()).contains(ms));
     Ok(EndUserRecord {
@@ -195,7 +201,7 @@ fn end_user(fields: &Row) -> Result<EndUserRecord, String> {
     })
 }
 
-fn word<'f>(fields: &'f Row, name: &str) -> Result<&'f str, String> {
+fn word<'f>(fields: &'f ImportRow, name: &str) -> Result<&'f str, String> {
     fields.get(name).and_then(Value::as_str).ok_or_else(|| format!("{name}: must be text"))
 }
 

@@ -1,13 +1,13 @@
 //! `keygate export` and `keygate import`: everything administrative in one file, for moving from one store to another.
 //!
-//! The file is JSON lines: a head, then plans, workspaces, keys and end users as [`Thing`]s, then an end that counts them, so
+//! The file is JSON lines: a head, then plans, workspaces, keys and end users as [`ArchiveEntry`]s, then an end that counts them, so
 //! that half a file is never taken for a whole one. Usage is not in it, but in that of `keygate usage export`.
 
 mod export;
 mod import;
 
-pub(super) use export::{ExportArgs, run as export};
-pub(super) use import::{ImportArgs, run as import};
+pub(super) use export::{ArchiveExportArgs, run as export};
+pub(super) use import::{ArchiveImportArgs, run as import};
 
 use serde_json::{Map, Value};
 
@@ -16,14 +16,14 @@ const FORMAT: u64 = 1;
 
 /// What a line is about: the one field of its object.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Thing {
+enum ArchiveEntry {
     Plan,
     Workspace,
     Key,
     EndUser,
 }
 
-impl Thing {
+impl ArchiveEntry {
     /// In the order of the file: each refers to those before it.
     const ALL: [Self; 4] = [Self::Plan, Self::Workspace, Self::Key, Self::EndUser];
 

@@ -1,15 +1,18 @@
 //! What a row has of a key that was exported from another store: its digests, and where it comes from. None of it is in rows
 //! that people write.
 
-use super::Desk;
-use super::import::{Row, text};
+use super::KeyCommand;
+use super::import::{ImportRow, text};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
-use crate::store::{Credential, IssuedCredential, KeyPast, SecretId};
+use crate::store::{Credential, ImportedKeyHistory, IssuedCredential, SecretId};
 use serde_json::Value;
 
 /// Takes it out of `row`; none when the row has no digest. The pepper of every digest must be one of this installation.
-pub(super) fn take(desk: &Desk, row: &mut Row) -> Result<Option<(IssuedCredential, KeyPast)>, String> {
+pub(super) fn take(
+    command: &KeyCommand,
+    row: &mut ImportRow,
+) -> Result<Option<(IssuedCredential, ImportedKeyHistory)>, String> {
     if row.get("digest").is_none_or(Value::is_null) {
         // A spreadsheet that was made from an export has the columns and nothing in them.
         for name in ["digest", "pepper_version", "pepper_check", "secret_id", "hint", "old"] {
@@ -21,32 +24,32 @@ pub(super) fn take(desk: &Desk, row: &mut Row) -> Result<Option<(IssuedCredentia
         return Err("api_key and digest: only one of them".into());
     }
     row.remove("api_key");
-    let (digest, pepper_version) = digest(desk, row)?;
+    let (digest, pepper_version) = digest(command, row)?;
     let secret = secret(row)?;
     let hint = text(row, "hint")?.ok_or("hint: is required beside digest")?.into();
     let old = match row.remove("old") {
         None | Some(Value::Null) => None,
-        Some(Value::Object(mut fields)) => Some(old(desk, &mut fields)?),
+        Some(Value::Object(mut fields)) => Some(old(command, &mut fields)?),
         Some(_) => return Err("old: must be an object or null".into()),
     };
-    let past = KeyPast {
+    let past = ImportedKeyHistory {
         created_by: text(row, "created_by")?.unwrap_or_else(|| "cli".into()),
-        created_at: instant(row, "created_at")?.unwrap_or(desk.now),
-        updated_at: instant(row, "updated_at")?.unwrap_or(desk.now),
+        created_at: instant(row, "created_at")?.unwrap_or(command.now),
+        updated_at: instant(row, "updated_at")?.unwrap_or(command.now),
         old,
     };
     Ok(Some((IssuedCredential { digest, pepper_version, secret, hint }, past)))
 }
 
-fn old(desk: &Desk, fields: &mut Row) -> Result<Credential, String> {
-    let (digest, pepper_version) = digest(desk, fields).map_err(|why| format!("old.{why}"))?;
+fn old(command: &KeyCommand, fields: &mut ImportRow) -> Result<Credential, String> {
+    let (digest, pepper_version) = digest(command, fields).map_err(|why| format!("old.{why}"))?;
     let secret = secret(fields).map_err(|why| format!("old.{why}"))?;
     let valid_until = instant(fields, "valid_until").map_err(|why| format!("old.{why}"))?;
     let valid_until = Some(valid_until.ok_or("old.valid_until: is required")?);
     Ok(Credential { digest, pepper_version, secret, valid_until })
 }
 
-fn digest(desk: &Desk, fields: &mut Row) -> Result<(Digest, u32), String> {
+fn digest(command: &KeyCommand, fields: &mut ImportRow) -> Result<(Digest, u32), String> {
     let mut bytes = [0; 32];
     let digest = text(fields, "digest")?.unwrap_or_default();
     hex::decode_to_slice(&digest, &mut bytes).map_err(|_| "digest: must be 64 hexadecimal characters")?;
@@ -54,7 +57,7 @@ fn digest(desk: &Desk, fields: &mut Row) -> Result<(Digest, u32), String> {
     let version = version.and_then(|v| u32::try_from(v).ok());
     let version = version.ok_or("pepper_version: must be the number of the digest's pepper")?;
     let check = text(fields, "pepper_check")?;
-    let pepper = desk.peppers.iter().find(|p| p.version() == version);
+    let pepper = command.peppers.iter().find(|p| p.version() == version);
     if pepper.is_none_or(|p| check.as_deref() != Some(&*hex::encode(p.check()))) {
         let why = "pepper_version: the digest was made with a pepper that this installation does not have";
         return Err(format!("{why} (number {version} of the other one)"));
@@ -63,7 +66,7 @@ fn digest(desk: &Desk, fields: &mut Row) -> Result<(Digest, u32), String> {
 }
 
 /// Which secret of the key it is; files of before say nothing of it.
-fn secret(fields: &mut Row) -> Result<SecretId, String> {
+fn secret(fields: &mut ImportRow) -> Result<SecretId, String> {
     match fields.remove("secret_id") {
         None | Some(Value::Null) => Ok(SecretId::random()),
         Some(value) => {
@@ -74,7 +77,7 @@ fn secret(fields: &mut Row) -> Result<SecretId, String> {
 }
 
 /// Epoch milliseconds, of a calendar that every store can hold.
-fn instant(fields: &mut Row, name: &str) -> Result<Option<Timestamp>, String> {
+fn instant(fields: &mut ImportRow, name: &str) -> Result<Option<Timestamp>, String> {
     let millis = match fields.remove(name) {
         None | Some(Value::Null) => return Ok(None),
         Some(value) => value.as_i64(),

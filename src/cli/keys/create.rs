@@ -1,7 +1,7 @@
 //! `keygate keys create`
 
-use super::{Desk, InWorkspace, told};
-use crate::admin::input::{KeyDraft, credential};
+use super::{InWorkspace, KeyCommand, told};
+use crate::admin::input::{CreateKeyInput, credential};
 use crate::cli::{Failure, say};
 use crate::model::id::KeyId;
 use crate::model::key::KeyType;
@@ -54,15 +54,17 @@ pub(super) struct CreateArgs {
     allowed_ips: Vec<String>,
 }
 
-pub(super) fn run(desk: &Desk, args: CreateArgs) -> Result<(), Failure> {
+pub(super) fn run(command: &KeyCommand, args: CreateArgs) -> Result<(), Failure> {
     let workspace = args.within.workspace.clone();
-    let plan = desk.plan_of(&workspace)?;
-    let draft = KeyDraft::read(&fields(args), &workspace, desk.now).map_err(|e| Failure::Usage(told(&e)))?;
-    let prefix = &desk.config.secrets.prefix;
-    let secret = Secret::generate(prefix, draft.kind);
-    let issued = credential(&secret, prefix, &desk.peppers);
-    let key = draft.into_new_key(KeyId::new(desk.now), workspace, &plan, issued).map_err(Failure::failed)?;
-    let written = desk.wait(desk.store.create_key(key, &Actor::cli(), desk.now))?;
+    let plan = command.plan_of(&workspace)?;
+    let input =
+        CreateKeyInput::read(&fields(args), &workspace, command.now).map_err(|e| Failure::Usage(told(&e)))?;
+    let prefix = &command.config.secrets.prefix;
+    let secret = Secret::generate(prefix, input.kind);
+    let issued = credential(&secret, prefix, &command.peppers);
+    let key =
+        input.into_new_key(KeyId::new(command.now), workspace, &plan, issued).map_err(Failure::failed)?;
+    let written = command.wait(command.store.create_key(key, &Actor::cli(), command.now))?;
     eprintln!("created {}; its secret is shown this once:", written.value.key.id);
     say(format_args!("{}", secret.expose()))
 }

@@ -1,6 +1,6 @@
 //! `keygate keys export`: all keys as lines that `import` takes.
 
-use super::Desk;
+use super::KeyCommand;
 use crate::cli::Failure;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
@@ -17,31 +17,31 @@ const PAGE: u32 = 500;
 
 /// Arguments of `keygate keys export`.
 #[derive(Debug, Args)]
-pub(super) struct ExportArgs {
+pub(super) struct KeysExportArgs {
     /// Only this workspace; without it all of them
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
 }
 
-pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
-    let credentials = credentials(desk)?;
+pub(super) fn run(command: &KeyCommand, args: &KeysExportArgs) -> Result<(), Failure> {
+    let credentials = credentials(command)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for workspace in workspaces(desk, args.workspace.as_ref())? {
-        desk.each_key(&workspace, &KeyFilter::default(), |record| {
-            let Some(line) = line(desk, &record, &credentials) else { return Ok(()) };
+    for workspace in workspaces(command, args.workspace.as_ref())? {
+        command.each_key(&workspace, &KeyFilter::default(), |record| {
+            let Some(line) = line(command, &record, &credentials) else { return Ok(()) };
             writeln!(out, "{line}").map_err(Failure::failed)
         })?;
     }
     out.flush().map_err(Failure::failed)
 }
 
-fn workspaces(desk: &Desk, only: Option<&WorkspaceId>) -> Result<Vec<WorkspaceId>, Failure> {
+fn workspaces(command: &KeyCommand, only: Option<&WorkspaceId>) -> Result<Vec<WorkspaceId>, Failure> {
     if let Some(one) = only {
         return Ok(vec![one.clone()]);
     }
     let mut all = Vec::new();
     for page in 1.. {
-        let found = desk.wait(desk.store.workspaces(PageRequest { page, pagesize: PAGE }))?;
+        let found = command.wait(command.store.workspaces(PageRequest { page, pagesize: PAGE }))?;
         if found.items.is_empty() {
             break;
         }
@@ -51,11 +51,11 @@ fn workspaces(desk: &Desk, only: Option<&WorkspaceId>) -> Result<Vec<WorkspaceId
 }
 
 /// The credentials of every key that open something, as the change feed carries them: the current one first.
-pub(in crate::cli) type Credentials = HashMap<KeyId, crate::store::Credentials>;
+pub(in crate::cli) type KeyCredentials = HashMap<KeyId, crate::store::Credentials>;
 
-pub(in crate::cli) fn credentials(desk: &Desk) -> Result<Credentials, Failure> {
+pub(in crate::cli) fn credentials(command: &KeyCommand) -> Result<KeyCredentials, Failure> {
     let (to, mut batches) = mpsc::channel(4);
-    let read = desk.store.changes(Version::default(), to);
+    let read = command.store.changes(Version::default(), to);
     let collected = async {
         let mut all = HashMap::new();
         while let Some(batch) = batches.recv().await {
@@ -69,23 +69,23 @@ pub(in crate::cli) fn credentials(desk: &Desk) -> Result<Credentials, Failure> {
         }
         all
     };
-    let (read, all) = desk.runtime.block_on(async { tokio::join!(read, collected) });
+    let (read, all) = command.runtime.block_on(async { tokio::join!(read, collected) });
     read.map_err(Failure::failed)?;
     Ok(all)
 }
 
 /// Which pepper of that version, so that no other installation takes it for its own.
-fn check_of(desk: &Desk, version: u32) -> Option<String> {
-    desk.peppers.iter().find(|p| p.version() == version).map(|p| hex::encode(p.check()))
+fn check_of(command: &KeyCommand, version: u32) -> Option<String> {
+    command.peppers.iter().find(|p| p.version() == version).map(|p| hex::encode(p.check()))
 }
 
 /// A credential that has been replaced and opens until its grace period ends.
-fn old(desk: &Desk, credentials: &[Credential]) -> Option<Value> {
-    let old = credentials.iter().find(|c| c.valid_until.is_some_and(|until| until > desk.now))?;
+fn old(command: &KeyCommand, credentials: &[Credential]) -> Option<Value> {
+    let old = credentials.iter().find(|c| c.valid_until.is_some_and(|until| until > command.now))?;
     Some(json!({
         "digest": hex::encode(old.digest.0),
         "pepper_version": old.pepper_version,
-        "pepper_check": check_of(desk, old.pepper_version),
+        "pepper_check": check_of(command, old.pepper_version),
         "secret_id": old.secret.0,
         "valid_until": old.valid_until.map(Timestamp::as_millis),
     }))
@@ -96,7 +96,11 @@ pub(in crate::cli) fn ceilings(all: &[Ceiling]) -> Vec<Value> {
 }
 
 /// A key as `import` takes it; none of one that nothing opens, which the feed has reported.
-pub(in crate::cli) fn line(desk: &Desk, record: &KeyRecord, credentials: &Credentials) -> Option<Value> {
+pub(in crate::cli) fn line(
+    command: &KeyCommand,
+    record: &KeyRecord,
+    credentials: &KeyCredentials,
+) -> Option<Value> {
     let found = credentials.get(&record.key.id)?;
     let current = found.iter().find(|c| c.valid_until.is_none())?;
     let key = &record.key;
@@ -125,8 +129,8 @@ pub(in crate::cli) fn line(desk: &Desk, record: &KeyRecord, credentials: &Creden
         "hint": record.hint,
         "digest": hex::encode(current.digest.0),
         "pepper_version": current.pepper_version,
-        "pepper_check": check_of(desk, current.pepper_version),
+        "pepper_check": check_of(command, current.pepper_version),
         "secret_id": current.secret.0,
-        "old": old(desk, found),
+        "old": old(command, found),
     }))
 }

@@ -1,8 +1,8 @@
 //! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
 
-use super::{Desk, InWorkspace, carried_over, told};
+use super::{InWorkspace, KeyCommand, carried_over, told};
 use crate::admin::input::json::{self, BadJson};
-use crate::admin::input::{KeyDraft, credential};
+use crate::admin::input::{CreateKeyInput, credential};
 use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
@@ -35,7 +35,7 @@ const NUMBERS: &[&str] = &[
 
 /// Arguments of `keygate keys import`.
 #[derive(Debug, Args)]
-pub(super) struct ImportArgs {
+pub(super) struct KeysImportArgs {
     #[command(flatten)]
     within: InWorkspace,
     /// A .jsonl file with one JSON object per line, or a .csv file with a header line. Fields are those of
@@ -48,16 +48,16 @@ pub(super) struct ImportArgs {
     dry_run: bool,
 }
 
-pub(in crate::cli) type Row = Map<String, Value>;
+pub(in crate::cli) type ImportRow = Map<String, Value>;
 
 /// Rows with their line numbers; a line may be no row. Where the file cannot be read on, that is the last.
-type Rows = Box<dyn Iterator<Item = io::Result<(u64, Result<Row, String>)>>>;
+type ImportRows = Box<dyn Iterator<Item = io::Result<(u64, Result<ImportRow, String>)>>>;
 
 /// Rows stored in one step.
 const BATCH: usize = 500;
 
-pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
-    let mut import = Import::new(desk, &args.file, Some(args.within.workspace.clone()));
+pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Failure> {
+    let mut import = KeysImport::new(command, &args.file, Some(args.within.workspace.clone()));
     import.dry_run = args.dry_run;
     let done = import.everything();
     import.progress.finish_and_clear();
@@ -72,8 +72,8 @@ pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
 }
 
 /// An import under way.
-pub(in crate::cli) struct Import<'d> {
-    desk: &'d Desk,
+pub(in crate::cli) struct KeysImport<'d> {
+    command: &'d KeyCommand,
     file: &'d Path,
     /// That of rows that name none; without it they are refused.
     workspace: Option<WorkspaceId>,
@@ -89,10 +89,14 @@ pub(in crate::cli) struct Import<'d> {
     pub(in crate::cli) progress: ProgressBar,
 }
 
-impl<'d> Import<'d> {
-    pub(in crate::cli) fn new(desk: &'d Desk, file: &'d Path, workspace: Option<WorkspaceId>) -> Self {
+impl<'d> KeysImport<'d> {
+    pub(in crate::cli) fn new(
+        command: &'d KeyCommand,
+        file: &'d Path,
+        workspace: Option<WorkspaceId>,
+    ) -> Self {
         Self {
-            desk,
+            command,
             file,
             workspace,
             dry_run: false,
@@ -116,7 +120,7 @@ impl<'d> Import<'d> {
     }
 
     /// Takes a row, and stores it with others when there are enough of them.
-    pub(in crate::cli) fn add(&mut self, line: u64, row: Result<Row, String>) -> Result<(), Failure> {
+    pub(in crate::cli) fn add(&mut self, line: u64, row: Result<ImportRow, String>) -> Result<(), Failure> {
         match row.and_then(|row| self.key_of(row)) {
             Ok(key) => self.batch.push((line, key)),
             Err(why) => self.refuse(line, &why),
@@ -124,15 +128,15 @@ impl<'d> Import<'d> {
         if self.batch.len() == BATCH { self.store() } else { Ok(()) }
     }
 
-    fn key_of(&mut self, mut row: Row) -> Result<NewKey, String> {
-        let desk = self.desk;
+    fn key_of(&mut self, mut row: ImportRow) -> Result<NewKey, String> {
+        let command = self.command;
         let workspace = match text(&mut row, "workspace_id")? {
             Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
             None => self.workspace.clone().ok_or("workspace_id: is required")?,
         };
         let id = match text(&mut row, "id")? {
             Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
-            None => KeyId::new(desk.now),
+            None => KeyId::new(command.now),
         };
         let is_active = match row.remove("is_active") {
             None | Some(Value::Null) => true,
@@ -140,16 +144,17 @@ impl<'d> Import<'d> {
             Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
             Some(_) => return Err("is_active: must be true or false".into()),
         };
-        let mut key = if let Some((credential, past)) = carried_over::take(desk, &mut row)? {
+        let mut key = if let Some((credential, past)) = carried_over::take(command, &mut row)? {
             // It may have expired where it comes from, and is to say so here too.
-            let draft = KeyDraft::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
+            let input = CreateKeyInput::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
             self.known_plan(&workspace)?;
-            draft.into_moved_key(id, workspace, credential, past)
+            input.into_moved_key(id, workspace, credential, past)
         } else {
-            let issued = issued(desk, &mut row)?;
-            let draft = KeyDraft::read(&row, &workspace, desk.now).map_err(|errors| told(&errors))?;
+            let issued = issued(command, &mut row)?;
+            let input =
+                CreateKeyInput::read(&row, &workspace, command.now).map_err(|errors| told(&errors))?;
             let plan = self.known_plan(&workspace)?;
-            draft.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?
+            input.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?
         };
         key.key.is_active = is_active;
         Ok(key)
@@ -165,11 +170,11 @@ impl<'d> Import<'d> {
     /// The plan of a workspace. A dry run makes none, so a workspace that is not there has the plan it would get.
     fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, String> {
         if !self.dry_run {
-            return self.desk.plan_of(workspace).map_err(said);
+            return self.command.plan_of(workspace).map_err(said);
         }
-        let known = self.desk.wait(self.desk.store.workspace(workspace)).map_err(said)?;
-        let plan = known.map_or_else(|| self.desk.config.admin.default_plan.clone(), |w| w.plan_id);
-        let found = self.desk.wait(self.desk.store.plan(&plan)).map_err(said)?;
+        let known = self.command.wait(self.command.store.workspace(workspace)).map_err(said)?;
+        let plan = known.map_or_else(|| self.command.config.admin.default_plan.clone(), |w| w.plan_id);
+        let found = self.command.wait(self.command.store.plan(&plan)).map_err(said)?;
         found.map(|record| record.plan).ok_or_else(|| format!("workspace_id: there is no plan {plan}"))
     }
 
@@ -181,7 +186,8 @@ impl<'d> Import<'d> {
             return Ok(());
         }
         let names: Vec<_> = keys.iter().map(|new| (new.key.workspace_id.clone(), new.key.id)).collect();
-        let done = self.desk.wait(self.desk.store.create_keys(keys, &Actor::cli(), self.desk.now))?;
+        let done =
+            self.command.wait(self.command.store.create_keys(keys, &Actor::cli(), self.command.now))?;
         for ((line, (workspace, id)), created) in lines.into_iter().zip(names).zip(done) {
             match created {
                 Ok(_) => self.imported += 1,
@@ -193,7 +199,7 @@ impl<'d> Import<'d> {
     }
 
     fn is_there(&self, workspace: &WorkspaceId, id: KeyId) -> Result<bool, Failure> {
-        self.desk.wait(self.desk.store.key_version(workspace, id)).map(|version| version.is_some())
+        self.command.wait(self.command.store.key_version(workspace, id)).map(|version| version.is_some())
     }
 
     pub(in crate::cli) fn refuse(&mut self, line: u64, why: &str) {
@@ -207,18 +213,18 @@ fn count(n: usize) -> u64 {
 }
 
 /// The credential of a row that has the plaintext.
-fn issued(desk: &Desk, row: &mut Row) -> Result<IssuedCredential, String> {
-    let prefix = &desk.config.secrets.prefix;
+fn issued(command: &KeyCommand, row: &mut ImportRow) -> Result<IssuedCredential, String> {
+    let prefix = &command.config.secrets.prefix;
     let Some(plaintext) = text(row, "api_key")? else {
         return Err("api_key: is required (or digest, as keygate keys export writes it)".into());
     };
     let secret = Secret::import(plaintext, prefix).ok_or(
         "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
     )?;
-    Ok(credential(&secret, prefix, &desk.peppers))
+    Ok(credential(&secret, prefix, &command.peppers))
 }
 
-fn rows(file: &Path) -> Result<Rows, Failure> {
+fn rows(file: &Path) -> Result<ImportRows, Failure> {
     let opened = text_file(file).map_err(|e| cannot_read(file, &e))?;
     match file.extension().and_then(|e| e.to_str()) {
         Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(opened))),
@@ -231,7 +237,9 @@ fn cannot_read(file: &Path, error: &io::Error) -> Failure {
     Failure::Failed(format!("{}: {error}", file.display()))
 }
 
-fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = io::Result<(u64, Result<Row, String>)>> {
+fn json_rows(
+    file: impl BufRead + 'static,
+) -> impl Iterator<Item = io::Result<(u64, Result<ImportRow, String>)>> {
     (1..).zip(file.lines()).filter_map(|(n, line)| match line {
         Ok(line) if line.trim().is_empty() => None,
         Ok(line) => Some(Ok((n, json::line(&line)))),
@@ -240,7 +248,7 @@ fn json_rows(file: impl BufRead + 'static) -> impl Iterator<Item = io::Result<(u
     })
 }
 
-fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<Rows, Failure> {
+fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<ImportRows, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
     let names = match reader.headers() {
         Ok(names) => names.clone(),
@@ -295,7 +303,7 @@ fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
     Ok((name.to_owned(), parsed))
 }
 
-pub(super) fn text(row: &mut Row, name: &str) -> Result<Option<String>, String> {
+pub(super) fn text(row: &mut ImportRow, name: &str) -> Result<Option<String>, String> {
     match row.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),

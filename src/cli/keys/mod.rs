@@ -47,9 +47,9 @@ enum KeysCommand {
     /// Delete a key for good; its usage stays
     Delete(OneKey),
     /// Import keys from a file of JSON lines (.jsonl) or comma-separated values (.csv)
-    Import(import::ImportArgs),
+    Import(import::KeysImportArgs),
     /// Write all keys, with the digests of their secrets, as JSON lines that `import` takes
-    Export(export::ExportArgs),
+    Export(export::KeysExportArgs),
 }
 
 /// Which workspace.
@@ -87,7 +87,7 @@ struct RegenerateArgs {
 }
 
 /// The store, opened, with all that making keys takes.
-pub(in crate::cli) struct Desk {
+pub(in crate::cli) struct KeyCommand {
     pub(in crate::cli) config: Config,
     pub(in crate::cli) runtime: Runtime,
     pub(in crate::cli) store: Arc<dyn Store>,
@@ -98,58 +98,67 @@ pub(in crate::cli) struct Desk {
 pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
-    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
+    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let done = match args.command {
-        KeysCommand::Create(args) => create::run(&desk, args),
-        KeysCommand::List(args) => list(&desk, &args),
-        KeysCommand::Disable(key) => disable(&desk, &key),
-        KeysCommand::Regenerate(args) => regenerate(&desk, &args),
-        KeysCommand::Delete(key) => delete(&desk, &key),
-        KeysCommand::Import(args) => import::run(&desk, &args),
-        KeysCommand::Export(args) => export::run(&desk, &args),
+        KeysCommand::Create(args) => create::run(&command, args),
+        KeysCommand::List(args) => list(&command, &args),
+        KeysCommand::Disable(key) => disable(&command, &key),
+        KeysCommand::Regenerate(args) => regenerate(&command, &args),
+        KeysCommand::Delete(key) => delete(&command, &key),
+        KeysCommand::Import(args) => import::run(&command, &args),
+        KeysCommand::Export(args) => export::run(&command, &args),
     };
-    desk.runtime.block_on(desk.store.close());
+    command.runtime.block_on(command.store.close());
     done
 }
 
-fn list(desk: &Desk, args: &ListArgs) -> Result<(), Failure> {
+fn list(command: &KeyCommand, args: &ListArgs) -> Result<(), Failure> {
     let filter = KeyFilter { is_active: (!args.all).then_some(true), ..KeyFilter::default() };
-    desk.each_key(&args.within.workspace, &filter, |record| {
+    command.each_key(&args.within.workspace, &filter, |record| {
         let state = if record.key.is_active { "active" } else { "disabled" };
         let KeyRecord { key, name, hint, .. } = record;
         say(format_args!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name))
     })
 }
 
-fn disable(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
+fn disable(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
     let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
     let by = Actor::cli();
-    desk.wait(desk.store.update_key(&key.within.workspace, key.id, patch, &by, desk.now))
+    command
+        .wait(command.store.update_key(&key.within.workspace, key.id, patch, &by, command.now))
         .map(|written| eprintln!("{} is disabled", written.value.key.id))
 }
 
-fn delete(desk: &Desk, key: &OneKey) -> Result<(), Failure> {
+fn delete(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
     let by = Actor::cli();
-    desk.wait(desk.store.delete_key(&key.within.workspace, key.id, &by, desk.now))
+    command
+        .wait(command.store.delete_key(&key.within.workspace, key.id, &by, command.now))
         .map(|_| eprintln!("{} is deleted", key.id))
 }
 
-fn regenerate(desk: &Desk, args: &RegenerateArgs) -> Result<(), Failure> {
+fn regenerate(command: &KeyCommand, args: &RegenerateArgs) -> Result<(), Failure> {
     let (workspace, id) = (&args.key.within.workspace, args.key.id);
-    let record = desk.wait(desk.store.key(workspace, id))?;
+    let record = command.wait(command.store.key(workspace, id))?;
     let kind = record.ok_or_else(|| Failure::failed(StoreError::NotFound("key")))?.key.kind;
-    let prefix = &desk.config.secrets.prefix;
+    let prefix = &command.config.secrets.prefix;
     let secret = Secret::generate(prefix, kind);
-    let issued = credential(&secret, prefix, &desk.peppers);
+    let issued = credential(&secret, prefix, &command.peppers);
     let grace = Duration::from_secs(args.grace_period_seconds.into());
-    let old_until = (!grace.is_zero()).then(|| desk.now.plus(grace));
-    desk.wait(desk.store.regenerate_key(workspace, id, issued, old_until, &Actor::cli(), desk.now))?;
+    let old_until = (!grace.is_zero()).then(|| command.now.plus(grace));
+    command.wait(command.store.regenerate_key(
+        workspace,
+        id,
+        issued,
+        old_until,
+        &Actor::cli(),
+        command.now,
+    ))?;
     say(format_args!("{}", secret.expose()))
 }
 
-// === impl Desk ===
+// === impl KeyCommand ===
 
-impl Desk {
+impl KeyCommand {
     pub(in crate::cli) fn open(config: Config, inline: Option<&str>) -> Result<Self, Failure> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;

@@ -1,9 +1,9 @@
 //! `keygate usage export`
 
-use super::line::{FIELDS, Line};
+use super::line::{FIELDS, RecordLine};
 use super::{count, progress};
 use crate::cli::Failure;
-use crate::cli::keys::Desk;
+use crate::cli::keys::KeyCommand;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
 use crate::model::usage::UsageRecord;
@@ -21,7 +21,7 @@ const PART: u32 = 5_000;
 
 /// Arguments of `keygate usage export`.
 #[derive(Debug, Args)]
-pub(super) struct ExportArgs {
+pub(super) struct UsageExportArgs {
     /// Only this workspace; without it all of them
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
@@ -52,8 +52,8 @@ enum Format {
 }
 
 /// An export under way.
-struct Export<'d> {
-    desk: &'d Desk,
+struct UsageExport<'d> {
+    command: &'d KeyCommand,
     filter: RecordFilter,
     format: Format,
     progress: ProgressBar,
@@ -61,14 +61,14 @@ struct Export<'d> {
     passed_over: u64,
 }
 
-pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
-    let ExportArgs { workspace, key, from, to, format, output } = args;
+pub(super) fn run(command: &KeyCommand, args: &UsageExportArgs) -> Result<(), Failure> {
+    let UsageExportArgs { workspace, key, from, to, format, output } = args;
     if from.zip(*to).is_some_and(|(from, to)| from >= to) {
         return Err(Failure::Usage("--from must be before --to".into()));
     }
     let filter = RecordFilter { workspace: workspace.clone(), key: *key, from: *from, to: *to };
     let mut export =
-        Export { desk, filter, format: *format, progress: progress(), written: 0, passed_over: 0 };
+        UsageExport { command, filter, format: *format, progress: progress(), written: 0, passed_over: 0 };
     if let Some(path) = output {
         export.write_file(path)?;
     } else {
@@ -76,7 +76,7 @@ pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
         export.everything(out, &|error| Failure::Failed(format!("standard output: {error}")))?;
     }
     export.progress.finish_and_clear();
-    let Export { written, passed_over, .. } = export;
+    let UsageExport { written, passed_over, .. } = export;
     eprintln!("exported {written} usage records");
     if passed_over > 0 {
         eprintln!(
@@ -86,9 +86,9 @@ pub(super) fn run(desk: &Desk, args: &ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-// === impl Export ===
+// === impl UsageExport ===
 
-impl Export<'_> {
+impl UsageExport<'_> {
     fn write_file(&mut self, path: &Path) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", path.display()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
@@ -108,7 +108,7 @@ impl Export<'_> {
         written.map_err(failed)?;
         let mut next = Some(RequestId(Uuid::nil()));
         while let Some(first) = next {
-            let part = self.desk.wait(self.desk.store.all_records(&self.filter, first, PART))?;
+            let part = self.command.wait(self.command.store.all_records(&self.filter, first, PART))?;
             self.put(&mut out, &part.items).map_err(failed)?;
             self.written += count(part.items.len());
             self.passed_over += part.passed_over;
@@ -122,12 +122,12 @@ impl Export<'_> {
         if self.format == Format::Csv {
             let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(out);
             for record in records {
-                rows.serialize(Line::of(record).into_cells())?;
+                rows.serialize(RecordLine::of(record).into_cells())?;
             }
             return rows.flush();
         }
         for record in records {
-            serde_json::to_writer(&mut *out, &Line::of(record))?;
+            serde_json::to_writer(&mut *out, &RecordLine::of(record))?;
             out.write_all(b"\n")?;
         }
         Ok(())

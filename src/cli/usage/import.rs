@@ -1,14 +1,14 @@
 //! `keygate usage import`
 
 use super::{count, line, progress};
-use crate::cli::keys::Desk;
+use crate::cli::keys::KeyCommand;
 use crate::cli::keys::import::no_column_twice;
 use crate::cli::{Failure, text_file};
 use crate::clock::Timestamp;
 use crate::model::id::WorkspaceId;
 use crate::model::usage::UsageRecord;
 use crate::store::StoreError;
-use crate::store::shared::rollup::Width;
+use crate::store::shared::rollup::WindowWidth;
 use clap::Args;
 use indicatif::ProgressBar;
 use std::collections::HashMap;
@@ -21,14 +21,14 @@ const BATCH: usize = 2_000;
 
 /// Arguments of `keygate usage import`.
 #[derive(Debug, Args)]
-pub(super) struct ImportArgs {
+pub(super) struct UsageImportArgs {
     /// A file that `keygate usage export` wrote (its name ends in .csv if it is one), or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
     file: PathBuf,
 }
 
 /// An import under way.
-struct Import<'d> {
-    desk: &'d Desk,
+struct UsageImport<'d> {
+    command: &'d KeyCommand,
     file: &'d Path,
     progress: ProgressBar,
     /// From when on a workspace's plan keeps records.
@@ -41,10 +41,10 @@ struct Import<'d> {
     refused: u64,
 }
 
-pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
+pub(super) fn run(command: &KeyCommand, args: &UsageImportArgs) -> Result<(), Failure> {
     let file = args.file.as_path();
-    let mut import = Import {
-        desk,
+    let mut import = UsageImport {
+        command,
         file,
         progress: progress(),
         kept_from: HashMap::new(),
@@ -56,7 +56,7 @@ pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
     };
     let done = import.everything();
     import.progress.finish_and_clear();
-    let Import { new, there_already, too_old, refused, .. } = import;
+    let UsageImport { new, there_already, too_old, refused, .. } = import;
     // What is stored is stored, also when something failed after it.
     eprintln!("imported {new} usage records; there already: {there_already}; refused: {refused}");
     if too_old > 0 {
@@ -66,9 +66,9 @@ pub(super) fn run(desk: &Desk, args: &ImportArgs) -> Result<(), Failure> {
     if refused == 0 { Ok(()) } else { Err(Failure::Failed(format!("{refused} lines were refused"))) }
 }
 
-// === impl Import ===
+// === impl UsageImport ===
 
-impl Import<'_> {
+impl UsageImport<'_> {
     fn everything(&mut self) -> Result<(), Failure> {
         let opened = text_file(self.file).map_err(|e| self.at(None, &e.to_string()))?;
         if self.file.extension().is_some_and(|ending| ending == "csv") {
@@ -127,14 +127,14 @@ impl Import<'_> {
         if let Some(known) = self.kept_from.get(id) {
             return Ok(*known);
         }
-        let Desk { store, now, .. } = self.desk;
-        let plan = match self.desk.wait(store.workspace(id))? {
-            Some(workspace) => self.desk.wait(store.plan(&workspace.plan_id))?,
+        let KeyCommand { store, now, .. } = self.command;
+        let plan = match self.command.wait(store.workspace(id))? {
+            Some(workspace) => self.command.wait(store.plan(&workspace.plan_id))?,
             None => None,
         };
         let days = plan.and_then(|plan| plan.usage_retention_days);
         let from = days.map_or_else(Timestamp::default, |days| {
-            Width::Day.start(*now).minus(Duration::from_hours(24) * days)
+            WindowWidth::Day.start(*now).minus(Duration::from_hours(24) * days)
         });
         self.kept_from.insert(id.clone(), from);
         Ok(from)
@@ -158,7 +158,7 @@ impl Import<'_> {
     }
 
     fn append(&mut self, records: &[UsageRecord]) -> Result<(), StoreError> {
-        let new = self.desk.runtime.block_on(self.desk.store.append(records))?;
+        let new = self.command.runtime.block_on(self.command.store.append(records))?;
         self.new += new;
         self.there_already += count(records.len()).saturating_sub(new);
         Ok(())

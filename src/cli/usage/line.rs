@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// The fields of a [`Line`], in their order.
+/// The fields of a [`RecordLine`], in their order.
 pub(super) const FIELDS: [&str; 23] = [
     "id",
     "request_id",
@@ -44,7 +44,7 @@ pub(super) const FIELDS: [&str; 23] = [
 
 /// A record as it is written.
 #[derive(Debug, Serialize)]
-pub(super) struct Line<'r> {
+pub(super) struct RecordLine<'r> {
     id: Uuid,
     request_id: Cow<'r, str>,
     api_key_id: Uuid,
@@ -71,11 +71,11 @@ pub(super) struct Line<'r> {
 }
 
 /// What of a line has not been read yet.
-struct Unread(Map<String, Value>);
+struct UnreadFields(Map<String, Value>);
 
 /// The record of a line.
 pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
-    record(Unread(json::line(line)?))
+    record(UnreadFields(json::line(line)?))
 }
 
 /// The record of a row of comma-separated values whose head has these `names`.
@@ -95,10 +95,10 @@ pub(super) fn read_cells<'c>(
         }
         _ => plain(cell).into(),
     };
-    record(Unread(names.zip(cells).map(|(name, cell)| (name.to_owned(), value(name, cell))).collect()))
+    record(UnreadFields(names.zip(cells).map(|(name, cell)| (name.to_owned(), value(name, cell))).collect()))
 }
 
-fn record(mut line: Unread) -> Result<UsageRecord, String> {
+fn record(mut line: UnreadFields) -> Result<UsageRecord, String> {
     let record = UsageRecord {
         id: RequestId(line.uuid("id")?),
         request_id: line.text("request_id")?.into(),
@@ -114,13 +114,13 @@ fn record(mut line: Unread) -> Result<UsageRecord, String> {
         charged: line.flag("charged")?,
         degraded: line.flag("degraded")?,
         response_time_us: line.number("response_time_us")?,
-        ttfb_us: line.maybe("ttfb_us", Unread::number)?,
+        ttfb_us: line.maybe("ttfb_us", UnreadFields::number)?,
         bytes_in: line.number("bytes_in")?,
         bytes_out: line.number("bytes_out")?,
         tokens_used: line.number("tokens_used")?,
-        ip_address: line.maybe("ip_address", Unread::parsed)?,
+        ip_address: line.maybe("ip_address", UnreadFields::parsed)?,
         user_agent: line.text("user_agent")?.into(),
-        end_user_id: line.maybe("end_user_id", Unread::uuid)?.map(EndUserId),
+        end_user_id: line.maybe("end_user_id", UnreadFields::uuid)?.map(EndUserId),
         upstream: line.text("upstream")?.into(),
         node: line.text("node")?.into(),
     };
@@ -132,9 +132,9 @@ fn record(mut line: Unread) -> Result<UsageRecord, String> {
     }
 }
 
-// === impl Line ===
+// === impl RecordLine ===
 
-impl<'r> Line<'r> {
+impl<'r> RecordLine<'r> {
     pub(super) fn of(record: &'r UsageRecord) -> Self {
         let UsageRecord {
             id,
@@ -208,9 +208,9 @@ impl<'r> Line<'r> {
     }
 }
 
-// === impl Unread ===
+// === impl UnreadFields ===
 
-impl Unread {
+impl UnreadFields {
     fn take(&mut self, name: &str) -> Result<Value, String> {
         self.0.remove(name).ok_or_else(|| format!("{name}: is missing"))
     }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     fn written(of: &UsageRecord) -> String {
-        serde_json::to_string(&Line::of(of)).expect("JSON")
+        serde_json::to_string(&RecordLine::of(of)).expect("JSON")
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
                 ..sample()
             };
             let mut rows = csv::Writer::from_writer(Vec::new());
-            rows.serialize(Line::of(&whole).into_cells()).expect("a row");
+            rows.serialize(RecordLine::of(&whole).into_cells()).expect("a row");
             let written = rows.into_inner().expect("written");
             let mut reader = csv::Reader::from_reader(written.as_slice());
             let names = reader.headers().expect("a head").clone();
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn the_head_names_the_fields_in_their_order() {
         let mut rows = csv::Writer::from_writer(Vec::new());
-        rows.serialize(Line::of(&sample())).expect("a row");
+        rows.serialize(RecordLine::of(&sample())).expect("a row");
         let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
         assert_eq!(text.lines().next(), Some(FIELDS.join(",").as_str()));
     }

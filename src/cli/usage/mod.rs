@@ -6,7 +6,7 @@ mod export;
 mod import;
 mod line;
 
-use super::keys::Desk;
+use super::keys::KeyCommand;
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,22 +24,22 @@ pub struct UsageArgs {
 #[derive(Debug, Subcommand)]
 enum UsageCommand {
     /// Write usage records, those of deleted keys too, as lines that `import` takes, in the order of their ids
-    Export(export::ExportArgs),
+    Export(export::UsageExportArgs),
     /// Take usage records from a file that `export` wrote. Those that are there already stay as they are, so an import that was
     /// broken off can be repeated. Statistics and what limits have spent follow; move keys first, with `keygate export` and
     /// `keygate import`
-    Import(import::ImportArgs),
+    Import(import::UsageImportArgs),
 }
 
 pub(super) fn run(args: &UsageArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
-    let desk = Desk::open(config, inline_secrets(environment).peppers)?;
+    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let done = match &args.command {
-        UsageCommand::Export(args) => export::run(&desk, args),
-        UsageCommand::Import(args) => import::run(&desk, args),
+        UsageCommand::Export(args) => export::run(&command, args),
+        UsageCommand::Import(args) => import::run(&command, args),
     };
-    desk.runtime.block_on(desk.store.close());
+    command.runtime.block_on(command.store.close());
     done
 }
 

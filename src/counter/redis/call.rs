@@ -2,15 +2,15 @@
 //!
 //! Must not know: where requests come from. Without an answer, those who wait are decided for without it.
 
-use super::endpoint::Trouble;
-use super::pool::Ask;
-use super::script::{self, Answer, Call, Told};
+use super::endpoint::CallFailure;
+use super::pool::LeaseRequest;
+use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use super::{
-    BROKEN_FOR, CALENDAR_OFF_MAX_US, Group, HELD_BACK_FOR, Leases, PATIENCE, State, Subject, Undelivered,
-    Verdict, can_spend, nanos, refusal, spend,
+    BROKEN_FOR, CALENDAR_OFF_MAX_US, HELD_BACK_FOR, KeyState, LeaseState, Leases, PATIENCE, RequestVerdict,
+    UndeliveredUnit, WorkspaceGroup, can_spend, nanos, refusal, spend,
 };
 use crate::clock::Timestamp;
-use crate::model::usage::SpentBy;
+use crate::model::usage::UsageSubject;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -20,16 +20,16 @@ const KEYS_MAX: usize = 16;
 /// Most subjects that the ledger is asked for at a time, for one workspace.
 const READ_MAX: usize = 16;
 
-type Waiter = (oneshot::Sender<Verdict>, Verdict);
+type Waiter = (oneshot::Sender<RequestVerdict>, RequestVerdict);
 
 impl Leases {
     /// Has the next call take this key along. Answers whether there is one on its way, or will be.
-    pub(super) fn enqueue(&self, subject: &Arc<Subject>, now_ns: u64) -> bool {
+    pub(super) fn enqueue(&self, subject: &Arc<KeyState>, now_ns: u64) -> bool {
         let mut queue = subject.group.queue();
         if !subject.is_queued.swap(true, Ordering::AcqRel) {
             queue.pending.push_back(Arc::clone(subject));
         }
-        if queue.is_asking(now_ns) {
+        if queue.is_calling(now_ns) {
             return true;
         }
         let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else { return false };
@@ -42,9 +42,9 @@ impl Leases {
     }
 
     /// Calls until no key of the workspace needs it.
-    async fn serve(self: Arc<Self>, group: Arc<Group>, turn: u64, permit: OwnedSemaphorePermit) {
+    async fn serve(self: Arc<Self>, group: Arc<WorkspaceGroup>, turn: u64, permit: OwnedSemaphorePermit) {
         loop {
-            let batch: Vec<Arc<Subject>> = {
+            let batch: Vec<Arc<KeyState>> = {
                 let mut queue = group.queue();
                 if queue.turn != turn {
                     break;
@@ -68,13 +68,17 @@ impl Leases {
     }
 
     /// One call for these keys and their workspace.
-    pub(super) async fn call(&self, group: &Arc<Group>, batch: &[Arc<Subject>]) -> Result<(), Trouble> {
+    pub(super) async fn call(
+        &self,
+        group: &Arc<WorkspaceGroup>,
+        batch: &[Arc<KeyState>],
+    ) -> Result<(), CallFailure> {
         let mut at = self.now().wall;
         let mut is_second = false;
         loop {
             let sent_ns = self.now_ns();
             let (of_workspace, of_keys) = asks(group, batch, sent_ns, at);
-            let call = Call {
+            let call = ScriptCall {
                 node: &self.config.node,
                 nodes: self.nodes(),
                 server: &self.link.server(),
@@ -86,18 +90,18 @@ impl Leases {
                 of_keys: batch.iter().map(|s| s.key).zip(&of_keys).collect(),
             };
             match self.send(group.part, &call).await {
-                Ok(Answer::Told(now_us, told)) => {
+                Ok(ScriptReply::Told(now_us, told)) => {
                     self.set_calendar(now_us, CALENDAR_OFF_MAX_US);
                     self.take_in(group, batch, (of_workspace.as_ref(), &of_keys), told, sent_ns);
                     return Ok(());
                 }
-                Ok(Answer::OtherWindows(now)) if !is_second => {
+                Ok(ScriptReply::OtherWindows(now)) if !is_second => {
                     is_second = true;
                     self.set_calendar(now.as_micros(), 0);
                     at = now;
                 }
-                Ok(Answer::OtherWindows(_)) => {
-                    let trouble = Trouble::Link("its calendar does not stand still".into());
+                Ok(ScriptReply::OtherWindows(_)) => {
+                    let trouble = CallFailure::Link("its calendar does not stand still".into());
                     fail(group, batch, (of_workspace.as_ref(), &of_keys), &trouble, self.now_ns());
                     return Err(trouble);
                 }
@@ -109,28 +113,28 @@ impl Leases {
         }
     }
 
-    async fn send(&self, part: u32, call: &Call<'_>) -> Result<Answer, Trouble> {
+    async fn send(&self, part: u32, call: &ScriptCall<'_>) -> Result<ScriptReply, CallFailure> {
         self.config.metrics.counter_calls.inc();
-        let value = match self.link.ask(part, &script::command(call, true), PATIENCE).await {
+        let value = match self.link.call(part, &script::command(call, true), PATIENCE).await {
             Err(trouble) if trouble.is_no_script() => {
-                self.link.ask(part, &script::command(call, false), PATIENCE).await
+                self.link.call(part, &script::command(call, false), PATIENCE).await
             }
             answered => answered,
         };
         script::read(&value?, call).ok_or_else(|| {
             let why = "answers what is no answer";
-            self.link.lose(part, why);
-            Trouble::Link(why.into())
+            self.link.on_failure(part, why);
+            CallFailure::Link(why.into())
         })
     }
 
     /// Takes in an answer and tells those who wait.
     fn take_in(
         &self,
-        group: &Arc<Group>,
-        batch: &[Arc<Subject>],
-        (of_workspace, of_keys): (Option<&Ask>, &[Ask]),
-        told: Vec<Told>,
+        group: &Arc<WorkspaceGroup>,
+        batch: &[Arc<KeyState>],
+        (of_workspace, of_keys): (Option<&LeaseRequest>, &[LeaseRequest]),
+        told: Vec<ScriptTotals>,
         sent_ns: u64,
     ) {
         let mut told = told.into_iter();
@@ -154,7 +158,7 @@ impl Leases {
                 is_left = true;
             } else if verdicts.is_empty() && ask.waiting > 0 {
                 // Nothing came of it, and nothing else would the next time.
-                verdicts.extend(key.waiting.drain(..).map(|w| (w, Verdict::Alone)));
+                verdicts.extend(key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)));
             } else {
                 is_left = true;
                 // A call is on its way, or this one would not have been answered.
@@ -173,16 +177,16 @@ impl Leases {
 
     fn learn(
         &self,
-        group: &Arc<Group>,
-        subject: Option<&Arc<Subject>>,
-        state: &mut State,
-        ask: &Ask,
-        told: &Told,
+        group: &Arc<WorkspaceGroup>,
+        subject: Option<&Arc<KeyState>>,
+        state: &mut LeaseState,
+        ask: &LeaseRequest,
+        told: &ScriptTotals,
         sent_ns: u64,
     ) {
         let now_ns = self.now_ns();
         match told {
-            Told::Grant(grant) => {
+            ScriptTotals::Grant(grant) => {
                 let returned = ask.returned.0;
                 self.config.metrics.counter_units_returned.inc_by(returned);
                 self.config.metrics.counter_units_granted.inc_by(grant.units);
@@ -194,16 +198,16 @@ impl Leases {
                     state.alone_since_ns = None;
                 }
             }
-            Told::Unknown => {
-                self.is_unknown(&state.pool);
+            ScriptTotals::Unknown => {
+                self.on_unknown_subject(&state.pool);
                 state.pool.unanswered(ask);
                 if !state.is_reading {
                     state.is_reading = true;
                     self.ask_ledger(group, subject.map(Arc::clone));
                 }
             }
-            Told::Old => state.pool.unanswered(ask),
-            Told::Broken(why) => {
+            ScriptTotals::Old => state.pool.unanswered(ask),
+            ScriptTotals::Broken(why) => {
                 match subject {
                     Some(subject) => {
                         tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
@@ -219,7 +223,7 @@ impl Leases {
     }
 
     /// Asks the ledger for what Redis does not know, and calls again for those who wait for it.
-    fn ask_ledger(&self, group: &Arc<Group>, subject: Option<Arc<Subject>>) {
+    fn ask_ledger(&self, group: &Arc<WorkspaceGroup>, subject: Option<Arc<KeyState>>) {
         let mut queue = group.queue();
         queue.unknown.push_back(subject);
         if queue.is_reading {
@@ -230,7 +234,7 @@ impl Leases {
         self.config.io.spawn(me.read_ledger(Arc::clone(group)));
     }
 
-    async fn read_ledger(self: Arc<Self>, group: Arc<Group>) {
+    async fn read_ledger(self: Arc<Self>, group: Arc<WorkspaceGroup>) {
         loop {
             let (some, mut stalled) = {
                 let mut queue = group.queue();
@@ -246,11 +250,11 @@ impl Leases {
             let mut reads = tokio::task::JoinSet::new();
             for subject in some {
                 let by = match &subject {
-                    Some(subject) => SpentBy::Key(subject.key),
-                    None => SpentBy::Workspace(group.id.clone()),
+                    Some(subject) => UsageSubject::Key(subject.key),
+                    None => UsageSubject::Workspace(group.id.clone()),
                 };
                 let ledger = Arc::clone(&self.config.ledger);
-                reads.spawn(async move { (subject, ledger.spent_of(&by, at).await) });
+                reads.spawn(async move { (subject, ledger.totals_of(&by, at).await) });
             }
             while let Some(read) = reads.join_next().await {
                 let Ok((subject, row)) = read else { continue };
@@ -274,7 +278,12 @@ impl Leases {
     }
 }
 
-fn asks(group: &Group, batch: &[Arc<Subject>], now_ns: u64, at: Timestamp) -> (Option<Ask>, Vec<Ask>) {
+fn asks(
+    group: &WorkspaceGroup,
+    batch: &[Arc<KeyState>],
+    now_ns: u64,
+    at: Timestamp,
+) -> (Option<LeaseRequest>, Vec<LeaseRequest>) {
     let mut all = 0;
     let mut of_keys = Vec::with_capacity(batch.len());
     for subject in batch {
@@ -283,21 +292,21 @@ fn asks(group: &Group, batch: &[Arc<Subject>], now_ns: u64, at: Timestamp) -> (O
         let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
         all += waiting;
         let ledger = key.ledgered(at);
-        of_keys.push(Ask { ledger, ..key.pool.ask(waiting, now_ns, at) });
+        of_keys.push(LeaseRequest { ledger, ..key.pool.ask(waiting, now_ns, at) });
     }
     let of_workspace = group.lock_if_counted().map(|mut workspace| {
         let ledger = workspace.ledgered(at);
-        Ask { ledger, ..workspace.pool.ask(all, now_ns, at) }
+        LeaseRequest { ledger, ..workspace.pool.ask(all, now_ns, at) }
     });
     (of_workspace, of_keys)
 }
 
 /// There is no answer. Those who wait are decided for without it.
 fn fail(
-    group: &Group,
-    batch: &[Arc<Subject>],
-    (of_workspace, of_keys): (Option<&Ask>, &[Ask]),
-    trouble: &Trouble,
+    group: &WorkspaceGroup,
+    batch: &[Arc<KeyState>],
+    (of_workspace, of_keys): (Option<&LeaseRequest>, &[LeaseRequest]),
+    trouble: &CallFailure,
     now_ns: u64,
 ) {
     if let Some(ask) = of_workspace {
@@ -307,13 +316,13 @@ fn fail(
         let mut key = subject.lock();
         key.pool.unanswered(ask);
         match trouble {
-            Trouble::Key(why) => {
+            CallFailure::Key(why) => {
                 tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
                 key.broken_until_ns = now_ns + nanos(BROKEN_FOR);
             }
-            Trouble::Link(why) => tracing::debug!(key = %subject.key, why, "counters: no answer"),
+            CallFailure::Link(why) => tracing::debug!(key = %subject.key, why, "counters: no answer"),
         }
-        let verdicts = key.waiting.drain(..).map(|w| (w, Verdict::Alone)).collect();
+        let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)).collect();
         drop(key);
         tell(verdicts);
         subject.list();
@@ -322,9 +331,9 @@ fn fail(
 
 /// Hands units to those who wait, first come first served, until there are none; then all are refused, if that is known.
 fn hand_out(
-    subject: &Arc<Subject>,
-    key: &mut State,
-    workspace: Option<&mut MutexGuard<'_, State>>,
+    subject: &Arc<KeyState>,
+    key: &mut LeaseState,
+    workspace: Option<&mut MutexGuard<'_, LeaseState>>,
     now: crate::clock::Now,
     verdicts: &mut Vec<Waiter>,
 ) {
@@ -335,9 +344,9 @@ fn hand_out(
         }
         if can_spend(key, workspace.as_deref_mut(), now.steady_ns) {
             let told = spend(subject, key, workspace.as_deref_mut(), now);
-            verdicts.push((waiter, Verdict::Unit(Undelivered(Some(told)))));
+            verdicts.push((waiter, RequestVerdict::Unit(UndeliveredUnit(Some(told)))));
         } else if let Some(refusal) = refusal(key, workspace.as_deref(), now.steady_ns) {
-            verdicts.push((waiter, Verdict::Refused(refusal)));
+            verdicts.push((waiter, RequestVerdict::Refused(refusal)));
         } else {
             key.waiting.push_front(waiter);
             return;

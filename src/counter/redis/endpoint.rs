@@ -32,7 +32,7 @@ const RIGHTS: &str = "~kg:* +evalsha +eval +time +hmget +hgetall +hset +hsetnx +
 
 /// Where Redis is.
 #[derive(Clone, PartialEq, Eq)]
-pub struct RedisPlace {
+pub struct RedisEndpoint {
     /// What is there.
     pub kind: RedisKind,
     /// Hosts and ports: of the server, of the Sentinels, or of some nodes of the cluster.
@@ -82,7 +82,7 @@ pub enum LinkError {
 
 /// What went wrong with a question.
 #[derive(Debug)]
-pub(in crate::counter) enum Trouble {
+pub(in crate::counter) enum CallFailure {
     /// Something at that key; Redis as such is well.
     Key(String),
     /// Redis.
@@ -91,14 +91,14 @@ pub(in crate::counter) enum Trouble {
 
 /// An open connection.
 #[derive(Clone)]
-pub(in crate::counter) enum Connection {
+pub(in crate::counter) enum RedisConnection {
     One(MultiplexedConnection),
     Cluster(Box<ClusterConnection>),
 }
 
-impl RedisPlace {
+impl RedisEndpoint {
     /// A new connection.
-    pub(in crate::counter) async fn connect(&self) -> Result<Connection, LinkError> {
+    pub(in crate::counter) async fn connect(&self) -> Result<RedisConnection, LinkError> {
         if self.tls.is_some() {
             // One of several providers may be compiled in some day; the first to say so decides, and ours is this one.
             drop(rustls::crypto::ring::default_provider().install_default());
@@ -109,21 +109,21 @@ impl RedisPlace {
         }
     }
 
-    async fn open(&self) -> Result<Connection, RedisError> {
+    async fn open(&self) -> Result<RedisConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(ANSWER_WITHIN));
         match &self.kind {
             RedisKind::Server => {
                 let client = self.server()?;
-                Ok(Connection::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+                Ok(RedisConnection::One(client.get_multiplexed_async_connection_with_config(&config).await?))
             }
             RedisKind::Sentinel(name) => {
                 let connection = self.sentinel(name)?.get_async_connection_with_config(&config).await?;
-                Ok(Connection::One(connection))
+                Ok(RedisConnection::One(connection))
             }
             RedisKind::Cluster => {
-                Ok(Connection::Cluster(Box::new(self.cluster()?.get_async_connection().await?)))
+                Ok(RedisConnection::Cluster(Box::new(self.cluster()?.get_async_connection().await?)))
             }
         }
     }
@@ -212,7 +212,7 @@ impl RedisPlace {
     }
 }
 
-impl std::fmt::Debug for RedisPlace {
+impl std::fmt::Debug for RedisEndpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Who connects and how it proves that stay out of logs.
         f.debug_struct("RedisPlace")
@@ -224,9 +224,9 @@ impl std::fmt::Debug for RedisPlace {
     }
 }
 
-// === impl Connection ===
+// === impl RedisConnection ===
 
-impl Connection {
+impl RedisConnection {
     /// Asks.
     pub(in crate::counter) async fn run(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         let value = match self {
@@ -373,7 +373,7 @@ fn untrusted(error: &RedisError) -> Option<String> {
     }
 }
 
-impl Trouble {
+impl CallFailure {
     pub(in crate::counter) fn of(error: &RedisError) -> Self {
         let text = error.to_string();
         // A script's error carries the inner one in its text on older servers.

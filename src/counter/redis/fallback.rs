@@ -2,22 +2,26 @@
 //!
 //! Must not know: how Redis is asked, or the ledger.
 
-use super::pool::Alone;
-use super::{Leases, OnFailure, State, Subject, Unit, spend};
-use crate::counter::{Charge, Charged, Declined, Left};
+use super::pool::FallbackState;
+use super::{KeyState, LeaseState, LeasedUnit, Leases, OnFailure, spend};
+use crate::counter::{Charge, ChargeError, Charged, LimitsLeft};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Leases {
     /// Decides by this node alone.
-    pub(super) fn alone(&self, subject: &Arc<Subject>, charge: &Charge<'_>) -> Result<Charged, Declined> {
+    pub(super) fn charge_fallback(
+        &self,
+        subject: &Arc<KeyState>,
+        charge: &Charge<'_>,
+    ) -> Result<Charged, ChargeError> {
         let now = self.now();
         let is_up = self.link.is_up_for(subject.group.part, now.steady_ns);
         let (well_ns, nodes) = (self.link.last_well_ns(), self.nodes());
-        let alone = |state: &mut State| {
+        let alone = |state: &mut LeaseState| {
             let well_ns = *state.alone_since_ns.get_or_insert(well_ns);
             let gone_since_ns = (!is_up).then_some(well_ns);
-            Alone { nodes, share_unknown: self.config.share_unknown, gone_since_ns, well_ns }
+            FallbackState { nodes, share_unknown: self.config.share_unknown, gone_since_ns, well_ns }
         };
         let mut key = subject.lock();
         let mut workspace = subject.group.counted(charge.workspace_limits);
@@ -32,9 +36,9 @@ impl Leases {
         }
         self.config.metrics.counters_degraded.inc();
         if self.config.on_failure == OnFailure::Deny {
-            return Err(Declined::Unavailable);
+            return Err(ChargeError::Unavailable);
         }
-        let mut parts: SmallVec<[(&mut State, Alone, bool); 2]> = SmallVec::new();
+        let mut parts: SmallVec<[(&mut LeaseState, FallbackState, bool); 2]> = SmallVec::new();
         for (state, in_hand) in [Some(&mut *key), workspace.as_deref_mut()].into_iter().zip(in_hand) {
             let Some(state) = state else { continue };
             let alone = alone(state);
@@ -45,10 +49,10 @@ impl Leases {
             let refusals =
                 refusals.filter_map(|(state, alone, _)| state.pool.may_spend_alone(alone, now).err());
             if let Some(refusal) = refusals.max_by_key(|refusal| refusal.refused.retry) {
-                return Err(Declined::Limit { refusal, degraded: true });
+                return Err(ChargeError::Limit { refusal, degraded: true });
             }
         }
-        let mut left = Left::new();
+        let mut left = LimitsLeft::new();
         let mut spent = parts.iter_mut().map(|(state, alone, in_hand)| {
             let spent = if *in_hand { state.pool.spend(now) } else { state.pool.spend_alone(alone, now) };
             left.extend(state.pool.left_alone(now));
@@ -57,11 +61,11 @@ impl Leases {
         let (of_key, of_workspace) = (spent.next(), spent.next());
         drop(spent);
         drop(parts);
-        let Some(of_key) = of_key else { return Err(Declined::Unavailable) };
+        let Some(of_key) = of_key else { return Err(ChargeError::Unavailable) };
         drop(workspace);
         drop(key);
         subject.list();
-        let unit = Unit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false };
+        let unit = LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false };
         Ok(Charged { taken: None, unit: Some(unit), left, degraded: true })
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! *Invariant:* a connection is handed out only after Redis has taken a write and answered within [`PROBE_WITHIN`].
 
-use super::endpoint::{ANSWER_WITHIN, Connection, LinkError, RedisPlace, Trouble};
+use super::endpoint::{ANSWER_WITHIN, CallFailure, LinkError, RedisConnection, RedisEndpoint};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -32,11 +32,11 @@ const PARTS: usize = 4_096;
 
 /// The connection, if there is one.
 pub(in crate::counter) struct Link {
-    place: ArcSwap<RedisPlace>,
+    place: ArcSwap<RedisEndpoint>,
     node: String,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    current: ArcSwapOption<Up>,
+    current: ArcSwapOption<OpenLink>,
     lost: Notify,
     /// When it last answered in time, in steady ns.
     well_ns: AtomicU64,
@@ -54,24 +54,24 @@ pub(in crate::counter) struct Link {
 }
 
 /// A connection that is in use.
-struct Up {
-    connection: Connection,
+struct OpenLink {
+    connection: RedisConnection,
     /// What the server's process is called.
     server: String,
     /// One part for a server, many for a cluster.
-    parts: Box<[Part]>,
+    parts: Box<[LinkPart]>,
 }
 
 /// What fails together.
 #[derive(Default)]
-struct Part {
+struct LinkPart {
     late: AtomicU32,
     left_until_ns: AtomicU64,
 }
 
 impl Link {
     pub(in crate::counter) fn new(
-        place: RedisPlace,
+        place: RedisEndpoint,
         node: &str,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
@@ -95,29 +95,29 @@ impl Link {
     }
 
     /// The next connection is made so. Those that there are stay.
-    pub(in crate::counter) fn set_place(&self, place: RedisPlace) {
+    pub(in crate::counter) fn set_place(&self, place: RedisEndpoint) {
         self.place.store(Arc::new(place));
     }
 
     /// Looks for Redis once.
-    pub(in crate::counter) async fn look(&self) -> Result<(), LinkError> {
+    pub(in crate::counter) async fn probe_once(&self) -> Result<(), LinkError> {
         self.metrics.counter_connects.inc();
         let well_ns = self.last_well_ns();
         let mut connection = self.place.load_full().connect().await?;
         let server = connection.vet().await?;
         self.probe(&mut connection).await?;
         let parts = if connection.is_cluster() { PARTS } else { 1 };
-        let parts = (0..parts).map(|_| Part::default()).collect();
+        let parts = (0..parts).map(|_| LinkPart::default()).collect();
         self.lost_ns.store(well_ns, Ordering::Relaxed);
         self.back_ns.store(self.now_ns(), Ordering::Relaxed);
-        self.current.store(Some(Arc::new(Up { connection, server, parts })));
+        self.current.store(Some(Arc::new(OpenLink { connection, server, parts })));
         self.made.fetch_add(1, Ordering::Release);
         self.metrics.counter_up.set(1);
         Ok(())
     }
 
     /// Looks for Redis whenever it is gone, for as long as somebody needs it.
-    pub(in crate::counter) async fn keep<T>(self: Arc<Self>, needed: Weak<T>) {
+    pub(in crate::counter) async fn maintain<T>(self: Arc<Self>, needed: Weak<T>) {
         let mut pause = LOOK_AGAIN.0;
         let mut told = false;
         while needed.strong_count() > 0 {
@@ -129,7 +129,7 @@ impl Link {
                 }
                 continue;
             }
-            match self.look().await {
+            match self.probe_once().await {
                 Ok(()) => {
                     tracing::info!("counters: Redis answers");
                     continue;
@@ -166,7 +166,7 @@ impl Link {
     }
 
     /// Redis has been found to have forgotten what it was told.
-    pub(in crate::counter) fn has_forgotten(&self) {
+    pub(in crate::counter) fn mark_forgotten(&self) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -187,26 +187,26 @@ impl Link {
         is_just_back.then(|| Duration::from_nanos(lost_for_ns))
     }
 
-    fn is_well(&self) {
+    fn mark_well(&self) {
         self.well_ns.store(self.now_ns(), Ordering::Relaxed);
     }
 
     /// Asks. An answer later than `patience` counts against Redis, though it is still taken in.
-    pub(in crate::counter) async fn ask(
+    pub(in crate::counter) async fn call(
         &self,
         part: u32,
         command: &Cmd,
         patience: Duration,
-    ) -> Result<Value, Trouble> {
+    ) -> Result<Value, CallFailure> {
         let Some(up) = self.current.load_full() else {
-            return Err(Trouble::Link("gone".into()));
+            return Err(CallFailure::Link("gone".into()));
         };
         let mut connection = up.connection.clone();
         let mut answer = std::pin::pin!(connection.run(command));
         if let Ok(answered) = tokio::time::timeout(patience, &mut answer).await {
             if answered.is_ok() {
                 up.part(part).late.store(0, Ordering::Relaxed);
-                self.is_well();
+                self.mark_well();
             }
             return answered.map_err(|error| self.judge(&up, part, &error));
         }
@@ -216,13 +216,13 @@ impl Link {
         }
         match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
             Ok(answered) => answered.map_err(|error| self.judge(&up, part, &error)),
-            Err(_) => Err(Trouble::Link("no answer".into())),
+            Err(_) => Err(CallFailure::Link("no answer".into())),
         }
     }
 
-    fn judge(&self, up: &Arc<Up>, part: u32, error: &RedisError) -> Trouble {
-        let trouble = Trouble::of(error);
-        if let Trouble::Link(why) = &trouble
+    fn judge(&self, up: &Arc<OpenLink>, part: u32, error: &RedisError) -> CallFailure {
+        let trouble = CallFailure::of(error);
+        if let CallFailure::Link(why) = &trouble
             && !trouble.is_no_script()
         {
             self.give_up(up, part, why);
@@ -231,13 +231,13 @@ impl Link {
     }
 
     /// Leaves `part` alone for a while or, where there is only one, gives the connection up; a new one is looked for.
-    pub(in crate::counter) fn lose(&self, part: u32, why: &str) {
+    pub(in crate::counter) fn on_failure(&self, part: u32, why: &str) {
         if let Some(up) = self.current.load_full() {
             self.give_up(&up, part, why);
         }
     }
 
-    fn give_up(&self, up: &Arc<Up>, part: u32, why: &str) {
+    fn give_up(&self, up: &Arc<OpenLink>, part: u32, why: &str) {
         if up.parts.len() > 1 {
             up.part(part).leave(self.now_ns());
             tracing::debug!(why, part, "counters: a part of the cluster is left alone for a second");
@@ -247,7 +247,7 @@ impl Link {
     }
 
     /// Only the connection that failed is given up, never one that was made since.
-    fn drop_connection(&self, up: &Arc<Up>, why: &str) {
+    fn drop_connection(&self, up: &Arc<OpenLink>, why: &str) {
         let seen = self.current.compare_and_swap(up, None);
         if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, up)) {
             tracing::warn!(why, "counters: Redis is gone");
@@ -267,11 +267,11 @@ impl Link {
         }
     }
 
-    async fn probe(&self, connection: &mut Connection) -> Result<(), LinkError> {
+    async fn probe(&self, connection: &mut RedisConnection) -> Result<(), LinkError> {
         let mark = self.probes.fetch_add(1, Ordering::Relaxed) + 1;
         match tokio::time::timeout(PROBE_WITHIN, connection.probe(&self.node, mark)).await {
             Ok(Ok(found)) => {
-                self.is_well();
+                self.mark_well();
                 if let Some(found) = found {
                     self.found(found);
                 }
@@ -286,7 +286,7 @@ impl Link {
     fn found(&self, mark: u64) {
         let before = self.mark.swap(mark, Ordering::AcqRel);
         if before != 0 && before != mark {
-            self.has_forgotten();
+            self.mark_forgotten();
         }
     }
 
@@ -304,15 +304,15 @@ impl Link {
 
 // === impl Up, Part ===
 
-impl Up {
+impl OpenLink {
     /// The part that keys with this number are in.
-    fn part(&self, number: u32) -> &Part {
+    fn part(&self, number: u32) -> &LinkPart {
         // There is always one, and never so many that their number would not fit.
         &self.parts[number as usize % self.parts.len()]
     }
 }
 
-impl Part {
+impl LinkPart {
     fn is_up(&self, now_ns: u64) -> bool {
         now_ns >= self.left_until_ns.load(Ordering::Relaxed)
     }

@@ -14,17 +14,17 @@ pub mod pool;
 pub(super) mod script;
 mod settle;
 
-use super::{Charge, Charged, Declined, Left, Refusal};
+use super::{Charge, ChargeError, Charged, LimitsLeft, Refusal};
 use crate::clock::{Clock, Now, Timestamp};
 use crate::metrics::Metrics;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::usage::{SpentBy, SpentRow};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::Limits;
 use async_trait::async_trait;
 use dashmap::DashMap;
-use endpoint::{LinkError, RedisPlace};
+use endpoint::{LinkError, RedisEndpoint};
 use link::Link;
-use pool::{Pool, Spent, WINDOWS};
+use pool::{SubjectPool, TakenUnits, WINDOWS};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -65,9 +65,9 @@ pub enum OnFailure {
 
 /// Where spending is kept for good.
 #[async_trait]
-pub trait SpentSource: Send + Sync + 'static {
+pub trait TotalsSource: Send + Sync + 'static {
     /// What `subject` has spent of the windows that contain `at`; none when that cannot be told now.
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Option<SpentRow>;
+    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals>;
 
     /// How long ago a record may have been made here that is not stored yet.
     fn behind(&self) -> Duration;
@@ -76,7 +76,7 @@ pub trait SpentSource: Send + Sync + 'static {
 /// What shared counters need.
 pub struct LeasesConfig {
     /// Where Redis is.
-    pub place: RedisPlace,
+    pub place: RedisEndpoint,
     /// What to do without it.
     pub on_failure: OnFailure,
     /// Whether limits of which Redis has promised nothing are divided by the number of nodes then; else they refuse.
@@ -86,7 +86,7 @@ pub struct LeasesConfig {
     /// How many nodes live, this one included.
     pub nodes: Box<dyn Fn() -> usize + Send + Sync>,
     /// From what an emptied Redis is filled.
-    pub ledger: Arc<dyn SpentSource>,
+    pub ledger: Arc<dyn TotalsSource>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Numbers.
@@ -99,8 +99,8 @@ pub struct LeasesConfig {
 pub struct Leases {
     config: LeasesConfig,
     link: Arc<Link>,
-    keys: DashMap<KeyId, Arc<Subject>>,
-    groups: DashMap<WorkspaceId, Arc<Group>>,
+    keys: DashMap<KeyId, Arc<KeyState>>,
+    groups: DashMap<WorkspaceId, Arc<WorkspaceGroup>>,
     calls: Arc<Semaphore>,
     /// Keys of which Redis will have to hear though nobody may ask.
     listed: Mutex<VecDeque<KeyId>>,
@@ -114,87 +114,87 @@ pub struct Leases {
 }
 
 /// A workspace on this node: its keys are called for together.
-struct Group {
+struct WorkspaceGroup {
     id: WorkspaceId,
     /// Workspaces with one number fail together.
     part: u32,
     /// Whether limits are counted on the workspace itself.
     is_counted: AtomicBool,
-    state: Mutex<State>,
-    queue: Mutex<Queue>,
+    state: Mutex<LeaseState>,
+    queue: Mutex<CallQueue>,
 }
 
 #[derive(Default)]
-struct Queue {
+struct CallQueue {
     /// Keys for the next call.
-    pending: VecDeque<Arc<Subject>>,
+    pending: VecDeque<Arc<KeyState>>,
     /// When the call on its way was sent, in steady ns.
     asking_since_ns: Option<u64>,
     /// Which series of calls that belongs to; another has begun if it was abandoned.
     turn: u64,
     /// What Redis does not know and the ledger is to be asked for; none is the workspace.
-    unknown: VecDeque<Option<Arc<Subject>>>,
+    unknown: VecDeque<Option<Arc<KeyState>>>,
     is_reading: bool,
     /// Keys with requests that wait for the ledger.
-    stalled: Vec<Arc<Subject>>,
+    stalled: Vec<Arc<KeyState>>,
 }
 
 /// A key on this node.
-struct Subject {
+struct KeyState {
     key: KeyId,
-    group: Arc<Group>,
+    group: Arc<WorkspaceGroup>,
     leases: Weak<Leases>,
     /// Whether it is among those of which Redis will have to hear, and among those of the next call.
     is_listed: AtomicBool,
     is_queued: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
 }
 
 /// What is known of a key, or of a workspace.
 #[derive(Default)]
-struct State {
-    pool: Pool,
+struct LeaseState {
+    pool: SubjectPool,
     /// Requests of a key.
-    waiting: VecDeque<oneshot::Sender<Verdict>>,
+    waiting: VecDeque<oneshot::Sender<RequestVerdict>>,
     broken_until_ns: u64,
     /// What the ledger told, and when, until Redis is filled with it.
-    ledger: Option<(Timestamp, SpentRow)>,
+    ledger: Option<(Timestamp, UsageTotals)>,
     is_reading: bool,
     /// When Redis was last well, seen from the first request that was decided without it since.
     alone_since_ns: Option<u64>,
 }
 
-/// What one request took. Dropping it ends its place in flight.
-pub(super) struct Unit {
-    subject: Arc<Subject>,
-    of_key: Spent,
-    of_workspace: Option<Spent>,
+/// What one request took. Dropping it ends its slot in flight.
+pub(super) struct LeasedUnit {
+    subject: Arc<KeyState>,
+    of_key: TakenUnits,
+    of_workspace: Option<TakenUnits>,
     is_ended: bool,
 }
 
-/// A place in flight of a request that is not charged yet.
-pub(super) struct HeldPlace(Arc<Subject>);
+/// A slot in flight of a request that is not charged yet.
+pub(super) struct HeldSlot(Arc<KeyState>);
 
 /// What a waiting request is told.
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every request gets a unit; a box would cost each an allocation"
 )]
-enum Verdict {
-    Unit(Undelivered),
+enum RequestVerdict {
+    Unit(UndeliveredUnit),
     Refused(Box<Refusal>),
     /// Redis cannot be asked.
     Alone,
 }
 
 /// A unit on its way to a request that may have stopped waiting; then it goes back.
-struct Undelivered(Option<(Unit, Left)>);
+struct UndeliveredUnit(Option<(LeasedUnit, LimitsLeft)>);
 
 /// What can be told at once.
 #[expect(clippy::large_enum_variant, reason = "nearly every request is told at once")]
-enum Quick {
-    Verdict(Verdict),
-    Wait(oneshot::Receiver<Verdict>),
+enum LocalAnswer {
+    Verdict(RequestVerdict),
+    Wait(oneshot::Receiver<RequestVerdict>),
 }
 
 impl Leases {
@@ -202,7 +202,7 @@ impl Leases {
     pub async fn start(config: LeasesConfig) -> Result<Arc<Self>, LinkError> {
         let (place, clock) = (config.place.clone(), Arc::clone(&config.clock));
         let link = Arc::new(Link::new(place, &config.node, clock, Arc::clone(&config.metrics)));
-        match link.look().await {
+        match link.probe_once().await {
             Ok(()) => {}
             Err(error @ LinkError::Unfit(_)) => return Err(error),
             Err(LinkError::Gone(why)) => tracing::warn!(why, "counters: started without Redis"),
@@ -220,28 +220,30 @@ impl Leases {
             ahead_us: AtomicI64::new(0),
             me: me.clone(),
         });
-        io.spawn(link.keep(Arc::downgrade(&leases)));
+        io.spawn(link.maintain(Arc::downgrade(&leases)));
         io.spawn(settle::sweep(Arc::downgrade(&leases)));
         Ok(leases)
     }
 
     /// The next connection to Redis is made so: with other certificates or passwords.
-    pub(super) fn set_place(&self, place: RedisPlace) {
+    pub(super) fn set_place(&self, place: RedisEndpoint) {
         self.link.set_place(place);
     }
 
     /// Charges all limits of a request, or none of them.
-    pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, Declined> {
+    pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, ChargeError> {
         let deadline = Instant::now() + PATIENCE;
         let subject = self.subject(charge.key, charge.workspace);
         let (quick, began_ns) = self.quick(&subject, charge);
         let answer = match quick {
-            Quick::Verdict(Verdict::Alone) => None,
-            Quick::Verdict(verdict) => return charged(verdict),
-            Quick::Wait(answer) => tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok),
+            LocalAnswer::Verdict(RequestVerdict::Alone) => None,
+            LocalAnswer::Verdict(verdict) => return charged(verdict),
+            LocalAnswer::Wait(answer) => {
+                tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok)
+            }
         };
         let charged = match answer {
-            None | Some(Verdict::Alone) => self.alone(&subject, charge),
+            None | Some(RequestVerdict::Alone) => self.charge_fallback(&subject, charge),
             Some(verdict) => charged(verdict),
         };
         let waited = Duration::from_nanos(self.now_ns().saturating_sub(began_ns));
@@ -249,15 +251,15 @@ impl Leases {
         charged
     }
 
-    /// Takes a place in flight for a request that is charged later, as far as this process knows.
-    pub(super) fn hold(&self, charge: &Charge<'_>) -> Result<HeldPlace, Box<Refusal>> {
+    /// Takes a slot in flight for a request that is charged later, as far as this process knows.
+    pub(super) fn hold(&self, charge: &Charge<'_>) -> Result<HeldSlot, Box<Refusal>> {
         let subject = self.subject(charge.key, charge.workspace);
         subject.lock().pool.hold(charge.key_limits)?;
-        Ok(HeldPlace(subject))
+        Ok(HeldSlot(subject))
     }
 
     /// From what is in hand, or a place in the queue for what Redis will say.
-    fn quick(&self, subject: &Arc<Subject>, charge: &Charge<'_>) -> (Quick, u64) {
+    fn quick(&self, subject: &Arc<KeyState>, charge: &Charge<'_>) -> (LocalAnswer, u64) {
         let now = self.now();
         let group = &subject.group;
         let mut key = subject.lock();
@@ -270,32 +272,38 @@ impl Leases {
             let told = spend(subject, &mut key, workspace.as_deref_mut(), now);
             let key_wants = key.pool.wants_more();
             let wants = workspace.as_deref_mut().is_some_and(|w| w.pool.wants_more()) || key_wants;
-            let may_ask = wants && self.can_ask(group, &key, now.steady_ns);
+            let may_ask = wants && self.can_call_redis(group, &key, now.steady_ns);
             drop(workspace);
             drop(key);
             if may_ask {
                 self.enqueue(subject, now.steady_ns);
             }
             subject.list();
-            return (Quick::Verdict(Verdict::Unit(Undelivered(Some(told)))), now.steady_ns);
+            return (LocalAnswer::Verdict(RequestVerdict::Unit(UndeliveredUnit(Some(told)))), now.steady_ns);
         }
         if let Some(refusal) = refusal(&key, workspace.as_deref(), now.steady_ns) {
-            return (Quick::Verdict(Verdict::Refused(refusal)), now.steady_ns);
+            return (LocalAnswer::Verdict(RequestVerdict::Refused(refusal)), now.steady_ns);
         }
         let is_left_alone = workspace.as_ref().is_some_and(|w| now.steady_ns < w.broken_until_ns);
         drop(workspace);
-        if is_left_alone || !self.can_ask(group, &key, now.steady_ns) || key.waiting.len() >= WAITING_MAX {
-            return (Quick::Verdict(Verdict::Alone), now.steady_ns);
+        if is_left_alone
+            || !self.can_call_redis(group, &key, now.steady_ns)
+            || key.waiting.len() >= WAITING_MAX
+        {
+            return (LocalAnswer::Verdict(RequestVerdict::Alone), now.steady_ns);
         }
         let (tell, answer) = oneshot::channel();
         key.waiting.push_back(tell);
         drop(key);
         // Whoever finds that the call on its way is late does not wait for it.
         let is_asked = self.enqueue(subject, now.steady_ns) && !group.queue().is_late(now.steady_ns);
-        (if is_asked { Quick::Wait(answer) } else { Quick::Verdict(Verdict::Alone) }, now.steady_ns)
+        (
+            if is_asked { LocalAnswer::Wait(answer) } else { LocalAnswer::Verdict(RequestVerdict::Alone) },
+            now.steady_ns,
+        )
     }
 
-    fn can_ask(&self, group: &Group, key: &State, now_ns: u64) -> bool {
+    fn can_call_redis(&self, group: &WorkspaceGroup, key: &LeaseState, now_ns: u64) -> bool {
         now_ns >= key.broken_until_ns && self.link.is_up_for(group.part, now_ns)
     }
 
@@ -303,12 +311,12 @@ impl Leases {
         self.keys.remove(&key);
     }
 
-    fn subject(&self, key: KeyId, workspace: &WorkspaceId) -> Arc<Subject> {
+    fn subject(&self, key: KeyId, workspace: &WorkspaceId) -> Arc<KeyState> {
         if let Some(found) = self.keys.get(&key) {
             return Arc::clone(&found);
         }
         let new = || {
-            Arc::new(Group {
+            Arc::new(WorkspaceGroup {
                 id: workspace.clone(),
                 part: crc32fast::hash(workspace.as_str().as_bytes()),
                 is_counted: AtomicBool::new(false),
@@ -318,7 +326,7 @@ impl Leases {
         };
         let group = Arc::clone(&self.groups.entry(workspace.clone()).or_insert_with(new));
         let new = || {
-            Arc::new(Subject {
+            Arc::new(KeyState {
                 key,
                 group,
                 leases: self.me.clone(),
@@ -364,37 +372,37 @@ fn nanos(d: Duration) -> u64 {
 }
 
 /// What Redis, or what is in hand, said.
-fn charged(verdict: Verdict) -> Result<Charged, Declined> {
+fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
     match verdict {
-        Verdict::Unit(mut unit) => match unit.0.take() {
+        RequestVerdict::Unit(mut unit) => match unit.0.take() {
             Some((unit, left)) => Ok(Charged { taken: None, unit: Some(unit), left, degraded: false }),
-            None => Err(Declined::Unavailable),
+            None => Err(ChargeError::Unavailable),
         },
-        Verdict::Refused(refusal) => Err(Declined::Limit { refusal, degraded: false }),
-        Verdict::Alone => Err(Declined::Unavailable),
+        RequestVerdict::Refused(refusal) => Err(ChargeError::Limit { refusal, degraded: false }),
+        RequestVerdict::Alone => Err(ChargeError::Unavailable),
     }
 }
 
-fn can_spend(key: &mut State, workspace: Option<&mut State>, now_ns: u64) -> bool {
+fn can_spend(key: &mut LeaseState, workspace: Option<&mut LeaseState>, now_ns: u64) -> bool {
     key.pool.can_spend(now_ns) && workspace.is_none_or(|w| w.pool.can_spend(now_ns))
 }
 
 /// Takes what [`can_spend`] has just found.
 fn spend(
-    subject: &Arc<Subject>,
-    key: &mut State,
-    mut workspace: Option<&mut State>,
+    subject: &Arc<KeyState>,
+    key: &mut LeaseState,
+    mut workspace: Option<&mut LeaseState>,
     now: Now,
-) -> (Unit, Left) {
+) -> (LeasedUnit, LimitsLeft) {
     let of_key = key.pool.spend(now);
     let of_workspace = workspace.as_deref_mut().map(|w| w.pool.spend(now));
     let mut left = key.pool.left(now.steady_ns);
     left.extend(workspace.iter().flat_map(|w| w.pool.left(now.steady_ns)));
-    (Unit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false }, left)
+    (LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false }, left)
 }
 
 /// The refusal that is still believed; of two, that which lasts longer.
-fn refusal(key: &State, workspace: Option<&State>, now_ns: u64) -> Option<Box<Refusal>> {
+fn refusal(key: &LeaseState, workspace: Option<&LeaseState>, now_ns: u64) -> Option<Box<Refusal>> {
     let (a, b) = (key.pool.refusal(now_ns), workspace.and_then(|w| w.pool.refusal(now_ns)));
     let mut told = match (a, b) {
         (Some(a), Some(b)) => {
@@ -413,7 +421,7 @@ fn refusal(key: &State, workspace: Option<&State>, now_ns: u64) -> Option<Box<Re
 
 // === impl State, Group, Subject ===
 
-impl State {
+impl LeaseState {
     /// What the ledger told of the windows of `at`, if that is not too long ago.
     fn ledgered(&self, at: Timestamp) -> Option<[u64; WINDOWS.len()]> {
         let (told_at, row) = self.ledger.as_ref()?;
@@ -431,18 +439,18 @@ impl State {
     }
 }
 
-impl Group {
+impl WorkspaceGroup {
     /// Nothing that runs under this lock can panic half-way, so a poisoned one holds sound values.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, CallQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The workspace's own state, if it has limits: so that keys of one without do not meet at one lock.
-    fn counted(&self, limits: &Limits) -> Option<MutexGuard<'_, State>> {
+    fn counted(&self, limits: &Limits) -> Option<MutexGuard<'_, LeaseState>> {
         let is_counted = !limits.is_empty();
         if self.is_counted.load(Ordering::Relaxed) != is_counted {
             self.is_counted.store(is_counted, Ordering::Relaxed);
@@ -450,23 +458,23 @@ impl Group {
         is_counted.then(|| self.lock())
     }
 
-    fn lock_if_counted(&self) -> Option<MutexGuard<'_, State>> {
+    fn lock_if_counted(&self) -> Option<MutexGuard<'_, LeaseState>> {
         self.is_counted.load(Ordering::Relaxed).then(|| self.lock())
     }
 }
 
-impl Queue {
+impl CallQueue {
     fn is_late(&self, now_ns: u64) -> bool {
         self.asking_since_ns.is_some_and(|since| now_ns > since + nanos(PATIENCE))
     }
 
-    fn is_asking(&self, now_ns: u64) -> bool {
+    fn is_calling(&self, now_ns: u64) -> bool {
         self.asking_since_ns.is_some_and(|since| now_ns < since + nanos(ABANDONED_AFTER))
     }
 }
 
-impl Subject {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl KeyState {
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -490,7 +498,7 @@ impl Subject {
 
 // === impl Unit, HeldPlace, Undelivered ===
 
-impl Unit {
+impl LeasedUnit {
     /// The request never reached a backend.
     pub(super) fn give_back(mut self) {
         self.is_ended = true;
@@ -502,7 +510,7 @@ impl Unit {
     }
 }
 
-impl Drop for Unit {
+impl Drop for LeasedUnit {
     fn drop(&mut self) {
         if !self.is_ended {
             self.subject.lock().pool.end();
@@ -513,13 +521,13 @@ impl Drop for Unit {
     }
 }
 
-impl Drop for HeldPlace {
+impl Drop for HeldSlot {
     fn drop(&mut self) {
         self.0.lock().pool.unhold();
     }
 }
 
-impl Drop for Undelivered {
+impl Drop for UndeliveredUnit {
     fn drop(&mut self) {
         if let Some((unit, _)) = self.0.take() {
             unit.give_back();
@@ -527,13 +535,13 @@ impl Drop for Undelivered {
     }
 }
 
-impl fmt::Debug for Unit {
+impl fmt::Debug for LeasedUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Unit").field("key", &self.subject.key).finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for HeldPlace {
+impl fmt::Debug for HeldSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("HeldPlace").field(&self.0.key).finish()
     }

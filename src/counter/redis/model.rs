@@ -1,11 +1,13 @@
 //! Pools and the real script in a real Redis, with time, loss and crashes in the test's hands.
 
-use super::pool::{Alone, Ask, Grant, Pool, Said, Spent, Untold, WINDOWS};
-use super::script::{self, Answer, Call, Told};
+use super::pool::{
+    FallbackState, Grant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, WindowReport,
+};
+use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use crate::clock::{Now, Timestamp};
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Count, Per};
-use crate::policy::keys::limit::{Limit, LimitName, Limits, Rule, window_start};
+use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits, window_start};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::HashMap;
@@ -48,13 +50,13 @@ struct World {
 
 /// A node with one key and its workspace.
 struct Node {
-    key: Pool,
-    workspace: Pool,
+    key: SubjectPool,
+    workspace: SubjectPool,
     name: String,
     /// The call on its way: when its answer comes, when it was sent, what was asked and answered.
-    in_transit: Option<(u64, u64, [Ask; 2], Option<[Grant; 2]>)>,
+    in_transit: Option<(u64, u64, [LeaseRequest; 2], Option<[Grant; 2]>)>,
     /// What running requests took, and when they were admitted.
-    running: Vec<([Spent; 2], i64)>,
+    running: Vec<([TakenUnits; 2], i64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -100,8 +102,14 @@ impl World {
     }
 
     /// One call for the key, and for the workspace if that is asked for.
-    fn call(&mut self, node: &str, nodes: usize, key: &Ask, workspace: Option<&Ask>) -> Vec<Told> {
-        let call = Call {
+    fn call(
+        &mut self,
+        node: &str,
+        nodes: usize,
+        key: &LeaseRequest,
+        workspace: Option<&LeaseRequest>,
+    ) -> Vec<ScriptTotals> {
+        let call = ScriptCall {
             node,
             nodes: nodes as u64,
             server: self.server,
@@ -119,37 +127,43 @@ impl World {
         both.atomic().add_command(command);
         let values: Vec<redis::Value> = both.query(&mut self.redis).expect("the script runs");
         match script::read(&values[0], &call).expect("an answer of the script") {
-            Answer::Told(now_us, told) => {
+            ScriptReply::Told(now_us, told) => {
                 assert_eq!(now_us, self.now_us);
                 told
             }
-            Answer::OtherWindows(_) => panic!("the node goes by the same calendar"),
+            ScriptReply::OtherWindows(_) => panic!("the node goes by the same calendar"),
         }
     }
 
     /// The same; what Redis does not know is filled from the ledger.
-    fn filled(&mut self, node: &str, nodes: usize, key: &Ask, workspace: Option<&Ask>) -> Vec<Told> {
+    fn filled(
+        &mut self,
+        node: &str,
+        nodes: usize,
+        key: &LeaseRequest,
+        workspace: Option<&LeaseRequest>,
+    ) -> Vec<ScriptTotals> {
         let told = self.call(node, nodes, key, workspace);
-        if !told.contains(&Told::Unknown) {
+        if !told.contains(&ScriptTotals::Unknown) {
             return told;
         }
         let ledger = Some(self.ledger);
         // Of two subjects only one may have been unknown; the other has acted on the call.
-        let again = |ask: &Ask, told: &Told| match told {
-            Told::Unknown => Ask { ledger, ..ask.clone() },
+        let again = |ask: &LeaseRequest, told: &ScriptTotals| match told {
+            ScriptTotals::Unknown => LeaseRequest { ledger, ..ask.clone() },
             _ => ask.clone(),
         };
         let mut first = told.iter();
         let of_workspace = workspace.map(|ask| again(ask, first.next().expect("an answer")));
         let of_key = again(key, first.next().expect("an answer"));
         let second = self.call(node, nodes, &of_key, of_workspace.as_ref());
-        told.into_iter().zip(second).map(|(a, b)| if a == Told::Unknown { b } else { a }).collect()
+        told.into_iter().zip(second).map(|(a, b)| if a == ScriptTotals::Unknown { b } else { a }).collect()
     }
 
     /// One call for the key alone, which is granted.
-    fn ask(&mut self, node: &str, nodes: usize, ask: &Ask) -> Grant {
+    fn ask(&mut self, node: &str, nodes: usize, ask: &LeaseRequest) -> Grant {
         match self.filled(node, nodes, ask, None).remove(0) {
-            Told::Grant(grant) => grant,
+            ScriptTotals::Grant(grant) => grant,
             other => panic!("{other:?}"),
         }
     }
@@ -157,7 +171,13 @@ impl World {
 
 impl Node {
     fn new(name: String) -> Self {
-        Self { key: Pool::default(), workspace: Pool::default(), name, in_transit: None, running: Vec::new() }
+        Self {
+            key: SubjectPool::default(),
+            workspace: SubjectPool::default(),
+            name,
+            in_transit: None,
+            running: Vec::new(),
+        }
     }
 
     fn can_spend(&mut self, now_ns: u64) -> bool {
@@ -270,7 +290,8 @@ impl Run {
         node.key.attempt(&self.limits[0]);
         node.workspace.attempt(&self.limits[1]);
         let nodes = self.delay.len() as u64;
-        let alone = Alone { nodes, share_unknown: false, gone_since_ns: None, well_ns: now.steady_ns };
+        let alone =
+            FallbackState { nodes, share_unknown: false, gone_since_ns: None, well_ns: now.steady_ns };
         if node.key.may_spend_alone(&alone, now).is_ok()
             && node.workspace.may_spend_alone(&alone, now).is_ok()
         {
@@ -288,7 +309,7 @@ impl Run {
         let name = node.name.clone();
         let told = self.world.filled(&name, count, &key, Some(&workspace));
         let mut grants = told.into_iter().map(|told| match told {
-            Told::Grant(grant) => grant,
+            ScriptTotals::Grant(grant) => grant,
             other => panic!("{other:?}"),
         });
         let (of_workspace, of_key) = (grants.next().expect("two"), grants.next().expect("two"));
@@ -347,7 +368,7 @@ impl Run {
     }
 }
 
-fn limit(name: LimitName, rule: Rule) -> Limit {
+fn limit(name: LimitName, rule: LimitRule) -> Limit {
     Limit { name, count: Count::Requests, rule }
 }
 
@@ -383,16 +404,17 @@ fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Resul
 fn nothing_is_ever_passed() {
     let inputs = (1..4_usize, acts(120), 1..300_u64, 1..600_u64, 1..500_u64, proptest::option::of(1..30_u64));
     always(&inputs, |server, (nodes, acts, minute, total, shared, places)| {
-        let rate = Rule::Bucket { rate: 2_000, burst: 2_000 };
+        let rate = LimitRule::Bucket { rate: 2_000, burst: 2_000 };
         let mut limits: Limits = [
             limit(LimitName::Rate { plan: false }, rate),
-            limit(LimitName::Quota, Rule::of(Per::Total, total)),
-            limit(LimitName::Key(0), Rule::of(Per::Minute, minute)),
+            limit(LimitName::Quota, LimitRule::of(Per::Total, total)),
+            limit(LimitName::Key(0), LimitRule::of(Per::Minute, minute)),
         ]
         .into_iter()
         .collect();
-        limits.extend(places.map(|max| limit(LimitName::Concurrency, Rule::InFlight { max })));
-        let of_workspace = [limit(LimitName::Workspace(0), Rule::of(Per::Day, shared))].into_iter().collect();
+        limits.extend(places.map(|max| limit(LimitName::Concurrency, LimitRule::InFlight { max })));
+        let of_workspace =
+            [limit(LimitName::Workspace(0), LimitRule::of(Per::Day, shared))].into_iter().collect();
         let mut run = Run::new(server, nodes, limits, of_workspace);
         for act in &acts {
             if places.is_some() && matches!(act, Act::Alone(..)) {
@@ -415,7 +437,7 @@ fn a_rate_is_never_passed() {
     // Answers in this world take up to 30 ms and are looked at every 5 ms.
     const WAY_US: i64 = 35_000;
     always(&(1..4_usize, 1..4_000_u64, 1..400_u64, acts(120)), |server, (nodes, rate, burst, acts)| {
-        let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
+        let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })];
         let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
         acts.iter().filter(|act| !matches!(act, Act::Alone(..))).for_each(|act| run.play(act));
         for (i, from) in run.admitted.iter().enumerate() {
@@ -429,15 +451,15 @@ fn a_rate_is_never_passed() {
 }
 
 fn unlimited() -> Limits {
-    [limit(LimitName::Workspace(0), Rule::of(Per::Total, 1_000_000_000))].into_iter().collect()
+    [limit(LimitName::Workspace(0), LimitRule::of(Per::Total, 1_000_000_000))].into_iter().collect()
 }
 
 /// When nothing is lost, what is unspent or given back comes back, and every last unit can be spent.
 #[test]
 fn a_limit_is_reached_exactly() {
     always(&(1..4_usize, 1..400_u64, acts(60)), |server, (nodes, total, acts)| {
-        let rate = limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 3_000, burst: 3_000 });
-        let limits = [rate, limit(LimitName::Quota, Rule::of(Per::Total, total))];
+        let rate = limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 3_000, burst: 3_000 });
+        let limits = [rate, limit(LimitName::Quota, LimitRule::of(Per::Total, total))];
         let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
         let lossless = |act: &&Act| !matches!(act, Act::Crash(_) | Act::Slow(..));
         acts.iter().filter(lossless).for_each(|act| run.play(act));
@@ -462,7 +484,7 @@ fn one_key(server: &RedisServer, nodes: usize, rule: Limit) -> Run {
 #[test]
 fn a_key_that_redis_does_not_know_goes_on_where_the_ledger_stands() {
     let server = RedisServer::start();
-    let mut run = one_key(&server, 2, limit(LimitName::Quota, Rule::of(Per::Total, 10)));
+    let mut run = one_key(&server, 2, limit(LimitName::Quota, LimitRule::of(Per::Total, 10)));
     run.world.ledger = [0, 0, 0, 0, 7];
     for _ in 0..20 {
         run.play(&Act::Requests(0, 1));
@@ -475,7 +497,7 @@ fn a_key_that_redis_does_not_know_goes_on_where_the_ledger_stands() {
 #[test]
 fn places_of_a_node_that_died_are_free_after_five_seconds() {
     let server = RedisServer::start();
-    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, Rule::InFlight { max: 2 }));
+    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, LimitRule::InFlight { max: 2 }));
     for _ in 0..2 {
         run.play(&Act::Requests(0, 1));
         run.pass(5_000);
@@ -495,7 +517,7 @@ fn places_of_a_node_that_died_are_free_after_five_seconds() {
 #[test]
 fn places_of_a_node_that_lives_are_renewed() {
     let server = RedisServer::start();
-    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, Rule::InFlight { max: 1 }));
+    let mut run = one_key(&server, 2, limit(LimitName::Concurrency, LimitRule::InFlight { max: 1 }));
     run.play(&Act::Requests(0, 1));
     run.pass(20_000_000);
     run.play(&Act::Requests(1, 1));
@@ -509,8 +531,8 @@ fn places_of_a_node_that_lives_are_renewed() {
 }
 
 /// A call of a node that has spent nothing, and is heard for the first time.
-fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> Ask {
-    Ask {
+fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> LeaseRequest {
+    LeaseRequest {
         // Each call of these tests comes from another node.
         seq: 1,
         epoch: 0,
@@ -519,7 +541,7 @@ fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> Ask {
         need,
         ahead,
         leaves: false,
-        windows: [Said { since: 1, ..Said::default() }; WINDOWS.len()],
+        windows: [WindowReport { since: 1, ..WindowReport::default() }; WINDOWS.len()],
         returned: (0, 0),
         untold: Vec::new(),
         ledger: None,

@@ -7,10 +7,11 @@
 //! was promised. Whatever is lost on the way (a call, an answer, a node) admits fewer.
 
 use crate::clock::{Now, Timestamp};
-use crate::counter::{Left, Refusal};
+use crate::counter::{LimitsLeft, Refusal};
 use crate::model::key::Per;
 use crate::policy::keys::limit::{
-    Limit, Limits, Mark, Refused, Remaining, RetryAfter, Rule, Spending, window_end, window_start,
+    CounterState, Limit, LimitReached, LimitRule, Limits, Mark, Remaining, RetryAfter, window_end,
+    window_start,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -47,14 +48,14 @@ const MINUTE_US: i64 = 60 * SECOND_US;
 
 /// One subject on this node.
 #[derive(Clone, Debug, Default)]
-pub struct Pool {
+pub struct SubjectPool {
     limits: Limits,
-    own: [Own; WINDOWS.len()],
+    own: [OwnWindow; WINDOWS.len()],
     /// The latest instant of the calendar that was looked at.
     latest: Timestamp,
     /// Numbers windows as they begin on this node, and units by the windows they were spent in.
     generation: u64,
-    hand: VecDeque<Batch>,
+    hand: VecDeque<GrantedUnits>,
     /// The number of the last call.
     seq: u64,
     /// Since when the Redis that answered last counts this subject, by its clock in µs; 0: it never answered.
@@ -66,12 +67,12 @@ pub struct Pool {
     /// Whether Redis may not know what this node has, because an answer was lost.
     unsure: bool,
     /// Spent without Redis, told in the last call, and since.
-    telling: Vec<Untold>,
-    untold: Vec<Untold>,
+    telling: Vec<OutstandingUnits>,
+    untold: Vec<OutstandingUnits>,
     returned: u64,
     returned_at_us: i64,
     /// For rates without Redis.
-    rates: Spending,
+    rates: CounterState,
     /// Units wanted in hand: what was lately asked for within [`LIFE`].
     target: u64,
     /// Whether a request has found too little in hand for those that will follow it.
@@ -81,7 +82,7 @@ pub struct Pool {
     asked_at_ns: u64,
     exhausted: Option<Exhausted>,
     believed: Duration,
-    left: Left,
+    left: LimitsLeft,
     left_at_ns: u64,
     in_flight: u64,
     /// Places of requests that are not charged yet.
@@ -93,7 +94,7 @@ pub struct Pool {
 
 /// One window on this node.
 #[derive(Clone, Copy, Debug, Default)]
-struct Own {
+struct OwnWindow {
     start: Timestamp,
     since: u64,
     /// What was spent in it through this node.
@@ -110,7 +111,7 @@ struct Own {
 
 /// Units of one grant.
 #[derive(Clone, Copy, Debug)]
-struct Batch {
+struct GrantedUnits {
     units: u64,
     at_us: i64,
     until_ns: u64,
@@ -127,7 +128,7 @@ struct Exhausted {
 
 /// Units spent without Redis that it has not been told of, and when by its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Untold {
+pub struct OutstandingUnits {
     /// µs since the epoch.
     pub at_us: i64,
     /// Units.
@@ -136,7 +137,7 @@ pub struct Untold {
 
 /// What one request took of one subject.
 #[derive(Clone, Copy, Debug)]
-pub struct Spent {
+pub struct TakenUnits {
     generation: u64,
     mark: Mark,
     /// When it was debited, by Redis's clock in µs; none if it was spent without Redis.
@@ -145,7 +146,7 @@ pub struct Spent {
 
 /// What is said and asked of one subject in a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct LeaseRequest {
     /// The number of the call; Redis acts on each once, and on none that is older than one it has acted on.
     pub seq: u64,
     /// Which epoch of Redis the node heard of last; 0: none.
@@ -161,11 +162,11 @@ pub struct Ask {
     /// Whether the node stops, and needs no promise.
     pub leaves: bool,
     /// What this node has of each of [`WINDOWS`].
-    pub windows: [Said; WINDOWS.len()],
+    pub windows: [WindowReport; WINDOWS.len()],
     /// Units that come back unspent, and when the earliest was debited.
     pub returned: (u64, i64),
     /// What was spent without Redis.
-    pub untold: Vec<Untold>,
+    pub untold: Vec<OutstandingUnits>,
     /// What the ledger knows of each window, if Redis does not know the subject.
     pub ledger: Option<[u64; WINDOWS.len()]>,
     /// Places held, if places are limited.
@@ -178,7 +179,7 @@ pub struct Ask {
 
 /// What a node says of one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct WindowReport {
     /// Which of its windows this is.
     pub since: u64,
     /// Units it has spent, and those in hand.
@@ -211,12 +212,12 @@ pub struct Grant {
     /// Why nothing was granted to the requests that wait.
     pub refused: Option<(Limit, RetryAfter)>,
     /// What is left of each limit, in the order asked.
-    pub left: Left,
+    pub left: LimitsLeft,
 }
 
 /// What a node goes by while it decides without Redis.
 #[derive(Clone, Copy, Debug)]
-pub struct Alone {
+pub struct FallbackState {
     /// How many nodes live.
     pub nodes: u64,
     /// Whether limits of which nothing is promised are divided by their number; else such a subject is refused.
@@ -234,7 +235,7 @@ const fn ns(d: Duration) -> u64 {
 
 // === what is in hand ===
 
-impl Pool {
+impl SubjectPool {
     /// The limits in force, and that one more request has come. What was granted under others goes back.
     pub fn attempt(&mut self, limits: &Limits) {
         self.attempts = self.attempts.saturating_add(1);
@@ -252,7 +253,7 @@ impl Pool {
     }
 
     /// Admits one request. Call only where [`Self::can_spend`] has just agreed.
-    pub fn spend(&mut self, now: Now) -> Spent {
+    pub fn spend(&mut self, now: Now) -> TakenUnits {
         let mut debited_us = None;
         if let Some(batch) = self.hand.front_mut() {
             batch.units -= 1;
@@ -263,7 +264,7 @@ impl Pool {
         }
         let mark = self.rates.take_rates(&self.limits, 1, now);
         self.count();
-        Spent { generation: self.generation, mark, debited_us }
+        TakenUnits { generation: self.generation, mark, debited_us }
     }
 
     fn count(&mut self) {
@@ -275,7 +276,7 @@ impl Pool {
     }
 
     /// A request was not forwarded after all.
-    pub fn give_back(&mut self, spent: &Spent) {
+    pub fn give_back(&mut self, spent: &TakenUnits) {
         for own in self.own.iter_mut().filter(|own| own.since <= spent.generation) {
             own.spent = own.spent.saturating_sub(1);
         }
@@ -295,16 +296,17 @@ impl Pool {
     /// A request is over.
     pub fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.is_freed();
+        self.on_freed();
     }
 
     /// Takes a place for a request that is charged later, if there is one as far as this node knows.
     pub fn hold(&mut self, limits: &Limits) -> Result<(), Box<Refusal>> {
-        let full = |l: &&Limit| matches!(l.rule, Rule::InFlight { max } if self.in_flight + self.held >= max);
+        let full =
+            |l: &&Limit| matches!(l.rule, LimitRule::InFlight { max } if self.in_flight + self.held >= max);
         if let Some(limit) = limits.iter().find(full) {
             let retry = if limit.max() > 0 { RetryAfter::Release } else { RetryAfter::Never };
             return Err(Box::new(Refusal {
-                refused: Refused { limit: *limit, retry },
+                refused: LimitReached { limit: *limit, retry },
                 left: self.left.clone(),
             }));
         }
@@ -315,10 +317,10 @@ impl Pool {
     /// The place of [`Self::hold`] is not needed any more.
     pub fn unhold(&mut self) {
         self.held = self.held.saturating_sub(1);
-        self.is_freed();
+        self.on_freed();
     }
 
-    fn is_freed(&mut self) {
+    fn on_freed(&mut self) {
         if self.exhausted.is_some_and(|e| e.retry == RetryAfter::Release) {
             self.exhausted = None;
         }
@@ -366,7 +368,9 @@ impl Pool {
     }
 
     fn max_places(&self) -> Option<u64> {
-        self.limits.iter().find_map(|l| if let Rule::InFlight { max } = l.rule { Some(max) } else { None })
+        self.limits
+            .iter()
+            .find_map(|l| if let LimitRule::InFlight { max } = l.rule { Some(max) } else { None })
     }
 
     fn has_place(&self, now_ns: u64) -> bool {
@@ -384,7 +388,7 @@ impl Pool {
             let start = window_start(per, wall);
             if own.since == 0 || own.start != start {
                 self.generation += 1;
-                *own = Own { start, since: self.generation, ..Own::default() };
+                *own = OwnWindow { start, since: self.generation, ..OwnWindow::default() };
                 // Nothing comes back: what is in hand was paid in a window that is over, and is counted in the others.
                 self.hand.clear();
             }
@@ -394,7 +398,7 @@ impl Pool {
 
 // === refusals ===
 
-impl Pool {
+impl SubjectPool {
     /// The refusal that is still believed.
     pub fn refusal(&self, now_ns: u64) -> Option<Box<Refusal>> {
         let known = self.exhausted.filter(|e| now_ns < e.until_ns)?;
@@ -405,15 +409,18 @@ impl Pool {
             }
             other => other,
         };
-        Some(Box::new(Refusal { refused: Refused { limit: known.limit, retry }, left: self.left(now_ns) }))
+        Some(Box::new(Refusal {
+            refused: LimitReached { limit: known.limit, retry },
+            left: self.left(now_ns),
+        }))
     }
 
     /// What is left of each limit, units in hand included.
-    pub fn left(&self, now_ns: u64) -> Left {
+    pub fn left(&self, now_ns: u64) -> LimitsLeft {
         let passed = Duration::from_nanos(now_ns.saturating_sub(self.left_at_ns));
         let (units, places) = (self.units(), self.places.saturating_sub(self.in_flight));
         let shown = |(limit, left): &(Limit, Remaining)| {
-            let in_hand = if matches!(limit.rule, Rule::InFlight { .. }) { places } else { units };
+            let in_hand = if matches!(limit.rule, LimitRule::InFlight { .. }) { places } else { units };
             let reset = left.reset.map(|r| r.saturating_sub(passed));
             (*limit, Remaining { units: left.units.saturating_add(in_hand), reset })
         };
@@ -421,7 +428,7 @@ impl Pool {
     }
 
     /// Remembers a refusal, or that a rate is empty for the moment.
-    fn believe(&mut self, ask: &Ask, grant: &Grant, now_ns: u64) {
+    fn believe(&mut self, ask: &LeaseRequest, grant: &Grant, now_ns: u64) {
         let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
         let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
             self.exhausted = None;
@@ -429,7 +436,7 @@ impl Pool {
             return;
         };
         let (retry, holds) = match (limit.rule, retry) {
-            (Rule::Bucket { .. }, RetryAfter::Wait(wait)) => {
+            (LimitRule::Bucket { .. }, RetryAfter::Wait(wait)) => {
                 let wait = wait.max(pace(&limit));
                 (RetryAfter::Wait(wait), wait)
             }
@@ -448,19 +455,19 @@ impl Pool {
     }
 
     /// The rate that this answer has taken the last of, if it gave less than was asked for.
-    fn emptied(&self, ask: &Ask, grant: &Grant) -> Option<Limit> {
+    fn emptied(&self, ask: &LeaseRequest, grant: &Grant) -> Option<Limit> {
         if grant.units >= ask.need + ask.ahead {
             return None;
         }
         let empty =
-            |(l, left): &&(Limit, Remaining)| matches!(l.rule, Rule::Bucket { .. }) && left.units == 0;
+            |(l, left): &&(Limit, Remaining)| matches!(l.rule, LimitRule::Bucket { .. }) && left.units == 0;
         self.left.iter().find(empty).map(|(limit, _)| *limit)
     }
 }
 
 /// How long a rate that was emptied is let fill up: never so long that its bucket could overflow.
 fn pace(limit: &Limit) -> Duration {
-    let Rule::Bucket { rate, burst } = limit.rule else { return PACE };
+    let LimitRule::Bucket { rate, burst } = limit.rule else { return PACE };
     let rate = rate.max(1);
     let (step, whole) = (1_000_000_000 / rate, burst.saturating_mul(1_000_000_000) / rate);
     PACE.min(Duration::from_nanos(whole / 4)).max(Duration::from_nanos(step))

@@ -2,12 +2,14 @@
 //!
 //! Must not know: connections. An answer that is not what the script gives is an error, never a guess.
 
-use super::pool::{Ask, Grant, LIFE, PROMISE, WINDOWS};
+use super::pool::{Grant, LIFE, LeaseRequest, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
-use crate::counter::Left;
+use crate::counter::LimitsLeft;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
-use crate::policy::keys::limit::{Limit, LimitName, Remaining, RetryAfter, Rule, window_end, window_start};
+use crate::policy::keys::limit::{
+    Limit, LimitName, LimitRule, Remaining, RetryAfter, window_end, window_start,
+};
 use redis::{Cmd, Script, Value};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -19,7 +21,7 @@ pub(in crate::counter) const SOURCE: &str = include_str!("grant.lua");
 
 /// One call: some subjects of one workspace.
 #[derive(Clone, Debug)]
-pub(in crate::counter) struct Call<'r> {
+pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) node: &'r str,
     pub(in crate::counter) nodes: u64,
     /// What the process of Redis is called; empty: the script finds out.
@@ -32,15 +34,15 @@ pub(in crate::counter) struct Call<'r> {
     pub(in crate::counter) at: Timestamp,
     pub(in crate::counter) workspace: &'r WorkspaceId,
     /// What is asked for the workspace, if it is counted.
-    pub(in crate::counter) of_workspace: Option<&'r Ask>,
-    pub(in crate::counter) of_keys: Vec<(KeyId, &'r Ask)>,
+    pub(in crate::counter) of_workspace: Option<&'r LeaseRequest>,
+    pub(in crate::counter) of_keys: Vec<(KeyId, &'r LeaseRequest)>,
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::counter) enum Answer {
+pub(in crate::counter) enum ScriptReply {
     /// One for each subject, at that instant of Redis's clock.
-    Told(i64, Vec<Told>),
+    Told(i64, Vec<ScriptTotals>),
     /// These are not the windows of that instant; nothing was done.
     OtherWindows(Timestamp),
 }
@@ -51,7 +53,7 @@ pub(in crate::counter) enum Answer {
     clippy::large_enum_variant,
     reason = "nearly all are grants; a box would cost each of them a detour"
 )]
-pub(in crate::counter) enum Told {
+pub(in crate::counter) enum ScriptTotals {
     Grant(Grant),
     /// Redis does not know it.
     Unknown,
@@ -65,7 +67,7 @@ pub(in crate::counter) enum Told {
 const HEAD: usize = 7 + 2 * WINDOWS.len();
 
 /// The command, by the script's name or with the script itself.
-pub(in crate::counter) fn command(call: &Call<'_>, by_name: bool) -> Cmd {
+pub(in crate::counter) fn command(call: &ScriptCall<'_>, by_name: bool) -> Cmd {
     let mut cmd = redis::cmd(if by_name { "EVALSHA" } else { "EVAL" });
     cmd.arg(if by_name { SCRIPT.get_hash() } else { SOURCE });
     arguments(&mut cmd, call);
@@ -74,14 +76,14 @@ pub(in crate::counter) fn command(call: &Call<'_>, by_name: bool) -> Cmd {
 
 /// The command with another script, which tests tell the time.
 #[cfg(test)]
-pub(in crate::counter) fn command_with(source: &str, call: &Call<'_>) -> Cmd {
+pub(in crate::counter) fn command_with(source: &str, call: &ScriptCall<'_>) -> Cmd {
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(source);
     arguments(&mut cmd, call);
     cmd
 }
 
-fn arguments(cmd: &mut Cmd, call: &Call<'_>) {
+fn arguments(cmd: &mut Cmd, call: &ScriptCall<'_>) {
     let workspace = call.workspace;
     cmd.arg(call.of_keys.len() + usize::from(call.of_workspace.is_some()));
     if call.of_workspace.is_some() {
@@ -102,7 +104,7 @@ fn arguments(cmd: &mut Cmd, call: &Call<'_>) {
     }
 }
 
-fn subject(cmd: &mut Cmd, ask: &Ask) {
+fn subject(cmd: &mut Cmd, ask: &LeaseRequest) {
     cmd.arg(ask.seq).arg(ask.epoch).arg(ask.waiting).arg(ask.need).arg(ask.ahead).arg(u8::from(ask.leaves));
     for said in &ask.windows {
         cmd.arg(said.since).arg(said.spent).arg(said.told).arg(said.heard).arg(said.held);
@@ -120,38 +122,39 @@ fn subject(cmd: &mut Cmd, ask: &Ask) {
     cmd.arg(counted(&ask.limits).count());
     for limit in counted(&ask.limits) {
         match limit.rule {
-            Rule::Bucket { rate, burst } => {
+            LimitRule::Bucket { rate, burst } => {
                 let slot = u8::from(!matches!(limit.name, LimitName::Rate { .. }));
                 cmd.arg("b").arg(slot).arg(rate).arg(burst);
             }
-            Rule::Window { per, max } => {
+            LimitRule::Window { per, max } => {
                 cmd.arg("w").arg(window_number(per)).arg(max);
             }
-            Rule::InFlight { .. } => {}
+            LimitRule::InFlight { .. } => {}
         }
     }
 }
 
 fn counted(limits: &[Limit]) -> impl Iterator<Item = &Limit> {
-    limits.iter().filter(|l| !matches!(l.rule, Rule::InFlight { .. }))
+    limits.iter().filter(|l| !matches!(l.rule, LimitRule::InFlight { .. }))
 }
 
 /// Reads an answer; none when it is not one of the script's.
-pub(in crate::counter) fn read(value: &Value, call: &Call<'_>) -> Option<Answer> {
+pub(in crate::counter) fn read(value: &Value, call: &ScriptCall<'_>) -> Option<ScriptReply> {
     let Value::Array(values) = value else { return None };
     let (head, told) = values.split_at_checked(2)?;
     let (Value::Int(what), Value::Int(now_us)) = (&head[0], &head[1]) else { return None };
     if *what == 3 {
-        return Some(Answer::OtherWindows(Timestamp::from_micros(*now_us)));
+        return Some(ScriptReply::OtherWindows(Timestamp::from_micros(*now_us)));
     }
     if *what != 0 || told.len() != call.asks().count() {
         return None;
     }
-    let told: Option<Vec<Told>> = call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us)).collect();
-    told.map(|told| Answer::Told(*now_us, told))
+    let told: Option<Vec<ScriptTotals>> =
+        call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us)).collect();
+    told.map(|told| ScriptReply::Told(*now_us, told))
 }
 
-fn one(value: &Value, ask: &Ask, now_us: i64) -> Option<Told> {
+fn one(value: &Value, ask: &LeaseRequest, now_us: i64) -> Option<ScriptTotals> {
     let Value::Array(values) = value else { return None };
     let numbers: Option<Vec<i64>> =
         values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect();
@@ -159,11 +162,11 @@ fn one(value: &Value, ask: &Ask, now_us: i64) -> Option<Told> {
     let (head, mut rest) = numbers.split_at_checked(HEAD)?;
     match head[0] {
         0 | 1 | 4 => {}
-        2 => return Some(Told::Unknown),
-        5 => return Some(Told::Old),
-        6 => return Some(Told::Broken("there is something else at its name")),
+        2 => return Some(ScriptTotals::Unknown),
+        5 => return Some(ScriptTotals::Old),
+        6 => return Some(ScriptTotals::Broken("there is something else at its name")),
         7 => {
-            return Some(Told::Broken(
+            return Some(ScriptTotals::Broken(
                 "it was written by another version of Keygate, in a layout that this one does not know",
             ));
         }
@@ -177,33 +180,43 @@ fn one(value: &Value, ask: &Ask, now_us: i64) -> Option<Told> {
         used[n] = unsigned(head[7 + WINDOWS.len() + n])?;
     }
     let places_left = unsigned(head[6])?;
-    let mut left = Left::new();
+    let mut left = LimitsLeft::new();
     for limit in &ask.limits {
         let remaining = match limit.rule {
-            Rule::Bucket { .. } => {
+            LimitRule::Bucket { .. } => {
                 let (bucket, after) = rest.split_at_checked(2)?;
                 rest = after;
                 let full_in = Duration::from_micros(unsigned(bucket[1])?);
                 Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
             }
-            Rule::Window { per, max } => Remaining {
+            LimitRule::Window { per, max } => Remaining {
                 units: max.saturating_sub(*used.get(window_number(per) - 1)?),
                 reset: window_end(per, now).map(|end| end.since(now)),
             },
-            Rule::InFlight { .. } => Remaining { units: places_left, reset: None },
+            LimitRule::InFlight { .. } => Remaining { units: places_left, reset: None },
         };
         left.push((*limit, remaining));
     }
     let refused = if head[0] == 1 { Some(reason(head[3], head[4], &ask.limits)?) } else { None };
     let (units, places) = (unsigned(head[2])?, unsigned(head[5])?);
     let (epoch, is_held_back) = (head[1], head[0] == 4);
-    Some(Told::Grant(Grant { now_us, epoch, units, is_held_back, places, promises, used, refused, left }))
+    Some(ScriptTotals::Grant(Grant {
+        now_us,
+        epoch,
+        units,
+        is_held_back,
+        places,
+        promises,
+        used,
+        refused,
+        left,
+    }))
 }
 
 /// The limit of that index, counted without those in flight; 0 is the one in flight.
 fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)> {
     let limit = match usize::try_from(index).ok()?.checked_sub(1) {
-        None => limits.iter().find(|l| matches!(l.rule, Rule::InFlight { .. }))?,
+        None => limits.iter().find(|l| matches!(l.rule, LimitRule::InFlight { .. }))?,
         Some(n) => counted(limits).nth(n)?,
     };
     let retry = match wait {
@@ -223,8 +236,8 @@ fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl Call<'_> {
-    fn asks(&self) -> impl Iterator<Item = &Ask> {
+impl ScriptCall<'_> {
+    fn asks(&self) -> impl Iterator<Item = &LeaseRequest> {
         self.of_workspace.into_iter().chain(self.of_keys.iter().map(|(_, ask)| *ask))
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Must not know: requests. When Redis is gone, all of it waits.
 
-use super::pool::{PROMISE, Pool};
-use super::{Group, LEDGER_LAG, Leases, Subject, nanos};
+use super::pool::{PROMISE, SubjectPool};
+use super::{KeyState, LEDGER_LAG, Leases, WorkspaceGroup, nanos};
 use crate::model::id::KeyId;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -25,14 +25,14 @@ const CLOSED_AT_ONCE: usize = 16;
 impl Leases {
     /// Gives back all that is unspent.
     pub(in crate::counter) async fn close(&self) {
-        let groups: Vec<Arc<Group>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
+        let groups: Vec<Arc<WorkspaceGroup>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
         let give_back = async {
             for group in groups {
-                let of_group = |s: &Arc<Subject>| Arc::ptr_eq(&s.group, &group);
-                let mut subjects: Vec<Arc<Subject>> =
+                let of_group = |s: &Arc<KeyState>| Arc::ptr_eq(&s.group, &group);
+                let mut subjects: Vec<Arc<KeyState>> =
                     self.keys.iter().map(|k| Arc::clone(k.value())).filter(of_group).collect();
                 let promised_since_ns = self.now_ns().saturating_sub(nanos(PROMISE));
-                let leave = |pool: &mut Pool| {
+                let leave = |pool: &mut SubjectPool| {
                     pool.leave();
                     pool.was_heard_since(promised_since_ns)
                 };
@@ -64,14 +64,14 @@ impl Leases {
             let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
             subject.is_listed.store(false, Ordering::Release);
             let now_ns = self.now_ns();
-            if self.is_due(&subject) && self.can_ask(&subject.group, &subject.lock(), now_ns) {
+            if self.is_due(&subject) && self.can_call_redis(&subject.group, &subject.lock(), now_ns) {
                 self.enqueue(&subject, now_ns);
             }
             subject.list();
         }
     }
 
-    fn is_due(&self, subject: &Subject) -> bool {
+    fn is_due(&self, subject: &KeyState) -> bool {
         let now_ns = self.now_ns();
         subject.lock().pool.is_due(now_ns)
             || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.is_due(now_ns))
@@ -100,10 +100,10 @@ impl Leases {
 
     /// Redis does not know a subject at this moment. If it told of it not long ago, it has been emptied: of this all others
     /// hear, once.
-    pub(super) fn is_unknown(&self, pool: &Pool) {
+    pub(super) fn on_unknown_subject(&self, pool: &SubjectPool) {
         let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
         if pool.was_heard_since(since_ns.max(self.told_again_ns.load(Ordering::Relaxed) + 1)) {
-            self.link.has_forgotten();
+            self.link.mark_forgotten();
         }
     }
 

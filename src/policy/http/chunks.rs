@@ -11,8 +11,8 @@ const DIGITS_MAX: usize = 15;
 
 /// How far into a chunked body we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunks {
-    state: State,
+pub struct ChunkParser {
+    state: ChunkState,
     /// Bytes of the line or trailer section so far.
     line: usize,
 }
@@ -22,7 +22,7 @@ pub struct Chunks {
 pub struct BadChunks;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     /// Digits of a size.
     Size(u64, usize),
     /// Behind the `;` of a size line.
@@ -43,27 +43,27 @@ enum State {
     Done,
 }
 
-// === impl Chunks ===
+// === impl ChunkParser ===
 
-impl Chunks {
+impl ChunkParser {
     /// Before the first chunk.
     pub const fn new() -> Self {
-        Self { state: State::Size(0, 0), line: 0 }
+        Self { state: ChunkState::Size(0, 0), line: 0 }
     }
 
     /// Whether the body has ended.
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == ChunkState::Done
     }
 
     /// Looks at the next `bytes`. How many of them belong to the body: all, unless it ends among them.
     pub fn pass(&mut self, bytes: &[u8]) -> Result<usize, BadChunks> {
         let mut at = 0;
-        while at < bytes.len() && self.state != State::Done {
-            if let State::Data(left) = self.state {
+        while at < bytes.len() && self.state != ChunkState::Done {
+            if let ChunkState::Data(left) = self.state {
                 let here = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX).min(left);
                 at += usize::try_from(here).unwrap_or(usize::MAX);
-                self.state = if here == left { State::DataCr } else { State::Data(left - here) };
+                self.state = if here == left { ChunkState::DataCr } else { ChunkState::Data(left - here) };
                 continue;
             }
             self.line += 1;
@@ -76,37 +76,37 @@ impl Chunks {
         Ok(at)
     }
 
-    fn next(&mut self, byte: u8) -> Option<State> {
+    fn next(&mut self, byte: u8) -> Option<ChunkState> {
         let visible = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
         Some(match (self.state, byte) {
-            (State::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => {
+            (ChunkState::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => {
                 let digit = char::from(byte).to_digit(16)?;
-                State::Size(size * 16 + u64::from(digit), digits + 1)
+                ChunkState::Size(size * 16 + u64::from(digit), digits + 1)
             }
-            (State::Size(size, 1..), b';') => State::Extension(size),
-            (State::Size(size, 1..) | State::Extension(size), b'\r') => State::SizeEnd(size),
-            (State::Extension(size), _) if visible => State::Extension(size),
-            (State::SizeEnd(size), b'\n') => {
+            (ChunkState::Size(size, 1..), b';') => ChunkState::Extension(size),
+            (ChunkState::Size(size, 1..) | ChunkState::Extension(size), b'\r') => ChunkState::SizeEnd(size),
+            (ChunkState::Extension(size), _) if visible => ChunkState::Extension(size),
+            (ChunkState::SizeEnd(size), b'\n') => {
                 self.line = 0;
-                if size == 0 { State::Trailer } else { State::Data(size) }
+                if size == 0 { ChunkState::Trailer } else { ChunkState::Data(size) }
             }
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => {
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => {
                 self.line = 0;
-                State::Size(0, 0)
+                ChunkState::Size(0, 0)
             }
-            (State::Trailer, b'\r') => State::LastLf,
-            (State::Trailer, _) if byte > b' ' && visible => State::TrailerLine,
-            (State::TrailerLine, b'\r') => State::TrailerLf,
-            (State::TrailerLine, _) if visible => State::TrailerLine,
-            (State::TrailerLf, b'\n') => State::Trailer,
-            (State::LastLf, b'\n') => State::Done,
+            (ChunkState::Trailer, b'\r') => ChunkState::LastLf,
+            (ChunkState::Trailer, _) if byte > b' ' && visible => ChunkState::TrailerLine,
+            (ChunkState::TrailerLine, b'\r') => ChunkState::TrailerLf,
+            (ChunkState::TrailerLine, _) if visible => ChunkState::TrailerLine,
+            (ChunkState::TrailerLf, b'\n') => ChunkState::Trailer,
+            (ChunkState::LastLf, b'\n') => ChunkState::Done,
             _ => return None,
         })
     }
 }
 
-impl Default for Chunks {
+impl Default for ChunkParser {
     fn default() -> Self {
         Self::new()
     }
@@ -121,7 +121,7 @@ mod tests {
         let body = b"5\r\nhello\r\nA;x=\"y\"\r\n0123456789\r\n0\r\nT: v\r\n\r\n";
         let all = [body.as_slice(), b"GET /next"].concat();
         for first in 0..=all.len() {
-            let mut chunks = Chunks::new();
+            let mut chunks = ChunkParser::new();
             let mut passed = chunks.pass(&all[..first]).expect("sound");
             if !chunks.is_done() {
                 passed += chunks.pass(&all[first..]).expect("sound");
@@ -160,7 +160,7 @@ mod tests {
             &long,
             &trailers,
         ] {
-            assert_eq!(Chunks::new().pass(body.as_bytes()), Err(BadChunks), "{body:?}");
+            assert_eq!(ChunkParser::new().pass(body.as_bytes()), Err(BadChunks), "{body:?}");
         }
     }
 }

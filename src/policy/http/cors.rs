@@ -44,7 +44,7 @@ pub struct OriginRule {
 
 /// What a preflight asks.
 #[derive(Clone, Copy, Debug)]
-pub struct Preflight<'r> {
+pub struct PreflightRequest<'r> {
     /// By which page.
     pub origin: &'r HeaderValue,
     /// Whether it may ask so.
@@ -72,7 +72,7 @@ impl Cors {
     }
 
     /// The answer to a preflight. What is not allowed is left out of it, and the browser stops there.
-    pub fn answer(&self, asked: &Preflight<'_>) -> HeaderMap {
+    pub fn answer(&self, asked: &PreflightRequest<'_>) -> HeaderMap {
         let mut answer = HeaderMap::new();
         let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
         answer.insert(header::VARY, HeaderValue::from_static(vary));
@@ -223,7 +223,7 @@ mod tests {
             ("https://other.example", Method::POST, None, false),
         ] {
             let (origin, headers) = (HeaderValue::from_static(origin), headers.map(HeaderValue::from_static));
-            let asked = Preflight { origin: &origin, method: &method, headers: headers.as_ref() };
+            let asked = PreflightRequest { origin: &origin, method: &method, headers: headers.as_ref() };
             let answer = cors.answer(&asked);
             assert_eq!(answer.get("access-control-allow-origin"), allowed.then_some(&origin));
             assert_eq!(answer.get("access-control-allow-headers"), headers.as_ref().filter(|_| allowed));

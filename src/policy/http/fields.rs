@@ -5,18 +5,18 @@
 use http::header::{CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
 /// A name and a value.
-pub type Line<'r> = (&'r [u8], &'r [u8]);
+pub type FieldLine<'r> = (&'r [u8], &'r [u8]);
 
 /// Header fields. Values have no white space around them.
 #[derive(Clone, Copy, Debug)]
-pub enum Fields<'r> {
+pub enum HeaderFields<'r> {
     /// As a parser keeps them.
     Map(&'r HeaderMap),
     /// As they stand in a head.
-    List(&'r [Line<'r>]),
+    List(&'r [FieldLine<'r>]),
 }
 
-impl<'r> Fields<'r> {
+impl<'r> HeaderFields<'r> {
     /// The values under `name`, in their order.
     pub fn all<'n>(self, name: &'n HeaderName) -> impl Iterator<Item = &'r [u8]> + use<'r, 'n> {
         let (map, list) = match self {
@@ -63,13 +63,13 @@ impl<'r> Fields<'r> {
     }
 }
 
-impl<'r> From<&'r HeaderMap> for Fields<'r> {
+impl<'r> From<&'r HeaderMap> for HeaderFields<'r> {
     fn from(map: &'r HeaderMap) -> Self {
         Self::Map(map)
     }
 }
 
-fn is_named(line: &Line<'_>, name: &HeaderName) -> bool {
+fn is_named(line: &FieldLine<'_>, name: &HeaderName) -> bool {
     line.0.eq_ignore_ascii_case(name.as_str().as_bytes())
 }
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_list_reads_like_the_map_of_it() {
         let many = HeaderName::from_static("x-many");
-        let list: [Line<'_>; 6] = [
+        let list: [FieldLine<'_>; 6] = [
             (b"HOST", b"h"),
             (b"X-Many", b"one"),
             (b"x-many", b"two: 2"),
@@ -95,7 +95,7 @@ mod tests {
             let name = HeaderName::from_bytes(name).expect("a name");
             map.append(name, HeaderValue::from_bytes(value).expect("a value"));
         }
-        for fields in [Fields::List(&list), Fields::from(&map)] {
+        for fields in [HeaderFields::List(&list), HeaderFields::from(&map)] {
             assert_eq!(fields.all(&many).collect::<Vec<_>>(), [&b"one"[..], b"two: 2", b"\xe9"]);
             assert_eq!((fields.text(&HOST), fields.first(&ACCEPT)), (Some("h"), Some(&b""[..])));
             assert_eq!((fields.text(&many), fields.all(&USER_AGENT).count()), (Some("one"), 0));

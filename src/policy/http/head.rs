@@ -6,7 +6,7 @@
 //! *Invariant:* a head that passes is `METHOD SP target SP HTTP/1.x CRLF *(name ":" value CRLF) CRLF`, with at most one
 //! of a sound `Content-Length` and `Transfer-Encoding: chunked`, and names at most one host.
 
-use super::fields::Line;
+use super::fields::FieldLine;
 use super::path::{BadPath, behind_authority, escape_loose, is_loose};
 
 /// Longest method, in bytes.
@@ -68,7 +68,7 @@ pub enum BadHead {
 
 /// What the fields say that matters here.
 #[derive(Default)]
-struct Seen<'h> {
+struct HeadFacts<'h> {
     length: Option<u64>,
     chunked: bool,
     host: Option<&'h [u8]>,
@@ -84,7 +84,7 @@ pub fn find_end(bytes: &[u8], searched: usize) -> Option<usize> {
 
 /// Whether bytes of a head that is not whole yet can never become a sound one, so that waiting is in vain. `searched`
 /// bytes were looked at before.
-pub fn is_hopeless(bytes: &[u8], searched: usize) -> bool {
+pub fn is_malformed_prefix(bytes: &[u8], searched: usize) -> bool {
     let begins_wrong = bytes.first().is_some_and(|first| !is_token(*first));
     let bare = |at: usize| at == 0 || bytes[at - 1] != b'\r';
     begins_wrong
@@ -102,7 +102,7 @@ pub fn escaped(bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// What can be made out of a head that is refused, for the refusal's wording and for the log. Empty: cannot be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Glimpse<'h> {
+pub struct PartialHead<'h> {
     /// The method.
     pub method: &'h str,
     /// The path as it was written, without the query and up to the first byte that no path has.
@@ -112,11 +112,11 @@ pub struct Glimpse<'h> {
 }
 
 /// Looks at a head that may be anything, whole or not.
-pub fn glimpse(bytes: &[u8]) -> Glimpse<'_> {
+pub fn read_partial(bytes: &[u8]) -> PartialHead<'_> {
     let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
     let mut parts = line.splitn(3, |b| *b == b' ');
     let method = parts.next().filter(|m| m.len() <= METHOD_MAX && m.iter().all(|b| is_token(*b)));
-    let (Some(method), Some(target)) = (method, parts.next()) else { return Glimpse::default() };
+    let (Some(method), Some(target)) = (method, parts.next()) else { return PartialHead::default() };
     let origin = behind_authority(target).map_or(target, |(_, origin)| origin);
     let path = &origin[..origin.iter().take_while(|b| has(**b, PATH)).count().min(PATH_SHOWN)];
     let whole = find_end(bytes, 0).map_or(&[][..], |end| &bytes[..end]);
@@ -124,7 +124,7 @@ pub fn glimpse(bytes: &[u8]) -> Glimpse<'_> {
         let colon = line.iter().position(|b| *b == b':')?;
         line[..colon].eq_ignore_ascii_case(b"accept-language").then(|| line[colon + 1..].trim_ascii())
     });
-    Glimpse {
+    PartialHead {
         method: text(method),
         path: if path.starts_with(b"/") { text(path) } else { "" },
         languages: text(languages.unwrap_or_default()),
@@ -137,7 +137,7 @@ fn text(bytes: &[u8]) -> &str {
 
 /// A head that [`check`] has passed, in its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opening<'h> {
+pub struct RequestHead<'h> {
     /// The method.
     pub method: &'h [u8],
     /// The target.
@@ -149,16 +149,16 @@ pub struct Opening<'h> {
 }
 
 /// Takes a head apart that [`check`] has passed; none where it cannot have.
-pub fn opening(head: &[u8]) -> Option<Opening<'_>> {
+pub fn split_head(head: &[u8]) -> Option<RequestHead<'_>> {
     let (line, lines) = split_line(head).ok()?;
     let mut parts = line.split(|b| *b == b' ');
     let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
-    Some(Opening { method, target, is_11: version == b"HTTP/1.1", lines })
+    Some(RequestHead { method, target, is_11: version == b"HTTP/1.1", lines })
 }
 
-impl<'h> Opening<'h> {
+impl<'h> RequestHead<'h> {
     /// The fields.
-    pub fn fields(&self) -> impl Iterator<Item = Line<'h>> + use<'h> {
+    pub fn fields(&self) -> impl Iterator<Item = FieldLine<'h>> + use<'h> {
         let mut rest = self.lines;
         std::iter::from_fn(move || {
             let (line, behind) = split_line(rest).ok()?;
@@ -174,7 +174,7 @@ impl<'h> Opening<'h> {
 pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
     let (line, mut rest) = split_line(head)?;
     let (target, version_10, is_loose) = request_line(line)?;
-    let mut seen = Seen::default();
+    let mut seen = HeadFacts::default();
     let mut fields = 0;
     loop {
         let (line, behind) = split_line(rest)?;
@@ -257,7 +257,7 @@ fn check_loose(origin: &[u8]) -> Result<bool, BadHead> {
 }
 
 /// One field line.
-fn field<'h>(line: &'h [u8], seen: &mut Seen<'h>) -> Result<(), BadHead> {
+fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
     let colon = line.iter().position(|b| !is_token(*b)).unwrap_or(0);
     // A line that begins with a space would fold into the one before it: no name, so it ends here as well.
     if colon == 0 || line[colon] != b':' || !is_value(&line[colon + 1..]) {
@@ -311,7 +311,7 @@ fn connection(value: &[u8]) -> Option<usize> {
     })
 }
 
-fn conclude(seen: &Seen<'_>, target: &[u8], version_10: bool) -> Result<Framing, BadHead> {
+fn conclude(seen: &HeadFacts<'_>, target: &[u8], version_10: bool) -> Result<Framing, BadHead> {
     if seen.host.is_some_and(|host| !is_host(host)) || (seen.host.is_none() && !version_10) {
         return Err(BadHead::Host);
     }

@@ -37,7 +37,7 @@ pub enum BadPath {
 
 /// What a byte is to the scan of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum ByteClass {
     Plain,
     Slash,
     Percent,
@@ -46,19 +46,19 @@ enum Class {
 
 /// Whether a path may be used as it came.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Spelling {
+enum PathSpelling {
     Canonical,
     Loose,
 }
 
 /// The class of every byte. Plain are RFC 3986's `pchar` without the escapes.
-const CLASSES: [Class; 256] = classes();
+const CLASSES: [ByteClass; 256] = classes();
 
 /// The canonical spelling of `raw`, the path part of a request target (no query).
 ///
 /// Borrows `raw` when that is how it is spelled already: the usual path costs one scan and no allocation.
 pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
-    if scan(raw)? == Spelling::Canonical {
+    if scan(raw)? == PathSpelling::Canonical {
         let text = std::str::from_utf8(raw).map_err(|bad| BadPath::Character(raw[bad.valid_up_to()]))?;
         return Ok(CanonicalPath(Cow::Borrowed(text)));
     }
@@ -170,26 +170,26 @@ pub fn decode_segment(segment: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Refuses what has no single meaning, and says whether the rest is spelled canonically.
-fn scan(path: &[u8]) -> Result<Spelling, BadPath> {
+fn scan(path: &[u8]) -> Result<PathSpelling, BadPath> {
     if path.first() != Some(&b'/') {
         return Err(BadPath::NotAbsolute);
     }
-    let mut spelling = Spelling::Canonical;
+    let mut spelling = PathSpelling::Canonical;
     // Where the segment begins, and where it does for whoever takes an escaped slash for one.
     let (mut whole, mut segment) = (1, 1);
     let mut at = 1;
     while let Some(byte) = path.get(at) {
         match CLASSES[usize::from(*byte)] {
-            Class::Plain => at += 1,
-            Class::Slash if at == segment => return Err(BadPath::EmptySegment),
-            Class::Slash => {
+            ByteClass::Plain => at += 1,
+            ByteClass::Slash if at == segment => return Err(BadPath::EmptySegment),
+            ByteClass::Slash => {
                 refuse_dots(&path[segment..at])?;
                 at += 1;
                 (whole, segment) = (at, at);
             }
-            Class::Percent => {
-                if check_escape(&path[at + 1..])? == Spelling::Loose {
-                    spelling = Spelling::Loose;
+            ByteClass::Percent => {
+                if check_escape(&path[at + 1..])? == PathSpelling::Loose {
+                    spelling = PathSpelling::Loose;
                 }
                 at += 3;
                 if path[at - 2..at].eq_ignore_ascii_case(b"2f") {
@@ -200,7 +200,7 @@ fn scan(path: &[u8]) -> Result<Spelling, BadPath> {
                     segment = at;
                 }
             }
-            Class::Outside => return Err(BadPath::Character(*byte)),
+            ByteClass::Outside => return Err(BadPath::Character(*byte)),
         }
     }
     refuse_dots(&path[segment..])?;
@@ -218,7 +218,7 @@ fn refuse_dots(segment: &[u8]) -> Result<(), BadPath> {
 }
 
 /// Judges one escape; `behind` is what follows its `%`.
-fn check_escape(behind: &[u8]) -> Result<Spelling, BadPath> {
+fn check_escape(behind: &[u8]) -> Result<PathSpelling, BadPath> {
     let byte = escaped_byte(behind).ok_or(BadPath::Escape)?;
     match byte {
         b'\\' => return Err(BadPath::ForbiddenEscape(byte)),
@@ -229,7 +229,7 @@ fn check_escape(behind: &[u8]) -> Result<Spelling, BadPath> {
         _ => {}
     }
     let lower_case = behind[..2].iter().any(u8::is_ascii_lowercase);
-    Ok(if lower_case || is_unreserved(byte) { Spelling::Loose } else { Spelling::Canonical })
+    Ok(if lower_case || is_unreserved(byte) { PathSpelling::Loose } else { PathSpelling::Canonical })
 }
 
 /// Decodes what needs no escape and writes the others in upper case. `path` has passed [`scan`].
@@ -267,19 +267,19 @@ const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-const fn classes() -> [Class; 256] {
-    let mut table = [Class::Outside; 256];
+const fn classes() -> [ByteClass; 256] {
+    let mut table = [ByteClass::Outside; 256];
     let mut byte = 0_u8;
     // All that is allowed is ASCII; the upper half stays outside.
     while byte < 128 {
         table[byte as usize] = match byte {
-            b'/' => Class::Slash,
-            b'%' => Class::Percent,
+            b'/' => ByteClass::Slash,
+            b'%' => ByteClass::Percent,
             b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' => {
-                Class::Plain
+                ByteClass::Plain
             }
-            _ if is_unreserved(byte) => Class::Plain,
-            _ => Class::Outside,
+            _ if is_unreserved(byte) => ByteClass::Plain,
+            _ => ByteClass::Outside,
         };
         byte += 1;
     }

@@ -3,7 +3,7 @@
 //! Written from the recommendation of November 2021 (level 1, <https://www.w3.org/TR/trace-context-1/>). Must not know:
 //! what becomes of spans.
 
-use super::fields::Fields;
+use super::fields::HeaderFields;
 use crate::model::id::RequestId;
 use http::HeaderName;
 
@@ -35,7 +35,7 @@ pub struct Sampling {
 
 impl TraceContext {
     /// The one of a request that came with these fields; none where it has to begin one.
-    pub fn of<'r>(fields: impl Into<Fields<'r>>) -> Option<Self> {
+    pub fn of<'r>(fields: impl Into<HeaderFields<'r>>) -> Option<Self> {
         let mut given = fields.into().all(&TRACEPARENT);
         let only = given.next().filter(|_| given.next().is_none())?;
         Self::parse(only)
@@ -95,7 +95,7 @@ impl Sampling {
 
 /// The span that a request is: the half of its id that no other request has.
 pub fn span_id_of(id: RequestId) -> [u8; 8] {
-    // Its first bits are a UUID's variant, so it is never nought.
+    // Its first bits are a UUID's variant, so it is never zero.
     id.0.as_u64_pair().1.to_be_bytes()
 }
 

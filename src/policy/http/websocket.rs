@@ -7,7 +7,7 @@ const HEADER_MAX: usize = 14;
 
 /// What has passed in one direction.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Frames {
+pub struct FrameParser {
     header: [u8; HEADER_MAX],
     /// Bytes of the header that are here.
     here: usize,
@@ -23,7 +23,7 @@ pub const fn close_frame(code: u16) -> [u8; 4] {
     [0x88, 2, high, low]
 }
 
-impl Frames {
+impl FrameParser {
     /// Takes note of the next bytes.
     pub fn pass(&mut self, mut bytes: &[u8]) {
         while let Some((first, rest)) = bytes.split_first() {
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_close_frame_is_the_last() {
-        let mut frames = Frames::default();
+        let mut frames = FrameParser::default();
         frames.pass(&frame(1, false, 5));
         assert!(frames.may_add());
         frames.pass(&close_frame(1001));
@@ -111,7 +111,7 @@ mod tests {
             let ends: Vec<usize> =
                 all.iter().scan(0, |at, f| { *at += f.len(); Some(*at) }).collect();
             let bytes = all.concat();
-            let (mut frames, mut at) = (Frames::default(), 0);
+            let (mut frames, mut at) = (FrameParser::default(), 0);
             for cut in cuts.iter().cycle() {
                 let next = (at + cut).min(bytes.len());
                 frames.pass(&bytes[at..next]);

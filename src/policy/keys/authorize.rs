@@ -10,11 +10,11 @@ use std::net::IpAddr;
 
 /// What a request asks of a key.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'r> {
+pub struct AuthorizationRequest<'r> {
     /// The scopes of the route.
     pub scopes: &'r Scopes,
     /// The resource it is for, where the route names one.
-    pub resource: Asks<'r>,
+    pub resource: ResourceRequest<'r>,
     /// The client's address.
     pub address: IpAddr,
     /// When.
@@ -23,7 +23,7 @@ pub struct Asked<'r> {
 
 /// Which resource a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asks<'r> {
+pub enum ResourceRequest<'r> {
     /// The route is open to every key, whatever it is bound to.
     Any,
     /// The route is about no resource, so a key that is bound to one has nothing to do there.
@@ -33,7 +33,7 @@ pub enum Asks<'r> {
 }
 
 /// Whether a key stands at all, whatever it may do.
-pub fn stands(key: &Key, at: Timestamp) -> Result<(), Denial> {
+pub fn check_active(key: &Key, at: Timestamp) -> Result<(), Denial> {
     if !key.is_active {
         return Err(Denial::KeyInactive);
     }
@@ -44,16 +44,16 @@ pub fn stands(key: &Key, at: Timestamp) -> Result<(), Denial> {
 }
 
 /// The first reason why not, in the contract's order.
-pub fn authorize(key: &Key, asked: &Asked<'_>) -> Result<(), Denial> {
-    stands(key, asked.at)?;
+pub fn authorize(key: &Key, asked: &AuthorizationRequest<'_>) -> Result<(), Denial> {
+    check_active(key, asked.at)?;
     let lacking = key.scopes.lacking(asked.scopes);
     if !lacking.is_empty() {
         return Err(Denial::Scope(lacking));
     }
     let may_reach = match asked.resource {
-        Asks::Any => true,
-        Asks::None => key.kind == KeyType::Service,
-        Asks::For(resource) => key.kind == KeyType::Service || resource == Some(&*key.resource_id),
+        ResourceRequest::Any => true,
+        ResourceRequest::None => key.kind == KeyType::Service,
+        ResourceRequest::For(resource) => key.kind == KeyType::Service || resource == Some(&*key.resource_id),
     };
     if !may_reach {
         return Err(Denial::Resource);
@@ -99,21 +99,27 @@ mod tests {
         Scopes::of(words.iter().copied(), check_granted).expect("scopes")
     }
 
-    fn asked<'r>(resource: Asks<'r>, wanted: &'r Scopes) -> Asked<'r> {
+    fn asked<'r>(resource: ResourceRequest<'r>, wanted: &'r Scopes) -> AuthorizationRequest<'r> {
         let address = IpAddr::from([192, 0, 2, 7]);
-        Asked { scopes: wanted, resource, address, at: NOON }
+        AuthorizationRequest { scopes: wanted, resource, address, at: NOON }
     }
 
     #[test]
     fn decision_table() {
         let second = std::time::Duration::from_secs(1);
         let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().expect("a network")).collect::<Box<[_]>>();
-        type Change = Box<dyn Fn(&mut Key)>;
-        let set = |f: fn(&mut Key)| -> Change { Box::new(f) };
+        type KeyEdit = Box<dyn Fn(&mut Key)>;
+        let set = |f: fn(&mut Key)| -> KeyEdit { Box::new(f) };
         let address = Denial::Address(IpAddr::from([192, 0, 2, 7]));
-        let rows: Vec<(&str, KeyType, Change, Asks<'_>, Option<Denial>)> = vec![
-            ("plain", KeyType::App, set(|_| ()), Asks::Any, None),
-            ("off", KeyType::App, set(|k| k.is_active = false), Asks::Any, Some(Denial::KeyInactive)),
+        let rows: Vec<(&str, KeyType, KeyEdit, ResourceRequest<'_>, Option<Denial>)> = vec![
+            ("plain", KeyType::App, set(|_| ()), ResourceRequest::Any, None),
+            (
+                "off",
+                KeyType::App,
+                set(|k| k.is_active = false),
+                ResourceRequest::Any,
+                Some(Denial::KeyInactive),
+            ),
             (
                 "off and expired",
                 KeyType::App,
@@ -121,115 +127,145 @@ mod tests {
                     k.is_active = false;
                     k.expires_at = Some(NOON)
                 }),
-                Asks::Any,
+                ResourceRequest::Any,
                 Some(Denial::KeyInactive),
             ),
             (
                 "expires now",
                 KeyType::App,
                 set(|k| k.expires_at = Some(NOON)),
-                Asks::Any,
+                ResourceRequest::Any,
                 Some(Denial::KeyExpired),
             ),
             (
                 "expires soon",
                 KeyType::App,
                 Box::new(move |k| k.expires_at = Some(NOON.plus(second))),
-                Asks::Any,
+                ResourceRequest::Any,
                 None,
             ),
             (
                 "expired and no scope",
                 KeyType::Rag,
                 set(|k| k.expires_at = Some(NOON)),
-                Asks::Any,
+                ResourceRequest::Any,
                 Some(Denial::KeyExpired),
             ),
-            ("other scope", KeyType::Rag, set(|_| ()), Asks::Any, Some(Denial::Scope(scopes(&["app"])))),
+            (
+                "other scope",
+                KeyType::Rag,
+                set(|_| ()),
+                ResourceRequest::Any,
+                Some(Denial::Scope(scopes(&["app"]))),
+            ),
             (
                 "no scope and other resource",
                 KeyType::Memory,
                 set(|_| ()),
-                Asks::For(Some("r2")),
+                ResourceRequest::For(Some("r2")),
                 Some(Denial::Scope(scopes(&["app"]))),
             ),
-            ("extra scope", KeyType::Rag, set(|k| k.scopes = scopes(&["rag", "a*"])), Asks::Any, None),
-            ("agents hold app", KeyType::Agent, set(|_| ()), Asks::Any, None),
-            ("teams hold app", KeyType::MultiAgent, set(|_| ()), Asks::Any, None),
-            ("workflows hold app", KeyType::Workflow, set(|_| ()), Asks::Any, None),
-            ("pure workflows hold app", KeyType::PureWorkflow, set(|_| ()), Asks::Any, None),
-            ("own resource", KeyType::App, set(|_| ()), Asks::For(Some("r1")), None),
-            ("other resource", KeyType::App, set(|_| ()), Asks::For(Some("r2")), Some(Denial::Resource)),
-            ("resource by case", KeyType::App, set(|_| ()), Asks::For(Some("R1")), Some(Denial::Resource)),
-            ("resource not named", KeyType::App, set(|_| ()), Asks::For(None), Some(Denial::Resource)),
+            (
+                "extra scope",
+                KeyType::Rag,
+                set(|k| k.scopes = scopes(&["rag", "a*"])),
+                ResourceRequest::Any,
+                None,
+            ),
+            ("agents hold app", KeyType::Agent, set(|_| ()), ResourceRequest::Any, None),
+            ("teams hold app", KeyType::MultiAgent, set(|_| ()), ResourceRequest::Any, None),
+            ("workflows hold app", KeyType::Workflow, set(|_| ()), ResourceRequest::Any, None),
+            ("pure workflows hold app", KeyType::PureWorkflow, set(|_| ()), ResourceRequest::Any, None),
+            ("own resource", KeyType::App, set(|_| ()), ResourceRequest::For(Some("r1")), None),
+            (
+                "other resource",
+                KeyType::App,
+                set(|_| ()),
+                ResourceRequest::For(Some("r2")),
+                Some(Denial::Resource),
+            ),
+            (
+                "resource by case",
+                KeyType::App,
+                set(|_| ()),
+                ResourceRequest::For(Some("R1")),
+                Some(Denial::Resource),
+            ),
+            (
+                "resource not named",
+                KeyType::App,
+                set(|_| ()),
+                ResourceRequest::For(None),
+                Some(Denial::Resource),
+            ),
             (
                 "bound, and the route is about nothing",
                 KeyType::App,
                 set(|_| ()),
-                Asks::None,
+                ResourceRequest::None,
                 Some(Denial::Resource),
             ),
             (
                 "service, and the route is about nothing",
                 KeyType::Service,
                 set(|k| k.scopes = scopes(&["*"])),
-                Asks::None,
+                ResourceRequest::None,
                 None,
             ),
             (
                 "no scopes at all",
                 KeyType::Service,
                 set(|_| ()),
-                Asks::None,
+                ResourceRequest::None,
                 Some(Denial::Scope(scopes(&["app"]))),
             ),
             (
                 "service reaches all",
                 KeyType::Service,
                 set(|k| k.scopes = scopes(&["app"])),
-                Asks::For(Some("r2")),
+                ResourceRequest::For(Some("r2")),
                 None,
             ),
             (
                 "service, not named",
                 KeyType::Service,
                 set(|k| k.scopes = scopes(&["app"])),
-                Asks::For(None),
+                ResourceRequest::For(None),
                 None,
             ),
             (
                 "listed address",
                 KeyType::App,
                 Box::new(move |k| k.allowed_ips = nets(&["192.0.2.7/32"])),
-                Asks::Any,
+                ResourceRequest::Any,
                 None,
             ),
             (
                 "listed network",
                 KeyType::App,
                 Box::new(move |k| k.allowed_ips = nets(&["2001:db8::/32", "192.0.2.0/24"])),
-                Asks::Any,
+                ResourceRequest::Any,
                 None,
             ),
             (
                 "other network",
                 KeyType::App,
                 Box::new(move |k| k.allowed_ips = nets(&["198.51.100.0/24"])),
-                Asks::Any,
+                ResourceRequest::Any,
                 Some(address.clone()),
             ),
             (
                 "other family",
                 KeyType::App,
                 Box::new(move |k| k.allowed_ips = nets(&["::/0"])),
-                Asks::Any,
+                ResourceRequest::Any,
                 Some(address.clone()),
             ),
             (
                 "resource before address",
                 KeyType::App,
                 Box::new(move |k| k.allowed_ips = nets(&["::/0"])),
-                Asks::For(Some("r2")),
+                ResourceRequest::For(Some("r2")),
                 Some(Denial::Resource),
             ),
         ];
@@ -245,7 +281,7 @@ mod tests {
         let mut subject = key(KeyType::App);
         subject.allowed_ips = Box::new(["192.0.2.0/24".parse().expect("a network")]);
         let wanted = scopes(&["app"]);
-        let mut request = asked(Asks::Any, &wanted);
+        let mut request = asked(ResourceRequest::Any, &wanted);
         request.address = "::ffff:192.0.2.7".parse().expect("an address");
         assert_eq!(authorize(&subject, &request), Ok(()));
     }

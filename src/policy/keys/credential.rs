@@ -5,7 +5,7 @@
 use super::denial::{BadRequest, Denial};
 use crate::model::fault::Fault;
 use crate::policy::coding::{Coding, is_too_much};
-use crate::policy::http::fields::Fields;
+use crate::policy::http::fields::HeaderFields;
 use http::header::{AUTHORIZATION, HeaderName};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
@@ -16,7 +16,7 @@ pub const END_USER_MAX: usize = 255;
 
 /// The secret that `fields` present under one of `names`; none when there is none. `Authorization` counts when its
 /// scheme is `Bearer`: other schemes are the backend's business.
-pub fn presented<'h>(fields: Fields<'h>, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
+pub fn presented<'h>(fields: HeaderFields<'h>, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
     let mut found: Option<&[u8]> = None;
     for name in names {
         for value in fields.all(name) {
@@ -50,7 +50,10 @@ pub fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// The end user that the header `name` names; none when it is absent.
-pub fn end_user_in_header<'h>(fields: Fields<'h>, name: &HeaderName) -> Result<Option<&'h str>, BadRequest> {
+pub fn end_user_in_header<'h>(
+    fields: HeaderFields<'h>,
+    name: &HeaderName,
+) -> Result<Option<&'h str>, BadRequest> {
     let mut values = fields.all(name);
     let Some(value) = values.next() else { return Ok(None) };
     let text = std::str::from_utf8(value).map_err(|_| BadRequest::EndUserHeader)?.trim();
@@ -176,7 +179,7 @@ mod tests {
                 map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
             assert_eq!(
-                presented(Fields::Map(&map), &names),
+                presented(HeaderFields::Map(&map), &names),
                 expected.map(|s| s.map(str::as_bytes)),
                 "{given:?}"
             );
@@ -186,21 +189,21 @@ mod tests {
     #[test]
     fn the_end_user_of_a_header() {
         let name = HeaderName::from_static("x-end-user-id");
-        assert_eq!(end_user_in_header(Fields::Map(&headers(&[])), &name), Ok(None));
+        assert_eq!(end_user_in_header(HeaderFields::Map(&headers(&[])), &name), Ok(None));
         assert_eq!(
-            end_user_in_header(Fields::Map(&headers(&[("x-end-user-id", " ann ")])), &name),
+            end_user_in_header(HeaderFields::Map(&headers(&[("x-end-user-id", " ann ")])), &name),
             Ok(Some("ann"))
         );
         assert_eq!(
-            end_user_in_header(Fields::Map(&headers(&[("x-end-user-id", "")])), &name),
+            end_user_in_header(HeaderFields::Map(&headers(&[("x-end-user-id", "")])), &name),
             Err(BadRequest::EndUserHeader)
         );
         let mut twice = headers(&[("x-end-user-id", "ann")]);
         twice.append(&name, HeaderValue::from_static("bob"));
-        assert_eq!(end_user_in_header(Fields::Map(&twice), &name), Err(BadRequest::EndUserHeader));
+        assert_eq!(end_user_in_header(HeaderFields::Map(&twice), &name), Err(BadRequest::EndUserHeader));
         let mut long = HeaderMap::new();
         long.insert(&name, HeaderValue::from_str(&"a".repeat(END_USER_MAX + 1)).expect("a value"));
-        assert_eq!(end_user_in_header(Fields::Map(&long), &name), Err(BadRequest::EndUserHeader));
+        assert_eq!(end_user_in_header(HeaderFields::Map(&long), &name), Err(BadRequest::EndUserHeader));
     }
 
     #[test]

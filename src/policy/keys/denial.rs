@@ -3,7 +3,7 @@
 //! One closed enum. Status, code, name and standard wording come from the table in [`crate::model::fault`]; here is what is
 //! particular to a case: its detail for programs, its sentence for people, when to come back.
 
-use super::limit::{LimitName, Refused, RetryAfter};
+use super::limit::{LimitName, LimitReached, RetryAfter};
 use crate::model::fault::{Fault, Lang};
 use crate::model::key::Per;
 use crate::model::scope::Scopes;
@@ -41,7 +41,7 @@ pub enum Denial {
     /// The key may not be used from this address.
     Address(IpAddr),
     /// A limit is used up.
-    Limit(Refused),
+    Limit(LimitReached),
     /// The end user is new and the plan is full.
     EndUserQuota {
         /// The plan's `end_user_quota`.
@@ -186,8 +186,10 @@ impl Denial {
         match self {
             Self::TooManyInvalid(wait)
             | Self::TooManyPreflights(wait)
-            | Self::Limit(Refused { retry: RetryAfter::Wait(wait), .. }) => Some(whole_secs(*wait).max(1)),
-            Self::Limit(Refused { retry: RetryAfter::Release, .. })
+            | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }) => {
+                Some(whole_secs(*wait).max(1))
+            }
+            Self::Limit(LimitReached { retry: RetryAfter::Release, .. })
             | Self::Plain(Fault::ServiceUnavailable) => Some(1),
             _ => None,
         }
@@ -217,7 +219,7 @@ fn set_by(name: LimitName) -> &'static str {
     }
 }
 
-fn limit_message(refused: &Refused, lang: Lang) -> String {
+fn limit_message(refused: &LimitReached, lang: Lang) -> String {
     let max = refused.limit.max();
     let per = refused.limit.per();
     match (refused.limit.name, lang) {
@@ -332,15 +334,15 @@ impl BadRequest {
 mod tests {
     use super::*;
     use crate::model::key::Count;
-    use crate::policy::keys::limit::{Limit, Rule};
+    use crate::policy::keys::limit::{Limit, LimitRule};
 
     #[test]
     fn a_limit_tells_which_and_when() {
-        let denial = Denial::Limit(Refused {
+        let denial = Denial::Limit(LimitReached {
             limit: Limit {
                 name: LimitName::Rate { plan: true },
                 count: Count::Requests,
-                rule: Rule::Bucket { rate: 5, burst: 5 },
+                rule: LimitRule::Bucket { rate: 5, burst: 5 },
             },
             retry: RetryAfter::Wait(Duration::from_millis(1_001)),
         });
@@ -356,8 +358,12 @@ mod tests {
     #[test]
     fn a_wait_is_rounded_up_and_never_zero() {
         for (ms, secs) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (86_400_000, 86_400)] {
-            let refused = Refused {
-                limit: Limit { name: LimitName::Daily, count: Count::Requests, rule: Rule::of(Per::Day, 1) },
+            let refused = LimitReached {
+                limit: Limit {
+                    name: LimitName::Daily,
+                    count: Count::Requests,
+                    rule: LimitRule::of(Per::Day, 1),
+                },
                 retry: RetryAfter::Wait(Duration::from_millis(ms)),
             };
             assert_eq!(Denial::Limit(refused).retry_after_secs(), Some(secs), "{ms} ms");

@@ -1,7 +1,7 @@
 //! The rule of each kind of limit: may this be charged now, and if not, from when on?
 //!
 //! These functions are the specification of every counter. They know no clock, no lock and no other node: they take
-//! a [`Now`] and a [`Spending`] and answer. A counter backend is right when it agrees with them.
+//! a [`Now`] and a [`CounterState`] and answer. A counter backend is right when it agrees with them.
 //!
 //! *Invariant:* a refusal changes no state. *Invariant:* what is refused until `t` is admitted at `t` if nothing
 //! else was charged meanwhile. *Invariant:* a calendar that steps forward and back again forgets nothing.
@@ -20,7 +20,7 @@ pub struct Limit {
     /// What is counted.
     pub count: Count,
     /// The ceiling.
-    pub rule: Rule,
+    pub rule: LimitRule,
 }
 
 /// Which limit, for messages, headers and metrics.
@@ -45,7 +45,7 @@ pub enum LimitName {
 
 /// How charges are counted against a ceiling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub enum LimitRule {
     /// A token bucket of `burst` that refills by `rate` each second (GCRA, ITU-T I.371).
     Bucket {
         /// Refill, in units per second.
@@ -72,7 +72,7 @@ pub enum Rule {
 /// Every window is counted, whether a limit is set on it or not: a limit that is set or raised later counts what really
 /// happened, and two limits on one window cannot charge it twice.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Spending {
+pub struct CounterState {
     /// The bucket of `rate_limit`.
     rate: Bucket,
     /// The bucket of a further limit per second.
@@ -80,7 +80,7 @@ pub struct Spending {
     /// Requests in flight.
     in_flight: u64,
     /// Minute, hour, day, month, total.
-    windows: [Windowed; 5],
+    windows: [WindowCounts; 5],
 }
 
 /// The debt of one token bucket. It is kept with the rate it was made under, so that a changed rate or burst acts at once.
@@ -106,21 +106,21 @@ pub struct Mark {
 
 /// What is spent of the newest window, and of one before it: the calendar may step back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Windowed {
-    newest: Spent,
-    before: Spent,
+struct WindowCounts {
+    newest: WindowCount,
+    before: WindowCount,
 }
 
 /// How much of one window is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Spent {
+struct WindowCount {
     start: Timestamp,
     used: u64,
 }
 
 /// How long the two buckets of a subject need until they are full again, in ns: the same on every steady clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Ahead {
+pub struct BucketDebt {
     /// That of `rate_limit`.
     pub rate_ns: u64,
     /// That of a further limit per second.
@@ -129,7 +129,7 @@ pub struct Ahead {
 
 /// Why a charge was refused: the limit that keeps it waiting longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct LimitReached {
     /// Which limit.
     pub limit: Limit,
     /// When the charge would be admitted.
@@ -161,7 +161,7 @@ pub type Limits = SmallVec<[Limit; 6]>;
 
 const NS: u64 = 1_000_000_000;
 
-/// The calendar windows that are counted, in the order of [`Spending`]'s slots.
+/// The calendar windows that are counted, in the order of [`CounterState`]'s slots.
 const WINDOWS: &[Per; 5] = &[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
 
 const fn slot(per: Per) -> usize {
@@ -188,16 +188,16 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
     let mut limits = Limits::new();
     limits.push(requests(
         LimitName::Rate { plan: plan_rules },
-        Rule::Bucket { rate: rate.into(), burst: burst.into() },
+        LimitRule::Bucket { rate: rate.into(), burst: burst.into() },
     ));
     if let Some(max) = own.daily_request_limit {
-        limits.push(requests(LimitName::Daily, Rule::Window { per: Per::Day, max }));
+        limits.push(requests(LimitName::Daily, LimitRule::Window { per: Per::Day, max }));
     }
     if let Some(max) = own.quota_limit {
-        limits.push(requests(LimitName::Quota, Rule::Window { per: Per::Total, max }));
+        limits.push(requests(LimitName::Quota, LimitRule::Window { per: Per::Total, max }));
     }
     if let Some(max) = own.concurrency_limit {
-        limits.push(requests(LimitName::Concurrency, Rule::InFlight { max: max.into() }));
+        limits.push(requests(LimitName::Concurrency, LimitRule::InFlight { max: max.into() }));
     }
     limits.extend((0_u8..).zip(own.limits.iter()).map(|(n, c)| Limit::further(LimitName::Key(n), c)));
     limits
@@ -208,9 +208,9 @@ pub fn workspace_limits(plan: &Plan) -> Limits {
     (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c)).collect()
 }
 
-// === impl Ahead, Limit ===
+// === impl BucketDebt, Limit ===
 
-impl Ahead {
+impl BucketDebt {
     /// Whether both are full.
     pub const fn is_nothing(self) -> bool {
         self.rate_ns == 0 && self.second_ns == 0
@@ -219,30 +219,30 @@ impl Ahead {
 
 impl Limit {
     fn further(name: LimitName, ceiling: &Ceiling) -> Self {
-        Self { name, count: ceiling.count, rule: Rule::of(ceiling.per, ceiling.max) }
+        Self { name, count: ceiling.count, rule: LimitRule::of(ceiling.per, ceiling.max) }
     }
 
     /// The ceiling as a number.
     pub const fn max(&self) -> u64 {
         match self.rule {
-            Rule::Bucket { rate, .. } => rate,
-            Rule::Window { max, .. } | Rule::InFlight { max } => max,
+            LimitRule::Bucket { rate, .. } => rate,
+            LimitRule::Window { max, .. } | LimitRule::InFlight { max } => max,
         }
     }
 
     /// The window's word; none for what is in flight.
     pub const fn per(&self) -> Option<Per> {
         match self.rule {
-            Rule::Bucket { .. } => Some(Per::Second),
-            Rule::Window { per, .. } => Some(per),
-            Rule::InFlight { .. } => None,
+            LimitRule::Bucket { .. } => Some(Per::Second),
+            LimitRule::Window { per, .. } => Some(per),
+            LimitRule::InFlight { .. } => None,
         }
     }
 }
 
-// === impl Rule ===
+// === impl LimitRule ===
 
-impl Rule {
+impl LimitRule {
     /// The rule of a ceiling of `max` per `per`.
     pub const fn of(per: Per, max: u64) -> Self {
         match per {
@@ -252,25 +252,25 @@ impl Rule {
     }
 }
 
-// === impl Spending ===
+// === impl CounterState ===
 
-impl Spending {
+impl CounterState {
     /// What the ledger tells of the windows that contain `at`.
     pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
-        let mut spending = Self::default();
+        let mut state = Self::default();
         for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
-            spending.windows[slot(*per)].newest = Spent { start: window_start(*per, at), used };
+            state.windows[slot(*per)].newest = WindowCount { start: window_start(*per, at), used };
         }
-        spending
+        state
     }
 
     /// Whether `cost` units may be charged against every one of `limits` at `now`. Changes nothing.
-    pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), Refused> {
-        let mut worst: Option<Refused> = None;
+    pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), LimitReached> {
+        let mut worst: Option<LimitReached> = None;
         for limit in limits {
             let Err(retry) = self.check_one(limit, cost, now) else { continue };
             if worst.is_none_or(|w| retry > w.retry) {
-                worst = Some(Refused { limit: *limit, retry });
+                worst = Some(LimitReached { limit: *limit, retry });
             }
         }
         worst.map_or(Ok(()), Err)
@@ -278,7 +278,7 @@ impl Spending {
 
     fn check_one(&self, limit: &Limit, cost: u64, now: Now) -> Result<(), RetryAfter> {
         match limit.rule {
-            Rule::Bucket { rate, burst } => {
+            LimitRule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
                 let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
                 let charged = debt.saturating_add(step.saturating_mul(cost));
@@ -291,7 +291,7 @@ impl Spending {
                 }
                 Err(RetryAfter::Wait(Duration::from_nanos(charged - allowed)))
             }
-            Rule::Window { per, max } => {
+            LimitRule::Window { per, max } => {
                 if self.used(per, now.wall).saturating_add(cost) <= max {
                     return Ok(());
                 }
@@ -300,7 +300,7 @@ impl Spending {
                     _ => Err(RetryAfter::Never),
                 }
             }
-            Rule::InFlight { max } => {
+            LimitRule::InFlight { max } => {
                 if self.in_flight.saturating_add(cost) <= max {
                     return Ok(());
                 }
@@ -309,7 +309,7 @@ impl Spending {
         }
     }
 
-    /// Charges `cost` units. Call only after [`Spending::check`] agreed at the same `now`.
+    /// Charges `cost` units. Call only after [`CounterState::check`] agreed at the same `now`.
     pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
         let mark = self.take_rates(limits, cost, now);
         for per in WINDOWS {
@@ -322,7 +322,7 @@ impl Spending {
     /// Charges `cost` units to the buckets alone.
     pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
         for limit in limits {
-            if let Rule::Bucket { rate, burst } = limit.rule {
+            if let LimitRule::Bucket { rate, burst } = limit.rule {
                 self.bucket_mut(limit.name).charge(step_ns(rate), burst, cost, now.steady_ns);
             }
         }
@@ -333,8 +333,8 @@ impl Spending {
     pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, mark: Mark) {
         for limit in limits {
             match (limit.rule, limit.name) {
-                (Rule::Bucket { .. }, LimitName::Rate { .. }) => self.rate.refund(cost, mark.rate),
-                (Rule::Bucket { .. }, _) => self.second.refund(cost, mark.second),
+                (LimitRule::Bucket { .. }, LimitName::Rate { .. }) => self.rate.refund(cost, mark.rate),
+                (LimitRule::Bucket { .. }, _) => self.second.refund(cost, mark.second),
                 _ => {}
             }
         }
@@ -355,10 +355,10 @@ impl Spending {
     }
 
     /// Lets the buckets of `limits` count as empty at `at_ns`, unless they are emptier: others may have spent them.
-    pub fn empty(&mut self, limits: &[Limit], at_ns: u64) {
+    pub fn empty_buckets(&mut self, limits: &[Limit], at_ns: u64) {
         for limit in limits {
-            if let Rule::Bucket { rate, burst } = limit.rule {
-                self.bucket_mut(limit.name).empty(step_ns(rate), burst, at_ns);
+            if let LimitRule::Bucket { rate, burst } = limit.rule {
+                self.bucket_mut(limit.name).empty_buckets(step_ns(rate), burst, at_ns);
             }
         }
     }
@@ -371,17 +371,19 @@ impl Spending {
     /// What is left of `limit` at `now`.
     pub fn remaining(&self, limit: &Limit, now: Now) -> Remaining {
         match limit.rule {
-            Rule::Bucket { rate, burst } => {
+            LimitRule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
                 let debt = self.bucket(limit.name).debt_ns(step, burst, now.steady_ns);
                 let units = burst.saturating_sub(debt.div_ceil(step));
                 Remaining { units, reset: Some(Duration::from_nanos(debt)) }
             }
-            Rule::Window { per, max } => Remaining {
+            LimitRule::Window { per, max } => Remaining {
                 units: max.saturating_sub(self.used(per, now.wall)),
                 reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
             },
-            Rule::InFlight { max } => Remaining { units: max.saturating_sub(self.in_flight), reset: None },
+            LimitRule::InFlight { max } => {
+                Remaining { units: max.saturating_sub(self.in_flight), reset: None }
+            }
         }
     }
 
@@ -396,8 +398,8 @@ impl Spending {
     }
 
     /// How far its buckets are from full at `now`.
-    pub const fn ahead(&self, now: Now) -> Ahead {
-        Ahead {
+    pub const fn debt(&self, now: Now) -> BucketDebt {
+        BucketDebt {
             rate_ns: self.rate.full_at_ns.saturating_sub(now.steady_ns),
             second_ns: self.second.full_at_ns.saturating_sub(now.steady_ns),
         }
@@ -425,9 +427,9 @@ impl Spending {
     }
 
     /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
-    pub fn set_ahead(&mut self, ahead: Ahead, now: Now) {
-        self.rate.set_ahead(ahead.rate_ns, now.steady_ns);
-        self.second.set_ahead(ahead.second_ns, now.steady_ns);
+    pub fn set_debt(&mut self, debt: BucketDebt, now: Now) {
+        self.rate.set_debt(debt.rate_ns, now.steady_ns);
+        self.second.set_debt(debt.second_ns, now.steady_ns);
     }
 
     const fn bucket(&self, name: LimitName) -> &Bucket {
@@ -499,7 +501,7 @@ impl Bucket {
         self.refunded_ns = self.refunded_ns.saturating_add(debt);
     }
 
-    fn empty(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
+    fn empty_buckets(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
         let full_at_ns = at_ns.saturating_add(step_ns.saturating_mul(burst));
         if self.full_at(step_ns, burst) < full_at_ns {
             self.forget_marks(at_ns);
@@ -508,7 +510,7 @@ impl Bucket {
     }
 
     /// Is as far from full as another bucket was, of which nobody knows how fast it refilled; or as it is, if that is further.
-    fn set_ahead(&mut self, ahead_ns: u64, now_ns: u64) {
+    fn set_debt(&mut self, ahead_ns: u64, now_ns: u64) {
         let full_at_ns = now_ns.saturating_add(ahead_ns);
         if self.full_at_ns < full_at_ns {
             *self = Self { full_at_ns, at_ns: now_ns, ..*self };
@@ -516,7 +518,7 @@ impl Bucket {
     }
 }
 
-impl Windowed {
+impl WindowCounts {
     fn add(&mut self, start: Timestamp, cost: u64) {
         if start == self.newest.start {
             self.newest.used = self.newest.used.saturating_add(cost);
@@ -528,7 +530,7 @@ impl Windowed {
     /// To a window that has just begun, or to one that is over.
     #[cold]
     fn add_elsewhere(&mut self, start: Timestamp, cost: u64) {
-        let spent = Spent { start, used: cost };
+        let spent = WindowCount { start, used: cost };
         if start > self.newest.start {
             // The window left behind is kept: the calendar may step back into it.
             self.before = std::mem::replace(&mut self.newest, spent);

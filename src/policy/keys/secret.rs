@@ -46,7 +46,7 @@ pub struct Seal(Hmac<Sha256>);
 
 /// The shape of a presented text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum SecretShape {
     /// Ours, with a matching checksum: worth a look-up.
     Ours,
     /// Not of our making: could be an imported key.
@@ -101,8 +101,8 @@ impl Secret {
     /// A secret made elsewhere, to be imported. None when it is of no usable shape.
     pub fn import(text: String, prefix: &str) -> Option<Self> {
         match shape(text.as_bytes(), prefix) {
-            Shape::Impossible => None,
-            Shape::Ours | Shape::Foreign => Some(Self(text)),
+            SecretShape::Impossible => None,
+            SecretShape::Ours | SecretShape::Foreign => Some(Self(text)),
         }
     }
 
@@ -115,7 +115,7 @@ impl Secret {
     /// quarter of themselves, half of it on each side.
     pub fn hint(&self, prefix: &str) -> Box<str> {
         let text = self.0.as_str();
-        let (head, tail) = if shape(text.as_bytes(), prefix) == Shape::Ours {
+        let (head, tail) = if shape(text.as_bytes(), prefix) == SecretShape::Ours {
             (text.len() - RANDOM_LEN - CHECK_LEN + 4, 4)
         } else {
             let side = (text.len() / 8).min(4);
@@ -132,9 +132,9 @@ impl fmt::Debug for Secret {
 }
 
 /// Says what `text` can be. Looks at nothing but the text.
-pub fn shape(text: &[u8], prefix: &str) -> Shape {
+pub fn shape(text: &[u8], prefix: &str) -> SecretShape {
     if text.is_empty() || text.len() > SECRET_MAX || !text.iter().all(u8::is_ascii_graphic) {
-        return Shape::Impossible;
+        return SecretShape::Impossible;
     }
     let ours =
         text.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"-")).and_then(|rest| {
@@ -143,12 +143,12 @@ pub fn shape(text: &[u8], prefix: &str) -> Shape {
             let kind = std::str::from_utf8(&rest[..dash]).ok()?;
             kind.parse::<KeyType>().ok().map(|_| &rest[dash + 1..])
         });
-    let Some(body) = ours else { return Shape::Foreign };
+    let Some(body) = ours else { return SecretShape::Foreign };
     if body.len() != RANDOM_LEN + CHECK_LEN || !body.iter().all(u8::is_ascii_alphanumeric) {
-        return Shape::Impossible;
+        return SecretShape::Impossible;
     }
     let (signed, check) = text.split_at(text.len() - CHECK_LEN);
-    if crc_base62(signed) == check { Shape::Ours } else { Shape::Impossible }
+    if crc_base62(signed) == check { SecretShape::Ours } else { SecretShape::Impossible }
 }
 
 fn crc_base62(bytes: &[u8]) -> [u8; CHECK_LEN] {
@@ -306,12 +306,12 @@ mod tests {
             let secret = Secret::generate("sk", *kind);
             let text = secret.expose();
             assert_eq!(text.len(), "sk-".len() + kind.as_str().len() + 1 + 36);
-            assert_eq!(shape(text.as_bytes(), "sk"), Shape::Ours, "{text}");
+            assert_eq!(shape(text.as_bytes(), "sk"), SecretShape::Ours, "{text}");
             let body = text.len() - 36;
             for place in body..text.len() {
                 let mut bytes = text.as_bytes().to_vec();
                 bytes[place] = if bytes[place] == b'a' { b'b' } else { b'a' };
-                assert_eq!(shape(&bytes, "sk"), Shape::Impossible, "{place}");
+                assert_eq!(shape(&bytes, "sk"), SecretShape::Impossible, "{place}");
             }
         }
     }
@@ -319,19 +319,19 @@ mod tests {
     #[test]
     fn the_shape_of_other_texts() {
         for (text, expected) in [
-            ("", Shape::Impossible),
-            ("sk-app-short", Shape::Impossible),
-            ("sk-proj-abcdef", Shape::Foreign),
-            ("legacy_key_1", Shape::Foreign),
-            ("with space", Shape::Impossible),
-            ("schlüssel", Shape::Impossible),
-            ("sk", Shape::Foreign),
-            ("sk-", Shape::Foreign),
+            ("", SecretShape::Impossible),
+            ("sk-app-short", SecretShape::Impossible),
+            ("sk-proj-abcdef", SecretShape::Foreign),
+            ("legacy_key_1", SecretShape::Foreign),
+            ("with space", SecretShape::Impossible),
+            ("schlüssel", SecretShape::Impossible),
+            ("sk", SecretShape::Foreign),
+            ("sk-", SecretShape::Foreign),
         ] {
             assert_eq!(shape(text.as_bytes(), "sk"), expected, "{text}");
         }
-        assert_eq!(shape(&[b'a'; SECRET_MAX], "sk"), Shape::Foreign);
-        assert_eq!(shape(&[b'a'; SECRET_MAX + 1], "sk"), Shape::Impossible);
+        assert_eq!(shape(&[b'a'; SECRET_MAX], "sk"), SecretShape::Foreign);
+        assert_eq!(shape(&[b'a'; SECRET_MAX + 1], "sk"), SecretShape::Impossible);
     }
 
     #[test]

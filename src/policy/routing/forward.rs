@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 
 /// What happens to requests on the way to the backend, and to answers on the way back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forward {
+pub struct ForwardRules {
     /// The path that the backend gets; none for the client's.
     pub rewrite: Option<Rewrite>,
     /// The `Host` that it gets.

@@ -3,15 +3,15 @@
 //! Must not know: queries, hosts. A template is made of whole segments, so that what comes out is canonical as what went
 //! in was: no segment is made or joined.
 
-use super::route::Params;
+use super::route::PathParams;
 use crate::policy::http::path::{canonical, has_encoded_slash};
 
 /// A path with gaps, each for one of the pattern's parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rewrite(Box<[Segment]>);
+pub struct Rewrite(Box<[RewriteSegment]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+enum RewriteSegment {
     Literal(Box<str>),
     Param(Box<str>),
 }
@@ -25,7 +25,7 @@ impl Rewrite {
         let mut segments = Vec::new();
         let mut rest = relative.split('/').peekable();
         while let Some(segment) = rest.next() {
-            segments.push(Segment::parse(segment, rest.peek().is_none())?);
+            segments.push(RewriteSegment::parse(segment, rest.peek().is_none())?);
         }
         Ok(Self(segments.into()))
     }
@@ -34,27 +34,27 @@ impl Rewrite {
     pub fn params(&self) -> impl Iterator<Item = (&str, bool)> {
         let last = self.0.len() - 1;
         self.0.iter().enumerate().filter_map(move |(n, segment)| match segment {
-            Segment::Param(name) => Some((&**name, n == last)),
-            Segment::Literal(_) => None,
+            RewriteSegment::Param(name) => Some((&**name, n == last)),
+            RewriteSegment::Literal(_) => None,
         })
     }
 
     /// The path for a request whose parameters are these.
-    pub fn path(&self, params: &Params<'_, '_>) -> Box<str> {
+    pub fn path(&self, params: &PathParams<'_, '_>) -> Box<str> {
         let mut path = String::new();
         for segment in &self.0 {
             path.push('/');
             path.push_str(match segment {
-                Segment::Literal(text) => text,
+                RewriteSegment::Literal(text) => text,
                 // The table of routes has made sure that there is such a parameter.
-                Segment::Param(name) => params.get(name).unwrap_or_default(),
+                RewriteSegment::Param(name) => params.get(name).unwrap_or_default(),
             });
         }
         path.into()
     }
 }
 
-impl Segment {
+impl RewriteSegment {
     fn parse(text: &str, is_last: bool) -> Result<Self, String> {
         if let Some(name) = text.strip_prefix('{').and_then(|t| t.strip_suffix('}')) {
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {

@@ -5,7 +5,7 @@
 //! *Invariant:* for one path exactly one pattern decides, whatever the order in the file: compared segment by segment
 //! from the left, a literal beats a parameter, and a parameter beats the rest of the path.
 
-use super::forward::Forward;
+use super::forward::ForwardRules;
 use super::rewrite::Rewrite;
 use crate::model::scope::Scopes;
 use crate::policy::http::cors::Cors;
@@ -46,7 +46,7 @@ pub struct Route {
     /// Whether its backends keep an escaped slash within its segment, as we do.
     pub encoded_slash: bool,
     /// What it changes about messages.
-    pub forward: Forward,
+    pub forward: ForwardRules,
     /// Which pages of other origins may use it; none: the backend decides.
     pub cors: Option<Cors>,
 }
@@ -80,7 +80,7 @@ pub enum EndUserFrom {
 pub struct RouteTable {
     routes: Box<[Arc<Route>]>,
     /// The parameters' names of each route, in the order of its pattern.
-    names: Box<[Names]>,
+    names: Box<[ParamNames]>,
     patterns: Vec<Pattern>,
     /// Values are places in `patterns`. `matchit` refuses a parameter and a rest as siblings, so the patterns without a
     /// rest have one tree, and those whose rest begins at the same depth have one each. Most tables need one or two.
@@ -93,12 +93,12 @@ pub struct RouteMatch<'t, 'p> {
     /// Which route.
     pub route: &'t Arc<Route>,
     /// What its parameters stand for in this path.
-    pub params: Params<'t, 'p>,
+    pub params: PathParams<'t, 'p>,
 }
 
 /// The path parameters of one match, as they are spelled in the path (see `path::decode_segment`).
 #[derive(Debug)]
-pub struct Params<'t, 'p> {
+pub struct PathParams<'t, 'p> {
     names: &'t [Box<str>],
     values: matchit::Params<'t, 'p>,
 }
@@ -114,42 +114,42 @@ pub struct BadRoute {
     pub message: String,
 }
 
-type Names = Box<[Box<str>]>;
+type ParamNames = Box<[Box<str>]>;
 
 /// One shape of path, with the routes that share it.
 #[derive(Debug)]
 struct Pattern {
-    kinds: Box<[Kind]>,
-    slots: Vec<Slot>,
+    kinds: Box<[SegmentKind]>,
+    slots: Vec<MethodSlot>,
 }
 
 /// A method (none: any) and the route that serves it.
 #[derive(Debug)]
-struct Slot {
+struct MethodSlot {
     method: Option<Method>,
     route: usize,
 }
 
 /// What a segment of a pattern is. The order is the order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum SegmentKind {
     Literal,
     Param,
     Rest,
 }
 
 /// A pattern of the configuration, read.
-struct Parsed {
+struct ParsedPattern {
     /// In the syntax of `matchit`, without the names: patterns that differ in names only are the same.
     shape: String,
-    kinds: Vec<Kind>,
+    kinds: Vec<SegmentKind>,
     names: Vec<Box<str>>,
 }
 
 /// A table in the making, with the mistakes found so far.
 #[derive(Default)]
-struct Builder {
-    names: Vec<Names>,
+struct RouteTableBuilder {
+    names: Vec<ParamNames>,
     patterns: Vec<Pattern>,
     by_shape: HashMap<String, usize>,
     trees: BTreeMap<Option<usize>, matchit::Router<usize>>,
@@ -161,7 +161,7 @@ struct Builder {
 impl RouteTable {
     /// A table of these routes, or every mistake in them.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<BadRoute>> {
-        let mut builder = Builder::default();
+        let mut builder = RouteTableBuilder::default();
         for index in 0..routes.len() {
             builder.add(&routes, index);
         }
@@ -184,7 +184,10 @@ impl RouteTable {
     pub fn find<'t, 'p>(&'t self, method: &Method, path: &'p str) -> Option<RouteMatch<'t, 'p>> {
         let (pattern, values) = self.most_specific(path)?;
         let route = pattern.route_for(method)?;
-        Some(RouteMatch { route: &self.routes[route], params: Params { names: &self.names[route], values } })
+        Some(RouteMatch {
+            route: &self.routes[route],
+            params: PathParams { names: &self.names[route], values },
+        })
     }
 
     /// The routes, in the order they were given.
@@ -217,9 +220,9 @@ impl Pattern {
     }
 }
 
-// === impl Params ===
+// === impl PathParams ===
 
-impl<'p> Params<'_, 'p> {
+impl<'p> PathParams<'_, 'p> {
     /// What the parameter stands for, as spelled in the path. A rest can be empty, any other parameter cannot.
     pub fn get(&self, name: &str) -> Option<&'p str> {
         let place = self.names.iter().position(|n| **n == *name)?;
@@ -228,12 +231,12 @@ impl<'p> Params<'_, 'p> {
     }
 }
 
-// === impl Builder ===
+// === impl RouteTableBuilder ===
 
-impl Builder {
+impl RouteTableBuilder {
     fn add(&mut self, routes: &[Route], index: usize) {
         let route = &routes[index];
-        let parsed = match Parsed::parse(&route.path) {
+        let parsed = match ParsedPattern::parse(&route.path) {
             Ok(parsed) => parsed,
             Err(messages) => {
                 for message in messages {
@@ -255,7 +258,9 @@ impl Builder {
         for (name, is_last) in route.forward.rewrite.iter().flat_map(Rewrite::params) {
             let message = match parsed.kind_of(name) {
                 None => format!("`{name}` is not a parameter of `{}`", route.path),
-                Some(Kind::Rest) if !is_last => format!("`{name}` stands for any rest, so it must come last"),
+                Some(SegmentKind::Rest) if !is_last => {
+                    format!("`{name}` stands for any rest, so it must come last")
+                }
                 Some(_) => continue,
             };
             self.mistake(index, "rewrite", message);
@@ -274,12 +279,12 @@ impl Builder {
     }
 
     /// The pattern of that shape, made if it is new.
-    fn place_of(&mut self, parsed: &Parsed) -> Option<usize> {
+    fn place_of(&mut self, parsed: &ParsedPattern) -> Option<usize> {
         if let Some(place) = self.by_shape.get(&parsed.shape) {
             return Some(*place);
         }
         let place = self.patterns.len();
-        let rest_depth = parsed.kinds.iter().position(|k| *k == Kind::Rest);
+        let rest_depth = parsed.kinds.iter().position(|k| *k == SegmentKind::Rest);
         let tree = self.trees.entry(rest_depth).or_default();
         tree.insert(parsed.shape.as_str(), place).ok()?;
         if let Some(empty_rest) = parsed.shape.strip_suffix(REST) {
@@ -294,7 +299,7 @@ impl Builder {
     fn take_slot(&mut self, routes: &[Route], place: usize, method: Option<Method>, index: usize) {
         let slots = &mut self.patterns[place].slots;
         let Some(taken) = slots.iter().find(|s| s.method == method) else {
-            slots.push(Slot { method, route: index });
+            slots.push(MethodSlot { method, route: index });
             return;
         };
         let field = if method.is_some() { "methods" } else { "path" };
@@ -316,9 +321,9 @@ impl Builder {
     }
 }
 
-// === impl Parsed ===
+// === impl ParsedPattern ===
 
-impl Parsed {
+impl ParsedPattern {
     /// Reads a pattern, or says everything that is wrong with it.
     fn parse(path: &str) -> Result<Self, Vec<String>> {
         let Some(relative) = path.strip_prefix('/') else {
@@ -344,7 +349,7 @@ impl Parsed {
         if !segment.contains(['{', '}']) {
             check_literal(segment, is_last)?;
             self.shape.push_str(segment);
-            self.kinds.push(Kind::Literal);
+            self.kinds.push(SegmentKind::Literal);
             return Ok(());
         }
         let inner = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
@@ -359,10 +364,10 @@ impl Parsed {
         }
         if name == inner {
             self.shape.push_str(PARAM);
-            self.kinds.push(Kind::Param);
+            self.kinds.push(SegmentKind::Param);
         } else if is_last {
             self.shape.push_str(REST);
-            self.kinds.push(Kind::Rest);
+            self.kinds.push(SegmentKind::Rest);
         } else {
             return Err(format!("`{segment}`: only the last segment can take the rest of the path"));
         }
@@ -371,14 +376,14 @@ impl Parsed {
     }
 
     /// What the parameter of that name stands for.
-    fn kind_of(&self, name: &str) -> Option<Kind> {
-        let params = self.kinds.iter().filter(|k| **k != Kind::Literal);
+    fn kind_of(&self, name: &str) -> Option<SegmentKind> {
+        let params = self.kinds.iter().filter(|k| **k != SegmentKind::Literal);
         self.names.iter().zip(params).find(|(n, _)| ***n == *name).map(|(_, kind)| *kind)
     }
 
     /// Whether `name` stands for exactly one segment.
     fn has_param(&self, name: &str) -> bool {
-        let rests = self.kinds.iter().filter(|k| **k == Kind::Rest).count();
+        let rests = self.kinds.iter().filter(|k| **k == SegmentKind::Rest).count();
         self.names[..self.names.len() - rests].iter().any(|n| **n == *name)
     }
 }

@@ -46,16 +46,16 @@ pub struct Candidate {
 
 /// Candidates in a fixed order, and their turns.
 #[derive(Debug, Default)]
-pub struct Balance {
+pub struct Balancer {
     candidates: Box<[Candidate]>,
     /// One round of turns; numbers are places in `candidates`.
     round: Box<[u16]>,
     weight_sum: u64,
 }
 
-// === impl Balance ===
+// === impl Balancer ===
 
-impl Balance {
+impl Balancer {
     /// A balance among `candidates`, of which those beyond the 65 536th are left out.
     pub fn new(mut candidates: Vec<Candidate>) -> Self {
         candidates.truncate(usize::from(u16::MAX) + 1);
@@ -68,7 +68,7 @@ impl Balance {
     }
 
     /// Smooth weighted round robin: the candidate whose turn `turn` is, or whoever comes next and is usable.
-    pub fn in_turn(&self, turn: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    pub fn round_robin(&self, turn: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let turns = self.round.len();
         (0..turns)
             .map(|n| usize::from(self.round[turn.wrapping_add(n) % turns]))
@@ -78,15 +78,15 @@ impl Balance {
     /// Power of two choices (Mitzenmacher): of two usable candidates, drawn by weight with the bits of `random`, the one
     /// with less in flight for its weight; where neither has more, the first, so that the draw alone decides while little is
     /// going on.
-    pub fn less_busy(
+    pub fn least_loaded(
         &self,
         random: u64,
         in_flight: impl Fn(usize) -> u64,
         usable: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let draw = |bits: u64| usize::try_from(bits % self.round.len().max(1) as u64).unwrap_or(0);
-        let first = self.in_turn(draw(mix(random)), &usable)?;
-        let Some(second) = self.in_turn(draw(mix(!random)), |c| c != first && usable(c)) else {
+        let first = self.round_robin(draw(mix(random)), &usable)?;
+        let Some(second) = self.round_robin(draw(mix(!random)), |c| c != first && usable(c)) else {
             return Some(first);
         };
         // Cross-multiplied, so that no fraction is lost.
@@ -99,7 +99,7 @@ impl Balance {
     ///
     /// With a `load_percent` of 100 or more, who has that share of the mean load for its weight already is passed over
     /// (consistent hashing with bounded loads: Mirrokni, Thorup, Zadimoghaddam); 0 binds a name whatever the load.
-    pub fn by_name(
+    pub fn rendezvous(
         &self,
         name: u64,
         load_percent: u32,

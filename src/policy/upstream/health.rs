@@ -1,6 +1,6 @@
 //! Whether a server may get requests: what probes find, and what requests have met.
 //!
-//! Must not know: connections, probes on the wire, what time it is (it is an argument, in steady nanoseconds).
+//! Must not know: connections, how probes are sent, what time it is (it is an argument, in steady nanoseconds).
 //!
 //! Two opinions, both needed: *probed* is the verdict of active checks, with thresholds in both directions; *ejection*
 //! takes a server out for a time after failures in a row, each time for longer (Envoy calls it outlier detection).
@@ -20,14 +20,14 @@ pub struct ProbeRule {
 
 /// What probes have found so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probed {
-    verdict: Verdict,
+pub struct ProbeState {
+    verdict: ProbeVerdict,
     /// Probes in a row that contradict the verdict.
     against: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum ProbeVerdict {
     /// Not probed yet: it may get requests, and the first probe decides alone.
     Unknown,
     Up,
@@ -49,7 +49,7 @@ pub struct EjectRule {
 
 /// What requests have met so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ejection {
+pub struct EjectionState {
     /// Failures in a row.
     failures: u32,
     /// Times it was ejected, less those that are forgiven.
@@ -60,28 +60,28 @@ pub struct Ejection {
     back_ns: u64,
 }
 
-// === impl Probed ===
+// === impl ProbeState ===
 
-impl Default for Probed {
+impl Default for ProbeState {
     fn default() -> Self {
-        Self { verdict: Verdict::Unknown, against: 0 }
+        Self { verdict: ProbeVerdict::Unknown, against: 0 }
     }
 }
 
-impl Probed {
+impl ProbeState {
     /// Whether the server may get requests.
     pub const fn is_up(self) -> bool {
-        !matches!(self.verdict, Verdict::Down)
+        !matches!(self.verdict, ProbeVerdict::Down)
     }
 
     /// What is known after one more probe.
     #[must_use]
     pub const fn after(self, good: bool, rule: ProbeRule) -> Self {
         let (next, needed) = match (self.verdict, good) {
-            (Verdict::Unknown | Verdict::Up, true) => (Verdict::Up, 0),
-            (Verdict::Unknown | Verdict::Down, false) => (Verdict::Down, 0),
-            (Verdict::Up, false) => (Verdict::Down, rule.down_after),
-            (Verdict::Down, true) => (Verdict::Up, rule.up_after),
+            (ProbeVerdict::Unknown | ProbeVerdict::Up, true) => (ProbeVerdict::Up, 0),
+            (ProbeVerdict::Unknown | ProbeVerdict::Down, false) => (ProbeVerdict::Down, 0),
+            (ProbeVerdict::Up, false) => (ProbeVerdict::Down, rule.down_after),
+            (ProbeVerdict::Down, true) => (ProbeVerdict::Up, rule.up_after),
         };
         let against = self.against + 1;
         if needed == 0 || against >= needed {
@@ -91,9 +91,9 @@ impl Probed {
     }
 }
 
-// === impl Ejection ===
+// === impl EjectionState ===
 
-impl Ejection {
+impl EjectionState {
     /// Whether the server is out.
     pub const fn is_out(self) -> bool {
         self.until_ns.is_some()
@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn the_first_probe_decides_alone() {
-        assert!(Probed::default().is_up(), "a server is trusted until something is known");
-        assert!(!Probed::default().after(false, PROBES).is_up());
-        let mut probed = Probed::default().after(true, PROBES);
+        assert!(ProbeState::default().is_up(), "a server is trusted until something is known");
+        assert!(!ProbeState::default().after(false, PROBES).is_up());
+        let mut probed = ProbeState::default().after(true, PROBES);
         for (good, up) in
             [(false, true), (false, true), (true, true), (false, true), (false, true), (false, false)]
         {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn failures_in_a_row_eject_for_ever_longer_times() {
-        let (mut server, rule) = (Ejection::default(), rule(3, 50));
+        let (mut server, rule) = (EjectionState::default(), rule(3, 50));
         let mut now = 5 * SECOND;
         assert_eq!(server.failed(now, rule, 0, 2), None);
         server.succeeded();
@@ -217,10 +217,10 @@ mod tests {
             (0, 3, 0, false),
             (0, 1, 100, true),
         ] {
-            let mut server = Ejection::default();
+            let mut server = EjectionState::default();
             assert_eq!(server.failed(SECOND, rule(1, percent), out, all).is_some(), ejects, "{out} of {all}");
         }
-        assert_eq!(Ejection::default().failed(SECOND, rule(0, 100), 0, 9), None, "0 never ejects");
+        assert_eq!(EjectionState::default().failed(SECOND, rule(0, 100), 0, 9), None, "0 never ejects");
     }
 
     proptest! {
@@ -231,7 +231,7 @@ mod tests {
             after in 1_u32..5,
         ) {
             let rule = rule(after, percent);
-            let mut group = [Ejection::default(); 8];
+            let mut group = [EjectionState::default(); 8];
             let mut now = SECOND;
             for (n, good, secs) in events {
                 now += secs * SECOND;

@@ -7,7 +7,7 @@
 
 /// How an attempt ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum AttemptFailure {
     /// No connection stood; the server has seen nothing.
     NotConnected,
     /// The server said that it did not act on it (HTTP/2: `REFUSED_STREAM`, `GOAWAY` below it, HTTP/1.1 wanted).
@@ -20,7 +20,7 @@ pub enum Broken {
 
 /// What matters of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct RetryRequest {
     /// Whether its method is idempotent.
     pub idempotent: bool,
     /// Whether all of its body that was sent is still there.
@@ -31,7 +31,7 @@ pub struct Request {
 
 /// How many requests may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BudgetRule {
+pub struct RetryBudgetRule {
     /// For each hundred requests.
     pub percent: u32,
     /// And beside those, for each second.
@@ -41,7 +41,7 @@ pub struct BudgetRule {
 /// What is left of it. Over any time with `n` requests and `t` seconds at most
 /// `n` · percent / 100 + `t` · per second + [`SAVED_MAX`] + per second are sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budget {
+pub struct RetryBudget {
     /// Thousandths of a repetition, earned by requests.
     by_share: u64,
     /// The same, earned by time.
@@ -54,9 +54,9 @@ pub struct Budget {
 /// Most repetitions that requests save up.
 pub const SAVED_MAX: u64 = 100;
 
-impl Broken {
+impl AttemptFailure {
     /// Whether such a request may be sent again after this.
-    pub const fn may_repeat(self, request: Request) -> bool {
+    pub const fn may_repeat(self, request: RetryRequest) -> bool {
         let safe = match self {
             Self::NotConnected | Self::NotProcessed => true,
             Self::Unknown => request.idempotent,
@@ -66,9 +66,9 @@ impl Broken {
     }
 }
 
-impl Budget {
+impl RetryBudget {
     /// Takes one repetition, if there is one. `requests` have come in all, and it is `now_ns`.
-    pub fn take(&mut self, requests: u64, now_ns: u64, rule: BudgetRule) -> bool {
+    pub fn take(&mut self, requests: u64, now_ns: u64, rule: RetryBudgetRule) -> bool {
         let earned = requests.saturating_sub(self.requests).saturating_mul(u64::from(rule.percent) * 10);
         self.by_share = self.by_share.saturating_add(earned).min(SAVED_MAX * 1_000);
         // Thousandths per nanosecond would be none: whole microseconds are turned, the rest waits.
@@ -97,12 +97,12 @@ mod tests {
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
-    const WHOLE: Request = Request { idempotent: true, replayable: true, answered: false };
+    const WHOLE: RetryRequest = RetryRequest { idempotent: true, replayable: true, answered: false };
 
     #[test]
     fn what_may_be_sent_again() {
-        use Broken::{Misbehaved, NotConnected, NotProcessed, Unknown};
-        let post = Request { idempotent: false, ..WHOLE };
+        use AttemptFailure::{Misbehaved, NotConnected, NotProcessed, Unknown};
+        let post = RetryRequest { idempotent: false, ..WHOLE };
         for (broken, get_again, post_again) in [
             (NotConnected, true, true),
             (NotProcessed, true, true),
@@ -111,7 +111,9 @@ mod tests {
         ] {
             assert_eq!(broken.may_repeat(WHOLE), get_again, "{broken:?}");
             assert_eq!(broken.may_repeat(post), post_again, "{broken:?}");
-            for never in [Request { replayable: false, ..WHOLE }, Request { answered: true, ..WHOLE }] {
+            for never in
+                [RetryRequest { replayable: false, ..WHOLE }, RetryRequest { answered: true, ..WHOLE }]
+            {
                 assert!(!broken.may_repeat(never), "{broken:?}");
             }
         }
@@ -119,10 +121,10 @@ mod tests {
 
     #[test]
     fn a_budget_is_a_share_of_the_requests_and_some_per_second() {
-        let rule = BudgetRule { percent: 20, per_second: 2 };
-        let mut budget = Budget::default();
+        let rule = RetryBudgetRule { percent: 20, per_second: 2 };
+        let mut budget = RetryBudget::default();
         let mut now = 5 * SECOND;
-        let taken = |budget: &mut Budget, requests, now| {
+        let taken = |budget: &mut RetryBudget, requests, now| {
             (0..).take_while(|_| budget.take(requests, now, rule)).count()
         };
         assert_eq!(taken(&mut budget, 10, now), 4, "two of ten, and two for the second");
@@ -132,8 +134,8 @@ mod tests {
         assert_eq!(taken(&mut budget, 15, now), 1);
         now += 3_600 * SECOND;
         assert_eq!(taken(&mut budget, 1_000_000, now), 102, "what is saved up has a bound");
-        let none = BudgetRule { percent: 0, per_second: 0 };
-        assert!(!Budget::default().take(1_000, now, none));
+        let none = RetryBudgetRule { percent: 0, per_second: 0 };
+        assert!(!RetryBudget::default().take(1_000, now, none));
     }
 
     proptest! {
@@ -143,8 +145,8 @@ mod tests {
             percent in 0_u32..=100,
             per_second in 0_u32..20,
         ) {
-            let rule = BudgetRule { percent, per_second };
-            let mut budget = Budget::default();
+            let rule = RetryBudgetRule { percent, per_second };
+            let mut budget = RetryBudget::default();
             let (mut requests, mut now, mut repeated) = (0, 0, 0_u64);
             for (more, ns, wanted) in steps {
                 requests += more;

@@ -15,18 +15,18 @@ use std::time::Duration;
 const PLACES: usize = 4_096;
 
 /// What has been guessed.
-pub struct Guesses {
+pub struct AddressLimiter {
     /// What too many of are told in the log.
     of: &'static str,
     places: Box<[DefaultDirectRateLimiter]>,
     /// Nobody can choose addresses that share a place with somebody else's.
     hasher: RandomState,
     clock: DefaultClock,
-    told: DefaultDirectRateLimiter,
-    untold: AtomicU64,
+    log_limiter: DefaultDirectRateLimiter,
+    unlogged: AtomicU64,
 }
 
-impl Guesses {
+impl AddressLimiter {
     /// At most `per_second` of one address, of what the log calls `of`; none: any number.
     pub fn new(per_second: u32, of: &'static str) -> Option<Self> {
         let quota = Quota::per_second(NonZeroU32::new(per_second)?);
@@ -35,22 +35,22 @@ impl Guesses {
             places: (0..PLACES).map(|_| RateLimiter::direct(quota)).collect(),
             hasher: RandomState::new(),
             clock: DefaultClock::default(),
-            told: RateLimiter::direct(Quota::per_second(NonZeroU32::MIN)),
-            untold: AtomicU64::new(0),
+            log_limiter: RateLimiter::direct(Quota::per_second(NonZeroU32::MIN)),
+            unlogged: AtomicU64::new(0),
         })
     }
 
     /// Another one. The error is how long to wait before the next.
-    pub fn another(&self, from: IpAddr) -> Result<(), Duration> {
+    pub fn check(&self, from: IpAddr) -> Result<(), Duration> {
         let network = crate::policy::http::source::network_of(from);
         let place = usize::try_from(self.hasher.hash_one(network)).unwrap_or(usize::MAX) % PLACES;
         let Err(too_early) = self.places[place].check() else { return Ok(()) };
         // One line a second, however many come.
-        if self.told.check().is_ok() {
-            let more = self.untold.swap(0, Ordering::Relaxed);
+        if self.log_limiter.check().is_ok() {
+            let more = self.unlogged.swap(0, Ordering::Relaxed);
             tracing::warn!(address = %from, more, "too many {} from one address", self.of);
         } else {
-            self.untold.fetch_add(1, Ordering::Relaxed);
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
         }
         Err(too_early.wait_time_from(self.clock.now()))
     }
@@ -62,14 +62,14 @@ mod tests {
 
     #[test]
     fn each_address_has_a_rate_of_its_own() {
-        let guesses = Guesses::new(5, "guesses").expect("a rate");
+        let limiter = AddressLimiter::new(5, "guesses").expect("a rate");
         let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().expect("an address"));
         let (admitted, wait) =
-            (0..).find_map(|n| guesses.another(one).err().map(|wait| (n, wait))).expect("an end");
+            (0..).find_map(|n| limiter.check(one).err().map(|wait| (n, wait))).expect("an end");
         // More than five only where the machine was so slow that there was time for them.
         assert!(admitted >= 5, "{admitted}");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(200), "{wait:?}");
-        assert!(guesses.another(other).is_ok());
-        assert!(Guesses::new(0, "guesses").is_none());
+        assert!(limiter.check(other).is_ok());
+        assert!(AddressLimiter::new(0, "guesses").is_none());
     }
 }

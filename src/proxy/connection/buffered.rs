@@ -12,7 +12,7 @@ use std::task::Poll;
 const PIPE_BYTES: u64 = 6 * 64 * 1024;
 
 /// What all clients may have in memory together.
-pub(super) struct Budget {
+pub(super) struct MemoryBudget {
     bytes: u64,
     /// Bytes of answers that clients have yet to take, as of the last look.
     answers: AtomicU64,
@@ -24,7 +24,7 @@ pub(super) struct Budget {
 
 /// What one has.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct BufferedBytes {
     /// Bytes of answers taken for this client, and bytes that it has taken in turn, where one answer follows the other.
     taken: AtomicU64,
     given: AtomicU64,
@@ -40,19 +40,19 @@ pub(super) struct Held {
 }
 
 /// A part of a request's body on its way to a backend, counted until it is there or nowhere.
-struct Part {
+struct CountedPart {
     bytes: Bytes,
     connection: Arc<Connection>,
 }
 
 /// A part of a stream's answer, counted until it is in the socket or nowhere.
-struct Queued {
+struct QueuedPart {
     bytes: Bytes,
     parent: Arc<Connection>,
 }
 
 /// A request's body that is held back until it is whole, counted from its first byte until it is there or nowhere.
-pub struct HeldBack {
+pub struct BufferedBody {
     bytes: Vec<u8>,
     /// How long it will be, where that is known.
     length: Option<usize>,
@@ -61,30 +61,30 @@ pub struct HeldBack {
 }
 
 /// Bytes of a request's body that are kept beside those on their way, counted until this is dropped.
-pub struct Kept {
+pub struct KeptBytesGuard {
     counted: u64,
     connection: Arc<Connection>,
 }
 
 /// A stream's wait for its client to take a part of the answer.
-pub struct PartWaits<'c> {
+pub struct PartWaitGuard<'c> {
     stream: &'c Connection,
     waits: bool,
 }
 
-// === impl Budget ===
+// === impl MemoryBudget ===
 
-impl Budget {
+impl MemoryBudget {
     pub(super) const fn new(bytes: u64) -> Self {
         Self { bytes, answers: AtomicU64::new(0), uploads: AtomicU64::new(0), wanted: AtomicBool::new(false) }
     }
 }
 
-impl super::Shared {
+impl super::ConnectionDefaults {
     /// That so many bytes of answers were found. Answers how many there are of all bodies, and by how many those of answers
     /// are too many.
-    pub(in crate::proxy) fn found(&self, answers: u64) -> (u64, u64) {
-        let Budget { bytes, .. } = self.budget;
+    pub(in crate::proxy) fn set_answer_bytes(&self, answers: u64) -> (u64, u64) {
+        let MemoryBudget { bytes, .. } = self.budget;
         self.budget.answers.store(answers, Ordering::Relaxed);
         let uploads = self.budget.uploads.load(Ordering::Relaxed);
         // What uploads have beyond their half is not those to blame who read answers.
@@ -92,7 +92,7 @@ impl super::Shared {
     }
 
     /// Whether there is no room for uploads, or was none for somebody who has gone for it since this was asked last.
-    pub(in crate::proxy) fn lacks_room(&self) -> bool {
+    pub(in crate::proxy) fn take_room_wanted(&self) -> bool {
         self.budget.wanted.swap(false, Ordering::Relaxed) || !self.has_room()
     }
 
@@ -104,47 +104,47 @@ impl super::Shared {
     /// Whether more of requests' bodies may be read. They have at most half of the memory, so that backends which take
     /// nothing cost clients nothing that take their answers.
     pub(in crate::proxy) fn has_room(&self) -> bool {
-        let Budget { bytes, answers, uploads, .. } = &self.budget;
+        let MemoryBudget { bytes, answers, uploads, .. } = &self.budget;
         let uploads = uploads.load(Ordering::Relaxed);
         uploads < bytes / 2 && uploads + answers.load(Ordering::Relaxed) < *bytes
     }
 }
 
-// === impl Part ===
+// === impl CountedPart ===
 
-impl AsRef<[u8]> for Part {
+impl AsRef<[u8]> for CountedPart {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Part {
+impl Drop for CountedPart {
     fn drop(&mut self) {
         let (bytes, connection) = (len(&self.bytes), &self.connection);
         connection.shared.budget.uploads.fetch_sub(bytes, Ordering::Relaxed);
-        if connection.held.carried.fetch_sub(bytes, Ordering::Relaxed) == bytes {
-            connection.waits_anew();
+        if connection.buffered.carried.fetch_sub(bytes, Ordering::Relaxed) == bytes {
+            connection.restart_body_deadline();
         }
     }
 }
 
-// === impl Queued ===
+// === impl QueuedPart ===
 
-impl AsRef<[u8]> for Queued {
+impl AsRef<[u8]> for QueuedPart {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Queued {
+impl Drop for QueuedPart {
     fn drop(&mut self) {
-        self.parent.held.queued.fetch_sub(len(&self.bytes), Ordering::Relaxed);
+        self.parent.buffered.queued.fetch_sub(len(&self.bytes), Ordering::Relaxed);
     }
 }
 
-// === impl HeldBack ===
+// === impl BufferedBody ===
 
-impl HeldBack {
+impl BufferedBody {
     /// Nothing yet.
     pub fn new(connection: &Arc<Connection>, length: Option<u64>) -> Self {
         let length = length.and_then(|length| usize::try_from(length).ok());
@@ -169,7 +169,7 @@ impl HeldBack {
 
     /// Takes up as much as is needed, in leaps, and not more than it will be. That is what counts.
     fn grow(&mut self, needed: usize) -> bool {
-        if !self.connection.has_room() {
+        if !self.connection.check_room() {
             return false;
         }
         let leap = self.bytes.capacity().saturating_mul(2).min(self.length.unwrap_or(usize::MAX));
@@ -178,7 +178,7 @@ impl HeldBack {
         let more = takes.saturating_sub(self.counted);
         self.counted += more;
         self.connection.shared.budget.uploads.fetch_add(more, Ordering::Relaxed);
-        self.connection.held.back.fetch_add(more, Ordering::Relaxed);
+        self.connection.buffered.back.fetch_add(more, Ordering::Relaxed);
         true
     }
 
@@ -188,22 +188,22 @@ impl HeldBack {
     }
 }
 
-impl AsRef<[u8]> for HeldBack {
+impl AsRef<[u8]> for BufferedBody {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for HeldBack {
+impl Drop for BufferedBody {
     fn drop(&mut self) {
         self.connection.shared.budget.uploads.fetch_sub(self.counted, Ordering::Relaxed);
-        self.connection.held.back.fetch_sub(self.counted, Ordering::Relaxed);
+        self.connection.buffered.back.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
-// === impl Kept ===
+// === impl KeptBytesGuard ===
 
-impl Kept {
+impl KeptBytesGuard {
     /// Counts more. Answers whether there was room for it.
     #[must_use]
     pub fn add(&mut self, bytes: usize) -> bool {
@@ -217,41 +217,41 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for KeptBytesGuard {
     fn drop(&mut self) {
         self.connection.shared.budget.uploads.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
-// === impl PartWaits ===
+// === impl PartWaitGuard ===
 
-impl PartWaits<'_> {
+impl PartWaitGuard<'_> {
     /// Whether it waits at the moment.
     pub fn set(&mut self, waits: bool) {
         if waits == self.waits {
             return;
         }
         self.waits = waits;
-        self.stream.part_waits(waits);
+        self.stream.set_part_pending(waits);
         if let Some(parent) = &self.stream.parent {
             if waits {
-                parent.held.waiting.fetch_add(1, Ordering::Relaxed);
+                parent.buffered.waiting.fetch_add(1, Ordering::Relaxed);
             } else {
-                parent.held.waiting.fetch_sub(1, Ordering::Relaxed);
+                parent.buffered.waiting.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 }
 
-impl Drop for PartWaits<'_> {
+impl Drop for PartWaitGuard<'_> {
     fn drop(&mut self) {
         self.set(false);
     }
 }
 
-// === impl Held ===
+// === impl BufferedBytes ===
 
-impl Held {
+impl BufferedBytes {
     /// Another request begins.
     pub(super) fn begin(&self) {
         self.taken.store(0, Ordering::Relaxed);
@@ -262,31 +262,31 @@ impl Held {
 impl Connection {
     /// A part of an answer is there for this client. Of a stream, which may be reset at any time, it counts itself: what HTTP/2
     /// holds of it is seen by nobody else.
-    pub fn takes(&self, part: &mut Bytes) {
+    pub fn on_buffered(&self, part: &mut Bytes) {
         let Some(parent) = &self.parent else {
-            self.held.taken.fetch_add(len(part), Ordering::Relaxed);
+            self.buffered.taken.fetch_add(len(part), Ordering::Relaxed);
             return;
         };
         if !part.is_empty() {
-            parent.held.queued.fetch_add(len(part), Ordering::Relaxed);
+            parent.buffered.queued.fetch_add(len(part), Ordering::Relaxed);
             let bytes = std::mem::take(part);
-            *part = Bytes::from_owner(Queued { bytes, parent: Arc::clone(parent) });
+            *part = Bytes::from_owner(QueuedPart { bytes, parent: Arc::clone(parent) });
         }
     }
 
     /// A part of a stream's answer is about to be written.
-    pub const fn writes_part(&self) -> PartWaits<'_> {
-        PartWaits { stream: self, waits: false }
+    pub const fn part_wait_guard(&self) -> PartWaitGuard<'_> {
+        PartWaitGuard { stream: self, waits: false }
     }
 
     /// The client has taken so many bytes.
-    pub fn gives(&self, bytes: usize) {
-        self.held.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    pub fn on_flushed(&self, bytes: usize) {
+        self.buffered.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.takes_bytes(bytes);
     }
 
     /// Whether there is room for more bodies in memory.
-    pub fn has_room(&self) -> bool {
+    pub fn check_room(&self) -> bool {
         let has_room = self.shared.has_room();
         if !has_room {
             self.shared.budget.wanted.store(true, Ordering::Relaxed);
@@ -295,44 +295,44 @@ impl Connection {
     }
 
     /// Returns when there is room for more of the request's body, or the connection ends.
-    pub async fn room(&self) {
+    pub async fn wait_for_room(&self) {
         std::future::poll_fn(|context| {
-            self.wakes(context);
-            self.held.waits_for_room.store(true, Ordering::Release);
-            let goes_on = self.has_room() || self.ends().is_some();
+            self.register_waker(context);
+            self.buffered.waits_for_room.store(true, Ordering::Release);
+            let goes_on = self.check_room() || self.close_reason().is_some();
             if goes_on { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        self.held.waits_for_room.store(false, Ordering::Release);
+        self.buffered.waits_for_room.store(false, Ordering::Release);
     }
 
     /// There is room: whoever waits for it goes on.
-    pub(in crate::proxy) fn has_found_room(&self) {
-        if self.held.waits_for_room.load(Ordering::Acquire) {
-            self.ending.wake();
+    pub(in crate::proxy) fn wake_if_waiting_for_room(&self) {
+        if self.buffered.waits_for_room.load(Ordering::Acquire) {
+            self.close.wake();
         }
     }
 
     /// Counts a part of the request's body until the backend has it.
-    pub fn carries(self: &Arc<Self>, part: Bytes) -> Bytes {
+    pub fn count_upload(self: &Arc<Self>, part: Bytes) -> Bytes {
         self.shared.budget.uploads.fetch_add(len(&part), Ordering::Relaxed);
-        self.held.carried.fetch_add(len(&part), Ordering::Relaxed);
-        Bytes::from_owner(Part { bytes: part, connection: Arc::clone(self) })
+        self.buffered.carried.fetch_add(len(&part), Ordering::Relaxed);
+        Bytes::from_owner(CountedPart { bytes: part, connection: Arc::clone(self) })
     }
 
     /// Begins to count what is kept of a body, so that it can be sent again.
-    pub fn keeps(self: &Arc<Self>) -> Kept {
-        Kept { counted: 0, connection: Arc::clone(self) }
+    pub fn kept_bytes_guard(self: &Arc<Self>) -> KeptBytesGuard {
+        KeptBytesGuard { counted: 0, connection: Arc::clone(self) }
     }
 
     /// Whether a stream waits for the backend to take what it has. A socket is not read then, and so waits for nobody.
     pub(super) fn waits_for_backend(&self) -> bool {
-        self.is_stream() && self.held.carried.load(Ordering::Relaxed) > 0
+        self.is_stream() && self.buffered.carried.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes of answers held for this client, about.
     pub(in crate::proxy) fn bytes(&self) -> u64 {
-        let Held { taken, given, queued, waiting, .. } = &self.held;
+        let BufferedBytes { taken, given, queued, waiting, .. } = &self.buffered;
         let kept = taken.load(Ordering::Relaxed).saturating_sub(given.load(Ordering::Relaxed));
         let waiting = u64::try_from(waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
         let pipes = waiting.max(self.is_stalled().into());
@@ -340,13 +340,13 @@ impl Connection {
     }
 
     /// Whether ending it may free memory: it takes nothing, or one of its streams does not.
-    pub(in crate::proxy) fn may_hold(&self) -> bool {
-        self.is_stalled() || self.held.waiting.load(Ordering::Relaxed) > 0
+    pub(in crate::proxy) fn may_free_memory(&self) -> bool {
+        self.is_stalled() || self.buffered.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes of its request's body that are held back.
-    pub(in crate::proxy) fn held_back(&self) -> u64 {
-        self.held.back.load(Ordering::Relaxed)
+    pub(in crate::proxy) fn buffered_body_bytes(&self) -> u64 {
+        self.buffered.back.load(Ordering::Relaxed)
     }
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 const NONE: u8 = u8::MAX;
 
 /// The end of a connection, if it has one, and whom that wakes.
-pub(super) struct Ending {
+pub(super) struct CloseState {
     end: AtomicU8,
     /// The first reason, where there were several.
     first: AtomicU8,
@@ -19,7 +19,7 @@ pub(super) struct Ending {
 
 numbered!(
     /// Why a connection ends before it ends by itself.
-    End {
+    CloseReason {
         /// Nothing came.
         Silent,
         /// The head of a request took too long.
@@ -59,9 +59,9 @@ numbered!(
     }
 );
 
-// === impl Ending ===
+// === impl CloseState ===
 
-impl Ending {
+impl CloseState {
     pub(super) const fn new() -> Self {
         Self { end: AtomicU8::new(NONE), first: AtomicU8::new(NONE), waker: AtomicWaker::new() }
     }
@@ -73,56 +73,56 @@ impl Ending {
 
 impl Connection {
     /// Ends it for this reason.
-    pub fn end_with(&self, end: End) {
-        self.is_to_be_told();
+    pub fn close_with(&self, end: CloseReason) {
+        self.await_notification();
         // Only the first counts.
-        self.ending.first.compare_exchange(NONE, end as u8, Ordering::AcqRel, Ordering::Acquire).ok();
-        self.ending.end.store(end as u8, Ordering::Release);
-        self.ending.wake();
+        self.close.first.compare_exchange(NONE, end as u8, Ordering::AcqRel, Ordering::Acquire).ok();
+        self.close.end.store(end as u8, Ordering::Release);
+        self.close.wake();
     }
 
     /// Wakes whoever serves it.
     pub(in crate::proxy) fn wake(&self) {
-        self.ending.wake();
+        self.close.wake();
     }
 
     /// Ends it for this reason if it still serves this key, as found a moment ago. What has been answered meanwhile was
     /// answered, and what is served now may be another's.
-    pub(in crate::proxy) fn end_if_serving(&self, presented: &Presented, end: End) -> bool {
+    pub(in crate::proxy) fn close_if_serving(&self, presented: &Presented, end: CloseReason) -> bool {
         let key = self.key();
         let serves = key.as_ref().is_some_and(|key| key.is(presented));
         if serves {
-            self.end_with(end);
+            self.close_with(end);
         }
         drop(key);
         serves
     }
 
     /// Why it ends, if it does.
-    pub fn ends(&self) -> Option<End> {
-        End::of(self.ending.end.load(Ordering::Acquire))
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        CloseReason::of(self.close.end.load(Ordering::Acquire))
     }
 
     /// Why it was ended at first.
-    pub fn first_end(&self) -> Option<End> {
-        End::of(self.ending.first.load(Ordering::Acquire))
+    pub fn first_end(&self) -> Option<CloseReason> {
+        CloseReason::of(self.close.first.load(Ordering::Acquire))
     }
 
     /// Returns when it has been ended and whoever serves it does not come to tell why.
     pub async fn is_unheard(&self) {
         std::future::poll_fn(|context| {
-            self.wakes(context);
-            if self.ends() == Some(End::Unheard) { Poll::Ready(()) } else { Poll::Pending }
+            self.register_waker(context);
+            if self.close_reason() == Some(CloseReason::Unheard) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
     /// Returns when it is ended from elsewhere and its client cannot be told. Otherwise whoever waits for the client or
     /// for the backend finds out by itself, is woken by the same means, and can answer.
-    pub async fn ended(&self) {
+    pub async fn closed(&self) {
         std::future::poll_fn(|context| {
-            self.wakes(context);
-            let ends = self.ends().is_some_and(|end| !end.can_answer());
+            self.register_waker(context);
+            let ends = self.close_reason().is_some_and(|end| !end.can_answer());
             if ends { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -130,25 +130,25 @@ impl Connection {
 
     /// Whether it has been ended while an answer of the backend's is under way, of which no more is to be written.
     pub fn is_cut_off(&self) -> bool {
-        self.ends().is_some() && self.has_answer()
+        self.close_reason().is_some() && self.has_answer()
     }
 
     /// Has the task of `context` woken when the connection is ended.
-    pub fn wakes(&self, context: &Context<'_>) {
-        self.ending.waker.register(context.waker());
+    pub fn register_waker(&self, context: &Context<'_>) {
+        self.close.waker.register(context.waker());
     }
 
     /// Forgets the end it was given, so that what is still to be said can be written and lingered over.
-    pub fn survive(&self, stage: Stage) {
-        self.ending.end.store(NONE, Ordering::Release);
-        self.ending.first.store(NONE, Ordering::Release);
+    pub fn clear_close_reason(&self, stage: Stage) {
+        self.close.end.store(NONE, Ordering::Release);
+        self.close.first.store(NONE, Ordering::Release);
         self.enter(stage);
     }
 }
 
-// === impl End ===
+// === impl CloseReason ===
 
-impl End {
+impl CloseReason {
     /// All of them, as metrics say them.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         Self::ALL.iter().map(|end| end.as_str())

@@ -1,6 +1,6 @@
 //! What a connection is at, and until when: whom it waits for, how long it has, and who goes first when there is no room.
 
-use super::{Connection, End};
+use super::{CloseReason, Connection};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ numbered!(
 );
 
 /// What a connection waits for, and until when. Times are in milliseconds.
-pub(super) struct Due {
+pub(super) struct StageTimer {
     stage: AtomicU8,
     /// When its stage began.
     since: AtomicU64,
@@ -81,9 +81,9 @@ pub(super) struct Due {
     half_closed: AtomicU64,
 }
 
-// === impl Due ===
+// === impl StageTimer ===
 
-impl Due {
+impl StageTimer {
     pub(super) const fn new() -> Self {
         Self {
             stage: AtomicU8::new(Stage::FirstByte as u8),
@@ -131,10 +131,10 @@ impl Connection {
             self.due.begin();
         }
         if matches!(stage, Stage::Idle | Stage::Request | Stage::Linger) {
-            self.held.begin();
+            self.buffered.begin();
         }
         if stage == Stage::Idle {
-            self.serves(None);
+            self.set_served_key(None);
         }
         let within = match stage {
             Stage::FirstByte => self.shared.deadlines.first_byte,
@@ -147,7 +147,7 @@ impl Connection {
     }
 
     /// A read of a body must wait for the client.
-    pub fn read_waits(&self) {
+    pub fn on_read_pending(&self) {
         self.backend_has_taken();
         if self.due.read.load(Ordering::Relaxed) == NEVER {
             let Deadlines { body, linger, .. } = self.shared.deadlines;
@@ -158,7 +158,7 @@ impl Connection {
     }
 
     /// It waits no longer: so many bytes came.
-    pub fn read_goes_on(&self, bytes: usize) {
+    pub fn on_read(&self, bytes: usize) {
         self.backend_has_taken();
         self.due.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.due.read.load(Ordering::Relaxed) != NEVER {
@@ -169,7 +169,7 @@ impl Connection {
     }
 
     /// The backend has taken all there was: only from now on is it the client that is waited for.
-    pub(super) fn waits_anew(&self) {
+    pub(super) fn restart_body_deadline(&self) {
         let (now, due) = (self.shared.now_ms(), self.due_in(self.shared.deadlines.body));
         for (waiting, anew) in [(&self.due.waits_since, now), (&self.due.read, due)] {
             let seen = waiting.load(Ordering::Relaxed);
@@ -181,7 +181,7 @@ impl Connection {
     }
 
     /// The backend has begun to answer.
-    pub fn is_answered(&self) {
+    pub fn mark_answered(&self) {
         self.due.answered.store(true, Ordering::Relaxed);
     }
 
@@ -203,14 +203,14 @@ impl Connection {
     }
 
     /// A write must wait for the client, or waits no longer.
-    pub fn write_waits(&self, waits: bool) {
+    pub fn set_write_pending(&self, waits: bool) {
         let due = self.due.write.load(Ordering::Relaxed);
         if waits && due == NEVER {
             self.due.write.store(self.due_in(self.shared.deadlines.write), Ordering::Relaxed);
-            self.part_waits(true);
+            self.set_part_pending(true);
         } else if !waits && due != NEVER {
             self.due.write.store(NEVER, Ordering::Relaxed);
-            self.part_waits(false);
+            self.set_part_pending(false);
         }
     }
 
@@ -220,7 +220,7 @@ impl Connection {
     }
 
     /// A part of the answer must wait for the client, or waits no longer: meanwhile it is not the backend that pauses.
-    pub fn part_waits(&self, waits: bool) {
+    pub fn set_part_pending(&self, waits: bool) {
         let now = self.shared.now_ms();
         if waits {
             self.due.write_since.store(now, Ordering::Relaxed);
@@ -237,13 +237,13 @@ impl Connection {
 
     /// The backend must begin to answer within that time; none: it has, or nobody waits for it. Where Pingora counts the same
     /// time, it has a moment more to say what it was that took so long.
-    pub fn backend_within(&self, within: Option<Duration>) {
+    pub fn set_backend_deadline(&self, within: Option<Duration>) {
         let due = within.map_or(NEVER, |within| self.due_in(within + TICK));
         self.due.backend.store(due, Ordering::Relaxed);
     }
 
     /// Whoever serves a request that has been ended has the time of a connection that lingers to tell the client why.
-    pub(super) fn is_to_be_told(&self) {
+    pub(super) fn await_notification(&self) {
         self.due.read.store(self.due_in(self.shared.deadlines.linger), Ordering::Relaxed);
     }
 
@@ -275,7 +275,7 @@ impl Connection {
     }
 
     /// From now on the backend may pause for so long within its answer, or either side of a tunnel.
-    pub fn backend_may_pause(&self, within: Duration) {
+    pub fn set_backend_read_timeout(&self, within: Duration) {
         self.due.pause.store(ms(within), Ordering::Relaxed);
         self.due.pause_ends.store(self.due_in(within), Ordering::Relaxed);
     }
@@ -302,9 +302,9 @@ impl Connection {
     }
 
     /// How long others have done without what is held back of the body it waits for, once that is longer than a head may take.
-    pub(in crate::proxy) fn holds_back_for(&self, now: u64) -> Option<u64> {
+    pub(in crate::proxy) fn buffered_for(&self, now: u64) -> Option<u64> {
         self.waited_for_body(now)
-            .filter(|waited| self.held_back() > 0 && *waited > ms(self.shared.deadlines.head))
+            .filter(|waited| self.buffered_body_bytes() > 0 && *waited > ms(self.shared.deadlines.head))
     }
 
     /// Whether the body it waits for comes too slowly.
@@ -341,42 +341,46 @@ impl Connection {
     }
 
     /// Why it has to end at `now`, if it has. `stopping` is since when the gateway stops.
-    pub(in crate::proxy) fn is_due(&self, now: u64, stopping: Option<u64>) -> Option<End> {
-        let ends = self.ends();
+    pub(in crate::proxy) fn overdue_reason(&self, now: u64, stopping: Option<u64>) -> Option<CloseReason> {
+        let ends = self.close_reason();
         if ends.is_some_and(|end| !end.can_answer()) {
             return None;
         }
         if now >= self.due.write.load(Ordering::Relaxed) {
-            return Some(End::WriteStalled);
+            return Some(CloseReason::WriteStalled);
         }
         if self.takes_slowly(now) {
-            return Some(End::WriteSlow);
+            return Some(CloseReason::WriteSlow);
         }
         if ends.is_some() {
             // It is being told why. That may be nobody's concern at the moment, while its backend takes nothing.
             let is_told = now < self.due.read.load(Ordering::Relaxed);
             let is_served = Stage::of(self.due.stage.load(Ordering::Relaxed)) == Some(Stage::Request);
-            return (is_served && !is_told && !self.is_tunnel()).then_some(End::Unheard);
+            return (is_served && !is_told && !self.is_tunnel()).then_some(CloseReason::Unheard);
         }
         let stage = Stage::of(self.due.stage.load(Ordering::Relaxed))?;
         if let (Stage::FirstByte | Stage::Idle, Some(stopping)) = (stage, stopping) {
             let since = stopping.max(self.due.since.load(Ordering::Relaxed));
             if now >= since.saturating_add(ms(self.shared.deadlines.last_request)) {
-                return Some(End::Stopping);
+                return Some(CloseReason::Stopping);
             }
         }
         if stage == Stage::Request && self.is_slow(now) && !self.waits_for_backend() {
-            return Some(End::BodySlow);
+            return Some(CloseReason::BodySlow);
         }
         if stage == Stage::Request {
             let backend = [&self.due.backend, &self.due.pause_ends, &self.due.upload];
             if backend.iter().any(|due| now >= due.load(Ordering::Relaxed)) {
-                return Some(if self.is_tunnel() { End::TunnelIdle } else { End::BackendLate });
+                return Some(if self.is_tunnel() {
+                    CloseReason::TunnelIdle
+                } else {
+                    CloseReason::BackendLate
+                });
             }
         }
         let waits = self.due.waits_since.load(Ordering::Relaxed) != NEVER;
         if stage == Stage::Request && waits && now >= self.due.rest.load(Ordering::Relaxed) {
-            return Some(End::RestLate);
+            return Some(CloseReason::RestLate);
         }
         if now < self.due.read.load(Ordering::Relaxed)
             || (stage == Stage::Request && self.waits_for_backend())
@@ -384,10 +388,10 @@ impl Connection {
             return None;
         }
         Some(match stage {
-            Stage::FirstByte | Stage::Idle | Stage::Linger => End::Silent,
-            Stage::Head => End::HeadLate,
-            Stage::Request if self.has_whole_answer() => End::RestLate,
-            Stage::Request => End::BodyLate,
+            Stage::FirstByte | Stage::Idle | Stage::Linger => CloseReason::Silent,
+            Stage::Head => CloseReason::HeadLate,
+            Stage::Request if self.has_whole_answer() => CloseReason::RestLate,
+            Stage::Request => CloseReason::BodyLate,
         })
     }
 }

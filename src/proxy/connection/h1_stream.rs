@@ -4,9 +4,9 @@
 //! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
-use super::socket::{HangUp, Socket};
-use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, Connection, End};
-use crate::policy::http::chunks::{BadChunks, Chunks};
+use super::socket::{HangUpWatch, Socket};
+use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, CloseReason, Connection};
+use crate::policy::http::chunks::{BadChunks, ChunkParser};
 use crate::policy::http::head::Framing;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -36,19 +36,19 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 const STILL_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A client's socket.
-pub(in crate::proxy) struct Wire {
+pub(in crate::proxy) struct H1ClientStream {
     io: BufWriter<Socket>,
     id: UniqueIDType,
     connection: Arc<Connection>,
-    gate: Gate,
+    gate: BodyFraming,
     /// The last byte of the body, where it is kept from whoever reads that.
     kept_byte: Option<u8>,
     /// Read, and not asked for yet.
-    ahead: BytesMut,
+    read_buf: BytesMut,
     /// What is left of a head that goes out with another `Date` than Pingora gave it.
     head: BytesMut,
     /// Tells that the client leaves, where so much is ahead that no more is read.
-    hang_up: Option<HangUp>,
+    hang_up: Option<HangUpWatch>,
     /// Whether the client has closed its side after its request, and how far it has been asked whether it is still there.
     half_closed: Option<Asked>,
     /// Whether anything was written since the request began.
@@ -58,19 +58,19 @@ pub(in crate::proxy) struct Wire {
     /// Whether closing the socket resets the connection.
     resets: bool,
     /// Where it goes when Pingora drops it too early.
-    dropped: Option<Dropped>,
+    dropped: Option<DroppedStream>,
 }
 
-/// A place for a wire that Pingora drops.
+/// Where a stream goes that Pingora drops.
 #[derive(Clone, Default)]
-pub(in crate::proxy) struct Dropped(Arc<Mutex<Option<Left>>>);
+pub(in crate::proxy) struct DroppedStream(Arc<Mutex<Option<ReturnedStream>>>);
 
-/// A wire whose request was answered.
-pub(in crate::proxy) enum Left {
+/// A stream whose request was answered.
+pub(in crate::proxy) enum ReturnedStream {
     /// The next one may come.
-    Open(Box<Wire>),
+    Open(Box<H1ClientStream>),
     /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
-    Unread(Box<Wire>),
+    Unread(Box<H1ClientStream>),
 }
 
 /// Of what a client that has closed its side was asked ([`STILL_THERE`]), so many bytes are written.
@@ -78,18 +78,18 @@ type Asked = usize;
 
 /// What may be read.
 #[derive(Debug)]
-enum Gate {
+enum BodyFraming {
     /// The rest of a body of known length.
     Length(u64),
     /// The rest of a chunked body.
-    Chunked(Chunks),
+    Chunked(ChunkParser),
     /// Nothing: the request's last byte has been read.
     Closed,
 }
 
-// === impl Wire ===
+// === impl H1ClientStream ===
 
-impl Wire {
+impl H1ClientStream {
     /// Takes over `stream`.
     pub(in crate::proxy) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
         let id = socket.id();
@@ -98,9 +98,9 @@ impl Wire {
             io,
             id,
             connection,
-            gate: Gate::Closed,
+            gate: BodyFraming::Closed,
             kept_byte: None,
-            ahead: BytesMut::new(),
+            read_buf: BytesMut::new(),
             head: BytesMut::new(),
             hang_up: None,
             half_closed: None,
@@ -112,44 +112,44 @@ impl Wire {
     }
 
     /// Goes to `dropped` when it is dropped too early.
-    pub(in crate::proxy) fn is_kept_in(&mut self, dropped: &Dropped) {
+    pub(in crate::proxy) fn return_to(&mut self, dropped: &DroppedStream) {
         self.dropped = Some(dropped.clone());
     }
 
     /// What has been read of the next request.
-    pub(in crate::proxy) fn ahead(&self) -> &[u8] {
-        &self.ahead
+    pub(in crate::proxy) fn buffered(&self) -> &[u8] {
+        &self.read_buf
     }
 
     /// Throws away the first `n` bytes of it.
     pub(in crate::proxy) fn skip(&mut self, n: usize) {
-        self.ahead.advance(n.min(self.ahead.len()));
+        self.read_buf.advance(n.min(self.read_buf.len()));
     }
 
     /// Reads more of the next request. 0: the client has closed its side.
-    pub(in crate::proxy) async fn more(&mut self) -> io::Result<usize> {
+    pub(in crate::proxy) async fn fill(&mut self) -> io::Result<usize> {
         std::future::poll_fn(|context| self.poll_more(context)).await
     }
 
     /// Lets a request pass whose head is the first `head` bytes ahead. What of its body is here already comes along.
     pub(in crate::proxy) fn begin(&mut self, head: usize, framing: Framing) -> Result<BytesMut, BadChunks> {
         self.hang_up = None;
-        let rest = &self.ahead[head..];
+        let rest = &self.read_buf[head..];
         let rest = &rest[..rest.len().min(ALONG)];
         let body = match framing {
             Framing::NoBody => {
-                self.gate = Gate::Closed;
+                self.gate = BodyFraming::Closed;
                 0
             }
             Framing::Length(length) => {
                 let here = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-                self.gate = Gate::of_length(length - u64::try_from(here).unwrap_or(length));
+                self.gate = BodyFraming::of_length(length - u64::try_from(here).unwrap_or(length));
                 here
             }
             Framing::Chunked => {
-                let mut chunks = Chunks::new();
+                let mut chunks = ChunkParser::new();
                 let here = chunks.pass(rest)?;
-                self.gate = Gate::of_chunks(chunks);
+                self.gate = BodyFraming::of_chunks(chunks);
                 here
             }
         };
@@ -159,10 +159,10 @@ impl Wire {
         self.connection.has_of_body(if is_whole { BODY_WHOLE } else { BODY_COMES });
         let taken = head + body;
         // Splitting costs an allocation that the usual request, alone in its buffer, can do without.
-        Ok(if taken == self.ahead.len() {
-            std::mem::take(&mut self.ahead)
+        Ok(if taken == self.read_buf.len() {
+            std::mem::take(&mut self.read_buf)
         } else {
-            self.ahead.split_to(taken)
+            self.read_buf.split_to(taken)
         })
     }
 
@@ -178,37 +178,37 @@ impl Wire {
 
     /// Whether the request that began last has been read to its end.
     pub(in crate::proxy) const fn is_between_requests(&self) -> bool {
-        matches!(self.gate, Gate::Closed)
+        matches!(self.gate, BodyFraming::Closed)
     }
 
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.check_end()?;
-        self.connection.wakes(context);
-        if self.ahead.is_empty() {
+        self.connection.register_waker(context);
+        if self.read_buf.is_empty() {
             // A connection that waits holds no buffer.
-            self.ahead = BytesMut::new();
+            self.read_buf = BytesMut::new();
             if let Socket::Plain(stream) = self.io.get_ref() {
                 ready!(stream.poll_read_ready(context))?;
             }
         }
-        self.ahead.reserve(READ_AT_ONCE);
-        poll_read_buf(Pin::new(self.io.get_mut()), context, &mut self.ahead)
+        self.read_buf.reserve(READ_AT_ONCE);
+        poll_read_buf(Pin::new(self.io.get_mut()), context, &mut self.read_buf)
     }
 
     fn check_end(&self) -> io::Result<()> {
-        match self.connection.ends() {
+        match self.connection.close_reason() {
             None => Ok(()),
             Some(_) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
 
-impl Gate {
+impl BodyFraming {
     const fn of_length(left: u64) -> Self {
         if left == 0 { Self::Closed } else { Self::Length(left) }
     }
 
-    fn of_chunks(chunks: Chunks) -> Self {
+    fn of_chunks(chunks: ChunkParser) -> Self {
         if chunks.is_done() { Self::Closed } else { Self::Chunked(chunks) }
     }
 
@@ -227,14 +227,14 @@ impl Gate {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for H1ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check_end()?;
-        self.connection.wakes(context);
+        self.connection.register_waker(context);
         self.send_gathered(context)?;
         if self.connection.is_tunnel() {
             return self.poll_tunnel(context, into);
@@ -254,32 +254,32 @@ impl AsyncRead for Wire {
         let before = into.filled().len();
         let polled = self.poll_body(context, into);
         match polled {
-            Poll::Pending => self.connection.read_waits(),
-            Poll::Ready(_) => self.connection.read_goes_on(into.filled().len() - before),
+            Poll::Pending => self.connection.on_read_pending(),
+            Poll::Ready(_) => self.connection.on_read(into.filled().len() - before),
         }
         polled
     }
 }
 
-impl Wire {
+impl H1ClientStream {
     fn poll_body(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        if self.ahead.is_empty() {
+        if self.read_buf.is_empty() {
             ready!(Pin::new(self.io.get_mut()).poll_read(context, into))?;
         } else {
-            let here = self.ahead.len().min(into.remaining());
-            into.put_slice(&self.ahead.split_to(here));
+            let here = self.read_buf.len().min(into.remaining());
+            into.put_slice(&self.read_buf.split_to(here));
         }
         let came = &into.filled()[before..];
         let Ok(passed) = self.gate.pass(came) else {
-            self.connection.end_with(End::BadChunks);
+            self.connection.close_with(CloseReason::BadChunks);
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         };
         if passed < came.len() {
             // The beginning of the next request. What was ahead before is behind it.
             let mut next = BytesMut::from(&came[passed..]);
-            next.extend_from_slice(&self.ahead);
-            self.ahead = next;
+            next.extend_from_slice(&self.read_buf);
+            self.read_buf = next;
             into.set_filled(before + passed);
         }
         if self.is_between_requests() {
@@ -352,38 +352,40 @@ impl Wire {
 
     /// Ready once the client has closed its side.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.ahead.len() < AHEAD_MAX {
+        while self.read_buf.len() < AHEAD_MAX {
             if ready!(self.poll_more(context))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
         let hang_up = match self.hang_up.take() {
             Some(hang_up) => hang_up,
-            None => HangUp::of(self.io.get_ref())?,
+            None => HangUpWatch::of(self.io.get_ref())?,
         };
         self.hang_up.insert(hang_up).poll(context)
     }
 
     fn poll_tunnel(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
+        if self.read_buf.is_empty() {
             return Pin::new(self.io.get_mut()).poll_read(context, into);
         }
-        let here = self.ahead.len().min(into.remaining());
-        into.put_slice(&self.ahead.split_to(here));
+        let here = self.read_buf.len().min(into.remaining());
+        into.put_slice(&self.read_buf.split_to(here));
         Poll::Ready(Ok(()))
     }
 
     /// Whether the client has been answered or is to be, can still be told so, and is not done sending.
     fn is_owed_reading(&self) -> bool {
-        if self.connection.would_end_answer() || self.connection.ends() == Some(End::RestLate) {
+        if self.connection.would_end_answer() || self.connection.close_reason() == Some(CloseReason::RestLate)
+        {
             return false;
         }
-        if self.connection.ends() == Some(End::Unheard) {
+        if self.connection.close_reason() == Some(CloseReason::Unheard) {
             return !self.connection.is_tunnel();
         }
-        let sends_on = !self.is_between_requests() || !self.ahead.is_empty();
+        let sends_on = !self.is_between_requests() || !self.read_buf.is_empty();
         let takes_nothing = self.connection.is_stalled();
-        let can_be_told = self.connection.ends().is_none_or(End::can_answer) && !takes_nothing;
+        let can_be_told =
+            self.connection.close_reason().is_none_or(CloseReason::can_answer) && !takes_nothing;
         self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
     }
 
@@ -425,33 +427,33 @@ impl Wire {
     }
 
     fn written<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.connection.write_waits(polled.is_pending());
+        self.connection.set_write_pending(polled.is_pending());
         polled
     }
 
-    fn taken(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn on_written(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = polled {
             self.answered = true;
-            self.connection.gives(bytes);
+            self.connection.on_flushed(bytes);
         }
         polled
     }
 
     /// Whether the client can still be written to.
     fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
-        match self.connection.ends() {
+        match self.connection.close_reason() {
             Some(end) if !end.can_answer() || self.connection.is_cut_off() => {
                 Err(io::ErrorKind::TimedOut.into())
             }
             _ => {
-                self.connection.wakes(context);
+                self.connection.register_waker(context);
                 Ok(())
             }
         }
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for H1ClientStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -476,7 +478,7 @@ impl AsyncWrite for Wire {
             Pin::new(&mut self.io).poll_write(context, bytes)
         };
         let polled = self.written(polled);
-        self.taken(polled)
+        self.on_written(polled)
     }
 
     fn poll_write_vectored(
@@ -489,7 +491,7 @@ impl AsyncWrite for Wire {
         ready!(self.written(polled))?;
         let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
         let polled = self.written(polled);
-        self.taken(polled)
+        self.on_written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -516,7 +518,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl Drop for Wire {
+impl Drop for H1ClientStream {
     fn drop(&mut self) {
         // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
         self.heed_end();
@@ -525,15 +527,15 @@ impl Drop for Wire {
             tracing::trace!(%error, "a client was gone before its connection was closed");
         }
         let Some(dropped) = self.dropped.take() else { return };
-        let stays = self.connection.takes_stay() && self.is_between_requests();
+        let stays = self.connection.take_keep_open() && self.is_between_requests();
         if stays || self.is_owed_reading() {
             let rest = Box::new(Self {
-                io: std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Elsewhere)),
+                io: std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Moved)),
                 id: self.id,
                 connection: Arc::clone(&self.connection),
-                gate: Gate::Closed,
+                gate: BodyFraming::Closed,
                 kept_byte: None,
-                ahead: if stays { std::mem::take(&mut self.ahead) } else { BytesMut::new() },
+                read_buf: if stays { std::mem::take(&mut self.read_buf) } else { BytesMut::new() },
                 head: std::mem::take(&mut self.head),
                 hang_up: None,
                 half_closed: self.half_closed,
@@ -542,7 +544,8 @@ impl Drop for Wire {
                 resets: false,
                 dropped: stays.then(|| dropped.clone()),
             });
-            *dropped.place() = Some(if stays { Left::Open(rest) } else { Left::Unread(rest) });
+            *dropped.place() =
+                Some(if stays { ReturnedStream::Open(rest) } else { ReturnedStream::Unread(rest) });
         }
     }
 }
@@ -561,19 +564,19 @@ fn write_dated(head: &[u8], date: &[u8], into: &mut BytesMut) -> bool {
     true
 }
 
-impl Dropped {
+impl DroppedStream {
     /// What was left there.
-    pub(in crate::proxy) fn take(&self) -> Option<Left> {
+    pub(in crate::proxy) fn take(&self) -> Option<ReturnedStream> {
         self.place().take()
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Left>> {
+    fn place(&self) -> MutexGuard<'_, Option<ReturnedStream>> {
         // A place is whole whatever happened to the thread that held it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for H1ClientStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Pingora prints streams in its debug log; the bytes ahead may hold a secret.
         f.debug_struct("Wire").field("peer", &self.connection.peer).finish_non_exhaustive()
@@ -581,7 +584,7 @@ impl fmt::Debug for Wire {
 }
 
 #[async_trait]
-impl Shutdown for Wire {
+impl Shutdown for H1ClientStream {
     async fn shutdown(&mut self) {
         if let Err(error) = AsyncWriteExt::shutdown(self).await {
             tracing::trace!(%error, "a client was gone before its connection was closed");
@@ -589,22 +592,22 @@ impl Shutdown for Wire {
     }
 }
 
-impl UniqueID for Wire {
+impl UniqueID for H1ClientStream {
     fn id(&self) -> UniqueIDType {
         self.id
     }
 }
 
-impl Ssl for Wire {}
-impl Peek for Wire {}
+impl Ssl for H1ClientStream {}
+impl Peek for H1ClientStream {}
 
-impl GetTimingDigest for Wire {
+impl GetTimingDigest for H1ClientStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl GetProxyDigest for Wire {
+impl GetProxyDigest for H1ClientStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
@@ -612,7 +615,7 @@ impl GetProxyDigest for Wire {
     fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
 }
 
-impl GetSocketDigest for Wire {
+impl GetSocketDigest for H1ClientStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
     }
@@ -624,7 +627,7 @@ impl GetSocketDigest for Wire {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::proxy::connection::table::{Bounds, Connections};
+    use crate::proxy::connection::table::{ConnectionLimits, ConnectionTable};
     use std::time::Duration;
     use tokio::io::AsyncReadExt as _;
     use tokio::net::{TcpListener, TcpStream};
@@ -636,7 +639,7 @@ mod tests {
         let (stream, peer) = listener.accept().await.expect("a connection");
         let table = table();
         let place = table.register(peer, false, false).expect("a place");
-        let mut wire = Wire::new(Socket::Plain(stream), Arc::clone(place.connection()));
+        let mut client_stream = H1ClientStream::new(Socket::Plain(stream), Arc::clone(place.connection()));
         for (framing, sent) in [
             (Framing::Length(200_000), [b"head".as_slice(), &vec![b'x'; 200_000], b"next"].concat()),
             (
@@ -644,22 +647,22 @@ mod tests {
                 [b"head30d40\r\n".as_slice(), &vec![b'x'; 200_000], b"\r\n0\r\n\r\nnext"].concat(),
             ),
         ] {
-            wire.ahead = BytesMut::from(sent.as_slice());
-            let along = wire.begin(4, framing).expect("a body");
-            assert_eq!((along.len(), wire.is_between_requests()), (4 + ALONG, false), "{framing:?}");
+            client_stream.read_buf = BytesMut::from(sent.as_slice());
+            let along = client_stream.begin(4, framing).expect("a body");
+            assert_eq!((along.len(), client_stream.is_between_requests()), (4 + ALONG, false), "{framing:?}");
             let mut body = along[4..].to_vec();
-            while !wire.is_between_requests() {
+            while !client_stream.is_between_requests() {
                 let mut part = [0; 64 * 1024];
-                let came = wire.read(&mut part).await.expect("a part");
+                let came = client_stream.read(&mut part).await.expect("a part");
                 body.extend_from_slice(&part[..came]);
             }
             assert!(body == sent[4..sent.len() - 4], "{framing:?}: {} bytes", body.len());
-            assert_eq!(wire.ahead(), b"next");
+            assert_eq!(client_stream.buffered(), b"next");
         }
         drop(client);
     }
 
-    fn table() -> Arc<Connections> {
+    fn table() -> Arc<ConnectionTable> {
         let day = Duration::from_hours(24);
         let deadlines = crate::proxy::connection::Deadlines {
             first_byte: day,
@@ -670,8 +673,8 @@ mod tests {
             linger: day,
             last_request: day,
         };
-        let bounds = Bounds { connections: 1, per_address: 0, body_rate: 0, bytes: 0 };
-        Connections::new(
+        let bounds = ConnectionLimits { connections: 1, per_address: 0, body_rate: 0, bytes: 0 };
+        ConnectionTable::new(
             deadlines,
             bounds,
             (day, Box::new(|_| None)),

@@ -37,10 +37,10 @@ const OF_ONE_HOP: [HeaderName; 5] = [
 ];
 
 /// Messages beside the body, which HTTP has not.
-type Messages = Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+type CustomMessages = Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
 /// The stream.
-pub(in crate::proxy) struct Stream {
+pub(in crate::proxy) struct H2ClientStream {
     head: RequestHeader,
     body: RecvStream,
     read: usize,
@@ -70,9 +70,9 @@ pub(in crate::proxy) fn keep_te(session: &Session, request: &mut RequestHeader) 
     Ok(())
 }
 
-// === impl Stream ===
+// === impl H2ClientStream ===
 
-impl Stream {
+impl H2ClientStream {
     /// A request that has just begun.
     pub(in crate::proxy) fn session(
         request: Request<RecvStream>,
@@ -129,7 +129,7 @@ impl Stream {
     }
 
     /// Returns when the client resets the stream or leaves, or when the stream ends.
-    async fn left(&mut self) -> Error {
+    async fn client_gone(&mut self) -> Error {
         let reason = std::future::poll_fn(|context| match ended(&self.connection) {
             Some(late) => Poll::Ready(Err(late)),
             None => self.poll_reset(context).map(Ok),
@@ -200,7 +200,7 @@ impl Stream {
             let Some(writer) = &mut self.writer else { return Ok(()) };
             let sent = writer.send_data(piece, end && is_end);
             sent.or_err(ErrorType::WriteError, "a part of an answer").map_err(Error::into_down)?;
-            self.connection.gives(room);
+            self.connection.on_flushed(room);
             self.written += room;
         }
         self.ended = end;
@@ -213,7 +213,7 @@ impl Stream {
             return Error::e_explain(ErrorType::InternalError, "a body before its head");
         };
         writer.reserve_capacity(bytes);
-        let mut waits = self.connection.writes_part();
+        let mut waits = self.connection.part_wait_guard();
         let room = std::future::poll_fn(|context| {
             if self.connection.is_cut_off() {
                 return Poll::Ready(Error::e_explain(ErrorType::WriteError, "the stream was ended"));
@@ -251,7 +251,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for H2ClientStream {
     fn drop(&mut self) {
         if let Err(error) = self.let_go() {
             tracing::trace!(%error, "a client was gone before it was answered");
@@ -261,11 +261,11 @@ impl Drop for Stream {
 
 /// The error of whoever waits for the client of a stream that has been ended.
 fn ended(connection: &Connection) -> Option<Box<Error>> {
-    connection.ends().map(|_| Error::explain(ErrorType::ReadTimedout, "the stream was ended"))
+    connection.close_reason().map(|_| Error::explain(ErrorType::ReadTimedout, "the stream was ended"))
 }
 
 #[async_trait]
-impl custom::Session for Stream {
+impl custom::Session for H2ClientStream {
     fn req_header(&self) -> &RequestHeader {
         &self.head
     }
@@ -280,7 +280,7 @@ impl custom::Session for Stream {
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         if no_body_expected || self.is_read() {
-            return Err(Box::new(self.left().await));
+            return Err(Box::new(self.client_gone().await));
         }
         self.next_part().await
     }
@@ -447,11 +447,11 @@ impl custom::Session for Stream {
         Ok(())
     }
 
-    fn take_custom_message_reader(&mut self) -> Option<Messages> {
+    fn take_custom_message_reader(&mut self) -> Option<CustomMessages> {
         None
     }
 
-    fn restore_custom_message_reader(&mut self, _: Messages) -> Result<()> {
+    fn restore_custom_message_reader(&mut self, _: CustomMessages) -> Result<()> {
         Ok(())
     }
 

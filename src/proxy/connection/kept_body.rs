@@ -2,7 +2,7 @@
 //!
 //! Must not know: when that is done.
 
-use super::{Connection, Kept};
+use super::{Connection, KeptBytesGuard};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ const KEPT_MAX: usize = 512 * 1024;
 
 /// What of a body has come so far.
 #[derive(Default)]
-pub struct Rewind {
+pub struct KeptBody {
     parts: Vec<Bytes>,
     bytes: usize,
-    counted: Option<Kept>,
+    counted: Option<KeptBytesGuard>,
     /// Whether it is too long, or there was no room for it.
     is_lost: bool,
 }
 
-// === impl Rewind ===
+// === impl KeptBody ===
 
-impl Rewind {
+impl KeptBody {
     /// Keeps a part that is about to be sent.
     pub(in crate::proxy) fn keep(&mut self, part: &Bytes, connection: &Arc<Connection>) {
         if self.is_lost || part.is_empty() {
             return;
         }
         self.bytes += part.len();
-        let counted = self.counted.get_or_insert_with(|| connection.keeps());
+        let counted = self.counted.get_or_insert_with(|| connection.kept_bytes_guard());
         if self.bytes > KEPT_MAX || !counted.add(part.len()) {
             *self = Self { is_lost: true, ..Self::default() };
             return;

@@ -32,17 +32,17 @@ pub(super) mod kept_body;
 pub(super) mod socket;
 pub mod table;
 
-pub use buffered::{HeldBack, Kept};
-pub use close::End;
+pub use buffered::{BufferedBody, KeptBytesGuard};
+pub use close::CloseReason;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{REST_WITHIN, TICK, ms};
 
 use super::request::attempt::Places;
 use crate::keyring::Presented;
-use buffered::{Budget, Held};
+use buffered::{BufferedBytes, MemoryBudget};
 use bytes::Bytes;
-use close::Ending;
-use deadlines::Due;
+use close::CloseState;
+use deadlines::StageTimer;
 use http::HeaderValue;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -55,12 +55,12 @@ pub(super) const BODY_BUT_END: u8 = 1;
 pub(super) const BODY_WHOLE: u8 = 2;
 
 /// What all connections have in common.
-pub(super) struct Shared {
+pub(super) struct ConnectionDefaults {
     deadlines: Deadlines,
     body_rate: u64,
     /// When the gateway began to look.
     begun: Instant,
-    budget: Budget,
+    budget: MemoryBudget,
 }
 
 /// One client connection.
@@ -77,7 +77,7 @@ pub struct Connection {
     date: Mutex<Option<HeaderValue>>,
     /// The connection that this is a stream of.
     parent: Option<Arc<Connection>>,
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionDefaults>,
     tunnel: AtomicBool,
     /// Whether it goes on although Pingora drops it.
     stays: AtomicBool,
@@ -94,16 +94,16 @@ pub struct Connection {
     holds: AtomicBool,
     /// What the request of a stream has taken, until what is left of its answer has been handed over.
     places: Mutex<Option<Box<Places>>>,
-    due: Due,
-    held: Held,
-    ending: Ending,
+    due: StageTimer,
+    buffered: BufferedBytes,
+    close: CloseState,
 }
 
-// === impl Shared ===
+// === impl ConnectionDefaults ===
 
-impl Shared {
+impl ConnectionDefaults {
     pub(super) fn new(deadlines: Deadlines, body_rate: u64, budget: u64) -> Self {
-        Self { deadlines, body_rate, begun: Instant::now(), budget: Budget::new(budget) }
+        Self { deadlines, body_rate, begun: Instant::now(), budget: MemoryBudget::new(budget) }
     }
 
     /// Milliseconds since the gateway began to look. Not as of the last look: a machine that stalls makes that old, and what
@@ -117,23 +117,28 @@ impl Shared {
 
 impl Connection {
     /// One that has just been accepted.
-    pub(super) fn new(peer: SocketAddr, secure: bool, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(peer: SocketAddr, secure: bool, shared: &Arc<ConnectionDefaults>) -> Self {
         let connection = Self::make(peer, secure, None, shared);
         connection.enter(Stage::FirstByte);
         connection
     }
 
     /// A stream of `parent`: a request with deadlines and an end of its own.
-    pub(super) fn stream(parent: &Arc<Self>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn stream(parent: &Arc<Self>, shared: &Arc<ConnectionDefaults>) -> Self {
         let stream = Self::make(parent.peer, parent.secure, Some(Arc::clone(parent)), shared);
         if let Some(client) = parent.client.get() {
-            stream.is_from(*client);
+            stream.set_client(*client);
         }
         stream.enter(Stage::Request);
         stream
     }
 
-    fn make(peer: SocketAddr, secure: bool, parent: Option<Arc<Self>>, shared: &Arc<Shared>) -> Self {
+    fn make(
+        peer: SocketAddr,
+        secure: bool,
+        parent: Option<Arc<Self>>,
+        shared: &Arc<ConnectionDefaults>,
+    ) -> Self {
         Self {
             peer,
             secure,
@@ -151,14 +156,14 @@ impl Connection {
             ends_answer: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             places: Mutex::default(),
-            due: Due::new(),
-            held: Held::default(),
-            ending: Ending::new(),
+            due: StageTimer::new(),
+            buffered: BufferedBytes::default(),
+            close: CloseState::new(),
         }
     }
 
     /// A proxy of ours says who the client is.
-    pub(super) fn is_from(&self, client: IpAddr) {
+    pub(super) fn set_client(&self, client: IpAddr) {
         // It says so once.
         self.client.get_or_init(|| client);
     }
@@ -184,7 +189,7 @@ impl Connection {
     }
 
     /// What is served to it ends with this key.
-    pub fn serves(&self, key: Option<Presented>) {
+    pub fn set_served_key(&self, key: Option<Presented>) {
         let before = std::mem::replace(&mut *self.key(), key);
         drop(before);
     }
@@ -200,17 +205,17 @@ impl Connection {
     }
 
     /// Its request has been answered, and the next one may come, whatever Pingora does with it.
-    pub fn stays(&self) {
+    pub fn keep_open(&self) {
         self.stays.store(true, Ordering::Release);
     }
 
     /// Whether that was said since it was last asked for.
-    pub(super) fn takes_stay(&self) -> bool {
+    pub(super) fn take_keep_open(&self) -> bool {
         self.stays.swap(false, Ordering::AcqRel)
     }
 
     /// Its request is sent again, and so is this of its body.
-    pub fn is_rewound(&self, body: Bytes) {
+    pub fn rewind_to(&self, body: Bytes) {
         *self.rewound.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
 
@@ -315,9 +320,9 @@ impl Connection {
     }
 
     /// From now on bytes pass in both directions, whatever they are.
-    pub fn becomes_tunnel(&self) {
+    pub fn mark_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
-        self.ending.wake();
+        self.close.wake();
     }
 
     /// Whether it has become one.

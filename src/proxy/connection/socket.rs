@@ -16,15 +16,15 @@ use tokio_rustls::server::TlsStream;
 pub(in crate::proxy) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    /// Another wire has it now.
-    Elsewhere,
+    /// Another stream has it now.
+    Moved,
 }
 
 /// Tells that the client has closed its side, where what it sent before is not read: one that reads finds out by that.
-pub(in crate::proxy) struct HangUp(TcpStream);
+pub(in crate::proxy) struct HangUpWatch(TcpStream);
 
 /// Whether it is this machine that has nothing left for another connection: no descriptor, no port, no memory.
-pub(in crate::proxy) fn is_ours(error: &io::Error) -> bool {
+pub(in crate::proxy) fn is_local_shortage(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     Errno::from_io_error(error).is_some_and(|error| lacking.contains(&error))
 }
@@ -41,7 +41,7 @@ impl Socket {
         match self {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0),
-            Self::Elsewhere => None,
+            Self::Moved => None,
         }
     }
 
@@ -59,7 +59,7 @@ impl Socket {
     /// Whether HTTP/2 was agreed on.
     pub(in crate::proxy) fn is_http2(&self) -> bool {
         match self {
-            Self::Plain(_) | Self::Elsewhere => false,
+            Self::Plain(_) | Self::Moved => false,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -74,7 +74,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Self::Tls(stream) => Pin::new(stream).poll_read(context, into),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Moved => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -84,7 +84,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Moved => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -96,7 +96,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Moved => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -104,7 +104,7 @@ impl AsyncWrite for Socket {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
-            Self::Elsewhere => false,
+            Self::Moved => false,
         }
     }
 
@@ -112,7 +112,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Moved => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -120,14 +120,14 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Elsewhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Moved => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
 
-// === impl HangUp ===
+// === impl HangUpWatch ===
 
-impl HangUp {
+impl HangUpWatch {
     /// That of `socket`. By a descriptor of its own: that there is something to read must be forgotten for the next news to be
     /// heard, and would be missing where the socket itself is read again.
     pub(in crate::proxy) fn of(socket: &Socket) -> io::Result<Self> {

@@ -3,7 +3,7 @@
 //! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
 //! request sets a timer for its deadlines.
 
-use super::{Connection, Deadlines, End, Shared, TICK, ms};
+use super::{CloseReason, Connection, ConnectionDefaults, Deadlines, TICK, ms};
 use crate::keyring::Presented;
 use crate::metrics::Metrics;
 use crate::policy::http::source::network_of;
@@ -23,7 +23,7 @@ const SHARDS: usize = 16;
 const PICKED: usize = 256;
 /// How much connections may take up.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct ConnectionLimits {
     /// Connections in total.
     pub connections: usize,
     /// Connections from one address; 0: as many as there are in total.
@@ -36,7 +36,7 @@ pub struct Bounds {
 
 /// Why a connection is not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum NotRegistered {
     /// All places are taken by connections that are being served.
     Full,
     /// Its address has as many as it may.
@@ -44,18 +44,18 @@ pub enum Refused {
 }
 
 /// Says why a request with the key of this entry can no longer be served, if it cannot.
-pub type Standing = Box<dyn Fn(&Presented) -> Option<End> + Send + Sync>;
+pub type KeyCheck = Box<dyn Fn(&Presented) -> Option<CloseReason> + Send + Sync>;
 
 /// The table of connections.
-pub struct Connections {
-    shared: Arc<Shared>,
-    bounds: Bounds,
+pub struct ConnectionTable {
+    shared: Arc<ConnectionDefaults>,
+    bounds: ConnectionLimits,
     open: AtomicUsize,
     per_address: DashMap<IpAddr, usize>,
-    picked: Mutex<Picked>,
+    picked: Mutex<EvictionCandidates>,
     /// Whether the key of a request still stands, asked every so often.
-    standing: Standing,
-    standing_every: Duration,
+    key_check: KeyCheck,
+    key_check_interval: Duration,
     shards: [Mutex<Slab<Arc<Connection>>>; SHARDS],
     next: AtomicUsize,
     metrics: Arc<Metrics>,
@@ -63,38 +63,38 @@ pub struct Connections {
 
 /// Those that would go next, the next one last; and when they were picked.
 #[derive(Default)]
-struct Picked {
+struct EvictionCandidates {
     at: Option<u64>,
     waiting: Vec<(u64, Arc<Connection>)>,
 }
 
 /// A place in the table; dropping it gives it back.
-pub struct Registered {
-    connections: Arc<Connections>,
+pub struct ConnectionGuard {
+    connections: Arc<ConnectionTable>,
     connection: Arc<Connection>,
     address: Option<IpAddr>,
     shard: usize,
     key: usize,
 }
 
-// === impl Connections ===
+// === impl ConnectionTable ===
 
-impl Connections {
+impl ConnectionTable {
     /// An empty table.
     pub fn new(
         deadlines: Deadlines,
-        bounds: Bounds,
-        (standing_every, standing): (Duration, Standing),
+        bounds: ConnectionLimits,
+        (key_check_interval, key_check): (Duration, KeyCheck),
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            shared: Arc::new(Shared::new(deadlines, bounds.body_rate, bounds.bytes)),
+            shared: Arc::new(ConnectionDefaults::new(deadlines, bounds.body_rate, bounds.bytes)),
             bounds,
             open: AtomicUsize::new(0),
             per_address: DashMap::new(),
             picked: Mutex::default(),
-            standing,
-            standing_every,
+            key_check: key_check,
+            key_check_interval: key_check_interval,
             shards: std::array::from_fn(|_| Mutex::default()),
             next: AtomicUsize::new(0),
             metrics,
@@ -108,30 +108,30 @@ impl Connections {
         peer: SocketAddr,
         secure: bool,
         is_proxy: bool,
-    ) -> Result<Registered, Refused> {
+    ) -> Result<ConnectionGuard, NotRegistered> {
         let address = (!is_proxy).then(|| network_of(peer.ip()));
         if !self.count_in(address) {
-            return Err(Refused::Address);
+            return Err(NotRegistered::Address);
         }
         if self.open.fetch_add(1, Ordering::AcqRel) >= self.bounds.connections && !self.make_room() {
             self.open.fetch_sub(1, Ordering::AcqRel);
             self.count_out(address);
-            return Err(Refused::Full);
+            return Err(NotRegistered::Full);
         }
         self.metrics.connections.inc();
         Ok(self.put(Connection::new(peer, secure, &self.shared), address))
     }
 
     /// Looks after a stream of `connection` by itself. It takes no place.
-    pub fn register_stream(self: &Arc<Self>, connection: &Arc<Connection>) -> Registered {
+    pub fn register_stream(self: &Arc<Self>, connection: &Arc<Connection>) -> ConnectionGuard {
         self.put(Connection::stream(connection, &self.shared), None)
     }
 
-    fn put(self: &Arc<Self>, connection: Connection, address: Option<IpAddr>) -> Registered {
+    fn put(self: &Arc<Self>, connection: Connection, address: Option<IpAddr>) -> ConnectionGuard {
         let connection = Arc::new(connection);
         let shard = self.next.fetch_add(1, Ordering::Relaxed) % SHARDS;
         let key = self.shard(shard).insert(Arc::clone(&connection));
-        Registered { connections: Arc::clone(self), connection, address, shard, key }
+        ConnectionGuard { connections: Arc::clone(self), connection, address, shard, key }
     }
 
     fn count_in(&self, address: Option<IpAddr>) -> bool {
@@ -156,20 +156,20 @@ impl Connections {
     pub(in crate::proxy) fn make_room(&self) -> bool {
         let mut picked = self.picked();
         let now = self.shared.now_ms();
-        if picked.is_old(now) {
+        if picked.is_stale(now) {
             // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *picked = Picked { at: Some(now), waiting: self.pick() };
+            *picked = EvictionCandidates { at: Some(now), waiting: self.pick() };
         }
         while let Some((rank, connection)) = picked.waiting.pop() {
-            if connection.ends().is_none() && connection.rank() == Some(rank) {
-                self.cut(&connection, End::Crowded);
+            if connection.close_reason().is_none() && connection.rank() == Some(rank) {
+                self.close(&connection, CloseReason::Crowded);
                 return true;
             }
         }
         false
     }
 
-    fn picked(&self) -> MutexGuard<'_, Picked> {
+    fn picked(&self) -> MutexGuard<'_, EvictionCandidates> {
         // A list is whole whatever happened to the thread that held it.
         self.picked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,12 +186,12 @@ impl Connections {
         all
     }
 
-    fn cut(&self, connection: &Connection, end: End) {
-        connection.end_with(end);
-        self.has_cut(end);
+    fn close(&self, connection: &Connection, end: CloseReason) {
+        connection.close_with(end);
+        self.count_closed(end);
     }
 
-    fn has_cut(&self, end: End) {
+    fn count_closed(&self, end: CloseReason) {
         self.metrics.connections_cut.with_label_values(&[end.as_str()]).inc();
     }
 
@@ -208,17 +208,17 @@ impl Connections {
             if stopping.is_none() && *stop.borrow() {
                 stopping = Some(now);
             }
-            self.look(now, stopping);
-            if begun.elapsed() >= asked + self.standing_every {
+            self.check_all(now, stopping);
+            if begun.elapsed() >= asked + self.key_check_interval {
                 asked = begun.elapsed();
-                self.end_those_without_a_key();
+                self.close_revoked();
             }
         }
     }
 
-    fn look(&self, now: u64, stopping: Option<u64>) {
+    fn check_all(&self, now: u64, stopping: Option<u64>) {
         let mut picked = self.picked();
-        if picked.is_old(now) {
+        if picked.is_stale(now) {
             // Others wait longest by now, and those that have gone are not to be kept.
             picked.waiting.clear();
         }
@@ -228,73 +228,73 @@ impl Connections {
             for (_, connection) in self.shard(shard).iter() {
                 answers += connection.bytes();
                 if has_room {
-                    connection.has_found_room();
+                    connection.wake_if_waiting_for_room();
                 }
                 if connection.may_have_left(now) {
                     connection.wake();
                 }
-                if let Some(end) = connection.is_due(now, stopping) {
-                    self.cut(connection, end);
+                if let Some(end) = connection.overdue_reason(now, stopping) {
+                    self.close(connection, end);
                 }
             }
         }
-        let (bytes, excess) = self.shared.found(answers);
+        let (bytes, excess) = self.shared.set_answer_bytes(answers);
         self.metrics.bytes_in_flight.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         if excess > 0 {
-            self.relieve(excess);
+            self.free_memory(excess);
         }
-        if self.shared.lacks_room() {
-            self.end_those_held_back(now);
+        if self.shared.take_room_wanted() {
+            self.close_slow_uploads(now);
         }
     }
 
     /// Ends requests whose bodies are held back and come slowly, those first that have taken longest, until there is some room
     /// again.
-    fn end_those_held_back(&self, now: u64) {
+    fn close_slow_uploads(&self, now: u64) {
         let mut slow = Vec::new();
         for shard in 0..SHARDS {
             let is_slow = |c: &Arc<Connection>| {
-                c.holds_back_for(now).filter(|_| c.ends().is_none()).zip(Some(Arc::clone(c)))
+                c.buffered_for(now).filter(|_| c.close_reason().is_none()).zip(Some(Arc::clone(c)))
             };
             slow.extend(self.shard(shard).iter().filter_map(|(_, c)| is_slow(c)));
         }
         slow.sort_unstable_by_key(|(waited, _)| Reverse(*waited));
         let mut wanted = self.shared.relief();
         for (_, connection) in slow {
-            wanted = wanted.saturating_sub(connection.held_back());
-            self.cut(&connection, End::HeldBack);
+            wanted = wanted.saturating_sub(connection.buffered_body_bytes());
+            self.close(&connection, CloseReason::HeldBack);
             if wanted == 0 {
                 return;
             }
         }
     }
 
-    fn end_those_without_a_key(&self) {
+    fn close_revoked(&self) {
         for shard in 0..SHARDS {
             let serving = |c: &Arc<Connection>| Some((c.served()?, Arc::clone(c)));
             let served: Vec<_> = self.shard(shard).iter().filter_map(|(_, c)| serving(c)).collect();
             for (key, connection) in served {
-                if connection.ends().is_none()
-                    && let Some(end) = (self.standing)(&key)
-                    && connection.end_if_serving(&key, end)
+                if connection.close_reason().is_none()
+                    && let Some(end) = (self.key_check)(&key)
+                    && connection.close_if_serving(&key, end)
                 {
-                    self.has_cut(end);
+                    self.count_closed(end);
                 }
             }
         }
     }
 
     /// Ends connections of clients that take nothing, the largest first, until `excess` bytes are free.
-    fn relieve(&self, mut excess: u64) {
+    fn free_memory(&self, mut excess: u64) {
         let mut stalled = Vec::new();
         for shard in 0..SHARDS {
-            let is_stalled = |c: &Arc<Connection>| c.may_hold() && c.ends().is_none();
+            let is_stalled = |c: &Arc<Connection>| c.may_free_memory() && c.close_reason().is_none();
             stalled
                 .extend(self.shard(shard).iter().filter(|(_, c)| is_stalled(c)).map(|(_, c)| Arc::clone(c)));
         }
         stalled.sort_by_cached_key(|connection| Reverse(connection.bytes()));
         for connection in stalled {
-            self.cut(&connection, End::OverBudget);
+            self.close(&connection, CloseReason::OverBudget);
             excess = excess.saturating_sub(connection.bytes());
             if excess == 0 {
                 return;
@@ -308,35 +308,35 @@ impl Connections {
     }
 }
 
-// === impl Picked ===
+// === impl EvictionCandidates ===
 
-impl Picked {
-    fn is_old(&self, now: u64) -> bool {
+impl EvictionCandidates {
+    fn is_stale(&self, now: u64) -> bool {
         self.at.is_none_or(|at| now >= at + ms(TICK))
     }
 }
 
-// === impl Registered ===
+// === impl ConnectionGuard ===
 
-impl Registered {
+impl ConnectionGuard {
     /// The connection.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
     /// A proxy of ours says that the connection is for `client`, whose connection it counts as from now on.
-    pub fn is_from(&mut self, client: IpAddr) -> Result<(), Refused> {
+    pub fn set_client(&mut self, client: IpAddr) -> Result<(), NotRegistered> {
         let address = Some(network_of(client));
         if !self.connections.count_in(address) {
-            return Err(Refused::Address);
+            return Err(NotRegistered::Address);
         }
         self.connections.count_out(std::mem::replace(&mut self.address, address));
-        self.connection.is_from(client);
+        self.connection.set_client(client);
         Ok(())
     }
 }
 
-impl Drop for Registered {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.shard(self.shard).remove(self.key);
         if self.connection.is_stream() {
@@ -349,9 +349,9 @@ impl Drop for Registered {
     }
 }
 
-// === impl Refused ===
+// === impl NotRegistered ===
 
-impl Refused {
+impl NotRegistered {
     /// As metrics say it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -367,7 +367,7 @@ mod tests {
     use crate::proxy::connection::Stage;
 
     /// A table with so many places, in which nobody is late.
-    fn table(connections: usize) -> Arc<Connections> {
+    fn table(connections: usize) -> Arc<ConnectionTable> {
         let day = Duration::from_hours(24);
         let deadlines = Deadlines {
             first_byte: day,
@@ -378,12 +378,12 @@ mod tests {
             linger: day,
             last_request: day,
         };
-        let bounds = Bounds { connections, per_address: 0, body_rate: 0, bytes: 0 };
-        let standing: (Duration, Standing) = (day, Box::new(|_| None));
-        Connections::new(deadlines, bounds, standing, Arc::new(Metrics::new().expect("metrics")))
+        let bounds = ConnectionLimits { connections, per_address: 0, body_rate: 0, bytes: 0 };
+        let key_check: (Duration, KeyCheck) = (day, Box::new(|_| None));
+        ConnectionTable::new(deadlines, bounds, key_check, Arc::new(Metrics::new().expect("metrics")))
     }
 
-    fn newcomer(table: &Arc<Connections>) -> Result<Registered, Refused> {
+    fn newcomer(table: &Arc<ConnectionTable>) -> Result<ConnectionGuard, NotRegistered> {
         table.register("192.0.2.1:1".parse().expect("an address"), false, false)
     }
 
@@ -391,18 +391,19 @@ mod tests {
     async fn a_newcomer_finds_room_from_the_first_moment_on() {
         let table = table(2);
         let new = || newcomer(&table);
-        let all = [new(), new(), new(), new()].map(|taken_in| taken_in.map(|place| place.connection.ends()));
-        let crowded = Some(End::Crowded);
+        let all = [new(), new(), new(), new()]
+            .map(|taken_in| taken_in.map(|place| place.connection.close_reason()));
+        let crowded = Some(CloseReason::Crowded);
         assert_eq!(all, [Ok(crowded), Ok(crowded), Ok(None), Ok(None)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_goes_is_decided_by_what_is_so_now_and_not_by_what_was() {
         let table = table(4);
-        let take_in = || newcomer(&table).map_err(Refused::as_str).expect("there is room");
+        let take_in = || newcomer(&table).map_err(NotRegistered::as_str).expect("there is room");
         let mut places: Vec<_> = (0..4).map(|_| take_in()).collect();
         places.iter().for_each(|place| place.connection.enter(Stage::Idle));
-        let ended = |place: &Registered| place.connection.ends() == Some(End::Crowded);
+        let ended = |place: &ConnectionGuard| place.connection.close_reason() == Some(CloseReason::Crowded);
         tokio::time::advance(TICK * 2).await;
         // Somebody goes; of those who are picked to be next all ask again, and are idle again since.
         places.push(take_in());
@@ -436,7 +437,7 @@ mod tests {
         let all: Vec<_> = places.iter().map(|place| Arc::downgrade(&place.connection)).collect();
         drop(places);
         tokio::time::advance(TICK).await;
-        table.look(table.shared.now_ms(), None);
+        table.check_all(table.shared.now_ms(), None);
         assert!(all.len() == 5 && all.iter().all(|connection| connection.strong_count() == 0));
     }
 
@@ -452,22 +453,26 @@ mod tests {
             linger: hour,
             last_request: hour,
         };
-        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let shared = Arc::new(ConnectionDefaults::new(deadlines, 0, 0));
         let connection = Connection::new("192.0.2.1:1".parse().expect("an address"), false, &shared);
         let (almost, rest) = (short - Duration::from_millis(1), Duration::from_millis(1));
-        let ways: [(End, fn(&Connection), Duration); 4] = [
-            (End::HeadLate, |c| c.enter(Stage::Head), rest),
-            (End::BodyLate, Connection::read_waits, rest),
-            (End::WriteStalled, |c| c.write_waits(true), rest),
-            (End::BackendLate, |c| c.backend_within(Some(Duration::from_millis(300))), rest + TICK),
+        let ways: [(CloseReason, fn(&Connection), Duration); 4] = [
+            (CloseReason::HeadLate, |c| c.enter(Stage::Head), rest),
+            (CloseReason::BodyLate, Connection::on_read_pending, rest),
+            (CloseReason::WriteStalled, |c| c.set_write_pending(true), rest),
+            (
+                CloseReason::BackendLate,
+                |c| c.set_backend_deadline(Some(Duration::from_millis(300))),
+                rest + TICK,
+            ),
         ];
         for (late, begin, rest) in ways {
-            connection.write_waits(false);
+            connection.set_write_pending(false);
             connection.enter(Stage::Request);
             // As when the machine stalls.
             tokio::time::advance(Duration::from_secs(5)).await;
             begin(&connection);
-            let is_due = || connection.is_due(shared.now_ms(), None);
+            let is_due = || connection.overdue_reason(shared.now_ms(), None);
             assert_eq!(is_due(), None, "{late:?}");
             tokio::time::advance(almost).await;
             assert_eq!(is_due(), None, "{late:?}");

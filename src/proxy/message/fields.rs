@@ -49,9 +49,9 @@ pub(in crate::proxy) fn edit_response<T>(
 }
 
 /// Values that are written one after the other into one allocation.
-pub(in crate::proxy) struct Values(BytesMut);
+pub(in crate::proxy) struct ValueBuffer(BytesMut);
 
-impl Values {
+impl ValueBuffer {
     /// Room for `bytes` of all values together; more is fetched when it is needed.
     pub(in crate::proxy) fn new(bytes: usize) -> Self {
         Self(BytesMut::with_capacity(bytes))
@@ -100,7 +100,7 @@ impl Values {
     }
 }
 
-impl fmt::Write for Values {
+impl fmt::Write for ValueBuffer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.text(text);
         Ok(())
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn values_share_and_do_not_mix() {
-        let mut values = Values::new(4);
+        let mut values = ValueBuffer::new(4);
         let first = values.text("a").number(10).take().expect("a value");
         let second = values.text("b").take().expect("a value");
         assert!(values.is_empty());

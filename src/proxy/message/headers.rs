@@ -1,6 +1,6 @@
 //! What is taken off a request and what is put on it before it goes to a backend. Contract 4.5.
 
-use super::fields::Values;
+use super::fields::ValueBuffer;
 use crate::gate::Admission;
 use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
@@ -61,7 +61,7 @@ pub struct HeaderPolicy {
 
 /// What is told to the backend about a request.
 #[derive(Debug)]
-pub(in crate::proxy) struct Told<'r> {
+pub(in crate::proxy) struct ForwardContext<'r> {
     /// Proof that it may be forwarded, and for whom; none: a preflight, which comes from nobody.
     pub admission: Option<&'r Admission>,
     /// Where it goes.
@@ -96,21 +96,21 @@ impl HeaderPolicy {
     pub(in crate::proxy) fn to_backend(
         &self,
         fields: &mut HeaderMap,
-        told: &Told<'_>,
+        context: &ForwardContext<'_>,
     ) -> pingora::Result<()> {
-        self.remove_spoofable(fields, told.trusted, &told.route.forward.pass);
-        if !told.route.keep_credential {
+        self.remove_spoofable(fields, context.trusted, &context.route.forward.pass);
+        if !context.route.keep_credential {
             self.remove_credential(fields);
         }
         fields.reserve(ADDED);
-        let mut values = Values::new(ADDED_BYTES);
-        match told.admission {
+        let mut values = ValueBuffer::new(ADDED_BYTES);
+        match context.admission {
             Some(admission) => identify(fields, admission, &mut values)?,
             None => self.remove_identity(fields),
         }
-        fields.insert(X_REQUEST_ID, told.request_id.clone());
-        forwarded(fields, told, &mut values)?;
-        trace(fields, told, &mut values)
+        fields.insert(X_REQUEST_ID, context.request_id.clone());
+        forwarded(fields, context, &mut values)?;
+        trace(fields, context, &mut values)
     }
 
     /// Takes off what only Keygate may say, and what backends believe of proxies: of the latter stays what the route
@@ -166,7 +166,7 @@ fn initial(name: &str) -> u128 {
     1 << ((first.wrapping_mul(5) ^ second) & 127)
 }
 
-fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut Values) -> pingora::Result<()> {
+fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut ValueBuffer) -> pingora::Result<()> {
     let key = &admission.entry().key;
     let mut id = [0_u8; uuid::fmt::Hyphenated::LENGTH];
     fields.insert(X_KEYGATE_KEY_ID, values.text(key.id.0.hyphenated().encode_lower(&mut id)).take()?);
@@ -181,15 +181,19 @@ fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut Values) 
     Ok(())
 }
 
-fn forwarded(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
-    fields.insert(X_FORWARDED_FOR, values.address(told.address).take()?);
-    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if told.secure { "https" } else { "http" }));
+fn forwarded(
+    fields: &mut HeaderMap,
+    context: &ForwardContext<'_>,
+    values: &mut ValueBuffer,
+) -> pingora::Result<()> {
+    fields.insert(X_FORWARDED_FOR, values.address(context.address).take()?);
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if context.secure { "https" } else { "http" }));
     if let Some(host) = fields.get(HOST).cloned() {
         fields.insert(X_FORWARDED_HOST, host);
     } else {
         fields.remove(X_FORWARDED_HOST);
     }
-    if let Some(own) = told.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
+    if let Some(own) = context.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
         // Behind a proxy that has taken a prefix off itself, ours comes after that one.
         if let Some(outer) = fields.get(X_FORWARDED_PREFIX).filter(|outer| outer.as_bytes().starts_with(b"/"))
         {
@@ -201,8 +205,12 @@ fn forwarded(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pi
 }
 
 /// W3C trace context. What others have added to a trace stays with it, and does not belong to one that begins here.
-fn trace(fields: &mut HeaderMap, told: &Told<'_>, values: &mut Values) -> pingora::Result<()> {
-    let Some(context) = told.trace else { return Ok(()) };
+fn trace(
+    fields: &mut HeaderMap,
+    context: &ForwardContext<'_>,
+    values: &mut ValueBuffer,
+) -> pingora::Result<()> {
+    let Some(context) = context.trace else { return Ok(()) };
     let goes_on = TraceContext::of(&*fields).is_some_and(|given| given.trace_id == context.trace_id);
     if !goes_on {
         fields.remove(TRACESTATE);

@@ -6,7 +6,7 @@ pub(super) mod fields;
 pub(super) mod headers;
 pub(super) mod ratelimit;
 
-use crate::policy::http::fields::Fields;
+use crate::policy::http::fields::HeaderFields;
 use http::header::CONTENT_LENGTH;
 use http::{Method, Version};
 use pingora::http::RequestHeader;
@@ -14,7 +14,7 @@ use pingora::proxy::Session;
 
 /// A head.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'r> {
+pub(super) struct RequestMessage<'r> {
     pub(super) method: &'r Method,
     /// As it was written.
     pub(super) target: &'r [u8],
@@ -22,11 +22,11 @@ pub(super) struct Message<'r> {
     /// Over HTTP/2.
     pub(super) authority: Option<&'r str>,
     pub(super) version: Version,
-    pub(super) fields: Fields<'r>,
+    pub(super) fields: HeaderFields<'r>,
     pub(super) has_body: bool,
 }
 
-impl<'r> Message<'r> {
+impl<'r> RequestMessage<'r> {
     /// As Pingora keeps it.
     pub(super) fn of(header: &'r RequestHeader, has_body: bool) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl<'r> Message<'r> {
             path: header.uri.path(),
             authority: header.uri.authority().map(http::uri::Authority::as_str),
             version: header.version,
-            fields: Fields::Map(&header.headers),
+            fields: HeaderFields::Map(&header.headers),
             has_body,
         }
     }

@@ -3,9 +3,9 @@
 //! Two families: `X-RateLimit-*` for the second and the day, as many clients read them, and the IETF's `RateLimit` and
 //! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item for each limit in force.
 
-use super::fields::Values;
+use super::fields::ValueBuffer;
 use crate::clock::Now;
-use crate::counter::Left;
+use crate::counter::LimitsLeft;
 use crate::model::key::Per;
 use crate::policy::keys::denial::whole_secs;
 use crate::policy::keys::limit::{Limit, LimitName};
@@ -14,8 +14,8 @@ use std::time::Duration;
 
 /// Which families are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
-    /// `X-RateLimit-Limit-QPS` and its kin.
+pub struct RateLimitFamilies {
+    /// `X-RateLimit-Limit-QPS` and the others of its family.
     pub x_ratelimit: bool,
     /// `RateLimit` and `RateLimit-Policy`.
     pub ratelimit: bool,
@@ -36,12 +36,12 @@ const BYTES: usize = 256;
 /// Writes what is left. `retry_after` is set on refusals, in seconds.
 pub(in crate::proxy) fn write(
     fields: &mut HeaderMap,
-    families: Families,
-    left: &Left,
+    families: RateLimitFamilies,
+    left: &LimitsLeft,
     now: Now,
     retry_after: Option<u64>,
 ) -> pingora::Result<()> {
-    let mut values = Values::new(BYTES);
+    let mut values = ValueBuffer::new(BYTES);
     if families.x_ratelimit {
         write_x(fields, &mut values, left, now, retry_after)?;
     }
@@ -53,8 +53,8 @@ pub(in crate::proxy) fn write(
 
 fn write_x(
     fields: &mut HeaderMap,
-    values: &mut Values,
-    left: &Left,
+    values: &mut ValueBuffer,
+    left: &LimitsLeft,
     now: Now,
     retry_after: Option<u64>,
 ) -> pingora::Result<()> {
@@ -82,7 +82,7 @@ fn write_x(
 }
 
 /// Structured fields (RFC 9651): a list of limits, each with its parameters.
-fn write_ietf(fields: &mut HeaderMap, values: &mut Values, left: &Left) -> pingora::Result<()> {
+fn write_ietf(fields: &mut HeaderMap, values: &mut ValueBuffer, left: &LimitsLeft) -> pingora::Result<()> {
     for (limit, _) in left {
         item(values, limit);
         param(values, ";q=", limit.max());
@@ -104,7 +104,7 @@ fn write_ietf(fields: &mut HeaderMap, values: &mut Values, left: &Left) -> pingo
     Ok(())
 }
 
-fn item(values: &mut Values, limit: &Limit) {
+fn item(values: &mut ValueBuffer, limit: &Limit) {
     if !values.is_empty() {
         values.text(", ");
     }
@@ -120,12 +120,12 @@ fn item(values: &mut Values, limit: &Limit) {
     values.text("\"");
 }
 
-fn further(values: &mut Values, whose: &str, limit: &Limit) {
+fn further(values: &mut ValueBuffer, whose: &str, limit: &Limit) {
     let window = limit.per().map_or("in-flight", Per::as_str);
     values.text(whose).text(limit.count.as_str()).text("-").text(window);
 }
 
-fn param(values: &mut Values, name: &str, value: u64) {
+fn param(values: &mut ValueBuffer, name: &str, value: u64) {
     values.text(name).number(value);
 }
 
@@ -146,26 +146,26 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::model::key::Count;
-    use crate::policy::keys::limit::{Remaining, Rule};
+    use crate::policy::keys::limit::{LimitRule, Remaining};
 
     #[test]
     fn both_families() {
         let limit = |name, rule| Limit { name, count: Count::Requests, rule };
         let secs = |s: u64| Some(Duration::from_millis(s * 1_000 - 500));
-        let left: Left = [
-            (limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 50, burst: 50 }), 49, secs(1)),
-            (limit(LimitName::Daily, Rule::of(Per::Day, 1_000)), 998, secs(43_200)),
-            (limit(LimitName::Quota, Rule::of(Per::Total, 9)), 0, None),
-            (limit(LimitName::Concurrency, Rule::InFlight { max: 3 }), 2, None),
-            (limit(LimitName::Key(0), Rule::of(Per::Minute, 60)), 59, secs(30)),
-            (limit(LimitName::Workspace(0), Rule::of(Per::Month, 70)), 69, secs(99)),
+        let left: LimitsLeft = [
+            (limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 50, burst: 50 }), 49, secs(1)),
+            (limit(LimitName::Daily, LimitRule::of(Per::Day, 1_000)), 998, secs(43_200)),
+            (limit(LimitName::Quota, LimitRule::of(Per::Total, 9)), 0, None),
+            (limit(LimitName::Concurrency, LimitRule::InFlight { max: 3 }), 2, None),
+            (limit(LimitName::Key(0), LimitRule::of(Per::Minute, 60)), 59, secs(30)),
+            (limit(LimitName::Workspace(0), LimitRule::of(Per::Month, 70)), 69, secs(99)),
         ]
         .into_iter()
         .map(|(l, units, reset)| (l, Remaining { units, reset }))
         .collect();
         let now = Now { wall: Timestamp::from_millis(1_000_200), steady_ns: 0 };
         let mut header = HeaderMap::new();
-        let families = Families { x_ratelimit: true, ratelimit: true };
+        let families = RateLimitFamilies { x_ratelimit: true, ratelimit: true };
         write(&mut header, families, &left, now, None).expect("fields");
         let field = |name: &str| header.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
         assert_eq!(field("x-ratelimit-limit-qps"), "50");

@@ -18,7 +18,7 @@ pub struct AccessLog {
 }
 
 /// What it says about a request.
-pub(in crate::proxy) struct Line<'r> {
+pub(in crate::proxy) struct AccessLogLine<'r> {
     pub(in crate::proxy) request_id: &'r str,
     pub(in crate::proxy) trace_id: Simple,
     pub(in crate::proxy) method: &'r str,
@@ -46,7 +46,7 @@ impl AccessLog {
     }
 }
 
-impl Line<'_> {
+impl AccessLogLine<'_> {
     pub(in crate::proxy) fn write(&self) {
         tracing::info!(
             target: "keygate::access",

@@ -4,13 +4,13 @@
 
 use crate::keyring::Entry;
 use crate::model::usage::Outcome;
-use crate::policy::http::fields::Fields;
+use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::trace::{Sampling, TraceContext};
 use crate::proxy::ctx::Ctx;
-use crate::proxy::message::Message;
+use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::TRACESTATE;
 use crate::proxy::upstream::{Server, Upstream};
-use crate::telemetry::{Asked, Ended, Queue, Recording};
+use crate::telemetry::{Recording, SpanEnd, SpanQueue, SpanRequest};
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, Version};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ pub struct Tracing {
     /// Which.
     pub sampling: Sampling,
     /// Where; none: nowhere, and backends alone record what a `traceparent` tells them to.
-    pub queue: Option<Arc<Queue>>,
+    pub queue: Option<Arc<SpanQueue>>,
 }
 
 impl Tracing {
     /// Notes a request whose head has arrived, if it is to be recorded.
-    pub(in crate::proxy) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
+    pub(in crate::proxy) fn begin(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         let Some(queue) = &self.queue else { return };
         let fields = message.fields;
         let parent = TraceContext::of(fields);
@@ -34,7 +34,7 @@ impl Tracing {
         }
         ctx.recording = Some(Recording::begin(
             queue,
-            &Asked {
+            &SpanRequest {
                 id: ctx.id,
                 request_id: ctx.request_id.to_str().unwrap_or(""),
                 parent,
@@ -52,7 +52,7 @@ impl Tracing {
     }
 
     /// What a backend is to be told; none: what the client said.
-    pub(in crate::proxy) fn told(&self, headers: &HeaderMap, ctx: &Ctx) -> Option<TraceContext> {
+    pub(in crate::proxy) fn forwarded_context(&self, headers: &HeaderMap, ctx: &Ctx) -> Option<TraceContext> {
         if let Some(recording) = &ctx.recording {
             return recording.context();
         }
@@ -68,7 +68,7 @@ impl Tracing {
 }
 
 /// The trace that a request belongs to, for the log.
-pub(in crate::proxy) fn trace_of(fields: Fields<'_>, ctx: &Ctx) -> TraceContext {
+pub(in crate::proxy) fn trace_of(fields: HeaderFields<'_>, ctx: &Ctx) -> TraceContext {
     let recorded = ctx.recording.as_ref().and_then(Recording::context);
     let given = || TraceContext::of(fields);
     recorded.or_else(given).unwrap_or_else(|| TraceContext::begun_by(ctx.id, false))
@@ -93,7 +93,7 @@ impl Ctx {
     pub(in crate::proxy) fn note_end(&mut self, outcome: Outcome, status: u16) {
         if let Some(recording) = self.recording.take() {
             let fault = self.fault.map(crate::model::fault::Fault::name);
-            recording.ends(Ended { outcome: outcome.as_str(), status, fault }, self.route.as_ref());
+            recording.ends(SpanEnd { outcome: outcome.as_str(), status, fault }, self.route.as_ref());
         }
     }
 }

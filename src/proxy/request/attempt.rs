@@ -5,16 +5,19 @@
 use super::rewind::{self};
 use super::tunnel;
 use crate::gate::Admission;
-use crate::policy::http::websocket::Frames;
+use crate::policy::http::websocket::FrameParser;
 use crate::policy::upstream::balance::{Balancing, HashBy, hash};
-use crate::policy::upstream::retry::{Broken, Request};
-use crate::proxy::connection::End;
-use crate::proxy::connection::kept_body::Rewind;
+use crate::policy::upstream::retry::{AttemptFailure, RetryRequest};
+use crate::proxy::connection::CloseReason;
+use crate::proxy::connection::kept_body::KeptBody;
 use crate::proxy::ctx::Ctx;
 use crate::proxy::response::reply::status_written;
 use crate::proxy::state::Proxy;
-use crate::proxy::upstream::attempts::Answer;
-use crate::proxy::upstream::{Busy, Failure, NO_PLACE, NoServer, RETRIES, Seat, Upstream, Wish, is_ours};
+use crate::proxy::upstream::attempts::AnswerState;
+use crate::proxy::upstream::{
+    NO_PLACE, NoServer, PickContext, RETRIES, RequestPermit, ServerFailure, ServerInFlightGuard, Upstream,
+    is_local_shortage,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -26,8 +29,8 @@ use std::time::Duration;
 /// Dropping it gives all of it back.
 pub(in crate::proxy) struct Places {
     _admission: Option<Admission>,
-    _seat: Option<Seat>,
-    _busy: Option<Busy>,
+    _seat: Option<RequestPermit>,
+    _busy: Option<ServerInFlightGuard>,
 }
 
 /// How early Pingora's timers may fire.
@@ -40,38 +43,41 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let site = Arc::clone(&ctx.site);
-        let Some(upstream) = ctx.route.as_ref().and_then(|r| site.upstreams.get(r.upstream)) else {
+        let routing = Arc::clone(&ctx.routing);
+        let Some(upstream) = ctx.route.as_ref().and_then(|r| routing.upstreams.get(r.upstream)) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
         let left = self.time_left(upstream, ctx)?;
-        if ctx.trip.seat.is_none() {
-            ctx.trip.seat = Some(upstream.enter().map_err(|why| self.no_server(upstream, why))?);
+        if ctx.attempts.permit.is_none() {
+            ctx.attempts.permit = Some(upstream.enter().map_err(|why| self.no_server(upstream, why))?);
         }
-        let wish =
-            Wish { random: random_bits(ctx), name: name_of(upstream, session, ctx), tried: &ctx.trip.tried };
+        let context = PickContext {
+            random: random_bits(ctx),
+            name: hash_of(upstream, session, ctx),
+            tried: &ctx.attempts.tried,
+        };
         // What is sent again has left where it was, and takes nobody's place there.
-        ctx.trip.busy = None;
-        let busy = upstream.pick(&wish).map_err(|why| self.no_server(upstream, why))?;
+        ctx.attempts.current = None;
+        let busy = upstream.pick(&context).map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
         }
         let mut peer = upstream.peer(&busy);
         let asks_tunnel =
-            upstream.settings.dialect.may_tunnel() && tunnel::is_asked_for(session.req_header());
-        ctx.trip.asks_tunnel = asks_tunnel;
-        ctx.trip.stream = None;
+            upstream.settings.protocol.may_tunnel() && tunnel::is_asked_for(session.req_header());
+        ctx.attempts.asks_tunnel = asks_tunnel;
+        ctx.attempts.stream = None;
         if asks_tunnel {
             upstream.make_tunnel(&mut peer);
         } else if let Some(stream) = upstream.stream(busy.server(), key_of(ctx)) {
             Upstream::choose_connections(&mut peer, &stream);
-            ctx.trip.stream = Some(stream);
+            ctx.attempts.stream = Some(stream);
         }
-        ctx.trip.opening = upstream.opening(&mut peer, asks_tunnel);
+        ctx.attempts.connect_permit = upstream.connect_permit(&mut peer, asks_tunnel);
         // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send; and in a tunnel
         // only what comes from the backend.
-        let is_ours = asks_tunnel || upstream.settings.dialect.may_be_http2() && !session.is_body_empty();
-        ctx.trip.pause = if is_ours { peer.options.read_timeout.take() } else { None };
+        let is_ours = asks_tunnel || upstream.settings.protocol.may_be_http2() && !session.is_body_empty();
+        ctx.attempts.pause = if is_ours { peer.options.read_timeout.take() } else { None };
         if let Some(left) = left {
             let options = &mut peer.options;
             for limit in [
@@ -83,19 +89,19 @@ impl Proxy {
                 *limit = limit.map(|span| span.min(left));
             }
         }
-        if (left.is_some() || ctx.trip.first_byte(upstream).is_some())
+        if (left.is_some() || ctx.attempts.first_byte(upstream).is_some())
             && let Some(connection) = &ctx.connection
         {
-            connection.backend_within(left);
-            ctx.trip.is_awaited = true;
+            connection.set_backend_deadline(left);
+            ctx.attempts.is_awaited = true;
         }
         ctx.note_attempt(upstream, &busy);
-        ctx.trip.attempts += 1;
+        ctx.attempts.attempts += 1;
         // What is sent again is counted again, and kept again.
         ctx.body_bytes = 0;
-        let is_kept = ctx.trip.stream.is_some() && !session.is_body_empty() && ctx.body.is_none();
-        ctx.rewind = is_kept.then(Rewind::default);
-        ctx.trip.busy = Some(busy);
+        let is_kept = ctx.attempts.stream.is_some() && !session.is_body_empty() && ctx.body.is_none();
+        ctx.kept_body = is_kept.then(KeptBody::default);
+        ctx.attempts.current = Some(busy);
         Ok(peer)
     }
 
@@ -109,7 +115,7 @@ impl Proxy {
         Ok(left)
     }
 
-    /// The same, which may be nought; none where there is no such bound.
+    /// The same, which may be zero; none where there is no such bound.
     fn left(&self, upstream: &Upstream, ctx: &Ctx) -> Option<Duration> {
         Some(upstream.settings.timeouts.request?.saturating_sub(self.elapsed(ctx)))
     }
@@ -120,9 +126,9 @@ impl Proxy {
     }
 
     /// Whether the request may go on, now that a part of the answer has come.
-    pub(in crate::proxy) fn still_in_time(&self, ctx: &Ctx) -> pingora::Result<()> {
-        may_pause(ctx);
-        let upstream = upstream_of(ctx).filter(|_| !ctx.trip.is_tunnel());
+    pub(in crate::proxy) fn check_time_left(&self, ctx: &Ctx) -> pingora::Result<()> {
+        restart_read_timeout(ctx);
+        let upstream = upstream_of(ctx).filter(|_| !ctx.attempts.is_tunnel());
         upstream.map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
@@ -137,9 +143,9 @@ impl Proxy {
     }
 
     /// The server could not be connected to. Answers whether the request goes on to another.
-    pub(in crate::proxy) fn not_reached(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
-        ctx.trip.opening = None;
-        ctx.trip.stream_is_over();
+    pub(in crate::proxy) fn on_connect_failure(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
+        ctx.attempts.connect_permit = None;
+        ctx.attempts.stream_is_over();
         if e.etype == NO_PLACE {
             // Nothing is known of the server.
             if let Some(upstream) = upstream_of(ctx) {
@@ -147,92 +153,92 @@ impl Proxy {
             }
             return false;
         }
-        if is_ours(&e.etype) {
+        if is_local_shortage(&e.etype) {
             // It would be the same with any other server.
             return false;
         }
         let failure = match e.etype {
-            ErrorType::ConnectTimedout if self.has_had_its_time(ctx) => Failure::RequestTimeout,
-            ErrorType::ConnectTimedout if in_handshake(e) => Failure::TlsTimeout,
-            ErrorType::ConnectTimedout => Failure::ConnectTimeout,
-            _ => Failure::Connect,
+            ErrorType::ConnectTimedout if self.has_had_its_time(ctx) => ServerFailure::RequestTimeout,
+            ErrorType::ConnectTimedout if in_handshake(e) => ServerFailure::TlsTimeout,
+            ErrorType::ConnectTimedout => ServerFailure::ConnectTimeout,
+            _ => ServerFailure::Connect,
         };
-        judge(ctx, Some(failure));
+        report_attempt(ctx, Some(failure));
         if let Some(upstream) = upstream_of(ctx) {
             upstream.may_have_moved();
         }
-        ctx.trip.leave();
-        self.goes_on(session, ctx, Broken::NotConnected)
+        ctx.attempts.mark_tried();
+        self.should_retry(session, ctx, AttemptFailure::NotConnected)
     }
 
     /// A connection stands, which is one used before or not.
-    pub(in crate::proxy) fn reached(ctx: &mut Ctx, reused: bool) {
+    pub(in crate::proxy) fn on_connected(ctx: &mut Ctx, reused: bool) {
         if let Some(upstream) = upstream_of(ctx).filter(|_| !reused) {
             // Who listens there now need not be who did when the name was looked up.
             upstream.may_have_moved();
         }
-        if let Some(opening) = ctx.trip.opening.take() {
-            opening.is_done();
+        if let Some(opening) = ctx.attempts.connect_permit.take() {
+            opening.finish();
         }
-        ctx.trip.reached = true;
+        ctx.attempts.connected = true;
     }
 
     /// All of the request has been sent: the backend's time for its first byte begins.
-    pub(in crate::proxy) fn sent(&self, ctx: &Ctx) {
-        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.trip.is_answered()) else { return };
-        if let (Some(first_byte), Some(connection)) = (ctx.trip.first_byte(upstream), &ctx.connection) {
+    pub(in crate::proxy) fn on_request_sent(&self, ctx: &Ctx) {
+        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.attempts.is_answered()) else { return };
+        if let (Some(first_byte), Some(connection)) = (ctx.attempts.first_byte(upstream), &ctx.connection) {
             let left = self.left(upstream, ctx).unwrap_or(first_byte);
-            connection.backend_within(Some(first_byte.min(left)));
+            connection.set_backend_deadline(Some(first_byte.min(left)));
         }
     }
 
     /// A part of the request's body goes to the backend. Over HTTP/2 a backend that takes nothing is nobody's concern but ours:
     /// Pingora would go on to wait for its answer.
     pub(in crate::proxy) fn part_goes(ctx: &Ctx) {
-        if ctx.trip.asks_tunnel {
+        if ctx.attempts.asks_tunnel {
             return;
         }
         if let (Some(pause), Some(upstream), Some(connection)) =
-            (ctx.trip.pause, upstream_of(ctx), &ctx.connection)
+            (ctx.attempts.pause, upstream_of(ctx), &ctx.connection)
         {
             connection.backend_takes_within(upstream.settings.timeouts.write.saturating_add(pause));
         }
     }
 
     /// The head of an answer has come, which is more than word that one will.
-    pub(in crate::proxy) fn answered(&self, ctx: &mut Ctx, status: u16) {
-        ctx.trip.answer = Answer::Well;
-        ctx.rewind = None;
+    pub(in crate::proxy) fn on_answer(&self, ctx: &mut Ctx, status: u16) {
+        ctx.attempts.answer = AnswerState::Well;
+        ctx.kept_body = None;
         if let Some(connection) = &ctx.connection {
-            connection.is_answered();
+            connection.mark_answered();
         }
         if let Some(recording) = &mut ctx.recording {
             recording.answered(status);
         }
-        if status == StatusCode::SWITCHING_PROTOCOLS.as_u16() && ctx.trip.asks_tunnel {
+        if status == StatusCode::SWITCHING_PROTOCOLS.as_u16() && ctx.attempts.asks_tunnel {
             return begin_tunnel(ctx);
         }
-        if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.trip.is_awaited) {
+        if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.attempts.is_awaited) {
             // The rest of it has what is left of the whole, if there is such a bound.
-            connection.backend_within(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
+            connection.set_backend_deadline(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
         }
-        may_pause(ctx);
+        restart_read_timeout(ctx);
         if status >= 500 {
-            judge(ctx, Some(Failure::Status));
+            report_attempt(ctx, Some(ServerFailure::Status));
         }
     }
 
     /// All of the answer has come and will have been given to the client in a moment, which must find all that the request has
     /// taken free then. Of a stream's answer `rest` may have to wait for the client, and the request is in flight until then.
-    pub(in crate::proxy) fn is_over(ctx: &mut Ctx, rest: bool) {
+    pub(in crate::proxy) fn is_out_of_time(ctx: &mut Ctx, rest: bool) {
         if std::mem::replace(&mut ctx.is_over, true) {
             return;
         }
-        Self::is_served(ctx, false);
+        Self::on_served(ctx, false);
         let places = Places {
             _admission: ctx.admission.take(),
-            _seat: ctx.trip.seat.take(),
-            _busy: ctx.trip.busy.take(),
+            _seat: ctx.attempts.permit.take(),
+            _busy: ctx.attempts.current.take(),
         };
         if let Some(connection) = &ctx.connection {
             connection.ends_answer(false);
@@ -242,79 +248,79 @@ impl Proxy {
     }
 
     /// The request is over, and answered to the end or not. What has not failed went well.
-    pub(in crate::proxy) fn is_served(ctx: &mut Ctx, whole: bool) {
+    pub(in crate::proxy) fn on_served(ctx: &mut Ctx, whole: bool) {
         if whole {
-            ctx.trip.stream_is_over();
+            ctx.attempts.stream_is_over();
         }
-        if ctx.trip.answer == Answer::Well {
-            judge(ctx, None);
+        if ctx.attempts.answer == AnswerState::Well {
+            report_attempt(ctx, None);
         }
     }
 
     /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
     /// sent again.
-    pub(in crate::proxy) fn broke_off(
+    pub(in crate::proxy) fn on_attempt_failure(
         &self,
         session: &Session,
         ctx: &mut Ctx,
         e: &Error,
         reused: bool,
     ) -> bool {
-        if ctx.trip.is_tunnel() {
+        if ctx.attempts.is_tunnel() {
             // Whichever side ends it, and however.
             return false;
         }
-        if ctx.connection.as_ref().is_some_and(|c| c.ends() == Some(End::BackendLate)) {
-            judge(ctx, Some(self.late(ctx)));
+        if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::BackendLate)) {
+            report_attempt(ctx, Some(self.timeout_failure(ctx)));
             return false;
         }
         if e.esource != ErrorSource::Upstream {
             return false;
         }
         if !matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout) {
-            ctx.trip.stream_is_over();
+            ctx.attempts.stream_is_over();
         }
         if let Some(upstream) = upstream_of(ctx) {
             upstream.may_have_moved();
         }
-        let broken = broken(e);
+        let broken = classify_failure(e);
         // That a server closes a connection while it is idle says nothing about the server.
         let closed_while_idle = reused
             && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
-            && !ctx.trip.is_answered();
-        if broken != Broken::NotProcessed && !closed_while_idle {
+            && !ctx.attempts.is_answered();
+        if broken != AttemptFailure::NotProcessed && !closed_while_idle {
             let failure = match e.etype {
-                ErrorType::ReadTimedout => self.late(ctx),
-                ErrorType::WriteTimedout if !self.has_had_its_time(ctx) => Failure::WriteTimeout,
-                ErrorType::WriteTimedout => Failure::RequestTimeout,
-                _ => Failure::Broken,
+                ErrorType::ReadTimedout => self.timeout_failure(ctx),
+                ErrorType::WriteTimedout if !self.has_had_its_time(ctx) => ServerFailure::WriteTimeout,
+                ErrorType::WriteTimedout => ServerFailure::RequestTimeout,
+                _ => ServerFailure::Broken,
             };
-            judge(ctx, Some(failure));
-            ctx.trip.leave();
+            report_attempt(ctx, Some(failure));
+            ctx.attempts.mark_tried();
         }
-        self.goes_on(session, ctx, broken)
+        self.should_retry(session, ctx, broken)
     }
 
     /// What the backend is late with.
-    fn late(&self, ctx: &Ctx) -> Failure {
-        match ctx.trip.is_answered() {
-            _ if self.has_had_its_time(ctx) => Failure::RequestTimeout,
-            true => Failure::ReadTimeout,
-            false => Failure::FirstByteTimeout,
+    fn timeout_failure(&self, ctx: &Ctx) -> ServerFailure {
+        match ctx.attempts.is_answered() {
+            _ if self.has_had_its_time(ctx) => ServerFailure::RequestTimeout,
+            true => ServerFailure::ReadTimeout,
+            false => ServerFailure::FirstByteTimeout,
         }
     }
 
-    fn goes_on(&self, session: &Session, ctx: &Ctx, broken: Broken) -> bool {
-        let request = Request {
+    fn should_retry(&self, session: &Session, ctx: &Ctx, broken: AttemptFailure) -> bool {
+        let request = RetryRequest {
             idempotent: session.req_header().method.is_idempotent(),
             replayable: (!session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx))
                 && is_asked_for_again(session, ctx),
-            answered: ctx.trip.is_answered() || status_written(session).is_some(),
+            answered: ctx.attempts.is_answered() || status_written(session).is_some(),
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
         let may = broken.may_repeat(request)
-            && ctx.trip.attempts < upstream.settings.attempts
-            && upstream.has_another(&ctx.trip.tried);
+            && ctx.attempts.attempts < upstream.settings.attempts
+            && upstream.has_another(&ctx.attempts.tried);
         if !may {
             return false;
         }
@@ -334,35 +340,36 @@ fn is_asked_for_again(session: &Session, ctx: &Ctx) -> bool {
 /// none of a request's.
 fn begin_tunnel(ctx: &mut Ctx) {
     let Some(idle) = upstream_of(ctx).map(|upstream| upstream.settings.timeouts.tunnel) else { return };
-    ctx.trip.tunnel = Some(Frames::default());
-    ctx.trip.pause = Some(idle);
+    ctx.attempts.tunnel = Some(FrameParser::default());
+    ctx.attempts.pause = Some(idle);
     if let Some(connection) = &ctx.connection {
-        connection.becomes_tunnel();
-        connection.backend_within(None);
+        connection.mark_tunnel();
+        connection.set_backend_deadline(None);
     }
-    may_pause(ctx);
-    judge(ctx, None);
+    restart_read_timeout(ctx);
+    report_attempt(ctx, None);
 }
 
 /// A part of the answer has come, or something has passed through the tunnel: the next has its time, where it is not
 /// Pingora that counts it.
-pub(in crate::proxy) fn may_pause(ctx: &Ctx) {
-    if let (Some(pause), Some(connection)) = (ctx.trip.pause, &ctx.connection) {
-        connection.backend_may_pause(pause);
+pub(in crate::proxy) fn restart_read_timeout(ctx: &Ctx) {
+    if let (Some(pause), Some(connection)) = (ctx.attempts.pause, &ctx.connection) {
+        connection.set_backend_read_timeout(pause);
     }
 }
 
 /// Tells the upstream how the attempt went.
-fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
-    ctx.trip.failure = failure.or(ctx.trip.failure);
-    if ctx.trip.answer == Answer::Well {
-        ctx.trip.answer = Answer::Judged;
+fn report_attempt(ctx: &mut Ctx, failure: Option<ServerFailure>) {
+    ctx.attempts.failure = failure.or(ctx.attempts.failure);
+    if ctx.attempts.answer == AnswerState::Well {
+        ctx.attempts.answer = AnswerState::Judged;
     }
-    if let (Some(recording), Some(failure)) = (&mut ctx.recording, failure.filter(|f| *f != Failure::Status))
+    if let (Some(recording), Some(failure)) =
+        (&mut ctx.recording, failure.filter(|f| *f != ServerFailure::Status))
     {
         recording.failed(failure.as_str());
     }
-    let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.trip.busy) else { return };
+    let (Some(upstream), Some(busy)) = (upstream_of(ctx), &ctx.attempts.current) else { return };
     match failure {
         Some(failure) => upstream.failed(busy, failure),
         None => upstream.succeeded(busy),
@@ -370,7 +377,7 @@ fn judge(ctx: &mut Ctx, failure: Option<Failure>) {
 }
 
 fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
-    ctx.site.upstreams.get(ctx.route.as_ref()?.upstream)
+    ctx.routing.upstreams.get(ctx.route.as_ref()?.upstream)
 }
 
 /// Whether it was the TLS handshake that took too long. Pingora has one kind of error for both, and says more in words.
@@ -379,15 +386,15 @@ fn in_handshake(e: &Error) -> bool {
 }
 
 /// What the error says about how far the server has come.
-fn broken(e: &Error) -> Broken {
+fn classify_failure(e: &Error) -> AttemptFailure {
     match e.etype {
         ErrorType::H2Error | ErrorType::H2Downgrade if e.retry == RetryType::Decided(true) => {
-            Broken::NotProcessed
+            AttemptFailure::NotProcessed
         }
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
-            Broken::Unknown
+            AttemptFailure::Unknown
         }
-        _ => Broken::Misbehaved,
+        _ => AttemptFailure::Misbehaved,
     }
 }
 
@@ -402,7 +409,7 @@ fn key_of(ctx: &Ctx) -> u64 {
 }
 
 /// What binds the request to a server, where its upstream chooses so.
-fn name_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
+fn hash_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
     let (Balancing::Hash(by), Some(admission)) = (&upstream.settings.balancing, &ctx.admission) else {
         return 0;
     };

@@ -2,7 +2,7 @@
 
 use crate::model::fault::Fault;
 use crate::policy::keys::denial::Denial;
-use crate::proxy::connection::{Connection, HeldBack};
+use crate::proxy::connection::{BufferedBody, Connection};
 use crate::proxy::message::content_length;
 use bytes::Bytes;
 use http::header::EXPECT;
@@ -26,7 +26,7 @@ pub(in crate::proxy) fn is_counted(length: Option<u64>) -> bool {
 
 /// Lets a part of a body go on to the backend once there is room for it. With it `so_far` bytes came, and until it
 /// returns no more are read.
-pub(in crate::proxy) async fn pass_on(
+pub(in crate::proxy) async fn forward_part(
     connection: &Arc<Connection>,
     part: &mut Option<Bytes>,
     is_last: bool,
@@ -34,16 +34,16 @@ pub(in crate::proxy) async fn pass_on(
 ) {
     if connection.is_stream() {
         // A socket of its own would note this; a stream has none.
-        connection.read_goes_on(part.as_ref().map_or(0, Bytes::len));
+        connection.on_read(part.as_ref().map_or(0, Bytes::len));
     }
     if is_counted(Some(so_far))
         && let Some(large) = part.take_if(|part| part.len() >= COUNTED_PART)
     {
-        connection.room().await;
-        *part = Some(connection.carries(large));
+        connection.wait_for_room().await;
+        *part = Some(connection.count_upload(large));
     }
     if connection.is_stream() && !is_last {
-        connection.read_waits();
+        connection.on_read_pending();
     }
 }
 
@@ -66,7 +66,7 @@ pub(in crate::proxy) async fn read_ahead(
     if session.req_header().headers.contains_key(EXPECT) {
         session.write_continue_response().await.map_err(|_| Denial::Plain(Fault::RequestTimeout))?;
     }
-    let mut body = HeldBack::new(connection, length);
+    let mut body = BufferedBody::new(connection, length);
     let _end = (length.is_none() && !connection.has_whole_body()).then(|| KeptEnd::of(connection));
     loop {
         let rest = length.map(|length| length.saturating_sub(body.so_far()));
@@ -77,8 +77,8 @@ pub(in crate::proxy) async fn read_ahead(
         match next_part(session, connection).await {
             Ok(Some(part)) => {
                 if connection.is_stream() {
-                    connection.read_goes_on(part.len());
-                    connection.read_waits();
+                    connection.on_read(part.len());
+                    connection.on_read_pending();
                 }
                 if !body.add(&part) {
                     return Err(Denial::Plain(Fault::ServiceUnavailable));
@@ -86,7 +86,7 @@ pub(in crate::proxy) async fn read_ahead(
             }
             Ok(None) => {
                 if connection.is_stream() {
-                    connection.read_goes_on(0);
+                    connection.on_read(0);
                 }
                 // What is still to be read is the end, or nothing: there is nothing to be sent again beside what was read here.
                 session.enable_retry_buffering();

@@ -1,7 +1,7 @@
 //! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
 
 use super::body::{is_counted, read_ahead};
-use crate::gate::{Denied, EndUserNamed, Permit, RequestView};
+use crate::gate::{Denied, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::policy::coding::Coding;
@@ -12,10 +12,10 @@ use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::routing::route::{EndUserFrom, Route};
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
-use crate::proxy::message::Message;
+use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::proxy::state::Proxy;
-use crate::usage::{Pending, Start};
+use crate::usage::{PendingRecord, RecordStart};
 use http::header::{
     ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT,
 };
@@ -36,16 +36,17 @@ impl Proxy {
         let has_body = !session.is_body_empty();
         let permit = match ctx.permit.take() {
             Some(permit) => permit,
-            None => self.permit(&Message::of(session.req_header(), has_body), ctx)?,
+            None => self.permit(&RequestMessage::of(session.req_header(), has_body), ctx)?,
         };
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
-        self.admit(&Message::of(session.req_header(), has_body), ctx, permit, end_user.as_deref()).await
+        self.admit(&RequestMessage::of(session.req_header(), has_body), ctx, permit, end_user.as_deref())
+            .await
     }
 
     /// Whether its key may do what a request asks for, as far as memory tells, and whether there is room for it.
     pub(in crate::proxy) fn permit(
         &self,
-        message: &Message<'_>,
+        message: &RequestMessage<'_>,
         ctx: &mut Ctx,
     ) -> Result<Permit, Box<Denied>> {
         self.check_message(message).map_err(|denial| Denied::early(denial, None))?;
@@ -57,15 +58,15 @@ impl Proxy {
             address: ctx.address,
             now: ctx.arrived,
         };
-        let authorized = self.gate.authorize(&ctx.site.routes, &view);
-        let mut permit = authorized.map_err(|denied| self.slow_down_guessing(denied, ctx))?;
+        let authorized = self.gate.authorize(&ctx.routing.routes, &view);
+        let mut permit = authorized.map_err(|denied| self.limit_invalid_keys(denied, ctx))?;
         ctx.route = Some(Arc::clone(permit.route()));
         let length = message.content_length();
         if length.is_some_and(|length| length > permit.route().max_body_bytes) {
             return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
         }
-        let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.has_room());
-        if is_crowded && message.has_body && holds_body(permit.route(), length) {
+        let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.check_room());
+        if is_crowded && message.has_body && buffers_body(permit.route(), length) {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         ctx.rewritten = permit.take_rewritten();
@@ -79,7 +80,7 @@ impl Proxy {
     /// Charges its limits and begins its record.
     pub(in crate::proxy) async fn admit(
         &self,
-        message: &Message<'_>,
+        message: &RequestMessage<'_>,
         ctx: &mut Ctx,
         permit: Permit,
         end_user: Option<&str>,
@@ -88,18 +89,18 @@ impl Proxy {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         let admission = self.gate.admit(permit, end_user, ctx.charged_at).await?;
-        let start = Start {
+        let start = RecordStart {
             charged: true,
             degraded: admission.degraded(),
             end_user_id: admission.end_user(),
             ..self.start_of(message, ctx, admission.entry())
         };
-        let Ok(record) = Pending::admitted(start, &self.recorder, &self.clock) else {
+        let Ok(record) = PendingRecord::admitted(start, &self.recorder, &self.clock) else {
             return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
         };
         ctx.record = Some(record);
         if let Some(connection) = &ctx.connection {
-            connection.serves(Some(admission.presented().clone()));
+            connection.set_served_key(Some(admission.presented().clone()));
             connection.holds();
         }
         ctx.note_key(admission.entry());
@@ -116,10 +117,10 @@ impl Proxy {
             session.set_write_timeout(Some(self.limits.write_timeout));
             ctx.connection = session.req_header().extensions.get::<Arc<Connection>>().cloned();
             if let Some(stream) = ctx.connection.as_ref().filter(|_| !session.is_body_empty()) {
-                stream.read_waits();
+                stream.on_read_pending();
             }
         }
-        Self::heed_connection(session);
+        Self::apply_connection_field(session);
         if ctx.begun {
             return;
         }
@@ -127,12 +128,12 @@ impl Proxy {
             session.req_header_mut().set_uri(rewritten);
         }
         let has_body = !session.is_body_empty();
-        self.begin(&Message::of(session.req_header(), has_body), ctx);
+        self.begin(&RequestMessage::of(session.req_header(), has_body), ctx);
     }
 
     /// What Pingora makes of the connection only in part: it reads the first `Connection` field alone, where a later one may
     /// say `close`, and answers HTTP/1.0 as it does HTTP/1.1.
-    fn heed_connection(session: &mut Session) {
+    fn apply_connection_field(session: &mut Session) {
         let header = session.req_header();
         let mut asked =
             header.headers.get_all(CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
@@ -149,7 +150,7 @@ impl Proxy {
     }
 
     /// Notes what matters however the request is answered.
-    pub(in crate::proxy) fn begin(&self, message: &Message<'_>, ctx: &mut Ctx) {
+    pub(in crate::proxy) fn begin(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         self.find_client(message, ctx);
         if let Some(connection) = &ctx.connection {
             connection.is_old(message.version == Version::HTTP_10);
@@ -168,7 +169,7 @@ impl Proxy {
     }
 
     /// The decision has come, whatever it is.
-    pub(in crate::proxy) fn note_own(&self, ctx: &mut Ctx) {
+    pub(in crate::proxy) fn record_decision_time(&self, ctx: &mut Ctx) {
         let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
             self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
@@ -177,9 +178,9 @@ impl Proxy {
     }
 
     /// Whoever presents too many wrong secrets is told to wait instead of that they are wrong.
-    fn slow_down_guessing(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
+    fn limit_invalid_keys(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
         if denied.denial == Denial::KeyInvalid
-            && let Some(Err(wait)) = self.guesses.as_ref().map(|guesses| guesses.another(ctx.address))
+            && let Some(Err(wait)) = self.invalid_keys.as_ref().map(|limiter| limiter.check(ctx.address))
         {
             denied.denial = Denial::TooManyInvalid(wait);
         }
@@ -187,7 +188,7 @@ impl Proxy {
     }
 
     /// Who asks, and how, as far as those in between can be believed.
-    fn find_client(&self, message: &Message<'_>, ctx: &mut Ctx) {
+    fn find_client(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         let Some(connection) = &ctx.connection else { return };
         ctx.secure = connection.secure;
         ctx.address = connection.client();
@@ -205,7 +206,7 @@ impl Proxy {
 
     /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
     /// was let in.
-    pub(in crate::proxy) fn check_message(&self, message: &Message<'_>) -> Result<(), Denial> {
+    pub(in crate::proxy) fn check_message(&self, message: &RequestMessage<'_>) -> Result<(), Denial> {
         if message.target.len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
@@ -238,12 +239,12 @@ impl Proxy {
         permit: Permit,
     ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
         match permit.end_user() {
-            EndUserNamed::Body if !session.is_body_empty() => {}
-            EndUserNamed::Header(name) => {
+            NamedEndUser::Body if !session.is_body_empty() => {}
+            NamedEndUser::Header(name) => {
                 let name = name.clone();
                 return Ok((permit, Some(name)));
             }
-            EndUserNamed::Nobody | EndUserNamed::Body => return Ok((permit, None)),
+            NamedEndUser::Nobody | NamedEndUser::Body => return Ok((permit, None)),
         }
         // Who may have one request in flight has one body held back.
         let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
@@ -271,16 +272,16 @@ impl Proxy {
         let codings = session.req_header().headers.get_all(CONTENT_ENCODING);
         let coding = Coding::of(codings.iter().map(HeaderValue::as_bytes)).ok_or(Denial::ContentCoding)?;
         // While its body is awaited, its key can be taken away.
-        connection.serves(Some(permit.presented().clone()));
+        connection.set_served_key(Some(permit.presented().clone()));
         let max = self.limits.end_user_body_bytes;
         let body = read_ahead(session, max, connection).await?;
         ctx.body = Some(body.clone());
-        self.gate.still_stands(permit.presented(), self.clock.now().wall)?;
+        self.gate.revalidate(permit.presented(), self.clock.now().wall)?;
         end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
     }
 
     /// Notes a refusal, and begins its record if it is one of a known key.
-    pub(in crate::proxy) fn refused(&self, message: &Message<'_>, ctx: &mut Ctx, denied: &Denied) {
+    pub(in crate::proxy) fn on_refused(&self, message: &RequestMessage<'_>, ctx: &mut Ctx, denied: &Denied) {
         ctx.route.clone_from(&denied.route);
         ctx.degraded = denied.degraded;
         ctx.fault = Some(denied.denial.fault());
@@ -288,13 +289,18 @@ impl Proxy {
             ctx.note_key(entry);
         }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
-            let start = Start { degraded: ctx.degraded, ..self.start_of(message, ctx, entry) };
-            ctx.record = Some(Pending::refused(start, &self.recorder, &self.clock));
+            let start = RecordStart { degraded: ctx.degraded, ..self.start_of(message, ctx, entry) };
+            ctx.record = Some(PendingRecord::refused(start, &self.recorder, &self.clock));
         }
     }
 
-    fn start_of<'r>(&'r self, message: &Message<'r>, ctx: &'r Ctx, entry: &'r Entry) -> Start<'r> {
-        Start {
+    fn start_of<'r>(
+        &'r self,
+        message: &RequestMessage<'r>,
+        ctx: &'r Ctx,
+        entry: &'r Entry,
+    ) -> RecordStart<'r> {
+        RecordStart {
             id: ctx.id,
             request_id: ctx.request_id.to_str().unwrap_or(""),
             api_key_id: entry.key.id,
@@ -314,7 +320,7 @@ impl Proxy {
 }
 
 /// Whether more than a little of a body may have to be held.
-fn holds_body(route: &Route, length: Option<u64>) -> bool {
+fn buffers_body(route: &Route, length: Option<u64>) -> bool {
     matches!(route.end_user, EndUserFrom::JsonField(_)) || is_counted(length)
 }
 
@@ -341,7 +347,7 @@ fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
 }
 
 /// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
-fn check_http2(message: &Message<'_>) -> Result<(), Denial> {
+fn check_http2(message: &RequestMessage<'_>) -> Result<(), Denial> {
     if message.method.as_str().len() > METHOD_MAX {
         return Err(Denial::BadRequest(BadRequest::Syntax));
     }

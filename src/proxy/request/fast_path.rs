@@ -4,16 +4,16 @@
 //! Must not know: how anything is decided ([`super::decide`]) or worded ([`crate::proxy::response::reply`]). Where a head is not plain, or
 //! the connection needs to be handled in any way, the answer is left to Pingora.
 
-use crate::gate::{Denied, EndUserNamed};
+use crate::gate::{Denied, NamedEndUser};
 use crate::model::usage::Outcome;
-use crate::policy::http::fields::{Fields, Line};
-use crate::policy::http::head::opening;
+use crate::policy::http::fields::{FieldLine, HeaderFields};
+use crate::policy::http::head::split_head;
 use crate::policy::http::path::{canonical, split_target};
 use crate::proxy::connection::Connection;
-use crate::proxy::connection::h1_stream::Wire;
+use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::ctx::Ctx;
-use crate::proxy::message::Message;
-use crate::proxy::response::reply::{self, Answer};
+use crate::proxy::message::RequestMessage;
+use crate::proxy::response::reply::{self, Reply};
 use crate::proxy::state::Proxy;
 use http::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use http::{Method, Version};
@@ -26,7 +26,7 @@ use tokio::io::AsyncWriteExt as _;
 const FIELDS: usize = 16;
 
 /// A request that has been let in: where its bytes are, and how it stands with its connection.
-pub(in crate::proxy) struct Arrived<'a> {
+pub(in crate::proxy) struct RawRequest<'a> {
     /// Its head, and what of its body came along.
     pub(in crate::proxy) bytes: &'a [u8],
     pub(in crate::proxy) has_body: bool,
@@ -35,9 +35,9 @@ pub(in crate::proxy) struct Arrived<'a> {
 }
 
 /// What became of it.
-pub(in crate::proxy) enum Fronted {
+pub(in crate::proxy) enum FastPathOutcome {
     /// Pingora serves it, with what is known of it.
-    Known(Box<Ctx>),
+    Continue(Box<Ctx>),
     /// It is answered, and the next may come.
     Answered,
     /// It was to be answered, and the client is gone.
@@ -45,92 +45,100 @@ pub(in crate::proxy) enum Fronted {
 }
 
 /// Looks at a request.
-pub(in crate::proxy) async fn look(
+pub(in crate::proxy) async fn try_fast_path(
     proxy: &Proxy,
-    wire: &mut Wire,
+    client_stream: &mut H1ClientStream,
     connection: &Arc<Connection>,
-    arrived: Arrived<'_>,
-) -> Fronted {
+    arrived: RawRequest<'_>,
+) -> FastPathOutcome {
     let mut ctx = Box::new(proxy.ctx());
     ctx.connection = Some(Arc::clone(connection));
-    let Some(Plain { method, target, path, version, fields }) = plain(arrived.bytes) else {
-        return Fronted::Known(ctx);
+    let Some(PlainHead { method, target, path, version, fields }) = parse_plain(arrived.bytes) else {
+        return FastPathOutcome::Continue(ctx);
     };
-    let message = Message {
+    let message = RequestMessage {
         method: &method,
         target,
         path,
         authority: None,
         version,
-        fields: Fields::List(&fields),
+        fields: HeaderFields::List(&fields),
         has_body: arrived.has_body,
     };
     proxy.begin(&message, &mut ctx);
-    let Some(decided) = decide(proxy, &message, &mut ctx).await else { return Fronted::Known(ctx) };
+    let Some(decided) = decide(proxy, &message, &mut ctx).await else {
+        return FastPathOutcome::Continue(ctx);
+    };
     match decided {
         Err(denied)
-            if arrived.may_stay && wire.is_between_requests() && may_stay(version, message.fields) =>
+            if arrived.may_stay
+                && client_stream.is_between_requests()
+                && may_keep_alive(version, message.fields) =>
         {
-            refuse(proxy, wire, &message, &mut ctx, &denied).await
+            refuse(proxy, client_stream, &message, &mut ctx, &denied).await
         }
         decided => {
             ctx.decided = Some(decided);
-            Fronted::Known(ctx)
+            FastPathOutcome::Continue(ctx)
         }
     }
 }
 
 /// A head as most are: its path needs no other spelling, and nothing is asked of Keygate but to pass it on.
-struct Plain<'r> {
+struct PlainHead<'r> {
     method: Method,
     target: &'r [u8],
     path: &'r str,
     version: Version,
-    fields: SmallVec<[Line<'r>; FIELDS]>,
+    fields: SmallVec<[FieldLine<'r>; FIELDS]>,
 }
 
-fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
-    let opening = opening(bytes)?;
-    if opening.target.first() != Some(&b'/') {
+fn parse_plain(bytes: &[u8]) -> Option<PlainHead<'_>> {
+    let request_head = split_head(bytes)?;
+    if request_head.target.first() != Some(&b'/') {
         return None;
     }
-    let method = Method::from_bytes(opening.method).ok()?;
+    let method = Method::from_bytes(request_head.method).ok()?;
     // A preflight is answered, not decided.
     if method == Method::OPTIONS {
         return None;
     }
-    let (path, _) = split_target(opening.target).ok()?;
+    let (path, _) = split_target(request_head.target).ok()?;
     if canonical(path).is_ok_and(|path| path.was_respelled()) {
         return None;
     }
-    Some(Plain {
+    Some(PlainHead {
         method,
-        target: opening.target,
+        target: request_head.target,
         path: std::str::from_utf8(path).ok()?,
-        version: if opening.is_11 { Version::HTTP_11 } else { Version::HTTP_10 },
-        fields: opening.fields().collect(),
+        version: if request_head.is_11 { Version::HTTP_11 } else { Version::HTTP_10 },
+        fields: request_head.fields().collect(),
     })
 }
 
 /// None: its body says on whose behalf it comes, and has to be read first.
-async fn decide(proxy: &Proxy, message: &Message<'_>, ctx: &mut Ctx) -> Option<Result<(), Box<Denied>>> {
+async fn decide(
+    proxy: &Proxy,
+    message: &RequestMessage<'_>,
+    ctx: &mut Ctx,
+) -> Option<Result<(), Box<Denied>>> {
     let decided = match proxy.permit(message, ctx) {
         Err(denied) => Err(denied),
         Ok(permit) => match permit.end_user().clone() {
-            EndUserNamed::Body => {
+            NamedEndUser::Body => {
                 ctx.permit = Some(permit);
                 return None;
             }
-            EndUserNamed::Nobody => proxy.admit(message, ctx, permit, None).await,
-            EndUserNamed::Header(name) => proxy.admit(message, ctx, permit, Some(&name)).await,
+            NamedEndUser::Nobody => proxy.admit(message, ctx, permit, None).await,
+            NamedEndUser::Header(name) => proxy.admit(message, ctx, permit, Some(&name)).await,
         },
     };
-    proxy.note_own(ctx);
+    proxy.record_decision_time(ctx);
     Some(decided)
 }
 
 /// Whether the connection stays open by the protocol, and without a word about it.
-fn may_stay(version: Version, fields: Fields<'_>) -> bool {
+fn may_keep_alive(version: Version, fields: HeaderFields<'_>) -> bool {
     let stays = fields.all(&CONNECTION).all(|asked| asked.eq_ignore_ascii_case(b"keep-alive"));
     let asks = |name| fields.first(name).is_some();
     version == Version::HTTP_11 && stays && !asks(&UPGRADE) && !asks(&EXPECT)
@@ -138,31 +146,31 @@ fn may_stay(version: Version, fields: Fields<'_>) -> bool {
 
 async fn refuse(
     proxy: &Proxy,
-    wire: &mut Wire,
-    message: &Message<'_>,
+    client_stream: &mut H1ClientStream,
+    message: &RequestMessage<'_>,
     ctx: &mut Ctx,
     denied: &Denied,
-) -> Fronted {
-    proxy.refused(message, ctx, denied);
+) -> FastPathOutcome {
+    proxy.on_refused(message, ctx, denied);
     let at = proxy.clock.now().wall;
     let (left, limits) = (denied.left.as_ref(), &proxy.limits);
     let Ok(answer) = reply::answer(message, ctx, limits, &denied.denial, left, at) else {
-        return Fronted::Gone;
+        return FastPathOutcome::Gone;
     };
-    let told = write(wire, &answer).await.is_ok();
+    let told = write(client_stream, &answer).await.is_ok();
     let written = told.then_some(answer.status.as_u16());
     let sent = if told { u64::try_from(answer.body.len()).unwrap_or(u64::MAX) } else { 0 };
     proxy.ended(message, ctx, Outcome::Denied, written, (0, sent));
-    if told { Fronted::Answered } else { Fronted::Gone }
+    if told { FastPathOutcome::Answered } else { FastPathOutcome::Gone }
 }
 
-async fn write(wire: &mut Wire, answer: &Answer) -> std::io::Result<()> {
-    wire.write_all(&in_bytes(answer, &get_cached_date())).await?;
-    wire.flush().await
+async fn write(client_stream: &mut H1ClientStream, answer: &Reply) -> std::io::Result<()> {
+    client_stream.write_all(&to_bytes(answer, &get_cached_date())).await?;
+    client_stream.flush().await
 }
 
 /// The answer as HTTP/1.1 writes it.
-fn in_bytes(answer: &Answer, date: &HeaderValue) -> Vec<u8> {
+fn to_bytes(answer: &Reply, date: &HeaderValue) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1_024);
     bytes.extend_from_slice(b"HTTP/1.1 ");
     bytes.extend_from_slice(answer.status.as_str().as_bytes());
@@ -190,10 +198,9 @@ mod tests {
     fn an_answer_in_bytes() {
         let mut fields = HeaderMap::new();
         fields.insert("a", HeaderValue::from_static("1"));
-        let answer =
-            Answer { status: StatusCode::TOO_MANY_REQUESTS, fields, body: Bytes::from_static(b"{}") };
+        let answer = Reply { status: StatusCode::TOO_MANY_REQUESTS, fields, body: Bytes::from_static(b"{}") };
         assert_eq!(
-            in_bytes(&answer, &HeaderValue::from_static("now")),
+            to_bytes(&answer, &HeaderValue::from_static("now")),
             b"HTTP/1.1 429 Too Many Requests\r\na: 1\r\ndate: now\r\n\r\n{}"
         );
     }
@@ -202,8 +209,8 @@ mod tests {
     fn only_plain_heads_are_looked_at_and_only_plain_connections_stay() {
         let looked_at = |line: &str, field: &str| {
             let head = format!("{line}\r\nHost: h\r\n{field}\r\n");
-            let plain = plain(head.as_bytes())?;
-            Some(may_stay(plain.version, Fields::List(&plain.fields)))
+            let plain = parse_plain(head.as_bytes())?;
+            Some(may_keep_alive(plain.version, HeaderFields::List(&plain.fields)))
         };
         for line in ["GET http://h/a HTTP/1.1", "OPTIONS /a HTTP/1.1", "GET /%61 HTTP/1.1"] {
             assert_eq!(looked_at(line, ""), None, "{line}");

@@ -13,7 +13,7 @@ use pingora::{Error, ErrorType, OrErr};
 const NO_URI: &str = "a rewritten path is no URI";
 
 /// Gives the request the path that its route has made of it. The query stays.
-pub(in crate::proxy) fn retarget(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
+pub(in crate::proxy) fn set_path(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
     let mut target = path.to_owned();
     if let Some(query) = request.uri.query() {
         target.extend(["?", query]);
@@ -26,7 +26,7 @@ pub(in crate::proxy) fn retarget(request: &mut RequestHeader, path: &str) -> pin
 }
 
 /// Gives the request the `Host` that its route says.
-pub(in crate::proxy) fn rehost(
+pub(in crate::proxy) fn set_host(
     fields: &mut HeaderMap,
     rule: &HostRule,
     server: Option<&Server>,

@@ -3,11 +3,11 @@
 //! Must not know: keys. A preflight carries none, costs nothing and tells a backend nothing about who asks.
 
 use crate::gate::{Denied, RequestView};
-use crate::policy::http::cors::Preflight;
+use crate::policy::http::cors::PreflightRequest;
 use crate::policy::http::path::{canonical, has_encoded_slash};
 use crate::policy::keys::denial::Denial;
 use crate::proxy::ctx::Ctx;
-use crate::proxy::message::Message;
+use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::X_REQUEST_ID;
 use crate::proxy::state::Proxy;
 use http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, EXPECT, ORIGIN, UPGRADE};
@@ -38,7 +38,7 @@ impl Proxy {
         }
         let Some(answer) = Self::preflight_answer(session, ctx) else {
             let has_body = !session.is_body_empty();
-            let passed = self.pass_preflight(&Message::of(session.req_header(), has_body), ctx);
+            let passed = self.pass_preflight(&RequestMessage::of(session.req_header(), has_body), ctx);
             return Ok(passed.map_or(Preflighted::No, Preflighted::Decided));
         };
         let mut parts = http::Response::new(()).into_parts().0;
@@ -51,7 +51,7 @@ impl Proxy {
     }
 
     /// Whether the request goes on without a key; none where it is no preflight, or one that is decided like any other.
-    fn pass_preflight(&self, message: &Message<'_>, ctx: &mut Ctx) -> Option<Result<(), Box<Denied>>> {
+    fn pass_preflight(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) -> Option<Result<(), Box<Denied>>> {
         let fields = message.fields;
         let method =
             fields.first(&ACCESS_CONTROL_REQUEST_METHOD).filter(|_| fields.first(&ORIGIN).is_some())?;
@@ -69,10 +69,10 @@ impl Proxy {
             address: ctx.address,
             now: ctx.arrived,
         };
-        let mut preflight = self.gate.preflight(&ctx.site.routes, &view, &method)?;
+        let mut preflight = self.gate.preflight(&ctx.routing.routes, &view, &method)?;
         ctx.route = Some(preflight.route().clone());
         ctx.rewritten = preflight.take_rewritten();
-        if let Some(Err(wait)) = self.preflights.as_ref().map(|preflights| preflights.another(ctx.address)) {
+        if let Some(Err(wait)) = self.preflights.as_ref().map(|preflights| preflights.check(ctx.address)) {
             return Some(Err(Denied::early(Denial::TooManyPreflights(wait), Some(preflight.route()))));
         }
         ctx.preflight = Some(preflight);
@@ -87,11 +87,11 @@ impl Proxy {
         let path = header.uri.path();
         // What is not well formed is refused where everything is.
         canonical(path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
-        let route = ctx.site.routes.find(&method, path)?.route.clone();
+        let route = ctx.routing.routes.find(&method, path)?.route.clone();
         if has_encoded_slash(path) && !route.encoded_slash {
             return None;
         }
-        let asked = Preflight {
+        let asked = PreflightRequest {
             origin,
             method: &method,
             headers: header.headers.get(ACCESS_CONTROL_REQUEST_HEADERS),

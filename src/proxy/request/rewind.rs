@@ -4,7 +4,7 @@
 //! Pingora keeps the first 64 KiB of a body by itself and cannot send a longer one again. What is kept here counts among the
 //! bodies in memory; where there is no room for it, the request is not sent again.
 
-use crate::proxy::connection::kept_body::Rewind;
+use crate::proxy::connection::kept_body::KeptBody;
 use crate::proxy::ctx::Ctx;
 use bytes::BytesMut;
 use http::Version;
@@ -15,17 +15,17 @@ use pingora::{Error, ErrorType, Result};
 
 /// Whether a body of which Pingora has not kept all can be sent again all the same.
 pub(in crate::proxy) fn is_possible(ctx: &Ctx) -> bool {
-    ctx.rewind.as_ref().is_some_and(Rewind::is_whole)
+    ctx.kept_body.as_ref().is_some_and(KeptBody::is_whole)
 }
 
 /// Has Pingora read the body from its begin again, where it has not kept all of it.
 pub(in crate::proxy) async fn rewind(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-    let Some(mut kept) = ctx.rewind.take().filter(|_| session.as_ref().retry_buffer_truncated()) else {
+    let Some(mut kept) = ctx.kept_body.take().filter(|_| session.as_ref().retry_buffer_truncated()) else {
         return Ok(());
     };
     let Some(connection) = &ctx.connection else { return Ok(()) };
     if connection.is_stream() {
-        connection.is_rewound(kept.joined().freeze());
+        connection.rewind_to(kept.joined().freeze());
         return Ok(());
     }
     if !has_length(session) {

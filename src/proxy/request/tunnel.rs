@@ -3,7 +3,7 @@
 //! Must not know: how long a tunnel may be idle, or whether its key still stands; it is told why it ends.
 
 use crate::policy::http::websocket::close_frame;
-use crate::proxy::connection::{End, Stage};
+use crate::proxy::connection::{CloseReason, Stage};
 use crate::proxy::ctx::Ctx;
 use bytes::Bytes;
 use http::Version;
@@ -26,15 +26,15 @@ pub(in crate::proxy) fn is_asked_for(request: &RequestHeader) -> bool {
 pub(in crate::proxy) async fn end(session: &mut Session, ctx: &mut Ctx) {
     ctx.fault = ctx.client_fault().map(|denial| denial.fault());
     let Some(connection) = ctx.connection.clone() else { return };
-    let code = match connection.ends() {
+    let code = match connection.close_reason() {
         None => return,
-        Some(End::KeyGone | End::KeyInactive | End::KeyExpired) => POLICY_VIOLATION,
+        Some(CloseReason::KeyGone | CloseReason::KeyInactive | CloseReason::KeyExpired) => POLICY_VIOLATION,
         Some(_) => GOING_AWAY,
     };
-    if ctx.trip.frames().is_none_or(|frames| !frames.may_add()) {
+    if ctx.attempts.frames().is_none_or(|frames| !frames.may_add()) {
         return;
     }
-    connection.survive(Stage::Linger);
+    connection.clear_close_reason(Stage::Linger);
     let frame = Bytes::copy_from_slice(&close_frame(code));
     if let Err(error) = session.write_response_body(Some(frame), true).await {
         tracing::debug!(%error, "the client did not take the close frame");

@@ -1,13 +1,13 @@
 //! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
 
 use crate::clock::Timestamp;
-use crate::counter::Left;
+use crate::counter::LimitsLeft;
 use crate::envelope::Envelope;
 use crate::policy::coding::CODINGS;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
-use crate::proxy::message::Message;
+use crate::proxy::message::RequestMessage;
 use crate::proxy::message::content_length;
 use crate::proxy::message::headers::X_REQUEST_ID;
 use crate::proxy::message::ratelimit;
@@ -33,7 +33,7 @@ pub(in crate::proxy) const DEGRADED: (HeaderName, HeaderValue) =
 const FIELDS: usize = 9 + ratelimit::FIELDS + 2;
 
 /// An answer that is not written yet.
-pub(in crate::proxy) struct Answer {
+pub(in crate::proxy) struct Reply {
     pub(in crate::proxy) status: StatusCode,
     pub(in crate::proxy) fields: HeaderMap,
     /// Empty where only the head is asked for.
@@ -42,13 +42,13 @@ pub(in crate::proxy) struct Answer {
 
 /// What is said to `denial`.
 pub(in crate::proxy) fn answer(
-    message: &Message<'_>,
+    message: &RequestMessage<'_>,
     ctx: &Ctx,
     limits: &ProxyLimits,
     denial: &Denial,
-    left: Option<&Left>,
+    left: Option<&LimitsLeft>,
     at: Timestamp,
-) -> pingora::Result<Answer> {
+) -> pingora::Result<Reply> {
     let fault = denial.fault();
     let envelope = Envelope::fault(fault, denial.message(ctx.lang), denial.detail(), at);
     let body = serde_json::to_vec(&envelope).unwrap_or_default();
@@ -79,7 +79,7 @@ pub(in crate::proxy) fn answer(
     }
     let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = if *message.method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
-    Ok(Answer { status, fields, body })
+    Ok(Reply { status, fields, body })
 }
 
 /// Answers with `denial`.
@@ -88,7 +88,7 @@ pub(in crate::proxy) async fn deny(
     ctx: &mut Ctx,
     limits: &ProxyLimits,
     denial: &Denial,
-    left: Option<&Left>,
+    left: Option<&LimitsLeft>,
     at: Timestamp,
 ) -> pingora::Result<()> {
     ctx.fault = Some(denial.fault());
@@ -98,7 +98,7 @@ pub(in crate::proxy) async fn deny(
     }
     keep_open_if_possible(session);
     let has_body = !session.is_body_empty();
-    let answer = answer(&Message::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
+    let answer = answer(&RequestMessage::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
     let mut parts = http::Response::new(()).into_parts().0;
     (parts.status, parts.headers) = (answer.status, answer.fields);
     let head_only = answer.body.is_empty();
@@ -128,7 +128,7 @@ pub(in crate::proxy) fn close_if_stopping(session: &mut Session) {
 
 /// Nobody says to a client of HTTP/1.0 in chunks where an answer ends, but by closing the connection (RFC 9112, 6.1). Until
 /// it has ended, what closes the connection resets it.
-pub(in crate::proxy) fn end_with_connection(
+pub(in crate::proxy) fn frame_by_close(
     session: &mut Session,
     response: &mut ResponseHeader,
     connection: Option<&Arc<Connection>>,

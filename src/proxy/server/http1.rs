@@ -9,12 +9,14 @@ use crate::envelope::last_answer;
 use crate::model::fault::Fault;
 use crate::model::id::RequestId;
 use crate::model::usage::Outcome;
-use crate::policy::http::head::{Framing, Sound, check, escaped, find_end, glimpse, is_hopeless};
+use crate::policy::http::head::{
+    Framing, Sound, check, escaped, find_end, is_malformed_prefix, read_partial,
+};
 use crate::policy::keys::denial::{BadRequest, Denial};
-use crate::proxy::connection::h1_stream::{Dropped, Left, Wire};
-use crate::proxy::connection::{Connection, End, REST_WITHIN, Stage};
-use crate::proxy::observe::access::Line;
-use crate::proxy::request::fast_path::{self, Arrived, Fronted};
+use crate::proxy::connection::h1_stream::{DroppedStream, H1ClientStream, ReturnedStream};
+use crate::proxy::connection::{CloseReason, Connection, REST_WITHIN, Stage};
+use crate::proxy::observe::access::AccessLogLine;
+use crate::proxy::request::fast_path::{self, FastPathOutcome, RawRequest};
 use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
@@ -27,7 +29,7 @@ const AROUND: usize = 64;
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What came of waiting for a request.
-enum Next {
+enum NextRequest {
     /// A request, with what of its body came along, and whether it has one.
     Request(BytesMut, bool),
     /// Something that is refused.
@@ -37,27 +39,35 @@ enum Next {
 }
 
 /// Serves one request after the other.
-pub(in crate::proxy) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, connection: &Arc<Connection>) {
+pub(in crate::proxy) async fn serve(
+    acceptor: &Acceptor,
+    mut client_stream: Box<H1ClientStream>,
+    connection: &Arc<Connection>,
+) {
     let mut served = 0;
-    let dropped = Dropped::default();
-    wire.is_kept_in(&dropped);
+    let dropped = DroppedStream::default();
+    client_stream.return_to(&dropped);
     loop {
-        let (prefix, has_body) = match next_request(acceptor, &mut wire, connection, served == 0).await {
-            Next::Request(prefix, has_body) => (prefix, has_body),
-            Next::Refused(denial) => return refuse(acceptor, &mut wire, connection, &denial).await,
-            Next::Nothing => return,
-        };
+        let (prefix, has_body) =
+            match next_request(acceptor, &mut client_stream, connection, served == 0).await {
+                NextRequest::Request(prefix, has_body) => (prefix, has_body),
+                NextRequest::Refused(denial) => {
+                    return refuse(acceptor, &mut client_stream, connection, &denial).await;
+                }
+                NextRequest::Nothing => return,
+            };
         served += 1;
         connection.enter(Stage::Request);
         let is_last = served >= acceptor.limits.requests;
         let may_stay = !is_last && !*acceptor.stop.borrow();
-        let arrived = Arrived { bytes: &prefix, has_body, may_stay };
-        let known = match fast_path::look(&acceptor.proxy, &mut wire, connection, arrived).await {
-            Fronted::Known(ctx) => ctx,
-            Fronted::Answered => continue,
-            Fronted::Gone => return,
-        };
-        let mut session = ServerSession::new_http1(wire);
+        let arrived = RawRequest { bytes: &prefix, has_body, may_stay };
+        let known =
+            match fast_path::try_fast_path(&acceptor.proxy, &mut client_stream, connection, arrived).await {
+                FastPathOutcome::Continue(ctx) => ctx,
+                FastPathOutcome::Answered => continue,
+                FastPathOutcome::Gone => return,
+            };
+        let mut session = ServerSession::new_http1(client_stream);
         session.set_pipelined_prefix(prefix);
         if is_last {
             session.set_keepalive_reuses_remaining(Some(0));
@@ -70,100 +80,113 @@ pub(in crate::proxy) async fn serve(acceptor: &Acceptor, mut wire: Box<Wire>, co
         };
         let Some(reused) = served else {
             match dropped.take() {
-                Some(Left::Open(open)) => wire = open,
-                Some(Left::Unread(mut wire)) => {
-                    let denial = connection.first_end().and_then(End::denial).filter(|_| !wire.is_answered());
+                Some(ReturnedStream::Open(open)) => client_stream = open,
+                Some(ReturnedStream::Unread(mut client_stream)) => {
+                    let denial = connection
+                        .first_end()
+                        .and_then(CloseReason::denial)
+                        .filter(|_| !client_stream.is_answered());
                     return match denial {
-                        Some(denial) => refuse(acceptor, &mut wire, connection, &denial).await,
-                        None => say_no_more(&mut wire, connection).await,
+                        Some(denial) => refuse(acceptor, &mut client_stream, connection, &denial).await,
+                        None => linger_and_close(&mut client_stream, connection).await,
                     };
                 }
                 None => return,
             }
-            if wire.flush().await.is_err() {
+            if client_stream.flush().await.is_err() {
                 return;
             }
             continue;
         };
         let (stream, _) = reused.consume();
-        let Ok(back) = stream.into_any().downcast::<Wire>() else { return };
-        wire = back;
-        if wire.let_go().await.is_err() || !wire.is_between_requests() {
+        let Ok(back) = stream.into_any().downcast::<H1ClientStream>() else { return };
+        client_stream = back;
+        if client_stream.let_go().await.is_err() || !client_stream.is_between_requests() {
             return;
         }
     }
 }
 
 /// Waits for a head and looks at it.
-async fn next_request(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, first: bool) -> Next {
+async fn next_request(
+    acceptor: &Acceptor,
+    client_stream: &mut H1ClientStream,
+    connection: &Connection,
+    first: bool,
+) -> NextRequest {
     let limits = acceptor.limits;
     connection.enter(if first { Stage::FirstByte } else { Stage::Idle });
     let (mut searched, mut in_head, mut may_skip) = (0, false, !first);
     loop {
         // An empty line before a request line is forgiven, as RFC 9112, 2.2 asks; some clients end a body with it.
-        if may_skip && wire.ahead().len() >= 2 {
-            if wire.ahead().starts_with(b"\r\n") {
-                wire.skip(2);
+        if may_skip && client_stream.buffered().len() >= 2 {
+            if client_stream.buffered().starts_with(b"\r\n") {
+                client_stream.skip(2);
             }
             may_skip = false;
         }
-        if let Some(end) = find_end(wire.ahead(), searched) {
-            return take(wire, end, limits.fields);
+        if let Some(end) = find_end(client_stream.buffered(), searched) {
+            return take(client_stream, end, limits.fields);
         }
-        let here = wire.ahead().len();
-        if is_hopeless(wire.ahead(), searched) && !may_skip {
-            return Next::Refused(Denial::BadRequest(BadRequest::Syntax));
+        let here = client_stream.buffered().len();
+        if is_malformed_prefix(client_stream.buffered(), searched) && !may_skip {
+            return NextRequest::Refused(Denial::BadRequest(BadRequest::Syntax));
         }
-        if here > limits.uri_bytes + AROUND && memchr::memchr(b'\n', wire.ahead()).is_none() {
-            return Next::Refused(Denial::Plain(Fault::UriTooLong));
+        if here > limits.uri_bytes + AROUND && memchr::memchr(b'\n', client_stream.buffered()).is_none() {
+            return NextRequest::Refused(Denial::Plain(Fault::UriTooLong));
         }
         if here > limits.uri_bytes + limits.header_bytes + AROUND {
-            return Next::Refused(Denial::Plain(Fault::HeadersTooLarge));
+            return NextRequest::Refused(Denial::Plain(Fault::HeadersTooLarge));
         }
         searched = here;
         if here > 0 && !in_head {
             in_head = true;
             connection.enter(Stage::Head);
         }
-        match wire.more().await {
+        match client_stream.fill().await {
             Ok(1..) => {}
-            Err(_) if connection.ends() == Some(End::HeadLate) => {
-                return Next::Refused(Denial::Plain(Fault::RequestTimeout));
+            Err(_) if connection.close_reason() == Some(CloseReason::HeadLate) => {
+                return NextRequest::Refused(Denial::Plain(Fault::RequestTimeout));
             }
-            Ok(0) | Err(_) => return Next::Nothing,
+            Ok(0) | Err(_) => return NextRequest::Nothing,
         }
     }
 }
 
-fn take(wire: &mut Wire, end: usize, fields_max: usize) -> Next {
-    let Sound { framing, is_loose } = match check(&wire.ahead()[..end], fields_max) {
+fn take(client_stream: &mut H1ClientStream, end: usize, fields_max: usize) -> NextRequest {
+    let Sound { framing, is_loose } = match check(&client_stream.buffered()[..end], fields_max) {
         Ok(sound) => sound,
-        Err(bad) => return Next::Refused(Denial::from(bad)),
+        Err(bad) => return NextRequest::Refused(Denial::from(bad)),
     };
-    match wire.begin(end, framing) {
+    match client_stream.begin(end, framing) {
         Ok(prefix) => {
             let escaped = if is_loose { escaped(&prefix) } else { None };
             let prefix = escaped.map_or(prefix, |head| BytesMut::from(head.as_slice()));
-            Next::Request(prefix, framing != Framing::NoBody)
+            NextRequest::Request(prefix, framing != Framing::NoBody)
         }
-        Err(_) => Next::Refused(Denial::BadRequest(BadRequest::Framing)),
+        Err(_) => NextRequest::Refused(Denial::BadRequest(BadRequest::Framing)),
     }
 }
 
 /// Says why, and closes.
-async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, denial: &Denial) {
-    connection.survive(Stage::Linger);
+async fn refuse(
+    acceptor: &Acceptor,
+    client_stream: &mut H1ClientStream,
+    connection: &Connection,
+    denial: &Denial,
+) {
+    connection.clear_close_reason(Stage::Linger);
     let now = acceptor.proxy.clock.now();
     let request_id = RequestId::new(now.wall);
-    let seen = glimpse(wire.ahead());
+    let seen = read_partial(client_stream.buffered());
     let bytes = last_answer(denial, seen, request_id, now.wall);
     let (method, path) = (seen.method.to_owned(), seen.path.to_owned());
-    let written = wire.write_all(&bytes).await;
+    let written = client_stream.write_all(&bytes).await;
     let status = denial.fault().status();
     let elapsed = acceptor.since(now);
     acceptor.count_refused(denial.fault(), elapsed);
     if acceptor.proxy.access.wants(status) {
-        let line = Line {
+        let line = AccessLogLine {
             request_id: &request_id.0.to_string(),
             // As that of a request which brings none.
             trace_id: request_id.0.simple(),
@@ -179,29 +202,29 @@ async fn refuse(acceptor: &Acceptor, wire: &mut Wire, connection: &Connection, d
         line.write();
     }
     match written {
-        Ok(()) => say_no_more(wire, connection).await,
+        Ok(()) => linger_and_close(client_stream, connection).await,
         Err(error) => tracing::debug!(%error, "the client did not take the answer"),
     }
 }
 
 /// Ends our side of the connection. What the client still sends is read for a while, because closing a socket with
 /// unread bytes in it, or with bytes on their way to it, would take the last answer away from the client.
-async fn say_no_more(wire: &mut Wire, connection: &Connection) {
-    connection.survive(Stage::Linger);
-    if let Err(error) = wire.shutdown().await {
+async fn linger_and_close(client_stream: &mut H1ClientStream, connection: &Connection) {
+    connection.clear_close_reason(Stage::Linger);
+    if let Err(error) = client_stream.shutdown().await {
         tracing::debug!(%error, "the client did not take the answer");
         return;
     }
-    if tokio::time::timeout(REST_WITHIN, linger(wire, connection)).await.is_err() {
+    if tokio::time::timeout(REST_WITHIN, linger(client_stream, connection)).await.is_err() {
         tracing::debug!(peer = %connection.peer, "a client went on sending after its last answer");
     }
 }
 
-async fn linger(wire: &mut Wire, connection: &Connection) {
+async fn linger(client_stream: &mut H1ClientStream, connection: &Connection) {
     let mut left = LINGER_BYTES;
     loop {
-        wire.skip(usize::MAX);
-        match wire.more().await {
+        client_stream.skip(usize::MAX);
+        match client_stream.fill().await {
             Ok(n @ 1..) if n < left => left -= n,
             _ => return,
         }

@@ -1,9 +1,9 @@
 //! One HTTP/2 connection: each stream is a request of its own, with limits on what all of them may hold together.
 
 use super::listen::Acceptor;
-use crate::proxy::connection::h1_stream::Wire;
-use crate::proxy::connection::h2_stream::Stream;
-use crate::proxy::connection::{Connection, End, Stage};
+use crate::proxy::connection::h1_stream::H1ClientStream;
+use crate::proxy::connection::h2_stream::H2ClientStream;
+use crate::proxy::connection::{CloseReason, Connection, Stage};
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
@@ -17,13 +17,17 @@ const SEND_BUFFER: usize = 64 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024 - 1;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-type Streams = h2::server::Connection<Box<Wire>, Bytes>;
+type Streams = h2::server::Connection<Box<H1ClientStream>, Bytes>;
 
 /// Serves streams until the client leaves, is sent away, or the gateway stops.
-pub(in crate::proxy) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connection: &Arc<Connection>) {
-    // The frames are HTTP/2's to read; only who is late is still decided by the wire.
-    connection.becomes_tunnel();
-    let mut streams = match options(acceptor).handshake(wire).await {
+pub(in crate::proxy) async fn serve(
+    acceptor: &Acceptor,
+    client_stream: Box<H1ClientStream>,
+    connection: &Arc<Connection>,
+) {
+    // The frames are HTTP/2's to read; only who is late is still decided by the stream.
+    connection.mark_tunnel();
+    let mut streams = match options(acceptor).handshake(client_stream).await {
         Ok(streams) => streams,
         Err(error) => {
             tracing::debug!(%error, "no HTTP/2 connection came about");
@@ -41,7 +45,7 @@ pub(in crate::proxy) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connec
                 leaving = true;
                 continue;
             }
-            () = connection.ended() => break,
+            () = connection.closed() => break,
             accepted = streams.accept() => accepted,
         };
         match accepted {
@@ -51,7 +55,7 @@ pub(in crate::proxy) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connec
                     streams.graceful_shutdown();
                     leaving = true;
                 }
-                let busy = Busy::new(&active, connection);
+                let busy = ActiveStreamGuard::new(&active, connection);
                 let connection = Arc::clone(connection);
                 tokio::spawn(serve_stream(acceptor.clone(), request, respond, connection, busy));
             }
@@ -68,10 +72,10 @@ pub(in crate::proxy) async fn serve(acceptor: &Acceptor, wire: Box<Wire>, connec
 /// Tells a client whose connection is closed between requests which of them were served, so that it can send others again
 /// (RFC 9113, 6.8).
 async fn say_goodbye(mut streams: Streams, connection: &Connection) {
-    if !connection.ends().is_some_and(End::can_take_leave) {
+    if !connection.close_reason().is_some_and(CloseReason::can_take_leave) {
         return;
     }
-    connection.survive(Stage::Linger);
+    connection.clear_close_reason(Stage::Linger);
     streams.abrupt_shutdown(Reason::NO_ERROR);
     // Its deadline is that of the stage.
     while let Some(Ok(_)) = streams.accept().await {}
@@ -82,15 +86,15 @@ async fn serve_stream(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     connection: Arc<Connection>,
-    _busy: Busy,
+    _busy: ActiveStreamGuard,
 ) {
     let registered = acceptor.connections.register_stream(&connection);
     let stream = registered.connection();
-    let session = Stream::session(request, respond, Arc::clone(stream));
+    let session = H2ClientStream::session(request, respond, Arc::clone(stream));
     tokio::select! {
         biased;
         // Dropping the session resets the stream.
-        () = stream.ended() => {}
+        () = stream.closed() => {}
         _ = acceptor.phases.process_new_http(session, &acceptor.stop) => {}
     }
 }
@@ -111,13 +115,13 @@ fn options(acceptor: &Acceptor) -> Builder {
 }
 
 /// A stream that is being served. With the first the connection is busy, with the last it waits again.
-struct Busy {
+struct ActiveStreamGuard {
     /// How many there are. Held while the connection is told, so that what it hears last is so.
     active: Arc<Mutex<usize>>,
     connection: Arc<Connection>,
 }
 
-impl Busy {
+impl ActiveStreamGuard {
     fn new(active: &Arc<Mutex<usize>>, connection: &Arc<Connection>) -> Self {
         let busy = Self { active: Arc::clone(active), connection: Arc::clone(connection) };
         busy.count(|active| active + 1);
@@ -136,7 +140,7 @@ impl Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveStreamGuard {
     fn drop(&mut self) {
         self.count(|active| active - 1);
     }
@@ -145,7 +149,7 @@ impl Drop for Busy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::connection::{Deadlines, Shared};
+    use crate::proxy::connection::{ConnectionDefaults, Deadlines};
     use std::time::Duration;
 
     #[test]
@@ -160,7 +164,7 @@ mod tests {
             linger: hour,
             last_request: hour,
         };
-        let shared = Arc::new(Shared::new(deadlines, 0, 0));
+        let shared = Arc::new(ConnectionDefaults::new(deadlines, 0, 0));
         let peer = "192.0.2.1:1".parse().expect("an address");
         let connection = Arc::new(Connection::new(peer, false, &shared));
         let active = Arc::default();
@@ -168,7 +172,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..100_000 {
-                        let busy = Busy::new(&active, &connection);
+                        let busy = ActiveStreamGuard::new(&active, &connection);
                         assert_eq!(connection.rank(), None, "it is being served");
                         drop(busy);
                     }

@@ -9,9 +9,9 @@ use crate::clock::Now;
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
 use crate::policy::http::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v2, v2_rest};
-use crate::proxy::connection::h1_stream::Wire;
-use crate::proxy::connection::socket::{Socket, is_ours};
-use crate::proxy::connection::table::{Connections, Refused, Registered};
+use crate::proxy::connection::h1_stream::H1ClientStream;
+use crate::proxy::connection::socket::{Socket, is_local_shortage};
+use crate::proxy::connection::table::{ConnectionGuard, ConnectionTable, NotRegistered};
 use crate::proxy::service::{Phases, class_of};
 use crate::proxy::state::Proxy;
 use pingora::apps::HttpServerApp;
@@ -26,7 +26,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// Why a connection may not be taken in, as metrics say it.
-pub const REFUSED: [&str; 4] = [Refused::Full.as_str(), Refused::Address.as_str(), "proxy_protocol", "tls"];
+pub const REFUSED: [&str; 4] =
+    [NotRegistered::Full.as_str(), NotRegistered::Address.as_str(), "proxy_protocol", "tls"];
 
 /// How long a failed accept (no descriptors left) rests before it tries again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -52,7 +53,7 @@ pub struct HeadLimits {
 
 /// What clients speak at a listener.
 #[derive(Clone)]
-pub enum Protocol {
+pub enum ListenerProtocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 without TLS, from its first byte.
@@ -63,13 +64,13 @@ pub enum Protocol {
 
 /// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
 #[derive(Default)]
-struct Shortage(Option<Instant>);
+struct AcceptShortage(Option<Instant>);
 
 /// Accepts on one listener for as long as the gateway runs.
 #[derive(Clone)]
 pub struct Acceptor {
     /// What is spoken.
-    pub protocol: Protocol,
+    pub protocol: ListenerProtocol,
     /// Whether proxies of ours say with the PROXY protocol who the client is.
     pub proxy_protocol: bool,
     /// What decides about requests.
@@ -77,7 +78,7 @@ pub struct Acceptor {
     /// What serves them, by the same decisions.
     pub phases: Arc<HttpProxy<Phases>>,
     /// The table of connections.
-    pub connections: Arc<Connections>,
+    pub connections: Arc<ConnectionTable>,
     /// Sizes.
     pub limits: HeadLimits,
     /// Turns true when the gateway stops.
@@ -89,7 +90,7 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts until told to stop. Connections accepted so far go on.
     pub async fn run(mut self, listener: TcpListener) {
-        let mut shortage = Shortage::default();
+        let mut shortage = AcceptShortage::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -98,16 +99,16 @@ impl Acceptor {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if shortage.is_over() {
+                    if shortage.clear_if_over() {
                         tracing::info!("connections are accepted again");
                     }
-                    self.take_in(stream, peer);
+                    self.accept(stream, peer);
                 }
                 Err(error) => {
-                    if shortage.begins() {
+                    if shortage.mark() {
                         tracing::warn!(%error, "no connection can be accepted: whoever comes waits, and is tried again");
                     }
-                    if is_ours(&error) {
+                    if is_local_shortage(&error) {
                         self.connections.make_room();
                     }
                     tokio::time::sleep(ACCEPT_REST).await;
@@ -116,11 +117,11 @@ impl Acceptor {
         }
         // From here on every answer says that its connection closes.
         self.phases.http_cleanup().await;
-        self.take_in_the_rest(listener);
+        self.accept_pending(listener);
     }
 
     /// Those who have connected and wait to be accepted would be reset by the closing of the listener.
-    fn take_in_the_rest(&self, listener: TcpListener) {
+    fn accept_pending(&self, listener: TcpListener) {
         let listener = match listener.into_std() {
             Ok(listener) => listener,
             Err(error) => return tracing::debug!(%error, "those who waited to be accepted are not"),
@@ -130,20 +131,20 @@ impl Acceptor {
                 .accept()
                 .and_then(|(stream, peer)| Ok((TcpStream::from_std(nonblocking(stream)?)?, peer)))
             {
-                Ok((stream, peer)) => self.take_in(stream, peer),
+                Ok((stream, peer)) => self.accept(stream, peer),
                 // Nobody waits any more.
                 Err(_) => return,
             }
         }
     }
 
-    fn take_in(&self, stream: TcpStream, peer: SocketAddr) {
+    fn accept(&self, stream: TcpStream, peer: SocketAddr) {
         // An answer's head and body may be two small writes; the second must not wait for the first's acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
-        let secure = matches!(self.protocol, Protocol::Tls(_));
+        let secure = matches!(self.protocol, ListenerProtocol::Tls(_));
         let registered = match self.connections.register(peer, secure, self.proxy.trusted.contains(peer.ip()))
         {
             Ok(registered) => registered,
@@ -153,18 +154,18 @@ impl Acceptor {
         tokio::spawn(async move { acceptor.serve(stream, registered).await });
     }
 
-    async fn serve(&self, mut stream: TcpStream, mut registered: Registered) {
+    async fn serve(&self, mut stream: TcpStream, mut registered: ConnectionGuard) {
         let connection = Arc::clone(registered.connection());
         if self.proxy_protocol && self.proxy.trusted.contains(connection.peer.ip()) {
             let told = tokio::select! {
                 biased;
-                () = connection.ended() => return,
-                told = introduction(&mut stream) => told,
+                () = connection.closed() => return,
+                told = read_proxy_header(&mut stream) => told,
             };
             match told {
                 Ok(None) => {}
                 Ok(Some(client)) => {
-                    if let Err(refused) = registered.is_from(client) {
+                    if let Err(refused) = registered.set_client(client) {
                         return self.refused(refused.as_str());
                     }
                 }
@@ -175,11 +176,11 @@ impl Acceptor {
             }
         }
         let socket = match &self.protocol {
-            Protocol::Http1 | Protocol::Http2 => Socket::Plain(stream),
-            Protocol::Tls(context) => {
+            ListenerProtocol::Http1 | ListenerProtocol::Http2 => Socket::Plain(stream),
+            ListenerProtocol::Tls(context) => {
                 let agreed = tokio::select! {
                     biased;
-                    () = connection.ended() => return,
+                    () = connection.closed() => return,
                     agreed = context.acceptor().accept(stream) => agreed,
                 };
                 match agreed {
@@ -192,12 +193,12 @@ impl Acceptor {
                 }
             }
         };
-        let http2 = matches!(self.protocol, Protocol::Http2) || socket.is_http2();
-        let wire = Box::new(Wire::new(socket, Arc::clone(&connection)));
+        let http2 = matches!(self.protocol, ListenerProtocol::Http2) || socket.is_http2();
+        let client_stream = Box::new(H1ClientStream::new(socket, Arc::clone(&connection)));
         if http2 {
-            http2::serve(self, wire, &connection).await;
+            http2::serve(self, client_stream, &connection).await;
         } else {
-            http1::serve(self, wire, &connection).await;
+            http1::serve(self, client_stream, &connection).await;
         }
     }
 
@@ -220,16 +221,16 @@ impl Acceptor {
     }
 }
 
-// === impl Shortage ===
+// === impl AcceptShortage ===
 
-impl Shortage {
+impl AcceptShortage {
     /// Somebody could not be accepted. Whether that begins now.
-    fn begins(&mut self) -> bool {
+    fn mark(&mut self) -> bool {
         self.0.replace(Instant::now()).is_none()
     }
 
     /// Somebody could. Whether it is over with that.
-    fn is_over(&mut self) -> bool {
+    fn clear_if_over(&mut self) -> bool {
         self.0.take_if(|last| last.elapsed() >= OVER_AFTER).is_some()
     }
 }
@@ -240,7 +241,7 @@ fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
 }
 
 /// Reads what a proxy says about its client before anything else, and not a byte more. None: it speaks for itself.
-async fn introduction(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
     let mut head = [0; V2_HEAD];
     let (first, rest) = head.split_at_mut(V2_SIGNATURE.len());
@@ -268,15 +269,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shortage_is_told_when_it_begins_and_when_it_is_over() {
-        let mut shortage = Shortage::default();
-        assert!(!shortage.is_over(), "there is none");
-        assert!(shortage.begins());
+        let mut shortage = AcceptShortage::default();
+        assert!(!shortage.clear_if_over(), "there is none");
+        assert!(shortage.mark());
         for _ in 0..100 {
             tokio::time::advance(ACCEPT_REST).await;
             // Somebody left, whoever waited longest is in, and the next one is not.
-            assert!(!shortage.is_over() && !shortage.begins());
+            assert!(!shortage.clear_if_over() && !shortage.mark());
         }
         tokio::time::advance(OVER_AFTER).await;
-        assert!(shortage.is_over() && !shortage.is_over() && shortage.begins());
+        assert!(shortage.clear_if_over() && !shortage.clear_if_over() && shortage.mark());
     }
 }

@@ -32,7 +32,7 @@ const NAMES: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", 
 const ACME: &[u8] = b"acme-tls/1";
 
 /// What it is shown: a certificate and its key.
-pub type Proof = (CertificateDer<'static>, PrivateKeyDer<'static>);
+pub type ChallengeCertificate = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ pub struct TlsSettings {
 pub struct Certificates {
     settings: TlsSettings,
     /// Where each comes from, in the order of the settings.
-    sources: Mutex<Vec<Source>>,
+    sources: Mutex<Vec<CertificateSource>>,
     loaded: ArcSwap<Vec<Arc<CertifiedKey>>>,
     /// By name, what an authority is shown that asks for it.
     challenges: Mutex<HashMap<Box<str>, Arc<CertifiedKey>>>,
@@ -78,15 +78,15 @@ pub struct TlsContext {
 }
 
 /// When the two files of a certificate were written.
-type Stamps = [Option<SystemTime>; 2];
+type FileTimes = [Option<SystemTime>; 2];
 
 /// Where one certificate comes from, and what has come.
-struct Source {
+struct CertificateSource {
     path: PathBuf,
     /// Whether somebody else writes it: until then there is none.
     is_ordered: bool,
     /// The certificate in force, and when its files were written.
-    read: Option<(Stamps, Arc<CertifiedKey>)>,
+    read: Option<(FileTimes, Arc<CertifiedKey>)>,
     /// Why it cannot be read now, as it was told last.
     told: Option<String>,
 }
@@ -96,8 +96,9 @@ struct Source {
 impl Certificates {
     /// Reads them all.
     pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
-        let ours = settings.certificates.iter().map(|path| Source::new(path, false));
-        let mut sources: Vec<_> = ours.chain(settings.ordered.iter().map(|p| Source::new(p, true))).collect();
+        let ours = settings.certificates.iter().map(|path| CertificateSource::new(path, false));
+        let mut sources: Vec<_> =
+            ours.chain(settings.ordered.iter().map(|p| CertificateSource::new(p, true))).collect();
         for source in &mut sources {
             match source.look() {
                 Err(error) if !source.is_ordered => return Err(error),
@@ -118,7 +119,7 @@ impl Certificates {
     }
 
     /// What an authority is shown that asks for `name`: a certificate and its key, or nothing any more.
-    pub fn show(&self, name: &str, proof: Option<Proof>) -> Result<(), String> {
+    pub fn set_challenge(&self, name: &str, proof: Option<ChallengeCertificate>) -> Result<(), String> {
         let proof = match proof {
             None => None,
             Some((certificate, key)) => {
@@ -195,7 +196,7 @@ impl Certificates {
         looked
     }
 
-    fn put_in_force(&self, sources: &[Source]) {
+    fn put_in_force(&self, sources: &[CertificateSource]) {
         let read = || sources.iter().filter_map(|s| Some((&s.path, &s.read.as_ref()?.1)));
         self.loaded.store(Arc::new(read().map(|(_, certified)| Arc::clone(certified)).collect()));
         // What is shown is when those end that clients get.
@@ -212,7 +213,7 @@ impl Certificates {
         self.settings.client_ca.as_deref().map_or(Ok(Vec::new()), read_file)
     }
 
-    fn sources(&self) -> MutexGuard<'_, Vec<Source>> {
+    fn sources(&self) -> MutexGuard<'_, Vec<CertificateSource>> {
         // Each is whole, whatever happened to the thread that held them.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,9 +278,9 @@ impl TlsContext {
     }
 }
 
-// === impl Source ===
+// === impl CertificateSource ===
 
-impl Source {
+impl CertificateSource {
     fn new(path: &Path, is_ordered: bool) -> Self {
         Self { path: path.to_owned(), is_ordered, read: None, told: None }
     }
@@ -385,7 +386,7 @@ fn files_of(path: &Path) -> (PathBuf, PathBuf) {
         .unwrap_or_else(|| (path.to_owned(), path.to_owned()))
 }
 
-fn stamps(path: &Path) -> Stamps {
+fn stamps(path: &Path) -> FileTimes {
     let (chain, key) = files_of(path);
     [chain, key].map(|file| std::fs::metadata(file).and_then(|meta| meta.modified()).ok())
 }
@@ -467,7 +468,7 @@ mod tests {
     fn why_a_certificate_cannot_be_read_is_told_once_for_each_reason() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.pem");
-        let mut source = Source::new(&path, false);
+        let mut source = CertificateSource::new(&path, false);
         let mut told = Vec::new();
         for (second, text) in ["nonsense", "nonsense", "", &certificate(2031), "nonsense"].iter().enumerate()
         {

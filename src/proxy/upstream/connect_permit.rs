@@ -24,16 +24,16 @@ use tokio::net::TcpStream;
 pub const NO_PLACE: ErrorType = ErrorType::HTTPStatus(503);
 
 /// One request's connection to be.
-pub struct Opening {
+pub struct ConnectPermit {
     upstream: Arc<Upstream>,
     /// Whether it is to be a tunnel.
     is_tunnel: bool,
     /// Taken when the opening begins, given back when the connection stands or this is dropped.
-    place: Mutex<Option<Waiting>>,
+    place: Mutex<Option<ConnectWaitGuard>>,
 }
 
 /// A request that waits for a connection, until this is dropped.
-pub(super) struct Waiting(Arc<Upstream>);
+pub(super) struct ConnectWaitGuard(Arc<Upstream>);
 
 /// A connection for a request that asks for a tunnel.
 ///
@@ -48,41 +48,46 @@ struct TunnelStream {
 
 impl Upstream {
     /// Has a connection to `peer` opened so, where not all may wait for one or where it is to be a tunnel.
-    pub fn opening(self: &Arc<Self>, peer: &mut HttpPeer, is_tunnel: bool) -> Option<Arc<Opening>> {
+    pub fn connect_permit(
+        self: &Arc<Self>,
+        peer: &mut HttpPeer,
+        is_tunnel: bool,
+    ) -> Option<Arc<ConnectPermit>> {
         if self.settings.most.pending == usize::MAX && !is_tunnel {
             return None;
         }
-        let opening = Arc::new(Opening { upstream: Arc::clone(self), is_tunnel, place: Mutex::default() });
+        let opening =
+            Arc::new(ConnectPermit { upstream: Arc::clone(self), is_tunnel, place: Mutex::default() });
         peer.options.custom_l4 = Some(Arc::clone(&opening) as _);
         Some(opening)
     }
 
     /// Lets a request wait for a connection, if there is room.
-    pub(super) fn wait(self: &Arc<Self>) -> Result<Waiting, NoServer> {
+    pub(super) fn wait(self: &Arc<Self>) -> Result<ConnectWaitGuard, NoServer> {
         if take_place(&self.pending, self.settings.most.pending) {
-            return Ok(Waiting(Arc::clone(self)));
+            return Ok(ConnectWaitGuard(Arc::clone(self)));
         }
         Err(NoServer::Pending)
     }
 }
 
-// === impl Opening ===
+// === impl ConnectPermit ===
 
-impl Opening {
+impl ConnectPermit {
     /// A connection stands, this or another: the request waits no longer.
-    pub fn is_done(&self) {
+    pub fn finish(&self) {
         let waited = self.place().take();
         drop(waited);
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Waiting>> {
+    fn place(&self) -> MutexGuard<'_, Option<ConnectWaitGuard>> {
         // A place is whole whatever happened to the thread that held it.
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
-impl Connect for Opening {
+impl Connect for ConnectPermit {
     async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
         let Some(address) = address.as_inet() else {
             return Error::e_explain(ErrorType::InternalError, "a server without an address");
@@ -104,7 +109,7 @@ impl Connect for Opening {
     }
 }
 
-impl fmt::Debug for Opening {
+impl fmt::Debug for ConnectPermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opening").field("upstream", &self.upstream.settings.name).finish_non_exhaustive()
     }
@@ -154,9 +159,9 @@ impl AsyncWrite for TunnelStream {
     }
 }
 
-// === impl Waiting ===
+// === impl ConnectWaitGuard ===
 
-impl Drop for Waiting {
+impl Drop for ConnectWaitGuard {
     fn drop(&mut self) {
         self.0.pending.fetch_sub(1, Ordering::Relaxed);
     }

@@ -14,14 +14,14 @@ const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Shortest time between two look-ups of a name that requests ask for.
 const LOOK_UP_PAUSE: Duration = Duration::from_secs(1);
 
-/// Tends `upstream` until this is dropped.
-pub async fn tend(upstream: Arc<Upstream>) {
+/// Maintains `upstream` until this is dropped.
+pub async fn maintain(upstream: Arc<Upstream>) {
     let probing = async {
         if let Some(probe) = &upstream.settings.probe {
-            probe::probe_for_ever(&upstream, probe).await;
+            probe::probe_loop(&upstream, probe).await;
         }
     };
-    tokio::join!(resolve_for_ever(&upstream), readmit_for_ever(&upstream), probing);
+    tokio::join!(resolve_loop(&upstream), readmit_loop(&upstream), probing);
 }
 
 impl Upstream {
@@ -43,7 +43,7 @@ impl Upstream {
                 }
             }
         }
-        self.settle(&found);
+        self.apply_lookup(&found);
     }
 }
 
@@ -61,7 +61,7 @@ async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// Looks names up at intervals, and at once when a request suggests that a server has moved.
-async fn resolve_for_ever(upstream: &Upstream) {
+async fn resolve_loop(upstream: &Upstream) {
     if !upstream.has_names() {
         return;
     }
@@ -85,7 +85,7 @@ async fn repeat_when_due<F: Future<Output = ()>>(
     }
 }
 
-async fn readmit_for_ever(upstream: &Upstream) {
+async fn readmit_loop(upstream: &Upstream) {
     loop {
         match upstream.readmit(upstream.now()) {
             None => upstream.ejected.notified().await,

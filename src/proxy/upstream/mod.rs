@@ -1,7 +1,7 @@
 //! Backends: which server gets a request, and how it is spoken to.
 //!
 //! Must not know: keys, limits, routes. Requests find out who may be chosen from memory alone; names are looked up and
-//! servers probed by [`tend`], on the I/O runtime. When no server is left, the request gets none.
+//! servers probed by [`maintain()`], on the I/O runtime. When no server is left, the request gets none.
 //!
 //! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
 
@@ -13,26 +13,26 @@ mod protocol;
 mod server;
 mod streams;
 
-pub use connect_permit::{NO_PLACE, Opening};
-pub use maintain::tend;
-pub(super) use probe::is_ours;
+pub use connect_permit::{ConnectPermit, NO_PLACE};
+pub use maintain::maintain;
+pub(super) use probe::is_local_shortage;
 pub use probe::{HttpProbe, Probe};
-pub use protocol::{BadTls, Dialect, Tls, TlsParts, Version};
-pub use server::{Busy, Failure, Server};
-pub use streams::Stream;
+pub use protocol::{BadTls, HttpVersion, UpstreamProtocol, UpstreamTls, UpstreamTlsFiles};
+pub use server::{Server, ServerFailure, ServerInFlightGuard};
+pub use streams::UpstreamStream;
 
 use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
-use crate::policy::upstream::balance::{Balance, Balancing, Candidate};
+use crate::policy::upstream::balance::{Balancer, Balancing, Candidate};
 use crate::policy::upstream::health::{EjectRule, ProbeRule};
-use crate::policy::upstream::retry::{Budget, BudgetRule};
+use crate::policy::upstream::retry::{RetryBudget, RetryBudgetRule};
 use arc_swap::ArcSwap;
 use pingora::upstreams::peer::{ALPN, HttpPeer};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use streams::{APART_IDLE, Streams};
+use streams::{APART_IDLE, StreamSlots};
 use tokio::sync::Notify;
 
 /// Tells connections that may become tunnels from others. None of them is used again.
@@ -41,20 +41,20 @@ const TUNNELS: u64 = 0x7475_6e6e_656c_7300;
 /// A group of servers.
 pub struct Upstream {
     /// How it is to behave.
-    pub settings: Settings,
+    pub settings: UpstreamSettings,
     /// All servers, in the order of the names they come from.
-    members: Mutex<Vec<Member>>,
+    members: Mutex<Vec<ServerMember>>,
     /// Those that may be chosen; made anew whenever that changes.
-    team: ArcSwap<Team>,
+    server_set: ArcSwap<ServerSet>,
     turn: AtomicUsize,
     /// Requests that ever came.
     requests: AtomicU64,
     /// Those in flight, and those of them that wait for a connection.
     in_flight: AtomicUsize,
     pending: AtomicUsize,
-    budget: Mutex<Budget>,
+    budget: Mutex<RetryBudget>,
     /// Where HTTP/2 may be spoken: what keys have in flight.
-    streams: Option<Streams>,
+    streams: Option<StreamSlots>,
     /// Wakes whoever lets ejected servers back in.
     ejected: Notify,
     /// Asks for another look-up of the names, where there are any.
@@ -67,11 +67,11 @@ pub struct Upstream {
 
 /// How a group behaves.
 #[derive(Clone)]
-pub struct Settings {
+pub struct UpstreamSettings {
     /// Its name in the config.
     pub name: Arc<str>,
     /// Where its servers are.
-    pub names: Box<[Named]>,
+    pub names: Box<[ServerSpec]>,
     /// Which server gets a request.
     pub balancing: Balancing,
     /// With a hash: the largest share of the mean load, in percent; 0 for no bound.
@@ -81,13 +81,13 @@ pub struct Settings {
     /// How long a server may take.
     pub timeouts: Timeouts,
     /// How servers are spoken to.
-    pub dialect: Dialect,
+    pub protocol: UpstreamProtocol,
     /// How much may be going on at once.
-    pub most: Most,
+    pub most: ConcurrencyLimits,
     /// Most attempts at one request.
     pub attempts: u32,
     /// How many requests may be sent again.
-    pub budget: BudgetRule,
+    pub budget: RetryBudgetRule,
     /// How servers are probed; none where they are not.
     pub probe: Option<Probe>,
     /// When a server that fails requests is taken out.
@@ -96,7 +96,7 @@ pub struct Settings {
 
 /// A server as the config names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct ServerSpec {
     /// A name or an address.
     pub host: Box<str>,
     /// The port.
@@ -126,7 +126,7 @@ pub struct Timeouts {
 
 /// How much may be going on at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Most {
+pub struct ConcurrencyLimits {
     /// Requests in flight.
     pub requests: usize,
     /// Requests that wait for a connection.
@@ -152,11 +152,11 @@ pub enum NoServer {
 pub const RETRIES: [&str; 2] = ["sent_again", "over_budget"];
 
 /// A request in flight at an upstream, until this is dropped.
-pub struct Seat(Arc<Upstream>);
+pub struct RequestPermit(Arc<Upstream>);
 
 /// What a request brings to the choice of its server.
 #[derive(Clone, Copy)]
-pub struct Wish<'r> {
+pub struct PickContext<'r> {
     /// Bits that nobody can foresee.
     pub random: u64,
     /// The hash of what binds it to a server, where the group chooses by it.
@@ -167,7 +167,7 @@ pub struct Wish<'r> {
 
 /// One server of the group.
 #[derive(Clone)]
-struct Member {
+struct ServerMember {
     server: Arc<Server>,
     weight: u16,
     /// Which of the names it comes from.
@@ -176,27 +176,27 @@ struct Member {
 
 /// The servers that may be chosen.
 #[derive(Default)]
-struct Team {
+struct ServerSet {
     servers: Box<[Arc<Server>]>,
-    balance: Balance,
+    balance: Balancer,
 }
 
 // === impl Upstream ===
 
 impl Upstream {
     /// A group that has no server until its names are looked up.
-    pub fn new(settings: Settings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(settings: UpstreamSettings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         for why in NoServer::ALL {
             metrics.upstream_unavailable.with_label_values(&[&*settings.name, why.as_str()]);
         }
         for outcome in RETRIES {
             metrics.upstream_retries.with_label_values(&[&*settings.name, outcome]);
         }
-        let streams = settings.dialect.may_be_http2().then(Streams::new);
+        let streams = settings.protocol.may_be_http2().then(StreamSlots::new);
         Self {
             settings,
             members: Mutex::default(),
-            team: ArcSwap::default(),
+            server_set: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
@@ -212,26 +212,26 @@ impl Upstream {
     }
 
     /// Lets a request in, if there is room.
-    pub fn enter(self: &Arc<Self>) -> Result<Seat, NoServer> {
+    pub fn enter(self: &Arc<Self>) -> Result<RequestPermit, NoServer> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if take_place(&self.in_flight, self.settings.most.requests) {
-            return Ok(Seat(Arc::clone(self)));
+            return Ok(RequestPermit(Arc::clone(self)));
         }
         Err(NoServer::Requests)
     }
 
     /// The server for a request.
-    pub fn pick(&self, wish: &Wish<'_>) -> Result<Busy, NoServer> {
-        let team = self.team.load();
+    pub fn pick(&self, context: &PickContext<'_>) -> Result<ServerInFlightGuard, NoServer> {
+        let server_set = self.server_set.load();
         let most = self.settings.most.per_server;
         // Whoever takes the last place at a server in between sends this round again.
-        for _ in 0..=team.servers.len() {
-            let Some(chosen) = self.choose(&team, wish, most) else { break };
-            if let Some(busy) = Server::occupy(&team.servers[chosen], most) {
+        for _ in 0..=server_set.servers.len() {
+            let Some(chosen) = self.choose(&server_set, context, most) else { break };
+            if let Some(busy) = Server::occupy(&server_set.servers[chosen], most) {
                 return Ok(busy);
             }
         }
-        let full = team.servers.iter().any(|s| !was_tried(s, wish.tried));
+        let full = server_set.servers.iter().any(|s| !was_tried(s, context.tried));
         if full {
             return Err(NoServer::Servers);
         }
@@ -252,24 +252,29 @@ impl Upstream {
         self.settings.names.iter().any(|named| named.host.parse::<IpAddr>().is_err())
     }
 
-    fn choose(&self, team: &Team, wish: &Wish<'_>, most: usize) -> Option<usize> {
+    fn choose(&self, server_set: &ServerSet, context: &PickContext<'_>, most: usize) -> Option<usize> {
         let usable = |n: usize| {
-            let server = &team.servers[n];
-            !was_tried(server, wish.tried) && server.in_flight() < most as u64
+            let server = &server_set.servers[n];
+            !was_tried(server, context.tried) && server.in_flight() < most as u64
         };
-        let in_flight = |n: usize| team.servers[n].in_flight();
+        let in_flight = |n: usize| server_set.servers[n].in_flight();
         match &self.settings.balancing {
-            Balancing::RoundRobin => team.balance.in_turn(self.turn.fetch_add(1, Ordering::Relaxed), usable),
-            Balancing::LeastConnections => team.balance.less_busy(wish.random, in_flight, usable),
-            Balancing::Hash(_) => {
-                team.balance.by_name(wish.name, self.settings.hash_load_percent, in_flight, usable)
+            Balancing::RoundRobin => {
+                server_set.balance.round_robin(self.turn.fetch_add(1, Ordering::Relaxed), usable)
             }
+            Balancing::LeastConnections => server_set.balance.least_loaded(context.random, in_flight, usable),
+            Balancing::Hash(_) => server_set.balance.rendezvous(
+                context.name,
+                self.settings.hash_load_percent,
+                in_flight,
+                usable,
+            ),
         }
     }
 
     /// Whether there is a server that is not among `tried`.
     pub fn has_another(&self, tried: &[Arc<Server>]) -> bool {
-        self.team.load().servers.iter().any(|s| !was_tried(s, tried))
+        self.server_set.load().servers.iter().any(|s| !was_tried(s, tried))
     }
 
     /// Whether one more request may be sent again.
@@ -282,10 +287,10 @@ impl Upstream {
     /// How Pingora is to speak to `server`.
     pub fn peer(&self, server: &Server) -> Box<HttpPeer> {
         let timeouts = &self.settings.timeouts;
-        let mut peer = self.settings.dialect.peer(server);
+        let mut peer = self.settings.protocol.peer(server);
         peer.options.connection_timeout = Some(timeouts.connect);
         // Pingora gives the TLS handshake as long again; together they have no more than that.
-        let rounds = if self.settings.dialect.is_tls() { 2 } else { 1 };
+        let rounds = if self.settings.protocol.is_tls() { 2 } else { 1 };
         peer.options.total_connection_timeout = Some(timeouts.connect * rounds);
         peer.options.read_timeout = Some(timeouts.read);
         peer.options.write_timeout = Some(timeouts.write);
@@ -294,7 +299,7 @@ impl Upstream {
     }
 
     /// Has `peer` use the connections that `stream` may.
-    pub fn choose_connections(peer: &mut HttpPeer, stream: &Stream) {
+    pub fn choose_connections(peer: &mut HttpPeer, stream: &UpstreamStream) {
         peer.group_key = stream.group();
         if stream.is_apart() {
             peer.options.idle_timeout = peer.options.idle_timeout.map(|idle| idle.min(APART_IDLE));
@@ -303,7 +308,7 @@ impl Upstream {
 
     /// Has `peer` make a connection that may become a tunnel: over HTTP/1.1, and for this request alone.
     pub fn make_tunnel(&self, peer: &mut HttpPeer) {
-        peer.group_key = self.settings.dialect.group() ^ TUNNELS;
+        peer.group_key = self.settings.protocol.group() ^ TUNNELS;
         peer.options.alpn = ALPN::H1;
         peer.options.idle_timeout = Some(Duration::ZERO);
     }
@@ -314,7 +319,7 @@ impl Upstream {
     }
 
     /// A request failed at `server`, which may be one failure too many.
-    pub fn failed(&self, server: &Server, failure: Failure) {
+    pub fn failed(&self, server: &Server, failure: ServerFailure) {
         let members = self.lock();
         if let Some(successor) = self.successor.get() {
             drop(members);
@@ -327,7 +332,7 @@ impl Upstream {
         }
         let (name, rule) = (&*self.settings.name, self.settings.eject);
         self.metrics.upstream_results.with_label_values(&[name, &server.text, failure.as_str()]).inc();
-        if failure != Failure::Status && server.may_tell(self.now()) {
+        if failure != ServerFailure::Status && server.should_log(self.now()) {
             tracing::warn!(
                 upstream = name,
                 server = &*server.text,
@@ -352,10 +357,10 @@ impl Upstream {
     /// Takes the place of `old`: knows its servers as far as it has them too, and hears of what becomes of requests that are
     /// still there. A name that could not be looked up has the addresses that it had.
     pub fn take_over(self: &Arc<Self>, old: &Self) {
-        let is_tls = self.settings.dialect.is_tls();
+        let is_tls = self.settings.protocol.is_tls();
         let mut members = self.lock();
         let known = old.lock();
-        let mut next: Vec<Member> = Vec::with_capacity(known.len());
+        let mut next: Vec<ServerMember> = Vec::with_capacity(known.len());
         for (named, name) in self.settings.names.iter().enumerate() {
             let authority = name.authority(is_tls);
             let was = || known.iter().map(|m| &m.server).filter(|s| s.is_called(&name.host, &authority));
@@ -365,7 +370,7 @@ impl Upstream {
             let servers = if servers.is_empty() { was().collect() } else { servers };
             for server in servers {
                 if !next.iter().any(|m| m.server.address == server.address) {
-                    next.push(Member { server: Arc::clone(server), weight: name.weight, named });
+                    next.push(ServerMember { server: Arc::clone(server), weight: name.weight, named });
                 }
             }
         }
@@ -392,12 +397,12 @@ impl Upstream {
 
     /// Uses what looking the names up has found; where that failed, in place of an address, the addresses of that name
     /// stay. With nothing found at all, everything stays.
-    fn settle(&self, found: &[Option<Vec<SocketAddr>>]) {
+    fn apply_lookup(&self, found: &[Option<Vec<SocketAddr>>]) {
         let mut members = self.lock();
         if self.successor.get().is_some() {
             return;
         }
-        let mut next: Vec<Member> = Vec::with_capacity(members.len());
+        let mut next: Vec<ServerMember> = Vec::with_capacity(members.len());
         for (named, addresses) in found.iter().enumerate() {
             let kept = || members.iter().filter(|m| m.named == named).map(|m| m.server.address).collect();
             for address in addresses.clone().unwrap_or_else(kept) {
@@ -406,7 +411,7 @@ impl Upstream {
                     continue;
                 }
                 let name = &self.settings.names[named];
-                let authority = name.authority(self.settings.dialect.is_tls());
+                let authority = name.authority(self.settings.protocol.is_tls());
                 let known = members.iter().find(|m| m.server.is(address, &name.host, &authority));
                 let server = known.map_or_else(
                     || {
@@ -415,7 +420,7 @@ impl Upstream {
                     },
                     |m| Arc::clone(&m.server),
                 );
-                next.push(Member { server, weight: name.weight, named });
+                next.push(ServerMember { server, weight: name.weight, named });
             }
         }
         let same = next.len() == members.len()
@@ -474,21 +479,21 @@ impl Upstream {
         Some(Duration::from_nanos(next.saturating_sub(now.steady_ns)))
     }
 
-    fn refresh(&self, members: &[Member]) {
-        let up: Vec<&Member> = members.iter().filter(|m| m.server.is_up()).collect();
+    fn refresh(&self, members: &[ServerMember]) {
+        let up: Vec<&ServerMember> = members.iter().filter(|m| m.server.is_up()).collect();
         if up.is_empty() && !members.is_empty() {
             tracing::error!(upstream = &*self.settings.name, "no server of an upstream is left");
         }
-        let candidate = |m: &&Member| Candidate { weight: m.weight, identity: m.server.identity };
-        let balance = Balance::new(up.iter().map(candidate).collect());
+        let candidate = |m: &&ServerMember| Candidate { weight: m.weight, identity: m.server.identity };
+        let balance = Balancer::new(up.iter().map(candidate).collect());
         let servers = up.iter().map(|m| Arc::clone(&m.server)).collect();
         for member in members {
-            member.server.show_up();
+            member.server.publish_health();
         }
-        self.team.store(Arc::new(Team { servers, balance }));
+        self.server_set.store(Arc::new(ServerSet { servers, balance }));
     }
 
-    fn all_members(&self) -> Vec<Member> {
+    fn all_members(&self) -> Vec<ServerMember> {
         self.lock().clone()
     }
 
@@ -496,7 +501,7 @@ impl Upstream {
         self.clock.now()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<ServerMember>> {
         // Nothing between the lock and its release leaves the members half changed.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -515,9 +520,9 @@ fn take_place(count: &AtomicUsize, most: usize) -> bool {
     false
 }
 
-// === impl Named ===
+// === impl ServerSpec ===
 
-impl Named {
+impl ServerSpec {
     /// As `Host` has it: without the port where that is the scheme's own.
     pub(super) fn authority(&self, is_tls: bool) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { (*self.host).to_owned() };
@@ -528,9 +533,9 @@ impl Named {
     }
 }
 
-// === impl Seat ===
+// === impl RequestPermit ===
 
-impl Drop for Seat {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

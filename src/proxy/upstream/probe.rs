@@ -3,7 +3,7 @@
 //! A probe opens a connection of its own, spoken as requests are (TLS, HTTP version), so that it tries what they need.
 //! Must not know: what the verdict is used for.
 
-use super::{Member, Upstream};
+use super::{ServerMember, Upstream};
 use crate::policy::upstream::health::ProbeRule;
 use crate::proxy::connection::socket;
 use http::{Method, header};
@@ -46,7 +46,7 @@ pub struct HttpProbe {
 }
 
 /// What came of a probe that was not good.
-enum Bad {
+enum ProbeFailure {
     /// The server is not as it should be.
     Server(String),
     /// It could not be tried: this machine lacks what it takes.
@@ -54,12 +54,12 @@ enum Bad {
 }
 
 /// Whether a connection could not be tried, because this machine lacks what it takes. Pingora calls that an internal error.
-pub(in crate::proxy) const fn is_ours(error: &ErrorType) -> bool {
+pub(in crate::proxy) const fn is_local_shortage(error: &ErrorType) -> bool {
     matches!(error, ErrorType::InternalError | ErrorType::SocketError | ErrorType::BindError)
 }
 
 /// Probes every server of `upstream` again and again.
-pub(super) async fn probe_for_ever(upstream: &Arc<Upstream>, probe: &Probe) {
+pub(super) async fn probe_loop(upstream: &Arc<Upstream>, probe: &Probe) {
     let connector = Arc::new(Connector::new(None));
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut ticks = interval(probe.every);
@@ -76,13 +76,15 @@ pub(super) async fn probe_for_ever(upstream: &Arc<Upstream>, probe: &Probe) {
                 let found =
                     match timeout(probe.within, try_once(&upstream, &member, &probe, &connector)).await {
                         Ok(found) => found,
-                        Err(_) => Err(Bad::Server(format!("no answer within {:?}", probe.within))),
+                        Err(_) => Err(ProbeFailure::Server(format!("no answer within {:?}", probe.within))),
                     };
                 drop(place);
                 match found {
                     Ok(()) => upstream.probed(&member.server, true, probe.rule, ""),
-                    Err(Bad::Server(detail)) => upstream.probed(&member.server, false, probe.rule, &detail),
-                    Err(Bad::Here(error)) => {
+                    Err(ProbeFailure::Server(detail)) => {
+                        upstream.probed(&member.server, false, probe.rule, &detail)
+                    }
+                    Err(ProbeFailure::Here(error)) => {
                         let (upstream, server) = (&*upstream.settings.name, &*member.server.text);
                         tracing::warn!(upstream, server, error, "a server cannot be probed");
                     }
@@ -96,29 +98,32 @@ pub(super) async fn probe_for_ever(upstream: &Arc<Upstream>, probe: &Probe) {
 
 async fn try_once(
     upstream: &Upstream,
-    member: &Member,
+    member: &ServerMember,
     probe: &Probe,
     connector: &Connector,
-) -> Result<(), Bad> {
+) -> Result<(), ProbeFailure> {
     let Some(request) = &probe.http else {
         let opened = TcpStream::connect(member.server.address).await;
         return opened.map(drop).map_err(|error| {
-            let bad = if socket::is_ours(&error) { Bad::Here } else { Bad::Server };
+            let bad =
+                if socket::is_local_shortage(&error) { ProbeFailure::Here } else { ProbeFailure::Server };
             bad(error.to_string())
         });
     };
     let host = request.host.as_deref().unwrap_or(&member.server.authority);
     match ask(upstream, member, request, host, connector).await {
         Ok(status) if request.status.contains(&status) => Ok(()),
-        Ok(status) => Err(Bad::Server(format!("it answered {status}"))),
-        Err(error) if is_ours(&error.etype) => Err(Bad::Here(error.etype.as_str().to_owned())),
-        Err(error) => Err(Bad::Server(error.etype.as_str().to_owned())),
+        Ok(status) => Err(ProbeFailure::Server(format!("it answered {status}"))),
+        Err(error) if is_local_shortage(&error.etype) => {
+            Err(ProbeFailure::Here(error.etype.as_str().to_owned()))
+        }
+        Err(error) => Err(ProbeFailure::Server(error.etype.as_str().to_owned())),
     }
 }
 
 async fn ask(
     upstream: &Upstream,
-    member: &Member,
+    member: &ServerMember,
     request: &HttpProbe,
     host: &str,
     connector: &Connector,

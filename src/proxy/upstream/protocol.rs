@@ -28,7 +28,7 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 
 /// Which HTTP is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum HttpVersion {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 and nothing else; in clear text with prior knowledge.
@@ -39,16 +39,16 @@ pub enum Version {
 
 /// How a group's servers are spoken to.
 #[derive(Clone)]
-pub struct Dialect {
-    version: Version,
-    tls: Option<Tls>,
+pub struct UpstreamProtocol {
+    version: HttpVersion,
+    tls: Option<UpstreamTls>,
     /// Who shares connections; 0 for plain HTTP/1.1.
     group: u64,
 }
 
 /// What TLS is made of.
 #[derive(Clone)]
-pub struct Tls {
+pub struct UpstreamTls {
     server_name: Option<Box<str>>,
     roots: Option<Arc<CaType>>,
     client: Option<Arc<CertKey>>,
@@ -58,7 +58,7 @@ pub struct Tls {
 
 /// What TLS is to be made of, files as their bytes.
 #[derive(Clone, Default)]
-pub struct TlsParts {
+pub struct UpstreamTlsFiles {
     /// The name asked for and expected; none for the server's own.
     pub server_name: Option<Box<str>>,
     /// Certificates (PEM) to trust instead of the system's.
@@ -80,13 +80,13 @@ pub enum BadTls {
     ClientKey(String),
 }
 
-// === impl Dialect ===
+// === impl UpstreamProtocol ===
 
-impl Dialect {
+impl UpstreamProtocol {
     /// HTTP of that version, inside `tls` if there is some.
-    pub fn new(version: Version, tls: Option<Tls>) -> Self {
+    pub fn new(version: HttpVersion, tls: Option<UpstreamTls>) -> Self {
         let group = match (version, &tls) {
-            (Version::Http1, None) => 0,
+            (HttpVersion::Http1, None) => 0,
             (_, tls) => hash(format!("{version:?} {:?}", tls.as_ref().map(|t| t.fingerprint)).as_bytes()),
         };
         Self { version, tls, group }
@@ -99,12 +99,12 @@ impl Dialect {
 
     /// Whether HTTP/2 is spoken, or may be.
     pub fn may_be_http2(&self) -> bool {
-        self.version != Version::Http1
+        self.version != HttpVersion::Http1
     }
 
     /// Whether a tunnel can be asked for, which HTTP/2 as it is spoken here has not.
     pub fn may_tunnel(&self) -> bool {
-        self.version != Version::Http2
+        self.version != HttpVersion::Http2
     }
 
     /// What tells its connections from those of others.
@@ -124,11 +124,11 @@ impl Dialect {
         let mut peer = HttpPeer::new(server.address, self.tls.is_some(), name.to_owned());
         peer.group_key = self.group;
         peer.options.alpn = match self.version {
-            Version::Http1 => ALPN::H1,
-            Version::Http2 => ALPN::H2,
-            Version::Auto => ALPN::H2H1,
+            HttpVersion::Http1 => ALPN::H1,
+            HttpVersion::Http2 => ALPN::H2,
+            HttpVersion::Auto => ALPN::H2H1,
         };
-        if self.version != Version::Http1 {
+        if self.version != HttpVersion::Http1 {
             peer.options.max_h2_streams = STREAMS as usize;
             peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
             peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
@@ -144,11 +144,11 @@ impl Dialect {
     }
 }
 
-// === impl Tls ===
+// === impl UpstreamTls ===
 
-impl Tls {
+impl UpstreamTls {
     /// TLS of these parts, or the first that cannot be used.
-    pub fn new(parts: &TlsParts) -> Result<Self, BadTls> {
+    pub fn new(parts: &UpstreamTlsFiles) -> Result<Self, BadTls> {
         let fingerprint = parts.fingerprint();
         let roots = parts.ca.as_deref().map(roots).transpose().map_err(BadTls::Ca)?;
         let client = parts.client.as_ref().map(|(chain, key)| client(chain, key)).transpose()?;
@@ -157,7 +157,7 @@ impl Tls {
     }
 }
 
-impl TlsParts {
+impl UpstreamTlsFiles {
     /// The same for the same parts, in the same order.
     fn fingerprint(&self) -> u64 {
         let (chain, key) = self.client.as_ref().map_or((None, None), |(c, k)| (Some(&c[..]), Some(&k[..])));

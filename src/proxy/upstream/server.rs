@@ -7,7 +7,7 @@ use super::take_place;
 use crate::clock::Now;
 use crate::metrics::Metrics;
 use crate::policy::upstream::balance::hash;
-use crate::policy::upstream::health::{EjectRule, Ejection, ProbeRule, Probed};
+use crate::policy::upstream::health::{EjectRule, EjectionState, ProbeRule, ProbeState};
 use prometheus::{IntCounter, IntGauge};
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -36,7 +36,7 @@ pub struct Server {
     in_flight_shown: IntGauge,
     answered: IntCounter,
     up: IntGauge,
-    health: Mutex<Health>,
+    health: Mutex<ServerHealth>,
     /// Whether a success has anything to put right.
     has_failures: AtomicBool,
     /// When it was last told that requests fail; 0: never.
@@ -45,17 +45,17 @@ pub struct Server {
 
 /// What is known of a server.
 #[derive(Clone, Copy, Default)]
-struct Health {
-    probed: Probed,
-    ejection: Ejection,
+struct ServerHealth {
+    probed: ProbeState,
+    ejection: EjectionState,
 }
 
 /// A request in flight at a server, until this is dropped.
-pub struct Busy(Arc<Server>);
+pub struct ServerInFlightGuard(Arc<Server>);
 
 /// What can go wrong at a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum ServerFailure {
     /// No connection.
     Connect,
     /// It does not accept the connection in time.
@@ -117,12 +117,12 @@ impl Server {
     }
 
     /// Notes a request as in flight, unless there are `most` already.
-    pub(super) fn occupy(server: &Arc<Self>, most: usize) -> Option<Busy> {
+    pub(super) fn occupy(server: &Arc<Self>, most: usize) -> Option<ServerInFlightGuard> {
         if !take_place(&server.in_flight, most) {
             return None;
         }
         server.in_flight_shown.inc();
-        Some(Busy(Arc::clone(server)))
+        Some(ServerInFlightGuard(Arc::clone(server)))
     }
 
     /// Requests in flight.
@@ -143,7 +143,7 @@ impl Server {
 
     /// Whether to log a request that failed: at most one in [`TELL_EVERY_NS`]. Failures that are not logged do not postpone
     /// the next line.
-    pub(super) fn may_tell(&self, now: Now) -> bool {
+    pub(super) fn should_log(&self, now: Now) -> bool {
         let told = self.told_ns.load(Ordering::Relaxed);
         let is_due = told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS;
         let now_ns = now.steady_ns.max(1);
@@ -190,7 +190,7 @@ impl Server {
 
     /// Nothing is known from probes any more.
     pub(super) fn forget_probes(&self) {
-        self.lock().probed = Probed::default();
+        self.lock().probed = ProbeState::default();
     }
 
     /// Failures in a row.
@@ -199,25 +199,25 @@ impl Server {
         self.lock().ejection.failures()
     }
 
-    pub(super) fn show_up(&self) {
+    pub(super) fn publish_health(&self) {
         self.up.set(self.is_up().into());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Health> {
+    fn lock(&self) -> MutexGuard<'_, ServerHealth> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// === impl Busy ===
+// === impl ServerInFlightGuard ===
 
-impl Busy {
+impl ServerInFlightGuard {
     /// The server.
     pub fn server(&self) -> &Arc<Server> {
         &self.0
     }
 }
 
-impl Deref for Busy {
+impl Deref for ServerInFlightGuard {
     type Target = Server;
 
     fn deref(&self) -> &Server {
@@ -225,16 +225,16 @@ impl Deref for Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for ServerInFlightGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.0.in_flight_shown.dec();
     }
 }
 
-// === impl Failure ===
+// === impl ServerFailure ===
 
-impl Failure {
+impl ServerFailure {
     /// The metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@
 //! - of one key at most [`SHARED_STREAMS`] requests are in flight there; what is more goes over connections of its own;
 //! - a key that cancels more than [`SHARED_CANCELS`] has connections of its own until it has not done so for [`APART_FOR`].
 //!
-//! Must not know: how connections are made. They are told apart by [`Stream::group`], which is part of what Pingora finds
+//! Must not know: how connections are made. They are told apart by [`UpstreamStream::group`], which is part of what Pingora finds
 //! a connection to use again by.
 
 use super::{Server, Upstream};
@@ -30,10 +30,10 @@ pub(super) const APART_IDLE: Duration = Duration::from_secs(10);
 const SLOTS: usize = 1_024;
 
 /// What the keys have in flight at an upstream over HTTP/2, and cancel.
-pub(super) struct Streams(Box<[Slot]>);
+pub(super) struct StreamSlots(Box<[StreamSlot]>);
 
 #[derive(Default)]
-struct Slot {
+struct StreamSlot {
     in_flight: AtomicU32,
     /// Cancelled since `since_ns`.
     cancelled: AtomicU32,
@@ -51,8 +51,8 @@ pub(super) struct Generation {
     cancelled: AtomicU32,
 }
 
-/// One request over HTTP/2. Dropped before [`Stream::is_over`] was said, it was cancelled.
-pub struct Stream {
+/// One request over HTTP/2. Dropped before [`UpstreamStream::is_over`] was said, it was cancelled.
+pub struct UpstreamStream {
     upstream: Arc<Upstream>,
     server: Arc<Server>,
     slot: usize,
@@ -63,15 +63,15 @@ pub struct Stream {
     is_over: bool,
 }
 
-// === impl Streams ===
+// === impl StreamSlots ===
 
-impl Streams {
+impl StreamSlots {
     pub(super) fn new() -> Self {
-        Self((0..SLOTS).map(|_| Slot::default()).collect())
+        Self((0..SLOTS).map(|_| StreamSlot::default()).collect())
     }
 }
 
-impl Slot {
+impl StreamSlot {
     /// Counts a request in. Answers whether it goes over connections of its key alone.
     fn begin(&self, now_ns: u64) -> bool {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -105,26 +105,26 @@ impl Generation {
     }
 }
 
-// === impl Stream ===
+// === impl UpstreamStream ===
 
 impl Upstream {
     /// A request of `key` (its hash) at `server`, where HTTP/2 may be spoken.
-    pub fn stream(self: &Arc<Self>, server: &Arc<Server>, key: u64) -> Option<Stream> {
+    pub fn stream(self: &Arc<Self>, server: &Arc<Server>, key: u64) -> Option<UpstreamStream> {
         let streams = self.streams.as_ref()?;
         let slot = usize::try_from(key).unwrap_or(usize::MAX) % SLOTS;
         let counted = &streams.0[slot];
         let is_apart = counted.begin(self.now().steady_ns);
         let (key, generation) =
             if is_apart { (key, counted.own.number()) } else { (0, server.shared.number()) };
-        let dialect = self.settings.dialect.group();
+        let dialect = self.settings.protocol.group();
         let of = [dialect, hash(self.settings.name.as_bytes()), key, generation].map(u64::to_le_bytes);
         let group = hash(of.as_flattened());
         let (upstream, server) = (Arc::clone(self), Arc::clone(server));
-        Some(Stream { upstream, server, slot, is_apart, group, is_over: false })
+        Some(UpstreamStream { upstream, server, slot, is_apart, group, is_over: false })
     }
 }
 
-impl Stream {
+impl UpstreamStream {
     /// What tells the connections that it may use from others.
     pub(super) const fn group(&self) -> u64 {
         self.group
@@ -136,12 +136,12 @@ impl Stream {
     }
 
     /// It has ended at the backend: answered to the end, refused, or never sent.
-    pub const fn is_over(&mut self) {
+    pub const fn finish(&mut self) {
         self.is_over = true;
     }
 }
 
-impl Drop for Stream {
+impl Drop for UpstreamStream {
     fn drop(&mut self) {
         let Some(slot) = self.upstream.streams.as_ref().map(|streams| &streams.0[self.slot]) else { return };
         slot.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_key_that_cancels_goes_apart_and_comes_back_when_it_has_stopped() {
-        let (slot, mut now) = (Slot::default(), 100 * SECOND);
-        let is_apart = |slot: &Slot, now| {
+        let (slot, mut now) = (StreamSlot::default(), 100 * SECOND);
+        let is_apart = |slot: &StreamSlot, now| {
             let is_apart = slot.begin(now);
             slot.in_flight.fetch_sub(1, Ordering::Relaxed);
             is_apart
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_one_key_has_in_flight_beyond_its_share_goes_apart() {
-        let slot = Slot::default();
+        let slot = StreamSlot::default();
         let apart = (0..20).filter(|_| slot.begin(SECOND)).count();
         assert_eq!(apart, 20 - SHARED_STREAMS as usize);
     }

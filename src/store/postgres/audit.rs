@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
 use crate::store::shared::decode::{audit_columns, read_audit};
 use crate::store::shared::fields::int;
-use crate::store::shared::rules::{self, Line, without_nul};
+use crate::store::shared::rules::{self, AuditLine, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ pub(super) async fn add(
     version: Version,
     by: &Actor,
     at: Timestamp,
-    line: Line<'_>,
+    line: AuditLine<'_>,
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO audit (id, version, at, platform, workspace_id, subject, role, address, request_id, action,
                    target, changes)
@@ -70,7 +70,7 @@ impl Audit for PgStore {
         self.write(move |tx| {
             Box::pin(async move {
                 let version = next_version(tx).await?;
-                add(tx, version, &by, at, Line::reload(&node, changes)).await
+                add(tx, version, &by, at, AuditLine::reload(&node, changes)).await
             })
         })
         .await
@@ -83,7 +83,7 @@ impl Audit for PgStore {
         page: PageRequest,
     ) -> Result<Page<AuditRecord>, StoreError> {
         if rules::hold_nul([filter.action.as_deref(), filter.target.as_deref()]) {
-            return Ok(Page::whole(Vec::new(), 0));
+            return Ok(Page::complete(Vec::new(), 0));
         }
         let (workspace, filter) = (workspace.cloned(), filter.clone());
         self.read(move |tx| Box::pin(async move { list(tx, workspace.as_ref(), &filter, page).await })).await
@@ -106,5 +106,5 @@ async fn list(
     let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
         &[&scope, &filter.action, &filter.target, &from, &to, &limit, &offset];
     let items = tx.all(select, values, read_audit).await?;
-    Ok(Page::whole(items, total))
+    Ok(Page::complete(items, total))
 }

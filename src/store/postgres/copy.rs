@@ -14,14 +14,14 @@ const TAIL: i16 = -1;
 const NULL: i32 = -1;
 
 /// Rows on their way, all with the same number of fields.
-pub(super) struct Rows {
+pub(super) struct CopyRows {
     out: BytesMut,
     fields: i16,
 }
 
-// === impl Rows ===
+// === impl CopyRows ===
 
-impl Rows {
+impl CopyRows {
     /// No rows yet; there is room for some of `bytes` bytes altogether.
     pub(super) fn of(fields: i16, bytes: usize) -> Self {
         let mut out = BytesMut::with_capacity(bytes);
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_manual() {
-        let mut rows = Rows::of(4, 64);
+        let mut rows = CopyRows::of(4, 64);
         rows.begin();
         rows.int(-2);
         rows.flag(true);

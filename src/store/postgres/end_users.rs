@@ -55,7 +55,7 @@ impl EndUsers for PgStore {
         page: PageRequest,
     ) -> Result<Page<EndUserRecord>, StoreError> {
         if rules::hold_nul([other_id]) {
-            return Ok(Page::whole(Vec::new(), 0));
+            return Ok(Page::complete(Vec::new(), 0));
         }
         let (workspace, other_id) = (workspace.clone(), other_id.map(str::to_owned));
         self.read(move |tx| {
@@ -149,7 +149,7 @@ async fn delete(
     let tombstone = "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES ($1, $2, $3)
                      ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
     tx.execute(tombstone, &[&workspace.as_str(), &gone.other_id, &int(version.0)]).await?;
-    let line = rules::Line {
+    let line = rules::AuditLine {
         action: "enduser.delete",
         workspace: Some(workspace),
         target: id.to_string(),
@@ -180,7 +180,7 @@ async fn named(
     let found = tx.one(sql, &[&workspace.as_str(), &other_id], read_end_user).await?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
+    Ok(Page::complete(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 async fn list(
@@ -197,7 +197,7 @@ async fn list(
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&workspace.as_str(), &limit, &offset], sound_end_user).await?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }
 
 async fn end_user_record(

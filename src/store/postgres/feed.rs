@@ -1,9 +1,9 @@
 //! The change feed, and the agreement on peppers.
 
-use super::tx::{Kind, Tx};
+use super::tx::{Tx, TxKind};
 use super::{NEWEST, PgStore, StoreError, broken_off, current_version, error, next_version, no_sequence};
 use crate::store::shared::decode::{BATCH_MAX, SOURCES, feed_after};
-use crate::store::shared::fields::Fields;
+use crate::store::shared::fields::RowReader;
 use crate::store::shared::rules;
 use crate::store::{Change, Feed, Version};
 use async_trait::async_trait;
@@ -19,15 +19,15 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 impl Feed for PgStore {
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
         // Nearly always there is nothing new, and one look tells.
-        let reached = self.look().await?;
+        let reached = self.read_changes().await?;
         if reached <= after {
             return Ok(reached);
         }
-        self.follow(Kind::Read, move |tx| Box::pin(async move { send_changes(tx, after, &to).await })).await
+        self.follow(TxKind::Read, move |tx| Box::pin(async move { send_changes(tx, after, &to).await })).await
     }
 
     async fn version(&self) -> Result<Version, StoreError> {
-        self.look().await
+        self.read_changes().await
     }
 
     async fn changed(&self) {
@@ -43,20 +43,20 @@ impl Feed for PgStore {
 impl PgStore {
     /// The number of the newest write. A connection that says nothing for [`LOOK_AGAIN_AFTER`] is not waited for alone:
     /// it may be dead without anybody having been told, and others that are idle with it.
-    async fn look(&self) -> Result<Version, StoreError> {
-        let mut first = pin!(self.look_once());
+    async fn read_changes(&self) -> Result<Version, StoreError> {
+        let mut first = pin!(self.read_changes_once());
         if let Ok(answer) = tokio::time::timeout(LOOK_AGAIN_AFTER, &mut first).await {
             return answer;
         }
         self.feed_pool.retain(|_, _| false);
         tokio::select! {
             Ok(version) = &mut first => Ok(version),
-            answer = self.look_once() => answer,
+            answer = self.read_changes_once() => answer,
         }
     }
 
     /// One statement and no transaction around it: one round trip.
-    async fn look_once(&self) -> Result<Version, StoreError> {
+    async fn read_changes_once(&self) -> Result<Version, StoreError> {
         let running = self.running().await?;
         let (pool, patience) = (self.feed_pool.clone(), self.patience);
         let looking = async move {
@@ -73,7 +73,7 @@ impl PgStore {
             };
             let rows = rows?;
             let row = rows.first().ok_or_else(no_sequence)?;
-            Ok(Version(Fields::of(row).int("value")?))
+            Ok(Version(RowReader::of(row).int("value")?))
         };
         self.runtime.spawn(looking).await.map_err(|_| broken_off())?
     }
@@ -90,7 +90,7 @@ async fn send_changes(
         while let Some(rows) = parts.next().await? {
             let mut batch = Vec::with_capacity(rows.len());
             for row in &rows {
-                batch.push(source.change(&mut Fields::of(row), reached)?);
+                batch.push(source.change(&mut RowReader::of(row), reached)?);
             }
             to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
         }

@@ -64,7 +64,7 @@ pub(super) async fn list(
     let values: &[&(dyn ToSql + Sync)] =
         &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &limit, &offset];
     let items = tx.all(select, values, sound_key_record).await?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }
 
 pub(super) async fn insert(

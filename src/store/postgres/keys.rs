@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::fields::int;
-use crate::store::shared::rules::{self, Line};
+use crate::store::shared::rules::{self, AuditLine};
 use crate::store::{Actor, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
@@ -48,7 +48,7 @@ impl Keys for PgStore {
         page: PageRequest,
     ) -> Result<Page<KeyRecord>, StoreError> {
         if rules::hold_nul([filter.resource_id.as_deref(), filter.search.as_deref()]) {
-            return Ok(Page::whole(Vec::new(), 0));
+            return Ok(Page::complete(Vec::new(), 0));
         }
         let (workspace, filter) = (workspace.clone(), filter.clone());
         self.read(move |tx| Box::pin(async move { list(tx, &workspace, &filter, page).await })).await
@@ -135,7 +135,7 @@ async fn create(
         check_digest_is_free(tx, old.digest).await?;
         insert_old_credential(tx, record.key.id, &old).await?;
     }
-    let line = Line {
+    let line = AuditLine {
         action: "key.create",
         workspace: Some(&record.key.workspace_id),
         target: record.key.id.to_string(),
@@ -188,7 +188,7 @@ async fn change(
     let after = rules::patched_key(&before, patch, at)?;
     forget_expired_credentials(tx, at).await?;
     update(tx, &after, version).await?;
-    let line = Line {
+    let line = AuditLine {
         action: "key.update",
         workspace: Some(workspace),
         target: id.to_string(),
@@ -214,7 +214,7 @@ async fn delete(
                    old_valid_until = NULL
                WHERE id = $1";
     tx.execute(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await?;
-    let line = Line {
+    let line = AuditLine {
         action: "key.delete",
         workspace: Some(workspace),
         target: id.to_string(),
@@ -238,7 +238,7 @@ async fn regenerate(
     let mut record = live_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
     forget_expired_credentials(tx, at).await?;
     check_digest_is_free(tx, new.digest).await?;
-    let line = Line {
+    let line = AuditLine {
         action: "key.regenerate",
         workspace: Some(workspace),
         target: id.to_string(),

@@ -1,21 +1,21 @@
 //! The ledger: every record once, and the roll-ups fed from exactly those that were new.
 
-use super::copy::Rows;
+use super::copy::CopyRows;
 use super::partitions::day_of;
 use super::tx::Tx;
-use super::{Broken, PgStore, StoreError, all_records, logs, rollups};
+use super::{CallError, PgStore, StoreError, all_records, logs, rollups};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
-use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::shared::decode::usage_columns;
-use crate::store::shared::fields::{Fields, int};
-use crate::store::shared::logs::Search;
+use crate::store::shared::fields::{RowReader, int};
+use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
-use crate::store::shared::rollup::{Width, Window, tally};
+use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
 use crate::store::shared::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
-use crate::store::{Upkeep, UsagePoint, UsageRange};
+use crate::store::{MaintenanceReport, UsagePoint, UsageRange};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ use uuid::Uuid;
 const ROW_BYTES: usize = 512;
 
 /// What the ledger needs of a key whose usage may be seen.
-struct Owned {
+struct PgKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
 }
@@ -50,13 +50,13 @@ impl Ledger for PgStore {
                 Box::pin(async move { append(tx, &records).await })
             })
             .await;
-        appended.map_err(|Broken { error, is_content, .. }| {
+        appended.map_err(|CallError { error, is_content, .. }| {
             let why = || StoreError::Invalid { field: "usage record", why: error.to_string() };
             if is_content { why() } else { error }
         })
     }
 
-    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+    async fn maintain(&self, at: Timestamp) -> Result<MaintenanceReport, StoreError> {
         let partitions_made = self.make_days_ahead().await?;
         let clock = self.read(|tx| {
             Box::pin(async move {
@@ -65,14 +65,14 @@ impl Ledger for PgStore {
             })
         });
         let clock = clock.await?.ok_or_else(|| StoreError::Corrupt("no clock".into()))?;
-        Ok(Upkeep { partitions_made, ..retention::prune(self, at, clock).await? })
+        Ok(MaintenanceReport { partitions_made, ..retention::prune(self, at, clock).await? })
     }
 
-    async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {
+    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
         self.read(move |tx| Box::pin(async move { rollups::send_spent(tx, at, &to).await })).await
     }
 
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError> {
         let subject = subject.clone();
         self.read(move |tx| Box::pin(async move { rollups::spent_of(tx, &subject, at).await })).await
     }
@@ -119,8 +119,10 @@ impl Ledger for PgStore {
         }
         self.read(move |tx| {
             Box::pin(async move {
-                let Some(Owned { kept_from, .. }) = owned(tx, &workspace, id).await? else { return Ok(None) };
-                let search = Search::new(&filter, &page, kept_from);
+                let Some(PgKeyFacts { kept_from, .. }) = owned(tx, &workspace, id).await? else {
+                    return Ok(None);
+                };
+                let search = LogSearch::new(&filter, &page, kept_from);
                 logs::page(tx, &workspace, id, &search).await.map(Some)
             })
         })
@@ -176,7 +178,7 @@ async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, S
 
 /// The records as COPY takes them, in the order of [`usage_columns`].
 fn encoded(records: &[UsageRecord]) -> Bytes {
-    let mut rows = Rows::of(23, records.len() * ROW_BYTES);
+    let mut rows = CopyRows::of(23, records.len() * ROW_BYTES);
     for record in records {
         rows.begin();
         rows.uuid(record.id.0);
@@ -214,19 +216,20 @@ async fn stats(
     id: KeyId,
     at: Timestamp,
 ) -> Result<Option<KeyStats>, StoreError> {
-    let Some(Owned { quota_limit, .. }) = owned(tx, workspace, id).await? else { return Ok(None) };
-    let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
-    let life = rollups::one(tx, &window(Width::Total)).await?.unwrap_or_default();
-    let today = rollups::one(tx, &window(Width::Day)).await?.unwrap_or_default();
+    let Some(PgKeyFacts { quota_limit, .. }) = owned(tx, workspace, id).await? else { return Ok(None) };
+    let window =
+        |width: WindowWidth| RollupWindow { subject: UsageSubject::Key(id), width, start: width.start(at) };
+    let life = rollups::one(tx, &window(WindowWidth::Total)).await?.unwrap_or_default();
+    let today = rollups::one(tx, &window(WindowWidth::Day)).await?.unwrap_or_default();
     Ok(Some(KeyStats::new(&life, &today, quota_limit)))
 }
 
 /// A key of that workspace, deleted or not.
-async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Owned>, StoreError> {
+async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<PgKeyFacts>, StoreError> {
     let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
                WHERE k.id = $1 AND k.workspace_id = $2";
-    let read = |f: &mut Fields<'_>| {
-        Ok(Owned { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
+    let read = |f: &mut RowReader<'_>| {
+        Ok(PgKeyFacts { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
     };
     tx.one(sql, &[&id.0, &workspace.as_str()], read).await
 }

@@ -19,21 +19,21 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// How to connect, and how long to wait for that and for each answer.
-struct Line {
+struct ListenOptions {
     connector: Connector,
     connect_within: Duration,
     answer_within: Duration,
 }
 
 /// The ear of a store.
-pub(super) struct Listener {
+pub(super) struct NotifyListener {
     heard: Arc<Notify>,
     task: AbortHandle,
 }
 
-// === impl Listener ===
+// === impl NotifyListener ===
 
-impl Listener {
+impl NotifyListener {
     /// Listens on `runtime` until it is stopped.
     pub(super) fn start(
         url: &PostgresUrl,
@@ -41,7 +41,7 @@ impl Listener {
         runtime: &Handle,
     ) -> Result<Self, StoreError> {
         let heard = Arc::new(Notify::new());
-        let line = Line {
+        let line = ListenOptions {
             connector: Connector::new(url, options, options.statement_timeout)?,
             connect_within: options.connect_timeout,
             answer_within: options.statement_timeout,
@@ -61,15 +61,15 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for NotifyListener {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-// === impl Line ===
+// === impl ListenOptions ===
 
-impl Line {
+impl ListenOptions {
     async fn listen_for_ever(self, heard: Arc<Notify>) {
         let mut wait = BACKOFF;
         loop {

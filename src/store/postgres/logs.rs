@@ -10,7 +10,9 @@ use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::UsageRecord;
 use crate::store::shared::decode::{read_day, read_place, sound_usage, usage_columns};
 use crate::store::shared::fields::int;
-use crate::store::shared::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
+use crate::store::shared::logs::{
+    AlignedRange, COUNTED_BY, DAYS_AT_ONCE, LOOKED_AT_MAX, LogSearch, SearchRange, UsageDays,
+};
 use crate::store::{LogCursor, LogPage, LogTotal};
 use std::ops::Range;
 use tokio_postgres::types::{ToSql, Type};
@@ -39,7 +41,7 @@ pub(super) async fn page(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
     key: KeyId,
-    search: &Search,
+    search: &LogSearch,
 ) -> Result<LogPage, StoreError> {
     let Some(reach) = reach(tx, key, search).await? else {
         let total = search.wants_total.then_some(LogTotal { records: 0, is_exact: true });
@@ -58,14 +60,14 @@ pub(super) async fn page(
 }
 
 /// How far back a search has to look, by the days that have records.
-async fn reach(tx: &Tx<'_>, key: KeyId, search: &Search) -> Result<Option<Reach>, StoreError> {
+async fn reach(tx: &Tx<'_>, key: KeyId, search: &LogSearch) -> Result<Option<SearchRange>, StoreError> {
     let sql = "SELECT start, requests FROM usage_rollups
                WHERE subject_kind = 1 AND subject_id = $1 AND width = 86400 AND start > $2 AND start < $3
                ORDER BY start DESC LIMIT $4";
     // A day that begins before the range may reach into it.
     let oldest = search.range.start.as_micros() - super::partitions::DAY_US;
     let mut newest = search.range.end.as_micros();
-    let mut days = Days::of(search);
+    let mut days = UsageDays::of(search);
     loop {
         let part =
             tx.all(sql, &[&key.0.as_bytes().as_slice(), &oldest, &newest, &DAYS_AT_ONCE], read_day).await?;
@@ -83,7 +85,12 @@ async fn reach(tx: &Tx<'_>, key: KeyId, search: &Search) -> Result<Option<Reach>
 }
 
 /// Where the records of a page are, and one more when anything follows.
-async fn find(tx: &Tx<'_>, key: KeyId, search: &Search, reach: Reach) -> Result<Vec<LogCursor>, StoreError> {
+async fn find(
+    tx: &Tx<'_>,
+    key: KeyId,
+    search: &LogSearch,
+    reach: SearchRange,
+) -> Result<Vec<LogCursor>, StoreError> {
     let sql = concat!(
         "SELECT at, id FROM ",
         looked_at!(),
@@ -99,8 +106,8 @@ async fn find(tx: &Tx<'_>, key: KeyId, search: &Search, reach: Reach) -> Result<
 async fn count_fitting(
     tx: &Tx<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
 ) -> Result<LogTotal, StoreError> {
     let sql = concat!(
         "SELECT count(*) FILTER (WHERE fits), count(*) FROM (SELECT ($7::bigint IS NULL OR status_code = $7)
@@ -117,8 +124,8 @@ async fn count_fitting(
 async fn last_looked_at(
     tx: &Tx<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
 ) -> Result<Option<LogCursor>, StoreError> {
     if !reach.is_cut && !search.is_filtered() {
         return Ok(None);
@@ -126,8 +133,8 @@ async fn last_looked_at(
     let sql =
         concat!("SELECT at, id FROM ", looked_at!(), fits!(), " ORDER BY at DESC, id DESC LIMIT 1 OFFSET $9");
     let last = int(search.looks_at() - 1);
-    let anything = Search { status: None, endpoint: None, ..search.clone() };
-    let whole = Search { offset: search.looks_at() - search.asks_for(), ..anything };
+    let anything = LogSearch { status: None, endpoint: None, ..search.clone() };
+    let whole = LogSearch { offset: search.looks_at() - search.asks_for(), ..anything };
     let found = asked(tx, key, &whole, reach, sql, &[(&last, Type::INT8)], read_place).await?;
     Ok(found.first().copied().or(reach.end()))
 }
@@ -135,11 +142,11 @@ async fn last_looked_at(
 async fn asked<T>(
     tx: &Tx<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
     sql: &str,
     more: &[Typed<'_>],
-    decode: impl FnMut(&mut crate::store::shared::fields::Fields<'_>) -> Result<T, StoreError>,
+    decode: impl FnMut(&mut crate::store::shared::fields::RowReader<'_>) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     let (from, to) = (reach.from.as_micros(), search.range.end.as_micros());
     let (after_at, looks_at) = (search.after.at.as_micros(), int(search.looks_at()));
@@ -198,7 +205,7 @@ async fn count_all(tx: &Tx<'_>, key: KeyId, range: Range<Timestamp>) -> Result<L
             total.is_exact &= one_by_one <= LOOKED_AT_MAX;
             continue;
         };
-        let Some(Cut { whole, edges }) = Cut::of(&range, *width) else {
+        let Some(AlignedRange { whole, edges }) = AlignedRange::of(&range, *width) else {
             left.push((range, narrower));
             continue;
         };

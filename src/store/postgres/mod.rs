@@ -34,18 +34,18 @@ pub(crate) mod url;
 pub use schema::{check, migrate};
 pub use url::{BadPostgresUrl, PostgresUrl, SslMode};
 
-use super::shared::retention::Calendar;
+use super::shared::retention::RetentionClock;
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
-use listen::Listener;
+use listen::NotifyListener;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
-use tx::{After, Kind, Ran, Tx, Work};
+use tx::{ConnectionHealth, RunOutcome, Tx, TxKind, TxWork};
 
 /// A store on a PostgreSQL server.
 pub struct PgStore {
@@ -53,9 +53,9 @@ pub struct PgStore {
     /// For following changes and saying so: neither waits for what administrators, end users and the ledger do.
     feed_pool: Pool,
     runtime: Handle,
-    listener: Listener,
-    days: partitions::Days,
-    calendar: Calendar,
+    listener: NotifyListener,
+    days: partitions::KnownPartitions,
+    calendar: RetentionClock,
     /// Read while a call runs; holds true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
@@ -109,15 +109,15 @@ impl PgStore {
     pub fn prepare(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
         let feed = PgOptions { connections: FEED_CONNECTIONS, ..options.clone() };
         let (pool, feed_pool) = (connect::pool(url, options)?, connect::pool(url, &feed)?);
-        let listener = Listener::start(url, options, &runtime)?;
+        let listener = NotifyListener::start(url, options, &runtime)?;
         let patience = options.statement_timeout + GRACE;
         Ok(Self {
             pool,
             feed_pool,
             runtime,
             listener,
-            days: partitions::Days::default(),
-            calendar: Calendar::default(),
+            days: partitions::KnownPartitions::default(),
+            calendar: RetentionClock::default(),
             closed: Arc::default(),
             patience,
             url: url.clone(),
@@ -130,20 +130,20 @@ impl PgStore {
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T> + Send + 'static,
     {
-        self.call(&self.pool, Kind::Write, work).await.map_err(|broken| broken.error)
+        self.call(&self.pool, TxKind::Write, work).await.map_err(|broken| broken.error)
     }
 
     /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
-    async fn write_again<T, F>(&self, work: F) -> Result<T, Broken>
+    async fn write_again<T, F>(&self, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
-        F: for<'t> Fn(&'t Tx<'t>) -> Work<'t, T> + Clone + Send + 'static,
+        F: for<'t> Fn(&'t Tx<'t>) -> TxWork<'t, T> + Clone + Send + 'static,
     {
         let mut attempt = 1;
         loop {
-            match self.call(&self.pool, Kind::Write, work.clone()).await {
+            match self.call(&self.pool, TxKind::Write, work.clone()).await {
                 Err(broken) if broken.is_conflict && attempt < ATTEMPTS => attempt += 1,
                 other => return other,
             }
@@ -154,16 +154,16 @@ impl PgStore {
     async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T> + Send + 'static,
     {
-        self.call(&self.pool, Kind::Read, work).await.map_err(|broken| broken.error)
+        self.call(&self.pool, TxKind::Read, work).await.map_err(|broken| broken.error)
     }
 
     /// Like [`PgStore::read`] or [`PgStore::write`], on the connections that follow changes.
-    async fn follow<T, F>(&self, kind: Kind, work: F) -> Result<T, StoreError>
+    async fn follow<T, F>(&self, kind: TxKind, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T> + Send + 'static,
     {
         self.call(&self.feed_pool, kind, work).await.map_err(|broken| broken.error)
     }
@@ -180,10 +180,10 @@ impl PgStore {
         Ok(running)
     }
 
-    async fn call<T, F>(&self, pool: &Pool, kind: Kind, work: F) -> Result<T, Broken>
+    async fn call<T, F>(&self, pool: &Pool, kind: TxKind, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+        F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T> + Send + 'static,
     {
         let running = self.running().await?;
         let (answer, answered) = oneshot::channel();
@@ -220,7 +220,7 @@ impl fmt::Debug for PgStore {
 }
 
 /// Why a call came to nothing.
-struct Broken {
+struct CallError {
     error: StoreError,
     /// It was for other calls' sake only.
     is_conflict: bool,
@@ -228,7 +228,7 @@ struct Broken {
     is_content: bool,
 }
 
-impl From<StoreError> for Broken {
+impl From<StoreError> for CallError {
     fn from(error: StoreError) -> Self {
         Self { error, is_conflict: false, is_content: false }
     }
@@ -237,14 +237,14 @@ impl From<StoreError> for Broken {
 /// One call, on the runtime of the connections, where its caller's end cannot leave it half done.
 async fn serve<T, F>(
     pool: Pool,
-    kind: Kind,
+    kind: TxKind,
     patience: Duration,
     mut work: F,
-    mut answer: oneshot::Sender<Result<T, Broken>>,
+    mut answer: oneshot::Sender<Result<T, CallError>>,
     running: OwnedRwLockReadGuard<bool>,
 ) where
     T: Send + 'static,
-    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T> + Send + 'static,
+    F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T> + Send + 'static,
 {
     let mut may_try_again = true;
     let outcome = loop {
@@ -258,18 +258,18 @@ async fn serve<T, F>(
             Err(error) => break Err(error::of_pool(&error).into()),
         };
         let (ran, after) = tx::run(&mut connection, kind, patience, work, || answer.is_closed()).await;
-        if after != After::Sound {
+        if after != ConnectionHealth::Sound {
             drop(Object::take(connection));
         }
-        if after == After::AllUnsound {
+        if after == ConnectionHealth::AllUnsound {
             // What is idle may hang or be closed as well, and must not be found out one patience after the other.
             pool.retain(|_, _| false);
         }
         match ran {
-            Ran::Done(outcome) => break outcome,
+            RunOutcome::Done(outcome) => break outcome,
             // The server has closed the connection while nobody used it. Nothing was done, so nothing can be done twice.
-            Ran::NotBegun(again, _) if may_try_again => (work, may_try_again) = (again, false),
-            Ran::NotBegun(_, broken) => break Err(broken),
+            RunOutcome::NotBegun(again, _) if may_try_again => (work, may_try_again) = (again, false),
+            RunOutcome::NotBegun(_, broken) => break Err(broken),
         }
     };
     if answer.send(outcome).is_err() {

@@ -1,6 +1,6 @@
 //! Who runs on the store, and how far each has followed it. Seen by the database's clock, which all nodes share.
 
-use super::tx::Kind;
+use super::tx::TxKind;
 use super::{PgStore, StoreError};
 use crate::store::shared::decode::{node_columns, read_node};
 use crate::store::shared::fields::int;
@@ -20,7 +20,7 @@ macro_rules! now {
 impl Nodes for PgStore {
     async fn report(&self, node: &NodeReport) -> Result<(), StoreError> {
         let node = node.clone();
-        let report = self.follow(Kind::Write, move |tx| {
+        let report = self.follow(TxKind::Write, move |tx| {
             Box::pin(async move {
                 // Who has been silent for a day is history.
                 let sql = concat!(
@@ -42,7 +42,7 @@ impl Nodes for PgStore {
     }
 
     async fn leave(&self, boot: Uuid) -> Result<(), StoreError> {
-        let leave = self.follow(Kind::Write, move |tx| {
+        let leave = self.follow(TxKind::Write, move |tx| {
             Box::pin(async move {
                 tx.execute("DELETE FROM nodes WHERE boot_id = $1", &[&boot]).await?;
                 Ok(())

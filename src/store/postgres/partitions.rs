@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Days that this process has seen to.
 #[derive(Debug, Default)]
-pub(super) struct Days(Mutex<HashSet<i64>>);
+pub(super) struct KnownPartitions(Mutex<HashSet<i64>>);
 
 /// Days ahead of today that are given their partitions; a node's clock may be wrong by as much.
 const AHEAD: i64 = 3;
@@ -110,9 +110,9 @@ async fn make(tx: &Tx<'_>, days: &[i64]) -> Result<u64, StoreError> {
     Ok(made)
 }
 
-// === impl Days ===
+// === impl KnownPartitions ===
 
-impl Days {
+impl KnownPartitions {
     fn unknown(&self, days: impl IntoIterator<Item = i64>) -> Vec<i64> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new: Vec<i64> = days.into_iter().filter(|day| !known.contains(day)).collect();

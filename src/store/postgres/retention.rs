@@ -5,15 +5,17 @@ use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, PlanId};
 use crate::store::shared::fields::int;
-use crate::store::shared::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
-use crate::store::shared::rollup::Width;
+use crate::store::shared::retention::{
+    KeyDay, LATE_BY, LOOKED_AT, RetentionClock, RetentionPlan, RetentionSteps, STEP,
+};
+use crate::store::shared::rollup::WindowWidth;
 use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use tokio_postgres::types::ToSql;
 
 #[async_trait]
-impl Pruned for PgStore {
-    fn calendar(&self) -> &Calendar {
+impl RetentionSteps for PgStore {
+    fn calendar(&self) -> &RetentionClock {
         &self.calendar
     }
 
@@ -41,7 +43,7 @@ impl Pruned for PgStore {
         .await
     }
 
-    async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
+    async fn limited(&self) -> Result<Vec<RetentionPlan>, StoreError> {
         self.read(|tx| {
             Box::pin(async move {
                 let sql =
@@ -50,7 +52,7 @@ impl Pruned for PgStore {
                            FROM plans p JOIN workspaces w ON w.plan_id = p.id
                            WHERE p.usage_retention_days > 0 GROUP BY p.id";
                 tx.all(sql, &[], |f| {
-                    Ok(Limited {
+                    Ok(RetentionPlan {
                         plan: f.parsed("id")?,
                         days: f.int("usage_retention_days")?,
                         since: f.instant("since")?,
@@ -75,7 +77,7 @@ impl Pruned for PgStore {
         .await
     }
 
-    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError> {
+    async fn note_pruned(&self, of: &RetentionPlan, floor: Timestamp) -> Result<(), StoreError> {
         let of = of.clone();
         self.write(move |tx| {
             Box::pin(async move {
@@ -90,7 +92,7 @@ impl Pruned for PgStore {
 
     async fn key_days(
         &self,
-        of: &Limited,
+        of: &RetentionPlan,
         floor: Timestamp,
         after: LogCursor,
     ) -> Result<Vec<KeyDay>, StoreError> {
@@ -139,7 +141,7 @@ impl Pruned for PgStore {
         .await
     }
 
-    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError> {
+    async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError> {
         self.write(move |tx| {
             Box::pin(async move {
                 let sql = "DELETE FROM usage_rollups WHERE ctid = ANY (ARRAY(

@@ -5,27 +5,27 @@ use super::tx::Tx;
 use crate::clock::Timestamp;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
-use crate::model::usage::{SpentBy, SpentRow};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{window_end, window_start};
 use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
-use crate::store::shared::fields::{Fields, int};
-use crate::store::shared::rollup::{Tally, Width, Window};
+use crate::store::shared::fields::{RowReader, int};
+use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 
 /// Adds `news` to the roll-ups: all that are touched are made where they are missing, locked, read, merged and written.
 ///
-/// Every node touches them in the one order of [`Window`], so that two of them wait for each other in one direction
+/// Every node touches them in the one order of [`RollupWindow`], so that two of them wait for each other in one direction
 /// only. (A `jsonb` merge in the database would need the sketch's arithmetic there a second time.)
-pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<Window, Tally>) -> Result<(), StoreError> {
-    let mut columns = Columns::default();
+pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<RollupWindow, RollupTotals>) -> Result<(), StoreError> {
+    let mut columns = RollupColumns::default();
     for window in news.keys() {
         columns.push_window(window);
     }
     make_missing(tx, &columns).await?;
     let kept = lock_and_read(tx, &columns).await?;
-    let mut merged = Columns::default();
+    let mut merged = RollupColumns::default();
     for ((window, new), kept) in news.iter().zip(kept) {
         let Some(mut tally) = kept else { continue };
         tally.merge(new);
@@ -37,7 +37,7 @@ pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<Window, Tally>) -> Result<(
 
 /// Rows as PostgreSQL takes many at once: column by column.
 #[derive(Default)]
-struct Columns<'w> {
+struct RollupColumns<'w> {
     kinds: Vec<i64>,
     subjects: Vec<&'w [u8]>,
     widths: Vec<i64>,
@@ -47,7 +47,7 @@ struct Columns<'w> {
     sketches: Vec<Vec<u8>>,
 }
 
-async fn make_missing(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
+async fn make_missing(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
     let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
                    tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
                SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
@@ -60,7 +60,10 @@ async fn make_missing(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreErr
 /// What is kept of each window, in the order of `columns`. None for a row that is not what it must be: it is left for a
 /// person to look at, and the others go on. Row by row and by the index, whatever the planner thinks of the table: so
 /// they are locked in the order in which they are asked for.
-async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<Tally>>, StoreError> {
+async fn lock_and_read(
+    tx: &Tx<'_>,
+    columns: &RollupColumns<'_>,
+) -> Result<Vec<Option<RollupTotals>>, StoreError> {
     let sql = concat!(
         "SELECT u.place, ",
         tally_columns!(),
@@ -76,7 +79,7 @@ async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<
             Ok((place, decode::sound_tally(read_tally(f))?))
         })
         .await?;
-    let mut kept: Vec<Option<Tally>> = (0..columns.kinds.len()).map(|_| None).collect();
+    let mut kept: Vec<Option<RollupTotals>> = (0..columns.kinds.len()).map(|_| None).collect();
     for (place, tally) in rows {
         if let Some(slot) = place.checked_sub(1).and_then(|at| kept.get_mut(at)) {
             *slot = tally;
@@ -86,7 +89,7 @@ async fn lock_and_read(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<Vec<Option<
 }
 
 /// Writes rows that are there and locked. As an insert, because that finds each by the index without being planned to.
-async fn write(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
+async fn write(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
     let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, errors, charged,
                    tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
                SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
@@ -124,7 +127,7 @@ async fn write(tx: &Tx<'_>, columns: &Columns<'_>) -> Result<(), StoreError> {
 }
 
 /// One roll-up, if it has counted anything.
-pub(super) async fn one(tx: &Tx<'_>, window: &Window) -> Result<Option<Tally>, StoreError> {
+pub(super) async fn one(tx: &Tx<'_>, window: &RollupWindow) -> Result<Option<RollupTotals>, StoreError> {
     let sql = concat!(
         "SELECT ",
         tally_columns!(),
@@ -141,9 +144,9 @@ pub(super) async fn series(
     range: &UsageRange,
 ) -> Result<Vec<UsagePoint>, StoreError> {
     let width = match range.interval {
-        Interval::Minute => Width::Minute,
-        Interval::Hour => Width::Hour,
-        Interval::Day => Width::Day,
+        Interval::Minute => WindowWidth::Minute,
+        Interval::Hour => WindowWidth::Hour,
+        Interval::Day => WindowWidth::Day,
     };
     let sql = concat!(
         "SELECT start, ",
@@ -152,7 +155,7 @@ pub(super) async fn series(
          ORDER BY start"
     );
     let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
-    let subject = SpentBy::Key(id);
+    let subject = UsageSubject::Key(id);
     let (kind, bytes) = subject_columns(&subject);
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
@@ -185,7 +188,7 @@ fn edges(at: Timestamp) -> [i64; 5] {
 pub(super) async fn send_spent(
     tx: &Tx<'_>,
     at: Timestamp,
-    to: &mpsc::Sender<Vec<SpentRow>>,
+    to: &mpsc::Sender<Vec<UsageTotals>>,
 ) -> Result<(), StoreError> {
     let [minute, hour, day, month, next_month] = edges(at);
     let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&minute, &hour, &day, &month, &next_month];
@@ -193,7 +196,7 @@ pub(super) async fn send_spent(
     while let Some(rows) = parts.next().await? {
         let mut batch = Vec::with_capacity(rows.len());
         for row in &rows {
-            batch.extend(decode::sound_spent(&mut Fields::of(row))?);
+            batch.extend(decode::sound_spent(&mut RowReader::of(row))?);
         }
         to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
     }
@@ -201,7 +204,11 @@ pub(super) async fn send_spent(
 }
 
 /// What one subject has spent of the windows that contain `at`.
-pub(super) async fn spent_of(tx: &Tx<'_>, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+pub(super) async fn spent_of(
+    tx: &Tx<'_>,
+    subject: &UsageSubject,
+    at: Timestamp,
+) -> Result<UsageTotals, StoreError> {
     let sql = concat!(spent_rows!(), " AND t.subject_kind = $6 AND t.subject_id = $7");
     let [minute, hour, day, month, next_month] = edges(at);
     let (kind, id) = subject_columns(subject);
@@ -211,16 +218,16 @@ pub(super) async fn spent_of(tx: &Tx<'_>, subject: &SpentBy, at: Timestamp) -> R
     let mut found = None;
     if let Some(rows) = parts.next().await? {
         for row in &rows {
-            found = decode::sound_spent(&mut Fields::of(row))?;
+            found = decode::sound_spent(&mut RowReader::of(row))?;
         }
     }
-    Ok(found.unwrap_or_else(|| SpentRow::nothing(subject.clone())))
+    Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
 }
 
-// === impl Columns ===
+// === impl RollupColumns ===
 
-impl<'w> Columns<'w> {
-    fn push_window(&mut self, window: &'w Window) {
+impl<'w> RollupColumns<'w> {
+    fn push_window(&mut self, window: &'w RollupWindow) {
         let (kind, subject) = subject_columns(&window.subject);
         self.kinds.push(kind);
         self.subjects.push(subject);
@@ -228,7 +235,7 @@ impl<'w> Columns<'w> {
         self.starts.push(window.start.as_micros());
     }
 
-    fn push_tally(&mut self, tally: &Tally) {
+    fn push_tally(&mut self, tally: &RollupTotals) {
         let figures = [
             int(tally.requests),
             int(tally.denied),

@@ -19,7 +19,7 @@ const LOCK: i64 = 0x4b79_4774;
 const LOCK_WITHIN: Duration = Duration::from_mins(1);
 
 /// A connection outside the pool, closed when it is dropped.
-struct Connection {
+struct SchemaConnection {
     client: Client,
     driver: JoinHandle<()>,
 }
@@ -33,14 +33,14 @@ pub async fn migrate(url: &PostgresUrl, options: &PgOptions) -> Result<Migration
 
 /// Says what the database at `url` has and lacks, and changes nothing.
 pub async fn check(url: &PostgresUrl, options: &PgOptions) -> Result<MigrationState, StoreError> {
-    let connection = Connection::open(url, options, options.statement_timeout).await?;
+    let connection = SchemaConnection::open(url, options, options.statement_timeout).await?;
     within(options.statement_timeout * 2, state(&connection.client)).await
 }
 
 /// Applies what is pending. Of several nodes that start at once, one does it and the others wait for it.
 pub(super) async fn bring_up_to_date(url: &PostgresUrl, options: &PgOptions) -> Result<(), StoreError> {
     // A migration may take as long as it needs: what is pending is known before it begins, and so is who waits.
-    let mut connection = Connection::open(url, options, Duration::ZERO).await?;
+    let mut connection = SchemaConnection::open(url, options, Duration::ZERO).await?;
     let patience = options.statement_timeout * 2;
     within(patience, require_fit(&connection.client)).await?;
     if within(patience, state(&connection.client)).await?.pending.is_empty() {
@@ -129,9 +129,9 @@ async fn within<T>(
     tokio::time::timeout(patience, call).await.unwrap_or_else(silent)
 }
 
-// === impl Connection ===
+// === impl SchemaConnection ===
 
-impl Connection {
+impl SchemaConnection {
     async fn open(
         url: &PostgresUrl,
         options: &PgOptions,
@@ -146,7 +146,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for SchemaConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }

@@ -8,7 +8,7 @@ use crate::model::key::Plan;
 use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::shared::fields::int;
-use crate::store::shared::rules::{self, Line};
+use crate::store::shared::rules::{self, AuditLine};
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;
@@ -134,7 +134,7 @@ async fn create_plan(
     }
     let changes = rules::plan_fields(&record);
     let target = plan.id.to_string();
-    let line = Line { action: "plan.create", workspace: None, target, changes };
+    let line = AuditLine { action: "plan.create", workspace: None, target, changes };
     audit::add(tx, version, by, at, line).await?;
     Ok(Written { value: record, version })
 }
@@ -168,7 +168,7 @@ async fn update_plan(
     )
     .await?;
     let changes = rules::difference(&rules::plan_fields(&before), &rules::plan_fields(&after));
-    let line = Line { action: "plan.update", workspace: None, target: id.to_string(), changes };
+    let line = AuditLine { action: "plan.update", workspace: None, target: id.to_string(), changes };
     audit::add(tx, version, by, at, line).await?;
     Ok(Written { value: after, version })
 }
@@ -184,7 +184,7 @@ async fn delete_plan(tx: &Tx<'_>, id: &PlanId, by: &Actor, at: Timestamp) -> Res
     let sql = "UPDATE plans SET deleted_at = $2, updated_at = $2, version = $3 WHERE id = $1";
     tx.execute(sql, &[&id.as_str(), &at.as_micros(), &int(version.0)]).await?;
     let changes = rules::plan_fields(&before);
-    let line = Line { action: "plan.delete", workspace: None, target: id.to_string(), changes };
+    let line = AuditLine { action: "plan.delete", workspace: None, target: id.to_string(), changes };
     audit::add(tx, version, by, at, line).await?;
     Ok(Written { value: (), version })
 }
@@ -200,7 +200,7 @@ async fn list_plans(tx: &Tx<'_>, page: PageRequest) -> Result<Page<PlanRecord>, 
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], sound_plan_record).await?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }
 
 async fn plan_record(tx: &Tx<'_>, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
@@ -269,7 +269,7 @@ async fn create_workspace(
                VALUES ($1, $2, $3, 0, $4, $4, $5)";
     let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
     tx.execute(sql, &[&id, &record.name, &plan, &at.as_micros(), &int(version.0)]).await?;
-    let line = Line {
+    let line = AuditLine {
         action: "workspace.create",
         workspace: Some(&record.id),
         target: record.id.to_string(),
@@ -292,7 +292,7 @@ async fn update_workspace(
     let sql = "UPDATE workspaces SET name = $2, plan_id = $3, updated_at = $4, version = $5 WHERE id = $1";
     let (id, plan) = (after.id.as_str(), after.plan_id.as_str());
     tx.execute(sql, &[&id, &after.name, &plan, &at.as_micros(), &int(version.0)]).await?;
-    let line = Line {
+    let line = AuditLine {
         action: "workspace.update",
         workspace: Some(&after.id),
         target: after.id.to_string(),
@@ -311,7 +311,7 @@ async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<Workspac
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], sound_workspace).await?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }
 
 async fn workspace_record(

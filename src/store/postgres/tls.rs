@@ -15,11 +15,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Believes any certificate: what is said is hidden from listeners, not from somebody in the middle.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
 /// Believes a certificate that a root vouches for, whatever name is on it.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct IgnoreServerName(Arc<WebPkiServerVerifier>);
 
 /// What makes TLS connections; none when they are to be plain.
 pub(super) fn connector(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, StoreError> {
@@ -27,8 +27,10 @@ pub(super) fn connector(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, 
     let roots = url.root_certificate.as_deref();
     let verifier: Arc<dyn ServerCertVerifier> = match (url.ssl_mode, roots) {
         (SslMode::Disable, _) => return Ok(None),
-        (SslMode::Prefer, _) | (SslMode::Require, None) => Arc::new(Anybody(Arc::clone(&provider))),
-        (SslMode::Require | SslMode::VerifyCa, _) => Arc::new(AnyName(by_roots(roots, &provider)?)),
+        (SslMode::Prefer, _) | (SslMode::Require, None) => {
+            Arc::new(AcceptAnyCertificate(Arc::clone(&provider)))
+        }
+        (SslMode::Require | SslMode::VerifyCa, _) => Arc::new(IgnoreServerName(by_roots(roots, &provider)?)),
         (SslMode::VerifyFull, _) => by_roots(roots, &provider)?,
     };
     let config = ClientConfig::builder_with_provider(provider)
@@ -68,9 +70,9 @@ fn refused(error: &dyn std::fmt::Display) -> StoreError {
     StoreError::Refused(format!("TLS to the database cannot be set up: {error}"))
 }
 
-// === impl Anybody ===
+// === impl AcceptAnyCertificate ===
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -105,9 +107,9 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-// === impl AnyName ===
+// === impl IgnoreServerName ===
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for IgnoreServerName {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -1,10 +1,10 @@
-//! One transaction: statements prepared once per connection, each under a timeout, and rows as [`Columns`] sees them.
+//! One transaction: statements prepared once per connection, each under a timeout, and rows as [`RowColumns`] sees them.
 //!
 //! Must not know: which tables there are. A server that does not answer in time makes the connection unsound: the
 //! statement is `Unavailable`, and the connection must not be used again.
 
-use super::{Broken, StoreError, error};
-use crate::store::shared::fields::{Columns, Fields};
+use super::{CallError, StoreError, error};
+use crate::store::shared::fields::{RowColumns, RowReader};
 use bytes::Bytes;
 use deadpool_postgres::{Object, Transaction};
 use futures_util::SinkExt as _;
@@ -19,14 +19,14 @@ use uuid::Uuid;
 const COPY_BYTES: usize = 256 * 1_024;
 
 /// What a call does within its transaction.
-pub(super) type Work<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
+pub(super) type TxWork<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
 
 /// Values of a statement.
-pub(super) type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
+pub(super) type SqlValues<'v> = &'v [&'v (dyn ToSql + Sync)];
 
 /// What a transaction is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TxKind {
     /// Changes rows; sees what others have committed up to each statement.
     Write,
     /// Changes nothing; sees one moment.
@@ -37,12 +37,12 @@ pub(super) enum Kind {
 pub(super) struct Tx<'t> {
     transaction: Transaction<'t>,
     patience: Duration,
-    signs: &'t Signs,
+    signs: &'t TxFlags,
 }
 
 /// What happened to a transaction besides its outcome.
 #[derive(Default)]
-struct Signs {
+struct TxFlags {
     /// The server did not answer in time.
     hung: AtomicBool,
     /// What the server says next may be the answer to something that was asked before.
@@ -56,7 +56,7 @@ struct Signs {
 }
 
 /// The rows of one query, fetched part by part.
-pub(super) struct Parts<'a, 't> {
+pub(super) struct RowStream<'a, 't> {
     tx: &'a Tx<'t>,
     portal: Portal,
     size: i32,
@@ -64,16 +64,16 @@ pub(super) struct Parts<'a, 't> {
 }
 
 /// What came of a call on one connection.
-pub(super) enum Ran<T, F> {
+pub(super) enum RunOutcome<T, F> {
     /// It was run.
-    Done(Result<T, Broken>),
+    Done(Result<T, CallError>),
     /// Not even its beginning was: the connection was gone before. Here is the work again.
-    NotBegun(F, Broken),
+    NotBegun(F, CallError),
 }
 
 /// Whether a connection can be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum After {
+pub(super) enum ConnectionHealth {
     /// It can.
     Sound,
     /// It cannot: it may yet answer what was given up, and nobody else must read that.
@@ -85,36 +85,36 @@ pub(super) enum After {
 /// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then.
 pub(super) async fn run<T, F>(
     connection: &mut Object,
-    kind: Kind,
+    kind: TxKind,
     patience: Duration,
     work: F,
     is_given_up: impl Fn() -> bool,
-) -> (Ran<T, F>, After)
+) -> (RunOutcome<T, F>, ConnectionHealth)
 where
-    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
+    F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T>,
 {
-    let signs = Signs::default();
+    let signs = TxFlags::default();
     let begin = connection.build_transaction();
     let begin = match kind {
-        Kind::Write => begin.isolation_level(IsolationLevel::ReadCommitted),
-        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+        TxKind::Write => begin.isolation_level(IsolationLevel::ReadCommitted),
+        TxKind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
     };
     let transaction = match signs.within(patience, begin.start()).await {
         Ok(transaction) => transaction,
         Err(error) if signs.hung.load(Ordering::Relaxed) => {
-            return (Ran::Done(Err(error.into())), After::AllUnsound);
+            return (RunOutcome::Done(Err(error.into())), ConnectionHealth::AllUnsound);
         }
-        Err(error) => return (Ran::NotBegun(work, error.into()), After::AllUnsound),
+        Err(error) => return (RunOutcome::NotBegun(work, error.into()), ConnectionHealth::AllUnsound),
     };
     let outcome = transact(transaction, patience, work, is_given_up, &signs).await;
     let is_conflict = signs.conflict.load(Ordering::Relaxed);
     let is_content = signs.content.load(Ordering::Relaxed);
     let after = match (signs.hung.load(Ordering::Relaxed), signs.out_of_step.load(Ordering::Relaxed)) {
-        (true, _) => After::AllUnsound,
-        (false, true) => After::Unsound,
-        (false, false) => After::Sound,
+        (true, _) => ConnectionHealth::AllUnsound,
+        (false, true) => ConnectionHealth::Unsound,
+        (false, false) => ConnectionHealth::Sound,
     };
-    (Ran::Done(outcome.map_err(|error| Broken { error, is_conflict, is_content })), after)
+    (RunOutcome::Done(outcome.map_err(|error| CallError { error, is_conflict, is_content })), after)
 }
 
 async fn transact<T, F>(
@@ -122,10 +122,10 @@ async fn transact<T, F>(
     patience: Duration,
     work: F,
     is_given_up: impl Fn() -> bool,
-    signs: &Signs,
+    signs: &TxFlags,
 ) -> Result<T, StoreError>
 where
-    F: for<'t> FnOnce(&'t Tx<'t>) -> Work<'t, T>,
+    F: for<'t> FnOnce(&'t Tx<'t>) -> TxWork<'t, T>,
 {
     let tx = Tx { transaction, patience, signs };
     let value = work(&tx).await?;
@@ -149,25 +149,25 @@ impl<'t> Tx<'t> {
     pub(super) async fn one<T>(
         &self,
         sql: &str,
-        values: Values<'_>,
-        decode: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+        values: SqlValues<'_>,
+        decode: impl FnOnce(&mut RowReader<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let rows = self.rows(sql, values).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        decode(&mut Fields::of(row)).map(Some)
+        decode(&mut RowReader::of(row)).map(Some)
     }
 
     /// Every row.
     pub(super) async fn all<T>(
         &self,
         sql: &str,
-        values: Values<'_>,
-        mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+        values: SqlValues<'_>,
+        mut decode: impl FnMut(&mut RowReader<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         let rows = self.rows(sql, values).await?;
         let mut items = Vec::with_capacity(rows.len());
         for row in &rows {
-            items.push(decode(&mut Fields::of(row))?);
+            items.push(decode(&mut RowReader::of(row))?);
         }
         Ok(items)
     }
@@ -177,13 +177,13 @@ impl<'t> Tx<'t> {
         &self,
         sql: &str,
         values: &[(&(dyn ToSql + Sync), Type)],
-        mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+        mut decode: impl FnMut(&mut RowReader<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         let queried = self.transaction.query_typed(sql, values);
         let rows = self.signs.within(self.patience, queried).await?;
         let mut items = Vec::with_capacity(rows.len());
         for row in &rows {
-            items.push(decode(&mut Fields::of(row))?);
+            items.push(decode(&mut RowReader::of(row))?);
         }
         Ok(items)
     }
@@ -192,24 +192,24 @@ impl<'t> Tx<'t> {
     pub(super) async fn parts(
         &self,
         sql: &str,
-        values: Values<'_>,
+        values: SqlValues<'_>,
         size: usize,
-    ) -> Result<Parts<'_, 't>, StoreError> {
+    ) -> Result<RowStream<'_, 't>, StoreError> {
         let bound = async {
             let statement = self.transaction.prepare_cached(sql).await?;
             self.transaction.bind(&statement, values).await
         };
         let portal = self.signs.within(self.patience, bound).await?;
-        Ok(Parts { tx: self, portal, size: i32::try_from(size).unwrap_or(i32::MAX), is_over: false })
+        Ok(RowStream { tx: self, portal, size: i32::try_from(size).unwrap_or(i32::MAX), is_over: false })
     }
 
     /// The one number that a `SELECT count(*)` answers.
-    pub(super) async fn count(&self, sql: &str, values: Values<'_>) -> Result<u64, StoreError> {
+    pub(super) async fn count(&self, sql: &str, values: SqlValues<'_>) -> Result<u64, StoreError> {
         Ok(self.one(sql, values, |f| f.int("count")).await?.unwrap_or(0))
     }
 
     /// Runs a statement and answers how many rows it touched.
-    pub(super) async fn execute(&self, sql: &str, values: Values<'_>) -> Result<u64, StoreError> {
+    pub(super) async fn execute(&self, sql: &str, values: SqlValues<'_>) -> Result<u64, StoreError> {
         let executed = async {
             let statement = self.transaction.prepare_cached(sql).await?;
             self.transaction.execute(&statement, values).await
@@ -247,7 +247,7 @@ impl<'t> Tx<'t> {
         self.signs.undone.store(true, Ordering::Relaxed);
     }
 
-    async fn rows(&self, sql: &str, values: Values<'_>) -> Result<Vec<Row>, StoreError> {
+    async fn rows(&self, sql: &str, values: SqlValues<'_>) -> Result<Vec<Row>, StoreError> {
         let queried = async {
             let statement = self.transaction.prepare_cached(sql).await?;
             self.transaction.query(&statement, values).await
@@ -256,9 +256,9 @@ impl<'t> Tx<'t> {
     }
 }
 
-// === impl Parts ===
+// === impl RowStream ===
 
-impl Parts<'_, '_> {
+impl RowStream<'_, '_> {
     /// The next rows; none at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Row>>, StoreError> {
         if self.is_over {
@@ -271,9 +271,9 @@ impl Parts<'_, '_> {
     }
 }
 
-// === impl Signs ===
+// === impl TxFlags ===
 
-impl Signs {
+impl TxFlags {
     async fn within<T>(
         &self,
         patience: Duration,
@@ -301,9 +301,9 @@ impl Signs {
     }
 }
 
-// === impl Columns ===
+// === impl RowColumns ===
 
-impl Columns for Row {
+impl RowColumns for Row {
     fn text(&self, at: usize) -> Result<Option<&str>, &'static str> {
         self.try_get(at).map_err(|_| "is not text")
     }

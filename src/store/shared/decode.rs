@@ -2,15 +2,15 @@
 //!
 //! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` takes them.
 
-use super::fields::{Fields, int};
-use super::rollup::{Sketch, Tally};
+use super::fields::{RowReader, int};
+use super::rollup::{LatencySketch, RollupTotals};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::model::key::{Ceilings, Key, Plan};
-use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
 use crate::store::{WorkspaceRecord, Written};
@@ -32,7 +32,7 @@ macro_rules! key_columns {
 }
 pub(in crate::store) use key_columns;
 
-pub(in crate::store) fn read_key(f: &mut Fields<'_>) -> Result<Key, StoreError> {
+pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreError> {
     Ok(Key {
         id: KeyId(f.uuid("id")?),
         workspace_id: f.parsed("workspace_id")?,
@@ -62,7 +62,7 @@ macro_rules! key_record_columns {
 }
 pub(in crate::store) use key_record_columns;
 
-pub(in crate::store) fn read_key_record(f: &mut Fields<'_>) -> Result<KeyRecord, StoreError> {
+pub(in crate::store) fn read_key_record(f: &mut RowReader<'_>) -> Result<KeyRecord, StoreError> {
     Ok(KeyRecord {
         key: read_key(f)?,
         name: f.text("name")?.to_owned(),
@@ -79,15 +79,15 @@ pub(in crate::store) fn read_key_record(f: &mut Fields<'_>) -> Result<KeyRecord,
 }
 
 /// [`read_key_record`], or none when the row is not what it must be: a list shows the others.
-pub(in crate::store) fn sound_key_record(f: &mut Fields<'_>) -> Result<Option<KeyRecord>, StoreError> {
+pub(in crate::store) fn sound_key_record(f: &mut RowReader<'_>) -> Result<Option<KeyRecord>, StoreError> {
     sound("keys", f, read_key_record)
 }
 
 /// What `read` makes of a row of `table`; none, and a line in the log, when the row is not what it must be.
 fn sound<T>(
     table: &'static str,
-    f: &mut Fields<'_>,
-    read: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+    f: &mut RowReader<'_>,
+    read: impl FnOnce(&mut RowReader<'_>) -> Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
     match read(f) {
         Err(StoreError::Corrupt(why)) => {
@@ -108,7 +108,7 @@ macro_rules! plan_columns {
 }
 pub(in crate::store) use plan_columns;
 
-pub(in crate::store) fn read_plan(f: &mut Fields<'_>) -> Result<Plan, StoreError> {
+pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreError> {
     Ok(Plan {
         id: f.parsed("id")?,
         api_ops_rate_limit: f.int("api_ops_rate_limit")?,
@@ -126,7 +126,7 @@ macro_rules! plan_record_columns {
 }
 pub(in crate::store) use plan_record_columns;
 
-pub(in crate::store) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecord, StoreError> {
+pub(in crate::store) fn read_plan_record(f: &mut RowReader<'_>) -> Result<PlanRecord, StoreError> {
     Ok(PlanRecord {
         plan: read_plan(f)?,
         description: f.text("description")?.to_owned(),
@@ -137,7 +137,7 @@ pub(in crate::store) fn read_plan_record(f: &mut Fields<'_>) -> Result<PlanRecor
 }
 
 /// [`read_plan_record`], or none when the row is not what it must be: a list shows the others.
-pub(in crate::store) fn sound_plan_record(f: &mut Fields<'_>) -> Result<Option<PlanRecord>, StoreError> {
+pub(in crate::store) fn sound_plan_record(f: &mut RowReader<'_>) -> Result<Option<PlanRecord>, StoreError> {
     sound("plans", f, read_plan_record)
 }
 
@@ -149,7 +149,9 @@ macro_rules! workspace_columns {
 }
 pub(in crate::store) use workspace_columns;
 
-pub(in crate::store) fn read_workspace(f: &mut Fields<'_>) -> Result<Written<WorkspaceRecord>, StoreError> {
+pub(in crate::store) fn read_workspace(
+    f: &mut RowReader<'_>,
+) -> Result<Written<WorkspaceRecord>, StoreError> {
     let value = WorkspaceRecord {
         id: f.parsed("id")?,
         name: f.text("name")?.to_owned(),
@@ -162,7 +164,9 @@ pub(in crate::store) fn read_workspace(f: &mut Fields<'_>) -> Result<Written<Wor
 }
 
 /// The record of [`read_workspace`], or none when the row is not what it must be: a list shows the others.
-pub(in crate::store) fn sound_workspace(f: &mut Fields<'_>) -> Result<Option<WorkspaceRecord>, StoreError> {
+pub(in crate::store) fn sound_workspace(
+    f: &mut RowReader<'_>,
+) -> Result<Option<WorkspaceRecord>, StoreError> {
     sound("workspaces", f, |f| Ok(read_workspace(f)?.value))
 }
 
@@ -174,7 +178,7 @@ macro_rules! end_user_columns {
 }
 pub(in crate::store) use end_user_columns;
 
-pub(in crate::store) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecord, StoreError> {
+pub(in crate::store) fn read_end_user(f: &mut RowReader<'_>) -> Result<EndUserRecord, StoreError> {
     Ok(EndUserRecord {
         id: EndUserId(f.uuid("id")?),
         workspace_id: f.parsed("workspace_id")?,
@@ -184,7 +188,7 @@ pub(in crate::store) fn read_end_user(f: &mut Fields<'_>) -> Result<EndUserRecor
 }
 
 /// [`read_end_user`], or none when the row is not what it must be: a list shows the others.
-pub(in crate::store) fn sound_end_user(f: &mut Fields<'_>) -> Result<Option<EndUserRecord>, StoreError> {
+pub(in crate::store) fn sound_end_user(f: &mut RowReader<'_>) -> Result<Option<EndUserRecord>, StoreError> {
     sound("end_users", f, read_end_user)
 }
 
@@ -192,16 +196,16 @@ pub(in crate::store) fn sound_end_user(f: &mut Fields<'_>) -> Result<Option<EndU
 
 /// One query of the feed. The first column of each is the row's id and the second its number; its one parameter, `$1`,
 /// is the number behind which the feed begins (both backends take parameters written so).
-pub(in crate::store) struct Source {
+pub(in crate::store) struct FeedQuery {
     table: &'static str,
     pub(in crate::store) sql: &'static str,
-    read: fn(&mut Fields<'_>) -> Result<Change, StoreError>,
+    read: fn(&mut RowReader<'_>) -> Result<Change, StoreError>,
 }
 
 /// In the order in which a keyring can take them in: what is pointed at comes before what points, and a plan goes only
 /// after the workspaces that left it.
-pub(in crate::store) const SOURCES: &[Source] = &[
-    Source {
+pub(in crate::store) const SOURCES: &[FeedQuery] = &[
+    FeedQuery {
         table: "plans",
         sql: concat!(
             "SELECT p.id, p.version, ",
@@ -210,12 +214,12 @@ pub(in crate::store) const SOURCES: &[Source] = &[
         ),
         read: |f| Ok(Change::Plan(read_plan(f)?)),
     },
-    Source {
+    FeedQuery {
         table: "workspaces",
         sql: "SELECT id, version, id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
         read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
     },
-    Source {
+    FeedQuery {
         table: "keys",
         sql: concat!(
             "SELECT k.id, k.version, k.digest, k.old_digest, ",
@@ -225,13 +229,13 @@ pub(in crate::store) const SOURCES: &[Source] = &[
         ),
         read: read_key_change,
     },
-    Source {
+    FeedQuery {
         table: "keys",
         sql: "SELECT id, version, id, version FROM keys
               WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
         read: |f| Ok(Change::KeyRemoved { id: KeyId(f.uuid("id")?), version: Version(f.int("version")?) }),
     },
-    Source {
+    FeedQuery {
         table: "end_user_tombstones",
         sql: "SELECT other_id, version, other_id, workspace_id FROM end_user_tombstones
               WHERE version > $1 ORDER BY version",
@@ -240,7 +244,7 @@ pub(in crate::store) const SOURCES: &[Source] = &[
             Ok(Change::EndUserRemoved { workspace_id: f.parsed("workspace_id")?, other_id })
         },
     },
-    Source {
+    FeedQuery {
         table: "plans",
         sql: "SELECT id, version, id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
         read: |f| Ok(Change::PlanRemoved(f.parsed("id")?)),
@@ -253,12 +257,12 @@ pub(in crate::store) fn feed_after(after: Version) -> i64 {
     if after == Version::default() { i64::MIN } else { int(after.0) }
 }
 
-impl Source {
+impl FeedQuery {
     /// The change that a row stands for; `reached` is the number of the newest write, which no row can be above. A row
     /// that cannot be understood is a change too: what it stood for must not be served.
     pub(in crate::store) fn change(
         &self,
-        fields: &mut Fields<'_>,
+        fields: &mut RowReader<'_>,
         reached: Version,
     ) -> Result<Change, StoreError> {
         match self.checked(fields, reached) {
@@ -271,7 +275,7 @@ impl Source {
     }
 
     /// The digests of a key whose row cannot be understood.
-    fn digests(&self, fields: &Fields<'_>) -> SmallVec<[Digest; 2]> {
+    fn digests(&self, fields: &RowReader<'_>) -> SmallVec<[Digest; 2]> {
         let mut fields = fields.from_the_first();
         fields.skip();
         fields.skip();
@@ -280,7 +284,7 @@ impl Source {
     }
 
     /// A number from the future would outlive the next changes of its row, which have smaller ones.
-    fn checked(&self, fields: &mut Fields<'_>, reached: Version) -> Result<Change, StoreError> {
+    fn checked(&self, fields: &mut RowReader<'_>, reached: Version) -> Result<Change, StoreError> {
         fields.skip();
         let version = Version(fields.int("version")?);
         if version == Version::default() || version > reached {
@@ -290,7 +294,7 @@ impl Source {
     }
 }
 
-fn read_key_change(f: &mut Fields<'_>) -> Result<Change, StoreError> {
+fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
     let digest = Digest(f.digest("digest")?);
     let old = f.maybe_digest("old_digest")?;
     let key = read_key(f)?;
@@ -323,7 +327,7 @@ macro_rules! node_columns {
 }
 pub(in crate::store) use node_columns;
 
-pub(in crate::store) fn read_node(f: &mut Fields<'_>) -> Result<NodeRow, StoreError> {
+pub(in crate::store) fn read_node(f: &mut RowReader<'_>) -> Result<NodeRow, StoreError> {
     Ok(NodeRow {
         boot: f.uuid("boot_id")?,
         name: f.text("name")?.into(),
@@ -345,7 +349,7 @@ macro_rules! usage_columns {
 }
 pub(in crate::store) use usage_columns;
 
-pub(in crate::store) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, StoreError> {
+pub(in crate::store) fn read_usage(f: &mut RowReader<'_>) -> Result<UsageRecord, StoreError> {
     Ok(UsageRecord {
         id: RequestId(f.uuid("id")?),
         request_id: f.text("request_id")?.into(),
@@ -374,7 +378,7 @@ pub(in crate::store) fn read_usage(f: &mut Fields<'_>) -> Result<UsageRecord, St
 }
 
 /// [`read_usage`], or none when the row is not what it must be: the others are shown.
-pub(in crate::store) fn sound_usage(f: &mut Fields<'_>) -> Result<Option<UsageRecord>, StoreError> {
+pub(in crate::store) fn sound_usage(f: &mut RowReader<'_>) -> Result<Option<UsageRecord>, StoreError> {
     sound("usage", f, read_usage)
 }
 
@@ -383,13 +387,13 @@ fn known_fault(name: &str) -> Result<Fault, StoreError> {
 }
 
 /// `at` and `id` of a usage record.
-pub(in crate::store) fn read_place(f: &mut Fields<'_>) -> Result<LogCursor, StoreError> {
+pub(in crate::store) fn read_place(f: &mut RowReader<'_>) -> Result<LogCursor, StoreError> {
     let at = f.instant("at")?;
     Ok(LogCursor { at, id: RequestId(f.uuid("id")?) })
 }
 
 /// `start` and `requests` of a day's roll-up. A figure that cannot be is none at all: then further days are looked at.
-pub(in crate::store) fn read_day(f: &mut Fields<'_>) -> Result<(Timestamp, u64), StoreError> {
+pub(in crate::store) fn read_day(f: &mut RowReader<'_>) -> Result<(Timestamp, u64), StoreError> {
     let start = f.instant("start")?;
     Ok((start, f.int("requests").unwrap_or(0)))
 }
@@ -408,8 +412,8 @@ macro_rules! tally_columns {
 }
 pub(in crate::store) use tally_columns;
 
-pub(in crate::store) fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreError> {
-    Ok(Tally {
+pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals, StoreError> {
+    Ok(RollupTotals {
         requests: f.int("requests")?,
         denied: f.int("denied")?,
         errors: f.int("errors")?,
@@ -420,14 +424,16 @@ pub(in crate::store) fn read_tally(f: &mut Fields<'_>) -> Result<Tally, StoreErr
         last_at: f.instant("last_at")?,
         response_count: f.int("response_count")?,
         response_us_sum: f.int("response_us_sum")?,
-        sketch: Sketch::decode(f.blob("sketch")?)
+        sketch: LatencySketch::decode(f.blob("sketch")?)
             .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
     })
 }
 
 /// A kept tally to add to; none when it is not what it must be. Then it is left as it is for a person to look at, and
 /// its window stops counting: one damaged row must not hold up the ledger.
-pub(in crate::store) fn sound_tally(read: Result<Tally, StoreError>) -> Result<Option<Tally>, StoreError> {
+pub(in crate::store) fn sound_tally(
+    read: Result<RollupTotals, StoreError>,
+) -> Result<Option<RollupTotals>, StoreError> {
     match read {
         Err(StoreError::Corrupt(why)) => {
             tracing::error!(why, "a roll-up of usage is damaged and counts no further");
@@ -438,7 +444,7 @@ pub(in crate::store) fn sound_tally(read: Result<Tally, StoreError>) -> Result<O
 }
 
 /// A window's `start`, then its tally.
-pub(in crate::store) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, StoreError> {
+pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, StoreError> {
     let start = f.instant("start")?;
     let tally = read_tally(f)?;
     Ok(UsagePoint {
@@ -454,7 +460,7 @@ pub(in crate::store) fn read_point(f: &mut Fields<'_>) -> Result<UsagePoint, Sto
 }
 
 /// [`read_spent`], or none when the row is not what it must be: the others still count.
-pub(in crate::store) fn sound_spent(f: &mut Fields<'_>) -> Result<Option<SpentRow>, StoreError> {
+pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<UsageTotals>, StoreError> {
     match read_spent(f) {
         Err(StoreError::Corrupt(why)) => {
             tracing::error!(why, "what somebody has spent cannot be read; it counts as nothing");
@@ -465,31 +471,31 @@ pub(in crate::store) fn sound_spent(f: &mut Fields<'_>) -> Result<Option<SpentRo
 }
 
 /// `subject_kind`, `subject_id`, then what was charged: ever, this minute, hour, day, month.
-fn read_spent(f: &mut Fields<'_>) -> Result<SpentRow, StoreError> {
+fn read_spent(f: &mut RowReader<'_>) -> Result<UsageTotals, StoreError> {
     let subject = read_subject(f)?;
     let total = f.int("charged")?;
     let (minute, hour) = (f.int("minute")?, f.int("hour")?);
     let (day, month) = (f.int("day")?, f.int("month")?);
-    Ok(SpentRow { subject, minute, hour, day, month, total })
+    Ok(UsageTotals { subject, minute, hour, day, month, total })
 }
 
 /// `subject_kind` and `subject_id` of a roll-up.
-pub(in crate::store) fn subject_columns(subject: &SpentBy) -> (i64, &[u8]) {
+pub(in crate::store) fn subject_columns(subject: &UsageSubject) -> (i64, &[u8]) {
     match subject {
-        SpentBy::Key(id) => (KEY, id.0.as_bytes()),
-        SpentBy::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
+        UsageSubject::Key(id) => (KEY, id.0.as_bytes()),
+        UsageSubject::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
     }
 }
 
-fn read_subject(f: &mut Fields<'_>) -> Result<SpentBy, StoreError> {
+fn read_subject(f: &mut RowReader<'_>) -> Result<UsageSubject, StoreError> {
     let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
     let kind: i64 = f.int("subject_kind")?;
     let bytes = f.blob("subject_id")?;
     match kind {
-        KEY => Uuid::from_slice(bytes).map(|id| SpentBy::Key(KeyId(id))).map_err(|_| corrupt()),
+        KEY => Uuid::from_slice(bytes).map(|id| UsageSubject::Key(KeyId(id))).map_err(|_| corrupt()),
         WORKSPACE => {
             let text = std::str::from_utf8(bytes).map_err(|_| corrupt())?;
-            text.parse().map(SpentBy::Workspace).map_err(|_| corrupt())
+            text.parse().map(UsageSubject::Workspace).map_err(|_| corrupt())
         }
         _ => Err(StoreError::Corrupt("subject_kind of a roll-up is neither 1 nor 2".into())),
     }
@@ -505,7 +511,7 @@ macro_rules! audit_columns {
 }
 pub(in crate::store) use audit_columns;
 
-pub(in crate::store) fn read_audit(f: &mut Fields<'_>) -> Result<AuditRecord, StoreError> {
+pub(in crate::store) fn read_audit(f: &mut RowReader<'_>) -> Result<AuditRecord, StoreError> {
     Ok(AuditRecord {
         id: AuditId(f.uuid("id")?),
         at: f.instant("at")?,

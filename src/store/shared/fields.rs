@@ -1,6 +1,6 @@
 //! Reading rows: column by column in the order of the SELECT, each checked, each mistake named.
 //!
-//! Must not know: which table is read, or how a backend hands out values ([`Columns`] does). A value that cannot be is
+//! Must not know: which table is read, or how a backend hands out values ([`RowColumns`] does). A value that cannot be is
 //! [`StoreError::Corrupt`] with the column's name and never with the value, which could be a digest.
 
 use crate::clock::Timestamp;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 /// One row as a backend holds it. None is NULL; an error says what a value is not, to follow the column's name.
-pub(in crate::store) trait Columns {
+pub(in crate::store) trait RowColumns {
     fn text(&self, at: usize) -> Result<Option<&str>, &'static str>;
     fn int(&self, at: usize) -> Result<Option<i64>, &'static str>;
     fn flag(&self, at: usize) -> Result<Option<bool>, &'static str>;
@@ -21,8 +21,8 @@ pub(in crate::store) trait Columns {
 }
 
 /// The columns of one row that have not been read yet.
-pub(in crate::store) struct Fields<'r> {
-    row: &'r dyn Columns,
+pub(in crate::store) struct RowReader<'r> {
+    row: &'r dyn RowColumns,
     at: usize,
 }
 
@@ -31,11 +31,11 @@ pub(in crate::store) fn int(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-// === impl Fields ===
+// === impl RowReader ===
 
-impl<'r> Fields<'r> {
+impl<'r> RowReader<'r> {
     /// All columns of `row`.
-    pub(in crate::store) fn of(row: &'r dyn Columns) -> Self {
+    pub(in crate::store) fn of(row: &'r dyn RowColumns) -> Self {
         Self { row, at: 0 }
     }
 
@@ -129,7 +129,7 @@ impl<'r> Fields<'r> {
         bytes.try_into().map(Some).map_err(|_| corrupt(name, "is not 32 bytes"))
     }
 
-    /// See [`Columns::id_for_people`].
+    /// See [`RowColumns::id_for_people`].
     pub(in crate::store) fn id_for_people(&self) -> String {
         self.row.id_for_people()
     }

@@ -5,7 +5,7 @@
 //!
 //! *Invariant:* no call costs more on a long ledger than on a short one, beyond that bound.
 
-use super::rollup::Width;
+use super::rollup::WindowWidth;
 use crate::clock::Timestamp;
 use crate::model::id::RequestId;
 use crate::model::usage::UsageRecord;
@@ -21,7 +21,7 @@ pub(in crate::store) const DAYS_AT_ONCE: i64 = 32;
 
 /// What a call looks for, and where.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Search {
+pub(in crate::store) struct LogSearch {
     /// Not before, at or after.
     pub(in crate::store) range: Range<Timestamp>,
     /// Behind this place.
@@ -37,7 +37,7 @@ pub(in crate::store) struct Search {
 
 /// How far a search looks, once the roll-ups have told where records are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Reach {
+pub(in crate::store) struct SearchRange {
     /// Not before.
     pub(in crate::store) from: Timestamp,
     /// Whether there are records before that, or more than are looked at.
@@ -45,15 +45,15 @@ pub(in crate::store) struct Reach {
 }
 
 /// The days of a key that have records, from the newest on, until there are enough of them.
-pub(in crate::store) struct Days<'s> {
-    search: &'s Search,
+pub(in crate::store) struct UsageDays<'s> {
+    search: &'s LogSearch,
     seen: u64,
     from: Option<Timestamp>,
 }
 
 /// A range of time cut where windows of one width begin.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::store) struct Cut {
+pub(in crate::store) struct AlignedRange {
     /// Whole windows.
     pub(in crate::store) whole: Range<Timestamp>,
     /// What is left before and after them.
@@ -61,11 +61,12 @@ pub(in crate::store) struct Cut {
 }
 
 /// The widths to count by, the widest first, and after each what to do with the edges.
-pub(in crate::store) const COUNTED_BY: [Width; 3] = [Width::Day, Width::Hour, Width::Minute];
+pub(in crate::store) const COUNTED_BY: [WindowWidth; 3] =
+    [WindowWidth::Day, WindowWidth::Hour, WindowWidth::Minute];
 
-// === impl Search ===
+// === impl LogSearch ===
 
-impl Search {
+impl LogSearch {
     /// What `filter` and `page` ask for of a ledger that was kept from `kept_from` on.
     pub(in crate::store) fn new(filter: &LogFilter, page: &LogPageRequest, kept_from: Timestamp) -> Self {
         let (after, limit, offset) = match page {
@@ -128,11 +129,11 @@ impl Search {
     }
 }
 
-// === impl Days ===
+// === impl UsageDays ===
 
-impl<'s> Days<'s> {
+impl<'s> UsageDays<'s> {
     /// No day yet.
-    pub(in crate::store) const fn of(search: &'s Search) -> Self {
+    pub(in crate::store) const fn of(search: &'s LogSearch) -> Self {
         Self { search, seen: 0, from: None }
     }
 
@@ -147,9 +148,9 @@ impl<'s> Days<'s> {
     }
 
     /// How far to look; none when there is no record at all.
-    pub(in crate::store) fn reach(&self) -> Option<Reach> {
+    pub(in crate::store) fn reach(&self) -> Option<SearchRange> {
         let from = self.from?.max(self.search.range.start);
-        Some(Reach { from, is_cut: !self.is_short() && from > self.search.range.start })
+        Some(SearchRange { from, is_cut: !self.is_short() && from > self.search.range.start })
     }
 
     fn is_short(&self) -> bool {
@@ -157,20 +158,20 @@ impl<'s> Days<'s> {
     }
 }
 
-// === impl Reach ===
+// === impl SearchRange ===
 
-impl Reach {
+impl SearchRange {
     /// Where to go on when fewer were found than were asked for, although there is more.
     pub(in crate::store) fn end(&self) -> Option<LogCursor> {
         self.is_cut.then_some(LogCursor { at: self.from, id: RequestId(Uuid::nil()) })
     }
 }
 
-// === impl Cut ===
+// === impl AlignedRange ===
 
-impl Cut {
+impl AlignedRange {
     /// `range` cut by `width`; none when no whole window is in it.
-    pub(in crate::store) fn of(range: &Range<Timestamp>, width: Width) -> Option<Self> {
+    pub(in crate::store) fn of(range: &Range<Timestamp>, width: WindowWidth) -> Option<Self> {
         let last = width.start(range.end);
         let floor = width.start(range.start);
         let length = Duration::from_secs(width.seconds().unsigned_abs());
@@ -192,7 +193,7 @@ mod tests {
         fn a_cut_loses_nothing_and_repeats_nothing(from in 0..10_000_000_000_i64, length in 0..10_000_000_000_000_i64) {
             let range = Timestamp::from_micros(from)..Timestamp::from_micros(from + length);
             for width in COUNTED_BY {
-                let Some(Cut { whole, edges: [head, tail] }) = Cut::of(&range, width) else { continue };
+                let Some(AlignedRange { whole, edges: [head, tail] }) = AlignedRange::of(&range, width) else { continue };
                 prop_assert_eq!((head.start, head.end), (range.start, whole.start));
                 prop_assert_eq!((tail.start, tail.end), (whole.end, range.end));
                 prop_assert!(whole.start < whole.end);

@@ -27,18 +27,18 @@ pub struct MigrationState {
 pub(in crate::store) const HISTORY_TABLE: &str = "refinery_schema_history";
 
 /// One embedded file: its name as refinery spells it, and its text.
-type File = (&'static str, &'static str);
+type MigrationFile = (&'static str, &'static str);
 
 /// The migrations of the embedded store. `V1__initial` is `migrations/sqlite/0001_initial.sql`, and so on.
-pub(in crate::store) const SQLITE: &[File] =
+pub(in crate::store) const SQLITE: &[MigrationFile] =
     &[("V1__initial", include_str!("../../../migrations/sqlite/0001_initial.sql"))];
 
 /// The migrations of the store for several nodes: the same numbers and names.
-pub(in crate::store) const POSTGRES: &[File] =
+pub(in crate::store) const POSTGRES: &[MigrationFile] =
     &[("V1__initial", include_str!("../../../migrations/postgres/0001_initial.sql"))];
 
 /// What runs the migrations of `files`: all that are pending in one transaction.
-pub(in crate::store) fn runner(files: &[File]) -> Result<Runner, StoreError> {
+pub(in crate::store) fn runner(files: &[MigrationFile]) -> Result<Runner, StoreError> {
     let mut migrations = Vec::with_capacity(files.len());
     for (name, text) in files {
         migrations.push(Migration::unapplied(name, text).map_err(|error| refused(&error))?);
@@ -103,14 +103,14 @@ impl From<&Migration> for MigrationName {
 mod tests {
     use super::*;
 
-    const STEPS: &[File] = &[("V1__step_1", ""), ("V2__step_2", ""), ("V3__step_3", "")];
+    const STEPS: &[MigrationFile] = &[("V1__step_1", ""), ("V2__step_2", ""), ("V3__step_3", "")];
 
     fn name(number: i32) -> MigrationName {
         MigrationName { number, name: format!("step_{number}") }
     }
 
     /// The history of a database that has the first `applied` of `files`.
-    fn history(files: &[File], applied: usize) -> Vec<HistoryLine> {
+    fn history(files: &[MigrationFile], applied: usize) -> Vec<HistoryLine> {
         let runner = runner(&files[..applied]).unwrap();
         let line = |m: &Migration| HistoryLine { migration: m.into(), checksum: m.checksum().to_string() };
         runner.get_migrations().iter().map(line).collect()
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn both_backends_have_the_same_numbers_and_names() {
-        let names = |files: &[File]| files.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let names = |files: &[MigrationFile]| files.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         assert_eq!(names(SQLITE), names(POSTGRES));
     }
 

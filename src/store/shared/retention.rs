@@ -6,12 +6,12 @@
 //! are gone; whatever breaks off in between is taken up by the next round.
 //!
 //! *Invariant:* what is hidden stays hidden, also when the plan is later given a longer retention: totals agree with rows.
-//! *Invariant:* nothing goes because a clock says so that the ledger itself does not bear out ([`Calendar`]).
+//! *Invariant:* nothing goes because a clock says so that the ledger itself does not bear out ([`RetentionClock`]).
 
-use super::rollup::Width;
+use super::rollup::WindowWidth;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, PlanId, RequestId};
-use crate::store::usage::Upkeep;
+use crate::store::usage::MaintenanceReport;
 use crate::store::{LogCursor, StoreError, Version};
 use async_trait::async_trait;
 use std::sync::OnceLock;
@@ -35,7 +35,7 @@ pub(in crate::store) const LOOKED_AT: u64 = 1_000;
 
 /// A plan that workspaces are on and that does not keep records for ever.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Limited {
+pub(in crate::store) struct RetentionPlan {
     pub(in crate::store) plan: PlanId,
     pub(in crate::store) days: u32,
     /// From when on the first of its workspaces may still have records.
@@ -47,7 +47,7 @@ pub(in crate::store) struct Limited {
 /// How late it is, as far as the ledger bears a clock out: it may be later than the newest day with records only by as much
 /// as this process has been running. A clock that is ahead for one start would otherwise empty the ledger.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Calendar(OnceLock<(Timestamp, Instant)>);
+pub(in crate::store) struct RetentionClock(OnceLock<(Timestamp, Instant)>);
 
 /// A day on which a key was used, in the order of days and then keys.
 #[derive(Clone, Copy, Debug)]
@@ -60,21 +60,21 @@ pub(in crate::store) struct KeyDay {
 
 /// The steps of a backend.
 #[async_trait]
-pub(in crate::store) trait Pruned: Sync {
+pub(in crate::store) trait RetentionSteps: Sync {
     /// What the rounds of this process go by.
-    fn calendar(&self) -> &Calendar;
+    fn calendar(&self) -> &RetentionClock;
     /// The newest day before `before` that has records.
     async fn day_with_records(&self, before: Timestamp) -> Result<Option<Timestamp>, StoreError>;
     /// Undoes what was hidden and noted up to an instant later than `now`: a clock that was ahead did that.
     async fn take_back(&self, now: Timestamp) -> Result<(), StoreError>;
     /// Plans in use that limit retention.
-    async fn limited(&self) -> Result<Vec<Limited>, StoreError>;
+    async fn limited(&self) -> Result<Vec<RetentionPlan>, StoreError>;
     /// Nothing of the plan's workspaces is shown from before `floor` any more.
     async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError>;
     /// Days of keys before `floor`, at most [`LOOKED_AT`], behind `after`.
     async fn key_days(
         &self,
-        of: &Limited,
+        of: &RetentionPlan,
         floor: Timestamp,
         after: LogCursor,
     ) -> Result<Vec<KeyDay>, StoreError>;
@@ -82,9 +82,9 @@ pub(in crate::store) trait Pruned: Sync {
     async fn delete_records(&self, key: KeyId, day: Timestamp) -> Result<u64, StoreError>;
     /// There is nothing from before `floor` any more of the workspaces that were on the plan when it was asked for, and that
     /// nobody has changed since.
-    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError>;
+    async fn note_pruned(&self, of: &RetentionPlan, floor: Timestamp) -> Result<(), StoreError>;
     /// Deletes at most [`STEP`] roll-ups of that width that begin before `before`; answers how many.
-    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError>;
+    async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError>;
     /// Drops what can go as a whole, once what is in it is hidden; answers how many partitions that were. Goes on without one
     /// that somebody holds: what is in it goes by the other steps, or in the next round.
     async fn drop_whole_days(&self) -> u64;
@@ -92,17 +92,17 @@ pub(in crate::store) trait Pruned: Sync {
 
 /// One round at the instant `at`; the store's own clock says `clock`.
 pub(in crate::store) async fn prune(
-    store: &impl Pruned,
+    store: &impl RetentionSteps,
     at: Timestamp,
     clock: Timestamp,
-) -> Result<Upkeep, StoreError> {
-    let mut done = Upkeep::default();
+) -> Result<MaintenanceReport, StoreError> {
+    let mut done = MaintenanceReport::default();
     store.take_back(clock).await?;
     // Without records there is nothing to prune.
     let Some(newest) = newest_day(store).await? else { return Ok(done) };
     let now = store.calendar().believe(at.min(clock), newest, Instant::now());
     let limited = store.limited().await?;
-    let floor_of = |of: &Limited| Width::Day.start(now).minus(DAY * of.days);
+    let floor_of = |of: &RetentionPlan| WindowWidth::Day.start(now).minus(DAY * of.days);
     for of in &limited {
         store.hide(&of.plan, floor_of(of)).await?;
     }
@@ -110,7 +110,7 @@ pub(in crate::store) async fn prune(
     for of in &limited {
         done.records_deleted += prune_plan(store, of, floor_of(of)).await?;
     }
-    for (width, kept_for) in [(Width::Minute, MINUTES_FOR), (Width::Hour, HOURS_FOR)] {
+    for (width, kept_for) in [(WindowWidth::Minute, MINUTES_FOR), (WindowWidth::Hour, HOURS_FOR)] {
         loop {
             let deleted = store.delete_rollups(width, now.minus(kept_for)).await?;
             done.rollups_deleted += deleted;
@@ -122,7 +122,11 @@ pub(in crate::store) async fn prune(
     Ok(done)
 }
 
-async fn prune_plan(store: &impl Pruned, of: &Limited, floor: Timestamp) -> Result<u64, StoreError> {
+async fn prune_plan(
+    store: &impl RetentionSteps,
+    of: &RetentionPlan,
+    floor: Timestamp,
+) -> Result<u64, StoreError> {
     let mut deleted = 0;
     let mut after = LogCursor { at: of.since.minus(LATE_BY), id: RequestId(Uuid::nil()) };
     loop {
@@ -148,15 +152,15 @@ async fn prune_plan(store: &impl Pruned, of: &Limited, floor: Timestamp) -> Resu
 }
 
 /// The newest day with records that is not a leap.
-async fn newest_day(store: &impl Pruned) -> Result<Option<Timestamp>, StoreError> {
+async fn newest_day(store: &impl RetentionSteps) -> Result<Option<Timestamp>, StoreError> {
     let Some(newest) = store.day_with_records(Timestamp::MAX).await? else { return Ok(None) };
     let before = store.day_with_records(newest).await?;
     Ok(before.filter(|before| newest.since(*before) > LEAP).or(Some(newest)))
 }
 
-// === impl Calendar ===
+// === impl RetentionClock ===
 
-impl Calendar {
+impl RetentionClock {
     /// How late it is at most, when a clock says `clock`, the newest day with records is `day` and it is `now` here.
     fn believe(&self, clock: Timestamp, day: Timestamp, now: Instant) -> Timestamp {
         let borne_out = day.plus(DAY);
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_clock_is_believed_as_far_as_records_or_the_time_that_went_by_bear_it_out() {
-        let calendar = Calendar::default();
+        let calendar = RetentionClock::default();
         let (begun, day) = (Instant::now(), |n: u32| Timestamp::default().plus(DAY * n));
         let after = |days: u32| begun + DAY * days;
         assert_eq!(calendar.believe(day(400), day(10), begun), day(11), "ahead");

@@ -1,12 +1,12 @@
 //! What many usage records come to: counts, sums and response times per subject and calendar window.
 //!
-//! Pure; must not know where figures are kept. Both backends feed their roll-ups through [`tally`] and [`Tally::merge`],
+//! Pure; must not know where figures are kept. Both backends feed their roll-ups through [`tally`] and [`RollupTotals::merge`],
 //! so that they agree by construction.
 
 use crate::clock::Timestamp;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
-use crate::model::usage::{Outcome, SpentBy, UsageRecord};
+use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
 use crate::policy::keys::limit::window_start;
 use crate::store::KeyStats;
 use std::collections::{BTreeMap, HashMap};
@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 ///
 /// Times up to 63 µs have a bucket each; above that every power of two is split into 32 buckets. A bucket of width
 /// `w` begins at 32·`w` or later and is read as its middle, which no value in it is further from than `w`/2. So a quantile
-/// is within 1/64 (1.6 %) of the exact one. Times above [`Sketch::MAX_US`] count as that. At most 1 056 buckets.
+/// is within 1/64 (1.6 %) of the exact one. Times above [`LatencySketch::MAX_US`] count as that. At most 1 056 buckets.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Sketch {
+pub struct LatencySketch {
     /// (bucket, count above 0), ascending.
     buckets: Vec<(u16, u64)>,
 }
@@ -29,7 +29,7 @@ pub struct BadSketch;
 
 /// The window of a roll-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Width {
+pub enum WindowWidth {
     /// One calendar minute.
     Minute,
     /// One calendar hour.
@@ -42,18 +42,18 @@ pub enum Width {
 
 /// Which roll-up. The order is the one in which backends must touch them, so that two writers cannot deadlock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Window {
+pub struct RollupWindow {
     /// Whose figures.
-    pub subject: SpentBy,
+    pub subject: UsageSubject,
     /// Of how long a time.
-    pub width: Width,
+    pub width: WindowWidth,
     /// From when on.
     pub start: Timestamp,
 }
 
 /// The figures of one roll-up. Sums stay at the largest value that a store can hold rather than overflow.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Tally {
+pub struct RollupTotals {
     /// Records.
     pub requests: u64,
     /// Those that Keygate refused.
@@ -75,7 +75,7 @@ pub struct Tally {
     /// Sum of their response times, in µs.
     pub response_us_sum: u64,
     /// Their response times.
-    pub sketch: Sketch,
+    pub sketch: LatencySketch,
 }
 
 const SUB_BITS: u32 = 5;
@@ -87,27 +87,27 @@ const SUM_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// What `records` come to: for each key and each workspace one tally of every width. Each record is looked at once, for
 /// its minute; the wider windows are made from the minutes within them.
-pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<Window, Tally> {
-    let mut minutes = HashMap::<_, Tally>::new();
+pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<RollupWindow, RollupTotals> {
+    let mut minutes = HashMap::<_, RollupTotals>::new();
     for record in records {
-        let minute = (record.api_key_id, &record.workspace_id, Width::Minute.start(record.at));
+        let minute = (record.api_key_id, &record.workspace_id, WindowWidth::Minute.start(record.at));
         minutes.entry(minute).or_default().add(record);
     }
     let mut windows = BTreeMap::new();
     for ((key, workspace, minute), tally) in minutes {
-        for subject in [SpentBy::Key(key), SpentBy::Workspace(workspace.clone())] {
-            for width in Width::ALL {
-                let window = Window { subject: subject.clone(), width, start: width.start(minute) };
-                windows.entry(window).or_insert_with(Tally::default).merge(&tally);
+        for subject in [UsageSubject::Key(key), UsageSubject::Workspace(workspace.clone())] {
+            for width in WindowWidth::ALL {
+                let window = RollupWindow { subject: subject.clone(), width, start: width.start(minute) };
+                windows.entry(window).or_insert_with(RollupTotals::default).merge(&tally);
             }
         }
     }
     windows
 }
 
-// === impl Width ===
+// === impl WindowWidth ===
 
-impl Width {
+impl WindowWidth {
     /// Every width that is kept.
     pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Total];
 
@@ -133,9 +133,9 @@ impl Width {
     }
 }
 
-// === impl Tally ===
+// === impl RollupTotals ===
 
-impl Tally {
+impl RollupTotals {
     /// Counts one record.
     pub fn add(&mut self, record: &UsageRecord) {
         let denied = record.outcome == Outcome::Denied;
@@ -190,9 +190,9 @@ fn sum(a: u64, b: u64) -> u64 {
     a.saturating_add(b).min(SUM_MAX)
 }
 
-// === impl Sketch ===
+// === impl LatencySketch ===
 
-impl Sketch {
+impl LatencySketch {
     /// The longest time that is told apart from longer ones: 24 hours, in µs.
     pub const MAX_US: u64 = 24 * 3_600 * 1_000_000;
 
@@ -246,7 +246,7 @@ impl Sketch {
         out
     }
 
-    /// Reads what [`Sketch::encode`] wrote, and nothing else.
+    /// Reads what [`LatencySketch::encode`] wrote, and nothing else.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadSketch> {
         let Some((layout, mut rest)) = bytes.split_first() else { return Ok(Self::default()) };
         if *layout != LAYOUT || rest.is_empty() {
@@ -279,7 +279,7 @@ impl Sketch {
 
 /// The bucket of a time. With `e` the highest set bit, the five bits below it tell the 32 buckets of that power apart.
 fn bucket_of(us: u64) -> u16 {
-    let capped = us.min(Sketch::MAX_US);
+    let capped = us.min(LatencySketch::MAX_US);
     let shift = (u64::BITS - 1 - (capped | SUB).leading_zeros()) - SUB_BITS;
     let bucket = u64::from(shift) * SUB + (capped >> shift);
     u16::try_from(bucket).unwrap_or(u16::MAX)
@@ -322,7 +322,7 @@ fn take_number(rest: &mut &[u8]) -> Result<u64, BadSketch> {
 
 impl KeyStats {
     /// Statistics from the roll-ups of a key's whole life and of the current day.
-    pub(in crate::store) fn new(life: &Tally, today: &Tally, quota_limit: Option<u64>) -> Self {
+    pub(in crate::store) fn new(life: &RollupTotals, today: &RollupTotals, quota_limit: Option<u64>) -> Self {
         Self {
             total_requests: life.requests,
             requests_today: today.requests,
@@ -342,8 +342,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sketch(times: &[u64]) -> Sketch {
-        let mut out = Sketch::default();
+    fn sketch(times: &[u64]) -> LatencySketch {
+        let mut out = LatencySketch::default();
         for us in times {
             out.add(*us);
         }
@@ -358,11 +358,11 @@ mod tests {
     #[test]
     fn buckets_are_contiguous_and_hold_their_own_middle() {
         let mut last = 0;
-        for bucket in 0..=bucket_of(Sketch::MAX_US) {
+        for bucket in 0..=bucket_of(LatencySketch::MAX_US) {
             let middle = middle_of(bucket);
             assert!(bucket == 0 || middle > last, "{bucket}");
             // The cap lies inside the last bucket, whose middle may lie beyond it.
-            assert_eq!(bucket_of(middle.min(Sketch::MAX_US)), bucket);
+            assert_eq!(bucket_of(middle.min(LatencySketch::MAX_US)), bucket);
             last = middle;
         }
         assert!(bucket_of(u64::MAX) < 1_056);
@@ -373,8 +373,8 @@ mod tests {
         for us in 0..64 {
             assert_eq!(sketch(&[us]).quantile(500), us);
         }
-        assert_eq!(Sketch::default().quantile(990), 0);
-        assert_eq!(Sketch::default().encode(), Vec::<u8>::new());
+        assert_eq!(LatencySketch::default().quantile(990), 0);
+        assert_eq!(LatencySketch::default().encode(), Vec::<u8>::new());
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
             if bytes[1] > 2 {
                 break;
             }
-            if let Ok(read) = Sketch::decode(&bytes[1..]) {
+            if let Ok(read) = LatencySketch::decode(&bytes[1..]) {
                 assert_eq!(read.encode(), bytes[1..]);
             }
         }
@@ -395,7 +395,7 @@ mod tests {
         fn merging_is_the_same_as_adding_all(a in times(), b in times(), c in times()) {
             let all = sketch(&[a.clone(), b.clone(), c.clone()].concat());
             let (a, b, c) = (sketch(&a), sketch(&b), sketch(&c));
-            let merge = |x: &Sketch, y: &Sketch| { let mut out = x.clone(); out.merge(y); out };
+            let merge = |x: &LatencySketch, y: &LatencySketch| { let mut out = x.clone(); out.merge(y); out };
             prop_assert_eq!(merge(&a, &b), merge(&b, &a));
             prop_assert_eq!(&merge(&merge(&a, &b), &c), &all);
             prop_assert_eq!(&merge(&a, &merge(&b, &c)), &all);
@@ -407,14 +407,14 @@ mod tests {
             let read = sketch(&all).quantile(per_mille);
             all.sort_unstable();
             let rank = (all.len() as u64 * u64::from(per_mille)).div_ceil(1_000).max(1);
-            let exact = all[usize::try_from(rank).unwrap() - 1].min(Sketch::MAX_US);
+            let exact = all[usize::try_from(rank).unwrap() - 1].min(LatencySketch::MAX_US);
             prop_assert!(read.abs_diff(exact) * 64 <= exact, "{} for {}", read, exact);
         }
 
         #[test]
         fn what_was_encoded_is_decoded(all in times()) {
             let sketch = sketch(&all);
-            prop_assert_eq!(Sketch::decode(&sketch.encode()), Ok(sketch));
+            prop_assert_eq!(LatencySketch::decode(&sketch.encode()), Ok(sketch));
         }
 
         #[test]
@@ -422,7 +422,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first = LAYOUT;
             }
-            if let Ok(read) = Sketch::decode(&bytes) {
+            if let Ok(read) = LatencySketch::decode(&bytes) {
                 prop_assert_eq!(read.encode(), bytes);
                 read.quantile(990);
             }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// The fields of an audit line.
-pub(in crate::store) type Fields = Map<String, Value>;
+pub(in crate::store) type AuditFields = Map<String, Value>;
 
 // === keys ===
 
@@ -327,7 +327,7 @@ pub(in crate::store) fn limits_to_json(limits: &[Ceiling]) -> Value {
 
 /// Reads what [`limits_to_json`] made; says what is wrong with anything else.
 pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, String> {
-    let items: Vec<Fields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
+    let items: Vec<AuditFields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
     let mut limits = Vec::with_capacity(items.len());
     for item in &items {
         let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
@@ -354,16 +354,16 @@ pub(in crate::store) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String
 // === audit ===
 
 /// What happened to what.
-pub(in crate::store) struct Line<'a> {
+pub(in crate::store) struct AuditLine<'a> {
     pub(in crate::store) action: &'static str,
     pub(in crate::store) workspace: Option<&'a WorkspaceId>,
     pub(in crate::store) target: String,
-    pub(in crate::store) changes: Fields,
+    pub(in crate::store) changes: AuditFields,
 }
 
-impl Line<'_> {
+impl AuditLine<'_> {
     /// That a node has another config in force.
-    pub(in crate::store) fn reload(node: &str, changes: Fields) -> Self {
+    pub(in crate::store) fn reload(node: &str, changes: AuditFields) -> Self {
         Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
     }
 
@@ -374,7 +374,7 @@ impl Line<'_> {
 }
 
 /// What a key is, for the audit trail. Destructured, so that a new field must be decided on here.
-pub(in crate::store) fn key_fields(record: &KeyRecord) -> Fields {
+pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
     let KeyRecord { key, name, description, metadata, hint, .. } = record;
     let Key {
         id: _,
@@ -408,7 +408,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> Fields {
 }
 
 /// What a plan is, for the audit trail.
-pub(in crate::store) fn plan_fields(record: &PlanRecord) -> Fields {
+pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
     let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } =
         &record.plan;
     fields([
@@ -422,7 +422,7 @@ pub(in crate::store) fn plan_fields(record: &PlanRecord) -> Fields {
 }
 
 /// What a workspace is, for the audit trail.
-pub(in crate::store) fn workspace_fields(record: &WorkspaceRecord) -> Fields {
+pub(in crate::store) fn workspace_fields(record: &WorkspaceRecord) -> AuditFields {
     fields([("name", json!(record.name)), ("plan_id", json!(record.plan_id.as_str()))])
 }
 
@@ -431,7 +431,7 @@ pub(in crate::store) fn regenerate_fields(
     old_hint: &str,
     new: &IssuedCredential,
     old_until: Option<Timestamp>,
-) -> Fields {
+) -> AuditFields {
     fields([
         ("hint", json!({"from": old_hint, "to": new.hint})),
         ("old_valid_until", json!(old_until.map(Timestamp::as_millis))),
@@ -439,12 +439,12 @@ pub(in crate::store) fn regenerate_fields(
 }
 
 /// Field by field what was and what became, of those that differ.
-pub(in crate::store) fn difference(before: &Fields, after: &Fields) -> Fields {
+pub(in crate::store) fn difference(before: &AuditFields, after: &AuditFields) -> AuditFields {
     let changed = after.iter().filter(|(name, to)| before.get(*name) != Some(*to));
     changed.map(|(name, to)| (name.clone(), json!({"from": before.get(name), "to": to}))).collect()
 }
 
-pub(in crate::store) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Fields {
+pub(in crate::store) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> AuditFields {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

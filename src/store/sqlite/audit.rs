@@ -5,7 +5,7 @@ use super::{SqliteStore, StoreError, next_version};
 use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
 use crate::store::shared::decode::{audit_columns, read_audit};
-use crate::store::shared::rules::{Line, without_nul};
+use crate::store::shared::rules::{AuditLine, without_nul};
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};
@@ -17,7 +17,7 @@ pub(super) fn add(
     version: Version,
     by: &Actor,
     at: Timestamp,
-    line: Line<'_>,
+    line: AuditLine<'_>,
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO audit (id, version, at, platform, workspace_id, subject, role, address, request_id,
                    action, target, changes)
@@ -72,7 +72,7 @@ impl Audit for SqliteStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        let (line, by) = (Line::reload(node, changes), by.clone());
+        let (line, by) = (AuditLine::reload(node, changes), by.clone());
         self.write(move |tx| add(tx, next_version(tx)?, &by, at, line)).await
     }
 
@@ -111,7 +111,7 @@ impl Audit for SqliteStore {
                 },
                 read_audit,
             )?;
-            Ok(Page::whole(items, total))
+            Ok(Page::complete(items, total))
         })
         .await
     }

@@ -83,7 +83,7 @@ impl EndUsers for SqliteStore {
                 "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
                              ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
             row::execute(tx, tombstone, params![workspace.as_str(), gone.other_id, row::int(version.0)])?;
-            let line = rules::Line {
+            let line = rules::AuditLine {
                 action: "enduser.delete",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -161,7 +161,7 @@ fn named(
     let found = row::one(tx, sql, params![workspace.as_str(), other_id], read_end_user)?;
     let total = u64::from(found.is_some());
     let is_on_page = page.offset() == 0 && page.pagesize > 0;
-    Ok(Page::whole(found.into_iter().filter(|_| is_on_page).collect(), total))
+    Ok(Page::complete(found.into_iter().filter(|_| is_on_page).collect(), total))
 }
 
 fn list(
@@ -179,7 +179,7 @@ fn list(
     );
     let values = params![workspace.as_str(), page.pagesize, row::int(page.offset())];
     let items = row::all(tx, sql, values, sound_end_user)?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }
 
 fn end_user_record(

@@ -14,7 +14,7 @@ impl Feed for SqliteStore {
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
         self.read(move |tx| {
             let reached = current_version(tx)?;
-            let mut batches = Batches { to, batch: Vec::new() };
+            let mut batches = ChangeBatches { to, batch: Vec::new() };
             for source in SOURCES {
                 row::each(tx, source.sql, [feed_after(after)], |fields| {
                     batches.push(source.change(fields, reached)?)
@@ -39,14 +39,14 @@ impl Feed for SqliteStore {
 // === changes ===
 
 /// Batches on their way to whoever follows.
-struct Batches {
+struct ChangeBatches {
     to: mpsc::Sender<Vec<Change>>,
     batch: Vec<Change>,
 }
 
-// === impl Batches ===
+// === impl ChangeBatches ===
 
-impl Batches {
+impl ChangeBatches {
     fn push(&mut self, change: Change) -> Result<(), StoreError> {
         self.batch.push(change);
         if self.batch.len() == BATCH_MAX { self.send() } else { Ok(()) }

@@ -80,5 +80,5 @@ pub(super) fn list(
         },
         sound_key_record,
     )?;
-    Ok(Page::sound(items, total))
+    Ok(Page::of_readable(items, total))
 }

@@ -97,7 +97,7 @@ impl Keys for SqliteStore {
             forget_expired_credentials(tx, at)?;
             let version = next_version(tx)?;
             update(tx, &after, version)?;
-            let line = rules::Line {
+            let line = rules::AuditLine {
                 action: "key.update",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -127,7 +127,7 @@ impl Keys for SqliteStore {
                            old_pepper_version = NULL, old_secret_id = NULL, old_valid_until = NULL
                        WHERE id = ?1";
             row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
-            let line = rules::Line {
+            let line = rules::AuditLine {
                 action: "key.delete",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -156,7 +156,7 @@ impl Keys for SqliteStore {
             let old_until = old_until.filter(|until| *until > at);
             let version = next_version(tx)?;
             replace_credential(tx, id, &new, old_until, version, at)?;
-            let line = rules::Line {
+            let line = rules::AuditLine {
                 action: "key.regenerate",
                 workspace: Some(&workspace),
                 target: id.to_string(),
@@ -212,7 +212,7 @@ fn create(
         check_digest_is_free(tx, old.digest)?;
         insert_old_credential(tx, record.key.id, &old)?;
     }
-    let line = rules::Line {
+    let line = rules::AuditLine {
         action: "key.create",
         workspace: Some(&record.key.workspace_id),
         target: record.key.id.to_string(),

@@ -9,20 +9,20 @@ use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
-use crate::model::usage::{SpentBy, SpentRow, UsageRecord};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::shared::decode::BATCH_MAX;
-use crate::store::shared::logs::Search;
+use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
-use crate::store::shared::rollup::{Width, Window, tally};
+use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
 use crate::store::shared::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
-use crate::store::{Upkeep, UsagePoint, UsageRange};
+use crate::store::{MaintenanceReport, UsagePoint, UsageRange};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
 use tokio::sync::mpsc;
 
 /// What the ledger needs of a key whose usage may be seen.
-struct Owned {
+struct SqliteKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
 }
@@ -50,11 +50,11 @@ impl Ledger for SqliteStore {
         .await
     }
 
-    async fn upkeep(&self, at: Timestamp) -> Result<Upkeep, StoreError> {
+    async fn maintain(&self, at: Timestamp) -> Result<MaintenanceReport, StoreError> {
         retention::prune(self, at, at).await
     }
 
-    async fn spent(&self, at: Timestamp, to: mpsc::Sender<Vec<SpentRow>>) -> Result<(), StoreError> {
+    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
         self.read(move |tx| {
             let send = |batch| to.blocking_send(batch).map_err(|_| StoreError::Cancelled);
             let mut batch = Vec::new();
@@ -67,7 +67,7 @@ impl Ledger for SqliteStore {
         .await
     }
 
-    async fn spent_of(&self, subject: &SpentBy, at: Timestamp) -> Result<SpentRow, StoreError> {
+    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError> {
         let subject = subject.clone();
         self.read(move |tx| rollups::spent_of(tx, &subject, at)).await
     }
@@ -80,10 +80,16 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<KeyStats>, StoreError> {
         let workspace = workspace.clone();
         self.read(move |tx| {
-            let Some(Owned { quota_limit, .. }) = owned(tx, &workspace, id)? else { return Ok(None) };
-            let window = |width: Width| Window { subject: SpentBy::Key(id), width, start: width.start(at) };
-            let life = rollups::one(tx, &window(Width::Total))?.unwrap_or_default();
-            let today = rollups::one(tx, &window(Width::Day))?.unwrap_or_default();
+            let Some(SqliteKeyFacts { quota_limit, .. }) = owned(tx, &workspace, id)? else {
+                return Ok(None);
+            };
+            let window = |width: WindowWidth| RollupWindow {
+                subject: UsageSubject::Key(id),
+                width,
+                start: width.start(at),
+            };
+            let life = rollups::one(tx, &window(WindowWidth::Total))?.unwrap_or_default();
+            let today = rollups::one(tx, &window(WindowWidth::Day))?.unwrap_or_default();
             Ok(Some(KeyStats::new(&life, &today, quota_limit)))
         })
         .await
@@ -114,8 +120,8 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<LogPage>, StoreError> {
         let (workspace, filter) = (workspace.clone(), filter.clone());
         self.read(move |tx| {
-            let Some(Owned { kept_from, .. }) = owned(tx, &workspace, id)? else { return Ok(None) };
-            logs::page(tx, &workspace, id, &Search::new(&filter, &page, kept_from)).map(Some)
+            let Some(SqliteKeyFacts { kept_from, .. }) = owned(tx, &workspace, id)? else { return Ok(None) };
+            logs::page(tx, &workspace, id, &LogSearch::new(&filter, &page, kept_from)).map(Some)
         })
         .await
     }
@@ -169,10 +175,17 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
 }
 
 /// A key of that workspace, deleted or not.
-fn owned(tx: &Transaction<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Owned>, StoreError> {
+fn owned(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    id: KeyId,
+) -> Result<Option<SqliteKeyFacts>, StoreError> {
     let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
                WHERE k.id = ?1 AND k.workspace_id = ?2";
     row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], |f| {
-        Ok(Owned { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
+        Ok(SqliteKeyFacts {
+            quota_limit: f.maybe_int("quota_limit")?,
+            kept_from: f.instant("usage_kept_from")?,
+        })
     })
 }

@@ -6,7 +6,9 @@ use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::UsageRecord;
 use crate::store::shared::decode::{read_day, read_place, sound_usage, usage_columns};
-use crate::store::shared::logs::{COUNTED_BY, Cut, DAYS_AT_ONCE, Days, LOOKED_AT_MAX, Reach, Search};
+use crate::store::shared::logs::{
+    AlignedRange, COUNTED_BY, DAYS_AT_ONCE, LOOKED_AT_MAX, LogSearch, SearchRange, UsageDays,
+};
 use crate::store::{LogCursor, LogPage, LogTotal};
 use rusqlite::{ToSql, Transaction, params};
 use std::ops::Range;
@@ -33,7 +35,7 @@ pub(super) fn page(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
     key: KeyId,
-    search: &Search,
+    search: &LogSearch,
 ) -> Result<LogPage, StoreError> {
     let Some(reach) = reach(tx, key, search)? else {
         let total = search.wants_total.then_some(LogTotal { records: 0, is_exact: true });
@@ -55,14 +57,14 @@ pub(super) fn page(
 }
 
 /// How far back a search has to look, by the days that have records.
-fn reach(tx: &Transaction<'_>, key: KeyId, search: &Search) -> Result<Option<Reach>, StoreError> {
+fn reach(tx: &Transaction<'_>, key: KeyId, search: &LogSearch) -> Result<Option<SearchRange>, StoreError> {
     let sql = "SELECT start, requests FROM usage_rollups
                WHERE subject_kind = 1 AND subject_id = ?1 AND width = 86400 AND start > ?2 AND start < ?3
                ORDER BY start DESC LIMIT ?4";
     // A day that begins before the range may reach into it.
     let oldest = search.range.start.minus(Duration::from_hours(24)).as_micros();
     let mut newest = search.range.end.as_micros();
-    let mut days = Days::of(search);
+    let mut days = UsageDays::of(search);
     loop {
         let part = row::all(tx, sql, params![key.0.as_bytes(), oldest, newest, DAYS_AT_ONCE], read_day)?;
         let is_last = i64::try_from(part.len()).is_ok_and(|n| n < DAYS_AT_ONCE);
@@ -82,8 +84,8 @@ fn reach(tx: &Transaction<'_>, key: KeyId, search: &Search) -> Result<Option<Rea
 fn find(
     tx: &Transaction<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
 ) -> Result<Vec<LogCursor>, StoreError> {
     let sql = concat!(
         "SELECT at, id FROM ",
@@ -100,11 +102,11 @@ fn find(
 fn count_fitting(
     tx: &Transaction<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
 ) -> Result<LogTotal, StoreError> {
     let sql = concat!("SELECT count(*) FILTER (WHERE ", fits!(), "), count(*) FROM ", looked_at!());
-    let read = |f: &mut row::Fields<'_>| Ok((f.int("fits")?, f.int::<u64>("all")?));
+    let read = |f: &mut row::RowReader<'_>| Ok((f.int("fits")?, f.int::<u64>("all")?));
     let (records, all) = asked(tx, key, search, reach, sql, &[], read)?.pop().unwrap_or((0, 0));
     Ok(LogTotal { records, is_exact: all < LOOKED_AT_MAX && !reach.is_cut })
 }
@@ -113,8 +115,8 @@ fn count_fitting(
 fn last_looked_at(
     tx: &Transaction<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
 ) -> Result<Option<LogCursor>, StoreError> {
     if !reach.is_cut && !search.is_filtered() {
         return Ok(None);
@@ -127,8 +129,8 @@ fn last_looked_at(
         " ORDER BY at DESC, id DESC LIMIT 1 OFFSET ?9"
     );
     let last = row::int(search.looks_at() - 1);
-    let anything = Search { status: None, endpoint: None, ..search.clone() };
-    let whole = Search { offset: search.looks_at() - search.asks_for(), ..anything };
+    let anything = LogSearch { status: None, endpoint: None, ..search.clone() };
+    let whole = LogSearch { offset: search.looks_at() - search.asks_for(), ..anything };
     let found = asked(tx, key, &whole, reach, sql, &[&last], read_place)?;
     Ok(found.first().copied().or(reach.end()))
 }
@@ -136,11 +138,11 @@ fn last_looked_at(
 fn asked<T>(
     tx: &Transaction<'_>,
     key: KeyId,
-    search: &Search,
-    reach: Reach,
+    search: &LogSearch,
+    reach: SearchRange,
     sql: &str,
     more: &[&dyn ToSql],
-    decode: impl FnMut(&mut row::Fields<'_>) -> Result<T, StoreError>,
+    decode: impl FnMut(&mut row::RowReader<'_>) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     let (from, to) = (reach.from.as_micros(), search.range.end.as_micros());
     let (after_at, looks_at) = (search.after.at.as_micros(), row::int(search.looks_at()));
@@ -176,7 +178,7 @@ fn count_all(tx: &Transaction<'_>, key: KeyId, range: Range<Timestamp>) -> Resul
             total.is_exact &= one_by_one <= LOOKED_AT_MAX;
             continue;
         };
-        let Some(Cut { whole, edges }) = Cut::of(&range, *width) else {
+        let Some(AlignedRange { whole, edges }) = AlignedRange::of(&range, *width) else {
             left.push((range, narrower));
             continue;
         };

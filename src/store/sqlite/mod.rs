@@ -26,7 +26,7 @@ mod workers;
 
 pub use open::{check, migrate};
 
-use super::shared::retention::Calendar;
+use super::shared::retention::RetentionClock;
 use super::{Store, StoreError, Version};
 use async_trait::async_trait;
 use open::FileLock;
@@ -48,7 +48,7 @@ pub struct SqliteStore {
     handed_on: Mutex<Option<File>>,
     /// Once the file is open.
     running: OnceLock<Running>,
-    calendar: Calendar,
+    calendar: RetentionClock,
 }
 
 /// The threads, and the lock that they hold.
@@ -97,7 +97,7 @@ impl SqliteStore {
     /// The same without opening the file: [`Store::bring_up`] does.
     pub fn prepare(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Self {
         let (path, options, handed_on) = (path.to_owned(), options.clone(), Mutex::new(lock));
-        Self { path, options, handed_on, running: OnceLock::new(), calendar: Calendar::default() }
+        Self { path, options, handed_on, running: OnceLock::new(), calendar: RetentionClock::default() }
     }
 
     fn open_now(&self) -> Result<(), StoreError> {

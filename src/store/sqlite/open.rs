@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What a store runs on.
-pub(super) struct Opened {
+pub(super) struct OpenedFile {
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
     pub(super) lock: Arc<FileLock>,
@@ -43,7 +43,11 @@ const CHECKPOINT_PAGES: i64 = 8_192;
 const WAL_BYTES_MAX: i64 = 64 << 20;
 
 /// Opens the store and brings its schema up to date.
-pub(super) fn open(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Opened, StoreError> {
+pub(super) fn open(
+    path: &Path,
+    options: &SqliteOptions,
+    lock: Option<File>,
+) -> Result<OpenedFile, StoreError> {
     let lock = match lock {
         Some(file) => FileLock::inherit(path, file)?,
         None => FileLock::take(path)?,
@@ -58,7 +62,7 @@ pub(super) fn open(path: &Path, options: &SqliteOptions, lock: Option<File>) -> 
         reader.pragma_update(None, "query_only", true)?;
         readers.push(reader);
     }
-    Ok(Opened { writer, readers, lock: Arc::new(lock) })
+    Ok(OpenedFile { writer, readers, lock: Arc::new(lock) })
 }
 
 /// Brings the schema of the store at `path` up to date, makes the store where it is missing, and says what it has now.

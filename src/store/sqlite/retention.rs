@@ -3,16 +3,18 @@
 use super::{SqliteStore, StoreError, row};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, PlanId};
-use crate::store::shared::retention::{Calendar, KeyDay, LATE_BY, LOOKED_AT, Limited, Pruned, STEP};
-use crate::store::shared::rollup::Width;
+use crate::store::shared::retention::{
+    KeyDay, LATE_BY, LOOKED_AT, RetentionClock, RetentionPlan, RetentionSteps, STEP,
+};
+use crate::store::shared::rollup::WindowWidth;
 use crate::store::{LogCursor, Version};
 use async_trait::async_trait;
 use rusqlite::params;
 use std::time::Duration;
 
 #[async_trait]
-impl Pruned for SqliteStore {
-    fn calendar(&self) -> &Calendar {
+impl RetentionSteps for SqliteStore {
+    fn calendar(&self) -> &RetentionClock {
         &self.calendar
     }
 
@@ -36,14 +38,14 @@ impl Pruned for SqliteStore {
         .await
     }
 
-    async fn limited(&self) -> Result<Vec<Limited>, StoreError> {
+    async fn limited(&self) -> Result<Vec<RetentionPlan>, StoreError> {
         self.read(|tx| {
             let sql = "SELECT p.id, p.usage_retention_days, min(max(w.usage_pruned_to, w.created_at)),
                            (SELECT value FROM change_seq WHERE one = 1)
                        FROM plans p JOIN workspaces w ON w.plan_id = p.id
                        WHERE p.usage_retention_days > 0 GROUP BY p.id";
             row::all(tx, sql, [], |f| {
-                Ok(Limited {
+                Ok(RetentionPlan {
                     plan: f.parsed("id")?,
                     days: f.int("usage_retention_days")?,
                     since: f.instant("since")?,
@@ -64,7 +66,7 @@ impl Pruned for SqliteStore {
         .await
     }
 
-    async fn note_pruned(&self, of: &Limited, floor: Timestamp) -> Result<(), StoreError> {
+    async fn note_pruned(&self, of: &RetentionPlan, floor: Timestamp) -> Result<(), StoreError> {
         let of = of.clone();
         self.write(move |tx| {
             let sql = "UPDATE workspaces SET usage_pruned_to = ?2
@@ -77,7 +79,7 @@ impl Pruned for SqliteStore {
 
     async fn key_days(
         &self,
-        of: &Limited,
+        of: &RetentionPlan,
         floor: Timestamp,
         after: LogCursor,
     ) -> Result<Vec<KeyDay>, StoreError> {
@@ -123,7 +125,7 @@ impl Pruned for SqliteStore {
         .await
     }
 
-    async fn delete_rollups(&self, width: Width, before: Timestamp) -> Result<u64, StoreError> {
+    async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError> {
         self.write(move |tx| {
             let sql = "DELETE FROM usage_rollups WHERE (subject_kind, subject_id, width, start) IN
                            (SELECT subject_kind, subject_id, width, start FROM usage_rollups

@@ -5,12 +5,12 @@ use super::row;
 use crate::clock::Timestamp;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
-use crate::model::usage::{SpentBy, SpentRow};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{window_end, window_start};
 use crate::store::shared::decode::{
     read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
 };
-use crate::store::shared::rollup::{Tally, Width, Window};
+use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
 
@@ -32,7 +32,11 @@ macro_rules! spent_rows {
 }
 
 /// Adds `news` to one roll-up: one read, one merge, one write.
-pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result<(), StoreError> {
+pub(super) fn add(
+    tx: &Transaction<'_>,
+    window: &RollupWindow,
+    news: &RollupTotals,
+) -> Result<(), StoreError> {
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
     // Not a REPLACE, which would delete the row first and write it anew in both indexes.
@@ -71,7 +75,7 @@ pub(super) fn add(tx: &Transaction<'_>, window: &Window, news: &Tally) -> Result
 }
 
 /// One roll-up, if it has counted anything.
-pub(super) fn one(tx: &Transaction<'_>, window: &Window) -> Result<Option<Tally>, StoreError> {
+pub(super) fn one(tx: &Transaction<'_>, window: &RollupWindow) -> Result<Option<RollupTotals>, StoreError> {
     let sql = concat!(
         "SELECT ",
         tally_columns!(),
@@ -89,9 +93,9 @@ pub(super) fn series(
     range: &UsageRange,
 ) -> Result<Vec<UsagePoint>, StoreError> {
     let width = match range.interval {
-        Interval::Minute => Width::Minute,
-        Interval::Hour => Width::Hour,
-        Interval::Day => Width::Day,
+        Interval::Minute => WindowWidth::Minute,
+        Interval::Hour => WindowWidth::Hour,
+        Interval::Day => WindowWidth::Day,
     };
     let sql = concat!(
         "SELECT start, ",
@@ -100,7 +104,7 @@ pub(super) fn series(
          ORDER BY start"
     );
     let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
-    let subject = SpentBy::Key(id);
+    let subject = UsageSubject::Key(id);
     let (kind, bytes) = subject_columns(&subject);
     row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
@@ -109,7 +113,7 @@ pub(super) fn series(
 pub(super) fn each_spent(
     tx: &Transaction<'_>,
     at: Timestamp,
-    mut visit: impl FnMut(SpentRow) -> Result<(), StoreError>,
+    mut visit: impl FnMut(UsageTotals) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let sql = spent_rows!();
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
@@ -126,9 +130,9 @@ pub(super) fn each_spent(
 /// What one subject has spent of the windows that contain `at`.
 pub(super) fn spent_of(
     tx: &Transaction<'_>,
-    subject: &SpentBy,
+    subject: &UsageSubject,
     at: Timestamp,
-) -> Result<SpentRow, StoreError> {
+) -> Result<UsageTotals, StoreError> {
     let sql = concat!(spent_rows!(), " AND t.subject_kind = :kind AND t.subject_id = :subject");
     let (kind, id) = subject_columns(subject);
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
@@ -142,5 +146,5 @@ pub(super) fn spent_of(
         ":subject": id,
     };
     let found = row::one(tx, sql, values, sound_spent)?.flatten();
-    Ok(found.unwrap_or_else(|| SpentRow::nothing(subject.clone())))
+    Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
 }

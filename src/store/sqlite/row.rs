@@ -1,24 +1,24 @@
-//! Running statements, and rows as [`Columns`] sees them.
+//! Running statements, and rows as [`RowColumns`] sees them.
 
 use super::StoreError;
-use crate::store::shared::fields::Columns;
+use crate::store::shared::fields::RowColumns;
 use rusqlite::types::ValueRef;
 use rusqlite::{Params, Row, Transaction};
 use uuid::Uuid;
 
-pub(super) use crate::store::shared::fields::{Fields, int};
+pub(super) use crate::store::shared::fields::{RowReader, int};
 
 /// The first row, if there is one.
 pub(super) fn one<T>(
     tx: &Transaction<'_>,
     sql: &str,
     params: impl Params,
-    decode: impl FnOnce(&mut Fields<'_>) -> Result<T, StoreError>,
+    decode: impl FnOnce(&mut RowReader<'_>) -> Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
     let mut statement = tx.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    decode(&mut Fields::of(row)).map(Some)
+    decode(&mut RowReader::of(row)).map(Some)
 }
 
 /// Every row.
@@ -26,7 +26,7 @@ pub(super) fn all<T>(
     tx: &Transaction<'_>,
     sql: &str,
     params: impl Params,
-    mut decode: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
+    mut decode: impl FnMut(&mut RowReader<'_>) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     let mut items = Vec::new();
     each(tx, sql, params, |fields| {
@@ -41,12 +41,12 @@ pub(super) fn each(
     tx: &Transaction<'_>,
     sql: &str,
     params: impl Params,
-    mut visit: impl FnMut(&mut Fields<'_>) -> Result<(), StoreError>,
+    mut visit: impl FnMut(&mut RowReader<'_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     while let Some(row) = rows.next()? {
-        visit(&mut Fields::of(row))?;
+        visit(&mut RowReader::of(row))?;
     }
     Ok(())
 }
@@ -61,9 +61,9 @@ pub(super) fn execute(tx: &Transaction<'_>, sql: &str, params: impl Params) -> R
     Ok(tx.prepare_cached(sql)?.execute(params)?)
 }
 
-// === impl Columns ===
+// === impl RowColumns ===
 
-impl Columns for Row<'_> {
+impl RowColumns for Row<'_> {
     fn text(&self, at: usize) -> Result<Option<&str>, &'static str> {
         match self.get_ref(at) {
             Ok(ValueRef::Null) => Ok(None),

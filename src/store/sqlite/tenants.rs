@@ -65,7 +65,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                rules::Line { action: "plan.create", workspace: None, target, changes },
+                rules::AuditLine { action: "plan.create", workspace: None, target, changes },
             )?;
             Ok(Written { value: record, version })
         })
@@ -90,7 +90,7 @@ impl Tenants for SqliteStore {
             );
             let items =
                 row::all(tx, sql, params![page.pagesize, row::int(page.offset())], sound_plan_record)?;
-            Ok(Page::sound(items, total))
+            Ok(Page::of_readable(items, total))
         })
         .await
     }
@@ -133,7 +133,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                rules::Line { action: "plan.update", workspace: None, target, changes },
+                rules::AuditLine { action: "plan.update", workspace: None, target, changes },
             )?;
             Ok(Written { value: after, version })
         })
@@ -159,7 +159,7 @@ impl Tenants for SqliteStore {
                 version,
                 &by,
                 at,
-                rules::Line { action: "plan.delete", workspace: None, target, changes },
+                rules::AuditLine { action: "plan.delete", workspace: None, target, changes },
             )?;
             Ok(Written { value: (), version })
         })
@@ -201,7 +201,7 @@ impl Tenants for SqliteStore {
             );
             let page = params![page.pagesize, row::int(page.offset())];
             let items = row::all(tx, sql, page, sound_workspace)?;
-            Ok(Page::sound(items, total))
+            Ok(Page::of_readable(items, total))
         })
         .await
     }
@@ -246,7 +246,7 @@ fn create_workspace(
         row::int(version.0)
     ];
     row::execute(tx, sql, values)?;
-    let line = rules::Line {
+    let line = rules::AuditLine {
         action: "workspace.create",
         workspace: Some(&record.id),
         target: record.id.to_string(),
@@ -270,7 +270,7 @@ fn update_workspace(
     let values =
         params![after.id.as_str(), after.name, after.plan_id.as_str(), at.as_micros(), row::int(version.0)];
     row::execute(tx, sql, values)?;
-    let line = rules::Line {
+    let line = rules::AuditLine {
         action: "workspace.update",
         workspace: Some(&after.id),
         target: after.id.to_string(),

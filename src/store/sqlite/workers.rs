@@ -3,7 +3,7 @@
 //! Must not know: what the calls do. A call that panics is broken off and rolled back; its thread goes on.
 
 use super::StoreError;
-use super::open::{FileLock, Opened};
+use super::open::{FileLock, OpenedFile};
 use rusqlite::Connection;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +41,7 @@ type SharedQueue = Arc<Mutex<mpsc::Receiver<Job>>>;
 
 impl Workers {
     /// Starts a thread for each connection. `depth` is the bound of each queue.
-    pub(super) fn start(opened: Opened, depth: usize) -> Result<Self, StoreError> {
+    pub(super) fn start(opened: OpenedFile, depth: usize) -> Result<Self, StoreError> {
         let (write, write_queue) = mpsc::channel(depth);
         let (read, read_queue) = mpsc::channel(depth);
         let write_queue = Arc::new(Mutex::new(write_queue));

@@ -33,7 +33,7 @@ const TEXT_MAX: usize = 255;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FrameKind {
     /// What is known of a request before it is forwarded or refused.
     Admit = 1,
     /// How it ended.
@@ -45,7 +45,7 @@ pub enum Kind {
 /// What the checksums of one segment begin with, so that no frame of another segment, and nothing a client sent, can pass
 /// for one of this segment's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seed(u32);
+pub struct ChecksumSeed(u32);
 
 /// A request before it is forwarded or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub struct Complete<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// What it carries; none if another version of Keygate wrote it, or it is of a kind that this one does not know.
-    pub kind: Option<Kind>,
+    pub kind: Option<FrameKind>,
     /// That.
     pub payload: &'a [u8],
     /// Whether the ledger has it.
@@ -122,7 +122,7 @@ pub struct Frame<'a> {
 
 /// What is at a place where a frame may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed<'a> {
+pub enum ParsedFrame<'a> {
     /// A frame.
     Frame(Frame<'a>),
     /// Too few bytes to tell.
@@ -138,7 +138,7 @@ pub struct Malformed(pub(super) &'static str);
 
 // === frames ===
 
-impl Seed {
+impl ChecksumSeed {
     /// The seed of the segment of that number, with the random number its name has.
     pub fn new(sequence: u64, salt: u64) -> Self {
         let seed = crc32c::crc32c(&sequence.to_le_bytes());
@@ -154,7 +154,7 @@ impl Seed {
 }
 
 /// Begins a frame in `out`, which loses what it had: `payload` writes what it carries. [`seal`] makes it valid.
-pub fn begin(out: &mut Vec<u8>, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) {
+pub fn begin(out: &mut Vec<u8>, kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) {
     out.clear();
     out.extend_from_slice(&[0; HEADER]);
     payload(out);
@@ -167,34 +167,34 @@ pub fn begin(out: &mut Vec<u8>, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) 
 }
 
 /// Makes the frame in `frame` valid at the place `at` of a segment.
-pub fn seal(frame: &mut [u8], seed: Seed, at: u32) {
+pub fn seal(frame: &mut [u8], seed: ChecksumSeed, at: u32) {
     let len = payload_len(frame);
     let sum = seed.checksum(at, &frame[..8], &frame[HEADER..HEADER + len]);
     frame[8..MARK_AT].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// What `bytes`, which begin at the place `at` of a segment, begin with.
-pub fn parse(bytes: &[u8], seed: Seed, at: u32) -> Parsed<'_> {
-    let Some((head, rest)) = bytes.split_at_checked(HEADER) else { return Parsed::Short };
+pub fn parse(bytes: &[u8], seed: ChecksumSeed, at: u32) -> ParsedFrame<'_> {
+    let Some((head, rest)) = bytes.split_at_checked(HEADER) else { return ParsedFrame::Short };
     if head[..2] != MAGIC {
-        return Parsed::Not;
+        return ParsedFrame::Not;
     }
     let len = payload_len(head);
     if len > PAYLOAD_MAX {
-        return Parsed::Not;
+        return ParsedFrame::Not;
     }
-    let Some(payload) = rest.get(..len) else { return Parsed::Short };
+    let Some(payload) = rest.get(..len) else { return ParsedFrame::Short };
     if seed.checksum(at, &head[..8], payload) != number(head, 8) {
-        return Parsed::Not;
+        return ParsedFrame::Not;
     }
     let kind = match (head[3], head[2]) {
-        (VERSION, 1) => Some(Kind::Admit),
-        (VERSION, 2) => Some(Kind::Complete),
-        (VERSION, 3) => Some(Kind::Whole),
+        (VERSION, 1) => Some(FrameKind::Admit),
+        (VERSION, 2) => Some(FrameKind::Complete),
+        (VERSION, 3) => Some(FrameKind::Whole),
         _ => None,
     };
     let acknowledged = number(head, MARK_AT) == ACKNOWLEDGED;
-    Parsed::Frame(Frame { kind, payload, acknowledged, len: (HEADER + len).next_multiple_of(ALIGN) })
+    ParsedFrame::Frame(Frame { kind, payload, acknowledged, len: (HEADER + len).next_multiple_of(ALIGN) })
 }
 
 fn payload_len(head: &[u8]) -> usize {
@@ -269,7 +269,7 @@ impl Complete<'_> {
     }
 }
 
-/// Appends the payload of [`Kind::Whole`]: `admit` as its `encode` wrote it, and the end.
+/// Appends the payload of [`FrameKind::Whole`]: `admit` as its `encode` wrote it, and the end.
 pub fn encode_whole(out: &mut Vec<u8>, admit: &[u8], complete: &Complete<'_>) {
     let len = u32::try_from(admit.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&len.to_le_bytes());
@@ -277,7 +277,7 @@ pub fn encode_whole(out: &mut Vec<u8>, admit: &[u8], complete: &Complete<'_>) {
     complete.encode(out);
 }
 
-/// The two parts of the payload of [`Kind::Whole`].
+/// The two parts of the payload of [`FrameKind::Whole`].
 pub fn split_whole(payload: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let (_, rest) = payload.split_at_checked(4).ok_or(Malformed("a whole record without a length"))?;
     let len = payload_len_of_first(payload);
@@ -290,17 +290,17 @@ fn payload_len_of_first(payload: &[u8]) -> usize {
 
 /// The identity in the payload of an admit or a complete.
 pub fn id_of(payload: &[u8]) -> Result<RequestId, Malformed> {
-    let mut from = Reader(payload);
+    let mut from = PayloadReader(payload);
     from.bytes::<1>()?;
     from.uuid().map(RequestId)
 }
 
-/// The payload of [`Kind::Admit`] read back. A request id that is the record's own is written into `own`.
+/// The payload of [`FrameKind::Admit`] read back. A request id that is the record's own is written into `own`.
 pub fn admit<'a>(
     payload: &'a [u8],
     own: &'a mut [u8; uuid::fmt::Hyphenated::LENGTH],
 ) -> Result<Admit<'a>, Malformed> {
-    let mut from = Reader(payload);
+    let mut from = PayloadReader(payload);
     let [flags] = from.bytes()?;
     let id = RequestId(from.uuid()?);
     let api_key_id = KeyId(from.uuid()?);
@@ -333,9 +333,9 @@ pub fn admit<'a>(
     })
 }
 
-/// The payload of [`Kind::Complete`] read back.
+/// The payload of [`FrameKind::Complete`] read back.
 pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
-    let mut from = Reader(payload);
+    let mut from = PayloadReader(payload);
     let [flags] = from.bytes()?;
     let id = RequestId(from.uuid()?);
     let status_code = u16::from_le_bytes(from.bytes()?);
@@ -428,9 +428,9 @@ fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
 }
 
 /// What is left of a payload.
-struct Reader<'a>(&'a [u8]);
+struct PayloadReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> PayloadReader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed("it ends too soon"))?;
         self.0 = rest;

@@ -1,7 +1,7 @@
 //! The thread that does the journal's work with the file system: it brings what was written to disk, has the next
 //! segments ready, and removes those that are done with.
 
-use super::{Done, Journal, lock};
+use super::{FinishedSegment, Journal, lock};
 use crate::durable;
 use std::fs;
 use std::io;
@@ -21,36 +21,36 @@ const DAMAGED: &str = "damaged";
 
 /// The running thread. Dropping it stops it, after a last pass.
 #[derive(Debug)]
-pub struct Keeper {
-    stop: Arc<Stop>,
+pub struct JournalFlusher {
+    stop: Arc<StopSignal>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Stop {
+struct StopSignal {
     asked: Mutex<bool>,
     woken: Condvar,
 }
 
 /// What the thread remembers.
 #[derive(Debug, Default)]
-struct Memory {
+struct FlusherState {
     sync_fails: bool,
     /// What it has told of the journal's size.
     bytes: i64,
     passes_to_retry: u32,
 }
 
-impl Keeper {
+impl JournalFlusher {
     /// Starts the thread for `journal`.
     pub fn start(journal: Arc<Journal>) -> io::Result<Self> {
-        let stop = Arc::new(Stop::default());
+        let stop = Arc::new(StopSignal::default());
         let told = Arc::clone(&stop);
         if !journal.is_closing.load(Ordering::Relaxed) {
             journal.reserve.fill();
         }
         let thread = std::thread::Builder::new().name("keygate-journal".into()).spawn(move || {
-            let mut memory = Memory::default();
+            let mut memory = FlusherState::default();
             while !told.wait(&journal) {
                 journal.pass(&mut memory);
             }
@@ -76,13 +76,13 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for JournalFlusher {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-impl Stop {
+impl StopSignal {
     /// Waits for the next pass. True: it is time to end.
     fn wait(&self, journal: &Journal) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ impl Stop {
 }
 
 impl Journal {
-    fn pass(&self, memory: &mut Memory) {
+    fn pass(&self, memory: &mut FlusherState) {
         // What is done with goes only after what took its place is on disk.
         let done = std::mem::take(&mut *lock(&self.done));
         self.sync(memory);
@@ -106,7 +106,7 @@ impl Journal {
         self.metrics.usage_journal_bytes.add(bytes - std::mem::replace(&mut memory.bytes, bytes));
     }
 
-    fn sync(&self, memory: &mut Memory) {
+    fn sync(&self, memory: &mut FlusherState) {
         let mut failed = None;
         for segment in self.live() {
             let was_sealed = segment.is_sealed();
@@ -128,7 +128,7 @@ impl Journal {
         }
     }
 
-    fn prepare(&self, memory: &mut Memory) {
+    fn prepare(&self, memory: &mut FlusherState) {
         if memory.passes_to_retry > 0 {
             memory.passes_to_retry -= 1;
             return;
@@ -137,7 +137,7 @@ impl Journal {
             match self.make_segment() {
                 Ok(segment) => {
                     lock(&self.spares).push_back(segment);
-                    self.has_room_again();
+                    self.mark_not_full();
                 }
                 Err(error) => {
                     tracing::debug!(%error, "no segment is ready for the usage journal");
@@ -148,8 +148,8 @@ impl Journal {
         }
     }
 
-    fn remove(&self, done: Vec<Done>) {
-        for Done { segment, is_damaged } in done {
+    fn remove(&self, done: Vec<FinishedSegment>) {
+        for FinishedSegment { segment, is_damaged } in done {
             let removed = if is_damaged {
                 self.reserve.open(|| self.set_aside(segment.path()))
             } else {
@@ -182,14 +182,14 @@ impl Journal {
     }
 
     /// Ends every segment that is written to, and removes what was never needed. Whoever writes still, begins a new one.
-    pub(super) fn close_lanes(&self) {
-        for lane in &self.lanes {
-            lane.lock().close();
+    pub(super) fn close_writers(&self) {
+        for writer in &self.writers {
+            writer.lock().close();
         }
         let spares: Vec<_> = lock(&self.spares).drain(..).collect();
         let empty = self.live().into_iter().filter(|s| s.is_sealed() && s.is_unused());
         for segment in spares.into_iter().chain(empty) {
-            self.done_with(segment, false);
+            self.finish_segment(segment, false);
         }
     }
 }

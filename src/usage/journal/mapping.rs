@@ -10,7 +10,7 @@
 //! No reference to mapped memory is ever made: bytes are copied in by [`Mapping::write`], marks are set by
 //! [`Mapping::set_mark`], and nothing is read through the mapping (readers use the file). Every offset is checked against
 //! the mapping's length. That two threads never write the same bytes is the appender's promise: it hands out each place
-//! once, under its lane's lock. A mark is one aligned atomic store, and what it overwrites was written before its frame
+//! once, under its writer's lock. A mark is one aligned atomic store, and what it overwrites was written before its frame
 //! was made visible.
 #![expect(unsafe_code, reason = "writing to mapped memory; see the safety argument above")]
 

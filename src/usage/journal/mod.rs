@@ -55,18 +55,18 @@ pub mod scan;
 pub mod segment;
 mod segment_writer;
 
-pub use flusher::Keeper;
+pub use flusher::JournalFlusher;
 pub use mapping::Mapping;
-pub use reader::{Batch, Reader};
+pub use reader::{JournalReader, RecordBatch};
 
 use crate::durable;
 use crate::metrics::Metrics;
 use crate::model::id::fill_random;
-use codec::Kind;
+use codec::FrameKind;
 use disk::Disk;
 use reserve::Reserve;
-use segment::{Name, Position, Segment};
-use segment_writer::{Lane, lane_of_this_thread};
+use segment::{Position, Segment, SegmentName};
+use segment_writer::{SegmentWriter, writer_of_this_thread};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -129,13 +129,13 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
     /// The last one is for what is carried over.
-    lanes: Box<[Lane]>,
+    writers: Box<[SegmentWriter]>,
     /// Segments with records that the ledger may not have.
     live: Mutex<BTreeMap<u64, Arc<Segment>>>,
     /// Segments to be written to next.
     spares: Mutex<VecDeque<Arc<Segment>>>,
     /// Segments that are done with.
-    done: Mutex<Vec<Done>>,
+    done: Mutex<Vec<FinishedSegment>>,
     /// How many files there are.
     segments: AtomicUsize,
     next_sequence: AtomicU64,
@@ -155,7 +155,7 @@ pub struct Journal {
 
 /// A segment that is done with.
 #[derive(Debug)]
-struct Done {
+struct FinishedSegment {
     segment: Arc<Segment>,
     is_damaged: bool,
 }
@@ -166,18 +166,18 @@ impl Journal {
         options: JournalOptions,
         disk: Arc<dyn Disk>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Arc<Self>, Reader), OpenError> {
+    ) -> Result<(Arc<Self>, JournalReader), OpenError> {
         let lock = own(&options.folder)?;
         let folder = File::open(&options.folder)
             .map_err(|error| OpenError::Io { path: options.folder.clone(), error })?;
         let left = left_segments(&options.folder)?;
         let next = left.keys().next_back().map_or(1, |last| last + 1);
-        // Every lane has a segment to itself, which must not be all there are.
+        // Every writer has a segment to itself, which must not be all there are.
         let most =
             usize::try_from(options.max_bytes / options.segment_bytes.max(1) as u64).unwrap_or(usize::MAX);
-        let lanes = options.threads.clamp(1, (most / 2).max(1)) + 1;
+        let writers = options.threads.clamp(1, (most / 2).max(1)) + 1;
         let journal = Arc::new(Self {
-            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            writers: (0..writers).map(|_| SegmentWriter::default()).collect(),
             segments: AtomicUsize::new(left.len()),
             live: Mutex::new(left),
             spares: Mutex::default(),
@@ -194,49 +194,53 @@ impl Journal {
             metrics,
             _lock: lock,
         });
-        let reader = Reader::new(Arc::clone(&journal));
+        let reader = JournalReader::new(Arc::clone(&journal));
         Ok((journal, reader))
     }
 
     /// Writes a frame: a copy into mapped memory. `payload` appends what it carries.
-    pub fn append(&self, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) -> Result<Position, JournalFull> {
-        let own = lane_of_this_thread() % self.writing_lanes().len();
-        let mut lane = self.writing_lanes()[own].lock();
-        let mut frame = std::mem::take(&mut lane.scratch);
+    pub fn append(
+        &self,
+        kind: FrameKind,
+        payload: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Position, JournalFull> {
+        let own = writer_of_this_thread() % self.lock_writers().len();
+        let mut writer = self.lock_writers()[own].lock();
+        let mut frame = std::mem::take(&mut writer.scratch);
         codec::begin(&mut frame, kind, payload);
-        let mut written = lane.append(&mut frame, || self.take_segment());
-        lane.scratch = frame;
-        if written.is_err() && self.lanes.len() > 2 {
-            let frame = lane.scratch.clone();
-            drop(lane);
+        let mut written = writer.append(&mut frame, || self.take_segment());
+        writer.scratch = frame;
+        if written.is_err() && self.writers.len() > 2 {
+            let frame = writer.scratch.clone();
+            drop(writer);
             written = self.append_elsewhere(frame, own);
         }
         written
     }
 
-    /// The lane of this thread has no room: another one may have some.
+    /// The writer of this thread has no room: another one may have some.
     fn append_elsewhere(&self, mut frame: Vec<u8>, own: usize) -> Result<Position, JournalFull> {
-        let others = self.writing_lanes().iter().enumerate().filter(|(n, _)| *n != own);
-        let mut tried = others.map(|(_, lane)| lane.lock().append(&mut frame, || Err(JournalFull)));
+        let others = self.lock_writers().iter().enumerate().filter(|(n, _)| *n != own);
+        let mut tried = others.map(|(_, writer)| writer.lock().append(&mut frame, || Err(JournalFull)));
         tried.find(Result::is_ok).unwrap_or(Err(JournalFull))
     }
 
     /// Writes the beginning of a request again, into a segment of its own kind.
     fn carry(&self, payload: &[u8]) -> Result<(Position, Arc<Segment>), JournalFull> {
-        let mut lane = self.lanes[self.lanes.len() - 1].lock();
-        let mut frame = std::mem::take(&mut lane.scratch);
-        codec::begin(&mut frame, Kind::Admit, |out| out.extend_from_slice(payload));
-        let written = lane.append(&mut frame, || {
+        let mut writer = self.writers[self.writers.len() - 1].lock();
+        let mut frame = std::mem::take(&mut writer.scratch);
+        codec::begin(&mut frame, FrameKind::Admit, |out| out.extend_from_slice(payload));
+        let written = writer.append(&mut frame, || {
             let segment = self.take_segment()?;
-            segment.is_known();
+            segment.mark_known();
             Ok(segment)
         });
-        lane.scratch = frame;
+        writer.scratch = frame;
         let at = written?;
-        lane.segment().map(|segment| (at, segment)).ok_or(JournalFull)
+        writer.segment().map(|segment| (at, segment)).ok_or(JournalFull)
     }
 
-    /// Brings the segments of these copies to disk, whatever the keeper has synced of them.
+    /// Brings the segments of these copies to disk, whatever the flusher has synced of them.
     fn sync_copies(&self, copies: &[(Position, Arc<Segment>)]) -> io::Result<()> {
         let mut synced = None;
         for (at, segment) in copies.iter().rev() {
@@ -247,8 +251,8 @@ impl Journal {
         Ok(())
     }
 
-    fn writing_lanes(&self) -> &[Lane] {
-        &self.lanes[..self.lanes.len() - 1]
+    fn lock_writers(&self) -> &[SegmentWriter] {
+        &self.writers[..self.writers.len() - 1]
     }
 
     /// Keeps an end for which there was no room. Its beginning is in a segment, so that a crash makes it `interrupted`.
@@ -264,7 +268,7 @@ impl Journal {
     /// same begins a new one.
     pub fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
-        self.close_lanes();
+        self.close_writers();
     }
 
     /// Whether the last attempt to find room failed.
@@ -273,23 +277,23 @@ impl Journal {
     }
 
     /// Whether more than half of it is in use.
-    pub fn is_tight(&self) -> bool {
+    pub fn is_nearly_full(&self) -> bool {
         self.bytes() > self.options.max_bytes / 2
     }
 
     /// One more record has ended that the ledger does not have.
-    pub(super) fn one_more_waits(&self) {
+    pub(super) fn on_record_pending(&self) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
     }
 
     /// So many records of earlier processes are this one's now.
-    fn has_accepted(&self, records: usize) {
+    fn on_accepted(&self, records: usize) {
         self.waiting.fetch_add(records, Ordering::Relaxed);
         self.metrics.usage_accepted.inc_by(u64::try_from(records).unwrap_or(u64::MAX));
     }
 
     /// So many records have found their place, or none.
-    pub(super) fn fewer_wait(&self, by: usize) {
+    pub(super) fn on_records_settled(&self, by: usize) {
         self.waiting.fetch_sub(by, Ordering::Relaxed);
     }
 
@@ -324,10 +328,10 @@ impl Journal {
         let spare = lock(&self.spares).pop_front();
         let segment = match spare {
             Some(segment) => segment,
-            // Somebody tried a moment ago; the keeper goes on trying.
+            // Somebody tried a moment ago; the flusher goes on trying.
             None if self.is_full() => return Err(JournalFull),
             None => self.make_segment().map_err(|error| {
-                self.has_become_full(&error);
+                self.mark_full(&error);
                 JournalFull
             })?,
         };
@@ -344,7 +348,7 @@ impl Journal {
         let mut salt = [0; 8];
         fill_random(&mut salt);
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
-        let name = Name { sequence, salt: u64::from_le_bytes(salt) };
+        let name = SegmentName { sequence, salt: u64::from_le_bytes(salt) };
         let path = self.options.folder.join(name.file_name());
         let made = self.reserve.open(|| self.disk.create(&self.folder, &path, bytes)).and_then(|file| {
             Segment::fresh(name, path, file, self.options.boot, &self.options.node).map(Arc::new)
@@ -355,13 +359,13 @@ impl Journal {
         made
     }
 
-    fn has_become_full(&self, error: &io::Error) {
+    fn mark_full(&self, error: &io::Error) {
         if !self.is_full.swap(true, Ordering::Relaxed) {
             tracing::error!(%error, folder = %self.options.folder.display(), "the usage journal is full");
         }
     }
 
-    fn has_room_again(&self) {
+    fn mark_not_full(&self) {
         if self.is_full.swap(false, Ordering::Relaxed) {
             tracing::info!("the usage journal has room again");
         }
@@ -373,9 +377,9 @@ impl Journal {
     }
 
     /// The ledger has everything in that segment.
-    fn done_with(&self, segment: Arc<Segment>, is_damaged: bool) {
+    fn finish_segment(&self, segment: Arc<Segment>, is_damaged: bool) {
         lock(&self.live).remove(&segment.sequence());
-        lock(&self.done).push(Done { segment, is_damaged });
+        lock(&self.done).push(FinishedSegment { segment, is_damaged });
     }
 }
 
@@ -402,7 +406,9 @@ fn left_segments(folder: &Path) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError
     let mut left = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(Name::parse) else { continue };
+        let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(SegmentName::parse) else {
+            continue;
+        };
         let opened = OpenOptions::new().read(true).write(true).open(&path);
         match opened.and_then(|file| Ok((usize::try_from(file.metadata()?.len()).unwrap_or(0), file))) {
             Ok((bytes, file)) => {

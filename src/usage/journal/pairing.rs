@@ -3,7 +3,7 @@
 //! A request may begin in one segment and end in another, and a reader may meet the end first. What is remembered is
 //! bounded by the requests in flight, and by how unevenly segments are read.
 
-use super::codec::{self, Frame, Kind, Malformed};
+use super::codec::{self, Frame, FrameKind, Malformed};
 use super::segment::Position;
 use crate::model::id::RequestId;
 use crate::model::usage::UsageRecord;
@@ -12,26 +12,26 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 /// The frames that a record is made of.
-pub type Frames = SmallVec<[Position; 2]>;
+pub type FramePositions = SmallVec<[Position; 2]>;
 
 /// Beginnings without an end, and ends without a beginning.
 #[derive(Clone, Debug, Default)]
 pub struct Pairing {
-    open: HashMap<RequestId, Begun>,
-    early: HashMap<RequestId, Ended>,
+    open: HashMap<RequestId, OpenRequest>,
+    early: HashMap<RequestId, EarlyEnd>,
 }
 
 /// A request that has begun.
 #[derive(Clone, Debug)]
-pub struct Begun {
+pub struct OpenRequest {
     /// The payload of its frame.
     pub payload: Box<[u8]>,
     /// Its frame; several when it was carried over.
-    pub frames: Frames,
+    pub frames: FramePositions,
 }
 
 #[derive(Clone, Debug)]
-struct Ended {
+struct EarlyEnd {
     payload: Box<[u8]>,
     frame: Option<Position>,
 }
@@ -44,12 +44,12 @@ pub struct Pair {
     /// The payload of its end.
     pub complete: Option<Box<[u8]>>,
     /// Where both are.
-    pub frames: Frames,
+    pub frames: FramePositions,
 }
 
 /// What a frame came to.
 #[derive(Debug)]
-pub enum Met {
+pub enum PairState {
     /// A request is whole.
     Pair(Pair),
     /// The other half is missing still.
@@ -65,47 +65,55 @@ impl Pair {
 
 impl Pairing {
     /// Takes a frame that stands at `at`.
-    pub fn take(&mut self, frame: &Frame<'_>, at: Position) -> Result<Met, Malformed> {
+    pub fn take(&mut self, frame: &Frame<'_>, at: Position) -> Result<PairState, Malformed> {
         match frame.kind.ok_or(Malformed("another version of Keygate wrote it"))? {
-            Kind::Admit => self.begun(frame.payload, at),
-            Kind::Complete => self.ended(frame.payload, Some(at)),
-            Kind::Whole => {
+            FrameKind::Admit => self.begun(frame.payload, at),
+            FrameKind::Complete => self.ended(frame.payload, Some(at)),
+            FrameKind::Whole => {
                 let (admit, complete) = codec::split_whole(frame.payload)?;
                 let pair = Pair {
                     admit: admit.into(),
                     complete: Some(complete.into()),
                     frames: SmallVec::from_slice(&[at]),
                 };
-                Ok(Met::Pair(pair))
+                Ok(PairState::Pair(pair))
             }
         }
     }
 
-    fn begun(&mut self, payload: &[u8], at: Position) -> Result<Met, Malformed> {
+    fn begun(&mut self, payload: &[u8], at: Position) -> Result<PairState, Malformed> {
         let id = codec::id_of(payload)?;
         if let Some(ended) = self.early.remove(&id) {
             let frames = std::iter::once(at).chain(ended.frame).collect();
-            return Ok(Met::Pair(Pair { admit: payload.into(), complete: Some(ended.payload), frames }));
+            return Ok(PairState::Pair(Pair {
+                admit: payload.into(),
+                complete: Some(ended.payload),
+                frames,
+            }));
         }
         match self.open.entry(id) {
             // Carried over, and the first copy not marked yet.
             Entry::Occupied(mut known) => known.get_mut().frames.push(at),
             Entry::Vacant(new) => {
-                new.insert(Begun { payload: payload.into(), frames: SmallVec::from_slice(&[at]) });
+                new.insert(OpenRequest { payload: payload.into(), frames: SmallVec::from_slice(&[at]) });
             }
         }
-        Ok(Met::Half)
+        Ok(PairState::Half)
     }
 
     /// Takes an end; `frame` is where it stands, if it is in the journal at all.
-    pub fn ended(&mut self, payload: &[u8], frame: Option<Position>) -> Result<Met, Malformed> {
+    pub fn ended(&mut self, payload: &[u8], frame: Option<Position>) -> Result<PairState, Malformed> {
         let id = codec::id_of(payload)?;
         let Some(mut begun) = self.open.remove(&id) else {
-            self.early.insert(id, Ended { payload: payload.into(), frame });
-            return Ok(Met::Half);
+            self.early.insert(id, EarlyEnd { payload: payload.into(), frame });
+            return Ok(PairState::Half);
         };
         begun.frames.extend(frame);
-        Ok(Met::Pair(Pair { admit: begun.payload, complete: Some(payload.into()), frames: begun.frames }))
+        Ok(PairState::Pair(Pair {
+            admit: begun.payload,
+            complete: Some(payload.into()),
+            frames: begun.frames,
+        }))
     }
 
     /// How many requests have begun and not ended.
@@ -114,13 +122,13 @@ impl Pairing {
     }
 
     /// Those that have begun in that segment.
-    pub fn open_in(&mut self, segment: u64) -> impl Iterator<Item = &mut Begun> {
+    pub fn open_in(&mut self, segment: u64) -> impl Iterator<Item = &mut OpenRequest> {
         self.open.values_mut().filter(move |begun| begun.frames.iter().any(|at| at.segment == segment))
     }
 
     /// Ends all that is open: it was interrupted. Ends whose beginning is gone are answered as well, by their frames.
-    pub fn interrupt(&mut self) -> (Vec<Pair>, Frames) {
-        let cut_off = |(_, begun): (RequestId, Begun)| Pair {
+    pub fn interrupt(&mut self) -> (Vec<Pair>, FramePositions) {
+        let cut_off = |(_, begun): (RequestId, OpenRequest)| Pair {
             admit: begun.payload,
             complete: None,
             frames: begun.frames,

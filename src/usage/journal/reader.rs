@@ -6,8 +6,8 @@
 
 use super::Journal;
 use super::codec::{ALIGN, HEADER, Malformed};
-use super::pairing::{Frames, Met, Pair, Pairing};
-use super::scan::{Scanner, Step};
+use super::pairing::{FramePositions, Pair, PairState, Pairing};
+use super::scan::{ScanStep, Scanner};
 use super::segment::{FIRST, Position, Segment};
 use crate::model::usage::UsageRecord;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,9 +20,9 @@ const CARRY_SHARE: usize = 4;
 
 /// Reads a journal.
 #[derive(Debug)]
-pub struct Reader {
+pub struct JournalReader {
     journal: Arc<Journal>,
-    tracks: BTreeMap<u64, Track>,
+    tracks: BTreeMap<u64, SegmentCursor>,
     pairing: Pairing,
     /// Whole records that did not fit into a batch.
     queue: VecDeque<Pair>,
@@ -35,16 +35,16 @@ pub struct Reader {
 
 /// Records, and where they stand.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct RecordBatch {
     /// For the ledger.
     pub records: Vec<UsageRecord>,
     /// The frames of each.
-    frames: Vec<Frames>,
+    frames: Vec<FramePositions>,
 }
 
 /// How far a segment is read and done with.
 #[derive(Clone, Debug)]
-struct Track {
+struct SegmentCursor {
     segment: Arc<Segment>,
     scanner: Scanner,
     /// Up to where it is read in this round.
@@ -60,7 +60,7 @@ struct Track {
 }
 
 /// What reading one chunk came to.
-enum Read {
+enum ChunkRead {
     /// There is more, and room for it.
     On,
     /// Nothing more for now.
@@ -69,7 +69,7 @@ enum Read {
     Full,
 }
 
-impl Batch {
+impl RecordBatch {
     /// Empties it.
     pub fn clear(&mut self) {
         self.records.clear();
@@ -87,7 +87,7 @@ impl Batch {
     }
 }
 
-impl Reader {
+impl JournalReader {
     pub(super) fn new(journal: Arc<Journal>) -> Self {
         let mut reader = Self {
             journal,
@@ -98,7 +98,7 @@ impl Reader {
             is_behind: true,
             counts_up_to: 0,
         };
-        reader.look();
+        reader.begin_round();
         reader.counts_up_to = reader.tracks.keys().next_back().copied().unwrap_or(0);
         reader
     }
@@ -108,16 +108,16 @@ impl Reader {
         &self.journal
     }
 
-    /// Begins a round: [`Reader::read`] will read up to what is written now.
-    pub fn look(&mut self) {
+    /// Begins a round: [`JournalReader::read`] will read up to what is written now.
+    pub fn begin_round(&mut self) {
         for segment in self.journal.live() {
-            let track = self.tracks.entry(segment.sequence()).or_insert_with(|| Track::new(segment));
-            track.look();
+            let track = self.tracks.entry(segment.sequence()).or_insert_with(|| SegmentCursor::new(segment));
+            track.begin_round();
         }
     }
 
     /// Fills `batch` up to `most` records. False: it has all that there was when the round began.
-    pub fn read(&mut self, most: usize, batch: &mut Batch) -> bool {
+    pub fn read(&mut self, most: usize, batch: &mut RecordBatch) -> bool {
         loop {
             if !self.is_behind {
                 self.take_late();
@@ -142,8 +142,8 @@ impl Reader {
         let is_behind = self.is_behind;
         let mut is_full = false;
         for track in self.tracks.values_mut().take_while(|t| !is_behind || t.segment.is_left()) {
-            let mut read = Read::On;
-            while matches!(read, Read::On) {
+            let mut read = ChunkRead::On;
+            while matches!(read, ChunkRead::On) {
                 read = track.read(&mut chunk, pairing, |pair| {
                     queue.push_back(pair);
                     queue.len() < most
@@ -156,21 +156,21 @@ impl Reader {
                     "the usage journal is damaged: {news}; what follows is used, and the segment is set aside"
                 );
             }
-            is_full = matches!(read, Read::Full);
+            is_full = matches!(read, ChunkRead::Full);
             if is_full {
                 break;
             }
         }
         self.chunk = chunk;
         if !is_full && self.is_behind {
-            self.has_caught_up();
+            self.on_caught_up();
             return true;
         }
         is_full
     }
 
     /// All that earlier processes left has been read.
-    fn has_caught_up(&mut self) {
+    fn on_caught_up(&mut self) {
         self.is_behind = false;
         let (interrupted, ends_alone) = self.pairing.interrupt();
         self.queue.extend(interrupted);
@@ -181,32 +181,32 @@ impl Reader {
     fn take_late(&mut self) {
         for payload in self.journal.take_late() {
             match self.pairing.ended(&payload, None) {
-                Ok(Met::Pair(pair)) => self.queue.push_back(pair),
-                Ok(Met::Half) => {}
+                Ok(PairState::Pair(pair)) => self.queue.push_back(pair),
+                Ok(PairState::Half) => {}
                 Err(error) => tracing::error!(%error, "a usage record is lost"),
             }
         }
     }
 
-    fn add(&mut self, batch: &mut Batch, pair: &Pair) {
+    fn add(&mut self, batch: &mut RecordBatch, pair: &Pair) {
         if pair.frames.first().is_some_and(|at| at.segment <= self.counts_up_to) {
-            self.journal.has_accepted(1);
+            self.journal.on_accepted(1);
         }
         match pair.record() {
             Ok(record) => {
                 batch.records.push(record);
                 batch.frames.push(pair.frames.clone());
             }
-            Err(error) => self.is_lost(pair, error),
+            Err(error) => self.on_lost_record(pair, error),
         }
     }
 
     /// A record whose checksum fits and whose content does not: the segment is kept for a look.
-    fn is_lost(&mut self, pair: &Pair, error: Malformed) {
+    fn on_lost_record(&mut self, pair: &Pair, error: Malformed) {
         tracing::error!(%error, "a usage record cannot be understood; its segment is set aside");
         self.journal.metrics.usage_journal_damage.inc();
         self.journal.metrics.usage_shed.inc();
-        self.journal.fewer_wait(1);
+        self.journal.on_records_settled(1);
         for at in &pair.frames {
             if let Some(track) = self.tracks.get_mut(&at.segment) {
                 track.is_damaged = true;
@@ -216,7 +216,7 @@ impl Reader {
     }
 
     /// The ledger has the records of `batch` from `from` to `to`.
-    pub fn acknowledge(&mut self, batch: &Batch, numbers: std::ops::Range<usize>) {
+    pub fn acknowledge(&mut self, batch: &RecordBatch, numbers: std::ops::Range<usize>) {
         for frames in batch.frames.get(numbers).unwrap_or_default() {
             self.acknowledge_frames(frames);
         }
@@ -236,7 +236,7 @@ impl Reader {
         self.tracks.retain(|_, track| {
             let is_done = track.is_at_end && track.unacknowledged == 0;
             if is_done {
-                journal.done_with(Arc::clone(&track.segment), track.is_damaged);
+                journal.finish_segment(Arc::clone(&track.segment), track.is_damaged);
             }
             !is_done
         });
@@ -246,7 +246,7 @@ impl Reader {
     /// all that was written beside it.
     pub fn carry(&mut self) {
         let kept: Vec<u64> =
-            self.tracks.values().filter(|t| t.may_be_carried()).map(Track::sequence).collect();
+            self.tracks.values().filter(|t| t.may_be_carried()).map(SegmentCursor::sequence).collect();
         for sequence in kept {
             let Some(track) = self.tracks.get(&sequence) else { continue };
             let (mut open, mut bytes) = (0, 0);
@@ -276,11 +276,11 @@ impl Reader {
             }
             return;
         }
-        let mut left_behind = Frames::new();
+        let mut left_behind = FramePositions::new();
         for (begun, (at, segment)) in self.pairing.open_in(sequence).zip(carried) {
-            let track = self.tracks.entry(at.segment).or_insert_with(|| Track::new(segment));
+            let track = self.tracks.entry(at.segment).or_insert_with(|| SegmentCursor::new(segment));
             track.unacknowledged += 1;
-            left_behind.extend(std::mem::replace(&mut begun.frames, Frames::from_slice(&[at])));
+            left_behind.extend(std::mem::replace(&mut begun.frames, FramePositions::from_slice(&[at])));
         }
         self.acknowledge_frames(&left_behind);
     }
@@ -304,8 +304,8 @@ impl Reader {
             let mut chunk = Vec::new();
             for track in self.tracks.values().filter(|track| track.segment.is_left()) {
                 let mut track = track.clone();
-                let mut read = Read::On;
-                while matches!(read, Read::On) {
+                let mut read = ChunkRead::On;
+                while matches!(read, ChunkRead::On) {
                     read = track.read(&mut chunk, &mut pairing, |pair| {
                         show(&pair.admit, pair.complete.as_deref());
                         true
@@ -315,7 +315,7 @@ impl Reader {
             pairing.interrupt().0.iter().for_each(|pair| show(&pair.admit, None));
         }
         self.counts_up_to = 0;
-        self.journal.has_accepted(records);
+        self.journal.on_accepted(records);
     }
 
     /// Whether earlier processes left records that have not been read yet.
@@ -331,9 +331,9 @@ fn acknowledge_in(segment: &Segment, at: Position) {
     }
 }
 
-// === impl Track ===
+// === impl SegmentCursor ===
 
-impl Track {
+impl SegmentCursor {
     fn new(segment: Arc<Segment>) -> Self {
         Self {
             scanner: Scanner::new(segment.seed(), FIRST),
@@ -351,7 +351,7 @@ impl Track {
         self.segment.sequence()
     }
 
-    fn look(&mut self) {
+    fn begin_round(&mut self) {
         // In this order: what is committed when it is sealed is all there will be.
         self.is_final = self.segment.is_sealed();
         self.limit = self.segment.committed();
@@ -369,24 +369,24 @@ impl Track {
         chunk: &mut Vec<u8>,
         pairing: &mut Pairing,
         mut take: impl FnMut(Pair) -> bool,
-    ) -> Read {
+    ) -> ChunkRead {
         let from = self.scanner.at();
         if self.is_at_end || !self.segment.is_read() || (from >= self.limit && !self.is_final) {
-            return Read::Enough;
+            return ChunkRead::Enough;
         }
         let len = self.limit.saturating_sub(from).min(CHUNK);
         chunk.resize(len, 0);
         if let Err(error) = self.segment.read(from, chunk) {
-            self.is_hurt(format!("{len} bytes cannot be read: {error}"));
+            self.mark_damaged(format!("{len} bytes cannot be read: {error}"));
             self.scanner = Scanner::new(self.segment.seed(), from + len.max(1).next_multiple_of(ALIGN));
-            return Read::On;
+            return ChunkRead::On;
         }
         let is_all = self.is_final && from + len >= self.limit;
         loop {
             match self.scanner.step(chunk, from, is_all) {
-                Step::Frame { frame, at, damaged_bytes } => {
+                ScanStep::Frame { frame, at, damaged_bytes } => {
                     if damaged_bytes > 0 {
-                        self.is_hurt(format!("{damaged_bytes} bytes are no records"));
+                        self.mark_damaged(format!("{damaged_bytes} bytes are no records"));
                     }
                     if frame.acknowledged {
                         continue;
@@ -394,20 +394,22 @@ impl Track {
                     self.unacknowledged += 1;
                     let at = Position { segment: self.segment.sequence(), offset: at };
                     match pairing.take(&frame, at) {
-                        Ok(Met::Half) => {}
-                        Ok(Met::Pair(pair)) => {
+                        Ok(PairState::Half) => {}
+                        Ok(PairState::Pair(pair)) => {
                             if !take(pair) {
-                                return Read::Full;
+                                return ChunkRead::Full;
                             }
                         }
                         Err(error) => {
                             self.unacknowledged -= 1;
-                            self.is_hurt(error.to_string());
+                            self.mark_damaged(error.to_string());
                         }
                     }
                 }
-                Step::More => return if from + len < self.limit { Read::On } else { Read::Enough },
-                Step::End { is_torn } => {
+                ScanStep::More => {
+                    return if from + len < self.limit { ChunkRead::On } else { ChunkRead::Enough };
+                }
+                ScanStep::End { is_torn } => {
                     if is_torn {
                         tracing::debug!(
                             segment = self.sequence(),
@@ -415,14 +417,14 @@ impl Track {
                         );
                     }
                     self.is_at_end = true;
-                    return Read::Enough;
+                    return ChunkRead::Enough;
                 }
             }
         }
     }
 
     /// What follows can be read.
-    fn is_hurt(&mut self, how: String) {
+    fn mark_damaged(&mut self, how: String) {
         self.is_damaged = true;
         self.news.push(how);
     }

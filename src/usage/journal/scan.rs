@@ -3,19 +3,19 @@
 //! Frames follow each other without a gap, so bytes that are no frame are either the end, or a torn last frame, or
 //! damage. Which of these only what follows can tell: the next place where a whole frame stands ends the gap.
 
-use super::codec::{ALIGN, Frame, Parsed, Seed, parse};
+use super::codec::{ALIGN, ChecksumSeed, Frame, ParsedFrame, parse};
 
 /// How far a segment has been read.
 #[derive(Clone, Debug)]
 pub struct Scanner {
-    seed: Seed,
+    seed: ChecksumSeed,
     at: usize,
-    gap: Option<Gap>,
+    gap: Option<DamagedRange>,
 }
 
 /// Bytes that are no frame.
 #[derive(Clone, Copy, Debug)]
-struct Gap {
+struct DamagedRange {
     from: usize,
     /// Whether there is anything but zeros in it.
     has_content: bool,
@@ -23,7 +23,7 @@ struct Gap {
 
 /// What comes next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
+pub enum ScanStep<'a> {
     /// A frame, at that place.
     Frame {
         /// What it is.
@@ -44,7 +44,7 @@ pub enum Step<'a> {
 
 impl Scanner {
     /// Begins at the place `at`.
-    pub const fn new(seed: Seed, at: usize) -> Self {
+    pub const fn new(seed: ChecksumSeed, at: usize) -> Self {
         Self { seed, at, gap: None }
     }
 
@@ -55,26 +55,26 @@ impl Scanner {
 
     /// The next step. `bytes` begin at the place `from`, which is not behind [`Scanner::at`]; with `is_all` nothing
     /// follows them.
-    pub fn step<'a>(&mut self, bytes: &'a [u8], from: usize, is_all: bool) -> Step<'a> {
+    pub fn step<'a>(&mut self, bytes: &'a [u8], from: usize, is_all: bool) -> ScanStep<'a> {
         loop {
             let rest = bytes.get(self.at - from..).unwrap_or_default();
             let place = u32::try_from(self.at).unwrap_or(u32::MAX);
             match parse(rest, self.seed, place) {
-                Parsed::Frame(frame) => {
+                ParsedFrame::Frame(frame) => {
                     let at = self.at;
                     let damaged_bytes = self.gap.take().map_or(0, |gap| at - gap.from);
                     // A last frame may lack the padding that would follow it.
                     self.at += frame.len;
-                    return Step::Frame { frame, at, damaged_bytes };
+                    return ScanStep::Frame { frame, at, damaged_bytes };
                 }
-                Parsed::Short if !is_all => return Step::More,
-                Parsed::Short if rest.len() < ALIGN => {
+                ParsedFrame::Short if !is_all => return ScanStep::More,
+                ParsedFrame::Short if rest.len() < ALIGN => {
                     let torn_here = rest.iter().any(|b| *b != 0);
                     let is_torn = torn_here || self.gap.is_some_and(|gap| gap.has_content);
-                    return Step::End { is_torn };
+                    return ScanStep::End { is_torn };
                 }
-                Parsed::Short | Parsed::Not => {
-                    let gap = self.gap.get_or_insert(Gap { from: self.at, has_content: false });
+                ParsedFrame::Short | ParsedFrame::Not => {
+                    let gap = self.gap.get_or_insert(DamagedRange { from: self.at, has_content: false });
                     gap.has_content |= rest.iter().take(ALIGN).any(|b| *b != 0);
                     self.at += ALIGN;
                 }

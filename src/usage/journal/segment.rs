@@ -1,6 +1,6 @@
 //! One file of the journal: its name, its first bytes, and what of it is written, read and done with.
 
-use super::codec::{ACKNOWLEDGED, MARK_AT, Seed};
+use super::codec::{ACKNOWLEDGED, ChecksumSeed, MARK_AT};
 use super::mapping::Mapping;
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ const SUFFIX: &str = ".journal";
 
 /// Which segment: in the order they were made, and a random number against mistaking one's frames for another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
+pub struct SegmentName {
     /// Its number.
     pub sequence: u64,
     /// Its random number.
@@ -35,7 +35,7 @@ pub struct Position {
 /// A segment.
 #[derive(Debug)]
 pub struct Segment {
-    name: Name,
+    name: SegmentName,
     path: PathBuf,
     file: File,
     /// None for one that an earlier process left.
@@ -44,16 +44,16 @@ pub struct Segment {
     committed: AtomicUsize,
     /// Nothing more will be written.
     is_sealed: AtomicBool,
-    /// How much of it is on disk, and whether more could not be brought there; only the keeper's business.
+    /// How much of it is on disk, and whether more could not be brought there; only the flusher's business.
     synced: AtomicUsize,
     sync_failed: AtomicBool,
     /// Whether the ledger's writer has to read it; records carried over from older segments it knows already.
     is_read: AtomicBool,
 }
 
-// === impl Name ===
+// === impl SegmentName ===
 
-impl Name {
+impl SegmentName {
     /// The name of that file; none if it is no segment's.
     pub fn parse(file_name: &str) -> Option<Self> {
         let (sequence, salt) = file_name.strip_suffix(SUFFIX)?.split_once('-')?;
@@ -70,13 +70,13 @@ impl Name {
     }
 
     /// What its checksums begin with.
-    pub fn seed(self) -> Seed {
-        Seed::new(self.sequence, self.salt)
+    pub fn seed(self) -> ChecksumSeed {
+        ChecksumSeed::new(self.sequence, self.salt)
     }
 }
 
 /// The first bytes of a segment: a line of text.
-fn header(name: Name, boot: Uuid, node: &str) -> [u8; FIRST] {
+fn header(name: SegmentName, boot: Uuid, node: &str) -> [u8; FIRST] {
     let line = format!("keygate journal 1: segment {}, boot {boot}, node {node}\n", name.sequence);
     let mut header = [0; FIRST];
     let kept = line.len().min(FIRST);
@@ -88,18 +88,18 @@ fn header(name: Name, boot: Uuid, node: &str) -> [u8; FIRST] {
 
 impl Segment {
     /// A fresh one, in a file whose bytes are all allocated.
-    pub fn fresh(name: Name, path: PathBuf, file: File, boot: Uuid, node: &str) -> io::Result<Self> {
+    pub fn fresh(name: SegmentName, path: PathBuf, file: File, boot: Uuid, node: &str) -> io::Result<Self> {
         let mapping = Mapping::new(&file)?;
         mapping.write(0, &header(name, boot, node));
         Ok(Self { mapping: Some(mapping), ..Self::at(name, path, file, FIRST, false) })
     }
 
     /// One that an earlier process left, of that many bytes.
-    pub fn left(name: Name, path: PathBuf, file: File, bytes: usize) -> Self {
+    pub fn left(name: SegmentName, path: PathBuf, file: File, bytes: usize) -> Self {
         Self::at(name, path, file, bytes, true)
     }
 
-    fn at(name: Name, path: PathBuf, file: File, committed: usize, is_sealed: bool) -> Self {
+    fn at(name: SegmentName, path: PathBuf, file: File, committed: usize, is_sealed: bool) -> Self {
         Self {
             name,
             path,
@@ -119,7 +119,7 @@ impl Segment {
     }
 
     /// What its checksums begin with.
-    pub fn seed(&self) -> Seed {
+    pub fn seed(&self) -> ChecksumSeed {
         self.name.seed()
     }
 
@@ -144,7 +144,7 @@ impl Segment {
     }
 
     /// What is in it the writer knows already.
-    pub fn is_known(&self) {
+    pub fn mark_known(&self) {
         self.is_read.store(false, Ordering::Relaxed);
     }
 
@@ -215,7 +215,7 @@ impl Segment {
         synced
     }
 
-    /// Writes to disk, with `sync`, all that is in it. For anybody but the keeper.
+    /// Writes to disk, with `sync`, all that is in it. For anybody but the flusher.
     pub fn sync_written(
         &self,
         sync: impl FnOnce(&Mapping, std::ops::Range<usize>) -> io::Result<()>,

@@ -1,7 +1,7 @@
 //! The segment that one worker thread writes to.
 //!
-//! A lane's lock is taken by its own thread, and rarely by another: it costs no system call. Threads beyond the number of
-//! lanes share them, so that whoever ends a request, and wherever, can write.
+//! A writer's lock is taken by its own thread, and rarely by another: it costs no system call. Threads beyond the number of
+//! writers share them, so that whoever ends a request, and wherever, can write.
 
 use super::codec::seal;
 use super::segment::{FIRST, Position, Segment};
@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// On cache lines of its own, so that threads do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Lane(Mutex<Writing>);
+pub(super) struct SegmentWriter(Mutex<OpenSegment>);
 
 #[derive(Debug, Default)]
-pub(super) struct Writing {
+pub(super) struct OpenSegment {
     segment: Option<Arc<Segment>>,
     at: usize,
     /// Where frames are made, again and again.
@@ -24,7 +24,7 @@ pub(super) struct Writing {
 }
 
 /// Numbers threads in the order in which they first ask.
-pub(super) fn lane_of_this_thread() -> usize {
+pub(super) fn writer_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static NUMBER: Cell<Option<usize>> = const { Cell::new(None) });
     let number = |known: &Cell<Option<usize>>| {
@@ -34,17 +34,17 @@ pub(super) fn lane_of_this_thread() -> usize {
             number
         })
     };
-    // A thread that is ending has no number any more; any lane will do.
+    // A thread that is ending has no number any more; any writer will do.
     NUMBER.try_with(number).unwrap_or(0)
 }
 
-impl Lane {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Writing> {
+impl SegmentWriter {
+    pub(super) fn lock(&self) -> MutexGuard<'_, OpenSegment> {
         lock(&self.0)
     }
 }
 
-impl Writing {
+impl OpenSegment {
     /// Writes `frame`, into the `next` segment if this one is full.
     pub(super) fn append(
         &mut self,

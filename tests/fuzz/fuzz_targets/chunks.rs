@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::http::chunks::{BadChunks, Chunks};
+use keygate::policy::http::chunks::{BadChunks, ChunkParser};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|raw: &[u8]| {
@@ -17,7 +17,7 @@ fuzz_target!(|raw: &[u8]| {
 
 /// How many bytes belong to the body, and whether it has ended.
 fn pass(body: &[u8], step: usize) -> Result<(usize, bool), BadChunks> {
-    let (mut chunks, mut passed) = (Chunks::new(), 0);
+    let (mut chunks, mut passed) = (ChunkParser::new(), 0);
     for part in body.chunks(step) {
         let here = chunks.pass(part)?;
         passed += here;

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::http::head::{Framing, check, find_end, glimpse, is_hopeless};
+use keygate::policy::http::head::{Framing, check, find_end, read_partial, is_malformed_prefix};
 use libfuzzer_sys::fuzz_target;
 
 const FIELDS_MAX: usize = 20;
@@ -29,7 +29,7 @@ fn end(raw: &[u8]) {
 
 /// What the log gets is one line, and no query.
 fn told(raw: &[u8]) {
-    let seen = glimpse(raw);
+    let seen = read_partial(raw);
     assert!(seen.method.bytes().all(|b| b.is_ascii_graphic()));
     assert!(seen.path.is_empty() || seen.path.starts_with('/'));
     assert!(seen.path.bytes().all(|b| b.is_ascii_graphic() && b != b'?'));
@@ -40,7 +40,7 @@ fn told(raw: &[u8]) {
 fn passed(raw: &[u8], framing: Framing) {
     assert_eq!(find_end(raw, 0), Some(raw.len()), "it ends where it ends");
     for cut in 0..raw.len() {
-        assert!(!is_hopeless(&raw[..cut], 0), "waiting for it was not in vain");
+        assert!(!is_malformed_prefix(&raw[..cut], 0), "waiting for it was not in vain");
     }
     let inner = &raw[..raw.len() - 4];
     assert!(inner.iter().all(|b| *b == b'\t' || *b == b'\r' || *b == b'\n' || (*b >= b' ' && *b != 0x7f)));

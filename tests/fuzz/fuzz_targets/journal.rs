@@ -3,7 +3,7 @@
 #![no_main]
 
 use keygate::usage::journal::codec::{
-    Complete, HEADER, Kind, PAYLOAD_MAX, Parsed, Seed, admit, begin, complete, encode_whole, id_of, parse,
+    Complete, HEADER, FrameKind, PAYLOAD_MAX, ParsedFrame, ChecksumSeed, admit, begin, complete, encode_whole, id_of, parse,
     record, seal, split_whole,
 };
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +13,7 @@ const ID: usize = 36;
 
 fuzz_target!(|raw: &[u8]| {
     let Some((&first, rest)) = raw.split_first() else { return };
-    let seed = Seed::new(7, 11);
+    let seed = ChecksumSeed::new(7, 11);
     found(raw, seed);
     written(rest, usize::from(first), seed);
     beginning(rest);
@@ -22,31 +22,31 @@ fuzz_target!(|raw: &[u8]| {
 });
 
 /// What is found in any bytes is within them.
-fn found(raw: &[u8], seed: Seed) {
-    if let Parsed::Frame(frame) = parse(raw, seed, 0) {
+fn found(raw: &[u8], seed: ChecksumSeed) {
+    if let ParsedFrame::Frame(frame) = parse(raw, seed, 0) {
         assert!(frame.payload.len() < raw.len() && frame.len > frame.payload.len());
     }
 }
 
 /// What is written is read back at its place, and nowhere else, and not with another byte in it.
-fn written(payload: &[u8], which: usize, seed: Seed) {
+fn written(payload: &[u8], which: usize, seed: ChecksumSeed) {
     let payload = &payload[..payload.len().min(PAYLOAD_MAX)];
     let mut frame = Vec::new();
-    begin(&mut frame, Kind::Admit, |out| out.extend_from_slice(payload));
+    begin(&mut frame, FrameKind::Admit, |out| out.extend_from_slice(payload));
     seal(&mut frame, seed, 64);
     match parse(&frame, seed, 64) {
-        Parsed::Frame(found) => {
+        ParsedFrame::Frame(found) => {
             assert_eq!((found.payload, found.len), (payload, frame.len()));
-            assert!(found.kind == Some(Kind::Admit) && !found.acknowledged);
+            assert!(found.kind == Some(FrameKind::Admit) && !found.acknowledged);
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(parse(&frame, seed, 72), Parsed::Not);
-    assert_eq!(parse(&frame, Seed::new(8, 11), 64), Parsed::Not);
+    assert_eq!(parse(&frame, seed, 72), ParsedFrame::Not);
+    assert_eq!(parse(&frame, ChecksumSeed::new(8, 11), 64), ParsedFrame::Not);
     if !payload.is_empty() {
         let at = HEADER + which % payload.len();
         frame[at] ^= 0x20;
-        assert_eq!(parse(&frame, seed, 64), Parsed::Not, "a byte changed at {at}");
+        assert_eq!(parse(&frame, seed, 64), ParsedFrame::Not, "a byte changed at {at}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, Shape, shape};
+use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|raw: &[u8]| {
@@ -15,7 +15,7 @@ fuzz_target!(|raw: &[u8]| {
 });
 
 fn secret(raw: &[u8], prefix: &str) {
-    let possible = shape(raw, prefix) != Shape::Impossible;
+    let possible = shape(raw, prefix) != SecretShape::Impossible;
     if possible {
         assert!(!raw.is_empty() && raw.len() <= SECRET_MAX && raw.iter().all(u8::is_ascii_graphic));
     }
@@ -27,7 +27,7 @@ fn secret(raw: &[u8], prefix: &str) {
         assert_eq!(format!("{secret:?}"), "Secret(…)");
         // Foreign secrets show at most a quarter of themselves, ours at most what is in front of the body and 4 + 4.
         let shown = secret.hint(prefix).chars().count() - 1;
-        assert!(shown <= text.len() / 4 || (shape(raw, prefix) == Shape::Ours && shown == text.len() - 28));
+        assert!(shown <= text.len() / 4 || (shape(raw, prefix) == SecretShape::Ours && shown == text.len() - 28));
     }
 }
 

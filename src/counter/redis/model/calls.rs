@@ -7,7 +7,7 @@ use super::*;
 fn what_is_spent_late_does_not_add_to_a_full_burst() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 1_000, burst: 100 })];
+    let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1_000, burst: 100 })];
     let late = world.ask("a", 2, &plain_ask(&limits, 0, 50)).units;
     assert_eq!(late, 50);
     world.now_us += 49_000;
@@ -23,7 +23,7 @@ fn what_is_spent_late_does_not_add_to_a_full_burst() {
 fn a_promise_is_kept_for_ten_seconds() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let promised = world.ask("a", 2, &plain_ask(&limits, 20, 0)).promises[4];
     assert_eq!(promised, 20, "a quarter of what is left");
     assert_eq!(taken(&mut world, "b", &limits, 100), 60);
@@ -37,11 +37,11 @@ fn a_promise_is_kept_for_ten_seconds() {
 fn a_node_that_stops_leaves_all_to_the_others() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
-    let mut pool = Pool::default();
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
+    let mut pool = SubjectPool::default();
     pool.attempt(&limits.iter().copied().collect());
     let now = world.now();
-    let ask = Ask { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall) };
+    let ask = LeaseRequest { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall) };
     let grant = world.ask("a", 1, &ask);
     assert!(grant.units > 1 && grant.promises[4] > 0, "{grant:?}");
     pool.answer(&ask, &grant, now.steady_ns, now.steady_ns);
@@ -57,15 +57,16 @@ fn a_node_that_stops_leaves_all_to_the_others() {
 fn a_call_counts_once_and_in_its_order() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let call = |seq, told, need| {
-        let windows = [Said { since: 1, spent: told, told, ..Said::default() }; WINDOWS.len()];
-        Ask { seq, windows, ..plain_ask(&limits, need, 0) }
+        let windows =
+            [WindowReport { since: 1, spent: told, told, ..WindowReport::default() }; WINDOWS.len()];
+        LeaseRequest { seq, windows, ..plain_ask(&limits, need, 0) }
     };
     assert_eq!(world.ask("a", 2, &call(1, 0, 10)).units, 10);
     assert_eq!(world.ask("a", 2, &call(2, 10, 10)).used[4], 20);
     for seq in [1, 2] {
-        assert_eq!(world.call("a", 2, &call(seq, 0, 10), None), [Told::Old]);
+        assert_eq!(world.call("a", 2, &call(seq, 0, 10), None), [ScriptTotals::Old]);
     }
     let again = world.ask("a", 2, &call(3, 10, 0));
     assert_eq!(again.used[4], 10, "the answer to the second was lost, and with it nothing");
@@ -76,12 +77,12 @@ fn a_call_counts_once_and_in_its_order() {
 fn what_the_ledger_has_is_not_counted_twice() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     world.ledger = [0, 0, 0, 0, 50];
     assert_eq!(world.ask("a", 2, &plain_ask(&limits, 1, 0)).used[4], 51);
-    let told = |at_us, units| Ask {
-        untold: vec![Untold { at_us, units }],
-        windows: [Said { since: 1, spent: units, ..Said::default() }; WINDOWS.len()],
+    let told = |at_us, units| LeaseRequest {
+        untold: vec![OutstandingUnits { at_us, units }],
+        windows: [WindowReport { since: 1, spent: units, ..WindowReport::default() }; WINDOWS.len()],
         ..plain_ask(&limits, 0, 0)
     };
     let before = START_US - 10_000_000;
@@ -94,12 +95,12 @@ fn what_the_ledger_has_is_not_counted_twice() {
 fn another_server_hears_what_it_lacks_before_it_grants() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let first = world.ask("a", 2, &plain_ask(&limits, 30, 0));
-    let said = |spent, told, heard| [Said { since: 1, spent, told, heard, held: 0 }; WINDOWS.len()];
+    let said = |spent, told, heard| [WindowReport { since: 1, spent, told, heard, held: 0 }; WINDOWS.len()];
     world.server = "s2";
     world.now_us += 1_000;
-    let word = |seq, windows| Ask { seq, epoch: first.epoch, windows, ..plain_ask(&limits, 10, 0) };
+    let word = |seq, windows| LeaseRequest { seq, epoch: first.epoch, windows, ..plain_ask(&limits, 10, 0) };
     let held_back = world.ask("a", 2, &word(2, said(30, 30, 30)));
     assert!(held_back.is_held_back && held_back.units == 0);
     // Another was told of sixty, and has spent four since.
@@ -107,7 +108,7 @@ fn another_server_hears_what_it_lacks_before_it_grants() {
     assert_eq!(other.used[4], 64);
     world.now_us += 1_100_000;
     let windows = said(30, 30, 60);
-    let granted = world.ask("a", 2, &Ask { epoch: held_back.epoch, ..word(3, windows) });
+    let granted = world.ask("a", 2, &LeaseRequest { epoch: held_back.epoch, ..word(3, windows) });
     assert_eq!((granted.units, granted.used[4]), (10, 74));
 }
 
@@ -117,7 +118,7 @@ fn two_versions_of_the_script_admit_one_limit() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let versions = [world.script.clone(), format!("{}\n-- the next version", world.script)];
-    let limits = [limit(LimitName::Quota, Rule::of(Per::Total, 100))];
+    let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let mut granted = 0;
     for n in 0..60 {
         world.script.clone_from(&versions[n % 2]);

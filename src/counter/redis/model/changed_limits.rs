@@ -1,13 +1,13 @@
 //! Limits that change, and units that come back: this process's memory and Redis say the same at every step.
 
 use super::*;
-use crate::policy::keys::limit::{Mark, RetryAfter, Spending};
+use crate::policy::keys::limit::{CounterState, Mark, RetryAfter};
 
 /// One step: the limit in force, µs that pass before, how many are charged, how many of those come back at once.
 type Step = (u64, u64, u32, u64, u64);
 
-fn memory(spending: &mut Spending, limits: &[Limit], need: u64, now: Now) -> Vec<Mark> {
-    let charge = |_| spending.check(limits, 1, now).is_ok().then(|| spending.take(limits, 1, now));
+fn memory(state: &mut CounterState, limits: &[Limit], need: u64, now: Now) -> Vec<Mark> {
+    let charge = |_| state.check(limits, 1, now).is_ok().then(|| state.take(limits, 1, now));
     (0..need).map_while(charge).collect()
 }
 
@@ -22,25 +22,26 @@ fn any_step() -> impl Strategy<Value = Step> {
 fn memory_and_redis_agree_while_limits_change() {
     always(&prop::collection::vec(any_step(), 1..40), |server, steps| {
         let mut world = World::new(server);
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         let (mut seq, mut total) = (0, 0);
         for (rate, burst, us, need, back) in steps {
             world.now_us += i64::from(us);
-            let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })];
+            let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })];
             let now = world.now();
-            let marks = memory(&mut spending, &limits, need, now);
+            let marks = memory(&mut state, &limits, need, now);
             let here = marks.len() as u64;
             let mut ask = |need: u64, total: u64, returned: u64| {
                 seq += 1;
                 let windows =
-                    [Said { since: 1, spent: total, told: total, ..Said::default() }; WINDOWS.len()];
+                    [WindowReport { since: 1, spent: total, told: total, ..WindowReport::default() };
+                        WINDOWS.len()];
                 let returned = (returned, world.now_us);
-                world.ask("a", 1, &Ask { seq, windows, returned, ..plain_ask(&limits, need, 0) })
+                world.ask("a", 1, &LeaseRequest { seq, windows, returned, ..plain_ask(&limits, need, 0) })
             };
             let there = ask(need, total, 0);
             prop_assert_eq!(here, there.units, "{} of {} at {} per second", need, burst, rate);
             if need > 0 && there.units == 0 {
-                let Err(refused) = spending.check(&limits, 1, now) else { unreachable!() };
+                let Err(refused) = state.check(&limits, 1, now) else { unreachable!() };
                 let (_, retry) = there.refused.expect("a reason");
                 let (RetryAfter::Wait(a), RetryAfter::Wait(b)) = (refused.retry, retry) else {
                     unreachable!()
@@ -51,7 +52,7 @@ fn memory_and_redis_agree_while_limits_change() {
             total += here;
             let back = back.min(here);
             for mark in marks.into_iter().rev().take(usize::try_from(back).expect("few")) {
-                spending.give_back(&limits, 1, now, mark);
+                state.give_back(&limits, 1, now, mark);
             }
             if back > 0 {
                 total -= back;

@@ -35,7 +35,7 @@ fn back_from_tomorrow(world: &mut World, limits: &[Limit]) {
 fn a_rate_that_was_spent_while_the_clock_was_ahead_refills_at_once() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Rate { plan: false }, Rule::Bucket { rate: 1_000, burst: 100 })];
+    let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1_000, burst: 100 })];
     world.now_us += DAY_US;
     // Some at once, and some leased ahead.
     assert_eq!(admitted(&mut world, &limits, 20), 20);
@@ -51,7 +51,7 @@ fn a_rate_that_was_spent_while_the_clock_was_ahead_refills_at_once() {
 fn a_day_goes_on_where_it_was_when_the_clock_comes_back_to_it() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
+    let limits = [limit(LimitName::Daily, LimitRule::of(Per::Day, 100))];
     back_from_tomorrow(&mut world, &limits);
     assert_eq!(admitted(&mut world, &limits, 100), 40);
     world.now_us += DAY_US;
@@ -63,7 +63,7 @@ fn a_day_goes_on_where_it_was_when_the_clock_comes_back_to_it() {
 fn a_key_that_was_new_while_the_clock_was_ahead_has_one_day_for_both() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Daily, Rule::of(Per::Day, 100))];
+    let limits = [limit(LimitName::Daily, LimitRule::of(Per::Day, 100))];
     world.now_us += DAY_US;
     assert_eq!(admitted(&mut world, &limits, 70), 70);
     world.now_us -= DAY_US;
@@ -74,8 +74,8 @@ fn a_key_that_was_new_while_the_clock_was_ahead_has_one_day_for_both() {
 fn places_of_a_node_that_died_while_the_clock_was_ahead_are_free_after_five_seconds() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
-    let limits = [limit(LimitName::Concurrency, Rule::InFlight { max: 1 })];
-    let ask = Ask { places: Some(0), max_places: 1, ..plain_ask(&limits, 1, 0) };
+    let limits = [limit(LimitName::Concurrency, LimitRule::InFlight { max: 1 })];
+    let ask = LeaseRequest { places: Some(0), max_places: 1, ..plain_ask(&limits, 1, 0) };
     world.now_us += DAY_US;
     assert_eq!(world.ask("dead", 2, &ask).places, 1);
     world.now_us -= DAY_US;

@@ -65,16 +65,16 @@ impl Step {
 #[derive(Clone, Debug)]
 struct Party {
     name: u64,
-    pool: Pool,
+    pool: SubjectPool,
     sent: Option<Sent>,
-    late: Option<Ask>,
+    late: Option<LeaseRequest>,
 }
 
 #[derive(Clone, Debug)]
 struct Sent {
-    ask: Ask,
+    ask: LeaseRequest,
     at_ns: u64,
-    told: Option<Told>,
+    told: Option<ScriptTotals>,
 }
 
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl State {
     }
 
     fn new(parties: u64, without: Option<Guard>) -> Self {
-        let party = |name| Party { name, pool: Pool::default(), sent: None, late: None };
+        let party = |name| Party { name, pool: SubjectPool::default(), sent: None, late: None };
         Self {
             redis: RedisSide { without, ..RedisSide::new() },
             older: None,
@@ -181,7 +181,7 @@ impl State {
             Step::Alone(n) => {
                 let party = &mut self.parties[n];
                 party.pool.attempt(&limits());
-                let alone = Alone {
+                let alone = FallbackState {
                     nodes: 2,
                     share_unknown: false,
                     gone_since_ns: self.gone_since_ns,
@@ -211,7 +211,7 @@ impl State {
                 let party = &mut self.parties[n];
                 let Some(Sent { ask, at_ns, told: Some(told) }) = party.sent.take() else { return false };
                 match told {
-                    Told::Grant(grant) => {
+                    ScriptTotals::Grant(grant) => {
                         party.pool.answer(&ask, &grant, at_ns, now.steady_ns);
                         if ask.waiting > 0 && party.pool.can_spend(now.steady_ns) {
                             party.pool.spend(now);
@@ -238,7 +238,8 @@ impl State {
             }
             Step::Crash(n) => {
                 self.untold += self.parties[n].pool.untold_units();
-                self.parties[n] = Party { name: self.born, pool: Pool::default(), sent: None, late: None };
+                self.parties[n] =
+                    Party { name: self.born, pool: SubjectPool::default(), sent: None, late: None };
                 self.born += 1;
             }
             Step::Moment => return self.pass(60_000),
@@ -298,10 +299,10 @@ impl State {
         self.now_us += 2;
     }
 
-    fn arrive(&mut self, n: usize, ask: &Ask) -> Told {
+    fn arrive(&mut self, n: usize, ask: &LeaseRequest) -> ScriptTotals {
         let (name, now) = (self.parties[n].name.to_string(), self.now().wall);
         // The ledger knows nothing yet.
-        let ask = Ask { ledger: Some([0; WINDOWS.len()]), ..ask.clone() };
+        let ask = LeaseRequest { ledger: Some([0; WINDOWS.len()]), ..ask.clone() };
         self.redis.call(&name, 2, now, &ask)
     }
 
@@ -336,7 +337,7 @@ impl State {
 }
 
 fn limits() -> Limits {
-    [limit(LimitName::Quota, Rule::of(Per::Total, LIMIT))].into_iter().collect()
+    [limit(LimitName::Quota, LimitRule::of(Per::Total, LIMIT))].into_iter().collect()
 }
 
 /// Takes every step from every state, up to `depth` steps; answers how many states there were, and the first way on which more

@@ -76,12 +76,18 @@ impl RedisSide {
     }
 
     /// Acts on what is said and asked of the subject.
-    pub(super) fn call(&mut self, node: &str, nodes: u64, now: Timestamp, ask: &Ask) -> Told {
+    pub(super) fn call(
+        &mut self,
+        node: &str,
+        nodes: u64,
+        now: Timestamp,
+        ask: &LeaseRequest,
+    ) -> ScriptTotals {
         let now_us = now.as_micros();
         let starts = WINDOWS.map(|per| window_start(per, now));
         let mut hash = match (&self.hash, ask.ledger) {
             (Some(hash), _) => hash.clone(),
-            (None, None) => return Told::Unknown,
+            (None, None) => return ScriptTotals::Unknown,
             (None, Some(ledger)) => Hash {
                 made: now_us,
                 epoch: now_us,
@@ -113,7 +119,7 @@ impl RedisSide {
         }
         let own = hash.records.get(node).filter(|r| r.epoch == hash.epoch).cloned();
         if own.as_ref().is_some_and(|own| ask.seq <= own.seq) && self.keeps(Guard::Order) {
-            return Told::Old;
+            return ScriptTotals::Old;
         }
         let epoch = hash.epoch;
         for w in 0..WINDOWS.len() {
@@ -204,7 +210,7 @@ impl RedisSide {
             .collect();
         self.hash = Some(hash);
         let places = 0;
-        Told::Grant(Grant {
+        ScriptTotals::Grant(Grant {
             now_us,
             epoch,
             units: granted,
@@ -219,7 +225,7 @@ impl RedisSide {
 }
 
 fn window_of(limit: Limit) -> (usize, u64, Limit) {
-    let Rule::Window { per, max } = limit.rule else { panic!("only windows are modelled") };
+    let LimitRule::Window { per, max } = limit.rule else { panic!("only windows are modelled") };
     (WINDOWS.iter().position(|w| *w == per).expect("a window"), max, limit)
 }
 
@@ -256,8 +262,8 @@ fn the_model_answers_as_the_script_does() {
         let mut model = RedisSide::new();
         let servers = ["s0", "s1", "s2", "s3", "s4"];
         let limits = [
-            limit(LimitName::Quota, Rule::of(Per::Total, 40)),
-            limit(LimitName::Key(0), Rule::of(Per::Minute, 15)),
+            limit(LimitName::Quota, LimitRule::of(Per::Total, 40)),
+            limit(LimitName::Key(0), LimitRule::of(Per::Minute, 15)),
         ];
         let mut epoch = 0;
         for (n, (node, seq, need, ahead, said, us, fails_over)) in calls.into_iter().enumerate() {
@@ -266,14 +272,14 @@ fn the_model_answers_as_the_script_does() {
                 model.server += 1;
                 world.server = servers[usize::try_from(model.server).expect("few")];
             }
-            let windows = std::array::from_fn(|w| Said {
+            let windows = std::array::from_fn(|w| WindowReport {
                 since: 1 + said[0] / 6,
                 spent: said[1] + w as u64,
                 told: said[2],
                 heard: said[3] * 3,
                 held: said[0],
             });
-            let ask = Ask {
+            let ask = LeaseRequest {
                 seq: 1 + n as u64 / 2 + seq,
                 epoch,
                 windows,
@@ -285,7 +291,7 @@ fn the_model_answers_as_the_script_does() {
             let name = ["a", "b", "c"][node];
             let there = world.call(name, 2, &ask, None).remove(0);
             let here = model.call(name, 2, Timestamp::from_micros(world.now_us), &ask);
-            if let Told::Grant(grant) = &here {
+            if let ScriptTotals::Grant(grant) = &here {
                 epoch = grant.epoch;
             }
             prop_assert_eq!(here, there, "call {}", n);

@@ -1,11 +1,11 @@
 //! What a node says of a subject in a call, and what it makes of the answer.
 
 use super::{
-    AHEAD_MAX, AHEAD_MIN, Ask, Batch, Grant, LIFE, PROMISE, Per, Pool, RENEW_EVERY, Rule, Said, Timestamp,
-    WINDOWS, fallback, ns, window_end,
+    AHEAD_MAX, AHEAD_MIN, Grant, GrantedUnits, LIFE, LeaseRequest, LimitRule, PROMISE, Per, RENEW_EVERY,
+    SubjectPool, Timestamp, WINDOWS, WindowReport, fallback, ns, window_end,
 };
 
-impl Pool {
+impl SubjectPool {
     /// Whether it is time to ask for more, before a request has to wait for it.
     pub fn wants_more(&mut self) -> bool {
         let wants = self.exhausted.is_none() && self.target >= AHEAD_MIN && self.units() <= self.target / 2;
@@ -14,7 +14,7 @@ impl Pool {
     }
 
     /// What to say and to ask in a call for `waiting` requests, at that instant of Redis's calendar.
-    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp) -> Ask {
+    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp) -> LeaseRequest {
         self.expire(now_ns);
         self.turn(wall);
         let have = self.units();
@@ -36,7 +36,7 @@ impl Pool {
             if !keeps {
                 own.promise = None;
             }
-            Said {
+            WindowReport {
                 since: own.since,
                 spent: own.spent.saturating_add(have),
                 told: own.told,
@@ -45,7 +45,7 @@ impl Pool {
             }
         });
         let max_places = self.max_places();
-        Ask {
+        LeaseRequest {
             seq: self.seq,
             epoch: self.epoch,
             limits: self.limits.clone(),
@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// Takes in what Redis answered to a call that was sent at `sent_ns`; nothing, if another was sent since.
-    pub fn answer(&mut self, ask: &Ask, grant: &Grant, sent_ns: u64, now_ns: u64) {
+    pub fn answer(&mut self, ask: &LeaseRequest, grant: &Grant, sent_ns: u64, now_ns: u64) {
         if ask.seq != self.seq {
             return;
         }
@@ -84,7 +84,9 @@ impl Pool {
         self.heard_at = Some(at);
         self.promised_until_ns = sent_ns.saturating_add(ns(PROMISE));
         let is_limited = |per: Per| {
-            ask.limits.iter().any(|l| matches!(l.rule, Rule::Window { per: limited, .. } if limited == per))
+            ask.limits
+                .iter()
+                .any(|l| matches!(l.rule, LimitRule::Window { per: limited, .. } if limited == per))
         };
         let (mut is_over, mut spent_twice) = (self.limits != ask.limits, 0);
         for (n, own) in self.own.iter_mut().enumerate() {
@@ -108,7 +110,7 @@ impl Pool {
             self.comes_back(grant.units, grant.now_us);
         } else if units > 0 {
             let until_ns = sent_ns.saturating_add(self.life_ns(at));
-            self.hand.push_back(Batch { units, at_us: grant.now_us, until_ns });
+            self.hand.push_back(GrantedUnits { units, at_us: grant.now_us, until_ns });
         }
         if ask.places.is_some() {
             self.places = grant.places;
@@ -122,7 +124,7 @@ impl Pool {
     }
 
     /// A call was not answered. Whether Redis acted on it is unknown; the next one tells it all again.
-    pub const fn unanswered(&mut self, ask: &Ask) {
+    pub const fn unanswered(&mut self, ask: &LeaseRequest) {
         if ask.seq == self.seq {
             self.unsure = true;
         }
@@ -169,7 +171,7 @@ impl Pool {
     /// How long a unit debited at that instant may be kept: not beyond the end of any window that it was paid in.
     fn life_ns(&self, at: Timestamp) -> u64 {
         let windows = self.limits.iter().filter_map(|l| match l.rule {
-            Rule::Window { per, .. } => window_end(per, at).map(|end| end.since(at)),
+            LimitRule::Window { per, .. } => window_end(per, at).map(|end| end.since(at)),
             _ => None,
         });
         windows.min().map_or(ns(LIFE), |end| ns(LIFE.min(end)))

@@ -1,30 +1,31 @@
 //! What a node spends of a subject without Redis: what it was promised, and its share of what began since.
 
 use super::{
-    Alone, Left, Limit, Limits, MINUTE_US, Now, PROMISE_RETRY, Per, Pool, Refusal, Refused, Remaining,
-    RetryAfter, Rule, SECOND_US, Spent, UNTOLD_MAX, Untold, WINDOWS, window_end,
+    FallbackState, Limit, LimitReached, LimitRule, Limits, LimitsLeft, MINUTE_US, Now, OutstandingUnits,
+    PROMISE_RETRY, Per, Refusal, Remaining, RetryAfter, SECOND_US, SubjectPool, TakenUnits, UNTOLD_MAX,
+    WINDOWS, window_end,
 };
 
-impl Pool {
+impl SubjectPool {
     /// Whether one more request may be admitted without Redis.
-    pub fn may_spend_alone(&mut self, alone: &Alone, now: Now) -> Result<(), Box<Refusal>> {
+    pub fn may_spend_alone(&mut self, alone: &FallbackState, now: Now) -> Result<(), Box<Refusal>> {
         self.turn(now.wall);
         let nodes = alone.nodes.max(1);
         let share = self.share_of_rates(nodes);
         if nodes > 1 {
             // One node alone has spent all that was spent; of several, others may have spent what there was.
-            self.rates.empty(&share, alone.well_ns);
+            self.rates.empty_buckets(&share, alone.well_ns);
         }
         let mut refused = self.rates.check(&share, 1, now).err();
         for limit in &self.limits {
             let retry = match limit.rule {
-                Rule::Window { per, max } if !self.may_spend_of(per, max, alone, now) => PROMISE_RETRY,
-                Rule::InFlight { max } if self.in_flight >= max / nodes => PROMISE_RETRY,
+                LimitRule::Window { per, max } if !self.may_spend_of(per, max, alone, now) => PROMISE_RETRY,
+                LimitRule::InFlight { max } if self.in_flight >= max / nodes => PROMISE_RETRY,
                 _ => continue,
             };
             let retry = if limit.max() == 0 { RetryAfter::Never } else { RetryAfter::Wait(retry) };
             if refused.is_none_or(|r| retry > r.retry) {
-                refused = Some(Refused { limit: *limit, retry });
+                refused = Some(LimitReached { limit: *limit, retry });
             }
         }
         let Some(mut refused) = refused else { return Ok(()) };
@@ -41,7 +42,7 @@ impl Pool {
         self.limits.iter().filter_map(|l| share_of_rate(l, nodes)).collect()
     }
 
-    fn may_spend_of(&self, per: Per, max: u64, alone: &Alone, now: Now) -> bool {
+    fn may_spend_of(&self, per: Per, max: u64, alone: &FallbackState, now: Now) -> bool {
         let Some(own) = WINDOWS.iter().position(|w| *w == per).map(|n| &self.own[n]) else { return false };
         // Nobody else is granted what was promised: for a while, and while there is no Redis that could grant it.
         let keeps = now.steady_ns < self.promised_until_ns
@@ -59,7 +60,7 @@ impl Pool {
     }
 
     /// Admits one request without Redis.
-    pub fn spend_alone(&mut self, alone: &Alone, now: Now) -> Spent {
+    pub fn spend_alone(&mut self, alone: &FallbackState, now: Now) -> TakenUnits {
         self.turn(now.wall);
         for own in &mut self.own {
             own.alone = own.alone.saturating_add(1);
@@ -69,22 +70,22 @@ impl Pool {
         let mark = self.rates.take_rates(&share, 1, now);
         self.count();
         self.note_untold(now.wall.as_micros());
-        Spent { generation: self.generation, mark, debited_us: None }
+        TakenUnits { generation: self.generation, mark, debited_us: None }
     }
 
     /// What is left for this node.
-    pub fn left_alone(&self, now: Now) -> Left {
+    pub fn left_alone(&self, now: Now) -> LimitsLeft {
         let left = |limit: &Limit| {
             let n = WINDOWS.iter().position(|w| limit.per() == Some(*w));
             let remaining = match limit.rule {
-                Rule::Window { per, max } => Remaining {
+                LimitRule::Window { per, max } => Remaining {
                     units: n
                         .and_then(|n| self.own[n].promise)
                         .unwrap_or_else(|| max.saturating_sub(n.map_or(0, |n| self.own[n].spent))),
                     reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
                 },
-                Rule::Bucket { .. } => self.rates.remaining(limit, now),
-                Rule::InFlight { max } => {
+                LimitRule::Bucket { .. } => self.rates.remaining(limit, now),
+                LimitRule::InFlight { max } => {
                     Remaining { units: max.saturating_sub(self.in_flight), reset: None }
                 }
             };
@@ -103,7 +104,7 @@ impl Pool {
                 if self.untold.len() > UNTOLD_MAX {
                     fold(&mut self.untold);
                 }
-                self.untold.push(Untold { at_us, units: 1 });
+                self.untold.push(OutstandingUnits { at_us, units: 1 });
             }
         }
     }
@@ -111,15 +112,16 @@ impl Pool {
 
 /// Keeps what was spent apart by minute, and no more than so many. It counts as late: then it is less likely to be taken for
 /// what the ledger has.
-pub(super) fn fold(all: &mut Vec<Untold>) {
+pub(super) fn fold(all: &mut Vec<OutstandingUnits>) {
     if all.len() <= UNTOLD_MAX {
         return;
     }
-    let mut folded: Vec<Untold> = Vec::new();
+    let mut folded: Vec<OutstandingUnits> = Vec::new();
     for next in all.drain(..) {
         match folded.last_mut() {
             Some(last) if last.at_us.div_euclid(MINUTE_US) == next.at_us.div_euclid(MINUTE_US) => {
-                *last = Untold { at_us: last.at_us.max(next.at_us), units: last.units + next.units };
+                *last =
+                    OutstandingUnits { at_us: last.at_us.max(next.at_us), units: last.units + next.units };
             }
             _ => folded.push(next),
         }
@@ -134,6 +136,6 @@ pub(super) fn fold(all: &mut Vec<Untold>) {
 }
 
 fn share_of_rate(limit: &Limit, nodes: u64) -> Option<Limit> {
-    let Rule::Bucket { rate, burst } = limit.rule else { return None };
-    Some(Limit { rule: Rule::Bucket { rate: rate / nodes, burst: burst / nodes }, ..*limit })
+    let LimitRule::Bucket { rate, burst } = limit.rule else { return None };
+    Some(Limit { rule: LimitRule::Bucket { rate: rate / nodes, burst: burst / nodes }, ..*limit })
 }

@@ -26,10 +26,10 @@ fn what_can_be_told_of_a_refused_head() {
         ("\u{16}\u{3}\u{1} /x", "", "", ""),
         ("", "", "", ""),
     ] {
-        assert_eq!(glimpse(head.as_bytes()), Glimpse { method, path, languages }, "{head:?}");
+        assert_eq!(read_partial(head.as_bytes()), PartialHead { method, path, languages }, "{head:?}");
     }
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9_000));
-    assert_eq!(glimpse(long.as_bytes()).path.len(), PATH_SHOWN);
+    assert_eq!(read_partial(long.as_bytes()).path.len(), PATH_SHOWN);
 }
 
 #[test]
@@ -46,13 +46,13 @@ fn one_reading_or_none() {
 #[test]
 fn a_sound_head_comes_apart() {
     let head = b"GET /a?b HTTP/1.1\r\nHost: h\r\nA:\t b: c \r\nEmpty:\r\n\r\nx: y\r\n";
-    let whole = opening(head).expect("a head");
+    let whole = split_head(head).expect("a head");
     assert_eq!((whole.method, whole.target, whole.is_11), (&b"GET"[..], &b"/a?b"[..], true));
     let fields: Vec<_> = whole.fields().collect();
     assert_eq!(fields, [(&b"Host"[..], &b"h"[..]), (b"A", b"b: c"), (b"Empty", b"")]);
-    let old = opening(b"PUT / HTTP/1.0\r\n\r\n").map(|o| (o.method, o.is_11, o.fields().count()));
+    let old = split_head(b"PUT / HTTP/1.0\r\n\r\n").map(|o| (o.method, o.is_11, o.fields().count()));
     assert_eq!(old, Some((&b"PUT"[..], false, 0)));
-    assert_eq!(opening(b"GET"), None);
+    assert_eq!(split_head(b"GET"), None);
 }
 
 #[test]
@@ -209,8 +209,8 @@ fn the_end_is_found_however_the_bytes_come() {
         assert_eq!(found, Some(end), "{first}");
     }
     for hopeless in [b"GET / HTTP/1.1\n".as_slice(), b"\r\nGET", b"\nGET", b"\x16\x03\x01"] {
-        assert!(is_hopeless(hopeless, 0), "{hopeless:?}");
+        assert!(is_malformed_prefix(hopeless, 0), "{hopeless:?}");
     }
     let hopeful = b"GET / HTTP/1.1\r\nHost: h\r";
-    assert!((0..hopeful.len()).all(|searched| !is_hopeless(hopeful, searched)));
+    assert!((0..hopeful.len()).all(|searched| !is_malformed_prefix(hopeful, searched)));
 }

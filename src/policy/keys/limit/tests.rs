@@ -7,21 +7,21 @@ use proptest::prelude::*;
 const DAY: u64 = 86_400;
 const SECOND: Duration = Duration::from_secs(1);
 
-fn limit(name: LimitName, rule: Rule) -> Limit {
+fn limit(name: LimitName, rule: LimitRule) -> Limit {
     Limit { name, count: Count::Requests, rule }
 }
 
 fn bucket(rate: u64, burst: u64) -> Limit {
-    limit(LimitName::Rate { plan: false }, Rule::Bucket { rate, burst })
+    limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })
 }
 
 fn window(per: Per, max: u64) -> Limit {
-    limit(LimitName::Key(0), Rule::of(per, max))
+    limit(LimitName::Key(0), LimitRule::of(per, max))
 }
 
-fn charge(spending: &mut Spending, limits: &[Limit], now: Now) -> Result<Mark, Refused> {
-    spending.check(limits, 1, now)?;
-    Ok(spending.take(limits, 1, now))
+fn charge(state: &mut CounterState, limits: &[Limit], now: Now) -> Result<Mark, LimitReached> {
+    state.check(limits, 1, now)?;
+    Ok(state.take(limits, 1, now))
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
@@ -37,8 +37,8 @@ fn any_limits() -> impl Strategy<Value = Vec<Limit>> {
     prop::collection::vec(any_limit(), 1..4).prop_map(|mut limits| {
         let mut rates = 0;
         limits.retain(|l| {
-            rates += u8::from(matches!(l.rule, Rule::Bucket { .. }));
-            rates <= 1 || !matches!(l.rule, Rule::Bucket { .. })
+            rates += u8::from(matches!(l.rule, LimitRule::Bucket { .. }));
+            rates <= 1 || !matches!(l.rule, LimitRule::Bucket { .. })
         });
         limits
     })
@@ -73,94 +73,93 @@ fn windows_begin_and_end_on_the_calendar() {
 #[test]
 fn a_calendar_that_jumps_ahead_and_back_forgets_nothing() {
     let limits = [window(Per::Day, 3)];
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     let today = Timestamp::from_secs(1_764_000_000);
     let clock = ManualClock::at(today);
     for _ in 0..3 {
-        assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+        assert!(charge(&mut state, &limits, clock.now()).is_ok());
     }
     clock.set_wall(today.plus(Duration::from_secs(365 * DAY)));
-    assert!(charge(&mut spending, &limits, clock.now()).is_ok(), "another day has its own three");
+    assert!(charge(&mut state, &limits, clock.now()).is_ok(), "another day has its own three");
     clock.set_wall(today);
-    assert!(charge(&mut spending, &limits, clock.now()).is_err(), "today's three are still spent");
+    assert!(charge(&mut state, &limits, clock.now()).is_err(), "today's three are still spent");
 }
 
 /// Whatever is told late of windows that are over, the one that is being counted is not forgotten for it.
 #[test]
 fn windows_of_the_past_do_not_displace_the_newest() {
     let limits = [window(Per::Minute, 5)];
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     let now = ManualClock::at(Timestamp::from_secs(1_764_000_000)).now();
     let earlier = |minutes: i64| Now { wall: Timestamp::from_secs(now.wall.as_secs() - 60 * minutes), ..now };
     for _ in 0..5 {
-        assert!(charge(&mut spending, &limits, now).is_ok());
+        assert!(charge(&mut state, &limits, now).is_ok());
     }
     for minutes in [2, 1, 2, 1] {
-        spending.take(&limits, 1, earlier(minutes));
-        assert_eq!(spending.used(Per::Minute, earlier(minutes).wall), 1);
-        assert!(charge(&mut spending, &limits, now).is_err(), "this minute's five are still spent");
+        state.take(&limits, 1, earlier(minutes));
+        assert_eq!(state.used(Per::Minute, earlier(minutes).wall), 1);
+        assert!(charge(&mut state, &limits, now).is_err(), "this minute's five are still spent");
     }
 }
 
 #[test]
 fn the_bucket_does_not_follow_the_calendar() {
     let limits = [bucket(1, 1)];
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
-    assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+    assert!(charge(&mut state, &limits, clock.now()).is_ok());
     clock.set_wall(Timestamp::from_secs(1_900_000_000));
-    assert!(charge(&mut spending, &limits, clock.now()).is_err());
+    assert!(charge(&mut state, &limits, clock.now()).is_err());
     clock.advance(SECOND);
-    assert!(charge(&mut spending, &limits, clock.now()).is_ok());
+    assert!(charge(&mut state, &limits, clock.now()).is_ok());
 }
 
-fn admitted(spending: &mut Spending, limits: &[Limit], now: Now) -> usize {
-    (0..1_000).take_while(|_| charge(spending, limits, now).is_ok()).count()
+fn admitted(state: &mut CounterState, limits: &[Limit], now: Now) -> usize {
+    (0..1_000).take_while(|_| charge(state, limits, now).is_ok()).count()
 }
 
 #[test]
 fn a_changed_rate_or_burst_acts_at_once() {
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
-    let mut spending = Spending::default();
-    assert_eq!(admitted(&mut spending, &[bucket(1, 300)], clock.now()), 300);
+    let mut state = CounterState::default();
+    assert_eq!(admitted(&mut state, &[bucket(1, 300)], clock.now()), 300);
     let raised = [bucket(100, 300)];
-    let refused = spending.check(&raised, 1, clock.now()).expect_err("all 300 are spent");
+    let refused = state.check(&raised, 1, clock.now()).expect_err("all 300 are spent");
     assert_eq!(refused.retry, RetryAfter::Wait(Duration::from_millis(10)));
     clock.advance(SECOND);
-    assert_eq!(admitted(&mut spending, &raised, clock.now()), 100);
-    let lowered = spending.check(&[bucket(1, 2)], 1, clock.now()).expect_err("nothing is left of two either");
+    assert_eq!(admitted(&mut state, &raised, clock.now()), 100);
+    let lowered = state.check(&[bucket(1, 2)], 1, clock.now()).expect_err("nothing is left of two either");
     assert_eq!(lowered.retry, RetryAfter::Wait(SECOND));
     clock.advance(SECOND);
-    assert_eq!(admitted(&mut spending, &[bucket(1, 2)], clock.now()), 1);
+    assert_eq!(admitted(&mut state, &[bucket(1, 2)], clock.now()), 1);
 }
 
 #[test]
 fn half_of_a_burst_is_half_of_it_at_any_rate() {
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     for _ in 0..150 {
-        charge(&mut spending, &[bucket(1, 300)], clock.now()).expect("the burst");
+        charge(&mut state, &[bucket(1, 300)], clock.now()).expect("the burst");
     }
     for rate in [1_000, 1, 7] {
-        assert_eq!(spending.remaining(&bucket(rate, 300), clock.now()).units, 150, "{rate}");
+        assert_eq!(state.remaining(&bucket(rate, 300), clock.now()).units, 150, "{rate}");
     }
-    assert_eq!(admitted(&mut spending, &[bucket(1_000, 300)], clock.now()), 150);
+    assert_eq!(admitted(&mut state, &[bucket(1_000, 300)], clock.now()), 150);
 }
 
 #[test]
 fn what_time_has_refilled_is_not_given_back_again() {
     let limits = [bucket(1, 7)];
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
-    let mut spending = Spending::default();
-    let early: Vec<(Now, Mark)> = (0..3)
-        .map(|_| (clock.now(), charge(&mut spending, &limits, clock.now()).expect("the burst")))
-        .collect();
+    let mut state = CounterState::default();
+    let early: Vec<(Now, Mark)> =
+        (0..3).map(|_| (clock.now(), charge(&mut state, &limits, clock.now()).expect("the burst"))).collect();
     clock.advance(10 * SECOND);
-    charge(&mut spending, &limits, clock.now()).expect("it is full again");
+    charge(&mut state, &limits, clock.now()).expect("it is full again");
     for (at, mark) in early {
-        spending.give_back(&limits, 1, at, mark);
+        state.give_back(&limits, 1, at, mark);
     }
-    assert_eq!(admitted(&mut spending, &limits, clock.now()), 6, "seven with the one before");
+    assert_eq!(admitted(&mut state, &limits, clock.now()), 6, "seven with the one before");
 }
 
 /// Ten are charged at once and, when three of them have refilled, all ten are given back.
@@ -168,18 +167,18 @@ fn what_time_has_refilled_is_not_given_back_again() {
 fn of_what_is_given_back_only_the_rest_is_refunded() {
     let limits = [bucket(1, 10)];
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     let charged: Vec<(Now, Mark)> = (0..10)
-        .map(|_| (clock.now(), charge(&mut spending, &limits, clock.now()).expect("the burst")))
+        .map(|_| (clock.now(), charge(&mut state, &limits, clock.now()).expect("the burst")))
         .collect();
     clock.advance(3 * SECOND);
     for _ in 0..3 {
-        charge(&mut spending, &limits, clock.now()).expect("three have refilled");
+        charge(&mut state, &limits, clock.now()).expect("three have refilled");
     }
     for (at, mark) in charged {
-        spending.give_back(&limits, 1, at, mark);
+        state.give_back(&limits, 1, at, mark);
     }
-    assert_eq!(admitted(&mut spending, &limits, clock.now()), 7);
+    assert_eq!(admitted(&mut state, &limits, clock.now()), 7);
 }
 
 #[test]
@@ -211,25 +210,25 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
         limits: Box::default(),
     };
     let rate = |limits: &Limits| (limits[0].name, limits[0].rule);
-    let by_key = (LimitName::Rate { plan: false }, Rule::Bucket { rate: 100, burst: 500 });
-    let by_plan = (LimitName::Rate { plan: true }, Rule::Bucket { rate: 10, burst: 10 });
+    let by_key = (LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 100, burst: 500 });
+    let by_plan = (LimitName::Rate { plan: true }, LimitRule::Bucket { rate: 10, burst: 10 });
     assert_eq!(rate(&key_limits(&key, &plan(100))), by_key);
     assert_eq!(rate(&key_limits(&key, &plan(10))), by_plan);
 }
 
 #[test]
 fn what_is_counted_does_not_depend_on_the_limits_set() {
-    let mut spending = Spending::default();
+    let mut state = CounterState::default();
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     for _ in 0..5 {
-        spending.take(&[bucket(100, 100)], 1, clock.now());
+        state.take(&[bucket(100, 100)], 1, clock.now());
     }
     // A limit that is set later finds what was spent before, and two limits on one window charge it once.
-    let refused = spending.check(&[window(Per::Day, 5)], 1, clock.now()).expect_err("five are spent");
+    let refused = state.check(&[window(Per::Day, 5)], 1, clock.now()).expect_err("five are spent");
     assert!(matches!(refused.retry, RetryAfter::Wait(_)));
-    let both = [window(Per::Day, 6), limit(LimitName::Daily, Rule::of(Per::Day, 7))];
-    assert!(charge(&mut spending, &both, clock.now()).is_ok());
-    assert_eq!(spending.used(Per::Day, clock.now().wall), 6);
+    let both = [window(Per::Day, 6), limit(LimitName::Daily, LimitRule::of(Per::Day, 7))];
+    assert!(charge(&mut state, &both, clock.now()).is_ok());
+    assert_eq!(state.used(Per::Day, clock.now().wall), 6);
 }
 
 proptest! {
@@ -238,13 +237,13 @@ proptest! {
     fn refused_until_told_then_admitted(limits in any_limits(), start in any_start(),
                                         steps in prop::collection::vec(0..300_000_u64, 1..200)) {
         let clock = ManualClock::at(start);
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         for step in steps {
             clock.advance(Duration::from_micros(step));
             let now = clock.now();
-            let before = spending.clone();
-            let Err(refused) = charge(&mut spending, &limits, now) else { continue };
-            prop_assert_eq!(&before, &spending, "a refusal changes nothing");
+            let before = state.clone();
+            let Err(refused) = charge(&mut state, &limits, now) else { continue };
+            prop_assert_eq!(&before, &state, "a refusal changes nothing");
             let RetryAfter::Wait(wait) = refused.retry else { break };
             let just_before = wait.checked_sub(Duration::from_nanos(1)).expect("a wait is never zero");
             let at = |d: Duration| Now {
@@ -252,8 +251,8 @@ proptest! {
                 wall: now.wall.plus(d),
                 steady_ns: now.steady_ns + u64::try_from(d.as_nanos()).expect("fits"),
             };
-            prop_assert!(spending.check(&limits, 1, at(just_before)).is_err(), "{:?} too early", refused);
-            prop_assert!(spending.check(&limits, 1, at(wait)).is_ok(), "{:?} told too little", refused);
+            prop_assert!(state.check(&limits, 1, at(just_before)).is_err(), "{:?} too early", refused);
+            prop_assert!(state.check(&limits, 1, at(wait)).is_ok(), "{:?} told too little", refused);
         }
     }
 
@@ -262,13 +261,13 @@ proptest! {
     fn a_bucket_never_admits_more(rate in 1..3_000_u64, burst in 1..100_u64,
                                   steps in prop::collection::vec(0..20_000_u64, 1..400)) {
         let clock = ManualClock::at(Timestamp::from_secs(0));
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         let limits = [bucket(rate, burst)];
         let start = clock.now().steady_ns;
         let mut admitted = 0_u64;
         for step in steps {
             clock.advance(Duration::from_micros(step));
-            admitted += u64::from(charge(&mut spending, &limits, clock.now()).is_ok());
+            admitted += u64::from(charge(&mut state, &limits, clock.now()).is_ok());
             let refilled = u128::from(clock.now().steady_ns - start) * u128::from(rate) / 1_000_000_000;
             prop_assert!(u128::from(admitted) <= u128::from(burst) + refilled);
         }
@@ -280,13 +279,13 @@ proptest! {
                                   max in 1..20_u64, start in any_start(),
                                   steps in prop::collection::vec(0..90_000_u64, 1..400)) {
         let clock = ManualClock::at(start);
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         let limits = [window(per, max)];
         let mut admitted = std::collections::HashMap::<_, u64>::new();
         for step in steps {
             clock.advance(Duration::from_secs(step) / 7);
             let now = clock.now();
-            if charge(&mut spending, &limits, now).is_ok() {
+            if charge(&mut state, &limits, now).is_ok() {
                 *admitted.entry(window_start(per, now.wall)).or_default() += 1;
             }
         }
@@ -298,19 +297,19 @@ proptest! {
     fn given_back_is_as_if_never_charged(limits in any_limits(), start in any_start(),
                                          spent in 0..30_u64, waited in 0..5_000_u64) {
         let clock = ManualClock::at(start);
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         for _ in 0..spent {
-            if charge(&mut spending, &limits, clock.now()).is_ok() {
-                spending.release(1);
+            if charge(&mut state, &limits, clock.now()).is_ok() {
+                state.release(1);
             }
         }
-        let untouched = spending.clone();
+        let untouched = state.clone();
         let charged_at = clock.now();
-        let Ok(mark) = charge(&mut spending, &limits, charged_at) else { return Ok(()) };
+        let Ok(mark) = charge(&mut state, &limits, charged_at) else { return Ok(()) };
         clock.advance(Duration::from_millis(waited));
-        spending.give_back(&limits, 1, charged_at, mark);
+        state.give_back(&limits, 1, charged_at, mark);
         for l in &limits {
-            prop_assert_eq!(spending.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
+            prop_assert_eq!(state.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
         }
     }
 
@@ -321,18 +320,18 @@ proptest! {
         steps in prop::collection::vec((1..2_000_u64, 1..300_u64, 0..3_000_u64, 0..400_usize), 1..60)
     ) {
         let clock = ManualClock::at(Timestamp::from_secs(0));
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         for (rate, burst, ms, charges) in steps {
             let limits = [bucket(rate, burst)];
             clock.advance(Duration::from_millis(ms));
-            let had = spending.remaining(&limits[0], clock.now()).units;
-            let taken = (0..charges).take_while(|_| charge(&mut spending, &limits, clock.now()).is_ok()).count() as u64;
+            let had = state.remaining(&limits[0], clock.now()).units;
+            let taken = (0..charges).take_while(|_| charge(&mut state, &limits, clock.now()).is_ok()).count() as u64;
             prop_assert_eq!(taken, had.min(charges as u64));
-            if let Err(refused) = spending.check(&limits, 1, clock.now()) {
+            if let Err(refused) = state.check(&limits, 1, clock.now()) {
                 let RetryAfter::Wait(wait) = refused.retry else { return Err(TestCaseError::fail("a rate refills")) };
                 prop_assert!(wait <= Duration::from_nanos(1_000_000_000_u64.div_ceil(rate)), "{wait:?} at {rate}");
                 clock.advance(wait);
-                prop_assert!(spending.check(&limits, 1, clock.now()).is_ok());
+                prop_assert!(state.check(&limits, 1, clock.now()).is_ok());
             }
         }
     }
@@ -343,17 +342,17 @@ proptest! {
         rate in 1..50_u64, burst in 1..12_u64, steps in prop::collection::vec((0..700_u64, 0..3_u8, 0..40_usize), 1..120)
     ) {
         let clock = ManualClock::at(Timestamp::from_secs(0));
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         let limits = [bucket(rate, burst)];
         let mut charges: Vec<(Now, Mark)> = Vec::new();
         for (ms, act, which) in steps {
             clock.advance(Duration::from_millis(ms));
             if act == 0 && !charges.is_empty() {
                 let (at, mark) = charges.remove(which % charges.len());
-                spending.give_back(&limits, 1, at, mark);
-            } else if let Ok(mark) = charge(&mut spending, &limits, clock.now()) {
+                state.give_back(&limits, 1, at, mark);
+            } else if let Ok(mark) = charge(&mut state, &limits, clock.now()) {
                 charges.push((clock.now(), mark));
-                let mut replayed = Spending::default();
+                let mut replayed = CounterState::default();
                 for (at, _) in &charges {
                     prop_assert!(charge(&mut replayed, &limits, *at).is_ok());
                 }
@@ -365,12 +364,12 @@ proptest! {
     #[test]
     fn remaining_is_what_is_admitted(l in any_limit(), start in any_start(), spent in 0..30_u64) {
         let clock = ManualClock::at(start);
-        let mut spending = Spending::default();
+        let mut state = CounterState::default();
         for _ in 0..spent {
-            _ = charge(&mut spending, &[l], clock.now());
+            _ = charge(&mut state, &[l], clock.now());
         }
-        let left = spending.remaining(&l, clock.now()).units;
-        let admitted = (0..100).take_while(|_| charge(&mut spending, &[l], clock.now()).is_ok()).count();
+        let left = state.remaining(&l, clock.now()).units;
+        let admitted = (0..100).take_while(|_| charge(&mut state, &[l], clock.now()).is_ok()).count();
         prop_assert_eq!(left, admitted as u64);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::scope::check_required;
-use crate::policy::routing::forward::Forward;
+use crate::policy::routing::forward::ForwardRules;
 use proptest::prelude::*;
 
 fn route(name: &str, path: &str, methods: &[Method]) -> Route {
@@ -17,7 +17,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
-        forward: Forward::default(),
+        forward: ForwardRules::default(),
         cors: None,
     }
 }
@@ -216,21 +216,21 @@ fn every_mistake_of_every_route_is_reported_at_once() {
 }
 
 /// What a pattern means, said without a tree: the kinds of its segments when it matches.
-fn matches(pattern: &str, path: &str) -> Option<Vec<Kind>> {
+fn matches(pattern: &str, path: &str) -> Option<Vec<SegmentKind>> {
     let mut kinds = Vec::new();
     let mut segments = path.split('/').skip(1);
     for wanted in pattern.split('/').skip(1) {
         // A rest takes what is left, but the slash in front of it must be there.
         let segment = segments.next()?;
         if wanted.ends_with("*}") {
-            kinds.push(Kind::Rest);
+            kinds.push(SegmentKind::Rest);
             return Some(kinds);
         }
         let is_param = wanted.starts_with('{');
         if (is_param && segment.is_empty()) || (!is_param && wanted != segment) {
             return None;
         }
-        kinds.push(if is_param { Kind::Param } else { Kind::Literal });
+        kinds.push(if is_param { SegmentKind::Param } else { SegmentKind::Literal });
     }
     segments.next().is_none().then_some(kinds)
 }

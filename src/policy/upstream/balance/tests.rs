@@ -15,19 +15,19 @@ fn weights() -> impl Strategy<Value = Vec<u16>> {
 
 #[test]
 fn heavy_candidates_take_turns_with_light_ones() {
-    let balance = Balance::new(candidates(&[5, 1, 1]));
-    let turns: Vec<_> = (0..14).filter_map(|turn| balance.in_turn(turn, |_| true)).collect();
+    let balance = Balancer::new(candidates(&[5, 1, 1]));
+    let turns: Vec<_> = (0..14).filter_map(|turn| balance.round_robin(turn, |_| true)).collect();
     assert_eq!(turns, [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0]);
-    let equal = Balance::new(candidates(&[7, 7]));
-    assert_eq!((0..4).filter_map(|turn| equal.in_turn(turn, |_| true)).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    let equal = Balancer::new(candidates(&[7, 7]));
+    assert_eq!((0..4).filter_map(|turn| equal.round_robin(turn, |_| true)).collect::<Vec<_>>(), [0, 1, 0, 1]);
 }
 
 #[test]
 fn nobody_is_chosen_where_nobody_is_usable() {
-    for balance in [Balance::default(), Balance::new(candidates(&[1, 2]))] {
-        assert_eq!(balance.in_turn(3, |_| false), None);
-        assert_eq!(balance.less_busy(3, |_| 0, |_| false), None);
-        assert_eq!(balance.by_name(3, 125, |_| 0, |_| false), None);
+    for balance in [Balancer::default(), Balancer::new(candidates(&[1, 2]))] {
+        assert_eq!(balance.round_robin(3, |_| false), None);
+        assert_eq!(balance.least_loaded(3, |_| 0, |_| false), None);
+        assert_eq!(balance.rendezvous(3, 125, |_| 0, |_| false), None);
     }
 }
 
@@ -53,10 +53,10 @@ fn a_hash_never_changes() {
 #[test]
 fn names_spread_by_weight() {
     let weights = [1, 2, 5, 8];
-    let balance = Balance::new(candidates(&weights));
+    let balance = Balancer::new(candidates(&weights));
     let mut got = [0_u32; 4];
     for name in 0..40_000_u64 {
-        got[balance.by_name(mix(name), 0, |_| 0, |_| true).expect("somebody")] += 1;
+        got[balance.rendezvous(mix(name), 0, |_| 0, |_| true).expect("somebody")] += 1;
     }
     for (n, weight) in weights.into_iter().enumerate() {
         let fair = 40_000 * u32::from(weight) / 16;
@@ -68,11 +68,11 @@ fn names_spread_by_weight() {
 #[test]
 fn weights_count_where_little_is_going_on() {
     for weights in [&[2, 1][..], &[3, 2, 1], &[1, 1, 1], &[5, 1]] {
-        let balance = Balance::new(candidates(weights));
+        let balance = Balancer::new(candidates(weights));
         let sum: u16 = weights.iter().sum();
         let mut got = vec![0_u32; weights.len()];
         for n in 0..12_000_u64 {
-            got[balance.less_busy(mix(n), |_| 0, |_| true).expect("somebody")] += 1;
+            got[balance.least_loaded(mix(n), |_| 0, |_| true).expect("somebody")] += 1;
         }
         for (weight, got) in weights.iter().zip(&got) {
             let share = 12_000 * u32::from(*weight) / u32::from(sum);
@@ -83,16 +83,16 @@ fn weights_count_where_little_is_going_on() {
 
 #[test]
 fn the_less_busy_of_two_evens_out_the_load() {
-    let balance = Balance::new(candidates(&[1, 1, 2]));
+    let balance = Balancer::new(candidates(&[1, 1, 2]));
     let mut busy = [0_u64; 3];
     for n in 0..4_000_u64 {
-        let chosen = balance.less_busy(mix(n), |c| busy[c], |_| true).expect("somebody");
+        let chosen = balance.least_loaded(mix(n), |c| busy[c], |_| true).expect("somebody");
         busy[chosen] += 1;
     }
     assert!(busy[0].abs_diff(1_000) < 60 && busy[1].abs_diff(1_000) < 60, "{busy:?}");
     // One that answers nothing does not get its turn any more.
     let slow = |c: usize| if c == 0 { 1_000 } else { 0 };
-    let chosen: Vec<_> = (0..100).filter_map(|n| balance.less_busy(mix(n), slow, |_| true)).collect();
+    let chosen: Vec<_> = (0..100).filter_map(|n| balance.least_loaded(mix(n), slow, |_| true)).collect();
     assert!(
         chosen.iter().filter(|c| **c == 0).count() <= 1,
         "only where both draws were the same: {chosen:?}"
@@ -102,11 +102,11 @@ fn the_less_busy_of_two_evens_out_the_load() {
 proptest! {
     #[test]
     fn a_round_gives_every_candidate_its_share_and_never_two_rounds_at_once(weights in weights(), from in 0_usize..1000) {
-        let balance = Balance::new(candidates(&weights));
+        let balance = Balancer::new(candidates(&weights));
         let turns = balance.round.len();
         let mut count = BTreeMap::new();
         for n in 0..turns {
-            let chosen = balance.in_turn(from + n, |_| true).expect("somebody");
+            let chosen = balance.round_robin(from + n, |_| true).expect("somebody");
             *count.entry(chosen).or_insert(0_usize) += 1;
         }
         let sum: usize = weights.iter().map(|w| usize::from(*w)).sum();
@@ -118,7 +118,7 @@ proptest! {
     #[test]
     fn turns_are_spread_over_the_round(weights in weights()) {
         // After any number of turns no candidate is a whole turn or more ahead of its share, but for the others' sake.
-        let balance = Balance::new(candidates(&weights));
+        let balance = Balancer::new(candidates(&weights));
         let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let mut got = vec![0.0; weights.len()];
         for (n, turn) in balance.round.iter().enumerate() {
@@ -137,14 +137,14 @@ proptest! {
 
     #[test]
     fn whoever_is_chosen_was_usable(weights in weights(), mask: u16, random: u64, percent in 0_u32..300) {
-        let balance = Balance::new(candidates(&weights));
+        let balance = Balancer::new(candidates(&weights));
         let usable = |n: usize| mask & (1 << n) != 0;
         let anybody = (0..weights.len()).any(usable);
         let busy = |n: usize| mix(n as u64) % 50;
         for chosen in [
-            balance.in_turn(usize::try_from(random >> 1).unwrap_or(0), usable),
-            balance.less_busy(random, busy, usable),
-            balance.by_name(random, percent, busy, usable),
+            balance.round_robin(usize::try_from(random >> 1).unwrap_or(0), usable),
+            balance.least_loaded(random, busy, usable),
+            balance.rendezvous(random, percent, busy, usable),
         ] {
             prop_assert_eq!(chosen.is_some(), anybody);
             prop_assert!(chosen.is_none_or(usable));
@@ -155,15 +155,15 @@ proptest! {
     fn only_the_names_of_whoever_leaves_move(weights in weights(), leaves in 0_usize..12, names in prop::collection::vec(any::<u64>(), 200)) {
         let all = candidates(&weights);
         let leaves = leaves % all.len();
-        let full = Balance::new(all.clone());
+        let full = Balancer::new(all.clone());
         let mut rest = all.clone();
         rest.remove(leaves);
-        let without = Balance::new(rest.clone());
+        let without = Balancer::new(rest.clone());
         for name in names {
-            let before = full.by_name(name, 0, |_| 0, |_| true).map(|n| all[n].identity);
-            let after = without.by_name(name, 0, |_| 0, |_| true).map(|n| rest[n].identity);
+            let before = full.rendezvous(name, 0, |_| 0, |_| true).map(|n| all[n].identity);
+            let after = without.rendezvous(name, 0, |_| 0, |_| true).map(|n| rest[n].identity);
             // Being passed over for a while moves the same names to the same servers as leaving.
-            let passed_over = full.by_name(name, 0, |_| 0, |n| n != leaves).map(|n| all[n].identity);
+            let passed_over = full.rendezvous(name, 0, |_| 0, |n| n != leaves).map(|n| all[n].identity);
             prop_assert_eq!(passed_over, after);
             if before != Some(all[leaves].identity) {
                 prop_assert_eq!(before, after, "a name that was not its own has moved");
@@ -173,10 +173,10 @@ proptest! {
 
     #[test]
     fn a_bounded_load_is_never_passed(weights in weights(), names in prop::collection::vec(any::<u64>(), 1..300), percent in 100_u32..200) {
-        let balance = Balance::new(candidates(&weights));
+        let balance = Balancer::new(candidates(&weights));
         let mut busy = vec![0_u64; weights.len()];
         for (total, name) in names.into_iter().enumerate() {
-            let chosen = balance.by_name(name, percent, |n| busy[n], |_| true).expect("somebody");
+            let chosen = balance.rendezvous(name, percent, |n| busy[n], |_| true).expect("somebody");
             busy[chosen] += 1;
             let bound = balance.bound(balance.candidates[chosen], percent, total as u64);
             prop_assert!(busy[chosen] <= bound, "{busy:?} against {bound}");
