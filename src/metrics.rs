@@ -246,7 +246,7 @@ impl Metrics {
         match TextEncoder::new().encode(&families, &mut out) {
             Ok(()) => String::from_utf8_lossy(&out).into_owned(),
             Err(error) => {
-                tracing::error!(%error, "metrics cannot be written");
+                tracing::error!(%error, "cannot encode metrics");
                 String::new()
             }
         }

@@ -133,7 +133,7 @@ impl CertRenewer {
         let lock = match self.lock() {
             Ok(Some(lock)) => lock,
             Ok(None) => {
-                tracing::debug!(name = name.domain, "another process orders certificates");
+                tracing::debug!(name = name.domain, "another process is ordering certificates, skipped");
                 name.rests_until = Instant::now() + BUSY;
                 return;
             }
@@ -148,7 +148,7 @@ impl CertRenewer {
         let kept = match ordered {
             Ok(Ok(pem)) => self.options.host.write(&name.file, &pem).map_err(OrderError::Here),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(OrderError::Unanswered(format!("the order was not done within {ORDER_WITHIN:?}"))),
+            Err(_) => Err(OrderError::Unanswered(format!("ACME order timed out after {ORDER_WITHIN:?}"))),
         };
         drop(lock);
         match kept {
@@ -166,7 +166,11 @@ impl CertRenewer {
         let rest = due.map(|due| due.since(self.now())).filter(|rest| !rest.is_zero());
         name.rests_until = Instant::now() + rest.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
         self.metrics.acme_orders.with_label_values(&["issued"]).inc();
-        tracing::info!(name = name.domain, renewal = ?due, "a certificate was issued");
+        tracing::info!(
+            name = name.domain,
+            renewal_in_hours = due.map(|due| due.since(self.now()).as_secs() / 3_600),
+            "certificate issued"
+        );
     }
 
     fn failed(&self, name: &mut ManagedDomain, error: &OrderError) {
@@ -178,9 +182,9 @@ impl CertRenewer {
         let (domain, seconds) = (&*name.domain, wait.as_secs());
         // Until it ends, what is there goes on being shown.
         if validity(&name.file).is_none_or(|validity| validity.is_ending(self.now())) {
-            tracing::error!(name = domain, %error, again_in_seconds = seconds, "no certificate was issued, and one is needed");
+            tracing::error!(name = domain, %error, again_in_seconds = seconds, "cannot obtain certificate, clients of this name are refused until it succeeds");
         } else {
-            tracing::warn!(name = domain, %error, again_in_seconds = seconds, "a certificate was not renewed");
+            tracing::warn!(name = domain, %error, again_in_seconds = seconds, "cannot renew certificate, the current one stays in use");
         }
     }
 

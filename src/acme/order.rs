@@ -17,10 +17,10 @@ const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_mins(1))
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
     /// The authority cannot be reached, or has trouble of its own.
-    #[error("the authority does not answer as it should: {0}")]
+    #[error("unexpected answer from the ACME server: {0}")]
     Unanswered(String),
     /// It says no.
-    #[error("the authority refuses: {0}")]
+    #[error("ACME server refused the order: {0}")]
     Refused(String),
     /// Something on this machine.
     #[error("{0}")]
@@ -44,7 +44,7 @@ struct ChallengeGuard<'o> {
 impl Drop for ChallengeGuard<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.options.host.show(self.domain, None) {
-            tracing::debug!(error, "what was shown to the authority stays");
+            tracing::debug!(error, "cannot remove ACME challenge certificate");
         }
     }
 }
@@ -78,7 +78,7 @@ async fn prove(order: &mut Order, shown: &ChallengeGuard<'_>) -> Result<(), Orde
         }
         let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
         let mut challenge =
-            challenge.ok_or_else(|| OrderError::Refused("it does not look by tls-alpn-01".to_owned()))?;
+            challenge.ok_or_else(|| OrderError::Refused("it offers no tls-alpn-01 challenge".to_owned()))?;
         let proof = proof(shown.domain, challenge.key_authorization().digest().as_ref());
         let proof = proof.map_err(|error| OrderError::Here(error.to_string()))?;
         shown.options.host.show(shown.domain, Some(proof)).map_err(OrderError::Here)?;

@@ -151,7 +151,7 @@ impl Admin {
             self.write(Fault::Internal, self.deps.store.ensure_workspace(id, plan, by, self.now())).await;
         made.inspect_err(|failure| {
             if failure.fault() == Fault::Internal {
-                tracing::error!(%plan, workspace = %id, "a workspace could not be made; is there such a plan?");
+                tracing::error!(%plan, workspace = %id, "cannot create workspace: no such plan");
             }
         })?;
         self.seen.insert(id.clone(), ());
@@ -178,7 +178,7 @@ impl Admin {
 
     async fn reach(&self, version: Version) {
         if !self.deps.keyring.reach(version).await {
-            tracing::warn!(%version, "a change is stored but not yet in force on this node");
+            tracing::warn!(%version, "change stored, but not in force on this node within the deadline");
         }
     }
 }

@@ -70,7 +70,7 @@ pub(super) async fn write(State(admin): State<AdminState>, mut request: Request,
     if let Some(outcome) = outcome {
         match render(&outcome, lang, admin.now()) {
             Ok(json) => fill(&mut response, json, bodyless),
-            Err(error) => tracing::error!(%error, "an answer could not be written as JSON"),
+            Err(error) => tracing::error!(%error, "cannot serialize response as JSON"),
         }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -87,7 +87,7 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
         .map(|s| (*s).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    tracing::error!(what, "an admin call panicked");
+    tracing::error!(what, "admin request handler panicked");
     AdminError::of(Fault::Internal).into_response()
 }
 
@@ -156,7 +156,7 @@ impl<T: Serialize> IntoResponse for ApiResponse<T> {
                 response
             }
             Err(error) => {
-                tracing::error!(%error, "an answer could not be written as JSON");
+                tracing::error!(%error, "cannot serialize response as JSON");
                 AdminError::of(Fault::Internal).into_response()
             }
         }

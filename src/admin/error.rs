@@ -82,14 +82,14 @@ impl AdminError {
             }
             StoreError::Invalid { field, why } => Self::field(field, why),
             StoreError::Unavailable(why) => {
-                tracing::warn!(%why, "the store did not answer an admin call");
+                tracing::warn!(%why, "admin request failed: store unavailable");
                 Self::of(Fault::ServiceUnavailable)
             }
             broken @ (StoreError::WrongPepper(_)
             | StoreError::Refused(_)
             | StoreError::Corrupt(_)
             | StoreError::Cancelled) => {
-                tracing::error!(error = %broken, "the store failed an admin call");
+                tracing::error!(error = %broken, "admin request failed: store error");
                 Self::of(Fault::Internal)
             }
         }

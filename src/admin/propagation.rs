@@ -111,7 +111,7 @@ pub(super) async fn spread(admin: &Admin, query: &WaitQuery, version: Version) -
                         return;
                     }
                 }
-                Err(error) => tracing::debug!(%error, "the reports of the nodes cannot be read"),
+                Err(error) => tracing::debug!(%error, "cannot read node reports"),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

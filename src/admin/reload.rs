@@ -69,12 +69,12 @@ pub(super) async fn reload(
     let reloading = tokio::spawn(async move {
         let done = reload.reload(&actor).await;
         if let Ok(Reloaded { routes, upstreams }) = done {
-            tracing::info!(?actor, routes, upstreams, "the config was reloaded");
+            tracing::info!(subject = actor.subject, role = actor.role, routes, upstreams, "config reloaded");
         }
         done
     });
     let done = reloading.await.map_err(|error| {
-        tracing::error!(%error, "a reload did not end");
+        tracing::error!(%error, "config reload task failed");
         AdminError::of(Fault::Internal)
     })?;
     match done {
@@ -87,7 +87,7 @@ pub(super) async fn reload(
             Err(AdminError::fields(mistakes.iter().map(field).collect()))
         }
         Err(ReloadError::Store(why)) => {
-            tracing::warn!(why, "the store did not take the plans of a new config");
+            tracing::warn!(why, "config not reloaded: cannot write its plans to the store");
             Err(AdminError::of(Fault::ServiceUnavailable))
         }
         Err(ReloadError::Upgrading) => Err(AdminError::conflict(

@@ -154,7 +154,7 @@ async fn shared(State(pages): State<Arc<PageCache>>, request: Request, next: Nex
                 page
             }
             Err(error) => {
-                tracing::error!(%error, "cannot read a page of the API documentation");
+                tracing::error!(%error, "cannot read page of the API documentation");
                 return AdminError::of(Fault::Internal).into_response();
             }
         },

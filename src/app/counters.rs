@@ -92,7 +92,7 @@ fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
     if bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
         return Ok(bytes);
     }
-    Err(LinkError::Unfit(format!("there is no certificate in PEM in {}", path.display())).into())
+    Err(LinkError::Unfit(format!("no PEM certificate found in {}", path.display())).into())
 }
 
 /// How long counters wait at a time for the ledger to have what an earlier run left in the journal.
@@ -113,13 +113,15 @@ impl TotalsSource for LedgerTotalsSource {
         let own = self.flush.has_replayed(REPLAYED_WITHIN);
         let (own, others) = tokio::join!(own, self.replays.are_done(REPLAYED_WITHIN));
         if !(own && others) {
-            tracing::debug!("the ledger does not have yet what an earlier run left in the journal");
+            tracing::debug!(
+                "records of an earlier run not stored within the time for starting, continuing in the background"
+            );
             return None;
         }
         match self.store.totals_of(subject, at).await {
             Ok(row) => Some(row),
             Err(error) => {
-                tracing::debug!(%error, "the ledger cannot tell what was spent");
+                tracing::debug!(%error, "cannot read usage totals from the ledger");
                 None
             }
         }

@@ -95,7 +95,7 @@ async fn watch_nodes(
                 if counts_alone && others > told {
                     tracing::warn!(
                         nodes = others,
-                        "several gateways run on this store and each counts limits by itself"
+                        "several nodes share this store but not their counters, each enforces limits alone (set counters.url)"
                     );
                 }
                 told = others;
@@ -105,14 +105,14 @@ async fn watch_nodes(
                 let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > siblings;
                 if has_twin && !told_of_twin {
                     tracing::warn!(
-                        "another gateway on this store is called {name} too; usage does not tell them apart"
+                        "another node on this store has the same node.name {name}, usage cannot distinguish them"
                     );
                 }
                 told_of_twin = has_twin;
             }
             Err(error) => {
                 live_nodes.on_no_answer();
-                tracing::debug!(%error, "who else runs on the store is not known");
+                tracing::debug!(%error, "cannot read the list of nodes");
             }
         }
         tokio::time::sleep(LOOK_FOR_NODES_EVERY).await;

@@ -103,7 +103,7 @@ pub enum StartError {
     #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
     Peppers(#[from] BadPeppers),
     /// The peppers that the store's digests were made with are gone.
-    #[error("there is no file {path}, and the keys of this database can only be checked with the peppers it held; bring it back", path = path.display())]
+    #[error("pepper file {path} is missing, and the keys of this database cannot be checked without it; restore it from a backup", path = path.display())]
     PeppersGone {
         /// Where they should be.
         path: PathBuf,
@@ -115,7 +115,7 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET: {0}")]
     SigningSecret(admin::BadAuth),
     /// A secret of the environment beside public keys.
-    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET does not go with admin.jwt.jwks_file; only one of them counts")]
+    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET and admin.jwt.jwks_file are mutually exclusive; set only one")]
     TwoSigningKeys,
     /// TLS with clients.
     #[error("proxy: {0}")]
@@ -146,7 +146,7 @@ pub enum StartError {
     #[error("usage.journal_dir: {0}")]
     Journal(#[from] OpenError),
     /// The process whose place this one should take.
-    #[error("the process to be replaced: {0}")]
+    #[error("--take-over: {0}")]
     Predecessor(String),
     /// The process was asked to stop while it started.
     #[error("stopped before it served, as asked")]

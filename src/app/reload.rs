@@ -144,7 +144,7 @@ impl Reloader {
                 wrong.extend(self.refresh_upstreams().await);
             }
             for why in wrong.iter().filter(|why| !told.contains(*why)) {
-                tracing::error!("{why}; what it held before stays in force");
+                tracing::error!("{why}; the previous content stays in force");
             }
             told = wrong;
         }
@@ -159,7 +159,7 @@ impl Reloader {
                 drop(only);
                 read
             });
-            reading.await.inspect_err(|error| tracing::error!(%error, "files were not read")).ok()
+            reading.await.inspect_err(|error| tracing::error!(%error, "cannot read watched files")).ok()
         };
         tokio::time::timeout(READ_WITHIN, within).await.ok().flatten()
     }
@@ -190,7 +190,7 @@ impl Reloader {
         };
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         self.put_in_force(&mut in_force, config, routes, next);
-        tracing::info!("certificates or keys of upstreams were read again");
+        tracing::info!("certificates of upstreams reloaded");
         Vec::new()
     }
 
@@ -243,6 +243,11 @@ impl Reloader {
         in_force.config = config;
     }
 
+    /// How many requests are being served.
+    pub(super) fn requests_in_flight(&self) -> i64 {
+        self.metrics.in_flight.get()
+    }
+
     /// What requests read.
     pub(super) fn routing(&self) -> Arc<ArcSwap<RoutingSnapshot>> {
         Arc::clone(&self.routing)
@@ -252,21 +257,19 @@ impl Reloader {
     pub async fn reload_and_log(&self) {
         match self.reload(&Actor::keygate()).await {
             Ok(Reloaded { routes, upstreams }) => {
-                tracing::info!(routes, upstreams, "the config was reloaded");
+                tracing::info!(routes, upstreams, "config reloaded");
             }
             Err(ReloadError::Mistakes(mistakes)) => {
                 tracing::error!(
-                    "the config was not reloaded, and the one in force stays:\n{}",
+                    "config not reloaded, the running config stays in force:\n{}",
                     mistakes.join("\n")
                 );
             }
             Err(ReloadError::Store(why)) => {
-                tracing::error!(why, "the config was not reloaded, and the one in force stays");
+                tracing::error!(why, "config not reloaded, the running config stays in force");
             }
             Err(ReloadError::Upgrading) => {
-                tracing::error!(
-                    "the config was not reloaded: an upgrade is under way; try again when it is done"
-                );
+                tracing::error!("config not reloaded: an upgrade is in progress, retry when it has finished");
             }
         }
     }
@@ -309,7 +312,7 @@ impl Reload for Reloader {
         }
         let wrong = ReloadError::Mistakes;
         let Some(source) = &self.source else {
-            return Err(wrong(vec!["this gateway was not started from a config".to_owned()]));
+            return Err(wrong(vec!["started without a config file".to_owned()]));
         };
         let (source, old) = (source.clone(), in_force.config.clone());
         let (files, start_files) = (Arc::clone(&self.files), Arc::clone(&self.start_files));

@@ -17,7 +17,7 @@ impl ServiceNotifier {
         match address.transpose() {
             Ok(address) => Self(address),
             Err(error) => {
-                tracing::warn!(%error, "the service manager cannot be told anything");
+                tracing::warn!(%error, "cannot reach service manager (NOTIFY_SOCKET), notifications disabled");
                 Self(None)
             }
         }
@@ -44,7 +44,7 @@ impl ServiceNotifier {
         let Some(address) = &self.0 else { return };
         let told = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(state.as_bytes(), address));
         if let Err(error) = told {
-            tracing::warn!(%error, state, "the service manager was not told");
+            tracing::warn!(%error, state, "cannot notify service manager");
         }
     }
 }

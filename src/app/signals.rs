@@ -86,18 +86,25 @@ impl Signals {
         };
         let mut is_first = matches!(why, StopReason::Replaced(_));
         if is_first {
-            tracing::info!("another process serves: requests in flight may finish");
+            tracing::info!("replaced by another process, draining: waiting for requests in flight");
         } else {
-            tracing::info!("stopping: requests in flight may finish");
+            match running {
+                Some(running) => tracing::info!(
+                    "stopping: waiting up to {} s for {} requests; send the signal again (Ctrl-C) to stop now",
+                    running.stopping.drain.within.as_secs(),
+                    running.reloader.requests_in_flight()
+                ),
+                None => tracing::info!("stopping: waiting for requests in flight"),
+            }
         }
         tokio::spawn(async move {
             while let Some(()) = stop.recv().await {
                 if !std::mem::take(&mut is_first) {
-                    tracing::error!("stopped at once, as asked a second time");
+                    tracing::error!("second signal received, stopped immediately");
                     std::process::exit(EXIT_AT_ONCE);
                 }
                 // Meant for the service, of which this process is the part that is leaving.
-                tracing::info!("requests in flight may finish, as before; ask again to stop at once");
+                tracing::info!("already draining; send the signal again to stop immediately");
             }
         });
         why
@@ -130,9 +137,9 @@ async fn report(upgraded: Result<Successor, NotUpgraded>, replaced: &mpsc::Sende
     match upgraded {
         Ok(successor) => {
             if replaced.send(Box::new(successor)).await.is_err() {
-                tracing::info!("another process serves, and this one stops anyway");
+                tracing::info!("signal received while draining after an upgrade, stopping");
             }
         }
-        Err(why) => tracing::error!(%why, "this process goes on: it was not replaced"),
+        Err(why) => tracing::error!(%why, "upgrade failed, the old process continues"),
     }
 }

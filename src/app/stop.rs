@@ -111,14 +111,14 @@ impl Shutdown {
                     pause = TELL_EVERY.max(begun.elapsed() * 10);
                 }
             }
-            tracing::warn!("requests still in flight are cut off; their records say interrupted");
+            tracing::warn!("drain timeout reached, requests in flight aborted and recorded as interrupted");
         };
         self.io.block_on(drained);
         self.admin_state.send_replace(ServerState::Closed);
         let last_calls =
             self.io.block_on(async { tokio::time::timeout(self.last_calls_within, self.admin_served).await });
         if last_calls.is_err() {
-            tracing::warn!("admin calls still in flight are cut off");
+            tracing::warn!("drain timeout reached, admin requests in flight aborted");
         }
         self.stop_feed.send_replace(true);
         // Dropping what still runs records it. After that the journal gets nothing more.
@@ -146,15 +146,13 @@ impl Shutdown {
             let last_records = tokio::time::timeout(self.last_records_within * 2, all_written);
             let ((), written) = tokio::join!(last_traces, last_records);
             if !matches!(written, Ok(Ok(()))) {
-                tracing::error!(
-                    "the writer of the ledger did not end; what it has not stored stays in the journal"
-                );
+                tracing::error!("ledger writer did not stop, unstored records stay in the journal");
             }
         });
         self.keeper.stop();
         self.io.block_on(async {
             if tokio::time::timeout(GOODBYE_WITHIN, self.follower).await.is_err() {
-                tracing::debug!("the change feed did not end in time");
+                tracing::debug!("change feed did not stop in time");
             }
             self.counters.close().await;
             self.store.close().await;

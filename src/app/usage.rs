@@ -127,7 +127,7 @@ impl UsageWriting {
             // The process stops: what is left is the next one's.
             let Some(open) = open else { return };
             let journal = Arc::clone(writer.journal());
-            tracing::info!(folder = %journal.folder().display(), "usage that another process left is brought to the ledger");
+            tracing::info!(folder = %journal.folder().display(), "storing usage records left by another process");
             // Nobody writes to it; its flusher removes what is stored.
             journal.close();
             match JournalFlusher::start(journal) {
@@ -135,7 +135,7 @@ impl UsageWriting {
                     handle.block_on(writer.run());
                     keeper.stop();
                 }
-                Err(error) => tracing::error!(%error, "what another process left stays in its journal"),
+                Err(error) => tracing::error!(%error, "cannot read journal left by another process, its records stay in place"),
             }
             drop(open);
         })
@@ -147,7 +147,7 @@ impl UsageWriting {
             let OtherSlots { left, are_alive } = self.slots.others();
             for slot in left {
                 if let Err(error) = self.write_leftovers(self.writer_of_leftovers(slot)).await {
-                    tracing::error!(%error, "what another process left stays in its journal");
+                    tracing::error!(%error, "cannot read journal left by another process, its records stay in place");
                 }
             }
             if !are_alive {

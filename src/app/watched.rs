@@ -101,7 +101,7 @@ impl WatchedFiles {
             }
             if let Some(found) = &found {
                 put(found)?;
-                tracing::info!(key, "a changed file is in force");
+                tracing::info!(key, "changed file reloaded");
             }
             *in_force = found;
             Ok(())

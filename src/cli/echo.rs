@@ -40,7 +40,9 @@ pub(super) fn start(at: SocketAddr) -> io::Result<SocketAddr> {
                 Ok(listener) => axum::serve(listener, axum::Router::new().fallback(echo)).await,
                 Err(error) => Err(error),
             };
-            tracing::error!(?served, "the echo backend ended");
+            if let Err(error) = served {
+                tracing::error!(%error, "echo backend failed");
+            }
         });
     })?;
     Ok(address)

@@ -28,7 +28,7 @@ pub(super) fn run(args: &HealthArgs, environment: Environment<'_>) -> Result<(),
         None => load(&args.config, environment)?.admin.listen,
     };
     let admin = reachable(admin);
-    let answer = ask(admin).map_err(|e| Failure::Failed(format!("{admin} does not answer: {e}")))?;
+    let answer = ask(admin).map_err(|e| Failure::Failed(format!("{admin} did not answer: {e}")))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).unwrap_or_default();
     say(format_args!("{}", body.trim_end()))?;

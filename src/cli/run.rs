@@ -4,6 +4,7 @@ use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
 use crate::app::{self, ConfigSource, Predecessor, ProcessContext, Signals, StartError};
 use clap::Args;
 use serde_json::Map;
+use std::net::SocketAddr;
 
 /// Arguments of `keygate run`.
 #[derive(Debug, Args)]
@@ -16,6 +17,11 @@ pub struct RunArgs {
     /// Given by a gateway that this one replaces: standard input is the way to it
     #[arg(long, hide = true)]
     take_over: bool,
+}
+
+/// Addresses, for a log line.
+fn list(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
@@ -44,7 +50,7 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         }
         Err(error) => return Err(Failure::failed(error)),
     };
-    tracing::info!(proxy = ?running.proxy, admin = %running.admin, keys = running.keyring.len(), "serving");
+    tracing::info!(proxy = list(&running.proxy), proxy_tls = list(&running.proxy_tls), proxy_h2c = list(&running.proxy_h2c), admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }

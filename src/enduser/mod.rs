@@ -195,7 +195,10 @@ impl EndUserCache {
         }
         let lost = self.pending.len();
         if lost > 0 {
-            tracing::error!(lost, "end users that were admitted without the store are forgotten");
+            tracing::error!(
+                lost,
+                "end users admitted without the store were lost, they are counted again at their next request"
+            );
         }
     }
 
@@ -209,7 +212,7 @@ impl EndUserCache {
                 Ok(EndUserAdmission::Full { .. }) => self.parts.metrics.end_users_over_quota.inc(),
                 Err(error) if error.is_transient() => return false,
                 Err(error) => {
-                    tracing::error!(%error, %id, "an end user that was admitted without the store cannot be kept");
+                    tracing::error!(%error, %id, "cannot store end user admitted while the store was unavailable");
                 }
             }
             // It answers; who was too many learns so at the next request.
@@ -277,7 +280,7 @@ impl EndUserCache {
         let try_at_ns = if is_gone { self.parts.clock.now().steady_ns + nanos(TRY_EVERY) } else { 0 };
         self.try_at_ns.store(try_at_ns, Ordering::Relaxed);
         answer.map_err(|error| {
-            tracing::warn!(%error, "a new end user cannot be decided on");
+            tracing::warn!(%error, "cannot check end user quota: store unavailable");
             if is_gone { NotDecided::Gone } else { NotDecided::Busy }
         })
     }

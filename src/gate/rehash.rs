@@ -53,7 +53,7 @@ impl RehashQueue {
     /// Puts a key in, unless it waits already or there is no room. `new` makes its new digest.
     pub(super) fn ask(&self, key: KeyId, old: Digest, pepper_version: u32, new: impl FnOnce() -> Digest) {
         let Ok(room) = self.to.try_reserve() else {
-            tracing::debug!(%key, "re-hashing waits for the key's next use");
+            tracing::debug!(%key, "re-hash queue full, key is re-hashed at its next use");
             return;
         };
         if lock(&self.waiting).insert(old) {

@@ -75,9 +75,9 @@ impl NodeReporter {
             let failed = self.report(now).await.err();
             match &failed {
                 Some(error) if !failing => {
-                    tracing::warn!(%error, "this node cannot tell the others how far it has come");
+                    tracing::warn!(%error, "cannot report change feed position to the store");
                 }
-                None if failing => tracing::info!("this node tells the others again how far it has come"),
+                None if failing => tracing::info!("change feed position reported again"),
                 _ => {}
             }
             failing = failed.is_some();
@@ -87,7 +87,7 @@ impl NodeReporter {
             }
         }
         if let Err(error) = self.store.leave(self.node.boot).await {
-            tracing::debug!(%error, "others learn by our silence that this node has stopped");
+            tracing::debug!(%error, "cannot deregister node from the store");
         }
     }
 }
@@ -166,9 +166,9 @@ impl FeedFollower {
             let failed = self.catch_up().await.err();
             match &failed {
                 Some(error) if !failing => {
-                    tracing::warn!(%error, "the change feed does not answer; serving from memory");
+                    tracing::warn!(%error, "change feed unavailable, serving keys from memory");
                 }
-                None if failing => tracing::info!("the change feed answers again"),
+                None if failing => tracing::info!("change feed available again"),
                 _ => {}
             }
             failing = failed.is_some();
@@ -190,7 +190,7 @@ impl FeedFollower {
         if now < reached {
             tracing::error!(
                 %reached, %now,
-                "the store has gone back; changes made in between are lost, and everything is read anew"
+                "store version went backwards (restored from a backup?), reloading all keys"
             );
             self.is_starting_over.store(true, Ordering::Relaxed);
             return self.start_over().await;
@@ -243,7 +243,7 @@ impl FeedFollower {
         for change in batch {
             let removal = change.is_removal().then(|| change.clone());
             if let Some(Unapplied { what, id, why, .. }) = self.keyring.apply(change) {
-                tracing::error!(what, id, why, "a row of the store cannot be served");
+                tracing::error!(what, id, why, "invalid row in the store, it is not served");
             }
             if let Some(removal) = removal {
                 (self.on_removed)(&removal);

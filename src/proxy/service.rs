@@ -121,7 +121,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "a backend cannot be reached");
+        tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "cannot connect to upstream server");
         e.set_retry(self.on_connect_failure(session, ctx, &e));
         e
     }
@@ -134,7 +134,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        tracing::debug!(request_id = ?ctx.request_id, server = %peer, error = e.etype.as_str(), "an attempt failed");
+        tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "upstream attempt failed");
         let again = self.on_attempt_failure(session, ctx, &e, client_reused);
         e.set_retry(again);
         e
@@ -159,7 +159,7 @@ impl ProxyHttp for Phases {
         }
         let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
         let Some(route) = ctx.route.as_ref().filter(|_| is_admitted) else {
-            return Error::e_explain(ErrorType::InternalError, "only an admitted request is forwarded");
+            return Error::e_explain(ErrorType::InternalError, "request not admitted");
         };
         let told = ForwardContext {
             admission: ctx.admission.as_ref(),
@@ -219,7 +219,9 @@ impl ProxyHttp for Phases {
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
             // It is the client's doing. Of an error that says nothing of this Pingora believes that it is a backend's, over
             // HTTP/2, and waits for the answer to a request that never ends.
-            return Err(Error::explain(ErrorType::HTTPStatus(413), "the body grew too large").into_down());
+            return Err(
+                Error::explain(ErrorType::HTTPStatus(413), "request body exceeds max_body_bytes").into_down()
+            );
         }
         if let Some(connection) = &ctx.connection {
             if let (Some(part), Some(rewind)) = (&body, &mut ctx.kept_body) {
@@ -346,7 +348,7 @@ impl ProxyHttp for Phases {
         };
         let fault = denial.fault();
         if fault == Fault::Internal {
-            tracing::error!(request_id = ?ctx.request_id, error = %e, "a request failed inside the gateway");
+            tracing::error!(request_id = ctx.request_id.to_str().unwrap_or(""), error = %e, "request failed: internal error");
         }
         let error_code = fault.status();
         if status_written(session).is_some() {
@@ -367,7 +369,7 @@ impl ProxyHttp for Phases {
         frees(ctx);
         let at = self.clock.now().wall;
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
-            tracing::debug!(%error, "the client did not take the answer");
+            tracing::debug!(%error, "cannot write response: client disconnected");
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
         // After an attempt Pingora drops the connection whatever is said here. It is picked up where it falls.

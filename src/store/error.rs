@@ -6,7 +6,7 @@ use crate::model::id::PlanId;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No such thing, or none in that workspace.
-    #[error("there is no such {0}")]
+    #[error("no such {0}")]
     NotFound(&'static str),
     /// The resource has a live key of that name.
     #[error("the resource already has a key of that name")]
@@ -45,13 +45,13 @@ pub enum StoreError {
     #[error("{0}")]
     Refused(String),
     /// A row is not what it must be.
-    #[error("the store holds a value that cannot be: {0}")]
+    #[error("invalid value in the store: {0}")]
     Corrupt(String),
     /// Whoever asked has gone.
-    #[error("the caller went away")]
+    #[error("caller disconnected")]
     Cancelled,
     /// The backend cannot be reached, is full, or answered too late. Trying again later may help.
-    #[error("the store is unavailable: {0}")]
+    #[error("store unavailable: {0}")]
     Unavailable(String),
 }
 

@@ -25,7 +25,7 @@ const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
     /// The certificates to trust.
-    #[error("ca_file: it cannot be used: {0}")]
+    #[error("ca_file: not a valid PEM certificate: {0}")]
     Ca(String),
     /// TLS itself, or the name that is asked for.
     #[error("endpoint: {0}")]
@@ -133,7 +133,7 @@ where
     // Ends with the other half.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the collector ended");
+            tracing::debug!(%error, "connection to OTLP collector closed");
         }
     });
     Ok(send)
@@ -172,7 +172,7 @@ fn connector(ca: Option<&[u8]>) -> Result<TlsConnector, CollectorError> {
                 roots.add(certificate).map_err(|error| CollectorError::Ca(error.to_string()))?;
             }
             if roots.is_empty() {
-                return Err(CollectorError::Ca("it has no certificate in PEM".to_owned()));
+                return Err(CollectorError::Ca("no PEM certificate found".to_owned()));
             }
         }
         None => {

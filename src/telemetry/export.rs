@@ -77,7 +77,7 @@ impl Exporter {
         let Self { mut task, .. } = self;
         if timeout(within, &mut task).await.is_err() {
             task.abort();
-            tracing::warn!("the last traces were not sent: the collector takes too long");
+            tracing::warn!("OTLP export timed out at shutdown, last spans dropped");
         }
     }
 }
@@ -149,7 +149,7 @@ impl ExportTask {
                 Err(not_taken) => not_taken,
             };
             if !std::mem::replace(&mut self.is_failing, true) {
-                tracing::warn!(reason, "traces are not taken; requests do not notice");
+                tracing::warn!(reason, "OTLP export failed, spans dropped");
             }
             let asked = match again {
                 Retry::Later if attempt < ATTEMPTS => wait,
@@ -171,7 +171,7 @@ impl ExportTask {
         self.sent.inc_by(spans - rejected);
         self.rejected.inc_by(rejected);
         if std::mem::replace(&mut self.is_failing, false) {
-            tracing::info!("traces are taken again");
+            tracing::info!("OTLP export works again");
         }
     }
 }

@@ -19,7 +19,13 @@ pub async fn maintain_ledger(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>) {
         let pause = match ledger.maintain(clock.now().wall).await {
             Ok(done) => {
                 if done != MaintenanceReport::default() {
-                    tracing::info!(?done, "the ledger was kept in shape");
+                    tracing::info!(
+                        partitions_made = done.partitions_made,
+                        partitions_dropped = done.partitions_dropped,
+                        records_deleted = done.records_deleted,
+                        rollups_deleted = done.rollups_deleted,
+                        "usage maintenance done"
+                    );
                 }
                 EVERY
             }

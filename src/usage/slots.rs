@@ -85,7 +85,7 @@ impl JournalSlots {
                 Ok(found) => others.left.extend(found),
                 // Who brings what is in it to the ledger.
                 Err(OpenError::Owned(_)) => others.are_alive = true,
-                Err(error) => tracing::error!(%error, "what is left in a journal stays there"),
+                Err(error) => tracing::error!(%error, "cannot open journal slot, its records stay in place"),
             }
         }
         others

@@ -138,7 +138,7 @@ impl LedgerWriter {
                 continue;
             }
             if let Err(error) = self.ledger.append(&batch.records).await {
-                tracing::warn!(%error, "usage records of an earlier run are stored later");
+                tracing::warn!(%error, "cannot store usage records of an earlier run yet, retrying");
                 batch.records.iter().for_each(|record| spent.add_record(record));
                 self.halve_batch(batch.len());
                 self.unstored = batch;
@@ -181,7 +181,10 @@ impl LedgerWriter {
         }
         let left = self.reader.journal().waiting();
         if left > 0 {
-            tracing::warn!(left, "usage records stay in the journal for the next start");
+            tracing::warn!(
+                left,
+                "shutdown timeout reached, usage records stay in the journal for the next start"
+            );
         }
     }
 
@@ -302,11 +305,11 @@ impl LedgerWriter {
             match self.reader.journal().open_file(|| self.set_aside.add(record, why)) {
                 Ok(()) => {
                     self.metrics.usage_set_aside.inc();
-                    tracing::error!(id = %record.id, why, "the ledger does not take a usage record; it is set aside");
+                    tracing::error!(id = %record.id, why, "store rejected usage record, written to set-aside.ndjson");
                 }
                 Err(error) => {
                     self.metrics.usage_shed.inc();
-                    tracing::error!(id = %record.id, why, %error, "the ledger does not take a usage record; it is lost");
+                    tracing::error!(id = %record.id, why, %error, "store rejected usage record and it cannot be set aside, record lost");
                 }
             }
             self.reader.acknowledge(batch, *number..number + 1);
@@ -331,7 +334,7 @@ impl LedgerWriter {
     fn report(&self, error: &StoreError, backoff: &Backoff) {
         self.metrics.usage_store_failures.inc();
         if backoff.is_fresh() {
-            tracing::warn!(%error, "the ledger does not take usage records; they wait in the journal");
+            tracing::warn!(%error, "cannot store usage records, they wait in the journal");
         }
     }
 }

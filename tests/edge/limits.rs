@@ -74,7 +74,7 @@ fn no_more_connections_are_taken_in_than_there_are_descriptors_for() {
     let secret = gateway.create_key(json!({})).secret;
     let silent: Vec<Raw> = (0..150).map(|_| gateway.connect()).collect();
     assert_eq!(gateway.get("/v1/app/x", &secret).status, 200, "there is room, also for its backend");
-    assert!(cut(&gateway, "crowded") >= 51.0 && !gateway.stderr().contains("no connection can be accepted"));
+    assert!(cut(&gateway, "crowded") >= 51.0 && !gateway.stderr().contains("cannot accept connections"));
     drop(silent);
 }
 
@@ -91,7 +91,7 @@ fn without_descriptors_whoever_waits_makes_room_and_that_is_told_once() {
     let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
     let before = may_open(Some(open.try_into().unwrap()));
     let times = |what: &str| gateway.stderr().matches(what).count();
-    let (begins, ends) = ("no connection can be accepted", "connections are accepted again");
+    let (begins, ends) = ("cannot accept connections", "accepting connections again");
     eventually_true("it is told", || {
         silent.push(gateway.connect());
         times(begins) > 0

@@ -117,10 +117,10 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
     assert!(authority.connect(tls(&gateway), "three.test", b"http/1.1", None).await.is_err());
     // A file that makes no sense changes nothing; the next that does is in force without a restart.
     std::fs::write(folder.path().join("one.pem"), "nonsense").unwrap();
-    eventually_true("the mistake is told", || gateway.stderr().contains("the certificate stays as it was"));
+    eventually_true("the mistake is told", || gateway.stderr().contains("cannot reload certificate"));
     assert!(authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.is_ok());
     authority.write(&folder.path().join("one.pem"), "three.test");
-    eventually_true("the new one is read", || gateway.stderr().contains("certificates were read again"));
+    eventually_true("the new one is read", || gateway.stderr().contains("certificates reloaded"));
     assert!(authority.connect(tls(&gateway), "three.test", b"http/1.1", None).await.is_ok());
     assert!(authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.is_err());
 }
@@ -226,7 +226,7 @@ async fn the_authority_of_clients_changes_without_a_restart() {
     assert_eq!(refused.data()["errors"][0]["field"], "proxy.certificates", "{}", refused.text());
     authority.write(&own, "one.test");
     std::fs::write(&ca, authority.0.cert.pem()).unwrap();
-    let read_again = || gateway.stderr().matches("proxy.client_ca_file was read again").count() == 2;
+    let read_again = || gateway.stderr().matches("proxy.client_ca_file reloaded").count() == 2;
     eventually_true("it is read without a reload", read_again);
     assert_eq!([is_served(&authority).await, is_served(&next).await], [true, false]);
 }

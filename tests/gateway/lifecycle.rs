@@ -91,7 +91,7 @@ fn a_lost_pepper_is_refused_and_no_new_one_takes_its_place() {
     let (_, secret) = place.make_key(&["--name", "k"]);
     let pepper = place.read("data/pepper");
     fs::remove_file(place.path("data/pepper")).expect("removed");
-    says(&place.refusal(), &["there is no file data/pepper", "bring it back"]);
+    says(&place.refusal(), &["pepper file data/pepper", "restore it from a backup"]);
     says(&place.fails(1, &["keys", "list"]), &["there is no file data/pepper"]);
     assert!(!place.path("data/pepper").exists());
     place.write("data/pepper", &pepper);
@@ -112,7 +112,7 @@ fn a_wrong_pepper_is_refused_and_stays_as_it_is() {
     for (text, part) in [
         ("nonsense\n", "data/pepper: line 1 is not `version:hexadecimal`"),
         ("1:00ff\n", "data/pepper: pepper 1 is shorter than 32 bytes"),
-        ("", "data/pepper: there is no pepper"),
+        ("", "data/pepper: no pepper given"),
     ] {
         place.write("data/pepper", text);
         says(&place.refusal(), &[part]);
@@ -258,7 +258,7 @@ fn sighup_reads_the_config_again_and_kills_nobody() {
     let mut gateway = place.start();
     let key = gateway.create_key(json!({}));
     gateway.signal("HUP");
-    eventually_true("it reads its config again", || gateway.stderr().contains("the config was reloaded"));
+    eventually_true("it reads its config again", || gateway.stderr().contains("config reloaded"));
     assert_eq!(status(&gateway, &key.secret), 200);
     assert_eq!(gateway.stop().code(), Some(0));
 }
@@ -382,7 +382,7 @@ fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_rea
             ("KEYGATE_ADMIN_JWT_HS256_SECRET", "too short"),
             "KEYGATE_ADMIN_JWT_HS256_SECRET: the HS256 secret has 9 bytes",
         ),
-        (("KEYGATE_ADMIN_JWT_JWKS_FILE", "keys.json"), "only one of them counts"),
+        (("KEYGATE_ADMIN_JWT_JWKS_FILE", "keys.json"), "mutually exclusive"),
     ] {
         let mut all = variables.to_vec();
         all.push(more);

@@ -56,7 +56,7 @@ fn a_gateway_that_is_told_to_stop_while_it_starts_stops() {
 
 #[test]
 fn a_reload_and_an_upgrade_asked_for_early_come_when_the_gateway_serves() {
-    for (signal, done) in [("HUP", "the config was reloaded"), ("USR2", "the new process serves")] {
+    for (signal, done) in [("HUP", "config reloaded"), ("USR2", "new process is serving")] {
         let mut starting = Starting::begin("[counters]\nurl = \"redis://SILENT\"\n");
         signal_to(starting.child.id(), signal);
         let child = &mut starting.child;

@@ -191,7 +191,10 @@ fn upgrades_and_reloads_under_load_fail_no_request_and_record_each_once() {
     assert_eq!(gateway.stats(&key)["quota_used"], expected);
     let answer = gateway.get("/v1/app/x", &key.secret);
     assert_eq!(answer.remaining("quota"), 10_000_000 - served as u64 - 1, "and counted once");
-    assert!(!gateway.stderr().contains("is called"), "nobody takes one of them for another node");
+    assert!(
+        !gateway.stderr().contains("has the same node.name"),
+        "nobody takes one of them for another node"
+    );
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn another_program_than_agreed_is_ended_and_changes_nothing() {
     for (script, says) in [
         ("exit 3", "ended before it served: exit status: 3"),
         ("exec cat >/dev/null", "did not serve within 5s"),
-        ("echo serving >&0; exec cat >/dev/null", "does not do as agreed"),
+        ("echo serving >&0; exec cat >/dev/null", "unexpected message from the new process"),
     ] {
         let path = folder.path().join("script");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
@@ -321,12 +324,12 @@ fn a_reload_during_an_upgrade_is_declined_for_the_new_process_would_not_know_of_
     std::fs::write(&program, "#!/bin/sh\nread told <fail\nexit 3\n").expect("written");
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("set");
     gateway.signal("USR2");
-    eventually_true("it begins", || gateway.stderr().contains("an upgrade begins"));
+    eventually_true("it begins", || gateway.stderr().contains("upgrade started"));
     let declined = gateway.admin("POST", "/reload", None);
     assert_eq!(declined.fault(), (409, 1000, "conflict".into()));
     assert!(declined.text().contains("An upgrade is under way"), "{}", declined.text());
     gateway.signal("HUP");
-    let told = "the config was not reloaded: an upgrade is under way";
+    let told = "config not reloaded: an upgrade is in progress";
     eventually_true("it says why", || gateway.stderr().contains(told));
     let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
     assert_eq!(lines(), json!([]));
@@ -347,13 +350,13 @@ fn while_the_old_process_drains_there_is_no_further_upgrade_and_its_end_loses_no
     origin.wait_for_heads(1);
     let old = gateway.upgrade();
     gateway.signal("USR2");
-    eventually_true("it says why", || gateway.stderr().contains("the process before this one still drains"));
+    eventually_true("it says why", || gateway.stderr().contains("the previous process is still draining"));
     eventually_true("the old one knows that it is replaced", || {
-        gateway.stderr().contains("another process serves: requests in flight may finish")
+        gateway.stderr().contains("replaced by another process, draining: waiting for requests in flight")
     });
     // systemd tells every process of a service to stop.
     signal_to(old, "TERM");
-    eventually_true("it says so", || gateway.stderr().contains("requests in flight may finish, as before"));
+    eventually_true("it says so", || gateway.stderr().contains("already draining"));
     assert!(!gateway.has_ended(old));
     signal_to(old, "KILL");
     ends(&mut gateway, old);
@@ -363,7 +366,7 @@ fn while_the_old_process_drains_there_is_no_further_upgrade_and_its_end_loses_no
     origin.answer(200, &[], b"{}");
     assert_eq!(gateway.get("/v1/app/x", &key.secret).remaining("quota"), 48, "the old one had told of it");
     eventually_true("the new one knows that it is alone", || {
-        gateway.stderr().contains("the old process has ended")
+        gateway.stderr().contains("old process has exited")
     });
     let before = gateway.upgrade();
     ends(&mut gateway, before);

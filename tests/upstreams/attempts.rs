@@ -193,5 +193,5 @@ fn a_server_that_breaks_every_answer_is_ejected() {
     assert_eq!((0..20).filter(|n| cut(*n)).count(), 3);
     assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"broke_off\","), Some(3));
     assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"answered\","), Some(0));
-    assert_eq!(group.gateway.stderr().matches("requests to a server fail").count(), 1);
+    assert_eq!(group.gateway.stderr().matches("requests to upstream server are failing").count(), 1);
 }

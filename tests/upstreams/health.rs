@@ -44,8 +44,12 @@ fn a_server_whose_probes_fail_gets_nothing_until_they_succeed() {
     group.get_many(10, ("X-Any", "1"));
     assert_eq!((served(0), served(1)), (before.0 + 5, before.1 + 15));
     let said = group.gateway.stderr();
-    assert_eq!(said.matches("a server is down: probes fail").count(), 1, "once for each change:\n{said}");
-    assert_eq!(said.matches("a server is up: probes succeed").count(), 1, "{said}");
+    assert_eq!(
+        said.matches("upstream server down: health checks fail").count(),
+        1,
+        "once for each change:\n{said}"
+    );
+    assert_eq!(said.matches("upstream server up: health checks pass").count(), 1, "{said}");
 }
 
 #[test]
@@ -55,7 +59,7 @@ fn with_no_server_left_the_answer_is_503_and_costs_nothing() {
     let config = one_route(port.address).replacen("[[routes]]", &format!("{probes}[[routes]]"), 1);
     let gateway = Gateway::start(&config);
     let key = gateway.create_key(json!({"rate_limit": 1000, "quota_limit": 3}));
-    let down = || gateway.stderr().contains("no server of an upstream is left");
+    let down = || gateway.stderr().contains("no healthy server left in upstream");
     eventually_true("the only server is down", down);
     // More than the quota allows: each is given back.
     for _ in 0..5 {
@@ -86,7 +90,7 @@ fn a_server_that_fails_requests_is_left_out_for_a_time() {
         group.counts()[0] > so_far[0]
     });
     let said = group.gateway.stderr();
-    assert!(said.contains("a server is back in after its ejection"), "{said}");
+    assert!(said.contains("upstream server readmitted after ejection"), "{said}");
 }
 
 #[test]

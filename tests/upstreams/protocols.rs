@@ -107,7 +107,7 @@ fn certificates_of_upstreams_change_without_a_reload() {
     let told = "upstreams[0].tls.ca_file: it cannot be used";
     eventually_true("what cannot be used is told", || gateway.stderr().contains(told));
     files.write("ca.pem", &ours.pem());
-    let is_in_force = || gateway.stderr().contains("certificates or keys of upstreams were read again");
+    let is_in_force = || gateway.stderr().contains("certificates of upstreams reloaded");
     eventually_true("the new one is in force", is_in_force);
     assert_eq!(status(), 200);
     // Connections that were made under the one before are not used any more.
@@ -184,7 +184,7 @@ fn files_that_cannot_be_used_are_told_before_anything_starts() {
         assert_eq!(checked.code, Some(64), "{checked:?}");
         for expected in [
             "upstreams[0].tls.ca_file: /nowhere/ca.pem cannot be read: ",
-            "upstreams[1].tls.ca_file: it cannot be used: it has no certificate in PEM",
+            "upstreams[1].tls.ca_file: it cannot be used: no PEM certificate found",
             "upstreams[2].tls.client_key_file: it cannot be used: ",
         ] {
             assert!(checked.stderr.contains(expected), "{expected}\n{}", checked.stderr);

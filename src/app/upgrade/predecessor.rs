@@ -51,11 +51,11 @@ impl Predecessor {
         let mut line = Vec::new();
         BufReader::new((&stream).take(HELLO_MAX)).read_until(b'\n', &mut line)?;
         let UpgradeMessage::Hello(hello) = serde_json::from_slice(&line)? else {
-            return Err(io::Error::other("it does not say what it hands over"));
+            return Err(io::Error::other("missing list of listeners"));
         };
         let Hello { version, sockets, store_lock, counts } = hello;
         if version != VERSION || descriptors.len() != sockets.len() + usize::from(store_lock) {
-            return Err(io::Error::other("it does not hand over what this version can use"));
+            return Err(io::Error::other("incompatible version"));
         }
         let lock = if store_lock { descriptors.pop().map(File::from) } else { None };
         let sockets = sockets.into_iter().zip(descriptors);
@@ -95,7 +95,7 @@ impl Predecessor {
                 Some(UpgradeMessage::Counted(row)) => count(row.read(), counters, &mut elsewhere, clock),
                 Some(UpgradeMessage::Go) => return Ok(LeavingPredecessor { from, to, elsewhere }),
                 Some(other) => return Err(StartError::Predecessor(format!("it says {other:?}"))),
-                None => return Err(StartError::Predecessor("it has gone".to_owned())),
+                None => return Err(StartError::Predecessor("connection closed".to_owned())),
             }
         }
     }
@@ -120,17 +120,17 @@ impl LeavingPredecessor {
                 Ok(Some(UpgradeMessage::Counted(row))) => {
                     count(row.read(), &counters, &mut self.elsewhere, &*clock);
                 }
-                Ok(Some(other)) => tracing::debug!(?other, "the old process says what nobody asked it"),
+                Ok(Some(_)) => tracing::debug!("unexpected message from the old process"),
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "the old process cannot be understood");
+                    tracing::warn!(%error, "cannot read from the old process");
                     break;
                 }
             }
         }
         counters.on_sibling_gone(self.elsewhere);
         upgrade_state.is_alone.store(true, Ordering::Release);
-        tracing::info!("the old process has ended");
+        tracing::info!("old process has exited");
         upgrade_state.on_sibling_gone().await;
     }
 }

@@ -74,16 +74,16 @@ pub struct Successor {
 #[derive(Debug, thiserror::Error)]
 pub enum NotUpgraded {
     /// It was not started by a command that can be given again.
-    #[error("this gateway was not started by a command that can be given again")]
+    #[error("cannot upgrade: the command this process was started with cannot be run again")]
     NoProgram,
     /// In a container.
-    #[error("this is process 1: with it its container would end; replace the container")]
+    #[error("cannot upgrade: this is process 1 of a container; replace the container instead")]
     Container,
     /// The one before it has not ended yet.
-    #[error("the process before this one still drains; try again when it has ended")]
+    #[error("cannot upgrade: the previous process is still draining; retry when it has exited")]
     Draining,
     /// Another attempt has not ended yet.
-    #[error("another upgrade is on its way")]
+    #[error("cannot upgrade: another upgrade is in progress")]
     Busy,
     /// It cannot be started.
     #[error("{program}: {error}", program = program.display())]
@@ -94,16 +94,16 @@ pub enum NotUpgraded {
         error: io::Error,
     },
     /// It ended instead of serving.
-    #[error("the new process ended before it served: {0}; what it wrote says why")]
+    #[error("the new process exited before it was serving ({0}); see its output above")]
     Ended(ExitStatus),
     /// It closed its end, and goes on.
-    #[error("the new process does not want to serve, and was ended")]
+    #[error("the new process refused to take over and was stopped")]
     Silent,
     /// It did not serve in time.
-    #[error("the new process did not serve within {0:?} (proxy.upgrade_timeout), and was ended")]
+    #[error("the new process was not serving within {0:?} (proxy.upgrade_timeout) and was stopped")]
     Late(Duration),
     /// It said something else.
-    #[error("the new process does not do as agreed, and was ended: {0}")]
+    #[error("unexpected message from the new process, it was stopped: {0}")]
     Confused(String),
 }
 
@@ -137,13 +137,13 @@ impl Upgrader {
         // The other end must be the child's alone, or its death would go unnoticed.
         drop(command);
         self.upgrade_state.siblings.add();
-        tracing::info!(program = %path.display(), pid = child.id(), "an upgrade begins");
+        tracing::info!(program = %path.display(), pid = child.id(), "upgrade started");
 
         let served = tokio::time::timeout(self.within, self.lead(ours)).await;
         let why = match served {
             Ok(Ok((to, told))) => {
                 self.notify.main_pid(child.id());
-                tracing::info!(pid = child.id(), "the new process serves");
+                tracing::info!(pid = child.id(), "new process is serving");
                 return Ok(Successor { to, told, listens: true, _child: child });
             }
             Ok(Err(why)) => why,
@@ -241,7 +241,7 @@ async fn end(child: &mut Child, why: NotUpgraded) -> NotUpgraded {
         }
     }
     if let Err(error) = child.kill().await {
-        tracing::warn!(%error, "the new process cannot be ended");
+        tracing::warn!(%error, "cannot stop the new process");
     }
     why
 }
@@ -256,7 +256,7 @@ impl Successor {
         let told = tokio::time::timeout(TELL_WITHIN, telling).await;
         if let Err(error) = told.map_err(io::Error::from).flatten() {
             self.listens = false;
-            tracing::warn!(%error, "the new process does not hear what is still counted here");
+            tracing::warn!(%error, "cannot send counters to the new process");
         }
     }
 }

@@ -210,10 +210,10 @@ impl Leases {
             ScriptTotals::Broken(why) => {
                 match subject {
                     Some(subject) => {
-                        tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+                        tracing::warn!(key = %subject.key, why, "counters: Redis script failed for key");
                     }
                     None => {
-                        tracing::warn!(workspace = %group.id, why, "counters: Redis cannot count this workspace");
+                        tracing::warn!(workspace = %group.id, why, "counters: Redis script failed for workspace");
                     }
                 }
                 state.pool.unanswered(ask);
@@ -317,10 +317,12 @@ fn fail(
         key.pool.unanswered(ask);
         match trouble {
             CallFailure::Key(why) => {
-                tracing::warn!(key = %subject.key, why, "counters: Redis cannot count this key");
+                tracing::warn!(key = %subject.key, why, "counters: Redis script failed for key");
                 key.broken_until_ns = now_ns + nanos(BROKEN_FOR);
             }
-            CallFailure::Link(why) => tracing::debug!(key = %subject.key, why, "counters: no answer"),
+            CallFailure::Link(why) => {
+                tracing::debug!(key = %subject.key, why, "counters: no answer from Redis")
+            }
         }
         let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)).collect();
         drop(key);

@@ -215,7 +215,7 @@ impl RedisEndpoint {
 impl std::fmt::Debug for RedisEndpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Who connects and how it proves that stay out of logs.
-        f.debug_struct("RedisPlace")
+        f.debug_struct("RedisEndpoint")
             .field("kind", &self.kind)
             .field("servers", &self.servers)
             .field("tls", &self.tls.is_some())
@@ -282,13 +282,16 @@ impl RedisConnection {
             Ok(value) => value,
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {
                 tracing::warn!(
-                    "counters: this user may not read INFO, so nobody knows whether Redis may throw limits away"
+                    "counters: Redis user lacks permission for INFO, cannot check maxmemory-policy"
                 );
                 return Ok(String::new());
             }
             // One server of a cluster is gone; what the others would tell is not lost by going on.
             Err(error) if self.is_cluster() && error.kind() != ErrorKind::AuthenticationFailed => {
-                tracing::warn!(why = outline(&error), "counters: not every server of the cluster answers");
+                tracing::warn!(
+                    why = outline(&error),
+                    "counters: Redis cluster incomplete, some servers do not answer"
+                );
                 return Ok(String::new());
             }
             Err(error) => return Err(LinkError::of(&error)),

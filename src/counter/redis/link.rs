@@ -131,14 +131,16 @@ impl Link {
             }
             match self.probe_once().await {
                 Ok(()) => {
-                    tracing::info!("counters: Redis answers");
+                    tracing::info!("counters: connected to Redis");
                     continue;
                 }
                 Err(error @ LinkError::Unfit(_)) if !told => {
-                    tracing::error!(%error, "counters: Redis is not used");
+                    tracing::error!(%error, "counters: Redis refused, limits are enforced per node");
                 }
-                Err(error) if !told => tracing::warn!(%error, "counters: Redis is gone"),
-                Err(error) => tracing::debug!(%error, "counters: Redis is still gone"),
+                Err(error) if !told => {
+                    tracing::warn!(%error, "counters: connection to Redis lost, limits are enforced per node")
+                }
+                Err(error) => tracing::debug!(%error, "counters: reconnecting to Redis failed"),
             }
             told = true;
             tokio::time::sleep(pause + self.jitter(pause)).await;
@@ -240,7 +242,7 @@ impl Link {
     fn give_up(&self, up: &Arc<OpenLink>, part: u32, why: &str) {
         if up.parts.len() > 1 {
             up.part(part).leave(self.now_ns());
-            tracing::debug!(why, part, "counters: a part of the cluster is left alone for a second");
+            tracing::debug!(why, part, "counters: Redis cluster slot unavailable, not used for one second");
             return;
         }
         self.drop_connection(up, why);
@@ -250,7 +252,7 @@ impl Link {
     fn drop_connection(&self, up: &Arc<OpenLink>, why: &str) {
         let seen = self.current.compare_and_swap(up, None);
         if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, up)) {
-            tracing::warn!(why, "counters: Redis is gone");
+            tracing::warn!(why, "counters: connection to Redis lost, limits are enforced per node");
             self.metrics.counter_up.set(0);
             self.lost.notify_one();
         }

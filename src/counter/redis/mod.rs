@@ -205,7 +205,9 @@ impl Leases {
         match link.probe_once().await {
             Ok(()) => {}
             Err(error @ LinkError::Unfit(_)) => return Err(error),
-            Err(LinkError::Gone(why)) => tracing::warn!(why, "counters: started without Redis"),
+            Err(LinkError::Gone(why)) => {
+                tracing::warn!(why, "counters: Redis unavailable at startup, limits are enforced per node")
+            }
         }
         let io = config.io.clone();
         let leases = Arc::new_cyclic(|me| Self {
@@ -537,7 +539,7 @@ impl Drop for UndeliveredUnit {
 
 impl fmt::Debug for LeasedUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unit").field("key", &self.subject.key).finish_non_exhaustive()
+        f.debug_struct("LeasedUnit").field("key", &self.subject.key).finish_non_exhaustive()
     }
 }
 

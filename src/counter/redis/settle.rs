@@ -43,13 +43,13 @@ impl Leases {
                 }
                 for some in subjects.chunks(CLOSED_AT_ONCE) {
                     if !self.link.is_up() || self.call(&group, some).await.is_err() {
-                        tracing::warn!(workspace = %group.id, "counters: unspent units could not be given back");
+                        tracing::warn!(workspace = %group.id, "counters: cannot return unspent units to Redis");
                     }
                 }
             }
         };
         if tokio::time::timeout(CLOSE_WITHIN, give_back).await.is_err() {
-            tracing::warn!("counters: not all unspent units could be given back in time");
+            tracing::warn!("counters: shutdown timeout reached, some unspent units not returned to Redis");
         }
     }
 

@@ -59,13 +59,13 @@ pub enum SecretShape {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPeppers {
     /// There is none.
-    #[error("there is no pepper")]
+    #[error("no pepper given")]
     None,
     /// One is too short to be safe.
     #[error("pepper {0} is shorter than 32 bytes")]
     Short(u32),
     /// Two have the same version.
-    #[error("pepper {0} is there twice")]
+    #[error("pepper {0} is given twice")]
     Twice(u32),
     /// A line is not `version:hex`.
     #[error("line {0} is not `version:hexadecimal`, as in `1:4f2a…`")]

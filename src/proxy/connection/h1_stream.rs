@@ -524,7 +524,7 @@ impl Drop for H1ClientStream {
         self.heed_end();
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(Err(error)) = self.poll_flush_all(&mut context) {
-            tracing::trace!(%error, "a client was gone before its connection was closed");
+            tracing::trace!(%error, "client disconnected");
         }
         let Some(dropped) = self.dropped.take() else { return };
         let stays = self.connection.take_keep_open() && self.is_between_requests();
@@ -579,7 +579,7 @@ impl DroppedStream {
 impl fmt::Debug for H1ClientStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Pingora prints streams in its debug log; the bytes ahead may hold a secret.
-        f.debug_struct("Wire").field("peer", &self.connection.peer).finish_non_exhaustive()
+        f.debug_struct("H1ClientStream").field("peer", &self.connection.peer).finish_non_exhaustive()
     }
 }
 
@@ -587,7 +587,7 @@ impl fmt::Debug for H1ClientStream {
 impl Shutdown for H1ClientStream {
     async fn shutdown(&mut self) {
         if let Err(error) = AsyncWriteExt::shutdown(self).await {
-            tracing::trace!(%error, "a client was gone before its connection was closed");
+            tracing::trace!(%error, "client disconnected");
         }
     }
 }

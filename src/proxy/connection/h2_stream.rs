@@ -135,8 +135,10 @@ impl H2ClientStream {
             None => self.poll_reset(context).map(Ok),
         });
         match reason.await {
-            Ok(Ok(reason)) => *Error::explain(ErrorType::H2Error, format!("the client left: {reason}")),
-            Ok(Err(error)) => *Error::because(ErrorType::H2Error, "the client left", error),
+            Ok(Ok(reason)) => {
+                *Error::explain(ErrorType::H2Error, format!("client reset the stream: {reason}"))
+            }
+            Ok(Err(error)) => *Error::because(ErrorType::H2Error, "client reset the stream", error),
             Err(late) => *late,
         }
     }
@@ -216,7 +218,7 @@ impl H2ClientStream {
         let mut waits = self.connection.part_wait_guard();
         let room = std::future::poll_fn(|context| {
             if self.connection.is_cut_off() {
-                return Poll::Ready(Error::e_explain(ErrorType::WriteError, "the stream was ended"));
+                return Poll::Ready(Error::e_explain(ErrorType::WriteError, "stream closed by the gateway"));
             }
             let polled = writer.poll_capacity(context);
             waits.set(polled.is_pending());
@@ -261,7 +263,7 @@ impl Drop for H2ClientStream {
 
 /// The error of whoever waits for the client of a stream that has been ended.
 fn ended(connection: &Connection) -> Option<Box<Error>> {
-    connection.close_reason().map(|_| Error::explain(ErrorType::ReadTimedout, "the stream was ended"))
+    connection.close_reason().map(|_| Error::explain(ErrorType::ReadTimedout, "stream closed by the gateway"))
 }
 
 #[async_trait]

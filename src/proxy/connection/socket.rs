@@ -145,7 +145,7 @@ impl HangUpWatch {
             }
             let forgotten =
                 self.0.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-            debug_assert!(forgotten.is_err(), "nothing was read");
+            debug_assert!(forgotten.is_err(), "no bytes read");
         }
     }
 }

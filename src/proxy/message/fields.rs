@@ -96,7 +96,7 @@ impl ValueBuffer {
     /// Ends the value in hand.
     pub(in crate::proxy) fn take(&mut self) -> pingora::Result<HeaderValue> {
         HeaderValue::from_maybe_shared(self.0.split().freeze())
-            .or_err(ErrorType::InvalidHTTPHeader, "a value that no field can have")
+            .or_err(ErrorType::InvalidHTTPHeader, "invalid header field value")
     }
 }
 

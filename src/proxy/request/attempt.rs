@@ -45,7 +45,7 @@ impl Proxy {
     ) -> pingora::Result<Box<HttpPeer>> {
         let routing = Arc::clone(&ctx.routing);
         let Some(upstream) = ctx.route.as_ref().and_then(|r| routing.upstreams.get(r.upstream)) else {
-            return Error::e_explain(ErrorType::InternalError, "a request without a route");
+            return Error::e_explain(ErrorType::InternalError, "request without a route");
         };
         let left = self.time_left(upstream, ctx)?;
         if ctx.attempts.permit.is_none() {
@@ -109,7 +109,7 @@ impl Proxy {
     fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> pingora::Result<Option<Duration>> {
         let left = self.left(upstream, ctx);
         if left.is_some_and(|left| left.is_zero()) {
-            let late = Error::explain(ErrorType::ReadTimedout, "the request has taken as long as it may");
+            let late = Error::explain(ErrorType::ReadTimedout, "request timeout reached");
             return Err(late.into_up());
         }
         Ok(left)

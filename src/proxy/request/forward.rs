@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType, OrErr};
 
-const NO_URI: &str = "a rewritten path is no URI";
+const NO_URI: &str = "rewritten path is not a valid URI";
 
 /// Gives the request the path that its route has made of it. The query stays.
 pub(in crate::proxy) fn set_path(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
@@ -34,7 +34,7 @@ pub(in crate::proxy) fn set_host(
     let host = match (rule, server) {
         (HostRule::Client, _) | (HostRule::Server, None) => return Ok(()),
         (HostRule::Server, Some(server)) => HeaderValue::from_str(&server.authority)
-            .or_err(ErrorType::InternalError, "a server's name is no Host")?,
+            .or_err(ErrorType::InternalError, "server name is not a valid Host")?,
         (HostRule::Fixed(host), _) => host.clone(),
     };
     fields.insert(HOST, host);
@@ -49,7 +49,7 @@ pub(in crate::proxy) fn join_cookies(fields: &mut HeaderMap) -> pingora::Result<
     }
     let all: Vec<&[u8]> = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     let one = HeaderValue::from_bytes(&all.join(&b"; "[..]));
-    fields.insert(COOKIE, one.or_err(ErrorType::InternalError, "cookies do not join")?);
+    fields.insert(COOKIE, one.or_err(ErrorType::InternalError, "cannot join Cookie fields")?);
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub(in crate::proxy) async fn rewind(session: &mut Session, ctx: &mut Ctx) -> Re
             kept.keep(&part, connection);
         }
         if !kept.is_whole() {
-            let lost = Error::explain(ErrorType::H2Error, "a body is too long to be sent again");
+            let lost = Error::explain(ErrorType::H2Error, "request body too long to be sent again");
             return Err(lost.into_up());
         }
     }

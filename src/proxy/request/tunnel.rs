@@ -37,6 +37,6 @@ pub(in crate::proxy) async fn end(session: &mut Session, ctx: &mut Ctx) {
     connection.clear_close_reason(Stage::Linger);
     let frame = Bytes::copy_from_slice(&close_frame(code));
     if let Err(error) = session.write_response_body(Some(frame), true).await {
-        tracing::debug!(%error, "the client did not take the close frame");
+        tracing::debug!(%error, "cannot write close frame: client disconnected");
     }
 }

@@ -141,7 +141,7 @@ pub(in crate::proxy) fn frame_by_close(
     }
     if response.version == Version::HTTP_2 {
         // Pingora puts it into chunks after this.
-        return Error::e_explain(ErrorType::InvalidHTTPHeader, "an answer that HTTP/1.0 cannot end");
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "response cannot be delimited in HTTP/1.0");
     }
     response.remove_header(&header::TRANSFER_ENCODING);
     session.set_keepalive(None);

@@ -203,7 +203,7 @@ async fn refuse(
     }
     match written {
         Ok(()) => linger_and_close(client_stream, connection).await,
-        Err(error) => tracing::debug!(%error, "the client did not take the answer"),
+        Err(error) => tracing::debug!(%error, "cannot write response: client disconnected"),
     }
 }
 
@@ -212,11 +212,11 @@ async fn refuse(
 async fn linger_and_close(client_stream: &mut H1ClientStream, connection: &Connection) {
     connection.clear_close_reason(Stage::Linger);
     if let Err(error) = client_stream.shutdown().await {
-        tracing::debug!(%error, "the client did not take the answer");
+        tracing::debug!(%error, "cannot write response: client disconnected");
         return;
     }
     if tokio::time::timeout(REST_WITHIN, linger(client_stream, connection)).await.is_err() {
-        tracing::debug!(peer = %connection.peer, "a client went on sending after its last answer");
+        tracing::debug!(peer = %connection.peer, "client kept sending after its last response");
     }
 }
 

@@ -30,7 +30,7 @@ pub(in crate::proxy) async fn serve(
     let mut streams = match options(acceptor).handshake(client_stream).await {
         Ok(streams) => streams,
         Err(error) => {
-            tracing::debug!(%error, "no HTTP/2 connection came about");
+            tracing::debug!(%error, "HTTP/2 handshake failed");
             return;
         }
     };
@@ -60,7 +60,7 @@ pub(in crate::proxy) async fn serve(
                 tokio::spawn(serve_stream(acceptor.clone(), request, respond, connection, busy));
             }
             Some(Err(error)) => {
-                tracing::debug!(%error, "an HTTP/2 connection ended");
+                tracing::debug!(%error, "HTTP/2 connection closed");
                 return;
             }
             None => return,

@@ -100,13 +100,13 @@ impl Acceptor {
             match accepted {
                 Ok((stream, peer)) => {
                     if shortage.clear_if_over() {
-                        tracing::info!("connections are accepted again");
+                        tracing::info!("accepting connections again");
                     }
                     self.accept(stream, peer);
                 }
                 Err(error) => {
                     if shortage.mark() {
-                        tracing::warn!(%error, "no connection can be accepted: whoever comes waits, and is tried again");
+                        tracing::warn!(%error, "cannot accept connections, new ones wait in the backlog");
                     }
                     if is_local_shortage(&error) {
                         self.connections.make_room();
@@ -124,7 +124,7 @@ impl Acceptor {
     fn accept_pending(&self, listener: TcpListener) {
         let listener = match listener.into_std() {
             Ok(listener) => listener,
-            Err(error) => return tracing::debug!(%error, "those who waited to be accepted are not"),
+            Err(error) => return tracing::debug!(%error, "cannot accept pending connections at shutdown"),
         };
         for _ in 0..WAITING_MAX {
             match listener
@@ -141,7 +141,7 @@ impl Acceptor {
     fn accept(&self, stream: TcpStream, peer: SocketAddr) {
         // An answer's head and body may be two small writes; the second must not wait for the first's acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection ended before it was served");
+            tracing::debug!(%error, "connection closed before its first request");
             return;
         }
         let secure = matches!(self.protocol, ListenerProtocol::Tls(_));
@@ -170,7 +170,7 @@ impl Acceptor {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%error, proxy = %connection.peer, "no PROXY header");
+                    tracing::debug!(%error, proxy = %connection.peer, "invalid PROXY protocol header");
                     return self.refused("proxy_protocol");
                 }
             }
@@ -187,7 +187,7 @@ impl Acceptor {
                     Ok(stream) if was_a_challenge(&stream) => return,
                     Ok(stream) => Socket::Tls(Box::new(stream)),
                     Err(error) => {
-                        tracing::debug!(%error, "no TLS connection came about");
+                        tracing::debug!(%error, "TLS handshake failed");
                         return self.refused("tls");
                     }
                 }

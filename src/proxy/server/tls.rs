@@ -191,7 +191,7 @@ impl Certificates {
         }
         if has_changed {
             self.put_in_force(&sources);
-            tracing::info!("certificates were read again");
+            tracing::info!("certificates reloaded");
         }
         looked
     }
@@ -251,7 +251,7 @@ impl TlsContext {
                 context.look_at_client_ca().ok();
             });
             if let Err(error) = looked.await {
-                tracing::error!(%error, "cannot look at the files of certificates");
+                tracing::error!(%error, "cannot check certificate files for changes");
             }
         }
     }
@@ -265,13 +265,13 @@ impl TlsContext {
             if found != known.0 {
                 self.config.store(self.certificates.server_config(&found)?);
                 known.0 = found;
-                tracing::info!("proxy.client_ca_file was read again");
+                tracing::info!("proxy.client_ca_file reloaded");
             }
             Ok(())
         });
         let why = looked.as_ref().err().map(ToString::to_string);
         if let Some(why) = why.as_ref().filter(|why| known.1.as_ref() != Some(*why)) {
-            tracing::error!(why, "proxy.client_ca_file stays as it was until it can be used");
+            tracing::error!(why, "cannot reload proxy.client_ca_file, the previous one stays in use");
         }
         known.1 = why;
         looked
@@ -306,10 +306,10 @@ impl CertificateSource {
         }
         if self.read.is_some() {
             // Also a pair of which only one half has been written yet, for it does not fit.
-            tracing::error!(why, "the certificate stays as it was until its files can be used");
+            tracing::error!(why, "cannot reload certificate, the previous one stays in use");
         } else {
             // Whoever ordered it finds that out as well, and orders another.
-            tracing::error!(why, "an ordered certificate is passed over");
+            tracing::error!(why, "cannot load ordered certificate, skipped");
         }
         self.told = Some(why);
     }

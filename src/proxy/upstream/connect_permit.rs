@@ -90,7 +90,7 @@ impl ConnectPermit {
 impl Connect for ConnectPermit {
     async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
         let Some(address) = address.as_inet() else {
-            return Error::e_explain(ErrorType::InternalError, "a server without an address");
+            return Error::e_explain(ErrorType::InternalError, "upstream server has no address");
         };
         let place = self.upstream.wait().map_err(|why| Error::explain(NO_PLACE, why.as_str()))?;
         *self.place() = Some(place);
@@ -111,7 +111,9 @@ impl Connect for ConnectPermit {
 
 impl fmt::Debug for ConnectPermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opening").field("upstream", &self.upstream.settings.name).finish_non_exhaustive()
+        f.debug_struct("ConnectPermit")
+            .field("upstream", &self.upstream.settings.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -39,7 +39,7 @@ impl Upstream {
                 Ok(addresses) => found[n] = Some(addresses),
                 Err(reason) => {
                     let (upstream, host) = (&*self.settings.name, &*self.settings.names[n].host);
-                    tracing::warn!(upstream, host, reason, "a backend's name cannot be looked up");
+                    tracing::warn!(upstream, host, reason, "DNS lookup of upstream server failed");
                 }
             }
         }
@@ -57,7 +57,7 @@ async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     // Resolvers turn their answers round to spread clients that take the first.
     addresses.sort_unstable();
     addresses.dedup();
-    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
+    if addresses.is_empty() { Err("no address found for this name".to_owned()) } else { Ok(addresses) }
 }
 
 /// Looks names up at intervals, and at once when a request suggests that a server has moved.

@@ -337,7 +337,7 @@ impl Upstream {
                 upstream = name,
                 server = &*server.text,
                 failure = failure.as_str(),
-                "requests to a server fail"
+                "requests to upstream server are failing"
             );
         }
         let down = members.iter().filter(|m| !m.server.is_up()).count();
@@ -348,7 +348,7 @@ impl Upstream {
             server = &*server.text,
             last_failure = failure.as_str(),
             seconds = lasts.as_secs_f64(),
-            "a server is ejected: requests to it failed in a row"
+            "upstream server ejected after consecutive failures"
         );
         self.refresh(&members);
         self.ejected.notify_one();
@@ -434,7 +434,7 @@ impl Upstream {
         for gone in members.iter().filter(|m| !next.iter().any(|n| n.server.address == m.server.address)) {
             self.metrics.forget_server(&self.settings.name, &gone.server.text);
         }
-        tracing::info!(upstream = &*self.settings.name, servers = next.len(), "the servers of an upstream");
+        tracing::info!(upstream = &*self.settings.name, servers = next.len(), "upstream servers resolved");
         *members = next;
         self.refresh(&members);
     }
@@ -451,9 +451,9 @@ impl Upstream {
         let Some(up) = server.probed(good, rule) else { return };
         let (upstream, text) = (&*self.settings.name, &*server.text);
         if up {
-            tracing::info!(upstream, server = text, "a server is up: probes succeed");
+            tracing::info!(upstream, server = text, "upstream server up: health checks pass");
         } else {
-            tracing::warn!(upstream, server = text, detail, "a server is down: probes fail");
+            tracing::warn!(upstream, server = text, detail, "upstream server down: health checks fail");
         }
         self.refresh(&members);
     }
@@ -469,7 +469,7 @@ impl Upstream {
             if member.server.readmit(now, self.settings.eject) {
                 changed = true;
                 let (upstream, server) = (&*self.settings.name, &*member.server.text);
-                tracing::info!(upstream, server, "a server is back in after its ejection");
+                tracing::info!(upstream, server, "upstream server readmitted after ejection");
             }
         }
         if changed {
@@ -482,7 +482,7 @@ impl Upstream {
     fn refresh(&self, members: &[ServerMember]) {
         let up: Vec<&ServerMember> = members.iter().filter(|m| m.server.is_up()).collect();
         if up.is_empty() && !members.is_empty() {
-            tracing::error!(upstream = &*self.settings.name, "no server of an upstream is left");
+            tracing::error!(upstream = &*self.settings.name, "no healthy server left in upstream");
         }
         let candidate = |m: &&ServerMember| Candidate { weight: m.weight, identity: m.server.identity };
         let balance = Balancer::new(up.iter().map(candidate).collect());

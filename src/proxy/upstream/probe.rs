@@ -86,7 +86,12 @@ pub(super) async fn probe_loop(upstream: &Arc<Upstream>, probe: &Probe) {
                     }
                     Err(ProbeFailure::Here(error)) => {
                         let (upstream, server) = (&*upstream.settings.name, &*member.server.text);
-                        tracing::warn!(upstream, server, error, "a server cannot be probed");
+                        tracing::warn!(
+                            upstream,
+                            server,
+                            error,
+                            "cannot run health check: local resources exhausted"
+                        );
                     }
                 }
             });

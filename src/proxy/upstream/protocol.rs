@@ -202,7 +202,7 @@ fn client(chain: &[u8], key: &[u8]) -> Result<Arc<CertKey>, BadTls> {
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found = found.map_err(|error| error.to_string())?;
-    if found.is_empty() { Err("it has no certificate in PEM".to_owned()) } else { Ok(found) }
+    if found.is_empty() { Err("no PEM certificate found".to_owned()) } else { Ok(found) }
 }
 
 /// The certificate as Pingora holds it.

@@ -28,7 +28,7 @@ pub(super) fn pool(url: &PostgresUrl, options: &PgOptions) -> Result<Pool, Store
             Box::pin(async move { client.batch_execute(WAIT_FOR_THE_DISK).await.map_err(HookError::Backend) })
         }))
         .build()
-        .map_err(|error| StoreError::Refused(format!("the pool of connections cannot be made: {error}")))
+        .map_err(|error| StoreError::Refused(format!("cannot create connection pool: {error}")))
 }
 
 /// What a connection is opened with. `statement_timeout` of zero: statements may take as long as they need.

@@ -30,20 +30,20 @@ pub(super) fn is_content(error: &Error) -> bool {
 pub(super) fn of_pool(error: &PoolError) -> StoreError {
     let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
     match error {
-        PoolError::Timeout(TimeoutType::Wait) => unavailable("all connections to the database are busy"),
-        PoolError::Timeout(_) => unavailable("the database does not answer"),
+        PoolError::Timeout(TimeoutType::Wait) => {
+            unavailable("all pooled connections to the database are busy")
+        }
+        PoolError::Timeout(_) => unavailable("the database did not answer in time"),
         PoolError::Backend(error) => match error.as_db_error() {
             Some(said) => of_server(said),
             None => unavailable(of_connection(error)),
         },
-        PoolError::Closed => unavailable("it has been closed"),
+        PoolError::Closed => unavailable("the store has been closed"),
         PoolError::PostCreateHook(HookError::Backend(error)) => match error.as_db_error() {
             Some(said) => of_server(said),
             None => unavailable(of_connection(error)),
         },
-        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-            unavailable("the pool is out of order")
-        }
+        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => unavailable("connection pool failed"),
     }
 }
 
@@ -58,13 +58,13 @@ fn of_server(said: &DbError) -> StoreError {
         return of_constraint(said.constraint().unwrap_or_default());
     }
     if *code == SqlState::QUERY_CANCELED {
-        return unavailable("the database took too long");
+        return unavailable("the database timed out (statement_timeout)");
     }
     if *code == SqlState::LOCK_NOT_AVAILABLE || is_conflict_code(code) {
-        return unavailable("the database is busy with other writes");
+        return unavailable("the database is busy with other writes (lock_timeout)");
     }
     if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
-        return unavailable("the database takes no writes now");
+        return unavailable("the database is read-only (standby?)");
     }
     if *code == SqlState::PROGRAM_LIMIT_EXCEEDED {
         return StoreError::Invalid { field: "name", why: "must be shorter".into() };
@@ -72,10 +72,10 @@ fn of_server(said: &DbError) -> StoreError {
     // The first two characters are the class of an error; the rest tells more than a caller can use.
     match code.code().get(..2) {
         Some("08") => unavailable("the connection to the database was lost"),
-        Some("28" | "3D") => unavailable("the database does not let this user in"),
-        Some("53") => unavailable("the database is full"),
+        Some("28" | "3D") => unavailable("the database rejected this user or password"),
+        Some("53") => unavailable("the disk of the database is full"),
         Some("57" | "25") => unavailable("the database is stopping or starting"),
-        Some("58" | "F0") => unavailable("the database has trouble with its files"),
+        Some("58" | "F0") => unavailable("the database reports an I/O error"),
         _ => StoreError::Corrupt(format!("PostgreSQL answered with code {}", code.code())),
     }
 }
@@ -86,7 +86,7 @@ fn of_constraint(name: &str) -> StoreError {
         "keys_live_name" => StoreError::DuplicateName,
         "keys_pkey" => StoreError::AlreadyExists("key"),
         "keys_digest" | "keys_old_digest" => rules::secret_taken(),
-        _ => StoreError::Corrupt("a rule of the schema does not hold".into()),
+        _ => StoreError::Corrupt("constraint violated".into()),
     }
 }
 
@@ -95,11 +95,11 @@ fn of_connection(error: &Error) -> &'static str {
     use std::error::Error as _;
     let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
     match cause.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::ConnectionRefused) => "the database refuses connections",
-        Some(std::io::ErrorKind::TimedOut) => "the database does not answer",
+        Some(std::io::ErrorKind::ConnectionRefused) => "connection to the database refused",
+        Some(std::io::ErrorKind::TimedOut) => "the database did not answer in time",
         Some(std::io::ErrorKind::FileTooLarge) => "the database sends more than it may",
-        Some(std::io::ErrorKind::InvalidData) => "the database's TLS certificate is not acceptable",
-        _ if error.to_string().contains("TLS") => "TLS with the database failed",
+        Some(std::io::ErrorKind::InvalidData) => "the TLS certificate of the database was rejected",
+        _ if error.to_string().contains("TLS") => "TLS handshake with the database failed",
         _ => "the connection to the database was lost",
     }
 }
@@ -107,8 +107,8 @@ fn of_connection(error: &Error) -> &'static str {
 /// A connection that is refused before anything is served: a wrong name or password does not heal by waiting.
 pub(super) fn at_start(error: &Error) -> StoreError {
     match error.code().and_then(|code| code.code().get(..2)) {
-        Some("28") => StoreError::Refused("the database does not know this user and password".into()),
-        Some("3D") => StoreError::Refused("there is no such database on the server".into()),
+        Some("28") => StoreError::Refused("the database rejected this user or password".into()),
+        Some("3D") => StoreError::Refused("no such database on the server".into()),
         _ => match error.as_db_error() {
             Some(said) => of_server(said),
             None => StoreError::Unavailable(of_connection(error).into()),

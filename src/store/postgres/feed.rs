@@ -69,7 +69,7 @@ impl PgStore {
             drop(running);
             let Ok(rows) = answer else {
                 drop(Object::take(connection));
-                return Err(StoreError::Unavailable("the database does not answer".into()));
+                return Err(StoreError::Unavailable("the database did not answer in time".into()));
             };
             let rows = rows?;
             let row = rows.first().ok_or_else(no_sequence)?;

@@ -74,7 +74,10 @@ impl ListenOptions {
         let mut wait = BACKOFF;
         loop {
             let error = self.listen_once(&heard, &mut wait).await.err();
-            tracing::debug!(?error, "not listening for changes; they are polled for meanwhile");
+            tracing::debug!(
+                error = error.map(|e| e.to_string()),
+                "LISTEN connection lost, polling for changes"
+            );
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(BACKOFF_MAX);
         }
@@ -126,6 +129,6 @@ async fn within<T>(
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(patience, answer).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(StoreError::Unavailable("the database does not answer".into())),
+        Err(_) => Err(StoreError::Unavailable("the database did not answer in time".into())),
     }
 }

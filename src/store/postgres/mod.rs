@@ -172,7 +172,7 @@ impl PgStore {
     async fn running(&self) -> Result<OwnedRwLockReadGuard<bool>, StoreError> {
         let running = Arc::clone(&self.closed).read_owned().await;
         if *running {
-            return Err(StoreError::Unavailable("it has been closed".into()));
+            return Err(StoreError::Unavailable("the store has been closed".into()));
         }
         if !self.is_up.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the database has not been reached yet".into()));
@@ -273,13 +273,13 @@ async fn serve<T, F>(
         }
     };
     if answer.send(outcome).is_err() {
-        tracing::debug!("the caller of a store call went away while it ran");
+        tracing::debug!("store call finished after its caller was gone");
     }
     drop(running);
 }
 
 fn broken_off() -> StoreError {
-    StoreError::Unavailable("the call was broken off".into())
+    StoreError::Unavailable("the call was cancelled".into())
 }
 
 /// Draws the next number of the one sequence of changes, and wakes the other nodes once the transaction is kept. Must

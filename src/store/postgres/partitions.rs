@@ -42,10 +42,10 @@ impl PgStore {
         }
         let wanted = new.clone();
         match self.write(move |tx| Box::pin(async move { make(tx, &wanted).await })).await {
-            Ok(made) if made > 0 => tracing::info!(made, "the ledger has partitions for further days"),
+            Ok(made) if made > 0 => tracing::info!(made, "usage partitions created"),
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "the ledger's partitions could not be made; rows wait in the default one");
+                tracing::warn!(%error, "cannot create usage partitions, rows go to the default partition");
             }
         }
         self.days.seen(new);

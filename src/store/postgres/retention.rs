@@ -159,7 +159,7 @@ impl RetentionSteps for PgStore {
                 Ok(true) => dropped += 1,
                 Ok(false) => return dropped,
                 Err(error) => {
-                    tracing::warn!(%error, "a day of usage could not be dropped; it is tried again in the next round");
+                    tracing::warn!(%error, "cannot drop usage partition, retrying in the next round");
                     return dropped;
                 }
             }

@@ -53,7 +53,7 @@ pub(super) async fn bring_up_to_date(url: &PostgresUrl, options: &PgOptions) -> 
     let runner = migrate::runner(POSTGRES)?;
     let report = runner.run_async(&mut connection.client).await.map_err(|error| migrate::refused(&error))?;
     for migration in report.applied_migrations() {
-        tracing::info!(%migration, "the schema was brought up to date");
+        tracing::info!(%migration, "schema migrated");
     }
     Ok(())
 }
@@ -78,8 +78,7 @@ async fn lock(client: &Client) -> Result<(), StoreError> {
     match taken.await {
         Ok(_) => Ok(()),
         Err(StoreError::Unavailable(_)) => Err(StoreError::Unavailable(
-            "another Keygate has been changing the schema for a minute; look for it in pg_stat_activity"
-                .into(),
+            "another Keygate has held the schema lock for a minute; look for it in pg_stat_activity".into(),
         )),
         Err(other) => Err(other),
     }
@@ -109,7 +108,7 @@ async fn state(client: &Client) -> Result<MigrationState, StoreError> {
 fn history_line(row: &Row) -> Result<HistoryLine, StoreError> {
     let damaged = || {
         StoreError::Refused(format!(
-            "the table {HISTORY_TABLE} holds a line that no Keygate wrote; restore it"
+            "table {HISTORY_TABLE} contains a row not written by Keygate; restore it"
         ))
     };
     let number = row.try_get(0).map_err(|_| damaged())?;
@@ -125,7 +124,7 @@ async fn within<T>(
     patience: Duration,
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let silent = |_| Err(StoreError::Unavailable("the database does not answer".into()));
+    let silent = |_| Err(StoreError::Unavailable("the database did not answer in time".into()));
     tokio::time::timeout(patience, call).await.unwrap_or_else(silent)
 }
 

@@ -59,7 +59,7 @@ fn by_roots(
     } else {
         let found = rustls_native_certs::load_native_certs().certs;
         let (added, ignored) = roots.add_parsable_certificates(found);
-        tracing::debug!(added, ignored, "root certificates of this machine");
+        tracing::debug!(added, ignored, "system root certificates loaded");
     }
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
         .build()
@@ -67,7 +67,7 @@ fn by_roots(
 }
 
 fn refused(error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Refused(format!("TLS to the database cannot be set up: {error}"))
+    StoreError::Refused(format!("cannot set up TLS to the database: {error}"))
 }
 
 // === impl AcceptAnyCertificate ===

@@ -295,7 +295,7 @@ impl TxFlags {
             }
             Err(_) => {
                 self.hung.store(true, Ordering::Relaxed);
-                Err(StoreError::Unavailable("the database does not answer".into()))
+                Err(StoreError::Unavailable("the database did not answer in time".into()))
             }
         }
     }

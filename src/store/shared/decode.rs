@@ -91,7 +91,7 @@ fn sound<T>(
 ) -> Result<Option<T>, StoreError> {
     match read(f) {
         Err(StoreError::Corrupt(why)) => {
-            tracing::error!(table, id = f.id_for_people(), why, "a row cannot be understood and is left out");
+            tracing::error!(table, id = f.id_for_people(), why, "invalid row skipped");
             Ok(None)
         }
         other => other.map(Some),
@@ -436,7 +436,7 @@ pub(in crate::store) fn sound_tally(
 ) -> Result<Option<RollupTotals>, StoreError> {
     match read {
         Err(StoreError::Corrupt(why)) => {
-            tracing::error!(why, "a roll-up of usage is damaged and counts no further");
+            tracing::error!(why, "damaged usage roll-up ignored");
             Ok(None)
         }
         other => other.map(Some),
@@ -463,7 +463,7 @@ pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, 
 pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<UsageTotals>, StoreError> {
     match read_spent(f) {
         Err(StoreError::Corrupt(why)) => {
-            tracing::error!(why, "what somebody has spent cannot be read; it counts as nothing");
+            tracing::error!(why, "damaged usage totals, counted as zero");
             Ok(None)
         }
         other => other.map(Some),

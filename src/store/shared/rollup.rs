@@ -24,7 +24,7 @@ pub struct LatencySketch {
 
 /// Bytes that are no sketch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the bytes are no sketch of response times")]
+#[error("invalid latency sketch")]
 pub struct BadSketch;
 
 /// The window of a roll-up.

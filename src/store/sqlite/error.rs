@@ -13,7 +13,7 @@ impl From<Error> for StoreError {
             | Error::IntegralValueOutOfRange(column, _)
             | Error::Utf8Error(column, _)
             | Error::InvalidColumnType(column, ..) => Self::Corrupt(format!("column {column} of a row")),
-            _ => Self::Corrupt("SQLite answered what it should not".into()),
+            _ => Self::Corrupt("unexpected answer from SQLite".into()),
         }
     }
 }
@@ -39,9 +39,9 @@ fn failure(error: ffi::Error, text: &str) -> StoreError {
         ErrorCode::SystemIoFailure => unavailable("the database file cannot be read or written"),
         ErrorCode::ReadOnly | ErrorCode::PermissionDenied => unavailable("the database file is read-only"),
         ErrorCode::CannotOpen => unavailable("the database file cannot be opened"),
-        ErrorCode::OutOfMemory => unavailable("there is not enough memory"),
+        ErrorCode::OutOfMemory => unavailable("out of memory"),
         ErrorCode::OperationInterrupted | ErrorCode::OperationAborted => {
-            unavailable("the call was broken off")
+            unavailable("the call was cancelled")
         }
         ErrorCode::FileLockingProtocolFailed => unavailable("the database file cannot be locked"),
         ErrorCode::NotADatabase => StoreError::Refused("the file is not a Keygate database".into()),
@@ -57,6 +57,6 @@ fn constraint(extended_code: i32, text: &str) -> StoreError {
         "keys.workspace_id, keys.resource_id, keys.name" => StoreError::DuplicateName,
         "keys.id" => StoreError::AlreadyExists("key"),
         "keys.digest" | "keys.old_digest" => rules::secret_taken(),
-        _ => StoreError::Corrupt(format!("a rule of the schema does not hold (SQLite code {extended_code})")),
+        _ => StoreError::Corrupt(format!("constraint violated (SQLite code {extended_code})")),
     }
 }

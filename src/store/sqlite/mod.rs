@@ -154,12 +154,12 @@ impl SqliteStore {
                 Ok(value)
             })();
             if answer.send(outcome).is_err() {
-                tracing::debug!("the caller of a store call went away while it ran");
+                tracing::debug!("store call finished after its caller was gone");
             }
         });
         let not_yet = || StoreError::Unavailable("the database file is not open yet".into());
         self.running.get().ok_or_else(not_yet)?.workers.send(queue, job).await?;
-        answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the call was broken off".into())))
+        answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the call was cancelled".into())))
     }
 }
 

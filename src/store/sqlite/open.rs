@@ -144,7 +144,7 @@ fn bring_up_to_date(path: &Path, connection: &mut Connection) -> Result<(), Stor
     connection.pragma_update(None, "application_id", APPLICATION_ID)?;
     let report = migrate::runner(SQLITE)?.run(connection).map_err(|error| migrate::refused(&error))?;
     for migration in report.applied_migrations() {
-        tracing::info!(path = %path.display(), %migration, "the schema was brought up to date");
+        tracing::info!(path = %path.display(), %migration, "schema migrated");
     }
     Ok(())
 }

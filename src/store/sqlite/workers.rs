@@ -56,7 +56,7 @@ impl Workers {
 
     /// Queues a call; waits while the queue is full.
     pub(super) async fn send(&self, queue: Queue, job: Job) -> Result<(), StoreError> {
-        let closed = || StoreError::Unavailable("it has been closed".into());
+        let closed = || StoreError::Unavailable("the store has been closed".into());
         let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let senders = senders.ok_or_else(closed)?;
         let sender = match queue {
@@ -73,8 +73,8 @@ impl Workers {
         let join = move || threads.into_iter().filter_map(|thread| thread.join().err()).count();
         match tokio::task::spawn_blocking(join).await {
             Ok(0) => {}
-            Ok(panicked) => tracing::error!(panicked, "threads of the store ended in a panic"),
-            Err(error) => tracing::error!(%error, "waiting for the threads of the store failed"),
+            Ok(panicked) => tracing::error!(panicked, "store threads panicked"),
+            Err(error) => tracing::error!(%error, "cannot join store threads"),
         }
     }
 }
@@ -90,7 +90,7 @@ fn spawn(
         while let Some(job) = next(&queue) {
             // The connection is sound after a panic: unwinding has rolled the transaction back.
             if catch_unwind(AssertUnwindSafe(|| job(&mut connection))).is_err() {
-                tracing::error!("a call to the store panicked and was rolled back");
+                tracing::error!("store call panicked, rolled back");
             }
         }
         drop(connection);
@@ -99,7 +99,7 @@ fn spawn(
     Builder::new()
         .name(name.to_owned())
         .spawn(run)
-        .map_err(|error| StoreError::Unavailable(format!("no thread can be started: {error}")))
+        .map_err(|error| StoreError::Unavailable(format!("cannot start thread: {error}")))
 }
 
 fn next(queue: &SharedQueue) -> Option<Job> {

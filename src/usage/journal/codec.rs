@@ -133,7 +133,7 @@ pub enum ParsedFrame<'a> {
 
 /// A payload whose checksum fits and whose content does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a journal record that cannot be: {0}")]
+#[error("invalid journal record: {0}")]
 pub struct Malformed(pub(super) &'static str);
 
 // === frames ===
@@ -279,9 +279,9 @@ pub fn encode_whole(out: &mut Vec<u8>, admit: &[u8], complete: &Complete<'_>) {
 
 /// The two parts of the payload of [`FrameKind::Whole`].
 pub fn split_whole(payload: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let (_, rest) = payload.split_at_checked(4).ok_or(Malformed("a whole record without a length"))?;
+    let (_, rest) = payload.split_at_checked(4).ok_or(Malformed("record without a length"))?;
     let len = payload_len_of_first(payload);
-    rest.split_at_checked(len).ok_or(Malformed("a whole record shorter than its first part"))
+    rest.split_at_checked(len).ok_or(Malformed("record shorter than its first part"))
 }
 
 fn payload_len_of_first(payload: &[u8]) -> usize {
@@ -310,7 +310,7 @@ pub fn admit<'a>(
         0 => None,
         HAS_V4 => Some(IpAddr::from(from.bytes::<4>()?)),
         HAS_V6 => Some(IpAddr::from(from.bytes::<16>()?)),
-        _ => return Err(Malformed("an address of two kinds")),
+        _ => return Err(Malformed("contradictory address")),
     };
     let workspace_id = from.text()?;
     let given = from.text()?;
@@ -344,10 +344,10 @@ pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
     let bytes_in = from.long()?;
     let bytes_out = from.long()?;
     let tokens_used = from.long()?;
-    let outcome = from.text()?.parse().map_err(|_| Malformed("an outcome nobody knows"))?;
+    let outcome = from.text()?.parse().map_err(|_| Malformed("unknown outcome"))?;
     let denial = match from.text()? {
         "" => None,
-        name => Some(Fault::from_name(name).ok_or(Malformed("a denial nobody knows"))?),
+        name => Some(Fault::from_name(name).ok_or(Malformed("unknown denial"))?),
     };
     Ok(Complete {
         id,
@@ -393,7 +393,7 @@ pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<U
         id: begun.id,
         request_id: begun.request_id.into(),
         api_key_id: begun.api_key_id,
-        workspace_id: begun.workspace_id.parse().map_err(|_| Malformed("a workspace id that is none"))?,
+        workspace_id: begun.workspace_id.parse().map_err(|_| Malformed("invalid workspace id"))?,
         at: begun.at,
         method: begun.method.into(),
         endpoint: begun.endpoint.into(),
@@ -432,13 +432,13 @@ struct PayloadReader<'a>(&'a [u8]);
 
 impl<'a> PayloadReader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed("it ends too soon"))?;
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed("truncated"))?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        self.take(N)?.try_into().map_err(|_| Malformed("it ends too soon"))
+        self.take(N)?.try_into().map_err(|_| Malformed("truncated"))
     }
 
     fn uuid(&mut self) -> Result<Uuid, Malformed> {
@@ -451,6 +451,6 @@ impl<'a> PayloadReader<'a> {
 
     fn text(&mut self) -> Result<&'a str, Malformed> {
         let len = u16::from_le_bytes(self.bytes()?);
-        std::str::from_utf8(self.take(len.into())?).map_err(|_| Malformed("a text that is no UTF-8"))
+        std::str::from_utf8(self.take(len.into())?).map_err(|_| Malformed("text is not UTF-8"))
     }
 }

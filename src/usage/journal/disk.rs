@@ -32,7 +32,7 @@ impl Disk for RealDisk {
             Ok(()) => Ok(file),
             Err(error) => {
                 if let Err(left) = fs::remove_file(path) {
-                    tracing::debug!(%left, "a segment that could not be made is still there");
+                    tracing::debug!(%left, "cannot remove incomplete journal segment");
                 }
                 Err(error)
             }

@@ -71,7 +71,7 @@ impl JournalFlusher {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the journal's thread ended badly");
+            tracing::error!("journal thread panicked");
         }
     }
 }
@@ -118,13 +118,13 @@ impl Journal {
         }
         let Some(error) = failed else {
             if std::mem::take(&mut memory.sync_fails) {
-                tracing::info!("the usage journal is brought to disk again");
+                tracing::info!("usage journal synced to disk again");
             }
             return;
         };
         self.metrics.usage_sync_failures.inc();
         if !std::mem::replace(&mut memory.sync_fails, true) {
-            tracing::error!(%error, "the usage journal cannot be brought to disk: the death of this machine would lose records");
+            tracing::error!(%error, "cannot sync usage journal to disk, a crash of this machine would lose records");
         }
     }
 
@@ -140,7 +140,7 @@ impl Journal {
                     self.mark_not_full();
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "no segment is ready for the usage journal");
+                    tracing::debug!(%error, "cannot allocate journal segment");
                     memory.passes_to_retry = RETRY_PASSES;
                     return;
                 }
@@ -157,7 +157,7 @@ impl Journal {
             };
             if let Err(error) = removed {
                 // It is read again at the next start, and found to be stored.
-                tracing::warn!(%error, path = %segment.path().display(), "a segment cannot be removed");
+                tracing::warn!(%error, path = %segment.path().display(), "cannot remove journal segment");
             }
             self.segments.fetch_sub(1, Ordering::Relaxed);
             if let Some(segment) = Arc::into_inner(segment) {

@@ -103,7 +103,7 @@ pub struct JournalOptions {
 pub enum OpenError {
     /// Somebody else has it.
     #[error(
-        "{folder} is the journal of another process that is running; give each its own usage.journal_dir",
+        "journal {folder} is in use by another process; give each process its own usage.journal_dir",
         folder = .0.display()
     )]
     Owned(PathBuf),
@@ -343,7 +343,7 @@ impl Journal {
         let bytes = self.options.segment_bytes as u64;
         let has_room = |n: usize| ((n as u64 + 1) * bytes <= self.options.max_bytes).then_some(n + 1);
         if self.segments.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).is_err() {
-            return Err(io::Error::other("all of usage.journal_max_bytes is in use"));
+            return Err(io::Error::other("usage.journal_max_bytes reached"));
         }
         let mut salt = [0; 8];
         fill_random(&mut salt);
@@ -361,13 +361,13 @@ impl Journal {
 
     fn mark_full(&self, error: &io::Error) {
         if !self.is_full.swap(true, Ordering::Relaxed) {
-            tracing::error!(%error, folder = %self.options.folder.display(), "the usage journal is full");
+            tracing::error!(%error, folder = %self.options.folder.display(), "usage journal full");
         }
     }
 
     fn mark_not_full(&self) {
         if self.is_full.swap(false, Ordering::Relaxed) {
-            tracing::info!("the usage journal has room again");
+            tracing::info!("usage journal has room again");
         }
     }
 
@@ -415,7 +415,7 @@ fn left_segments(folder: &Path) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError
                 left.insert(name.sequence, Arc::new(Segment::left(name, path, file, bytes)));
             }
             Err(error) => {
-                tracing::error!(%error, path = %path.display(), "a segment of the usage journal is left out");
+                tracing::error!(%error, path = %path.display(), "cannot open journal segment, skipped");
             }
         }
     }

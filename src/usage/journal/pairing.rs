@@ -66,7 +66,7 @@ impl Pair {
 impl Pairing {
     /// Takes a frame that stands at `at`.
     pub fn take(&mut self, frame: &Frame<'_>, at: Position) -> Result<PairState, Malformed> {
-        match frame.kind.ok_or(Malformed("another version of Keygate wrote it"))? {
+        match frame.kind.ok_or(Malformed("written by another version of Keygate"))? {
             FrameKind::Admit => self.begun(frame.payload, at),
             FrameKind::Complete => self.ended(frame.payload, Some(at)),
             FrameKind::Whole => {

@@ -153,7 +153,7 @@ impl JournalReader {
                 metrics.usage_journal_damage.inc();
                 tracing::error!(
                     segment = %track.segment.path().display(),
-                    "the usage journal is damaged: {news}; what follows is used, and the segment is set aside"
+                    "usage journal segment damaged: {news}; intact records are used, segment set aside"
                 );
             }
             is_full = matches!(read, ChunkRead::Full);
@@ -183,7 +183,7 @@ impl JournalReader {
             match self.pairing.ended(&payload, None) {
                 Ok(PairState::Pair(pair)) => self.queue.push_back(pair),
                 Ok(PairState::Half) => {}
-                Err(error) => tracing::error!(%error, "a usage record is lost"),
+                Err(error) => tracing::error!(%error, "usage record lost"),
             }
         }
     }
@@ -203,7 +203,7 @@ impl JournalReader {
 
     /// A record whose checksum fits and whose content does not: the segment is kept for a look.
     fn on_lost_record(&mut self, pair: &Pair, error: Malformed) {
-        tracing::error!(%error, "a usage record cannot be understood; its segment is set aside");
+        tracing::error!(%error, "invalid usage record, its journal segment is set aside");
         self.journal.metrics.usage_journal_damage.inc();
         self.journal.metrics.usage_shed.inc();
         self.journal.on_records_settled(1);
@@ -270,7 +270,7 @@ impl JournalReader {
         }
         // A mark on the old frame may reach the disk at any time, so the copy must be there before.
         if let Err(error) = self.journal.sync_copies(&carried) {
-            tracing::debug!(%error, "beginnings of requests stay in an old segment");
+            tracing::debug!(%error, "cannot carry open requests to a newer journal segment");
             for (at, segment) in &carried {
                 acknowledge_in(segment, *at);
             }
@@ -327,7 +327,7 @@ impl JournalReader {
 /// A mark that cannot be set has the record stored again, which changes nothing.
 fn acknowledge_in(segment: &Segment, at: Position) {
     if let Err(error) = segment.acknowledge(at.offset) {
-        tracing::debug!(%error, "a record cannot be marked as stored");
+        tracing::debug!(%error, "cannot mark usage record as stored");
     }
 }
 
@@ -413,7 +413,7 @@ impl SegmentCursor {
                     if is_torn {
                         tracing::debug!(
                             segment = self.sequence(),
-                            "a torn end of the usage journal is cut off"
+                            "incomplete write at the end of a journal segment ignored"
                         );
                     }
                     self.is_at_end = true;

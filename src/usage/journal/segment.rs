@@ -233,7 +233,7 @@ impl Segment {
         if let Some(mapping) = &self.mapping
             && let Err(error) = mapping.rest()
         {
-            tracing::debug!(%error, "a segment stays in memory");
+            tracing::debug!(%error, "cannot release memory of journal segment");
         }
     }
 }
