@@ -9,23 +9,25 @@
 //! # The arrows
 //!
 //! ```text
-//! main → cli → app → { proxy, admin, usage, telemetry, acme, store, counter, keyring, enduser, gate, config, policy }
-//! cli → admin, draft, config, store, policy
-//! proxy → gate, usage, telemetry, policy, counter, keyring, store's records
-//! admin → draft, store, keyring, policy                             telemetry → policy    acme → policy
-//! gate → keyring, counter, enduser, policy, store's records         draft → store, policy
-//! keyring → store, policy    counter → policy, store's records      enduser → store, policy
-//! usage → store, policy      store → policy, config's addresses     config → policy
-//! policy → clock            envelope → policy
+//! main → cli → { app, admin, config, store, policy, model }
+//! app → { proxy, admin, usage, telemetry, acme, store, counter, keyring, enduser, gate, config, policy, model }
+//! proxy → { gate, usage, telemetry, counter, keyring, policy, model }
+//! admin → { keyring, store, policy, model }              gate → { counter, keyring, enduser, policy, model }
+//! usage → { store, policy, model }                       keyring → { store, policy, model }
+//! enduser → { store, policy, model }                     config → { store, policy, model }
+//! counter → { policy, model }                            store → { policy, model }
+//! telemetry → { policy, model }                          acme → { policy, model }
+//! envelope → { policy, model }                           policy → model → clock
 //! ```
 //!
 //! Everyone may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
 //!
 //! # The invariants
 //!
-//! *Invariant:* `policy` has no `async`, no trait object, and does not ask what time it is.
-//! *Invariant:* `gate` names neither Pingora nor axum nor a database driver.
+//! *Invariant:* `policy` and `model` have no `async`, no trait object, and do not ask what time it is.
+//! *Invariant:* `gate` names neither Pingora nor axum nor a store.
 //! *Invariant:* `proxy` and `admin` do not name each other.
+//! *Invariant:* inside `policy`, `proxy` and `store`, each part uses only parts below it.
 //! *Invariant:* only `app`, and the commands that work on a store alone, name a backend.
 //! *Invariant:* only the request filter admits and charges.
 //! *Invariant:* nothing in the request path reads the ledger.
