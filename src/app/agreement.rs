@@ -39,8 +39,9 @@ pub(super) async fn agree(own: &OwnPeppers, store: &dyn Store) -> Result<(), Sta
         Err(error) if error.is_transient() => Err(error.into()),
         Err(error) => {
             // The real one is somewhere else; a fresh one in its place would only hide that.
-            let removed = std::fs::remove_file(path);
-            tracing::debug!(?removed, "the pepper file made a moment ago");
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(%error, path = %path.display(), "cannot remove new pepper file");
+            }
             if matches!(error, StoreError::WrongPepper(_)) {
                 return Err(StartError::PeppersGone { path: path.clone() });
             }

@@ -4,6 +4,7 @@
 //! Runtimes: one for I/O, one for the admin API, one for the proxy; I/O outlives the proxy, to write the last records.
 
 mod acme;
+mod admin_tokens;
 mod agreement;
 mod components;
 mod counters;
@@ -19,12 +20,14 @@ mod series;
 mod signals;
 mod snapshots;
 mod stop;
+mod stores;
 mod telemetry;
 mod upgrade;
 mod upstreams;
 mod usage;
 mod watched;
 
+pub use admin_tokens::auth;
 pub use agreement::agreed_peppers;
 pub use files::{
     FileError, LoadedSecret, peppers, read_secret, read_secret_value, signing_secret, write_private,
@@ -34,23 +37,21 @@ pub use components::routes;
 pub use reload::{ConfigSource, Reloader};
 pub use signals::Signals;
 pub use stop::StopReason;
+pub use stores::{create_plans, open_store, schema};
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
-use crate::admin::{self, Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, Role, ServerState};
-use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config::{Config, CountersLocation, JwtAlgorithm, JwtKeys, PlanConfig, StoreLocation};
+use crate::admin::{self, Auth, ServerState};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
-use crate::fileio;
 use crate::gate::rehash_queue;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::model::id::{WorkspaceId, uuid_v7};
+use crate::model::id::uuid_v7;
 use crate::policy::keys::secret::{BadPeppers, Peppers};
 use crate::policy::routing::route::BadRoute;
-use crate::store::postgres::{self, PgOptions, PgStore};
-use crate::store::shared::migrate::MigrationState;
-use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
-use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError};
 use crate::usage::Recorder;
 use crate::usage::journal::{JournalFlusher, OpenError};
 use agreement::{OwnPeppers, agree, own_peppers};
@@ -62,16 +63,16 @@ use snapshots::Snapshots;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use stores::prepare_store;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
 use upgrade::{LeavingPredecessor, ListenerKind, Program, UpgradeState, Upgrader};
 use uuid::Uuid;
 use watched::{StartFile, WatchedFiles};
-use zeroize::Zeroizing;
 
 /// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -85,10 +86,6 @@ const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
 const LAST_TRACES_WITHIN: Duration = Duration::from_secs(2);
 /// Keys that may wait to be re-hashed under a new pepper.
 const REHASH_QUEUE: usize = 1_024;
-/// How long the first admin token is valid.
-const FIRST_TOKEN_TTL: Duration = Duration::from_hours(30 * 24);
-/// The workspace of the first admin token.
-const FIRST_WORKSPACE: &str = "default";
 
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -477,134 +474,4 @@ async fn open(
     let boot = uuid_v7(clock.now().wall);
     let (peppers, auth, live_nodes) = (Arc::clone(&own.peppers), Arc::new(auth), LiveNodes::default());
     Ok((CoreServices { boot, clock, metrics, store, sqlite, peppers, auth, live_nodes, store_state }, own))
-}
-
-/// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
-pub async fn create_plans(
-    plans: &[PlanConfig],
-    store: &dyn Tenants,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    for PlanConfig { plan, description, usage_retention_days } in plans {
-        let record = PlanRecord {
-            plan: plan.clone(),
-            description: description.clone(),
-            usage_retention_days: *usage_retention_days,
-            created_at: now,
-            updated_at: now,
-        };
-        match store.create_plan(record, &Actor::keygate(), now).await {
-            Ok(_) | Err(StoreError::AlreadyExists(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Opens the configured store. Its connections, where it has some, live on `io`.
-pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
-    let (store, _) = prepare_store(config, io, None)?;
-    store.bring_up().await?;
-    Ok(store)
-}
-
-/// The configured store, not opened yet, with the `lock` of a process that has the embedded one open and whose place this
-/// one takes.
-fn prepare_store(
-    config: &Config,
-    io: &Handle,
-    lock: Option<File>,
-) -> Result<(Arc<dyn Store>, Option<Arc<SqliteStore>>), StoreError> {
-    match &config.store.location {
-        StoreLocation::Sqlite(path) => {
-            let options = SqliteOptions {
-                busy_timeout: config.store.busy_timeout,
-                readers: config.store.readers,
-                ..SqliteOptions::default()
-            };
-            let store = Arc::new(SqliteStore::prepare(path, &options, lock));
-            Ok((store.clone(), Some(store)))
-        }
-        StoreLocation::Postgres(url) => {
-            let store = PgStore::prepare(url, &postgres_options(config), io.clone())?;
-            Ok((Arc::new(store), None))
-        }
-    }
-}
-
-/// What the schema of the configured store has and lacks; with `apply` it is brought up to date first.
-pub async fn schema(config: &Config, apply: bool) -> Result<MigrationState, StoreError> {
-    match (&config.store.location, apply) {
-        (StoreLocation::Sqlite(path), true) => sqlite::migrate(path),
-        (StoreLocation::Sqlite(path), false) => sqlite::check(path),
-        (StoreLocation::Postgres(url), true) => postgres::migrate(url, &postgres_options(config)).await,
-        (StoreLocation::Postgres(url), false) => postgres::check(url, &postgres_options(config)).await,
-    }
-}
-
-fn postgres_options(config: &Config) -> PgOptions {
-    PgOptions {
-        connections: config.store.pool,
-        connect_timeout: config.store.connect_timeout,
-        statement_timeout: config.store.statement_timeout,
-    }
-}
-
-/// What checks admin tokens, with the secret of the environment if there is one. Without one a first start makes the
-/// secret's file and a first token.
-pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
-    let jwt = &config.admin.jwt;
-    let build = |keys| {
-        Auth::new(AuthConfig {
-            keys,
-            algorithms: jwt.algorithms.iter().copied().map(algorithm).collect(),
-            issuer: jwt.issuer.clone(),
-            audience: jwt.audience.clone(),
-            leeway: jwt.leeway,
-            claims: AuthClaims {
-                subject: jwt.claims.subject.clone(),
-                workspace: jwt.claims.workspace.clone(),
-                role: jwt.claims.role.clone(),
-            },
-        })
-    };
-    match &jwt.keys {
-        JwtKeys::JwksFile(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
-        JwtKeys::SharedSecretFile(_) if let Some(secret) = inline => {
-            let secret = Zeroizing::new(secret.as_bytes().to_vec());
-            build(AuthKeys::Hs256(secret)).map_err(StartError::SigningSecret)
-        }
-        JwtKeys::JwksFile(path) => {
-            let text =
-                fileio::read_text(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
-            Ok(build(AuthKeys::Jwks(text))?)
-        }
-        JwtKeys::SharedSecretFile(path) => {
-            let secret = signing_secret(path)?;
-            let auth = build(AuthKeys::Hs256(secret.value))?;
-            if secret.is_new {
-                first_token(&auth, path, clock)?;
-            }
-            Ok(auth)
-        }
-    }
-}
-
-fn first_token(auth: &Auth, beside: &Path, clock: &Arc<dyn Clock>) -> Result<(), StartError> {
-    let path = beside.with_file_name("admin.token");
-    let workspace: WorkspaceId = FIRST_WORKSPACE.parse().map_err(|e| StartError::System(format!("{e}")))?;
-    let token =
-        auth.mint("first-admin", Some(&workspace), Role::Platform, FIRST_TOKEN_TTL, clock.now().wall)?;
-    write_private(&path, &format!("{token}\n"))?;
-    tracing::info!("wrote a first admin token, valid for 30 days, to {}", path.display());
-    Ok(())
-}
-
-const fn algorithm(configured: JwtAlgorithm) -> Algorithm {
-    match configured {
-        JwtAlgorithm::Hs256 => Algorithm::HS256,
-        JwtAlgorithm::Rs256 => Algorithm::RS256,
-        JwtAlgorithm::Es256 => Algorithm::ES256,
-        JwtAlgorithm::EdDsa => Algorithm::EdDSA,
-    }
 }

@@ -347,7 +347,7 @@ fn the_documentation_and_the_readiness_are_there_without_a_token() {
     let verbose = get("/readyz?verbose").data();
     let checks = verbose["checks"].as_array().expect("checks");
     let names: Vec<_> = checks.iter().filter_map(|check| check["name"].as_str()).collect();
-    assert_eq!(names, ["accepting", "change_feed", "usage_journal", "usage"], "{verbose}");
+    assert_eq!(names, ["accepting", "change_feed", "keyring", "usage_journal", "usage"], "{verbose}");
     assert!(checks.iter().all(|check| check["ok"] == json!(true)), "{verbose}");
     assert_eq!(get("/nothing").fault(), (404, 4000, "not_found".into()));
 }

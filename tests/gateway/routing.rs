@@ -136,12 +136,6 @@ fn an_ambiguous_path_is_refused_before_the_origin_sees_anything() {
         b"/v1/app/%4",
         b"/v1/app/%zz",
         b"/v1/app/%u002e",
-        b"/v1/app/\"x\"",
-        b"/v1/app/{x}",
-        b"/v1/app/a|b",
-        b"/v1/app/^",
-        b"/v1/app/[x]",
-        b"/v1/app/x?a=\xe6\x96\x87",
     ];
     for spelling in spellings {
         let shown = String::from_utf8_lossy(spelling);
@@ -156,18 +150,8 @@ fn an_ambiguous_path_is_refused_before_the_origin_sees_anything() {
 fn a_target_that_is_no_path_at_all_reaches_no_origin() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
-    let targets: &[&[u8]] = &[
-        b"v1/app/x",
-        b"\\v1\\app\\x",
-        b"/v1/app/<x>",
-        b"/v1/app/`",
-        b"/v1/app/\xff",
-        b"/v1/app/\xe6\x96\x87",
-        b"*",
-        b"?",
-        b"?/v1/app/x",
-        b"gateway.test:80",
-    ];
+    let targets: &[&[u8]] =
+        &[b"v1/app/x", b"\\v1\\app\\x", b"/v1/app/\xff", b"*", b"?", b"?/v1/app/x", b"gateway.test:80"];
     for target in targets {
         let shown = String::from_utf8_lossy(target);
         let response = send_target(&gateway, target, &secret);
