@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::config::{Config, CountersLocation};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::store::{NodeRow, Nodes, StoreError};
+use crate::store::{NodeRow, Nodes};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -39,13 +39,9 @@ pub(super) fn start(
 
 /// Waits until the other nodes have counted this one, which reported at that time: what begins while Redis is gone each divides
 /// by their number. One that is alone waits for nobody.
-pub(super) async fn until_counted(
-    config: &Config,
-    core: &CoreServices,
-    reported: tokio::time::Instant,
-) -> Result<(), StoreError> {
+pub(super) async fn until_counted(config: &Config, core: &CoreServices, reported: tokio::time::Instant) {
     if config.counters.location == CountersLocation::Memory {
-        return Ok(());
+        return;
     }
     let others = match core.store.nodes().await {
         Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != core.boot),
@@ -55,7 +51,6 @@ pub(super) async fn until_counted(
     if others {
         tokio::time::sleep_until(reported + LOOK_FOR_NODES_EVERY + LOOK_WITHIN).await;
     }
-    Ok(())
 }
 
 async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {

@@ -2,7 +2,7 @@
 //! second to finish what a start does with the store.
 
 use super::snapshots::{Loaded, Snapshots};
-use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, usage};
+use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, gauges, usage};
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
@@ -93,9 +93,11 @@ impl Loading<'_> {
         }
         keyring.remember_tenants(loaded.map(|loaded| loaded.changes).unwrap_or_default());
         follower.load().await?;
+        let reported = tokio::time::Instant::now();
         if !told_by_predecessor {
             usage::restore(config, core, counters, keyring, writers).await?;
         }
+        gauges::until_counted(config, core, reported).await;
         Ok(None)
     }
 }

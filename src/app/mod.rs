@@ -263,7 +263,6 @@ pub fn start(
         told_by_predecessor,
     };
     let late = steps.wait(loading.load(own_peppers, &mut writers))?;
-    let reported = tokio::time::Instant::now();
 
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
@@ -320,7 +319,6 @@ pub fn start(
     let state = (state, Arc::clone(&accepting));
     let server =
         components::admin_server(config, &core, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
-    steps.wait(gauges::until_counted(config, &core, reported))?;
     upgrade_state.listener_fds.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
     // Nothing fails from here on.
