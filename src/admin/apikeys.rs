@@ -245,8 +245,8 @@ pub(super) async fn update_key(
     let key = find(&admin, &workspace, id).await?;
     let (kind, expires_at) = (key.key.kind, key.key.expires_at);
     let view = KeyView::new(key, at);
-    let changes = view.changes(body);
-    let input = UpdateKeyInput::read(&changes, expires_at, at).map_err(AdminError::fields)?;
+    let edits = view.changes(body);
+    let input = UpdateKeyInput::read(&edits, expires_at, at).map_err(AdminError::fields)?;
     if input.is_empty() {
         return Ok(ApiResponse::ok(ChangedKey { key: view, propagation: None }));
     }

@@ -191,7 +191,7 @@ pub(super) fn proxy(
         access: AccessLog::new(config.log.access, config.log.access_sample),
         trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),
-        routing: routing,
+        routing,
         recorder,
         metrics: Arc::clone(&core.metrics),
         clock: Arc::clone(&core.clock),

@@ -44,8 +44,9 @@ use crate::admin::{self, Auth, ServerState};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
-use crate::gate::rehash_queue;
-use crate::keyring::Keyring;
+use crate::enduser::EndUserCache;
+use crate::gate::{RehashQueue, rehash_queue};
+use crate::keyring::{FeedFollower, Keyring};
 use crate::metrics::Metrics;
 use crate::model::id::uuid_v7;
 use crate::policy::keys::secret::{BadPeppers, Peppers};
@@ -55,7 +56,7 @@ use crate::store::{Store, StoreError};
 use crate::usage::Recorder;
 use crate::usage::journal::{JournalFlusher, OpenError};
 use agreement::{OwnPeppers, agree, own_peppers};
-use late::{Loading, StoreState};
+use late::{LateStart, Loading, StoreState};
 use live_nodes::LiveNodes;
 use sd_notify::ServiceNotifier;
 use signals::Steps;
@@ -68,7 +69,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use stores::prepare_store;
-use tokio::runtime::Handle;
+use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Mutex, watch};
 use upgrade::{LeavingPredecessor, ListenerKind, Program, UpgradeState, Upgrader};
 use uuid::Uuid;
@@ -230,6 +232,7 @@ pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), Sta
 }
 
 /// Makes everything and starts it. `source` is where the config came from, if it can be read again.
+#[expect(clippy::too_many_lines, reason = "one step after the other, in the order that matters")]
 pub fn start(
     config: &Config,
     source: Option<ConfigSource>,
@@ -272,30 +275,19 @@ pub fn start(
         JournalFlusher::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = writing.write(writers.own);
     writers.left.into_iter().for_each(|left| drop(writing.write_leftovers(left)));
-    let settling = Arc::clone(&end_users);
-    let (kept_keyring, kept_counters) = (Arc::clone(&keyring), Arc::clone(&counters));
-    let kept_clock = Arc::clone(&core.clock);
-    let follower = io.spawn(async move {
-        let keep = async {
-            if let Some(snapshots) = snapshots {
-                snapshots.keep(kept_keyring, kept_counters, kept_clock, feed_stopped.clone()).await;
-            }
-        };
-        let follow = async {
-            if let Some(late) = late {
-                late.finish(&follower, feed_stopped.clone()).await;
-            }
-            follower.run(feed_stopped.clone()).await;
-        };
-        tokio::join!(follow, settling.settle(feed_stopped.clone()), keep);
-    });
+    let upkeep = Upkeep {
+        snapshots,
+        late,
+        follower,
+        keyring: Arc::clone(&keyring),
+        counters: Arc::clone(&counters),
+        end_users: Arc::clone(&end_users),
+        clock: Arc::clone(&core.clock),
+    };
+    let follower = io.spawn(upkeep.run(feed_stopped));
     let upgrade_state = UpgradeState::after(around.predecessor.as_mut());
     gauges::start(config, &core, &keyring, &upgrade_state, io.handle());
-    let (rehash, wanted) = rehash_queue(REHASH_QUEUE);
-    let rehashing =
-        components::rehash_keys(wanted, core.store.clone(), Arc::clone(&keyring), Arc::clone(&core.clock));
-    io.spawn(rehashing);
-
+    let rehash = start_rehashing(&core, &keyring, io.handle());
     let files = Arc::new(WatchedFiles::new(config, inline, &core.auth, &counters));
     let all_files = (Arc::clone(&files), StartFile::all(config, inline));
     let reloader = Reloader::start(config, source, all_files, &core, &upgrade_state, io.handle());
@@ -307,14 +299,7 @@ pub fn start(
         proxy_server::open(config, &core, proxy, &keyring, &upgrade_state.listener_fds, &files, stopped)?;
 
     let admin_runtime = components::runtime("keygate-admin", components::threads(config.admin.threads))?;
-    let listener = upgrade_state.listener_fds.listen(
-        ListenerKind::Admin,
-        config.admin.listen,
-        admin_runtime.handle(),
-    )?;
-    let admin_address = listener.local_addr().unwrap_or(config.admin.listen);
-    // Said once, before anybody can ask for it.
-    let admin_address = *admin_at.get_or_init(|| admin_address);
+    let (listener, admin_address) = listen_admin(config, &upgrade_state, &admin_runtime, &admin_at)?;
     let accepting = Arc::new(AtomicBool::new(true));
     let state = (state, Arc::clone(&accepting));
     let server =
@@ -368,6 +353,56 @@ pub fn start(
             io,
         },
     })
+}
+
+/// What goes on beside requests for as long as the gateway runs: following the store, end users that wait to be stored,
+/// snapshots.
+struct Upkeep {
+    snapshots: Option<Snapshots>,
+    late: Option<LateStart>,
+    follower: FeedFollower,
+    keyring: Arc<Keyring>,
+    counters: Arc<Counters>,
+    end_users: Arc<EndUserCache>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Upkeep {
+    async fn run(self, stopped: watch::Receiver<bool>) {
+        let Self { snapshots, late, follower, keyring, counters, end_users, clock } = self;
+        let keep = async {
+            if let Some(snapshots) = snapshots {
+                snapshots.keep(keyring, counters, clock, stopped.clone()).await;
+            }
+        };
+        let follow = async {
+            if let Some(late) = late {
+                late.finish(&follower, stopped.clone()).await;
+            }
+            follower.run(stopped.clone()).await;
+        };
+        tokio::join!(follow, end_users.settle(stopped.clone()), keep);
+    }
+}
+
+/// Re-hashes keys under a new pepper as they are used.
+fn start_rehashing(core: &CoreServices, keyring: &Arc<Keyring>, io: &Handle) -> RehashQueue {
+    let (queue, jobs) = rehash_queue(REHASH_QUEUE);
+    io.spawn(components::rehash_keys(jobs, core.store.clone(), Arc::clone(keyring), Arc::clone(&core.clock)));
+    queue
+}
+
+/// The listener of the admin API, and its address, which is noted before anybody can ask for it.
+fn listen_admin(
+    config: &Config,
+    upgrade_state: &UpgradeState,
+    runtime: &Runtime,
+    noted: &OnceLock<SocketAddr>,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let fds = &upgrade_state.listener_fds;
+    let listener = fds.listen(ListenerKind::Admin, config.admin.listen, runtime.handle())?;
+    let address = listener.local_addr().unwrap_or(config.admin.listen);
+    Ok((listener, *noted.get_or_init(|| address)))
 }
 
 impl Running {

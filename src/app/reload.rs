@@ -348,7 +348,7 @@ impl Reload for Reloader {
 impl ManagedUpstream {
     fn begin(config: &UpstreamConfig, upstream: Arc<Upstream>, io: &Handle) -> Self {
         let maintenance = io.spawn(maintain(Arc::clone(&upstream))).abort_handle();
-        Self { config: config.clone(), upstream, maintenance: maintenance }
+        Self { config: config.clone(), upstream, maintenance }
     }
 }
 

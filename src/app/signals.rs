@@ -87,15 +87,14 @@ impl Signals {
         let mut is_first = matches!(why, StopReason::Replaced(_));
         if is_first {
             tracing::info!("replaced by another process, draining: waiting for requests in flight");
+        } else if let Some(running) = running {
+            tracing::info!(
+                "stopping: waiting up to {} s for {} requests; send the signal again (Ctrl-C) to stop now",
+                running.stopping.drain.within.as_secs(),
+                running.reloader.requests_in_flight()
+            );
         } else {
-            match running {
-                Some(running) => tracing::info!(
-                    "stopping: waiting up to {} s for {} requests; send the signal again (Ctrl-C) to stop now",
-                    running.stopping.drain.within.as_secs(),
-                    running.reloader.requests_in_flight()
-                ),
-                None => tracing::info!("stopping: waiting for requests in flight"),
-            }
+            tracing::info!("stopping: waiting for requests in flight");
         }
         tokio::spawn(async move {
             while let Some(()) = stop.recv().await {

@@ -268,16 +268,17 @@ fn put_spent(row: &UsageTotals, out: &mut Vec<u8>) {
         }
     }
     let counts = [row.minute, row.hour, row.day, row.month, row.total];
-    counts.iter().for_each(|count| out.extend(count.to_le_bytes()));
+    for count in counts {
+        out.extend(count.to_le_bytes());
+    }
 }
 
 fn take_spent(from: &mut &[u8]) -> Option<UsageTotals> {
-    let subject = match take(from, 1)?.first()? {
-        0 => UsageSubject::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?))),
-        _ => {
-            let length = usize::from(*take(from, 1)?.first()?);
-            UsageSubject::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
-        }
+    let subject = if take(from, 1)?.first()? == &0 {
+        UsageSubject::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?)))
+    } else {
+        let length = usize::from(*take(from, 1)?.first()?);
+        UsageSubject::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
     };
     let mut count = || Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?));
     let (minute, hour, day, month, total) = (count()?, count()?, count()?, count()?, count()?);

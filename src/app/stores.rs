@@ -10,6 +10,9 @@ use std::fs::File;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
+/// A store, and the embedded one where it is that.
+pub(super) type PreparedStore = (Arc<dyn Store>, Option<Arc<SqliteStore>>);
+
 /// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
 pub async fn create_plans(
     plans: &[PlanConfig],
@@ -45,7 +48,7 @@ pub(super) fn prepare_store(
     config: &Config,
     io: &Handle,
     lock: Option<File>,
-) -> Result<(Arc<dyn Store>, Option<Arc<SqliteStore>>), StoreError> {
+) -> Result<PreparedStore, StoreError> {
     match &config.store.location {
         StoreLocation::Sqlite(path) => {
             let options = SqliteOptions {

@@ -103,6 +103,9 @@ pub struct FoundKey {
     pub pepper_version: u32,
 }
 
+/// Writes one row of a snapshot.
+pub type PutRow<'r> = &'r dyn Fn(&mut Vec<u8>);
+
 impl Keyring {
     /// An empty replica. Fill it with [`FeedFollower::load`].
     pub fn new() -> Self {
@@ -246,7 +249,7 @@ impl Keyring {
     }
 
     /// Shows `each` what puts a row into a snapshot: of every plan, workspace and key, in that order.
-    pub fn snapshot<E>(&self, each: &mut dyn FnMut(&dyn Fn(&mut Vec<u8>)) -> Result<(), E>) -> Result<(), E> {
+    pub fn snapshot<E>(&self, each: &mut dyn FnMut(PutRow<'_>) -> Result<(), E>) -> Result<(), E> {
         let plans: Vec<_> = self.plans().values().cloned().collect();
         for plan in plans {
             each(&|row| snapshot::put_plan(&plan.plan, row))?;
@@ -280,12 +283,12 @@ impl Keyring {
                 let mut broken = self.broken_rows();
                 let is_news = broken.add(&unapplied);
                 self.broken_rows.store(broken.len(), Ordering::Relaxed);
-                is_news.then_some(unapplied)
+                is_news.then_some(*unapplied)
             }
         }
     }
 
-    fn put(&self, change: Change) -> Result<(), Unapplied> {
+    fn put(&self, change: Change) -> Result<(), Box<Unapplied>> {
         match change {
             Change::Plan(plan) => {
                 let there = MissingReference::Plan(plan.id.clone());
@@ -309,7 +312,7 @@ impl Keyring {
                 {
                     self.remove_key(key);
                 }
-                return Err(Unapplied { what: table, id, why, lacks: None, digests });
+                return Err(Box::new(Unapplied { what: table, id, why, lacks: None, digests }));
             }
         }
         Ok(())
@@ -326,12 +329,12 @@ impl Keyring {
         }
     }
 
-    fn put_workspace(&self, id: &WorkspaceId, plan_id: &PlanId) -> Result<(), Unapplied> {
+    fn put_workspace(&self, id: &WorkspaceId, plan_id: &PlanId) -> Result<(), Box<Unapplied>> {
         let Some(plan) = self.plans().get(plan_id).cloned() else {
             let why = format!("it is on the plan {plan_id}, which is not there");
             let lacks = Some(MissingReference::Plan(plan_id.clone()));
             let digests = SmallVec::new();
-            return Err(Unapplied { what: "workspaces", id: id.to_string(), why, lacks, digests });
+            return Err(Box::new(Unapplied { what: "workspaces", id: id.to_string(), why, lacks, digests }));
         };
         if let Some(known) = self.workspaces.get(id) {
             known.plan.store(plan);
@@ -351,7 +354,7 @@ impl Keyring {
         }
     }
 
-    fn put_key(&self, change: KeyChange) -> Result<(), Unapplied> {
+    fn put_key(&self, change: KeyChange) -> Result<(), Box<Unapplied>> {
         let KeyChange { mut key, credentials, version } = change;
         let id = key.id;
         let before = self.by_id.get(&id);
@@ -363,7 +366,7 @@ impl Keyring {
             self.remove_key(id);
             let lacks = Some(MissingReference::Workspace(key.workspace_id));
             let digests = credentials.iter().map(|c| c.digest).collect();
-            return Err(Unapplied { what: "keys", id: id.to_string(), why, lacks, digests });
+            return Err(Box::new(Unapplied { what: "keys", id: id.to_string(), why, lacks, digests }));
         };
         // One text for all keys of a workspace.
         key.workspace_id = workspace.id.clone();

@@ -96,7 +96,7 @@ impl Ctx {
             address: IpAddr::from([0, 0, 0, 0]),
             secure: false,
             connection: None,
-            routing: routing,
+            routing,
             route: None,
             rewritten: None,
             decided: None,

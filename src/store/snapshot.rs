@@ -101,7 +101,9 @@ fn maybe<'v>(number: Option<u64>) -> Value<'v> {
 
 fn put(source: u8, row: &[Value<'_>], out: &mut Vec<u8>) {
     out.extend([source, u8::try_from(row.len()).unwrap_or(u8::MAX)]);
-    row.iter().for_each(|value| value.put(out));
+    for value in row {
+        value.put(out);
+    }
 }
 
 // === impl Value ===

@@ -572,7 +572,7 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
     for (n, damage) in [
         "kind = 'spaceship'",
         "kind = ''",
-        "scopes = 'app,root'",
+        "scopes = 'app,a b'",
         "rate_limit = -1",
         "rate_limit = 4294967296",
         "rate_burst = -1",

@@ -162,7 +162,7 @@ async fn broken_rows_are_named_and_stop_nobody_else() {
     let raw = Connection::open(place.path()).unwrap();
     for (n, damage) in [
         "kind = 'spaceship'",
-        "scopes = 'app,root'",
+        "scopes = 'app,a b'",
         "rate_limit = -1",
         "rate_limit = 4294967296",
         "daily_request_limit = -9223372036854775808",

@@ -29,7 +29,6 @@ pub struct CreateKeyInput {
     /// See [`Ceilings::rate_burst`].
     pub rate_burst: Option<u32>,
     /// See [`Ceilings::daily_request_limit`]; absent: the plan's default.
-    #[expect(clippy::option_option, reason = "absent, none, a number")]
     pub daily_request_limit: Option<Option<u64>>,
     /// See [`Ceilings::quota_limit`].
     pub quota_limit: Option<u64>,

@@ -321,7 +321,7 @@ fn fail(
                 key.broken_until_ns = now_ns + nanos(BROKEN_FOR);
             }
             CallFailure::Link(why) => {
-                tracing::debug!(key = %subject.key, why, "counters: no answer from Redis")
+                tracing::debug!(key = %subject.key, why, "counters: no answer from Redis");
             }
         }
         let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)).collect();

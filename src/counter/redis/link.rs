@@ -138,7 +138,7 @@ impl Link {
                     tracing::error!(%error, "counters: Redis refused, limits are enforced per node");
                 }
                 Err(error) if !told => {
-                    tracing::warn!(%error, "counters: connection to Redis lost, limits are enforced per node")
+                    tracing::warn!(%error, "counters: connection to Redis lost, limits are enforced per node");
                 }
                 Err(error) => tracing::debug!(%error, "counters: reconnecting to Redis failed"),
             }

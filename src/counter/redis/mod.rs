@@ -206,7 +206,7 @@ impl Leases {
             Ok(()) => {}
             Err(error @ LinkError::Unfit(_)) => return Err(error),
             Err(LinkError::Gone(why)) => {
-                tracing::warn!(why, "counters: Redis unavailable at startup, limits are enforced per node")
+                tracing::warn!(why, "counters: Redis unavailable at startup, limits are enforced per node");
             }
         }
         let io = config.io.clone();

@@ -82,7 +82,7 @@ pub(super) async fn probe_loop(upstream: &Arc<Upstream>, probe: &Probe) {
                 match found {
                     Ok(()) => upstream.probed(&member.server, true, probe.rule, ""),
                     Err(ProbeFailure::Server(detail)) => {
-                        upstream.probed(&member.server, false, probe.rule, &detail)
+                        upstream.probed(&member.server, false, probe.rule, &detail);
                     }
                     Err(ProbeFailure::Here(error)) => {
                         let (upstream, server) = (&*upstream.settings.name, &*member.server.text);

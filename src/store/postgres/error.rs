@@ -34,15 +34,13 @@ pub(super) fn of_pool(error: &PoolError) -> StoreError {
             unavailable("all pooled connections to the database are busy")
         }
         PoolError::Timeout(_) => unavailable("the database did not answer in time"),
-        PoolError::Backend(error) => match error.as_db_error() {
-            Some(said) => of_server(said),
-            None => unavailable(of_connection(error)),
-        },
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+            match error.as_db_error() {
+                Some(said) => of_server(said),
+                None => unavailable(of_connection(error)),
+            }
+        }
         PoolError::Closed => unavailable("the store has been closed"),
-        PoolError::PostCreateHook(HookError::Backend(error)) => match error.as_db_error() {
-            Some(said) => of_server(said),
-            None => unavailable(of_connection(error)),
-        },
         PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => unavailable("connection pool failed"),
     }
 }
@@ -91,10 +89,18 @@ fn of_constraint(name: &str) -> StoreError {
 }
 
 /// The error's own text may name addresses; its kind is enough.
-fn of_connection(error: &Error) -> &'static str {
+fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
     use std::error::Error as _;
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    match cause.map(std::io::Error::kind) {
+    Some(error.source()?.downcast_ref::<std::io::Error>()?.kind())
+}
+
+/// Whether the server showed a certificate that is not the one it must have.
+fn is_untrusted(error: &Error) -> bool {
+    io_kind(error) == Some(std::io::ErrorKind::InvalidData)
+}
+
+fn of_connection(error: &Error) -> &'static str {
+    match io_kind(error) {
         Some(std::io::ErrorKind::ConnectionRefused) => "connection to the database refused",
         Some(std::io::ErrorKind::TimedOut) => "the database did not answer in time",
         Some(std::io::ErrorKind::FileTooLarge) => "the database sends more than it may",
@@ -104,13 +110,14 @@ fn of_connection(error: &Error) -> &'static str {
     }
 }
 
-/// A connection that is refused before anything is served: a wrong name or password does not heal by waiting.
+/// A connection that is refused before anything is served: a wrong name, password or certificate does not heal by waiting.
 pub(super) fn at_start(error: &Error) -> StoreError {
     match error.code().and_then(|code| code.code().get(..2)) {
         Some("28") => StoreError::Refused("the database rejected this user or password".into()),
         Some("3D") => StoreError::Refused("no such database on the server".into()),
         _ => match error.as_db_error() {
             Some(said) => of_server(said),
+            None if is_untrusted(error) => StoreError::Refused(of_connection(error).into()),
             None => StoreError::Unavailable(of_connection(error).into()),
         },
     }

@@ -276,7 +276,7 @@ impl FeedQuery {
 
     /// The digests of a key whose row cannot be understood.
     fn digests(&self, fields: &RowReader<'_>) -> SmallVec<[Digest; 2]> {
-        let mut fields = fields.from_the_first();
+        let mut fields = fields.rewound();
         fields.skip();
         fields.skip();
         let found = ["digest", "old_digest"].map(|name| fields.maybe_digest(name).ok().flatten().map(Digest));

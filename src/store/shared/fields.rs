@@ -135,7 +135,7 @@ impl<'r> RowReader<'r> {
     }
 
     /// The same row from its first column on.
-    pub(in crate::store) fn from_the_first(&self) -> Self {
+    pub(in crate::store) fn rewound(&self) -> Self {
         Self { row: self.row, at: 0 }
     }
 
