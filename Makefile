@@ -68,7 +68,7 @@ bench-ledger: tools test-tools
 
 # The counters' protocol, step by step, for about an hour; `make test` does a minute of it.
 model: tools
-	KEYGATE_MODEL_DEPTH=9 KEYGATE_MODEL_WAYS=1000000 $(CARGO) test --locked --release --lib -- counter::model::explore --nocapture
+	KEYGATE_MODEL_DEPTH=9 KEYGATE_MODEL_WAYS=1000000 $(CARGO) test --locked --release --lib -- counter::redis::model::explore --nocapture
 
 lint: tools
 	$(CARGO) fmt --check
