@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
-use crate::policy::keys::limit::{window_end, window_start};
+use crate::policy::keys::calendar::{window_end, window_start};
 use crate::store::{Interval, KeyStats, UsagePoint, UsageRange};
 use axum::extract::State;
 use serde::Serialize;

@@ -23,7 +23,7 @@ use crate::keyring::Keyring;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::limit::window_start;
+use crate::policy::keys::calendar::window_start;
 use crate::policy::keys::secret::{Peppers, Seal};
 use crate::store::{Change, snapshot};
 use std::io::{self, Write};

@@ -11,7 +11,8 @@ use super::Counters;
 use super::redis::pool::WINDOWS;
 use crate::clock::{Now, Timestamp};
 use crate::model::usage::UsageSubject;
-use crate::policy::keys::limit::{BucketDebt, window_start};
+use crate::policy::keys::calendar::window_start;
+use crate::policy::keys::limit::BucketDebt;
 use std::collections::HashMap;
 
 /// What one subject has spent, in the windows that contain [`Self::at`]; after the first time, what has come since.

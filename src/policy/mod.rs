@@ -4,7 +4,6 @@
 //!
 //! *Invariant:* nothing in here is `async`, holds a trait object or asks what time it is.
 
-pub mod coding;
 pub mod http;
 pub mod keys;
 pub mod routing;

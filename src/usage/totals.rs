@@ -5,7 +5,7 @@ use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
-use crate::policy::keys::limit::{window_end, window_start};
+use crate::policy::keys::calendar::{window_end, window_start};
 use std::collections::HashMap;
 use std::ops::Range;
 

@@ -433,8 +433,8 @@ impl LeaseState {
         let used = [row.minute, row.hour, row.day, row.month, row.total];
         let mut known = [0; WINDOWS.len()];
         for (n, per) in WINDOWS.into_iter().enumerate() {
-            let is_same = crate::policy::keys::limit::window_start(per, *told_at)
-                == crate::policy::keys::limit::window_start(per, at);
+            let is_same = crate::policy::keys::calendar::window_start(per, *told_at)
+                == crate::policy::keys::calendar::window_start(per, at);
             known[n] = if is_same { used[n] } else { 0 };
         }
         Some(known)

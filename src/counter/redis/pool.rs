@@ -9,9 +9,9 @@
 use crate::clock::{Now, Timestamp};
 use crate::counter::{LimitsLeft, Refusal};
 use crate::model::key::Per;
+use crate::policy::keys::calendar::{window_end, window_start};
 use crate::policy::keys::limit::{
-    CounterState, Limit, LimitReached, LimitRule, Limits, Mark, Remaining, RetryAfter, window_end,
-    window_start,
+    CounterState, Limit, LimitReached, LimitRule, Limits, Mark, Remaining, RetryAfter,
 };
 use std::collections::VecDeque;
 use std::time::Duration;

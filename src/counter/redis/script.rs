@@ -7,9 +7,8 @@ use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
-use crate::policy::keys::limit::{
-    Limit, LimitName, LimitRule, Remaining, RetryAfter, window_end, window_start,
-};
+use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Remaining, RetryAfter};
 use redis::{Cmd, Script, Value};
 use std::sync::LazyLock;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! HTTP messages: heads, chunks, paths, fields, CORS, trace context, and where a request comes from.
 
 pub mod chunks;
+pub mod coding;
 pub mod cors;
 pub mod fields;
 pub mod head;

@@ -4,7 +4,7 @@
 
 use super::denial::{BadRequest, Denial};
 use crate::model::fault::Fault;
-use crate::policy::coding::{Coding, is_too_much};
+use crate::policy::http::coding::{Coding, is_too_much};
 use crate::policy::http::fields::HeaderFields;
 use http::header::{AUTHORIZATION, HeaderName};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};

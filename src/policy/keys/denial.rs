@@ -7,7 +7,7 @@ use super::limit::{LimitName, LimitReached, RetryAfter};
 use crate::model::fault::{Fault, Lang};
 use crate::model::key::Per;
 use crate::model::scope::Scopes;
-use crate::policy::coding::CODINGS;
+use crate::policy::http::coding::CODINGS;
 use crate::policy::http::head::BadHead;
 use crate::policy::http::path::{BadPath, shown};
 use serde_json::{Value, json};

@@ -4,22 +4,20 @@
 //! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
 //! stalls, and a connection that was ended elsewhere, are errors of the socket.
 
+mod protocol;
+
 use super::socket::{HangUpWatch, Socket};
 use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, CloseReason, Connection};
 use crate::policy::http::chunks::{BadChunks, ChunkParser};
 use crate::policy::http::head::Framing;
-use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
-    UniqueID, UniqueIDType, raw_connect::ProxyDigest,
-};
+use pingora::protocols::UniqueIDType;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 /// What is written at once is gathered up to so many bytes: an answer's head and a small body leave in one packet.
@@ -583,102 +581,5 @@ impl fmt::Debug for H1ClientStream {
     }
 }
 
-#[async_trait]
-impl Shutdown for H1ClientStream {
-    async fn shutdown(&mut self) {
-        if let Err(error) = AsyncWriteExt::shutdown(self).await {
-            tracing::trace!(%error, "client disconnected");
-        }
-    }
-}
-
-impl UniqueID for H1ClientStream {
-    fn id(&self) -> UniqueIDType {
-        self.id
-    }
-}
-
-impl Ssl for H1ClientStream {}
-impl Peek for H1ClientStream {}
-
-impl GetTimingDigest for H1ClientStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for H1ClientStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl GetSocketDigest for H1ClientStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
-    }
-
-    fn set_socket_digest(&mut self, _digest: SocketDigest) {}
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::Metrics;
-    use crate::proxy::connection::table::{ConnectionLimits, ConnectionTable};
-    use std::time::Duration;
-    use tokio::io::AsyncReadExt as _;
-    use tokio::net::{TcpListener, TcpStream};
-
-    #[tokio::test]
-    async fn of_a_body_that_was_sent_ahead_no_more_comes_along_than_is_kept_to_be_sent_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
-        let (stream, peer) = listener.accept().await.expect("a connection");
-        let table = table();
-        let place = table.register(peer, false, false).expect("a place");
-        let mut client_stream = H1ClientStream::new(Socket::Plain(stream), Arc::clone(place.connection()));
-        for (framing, sent) in [
-            (Framing::Length(200_000), [b"head".as_slice(), &vec![b'x'; 200_000], b"next"].concat()),
-            (
-                Framing::Chunked,
-                [b"head30d40\r\n".as_slice(), &vec![b'x'; 200_000], b"\r\n0\r\n\r\nnext"].concat(),
-            ),
-        ] {
-            client_stream.read_buf = BytesMut::from(sent.as_slice());
-            let along = client_stream.begin(4, framing).expect("a body");
-            assert_eq!((along.len(), client_stream.is_between_requests()), (4 + ALONG, false), "{framing:?}");
-            let mut body = along[4..].to_vec();
-            while !client_stream.is_between_requests() {
-                let mut part = [0; 64 * 1024];
-                let came = client_stream.read(&mut part).await.expect("a part");
-                body.extend_from_slice(&part[..came]);
-            }
-            assert!(body == sent[4..sent.len() - 4], "{framing:?}: {} bytes", body.len());
-            assert_eq!(client_stream.buffered(), b"next");
-        }
-        drop(client);
-    }
-
-    fn table() -> Arc<ConnectionTable> {
-        let day = Duration::from_hours(24);
-        let deadlines = crate::proxy::connection::Deadlines {
-            first_byte: day,
-            head: day,
-            idle: day,
-            body: day,
-            write: day,
-            linger: day,
-            last_request: day,
-        };
-        let bounds = ConnectionLimits { connections: 1, per_address: 0, body_rate: 0, bytes: 0 };
-        ConnectionTable::new(
-            deadlines,
-            bounds,
-            (day, Box::new(|_| None)),
-            Arc::new(Metrics::new().expect("metrics")),
-        )
-    }
-}
+mod tests;

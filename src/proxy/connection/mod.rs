@@ -37,7 +37,6 @@ pub use close::CloseReason;
 pub use deadlines::{Deadlines, Stage};
 pub(super) use deadlines::{REST_WITHIN, TICK, ms};
 
-use super::request::attempt::Places;
 use crate::keyring::Presented;
 use buffered::{BufferedBytes, MemoryBudget};
 use bytes::Bytes;
@@ -93,7 +92,7 @@ pub struct Connection {
     /// Whether what its request has taken is not free yet.
     holds: AtomicBool,
     /// What the request of a stream has taken, until what is left of its answer has been handed over.
-    places: Mutex<Option<Box<Places>>>,
+    places: Mutex<Option<Box<dyn Send>>>,
     due: StageTimer,
     buffered: BufferedBytes,
     close: CloseState,
@@ -281,7 +280,7 @@ impl Connection {
 
     /// All of the answer has come, and with it the request's places are free: at once, or where a stream may have to wait for
     /// the client to take what is left of it, when that has been handed over.
-    pub(super) fn is_freed_with(&self, places: Places, rest: bool) {
+    pub(super) fn release_with(&self, places: impl Send + 'static, rest: bool) {
         if rest && self.is_stream() {
             *self.places() = Some(Box::new(places));
         } else {
@@ -314,7 +313,7 @@ impl Connection {
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, Option<Box<Places>>> {
+    fn places(&self) -> MutexGuard<'_, Option<Box<dyn Send>>> {
         // A place is whole whatever happened to the thread that held it.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 /// What a request has taken: what is counted for its key and workspace, and its places at its upstream and a server of it.
 /// Dropping it gives all of it back.
-pub(in crate::proxy) struct Places {
+struct Places {
     _admission: Option<Admission>,
     _seat: Option<RequestPermit>,
     _busy: Option<ServerInFlightGuard>,
@@ -243,7 +243,7 @@ impl Proxy {
         if let Some(connection) = &ctx.connection {
             connection.ends_answer(false);
             connection.answer_is_whole();
-            connection.is_freed_with(places, rest);
+            connection.release_with(places, rest);
         }
     }
 

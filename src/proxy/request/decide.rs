@@ -4,7 +4,7 @@ use super::body::{is_counted, read_ahead};
 use crate::gate::{Denied, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
-use crate::policy::coding::Coding;
+use crate::policy::http::coding::Coding;
 use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::keys::credential::end_user_in_coded_body;

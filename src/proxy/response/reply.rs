@@ -3,7 +3,7 @@
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::envelope::Envelope;
-use crate::policy::coding::CODINGS;
+use crate::policy::http::coding::CODINGS;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::limit::{window_end, window_start};
+use crate::policy::keys::calendar::{window_end, window_start};
 use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
 use crate::store::shared::fields::{RowReader, int};
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};

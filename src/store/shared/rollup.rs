@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
 use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
-use crate::policy::keys::limit::window_start;
+use crate::policy::keys::calendar::window_start;
 use crate::store::KeyStats;
 use std::collections::{BTreeMap, HashMap};
 

@@ -203,7 +203,7 @@ impl RedisSide {
             .iter()
             .map(|(w, max, limit)| {
                 let reset =
-                    crate::policy::keys::limit::window_end(WINDOWS[*w], now).map(|end| end.since(now));
+                    crate::policy::keys::calendar::window_end(WINDOWS[*w], now).map(|end| end.since(now));
                 let units = max.saturating_sub(used[*w]);
                 (*limit, crate::policy::keys::limit::Remaining { units, reset })
             })
@@ -237,7 +237,7 @@ fn reason(
     let mut worst: Option<(Limit, RetryAfter)> = None;
     for (w, max, limit) in limits {
         if available(*w, *max) < 1 {
-            let retry = match crate::policy::keys::limit::window_end(WINDOWS[*w], now) {
+            let retry = match crate::policy::keys::calendar::window_end(WINDOWS[*w], now) {
                 Some(end) if *max > 0 => RetryAfter::Wait(end.since(now)),
                 _ => RetryAfter::Never,
             };
