@@ -851,7 +851,7 @@ async fn tls_is_as_strict_as_sslmode_says() {
     ] {
         let opened = open(&with(host, asked), &patient()).await;
         let Some(is_encrypted) = is_encrypted else {
-            let why = unavailable(opened);
+            let why = refusal(opened);
             assert_eq!(why, "the TLS certificate of the database was rejected", "{host} {asked}");
             continue;
         };

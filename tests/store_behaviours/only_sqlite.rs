@@ -119,7 +119,7 @@ async fn a_locked_file_is_unavailable_and_says_no_sql() {
     raw.execute_batch("BEGIN IMMEDIATE").unwrap();
     let error = store.create_key(new_key(&workspace_id("w"), "k"), &someone(), T0).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    assert_eq!(error.to_string(), "the store is unavailable: the database file is locked");
+    assert_eq!(error.to_string(), "store unavailable: the database file is locked");
     // Readers do not mind, and the writer goes on when the file is free again.
     assert_eq!(store.version().await.unwrap(), Version(0));
     raw.execute_batch("ROLLBACK").unwrap();
