@@ -253,8 +253,8 @@ fn a_new_process_that_does_not_serve_changes_nothing() {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     let pid = gateway.pid();
     for (broken, says) in [
-        (config.replace("threads = 2", "threads = \"many\""), "ended before it served: exit status: 64"),
-        (config.replacen("127.0.0.1:0", "192.0.2.1:1", 1), "ended before it served: exit status: 1"),
+        (config.replace("threads = 2", "threads = \"many\""), "exited before it was serving (exit status: 64)"),
+        (config.replacen("127.0.0.1:0", "192.0.2.1:1", 1), "exited before it was serving (exit status: 1)"),
     ] {
         std::fs::write(&path, broken).expect("written");
         gateway.signal("USR2");
@@ -288,8 +288,8 @@ fn another_program_than_agreed_is_ended_and_changes_nothing() {
     let mut gateway = Gateway::run_program(&program, Arc::clone(&folder), &[]).expect("it starts");
     let key = gateway.create_key(json!({}));
     for (script, says) in [
-        ("exit 3", "ended before it served: exit status: 3"),
-        ("exec cat >/dev/null", "did not serve within 5s"),
+        ("exit 3", "exited before it was serving (exit status: 3)"),
+        ("exec cat >/dev/null", "was not serving within 5s"),
         ("echo serving >&0; exec cat >/dev/null", "unexpected message from the new process"),
     ] {
         let path = folder.path().join("script");
@@ -334,7 +334,7 @@ fn a_reload_during_an_upgrade_is_declined_for_the_new_process_would_not_know_of_
     let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
     assert_eq!(lines(), json!([]));
     std::fs::write(&fail, "now\n").expect("written");
-    let told = "ended before it served: exit status: 3";
+    let told = "exited before it was serving (exit status: 3)";
     eventually_true("it has failed", || gateway.stderr().contains(told));
     assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
 }

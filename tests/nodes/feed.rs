@@ -248,7 +248,7 @@ fn a_name_that_another_node_has_is_told_and_hurts_nobody() {
     let twin = node(&_origin, &url, "first", &shared_with(&first));
     for node in [&first, &twin] {
         eventually_true("it is told", || {
-            node.stderr().contains("another gateway on this store is called first")
+            node.stderr().contains("has the same node.name first")
         });
     }
     let key = first.create_key(json!({}));

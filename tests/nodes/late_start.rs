@@ -61,7 +61,7 @@ fn without_a_snapshot_it_is_not_ready_until_the_database_is_back() {
     let gateway = gateway.restart();
     let answer = readiness(&gateway);
     assert_eq!(answer.status, 503);
-    assert!(answer.text().contains("refuses connections"), "{}", answer.text());
+    assert!(answer.text().contains("connection to the database refused"), "{}", answer.text());
     assert_eq!(Raw::connect(gateway.admin).call(&Request::get("/healthz")).status, 200);
     // Nobody can tell whether there is such a key.
     assert_eq!(gateway.get("/v1/app/x", &key.secret).fault(), (503, 10_003, "service_unavailable".into()));
@@ -153,5 +153,5 @@ fn the_last_good_plan_is_served_by_when_its_row_is_broken() {
     let gateway = gateway.restart();
     assert_eq!(status(&gateway, &key), 200);
     assert_eq!(readiness(&gateway).status, 200, "{}", readiness(&gateway).text());
-    assert!(gateway.stderr().contains("cannot be served"), "and it is said");
+    assert!(gateway.stderr().contains("invalid row in the store, it is not served"), "and it is said");
 }
