@@ -253,7 +253,10 @@ fn a_new_process_that_does_not_serve_changes_nothing() {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     let pid = gateway.pid();
     for (broken, says) in [
-        (config.replace("threads = 2", "threads = \"many\""), "exited before it was serving (exit status: 64)"),
+        (
+            config.replace("threads = 2", "threads = \"many\""),
+            "exited before it was serving (exit status: 64)",
+        ),
         (config.replacen("127.0.0.1:0", "192.0.2.1:1", 1), "exited before it was serving (exit status: 1)"),
     ] {
         std::fs::write(&path, broken).expect("written");

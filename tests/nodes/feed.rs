@@ -247,9 +247,7 @@ fn a_name_that_another_node_has_is_told_and_hurts_nobody() {
     let Pair { first, second, _origin } = pair(&url);
     let twin = node(&_origin, &url, "first", &shared_with(&first));
     for node in [&first, &twin] {
-        eventually_true("it is told", || {
-            node.stderr().contains("has the same node.name first")
-        });
+        eventually_true("it is told", || node.stderr().contains("has the same node.name first"));
     }
     let key = first.create_key(json!({}));
     let spread = delete_everywhere(&first, &key);

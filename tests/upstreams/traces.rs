@@ -349,7 +349,8 @@ fn a_collector_that_is_gone_harms_nobody_and_is_told_of_once() {
 #[test]
 fn what_may_be_sent_again_is_and_the_rest_is_not() {
     let (collector, _backend, gateway, secret) = traced(AT_ONCE);
-    collector.answer(503, &[("Retry-After", "0")], b"");
+    // Long enough that the collector has changed its mind before the last try.
+    collector.answer(503, &[("Retry-After", "1")], b"");
     gateway.get("/v1/app/x", &secret);
     eventually_true("it is sent again", || collector.count() >= 2);
     collector.answer(200, &[], b"");

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub(in crate::proxy) const TICK: Duration = Duration::from_millis(100);
 /// A deadline that is none.
 const NEVER: u64 = u64::MAX;
+/// Ranks from here on are of connections that have asked for something before.
+pub(in crate::proxy) const IDLE_RANK: u64 = 1 << 63;
 /// A client that closes its side so soon after its request may only have nothing more to say. After that time it is asked
 /// whether it is still there.
 const HALF_CLOSE: Duration = Duration::from_secs(1);
@@ -290,7 +292,7 @@ impl Connection {
         let since = self.due.since.load(Ordering::Relaxed) >> 1;
         match Stage::of(self.due.stage.load(Ordering::Relaxed))? {
             Stage::FirstByte | Stage::Head => Some(since),
-            Stage::Idle => Some(since | 1 << 63),
+            Stage::Idle => Some(since | IDLE_RANK),
             Stage::Request | Stage::Linger => None,
         }
     }

@@ -3,6 +3,7 @@
 //! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
 //! request sets a timer for its deadlines.
 
+use super::deadlines::IDLE_RANK;
 use super::{CloseReason, Connection, ConnectionDefaults, Deadlines, TICK, ms};
 use crate::keyring::Presented;
 use crate::metrics::Metrics;
@@ -21,6 +22,8 @@ use tokio::time::Instant;
 const SHARDS: usize = 16;
 /// How many connections are picked at once as those to go when more come than fit.
 const PICKED: usize = 256;
+/// How many a look must have found for another one within the same tick.
+const WORTH_A_LOOK: usize = 16;
 /// How much connections may take up.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
@@ -66,6 +69,8 @@ pub struct ConnectionTable {
 struct EvictionCandidates {
     at: Option<u64>,
     waiting: Vec<(u64, Arc<Connection>)>,
+    /// How many were found.
+    found: usize,
 }
 
 /// A place in the table; dropping it gives it back.
@@ -157,11 +162,13 @@ impl ConnectionTable {
         let mut picked = self.picked();
         let now = self.shared.now_ms();
         if picked.is_stale(now) {
-            // At most once a tick, however fast they come: looking at all of them is not for every newcomer.
-            *picked = EvictionCandidates { at: Some(now), waiting: self.pick() };
+            let waiting = self.pick();
+            *picked = EvictionCandidates { at: Some(now), found: waiting.len(), waiting };
         }
         while let Some((rank, connection)) = picked.waiting.pop() {
-            if connection.close_reason().is_none() && connection.rank() == Some(rank) {
+            // One that has never asked for anything may have been looked after for the first time since it was picked.
+            let still_waits = connection.rank().is_some_and(|now| now == rank || now.max(rank) < IDLE_RANK);
+            if connection.close_reason().is_none() && still_waits {
                 self.close(&connection, CloseReason::Crowded);
                 return true;
             }
@@ -311,8 +318,11 @@ impl ConnectionTable {
 // === impl EvictionCandidates ===
 
 impl EvictionCandidates {
+    /// Looking at all connections is not for every newcomer: it is done once a tick or, where the last look was worth it and
+    /// all that it found are gone, for the next burst within the same tick.
     fn is_stale(&self, now: u64) -> bool {
-        self.at.is_none_or(|at| now >= at + ms(TICK))
+        let is_used_up = self.waiting.is_empty() && self.found >= WORTH_A_LOOK;
+        is_used_up || self.at.is_none_or(|at| now >= at + ms(TICK))
     }
 }
 
