@@ -332,7 +332,9 @@ impl Run {
             for index in 0..self.nodes.len() {
                 self.arrive(index, now_ns);
                 let node = &mut self.nodes[index];
-                if node.in_transit.is_none() && (node.key.is_due(now_ns) || node.workspace.is_due(now_ns)) {
+                if node.in_transit.is_none()
+                    && (node.key.needs_call(now_ns) || node.workspace.needs_call(now_ns))
+                {
                     self.send(index, 0);
                 }
             }

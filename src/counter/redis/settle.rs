@@ -37,7 +37,7 @@ impl Leases {
                     pool.was_heard_since(promised_since_ns)
                 };
                 let is_heard = group.lock_if_counted().is_some_and(|mut w| leave(&mut w.pool));
-                subjects.retain(|subject| leave(&mut subject.lock().pool) || self.is_due(subject));
+                subjects.retain(|subject| leave(&mut subject.lock().pool) || self.needs_call(subject));
                 if subjects.is_empty() && !is_heard {
                     continue;
                 }
@@ -64,17 +64,17 @@ impl Leases {
             let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
             subject.is_listed.store(false, Ordering::Release);
             let now_ns = self.now_ns();
-            if self.is_due(&subject) && self.can_call_redis(&subject.group, &subject.lock(), now_ns) {
+            if self.needs_call(&subject) && self.can_call_redis(&subject.group, &subject.lock(), now_ns) {
                 self.enqueue(&subject, now_ns);
             }
             subject.list();
         }
     }
 
-    fn is_due(&self, subject: &KeyState) -> bool {
+    fn needs_call(&self, subject: &KeyState) -> bool {
         let now_ns = self.now_ns();
-        subject.lock().pool.is_due(now_ns)
-            || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.is_due(now_ns))
+        subject.lock().pool.needs_call(now_ns)
+            || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.needs_call(now_ns))
     }
 
     /// Redis was lost and found, and may be another, or it has forgotten. What it told this node shortly before, it hears

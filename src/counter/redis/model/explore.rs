@@ -194,7 +194,8 @@ impl State {
                 self.admitted += 1;
             }
             Step::Settle(n) => {
-                if !is_up || self.parties[n].sent.is_some() || !self.parties[n].pool.is_due(now.steady_ns) {
+                if !is_up || self.parties[n].sent.is_some() || !self.parties[n].pool.needs_call(now.steady_ns)
+                {
                     return false;
                 }
                 self.send(n, 0);
@@ -309,7 +310,7 @@ impl State {
     /// Time passes. A second in which nothing is granted is long enough for every node to be heard.
     fn pass(&mut self, us: i64) -> bool {
         let now_ns = self.now().steady_ns;
-        let owes = |party: &mut Party| party.sent.is_some() || party.pool.is_due(now_ns);
+        let owes = |party: &mut Party| party.sent.is_some() || party.pool.needs_call(now_ns);
         if self.gone_since_ns.is_none() {
             // Within ten seconds a node that reaches Redis has told it all, and so has one that has just found it again.
             let is_long = us > 1_000_000 || self.redis.lost.is_some();

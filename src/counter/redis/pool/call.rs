@@ -130,8 +130,8 @@ impl SubjectPool {
         }
     }
 
-    /// Whether Redis should hear something now though nobody waits.
-    pub fn is_due(&mut self, now_ns: u64) -> bool {
+    /// Drops what has expired, and tells whether Redis should hear something now though nobody waits.
+    pub fn needs_call(&mut self, now_ns: u64) -> bool {
         self.expire(now_ns);
         self.unsure || self.is_untold() || self.places_are_due(now_ns)
     }
