@@ -275,3 +275,18 @@ impl LogView {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_always_written_the_same_and_no_cell_is_a_formula() {
+        let view = || LogView::new(UsageRecord::full_sample());
+        let json = serde_json::to_string(&view()).expect("JSON");
+        let mut rows = csv::Writer::from_writer(Vec::new());
+        rows.serialize(view().into_cells()).expect("a row");
+        let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
+        insta::assert_snapshot!(format!("{json}\n{text:?}"));
+    }
+}

@@ -137,6 +137,36 @@ impl UsageRecord {
             node: "n".into(),
         }
     }
+
+    /// Always the same record, in which every field has a value, and none the value of another.
+    pub(crate) fn full_sample() -> Self {
+        use uuid::Uuid;
+        Self {
+            id: RequestId(Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0001)),
+            request_id: "r\u{1}\"β".into(),
+            api_key_id: KeyId(Uuid::from_u128(2)),
+            workspace_id: "w1".parse().expect("a workspace"),
+            at: Timestamp::from_micros(1_751_327_999_999_999),
+            method: "POST".into(),
+            endpoint: "/v1/a,b".into(),
+            route: "=route".into(),
+            status_code: 429,
+            outcome: Outcome::Denied,
+            denial: Some(Fault::KeyNotFound),
+            charged: true,
+            degraded: false,
+            response_time_us: u64::MAX,
+            ttfb_us: Some(3),
+            bytes_in: 4,
+            bytes_out: 5,
+            tokens_used: 6,
+            ip_address: Some("2001:db8::1".parse().expect("an address")),
+            user_agent: "a\nb".into(),
+            end_user_id: Some(EndUserId(Uuid::from_u128(7))),
+            upstream: "10.0.0.2:80".into(),
+            node: "n-1".into(),
+        }
+    }
 }
 
 /// Mean and quantiles of response times, in µs. All zero when there were no requests.

@@ -118,6 +118,46 @@ fn found(seed: ChecksumSeed, bytes: &[u8]) -> (Rows, usize) {
     (rows, damaged)
 }
 
+/// The bytes of a frame as they are in the journals of earlier releases, in hexadecimal.
+fn frame(kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut frame = Vec::new();
+    codec::begin(&mut frame, kind, payload);
+    codec::seal(&mut frame, ChecksumSeed::new(9, 1), 64);
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_frame_has_the_bytes_that_it_has_in_every_journal() {
+    let own = id(1).0.hyphenated().to_string();
+    let v6 = Admit {
+        request_id: &own,
+        ip_address: Some("2001:db8::1".parse().unwrap()),
+        end_user_id: Some(EndUserId(Uuid::from_u128(8))),
+        charged: false,
+        degraded: true,
+        ..admit(1)
+    };
+    let no_address = Admit { ip_address: None, ..admit(1) };
+    let denied = Complete {
+        outcome: Outcome::Denied,
+        denial: Some(Fault::RateLimitExceeded),
+        status_code: 429,
+        charged: false,
+        ttfb_us: None,
+        ..complete(1)
+    };
+    let mut first = Vec::new();
+    no_address.encode(&mut first);
+    let frames = [
+        frame(FrameKind::Admit, |out| admit(1).encode(out)),
+        frame(FrameKind::Admit, |out| v6.encode(out)),
+        frame(FrameKind::Complete, |out| complete(1).encode(out)),
+        frame(FrameKind::Complete, |out| denied.encode(out)),
+        frame(FrameKind::Whole, |out| codec::encode_whole(out, &first, &denied)),
+    ];
+    insta::assert_snapshot!(frames.join("\n"));
+}
+
 #[test]
 fn one_flipped_bit_costs_one_request_at_most_and_makes_up_none() {
     let written = Written::requests(100);

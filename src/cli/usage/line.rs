@@ -271,46 +271,35 @@ impl UnreadFields {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::usage::Outcome;
     use serde_json::json;
-
-    fn sample() -> UsageRecord {
-        UsageRecord {
-            id: RequestId(Uuid::from_u128(1)),
-            request_id: "r\u{1}\"β".into(),
-            api_key_id: KeyId(Uuid::from_u128(2)),
-            workspace_id: "w1".parse().expect("a workspace"),
-            at: Timestamp::from_micros(1_751_327_999_999_999),
-            method: "POST".into(),
-            endpoint: "/v1/a,b".into(),
-            route: "".into(),
-            status_code: 429,
-            outcome: Outcome::Denied,
-            denial: Some(Fault::KeyNotFound),
-            charged: true,
-            degraded: false,
-            response_time_us: u64::MAX,
-            ttfb_us: Some(3),
-            bytes_in: 4,
-            bytes_out: 5,
-            tokens_used: 6,
-            ip_address: Some("2001:db8::1".parse().expect("an address")),
-            user_agent: "a\nb".into(),
-            end_user_id: Some(EndUserId(Uuid::from_u128(7))),
-            upstream: "u".into(),
-            node: "n".into(),
-        }
-    }
 
     fn written(of: &UsageRecord) -> String {
         serde_json::to_string(&RecordLine::of(of)).expect("JSON")
     }
 
     #[test]
-    fn what_is_written_is_read_back_exactly() {
-        let full = sample();
+    fn a_record_is_always_written_the_same() {
+        let full = UsageRecord::full_sample();
         let bare =
-            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..sample() };
+            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..full.clone() };
+        let mut rows = csv::Writer::from_writer(Vec::new());
+        for record in [&full, &bare] {
+            rows.serialize(RecordLine::of(record).into_cells()).expect("a row");
+        }
+        let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
+        insta::assert_snapshot!(format!("{}\n{}\n{text:?}", written(&full), written(&bare)));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_exactly() {
+        let full = UsageRecord::full_sample();
+        let bare = UsageRecord {
+            denial: None,
+            ttfb_us: None,
+            ip_address: None,
+            end_user_id: None,
+            ..UsageRecord::full_sample()
+        };
         for whole in [full, bare] {
             let line = written(&whole);
             assert!(!line.contains('\n'), "one line: {line}");
@@ -335,7 +324,7 @@ mod tests {
                 ttfb_us: (n % 2 == 1).then_some(0),
                 ip_address: None,
                 end_user_id: None,
-                ..sample()
+                ..UsageRecord::full_sample()
             };
             let mut rows = csv::Writer::from_writer(Vec::new());
             rows.serialize(RecordLine::of(&whole).into_cells()).expect("a row");
@@ -351,14 +340,15 @@ mod tests {
     #[test]
     fn the_head_names_the_fields_in_their_order() {
         let mut rows = csv::Writer::from_writer(Vec::new());
-        rows.serialize(RecordLine::of(&sample())).expect("a row");
+        rows.serialize(RecordLine::of(&UsageRecord::full_sample())).expect("a row");
         let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
         assert_eq!(text.lines().next(), Some(FIELDS.join(",").as_str()));
     }
 
     #[test]
     fn a_line_that_is_none_is_refused_by_its_field() {
-        let whole: Map<String, Value> = serde_json::from_str(&written(&sample())).expect("an object");
+        let whole: Map<String, Value> =
+            serde_json::from_str(&written(&UsageRecord::full_sample())).expect("an object");
         for name in FIELDS {
             let mut lacking = whole.clone();
             lacking.remove(name);
@@ -386,7 +376,7 @@ mod tests {
         for text in ["", "[]", "{", "null"] {
             assert_eq!(read(text), Err("is not a JSON object".into()), "{text}");
         }
-        let twice = format!("{{\"charged\":false,{}", &written(&sample())[1..]);
+        let twice = format!("{{\"charged\":false,{}", &written(&UsageRecord::full_sample())[1..]);
         assert_eq!(read(&twice), Err("charged: is there twice".into()));
     }
 }

@@ -233,3 +233,16 @@ async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option
     };
     tx.one(sql, &[&id.0, &workspace.as_str()], read).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_copied_as_always_with_every_field() {
+        let full = UsageRecord::full_sample();
+        let bare =
+            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..full.clone() };
+        insta::assert_snapshot!(format!("{:?}", encoded(&[full, bare])));
+    }
+}

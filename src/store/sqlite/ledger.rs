@@ -189,3 +189,41 @@ fn owned(
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store as _;
+    use crate::store::sqlite::SqliteOptions;
+    use std::fmt::Write as _;
+
+    #[tokio::test]
+    async fn a_record_is_always_the_same_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.db");
+        let store = SqliteStore::open(&path, &SqliteOptions::default()).unwrap();
+        let full = UsageRecord::full_sample();
+        let id = RequestId(uuid::Uuid::from_u128(full.id.0.as_u128() + 1));
+        let bare = UsageRecord {
+            id,
+            denial: None,
+            ttfb_us: None,
+            ip_address: None,
+            end_user_id: None,
+            ..full.clone()
+        };
+        assert_eq!(store.append(&[full, bare]).await.unwrap(), 2);
+        store.close().await;
+        let file = rusqlite::Connection::open(&path).unwrap();
+        let mut rows = file.prepare("SELECT * FROM usage ORDER BY id").unwrap();
+        let names: Vec<String> = rows.column_names().into_iter().map(str::to_owned).collect();
+        let mut rows = rows.query([]).unwrap();
+        let mut text = String::new();
+        while let Some(row) = rows.next().unwrap() {
+            for (n, name) in names.iter().enumerate() {
+                writeln!(text, "{name} = {:?}", row.get_ref(n).unwrap()).unwrap();
+            }
+        }
+        insta::assert_snapshot!(text);
+    }
+}
