@@ -116,7 +116,7 @@ pub(super) struct LogPageView {
 }
 
 /// A usage record.
-#[derive(Serialize, ToSchema)]
+#[derive(Default, Serialize, ToSchema)]
 pub(super) struct LogView {
     id: String,
     request_id: String,
@@ -208,22 +208,15 @@ impl LogsView {
 
 impl LogView {
     /// The same for a file of comma-separated values: no text of a client's is a formula there.
-    fn into_cells(mut self) -> Self {
-        for text in [
-            &mut self.request_id,
-            &mut self.endpoint,
-            &mut self.method,
-            &mut self.route,
-            &mut self.user_agent,
-            &mut self.upstream,
-            &mut self.node,
-        ] {
+    fn cells(mut record: UsageRecord) -> Self {
+        for (_, text) in record.texts_mut() {
             if let Cow::Owned(cell) = neutral(text) {
-                *text = cell;
+                *text = cell.into();
             }
         }
-        self
+        Self::new(record)
     }
+
     fn new(record: UsageRecord) -> Self {
         let UsageRecord {
             id,
@@ -282,10 +275,9 @@ mod tests {
 
     #[test]
     fn a_record_is_always_written_the_same_and_no_cell_is_a_formula() {
-        let view = || LogView::new(UsageRecord::full_sample());
-        let json = serde_json::to_string(&view()).expect("JSON");
+        let json = serde_json::to_string(&LogView::new(UsageRecord::full_sample())).expect("JSON");
         let mut rows = csv::Writer::from_writer(Vec::new());
-        rows.serialize(view().into_cells()).expect("a row");
+        rows.serialize(LogView::cells(UsageRecord::full_sample())).expect("a row");
         let text = String::from_utf8(rows.into_inner().expect("written")).expect("text");
         insta::assert_snapshot!(format!("{json}\n{text:?}"));
     }

@@ -49,6 +49,14 @@ macro_rules! faults {
                 match name { $($name => Some(Self::$variant),)+ _ => None }
             }
         }
+
+        impl std::str::FromStr for Fault {
+            type Err = &'static str;
+
+            fn from_str(name: &str) -> Result<Self, Self::Err> {
+                Self::from_name(name).ok_or("is no known reason")
+            }
+        }
     };
 }
 

@@ -1,9 +1,12 @@
 //! Usage: the record of one request, how it ended, and what requests come to. Plain data.
 
+pub mod fields;
+
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::key::words;
+use fields::{Field, FieldReader, FieldWriter};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,56 +26,114 @@ words!(
     }
 );
 
-/// One request in the ledger. A copy of it shares its texts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UsageRecord {
-    /// Identity; a record is in the ledger once.
-    pub id: RequestId,
-    /// What the client and the logs know the request by.
-    pub request_id: Arc<str>,
-    /// Whose secret was presented.
-    pub api_key_id: KeyId,
-    /// The tenant of that key.
-    pub workspace_id: WorkspaceId,
-    /// When the request had arrived.
-    pub at: Timestamp,
-    /// HTTP method.
-    pub method: Arc<str>,
-    /// Canonical path, without the query.
-    pub endpoint: Arc<str>,
-    /// The route's name; empty when none matched.
-    pub route: Arc<str>,
-    /// Status sent to the client, or that would have been.
-    pub status_code: u16,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Why it was denied.
-    pub denial: Option<Fault>,
-    /// Whether it counts against the key's limits.
-    pub charged: bool,
-    /// Whether its limits were decided without the shared counters.
-    pub degraded: bool,
-    /// From arrival to the last byte of the answer, in µs.
-    pub response_time_us: u64,
-    /// From arrival to the first byte of the answer, in µs.
-    pub ttfb_us: Option<u64>,
-    /// Body bytes from the client.
-    pub bytes_in: u64,
-    /// Body bytes to the client.
-    pub bytes_out: u64,
-    /// Tokens, where the backend told.
-    pub tokens_used: u64,
-    /// The client's address.
-    pub ip_address: Option<IpAddr>,
-    /// The client's name for itself, cut to 256 bytes.
-    pub user_agent: Arc<str>,
-    /// Whom the request was for.
-    pub end_user_id: Option<EndUserId>,
-    /// The backend server that was asked last.
-    pub upstream: Arc<str>,
-    /// The node that served it.
-    pub node: Arc<str>,
+/// Declares the record: a field stands here once, with its name and type. What writes or reads records in some form goes through
+/// [`UsageRecord::write`] and [`UsageRecord::read`], and [`fields`] says what a type is in all of them.
+macro_rules! usage_record {
+    (
+        $(#[$about:meta])*
+        pub struct $record:ident {
+            $(#[$first_doc:meta])*
+            pub $first:ident: $first_type:ty,
+            $($(#[$doc:meta])* pub $field:ident: $type:ty,)*
+        }
+    ) => {
+        $(#[$about])*
+        pub struct $record {
+            $(#[$first_doc])*
+            pub $first: $first_type,
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        impl $record {
+            /// The names of the fields, in their order.
+            pub const FIELDS: &'static [&'static str] = &[stringify!($first), $(stringify!($field),)*];
+
+            /// Writes every field, in their order.
+            pub fn write<W: FieldWriter>(&self, to: &mut W) -> Result<(), W::Error> {
+                Field::write(&self.$first, stringify!($first), to)?;
+                $(Field::write(&self.$field, stringify!($field), to)?;)*
+                Ok(())
+            }
+
+            /// Reads every field, in their order.
+            pub fn read<R: FieldReader>(from: &mut R) -> Result<Self, R::Error> {
+                Ok(Self {
+                    $first: Field::read(stringify!($first), from)?,
+                    $($field: Field::read(stringify!($field), from)?,)*
+                })
+            }
+
+            /// The fields that may hold any text, with their names.
+            pub fn texts_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Arc<str>)> {
+                let texts = [
+                    (stringify!($first), self.$first.text_mut()),
+                    $((stringify!($field), self.$field.text_mut()),)*
+                ];
+                texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
+            }
+        }
+
+        /// [`UsageRecord::FIELDS`] as the columns of a query.
+        macro_rules! usage_columns {
+            () => { concat!(stringify!($first) $(, ", ", stringify!($field))*) };
+        }
+    };
 }
+
+usage_record! {
+    /// One request in the ledger. A copy of it shares its texts.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct UsageRecord {
+        /// Identity; a record is in the ledger once.
+        pub id: RequestId,
+        /// What the client and the logs know the request by.
+        pub request_id: Arc<str>,
+        /// Whose secret was presented.
+        pub api_key_id: KeyId,
+        /// The tenant of that key.
+        pub workspace_id: WorkspaceId,
+        /// When the request had arrived.
+        pub at: Timestamp,
+        /// HTTP method.
+        pub method: Arc<str>,
+        /// Canonical path, without the query.
+        pub endpoint: Arc<str>,
+        /// The route's name; empty when none matched.
+        pub route: Arc<str>,
+        /// Status sent to the client, or that would have been.
+        pub status_code: u16,
+        /// How it ended.
+        pub outcome: Outcome,
+        /// Why it was denied.
+        pub denial: Option<Fault>,
+        /// Whether it counts against the key's limits.
+        pub charged: bool,
+        /// Whether its limits were decided without the shared counters.
+        pub degraded: bool,
+        /// From arrival to the last byte of the answer, in µs.
+        pub response_time_us: u64,
+        /// From arrival to the first byte of the answer, in µs.
+        pub ttfb_us: Option<u64>,
+        /// Body bytes from the client.
+        pub bytes_in: u64,
+        /// Body bytes to the client.
+        pub bytes_out: u64,
+        /// Tokens, where the backend told.
+        pub tokens_used: u64,
+        /// The client's address.
+        pub ip_address: Option<IpAddr>,
+        /// The client's name for itself, cut to 256 bytes.
+        pub user_agent: Arc<str>,
+        /// Whom the request was for.
+        pub end_user_id: Option<EndUserId>,
+        /// The backend server that was asked last.
+        pub upstream: Arc<str>,
+        /// The node that served it.
+        pub node: Arc<str>,
+    }
+}
+
+pub(crate) use usage_columns;
 
 /// What one subject has spent of the windows that contain the asked instant.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::durable;
 use crate::model::usage::UsageRecord;
-use serde_json::json;
+use crate::policy::text::record_line::RecordLine;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,7 +28,7 @@ impl RejectedRecords {
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
         // While a new binary takes over two processes may be at it; the lock ends with `file`.
         file.lock()?;
-        let mut line = line(record, why);
+        let mut line = line(record, why)?;
         line.push('\n');
         let before = file.metadata()?.len();
         if before.saturating_add(line.len() as u64) > BYTES_MAX {
@@ -47,59 +47,10 @@ impl RejectedRecords {
     }
 }
 
-fn line(record: &UsageRecord, why: &str) -> String {
-    let UsageRecord {
-        id,
-        request_id,
-        api_key_id,
-        workspace_id,
-        at,
-        method,
-        endpoint,
-        route,
-        status_code,
-        outcome,
-        denial,
-        charged,
-        degraded,
-        response_time_us,
-        ttfb_us,
-        bytes_in,
-        bytes_out,
-        tokens_used,
-        ip_address,
-        user_agent,
-        end_user_id,
-        upstream,
-        node,
-    } = record;
-    json!({
-        "refused_because": why,
-        "id": id.to_string(),
-        "request_id": request_id,
-        "api_key_id": api_key_id.to_string(),
-        "workspace_id": workspace_id.as_str(),
-        "at_us": at.as_micros(),
-        "method": method,
-        "endpoint": endpoint,
-        "route": route,
-        "status_code": status_code,
-        "outcome": outcome.as_str(),
-        "denial": denial.map(crate::model::fault::Fault::name),
-        "charged": charged,
-        "degraded": degraded,
-        "response_time_us": response_time_us,
-        "ttfb_us": ttfb_us,
-        "bytes_in": bytes_in,
-        "bytes_out": bytes_out,
-        "tokens_used": tokens_used,
-        "ip_address": ip_address.map(|ip| ip.to_string()),
-        "user_agent": user_agent,
-        "end_user_id": end_user_id.map(|id| id.to_string()),
-        "upstream": upstream,
-        "node": node,
-    })
-    .to_string()
+fn line(record: &UsageRecord, why: &str) -> io::Result<String> {
+    let mut line = serde_json::to_value(RecordLine::json(record))?;
+    line["refused_because"] = why.into();
+    Ok(line.to_string())
 }
 
 #[cfg(test)]

@@ -10,10 +10,12 @@ use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
 use crate::model::key::words;
+use crate::model::usage::UsageRecord;
 use crate::store::{LogCursor, LogFilter, LogPage, LogPageRequest};
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use std::io;
 use uuid::Uuid;
 
 words!(
@@ -30,10 +32,6 @@ words!(
 
 /// Records in one part.
 const PART: u32 = 1_000;
-/// The first line of a file of comma-separated values: the fields of a [`LogView`].
-const HEAD: &str = "id,request_id,api_key_id,endpoint,method,route,status_code,outcome,error,degraded,response_time,\
-     ttfb_ms,bytes_in,bytes_out,tokens_used,ip_address,user_agent,end_user_id,upstream,node,created_at\n";
-
 /// A file while it is sent.
 struct LogStream {
     admin: AdminState,
@@ -79,7 +77,7 @@ impl LogStream {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, axum::Error> {
         let Some(part) = self.part.take() else { return Ok(None) };
         self.admin.deps.metrics.store_rows_passed_over.inc_by(part.passed_over);
-        let bytes = self.written(part.items.into_iter().map(LogView::new)).map_err(axum::Error::new)?;
+        let bytes = self.written(part.items).map_err(axum::Error::new)?;
         if let Some(cursor) = part.next {
             let fetched = self.fetch(cursor).await;
             self.part = Some(fetched.map_err(|_| axum::Error::new("the store did not answer"))?);
@@ -95,24 +93,36 @@ impl LogStream {
         found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
     }
 
-    fn written(&self, views: impl Iterator<Item = LogView>) -> std::io::Result<Bytes> {
+    fn written(&self, records: Vec<UsageRecord>) -> csv::Result<Bytes> {
         let mut out = Vec::new();
         if self.format == Format::Csv {
             if self.is_first {
-                out.extend_from_slice(HEAD.as_bytes());
+                out.extend_from_slice(&head()?);
             }
             let mut lines = csv::WriterBuilder::new().has_headers(false).from_writer(&mut out);
-            for view in views {
-                lines.serialize(view.into_cells())?;
+            for record in records {
+                lines.serialize(LogView::cells(record))?;
             }
             lines.flush()?;
             drop(lines);
         } else {
-            for view in views {
-                serde_json::to_writer(&mut out, &view)?;
+            for record in records {
+                serde_json::to_writer(&mut out, &LogView::new(record)).map_err(io::Error::from)?;
                 out.push(b'\n');
             }
         }
         Ok(out.into())
     }
+}
+
+/// The first line of a file of comma-separated values: the names of the fields of a [`LogView`].
+fn head() -> csv::Result<Vec<u8>> {
+    let mut file = Vec::new();
+    let mut lines = csv::Writer::from_writer(&mut file);
+    lines.serialize(LogView::default())?;
+    lines.flush()?;
+    drop(lines);
+    let names = file.iter().position(|byte| *byte == b'\n').map_or(file.len(), |end| end + 1);
+    file.truncate(names);
+    Ok(file)
 }

@@ -1,12 +1,12 @@
 //! `keygate usage export`
 
-use super::line::{FIELDS, RecordLine};
 use super::{count, progress};
 use crate::cli::Failure;
 use crate::cli::keys::KeyCommand;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
 use crate::model::usage::UsageRecord;
+use crate::policy::text::record_line::{RecordLine, name_in_files};
 use crate::store::RecordFilter;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
@@ -102,7 +102,10 @@ impl UsageExport<'_> {
         failed: &dyn Fn(io::Error) -> Failure,
     ) -> Result<(), Failure> {
         let written = match self.format {
-            Format::Csv => writeln!(out, "{}", FIELDS.join(",")),
+            Format::Csv => {
+                let names: Vec<_> = UsageRecord::FIELDS.iter().copied().map(name_in_files).collect();
+                writeln!(out, "{}", names.join(","))
+            }
             Format::Ndjson => Ok(()),
         };
         written.map_err(failed)?;
@@ -122,12 +125,12 @@ impl UsageExport<'_> {
         if self.format == Format::Csv {
             let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(out);
             for record in records {
-                rows.serialize(RecordLine::of(record).into_cells())?;
+                rows.serialize(RecordLine::cells(record))?;
             }
             return rows.flush();
         }
         for record in records {
-            serde_json::to_writer(&mut *out, &RecordLine::of(record))?;
+            serde_json::to_writer(&mut *out, &RecordLine::json(record))?;
             out.write_all(b"\n")?;
         }
         Ok(())

@@ -6,7 +6,8 @@ use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
 use crate::model::id::{RequestId, WorkspaceId};
-use crate::store::shared::decode::{sound_usage, usage_columns};
+use crate::model::usage::usage_columns;
+use crate::store::shared::decode::sound_usage;
 use crate::store::{RecordFilter, RecordPage};
 use tokio_postgres::types::Type;
 

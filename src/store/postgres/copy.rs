@@ -3,7 +3,11 @@
 //! Pure; must not know which table the rows are for. The format is that of PostgreSQL's manual, "COPY, Binary Format":
 //! a head, for each row the number of its fields and for each field its length and bytes, all big-endian, and a tail.
 
+use crate::clock::Timestamp;
+use crate::model::usage::fields::FieldWriter;
+use crate::store::shared::fields::int;
 use bytes::{BufMut, Bytes, BytesMut};
+use std::convert::Infallible;
 use uuid::Uuid;
 
 /// Signature, no flags, no extension.
@@ -23,10 +27,10 @@ pub(super) struct CopyRows {
 
 impl CopyRows {
     /// No rows yet; there is room for some of `bytes` bytes altogether.
-    pub(super) fn of(fields: i16, bytes: usize) -> Self {
+    pub(super) fn of(fields: usize, bytes: usize) -> Self {
         let mut out = BytesMut::with_capacity(bytes);
         out.put_slice(HEAD);
-        Self { out, fields }
+        Self { out, fields: i16::try_from(fields).unwrap_or(i16::MAX) }
     }
 
     /// Begins a row; its fields follow in the order of the columns.
@@ -48,7 +52,7 @@ impl CopyRows {
     }
 
     /// A BOOLEAN.
-    pub(super) fn flag(&mut self, flag: bool) {
+    pub(super) fn bool(&mut self, flag: bool) {
         self.out.put_i32(1);
         self.out.put_u8(flag.into());
     }
@@ -87,6 +91,35 @@ impl CopyRows {
     }
 }
 
+impl FieldWriter for CopyRows {
+    type Error = Infallible;
+
+    fn uuid(&mut self, _: &'static str, id: Option<Uuid>) -> Result<(), Infallible> {
+        self.maybe_uuid(id);
+        Ok(())
+    }
+
+    fn text(&mut self, _: &'static str, text: Option<&str>) -> Result<(), Infallible> {
+        self.maybe_text(text);
+        Ok(())
+    }
+
+    fn count(&mut self, _: &'static str, count: Option<u64>) -> Result<(), Infallible> {
+        self.maybe_int(count.map(int));
+        Ok(())
+    }
+
+    fn instant(&mut self, _: &'static str, at: Timestamp) -> Result<(), Infallible> {
+        self.int(at.as_micros());
+        Ok(())
+    }
+
+    fn flag(&mut self, _: &'static str, flag: bool) -> Result<(), Infallible> {
+        self.bool(flag);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,7 +129,7 @@ mod tests {
         let mut rows = CopyRows::of(4, 64);
         rows.begin();
         rows.int(-2);
-        rows.flag(true);
+        rows.bool(true);
         rows.text("é");
         rows.maybe_uuid(None);
         let expected = [

@@ -5,11 +5,9 @@ use super::partitions::day_of;
 use super::tx::Tx;
 use super::{CallError, PgStore, StoreError, all_records, logs, rollups};
 use crate::clock::Timestamp;
-use crate::model::fault::Fault;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
-use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
-use crate::store::shared::decode::usage_columns;
-use crate::store::shared::fields::{RowReader, int};
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
+use crate::store::shared::fields::RowReader;
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
@@ -178,32 +176,10 @@ async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, S
 
 /// The records as COPY takes them, in the order of [`usage_columns`].
 fn encoded(records: &[UsageRecord]) -> Bytes {
-    let mut rows = CopyRows::of(23, records.len() * ROW_BYTES);
+    let mut rows = CopyRows::of(UsageRecord::FIELDS.len(), records.len() * ROW_BYTES);
     for record in records {
         rows.begin();
-        rows.uuid(record.id.0);
-        rows.text(&record.request_id);
-        rows.uuid(record.api_key_id.0);
-        rows.text(record.workspace_id.as_str());
-        rows.int(record.at.as_micros());
-        rows.text(&record.method);
-        rows.text(&record.endpoint);
-        rows.text(&record.route);
-        rows.int(record.status_code.into());
-        rows.text(record.outcome.as_str());
-        rows.maybe_text(record.denial.map(Fault::name));
-        rows.flag(record.charged);
-        rows.flag(record.degraded);
-        rows.int(int(record.response_time_us));
-        rows.maybe_int(record.ttfb_us.map(int));
-        rows.int(int(record.bytes_in));
-        rows.int(int(record.bytes_out));
-        rows.int(int(record.tokens_used));
-        rows.maybe_text(record.ip_address.map(|ip| ip.to_string()).as_deref());
-        rows.text(&record.user_agent);
-        rows.maybe_uuid(record.end_user_id.map(|id| id.0));
-        rows.text(&record.upstream);
-        rows.text(&record.node);
+        let Ok(()) = record.write(&mut rows);
     }
     rows.finish()
 }

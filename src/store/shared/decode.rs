@@ -7,7 +7,6 @@ use super::rollup::{LatencySketch, RollupTotals};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
-use crate::model::fault::Fault;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::model::key::{Ceilings, Key, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
@@ -339,51 +338,9 @@ pub(in crate::store) fn read_node(f: &mut RowReader<'_>) -> Result<NodeRow, Stor
 
 // === usage ===
 
-/// The columns that [`read_usage`] reads.
-macro_rules! usage_columns {
-    () => {
-        "id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code, outcome, denial, charged,
-         degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address, user_agent, end_user_id, upstream,
-         node"
-    };
-}
-pub(in crate::store) use usage_columns;
-
-pub(in crate::store) fn read_usage(f: &mut RowReader<'_>) -> Result<UsageRecord, StoreError> {
-    Ok(UsageRecord {
-        id: RequestId(f.uuid("id")?),
-        request_id: f.text("request_id")?.into(),
-        api_key_id: KeyId(f.uuid("api_key_id")?),
-        workspace_id: f.parsed("workspace_id")?,
-        at: f.instant("at")?,
-        method: f.text("method")?.into(),
-        endpoint: f.text("endpoint")?.into(),
-        route: f.text("route")?.into(),
-        status_code: f.int("status_code")?,
-        outcome: f.parsed("outcome")?,
-        denial: f.maybe_text("denial")?.map(known_fault).transpose()?,
-        charged: f.bool("charged")?,
-        degraded: f.bool("degraded")?,
-        response_time_us: f.int("response_time_us")?,
-        ttfb_us: f.maybe_int("ttfb_us")?,
-        bytes_in: f.int("bytes_in")?,
-        bytes_out: f.int("bytes_out")?,
-        tokens_used: f.int("tokens_used")?,
-        ip_address: f.maybe_parsed("ip_address")?,
-        user_agent: f.text("user_agent")?.into(),
-        end_user_id: f.maybe_uuid("end_user_id")?.map(EndUserId),
-        upstream: f.text("upstream")?.into(),
-        node: f.text("node")?.into(),
-    })
-}
-
-/// [`read_usage`], or none when the row is not what it must be: the others are shown.
+/// The record of a row of `usage_columns`, or none when the row is not what it must be: the others are shown.
 pub(in crate::store) fn sound_usage(f: &mut RowReader<'_>) -> Result<Option<UsageRecord>, StoreError> {
-    sound("usage", f, read_usage)
-}
-
-fn known_fault(name: &str) -> Result<Fault, StoreError> {
-    Fault::from_name(name).ok_or_else(|| StoreError::Corrupt("denial is no known fault".into()))
+    sound("usage", f, |f| UsageRecord::read(f))
 }
 
 /// `at` and `id` of a usage record.

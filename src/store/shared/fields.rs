@@ -4,9 +4,11 @@
 //! [`StoreError::Corrupt`] with the column's name and never with the value, which could be a digest.
 
 use crate::clock::Timestamp;
+use crate::model::usage::fields::FieldReader;
 use crate::store::StoreError;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// One row as a backend holds it. None is NULL; an error says what a value is not, to follow the column's name.
@@ -147,6 +149,53 @@ impl<'r> RowReader<'r> {
     fn step(&mut self) -> usize {
         self.at += 1;
         self.at - 1
+    }
+}
+
+impl FieldReader for RowReader<'_> {
+    type Error = StoreError;
+
+    fn uuid(&mut self, name: &'static str) -> Result<Uuid, StoreError> {
+        RowReader::uuid(self, name)
+    }
+
+    fn maybe_uuid(&mut self, name: &'static str) -> Result<Option<Uuid>, StoreError> {
+        RowReader::maybe_uuid(self, name)
+    }
+
+    fn text(&mut self, name: &'static str) -> Result<Arc<str>, StoreError> {
+        RowReader::text(self, name).map(Into::into)
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(&mut self, name: &'static str) -> Result<T, StoreError> {
+        RowReader::parsed(self, name)
+    }
+
+    fn maybe_parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        RowReader::maybe_parsed(self, name)
+    }
+
+    fn status(&mut self, name: &'static str) -> Result<u16, StoreError> {
+        self.int(name)
+    }
+
+    fn count(&mut self, name: &'static str) -> Result<u64, StoreError> {
+        self.int(name)
+    }
+
+    fn maybe_count(&mut self, name: &'static str) -> Result<Option<u64>, StoreError> {
+        self.maybe_int(name)
+    }
+
+    fn instant(&mut self, name: &'static str) -> Result<Timestamp, StoreError> {
+        RowReader::instant(self, name)
+    }
+
+    fn flag(&mut self, name: &'static str) -> Result<bool, StoreError> {
+        self.bool(name)
     }
 }
 

@@ -255,17 +255,8 @@ const USAGE_TEXT_MAX: usize = 512;
 /// becomes the same.
 pub(in crate::store) fn fit(record: &mut UsageRecord) {
     record.at = record.at.clamp(Timestamp::default(), Timestamp::MAX);
-    fit_text(&mut record.endpoint, ENDPOINT_MAX);
-    let others = [
-        &mut record.request_id,
-        &mut record.method,
-        &mut record.route,
-        &mut record.user_agent,
-        &mut record.upstream,
-        &mut record.node,
-    ];
-    for text in others {
-        fit_text(text, USAGE_TEXT_MAX);
+    for (name, text) in record.texts_mut() {
+        fit_text(text, if name == "endpoint" { ENDPOINT_MAX } else { USAGE_TEXT_MAX });
     }
 }
 

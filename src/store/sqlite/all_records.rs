@@ -4,7 +4,8 @@ use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
 use crate::model::id::{RequestId, WorkspaceId};
-use crate::store::shared::decode::{sound_usage, usage_columns};
+use crate::model::usage::usage_columns;
+use crate::store::shared::decode::sound_usage;
 use crate::store::{RecordFilter, RecordPage};
 use rusqlite::{Transaction, params};
 

@@ -7,9 +7,9 @@ use super::rollups;
 use super::row;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
-use crate::model::fault::Fault;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
-use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
+use crate::model::usage::fields::FieldWriter;
+use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
 use crate::store::shared::decode::BATCH_MAX;
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
@@ -18,8 +18,10 @@ use crate::store::shared::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
 use crate::store::{MaintenanceReport, UsagePoint, UsageRange};
 use async_trait::async_trait;
-use rusqlite::{Transaction, params};
+use rusqlite::{CachedStatement, ToSql, Transaction, params};
+use std::sync::LazyLock;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 /// What the ledger needs of a key whose usage may be seen.
 struct SqliteKeyFacts {
@@ -137,41 +139,23 @@ impl Ledger for SqliteStore {
     }
 }
 
+/// A record on its way into a row. By place: finding parameters by name took as long as the rest of the insertion.
+struct InsertValues<'s, 'c> {
+    statement: &'s mut CachedStatement<'c>,
+    /// The places that have a value.
+    bound: usize,
+}
+
 /// Stores a record; false when it was there already.
 fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError> {
-    let sql = "INSERT INTO usage (id, request_id, api_key_id, workspace_id, at, method, endpoint, route, status_code,
-                   outcome, denial, charged, degraded, response_time_us, ttfb_us, bytes_in, bytes_out, tokens_used, ip_address,
-                   user_agent, end_user_id, upstream, node)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-               ON CONFLICT (id) DO NOTHING";
-    // By place: finding parameters by name took as long as the rest of the insertion.
-    let values = params![
-        record.id.0.as_bytes(),
-        record.request_id,
-        record.api_key_id.0.as_bytes(),
-        record.workspace_id.as_str(),
-        record.at.as_micros(),
-        record.method,
-        record.endpoint,
-        record.route,
-        record.status_code,
-        record.outcome.as_str(),
-        record.denial.map(Fault::name),
-        record.charged,
-        record.degraded,
-        row::int(record.response_time_us),
-        record.ttfb_us.map(row::int),
-        row::int(record.bytes_in),
-        row::int(record.bytes_out),
-        row::int(record.tokens_used),
-        record.ip_address.map(|ip| ip.to_string()),
-        record.user_agent,
-        record.end_user_id.as_ref().map(|id| id.0.as_bytes()),
-        record.upstream,
-        record.node,
-    ];
-    let inserted = tx.prepare_cached(sql)?.execute(values).map_err(error::of_record)?;
-    Ok(inserted == 1)
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        let places = vec!["?"; UsageRecord::FIELDS.len()].join(", ");
+        let columns = usage_columns!();
+        format!("INSERT INTO usage ({columns}) VALUES ({places}) ON CONFLICT (id) DO NOTHING")
+    });
+    let mut statement = tx.prepare_cached(&SQL)?;
+    record.write(&mut InsertValues { statement: &mut statement, bound: 0 }).map_err(error::of_record)?;
+    Ok(statement.raw_execute().map_err(error::of_record)? == 1)
 }
 
 /// A key of that workspace, deleted or not.
@@ -188,6 +172,39 @@ fn owned(
             kept_from: f.instant("usage_kept_from")?,
         })
     })
+}
+
+// === impl InsertValues ===
+
+impl InsertValues<'_, '_> {
+    fn bind(&mut self, value: impl ToSql) -> rusqlite::Result<()> {
+        self.bound += 1;
+        self.statement.raw_bind_parameter(self.bound, value)
+    }
+}
+
+impl FieldWriter for InsertValues<'_, '_> {
+    type Error = rusqlite::Error;
+
+    fn uuid(&mut self, _: &'static str, id: Option<Uuid>) -> rusqlite::Result<()> {
+        self.bind(id.as_ref().map(Uuid::as_bytes))
+    }
+
+    fn text(&mut self, _: &'static str, text: Option<&str>) -> rusqlite::Result<()> {
+        self.bind(text)
+    }
+
+    fn count(&mut self, _: &'static str, count: Option<u64>) -> rusqlite::Result<()> {
+        self.bind(count.map(row::int))
+    }
+
+    fn instant(&mut self, _: &'static str, at: Timestamp) -> rusqlite::Result<()> {
+        self.bind(at.as_micros())
+    }
+
+    fn flag(&mut self, _: &'static str, flag: bool) -> rusqlite::Result<()> {
+        self.bind(flag)
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::usage::UsageRecord;
-use crate::store::shared::decode::{read_day, read_place, sound_usage, usage_columns};
+use crate::model::usage::{UsageRecord, usage_columns};
+use crate::store::shared::decode::{read_day, read_place, sound_usage};
 use crate::store::shared::logs::{
     AlignedRange, COUNTED_BY, DAYS_AT_ONCE, LOOKED_AT_MAX, LogSearch, SearchRange, UsageDays,
 };

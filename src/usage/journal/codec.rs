@@ -219,53 +219,82 @@ const HAS_TTFB: u8 = 2;
 impl Admit<'_> {
     /// Appends the payload to `out`. Texts longer than their field may be are cut at a character.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let Self {
+            id,
+            api_key_id,
+            workspace_id,
+            at,
+            request_id,
+            method,
+            endpoint,
+            route,
+            ip_address,
+            user_agent,
+            end_user_id,
+            charged,
+            degraded,
+            node,
+        } = *self;
         let mut own = [0_u8; uuid::fmt::Hyphenated::LENGTH];
-        let is_own = self.request_id == self.id.0.hyphenated().encode_lower(&mut own);
-        let ip = match self.ip_address {
+        let is_own = request_id == id.0.hyphenated().encode_lower(&mut own);
+        let ip = match ip_address {
             None => 0,
             Some(IpAddr::V4(_)) => HAS_V4,
             Some(IpAddr::V6(_)) => HAS_V6,
         };
-        let flags = flag(CHARGED, self.charged)
-            | flag(DEGRADED, self.degraded)
-            | flag(HAS_END_USER, self.end_user_id.is_some())
+        let flags = flag(CHARGED, charged)
+            | flag(DEGRADED, degraded)
+            | flag(HAS_END_USER, end_user_id.is_some())
             | flag(OWN_REQUEST_ID, is_own)
             | ip;
         out.push(flags);
-        out.extend_from_slice(self.id.0.as_bytes());
-        out.extend_from_slice(self.api_key_id.0.as_bytes());
-        out.extend_from_slice(&self.at.as_micros().to_le_bytes());
-        if let Some(id) = self.end_user_id {
+        out.extend_from_slice(id.0.as_bytes());
+        out.extend_from_slice(api_key_id.0.as_bytes());
+        out.extend_from_slice(&at.as_micros().to_le_bytes());
+        if let Some(id) = end_user_id {
             out.extend_from_slice(id.0.as_bytes());
         }
-        match self.ip_address {
+        match ip_address {
             None => {}
             Some(IpAddr::V4(ip)) => out.extend_from_slice(&ip.octets()),
             Some(IpAddr::V6(ip)) => out.extend_from_slice(&ip.octets()),
         }
-        put_text(out, self.workspace_id, TEXT_MAX);
-        put_text(out, if is_own { "" } else { self.request_id }, TEXT_MAX);
-        put_text(out, self.method, TEXT_MAX);
-        put_text(out, self.endpoint, ENDPOINT_MAX);
-        put_text(out, self.route, TEXT_MAX);
-        put_text(out, self.user_agent, USER_AGENT_MAX);
-        put_text(out, self.node, TEXT_MAX);
+        put_text(out, workspace_id, TEXT_MAX);
+        put_text(out, if is_own { "" } else { request_id }, TEXT_MAX);
+        put_text(out, method, TEXT_MAX);
+        put_text(out, endpoint, ENDPOINT_MAX);
+        put_text(out, route, TEXT_MAX);
+        put_text(out, user_agent, USER_AGENT_MAX);
+        put_text(out, node, TEXT_MAX);
     }
 }
 
 impl Complete<'_> {
     /// Appends the payload to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(flag(CHARGED, self.charged) | flag(HAS_TTFB, self.ttfb_us.is_some()));
-        out.extend_from_slice(self.id.0.as_bytes());
-        out.extend_from_slice(&self.status_code.to_le_bytes());
-        for n in [self.response_time_us, self.ttfb_us.unwrap_or(0), self.bytes_in, self.bytes_out] {
+        let Self {
+            id,
+            outcome,
+            denial,
+            status_code,
+            charged,
+            response_time_us,
+            ttfb_us,
+            bytes_in,
+            bytes_out,
+            tokens_used,
+            upstream,
+        } = *self;
+        out.push(flag(CHARGED, charged) | flag(HAS_TTFB, ttfb_us.is_some()));
+        out.extend_from_slice(id.0.as_bytes());
+        out.extend_from_slice(&status_code.to_le_bytes());
+        for n in [response_time_us, ttfb_us.unwrap_or(0), bytes_in, bytes_out] {
             out.extend_from_slice(&n.to_le_bytes());
         }
-        out.extend_from_slice(&self.tokens_used.to_le_bytes());
-        put_text(out, self.outcome.as_str(), TEXT_MAX);
-        put_text(out, self.denial.map_or("", Fault::name), TEXT_MAX);
-        put_text(out, self.upstream, TEXT_MAX);
+        out.extend_from_slice(&tokens_used.to_le_bytes());
+        put_text(out, outcome.as_str(), TEXT_MAX);
+        put_text(out, denial.map_or("", Fault::name), TEXT_MAX);
+        put_text(out, upstream, TEXT_MAX);
     }
 }
 
