@@ -240,6 +240,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
         },
         description: String::new(),
         usage_retention_days: None,
+        deleted_keys_days: 30,
         created_at: at,
         updated_at: at,
     };

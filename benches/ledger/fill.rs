@@ -53,6 +53,7 @@ impl Traffic {
             plan,
             description: String::new(),
             usage_retention_days: None,
+            deleted_keys_days: 30,
             created_at: now(),
             updated_at: now(),
         };

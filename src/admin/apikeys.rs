@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Ceilings, Key, KeyType, Plan};
-use crate::policy::keys::secret::Secret;
+use crate::policy::keys::secret::{Pepper, Secret};
 use crate::store::{IssuedCredential, KeyFilter, KeyRecord, PageRequest};
 use axum::extract::State;
 use ipnet::IpNet;
@@ -33,6 +33,10 @@ pub(super) struct KeyParams {
     /// `true` (default), `false`, or `any`.
     #[param(default = "true")]
     is_active: Option<String>,
+    /// `true`: keys that were deleted and can be restored, instead of those that are there. Then `is_active` is `any` unless
+    /// given.
+    #[param(default = "false")]
+    is_deleted: Option<String>,
     /// Only those of this resource.
     resource_id: Option<String>,
     /// Only those whose name, description or hint contains this, case ignored.
@@ -59,9 +63,16 @@ impl FromParams for KeyQuery {
             "any" => Ok(None),
             _ => Err("must be one of: true, false, any".into()),
         });
+        let deleted = params.read("is_deleted", |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("must be one of: true, false".into()),
+        });
+        let is_deleted = deleted.unwrap_or(false);
         let filter = KeyFilter {
             kind: params.word::<KeyType>("type"),
-            is_active: active.unwrap_or(Some(true)),
+            is_active: active.unwrap_or((!is_deleted).then_some(true)),
+            is_deleted,
             resource_id: params.text("resource_id"),
             search: params.text("search").filter(|text| !text.is_empty()),
         };
@@ -116,6 +127,16 @@ pub(super) struct KeyView {
     created_at: i64,
     /// Epoch milliseconds.
     updated_at: i64,
+}
+
+/// A key in a list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ListedKey {
+    #[serde(flatten)]
+    key: KeyView,
+    /// Epoch milliseconds; only of deleted keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<i64>,
 }
 
 /// A further ceiling.
@@ -190,20 +211,20 @@ pub(super) async fn create_key(
 
 /// List keys
 ///
-/// Role `viewer`. Newest first; deleted keys are not listed.
+/// Role `viewer`. Newest first; deleted keys are listed only with `is_deleted=true`.
 #[utoipa::path(get, path = "/apikeys", tag = "API keys", params(KeyParams), responses(
-    (status = 200, description = "A page of keys", body = Envelope<Listed<KeyView>>),
+    (status = 200, description = "A page of keys", body = Envelope<Listed<ListedKey>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_keys(
     State(admin): State<AdminState>,
     WorkspaceReader { workspace }: WorkspaceReader,
     Query(KeyQuery { filter, page }): Query<KeyQuery>,
-) -> Result<ApiResponse<Listed<KeyView>>, AdminError> {
+) -> Result<ApiResponse<Listed<ListedKey>>, AdminError> {
     let at = admin.now();
     let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
-    Ok(ApiResponse::ok(Listed::new(page, keys, |key| KeyView::new(key, at))))
+    Ok(ApiResponse::ok(Listed::new(page, keys, |key| ListedKey::new(key, at))))
 }
 
 /// Read a key
@@ -278,7 +299,8 @@ pub(super) async fn patch_key(
 
 /// Delete a key
 ///
-/// Role `admin`. For good: the secret is refused from now on, statistics and logs stay, the name is free.
+/// Role `admin`. The secret is refused from now on, statistics and logs stay, the name is free. Within the plan's
+/// `deleted_keys_days` `POST /apikeys/{id}/restore` undoes it; then it is for good.
 #[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys",
 params(("id" = String, Path, description = "Which key"), WaitParams), responses(
     (status = 200, description = "It is gone", body = Envelope<DeletedKey>),
@@ -295,6 +317,31 @@ pub(super) async fn delete_key(
     let deleted = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, deleted.version).await;
     Ok(ApiResponse::ok(DeletedKey { deleted: Deleted::new(&id), propagation }))
+}
+
+/// Restore a deleted key
+///
+/// Role `admin`. Within the plan's `deleted_keys_days` the key comes back as it was: its secret opens it again, and what it
+/// has spent stays spent. Refused when its name is taken (409), its rate is above the plan (400), or another key has got its
+/// secret meanwhile (409).
+#[utoipa::path(post, path = "/apikeys/{id}/restore", tag = "API keys",
+params(("id" = String, Path, description = "Which key"), WaitParams), responses(
+    (status = 200, description = "The key, which is there again", body = Envelope<ChangedKey>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn restore_key(
+    State(admin): State<AdminState>,
+    WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    id: PathSegment,
+    Query(wait): Query<WaitQuery>,
+) -> Result<ApiResponse<ChangedKey>, AdminError> {
+    let at = admin.now();
+    let id = key_id(&id)?;
+    let peppers: Vec<u32> = admin.deps.peppers.iter().map(Pepper::version).collect();
+    let call = admin.deps.store.restore_key(&workspace, id, &peppers, &actor, at);
+    let restored = admin.write_versioned(Fault::KeyNotFound, call).await?;
+    let propagation = spread(&admin, &wait, restored.version).await;
+    Ok(ApiResponse::ok(ChangedKey { key: KeyView::new(restored.value, at), propagation }))
 }
 
 /// Give a key a new secret
@@ -377,6 +424,7 @@ impl KeyView {
             created_by,
             created_at,
             updated_at,
+            deleted_at: _,
         } = record;
         let Key { id, workspace_id, kind, scopes, resource_id, ceilings, allowed_ips, is_active, expires_at } =
             key;
@@ -422,6 +470,12 @@ impl CeilingView {
     pub(super) fn new(ceiling: &Ceiling) -> Self {
         let Ceiling { count, per, max } = *ceiling;
         Self { count: count.as_str(), per: per.as_str(), max }
+    }
+}
+
+impl ListedKey {
+    fn new(record: KeyRecord, at: Timestamp) -> Self {
+        Self { deleted_at: record.deleted_at.map(millis), key: KeyView::new(record, at) }
     }
 }
 

@@ -24,7 +24,7 @@ const BODIES: [&str; 7] =
 /// Fields of changes that cannot be null.
 const NEVER_NULL: [(&str, &[&str]); 3] = [
     ("KeyUpdate", &["name", "scopes", "rate_limit", "is_active"]),
-    ("PlanUpdate", &["api_ops_rate_limit", "end_user_quota"]),
+    ("PlanUpdate", &["api_ops_rate_limit", "end_user_quota", "deleted_keys_days"]),
     ("WorkspaceUpdate", &["plan_id"]),
 ];
 
@@ -113,6 +113,7 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
         }
         "page" => json!({"maximum": u32::MAX}),
         "is_active" => json!({"enum": ["true", "false", "any"]}),
+        "is_deleted" => json!({"enum": ["true", "false"]}),
         "interval" => json!({"enum": ["minute", "hour", "day"]}),
         "format" => json!({"enum": ["json", "csv", "ndjson"]}),
         "wait" => json!({"enum": ["all"]}),

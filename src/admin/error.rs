@@ -6,7 +6,7 @@
 use super::envelope::ApiResult;
 use super::input::FieldError;
 use crate::model::fault::{Fault, Lang};
-use crate::store::StoreError;
+use crate::store::{NotRestorable, StoreError};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -72,6 +72,7 @@ impl AdminError {
                 format!("{workspaces} workspaces are on this plan; move them to another plan first"),
                 format!("该套餐正被 {workspaces} 个工作空间使用，请先将其迁移到其他套餐"),
             ),
+            StoreError::NotRestorable(why) => Self::not_restorable(why),
             StoreError::RateAbovePlan { asked, limit, plan } => {
                 let mut above = Self::of(Fault::BadRequest).saying(
                     format!("rate_limit {asked} is above the {limit} requests per second of plan {plan}"),
@@ -126,6 +127,22 @@ impl AdminError {
         let zh = format!("{}：{first}", fault.message(Lang::Zh));
         let errors = serde_json::to_value(errors).unwrap_or_default();
         Self::of(fault).saying(en, zh).with_data(json!({"errors": errors}))
+    }
+
+    fn not_restorable(why: NotRestorable) -> Self {
+        match why {
+            NotRestorable::NotDeleted => Self::conflict("The key is not deleted", "该密钥未被删除"),
+            NotRestorable::SecretNotKept => Self::conflict(
+                "The key cannot be restored: its secret is not kept any more, or another key has it",
+                "无法恢复该密钥：其密文已不再保存，或已属于其他密钥",
+            ),
+            NotRestorable::PepperMissing(version) => Self::conflict(
+                format!(
+                    "The key cannot be restored: pepper {version} of its secret is not configured any more"
+                ),
+                format!("无法恢复该密钥：其密文所用的 pepper {version} 已不在配置中"),
+            ),
+        }
     }
 
     fn saying(self, en: String, zh: String) -> Self {

@@ -32,6 +32,8 @@ pub(super) struct PlanView {
     limits: Vec<CeilingView>,
     /// How many whole UTC days before today usage records are kept for; null: for ever.
     usage_retention_days: Option<u32>,
+    /// For how many days after its deletion a key can be restored; 0: not at all.
+    deleted_keys_days: u32,
     /// Epoch milliseconds.
     created_at: i64,
     /// Epoch milliseconds.
@@ -140,7 +142,8 @@ pub(super) async fn delete_plan(
 
 impl PlanView {
     fn new(record: PlanRecord) -> Self {
-        let PlanRecord { plan, description, usage_retention_days, created_at, updated_at } = record;
+        let PlanRecord { plan, description, usage_retention_days, deleted_keys_days, created_at, updated_at } =
+            record;
         let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
         Self {
             id: id.to_string(),
@@ -150,6 +153,7 @@ impl PlanView {
             default_daily_request_limit,
             limits: limits.iter().map(CeilingView::new).collect(),
             usage_retention_days,
+            deleted_keys_days,
             created_at: millis(created_at),
             updated_at: millis(updated_at),
         }

@@ -74,6 +74,7 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(apikeys::create_key, apikeys::list_keys))
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::patch_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
+        .routes(routes!(apikeys::restore_key))
         .routes(routes!(propagation::key_propagation))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))
@@ -100,7 +101,7 @@ fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
         if !["/apikeys", "/endusers", "/audit"].iter().any(|about| path.starts_with(about)) {
             continue;
         }
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let header = ParameterBuilder::new()
                 .name("X-Workspace-Id")

@@ -122,6 +122,9 @@ pub(super) struct PlanCreate {
     /// How many whole UTC days before today usage records are kept for; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
+    /// For how many days after its deletion a key can be restored; 0: not at all.
+    #[schema(minimum = 0, maximum = 3_650, default = 30)]
+    deleted_keys_days: Option<u32>,
 }
 
 /// What to change on a plan. Absent fields stay.
@@ -144,6 +147,9 @@ pub(super) struct PlanUpdate {
     /// How many whole UTC days before today usage records are kept for; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
+    /// For how many days after its deletion a key can be restored; 0: not at all.
+    #[schema(minimum = 0, maximum = 3_650)]
+    deleted_keys_days: Option<u32>,
 }
 
 /// What to change on a workspace, which is made if it does not exist. Absent fields stay.

@@ -1,5 +1,6 @@
 //! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
 
+use super::deleted_keys::SpendingOfDeletedKeys;
 use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
@@ -102,10 +103,11 @@ pub(super) fn follower(
     end_users: &Arc<EndUserCache>,
     admin_at: &Arc<OnceLock<SocketAddr>>,
 ) -> FeedFollower {
-    let (counters, end_users) = (Arc::clone(counters), Arc::clone(end_users));
+    let spending = Arc::new(SpendingOfDeletedKeys::new(core, keyring, counters));
+    let (before_return, end_users) = (Arc::clone(&spending), Arc::clone(end_users));
     let all_end_users = Arc::clone(&end_users);
     let forget = move |removed: &Change| match removed {
-        Change::KeyRemoved { id, .. } => counters.forget(*id),
+        Change::KeyRemoved { id, .. } => spending.on_removed(*id),
         Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
         _ => {}
     };
@@ -119,6 +121,7 @@ pub(super) fn follower(
         Box::new(forget),
     )
     .reporting(reporter)
+    .preparing_returns(before_return)
     .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
 }
 

@@ -8,6 +8,7 @@ mod admin_tokens;
 mod agreement;
 mod components;
 mod counters;
+mod deleted_keys;
 mod files;
 mod gauges;
 mod late;

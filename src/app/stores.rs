@@ -19,11 +19,12 @@ pub async fn create_plans(
     store: &dyn Tenants,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    for PlanConfig { plan, description, usage_retention_days } in plans {
+    for PlanConfig { plan, description, usage_retention_days, deleted_keys_days } in plans {
         let record = PlanRecord {
             plan: plan.clone(),
             description: description.clone(),
             usage_retention_days: *usage_retention_days,
+            deleted_keys_days: *deleted_keys_days,
             created_at: now,
             updated_at: now,
         };

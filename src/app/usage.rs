@@ -326,8 +326,14 @@ mod tests {
         };
         let [w, elsewhere]: [WorkspaceId; 2] = ["w", "elsewhere"].map(|id| id.parse().unwrap());
         let plan_id = plan.id.clone();
-        let (description, usage_retention_days) = (String::new(), None);
-        let plan = PlanRecord { plan, description, usage_retention_days, created_at: NOW, updated_at: NOW };
+        let plan = PlanRecord {
+            plan,
+            description: String::new(),
+            usage_retention_days: None,
+            deleted_keys_days: 30,
+            created_at: NOW,
+            updated_at: NOW,
+        };
         store.create_plan(plan, &by, NOW).await.unwrap();
         store.ensure_workspace(&w, &plan_id, &by, NOW).await.unwrap();
         let mut keys = Vec::new();

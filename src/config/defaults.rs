@@ -9,7 +9,7 @@ use super::types::{
     WhenFull, WhenStoreIsGone,
 };
 use crate::model::id::PlanId;
-use crate::model::key::{DAILY_DEFAULT, Plan};
+use crate::model::key::{DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -193,6 +193,11 @@ impl PlanConfig {
             default_daily_request_limit: Some(DAILY_DEFAULT),
             limits: Box::default(),
         };
-        Self { plan, description: String::new(), usage_retention_days: None }
+        Self {
+            plan,
+            description: String::new(),
+            usage_retention_days: None,
+            deleted_keys_days: DELETED_KEYS_DAYS_DEFAULT,
+        }
     }
 }

@@ -19,7 +19,9 @@ use super::types::{
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::model::id::PlanId;
-use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::model::key::{
+    CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
+};
 use crate::model::scope::{SCOPES_MAX, check_required};
 use crate::policy::http::head::TARGET_MAX;
 use crate::policy::routing::route::ResourceFrom;
@@ -59,6 +61,7 @@ pub(super) struct PlanFile {
     pub(super) default_daily_request_limit: u64,
     pub(super) description: String,
     pub(super) usage_retention_days: u32,
+    pub(super) deleted_keys_days: u32,
     pub(super) limits: Vec<Option<Ceiling>>,
 }
 
@@ -345,6 +348,11 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
             "usage_retention_days",
             &Integer { min: 0, max: RETENTION_DAYS_MAX },
             d.usage_retention_days.unwrap_or(0),
+        ),
+        deleted_keys_days: s.value(
+            "deleted_keys_days",
+            &Integer { min: 0, max: DELETED_KEYS_DAYS_MAX },
+            d.deleted_keys_days,
         ),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
     }

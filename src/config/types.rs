@@ -357,6 +357,8 @@ pub struct PlanConfig {
     pub description: String,
     /// How many days usage records are kept for; none: for ever.
     pub usage_retention_days: Option<u32>,
+    /// For how many days after its deletion a key can be restored.
+    pub deleted_keys_days: u32,
 }
 
 /// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.

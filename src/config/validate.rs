@@ -278,6 +278,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
                 plan.plan.limits = file.limits.into_iter().flatten().collect();
                 plan.description = file.description;
                 plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
+                plan.deleted_keys_days = file.deleted_keys_days;
                 plans.insert(id, plan);
             }
             Err(bad) => reading.complain(&path, bad.to_string()),

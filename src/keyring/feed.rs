@@ -5,7 +5,9 @@
 use super::Keyring;
 use super::broken::Unapplied;
 use crate::clock::Clock;
-use crate::store::{Change, Feed, NodeReport, Nodes, StoreError, Version};
+use crate::model::id::KeyId;
+use crate::store::{Change, Feed, KeyChange, NodeReport, Nodes, StoreError, Version};
+use async_trait::async_trait;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,11 +44,19 @@ pub struct FeedFollower {
     store: Arc<dyn Feed>,
     clock: Arc<dyn Clock>,
     on_removed: Box<dyn Fn(&Change) + Send + Sync>,
+    before_return: Option<Arc<dyn BeforeReturn>>,
     on_gone_back: Box<dyn Fn() + Send + Sync>,
     options: FeedOptions,
     reporter: Option<NodeReporter>,
     /// What is held may be of a past that the store no longer knows.
     is_starting_over: AtomicBool,
+}
+
+/// Brings back what is known of a key that was deleted and is restored.
+#[async_trait]
+pub trait BeforeReturn: Send + Sync {
+    /// Called before any request can find the key. On failure the key is not found yet, and this is tried again.
+    async fn prepare(&self, key: KeyId) -> Result<(), StoreError>;
 }
 
 impl NodeReporter {
@@ -106,6 +116,7 @@ impl FeedFollower {
             store,
             clock,
             on_removed,
+            before_return: None,
             on_gone_back: Box::new(|| ()),
             options,
             reporter: None,
@@ -117,6 +128,12 @@ impl FeedFollower {
     #[must_use]
     pub fn reporting(self, reporter: NodeReporter) -> Self {
         Self { reporter: Some(reporter), ..self }
+    }
+
+    /// Also has what a restored key had spent looked up before a request can find the key.
+    #[must_use]
+    pub fn preparing_returns(self, before_return: Arc<dyn BeforeReturn>) -> Self {
+        Self { before_return: Some(before_return), ..self }
     }
 
     /// Also tells when the store has gone back to an earlier state, of which nothing may be known that it does not say.
@@ -232,11 +249,33 @@ impl FeedFollower {
         let asked = self.store.changes(after, to);
         let applied = async {
             while let Some(batch) = batches.recv().await {
+                if let Err(error) = self.prepare_returns(&batch).await {
+                    // Whoever sends must not wait for somebody who takes no more.
+                    batches.close();
+                    return Err(error);
+                }
                 batch.iter().for_each(&mut *see);
                 self.apply(batch);
             }
+            Ok(())
         };
-        tokio::join!(asked, applied).0
+        match tokio::join!(asked, applied) {
+            (_, Err(error)) => Err(error),
+            (reached, Ok(())) => reached,
+        }
+    }
+
+    /// A key that was deleted and comes back may have been forgotten here, and what it has spent with it.
+    async fn prepare_returns(&self, batch: &[Change]) -> Result<(), StoreError> {
+        let Some(before_return) = &self.before_return else { return Ok(()) };
+        for change in batch {
+            if let Change::Key(KeyChange { key, was_restored: true, .. }) = change
+                && !self.keyring.holds(key.id)
+            {
+                before_return.prepare(key.id).await?;
+            }
+        }
+        Ok(())
     }
 
     fn apply(&self, batch: Vec<Change>) {

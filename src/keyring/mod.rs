@@ -9,7 +9,7 @@ mod broken;
 mod feed;
 mod index;
 
-pub use feed::{FeedFollower, FeedOptions, NodeReporter};
+pub use feed::{BeforeReturn, FeedFollower, FeedOptions, NodeReporter};
 
 use crate::clock::{Now, Timestamp};
 use crate::model::digest::Digest;
@@ -197,6 +197,11 @@ impl Keyring {
         is_held || self.broken_rows().holds(table, subject)
     }
 
+    /// Whether that key is held.
+    pub fn holds(&self, key: KeyId) -> bool {
+        self.by_id.get(&key).is_some()
+    }
+
     /// How many keys are held.
     pub fn len(&self) -> usize {
         self.by_id.len()
@@ -355,7 +360,7 @@ impl Keyring {
     }
 
     fn put_key(&self, change: KeyChange) -> Result<(), Box<Unapplied>> {
-        let KeyChange { mut key, credentials, version } = change;
+        let KeyChange { mut key, credentials, version, was_restored: _ } = change;
         let id = key.id;
         let before = self.by_id.get(&id);
         if before.as_ref().is_some_and(|b| b.version > version) {

@@ -57,6 +57,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
         key,
         credentials: credentials.iter().copied().collect(),
         version: Version(version),
+        was_restored: false,
     })
 }
 
@@ -73,7 +74,7 @@ pub(super) fn entry(number: u16) -> Entry {
             valid_until: None,
         }
     };
-    let Change::Key(KeyChange { key, credentials, version }) =
+    let Change::Key(KeyChange { key, credentials, version, .. }) =
         key(KeyId(uuid::Uuid::from_u128(u128::from(number))), 1, &[digest(1), digest(2)])
     else {
         unreachable!("it makes a key")

@@ -80,6 +80,10 @@ pub const CEILING_MAX: u64 = (1 << 53) - 1;
 pub const RATE_MAX: u32 = 10_000_000;
 /// Longest that a plan keeps usage records for when it does not keep them for ever, in days: 100 years.
 pub const RETENTION_DAYS_MAX: u32 = 36_500;
+/// Longest that a deleted key can be restored, in days: ten years.
+pub const DELETED_KEYS_DAYS_MAX: u32 = 3_650;
+/// For how many days a deleted key can be restored, unless its plan says otherwise.
+pub const DELETED_KEYS_DAYS_DEFAULT: u32 = 30;
 /// Most further ceilings on one key or plan.
 pub const CEILINGS_MAX: usize = 8;
 /// Rate of a key that names none, in requests per second (the plan's where that is lower).

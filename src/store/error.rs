@@ -20,6 +20,9 @@ pub enum StoreError {
         /// How many.
         workspaces: u64,
     },
+    /// A deleted key that is not beyond its time, and cannot be restored all the same.
+    #[error("the key cannot be restored: {0}")]
+    NotRestorable(NotRestorable),
     /// The rate is above the plan's.
     #[error("rate_limit {asked} is above the {limit} requests/s of plan {plan}")]
     RateAbovePlan {
@@ -53,6 +56,20 @@ pub enum StoreError {
     /// The backend cannot be reached, is full, or answered too late. Trying again later may help.
     #[error("store unavailable: {0}")]
     Unavailable(String),
+}
+
+/// Why a key cannot be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRestorable {
+    /// It is there.
+    #[error("it is not deleted")]
+    NotDeleted,
+    /// Another key has its secret, or the plan did not keep it when the key was deleted.
+    #[error("its secret is not kept any more")]
+    SecretNotKept,
+    /// Its secret cannot be checked any more.
+    #[error("its secret was made with pepper {0}, which is not configured any more")]
+    PepperMissing(u32),
 }
 
 impl StoreError {

@@ -18,7 +18,7 @@ mod usage;
 
 use crate::model::digest::Digest;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
-pub use error::StoreError;
+pub use error::{NotRestorable, StoreError};
 pub use imported::ImportedKeyHistory;
 pub use node::{NodeReport, NodeRow};
 pub use record::*;
@@ -115,7 +115,7 @@ pub trait Keys: Send + Sync + 'static {
     /// One key that is not deleted.
     async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
 
-    /// Keys that are not deleted, newest first.
+    /// Keys that are not deleted, or with [`KeyFilter::is_deleted`] those that can be restored, newest first.
     async fn keys(
         &self,
         workspace: &WorkspaceId,
@@ -136,7 +136,8 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
-    /// Deletes a key for good: a tombstone stays, the name is free, usage stays.
+    /// Deletes a key: its secret opens nothing, the name is free, usage stays. A tombstone stays too, with the digests for as
+    /// long as the workspace's plan lets the key be restored.
     async fn delete_key(
         &self,
         workspace: &WorkspaceId,
@@ -144,6 +145,18 @@ pub trait Keys: Send + Sync + 'static {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<()>, StoreError>;
+
+    /// Undoes a deletion within the plan's `deleted_keys_days`: the key is as it was, its secret opens it again, and what it
+    /// has spent stays spent. `peppers` are the versions that secrets can be checked with. `NotFound` when there was no such
+    /// key or its time is over, `NotRestorable`, `DuplicateName`, `RateAbovePlan`.
+    async fn restore_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        peppers: &[u32],
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError>;
 
     /// Gives a key a new credential. The one before stays valid until `old_until`; any older one ends now.
     async fn regenerate_key(

@@ -86,6 +86,8 @@ pub struct KeyRecord {
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
+    /// When it was deleted, of one that can still be restored; only lists of deleted keys have such.
+    pub deleted_at: Option<Timestamp>,
 }
 
 /// What to change on a key; an absent field stays, an inner `None` clears.
@@ -130,6 +132,8 @@ pub struct KeyFilter {
     pub resource_id: Option<String>,
     /// Only those whose name, description or hint contains this, case ignored.
     pub search: Option<String>,
+    /// Those that were deleted and can be restored, instead of those that are there.
+    pub is_deleted: bool,
 }
 
 /// Which page; both counted from 1.
@@ -161,6 +165,8 @@ pub struct PlanRecord {
     pub description: String,
     /// How many whole UTC days before today usage records are kept for; none: for ever.
     pub usage_retention_days: Option<u32>,
+    /// For how many days after its deletion a key can be restored; 0: not at all.
+    pub deleted_keys_days: u32,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -174,6 +180,8 @@ pub struct PlanPatch {
     pub description: Option<String>,
     /// See [`PlanRecord::usage_retention_days`].
     pub usage_retention_days: Option<Option<u32>>,
+    /// See [`PlanRecord::deleted_keys_days`].
+    pub deleted_keys_days: Option<u32>,
     /// See [`Plan::api_ops_rate_limit`].
     pub api_ops_rate_limit: Option<u32>,
     /// See [`Plan::end_user_quota`].
@@ -287,6 +295,8 @@ pub struct KeyChange {
     pub credentials: Credentials,
     /// In which write it became so.
     pub version: Version,
+    /// Whether it was deleted once and came back, so that nodes may have forgotten what it has spent.
+    pub was_restored: bool,
 }
 
 // === audit ===

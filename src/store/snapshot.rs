@@ -70,6 +70,8 @@ pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut
         Value::Flag(key.is_active),
         key.expires_at.map_or(Value::Null, |at| Value::Int(at.as_micros())),
         version(),
+        // Who starts reads what was spent from the ledger anyway.
+        Value::Flag(false),
         maybe(Some(current.pepper_version.into())),
         maybe(Some(current.secret.0.into())),
         old.map_or(Value::Null, |old| Value::Int(old.pepper_version.into())),
@@ -267,7 +269,9 @@ mod tests {
         for at in [1, 2] {
             let (key, credentials) = key(at);
             put_key(&key, &credentials, Version(40), &mut bytes);
-            expected.push(format!("{:?}", Change::Key(KeyChange { key, credentials, version: Version(40) })));
+            let (version, was_restored) = (Version(40), false);
+            let change = KeyChange { key, credentials, version, was_restored };
+            expected.push(format!("{:?}", Change::Key(change)));
         }
         let mut changes = Vec::new();
         read(&bytes, |change| changes.push(format!("{change:?}"))).expect("whole");

@@ -141,6 +141,74 @@ fn every_new_secret_is_known_and_every_deleted_one_unknown_to_the_very_next_requ
     }
 }
 
+// === restore ===
+
+#[test]
+fn a_deleted_key_is_restored_with_its_secret_and_what_it_has_spent() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"name": "accident", "quota_limit": 3}));
+    let one = format!("/apikeys/{}", key.id);
+    let restore = |status: u16| {
+        let answer = gateway.admin("POST", &format!("{one}/restore?wait=all"), None);
+        assert_eq!(answer.status, status, "{}", answer.text());
+        answer
+    };
+    let mut line = Line::open(&gateway, &key.secret);
+    assert_eq!(line.told(), (200, 0));
+    assert_eq!(restore(409).fault(), (409, 1000, "conflict".into()), "it is not deleted");
+
+    delete(&gateway, &key);
+    assert_eq!(line.told(), (401, 3009));
+    let listed = gateway.managed("GET", "/apikeys?is_deleted=true", None);
+    assert_eq!((&listed["items"][0]["id"], &listed["page"]["total"]), (&json!(key.id), &json!(1)));
+    assert!(listed["items"][0]["deleted_at"].is_i64(), "{listed}");
+    let other = gateway.mint("admin", "other");
+    let foreign = gateway.admin_as(&other, "POST", &format!("{one}/restore"), None);
+    assert_eq!(foreign.fault(), (404, 3007, "api_key_not_found".into()));
+
+    let namesake = gateway.create_key(json!({"name": "accident"}));
+    assert_eq!(restore(409).fault(), (409, 3008, "api_key_duplicate_name".into()));
+    delete(&gateway, &namesake);
+    let restored = restore(200).data();
+    assert_eq!((&restored["id"], &restored["propagation"]["complete"]), (&json!(key.id), &json!(true)));
+    assert_eq!(line.told(), (200, 0), "the very next request sees it");
+    assert_eq!(line.told(), (429, 3016), "what was spent before counts");
+    gateway.wait_for_logs(&key, 4);
+    assert_eq!(gateway.stats(&key)["quota_used"], json!(3));
+    let audit = format!("/audit?target={}&action=key.restore", key.id);
+    let told = gateway.admin_as(&gateway.mint("admin", "default"), "GET", &audit, None).data();
+    assert_eq!(told["page"]["total"], json!(1), "{told}");
+}
+
+#[test]
+fn a_restored_key_goes_on_where_it_was_after_a_restart_in_between() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let key = gateway.create_key(json!({"quota_limit": 2}));
+    let gone = gateway.create_key(json!({}));
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    gateway.wait_for_logs(&key, 1);
+    delete(&gateway, &key);
+    delete(&gateway, &gone);
+    gateway.managed("PUT", "/plans/default", Some(&json!({"deleted_keys_days": 0})));
+    let late = gateway.admin("POST", &format!("/apikeys/{}/restore", gone.id), None);
+    assert_eq!(late.fault(), (404, 3007, "api_key_not_found".into()), "its time is over");
+    gateway.managed("PUT", "/plans/default", Some(&json!({"deleted_keys_days": 1})));
+    drop(gateway);
+
+    let listed = place.done(&["keys", "list", "--deleted"]);
+    assert!(listed.contains(&format!("{}  deleted  service", key.id)), "{listed}");
+    let gateway = place.start();
+    gateway.managed("POST", &format!("/apikeys/{}/restore", key.id), None);
+    let told = [0; 2].map(|_| gateway.get("/v1/app/x", &key.secret).status);
+    assert_eq!(told, [200, 429], "one of two was spent before the restart");
+    drop(gateway);
+
+    place.done(&["keys", "restore", &gone.id]);
+    assert_eq!(place.start().get("/v1/app/x", &gone.secret).status, 200);
+}
+
 // === plans ===
 
 /// Makes the plan and puts the workspace of the first token on it.

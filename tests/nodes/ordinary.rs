@@ -36,6 +36,23 @@ fn a_key_deleted_on_one_node_is_refused_by_the_other_when_the_call_returns() {
 }
 
 #[test]
+fn a_restored_key_has_spent_on_every_node_what_the_ledger_knows() {
+    let url = wait(Server::shared().database());
+    let Pair { first, second, _origin } = pair(&url);
+    let key = first.create_key(json!({"quota_limit": 3}));
+    eventually_true("the other node knows the key", || second.get("/v1/app/x", &key.secret).status == 200);
+    assert_eq!(first.get("/v1/app/x", &key.secret).status, 200);
+    first.wait_for_logs(&key, 2);
+    delete_everywhere(&first, &key);
+    let third = node(&_origin, &url, "third", &crate::cluster::shared_with(&first));
+    let restored = first.managed("POST", &format!("/apikeys/{}/restore?wait=all", key.id), None);
+    assert_eq!(restored["propagation"]["complete"], true, "{restored}");
+    // Each counts by itself: two of three are spent, whoever served them.
+    let told = [&second, &third].map(|node| [0; 2].map(|_| node.get("/v1/app/x", &key.secret).status));
+    assert_eq!(told, [[200, 429]; 2]);
+}
+
+#[test]
 fn a_node_that_was_killed_is_named_as_lagging() {
     let Pair { first, mut second, _origin } = pair(&wait(Server::shared().database()));
     let key = first.create_key(json!({}));

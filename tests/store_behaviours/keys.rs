@@ -74,6 +74,7 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
         created_by: "ada".into(),
         created_at: T0,
         updated_at: T0,
+        deleted_at: None,
     };
     let written = place.create_key(new, &someone(), T0).await.unwrap();
     assert_eq!(written.value, expected);

@@ -4,6 +4,7 @@
 
 mod all_records;
 mod audit;
+mod deleted_keys;
 mod end_users;
 mod feed;
 mod keys;
@@ -67,6 +68,12 @@ macro_rules! behaviours {
                 a_grace_that_is_over_keeps_nothing
                 a_rehash_replaces_one_digest
                 workspaces_do_not_see_each_others_keys;
+            deleted_keys:
+                a_deleted_key_comes_back_as_it_was
+                a_deleted_key_comes_back_within_its_time_only
+                what_stands_against_a_return_is_told
+                a_secret_given_to_another_key_does_not_come_back
+                deleted_keys_are_listed_by_themselves;
             tenants:
                 an_absent_plan_or_workspace_is_none
                 a_plan_reads_back_exactly

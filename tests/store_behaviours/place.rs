@@ -187,6 +187,7 @@ pub(crate) fn plan(id: &str) -> PlanRecord {
         plan,
         description: String::new(),
         usage_retention_days: None,
+        deleted_keys_days: 30,
         created_at: T0,
         updated_at: T0,
     }

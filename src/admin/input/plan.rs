@@ -4,7 +4,7 @@ use super::fields::{FieldError, InputFields};
 use super::rules;
 use crate::clock::Timestamp;
 use crate::model::id::PlanId;
-use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, Plan};
+use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
 use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
 use serde_json::{Map, Value};
 
@@ -14,6 +14,7 @@ pub struct CreatePlanInput {
     plan: Plan,
     description: String,
     usage_retention_days: Option<u32>,
+    deleted_keys_days: u32,
 }
 
 /// A change of a plan somebody asks for.
@@ -37,12 +38,14 @@ impl CreatePlanInput {
         let limits = fields.optional("limits", rules::limits).unwrap_or_default();
         let description = fields.optional("description", rules::description).unwrap_or_default();
         let usage_retention_days = fields.optional("usage_retention_days", rules::days);
+        let deleted_keys_days = fields.optional("deleted_keys_days", rules::deleted_keys_days);
         match (id, rate, quota, fields.finish()) {
             (Some(id), Some(api_ops_rate_limit), Some(end_user_quota), errors) if errors.is_empty() => {
                 let default_daily_request_limit = daily.unwrap_or(Some(DAILY_DEFAULT));
                 let plan =
                     Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits };
-                Ok(Self { plan, description, usage_retention_days })
+                let deleted_keys_days = deleted_keys_days.unwrap_or(DELETED_KEYS_DAYS_DEFAULT);
+                Ok(Self { plan, description, usage_retention_days, deleted_keys_days })
             }
             (.., errors) => Err(errors),
         }
@@ -50,8 +53,9 @@ impl CreatePlanInput {
 
     /// The plan as it is stored at the instant `at`.
     pub fn into_record(self, at: Timestamp) -> PlanRecord {
-        let Self { plan, description, usage_retention_days } = self;
-        PlanRecord { plan, description, usage_retention_days, created_at: at, updated_at: at }
+        let Self { plan, description, usage_retention_days, deleted_keys_days } = self;
+        let (created_at, updated_at) = (at, at);
+        PlanRecord { plan, description, usage_retention_days, deleted_keys_days, created_at, updated_at }
     }
 }
 
@@ -64,6 +68,7 @@ impl UpdatePlanInput {
         let patch = PlanPatch {
             description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
             usage_retention_days: fields.cleared("usage_retention_days", rules::days),
+            deleted_keys_days: fields.changed("deleted_keys_days", rules::deleted_keys_days),
             api_ops_rate_limit: fields.changed("api_ops_rate_limit", rules::rate),
             end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
             default_daily_request_limit: fields.cleared("default_daily_request_limit", rules::ceiling),

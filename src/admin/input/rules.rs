@@ -3,7 +3,9 @@
 use super::fields::{InputFields, ValidationErrors};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
-use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Count, Per, RATE_MAX, RETENTION_DAYS_MAX};
+use crate::model::key::{
+    CEILING_MAX, CEILINGS_MAX, Ceiling, Count, DELETED_KEYS_DAYS_MAX, Per, RATE_MAX, RETENTION_DAYS_MAX,
+};
 use crate::model::scope::{Scopes, check_granted};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
@@ -105,6 +107,12 @@ pub(super) fn rate(value: &Value) -> Result<u32, ValidationErrors> {
 /// A number of days.
 pub(super) fn days(value: &Value) -> Result<u32, ValidationErrors> {
     narrow(value, RETENTION_DAYS_MAX)
+}
+
+/// For how many days a deleted key can be restored; 0: not at all.
+pub(super) fn deleted_keys_days(value: &Value) -> Result<u32, ValidationErrors> {
+    let number = whole(0, u64::from(DELETED_KEYS_DAYS_MAX))(value)?;
+    u32::try_from(number).map_err(|_| ValidationErrors::from("is too large"))
 }
 
 /// A number of requests in flight.

@@ -399,6 +399,8 @@ fn plans_and_workspaces_name_their_mistakes() {
         (json!({"end_user_quota": "9"}), "end_user_quota"),
         (json!({"usage_retention_days": 0}), "usage_retention_days"),
         (json!({"usage_retention_days": 36_501}), "usage_retention_days"),
+        (json!({"deleted_keys_days": null}), "deleted_keys_days"),
+        (json!({"deleted_keys_days": 3_651}), "deleted_keys_days"),
     ] {
         assert_eq!(said(UpdatePlanInput::read(&map(body)).expect_err(field))[0].0, field);
     }

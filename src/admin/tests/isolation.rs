@@ -17,6 +17,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("PATCH /apikeys/{id}", Some(Role::Admin)),
         ("DELETE /apikeys/{id}", Some(Role::Admin)),
         ("POST /apikeys/{id}/regenerate", Some(Role::Admin)),
+        ("POST /apikeys/{id}/restore", Some(Role::Admin)),
         ("GET /apikeys/{id}/propagation", Some(Role::Viewer)),
         ("GET /apikeys/{id}/stats", Some(Role::Viewer)),
         ("GET /apikeys/{id}/usage", Some(Role::Viewer)),
@@ -158,6 +159,10 @@ async fn every_call_asks_for_its_role() {
                 _ => "default",
             };
             let token = fresh.token("ws-a", *role);
+            if path.ends_with("/restore") {
+                let gone = fresh.call(&token, "DELETE", &format!("/apikeys/{id}"), Value::Null).await;
+                assert_eq!(gone.status, 200, "{}", gone.text);
+            }
             let reply = fresh.call(&token, &method, &path.replace("{id}", id), body_of(&method, &path)).await;
             let kept = (method.as_str(), path.as_str()) == ("DELETE", "/plans/{id}");
             assert_eq!(reply.status.is_success(), !kept, "{method} {path} as {role}: {}", reply.text);
@@ -217,6 +222,7 @@ async fn what_is_not_there_and_what_is_elsewhere_look_the_same() {
         ("PUT", ""),
         ("DELETE", ""),
         ("POST", "/regenerate"),
+        ("POST", "/restore"),
         ("GET", "/stats"),
         ("GET", "/usage"),
         ("GET", "/logs"),

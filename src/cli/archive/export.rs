@@ -131,7 +131,14 @@ impl ArchiveExport<'_> {
 }
 
 fn plan_line(record: PlanRecord) -> Value {
-    let PlanRecord { plan, description, usage_retention_days, created_at: _, updated_at: _ } = record;
+    let PlanRecord {
+        plan,
+        description,
+        usage_retention_days,
+        deleted_keys_days,
+        created_at: _,
+        updated_at: _,
+    } = record;
     let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
     json!({
         "id": id.as_str(),
@@ -141,6 +148,7 @@ fn plan_line(record: PlanRecord) -> Value {
         "default_daily_request_limit": default_daily_request_limit,
         "limits": ceilings(&limits),
         "usage_retention_days": usage_retention_days,
+        "deleted_keys_days": deleted_keys_days,
     })
 }
 

@@ -13,7 +13,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Plan;
-use crate::policy::keys::secret::{Peppers, Secret};
+use crate::policy::keys::secret::{Pepper, Peppers, Secret};
 use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, PageRequest, Store, StoreError};
 use clap::{Args, Subcommand};
 use std::sync::Arc;
@@ -44,8 +44,10 @@ enum KeysCommand {
     Disable(OneKey),
     /// Give a key a new secret and print it, this once, on standard output
     Regenerate(RegenerateArgs),
-    /// Delete a key for good; its usage stays
+    /// Delete a key; its usage stays, and `restore` undoes it within the plan's `deleted_keys_days`
     Delete(OneKey),
+    /// Bring a deleted key back as it was, with its secret and what it has spent
+    Restore(OneKey),
     /// Import keys from a file of JSON lines (.jsonl) or comma-separated values (.csv)
     Import(import::KeysImportArgs),
     /// Write all keys, with the digests of their secrets, as JSON lines that `import` takes
@@ -67,6 +69,9 @@ struct ListArgs {
     /// Also those that are switched off
     #[arg(long)]
     all: bool,
+    /// Those that were deleted and can be restored, instead
+    #[arg(long)]
+    deleted: bool,
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +110,7 @@ pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Fa
         KeysCommand::Disable(key) => disable(&command, &key),
         KeysCommand::Regenerate(args) => regenerate(&command, &args),
         KeysCommand::Delete(key) => delete(&command, &key),
+        KeysCommand::Restore(key) => restore(&command, &key),
         KeysCommand::Import(args) => import::run(&command, &args),
         KeysCommand::Export(args) => export::run(&command, &args),
     };
@@ -113,9 +119,14 @@ pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Fa
 }
 
 fn list(command: &KeyCommand, args: &ListArgs) -> Result<(), Failure> {
-    let filter = KeyFilter { is_active: (!args.all).then_some(true), ..KeyFilter::default() };
+    let is_active = (!args.all && !args.deleted).then_some(true);
+    let filter = KeyFilter { is_active, is_deleted: args.deleted, ..KeyFilter::default() };
     command.each_key(&args.within.workspace, &filter, |record| {
-        let state = if record.key.is_active { "active" } else { "disabled" };
+        let state = match (record.deleted_at, record.key.is_active) {
+            (Some(_), _) => "deleted",
+            (None, true) => "active",
+            (None, false) => "disabled",
+        };
         let KeyRecord { key, name, hint, .. } = record;
         say(format_args!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name))
     })
@@ -134,6 +145,14 @@ fn delete(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
     command
         .wait(command.store.delete_key(&key.within.workspace, key.id, &by, command.now))
         .map(|_| eprintln!("{} is deleted", key.id))
+}
+
+fn restore(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
+    let (workspace, by) = (&key.within.workspace, Actor::cli());
+    let peppers: Vec<u32> = command.peppers.iter().map(Pepper::version).collect();
+    command
+        .wait(command.store.restore_key(workspace, key.id, &peppers, &by, command.now))
+        .map(|_| eprintln!("{} is restored", key.id))
 }
 
 fn regenerate(command: &KeyCommand, args: &RegenerateArgs) -> Result<(), Failure> {

@@ -12,24 +12,26 @@ use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version}
 use serde_json::json;
 use tokio_postgres::types::ToSql;
 
+/// Keys, with the roll-up of their whole lives.
+macro_rules! select_keys {
+    () => {
+        " FROM keys k LEFT JOIN usage_rollups t
+           ON t.subject_kind = 1 AND t.subject_id = uuid_send(k.id) AND t.width = 0 AND t.start = 0 "
+    };
+}
+pub(super) use select_keys;
+
 /// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.
 macro_rules! select_records {
     () => {
-        concat!(
-            "SELECT ",
-            key_columns!(),
-            ", ",
-            key_record_columns!(),
-            " FROM keys k LEFT JOIN usage_rollups t
-               ON t.subject_kind = 1 AND t.subject_id = uuid_send(k.id) AND t.width = 0 AND t.start = 0 "
-        )
+        concat!("SELECT ", key_columns!(), ", ", key_record_columns!(), select_keys!())
     };
 }
 
 /// Which keys a list shows; `k` is the table.
 macro_rules! listed {
     () => {
-        "WHERE k.workspace_id = $1 AND k.deleted_at IS NULL
+        "WHERE k.workspace_id = $1 AND (k.deleted_at IS NOT NULL) = $6 AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
            AND ($2::text IS NULL OR k.kind = $2) AND ($3::boolean IS NULL OR k.is_active = $3)
            AND ($4::text IS NULL OR k.resource_id = $4)
            AND ($5::text IS NULL OR strpos(k.search_text, $5) > 0) "
@@ -56,13 +58,25 @@ pub(super) async fn list(
     let (workspace, kind) = (workspace.as_str(), filter.kind.map(KeyType::as_str));
     let search = filter.search.as_deref().map(rules::fold_case);
     let count = concat!("SELECT count(*) FROM keys k ", listed!());
-    let total =
-        tx.count(count, &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search]).await?;
+    let total = tx
+        .count(
+            count,
+            &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &filter.is_deleted],
+        )
+        .await?;
     let select =
-        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $6 OFFSET $7");
+        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $7 OFFSET $8");
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
-    let values: &[&(dyn ToSql + Sync)] =
-        &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &limit, &offset];
+    let values: &[&(dyn ToSql + Sync)] = &[
+        &workspace,
+        &kind,
+        &filter.is_active,
+        &filter.resource_id,
+        &search,
+        &filter.is_deleted,
+        &limit,
+        &offset,
+    ];
     let items = tx.all(select, values, sound_key_record).await?;
     Ok(Page::of_readable(items, total))
 }

@@ -1,5 +1,6 @@
 //! Keys: made, listed, changed, deleted, given new secrets.
 
+use super::deleted_keys;
 use super::key_rows::{insert, insert_old_credential, list, live_record, update};
 use super::tenants::plan_of;
 use super::tx::Tx;
@@ -12,7 +13,6 @@ use crate::store::shared::rules::{self, AuditLine};
 use crate::store::{Actor, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
-use serde_json::json;
 
 #[async_trait]
 impl Keys for PgStore {
@@ -86,6 +86,24 @@ impl Keys for PgStore {
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
         self.write(move |tx| Box::pin(async move { delete(tx, &workspace, id, &by, at).await })).await
+    }
+
+    async fn restore_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        peppers: &[u32],
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError> {
+        let (workspace, peppers, by) = (workspace.clone(), peppers.to_vec(), by.clone());
+        self.write(move |tx| {
+            Box::pin(async move {
+                forget_expired_credentials(tx, at).await?;
+                deleted_keys::restore(tx, &workspace, id, &peppers, &by, at).await
+            })
+        })
+        .await
     }
 
     async fn regenerate_key(
@@ -205,23 +223,8 @@ async fn delete(
     by: &Actor,
     at: Timestamp,
 ) -> Result<Written<()>, StoreError> {
-    let version = next_version(tx).await?;
-    let before = live_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
     forget_expired_credentials(tx, at).await?;
-    // The tombstone keeps no digest: what cannot open anything need not be kept.
-    let sql = "UPDATE keys SET deleted_at = $2, updated_at = $2, version = $3, digest = NULL, pepper_version = NULL,
-                   secret_id = NULL, old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
-                   old_valid_until = NULL
-               WHERE id = $1";
-    tx.execute(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await?;
-    let line = AuditLine {
-        action: "key.delete",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::fields([("name", json!(before.name)), ("hint", json!(before.hint))]),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: (), version })
+    deleted_keys::delete(tx, workspace, id, by, at).await
 }
 
 /// The current credential becomes the one before, if it may live on; any older one is gone.
@@ -279,15 +282,17 @@ async fn rehash(
     pepper_version: u32,
 ) -> Result<Option<Version>, StoreError> {
     // Looks before it takes turns with all other writes: another node may have done it.
-    let has = "SELECT count(*) FROM keys WHERE id = $1 AND (digest = $2 OR old_digest = $2)";
+    let has = "SELECT count(*) FROM keys WHERE id = $1 AND deleted_at IS NULL
+                   AND (digest = $2 OR old_digest = $2)";
     if tx.count(has, &[&id.0, &old.0.as_slice()]).await? == 0 {
         return Ok(None);
     }
     let version = next_version(tx).await?;
     let current =
-        "UPDATE keys SET digest = $3, pepper_version = $4, version = $5 WHERE id = $1 AND digest = $2";
+        "UPDATE keys SET digest = $3, pepper_version = $4, version = $5 WHERE id = $1 AND digest = $2
+             AND deleted_at IS NULL";
     let before = "UPDATE keys SET old_digest = $3, old_pepper_version = $4, version = $5
-                  WHERE id = $1 AND old_digest = $2";
+                  WHERE id = $1 AND old_digest = $2 AND deleted_at IS NULL";
     let (old, new) = (old.0.as_slice(), new.0.as_slice());
     let (pepper, number) = (i64::from(pepper_version), int(version.0));
     for sql in [current, before] {
@@ -309,9 +314,12 @@ async fn forget_expired_credentials(tx: &Tx<'_>, at: Timestamp) -> Result<(), St
     Ok(())
 }
 
-/// No index spans both columns, so this looks; writers take turns, so looking is enough.
+/// No index spans both columns, so this looks; writers take turns, so looking is enough. Deleted keys make way.
 async fn check_digest_is_free(tx: &Tx<'_>, digest: Digest) -> Result<(), StoreError> {
-    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = $1)
-                    + (SELECT count(*) FROM keys WHERE old_digest = $1)";
-    if tx.count(sql, &[&digest.0.as_slice()]).await? == 0 { Ok(()) } else { Err(rules::secret_taken()) }
+    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = $1 AND deleted_at IS NULL)
+                    + (SELECT count(*) FROM keys WHERE old_digest = $1 AND deleted_at IS NULL)";
+    if tx.count(sql, &[&digest.0.as_slice()]).await? > 0 {
+        return Err(rules::secret_taken());
+    }
+    deleted_keys::release_digest(tx, digest).await
 }

@@ -12,6 +12,7 @@ mod all_records;
 mod audit;
 mod connect;
 mod copy;
+mod deleted_keys;
 mod end_users;
 mod error;
 mod feed;

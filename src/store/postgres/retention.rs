@@ -141,6 +141,10 @@ impl RetentionSteps for PgStore {
         .await
     }
 
+    async fn erase_deleted_keys(&self, now: Timestamp) -> Result<u64, StoreError> {
+        self.erase_deleted(now).await
+    }
+
     async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError> {
         self.write(move |tx| {
             Box::pin(async move {

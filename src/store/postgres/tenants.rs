@@ -103,14 +103,15 @@ async fn create_plan(
     let version = next_version(tx).await?;
     // A tombstone of that id makes room; a live plan does not.
     let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at, updated_at,
-                   deleted_at, version, usage_retention_days, default_daily_request_limit)
-               VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8, $9)
+                   deleted_at, version, usage_retention_days, default_daily_request_limit, deleted_keys_days)
+               VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8, $9, $10)
                ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                    api_ops_rate_limit = excluded.api_ops_rate_limit, end_user_quota = excluded.end_user_quota,
                    limits = excluded.limits, created_at = excluded.created_at, updated_at = excluded.updated_at,
                    deleted_at = NULL, version = excluded.version,
                    usage_retention_days = excluded.usage_retention_days,
-                   default_daily_request_limit = excluded.default_daily_request_limit
+                   default_daily_request_limit = excluded.default_daily_request_limit,
+                   deleted_keys_days = excluded.deleted_keys_days
                WHERE plans.deleted_at IS NOT NULL";
     let plan = &record.plan;
     let made = tx
@@ -126,6 +127,7 @@ async fn create_plan(
                 &int(version.0),
                 &record.usage_retention_days.map(i64::from),
                 &plan.default_daily_request_limit.map(int),
+                &i64::from(record.deleted_keys_days),
             ],
         )
         .await?;
@@ -150,7 +152,8 @@ async fn update_plan(
     let before = plan_record(tx, id).await?.ok_or(StoreError::NotFound("plan"))?;
     let after = rules::patched_plan(&before, patch, at)?;
     let sql = "UPDATE plans SET description = $2, api_ops_rate_limit = $3, end_user_quota = $4, limits = $5,
-                   updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9
+                   updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9,
+                   deleted_keys_days = $10
                WHERE id = $1";
     tx.execute(
         sql,
@@ -164,6 +167,7 @@ async fn update_plan(
             &int(version.0),
             &after.usage_retention_days.map(i64::from),
             &after.plan.default_daily_request_limit.map(int),
+            &i64::from(after.deleted_keys_days),
         ],
     )
     .await?;

@@ -4,7 +4,7 @@
 
 use super::fields::{RowReader, int};
 use super::rollup::{LatencySketch, RollupTotals};
-use super::rules;
+use super::rules::{self, DeletedKey};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
@@ -56,7 +56,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
 macro_rules! key_record_columns {
     () => {
         "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied, 0),
-         t.last_at, k.created_by, k.created_at, k.updated_at"
+         t.last_at, k.created_by, k.created_at, k.updated_at, k.deleted_at"
     };
 }
 pub(in crate::store) use key_record_columns;
@@ -74,6 +74,24 @@ pub(in crate::store) fn read_key_record(f: &mut RowReader<'_>) -> Result<KeyReco
         created_by: f.text("created_by")?.to_owned(),
         created_at: f.instant("created_at")?,
         updated_at: f.instant("updated_at")?,
+        deleted_at: f.maybe_instant("deleted_at")?,
+    })
+}
+
+/// What [`read_deleted_key`] reads behind [`key_record_columns`]; `p` is the plan of the key's workspace.
+macro_rules! deleted_key_columns {
+    () => {
+        "k.pepper_version, k.old_pepper_version, p.deleted_keys_days"
+    };
+}
+pub(in crate::store) use deleted_key_columns;
+
+pub(in crate::store) fn read_deleted_key(f: &mut RowReader<'_>) -> Result<DeletedKey, StoreError> {
+    Ok(DeletedKey {
+        record: read_key_record(f)?,
+        pepper: f.maybe_int("pepper_version")?,
+        old_pepper: f.maybe_int("old_pepper_version")?,
+        days: f.int("deleted_keys_days")?,
     })
 }
 
@@ -120,7 +138,7 @@ pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreEr
 /// What [`read_plan_record`] reads behind [`plan_columns`].
 macro_rules! plan_record_columns {
     () => {
-        "p.description, p.usage_retention_days, p.created_at, p.updated_at"
+        "p.description, p.usage_retention_days, p.deleted_keys_days, p.created_at, p.updated_at"
     };
 }
 pub(in crate::store) use plan_record_columns;
@@ -130,6 +148,7 @@ pub(in crate::store) fn read_plan_record(f: &mut RowReader<'_>) -> Result<PlanRe
         plan: read_plan(f)?,
         description: f.text("description")?.to_owned(),
         usage_retention_days: f.maybe_int("usage_retention_days")?,
+        deleted_keys_days: f.int("deleted_keys_days")?,
         created_at: f.instant("created_at")?,
         updated_at: f.instant("updated_at")?,
     })
@@ -223,7 +242,8 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
         sql: concat!(
             "SELECT k.id, k.version, k.digest, k.old_digest, ",
             key_columns!(),
-            ", k.version, k.pepper_version, k.secret_id, k.old_pepper_version, k.old_secret_id, k.old_valid_until
+            ", k.version, k.restored_at IS NOT NULL, k.pepper_version, k.secret_id, k.old_pepper_version,
+                 k.old_secret_id, k.old_valid_until
              FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
         ),
         read: read_key_change,
@@ -298,6 +318,7 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
     let old = f.maybe_digest("old_digest")?;
     let key = read_key(f)?;
     let version = Version(f.int("version")?);
+    let was_restored = f.bool("restored_at")?;
     let current = Credential {
         digest,
         pepper_version: f.int("pepper_version")?,
@@ -313,7 +334,7 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
             valid_until: Some(f.instant("old_valid_until")?),
         });
     }
-    Ok(Change::Key(KeyChange { key, credentials, version }))
+    Ok(Change::Key(KeyChange { key, credentials, version, was_restored }))
 }
 
 // === nodes ===

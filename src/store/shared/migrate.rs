@@ -30,12 +30,16 @@ pub(in crate::store) const HISTORY_TABLE: &str = "refinery_schema_history";
 type MigrationFile = (&'static str, &'static str);
 
 /// The migrations of the embedded store. `V1__initial` is `migrations/sqlite/0001_initial.sql`, and so on.
-pub(in crate::store) const SQLITE: &[MigrationFile] =
-    &[("V1__initial", include_str!("../../../migrations/sqlite/0001_initial.sql"))];
+pub(in crate::store) const SQLITE: &[MigrationFile] = &[
+    ("V1__initial", include_str!("../../../migrations/sqlite/0001_initial.sql")),
+    ("V2__restorable_keys", include_str!("../../../migrations/sqlite/0002_restorable_keys.sql")),
+];
 
 /// The migrations of the store for several nodes: the same numbers and names.
-pub(in crate::store) const POSTGRES: &[MigrationFile] =
-    &[("V1__initial", include_str!("../../../migrations/postgres/0001_initial.sql"))];
+pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
+    ("V1__initial", include_str!("../../../migrations/postgres/0001_initial.sql")),
+    ("V2__restorable_keys", include_str!("../../../migrations/postgres/0002_restorable_keys.sql")),
+];
 
 /// What runs the migrations of `files`: all that are pending in one transaction.
 pub(in crate::store) fn runner(files: &[MigrationFile]) -> Result<Runner, StoreError> {

@@ -1,5 +1,5 @@
-//! What a ledger does not keep: records longer than their workspace's plan says, roll-ups of minutes and hours longer than
-//! charts reach back. Days and life-times are kept for ever.
+//! What a store does not keep: records longer than their workspace's plan says, roll-ups of minutes and hours longer than
+//! charts reach back, what opens a deleted key longer than it can be restored. Days and life-times are kept for ever.
 //!
 //! Must not know SQL: a backend brings the steps, each of which is one short transaction, so that nobody waits long for a
 //! writer. First a plan's old records are hidden (`workspaces.usage_kept_from`), then they go, then it is noted that they
@@ -83,6 +83,8 @@ pub(in crate::store) trait RetentionSteps: Sync {
     /// There is nothing from before `floor` any more of the workspaces that were on the plan when it was asked for, and that
     /// nobody has changed since.
     async fn note_pruned(&self, of: &RetentionPlan, floor: Timestamp) -> Result<(), StoreError>;
+    /// Erases the digests of at most [`STEP`] keys whose time to be restored is over at `now`; answers of how many.
+    async fn erase_deleted_keys(&self, now: Timestamp) -> Result<u64, StoreError>;
     /// Deletes at most [`STEP`] roll-ups of that width that begin before `before`; answers how many.
     async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError>;
     /// Drops what can go as a whole, once what is in it is hidden; answers how many partitions that were. Goes on without one
@@ -98,9 +100,11 @@ pub(in crate::store) async fn prune(
 ) -> Result<MaintenanceReport, StoreError> {
     let mut done = MaintenanceReport::default();
     store.take_back(clock).await?;
+    let newest = newest_day(store).await?;
+    let now = newest.map(|newest| store.calendar().believe(at.min(clock), newest, Instant::now()));
+    while store.erase_deleted_keys(now.unwrap_or(at.min(clock))).await? == STEP {}
     // Without records there is nothing to prune.
-    let Some(newest) = newest_day(store).await? else { return Ok(done) };
-    let now = store.calendar().believe(at.min(clock), newest, Instant::now());
+    let Some(now) = now else { return Ok(done) };
     let limited = store.limited().await?;
     let floor_of = |of: &RetentionPlan| WindowWidth::Day.start(now).minus(DAY * of.days);
     for of in &limited {

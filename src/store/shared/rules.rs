@@ -8,12 +8,16 @@ use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageRecord;
 use crate::store::{
-    Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, PlanPatch, PlanRecord, StoreError,
+    Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, NotRestorable, PlanPatch, PlanRecord,
+    StoreError,
 };
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_hours(24);
 
 /// The fields of an audit line.
 pub(in crate::store) type AuditFields = Map<String, Value>;
@@ -46,9 +50,52 @@ pub(in crate::store) fn new_key(
         created_by: without_nul(created_by).into_owned(),
         created_at,
         updated_at,
+        deleted_at: None,
     };
     check_key(&record)?;
     Ok(record)
+}
+
+/// A key that was deleted, or not, as restoring it finds it.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct DeletedKey {
+    pub(in crate::store) record: KeyRecord,
+    /// Of the digest; none once that is not kept any more.
+    pub(in crate::store) pepper: Option<u32>,
+    /// Of the digest before.
+    pub(in crate::store) old_pepper: Option<u32>,
+    /// The plan's `deleted_keys_days`.
+    pub(in crate::store) days: u32,
+}
+
+/// The record that a deleted key becomes at `at` when it is restored under `plan`, or why it may not.
+pub(in crate::store) fn restored_key(
+    deleted: &DeletedKey,
+    plan: &Plan,
+    peppers: &[u32],
+    at: Timestamp,
+) -> Result<KeyRecord, StoreError> {
+    let refused = |why| Err(StoreError::NotRestorable(why));
+    let Some(deleted_at) = deleted.record.deleted_at else { return refused(NotRestorable::NotDeleted) };
+    if at >= deleted_at.plus(DAY * deleted.days) {
+        return Err(StoreError::NotFound("key"));
+    }
+    match deleted.pepper {
+        None => return refused(NotRestorable::SecretNotKept),
+        Some(version) if !peppers.contains(&version) => {
+            return refused(NotRestorable::PepperMissing(version));
+        }
+        Some(_) => {}
+    }
+    check_rate(deleted.record.key.ceilings.rate_limit, plan)?;
+    Ok(KeyRecord { updated_at: at, deleted_at: None, ..deleted.record.clone() })
+}
+
+impl DeletedKey {
+    /// Whether the credential before cannot be checked any more, so that it must not come back.
+    pub(in crate::store) fn has_lost_old_pepper(&self, peppers: &[u32]) -> bool {
+        self.old_pepper.is_some_and(|version| !peppers.contains(&version))
+    }
 }
 
 /// The credentials that `new` has at `at`: the current one, and the one before while its grace period lasts.
@@ -159,6 +206,7 @@ pub(in crate::store) fn patched_plan(
     let PlanPatch {
         description,
         usage_retention_days,
+        deleted_keys_days,
         api_ops_rate_limit,
         end_user_quota,
         default_daily_request_limit,
@@ -167,6 +215,7 @@ pub(in crate::store) fn patched_plan(
     let mut after = before.clone();
     set(&mut after.description, description);
     set(&mut after.usage_retention_days, usage_retention_days);
+    set(&mut after.deleted_keys_days, deleted_keys_days);
     set(&mut after.plan.api_ops_rate_limit, api_ops_rate_limit);
     set(&mut after.plan.end_user_quota, end_user_quota);
     set(&mut after.plan.default_daily_request_limit, default_daily_request_limit);
@@ -409,6 +458,7 @@ pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
         ("default_daily_request_limit", json!(default_daily_request_limit)),
         ("limits", limits_to_json(limits)),
         ("usage_retention_days", json!(record.usage_retention_days)),
+        ("deleted_keys_days", json!(record.deleted_keys_days)),
     ])
 }
 
@@ -426,6 +476,16 @@ pub(in crate::store) fn regenerate_fields(
     fields([
         ("hint", json!({"from": old_hint, "to": new.hint})),
         ("old_valid_until", json!(old_until.map(Timestamp::as_millis))),
+    ])
+}
+
+/// What restoring a key brings back, for the audit trail.
+pub(in crate::store) fn restore_fields(deleted: &DeletedKey) -> AuditFields {
+    let KeyRecord { name, hint, deleted_at, .. } = &deleted.record;
+    fields([
+        ("name", json!(name)),
+        ("hint", json!(hint)),
+        ("deleted_at", json!({"from": deleted_at.map(Timestamp::as_millis), "to": null})),
     ])
 }
 

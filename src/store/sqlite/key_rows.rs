@@ -9,24 +9,26 @@ use crate::store::shared::rules;
 use crate::store::{KeyFilter, KeyRecord, Page, PageRequest};
 use rusqlite::{Transaction, named_params, params};
 
+/// Keys, with the roll-up of their whole lives.
+macro_rules! select_keys {
+    () => {
+        " FROM keys k LEFT JOIN usage_rollups t
+           ON t.subject_kind = 1 AND t.subject_id = k.id AND t.width = 0 AND t.start = 0 "
+    };
+}
+pub(super) use select_keys;
+
 /// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.
 macro_rules! select_records {
     () => {
-        concat!(
-            "SELECT ",
-            key_columns!(),
-            ", ",
-            key_record_columns!(),
-            " FROM keys k LEFT JOIN usage_rollups t
-               ON t.subject_kind = 1 AND t.subject_id = k.id AND t.width = 0 AND t.start = 0 "
-        )
+        concat!("SELECT ", key_columns!(), ", ", key_record_columns!(), select_keys!())
     };
 }
 
 /// Which keys a list shows; `k` is the table.
 macro_rules! listed {
     () => {
-        "WHERE k.workspace_id = :workspace AND k.deleted_at IS NULL
+        "WHERE k.workspace_id = :workspace AND (k.deleted_at IS NOT NULL) = :deleted AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
            AND (:kind IS NULL OR k.kind = :kind) AND (:active IS NULL OR k.is_active = :active)
            AND (:resource IS NULL OR k.resource_id = :resource)
            AND (:search IS NULL OR instr(k.search_text, :search) > 0) "
@@ -60,6 +62,7 @@ pub(super) fn list(
             ":active": filter.is_active,
             ":resource": filter.resource_id,
             ":search": search,
+            ":deleted": filter.is_deleted,
         },
     )?;
     let items = row::all(
@@ -75,6 +78,7 @@ pub(super) fn list(
             ":active": filter.is_active,
             ":resource": filter.resource_id,
             ":search": search,
+            ":deleted": filter.is_deleted,
             ":limit": page.pagesize,
             ":offset": row::int(page.offset()),
         },

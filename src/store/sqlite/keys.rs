@@ -1,6 +1,7 @@
 //! Keys: made, listed, changed, deleted, given new secrets.
 
 use super::audit;
+use super::deleted_keys;
 use super::key_rows::{list, live_record};
 use super::row;
 use super::tenants::plan_of;
@@ -118,23 +119,24 @@ impl Keys for SqliteStore {
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
         self.write(move |tx| {
-            let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
             forget_expired_credentials(tx, at)?;
-            let version = next_version(tx)?;
-            // The tombstone keeps no digest: what cannot open anything need not be kept.
-            let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3, digest = NULL,
-                           pepper_version = NULL, secret_id = NULL, old_digest = NULL,
-                           old_pepper_version = NULL, old_secret_id = NULL, old_valid_until = NULL
-                       WHERE id = ?1";
-            row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
-            let line = rules::AuditLine {
-                action: "key.delete",
-                workspace: Some(&workspace),
-                target: id.to_string(),
-                changes: rules::fields([("name", json!(before.name)), ("hint", json!(before.hint))]),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            Ok(Written { value: (), version })
+            deleted_keys::delete(tx, &workspace, id, &by, at)
+        })
+        .await
+    }
+
+    async fn restore_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: KeyId,
+        peppers: &[u32],
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<KeyRecord>, StoreError> {
+        let (workspace, peppers, by) = (workspace.clone(), peppers.to_vec(), by.clone());
+        self.write(move |tx| {
+            forget_expired_credentials(tx, at)?;
+            deleted_keys::restore(tx, &workspace, id, &peppers, &by, at)
         })
         .await
     }
@@ -179,7 +181,8 @@ impl Keys for SqliteStore {
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
         self.write(move |tx| {
-            let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND (digest = ?2 OR old_digest = ?2)";
+            let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND deleted_at IS NULL
+                           AND (digest = ?2 OR old_digest = ?2)";
             let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
             let Some(is_current) = found else { return Ok(None) };
             let version = next_version(tx)?;
@@ -367,9 +370,12 @@ fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(),
     Ok(())
 }
 
-/// No index spans both columns, so this looks; writers take turns, so looking is enough.
+/// No index spans both columns, so this looks; writers take turns, so looking is enough. Deleted keys make way.
 fn check_digest_is_free(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
-    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1)
-                    + (SELECT count(*) FROM keys WHERE old_digest = ?1)";
-    if row::count(tx, sql, [digest.0])? == 0 { Ok(()) } else { Err(rules::secret_taken()) }
+    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1 AND deleted_at IS NULL)
+                    + (SELECT count(*) FROM keys WHERE old_digest = ?1 AND deleted_at IS NULL)";
+    if row::count(tx, sql, [digest.0])? > 0 {
+        return Err(rules::secret_taken());
+    }
+    deleted_keys::release_digest(tx, digest)
 }

@@ -9,6 +9,7 @@
 
 mod all_records;
 mod audit;
+mod deleted_keys;
 mod end_users;
 mod error;
 mod feed;

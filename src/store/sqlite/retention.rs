@@ -125,6 +125,10 @@ impl RetentionSteps for SqliteStore {
         .await
     }
 
+    async fn erase_deleted_keys(&self, now: Timestamp) -> Result<u64, StoreError> {
+        self.erase_deleted(now).await
+    }
+
     async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError> {
         self.write(move |tx| {
             let sql = "DELETE FROM usage_rollups WHERE (subject_kind, subject_id, width, start) IN
@@ -168,6 +172,7 @@ mod tests {
                 plan,
                 description: String::new(),
                 usage_retention_days: days,
+                deleted_keys_days: 0,
                 created_at: at,
                 updated_at: at,
             }

@@ -30,15 +30,18 @@ impl Tenants for SqliteStore {
             // A tombstone of that id makes room; a live plan does not.
             let sql =
                 "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
-                           updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit)
-                       VALUES (:id, :description, :rate, :quota, :limits, :at, :at, NULL, :version, :retention, :daily)
+                           updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
+                           deleted_keys_days)
+                       VALUES (:id, :description, :rate, :quota, :limits, :at, :at, NULL, :version, :retention, :daily,
+                           :deleted)
                        ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                            api_ops_rate_limit = excluded.api_ops_rate_limit,
                            end_user_quota = excluded.end_user_quota, limits = excluded.limits,
                            created_at = excluded.created_at, updated_at = excluded.updated_at,
                            deleted_at = NULL, version = excluded.version,
                            usage_retention_days = excluded.usage_retention_days,
-                           default_daily_request_limit = excluded.default_daily_request_limit
+                           default_daily_request_limit = excluded.default_daily_request_limit,
+                           deleted_keys_days = excluded.deleted_keys_days
                        WHERE plans.deleted_at IS NOT NULL";
             let made = row::execute(
                 tx,
@@ -52,6 +55,7 @@ impl Tenants for SqliteStore {
                     ":at": at.as_micros(),
                     ":version": row::int(version.0),
                     ":retention": record.usage_retention_days,
+                    ":deleted": record.deleted_keys_days,
                     ":daily": record.plan.default_daily_request_limit.map(row::int),
                 },
             )?;
@@ -109,7 +113,8 @@ impl Tenants for SqliteStore {
             let version = next_version(tx)?;
             let sql = "UPDATE plans SET description = :description, api_ops_rate_limit = :rate,
                            end_user_quota = :quota, limits = :limits, updated_at = :at, version = :version,
-                           usage_retention_days = :retention, default_daily_request_limit = :daily
+                           usage_retention_days = :retention, default_daily_request_limit = :daily,
+                           deleted_keys_days = :deleted
                        WHERE id = :id";
             row::execute(
                 tx,
@@ -123,6 +128,7 @@ impl Tenants for SqliteStore {
                     ":at": at.as_micros(),
                     ":version": row::int(version.0),
                     ":retention": after.usage_retention_days,
+                    ":deleted": after.deleted_keys_days,
                     ":daily": after.plan.default_daily_request_limit.map(row::int),
                 },
             )?;
