@@ -1,17 +1,17 @@
 # make run    try Keygate: builds, starts the demo, prints a curl line that works
-# make test   every test, with everything they need
-# make bench-ledger  how fast the ledger takes rows, and how soon it answers with ten million of them (some minutes; ARGS=append for the first alone)
-# make lint   formatting and lints, as the CI wants them
+# make test   every test; installs what they need, or says what is missing
+# make bench-ledger  appending to the ledger, and reading one of ten million records (minutes; ARGS=append or read for one of them)
+# make lint   formatting and clippy, warnings are errors
 # make dist   the binary for production: slower to build, faster to run
-# make measure  how soon a change acts on another node, and what slow clients and guesses cost the others, on this machine
-# make test-clients  the clients people use, through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
-# make test-openapi  the admin API against its OpenAPI document, as test does, but for ten minutes and with another seed each time (needs python3)
+# make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
+# make test-clients  real clients through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
+# make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
 # make env    .env with fresh secrets for docker compose
-# make check-deploy  compose, HAProxy, Prometheus and systemd read their files with their own programs
-# make bench  what governing a request costs beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
-# make cost   instructions and allocations of a request, which any machine repeats (ARGS=check against what was recorded, ARGS=record)
+# make check-deploy  checks the files for compose, HAProxy, Prometheus and systemd with these programs
+# make bench  CPU per request beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
+# make cost   instructions and allocations of a request, the same on any machine (ARGS=check compares with the baseline, ARGS=record)
 # make bench-parts  nanoseconds of the decision, the counters, the keyring and the journal
-# make bench-journal  what the usage journal costs a request, and how long a gigabyte of it takes to recover
+# make bench-journal  CPU of the usage journal per request, and the time to recover a gigabyte of it
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
 CARGO ?= cargo
@@ -25,7 +25,7 @@ run: tools
 	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
-# The second line holds the admin API against its OpenAPI document; the third fails when a request costs more instructions than it did.
+# The second line checks the admin API against its OpenAPI document. The third fails when a request costs more instructions than the baseline.
 test: tools test-tools
 	$(CARGO) test --locked
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
@@ -46,14 +46,14 @@ test-openapi: tools test-tools
 	$(CARGO) test --locked --no-run --test architecture
 	@$(MAKE) --no-print-directory openapi ARGS="--max-time 600 --max-examples 1000"
 
-# With the binary that the tests have built.
+# Uses the binary that the tests have built.
 .PHONY: openapi
 openapi:
 	@[ -x target/openapi/bin/python ] || python3 -m venv target/openapi
 	@target/openapi/bin/pip install --quiet --requirement tests/openapi/requirements.txt
 	target/openapi/bin/python tests/openapi/run.py "$(CURDIR)/target/debug/keygate" $(ARGS)
 
-# Keygate and the bare proxy are built alike, as for production.
+# Keygate and the bare proxy are built with the same profile, as for production.
 bench: tools test-tools bench-tools
 	$(CARGO) bench --locked --profile dist --bench whole -- $(ARGS)
 
@@ -66,7 +66,7 @@ bench-parts: tools
 bench-ledger: tools test-tools
 	$(CARGO) bench --locked --bench ledger -- $(ARGS)
 
-# The counters' protocol, step by step, for about an hour; `make test` does a minute of it.
+# Explores the protocol of the shared counters for about an hour; `make test` does a minute of it.
 model: tools
 	KEYGATE_MODEL_DEPTH=9 KEYGATE_MODEL_WAYS=1000000 $(CARGO) test --locked --release --lib -- counter::redis::model::explore --nocapture
 
@@ -80,15 +80,15 @@ bench-journal: tools
 dist: tools
 	$(CARGO) build --locked --profile dist
 
-# One that is there is kept: its pepper is what the keys of the database are hashed with.
+# An existing file is kept, because the keys in the database are hashed with its pepper.
 env:
-	@if [ -e "$(ENV_FILE)" ]; then echo "$(ENV_FILE) is there and stays as it is" >&2; exit 0; fi; umask 077; \
+	@if [ -e "$(ENV_FILE)" ]; then echo "$(ENV_FILE) exists and is not changed" >&2; exit 0; fi; umask 077; \
 	random() { od -An -v -N"$$1" -tx1 /dev/urandom | tr -d ' \n'; }; \
 	while IFS= read -r line; do case "$$line" in \
 		*[=:]RANDOM*) printf '%s%s\n' "$${line%RANDOM*}" "$$(random "$${line##*RANDOM}")";; \
 		*) printf '%s\n' "$$line";; esac; done <.env.example >"$(ENV_FILE)" && echo "wrote $(ENV_FILE): keep a copy" >&2
 
-# What a container engine would do first can be checked without one.
+# Checks what is possible without a container engine.
 check-deploy:
 	@missing=; for tool in docker-compose haproxy promtool systemd-analyze; do \
 		command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
@@ -105,7 +105,7 @@ fuzz: tools
 	for target in path secret config head chunks journal; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
-# The tests start PostgreSQL, Redis and ACME servers of their own: only the programs are needed, no server that runs.
+# The tests start their own PostgreSQL, Redis and ACME servers: only the programs are needed, no running servers.
 test-tools:
 	@missing=; for tool in pebble redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	python3 -m ensurepip --version >/dev/null 2>&1 || missing="$$missing python3-venv"; \
@@ -131,7 +131,7 @@ bench-tools:
 		echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
 	fi
 
-# Pingora compiles zlib-ng, and SQLite is built in: both want a C compiler, zlib-ng also cmake. Nothing else is needed.
+# Pingora compiles zlib-ng, and SQLite is built in: both need a C compiler, zlib-ng also cmake.
 tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: see https://rustup.rs" >&2; exit 1; }
 	@missing=; for tool in cc cmake; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \

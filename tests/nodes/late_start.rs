@@ -153,5 +153,5 @@ fn the_last_good_plan_is_served_by_when_its_row_is_broken() {
     let gateway = gateway.restart();
     assert_eq!(status(&gateway, &key), 200);
     assert_eq!(readiness(&gateway).status, 200, "{}", readiness(&gateway).text());
-    assert!(gateway.stderr().contains("invalid row in the store, it is not served"), "and it is said");
+    eventually_true("it is told", || gateway.stderr().contains("invalid row in the store, it is not served"));
 }
