@@ -1,6 +1,7 @@
 //! Files and folders whose names survive a power cut.
 //!
-//! Syncing a file brings its content to disk and not the entry of the folder that names it; what is relied upon needs both.
+//! Syncing a file writes its content to disk but not its entry in the folder. A file that matters needs both.
+//!
 //! Must not know: what is in the files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -8,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Makes the folder at `path` where it is missing, and those above it, for their owner only.
+/// Creates the folder at `path` and missing folders above it, for their owner only.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
@@ -16,19 +17,19 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     missing.into_iter().rev().try_for_each(sync_folder_of)
 }
 
-/// Brings to disk which files the folder of `path` has.
+/// Syncs the entries of the folder that contains `path`.
 pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Writes a file that only its owner may read, or replaces one: whoever reads `path` finds the old content or the new, also
-/// after a power cut.
+/// Writes or replaces a file that only its owner may read. A reader of `path` sees the old content or the new, also after a
+/// power cut.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_with(path, |out| out.write_all(content))
 }
 
-/// The same with what `write` writes.
+/// Like [`replace`], with what `write` writes.
 pub fn replace_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
@@ -55,7 +56,7 @@ mod tests {
         let path = folder.path().join("deep/er/file");
         create_folder(path.parent().expect("a parent")).expect("made");
         create_folder(path.parent().expect("a parent")).expect("there already");
-        // What a process left that was killed half-way is in nobody's way.
+        // A file left by a process that was killed half-way does not get in the way.
         fs::write(path.with_file_name("file.new"), "half").expect("written");
         for content in ["first", "second"] {
             replace(&path, content.as_bytes()).expect("replaced");

@@ -14,15 +14,15 @@ use utoipa::ToSchema;
 /// `{"code":0,"msg":"OK","data":{},"error":"","time":<epoch ms>}`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Envelope<T> {
-    /// 0 on success, else a code of the table of errors.
+    /// 0 on success, otherwise a code of the table of errors.
     #[schema(example = 0)]
     pub code: u32,
     /// For people, in English or Chinese.
     #[schema(example = "OK")]
     pub msg: Cow<'static, str>,
-    /// What was asked for, or machine-readable detail of a failure.
+    /// The result, or details of a failure for programs.
     pub data: T,
-    /// Empty on success, else a stable name such as `validation_failed`.
+    /// Empty on success, otherwise a stable name such as `validation_failed`.
     #[schema(example = "")]
     pub error: &'static str,
     /// When the answer was written, in epoch milliseconds.
@@ -41,7 +41,7 @@ impl<T> Envelope<T> {
     }
 }
 
-/// The whole HTTP/1.1 answer to what never became a request, before its connection closes.
+/// The whole HTTP/1.1 answer to something that is not a valid request, before its connection is closed.
 pub fn last_answer(denial: &Denial, seen: PartialHead<'_>, request_id: RequestId, at: Timestamp) -> Vec<u8> {
     let fault = denial.fault();
     let envelope =
@@ -68,7 +68,7 @@ pub fn last_answer(denial: &Denial, seen: PartialHead<'_>, request_id: RequestId
     bytes
 }
 
-/// As RFC 9110 writes it.
+/// A date as RFC 9110 writes it.
 fn date(at: Timestamp) -> String {
     chrono::DateTime::from_timestamp_millis(at.as_millis())
         .map(|date| date.format("%a, %d %b %Y %H:%M:%S GMT").to_string())

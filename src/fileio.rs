@@ -1,7 +1,7 @@
 //! Reading files that others write: keys, certificates, configs.
 //!
-//! Only regular files are read, because a FIFO or a device may never answer. A regular file on a mount that hangs may not
-//! answer either, so nothing here is called on a thread that serves: while the gateway runs, files are read on threads for
+//! Only regular files are read, because a FIFO or a device may block for ever. A regular file on a mount that hangs may
+//! block, too, so nothing here is called on a thread that serves requests: a running gateway reads files on threads for
 //! blocking work.
 
 use rustix::fs::OFlags;
@@ -15,7 +15,7 @@ pub const BYTES_MAX: u64 = 16 << 20;
 
 /// Opens a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Opening a FIFO would wait for whoever writes to it.
+    // Opening a FIFO would wait for a writer.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if file.metadata()?.is_file() {
@@ -25,17 +25,17 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// What is in a regular file of at most [`BYTES_MAX`].
+/// The content of a regular file of at most [`BYTES_MAX`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_up_to(path, BYTES_MAX)
 }
 
-/// What is in a regular file of at most `max` bytes.
+/// The content of a regular file of at most `max` bytes.
 pub fn read_up_to(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     rest_of(&open(path)?, max)
 }
 
-/// What is left to read of an open file, at most `max` bytes.
+/// The rest of an open file, at most `max` bytes.
 pub fn rest_of(file: &File, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes)?;
@@ -45,12 +45,12 @@ pub fn rest_of(file: &File, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of a regular file.
+/// The text of a regular file, in UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
     text_of(read(path)?)
 }
 
-/// Bytes that are text.
+/// Bytes as text.
 pub fn text_of(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to() + 1;

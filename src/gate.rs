@@ -1,10 +1,11 @@
-//! THE DECISION: may this request pass, and at whose cost? The order of contract 4.2, told once.
+//! THE DECISION: whether a request is admitted, and what it is charged. It follows the order of contract 4.2.
 //!
-//! Must not know: Pingora, axum, any database driver. It asks the keyring, the counters and the end users, all of them
-//! in memory; only an end user never seen before waits for the store, and shared counters a moment for Redis.
+//! Must not know: Pingora, axum, any database driver. It uses the keyring, the counters and the end users, all in memory.
+//! Only a new end user waits for the store, and shared counters may wait a moment for Redis.
 //!
-//! *Invariant:* nothing is charged before all checks have passed. *Invariant:* only this module makes a [`Permit`] or
-//! an [`Admission`], and what forwards takes an `Admission`, or a [`Preflight`], which comes from nobody.
+//! *Invariant:* nothing is charged before all checks have passed.
+//! *Invariant:* only this module makes a [`Permit`] or an [`Admission`]. Forwarding requires an `Admission`, or a
+//! [`Preflight`], which has no key.
 
 mod rehash;
 
@@ -29,32 +30,32 @@ use http::header::HeaderName;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// What decides.
+/// Authorizes and admits requests.
 pub struct Gate {
-    /// Who may come.
+    /// All keys, plans and workspaces.
     pub keyring: Arc<Keyring>,
-    /// What they have spent.
+    /// What has been spent of each limit.
     pub counters: Arc<Counters>,
-    /// On whose behalf.
+    /// Known end users.
     pub end_users: Arc<EndUserCache>,
-    /// How secrets are hashed.
+    /// The peppers that secrets are hashed with.
     pub peppers: Arc<Peppers>,
-    /// What our own secrets begin with.
+    /// The prefix of our own secrets.
     pub secret_prefix: Box<str>,
-    /// The headers a secret may come in.
+    /// The header fields that may carry a secret.
     pub secret_headers: Box<[HeaderName]>,
-    /// Where keys go whose digest was made with an old pepper.
+    /// The queue of keys whose digest was made with an old pepper.
     pub rehash: RehashQueue,
 }
 
-/// A request as far as the decision looks at it.
+/// The parts of a request that a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'r> {
     /// HTTP method.
     pub method: &'r http::Method,
     /// Canonical path.
     pub path: &'r str,
-    /// Whether a slash is escaped in it.
+    /// Whether the path contains an escaped slash.
     pub encoded_slash: bool,
     /// Header fields as the client sent them.
     pub fields: HeaderFields<'r>,
@@ -73,14 +74,14 @@ pub struct Permit {
     rewritten: Option<Box<str>>,
 }
 
-/// Where the request says on whose behalf it comes.
+/// Where the request names its end user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedEndUser {
-    /// On nobody's in particular.
+    /// Nowhere.
     Nobody,
-    /// This one's.
+    /// In a header field, with this value.
     Header(Box<str>),
-    /// The body says, in the field that the route names.
+    /// In the body, in the field that the route names.
     Body,
 }
 
@@ -92,34 +93,35 @@ pub struct Admission {
     end_user: Option<EndUserId>,
 }
 
-/// Proof that a preflight may be forwarded: it asks for nothing but whether a page of another origin may use a route that
-/// leaves this to its backend. It comes from nobody and is charged to nobody.
+/// Proof that a preflight may be forwarded: it only asks whether a page of another origin may use a route that leaves this
+/// decision to its backend. It has no key and is not charged.
 #[derive(Debug)]
 pub struct Preflight {
     route: Arc<Route>,
     rewritten: Option<Box<str>>,
 }
 
-/// A refusal with what is known of the request.
+/// A refusal, with what is known about the request.
 #[derive(Debug)]
 pub struct Denied {
-    /// Why.
+    /// The reason.
     pub denial: Denial,
     /// The route, if one matched.
     pub route: Option<Arc<Route>>,
     /// The key, if the request presented a known secret.
     pub entry: Option<Arc<Entry>>,
-    /// What is left of each limit, if limits were looked at.
+    /// What is left of each limit, if limits were checked.
     pub left: Option<LimitsLeft>,
-    /// Whether this node decided about limits by itself because the shared counters are gone.
+    /// Whether limits were decided without the shared counters.
     pub degraded: bool,
 }
 
 impl Gate {
-    /// Steps 2 to 6: route, secret, scope, resource, address. Looks at memory only and charges nothing.
+    /// Steps 2 to 6: route, secret, scope, resource, address. Uses memory only and charges nothing.
     pub fn authorize(&self, routes: &RouteTable, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
         let matched = routes.find(request.method, request.path);
-        // Two readers may understand it differently. Where no route says that its backend reads it as we do, it is refused.
+        // Two parsers may read an escaped slash differently. It is refused unless the route says that its backend reads it
+        // as we do.
         if request.encoded_slash && !matched.as_ref().is_some_and(|matched| matched.route.encoded_slash) {
             let bad = BadRequest::Path(BadPath::ForbiddenEscape(b'/'));
             return Err(Denied::early(Denial::BadRequest(bad), None));
@@ -141,8 +143,8 @@ impl Gate {
         }
     }
 
-    /// Whether `request`, an `OPTIONS` by which a browser asks whether a page may use `method`, goes on without a key. A
-    /// request that presents one is decided like any other.
+    /// Whether `request`, a preflight (`OPTIONS`) for `method`, may be forwarded without a key. A request that presents a
+    /// key is decided like any other.
     pub fn preflight(
         &self,
         routes: &RouteTable,
@@ -158,8 +160,8 @@ impl Gate {
         Some(Preflight { route: Arc::clone(matched.route), rewritten })
     }
 
-    /// Takes a place in flight for a request whose body has to be read before it can be charged: a key whose limits stand
-    /// against it has nothing held back for it.
+    /// Takes a place in flight for a request whose body must be read before it can be charged. If the key's limits are used
+    /// up, it is refused, and its body is not buffered.
     pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, InFlightGuard), Box<Denied>> {
         let entry = permit.entry();
         let plan = entry.workspace.plan();
@@ -174,13 +176,13 @@ impl Gate {
         }
     }
 
-    /// Whether the key of a request that was made to wait still stands.
+    /// Whether the key of a waiting request is still valid.
     pub fn revalidate(&self, presented: &Presented, at: Timestamp) -> Result<(), Denial> {
         let current = self.keyring.current(presented, at).ok_or(Denial::KeyInvalid)?;
         check_active(&current.key, at)
     }
 
-    /// Steps 7 and 8: charges every limit, then sees to the end user, whose refusal undoes the charge.
+    /// Steps 7 and 8: charges every limit, then resolves the end user. A refusal of the end user gives the charge back.
     pub async fn admit(
         &self,
         permit: Permit,
@@ -211,7 +213,7 @@ impl Gate {
         self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan), now).await
     }
 
-    /// Step 3: whose secret is this?
+    /// Step 3: finds the key of the presented secret.
     fn authenticate(&self, request: &RequestView<'_>) -> Result<Presented, Denial> {
         let secret = presented(request.fields, &self.secret_headers)
             .map_err(Denial::BadRequest)?
@@ -246,7 +248,7 @@ fn charge_of<'r>(entry: &'r Entry, limits: &'r Limits, plan: &'r PlanInForce) ->
     }
 }
 
-/// Steps 4 to 6, and what the request says about its end user.
+/// Steps 4 to 6, and where the request names its end user.
 fn check(
     entry: &Entry,
     matched: &RouteMatch<'_, '_>,
@@ -281,7 +283,8 @@ fn check(
     }
 }
 
-/// The name of a header that is decided by, unless the client wants it taken off on the way: the backend would not see it.
+/// The name of a header field that the route reads, unless the client's `Connection` names it: then the backend would not
+/// see it.
 fn passed_on<'n>(request: &RequestView<'_>, name: &'n HeaderName) -> Result<&'n HeaderName, Denial> {
     if request.fields.is_nominated(name) {
         return Err(Denial::BadRequest(BadRequest::Connection));
@@ -289,14 +292,14 @@ fn passed_on<'n>(request: &RequestView<'_>, name: &'n HeaderName) -> Result<&'n 
     Ok(name)
 }
 
-/// The header's value, if it is there exactly once: two would let the backend read another than we do.
+/// The value of a header field that occurs exactly once. With two, the backend might read the other one.
 fn single<'h>(fields: HeaderFields<'h>, name: &HeaderName) -> Option<&'h str> {
     let mut values = fields.all(name);
     let value = values.next().and_then(visible)?;
     values.next().is_none().then_some(value)
 }
 
-/// Text that a field may carry by RFC 9110; what else there is, a backend may read otherwise than we do.
+/// Text that RFC 9110 allows in a field. A backend may read anything else differently.
 fn visible(value: &[u8]) -> Option<&str> {
     let is_plain = value.iter().all(|b| *b == b'\t' || (b' '..=b'~').contains(b));
     std::str::from_utf8(value).ok().filter(|_| is_plain)
@@ -310,7 +313,7 @@ impl Preflight {
         &self.route
     }
 
-    /// The path that the backend is to get, where that is another than the client's. Given away once.
+    /// The path for the backend, if it differs from the client's. Can be taken once.
     pub fn take_rewritten(&mut self) -> Option<Box<str>> {
         self.rewritten.take()
     }
@@ -322,7 +325,7 @@ impl Permit {
         &self.presented.entry
     }
 
-    /// The key, and by which secret it was found.
+    /// The key, and the secret by which it was found.
     pub fn presented(&self) -> &Presented {
         &self.presented
     }
@@ -332,7 +335,7 @@ impl Permit {
         &self.route
     }
 
-    /// The path that the backend is to get, where that is another than the client's. Given away once.
+    /// The path for the backend, if it differs from the client's. Can be taken once.
     pub fn take_rewritten(&mut self) -> Option<Box<str>> {
         self.rewritten.take()
     }
@@ -342,7 +345,7 @@ impl Permit {
         &self.end_user
     }
 
-    /// Gives the permit up for a refusal that comes from outside the gate.
+    /// Turns the permit into a refusal that was decided outside the gate.
     pub fn deny(self, denial: Denial) -> Box<Denied> {
         Denied::of(denial, Some(self.route), self.presented.entry, None)
     }
@@ -354,7 +357,7 @@ impl Admission {
         &self.presented.entry
     }
 
-    /// The key, and by which secret it was found.
+    /// The key, and the secret by which it was found.
     pub fn presented(&self) -> &Presented {
         &self.presented
     }
@@ -369,17 +372,17 @@ impl Admission {
         self.charged.left()
     }
 
-    /// Whether this node decided about limits by itself because the shared counters are gone.
+    /// Whether limits were decided without the shared counters.
     pub fn degraded(&self) -> bool {
         self.charged.degraded()
     }
 
-    /// Undoes the charge: the request never reached a backend.
+    /// Gives the charge back: the request never reached a backend.
     pub fn give_back(self) {
         self.charged.give_back();
     }
 
-    /// Undoes the charge: the request cannot be forwarded after all.
+    /// Gives the charge back: the request cannot be forwarded.
     pub fn deny(self, denial: Denial, route: Option<Arc<Route>>) -> Box<Denied> {
         self.charged.give_back();
         Denied::of(denial, route, self.presented.entry, None)

@@ -1,12 +1,12 @@
 //! Keygate: a reverse-proxy gateway that enforces API keys in front of app, RAG and memory backends.
 //!
-//! # The words
+//! # Terms
 //!
-//! A client presents a *secret*; its *digest* finds the *key*, which belongs to a *workspace* on a *plan*. A *route* asks
-//! for *scopes* and names an *upstream*. Every *limit* that applies is *charged*, all or none: the outcome is an
-//! *admission* or a *denial*. One *usage record* per request goes to the *ledger*.
+//! A client presents a *secret*; its *digest* finds the *key*, which belongs to a *workspace* on a *plan*. A *route*
+//! requires *scopes* and names an *upstream*. Every *limit* that applies is *charged*, all or none: the result is an
+//! *admission* or a *denial*. Each request adds one *usage record* to the *ledger*.
 //!
-//! # The arrows
+//! # Dependencies
 //!
 //! ```text
 //! main → cli → { app, admin, config, store, policy, model }
@@ -20,9 +20,9 @@
 //! envelope → { policy, model }                           policy → model → clock
 //! ```
 //!
-//! Everyone may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
+//! Every module may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
 //!
-//! # The invariants
+//! # Invariants
 //!
 //! *Invariant:* `policy` and `model` have no `async`, no trait object, and do not ask what time it is.
 //! *Invariant:* `gate` names neither Pingora nor axum nor a store.
@@ -33,7 +33,7 @@
 //! *Invariant:* nothing in the request path reads the ledger.
 //! *Invariant:* time, randomness and the environment are arguments; every queue and cache has a bound.
 //!
-//! `tests/architecture.rs` holds the sources against these.
+//! `tests/architecture.rs` checks these against the sources.
 
 pub mod acme;
 pub mod admin;

@@ -1,4 +1,4 @@
-//! Every number Keygate exports: one struct, one field per metric; the doc comment is the help text.
+//! All metrics that Keygate exports: one struct, one field per metric; the doc comment is the help text.
 //!
 //! *Invariant:* no label has a value that a client can choose.
 
@@ -12,13 +12,13 @@ use prometheus::{
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Upper bounds of the buckets of waiting for shared counters, in seconds; 0.02 is what is promised.
+/// Upper bounds of the buckets of waiting for shared counters, in seconds; no wait may exceed 0.02.
 const WAIT: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0];
 /// Upper bounds of the buckets of Keygate's own time, in seconds.
 const OWN: &[f64] =
     &[0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
 
-/// What can come of an attempt at a server.
+/// The results of an attempt at a server.
 const UPSTREAM_RESULTS: [&str; 10] = [
     "answered",
     "connect_failed",
@@ -42,7 +42,7 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// Registers every metric. Fails only if two have one name.
+            /// Registers every metric. Fails only if two have the same name.
             pub fn new() -> Result<Self, prometheus::Error> {
                 let registry = Registry::new();
                 $(let $field = register(&registry, metrics!(@make $kind, $name, concat!($($help),+).trim(), [$($labels)?], [$($buckets)?]))?;)+
@@ -77,19 +77,19 @@ metrics! {
     in_flight: IntGauge = "keygate_requests_in_flight";
     /// Client connections open.
     connections: IntGauge = "keygate_connections";
-    /// Client connections that Keygate ended, by reason.
+    /// Client connections that Keygate closed, by reason.
     connections_cut: IntCounterVec = "keygate_connections_cut_total", labels &["reason"];
-    /// Client connections that were closed because there was no place for them, by reason.
+    /// Client connections that were refused because of a limit on connections, by reason.
     connections_refused: IntCounterVec = "keygate_connections_refused_total", labels &["reason"];
-    /// Connections to the admin listener that are open.
+    /// Open connections to the admin listener.
     admin_connections: IntGauge = "keygate_admin_connections";
     /// Connections to the admin listener that Keygate closed, by reason.
     admin_connections_closed: IntCounterVec = "keygate_admin_connections_closed_total", labels &["reason"];
-    /// Bytes of bodies in memory that clients or backends have yet to take, about.
+    /// Approximate bytes of bodies in memory that clients or backends have not read yet.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.
     upstream_failures: IntCounter = "keygate_upstream_failures_total";
-    /// Attempts at a server, by what came of them: an answer, an error status (500 and above), no connection, a break, or which time was over.
+    /// Attempts at a server, by result: a response, an error status (500 and above), no connection, a broken connection, or the timeout.
     upstream_results: IntCounterVec = "keygate_upstream_results_total", labels &["upstream", "server", "result"];
     /// Requests in flight at a server.
     upstream_in_flight: IntGaugeVec = "keygate_upstream_requests_in_flight", labels &["upstream", "server"];
@@ -97,9 +97,9 @@ metrics! {
     upstream_up: IntGaugeVec = "keygate_upstream_up", labels &["upstream", "server"];
     /// Times a server was ejected because requests to it failed in a row.
     upstream_ejections: IntCounterVec = "keygate_upstream_ejections_total", labels &["upstream", "server"];
-    /// Requests that found no server: because all were down or tried, or there was as much going on as there may be.
+    /// Requests without a server: all servers were down or tried, or a limit on requests in flight was reached.
     upstream_unavailable: IntCounterVec = "keygate_upstream_unavailable_total", labels &["upstream", "reason"];
-    /// Requests that failed and were sent again, or were not because the budget was used up.
+    /// Failed requests that were retried, or were not because the retry budget was used up.
     upstream_retries: IntCounterVec = "keygate_upstream_retries_total", labels &["upstream", "outcome"];
     /// Keys held in memory.
     keyring_keys: IntGauge = "keygate_keyring_keys";
@@ -107,81 +107,81 @@ metrics! {
     keyring_version: IntGauge = "keygate_keyring_version";
     /// Milliseconds since the change feed last answered.
     keyring_lag_ms: IntGauge = "keygate_keyring_lag_milliseconds";
-    /// Gateways that run on the store, this one included.
+    /// Gateways that use the store, this one included.
     nodes: IntGauge = "keygate_nodes";
-    /// Rows of the store that cannot be served now, because they are not what they must be.
+    /// Rows of the store that cannot be read, so that the keys that depend on them are refused.
     keyring_broken: IntGauge = "keygate_keyring_broken_rows";
-    /// Rows of the store that could not be understood and were left out of a list.
+    /// Rows of the store that could not be read and were left out of a list.
     store_rows_passed_over: IntCounter = "keygate_store_rows_passed_over_total";
-    /// End users admitted while the store could not tell whether there is room for them.
+    /// End users admitted while the store could not confirm that the quota has room for them.
     end_users_unseen: IntCounter = "keygate_end_users_unseen_total";
-    /// Those of them of whom the store has not heard yet.
+    /// Those of them that are not stored yet.
     end_users_unsettled: IntGauge = "keygate_end_users_unsettled";
-    /// Those of them for whom there turned out to be no room.
+    /// Those of them that turned out to be over the quota.
     end_users_over_quota: IntCounter = "keygate_end_users_over_quota_total";
-    /// Questions to Redis about limits that nodes share.
+    /// Calls to Redis about limits that nodes share.
     counter_calls: IntCounter = "keygate_counter_calls_total";
-    /// 1 while Redis answers in time, 0 while nodes decide alone; 0 where counters are not shared.
+    /// 1 while Redis answers in time, 0 while nodes decide without it; 0 where counters are not shared.
     counter_up: IntGauge = "keygate_counter_up";
     /// Attempts to connect to Redis.
     counter_connects: IntCounter = "keygate_counter_connects_total";
-    /// Questions to Redis that were not answered within 15 ms.
+    /// Calls to Redis that were not answered within 15 ms.
     counter_late: IntCounter = "keygate_counter_late_total";
-    /// Questions to Redis that are on their way.
+    /// Workspaces with a call to Redis in flight.
     counter_asking: IntGauge = "keygate_counter_asking";
-    /// Seconds that requests waited for shared counters; those served from what is in hand waited for nothing and are not counted.
+    /// Seconds that requests waited for shared counters; requests served from granted units do not wait and are not counted.
     counter_wait_seconds: Histogram = "keygate_counter_wait_seconds", buckets WAIT;
     /// Units of limits that Redis debited for this node in advance or on demand.
     counter_units_granted: IntCounter = "keygate_counter_units_granted_total";
-    /// Units of those that were given back unspent.
+    /// Units of those that were returned unspent.
     counter_units_returned: IntCounter = "keygate_counter_units_returned_total";
-    /// Requests decided by this node alone because Redis was gone or late.
+    /// Requests decided without Redis because it was unreachable or late.
     counters_degraded: IntCounter = "keygate_counters_degraded_total";
-    /// When each certificate of the TLS listeners ends, in seconds since 1970, by the file or folder in the config.
+    /// When each certificate of the TLS listeners expires, in seconds since 1970, by the file or folder in the config.
     certificate_expiry: IntGaugeVec = "keygate_certificate_expiry_timestamp_seconds", labels &["certificate"];
-    /// Certificates ordered, by what came of it: issued or failed.
+    /// Certificates ordered, by result: issued or failed.
     acme_orders: IntCounterVec = "keygate_acme_orders_total", labels &["result"];
-    /// Spans of traces, by what became of them: sent, rejected by the collector, failed (it did not take them), or no place in the queue.
+    /// Spans of traces, by result: sent, rejected by the collector, failed (the collector did not take the batch), or queue full.
     telemetry_spans: IntCounterVec = "keygate_telemetry_spans_total", labels &["result"];
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.
     usage_stored: IntCounter = "keygate_usage_stored_total";
-    /// Usage records that could not be kept.
+    /// Usage records that were dropped because the journal was full.
     usage_shed: IntCounter = "keygate_usage_shed_total";
-    /// Usage records that the ledger does not take; they are in the journal's set-aside.ndjson.
+    /// Usage records that the ledger rejects; they are in set-aside.ndjson of the journal folder.
     usage_set_aside: IntCounter = "keygate_usage_set_aside_total";
-    /// Usage records on their way to the ledger.
+    /// Usage records in the journal that are not stored yet.
     usage_in_journal: IntGauge = "keygate_usage_in_journal";
     /// Bytes of the usage journal on disk.
     usage_journal_bytes: IntGauge = "keygate_usage_journal_bytes";
-    /// Places of the usage journal that could not be read.
+    /// Damaged places of the usage journal.
     usage_journal_damage: IntCounter = "keygate_usage_journal_damage_total";
-    /// Attempts to bring the usage journal to disk that failed.
+    /// Attempts to sync the usage journal to disk that failed.
     usage_sync_failures: IntCounter = "keygate_usage_sync_failures_total";
-    /// Attempts to store usage that failed and were or will be repeated.
+    /// Attempts to store usage records that failed; they are repeated.
     usage_store_failures: IntCounter = "keygate_usage_store_failures_total";
 }
 
-/// What became of usage records: `accepted = stored + in_journal + shed + set_aside`.
+/// The counts of usage records: `accepted = stored + in_journal + shed + set_aside`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageCount {
     /// Records of finished requests.
     pub accepted: u64,
     /// In the ledger.
     pub stored: u64,
-    /// On their way there.
+    /// In the journal, not stored yet.
     pub in_journal: u64,
-    /// Lost.
+    /// Dropped.
     pub shed: u64,
-    /// Refused by the ledger, and kept in a file.
+    /// Rejected by the ledger and kept in a file.
     pub set_aside: u64,
 }
 
 impl Metrics {
-    /// What became of usage records.
+    /// The counts of usage records.
     pub fn usage(&self) -> UsageCount {
-        // In this order: whatever is stored meanwhile was accepted before.
+        // In this order, so that whatever is stored meanwhile was counted as accepted before.
         let (stored, shed) = (self.usage_stored.get(), self.usage_shed.get());
         let set_aside = self.usage_set_aside.get();
         let accepted = self.usage_accepted.get();
@@ -189,7 +189,7 @@ impl Metrics {
         UsageCount { accepted, stored, in_journal, shed, set_aside }
     }
 
-    /// Shows usage as it was at one moment, so that the identity holds in what is shown whenever that is.
+    /// Exports the usage counts of one moment, so that the identity always holds in the output.
     fn balance(&self, families: &mut [MetricFamily]) {
         let usage = self.usage();
         for family in families {
@@ -218,7 +218,7 @@ impl Metrics {
         }
     }
 
-    /// Shows a server before anything is known of it.
+    /// Creates the series of a server, before anything is known about it.
     pub fn show_server(&self, upstream: &str, server: &str) {
         self.upstream_ejections.with_label_values(&[upstream, server]);
         for result in UPSTREAM_RESULTS {
@@ -226,10 +226,10 @@ impl Metrics {
         }
     }
 
-    /// Stops showing a server that is not in the upstream any more.
+    /// Removes the series of a server that is no longer in the upstream.
     pub fn forget_server(&self, upstream: &str, server: &str) {
         let labels = [upstream, server];
-        // What was never shown is forgotten already.
+        // A series that never existed needs no removal.
         self.upstream_in_flight.remove_label_values(&labels).ok();
         self.upstream_up.remove_label_values(&labels).ok();
         self.upstream_ejections.remove_label_values(&labels).ok();

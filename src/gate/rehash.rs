@@ -1,4 +1,5 @@
-//! Keys whose digest is to be made anew under the current pepper: each waits once, however often it is used meanwhile.
+//! The queue of keys whose digest has to be made again with the current pepper. A key is queued once, however often it is
+//! used.
 
 use crate::model::digest::Digest;
 use crate::model::id::KeyId;
@@ -6,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-/// A key whose digest can be made anew with the current pepper.
+/// A key whose digest can be made again with the current pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rehash {
     /// Which key.
@@ -19,24 +20,24 @@ pub struct Rehash {
     pub pepper_version: u32,
 }
 
-/// Where keys are put that wait to be re-hashed.
+/// The sending side of the queue.
 #[derive(Debug)]
 pub struct RehashQueue {
     to: mpsc::Sender<Rehash>,
     waiting: Waiting,
 }
 
-/// Where they are taken from.
+/// The receiving side of the queue.
 #[derive(Debug)]
 pub struct RehashJobs {
     from: mpsc::Receiver<Rehash>,
     waiting: Waiting,
 }
 
-/// The old digests of those that wait or are being re-hashed; as many as the queue has room for, and one.
+/// The old digests of keys that wait or are being re-hashed; at most one more than the queue has room for.
 type Waiting = Arc<Mutex<HashSet<Digest>>>;
 
-/// A queue with room for `most` keys. One that finds none is put in at its next use.
+/// A queue with room for `most` keys. A key that finds no room is queued at its next use.
 pub fn rehash_queue(most: usize) -> (RehashQueue, RehashJobs) {
     let (to, from) = mpsc::channel(most.max(1));
     let waiting = Waiting::default();
@@ -50,7 +51,7 @@ fn lock(waiting: &Waiting) -> MutexGuard<'_, HashSet<Digest>> {
 // === impl RehashQueue, RehashJobs ===
 
 impl RehashQueue {
-    /// Puts a key in, unless it waits already or there is no room. `new` makes its new digest.
+    /// Queues a key, unless it waits already or there is no room. `new` computes its new digest.
     pub(super) fn ask(&self, key: KeyId, old: Digest, pepper_version: u32, new: impl FnOnce() -> Digest) {
         let Ok(room) = self.to.try_reserve() else {
             tracing::debug!(%key, "re-hash queue full, key is re-hashed at its next use");
@@ -63,12 +64,12 @@ impl RehashQueue {
 }
 
 impl RehashJobs {
-    /// The next one; none when there is no queue any more. Until [`RehashJobs::finished`] it is not put in again.
+    /// The next job; none when the sending side was dropped. The key is not queued again before [`RehashJobs::finished`].
     pub async fn next(&mut self) -> Option<Rehash> {
         self.from.recv().await
     }
 
-    /// It is done, or may be tried again.
+    /// The job is done, or may be tried again.
     pub fn finished(&self, job: &Rehash) {
         lock(&self.waiting).remove(&job.old);
     }
@@ -95,7 +96,7 @@ mod tests {
         assert_eq!(made, 1, "and its new digest is made once");
         let first = jobs.next().await.expect("the busy one");
         assert_eq!((first.key, first.old, first.new), (busy.0, busy.1, Digest([17; 32])));
-        // While it is worked on it is not put in again.
+        // The key is not queued again while it is being re-hashed.
         queue.ask(busy.0, busy.1, 2, || Digest([17; 32]));
         let second = jobs.next().await.expect("the other one");
         assert_eq!(second.key, other.0);

@@ -1,6 +1,6 @@
-//! The one table of answers: every way in which Keygate says no, with its status, code, name and wording.
+//! The table of errors: every refusal and failure that Keygate answers, with its status, code, name and message.
 //!
-//! Contract 4.6. Both listeners answer from here; a new way to say no is a new line here and nowhere else.
+//! Contract 4.6. Both listeners use it; a new error is a new line here and nowhere else.
 
 /// The language of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -14,7 +14,7 @@ pub enum Lang {
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $variant:ident = $status:literal, $code:literal, $name:literal, $en:literal, $zh:literal;)+) => {
-        /// A way to say no.
+        /// An error that Keygate answers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Fault { $($(#[$doc])* $variant,)+ }
 
@@ -37,14 +37,14 @@ macro_rules! faults {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// The envelope's `msg` where nothing more particular is known.
+            /// The envelope's `msg`, unless a more specific one is known.
             pub const fn message(self, lang: Lang) -> &'static str {
                 match (self, lang) {
                     $((Self::$variant, Lang::En) => $en, (Self::$variant, Lang::Zh) => $zh,)+
                 }
             }
 
-            /// The fault of that name, as ledgers carry it.
+            /// The fault with this name, as usage records store it.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)+ _ => None }
             }
@@ -63,9 +63,9 @@ macro_rules! faults {
 faults! {
     /// The request is malformed.
     BadRequest = 400, 1000, "bad_request", "The request is malformed", "请求格式错误";
-    /// The body does not fit its schema.
+    /// The body does not match its schema.
     ValidationFailed = 400, 1001, "validation_failed", "Some fields are not valid", "部分字段无效";
-    /// A parameter of the query or path makes no sense.
+    /// A parameter of the query or path is not valid.
     InvalidParameter = 400, 1003, "invalid_parameter", "A parameter is not valid", "参数无效";
     /// No admin token.
     Unauthorized = 401, 2001, "unauthorized", "An admin token is required", "需要管理令牌";
@@ -87,7 +87,7 @@ faults! {
     KeyInvalid = 401, 3009, "api_key_invalid", "The API key is not valid", "API 密钥无效";
     /// The key has expired.
     KeyExpired = 401, 3010, "api_key_expired", "The API key has expired", "API 密钥已过期";
-    /// The key is switched off.
+    /// The key is disabled.
     KeyInactive = 401, 3011, "api_key_inactive", "The API key is disabled", "API 密钥已停用";
     /// The key lacks a scope.
     KeyInvalidScope = 403, 3012, "api_key_invalid_scope", "The API key lacks a scope that this route needs", "API 密钥缺少该路由所需的权限范围";
@@ -107,11 +107,11 @@ faults! {
     AddressNotAllowed = 403, 3020, "address_not_allowed", "The API key may not be used from this address", "不允许从该地址使用此 API 密钥";
     /// No route matches.
     RouteNotFound = 404, 4000, "route_not_found", "No route matches this request", "没有匹配该请求的路由";
-    /// Admin: nothing of that name.
+    /// Admin: nothing has this id.
     NotFound = 404, 4000, "not_found", "Not found", "未找到";
     /// Admin: no such end user.
     EndUserNotFound = 404, 4001, "end_user_not_found", "There is no such end user", "该终端用户不存在";
-    /// Admin: it exists already.
+    /// Admin: it already exists.
     Conflict = 409, 1000, "conflict", "The change conflicts with what exists", "与现有数据冲突";
     /// Admin: the URL exists, the method does not.
     MethodNotAllowed = 405, 1000, "method_not_allowed", "The method is not allowed here", "不允许使用该方法";
@@ -123,24 +123,25 @@ faults! {
     PayloadTooLarge = 413, 1000, "payload_too_large", "The request body is too large", "请求体过大";
     /// The URI is too long.
     UriTooLong = 414, 1000, "uri_too_long", "The request URI is too long", "请求 URI 过长";
-    /// The body is of a type that is not understood.
+    /// The body has a type or coding that is not supported.
     UnsupportedMediaType = 415, 1000, "unsupported_media_type", "The request body must be application/json", "请求体必须为 application/json";
     /// The header block is too large.
     HeadersTooLarge = 431, 1000, "request_header_fields_too_large", "The request header fields are too large", "请求头过大";
-    /// The request asks for something that is not understood.
+    /// The method or transfer coding is not supported.
     NotImplemented = 501, 1000, "not_implemented", "The request uses a method or transfer coding that is not supported", "不支持该请求方法或传输编码";
-    /// Keygate failed.
+    /// A fault inside Keygate.
     Internal = 500, 10001, "internal_error", "Something went wrong inside the gateway", "网关内部错误";
-    /// The backend could not be reached or broke off.
+    /// The backend could not be reached or broke off its response.
     BadGateway = 502, 10003, "bad_gateway", "The backend could not be reached or broke off", "后端无法连接或响应中断";
-    /// Nothing can serve, or no safe decision is possible.
+    /// No server is available, or no safe decision is possible.
     ServiceUnavailable = 503, 10003, "service_unavailable", "The service is unavailable, try again soon", "服务暂不可用，请稍后重试";
     /// The backend was too slow.
     GatewayTimeout = 504, 10003, "gateway_timeout", "The backend did not answer in time", "后端响应超时";
 }
 
 impl Lang {
-    /// The language an `Accept-Language` header asks for: Chinese when its best-weighted known language is `zh`.
+    /// The language that an `Accept-Language` header asks for: Chinese if the known language with the highest weight is
+    /// `zh`.
     pub fn preferred(accept_language: &str) -> Self {
         let mut best = (0.0_f32, Self::En);
         for part in accept_language.split(',').take(32) {
@@ -172,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The page has a row for each fault, with its status and code, and none for anything else.
+    /// The page has a row for each fault, with its status and code, and no other rows.
     #[test]
     fn the_page_on_errors_is_this_table() {
         let page = include_str!("../../docs/errors.md");

@@ -1,6 +1,6 @@
-//! Identifiers: which thing is meant. Made from the clock so that they sort by age.
+//! Identifiers. They are made from the clock, so they sort by age.
 //!
-//! Must not know: where the things are kept.
+//! Must not know: where things are stored.
 
 use crate::clock::Timestamp;
 use std::fmt;
@@ -48,19 +48,19 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// Which key.
+    /// Id of a key.
     KeyId
 );
 uuid_id!(
-    /// Which end user, as Keygate numbers them.
+    /// Id of an end user, assigned by Keygate.
     EndUserId
 );
 uuid_id!(
-    /// Which request; also the identity of its usage record.
+    /// Id of a request, and of its usage record.
     RequestId: request_id
 );
 uuid_id!(
-    /// Which line of the audit trail.
+    /// Id of a line of the audit log.
     AuditId
 );
 
@@ -100,17 +100,17 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// Which workspace, as the issuer of admin tokens names it.
+    /// Id of a workspace, as the issuer of admin tokens names it.
     WorkspaceId,
     "workspace id"
 );
 text_id!(
-    /// Which plan.
+    /// Id of a plan.
     PlanId,
     "plan id"
 );
 
-/// A text that is no id.
+/// A text that is not a valid id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a {what} is 1 to 128 characters of A-Z a-z 0-9 . _ : @ -")]
 pub struct BadTextId {
@@ -122,8 +122,8 @@ fn is_text_id(s: &str) -> bool {
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
 }
 
-/// UUIDv7 of the instant `at` that no other call in this process answers, whatever the clock does, and that costs no
-/// system call: 40 bits are a count, from a random start and scattered, and 34 bits are this process's.
+/// A UUIDv7 for the instant `at`, unique in this process whatever the clock does, without a system call: 40 bits are a
+/// scrambled counter with a random start, and 34 bits are random per process.
 fn request_id(at: Timestamp) -> Uuid {
     const COUNT_BITS: u64 = (1 << 40) - 1;
     static PROCESS: OnceLock<[u8; 18]> = OnceLock::new();
@@ -134,7 +134,7 @@ fn request_id(at: Timestamp) -> Uuid {
         random
     });
     let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
-    // Times an odd number is one to one in so many bits: no count becomes the same.
+    // Multiplication by an odd number is a bijection modulo 2^40, so different counts stay different.
     let count = COUNT.fetch_add(1, Ordering::Relaxed).wrapping_add(number(&process[5..10]));
     let scattered = count.wrapping_mul(number(&process[10..18]) | 1) & COUNT_BITS;
     let mut random = [0; 10];
@@ -144,7 +144,7 @@ fn request_id(at: Timestamp) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
-/// UUIDv7 of the instant `at`. The random part is the system generator's.
+/// A UUIDv7 for the instant `at`. The random part is from the system's generator.
 pub fn uuid_v7(at: Timestamp) -> Uuid {
     let mut random = [0_u8; 10];
     fill_random(&mut random);
@@ -154,7 +154,7 @@ pub fn uuid_v7(at: Timestamp) -> Uuid {
 
 /// Fills `out` from the operating system's generator.
 ///
-/// A machine without one cannot make secrets or ids that are safe to use, so there is nothing to go on with.
+/// Without one, no safe secrets or ids can be made, so this panics.
 #[expect(clippy::expect_used, reason = "no randomness means no safe way to continue")]
 pub fn fill_random(out: &mut [u8]) {
     getrandom::fill(out).expect("the operating system's random generator answers");

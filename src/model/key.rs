@@ -1,4 +1,4 @@
-//! What a key is to a decision: whom it belongs to, what it grants, what it may spend.
+//! A key as a decision sees it: its workspace, what it grants, and its limits.
 //!
 //! Must not know: its name, its digest, how it is stored, or what has been spent.
 
@@ -8,35 +8,35 @@ use crate::clock::Timestamp;
 use ipnet::IpNet;
 use std::fmt;
 
-/// The decision's view of a key.
+/// A key as a decision sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Which key.
+    /// The key's id.
     pub id: KeyId,
-    /// The tenant it belongs to.
+    /// The workspace it belongs to.
     pub workspace_id: WorkspaceId,
-    /// What kind of holder it was made for.
+    /// Its type.
     pub kind: KeyType,
-    /// What it grants.
+    /// The scopes it grants.
     pub scopes: Scopes,
-    /// The one resource it is bound to; for a service key the workspace itself.
+    /// The resource it is bound to; for a service key the workspace itself.
     pub resource_id: Box<str>,
-    /// What it may spend.
+    /// Its limits.
     pub ceilings: Ceilings,
-    /// Source addresses it may be used from; empty means anywhere.
+    /// Source addresses from which it may be used; empty: any.
     pub allowed_ips: Box<[IpNet]>,
-    /// False while switched off.
+    /// False while it is disabled.
     pub is_active: bool,
     /// The first instant at which it is no longer valid.
     pub expires_at: Option<Timestamp>,
 }
 
-/// The limits written on a key. Contract 4.3.
+/// The limits configured on a key. Contract 4.3.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ceilings {
     /// Requests per second, refilled continuously.
     pub rate_limit: u32,
-    /// Requests that may come at once; the rate itself when absent.
+    /// Requests that may come at once; none: as many as the rate.
     pub rate_burst: Option<u32>,
     /// Requests per UTC day; none: no limit.
     pub daily_request_limit: Option<u64>,
@@ -44,51 +44,51 @@ pub struct Ceilings {
     pub quota_limit: Option<u64>,
     /// Requests in flight.
     pub concurrency_limit: Option<u32>,
-    /// Further ceilings.
+    /// Further limits.
     pub limits: Box<[Ceiling]>,
 }
 
-/// One further ceiling: at most `max` of `count` in each `per`.
+/// A further limit: at most `max` of `count` in each `per`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ceiling {
-    /// What is counted.
+    /// What it counts.
     pub count: Count,
-    /// In which window.
+    /// Its window.
     pub per: Per,
-    /// The most that is admitted.
+    /// The most that is admitted in a window.
     pub max: u64,
 }
 
 /// What a workspace may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Which plan.
+    /// The plan's id.
     pub id: PlanId,
     /// The highest rate of one key, in requests per second.
     pub api_ops_rate_limit: u32,
-    /// The most end users that may ever exist in the workspace.
+    /// The most end users of a workspace.
     pub end_user_quota: u64,
-    /// Requests per UTC day of a key that is created without saying how many; none: no limit.
+    /// Requests per UTC day for keys created without a daily limit; none: no limit.
     pub default_daily_request_limit: Option<u64>,
-    /// Further ceilings, each over all keys of the workspace together.
+    /// Further limits, each for all keys of the workspace together.
     pub limits: Box<[Ceiling]>,
 }
 
-/// Largest value of any ceiling: what a JSON number carries exactly.
+/// Largest value of a limit: the largest integer that a JSON number holds exactly.
 pub const CEILING_MAX: u64 = (1 << 53) - 1;
 /// Largest rate, in requests per second.
 pub const RATE_MAX: u32 = 10_000_000;
-/// Longest that a plan keeps usage records for when it does not keep them for ever, in days: 100 years.
+/// Longest retention of usage records that is not "for ever", in days: 100 years.
 pub const RETENTION_DAYS_MAX: u32 = 36_500;
 /// Longest that a deleted key can be restored, in days: ten years.
 pub const DELETED_KEYS_DAYS_MAX: u32 = 3_650;
 /// For how many days a deleted key can be restored, unless its plan says otherwise.
 pub const DELETED_KEYS_DAYS_DEFAULT: u32 = 30;
-/// Most further ceilings on one key or plan.
+/// Most further limits of one key or plan.
 pub const CEILINGS_MAX: usize = 8;
-/// Rate of a key that names none, in requests per second (the plan's where that is lower).
+/// Rate of keys created without one, in requests per second (the plan's where that is lower).
 pub const RATE_DEFAULT: u32 = 50;
-/// Requests per UTC day that a plan gives to keys which name no limit, unless it says otherwise.
+/// Daily limit of keys created without one, unless the plan has its own default.
 pub const DAILY_DEFAULT: u64 = 100_000;
 
 macro_rules! words {
@@ -97,7 +97,7 @@ macro_rules! words {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name { $($(#[$vdoc])* $variant,)+ }
 
-        // Not everything that has words needs all of this.
+        // Not every type uses all of these.
         #[allow(dead_code, reason = "one list of words makes them all alike")]
         impl $name {
             /// Every value, in the order of the documentation.
@@ -105,7 +105,7 @@ macro_rules! words {
             /// Every word, in the same order.
             pub const WORDS: &'static [&'static str] = &[$($word,)+];
 
-            /// The contract's word for it.
+            /// The word of the contract.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
@@ -132,29 +132,29 @@ macro_rules! words {
 pub(crate) use words;
 
 words!(
-    /// What a key was made for.
+    /// What a key is made for.
     KeyType {
-        /// One app.
+        /// For one app.
         App = "app",
-        /// One knowledge base.
+        /// For one knowledge base.
         Rag = "rag",
-        /// One memory.
+        /// For one memory.
         Memory = "memory",
-        /// One agent.
+        /// For one agent.
         Agent = "agent",
-        /// One team of agents.
+        /// For one team of agents.
         MultiAgent = "multi_agent",
-        /// One workflow.
+        /// For one workflow.
         Workflow = "workflow",
-        /// One workflow without a conversation.
+        /// For one workflow without a conversation.
         PureWorkflow = "pure_workflow",
-        /// Every resource of the workspace.
+        /// For every resource of the workspace.
         Service = "service",
     }
 );
 
 words!(
-    /// What a ceiling counts.
+    /// What a limit counts.
     Count {
         /// Admitted requests.
         Requests = "requests",
@@ -162,7 +162,7 @@ words!(
 );
 
 words!(
-    /// The window of a ceiling. Calendar windows in UTC, except the second, which is a token bucket.
+    /// The window of a limit. Calendar windows in UTC, except the second, which is a token bucket.
     Per {
         /// Refilled continuously over one second.
         Second = "second",
@@ -174,15 +174,15 @@ words!(
         Day = "day",
         /// Calendar month.
         Month = "month",
-        /// The whole life.
+        /// The key's whole life.
         Total = "total",
     }
 );
 
-/// A word that is none of the allowed ones.
+/// A word that is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownWord {
-    /// What would have been understood.
+    /// The allowed words.
     pub allowed: &'static [&'static str],
 }
 
@@ -197,7 +197,7 @@ impl std::error::Error for UnknownWord {}
 // === impl KeyType ===
 
 impl KeyType {
-    /// The scope that a key of this type cannot do without; none for a service key.
+    /// The scope that keys of this type must hold; none for service keys.
     pub const fn implied_scope(self) -> Option<&'static str> {
         match self {
             Self::App | Self::Agent | Self::MultiAgent | Self::Workflow | Self::PureWorkflow => Some("app"),

@@ -1,4 +1,4 @@
-//! The vocabulary: what keys, plans, identifiers, faults and usage records are. Plain data that every part may name.
+//! The vocabulary: keys, plans, identifiers, faults and usage records. Plain data that every module may use.
 //!
 //! Must not know: rules, requests, any store or server.
 

@@ -1,7 +1,7 @@
-//! Scopes: free words that a route asks for and a key grants.
+//! Scopes: free words that a route requires and a key grants.
 //!
-//! Must not know: routes or keys. A granted scope may end in `*` and then grants every scope that begins with what
-//! stands before it; a scope that is asked for is always a whole word.
+//! Must not know: routes or keys. A granted scope may end in `*` and then grants every scope that begins with the part
+//! before it. A required scope is always a whole word.
 
 use std::fmt;
 use std::hash::Hash;
@@ -17,12 +17,12 @@ pub const SCOPES_MAX: usize = 64;
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Scopes(Arc<str>);
 
-/// What is wrong with one scope, or with a set of them.
+/// Why a scope, or a set of scopes, is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadScope {
-    /// Not 1 to 64 characters of the allowed ones.
+    /// Not 1 to 64 of the allowed characters.
     Malformed,
-    /// A `*` that is not at the end, or where none may be.
+    /// A `*` that is not at the end, or that is not allowed here.
     Wildcard,
     /// The same scope twice.
     Twice,
@@ -30,7 +30,7 @@ pub enum BadScope {
     TooMany,
 }
 
-/// Whether `scope` is a word that a route may ask for.
+/// Checks that `scope` is a word that a route may require.
 pub fn check_required(scope: &str) -> Result<(), BadScope> {
     if scope.contains('*') {
         return Err(BadScope::Wildcard);
@@ -38,7 +38,7 @@ pub fn check_required(scope: &str) -> Result<(), BadScope> {
     check_granted(scope)
 }
 
-/// Whether `scope` is a word that a key may grant: as a required one, and it may end in `*`.
+/// Checks that `scope` is a word that a key may grant: like a required one, but it may end in `*`.
 pub fn check_granted(scope: &str) -> Result<(), BadScope> {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
     if !(1..=SCOPE_MAX).contains(&scope.len()) {
@@ -54,7 +54,7 @@ pub fn check_granted(scope: &str) -> Result<(), BadScope> {
 // === impl Scopes ===
 
 impl Scopes {
-    /// The set of `words`, each of which `check` agrees with; on failure the place of the word that is wrong.
+    /// The set of `words`, each checked with `check`. On failure, also the position of the word.
     pub fn of<'w>(
         words: impl IntoIterator<Item = &'w str>,
         check: fn(&str) -> Result<(), BadScope>,
@@ -82,10 +82,10 @@ impl Scopes {
         })
     }
 
-    /// The scopes of `wanted` that a key with these does not grant.
+    /// The scopes of `wanted` that a key with these scopes does not grant.
     #[must_use]
     pub fn lacking(&self, wanted: &Self) -> Self {
-        // Nearly every key grants just what its routes ask for.
+        // Nearly every key grants exactly what its routes require.
         if wanted.is_empty() || self == wanted || wanted.iter().all(|scope| self.grants(scope)) {
             return Self::default();
         }
@@ -93,7 +93,7 @@ impl Scopes {
         Self(lacking.join(",").into())
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -103,7 +103,7 @@ impl Scopes {
         self.0.split(',').filter(|word| !word.is_empty())
     }
 
-    /// The scopes, joined by commas: how headers and tables carry the set.
+    /// The scopes, joined by commas, as headers and tables contain them.
     pub fn joined(&self) -> &str {
         &self.0
     }
@@ -112,7 +112,7 @@ impl Scopes {
 impl FromStr for Scopes {
     type Err = BadScope;
 
-    /// Reads what [`Scopes::joined`] wrote.
+    /// Parses the output of [`Scopes::joined`].
     fn from_str(text: &str) -> Result<Self, BadScope> {
         Self::of(text.split(',').filter(|word| !word.is_empty()), check_granted).map_err(|(_, bad)| bad)
     }

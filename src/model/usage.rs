@@ -1,4 +1,4 @@
-//! Usage: the record of one request, how it ended, and what requests come to. Plain data.
+//! Usage: the record of one request, how it ended, and totals. Plain data.
 
 pub mod fields;
 
@@ -13,13 +13,13 @@ use std::sync::Arc;
 words!(
     /// How a request ended.
     Outcome {
-        /// The backend's answer was passed on, whatever its status.
+        /// The backend's response was forwarded, whatever its status.
         Served = "served",
         /// Keygate refused it; the record's `denial` says why.
         Denied = "denied",
-        /// No complete answer came from the backend.
+        /// The backend sent no complete response.
         UpstreamFailed = "upstream_failed",
-        /// The client went away first.
+        /// The client disconnected first.
         Aborted = "aborted",
         /// The gateway was stopped while it was in flight.
         Interrupted = "interrupted",
@@ -135,10 +135,10 @@ usage_record! {
 
 pub(crate) use usage_columns;
 
-/// What one subject has spent of the windows that contain the asked instant.
+/// What one subject has spent in the windows that contain an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageTotals {
-    /// Whose spending.
+    /// The subject.
     pub subject: UsageSubject,
     /// Charged requests in this calendar minute.
     pub minute: u64,
@@ -148,7 +148,7 @@ pub struct UsageTotals {
     pub day: u64,
     /// Charged requests in this calendar month.
     pub month: u64,
-    /// Charged requests ever.
+    /// Charged requests in its whole life.
     pub total: u64,
 }
 
