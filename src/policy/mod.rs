@@ -1,4 +1,4 @@
-//! What is right: the pure rules of keys, secrets, routes, limits and denials.
+//! The pure rules of keys, secrets, routes, limits and denials.
 //!
 //! Must not know: I/O, tasks, the time (it is an argument), any store or server.
 //!

@@ -1,15 +1,15 @@
-//! Chunked bodies, byte by byte (RFC 9112, 7.1): whether they have exactly one reading, and where they end.
+//! Validates chunked bodies byte by byte (RFC 9112, 7.1): every parser must read them the same way and find the same end.
 //!
-//! Must not know: sockets, or what the bytes mean. The decoder behind this takes any octet in an extension, line ends
-//! included; here a size line is hexadecimal digits, perhaps a visible extension, and CRLF.
+//! Must not know: sockets, or what the bytes mean. Pingora's decoder accepts any octet in an extension, even line ends.
+//! Here a size line is hexadecimal digits, optionally an extension of visible characters, and CRLF.
 
-/// Longest size line or trailer section, in bytes. Nobody needs extensions or trailers; they must not be a way to send
-/// without end.
+/// Longest size line or trailer section, in bytes. Extensions and trailers are rarely needed, and must not allow a client
+/// to send without end.
 const LINE_MAX: usize = 1_024;
-/// Most digits of a size: what fits 60 bits.
+/// Most digits of a size: they fit 60 bits.
 const DIGITS_MAX: usize = 15;
 
-/// How far into a chunked body we are.
+/// The state of reading a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkParser {
     state: ChunkState,
@@ -17,7 +17,7 @@ pub struct ChunkParser {
     line: usize,
 }
 
-/// A body that is not chunked as it should be.
+/// The body is not chunked correctly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadChunks;
 
@@ -25,16 +25,16 @@ pub struct BadChunks;
 enum ChunkState {
     /// Digits of a size.
     Size(u64, usize),
-    /// Behind the `;` of a size line.
+    /// After the `;` of a size line.
     Extension(u64),
     /// The line feed of a size line.
     SizeEnd(u64),
-    /// So much of the chunk is to come.
+    /// In a chunk; this many bytes are to come.
     Data(u64),
-    /// The CRLF behind a chunk.
+    /// The CRLF after a chunk.
     DataCr,
     DataLf,
-    /// Where a line of the trailer section begins, or the end.
+    /// At the start of a line of the trailer section, or at the end.
     Trailer,
     /// In a trailer.
     TrailerLine,
@@ -56,7 +56,7 @@ impl ChunkParser {
         self.state == ChunkState::Done
     }
 
-    /// Looks at the next `bytes`. How many of them belong to the body: all, unless it ends among them.
+    /// Checks the next `bytes`. Returns how many of them belong to the body: all, unless the body ends among them.
     pub fn pass(&mut self, bytes: &[u8]) -> Result<usize, BadChunks> {
         let mut at = 0;
         while at < bytes.len() && self.state != ChunkState::Done {

@@ -1,51 +1,51 @@
-//! Content codings of bodies that have to be read here.
+//! Content codings of bodies that are read here.
 //!
-//! Must not know: what a body says. What is decoded is never kept: whoever reads it reads on as it comes, up to a limit, so
-//! that a small body which decodes to a large one costs no memory.
+//! Must not know: what a body contains. Decoded data is streamed up to a limit and never kept, so a small body that decodes
+//! to a large one costs no memory.
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use std::io::{self, BufReader, Read};
 
-/// What is understood, as `Accept-Encoding` writes it.
+/// The supported codings, as `Accept-Encoding` lists them.
 pub const CODINGS: &str = "gzip, deflate, zstd";
-/// The largest window that a `zstd` body may ask for, in powers of two: the 8 MiB that RFC 9659 has everybody understand.
+/// The largest window of a `zstd` body, as a power of two: 8 MiB, which RFC 9659 requires every decoder to support.
 const WINDOW_LOG_MAX: u32 = 23;
 
-/// How a body is coded.
+/// The coding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
-    /// Not at all.
+    /// None.
     Identity,
     /// `gzip`.
     Gzip,
-    /// `deflate`: zlib's format, or what some clients send instead, its content alone.
+    /// `deflate`: zlib's format, or the raw format that some clients send.
     Deflate,
     /// `zstd`.
     Zstd,
 }
 
-/// What a body decodes to, up to a number of bytes.
+/// A reader of the decoded body, up to a number of bytes.
 pub enum Decoded<'b> {
-    /// As it is.
+    /// Not encoded.
     Identity(Limited<&'b [u8]>),
     /// `gzip`.
     Gzip(Limited<MultiGzDecoder<&'b [u8]>>),
     /// zlib's format.
     Zlib(Limited<ZlibDecoder<&'b [u8]>>),
-    /// Deflate alone.
+    /// Raw deflate.
     Deflate(Limited<DeflateDecoder<&'b [u8]>>),
     /// `zstd`.
     Zstd(Limited<zstd::Decoder<'static, &'b [u8]>>),
 }
 
-/// Fails where more than `left` bytes come.
+/// Fails when more than `left` bytes are read.
 pub struct Limited<R> {
     inner: R,
     left: u64,
 }
 
 impl Coding {
-    /// What the values of `Content-Encoding` say; none where it is another coding, or several.
+    /// The coding that the values of `Content-Encoding` name; none if it is unsupported or there are several.
     pub fn of<'v>(values: impl Iterator<Item = &'v [u8]>) -> Option<Self> {
         let names = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
         let mut codings = names.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
@@ -63,7 +63,7 @@ impl Coding {
         codings.next().is_none().then_some(coding)
     }
 
-    /// Reads what `body` decodes to, at most `max` bytes of it.
+    /// A reader of the decoded `body`, at most `max` bytes.
     pub fn decoded(self, body: &[u8], max: u64) -> io::Result<BufReader<Decoded<'_>>> {
         let decoded = match self {
             Self::Identity => Decoded::Identity(Limited { inner: body, left: max }),
@@ -87,7 +87,7 @@ fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 
-/// Whether reading failed because there was more than may be.
+/// Whether reading failed because of the limit.
 pub fn is_too_much(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::FileTooLarge
 }
@@ -147,7 +147,7 @@ mod tests {
             assert!(decode(coding, &body, 10_000_014).is_ok_and(|bytes| bytes == text), "{coding:?}");
             let error = decode(coding, &body, 10_000_013).expect_err("more than may be");
             assert!(is_too_much(&error), "{coding:?}: {error}");
-            // A body that decodes to a thousand times as much.
+            // A body that decodes to a thousand times its size.
             assert!(coding == Coding::Identity || body.len() < 20_000, "{coding:?}: {}", body.len());
         }
     }

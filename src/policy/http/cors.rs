@@ -1,6 +1,6 @@
-//! Which pages of other origins may use a route from a browser (the Fetch standard's CORS protocol).
+//! CORS: which pages of other origins may use a route from a browser (the Fetch standard).
 //!
-//! Must not know: keys. A preflight carries none, so it is answered from this alone.
+//! Must not know: keys. A preflight carries none, so it is answered from these rules alone.
 //!
 //! *Invariant:* an origin is echoed only if it is on the list; `*` never goes with credentials.
 
@@ -10,51 +10,51 @@ use std::time::Duration;
 /// What a route allows to pages of other origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
-    /// From where.
+    /// The allowed origins.
     pub origins: Origins,
-    /// What may be asked.
+    /// The allowed methods.
     pub methods: Box<[Method]>,
-    /// Which fields a request may carry, in lower case; none for any.
+    /// The request headers that are allowed, in lower case; none: any.
     pub headers: Box<[HeaderName]>,
-    /// Which fields of an answer a page may read, as one line.
+    /// The response headers that a page may read, as one line.
     pub expose: HeaderValue,
-    /// Whether cookies and the like may come along.
+    /// Whether cookies and other credentials are allowed.
     pub credentials: bool,
-    /// How long a browser may remember the answer.
+    /// How long a browser may cache a preflight.
     pub max_age: Duration,
 }
 
-/// From where pages may come.
+/// Allowed origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// From everywhere. Never with credentials.
+    /// Any origin. Never with credentials.
     Any,
-    /// From these.
+    /// Only these.
     Listed(Box<[OriginRule]>),
 }
 
 /// One origin, or all whose host is below a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginRule {
-    /// All of it, or what is in front of the `*`.
+    /// The whole origin, or the part before the `*`.
     front: Box<str>,
-    /// What is behind the `*`.
+    /// The part after the `*`.
     behind: Option<Box<str>>,
 }
 
-/// What a preflight asks.
+/// The fields of a preflight.
 #[derive(Clone, Copy, Debug)]
 pub struct PreflightRequest<'r> {
-    /// By which page.
+    /// The origin of the page.
     pub origin: &'r HeaderValue,
-    /// Whether it may ask so.
+    /// The method it asks for.
     pub method: &'r Method,
-    /// Whether it may send these fields.
+    /// The header fields it asks for.
     pub headers: Option<&'r HeaderValue>,
 }
 
 impl Cors {
-    /// Writes what a page of `origin` may do with an answer. What the backend says about it does not count.
+    /// Sets the CORS fields of a response to a page of `origin`, replacing the backend's.
     pub fn mark(&self, answer: &mut HeaderMap, origin: Option<&HeaderValue>) {
         let theirs = answer.keys().filter(|name| name.as_str().starts_with("access-control-"));
         for name in theirs.cloned().collect::<Vec<_>>() {
@@ -71,7 +71,7 @@ impl Cors {
         answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.clone());
     }
 
-    /// The answer to a preflight. What is not allowed is left out of it, and the browser stops there.
+    /// The response to a preflight. What is not allowed is left out, and the browser stops there.
     pub fn answer(&self, asked: &PreflightRequest<'_>) -> HeaderMap {
         let mut answer = HeaderMap::new();
         let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
@@ -114,7 +114,7 @@ impl Cors {
 }
 
 impl OriginRule {
-    /// Reads `scheme://host`, perhaps with a port, perhaps with `*.` in front of the host's name.
+    /// Parses `scheme://host`, optionally with a port, optionally with `*.` before the host.
     pub fn parse(text: &str) -> Option<Self> {
         let (scheme, host) = text.split_once("://")?;
         let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())

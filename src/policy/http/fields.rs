@@ -1,6 +1,6 @@
-//! The header fields of a request, for those who only read some: a map of them, or a list of where they stand.
+//! Read access to the header fields of a request: a map of them, or a list of slices of the head.
 //!
-//! Must not know: what any field means. Few fields are found as fast in a list, which costs less to make than a map.
+//! Must not know: what any field means. A few fields are found as fast in a list, which costs less to build than a map.
 
 use http::header::{CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
@@ -10,9 +10,9 @@ pub type FieldLine<'r> = (&'r [u8], &'r [u8]);
 /// Header fields. Values have no white space around them.
 #[derive(Clone, Copy, Debug)]
 pub enum HeaderFields<'r> {
-    /// As a parser keeps them.
+    /// A parsed map.
     Map(&'r HeaderMap),
-    /// As they stand in a head.
+    /// Slices of the head.
     List(&'r [FieldLine<'r>]),
 }
 
@@ -27,7 +27,7 @@ impl<'r> HeaderFields<'r> {
         of_map.chain(list.iter().filter(|line| is_named(line, name)).map(|line| line.1))
     }
 
-    /// The first of them.
+    /// The first value.
     pub fn first(self, name: &HeaderName) -> Option<&'r [u8]> {
         match self {
             Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
@@ -35,19 +35,19 @@ impl<'r> HeaderFields<'r> {
         }
     }
 
-    /// The first of them, if it is text.
+    /// The first value, if it is text.
     pub fn text(self, name: &HeaderName) -> Option<&'r str> {
         self.first(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// Whether `Connection` names it: then it is for whoever reads it first, and does not go on.
+    /// Whether `Connection` names the field: then it is meant for the next hop and not forwarded.
     pub fn is_nominated(self, name: &HeaderName) -> bool {
         let is_it = |asked: &[u8]| asked.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes());
         self.all(&CONNECTION).any(|value| value.split(|b| *b == b',').any(is_it))
     }
 
-    /// How many there are, and their bytes as they are written at least. The cookies that HTTP/2 writes one by one are what
-    /// they go on as: one field (RFC 9113, 8.2.3).
+    /// The number of fields, and their minimum size in bytes. Several HTTP/2 `cookie` fields count as the one field that
+    /// they are forwarded as (RFC 9113, 8.2.3).
     pub fn size(self) -> (usize, usize) {
         let written = |name: &[u8], value: &[u8]| name.len() + value.len() + ": \r\n".len();
         let sum = |(count, bytes), written| (count + 1, bytes + written);
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use http::header::{ACCEPT, HOST, USER_AGENT};
 
-    /// Both ways to keep fields say the same.
+    /// Both representations give the same results.
     #[test]
     fn a_list_reads_like_the_map_of_it() {
         let many = HeaderName::from_static("x-many");

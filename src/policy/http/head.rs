@@ -1,43 +1,44 @@
-//! The head of an HTTP/1.1 request, byte by byte: whether it has exactly one reading, and where its message ends.
+//! Validates the head of an HTTP/1.1 request byte by byte: every parser must read it the same way and find the same end of
+//! the message.
 //!
-//! Must not know: sockets, time, what a path or a field means beyond framing. What two readers could take differently is
-//! refused before any parser sees it: the parser behind this is lenient, and backends are more so.
+//! Must not know: sockets, time, what a path or a field means beyond framing. Ambiguous heads are refused before any parser
+//! sees them, because Pingora's parser is lenient, and backends even more so.
 //!
-//! *Invariant:* a head that passes is `METHOD SP target SP HTTP/1.x CRLF *(name ":" value CRLF) CRLF`, with at most one
-//! of a sound `Content-Length` and `Transfer-Encoding: chunked`, and names at most one host.
+//! *Invariant:* a head that passes is `METHOD SP target SP HTTP/1.x CRLF *(name ":" value CRLF) CRLF`, with at most one of
+//! a valid `Content-Length` and `Transfer-Encoding: chunked`, and names at most one host.
 
 use super::fields::FieldLine;
 use super::path::{BadPath, behind_authority, escape_loose, is_loose};
 
 /// Longest method, in bytes.
 pub const METHOD_MAX: usize = 32;
-/// Most digits of a `Content-Length`: what fits 63 bits whatever the digits are.
+/// Most digits of a `Content-Length`: they always fit 63 bits.
 const LENGTH_DIGITS_MAX: usize = 18;
-/// Longest `Host`, in bytes: a name of 253, a colon and a port, with room for an address in brackets.
+/// Longest `Host`, in bytes: a name of 253, a colon and a port, or an address in brackets.
 const HOST_MAX: usize = 262;
 /// Most digits of a port.
 const PORT_DIGITS_MAX: usize = 5;
-/// Most names that all `Connection` fields together may have: what is behind this reads no more.
+/// Most names in all `Connection` fields together: Pingora reads no more.
 const CONNECTION_NAMES_MAX: usize = 9;
-/// Longest request target that the URI type behind this can keep, in bytes.
+/// Longest request target that the URI type can hold, in bytes.
 pub const TARGET_MAX: usize = u16::MAX as usize - 1;
 
-/// Most bytes of a path that are told of a head that is refused.
+/// Most bytes of the path of a refused head that are logged.
 const PATH_SHOWN: usize = 512;
 
-/// A head that has passed.
+/// A valid head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sound {
-    /// Where its message ends.
+    /// Where the message ends.
     pub framing: Framing,
-    /// Whether its target has bytes that must be escaped before anybody else reads it.
+    /// Whether the target contains bytes that must be escaped before it is forwarded.
     pub is_loose: bool,
 }
 
-/// Where the message ends that a head begins.
+/// Where a message ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// With the head.
+    /// With its head.
     NoBody,
     /// After this many bytes of body.
     Length(u64),
@@ -48,17 +49,17 @@ pub enum Framing {
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadHead {
-    /// The request line or a field is not what HTTP/1.1 writes.
+    /// The request line or a field is not valid HTTP/1.1.
     Syntax,
-    /// The body's length is told twice, wrongly, or in two ways.
+    /// The length of the body is given twice, wrongly, or in two ways.
     Framing,
     /// A transfer coding other than `chunked`.
     Coding,
-    /// A tunnel is asked for.
+    /// `CONNECT` asks for a tunnel.
     Connect,
-    /// Not exactly one sound `Host`, or another one than the target names.
+    /// Not exactly one valid `Host`, or it differs from the target.
     Host,
-    /// `Connection` names what is none of a connection's business, no names, or too many.
+    /// `Connection` names a field that it must not name, no field, or too many.
     Connection,
     /// The request target.
     Target(BadPath),
@@ -66,24 +67,24 @@ pub enum BadHead {
     Fields,
 }
 
-/// What the fields say that matters here.
+/// The fields that matter here.
 #[derive(Default)]
 struct HeadFacts<'h> {
     length: Option<u64>,
     chunked: bool,
     host: Option<&'h [u8]>,
-    /// Names in `Connection`.
+    /// Number of names in `Connection`.
     nominated: usize,
 }
 
-/// Where the head at the front of `bytes` ends, if it is there whole. `searched` bytes were looked at before.
+/// Where the head at the start of `bytes` ends, if it is complete. `searched` bytes were examined before.
 pub fn find_end(bytes: &[u8], searched: usize) -> Option<usize> {
     let from = searched.saturating_sub(3);
     memchr::memmem::find(bytes.get(from..)?, b"\r\n\r\n").map(|at| from + at + 4)
 }
 
-/// Whether bytes of a head that is not whole yet can never become a sound one, so that waiting is in vain. `searched`
-/// bytes were looked at before.
+/// Whether an incomplete head can no longer become valid, so that waiting for the rest is useless. `searched` bytes were
+/// examined before.
 pub fn is_malformed_prefix(bytes: &[u8], searched: usize) -> bool {
     let begins_wrong = bytes.first().is_some_and(|first| !is_token(*first));
     let bare = |at: usize| at == 0 || bytes[at - 1] != b'\r';
@@ -91,8 +92,7 @@ pub fn is_malformed_prefix(bytes: &[u8], searched: usize) -> bool {
         || memchr::memchr_iter(b'\n', bytes.get(searched..).unwrap_or_default()).any(|at| bare(searched + at))
 }
 
-/// `bytes`, which begin with a head that has passed and is loose, with its target escaped, so that nobody behind reads
-/// anything but a URI.
+/// `bytes`, which begin with a valid head with a loose target, with the target escaped.
 pub fn escaped(bytes: &[u8]) -> Option<Vec<u8>> {
     let from = memchr::memchr(b' ', bytes)? + 1;
     let to = from + memchr::memchr(b' ', &bytes[from..])?;
@@ -100,18 +100,18 @@ pub fn escaped(bytes: &[u8]) -> Option<Vec<u8>> {
     Some([&bytes[..from], &target, &bytes[to..]].concat())
 }
 
-/// What can be made out of a head that is refused, for the refusal's wording and for the log. Empty: cannot be told.
+/// What can be read from a refused head, for the answer and the log. Empty: unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartialHead<'h> {
     /// The method.
     pub method: &'h str,
-    /// The path as it was written, without the query and up to the first byte that no path has.
+    /// The path as sent, without the query, up to the first byte that no path may contain.
     pub path: &'h str,
-    /// Which languages the client prefers.
+    /// The value of `Accept-Language`.
     pub languages: &'h str,
 }
 
-/// Looks at a head that may be anything, whole or not.
+/// Reads a head that may be malformed or incomplete.
 pub fn read_partial(bytes: &[u8]) -> PartialHead<'_> {
     let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
     let mut parts = line.splitn(3, |b| *b == b' ');
@@ -135,20 +135,20 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// A head that [`check`] has passed, in its parts.
+/// The parts of a head that [`check`] has accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHead<'h> {
     /// The method.
     pub method: &'h [u8],
     /// The target.
     pub target: &'h [u8],
-    /// Whether it is of version 1.1; of 1.0 otherwise.
+    /// Whether the version is 1.1; otherwise it is 1.0.
     pub is_11: bool,
-    /// From the first field on.
+    /// From the first field line on.
     lines: &'h [u8],
 }
 
-/// Takes a head apart that [`check`] has passed; none where it cannot have.
+/// Splits a head that [`check`] has accepted; none if it cannot have been.
 pub fn split_head(head: &[u8]) -> Option<RequestHead<'_>> {
     let (line, lines) = split_line(head).ok()?;
     let mut parts = line.split(|b| *b == b' ');
@@ -162,7 +162,7 @@ impl<'h> RequestHead<'h> {
         let mut rest = self.lines;
         std::iter::from_fn(move || {
             let (line, behind) = split_line(rest).ok()?;
-            // The empty line has none.
+            // The empty line has no colon.
             let colon = line.iter().position(|b| *b == b':')?;
             rest = behind;
             Some((&line[..colon], line[colon + 1..].trim_ascii()))
@@ -170,7 +170,7 @@ impl<'h> RequestHead<'h> {
     }
 }
 
-/// Reads a whole head, its empty line included, of at most `fields_max` fields.
+/// Validates a complete head, its empty line included, of at most `fields_max` fields.
 pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
     let (line, mut rest) = split_line(head)?;
     let (target, version_10, is_loose) = request_line(line)?;
@@ -179,7 +179,7 @@ pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
     loop {
         let (line, behind) = split_line(rest)?;
         if line.is_empty() {
-            // The empty line ends the head, and nothing is behind it.
+            // The empty line ends the head, and nothing may follow it.
             if !behind.is_empty() {
                 return Err(BadHead::Syntax);
             }
@@ -194,7 +194,7 @@ pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
     }
 }
 
-/// The first line, without its CRLF, and what is behind it.
+/// The first line, without its CRLF, and the rest.
 fn split_line(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadHead> {
     let end = memchr::memchr(b'\n', bytes).ok_or(BadHead::Syntax)?;
     let line = bytes[..end].strip_suffix(b"\r").ok_or(BadHead::Syntax)?;
@@ -221,13 +221,13 @@ fn request_line(line: &[u8]) -> Result<(&[u8], bool, bool), BadHead> {
     Ok((target, version_10, is_loose))
 }
 
-/// What no target may have. What a path means comes later; this is about where a target ends, and what no parser takes.
-/// Answers whether there is something to escape in it.
+/// Refuses bytes that no target may contain. This concerns where the target ends and what parsers reject; the meaning of
+/// the path is checked later. Returns whether something has to be escaped.
 fn check_target(target: &[u8]) -> Result<bool, BadHead> {
     if target.is_empty() || target.contains(&b' ') {
         return Err(BadHead::Syntax);
     }
-    // Another form than a path has an authority in front, which is looked at together with the host.
+    // A target that is not a path begins with an authority, which is compared with the host.
     let origin = if target[0] == b'/' {
         target
     } else {
@@ -241,7 +241,7 @@ fn check_target(target: &[u8]) -> Result<bool, BadHead> {
     }
 }
 
-/// The same of a target that is not written as URIs are: it passes where all that is wrong can be escaped.
+/// The same for a target with bytes that URIs do not allow: it passes if all of these can be escaped.
 fn check_loose(origin: &[u8]) -> Result<bool, BadHead> {
     let not_utf8 = std::str::from_utf8(origin).map_or_else(|bad| bad.valid_up_to(), |_| origin.len());
     let mut in_query = false;
@@ -259,13 +259,13 @@ fn check_loose(origin: &[u8]) -> Result<bool, BadHead> {
 /// One field line.
 fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
     let colon = line.iter().position(|b| !is_token(*b)).unwrap_or(0);
-    // A line that begins with a space would fold into the one before it: no name, so it ends here as well.
+    // A line that begins with a space would be folded into the previous one; it has no name and is refused here.
     if colon == 0 || line[colon] != b':' || !is_value(&line[colon + 1..]) {
         return Err(BadHead::Syntax);
     }
     let name = &line[..colon];
     let value = || line[colon + 1..].trim_ascii();
-    // Only names of these lengths concern framing, so most lines are not compared with anything.
+    // Only names of these lengths concern framing, so most lines need no comparison.
     match colon {
         4 if name.eq_ignore_ascii_case(b"host") => {
             let second = seen.host.replace(value()).is_some();
@@ -297,7 +297,8 @@ fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
     Ok(())
 }
 
-/// How many names a `Connection` field has; none where it has something else, or one of a field that tells who asks whom.
+/// The number of names in a `Connection` field; none if it contains something else, or the name of a field that identifies
+/// host or client.
 fn connection(value: &[u8]) -> Option<usize> {
     let own = |name: &[u8]| {
         [&b"host"[..], b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"]
@@ -317,7 +318,7 @@ fn conclude(seen: &HeadFacts<'_>, target: &[u8], version_10: bool) -> Result<Fra
     }
     if target[0] != b'/' {
         let (authority, _) = behind_authority(target).ok_or(BadHead::Target(BadPath::NotAbsolute))?;
-        // Without one, as HTTP/1.0 may be, nothing would tell the backend which host is meant.
+        // Without a `Host`, as in HTTP/1.0, nothing would tell the backend which host is meant.
         if seen.host != Some(authority) {
             return Err(BadHead::Host);
         }
@@ -331,7 +332,7 @@ fn conclude(seen: &HeadFacts<'_>, target: &[u8], version_10: bool) -> Result<Fra
     }
 }
 
-/// A length as RFC 9110 writes it, and in only one way: no sign, no list, no leading zero.
+/// A length as RFC 9110 defines it, in its only spelling: no sign, no list, no leading zero.
 pub fn content_length(text: &[u8]) -> Option<u64> {
     let sound = matches!(text, [b'0'] | [b'1'..=b'9', ..])
         && text.len() <= LENGTH_DIGITS_MAX
@@ -342,7 +343,7 @@ pub fn content_length(text: &[u8]) -> Option<u64> {
     Some(text.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))
 }
 
-/// A host and perhaps a port; no user, no path, nothing escaped.
+/// A host, optionally with a port; no user, no path, nothing escaped.
 pub fn is_host(text: &[u8]) -> bool {
     let in_name = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~');
     let in_address = |b: &u8| b.is_ascii_hexdigit() || matches!(b, b'.' | b':');
@@ -359,7 +360,8 @@ pub fn is_host(text: &[u8]) -> bool {
     !host.is_empty() && text.len() <= HOST_MAX && is_port && (behind.is_empty() || behind[0] == b':')
 }
 
-/// Whether a field's value has no control character but tabs. Eight bytes at a time: most of a head is values.
+/// Whether a field value contains no control character except tabs. Eight bytes at a time, because most of a head is
+/// values.
 fn is_value(text: &[u8]) -> bool {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
@@ -372,7 +374,7 @@ fn is_value(text: &[u8]) -> bool {
         below_space | is_deleted != 0
     });
     let plain = |b: &u8| *b == b'\t' || (*b >= b' ' && *b != 0x7f);
-    // A tab makes a word suspicious without being wrong.
+    // A tab makes the fast check fail although it is allowed.
     tail.iter().all(plain) && (!suspicious || text.iter().all(plain))
 }
 
@@ -386,11 +388,11 @@ const fn has(byte: u8, class: u8) -> bool {
 
 /// RFC 9110, 5.6.2.
 const TOKEN: u8 = 1;
-/// RFC 3986, 3.3: what a path is written with, its slashes and escapes included.
+/// RFC 3986, 3.3: the characters of a path, including slashes and escapes.
 const PATH: u8 = 2;
-/// Visible ASCII without `#` (a fragment is no part of a request) and without what no URI may have.
+/// Visible ASCII without `#` (a fragment is not part of a request) and without what URIs do not allow.
 const QUERY: u8 = 4;
-/// What each byte may be part of.
+/// The classes of each byte.
 const TABLE: [u8; 256] = table();
 
 const fn table() -> [u8; 256] {

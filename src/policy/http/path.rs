@@ -1,16 +1,17 @@
-//! One path per request: what a raw request target means, in the only spelling that rules match and backends get.
+//! Canonical paths: one spelling for each request target, which routes match and backends get.
 //!
-//! Must not know: routes, hosts, HTTP. A spelling that two readers could understand differently is refused, not mended.
+//! Must not know: routes, hosts, HTTP. An ambiguous spelling is refused, not repaired.
 //!
-//! *Invariant:* a [`CanonicalPath`] is its own canonical path, so what was decided on is what is forwarded.
+//! *Invariant:* a [`CanonicalPath`] is its own canonical path, so the path that was authorized is the path that is
+//! forwarded.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 
-/// A path in its one spelling: RFC 3986 characters only, no needless escapes, upper-case hexadecimal, no dot segments,
-/// no empty segment before the last. An escaped slash stays in its segment; whether a request may have one is its route's
-/// choice. Made by [`canonical`].
+/// A canonical path: RFC 3986 characters only, no unnecessary escapes, upper-case hexadecimal, no dot segments, no empty
+/// segment before the last. An escaped slash stays in its segment; the route decides whether it is allowed. Made by
+/// [`canonical`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalPath<'a>(Cow<'a, str>);
 
@@ -19,7 +20,7 @@ pub struct CanonicalPath<'a>(Cow<'a, str>);
 pub enum BadPath {
     /// It does not begin with `/`.
     NotAbsolute,
-    /// This byte, which has no place in a path.
+    /// This byte is not allowed in a path.
     Character(u8),
     /// A `%` without two hexadecimal digits.
     Escape,
@@ -27,15 +28,15 @@ pub enum BadPath {
     ForbiddenEscape(u8),
     /// An escape that decodes to another escape.
     DoubleEncoding,
-    /// A `.` or `..` segment, in whatever disguise.
+    /// A `.` or `..` segment, however spelled.
     DotSegment,
     /// Two slashes in a row.
     EmptySegment,
-    /// This byte, which has no place in a query.
+    /// This byte is not allowed in a query.
     QueryCharacter(u8),
 }
 
-/// What a byte is to the scan of a path.
+/// The class of a byte for the scan of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ByteClass {
     Plain,
@@ -44,32 +45,32 @@ enum ByteClass {
     Outside,
 }
 
-/// Whether a path may be used as it came.
+/// Whether a path is canonical already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PathSpelling {
     Canonical,
     Loose,
 }
 
-/// The class of every byte. Plain are RFC 3986's `pchar` without the escapes.
+/// The class of every byte. Plain bytes are RFC 3986's `pchar` without the escapes.
 const CLASSES: [ByteClass; 256] = classes();
 
 /// The canonical spelling of `raw`, the path part of a request target (no query).
 ///
-/// Borrows `raw` when that is how it is spelled already: the usual path costs one scan and no allocation.
+/// Borrows `raw` if it is canonical already: the usual path costs one scan and no allocation.
 pub fn canonical(raw: &[u8]) -> Result<CanonicalPath<'_>, BadPath> {
     if scan(raw)? == PathSpelling::Canonical {
         let text = std::str::from_utf8(raw).map_err(|bad| BadPath::Character(raw[bad.valid_up_to()]))?;
         return Ok(CanonicalPath(Cow::Borrowed(text)));
     }
     let text = respell(raw);
-    // Decoding can bring out a dot segment or a double encoding that the first scan could not see.
+    // Decoding can produce a dot segment or a double encoding that the first scan could not see.
     scan(text.as_bytes())?;
     Ok(CanonicalPath(Cow::Owned(text)))
 }
 
-/// The path and the query of a request target (RFC 9112, 3.2): all of an origin form, what is behind the authority of an
-/// absolute form. Other forms (`*`, an authority, a path without its slash) and doubtful authorities are refused.
+/// The path and the query of a request target (RFC 9112, 3.2), in origin form or after the authority of an absolute form.
+/// Other forms (`*`, an authority, a path without its slash) and dubious authorities are refused.
 pub fn split_target(raw: &[u8]) -> Result<(&[u8], &[u8]), BadPath> {
     let origin =
         if raw.first() == Some(&b'/') { raw } else { behind_authority(raw).ok_or(BadPath::NotAbsolute)?.1 };
@@ -79,7 +80,7 @@ pub fn split_target(raw: &[u8]) -> Result<(&[u8], &[u8]), BadPath> {
     }
 }
 
-/// The authority of an absolute form, and the origin form behind it.
+/// The authority of an absolute form, and the origin form after it.
 pub(in crate::policy) fn behind_authority(raw: &[u8]) -> Option<(&[u8], &[u8])> {
     let scheme = [&b"http://"[..], b"https://"]
         .into_iter()
@@ -87,7 +88,7 @@ pub(in crate::policy) fn behind_authority(raw: &[u8]) -> Option<(&[u8], &[u8])> 
     let rest = &raw[scheme.len()..];
     let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, origin) = rest.split_at(end);
-    // No user information, no escapes: a host and perhaps a port.
+    // No user information, no escapes: a host, optionally with a port.
     let host = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     if authority.is_empty() || !authority.iter().all(host) || origin.first() == Some(&b'?') {
         return None;
@@ -95,10 +96,10 @@ pub(in crate::policy) fn behind_authority(raw: &[u8]) -> Option<(&[u8], &[u8])> 
     Some((authority, if origin.is_empty() { b"/" } else { origin }))
 }
 
-/// Whether `raw`, the query part of a request target (without the `?`), may be forwarded as it is.
+/// Checks that `raw`, the query part of a request target (without the `?`), may be forwarded unchanged.
 ///
-/// A query is never rewritten, because its meaning is the backend's; only bytes that could change where the request
-/// ends are refused: control characters, space, everything beyond ASCII, and `#`.
+/// A query is never rewritten, because only the backend knows its meaning. Only bytes that could change where the request
+/// ends are refused: control characters, space, non-ASCII and `#`.
 pub fn check_query(raw: &[u8]) -> Result<(), BadPath> {
     match raw.iter().find(|b| !b.is_ascii_graphic() || **b == b'#') {
         None => Ok(()),
@@ -106,14 +107,14 @@ pub fn check_query(raw: &[u8]) -> Result<(), BadPath> {
     }
 }
 
-/// Whether a canonical path has an escaped slash.
+/// Whether a canonical path contains an escaped slash.
 pub fn has_encoded_slash(path: &str) -> bool {
     memchr::memmem::find(path.as_bytes(), b"%2F").is_some()
 }
 
-/// Whether clients write a byte into paths, or into queries, that must be escaped there and means one thing all the same:
-/// visible ASCII without a meaning in URIs, and what is beyond ASCII, where all of it is UTF-8. `\` is none of them, for
-/// some readers take it for a slash, nor is `#`, which begins what is no part of a request.
+/// Whether clients use this byte unescaped in paths, or in queries, although URIs require an escape, and its meaning is
+/// still clear: visible ASCII without a meaning in URIs, and valid UTF-8. Not `\`, which some parsers treat as a slash, and
+/// not `#`, which begins a fragment.
 pub const fn is_loose(byte: u8, in_query: bool) -> bool {
     match byte {
         b'"' | b'<' | b'>' | 0x80.. => true,
@@ -122,9 +123,9 @@ pub const fn is_loose(byte: u8, in_query: bool) -> bool {
     }
 }
 
-/// A request target with its loose bytes escaped (see [`is_loose`]); none where it has none, or is not UTF-8.
+/// A request target with its loose bytes escaped (see [`is_loose`]); none if it has none, or is not UTF-8.
 pub fn escape_loose(target: &[u8]) -> Option<Vec<u8>> {
-    // The brackets of an authority are its own.
+    // The brackets of an authority stay as they are.
     let origin = if target.first() == Some(&b'/') { target } else { behind_authority(target)?.1 };
     let path = origin.iter().position(|b| *b == b'?').unwrap_or(origin.len());
     let first = (0..origin.len()).find(|at| is_loose(origin[*at], *at > path))?;
@@ -141,7 +142,7 @@ pub fn escape_loose(target: &[u8]) -> Option<Vec<u8>> {
     Some(escaped)
 }
 
-/// A byte of a path or query as people are told of it.
+/// A byte of a path or query, for messages.
 pub fn shown(byte: u8) -> String {
     if byte.is_ascii_graphic() { format!("`{}`", char::from(byte)) } else { format!("0x{byte:02X}") }
 }
@@ -150,7 +151,7 @@ const fn hex_digit(value: u8) -> u8 {
     if value < 10 { b'0' + value } else { b'A' + value - 10 }
 }
 
-/// The text that one segment of a path stands for. None when an escape is incomplete or the bytes are not UTF-8.
+/// The decoded text of one path segment. None if an escape is incomplete or the bytes are not UTF-8.
 pub fn decode_segment(segment: &str) -> Option<Cow<'_, str>> {
     if !segment.contains('%') {
         return Some(Cow::Borrowed(segment));
@@ -169,13 +170,13 @@ pub fn decode_segment(segment: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
-/// Refuses what has no single meaning, and says whether the rest is spelled canonically.
+/// Refuses ambiguous paths, and returns whether the rest is canonical.
 fn scan(path: &[u8]) -> Result<PathSpelling, BadPath> {
     if path.first() != Some(&b'/') {
         return Err(BadPath::NotAbsolute);
     }
     let mut spelling = PathSpelling::Canonical;
-    // Where the segment begins, and where it does for whoever takes an escaped slash for one.
+    // Where the segment begins, with and without treating an escaped slash as a slash.
     let (mut whole, mut segment) = (1, 1);
     let mut at = 1;
     while let Some(byte) = path.get(at) {
@@ -207,7 +208,7 @@ fn scan(path: &[u8]) -> Result<PathSpelling, BadPath> {
     Ok(spelling)
 }
 
-/// Refuses `.` and `..`, also with path parameters: some backends cut `;x` off before they resolve dots.
+/// Refuses `.` and `..`, also with path parameters: some backends remove `;x` before they resolve dots.
 fn refuse_dots(segment: &[u8]) -> Result<(), BadPath> {
     let Some(behind_one) = segment.strip_prefix(b".") else { return Ok(()) };
     let behind = behind_one.strip_prefix(b".").unwrap_or(behind_one);
@@ -217,7 +218,7 @@ fn refuse_dots(segment: &[u8]) -> Result<(), BadPath> {
     Ok(())
 }
 
-/// Judges one escape; `behind` is what follows its `%`.
+/// Checks one escape; `behind` is what follows its `%`.
 fn check_escape(behind: &[u8]) -> Result<PathSpelling, BadPath> {
     let byte = escaped_byte(behind).ok_or(BadPath::Escape)?;
     match byte {
@@ -232,7 +233,7 @@ fn check_escape(behind: &[u8]) -> Result<PathSpelling, BadPath> {
     Ok(if lower_case || is_unreserved(byte) { PathSpelling::Loose } else { PathSpelling::Canonical })
 }
 
-/// Decodes what needs no escape and writes the others in upper case. `path` has passed [`scan`].
+/// Decodes unnecessary escapes and writes the others in upper case. `path` has passed [`scan`].
 fn respell(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     let mut at = 0;
@@ -255,7 +256,7 @@ fn respell(path: &[u8]) -> String {
     text
 }
 
-/// The byte that the two hexadecimal digits at the front of `digits` stand for.
+/// The byte that the two hexadecimal digits at the start of `digits` encode.
 fn escaped_byte(digits: &[u8]) -> Option<u8> {
     let value = |b: u8| char::from(b).to_digit(16);
     let [high, low, ..] = digits else { return None };
@@ -270,7 +271,7 @@ const fn is_unreserved(byte: u8) -> bool {
 const fn classes() -> [ByteClass; 256] {
     let mut table = [ByteClass::Outside; 256];
     let mut byte = 0_u8;
-    // All that is allowed is ASCII; the upper half stays outside.
+    // Only ASCII is allowed.
     while byte < 128 {
         table[byte as usize] = match byte {
             b'/' => ByteClass::Slash,
@@ -294,12 +295,12 @@ impl CanonicalPath<'_> {
         &self.0
     }
 
-    /// Whether the client spelled it otherwise, so that forwarding what came would forward something else.
+    /// Whether the client's spelling was different, so that its bytes must not be forwarded.
     pub const fn was_respelled(&self) -> bool {
         matches!(self.0, Cow::Owned(_))
     }
 
-    /// The path as text of its own, for those who outlive the request's bytes.
+    /// The path as an owned text.
     pub fn into_string(self) -> String {
         self.0.into_owned()
     }
@@ -322,7 +323,7 @@ impl fmt::Display for CanonicalPath<'_> {
 // === impl BadPath ===
 
 impl BadPath {
-    /// The byte that is at fault, if one is.
+    /// The byte that caused the error, if one did.
     pub const fn offending(self) -> Option<u8> {
         match self {
             Self::Character(byte) | Self::ForbiddenEscape(byte) | Self::QueryCharacter(byte) => Some(byte),
@@ -331,7 +332,7 @@ impl BadPath {
     }
 }
 
-/// Why, in words for the client: never more of what it sent than one byte.
+/// The reason, for the client. It contains at most one byte of what the client sent.
 impl fmt::Display for BadPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -356,7 +357,7 @@ impl fmt::Display for BadPath {
     }
 }
 
-/// What is to be done about a character.
+/// How to correct a character.
 fn remedy(byte: u8) -> &'static str {
     match byte {
         b'\\' => "some servers take for a slash",

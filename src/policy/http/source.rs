@@ -1,7 +1,7 @@
-//! Where a request comes from when proxies of ours stand in front: the PROXY protocol and `X-Forwarded-For`.
+//! Where a request comes from when trusted proxies are in front: the PROXY protocol and `X-Forwarded-For`.
 //!
-//! Must not know: sockets. What is not said by a trusted proxy counts for nothing, and of a list only what the trusted
-//! ones added themselves.
+//! Must not know: sockets. Only what a trusted proxy says counts, and of a list only the entries that trusted proxies
+//! added.
 
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,33 +10,33 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const V1_MAX: usize = 107;
 /// Bytes of a version 2 header before its addresses.
 pub const V2_HEAD: usize = 16;
-/// What a version 2 header begins with.
+/// The first bytes of a version 2 header.
 pub const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Longest rest of a version 2 header: addresses and whatever else a proxy likes to tell.
+/// Longest rest of a version 2 header: addresses and further fields of the proxy.
 const V2_REST_MAX: usize = 2_048;
-/// Most entries of `X-Forwarded-For` that are looked at.
+/// Most entries of `X-Forwarded-For` that are examined.
 const HOPS_MAX: usize = 32;
 
-/// Which proxies are believed.
+/// The trusted proxies.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Box<[IpNet]>);
 
-/// The client, as far as trusted proxies tell.
+/// The client, according to trusted proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its address.
     pub address: IpAddr,
-    /// Its place among the entries of `X-Forwarded-For`, from the first; none where none of them counts.
+    /// Its position in `X-Forwarded-For`, from the first entry; none if it is not from this field.
     pub place: Option<usize>,
-    /// How many entries there are.
+    /// The number of entries.
     pub entries: usize,
 }
 
-/// A PROXY header that is none.
+/// An invalid PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadProxyHeader;
 
-/// What counts as one address: of IPv6, what one household gets.
+/// What counts as one address: an IPv4 address, or an IPv6 /64.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
@@ -47,12 +47,12 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 // === impl TrustedProxies ===
 
 impl TrustedProxies {
-    /// Those in any of `networks`.
+    /// The proxies in any of `networks`.
     pub fn new(networks: &[IpNet]) -> Self {
         Self(networks.into())
     }
 
-    /// Whether `address` is one of them.
+    /// Whether `address` is a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
         !self.0.is_empty() && {
             let canonical = address.to_canonical();
@@ -60,8 +60,8 @@ impl TrustedProxies {
         }
     }
 
-    /// The client behind `peer`: with `forwarded_for`, the values of `X-Forwarded-For` in order, the last entry that no
-    /// trusted proxy is, as long as those behind it are all trusted. What cannot be read ends the search.
+    /// The client behind `peer`. `forwarded_for` are the values of `X-Forwarded-For` in order: the client is the last entry
+    /// that is not a trusted proxy. An entry that cannot be parsed ends the search.
     pub fn client<'v>(
         &self,
         peer: IpAddr,
@@ -82,8 +82,8 @@ impl TrustedProxies {
 }
 
 impl Found {
-    /// Whether the client's side is encrypted, by the values of `X-Forwarded-Proto` in their order. Where they have an
-    /// entry for each one of `X-Forwarded-For`, that at the client's place counts, otherwise the first. None where it is no
+    /// Whether the client's connection is encrypted, by the values of `X-Forwarded-Proto` in order. If there are as many
+    /// entries as in `X-Forwarded-For`, the one at the client's position counts, otherwise the first. None if it is not a
     /// scheme of HTTP or WebSocket.
     pub fn is_secure<'v>(&self, forwarded_proto: impl Iterator<Item = &'v [u8]> + Clone) -> Option<bool> {
         let mut entries = forwarded_proto.flat_map(|value| value.split(|b| *b == b','));
@@ -98,7 +98,7 @@ impl Found {
     }
 }
 
-/// An address, perhaps in brackets or with a port, as proxies write it.
+/// An address as proxies write it, optionally in brackets or with a port.
 fn address_of(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?;
     let bare = match text.strip_prefix('[') {
@@ -109,7 +109,7 @@ fn address_of(text: &[u8]) -> Option<IpAddr> {
     bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// Reads a header of version 1, its CRLF included. None: the proxy speaks for itself.
+/// Parses a header of version 1, its CRLF included. None: the connection is the proxy's own (`UNKNOWN`).
 pub fn read_v1(line: &[u8]) -> Result<Option<IpAddr>, BadProxyHeader> {
     let line = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()).ok_or(BadProxyHeader)?;
     let mut words = line.split(' ');
@@ -139,14 +139,14 @@ fn both<A: std::str::FromStr + Into<IpAddr>>(source: &str, destination: &str) ->
     source.parse::<A>().ok().map(Into::into)
 }
 
-/// How many bytes follow the first [`V2_HEAD`] of a header of version 2.
+/// The number of bytes that follow the first [`V2_HEAD`] of a version 2 header.
 pub fn v2_rest(head: &[u8; V2_HEAD]) -> Result<usize, BadProxyHeader> {
     let rest = usize::from(u16::from_be_bytes([head[14], head[15]]));
     let sound = head.starts_with(&V2_SIGNATURE) && head[12] >> 4 == 2 && rest <= V2_REST_MAX;
     if sound { Ok(rest) } else { Err(BadProxyHeader) }
 }
 
-/// Reads a header of version 2. None: the proxy speaks for itself.
+/// Parses a header of version 2. None: the connection is the proxy's own (`LOCAL`).
 pub fn read_v2(head: &[u8; V2_HEAD], rest: &[u8]) -> Result<Option<IpAddr>, BadProxyHeader> {
     match (head[12] & 15, head[13]) {
         // LOCAL, and families without an address.
@@ -210,7 +210,7 @@ mod tests {
             (&["1.1.1.1"], &["https, http"], Some(true)),
             (&["1.1.1.1, 10.2.2.2"], &["https, http"], Some(true)),
             (&["1.1.1.1", "10.2.2.2"], &["https", "http"], Some(true)),
-            // The first address and the first scheme are the client's own words.
+            // The first address and the first scheme were sent by the client itself.
             (&["9.9.9.9, 1.1.1.1, 10.2.2.2"], &["https, http, https"], Some(false)),
             (&["1.1.1.1"], &["", "https"], None),
             (&[], &["ftp"], None),

@@ -1,7 +1,8 @@
-//! W3C Trace Context: which trace a request belongs to, read strictly, and whether its spans are recorded.
+//! W3C Trace Context: which trace a request belongs to, parsed strictly, and whether its spans are recorded.
 //!
-//! Written from the recommendation of November 2021 (level 1, <https://www.w3.org/TR/trace-context-1/>). Must not know:
-//! what becomes of spans.
+//! Follows the recommendation of November 2021 (level 1, <https://www.w3.org/TR/trace-context-1/>).
+//!
+//! Must not know: how spans are exported.
 
 use super::fields::HeaderFields;
 use crate::model::id::RequestId;
@@ -10,43 +11,43 @@ use http::HeaderName;
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Bytes of a `traceparent` of version 00.
 const LENGTH: usize = 55;
-/// The flag of a trace that is recorded.
+/// The flag of a sampled trace.
 const SAMPLED: u8 = 1;
 
-/// A place in a trace: what a `traceparent` says.
+/// The content of a `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace.
     pub trace_id: [u8; 16],
-    /// The span that whoever reads this is a child of.
+    /// The parent span of the receiver.
     pub span_id: [u8; 8],
-    /// Whether the trace is recorded.
+    /// Whether the trace is sampled.
     pub sampled: bool,
 }
 
-/// Which traces are recorded.
+/// Sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
-    /// One of so many that begin here.
+    /// One in so many of the traces that begin here is recorded.
     pub one_of: u64,
-    /// Whether those that began elsewhere are recorded as their `traceparent` says, or chosen like the others.
+    /// Whether traces that began elsewhere follow the flag of their `traceparent`, or are sampled like the others.
     pub follow_parent: bool,
 }
 
 impl TraceContext {
-    /// The one of a request that came with these fields; none where it has to begin one.
+    /// The trace context of a request with these fields; none if it has to begin a trace.
     pub fn of<'r>(fields: impl Into<HeaderFields<'r>>) -> Option<Self> {
         let mut given = fields.into().all(&TRACEPARENT);
         let only = given.next().filter(|_| given.next().is_none())?;
         Self::parse(only)
     }
 
-    /// The first of a trace that begins with this request: its id is the trace's, and names its span too.
+    /// The context of a trace that begins with this request: its id is the trace id, and the span id is made from it.
     pub fn begun_by(id: RequestId, sampled: bool) -> Self {
         Self { trace_id: id.0.into_bytes(), span_id: span_id_of(id), sampled }
     }
 
-    /// Reads a `traceparent`. A later version's is read as far as version 00 goes, as section 3.2.2 says.
+    /// Parses a `traceparent`. A later version is read as version 00, as section 3.2.2 says.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let fits = match value.get(..2)? {
             b"00" => value.len() == LENGTH,
@@ -64,7 +65,7 @@ impl TraceContext {
         named.then_some(Self { trace_id, span_id, sampled: flags & SAMPLED != 0 })
     }
 
-    /// The trace's id as people and logs write it.
+    /// The trace id as text.
     pub fn trace_id_text(&self) -> uuid::fmt::Simple {
         uuid::Uuid::from_bytes(self.trace_id).simple()
     }
@@ -84,7 +85,7 @@ impl Sampling {
     pub fn records(self, parent: Option<TraceContext>, id: RequestId) -> bool {
         match parent {
             Some(parent) if self.follow_parent => parent.sampled,
-            // The last 40 bits count up, scattered: of any so many in a row the right number is chosen.
+            // The last 40 bits are a scrambled counter, which spreads the chosen requests evenly.
             _ => {
                 let number = id.0.as_u128() & ((1 << 40) - 1);
                 (number * u128::from(self.one_of)) >> 40 == 0
@@ -93,13 +94,13 @@ impl Sampling {
     }
 }
 
-/// The span that a request is: the half of its id that no other request has.
+/// The span id of a request: the half of its id that is unique.
 pub fn span_id_of(id: RequestId) -> [u8; 8] {
     // Its first bits are a UUID's variant, so it is never zero.
     id.0.as_u64_pair().1.to_be_bytes()
 }
 
-/// Lower-case hexadecimal digits, as the recommendation wants them.
+/// Lower-case hexadecimal digits, as the recommendation requires.
 fn bytes<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |b: u8| match b {
         b'0'..=b'9' => Some(b - b'0'),
@@ -137,7 +138,7 @@ mod tests {
             let read = TraceContext::parse(SOUND.replace("-01", &format!("-{flags}")).as_bytes());
             assert_eq!(read.map(|r| r.sampled), Some(sampled), "{flags}");
         }
-        // What a later version adds is not for us.
+        // Additions of a later version are ignored.
         for later in
             ["01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", &format!("cc{}-what", &SOUND[2..])]
         {

@@ -1,30 +1,31 @@
-//! Where frames of a WebSocket begin and end (RFC 6455, 5.2), so that a close frame can be put between two of them.
+//! Finds where frames of a WebSocket begin and end (RFC 6455, 5.2), so that a close frame can be sent between two of them.
 //!
-//! Must not know: what is in them, sockets. Bytes that are no WebSocket's are never between two frames for longer than by chance.
+//! Must not know: what frames contain, sockets. In bytes that are not WebSocket frames, a frame boundary is found only by
+//! chance.
 
-/// Most bytes of a frame's header.
+/// Longest header of a frame, in bytes.
 const HEADER_MAX: usize = 14;
 
-/// What has passed in one direction.
+/// The state of one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameParser {
     header: [u8; HEADER_MAX],
-    /// Bytes of the header that are here.
+    /// Bytes of the header received so far.
     here: usize,
-    /// Bytes of the payload that are still to come.
+    /// Bytes of the payload still to come.
     left: u64,
     /// Whether a close frame has begun.
     closed: bool,
 }
 
-/// A close frame of a server with this code.
+/// A server's close frame with this code.
 pub const fn close_frame(code: u16) -> [u8; 4] {
     let [high, low] = code.to_be_bytes();
     [0x88, 2, high, low]
 }
 
 impl FrameParser {
-    /// Takes note of the next bytes.
+    /// Processes the next bytes.
     pub fn pass(&mut self, mut bytes: &[u8]) {
         while let Some((first, rest)) = bytes.split_first() {
             if self.left > 0 {
@@ -44,12 +45,12 @@ impl FrameParser {
         }
     }
 
-    /// Whether another frame may follow: nothing of one is under way, and none has said that it is the last.
+    /// Whether another frame may follow: no frame is incomplete, and no close frame was sent.
     pub const fn may_add(&self) -> bool {
         self.here == 0 && self.left == 0 && !self.closed
     }
 
-    /// How long the header is, as its second byte says.
+    /// The length of the header, from its second byte.
     const fn header_length(&self) -> usize {
         let extended = match self.header[1] & 0x7f {
             126 => 2,

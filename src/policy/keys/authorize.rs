@@ -1,4 +1,4 @@
-//! May this key do this? Contract 4.2, steps 3 to 6, for a key that has been found.
+//! Whether a key may make a request. Contract 4.2, steps 3 to 6, for a key that has been found.
 //!
 //! Must not know: how the key was found, what it has spent.
 
@@ -8,31 +8,31 @@ use crate::model::key::{Key, KeyType};
 use crate::model::scope::Scopes;
 use std::net::IpAddr;
 
-/// What a request asks of a key.
+/// What a request requires.
 #[derive(Clone, Copy, Debug)]
 pub struct AuthorizationRequest<'r> {
-    /// The scopes of the route.
+    /// The scopes that the route requires.
     pub scopes: &'r Scopes,
-    /// The resource it is for, where the route names one.
+    /// The resource that the request names.
     pub resource: ResourceRequest<'r>,
     /// The client's address.
     pub address: IpAddr,
-    /// When.
+    /// The time of the request.
     pub at: Timestamp,
 }
 
-/// Which resource a request is for.
+/// The resource that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResourceRequest<'r> {
-    /// The route is open to every key, whatever it is bound to.
+    /// The route accepts every key, whatever it is bound to.
     Any,
-    /// The route is about no resource, so a key that is bound to one has nothing to do there.
+    /// The route has no resource, so keys that are bound to one are refused.
     None,
-    /// This one; none when the request does not name it where the route says it does.
+    /// This resource; none if the request does not name it where the route expects it.
     For(Option<&'r str>),
 }
 
-/// Whether a key stands at all, whatever it may do.
+/// Whether a key is valid, whatever it may do.
 pub fn check_active(key: &Key, at: Timestamp) -> Result<(), Denial> {
     if !key.is_active {
         return Err(Denial::KeyInactive);
@@ -43,7 +43,7 @@ pub fn check_active(key: &Key, at: Timestamp) -> Result<(), Denial> {
     Ok(())
 }
 
-/// The first reason why not, in the contract's order.
+/// The first reason for refusal, in the order of the contract.
 pub fn authorize(key: &Key, asked: &AuthorizationRequest<'_>) -> Result<(), Denial> {
     check_active(key, asked.at)?;
     let lacking = key.scopes.lacking(asked.scopes);

@@ -1,4 +1,4 @@
-//! The calendar windows of limits and statistics, in UTC: when they begin and end.
+//! The calendar windows of limits and statistics, in UTC.
 //!
 //! Must not know: what is counted in them.
 
@@ -7,7 +7,7 @@ use crate::model::key::Per;
 use chrono::{Datelike, NaiveDate};
 use std::time::Duration;
 
-/// The instant at which the calendar window of `at` began. A total has one window, which began with the epoch.
+/// The start of the calendar window that contains `at`. A total has one window, which began with the epoch.
 pub fn window_start(per: Per, at: Timestamp) -> Timestamp {
     let floor = |unit: i64| Timestamp::from_secs(at.as_secs().div_euclid(unit) * unit);
     match per {
@@ -20,7 +20,7 @@ pub fn window_start(per: Per, at: Timestamp) -> Timestamp {
     }
 }
 
-/// The instant at which the calendar window of `at` ends; none for a total.
+/// The end of the calendar window that contains `at`; none for a total.
 pub fn window_end(per: Per, at: Timestamp) -> Option<Timestamp> {
     let length = match per {
         Per::Second => 1,

@@ -1,13 +1,13 @@
-//! Header fields by which backends believe what a proxy in front of them says: the client's address, the scheme, host,
-//! path and prefix that it asked for, and who it is.
+//! Header fields that backends trust because a proxy in front of them usually sets them: the client's address, scheme,
+//! host, path and prefix of the request, and the client's identity.
 //!
-//! Must not know: who sent a field, or what Keygate says under these names.
+//! Must not know: who sent a field, or what Keygate sets under these names.
 //!
-//! *Invariant:* a name is judged in the one spelling that CGI, WSGI and their like make of all others.
+//! *Invariant:* a name is compared in the one spelling to which CGI, WSGI and similar interfaces map all others.
 
 use std::borrow::Cow;
 
-/// The names, in lower case and with `-`. A `*` at the end stands for any rest, also an empty one.
+/// The names, in lower case and with `-`. A `*` at the end stands for any suffix, also an empty one.
 pub const CLAIMS: [&str; 69] = [
     "ali-cdn-real-ip",
     "cdn-src-ip",
@@ -80,13 +80,13 @@ pub const CLAIMS: [&str; 69] = [
     "x-weblogic-*",
 ];
 
-/// What Keygate itself tells backends under such a name.
+/// The fields among these that Keygate itself sets.
 pub const TOLD: [&str; 4] =
     ["x-forwarded-for", "x-forwarded-host", "x-forwarded-prefix", "x-forwarded-proto"];
 
-/// Whether backends believe what stands under `name`, which is in lower case and spelled as [`dashed`] does.
+/// Whether backends trust the field `name`, which is in lower case and in the spelling of [`dashed`].
 pub fn is_claim(name: &str) -> bool {
-    // No pattern begins with another one that has a star, so the last one that is not behind the name decides.
+    // No pattern begins with another one that has a star, so the last one that is not after the name decides.
     let behind = CLAIMS.partition_point(|claim| claim.trim_end_matches('*') <= name);
     let Some(claim) = behind.checked_sub(1).and_then(|at| CLAIMS.get(at)) else { return false };
     match claim.strip_suffix('*') {
@@ -95,7 +95,7 @@ pub fn is_claim(name: &str) -> bool {
     }
 }
 
-/// The one spelling of a header's name, given in lower case: everything but letters and digits is `-`.
+/// The canonical spelling of a header name in lower case: everything except letters and digits becomes `-`.
 pub fn dashed(name: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if name.bytes().all(is_plain) {
@@ -104,11 +104,11 @@ pub fn dashed(name: &str) -> Cow<'_, str> {
     Cow::Owned(name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect())
 }
 
-/// The part of the client's path that the backend does not get to see, where its path was rewritten: all in front of what
-/// both end with, in whole segments. None where that is all of neither.
+/// The prefix of the client's path that a rewrite removed: the path without the suffix, in whole segments, that both paths
+/// share. None if nothing is removed.
 pub fn prefix<'p>(path: &'p str, rewritten: &str) -> Option<&'p str> {
     let same = path.bytes().rev().zip(rewritten.bytes().rev()).take_while(|(a, b)| a == b).count();
-    // What both end with begins with a slash, or it is nothing.
+    // The shared suffix begins with a slash or is empty.
     let tail = &path.as_bytes()[path.len() - same..];
     let from = tail.iter().position(|byte| *byte == b'/').map_or(path.len(), |at| path.len() - same + at);
     path.get(..from).filter(|prefix| !prefix.is_empty())

@@ -1,6 +1,6 @@
-//! Which secret a request presents, and which end user it names. Pure readings of header fields and bodies.
+//! Reads the secret and the end user of a request from header fields and bodies.
 //!
-//! Must not know: whether the secret opens anything. Never looks at the query string.
+//! Must not know: whether the secret is valid. Never uses the query string.
 
 use super::denial::{BadRequest, Denial};
 use crate::model::fault::Fault;
@@ -11,11 +11,11 @@ use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 use std::io;
 
-/// Longest name of an end user, in characters.
+/// Longest end user id, in characters.
 pub const END_USER_MAX: usize = 255;
 
-/// The secret that `fields` present under one of `names`; none when there is none. `Authorization` counts when its
-/// scheme is `Bearer`: other schemes are the backend's business.
+/// The secret in one of the header fields `names`; none if there is none. `Authorization` counts only with the scheme
+/// `Bearer`; other schemes are for the backend.
 pub fn presented<'h>(fields: HeaderFields<'h>, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
     let mut found: Option<&[u8]> = None;
     for name in names {
@@ -39,7 +39,7 @@ pub fn presented<'h>(fields: HeaderFields<'h>, names: &[HeaderName]) -> Result<O
     Ok(found)
 }
 
-/// What stands behind `Bearer`, the scheme in any case.
+/// The value after `Bearer`, with the scheme in any case.
 pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let scheme = value.get(..6)?;
     let rest = &value[6..];
@@ -49,7 +49,7 @@ pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     Some(rest.trim_ascii())
 }
 
-/// The end user that the header `name` names; none when it is absent.
+/// The end user in the header field `name`; none if it is absent.
 pub fn end_user_in_header<'h>(
     fields: HeaderFields<'h>,
     name: &HeaderName,
@@ -63,7 +63,7 @@ pub fn end_user_in_header<'h>(
     Ok(Some(text))
 }
 
-/// The end user that the top-level `field` of a JSON object names; none when it is absent or null.
+/// The end user in the top-level `field` of a JSON object; none if it is absent or null.
 pub fn end_user_in_body(body: &[u8], field: &str) -> Result<Option<String>, BadRequest> {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let found = reader.deserialize_map(FieldVisitor(field)).map_err(|_| BadRequest::EndUserBody)?;
@@ -71,7 +71,7 @@ pub fn end_user_in_body(body: &[u8], field: &str) -> Result<Option<String>, BadR
     sound(found)
 }
 
-/// The same of a body that is coded, and may decode to `max` bytes.
+/// The same for an encoded body, which may decode to `max` bytes.
 pub fn end_user_in_coded_body(
     body: &[u8],
     coding: Coding,
@@ -102,7 +102,7 @@ fn sound(found: Option<String>) -> Result<Option<String>, BadRequest> {
     }
 }
 
-/// Whether `text` can be an end user's name.
+/// Whether `text` is a valid end user id.
 pub fn is_end_user(text: &str) -> bool {
     !text.is_empty() && text.chars().count() <= END_USER_MAX && !text.chars().any(char::is_control)
 }
@@ -124,7 +124,7 @@ impl<'de> Visitor<'de> for FieldVisitor<'_> {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            // Two answers to "for whom?" are none: the backend might read the other one.
+            // A repeated field is an error, because the backend might read the other one.
             if seen {
                 return Err(serde::de::Error::custom("the field is there twice"));
             }
@@ -155,7 +155,7 @@ mod tests {
             (&[("authorization", "Bearer")], Ok(None)),
             (&[("authorization", "Bearer ")], Ok(None)),
             (&[("authorization", "Bearerabc")], Ok(None)),
-            // Some backends take any white space.
+            // Some backends accept any white space.
             (&[("authorization", "Bearer\tabc")], Ok(Some("abc"))),
             (&[("authorization", "Basic abc")], Ok(None)),
             (&[("authorization", "Bearer a b")], Ok(Some("a b"))),

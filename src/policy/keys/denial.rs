@@ -1,7 +1,7 @@
-//! Every way in which a request is refused, and what its holder is told.
+//! Every reason to refuse a request, and what the client is told.
 //!
-//! One closed enum. Status, code, name and standard wording come from the table in [`crate::model::fault`]; here is what is
-//! particular to a case: its detail for programs, its sentence for people, when to come back.
+//! One closed enum. Status, code, name and standard message come from the table in [`crate::model::fault`]. Here are the
+//! details of each case: data for programs, the message, and when to retry.
 
 use super::limit::{LimitName, LimitReached, RetryAfter};
 use crate::model::fault::{Fault, Lang};
@@ -24,53 +24,53 @@ pub enum Denial {
     RouteNotFound,
     /// No secret was presented.
     KeyMissing,
-    /// The secret is unknown, malformed, or its key is deleted.
+    /// The secret is unknown or malformed, or its key is deleted.
     KeyInvalid,
-    /// The same, and so many came from that address that it has to wait this long for the next.
+    /// The same, and this address has sent too many; it must wait this long.
     TooManyInvalid(Duration),
-    /// So many preflights without a key came from that address that it has to wait this long for the next.
+    /// Too many preflights without a key from this address; it must wait this long.
     TooManyPreflights(Duration),
-    /// The key is switched off.
+    /// The key is disabled.
     KeyInactive,
     /// The key has expired.
     KeyExpired,
     /// The key lacks these scopes.
     Scope(Scopes),
-    /// The key is bound to another resource than the request is for.
+    /// The key is bound to another resource than the request names.
     Resource,
     /// The key may not be used from this address.
     Address(IpAddr),
     /// A limit is used up.
     Limit(LimitReached),
-    /// The end user is new and the plan is full.
+    /// The end user is new and the plan's quota is reached.
     EndUserQuota {
         /// The plan's `end_user_quota`.
         quota: u64,
     },
-    /// The body is coded in a way that cannot be read where it has to be.
+    /// The body must be read here and has an unsupported content coding.
     ContentCoding,
-    /// A fault of the message or of a part behind us that needs no further words.
+    /// A fault without further details.
     Plain(Fault),
 }
 
-/// What is malformed about a request.
+/// Why a request is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadRequest {
     /// The path or query.
     Path(BadPath),
     /// Two different credentials.
     TwoCredentials,
-    /// It is not what HTTP writes.
+    /// It is not valid HTTP.
     Syntax,
-    /// The message's length is given twice, wrongly, or in two ways.
+    /// The length of the message is given twice, wrongly, or in two ways.
     Framing,
-    /// HTTP/1.1 without exactly one sound `Host`, or with another one than its target names.
+    /// HTTP/1.1 without exactly one valid `Host`, or it differs from the target.
     Host,
-    /// `Connection` names what it may not.
+    /// `Connection` names a field that it must not name.
     Connection,
-    /// The header that names the end user is repeated, empty or over-long.
+    /// The header field with the end user is repeated, empty or too long.
     EndUserHeader,
-    /// The body names no end user where one is expected, or is not the JSON it must be.
+    /// The body names no end user where one is expected, or is not a JSON object.
     EndUserBody,
 }
 
@@ -91,7 +91,7 @@ impl From<BadHead> for Denial {
 }
 
 impl Denial {
-    /// The line of the table.
+    /// The fault in the table.
     pub const fn fault(&self) -> Fault {
         match self {
             Self::BadRequest(_) => Fault::BadRequest,
@@ -116,7 +116,7 @@ impl Denial {
         }
     }
 
-    /// The sentence for people.
+    /// The message for people.
     pub fn message(&self, lang: Lang) -> Cow<'static, str> {
         match self {
             Self::BadRequest(what) => what.message(lang),
@@ -150,7 +150,7 @@ impl Denial {
         }
     }
 
-    /// What programs are told.
+    /// The details for programs.
     pub fn detail(&self) -> Value {
         match self {
             Self::BadRequest(what) => json!({ "reason": what.reason() }),
@@ -179,9 +179,9 @@ impl Denial {
         }
     }
 
-    /// Whole seconds after which the same request would be admitted, at least 1; none when waiting does not help.
+    /// Whole seconds after which the same request would be admitted, at least 1; none if waiting does not help.
     ///
-    /// What is in flight ends when it ends: 1 is when to look again, not a promise.
+    /// For requests in flight, 1 is only a hint when to try again.
     pub fn retry_after_secs(&self) -> Option<u64> {
         match self {
             Self::TooManyInvalid(wait)
@@ -196,7 +196,7 @@ impl Denial {
     }
 }
 
-/// Seconds, rounded up: whoever waits that long has waited long enough.
+/// Seconds, rounded up, so that waiting this long is enough.
 pub fn whole_secs(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
@@ -268,7 +268,7 @@ fn span(per: Option<Per>, lang: Lang) -> &'static str {
 // === impl BadRequest ===
 
 impl BadRequest {
-    /// For programs.
+    /// The reason, for programs.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Path(_) => "path",
@@ -293,7 +293,7 @@ impl BadRequest {
         }
     }
 
-    /// The sentence where nothing particular is to be said.
+    /// The standard message.
     const fn standard(self, lang: Lang) -> &'static str {
         match (self, lang) {
             (Self::Path(_), Lang::En) => "The path or query is ambiguous",

@@ -1,10 +1,11 @@
-//! The rule of each kind of limit: may this be charged now, and if not, from when on?
+//! The rule of each kind of limit: may this be charged now, and if not, when?
 //!
-//! These functions are the specification of every counter. They know no clock, no lock and no other node: they take
-//! a [`Now`] and a [`CounterState`] and answer. A counter backend is right when it agrees with them.
+//! These functions are the specification of every counter. They know no clock, no lock and no other node: they take a
+//! [`Now`] and a [`CounterState`] and return a result. A counter backend is correct if it agrees with them.
 //!
-//! *Invariant:* a refusal changes no state. *Invariant:* what is refused until `t` is admitted at `t` if nothing
-//! else was charged meanwhile. *Invariant:* a calendar that steps forward and back again forgets nothing.
+//! *Invariant:* a refusal changes no state.
+//! *Invariant:* what is refused until `t` is admitted at `t` if nothing else was charged meanwhile.
+//! *Invariant:* a calendar that steps forward and back again forgets nothing.
 
 use super::calendar::{window_end, window_start};
 use crate::clock::{Now, Timestamp};
@@ -12,21 +13,21 @@ use crate::model::key::{Ceiling, Count, Key, Per, Plan};
 use smallvec::SmallVec;
 use std::time::Duration;
 
-/// One limit in force: a rule with the name it goes by.
+/// A limit in force: a rule with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Which of the contract's limits this is.
+    /// Which limit of the contract this is.
     pub name: LimitName,
-    /// What is counted.
+    /// What it counts.
     pub count: Count,
-    /// The ceiling.
+    /// Its rule.
     pub rule: LimitRule,
 }
 
 /// Which limit, for messages, headers and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LimitName {
-    /// `rate_limit`; the plan's own number when `plan` is true.
+    /// `rate_limit`; the plan's value if `plan` is true.
     Rate {
         /// Whether the plan, not the key, set the rate in force.
         plan: bool,
@@ -43,14 +44,14 @@ pub enum LimitName {
     Workspace(u8),
 }
 
-/// How charges are counted against a ceiling.
+/// How charges are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitRule {
-    /// A token bucket of `burst` that refills by `rate` each second (GCRA, ITU-T I.371).
+    /// A token bucket of `burst` units that refills by `rate` per second (GCRA, ITU-T I.371).
     Bucket {
-        /// Refill, in units per second.
+        /// Refill in units per second.
         rate: u64,
-        /// Size, in units.
+        /// Capacity in units.
         burst: u64,
     },
     /// At most `max` in each calendar window.
@@ -62,15 +63,15 @@ pub enum LimitRule {
     },
     /// At most `max` at once.
     InFlight {
-        /// Units at once.
+        /// Units in flight.
         max: u64,
     },
 }
 
-/// What one key or workspace has spent. The default is: nothing.
+/// What one key or workspace has spent. The default is nothing.
 ///
-/// Every window is counted, whether a limit is set on it or not: a limit that is set or raised later counts what really
-/// happened, and two limits on one window cannot charge it twice.
+/// Every window is counted, whether a limit is set on it or not. So a limit that is set or raised later counts what really
+/// happened, and two limits on one window do not charge it twice.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CounterState {
     /// The bucket of `rate_limit`.
@@ -83,51 +84,51 @@ pub struct CounterState {
     windows: [WindowCounts; 5],
 }
 
-/// The debt of one token bucket. It is kept with the rate it was made under, so that a changed rate or burst acts at once.
+/// The debt of one token bucket. It is kept with its rate, so that a changed rate or burst takes effect at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[expect(clippy::struct_field_names, reason = "all are nanoseconds of one clock")]
 struct Bucket {
     /// The steady time in ns at which the bucket is full again, if one unit refills in `step_ns`.
     full_at_ns: u64,
-    /// Nanoseconds in which one unit refilled when the bucket was last charged; 0 if that is not known.
+    /// Nanoseconds in which one unit refilled when the bucket was last charged; 0: unknown.
     step_ns: u64,
     /// The steady time at which it was last charged.
     at_ns: u64,
-    /// By how much refunds have brought `full_at_ns` forward, in all.
+    /// The sum by which refunds have moved `full_at_ns` forward.
     refunded_ns: u64,
 }
 
-/// Where a charge stands in the buckets of a subject, so that it can be undone: time refills what was charged first.
+/// The position of a charge in the buckets of a subject, for a refund: the oldest charges refill first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Mark {
     rate: u64,
     second: u64,
 }
 
-/// What is spent of the newest window, and of one before it: the calendar may step back.
+/// The count of the newest window, and of one before it, because the calendar may step back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 struct WindowCounts {
     newest: WindowCount,
     before: WindowCount,
 }
 
-/// How much of one window is spent.
+/// The count of one window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 struct WindowCount {
     start: Timestamp,
     used: u64,
 }
 
-/// How long the two buckets of a subject need until they are full again, in ns: the same on every steady clock.
+/// The time in ns until the two buckets of a subject are full again. It is independent of the origin of the steady clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct BucketDebt {
-    /// That of `rate_limit`.
+    /// Of `rate_limit`.
     pub rate_ns: u64,
-    /// That of a further limit per second.
+    /// Of a further limit per second.
     pub second_ns: u64,
 }
 
-/// Why a charge was refused: the limit that keeps it waiting longest.
+/// Why a charge was refused: the limit with the longest wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitReached {
     /// Which limit.
@@ -136,23 +137,23 @@ pub struct LimitReached {
     pub retry: RetryAfter,
 }
 
-/// What is left of a limit, for the response's headers.
+/// What is left of a limit, for response headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remaining {
     /// Units that could be charged now.
     pub units: u64,
-    /// Until the limit is whole again; none for a total and for what is in flight.
+    /// Time until the limit is whole again; none for a total and for requests in flight.
     pub reset: Option<Duration>,
 }
 
 /// When a refused charge would be admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RetryAfter {
-    /// As soon as something in flight ends.
+    /// When a request in flight ends.
     Release,
     /// After this long, if nothing else is charged meanwhile.
     Wait(Duration),
-    /// Not while the limit stands as it is.
+    /// Never while the limit stays as it is.
     Never,
 }
 
@@ -176,12 +177,12 @@ const fn slot(per: Per) -> usize {
 
 // === the limits in force ===
 
-/// The limits of `key` under `plan` that are counted per key. The rate in force is the lower of the two.
+/// The limits of `key` under `plan` that are counted per key. The lower of the two rates applies.
 pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
     let own = &key.ceilings;
     let plan_rules = plan.api_ops_rate_limit < own.rate_limit;
     let rate = own.rate_limit.min(plan.api_ops_rate_limit);
-    // A burst above the rate is the holder's wish; under a lowered plan the wish ends at the plan's limit.
+    // A burst may exceed the key's own rate. Under a lowered plan it may not exceed the plan's limit.
     let burst = own.rate_burst.unwrap_or(rate);
     let burst = if plan_rules { burst.min(plan.api_ops_rate_limit) } else { burst };
     let requests = |name, rule| Limit { name, count: Count::Requests, rule };
@@ -211,7 +212,7 @@ pub fn workspace_limits(plan: &Plan) -> Limits {
 // === impl BucketDebt, Limit ===
 
 impl BucketDebt {
-    /// Whether both are full.
+    /// Whether both buckets are full.
     pub const fn is_nothing(self) -> bool {
         self.rate_ns == 0 && self.second_ns == 0
     }
@@ -222,7 +223,7 @@ impl Limit {
         Self { name, count: ceiling.count, rule: LimitRule::of(ceiling.per, ceiling.max) }
     }
 
-    /// The ceiling as a number.
+    /// The limit's number.
     pub const fn max(&self) -> u64 {
         match self.rule {
             LimitRule::Bucket { rate, .. } => rate,
@@ -230,7 +231,7 @@ impl Limit {
         }
     }
 
-    /// The window's word; none for what is in flight.
+    /// The window; none for requests in flight.
     pub const fn per(&self) -> Option<Per> {
         match self.rule {
             LimitRule::Bucket { .. } => Some(Per::Second),
@@ -243,7 +244,7 @@ impl Limit {
 // === impl LimitRule ===
 
 impl LimitRule {
-    /// The rule of a ceiling of `max` per `per`.
+    /// The rule for at most `max` per `per`.
     pub const fn of(per: Per, max: u64) -> Self {
         match per {
             Per::Second => Self::Bucket { rate: max, burst: max },
@@ -255,7 +256,7 @@ impl LimitRule {
 // === impl CounterState ===
 
 impl CounterState {
-    /// What the ledger tells of the windows that contain `at`.
+    /// The state from the ledger's totals of the windows that contain `at`.
     pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
         let mut state = Self::default();
         for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
@@ -264,7 +265,7 @@ impl CounterState {
         state
     }
 
-    /// Whether `cost` units may be charged against every one of `limits` at `now`. Changes nothing.
+    /// Whether `cost` units may be charged to all of `limits` at `now`. Changes nothing.
     pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), LimitReached> {
         let mut worst: Option<LimitReached> = None;
         for limit in limits {
@@ -309,7 +310,7 @@ impl CounterState {
         }
     }
 
-    /// Charges `cost` units. Call only after [`CounterState::check`] agreed at the same `now`.
+    /// Charges `cost` units. Call only after [`CounterState::check`] succeeded with the same `now`.
     pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
         let mark = self.take_rates(limits, cost, now);
         for per in WINDOWS {
@@ -319,7 +320,7 @@ impl CounterState {
         mark
     }
 
-    /// Charges `cost` units to the buckets alone.
+    /// Charges `cost` units to the buckets only.
     pub fn take_rates(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
         for limit in limits {
             if let LimitRule::Bucket { rate, burst } = limit.rule {
@@ -329,7 +330,7 @@ impl CounterState {
         Mark { rate: self.rate.mark(), second: self.second.mark() }
     }
 
-    /// Undoes [`Self::take_rates`]. What time has already refilled is not given to a bucket again.
+    /// Refunds [`Self::take_rates`]. What time has already refilled is not refunded again.
     pub fn give_back_rates(&mut self, limits: &[Limit], cost: u64, mark: Mark) {
         for limit in limits {
             match (limit.rule, limit.name) {
@@ -345,7 +346,7 @@ impl CounterState {
         self.in_flight = self.in_flight.saturating_add(cost);
     }
 
-    /// Undoes a charge of `cost` units made at `charged_at` against `limits`, which a request did not use after all.
+    /// Refunds a charge of `cost` units made at `charged_at` against `limits`.
     pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now, mark: Mark) {
         self.give_back_rates(limits, cost, mark);
         for per in WINDOWS {
@@ -354,7 +355,7 @@ impl CounterState {
         self.release(cost);
     }
 
-    /// Lets the buckets of `limits` count as empty at `at_ns`, unless they are emptier: others may have spent them.
+    /// Treats the buckets of `limits` as empty at `at_ns`, unless they are emptier: other nodes may have spent them.
     pub fn empty_buckets(&mut self, limits: &[Limit], at_ns: u64) {
         for limit in limits {
             if let LimitRule::Bucket { rate, burst } = limit.rule {
@@ -363,7 +364,7 @@ impl CounterState {
         }
     }
 
-    /// Ends what was in flight; what was charged stays charged.
+    /// Ends units in flight; their charge stays.
     pub fn release(&mut self, cost: u64) {
         self.in_flight = self.in_flight.saturating_sub(cost);
     }
@@ -387,7 +388,7 @@ impl CounterState {
         }
     }
 
-    /// What the window of `at` has spent. The second is a bucket and spends no window: 0.
+    /// What was spent in the window of `at`. The second is a bucket, so its result is 0.
     pub fn used(&self, per: Per, at: Timestamp) -> u64 {
         if per == Per::Second {
             return 0;
@@ -397,7 +398,7 @@ impl CounterState {
         [windowed.newest, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
     }
 
-    /// How far its buckets are from full at `now`.
+    /// The debt of its buckets at `now`.
     pub const fn debt(&self, now: Now) -> BucketDebt {
         BucketDebt {
             rate_ns: self.rate.full_at_ns.saturating_sub(now.steady_ns),
@@ -405,7 +406,7 @@ impl CounterState {
         }
     }
 
-    /// Counts what was counted elsewhere: so many units in the window of `at`, or so many fewer.
+    /// Applies a change that was counted elsewhere to the window of `at`.
     pub fn correct(&mut self, per: Per, at: Timestamp, by: i64) {
         let windowed = &mut self.windows[slot(per)];
         let start = window_start(per, at);
@@ -421,12 +422,12 @@ impl CounterState {
         self.in_flight
     }
 
-    /// Counts requests that are in flight elsewhere, or no longer are.
+    /// Applies a change of requests in flight that was counted elsewhere.
     pub const fn correct_in_flight(&mut self, by: i64) {
         self.in_flight = self.in_flight.saturating_add_signed(by);
     }
 
-    /// Its buckets are as far from full at `now` as they were elsewhere, or as they are, whichever is further.
+    /// Sets the debt of its buckets at `now` to the greater of their own and the one reported from elsewhere.
     pub fn set_debt(&mut self, debt: BucketDebt, now: Now) {
         self.rate.set_debt(debt.rate_ns, now.steady_ns);
         self.second.set_debt(debt.second_ns, now.steady_ns);
@@ -450,8 +451,8 @@ impl CounterState {
 // === impl Bucket ===
 
 impl Bucket {
-    /// How long it takes until the bucket is full: what was charged refills as if the rate and the burst in force had been so
-    /// since, so that nobody waits longer than those make him wait.
+    /// How long it takes until the bucket is full. Charged units refill as if the current rate and burst had always
+    /// applied, so that nobody waits longer than these require.
     fn debt_ns(&self, step_ns: u64, burst: u64, now_ns: u64) -> u64 {
         self.full_at(step_ns, burst).saturating_sub(now_ns)
     }
@@ -486,8 +487,8 @@ impl Bucket {
         self.full_at_ns.saturating_add(self.refunded_ns)
     }
 
-    /// Gives back what time had not refilled when the bucket was charged last. What it has refilled since does not matter: it
-    /// would be full.
+    /// Refunds what had not been refilled when the bucket was last charged. What has refilled since does not matter,
+    /// because the bucket would be full.
     fn refund(&mut self, cost: u64, mark: u64) {
         let unfilled = mark.saturating_sub(self.refunded_ns).saturating_sub(self.at_ns);
         let refund = unfilled.min(self.step_ns.saturating_mul(cost));
@@ -495,7 +496,7 @@ impl Bucket {
         self.refunded_ns = self.refunded_ns.saturating_add(refund);
     }
 
-    /// What was charged before cannot be refunded any more: nobody knows how much of it there still is.
+    /// Earlier charges can no longer be refunded, because it is unknown how much of them is left.
     const fn forget_marks(&mut self, now_ns: u64) {
         let debt = self.full_at_ns.saturating_sub(now_ns);
         self.refunded_ns = self.refunded_ns.saturating_add(debt);
@@ -509,7 +510,7 @@ impl Bucket {
         }
     }
 
-    /// Is as far from full as another bucket was, of which nobody knows how fast it refilled; or as it is, if that is further.
+    /// Sets the debt to the greater of its own and that of another bucket whose rate is unknown.
     fn set_debt(&mut self, ahead_ns: u64, now_ns: u64) {
         let full_at_ns = now_ns.saturating_add(ahead_ns);
         if self.full_at_ns < full_at_ns {
@@ -527,12 +528,12 @@ impl WindowCounts {
         }
     }
 
-    /// To a window that has just begun, or to one that is over.
+    /// Moves to a window that has just begun, or back to an earlier one.
     #[cold]
     fn add_elsewhere(&mut self, start: Timestamp, cost: u64) {
         let spent = WindowCount { start, used: cost };
         if start > self.newest.start {
-            // The window left behind is kept: the calendar may step back into it.
+            // The previous window is kept, because the calendar may step back into it.
             self.before = std::mem::replace(&mut self.newest, spent);
         } else if start == self.before.start {
             self.before.used = self.before.used.saturating_add(cost);
@@ -553,9 +554,9 @@ impl WindowCounts {
 
 // === windows ===
 
-/// Nanoseconds in which one unit refills, rounded up so that the rate is never passed.
+/// Nanoseconds in which one unit refills, rounded up so that the rate is never exceeded.
 const fn step_ns(rate: u64) -> u64 {
-    // A rate of nothing has no step; it is refused where limits are made, and here it would refuse every charge.
+    // A rate of zero is refused where limits are configured; here it would refuse every charge.
     if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
 }
 

@@ -1,4 +1,4 @@
-//! Keys and what they may do: which secret was presented, what it grants, what it may spend, how it is refused.
+//! Keys: which secret was presented, what it grants, its limits, and how it is refused.
 
 pub mod authorize;
 pub mod calendar;

@@ -1,9 +1,9 @@
-//! Secrets: what a client presents, what it hashes to, what people may see of it.
+//! Secrets: generation, hashing, and what may be shown of them.
 //!
-//! Must not know: which key a secret belongs to, or where digests are kept.
+//! Must not know: which key a secret belongs to, or where digests are stored.
 //!
-//! *Invariant:* a [`Secret`] has no `Display`, no `Serialize` and a silent `Debug`, and wipes itself; the plaintext is
-//! read only through [`Secret::expose`], which the two answers that issue one call.
+//! *Invariant:* a [`Secret`] has no `Display`, no `Serialize` and a silent `Debug`, and is wiped when dropped. The
+//! plaintext is read only through [`Secret::expose`], for the two responses that issue one.
 
 use crate::model::id::fill_random;
 use crate::model::key::KeyType;
@@ -12,11 +12,11 @@ use sha2::Sha256;
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Longest secret that is looked at, in bytes.
+/// Longest secret that is accepted, in bytes.
 pub const SECRET_MAX: usize = 128;
 /// Random characters of a body: 30 × log2(62) = 178 bits.
 const RANDOM_LEN: usize = 30;
-/// Characters of CRC-32 behind them; 62⁶ > 2³².
+/// Characters of the CRC-32 after them; 62⁶ > 2³².
 const CHECK_LEN: usize = 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -24,7 +24,7 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Secret(String);
 
-/// HMAC-SHA-256 key material with its version.
+/// A pepper: HMAC-SHA-256 key material with its version.
 #[derive(Clone, ZeroizeOnDrop)]
 pub struct Pepper {
     #[zeroize(skip)]
@@ -33,29 +33,29 @@ pub struct Pepper {
     check: [u8; 32],
 }
 
-/// All peppers of an installation, the newest first. Never empty.
+/// All peppers of an installation, newest first. Never empty.
 #[derive(Clone, Debug)]
 pub struct Peppers(Vec<Pepper>);
 
-/// A MAC with its key already mixed in, so that a request pays for one compression less.
+/// A MAC whose key is already processed, which saves one compression per request.
 #[derive(Clone)]
 struct KeyedMac(Hmac<Sha256>);
 
-/// Tells whether bytes are what this installation wrote for itself.
+/// A MAC that recognises data which this installation wrote for itself.
 pub struct Seal(Hmac<Sha256>);
 
-/// The shape of a presented text.
+/// The shape of a presented secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretShape {
-    /// Ours, with a matching checksum: worth a look-up.
+    /// Our format with a correct checksum: worth a look-up.
     Ours,
-    /// Not of our making: could be an imported key.
+    /// Another format: it may be an imported key.
     Foreign,
-    /// Cannot be a key: too long, empty, not printable ASCII, or ours with a wrong checksum.
+    /// Cannot be a key: too long, empty, not printable ASCII, or our format with a wrong checksum.
     Impossible,
 }
 
-/// Peppers that cannot be used.
+/// Why peppers cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPeppers {
     /// There is none.
@@ -75,7 +75,7 @@ pub enum BadPeppers {
 // === impl Secret ===
 
 impl Secret {
-    /// A new secret `{prefix}-{kind}-{body}`: 30 characters of the system's randomness and 6 of CRC-32 over all before.
+    /// A new secret `{prefix}-{kind}-{body}`: 30 random characters and 6 of CRC-32 over everything before.
     pub fn generate(prefix: &str, kind: KeyType) -> Self {
         let mut text = String::with_capacity(SECRET_MAX);
         text.push_str(prefix);
@@ -86,7 +86,7 @@ impl Secret {
         let mut wanted = RANDOM_LEN;
         while wanted > 0 {
             fill_random(&mut random);
-            // Bytes of 248 and above are passed over: 248 is the largest multiple of 62, so no character is favoured.
+            // Bytes of 248 and above are skipped: 248 is the largest multiple of 62, so all characters are equally likely.
             for byte in random.iter().filter(|b| **b < 248).take(wanted) {
                 text.push(char::from(BASE62[usize::from(byte % 62)]));
             }
@@ -98,7 +98,7 @@ impl Secret {
         Self(text)
     }
 
-    /// A secret made elsewhere, to be imported. None when it is of no usable shape.
+    /// A secret made elsewhere, to be imported. None if its shape is not usable.
     pub fn import(text: String, prefix: &str) -> Option<Self> {
         match shape(text.as_bytes(), prefix) {
             SecretShape::Impossible => None,
@@ -111,8 +111,8 @@ impl Secret {
         &self.0
     }
 
-    /// What people may see: the characters up to the body plus 4, and the last 4. Foreign secrets show at most a
-    /// quarter of themselves, half of it on each side.
+    /// What may be shown: the characters up to the body plus 4, and the last 4. Of foreign secrets at most a quarter is
+    /// shown, half of it on each side.
     pub fn hint(&self, prefix: &str) -> Box<str> {
         let text = self.0.as_str();
         let (head, tail) = if shape(text.as_bytes(), prefix) == SecretShape::Ours {
@@ -131,14 +131,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Says what `text` can be. Looks at nothing but the text.
+/// Classifies `text` by its characters alone.
 pub fn shape(text: &[u8], prefix: &str) -> SecretShape {
     if text.is_empty() || text.len() > SECRET_MAX || !text.iter().all(u8::is_ascii_graphic) {
         return SecretShape::Impossible;
     }
     let ours =
         text.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"-")).and_then(|rest| {
-            // A type may hold `_` but no `-`, so the body begins behind the first dash.
+            // A type may contain `_` but no `-`, so the body begins after the first dash.
             let dash = rest.iter().position(|b| *b == b'-')?;
             let kind = std::str::from_utf8(&rest[..dash]).ok()?;
             kind.parse::<KeyType>().ok().map(|_| &rest[dash + 1..])
@@ -184,7 +184,7 @@ impl Peppers {
         Ok(Self(peppers))
     }
 
-    /// Reads lines (or comma-separated items) of `version:hexadecimal`; empty ones and those after `#` are passed over.
+    /// Parses lines (or comma-separated items) of `version:hexadecimal`; empty ones and comments after `#` are ignored.
     pub fn parse(text: &str) -> Result<Self, BadPeppers> {
         let mut pairs = Vec::new();
         for (n, line) in text.split(['\n', ',']).enumerate() {
@@ -209,17 +209,17 @@ impl Peppers {
         line
     }
 
-    /// The pepper that new digests are made with.
+    /// The pepper for new digests.
     pub fn current(&self) -> &Pepper {
         &self.0[0]
     }
 
-    /// All of them, the current one first.
+    /// All peppers, the current one first.
     pub fn iter(&self) -> impl Iterator<Item = &Pepper> {
         self.0.iter()
     }
 
-    /// (version, check) of each, for the store to remember.
+    /// (version, check value) of each, for the store.
     pub fn checks(&self) -> Vec<(u32, [u8; 32])> {
         self.0.iter().map(|p| (p.version, p.check)).collect()
     }
@@ -233,17 +233,18 @@ impl Pepper {
         Self { version, keyed, check }
     }
 
-    /// Which pepper.
+    /// The version.
     pub const fn version(&self) -> u32 {
         self.version
     }
 
-    /// Tells two peppers of one version apart and reveals neither.
+    /// A value that identifies the pepper without revealing it.
     pub const fn check(&self) -> &[u8; 32] {
         &self.check
     }
 
-    /// A MAC under a key that is derived from this pepper. No secret has a space in it, so none has that key as its digest.
+    /// A MAC under a key derived from this pepper. The derivation label contains a space, and no secret does, so this key
+    /// is no secret's digest.
     #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
     pub fn seal(&self) -> Seal {
         let key = self.keyed.digest(b"keygate: what this node wrote for itself");
@@ -262,12 +263,12 @@ impl Seal {
         self.0.update(bytes);
     }
 
-    /// The MAC of all that was added.
+    /// The MAC of all added bytes.
     pub fn finish(self) -> [u8; 32] {
         self.0.finalize().into_bytes().into()
     }
 
-    /// Whether `tag` is the MAC of all that was added; takes the same time whatever it is.
+    /// Whether `tag` is the MAC of all added bytes, in constant time.
     pub fn matches(self, tag: &[u8]) -> bool {
         self.0.verify_slice(tag).is_ok()
     }
@@ -289,7 +290,7 @@ impl KeyedMac {
 
 impl Zeroize for KeyedMac {
     fn zeroize(&mut self) {
-        // The hash crates wipe their own state when it is dropped; replacing it drops it.
+        // The hash crates wipe their state when it is dropped; replacing it drops it.
         if let Ok(blank) = Hmac::<Sha256>::new_from_slice(&[]) {
             self.0 = blank;
         }
@@ -346,7 +347,7 @@ mod tests {
 
     #[test]
     fn digests_are_hmac_sha_256() {
-        // RFC 4231, test case 6 has a key longer than a block; case 1's key is padded here to the 32 bytes we demand.
+        // RFC 4231, test case 6 has a key longer than a block; case 1's key is padded here to the required 32 bytes.
         let key = [0xaa_u8; 131];
         let peppers = Peppers::new(vec![(1, key.to_vec())]);
         let digest =

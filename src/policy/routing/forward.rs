@@ -1,45 +1,44 @@
-//! What a route changes about a message on its way: its path, its `Host`, its header fields.
+//! What a route changes about messages: path, `Host`, header fields.
 //!
-//! Must not know: how a message is held. Keygate's own fields are not among those that a rule may name; the config sees
-//! to that.
+//! Must not know: how a message is represented. The config refuses rules for Keygate's own fields.
 
 use super::rewrite::Rewrite;
 use http::{HeaderName, HeaderValue};
 
-/// What happens to requests on the way to the backend, and to answers on the way back.
+/// Changes to requests for the backend, and to its responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardRules {
-    /// The path that the backend gets; none for the client's.
+    /// The path for the backend; none: the client's.
     pub rewrite: Option<Rewrite>,
-    /// The `Host` that it gets.
+    /// The `Host` for the backend.
     pub host: HostRule,
-    /// What backends believe of proxies and this route passes on from any client.
+    /// Fields that backends trust and that this route passes on from any client.
     pub pass: Box<[HeaderName]>,
     /// Fields of requests.
     pub request: FieldRules,
-    /// Fields of answers, but for those that Keygate gives by itself.
+    /// Fields of responses, except those that Keygate sets.
     pub response: FieldRules,
 }
 
-/// Which `Host` a backend gets.
+/// The `Host` for the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostRule {
     /// The client's.
     #[default]
     Client,
-    /// The server's own, as the config names it.
+    /// The server's own, as in the config.
     Server,
-    /// This.
+    /// This value.
     Fixed(HeaderValue),
 }
 
 /// Fields that are removed, then set, then added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldRules {
-    /// Taken off.
+    /// Fields to remove.
     pub remove: Box<[HeaderName]>,
-    /// Put in place of whatever is there.
+    /// Fields to set, replacing existing values.
     pub set: Box<[(HeaderName, HeaderValue)]>,
-    /// Put beside whatever is there.
+    /// Fields to add to existing values.
     pub add: Box<[(HeaderName, HeaderValue)]>,
 }

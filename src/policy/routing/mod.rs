@@ -1,4 +1,4 @@
-//! Routes: which one a request takes, and what it changes about the message.
+//! Routes: which one matches a request, and what it changes about messages.
 
 pub mod forward;
 pub mod rewrite;

@@ -1,12 +1,12 @@
-//! The path that a backend gets, where a route says that it is another than the client's.
+//! The path for the backend, if a route rewrites it.
 //!
-//! Must not know: queries, hosts. A template is made of whole segments, so that what comes out is canonical as what went
-//! in was: no segment is made or joined.
+//! Must not know: queries, hosts. A template consists of whole segments and never joins any, so the result is canonical
+//! like its input.
 
 use super::route::PathParams;
 use crate::policy::http::path::{canonical, has_encoded_slash};
 
-/// A path with gaps, each for one of the pattern's parameters.
+/// A path template with parameters of the route's pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewrite(Box<[RewriteSegment]>);
 
@@ -17,7 +17,7 @@ enum RewriteSegment {
 }
 
 impl Rewrite {
-    /// Reads a template such as `/internal/{id}/{rest}`, or says what is wrong with it.
+    /// Parses a template such as `/internal/{id}/{rest}`, or returns what is wrong with it.
     pub fn parse(template: &str) -> Result<Self, String> {
         let Some(relative) = template.strip_prefix('/') else {
             return Err("the path must begin with /".to_owned());
@@ -30,7 +30,7 @@ impl Rewrite {
         Ok(Self(segments.into()))
     }
 
-    /// The parameters it wants, each with whether it is the last segment.
+    /// The parameters of the template, each with whether it is the last segment.
     pub fn params(&self) -> impl Iterator<Item = (&str, bool)> {
         let last = self.0.len() - 1;
         self.0.iter().enumerate().filter_map(move |(n, segment)| match segment {
@@ -39,14 +39,14 @@ impl Rewrite {
         })
     }
 
-    /// The path for a request whose parameters are these.
+    /// The path for these parameters.
     pub fn path(&self, params: &PathParams<'_, '_>) -> Box<str> {
         let mut path = String::new();
         for segment in &self.0 {
             path.push('/');
             path.push_str(match segment {
                 RewriteSegment::Literal(text) => text,
-                // The table of routes has made sure that there is such a parameter.
+                // The route table has checked that the parameter exists.
                 RewriteSegment::Param(name) => params.get(name).unwrap_or_default(),
             });
         }

@@ -1,9 +1,10 @@
-//! Which route a request takes: patterns and methods in, one route and its path parameters out.
+//! Which route a request takes: from path and method to one route and its path parameters.
 //!
-//! Must not know: keys, upstream servers, the config file. The table is made once, checked whole, and never changes.
+//! Must not know: keys, upstream servers, the config file. The table is validated as a whole when it is built, and never
+//! changes.
 //!
-//! *Invariant:* for one path exactly one pattern decides, whatever the order in the file: compared segment by segment
-//! from the left, a literal beats a parameter, and a parameter beats the rest of the path.
+//! *Invariant:* for each path exactly one pattern decides, whatever the order in the file. Compared segment by segment from
+//! the left, a literal takes precedence over a parameter, and a parameter over the rest of the path.
 
 use super::forward::ForwardRules;
 use super::rewrite::Rewrite;
@@ -17,46 +18,46 @@ use std::sync::Arc;
 
 /// Most parameters of one pattern.
 pub const PARAMS_MAX: usize = 16;
-/// How a shape says that it takes one segment.
+/// A segment parameter in a shape.
 const PARAM: &str = "{param}";
-/// How a shape ends that takes the rest of the path.
+/// A rest parameter in a shape.
 const REST: &str = "{*rest}";
 
 /// One path rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// What people, logs and metrics call it.
+    /// The name in logs and metrics.
     pub name: Box<str>,
     /// The pattern: literal segments, `{name}` for one whole segment, `{name*}` at the end for any rest, also an empty one.
     pub path: Box<str>,
     /// The methods it serves; empty means any.
     pub methods: Box<[Method]>,
-    /// The upstream, by its place in the caller's list.
+    /// The upstream, as an index into the caller's list.
     pub upstream: usize,
-    /// What a key must grant, all of it.
+    /// The scopes that a key must grant.
     pub scopes: Scopes,
-    /// Where a request says which resource it is about.
+    /// Where a request names its resource.
     pub resource: ResourceFrom,
-    /// Where a request says which end user it is for.
+    /// Where a request names its end user.
     pub end_user: EndUserFrom,
-    /// Whether the backend gets to see the client's credential.
+    /// Whether the credential is forwarded to the backend.
     pub keep_credential: bool,
-    /// Bytes of the largest request body.
+    /// Largest request body, in bytes.
     pub max_body_bytes: u64,
-    /// Whether its backends keep an escaped slash within its segment, as we do.
+    /// Whether its backends keep an escaped slash within its segment.
     pub encoded_slash: bool,
     /// What it changes about messages.
     pub forward: ForwardRules,
-    /// Which pages of other origins may use it; none: the backend decides.
+    /// CORS rules; none: the backend decides.
     pub cors: Option<Cors>,
 }
 
-/// Where a request carries the id of its resource.
+/// Where a request names its resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResourceFrom {
-    /// Nowhere: the route is about no resource, and keys that are bound to one may not use it.
+    /// Nowhere: the route has no resource, and keys that are bound to one are refused.
     Nowhere,
-    /// Nowhere, and keys may use it whatever they are bound to.
+    /// Nowhere, and all keys may use it.
     Any,
     /// In this parameter of the route's pattern.
     PathParam(Box<str>),
@@ -64,10 +65,10 @@ pub enum ResourceFrom {
     Header(HeaderName),
 }
 
-/// Where a request carries the customer's name for its end user.
+/// Where a request names its end user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndUserFrom {
-    /// Requests name none.
+    /// Nowhere.
     Nowhere,
     /// In this header.
     Header(HeaderName),
@@ -79,24 +80,24 @@ pub enum EndUserFrom {
 #[derive(Debug)]
 pub struct RouteTable {
     routes: Box<[Arc<Route>]>,
-    /// The parameters' names of each route, in the order of its pattern.
+    /// The parameter names of each route, in the order of its pattern.
     names: Box<[ParamNames]>,
     patterns: Vec<Pattern>,
-    /// Values are places in `patterns`. `matchit` refuses a parameter and a rest as siblings, so the patterns without a
-    /// rest have one tree, and those whose rest begins at the same depth have one each. Most tables need one or two.
+    /// Values are indices into `patterns`. `matchit` does not allow a parameter and a rest as siblings. So patterns without
+    /// a rest share one tree, and those whose rest begins at the same depth share one each. Most tables need one or two.
     trees: Box<[matchit::Router<usize>]>,
 }
 
-/// The route that a request takes.
+/// The route that matches a request.
 #[derive(Debug)]
 pub struct RouteMatch<'t, 'p> {
     /// Which route.
     pub route: &'t Arc<Route>,
-    /// What its parameters stand for in this path.
+    /// The values of its parameters in this path.
     pub params: PathParams<'t, 'p>,
 }
 
-/// The path parameters of one match, as they are spelled in the path (see `path::decode_segment`).
+/// The path parameters of one match, as spelled in the path (see `path::decode_segment`).
 #[derive(Debug)]
 pub struct PathParams<'t, 'p> {
     names: &'t [Box<str>],
@@ -106,9 +107,9 @@ pub struct PathParams<'t, 'p> {
 /// A mistake in a list of routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRoute {
-    /// Which route, by its place in the list.
+    /// The index of the route in the list.
     pub index: usize,
-    /// Which of its fields.
+    /// The field with the mistake.
     pub field: &'static str,
     /// What is wrong and what is allowed.
     pub message: String,
@@ -116,21 +117,21 @@ pub struct BadRoute {
 
 type ParamNames = Box<[Box<str>]>;
 
-/// One shape of path, with the routes that share it.
+/// One shape of a path, with the routes that share it.
 #[derive(Debug)]
 struct Pattern {
     kinds: Box<[SegmentKind]>,
     slots: Vec<MethodSlot>,
 }
 
-/// A method (none: any) and the route that serves it.
+/// A method (none: any) and its route.
 #[derive(Debug)]
 struct MethodSlot {
     method: Option<Method>,
     route: usize,
 }
 
-/// What a segment of a pattern is. The order is the order of precedence.
+/// Kinds of segments, in the order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SegmentKind {
     Literal,
@@ -138,15 +139,15 @@ enum SegmentKind {
     Rest,
 }
 
-/// A pattern of the configuration, read.
+/// A parsed pattern.
 struct ParsedPattern {
-    /// In the syntax of `matchit`, without the names: patterns that differ in names only are the same.
+    /// In the syntax of `matchit`, without names: patterns that differ only in names are the same.
     shape: String,
     kinds: Vec<SegmentKind>,
     names: Vec<Box<str>>,
 }
 
-/// A table in the making, with the mistakes found so far.
+/// A table under construction, with the mistakes found so far.
 #[derive(Default)]
 struct RouteTableBuilder {
     names: Vec<ParamNames>,
@@ -159,7 +160,7 @@ struct RouteTableBuilder {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// A table of these routes, or every mistake in them.
+    /// A table of these routes, or all mistakes in them.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<BadRoute>> {
         let mut builder = RouteTableBuilder::default();
         for index in 0..routes.len() {
@@ -178,9 +179,9 @@ impl RouteTable {
 
     /// The route for a method and a canonical path.
     ///
-    /// The most specific pattern decides alone. When none of its routes serves the method there is no route (404), even
-    /// if a wider pattern has one: otherwise a request could fall through a strict rule onto a lax one.
-    /// `HEAD` and `OPTIONS` are methods like any other; a route for `GET` does not serve them.
+    /// Only the most specific pattern counts. If none of its routes serves the method, there is no route (404), even if a
+    /// wider pattern has one; otherwise a request could fall through from a strict rule to a lax one. `HEAD` and `OPTIONS`
+    /// are methods like any other: a route for `GET` does not serve them.
     pub fn find<'t, 'p>(&'t self, method: &Method, path: &'p str) -> Option<RouteMatch<'t, 'p>> {
         let (pattern, values) = self.most_specific(path)?;
         let route = pattern.route_for(method)?;
@@ -190,7 +191,7 @@ impl RouteTable {
         })
     }
 
-    /// The routes, in the order they were given.
+    /// The routes, in the given order.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
     }
@@ -200,7 +201,7 @@ impl RouteTable {
         for tree in &self.trees {
             let Ok(found) = tree.at(path) else { continue };
             let pattern = &self.patterns[*found.value];
-            // Where two patterns that match the same path are both literal they are equal, so kinds alone tell.
+            // Two patterns that match the same path and are both literal are equal, so comparing kinds is enough.
             if best.as_ref().is_none_or(|(other, _)| pattern.kinds < other.kinds) {
                 best = Some((pattern, found.params));
             }
@@ -212,7 +213,7 @@ impl RouteTable {
 // === impl Pattern ===
 
 impl Pattern {
-    /// A route that names the method comes before one for any method.
+    /// A route that names the method takes precedence over one for any method.
     fn route_for(&self, method: &Method) -> Option<usize> {
         let named = self.slots.iter().find(|s| s.method.as_ref() == Some(method));
         let slot = named.or_else(|| self.slots.iter().find(|s| s.method.is_none()))?;
@@ -223,10 +224,10 @@ impl Pattern {
 // === impl PathParams ===
 
 impl<'p> PathParams<'_, 'p> {
-    /// What the parameter stands for, as spelled in the path. A rest can be empty, any other parameter cannot.
+    /// The value of a parameter, as spelled in the path. Only a rest can be empty.
     pub fn get(&self, name: &str) -> Option<&'p str> {
         let place = self.names.iter().position(|n| **n == *name)?;
-        // An empty rest matched as the literal in front of it, so there is no value for it.
+        // An empty rest matches as the literal before it, so it has no value.
         Some(self.values.iter().nth(place).map_or("", |(_, value)| value))
     }
 }
@@ -278,7 +279,7 @@ impl RouteTableBuilder {
         self.names.push(parsed.names.into());
     }
 
-    /// The pattern of that shape, made if it is new.
+    /// The index of the pattern with this shape, which is added if it is new.
     fn place_of(&mut self, parsed: &ParsedPattern) -> Option<usize> {
         if let Some(place) = self.by_shape.get(&parsed.shape) {
             return Some(*place);
@@ -288,7 +289,7 @@ impl RouteTableBuilder {
         let tree = self.trees.entry(rest_depth).or_default();
         tree.insert(parsed.shape.as_str(), place).ok()?;
         if let Some(empty_rest) = parsed.shape.strip_suffix(REST) {
-            // `matchit` wants at least one byte of rest.
+            // `matchit` requires at least one byte of rest.
             tree.insert(empty_rest, place).ok()?;
         }
         self.patterns.push(Pattern { kinds: parsed.kinds.as_slice().into(), slots: Vec::new() });
@@ -324,7 +325,7 @@ impl RouteTableBuilder {
 // === impl ParsedPattern ===
 
 impl ParsedPattern {
-    /// Reads a pattern, or says everything that is wrong with it.
+    /// Parses a pattern, or returns everything that is wrong with it.
     fn parse(path: &str) -> Result<Self, Vec<String>> {
         let Some(relative) = path.strip_prefix('/') else {
             return Err(vec![BadPath::NotAbsolute.to_string()]);
@@ -375,20 +376,20 @@ impl ParsedPattern {
         Ok(())
     }
 
-    /// What the parameter of that name stands for.
+    /// The kind of the parameter `name`.
     fn kind_of(&self, name: &str) -> Option<SegmentKind> {
         let params = self.kinds.iter().filter(|k| **k != SegmentKind::Literal);
         self.names.iter().zip(params).find(|(n, _)| ***n == *name).map(|(_, kind)| *kind)
     }
 
-    /// Whether `name` stands for exactly one segment.
+    /// Whether `name` is a parameter of exactly one segment.
     fn has_param(&self, name: &str) -> bool {
         let rests = self.kinds.iter().filter(|k| **k == SegmentKind::Rest).count();
         self.names[..self.names.len() - rests].iter().any(|n| **n == *name)
     }
 }
 
-/// A literal that is not canonical could never match, or would match what nobody meant.
+/// A literal that is not canonical could never match, or would match something unintended.
 fn check_literal(segment: &str, is_last: bool) -> Result<(), String> {
     if segment.is_empty() && !is_last {
         return Err(BadPath::EmptySegment.to_string());

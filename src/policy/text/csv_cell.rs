@@ -1,17 +1,17 @@
-//! Texts as cells of CSV files, which spreadsheets would take for formulas.
+//! Texts as CSV cells that spreadsheets do not interpret as formulas.
 //!
 //! *Invariant:* `plain(neutral(text)) == text` for every text.
 
 use std::borrow::Cow;
 
-/// What a cell begins with that a spreadsheet computes or runs.
+/// Characters at the start of a cell that make a spreadsheet evaluate it.
 const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
-/// What makes a cell text for all of them.
+/// The prefix that makes a cell plain text.
 const MARK: char = '\'';
 
-/// The cell that says `text` and nothing else: with a `'` in front where it would be a formula.
+/// The cell for `text`: with a `'` in front if it would be a formula.
 pub fn neutral(text: &str) -> Cow<'_, str> {
-    // What already looks like that gets another one, so that it can be told apart when it is read.
+    // A text that already begins like a neutralised one gets another `'`, so that reading is unambiguous.
     if is_formula(text.trim_start_matches(MARK)) {
         Cow::Owned(format!("{MARK}{text}"))
     } else {
@@ -19,7 +19,7 @@ pub fn neutral(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The text of a cell that [`neutral`] has made.
+/// The text of a cell written by [`neutral`].
 pub fn plain(cell: &str) -> &str {
     cell.strip_prefix(MARK).filter(|text| is_formula(text.trim_start_matches(MARK))).unwrap_or(cell)
 }

@@ -1,10 +1,10 @@
-//! How a value is written outside of the config file: in a variable, or in a file that holds nothing else. One rule for all.
+//! A value outside the config file: in a variable, or in a file that contains nothing else. One rule for all.
 //!
-//! Must not know: what the value is for. It may be a secret, so no error repeats any of it.
+//! Must not know: what the value is for. It may be a secret, so no error repeats any part of it.
 
 use std::fmt;
 
-/// What some editors put in front of a text in UTF-8.
+/// The byte order mark that some editors write at the start of UTF-8 files.
 const BOM: char = '\u{feff}';
 
 /// Why a value is refused.
@@ -21,12 +21,12 @@ pub fn without_bom(text: &str) -> &str {
     text.strip_prefix(BOM).unwrap_or(text)
 }
 
-/// The value that `text` is: white space and line ends around it, and a byte order mark, are not part of it.
+/// The value in `text`, without a byte order mark and white space around it.
 pub fn value(text: &str) -> Result<&str, BadValue> {
     trimmed(text, char::is_control)
 }
 
-/// The same of a value of several lines.
+/// The same for a value of several lines.
 pub fn lines(text: &str) -> Result<&str, BadValue> {
     trimmed(text, |c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
 }

@@ -1,37 +1,37 @@
-//! When a certificate is renewed, and how long to wait after an order that failed.
+//! When a certificate is renewed, and the delay after a failed order.
 //!
-//! Must not know: who issues certificates, or how. What is random is an argument.
+//! Must not know: who issues certificates, or how. Randomness is an argument.
 
 use crate::clock::Timestamp;
 use std::time::Duration;
 
-/// Longest wait after failures.
+/// Longest delay after failures.
 pub const WAIT_MAX: Duration = Duration::from_hours(6);
 
-/// From when until when a certificate holds.
+/// The validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// From.
+    /// Start.
     pub from: Timestamp,
-    /// Until.
+    /// End.
     pub until: Timestamp,
 }
 
 impl Validity {
-    /// When it is to be renewed: when two thirds of its life are over, and up to a thirtieth later, so that those who
-    /// began together do not come together again.
+    /// When to renew: after two thirds of the lifetime, plus a random delay of up to a thirtieth, so that certificates
+    /// issued together are not renewed together.
     pub fn renew_at(self, random: u16) -> Timestamp {
         let life = self.until.since(self.from);
         self.from.plus(life / 3 * 2).plus(part(life / 30, random))
     }
 
-    /// Whether so little of its life is left that a person should look: less than a tenth.
+    /// Whether less than a tenth of the lifetime is left, so that a person should look.
     pub fn is_ending(self, now: Timestamp) -> bool {
         self.until.since(now) < self.until.since(self.from) / 10
     }
 }
 
-/// How long to wait after so many failures in a row: `first`, then twice as long each time, and up to a quarter more.
+/// The delay after so many failures in a row: `first`, doubled each time, plus up to a quarter.
 pub fn wait_after(failures: u32, first: Duration, random: u16) -> Duration {
     let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(WAIT_MAX);
     doubled + part(doubled / 4, random)

@@ -1,46 +1,46 @@
-//! Which server of a group gets a request: turns, the less busy of two, or always the same for the same name.
+//! Chooses the server of a request: round robin, the less busy of two, or consistent hashing.
 //!
-//! Must not know: servers, connections, health. Whoever calls says who may be chosen and how busy each is.
+//! Must not know: servers, connections, health. The caller says which servers are usable and how busy each is.
 //!
-//! *Invariant:* whoever is chosen was usable. *Invariant:* all three rules follow the weights: over time a candidate
-//! gets its weight's share of the requests.
+//! *Invariant:* the chosen server was usable.
+//! *Invariant:* all three rules follow the weights: over time a candidate gets its weight's share of the requests.
 
 use crate::model::key::UnknownWord;
 use http::HeaderName;
 use std::fmt;
 
-/// Largest weight. A round has at most this many turns for each candidate.
+/// Largest weight. A round has at most this many turns per candidate.
 pub const WEIGHT_MAX: u16 = 100;
 
 /// How a server is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Balancing {
-    /// Each in its turn, by weight.
+    /// Weighted round robin.
     #[default]
     RoundRobin,
-    /// The less busy of two drawn at random.
+    /// The less busy of two random servers.
     LeastConnections,
     /// The same server for the same name.
     Hash(HashBy),
 }
 
-/// What a name is taken from.
+/// The source of the name that is hashed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HashBy {
     /// The key's id.
     Key,
-    /// The end user; the key where a request names none.
+    /// The end user, or the key if a request names none.
     EndUser,
-    /// A header of the request; the key where it is absent.
+    /// A header of the request, or the key if it is absent.
     Header(HeaderName),
 }
 
-/// One who may be chosen.
+/// A server that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its share, from 1 to [`WEIGHT_MAX`].
     pub weight: u16,
-    /// Who it is, the same on every node and after every start: [`hash`] of its address.
+    /// Its identity, the same on every node and after every restart: [`hash`] of its address.
     pub identity: u64,
 }
 
@@ -48,7 +48,7 @@ pub struct Candidate {
 #[derive(Debug, Default)]
 pub struct Balancer {
     candidates: Box<[Candidate]>,
-    /// One round of turns; numbers are places in `candidates`.
+    /// One round of turns; the numbers are indices into `candidates`.
     round: Box<[u16]>,
     weight_sum: u64,
 }
@@ -56,7 +56,7 @@ pub struct Balancer {
 // === impl Balancer ===
 
 impl Balancer {
-    /// A balance among `candidates`, of which those beyond the 65 536th are left out.
+    /// A balancer for `candidates`; those after the 65 536th are ignored.
     pub fn new(mut candidates: Vec<Candidate>) -> Self {
         candidates.truncate(usize::from(u16::MAX) + 1);
         for candidate in &mut candidates {
@@ -67,7 +67,7 @@ impl Balancer {
         Self { candidates: candidates.into(), round, weight_sum }
     }
 
-    /// Smooth weighted round robin: the candidate whose turn `turn` is, or whoever comes next and is usable.
+    /// Smooth weighted round robin: the candidate of `turn`, or the next usable one.
     pub fn round_robin(&self, turn: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let turns = self.round.len();
         (0..turns)
@@ -76,8 +76,8 @@ impl Balancer {
     }
 
     /// Power of two choices (Mitzenmacher): of two usable candidates, drawn by weight with the bits of `random`, the one
-    /// with less in flight for its weight; where neither has more, the first, so that the draw alone decides while little is
-    /// going on.
+    /// with fewer requests in flight for its weight. If they are equal, the first, so that only the draw decides at low
+    /// load.
     pub fn least_loaded(
         &self,
         random: u64,
@@ -89,16 +89,16 @@ impl Balancer {
         let Some(second) = self.round_robin(draw(mix(!random)), |c| c != first && usable(c)) else {
             return Some(first);
         };
-        // Cross-multiplied, so that no fraction is lost.
+        // Cross-multiplied, so that nothing is rounded.
         let load = |c: usize, other: usize| in_flight(c) * u64::from(self.candidates[other].weight);
         Some(if load(second, first) < load(first, second) { second } else { first })
     }
 
-    /// Rendezvous hashing (Thaler and Ravishankar) with weights: the usable candidate with the highest score for `name`.
-    /// When one leaves, only its names move; when one comes, names move only to it.
+    /// Weighted rendezvous hashing (Thaler and Ravishankar): the usable candidate with the highest score for `name`. When
+    /// one leaves, only its names move; when one is added, names move only to it.
     ///
-    /// With a `load_percent` of 100 or more, who has that share of the mean load for its weight already is passed over
-    /// (consistent hashing with bounded loads: Mirrokni, Thorup, Zadimoghaddam); 0 binds a name whatever the load.
+    /// With a `load_percent` of 100 or more, candidates that exceed this share of the mean load for their weight are
+    /// skipped (consistent hashing with bounded loads: Mirrokni, Thorup, Zadimoghaddam). With 0, the load does not matter.
     pub fn rendezvous(
         &self,
         name: u64,
@@ -124,16 +124,16 @@ impl Balancer {
         best_below.or(best).map(|(n, _)| n)
     }
 
-    /// How many requests a candidate may have while `total` are in flight and one more comes, rounded up. The sum over
-    /// all candidates is above `total`, so there is always one below its bound.
+    /// The most requests of a candidate while `total` are in flight and one more arrives, rounded up. The sum over all
+    /// candidates is greater than `total`, so one is always below its bound.
     fn bound(&self, candidate: Candidate, load_percent: u32, total: u64) -> u64 {
         let share = u128::from(load_percent) * u128::from(total + 1) * u128::from(candidate.weight);
         u64::try_from(share.div_ceil(100 * u128::from(self.weight_sum.max(1)))).unwrap_or(u64::MAX)
     }
 }
 
-/// The turns of one round: smooth weighted round robin as nginx does it, which spreads the turns of a heavy candidate
-/// over the round. As long as the sum of the weights, divided by what they have in common.
+/// The turns of one round: smooth weighted round robin as in nginx, which spreads the turns of a heavy candidate over the
+/// round. Its length is the sum of the weights divided by their greatest common divisor.
 fn round(candidates: &[Candidate]) -> Vec<u16> {
     let common = candidates.iter().fold(0, |d, c| greatest_common_divisor(d, c.weight)).max(1);
     let weights: Vec<i64> = candidates.iter().map(|c| i64::from(c.weight / common)).collect();
@@ -168,13 +168,13 @@ fn score(name: u64, candidate: Candidate) -> f64 {
     -f64::from(candidate.weight) / uniform.ln()
 }
 
-/// A hash of `bytes` that is the same everywhere and for ever: FNV-1a, 64 bits, mixed.
+/// A hash of `bytes` that never changes: FNV-1a, 64 bits, mixed.
 pub fn hash(bytes: &[u8]) -> u64 {
     let fold = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
-/// The finalizer of `SplitMix64`: every bit of the input moves about half of the output's.
+/// The finalizer of `SplitMix64`: each input bit changes about half of the output bits.
 const fn mix(seed: u64) -> u64 {
     let a = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let b = (a ^ (a >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -199,7 +199,7 @@ impl fmt::Display for Balancing {
 impl std::str::FromStr for Balancing {
     type Err = UnknownWord;
 
-    /// Reads what is displayed. Whether the header may be used is the config's matter.
+    /// Parses the displayed form. The config checks whether the header may be used.
     fn from_str(text: &str) -> Result<Self, UnknownWord> {
         let unknown = UnknownWord {
             allowed: &["round-robin", "least-connections", "hash:key", "hash:end-user", "hash:header:NAME"],

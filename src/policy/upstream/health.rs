@@ -1,24 +1,25 @@
-//! Whether a server may get requests: what probes find, and what requests have met.
+//! Whether a server may get requests: the results of probes and of requests.
 //!
 //! Must not know: connections, how probes are sent, what time it is (it is an argument, in steady nanoseconds).
 //!
-//! Two opinions, both needed: *probed* is the verdict of active checks, with thresholds in both directions; *ejection*
-//! takes a server out for a time after failures in a row, each time for longer (Envoy calls it outlier detection).
+//! Two independent criteria, both required: the verdict of active probes, with thresholds in both directions; and passive
+//! *ejection* for a time after failures in a row, each time for longer (outlier detection in Envoy).
 //!
-//! *Invariant:* ejections never take out more than their share of a group. *Invariant:* an ejection ends by itself.
+//! *Invariant:* at most the configured share of a group is ejected.
+//! *Invariant:* every ejection ends by itself.
 
 use std::time::Duration;
 
-/// How many probes in a row turn the verdict.
+/// How many probes in a row change the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeRule {
-    /// Good ones, before a server that was down is up.
+    /// Successful probes until a server that was down is up.
     pub up_after: u32,
-    /// Failed ones, before a server that was up is down.
+    /// Failed probes until a server that was up is down.
     pub down_after: u32,
 }
 
-/// What probes have found so far.
+/// The state of active probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeState {
     verdict: ProbeVerdict,
@@ -34,29 +35,29 @@ enum ProbeVerdict {
     Down,
 }
 
-/// When a server is taken out, and for how long.
+/// When a server is ejected, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EjectRule {
-    /// Failures in a row; 0 never ejects.
+    /// Failures in a row; 0: never.
     pub after: u32,
-    /// How long the first time. Each further time lasts twice as long as the one before.
+    /// The first ejection. Each further one lasts twice as long.
     pub first: Duration,
-    /// The longest time.
+    /// The longest ejection.
     pub longest: Duration,
-    /// Most servers of a group that may be out at once, in percent.
+    /// Most servers of a group that are ejected at once, in percent.
     pub share_percent: u32,
 }
 
-/// What requests have met so far.
+/// The state of passive ejection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EjectionState {
     /// Failures in a row.
     failures: u32,
-    /// Times it was ejected, less those that are forgiven.
+    /// Number of ejections, less those that were forgiven.
     times: u32,
-    /// When it comes back; none while it is in.
+    /// When the ejection ends; none if it is not ejected.
     until_ns: Option<u64>,
-    /// When it last came back.
+    /// When the last ejection ended.
     back_ns: u64,
 }
 
@@ -74,7 +75,7 @@ impl ProbeState {
         !matches!(self.verdict, ProbeVerdict::Down)
     }
 
-    /// What is known after one more probe.
+    /// The state after one more probe.
     #[must_use]
     pub const fn after(self, good: bool, rule: ProbeRule) -> Self {
         let (next, needed) = match (self.verdict, good) {
@@ -94,17 +95,17 @@ impl ProbeState {
 // === impl EjectionState ===
 
 impl EjectionState {
-    /// Whether the server is out.
+    /// Whether the server is ejected.
     pub const fn is_out(self) -> bool {
         self.until_ns.is_some()
     }
 
-    /// When it comes back, if it is out.
+    /// When the ejection ends, if it is ejected.
     pub const fn until_ns(self) -> Option<u64> {
         self.until_ns
     }
 
-    /// Whether a success has anything to put right.
+    /// Whether there are failures that a success would reset.
     pub const fn has_failures(self) -> bool {
         self.failures > 0
     }
@@ -120,15 +121,15 @@ impl EjectionState {
         self.failures = 0;
     }
 
-    /// A request failed, while `out` of the group's `all` servers are out. Answers for how long the server is ejected,
-    /// if it is.
+    /// A request failed, while `out` of the group's `all` servers are ejected. Returns the duration if this ejects the
+    /// server.
     pub fn failed(&mut self, now_ns: u64, rule: EjectRule, out: usize, all: usize) -> Option<Duration> {
         self.failures = self.failures.saturating_add(1);
         let too_many = (out as u128 + 1) * 100 > all as u128 * u128::from(rule.share_percent);
         if rule.after == 0 || self.failures < rule.after || self.is_out() || too_many {
             return None;
         }
-        // One time is forgiven for each `longest` that it stayed in.
+        // One ejection is forgiven for each `longest` without one.
         let stayed = now_ns.saturating_sub(self.back_ns) / nanos(rule.longest).max(1);
         self.times = self.times.saturating_sub(u32::try_from(stayed).unwrap_or(u32::MAX));
         let doubled = rule.first.saturating_mul(1_u32.checked_shl(self.times).unwrap_or(u32::MAX));
@@ -138,7 +139,7 @@ impl EjectionState {
         Some(lasts)
     }
 
-    /// Lets it back in when its time is over. On probation: one failure more and it is out again.
+    /// Readmits the server when its ejection is over. On probation: one more failure ejects it again.
     pub fn readmit(&mut self, now_ns: u64, rule: EjectRule) -> bool {
         if self.until_ns.is_none_or(|until| now_ns < until) {
             return false;
@@ -199,7 +200,7 @@ mod tests {
             now += secs * SECOND;
             assert!(server.readmit(now, rule) && !server.is_out());
         }
-        // Two minutes without trouble forgive two of the five.
+        // Two minutes without failures forgive two of the five ejections.
         server.succeeded();
         now += 120 * SECOND;
         let again: Vec<_> = (0..3).map(|_| server.failed(now, rule, 0, 2)).collect();

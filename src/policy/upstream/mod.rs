@@ -1,4 +1,4 @@
-//! Servers of an upstream: which one is chosen, which are healthy, whether a request is sent again.
+//! Servers of an upstream: load balancing, health, retries.
 
 pub mod balance;
 pub mod health;

@@ -1,61 +1,63 @@
-//! Whether a request that failed at one server may be sent again, and how many such may be afloat.
+//! Whether a failed request may be retried, and the retry budget.
 //!
-//! Must not know: connections. What is refused here is told to the client as the failure it was.
+//! Must not know: connections. A request that is not retried fails with its original error.
 //!
-//! *Invariant:* a request that a server may have begun to act on is repeated only if its method says that doing it twice
-//! is doing it once (RFC 9110, 9.2.2). *Invariant:* nothing is repeated once a part of an answer has come.
+//! *Invariant:* a request that a server may have begun to process is retried only if its method is idempotent (RFC 9110,
+//! 9.2.2).
+//! *Invariant:* nothing is retried after a part of a response has arrived.
 
-/// How an attempt ended without an answer.
+/// How an attempt ended without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptFailure {
-    /// No connection stood; the server has seen nothing.
+    /// No connection was made; the server has seen nothing.
     NotConnected,
-    /// The server said that it did not act on it (HTTP/2: `REFUSED_STREAM`, `GOAWAY` below it, HTTP/1.1 wanted).
+    /// The server said that it did not process the request (HTTP/2: `REFUSED_STREAM`, `GOAWAY` below it, HTTP/1.1
+    /// required).
     NotProcessed,
-    /// The connection ended: nobody knows how far the server has come.
+    /// The connection broke: it is unknown how far the server got.
     Unknown,
-    /// The server was too slow, or what it sent makes no sense. Sending it again would only add to the trouble.
+    /// The server timed out or sent an invalid response. A retry would only add load.
     Misbehaved,
 }
 
-/// What matters of a request.
+/// The properties of a request that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryRequest {
     /// Whether its method is idempotent.
     pub idempotent: bool,
-    /// Whether all of its body that was sent is still there.
+    /// Whether all of the body that was sent is still buffered.
     pub replayable: bool,
-    /// Whether a part of an answer has come.
+    /// Whether a part of a response has arrived.
     pub answered: bool,
 }
 
-/// How many requests may be sent again.
+/// The budget for retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudgetRule {
-    /// For each hundred requests.
+    /// Per hundred requests.
     pub percent: u32,
-    /// And beside those, for each second.
+    /// Plus so many per second.
     pub per_second: u32,
 }
 
-/// What is left of it. Over any time with `n` requests and `t` seconds at most
-/// `n` · percent / 100 + `t` · per second + [`SAVED_MAX`] + per second are sent again.
+/// What is left of the budget. In any period of `t` seconds with `n` requests at most `n` · percent / 100 + `t` · per
+/// second + [`SAVED_MAX`] + per second requests are retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// Thousandths of a repetition, earned by requests.
+    /// Thousandths of a retry, earned by requests.
     by_share: u64,
-    /// The same, earned by time.
+    /// Thousandths of a retry, earned by time.
     by_time: u64,
-    /// What has been turned into those so far.
+    /// Requests that have been counted so far.
     requests: u64,
     at_ns: u64,
 }
 
-/// Most repetitions that requests save up.
+/// Most retries that requests save up.
 pub const SAVED_MAX: u64 = 100;
 
 impl AttemptFailure {
-    /// Whether such a request may be sent again after this.
+    /// Whether the request may be retried after this failure.
     pub const fn may_repeat(self, request: RetryRequest) -> bool {
         let safe = match self {
             Self::NotConnected | Self::NotProcessed => true,
@@ -67,11 +69,11 @@ impl AttemptFailure {
 }
 
 impl RetryBudget {
-    /// Takes one repetition, if there is one. `requests` have come in all, and it is `now_ns`.
+    /// Takes one retry from the budget, if there is one. `requests` have arrived in total, and it is `now_ns`.
     pub fn take(&mut self, requests: u64, now_ns: u64, rule: RetryBudgetRule) -> bool {
         let earned = requests.saturating_sub(self.requests).saturating_mul(u64::from(rule.percent) * 10);
         self.by_share = self.by_share.saturating_add(earned).min(SAVED_MAX * 1_000);
-        // Thousandths per nanosecond would be none: whole microseconds are turned, the rest waits.
+        // A nanosecond earns less than a thousandth: whole microseconds are counted, the rest waits.
         let us = now_ns.saturating_sub(self.at_ns) / 1_000;
         let rate = u64::from(rule.per_second);
         let (gained, used_us) = match (us.saturating_mul(rate) / 1_000, rate) {
@@ -156,7 +158,7 @@ mod tests {
                 let most = earned / (100 * SECOND) + SAVED_MAX + u64::from(per_second) + 1;
                 prop_assert!(repeated <= most, "{repeated} of {most}");
             }
-            // Whoever asks long enough gets what was earned last.
+            // The budget is refilled with time.
             let (later, wait) = (requests + 100, now + SECOND);
             let got = (0..1_000).filter(|_| budget.take(later, wait, rule)).count() as u64;
             prop_assert!(got >= (u64::from(percent) + u64::from(per_second)).saturating_sub(2).min(SAVED_MAX));

@@ -1,4 +1,4 @@
-//! Heads that have one reading, and those that are refused.
+//! Valid heads and refused ones.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn what_can_be_told_of_a_refused_head() {
         ("GET /a\u{1b}[31m HTTP/1.1\r\n\r\n", "GET", "/a", ""),
         ("sk-secret\r\n\r\n", "", "", ""),
         ("CONNECT h:443 HTTP/1.1\r\n\r\n", "CONNECT", "", ""),
-        // Not whole: more may come of any field.
+        // Incomplete: more may come in any field.
         ("GET /a HTTP/1.1\r\nAccept-Language: zh\r\n", "GET", "/a", ""),
         ("\u{16}\u{3}\u{1} /x", "", "", ""),
         ("", "", "", ""),
@@ -156,7 +156,7 @@ fn what_connection_may_name() {
     assert_eq!(with(&format!("{nine}Connection: j\r\n")), Err(BadHead::Connection));
 }
 
-/// What passes for a host, the parser of authorities behind this takes as well.
+/// Every valid host is also accepted by the parser of authorities.
 #[test]
 fn a_host_and_a_port() {
     for host in ["h", "h:80", "h:", "a-b.c_d~e:65535", "[::1]", "[2001:db8::1]:443", "127.0.0.1:1"] {

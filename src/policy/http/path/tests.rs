@@ -1,12 +1,12 @@
-//! The table of spellings, and what holds for every spelling.
+//! A table of spellings, and properties of every spelling.
 
 use super::BadPath::*;
 use super::*;
 use proptest::prelude::*;
 
-/// A path, and its canonical spelling or why it has none.
+/// A path, and its canonical spelling or the reason for refusal.
 const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
-    // Already canonical: nothing changes.
+    // Canonical already.
     ("/", Ok("/")),
     ("/v1/app/a1/chat", Ok("/v1/app/a1/chat")),
     ("/v1/app/", Ok("/v1/app/")),
@@ -24,7 +24,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%C0%AE", Ok("/%C0%AE")),
     ("/100%25", Ok("/100%25")),
     ("/%2520", Ok("/%2520")),
-    // Needless or lower-case escapes: one spelling comes out.
+    // Unnecessary or lower-case escapes are normalised.
     ("/%61dmin", Ok("/admin")),
     ("/%41%5A%7A%30", Ok("/AZz0")),
     ("/%7euser", Ok("/~user")),
@@ -38,14 +38,14 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%3fq", Ok("/%3Fq")),
     ("/%3b", Ok("/%3B")),
     ("/%23", Ok("/%23")),
-    // Not a path at all.
+    // Not a path.
     ("", Err(NotAbsolute)),
     ("admin", Err(NotAbsolute)),
     ("*", Err(NotAbsolute)),
     ("http://gw//admin", Err(NotAbsolute)),
     ("%2fadmin", Err(NotAbsolute)),
     ("\\admin", Err(NotAbsolute)),
-    // Bytes that have no place in one.
+    // Bytes that are not allowed.
     ("/a b", Err(Character(0x20))),
     ("/a\tb", Err(Character(0x09))),
     ("/a\0b", Err(Character(0x00))),
@@ -63,7 +63,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/{x}", Err(Character(b'{'))),
     ("/a|b", Err(Character(b'|'))),
     ("/[x]", Err(Character(b'['))),
-    // Escapes that are none.
+    // Invalid escapes.
     ("/%", Err(Escape)),
     ("/%4", Err(Escape)),
     ("/%/1", Err(Escape)),
@@ -71,7 +71,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%u002e", Err(Escape)),
     ("/%+1", Err(Escape)),
     ("/%25%", Err(Escape)),
-    // Escapes of what would be structure.
+    // Escapes of characters with a structural meaning.
     ("/a%2fb", Ok("/a%2Fb")),
     ("/x/..%2fadmin", Err(DotSegment)),
     ("/a%2Fb", Ok("/a%2Fb")),
@@ -80,7 +80,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/a%0d%0aX:y", Err(ForbiddenEscape(0x0d))),
     ("/a%1F", Err(ForbiddenEscape(0x1f))),
     ("/a%7f", Err(ForbiddenEscape(0x7f))),
-    // An escaped slash stays where it is, and hides nothing from whoever takes it for one.
+    // An escaped slash stays where it is, and cannot hide a dot segment.
     ("/a%2f%2Fb", Ok("/a%2F%2Fb")),
     ("/a%2F", Ok("/a%2F")),
     ("/a%2F..", Err(DotSegment)),
@@ -90,7 +90,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%2Fa", Err(EmptySegment)),
     ("/a/%2fb", Err(EmptySegment)),
     ("/a%2F/b", Err(EmptySegment)),
-    // Escapes of escapes, also those that show only after one decoding.
+    // Escaped escapes, also those that show only after one decoding.
     ("/%252e%252e/admin", Err(DoubleEncoding)),
     ("/%252E", Err(DoubleEncoding)),
     ("/%252fadmin", Err(DoubleEncoding)),
@@ -99,7 +99,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/%25%32%65", Err(DoubleEncoding)),
     ("/%252%46", Err(DoubleEncoding)),
     ("/%25%32f", Err(DoubleEncoding)),
-    // Dot segments in every disguise.
+    // Dot segments in every spelling.
     ("/.", Err(DotSegment)),
     ("/..", Err(DotSegment)),
     ("/../", Err(DotSegment)),
@@ -116,7 +116,7 @@ const SPELLINGS: &[(&str, Result<&str, BadPath>)] = &[
     ("/.;/admin", Err(DotSegment)),
     ("/%2e%2e;x/admin", Err(DotSegment)),
     ("/..%3bx/admin", Err(DotSegment)),
-    // Slashes in a row.
+    // Consecutive slashes.
     ("//", Err(EmptySegment)),
     ("//admin", Err(EmptySegment)),
     ("/a//b", Err(EmptySegment)),
@@ -210,7 +210,7 @@ fn a_segment_decodes_to_text_or_not_at_all() {
     }
 }
 
-/// Strings that look like paths: mostly pieces that mean something here, sometimes any byte.
+/// Strings that look like paths: mostly meaningful pieces, sometimes any byte.
 fn raw_path() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         6 => proptest::sample::select(&[
@@ -226,7 +226,7 @@ fn raw_path() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Paths of which most are accepted, so that the properties of what comes out are put to the test.
+/// Paths that are mostly accepted, to test the properties of the results.
 fn likely_path() -> impl Strategy<Value = Vec<u8>> {
     "(/([A-Za-z0-9~:;._-]|%[2-7][0-9A-Fa-f]|%[A-Fa-f][0-9A-Fa-f]){1,6}){1,4}/?".prop_map(String::into_bytes)
 }
@@ -268,7 +268,7 @@ proptest! {
 
     #[test]
     fn whole_escapes_and_plain_bytes_are_refused_only_for_what_they_mean(raw in likely_path()) {
-        // The generator writes only whole escapes and allowed bytes.
+        // The generator writes only complete escapes and allowed bytes.
         let refused = canonical(&raw).err();
         prop_assert!(!matches!(refused, Some(NotAbsolute | Character(_) | Escape)), "{:?}", refused);
     }

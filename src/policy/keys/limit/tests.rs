@@ -1,4 +1,4 @@
-//! The rule of each limit, by example and by property.
+//! The rule of each limit, by examples and properties.
 
 use super::*;
 use crate::clock::{Clock, ManualClock};
@@ -32,7 +32,7 @@ fn any_limit() -> impl Strategy<Value = Limit> {
     ]
 }
 
-/// A key has one rate at the most.
+/// A key has at most one rate.
 fn any_limits() -> impl Strategy<Value = Vec<Limit>> {
     prop::collection::vec(any_limit(), 1..4).prop_map(|mut limits| {
         let mut rates = 0;
@@ -44,7 +44,7 @@ fn any_limits() -> impl Strategy<Value = Vec<Limit>> {
     })
 }
 
-/// Around a month's end, with odd microseconds.
+/// Near the end of a month, with odd microseconds.
 fn any_start() -> impl Strategy<Value = Timestamp> {
     (0..40 * DAY, 0..1_000_000_u64).prop_map(|(s, us)| {
         Timestamp::from_secs(1_764_000_000).plus(Duration::from_micros(s * 1_000_000 + us))
@@ -85,7 +85,7 @@ fn a_calendar_that_jumps_ahead_and_back_forgets_nothing() {
     assert!(charge(&mut state, &limits, clock.now()).is_err(), "today's three are still spent");
 }
 
-/// Whatever is told late of windows that are over, the one that is being counted is not forgotten for it.
+/// A late correction of a past window does not affect the current window.
 #[test]
 fn windows_of_the_past_do_not_displace_the_newest() {
     let limits = [window(Per::Minute, 5)];
@@ -162,7 +162,7 @@ fn what_time_has_refilled_is_not_given_back_again() {
     assert_eq!(admitted(&mut state, &limits, clock.now()), 6, "seven with the one before");
 }
 
-/// Ten are charged at once and, when three of them have refilled, all ten are given back.
+/// Ten units are charged, three refill, and all ten are refunded.
 #[test]
 fn of_what_is_given_back_only_the_rest_is_refunded() {
     let limits = [bucket(1, 10)];
@@ -223,7 +223,7 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
     for _ in 0..5 {
         state.take(&[bucket(100, 100)], 1, clock.now());
     }
-    // A limit that is set later finds what was spent before, and two limits on one window charge it once.
+    // A limit that is set later counts what was spent before, and two limits on one window charge it once.
     let refused = state.check(&[window(Per::Day, 5)], 1, clock.now()).expect_err("five are spent");
     assert!(matches!(refused.retry, RetryAfter::Wait(_)));
     let both = [window(Per::Day, 6), limit(LimitName::Daily, LimitRule::of(Per::Day, 7))];
@@ -232,7 +232,7 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
 }
 
 proptest! {
-    /// Refused until exactly the moment the client was told, then admitted.
+    /// Refused until exactly the announced time, then admitted.
     #[test]
     fn refused_until_told_then_admitted(limits in any_limits(), start in any_start(),
                                         steps in prop::collection::vec(0..300_000_u64, 1..200)) {
@@ -247,7 +247,7 @@ proptest! {
             let RetryAfter::Wait(wait) = refused.retry else { break };
             let just_before = wait.checked_sub(Duration::from_nanos(1)).expect("a wait is never zero");
             let at = |d: Duration| Now {
-                // The calendar has microseconds; a wait for it has no smaller part.
+                // The calendar has microseconds, so waits are whole microseconds.
                 wall: now.wall.plus(d),
                 steady_ns: now.steady_ns + u64::try_from(d.as_nanos()).expect("fits"),
             };
@@ -256,7 +256,7 @@ proptest! {
         }
     }
 
-    /// In any stretch of time a bucket admits at most its burst and what refilled meanwhile.
+    /// In any interval a bucket admits at most its burst and what refilled.
     #[test]
     fn a_bucket_never_admits_more(rate in 1..3_000_u64, burst in 1..100_u64,
                                   steps in prop::collection::vec(0..20_000_u64, 1..400)) {
@@ -292,7 +292,7 @@ proptest! {
         prop_assert!(admitted.values().all(|n| *n <= max), "{admitted:?}");
     }
 
-    /// A charge given back leaves what was there, as far as any later answer can tell.
+    /// A refunded charge leaves no trace in any later result.
     #[test]
     fn given_back_is_as_if_never_charged(limits in any_limits(), start in any_start(),
                                          spent in 0..30_u64, waited in 0..5_000_u64) {
@@ -313,8 +313,7 @@ proptest! {
         }
     }
 
-    /// However rate and burst change, nobody waits longer than one unit takes under those in force, and a refusal is over
-    /// when it says.
+    /// However rate and burst change, nobody waits longer than the current ones require, and a refusal ends when it says.
     #[test]
     fn nobody_waits_longer_than_the_limits_in_force_make_him_wait(
         steps in prop::collection::vec((1..2_000_u64, 1..300_u64, 0..3_000_u64, 0..400_usize), 1..60)
@@ -336,7 +335,7 @@ proptest! {
         }
     }
 
-    /// With whatever is given back, and whenever, a bucket never admits what it would not had those charges never been made.
+    /// Whatever is refunded, and whenever, a bucket never admits more than without these charges.
     #[test]
     fn a_refund_is_never_more_than_what_time_has_not_refilled(
         rate in 1..50_u64, burst in 1..12_u64, steps in prop::collection::vec((0..700_u64, 0..3_u8, 0..40_usize), 1..120)
@@ -360,7 +359,7 @@ proptest! {
         }
     }
 
-    /// What the headers say is left is what is then admitted.
+    /// The remaining units in the headers are what is then admitted.
     #[test]
     fn remaining_is_what_is_admitted(l in any_limit(), start in any_start(), spent in 0..30_u64) {
         let clock = ManualClock::at(start);

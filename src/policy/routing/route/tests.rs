@@ -1,4 +1,4 @@
-//! The decision table of one configuration, the mistakes a configuration can make, and a naive matcher as the model.
+//! The decision table of one configuration, the possible mistakes, and a naive matcher as a model.
 
 use super::*;
 use crate::model::scope::check_required;
@@ -43,7 +43,7 @@ fn table() -> RouteTable {
     RouteTable::new(routes).unwrap()
 }
 
-/// Method, path, and the route's name with its parameters as `name=value`, or nothing where there is no route.
+/// Method, path, and the route's name with its parameters as `name=value`; empty if there is no route.
 const DECISIONS: &[(&str, &str, &str)] = &[
     ("GET", "/", "all rest="),
     ("GET", "/x", "all rest=x"),
@@ -57,7 +57,7 @@ const DECISIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/app/a1/files", "app rest=a1/files"),
     ("GET", "/v1/app/a1/files/", "app-files app_id=a1 rest="),
     ("GET", "/v1/app/a1/files/x/y", "app-files app_id=a1 rest=x/y"),
-    // A parameter is one whole segment, beats the rest, and is named as its own route names it.
+    // A parameter is one whole segment, takes precedence over the rest, and has the name in its own route.
     ("GET", "/v1/app/a1", "app-get app_id=a1"),
     ("GET", "/v1/app/%E6%96%87", "app-get app_id=%E6%96%87"),
     ("PUT", "/v1/app/a1", "app-put id=a1"),
@@ -65,12 +65,12 @@ const DECISIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/app/a1/other", "app rest=a1/other"),
     ("POST", "/v1/app/a1/chat", "app-chat app_id=a1"),
     ("POST", "/v1/app/a1/chat/", "app rest=a1/chat/"),
-    // The most specific pattern decides alone: no falling through to a wider one.
+    // Only the most specific pattern counts: no falling through to a wider one.
     ("DELETE", "/v1/app/a1", ""),
     ("HEAD", "/v1/app/a1", ""),
     ("GET", "/v1/app/a1/chat", ""),
     ("POST", "/v1/rag/x", ""),
-    // A literal beats a parameter, a named method beats any method.
+    // A literal takes precedence over a parameter, a named method over any method.
     ("GET", "/v1/app/list", "list"),
     ("POST", "/v1/app/list", "list-post"),
     ("PURGE", "/v1/app/list", "list"),
@@ -82,21 +82,21 @@ const DECISIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/rag/r1/chat", "rag-rest rest=r1/chat"),
     ("GET", "/v2/rag/r1/chat", "chat version=v2 kind=rag id=r1"),
     ("GET", "/v1/status", "status version=v1"),
-    // A literal that leads nowhere does not hide the parameter or the rest beside it.
+    // A literal without a match does not hide the parameter or the rest beside it.
     ("GET", "/v1/app/list/files/x", "app-files app_id=list rest=x"),
     ("GET", "/v1/app/list/x/y", "app rest=list/x/y"),
-    // With, without and behind the trailing slash are three paths.
+    // Without, with and after the trailing slash are three paths.
     ("GET", "/v1/rag", "rag"),
     ("GET", "/v1/rag/", "rag-slash"),
     ("POST", "/v1/rag/", "rag-slash"),
     ("GET", "/v1/rag/x", "rag-rest rest=x"),
     ("GET", "/v1/ragx", "all rest=v1/ragx"),
-    // More parameters than fit the matcher's inline space.
+    // More parameters than the matcher has inline space for.
     ("GET", "/d/1/2/3/4/5", "deep a=1 b=2 c=3 d=4 e=5"),
     ("GET", "/d/1/2/3/4", "all rest=d/1/2/3/4"),
 ];
 
-/// The parameters that a pattern names, in its order.
+/// The parameters of a pattern, in order.
 fn names_of(pattern: &str) -> impl Iterator<Item = &str> {
     pattern.split('/').filter_map(|s| s.strip_prefix('{')).map(|s| s.trim_end_matches(['*', '}']))
 }
@@ -215,12 +215,12 @@ fn every_mistake_of_every_route_is_reported_at_once() {
     );
 }
 
-/// What a pattern means, said without a tree: the kinds of its segments when it matches.
+/// The meaning of a pattern without a tree: the kinds of its segments if it matches.
 fn matches(pattern: &str, path: &str) -> Option<Vec<SegmentKind>> {
     let mut kinds = Vec::new();
     let mut segments = path.split('/').skip(1);
     for wanted in pattern.split('/').skip(1) {
-        // A rest takes what is left, but the slash in front of it must be there.
+        // A rest takes everything left, but requires the slash before it.
         let segment = segments.next()?;
         if wanted.ends_with("*}") {
             kinds.push(SegmentKind::Rest);
@@ -275,7 +275,7 @@ proptest! {
         prop_assert_eq!(found.as_ref().map(|f| &*f.route.name), expected);
 
         if let Some(found) = found {
-            // The parameters, put back into the pattern, give the path.
+            // Inserting the parameters into the pattern gives the path.
             let mut text = found.route.path.to_string();
             for name in names_of(&found.route.path) {
                 let value = found.params.get(name).unwrap();

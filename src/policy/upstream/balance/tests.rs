@@ -1,4 +1,4 @@
-//! What the three ways to choose promise.
+//! The properties of the three balancing rules.
 
 use super::*;
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ fn the_strategies_read_back() {
 
 #[test]
 fn a_hash_never_changes() {
-    // Other nodes and later versions must agree on these.
+    // Other nodes and later versions must compute the same values.
     assert_eq!(hash(b""), 0xc381_7c01_6ba4_ff30);
     assert_eq!(hash(b"10.0.0.1:9000"), 0x3f8c_841e_2f7d_79a8);
     assert_ne!(hash(b"10.0.0.1:9000"), hash(b"10.0.0.2:9000"));
@@ -90,7 +90,7 @@ fn the_less_busy_of_two_evens_out_the_load() {
         busy[chosen] += 1;
     }
     assert!(busy[0].abs_diff(1_000) < 60 && busy[1].abs_diff(1_000) < 60, "{busy:?}");
-    // One that answers nothing does not get its turn any more.
+    // A server that does not respond gets no further requests.
     let slow = |c: usize| if c == 0 { 1_000 } else { 0 };
     let chosen: Vec<_> = (0..100).filter_map(|n| balance.least_loaded(mix(n), slow, |_| true)).collect();
     assert!(
@@ -117,7 +117,7 @@ proptest! {
 
     #[test]
     fn turns_are_spread_over_the_round(weights in weights()) {
-        // After any number of turns no candidate is a whole turn or more ahead of its share, but for the others' sake.
+        // After any number of turns no candidate is a whole turn or more ahead of its share.
         let balance = Balancer::new(candidates(&weights));
         let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let mut got = vec![0.0; weights.len()];
@@ -162,7 +162,7 @@ proptest! {
         for name in names {
             let before = full.rendezvous(name, 0, |_| 0, |_| true).map(|n| all[n].identity);
             let after = without.rendezvous(name, 0, |_| 0, |_| true).map(|n| rest[n].identity);
-            // Being passed over for a while moves the same names to the same servers as leaving.
+            // Skipping a server for a while moves the same names to the same servers as removing it.
             let passed_over = full.rendezvous(name, 0, |_| 0, |n| n != leaves).map(|n| all[n].identity);
             prop_assert_eq!(passed_over, after);
             if before != Some(all[leaves].identity) {
