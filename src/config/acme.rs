@@ -1,6 +1,6 @@
-//! `[acme]`: certificates that are ordered, with every key, its rule and its default.
+//! `[acme]`: certificates by ACME, with every key, its rule and its default.
 //!
-//! Must not know: how they are ordered. What goes with what inside the section is checked here too.
+//! Must not know: how certificates are ordered. Dependencies between keys of this section are checked here, too.
 
 use super::reader::ConfigReader;
 use super::rule::{Flag, OrEmpty, ParsedText, quote};
@@ -9,23 +9,23 @@ use super::texts::{FILE, server};
 use super::types::{ClientCertificates, ProxyConfig};
 use std::path::PathBuf;
 
-/// Where certificates are ordered unless it is said.
+/// The default authority.
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 /// `[acme]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
-    /// The names that get a certificate each; none: nothing is ordered.
+    /// The names that get a certificate each; none: ACME is off.
     pub domains: Vec<String>,
-    /// Where certificates are ordered.
+    /// The directory URL of the authority.
     pub directory: String,
-    /// Who vouches for that server; none: the roots of this machine.
+    /// CA of the authority's server; none: the system's roots.
     pub ca_file: Option<PathBuf>,
-    /// Whom the authority may write to.
+    /// E-mail address for the authority.
     pub contact: Option<String>,
-    /// Whether its terms of service are agreed to.
+    /// Whether its terms of service are accepted.
     pub agree_to_terms: bool,
-    /// Where the account and the certificates are kept.
+    /// The folder for the account and the certificates.
     pub folder: PathBuf,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn acme(s: &mut Section<'_, '_>) -> AcmeConfig {
     }
 }
 
-/// What ordering needs, and names that are there twice.
+/// Checks required keys and repeated names.
 pub(super) fn check(config: &AcmeConfig, proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     const DOMAINS: &str = "acme.domains";
     for (n, domain) in config.domains.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a key is worth that nobody set. `conf/keygate.toml` documents the same values and is tested against these.
+//! Default values. `conf/keygate.toml` documents the same values and is tested against these.
 
 use super::acme::AcmeConfig;
 use super::telemetry::TelemetryConfig;
@@ -184,7 +184,7 @@ fn default_plan_id() -> PlanId {
 // === impl PlanConfig ===
 
 impl PlanConfig {
-    /// What a plan allows that says nothing about itself.
+    /// The defaults of a plan.
     pub(super) fn new(id: PlanId) -> Self {
         let plan = Plan {
             id,

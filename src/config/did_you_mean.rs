@@ -1,10 +1,10 @@
-//! Which known name was probably meant.
+//! Suggests the known name that was probably meant.
 
-/// Longest name that is compared, in characters; a longer one is no slip of the finger.
+/// Longest name that is compared, in characters; a longer one is not a typo.
 const NAME_MAX: usize = 64;
 
-/// The name of `known` that is nearest to `written`, if it is near enough to be a slip: at most one edit in three
-/// characters. The first one wins where two are as near.
+/// The name in `known` that is nearest to `written`, if it is near enough to be a typo: at most one edit in three
+/// characters. The first one wins a tie.
 pub(super) fn did_you_mean<'n>(written: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let wanted: Vec<char> = written.chars().take(NAME_MAX + 1).collect();
     if wanted.len() > NAME_MAX {
@@ -21,7 +21,7 @@ pub(super) fn did_you_mean<'n>(written: &str, known: impl IntoIterator<Item = &'
     best.map(|(_, name)| name)
 }
 
-/// The edits (one character put in, taken out or replaced) that turn `a` into `b`: Levenshtein's distance, row by row.
+/// The number of edits (insert, delete or replace one character) that turn `a` into `b`: Levenshtein distance, row by row.
 fn edits_between(a: &[char], b: &str) -> usize {
     let mut row: Vec<usize> = (0..=a.len()).collect();
     for (done, wanted) in b.chars().enumerate() {

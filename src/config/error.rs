@@ -1,22 +1,22 @@
-//! What is wrong with a configuration: every mistake with its place.
+//! Errors of a configuration: every mistake with its place.
 //!
-//! Must not know: what the keys mean. Messages say what is allowed and quote names at most; a value that was given may
-//! be a secret and is never repeated.
+//! Must not know: what the keys mean. Messages say what is allowed and quote names at most; a value may be a secret and is
+//! never repeated.
 
 use std::fmt;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The path of the key such as `routes[2].upstream`, or the name of the variable; empty where neither is known.
+    /// The path of the key such as `routes[2].upstream`, or the name of the variable; empty if neither is known.
     pub place: String,
-    /// Line and column in the file, both counted from 1, columns in characters; none for variables.
+    /// Line and column in the file, both from 1, columns in characters; none for variables.
     pub line: Option<(usize, usize)>,
     /// What is wrong and what is allowed.
     pub message: String,
 }
 
-/// A configuration that cannot be used, with all that is wrong with it, in the order of the file. Never empty.
+/// The mistakes of an unusable configuration, in the order of the file. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file as messages name it.
@@ -28,7 +28,7 @@ pub struct ConfigError {
 // === impl ConfigError ===
 
 impl fmt::Display for ConfigError {
-    /// One line for each mistake, as compilers write them: `file:line:column place: message`.
+    /// One line per mistake, like a compiler: `file:line:column place: message`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, mistake) in self.mistakes.iter().enumerate() {
             if n > 0 {

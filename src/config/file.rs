@@ -1,7 +1,7 @@
-//! Every key of the configuration, with its rule: one function for each section.
+//! Every key of the configuration with its rule, one function per section.
 //!
-//! Must not know: what goes with what; that is `validate`'s. What is wrong is noted and read as its default, so that
-//! one mistake hides no other.
+//! Must not know: dependencies between keys, which `validate` checks. A wrong value is noted and replaced by its default,
+//! so that one mistake does not hide others.
 
 use super::acme::acme;
 use super::forward::{ForwardFile, forward};
@@ -35,9 +35,9 @@ const UPSTREAMS_MAX: usize = 1_000;
 /// Most routes.
 const ROUTES_MAX: usize = 10_000;
 
-/// What was read, before it is known whether the parts go together.
+/// The parsed file, before dependencies are checked.
 pub(super) struct ConfigFile {
-    /// The sections. The plans, upstreams and routes in it, and the name of the node, are not filled in.
+    /// The sections, without plans, upstreams, routes and the name of the node.
     pub(super) sections: Config,
     pub(super) jwt_keys: JwtKeyFiles,
     /// The name of the node, if one is given.
@@ -48,13 +48,13 @@ pub(super) struct ConfigFile {
     pub(super) routes: Vec<Option<RouteFile>>,
 }
 
-/// The two places that keys of tokens can be in.
+/// The two possible sources of token keys.
 pub(super) struct JwtKeyFiles {
     pub(super) hs256_secret: Option<PathBuf>,
     pub(super) jwks: Option<PathBuf>,
 }
 
-/// A plan as it was read.
+/// A parsed plan.
 pub(super) struct PlanFile {
     pub(super) api_ops_rate_limit: u32,
     pub(super) end_user_quota: u64,
@@ -65,7 +65,7 @@ pub(super) struct PlanFile {
     pub(super) limits: Vec<Option<Ceiling>>,
 }
 
-/// A route as it was read; empty parts were missing or wrong.
+/// A parsed route; empty parts were missing or wrong.
 pub(super) struct RouteFile {
     pub(super) name: Option<String>,
     pub(super) path: Option<String>,
@@ -80,9 +80,9 @@ pub(super) struct RouteFile {
     pub(super) forward: ForwardFile,
 }
 
-/// Where a route says its end user is named.
+/// Where a route takes its end user from.
 pub(super) enum EndUserChoice {
-    /// In the header of `[proxy]`.
+    /// From the header of `[proxy]`.
     AsProxy,
     /// Elsewhere.
     Own(EndUserSource),
@@ -150,7 +150,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         max_preflights: s.value("max_preflights", &Integer { min: 0, max: 1_000_000 }, d.max_preflights),
         revocation_check: s.value("revocation_check", &span_ms(100, 3_600_000), d.revocation_check),
         threads: s.value("threads", &THREADS, d.threads),
-        // Pingora itself gives up at 1 MiB and at 256 fields, with an answer that is not ours.
+        // Pingora itself fails at 1 MiB and at 256 fields, with an answer that is not ours.
         max_header_bytes: s.value("max_header_bytes", &size(1 << 10, 512 << 10), d.max_header_bytes),
         max_header_fields: s.value("max_header_fields", &Integer { min: 1, max: 250 }, d.max_header_fields),
         max_uri_bytes: s.value("max_uri_bytes", &size(64, TARGET_MAX), d.max_uri_bytes),
@@ -385,7 +385,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
 
 const THREADS: Integer<usize> = Integer { min: 0, max: 1_024 };
 
-/// What the issuer of tokens decides: any text.
+/// Free text that the issuer of tokens chooses.
 const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
 
 const PLAN_ID: ParsedText<PlanId> = ParsedText {

@@ -1,6 +1,6 @@
-//! What a route changes about messages, and which pages of other origins may use it: these keys, their rules and defaults.
+//! What a route changes about messages, and its CORS rules: these keys with their rules and defaults.
 //!
-//! Must not know: the route's pattern; the table of routes looks at what a rewritten path is made of.
+//! Must not know: the route's pattern; the route table checks the parameters of a rewritten path.
 
 use super::reader::ConfigReader;
 use super::rule::{Flag, OrEmpty, ParsedText, quote};
@@ -17,17 +17,17 @@ use std::time::Duration;
 /// Most items of a list.
 const ITEMS_MAX: usize = 64;
 
-/// What answers carry by Keygate's doing, which pages may always read.
+/// Response headers of Keygate that pages may always read.
 const EXPOSED: &str = "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-RateLimit-Limit-QPS, \
      X-RateLimit-Remaining-QPS, X-RateLimit-Limit-Day, X-RateLimit-Remaining-Day, X-RateLimit-Reset, X-Keygate-Degraded";
 
-/// These keys as they were read.
+/// The parsed keys.
 pub(super) struct ForwardFile {
     pub(super) forward: ForwardRules,
     cors: CorsFile,
 }
 
-/// `[routes.cors]` as it was read.
+/// `[routes.cors]`, parsed.
 struct CorsFile {
     origins: Vec<OriginText>,
     methods: Vec<Method>,
@@ -90,7 +90,7 @@ fn cors(s: &mut Section<'_, '_>) -> CorsFile {
     }
 }
 
-/// The rules for pages of other origins of the `n`-th route; none where no origin is named.
+/// The CORS rules of the `n`-th route; none if it lists no origin.
 pub(super) fn checked_cors(
     n: usize,
     file: ForwardFile,
@@ -131,13 +131,13 @@ pub(super) fn checked_cors(
 
 // === rules ===
 
-/// A template, and how it is written.
+/// A template with its source text.
 struct Template {
     template: Rewrite,
     text: String,
 }
 
-/// A field, and how it is written: names and values of HTTP do not display as they were given.
+/// A field with its source text, because names and values of HTTP are displayed differently.
 #[derive(Clone)]
 struct FieldTemplate {
     name: HeaderName,
@@ -217,7 +217,7 @@ const ORIGIN: ParsedText<OriginText> = ParsedText {
     show: |origin| quote(&origin.text),
 };
 
-/// What Keygate says to backends by itself, in the spelling with `-`.
+/// Header fields that Keygate sets on requests, in the spelling with `-`.
 fn to_backend(text: &str) -> Option<HeaderName> {
     let name = header(text)?;
     let dashed = name.as_str().replace('_', "-");
@@ -226,7 +226,7 @@ fn to_backend(text: &str) -> Option<HeaderName> {
     (!own).then_some(name)
 }
 
-/// What Keygate says to clients by itself.
+/// Header fields that Keygate sets on responses.
 fn to_client(text: &str) -> Option<HeaderName> {
     let name = header(text)?;
     let own = ["x-request-id", "retry-after", "ratelimit", "ratelimit-policy", "date"]
@@ -242,7 +242,7 @@ fn field(text: &str, name: fn(&str) -> Option<HeaderName>) -> Option<FieldTempla
     let value = value.trim();
     let fits = value.len() <= 4096 && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
     let mut value = HeaderValue::from_str(value).ok().filter(|_| fits)?;
-    // It may be a backend's credential.
+    // It may be a credential of the backend.
     value.set_sensitive(true);
     Some(FieldTemplate { name, value })
 }

@@ -1,7 +1,9 @@
-//! The configuration: what a file and the environment say, checked as a whole, with every mistake told at once.
+//! The configuration from a file and the environment, checked as a whole; all mistakes are reported at once.
 //!
-//! A variable goes before the file, the file before the default. Must not know: what the settings do, or whether the
-//! files they name can be read. A configuration that is wrong in one place is not used at all.
+//! A variable overrides the file, and the file the default.
+//!
+//! Must not know: what the settings do, or whether the files they name can be read. A configuration with any mistake is not
+//! used at all.
 
 mod acme;
 mod defaults;
@@ -38,7 +40,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// Variables of the program itself, which override no key: secrets and the path of the file.
+/// Variables of the program itself that override no key: secrets and the path of the file.
 pub const PROGRAM_VARIABLES: &[&str] = &[
     "KEYGATE_SECRETS_PEPPERS",
     "KEYGATE_ADMIN_JWT_HS256_SECRET",
@@ -54,14 +56,14 @@ pub fn example_config() -> &'static str {
 }
 
 impl Config {
-    /// Reads the file at `path`, if there is to be one, under the variables `env` on the machine called `host_name`. It may be
-    /// a pipe.
+    /// Reads the file at `path`, if one is given, with the variables `env`, on the machine `host_name`. The file may be a
+    /// pipe.
     pub fn load(path: Option<&Path>, env: &[(String, String)], host_name: &str) -> Result<Self, ConfigError> {
         let read = |path: &Path| File::open(path).and_then(|file| fileio::rest_of(&file, FILE_BYTES_MAX));
         Self::load_by(read, path, env, host_name)
     }
 
-    /// The same while the gateway runs, where nothing is waited for that may never come: it must be a regular file.
+    /// The same while the gateway runs. It must be a regular file, because reading others could block for ever.
     pub fn load_again(
         path: Option<&Path>,
         env: &[(String, String)],
@@ -92,8 +94,8 @@ impl Config {
         }
     }
 
-    /// Reads `text`, which messages call `file`, under the variables `env`: those that begin with `KEYGATE_` count.
-    /// `host_name` names the node where nothing else does.
+    /// Parses `text`, which messages call `file`, with those variables of `env` that begin with `KEYGATE_`. `host_name` is
+    /// the default name of the node.
     pub fn parse(
         text: &str,
         file: &str,
@@ -113,9 +115,9 @@ impl Config {
     }
 }
 
-/// Every key with the variable that overrides it and its default, in the order of the sections.
+/// Every key with its variable and default, in the order of the sections.
 pub fn known_keys() -> Vec<KnownKey> {
-    // Keys are known by being asked for, and those of tables only where there is a table.
+    // Keys become known when they are read, and those of tables only if there is a table.
     let (table, _) =
         DeTable::parse_recoverable("plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\n");
     let mut reading = ConfigReader::new("", &[]);

@@ -1,11 +1,11 @@
-//! What somebody wrote for a key, in the file or in a variable, before its meaning is known.
+//! The value of a key as written in the file or in a variable.
 //!
-//! A variable is text without a type: the rule that reads it decides whether it is a number, a flag or a list.
+//! A variable is untyped text: the rule that reads it decides whether it is a number, a flag or a list.
 
 use toml::Spanned;
 use toml::de::DeValue;
 
-/// A value as it was written.
+/// A value as written.
 #[derive(Clone, Copy)]
 pub(super) enum RawValue<'a> {
     /// In the file.
@@ -42,7 +42,7 @@ impl<'a> RawValue<'a> {
         }
     }
 
-    /// The items, if it is a list. A variable separates them by commas, and an empty one has none.
+    /// The items, if it is a list. A variable separates them by commas; an empty one has none.
     pub(super) fn items(self) -> Option<Vec<Self>> {
         match self {
             Self::File(value) => Some(value.get_ref().as_array()?.iter().map(Self::File).collect()),

@@ -1,4 +1,4 @@
-//! One reading of a configuration: where everything is written, and every mistake with its place.
+//! The state of reading a configuration: where everything is written, and every mistake with its place.
 //!
 //! Must not know: which keys there are, or how their values are read.
 
@@ -11,27 +11,27 @@ use std::ops::Bound;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Every variable that overrides a key begins so.
+/// The prefix of variables that override a key.
 const VARIABLE_PREFIX: &str = "KEYGATE_";
 /// Variables of the program whose values have several lines.
 const SEVERAL_LINES: [&str; 2] = ["KEYGATE_SECRETS_PEPPERS", "KEYGATE_TELEMETRY_HEADERS"];
-/// Most mistakes that are told; more help nobody.
+/// Most mistakes that are reported.
 const MISTAKES_MAX: usize = 1000;
 /// Longest part of an unknown name that is quoted, in characters.
 const QUOTE_MAX: usize = 64;
 
-/// One reading of a configuration: what was found and what was wrong.
+/// The state of reading a configuration: what was found, and what was wrong.
 pub(super) struct ConfigReader<'a> {
     text: &'a str,
     line_starts: Vec<usize>,
-    /// Those of [`VARIABLE_PREFIX`].
+    /// Those with [`VARIABLE_PREFIX`].
     variables: BTreeMap<&'a str, &'a str>,
     used: BTreeSet<String>,
-    /// Where each key and table that was met is written.
+    /// Where each key and table is written.
     places: BTreeMap<String, SourceLocation>,
-    /// The paths whose values are wrong in themselves.
+    /// The paths with invalid values.
     wrong: BTreeSet<String>,
-    /// Lines that are not TOML: what is read from them is a guess.
+    /// Lines that are not valid TOML: what is read from them is a guess.
     broken_lines: BTreeSet<usize>,
     mistakes: Vec<Mistake>,
     untold: usize,
@@ -50,7 +50,7 @@ pub(super) enum SourceLocation {
 // === impl ConfigReader ===
 
 impl<'a> ConfigReader<'a> {
-    /// A reading of `text` under the variables of `env`; those of other programs are passed over.
+    /// A reader of `text` with those variables of `env` that belong to Keygate.
     pub(super) fn new(text: &'a str, env: &'a [(String, String)]) -> Self {
         let variables = env
             .iter()
@@ -86,12 +86,12 @@ impl<'a> ConfigReader<'a> {
         value(text).map_err(|bad| self.complain(path, bad.to_string())).ok()
     }
 
-    /// Notes that somebody asked for a key.
+    /// Notes that a key was read.
     pub(super) fn know(&mut self, key: KnownKey) {
         self.known.push(key);
     }
 
-    /// Notes a place that is not TOML. The first mistake of a line tells; the others follow from it.
+    /// Notes a syntax error. Only the first one of a line is reported, because the others follow from it.
     pub(super) fn complain_of_syntax(&mut self, error: &toml::de::Error) {
         let at = self.line_and_column(error.span().map_or(self.text.len(), |span| span.start));
         if self.broken_lines.insert(at.0) {
@@ -103,7 +103,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Notes that what is written at `path`, or at the nearest place around it, is wrong.
+    /// Notes that the value at `path`, or at the nearest enclosing place, is wrong.
     pub(super) fn complain(&mut self, path: &str, message: impl Into<String>) {
         self.wrong.insert(path.to_owned());
         self.note(path, message.into());
@@ -134,8 +134,8 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Notes that what is written at `paths[0]` does not go with what is written at the other `paths`. Silent where
-    /// one of them is wrong in itself: what was compared is then a default that nobody chose.
+    /// Notes that the value at `paths[0]` conflicts with the values at the other `paths`. Silent if one of them is wrong
+    /// itself, because then a default was compared that nobody chose.
     pub(super) fn complain_of_conflict(&mut self, paths: &[&str], message: impl Into<String>) {
         if self.broken_lines.is_empty() && paths.iter().all(|path| self.is_sound(path)) {
             self.note(paths[0], message.into());
@@ -147,7 +147,7 @@ impl<'a> ConfigReader<'a> {
         self.wrong.contains(path)
     }
 
-    /// Whether nothing is wrong with `path`, with anything in it or with anything around it.
+    /// Whether nothing is wrong with `path`, inside it or around it.
     fn is_sound(&self, path: &str) -> bool {
         let mut alike = self
             .wrong
@@ -166,12 +166,12 @@ impl<'a> ConfigReader<'a> {
         true
     }
 
-    /// Whether somebody wrote something for `path`.
+    /// Whether `path` is set.
     pub(super) fn is_given(&self, path: &str) -> bool {
         self.places.contains_key(path)
     }
 
-    /// Complains about variables that override nothing. Those of `others` belong to the program.
+    /// Reports variables that override nothing, except `others`, which belong to the program.
     pub(super) fn close_variables(&mut self, others: &[&str]) {
         for name in others {
             let Some(text) = self.variables.get(name).copied() else { continue };
@@ -204,12 +204,12 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Every key that was asked for, in that order.
+    /// Every key that was read, in order.
     pub(super) fn into_known(self) -> Vec<KnownKey> {
         self.known
     }
 
-    /// `value`, which is worth something only if there was no mistake.
+    /// `value`, if there was no mistake.
     pub(super) fn finish<T>(mut self, file: &str, value: T) -> Result<T, ConfigError> {
         if self.mistakes.is_empty() {
             return Ok(value);
@@ -222,7 +222,7 @@ impl<'a> ConfigReader<'a> {
         Err(ConfigError { file: file.to_owned(), mistakes: self.mistakes })
     }
 
-    /// The table that `value` at `path` must be.
+    /// `value` at `path` as a table.
     pub(super) fn as_table(
         &mut self,
         path: &str,
@@ -244,7 +244,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// The place of `path`, or of the nearest thing around it; with the part of `path` below that place.
+    /// The place of `path`, or of the nearest enclosing key, and the part of `path` below that place.
     fn place_of<'p>(&self, path: &'p str) -> Option<(SourceLocation, &'p str)> {
         let mut end = path.len();
         loop {
@@ -276,7 +276,7 @@ pub(super) fn variable_name(path: &str) -> String {
     format!("{VARIABLE_PREFIX}{}", path.replace('.', "_").to_ascii_uppercase())
 }
 
-/// A name that the user chose, safe to show: no control characters, cut to [`QUOTE_MAX`].
+/// A user-chosen name, safe to show: no control characters, cut to [`QUOTE_MAX`].
 pub(super) fn quoted(name: &str) -> String {
     name.chars().take(QUOTE_MAX).flat_map(char::escape_debug).collect()
 }
@@ -285,8 +285,8 @@ fn is_within(inner: &str, outer: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Whether the variable is one of those that Kubernetes and Docker set for a neighbouring service called `keygate` or
-/// `keygate-…`. Nobody wrote them, so they are nobody's mistake.
+/// Whether the variable is one that Kubernetes and Docker set for a neighbouring service called `keygate` or `keygate-…`.
+/// These are ignored.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_port =
         name.rsplit_once("_PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));

@@ -1,17 +1,17 @@
-//! Where Redis is, as one URL: `redis://`, `rediss://`, and the same with `+sentinel` or `+cluster`.
+//! The URL of Redis: `redis://`, `rediss://`, and both with `+sentinel` or `+cluster`.
 //!
-//! Must not know: how connections are made. What was given is never repeated: it may hold a password.
+//! Must not know: how connections are made. The URL is never repeated, because it may contain a password.
 
 use super::texts::server;
 use super::types::{RedisUrl, RedisUrlKind, ServerAddr};
 
-/// What [`read`] understands, to follow "must be".
+/// What [`read`] accepts, to follow "must be".
 pub(super) const MUST: &str = r#""memory:", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host"#;
 
 const PORT: u16 = 6_379;
 const SENTINEL_PORT: u16 = 26_379;
 
-/// Reads a URL; none when it is not one of Redis.
+/// Parses a URL; none if it is not a Redis URL.
 pub(super) fn read(url: &str) -> Option<RedisUrl> {
     let (scheme, rest) = url.split_once("://")?;
     let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
@@ -20,7 +20,7 @@ pub(super) fn read(url: &str) -> Option<RedisUrl> {
         "rediss" => true,
         _ => return None,
     };
-    // A password may hold an @ if it is not escaped; a host never does.
+    // A password may contain an unescaped @; a host cannot.
     let (who, place) = rest.rsplit_once('@').map_or((None, rest), |(who, place)| (Some(who), place));
     let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
     let (kind, database) = match kind {
@@ -42,7 +42,7 @@ pub(super) fn read(url: &str) -> Option<RedisUrl> {
     fits.then_some(RedisUrl { kind, servers, tls, user, password, database })
 }
 
-/// The URL again, without what proves who we are.
+/// The URL without user and password.
 pub(super) fn show(url: &RedisUrl) -> String {
     let kind = match url.kind {
         RedisUrlKind::Server => "",
@@ -76,7 +76,7 @@ fn credentials(text: &str) -> Option<UrlCredentials> {
     Some((given(user)?, password.map_or(Some(None), given)?))
 }
 
-/// Text with its `%XX` read.
+/// Decodes `%XX` in a text.
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

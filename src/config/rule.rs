@@ -1,7 +1,6 @@
-//! What a single value may be. A key names its rule where it is read, so no key is without one.
+//! Rules for single values. A key is read together with its rule, so no key is without one.
 //!
-//! Must not know: which keys there are. A rule reads one value and says what it must be if it is not; it never repeats
-//! what was given.
+//! Must not know: which keys there are. A rule reads one value or says what is allowed; it never repeats the value.
 
 use super::raw_value::RawValue;
 use crate::model::key::UnknownWord;
@@ -10,9 +9,9 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What a value may be.
+/// A rule for values.
 pub(super) trait ValueRule {
-    /// What it is read into.
+    /// The type of the value.
     type Value;
 
     /// What is allowed, to follow "must be".
@@ -55,17 +54,17 @@ pub(super) struct Text {
     pub(super) max: usize,
 }
 
-/// Text that `read` understands.
+/// Text that `read` can parse.
 pub(super) struct ParsedText<T> {
     pub(super) must: &'static str,
     pub(super) read: fn(&str) -> Option<T>,
     pub(super) show: fn(&T) -> String,
 }
 
-/// A whole number as the rule inside allows it, or 0.
+/// A whole number that the inner rule allows, or 0.
 pub(super) struct OrZero<T>(pub(super) Integer<T>);
 
-/// What the rule inside allows, or empty text for none.
+/// A value that the inner rule allows, or empty text for none.
 pub(super) struct OrEmpty<R>(pub(super) R);
 
 // === impl Flag ===

@@ -1,7 +1,7 @@
-//! Reading a configuration section by section, without stopping at a mistake.
+//! Reads a configuration section by section, without stopping at a mistake.
 //!
-//! A key is known because it was asked for: the one call that reads it names the key, its rule and its default, and
-//! from that call come the variable that overrides it, the error for a key nobody asked for, and the list of all keys.
+//! The call that reads a key names the key, its rule and its default. The variable that overrides it, the error for unknown
+//! keys, and the list of all keys follow from this call.
 //!
 //! Must not know: which keys there are, or what they mean.
 
@@ -30,7 +30,7 @@ pub(super) struct Section<'r, 'a> {
 // === impl Section ===
 
 impl<'r, 'a> Section<'r, 'a> {
-    /// What `read` makes of the whole file.
+    /// The result of `read` for the whole file.
     pub(super) fn root<T>(
         reading: &'r mut ConfigReader<'a>,
         table: &'a DeTable<'a>,
@@ -49,13 +49,13 @@ impl<'r, 'a> Section<'r, 'a> {
         value
     }
 
-    /// The value of `key`, or `default` where it is absent or wrong.
+    /// The value of `key`, or `default` if it is absent or wrong.
     pub(super) fn value<R: ValueRule>(&mut self, key: &'static str, rule: &R, default: R::Value) -> R::Value {
         self.know(key, rule.show(&default));
         self.read(key, rule).unwrap_or(default)
     }
 
-    /// The value of a key that has no default; none where it is absent or wrong, which is then a mistake.
+    /// The value of a required key; none if it is absent or wrong, which is a mistake.
     pub(super) fn required<R: ValueRule>(&mut self, key: &'static str, rule: &R) -> Option<R::Value> {
         self.know(key, String::new());
         if self.find(key).is_some() {
@@ -66,7 +66,7 @@ impl<'r, 'a> Section<'r, 'a> {
         None
     }
 
-    /// The items of the list `key`, or `default` where it is absent or any item is wrong.
+    /// The items of the list `key`, or `default` if it is absent or any item is wrong.
     pub(super) fn list<R: ValueRule>(
         &mut self,
         key: &'static str,
@@ -79,7 +79,7 @@ impl<'r, 'a> Section<'r, 'a> {
         self.read_list(key, rule, &count).unwrap_or(default)
     }
 
-    /// The items of a list that has no default; empty where it is absent or any item is wrong, which is a mistake.
+    /// The items of a required list; empty if it is absent or any item is wrong, which is a mistake.
     pub(super) fn required_list<R: ValueRule>(
         &mut self,
         key: &'static str,
@@ -95,7 +95,7 @@ impl<'r, 'a> Section<'r, 'a> {
         Vec::new()
     }
 
-    /// What `read` makes of the table `key`, which is empty where absent.
+    /// The result of `read` for the table `key`, which is empty if absent.
     pub(super) fn table<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_, 'a>) -> T) -> T {
         self.asked.push(key);
         let path = join(&self.path, key);
@@ -114,7 +114,7 @@ impl<'r, 'a> Section<'r, 'a> {
         value
     }
 
-    /// What `read` makes of each table in the list `key`, in order. What is there but is no table gives a none.
+    /// The results of `read` for each table in the list `key`, in order; none for an item that is not a table.
     pub(super) fn tables<T>(
         &mut self,
         key: &'static str,
@@ -141,7 +141,7 @@ impl<'r, 'a> Section<'r, 'a> {
         values
     }
 
-    /// What `read` makes of each table in the table `key`, with the name it has there.
+    /// The results of `read` for each table in the table `key`, with its name.
     pub(super) fn named_tables<T>(
         &mut self,
         key: &'static str,
@@ -215,7 +215,7 @@ impl<'r, 'a> Section<'r, 'a> {
             if let RawValue::File(value) = item {
                 self.reading.found(&item_path, SourceLocation::File(value.span().start));
             }
-            // Of a variable, each item could be quoted by itself.
+            // Each item of a variable could be quoted separately.
             let read = match item {
                 RawValue::Variable(text) => {
                     value(text).map_err(|bad| bad.to_string()).and_then(|_| rule.read(*item))
@@ -230,7 +230,7 @@ impl<'r, 'a> Section<'r, 'a> {
         (values.len() == items.len()).then_some(values)
     }
 
-    /// What was written for `key`; a variable goes before the file.
+    /// The value written for `key`; a variable overrides the file.
     fn find(&mut self, key: &'static str) -> Option<RawValue<'a>> {
         let path = join(&self.path, key);
         if self.variables
@@ -249,7 +249,7 @@ impl<'r, 'a> Section<'r, 'a> {
         self.reading.know(KnownKey { path: join(&self.pattern, key), variable, default });
     }
 
-    /// Complains about the keys nobody asked for.
+    /// Reports keys that nothing has read.
     fn close(self) {
         let Some(table) = self.table else { return };
         for (key, _) in table {

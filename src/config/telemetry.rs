@@ -1,6 +1,6 @@
-//! `[telemetry]`: where traces go, with every key, its rule and its default.
+//! `[telemetry]`: export of traces, with every key, its rule and its default.
 //!
-//! Must not know: how they get there. What goes with what inside the section is checked here too.
+//! Must not know: how traces are sent. Dependencies between keys of this section are checked here, too.
 
 use super::reader::ConfigReader;
 use super::rule::{Flag, Integer, OrEmpty, ParsedText, Text, quote};
@@ -12,42 +12,42 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where OTLP is posted to when the URL has no path.
+/// The path for OTLP if the URL has none.
 const TRACES: &str = "/v1/traces";
 
 /// `[telemetry]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetryConfig {
-    /// Where traces are sent; none: nowhere.
+    /// The URL of the collector; none: no export.
     pub endpoint: Option<CollectorUrl>,
-    /// A file with header fields that are sent along, one a line.
+    /// A file with header fields to send, one per line.
     pub headers_file: Option<PathBuf>,
-    /// Who vouches for the collector; none: the roots of this machine.
+    /// CA of the collector; none: the system's roots.
     pub ca_file: Option<PathBuf>,
-    /// What this gateway is called in traces.
+    /// `service.name` in traces.
     pub service_name: String,
-    /// What else is said about it.
+    /// Further resource attributes.
     pub attributes: Vec<(String, String)>,
-    /// Of so many traces that begin here one is recorded.
+    /// One in so many traces that begin here is recorded.
     pub sample: u64,
-    /// Whether a trace that began elsewhere is recorded as it says.
+    /// Whether traces that began elsewhere follow their sampled flag.
     pub follow_parent: bool,
-    /// Most requests whose spans wait to be sent.
+    /// Most requests with spans in the queue.
     pub queue_requests: usize,
-    /// Most requests in one message. Not more than [`TelemetryConfig::queue_requests`].
+    /// Most requests in one export. Not more than [`TelemetryConfig::queue_requests`].
     pub batch_requests: usize,
-    /// How long a request may wait for others to share a message with.
+    /// Longest time of a request in the queue before an export.
     pub batch_delay: Duration,
-    /// How long a message may take.
+    /// Longest time for an export.
     pub timeout: Duration,
 }
 
-/// Where a collector takes OTLP. Displayed as a URL.
+/// The URL of a collector for OTLP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectorUrl {
-    /// Whether it is spoken to inside TLS.
+    /// Whether TLS is used.
     pub tls: bool,
-    /// Where it listens.
+    /// Its address.
     pub server: ServerAddr,
     /// The path that traces are posted to.
     pub path: String,
@@ -89,7 +89,7 @@ pub(super) fn telemetry(s: &mut Section<'_, '_>) -> TelemetryConfig {
     }
 }
 
-/// Files that would be ignored are mistakes: whoever names them relies on them.
+/// A file that would be ignored is a mistake, because the user relies on it.
 pub(super) fn check(config: &TelemetryConfig, reading: &mut ConfigReader<'_>) {
     const ENDPOINT: &str = "telemetry.endpoint";
     let tls = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.tls);

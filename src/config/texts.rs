@@ -1,6 +1,6 @@
-//! The texts that mean something: addresses, names, headers, URLs.
+//! Texts with a meaning: addresses, names, headers, URLs.
 //!
-//! Must not know: which key holds them. As with every rule, what was given is never repeated: a URL may hold a password.
+//! Must not know: which key contains them. As in every rule, the text is never repeated: a URL may contain a password.
 
 use super::raw_value::RawValue;
 use super::redis_url;
@@ -13,13 +13,13 @@ use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-/// Where keys and usage are kept.
+/// The URL of the store.
 pub(super) struct StoreUrl;
 
-/// Where what has been spent is counted.
+/// The URL of the counters.
 pub(super) struct CountersUrl;
 
-/// What a ceiling counts.
+/// What a limit counts.
 pub(super) struct Counted;
 
 /// An address to listen on.
@@ -50,7 +50,7 @@ pub(super) const NAME: ParsedText<String> = ParsedText {
     show: quote,
 };
 
-/// The first part of every secret.
+/// The prefix of secrets.
 pub(super) const SECRET_PREFIX: ParsedText<String> = ParsedText {
     must: "1 to 16 characters of a-z 0-9 _",
     read: |text| {
@@ -78,7 +78,7 @@ pub(super) const METHOD: ParsedText<Method> = ParsedText {
     show: quote,
 };
 
-/// The pattern of a route. The table of routes looks at the rest of it.
+/// The pattern of a route. The route table checks the rest of its syntax.
 pub(super) const ROUTE_PATH: ParsedText<String> = ParsedText {
     must: r#"a path of 1 to 1024 visible ASCII characters that begins with "/", without ? or #"#,
     read: |text| {
@@ -90,13 +90,13 @@ pub(super) const ROUTE_PATH: ParsedText<String> = ParsedText {
 
 // === what the texts look like ===
 
-/// Whether `text` can be what [`NAME`] allows.
+/// Whether `text` is allowed by [`NAME`].
 pub(super) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Headers that say where a message ends or whose connection it is; Keygate must read these as HTTP does.
+/// Headers that concern framing or the connection; Keygate must read these as HTTP does.
 const RESERVED_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
@@ -111,10 +111,10 @@ const RESERVED_HEADERS: [&str; 11] = [
     "upgrade",
 ];
 
-/// The header that [`HEADER`] allows under that name.
+/// The header with this name, if [`HEADER`] allows it.
 pub(super) fn header(text: &str) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
-    // A header with `_` is the same as one with `-` to many backends, so both spellings are Keygate's.
+    // Many backends treat `_` in a header as `-`, so both spellings are reserved.
     let is_own = name.as_str().replace('_', "-").starts_with("x-keygate-");
     (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
 }
@@ -165,7 +165,7 @@ impl ValueRule for StoreUrl {
                 .map(StoreLocation::Postgres)
                 .map_err(|error: BadPostgresUrl| error.to_string());
         }
-        // `sqlite://a/b` would name the host a; `sqlite::memory:` would forget every key at exit.
+        // `sqlite://a/b` would name the host a; `sqlite::memory:` would lose every key at exit.
         let path =
             url.strip_prefix("sqlite:").filter(|path| !path.starts_with("//") && !path.starts_with(':'));
         let path = path.filter(|path| (1..=4096).contains(&path.len()) && !path.contains('\0'));
@@ -175,7 +175,7 @@ impl ValueRule for StoreUrl {
     fn show(&self, value: &StoreLocation) -> String {
         match value {
             StoreLocation::Sqlite(path) => quote(&format_args!("sqlite:{}", path.display())),
-            // Without the user and the password, which are nobody's business here.
+            // Without user and password, which must not be shown.
             StoreLocation::Postgres(url) => quote(&format_args!("postgres:…/{}", url.database)),
         }
     }

@@ -1,6 +1,6 @@
 //! The configuration as the rest of Keygate sees it: typed, complete, checked.
 //!
-//! Must not know: files, variables, or how a value is written. An `Option` means "switched off", never "not said".
+//! Must not know: files, variables, or how a value is written. `None` means "switched off", never "not set".
 
 use super::acme::AcmeConfig;
 use super::telemetry::TelemetryConfig;
@@ -22,64 +22,64 @@ use std::time::Duration;
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The listener of the data plane.
+    /// The listeners for clients.
     pub proxy: ProxyConfig,
-    /// Certificates that are ordered.
+    /// Certificates by ACME.
     pub acme: AcmeConfig,
     /// The listener of the admin API.
     pub admin: AdminConfig,
-    /// How secrets are made and hashed.
+    /// The form and hashing of secrets.
     pub secrets: SecretsConfig,
-    /// Where keys and usage are kept.
+    /// The store for keys and usage.
     pub store: StoreConfig,
-    /// Where what has been spent is counted.
+    /// The counters of limits.
     pub counters: CountersConfig,
     /// The replica of the keys in memory.
     pub keyring: KeyringConfig,
-    /// The way of usage records to the ledger.
+    /// Usage records on their way to the ledger.
     pub usage: UsageConfig,
-    /// The memory of known end users.
+    /// The cache of known end users.
     pub end_users: EndUsersConfig,
-    /// What Keygate says about itself.
+    /// Logging.
     pub log: LogConfig,
-    /// Where traces go.
+    /// Export of traces.
     pub telemetry: TelemetryConfig,
     /// This process.
     pub node: NodeConfig,
-    /// Plans to create where they do not exist yet. One of them is [`AdminConfig::default_plan`].
+    /// Plans to create if they do not exist yet. One of them is [`AdminConfig::default_plan`].
     pub plans: Vec<PlanConfig>,
     /// Groups of backend servers.
     pub upstreams: Vec<UpstreamConfig>,
-    /// Which request goes where.
+    /// Routes.
     pub routes: Vec<RouteConfig>,
 }
 
 /// `[proxy]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
-    /// Where to accept requests; port 0 picks a free one.
+    /// Addresses for HTTP/1.1; port 0 picks a free one.
     pub listen: Vec<SocketAddr>,
-    /// Where to accept requests over TLS.
+    /// Addresses for TLS.
     pub listen_tls: Vec<SocketAddr>,
-    /// Where to accept requests over HTTP/2 without TLS.
+    /// Addresses for HTTP/2 without TLS.
     pub listen_h2c: Vec<SocketAddr>,
-    /// Chains and keys, in files or folders; the first is for clients that ask for no name.
+    /// Certificate chains and keys, in files or folders; the first is for clients that send no server name.
     pub certificates: Vec<PathBuf>,
-    /// Whose clients' certificates are accepted; none asks for none.
+    /// CA of client certificates; none: clients are not asked for one.
     pub client_ca_file: Option<PathBuf>,
     /// Whether a client must have one.
     pub client_certificates: ClientCertificates,
-    /// Whose word on a client's address counts.
+    /// Proxies whose information about the client is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether those give it with the PROXY protocol.
+    /// Whether these use the PROXY protocol.
     pub proxy_protocol: bool,
-    /// Streams of one HTTP/2 connection at a time.
+    /// Concurrent streams of one HTTP/2 connection.
     pub max_http2_streams: u32,
-    /// Invalid secrets a second that one address may present; 0 is any number.
+    /// Invalid secrets per second from one address; 0: no limit.
     pub max_invalid_keys: u32,
-    /// Preflights that backends answer, in a second and of one address; 0: any number.
+    /// Preflights to backends per second from one address; 0: no limit.
     pub max_preflights: u32,
-    /// How often it is looked whether the keys of open requests still stand.
+    /// How often the keys of open requests are checked again.
     pub revocation_check: Duration,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
@@ -91,43 +91,43 @@ pub struct ProxyConfig {
     pub max_uri_bytes: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
-    /// How long a new connection may wait before its first byte.
+    /// Longest time until the first byte of a new connection.
     pub first_byte_timeout: Duration,
-    /// How long the headers of a request may take to arrive.
+    /// Longest time for a request head.
     pub header_timeout: Duration,
-    /// How long a connection may wait for its next request.
+    /// Longest time between two requests of a connection.
     pub idle_timeout: Duration,
     /// Longest pause between two parts of a request body.
     pub body_timeout: Duration,
-    /// How long a client may take none of what is written to it.
+    /// Longest time in which a client reads nothing of what is written to it.
     pub write_timeout: Duration,
-    /// Bytes a second that a client must send of a body, on average; 0 is any.
+    /// Lowest average rate of a request body, in bytes per second; 0: none.
     pub min_body_rate: u64,
     /// Most client connections.
     pub max_connections: usize,
-    /// Most client connections from one address; 0 is any number.
+    /// Most client connections from one address; 0: no limit.
     pub max_connections_per_address: usize,
     /// Most requests of one connection.
     pub max_requests_per_connection: u64,
     /// Most bytes of bodies in memory, of all connections together.
     pub max_bytes_in_flight: u64,
-    /// Headers that may carry the secret; in `authorization` it is a Bearer token. Each once, in order of preference.
+    /// Headers that may carry the secret, each once, in order of preference; in `authorization` it is a Bearer token.
     pub secret_headers: Vec<HeaderName>,
-    /// The header that names the end user where a route does not say otherwise.
+    /// The header that names the end user, unless a route says otherwise.
     pub end_user_header: HeaderName,
-    /// Most bytes of a body that are read ahead to find an end user in it.
+    /// Most bytes of a body that are buffered to find the end user in it.
     pub end_user_body_bytes: usize,
     /// Whether a client's `X-Request-Id` is kept.
     pub trust_request_id: bool,
     /// Families of rate-limit headers in responses.
     pub rate_limit_headers: Vec<HeaderFamily>,
-    /// How long a gateway that stops goes on as if it did not, but for its readiness.
+    /// How long everything but readiness goes on after SIGTERM.
     pub drain_delay: Duration,
-    /// How long after that a connection that waits for its next request may wait.
+    /// How long an idle connection may still send a request after that.
     pub drain_idle: Duration,
-    /// How long all of that and the last requests may take.
+    /// Longest time for all of that and the last requests.
     pub drain_timeout: Duration,
-    /// How long a new binary may take until it serves in the place of this one.
+    /// Longest time until a new binary serves.
     pub upgrade_timeout: Duration,
 }
 
@@ -144,11 +144,11 @@ pub struct AdminConfig {
     pub max_connections: usize,
     /// Most of them from one address.
     pub max_connections_per_address: usize,
-    /// Whether a workspace first seen in a valid token is created.
+    /// Whether a workspace is created when a valid token first names it.
     pub create_workspaces: bool,
-    /// The plan of workspaces created so; one of [`Config::plans`].
+    /// The plan of workspaces created this way; one of [`Config::plans`].
     pub default_plan: PlanId,
-    /// A file with the token that `/metrics` asks for; none leaves it open.
+    /// A file with the token that `/metrics` requires; none: no token.
     pub metrics_token_file: Option<PathBuf>,
     /// How admin tokens are checked.
     pub jwt: JwtConfig,
@@ -157,26 +157,26 @@ pub struct AdminConfig {
 /// `[admin.jwt]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtConfig {
-    /// What tokens are signed with.
+    /// The keys of tokens.
     pub keys: JwtKeys,
-    /// Algorithms that are accepted, all of them of the kind of [`JwtConfig::keys`]. Never empty.
+    /// The accepted algorithms, all matching [`JwtConfig::keys`]. Never empty.
     pub algorithms: Vec<JwtAlgorithm>,
-    /// What `iss` must be.
+    /// The required `iss`.
     pub issuer: String,
-    /// What `aud` must hold.
+    /// What `aud` must contain.
     pub audience: String,
-    /// How far the issuer's clock may be off.
+    /// Allowed clock difference to the issuer.
     pub leeway: Duration,
-    /// What the claims are called.
+    /// The names of claims.
     pub claims: ClaimNames,
 }
 
-/// What admin tokens are signed with.
+/// The keys of admin tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JwtKeys {
-    /// A file that holds a secret of 32 bytes or more.
+    /// A file with a secret of 32 bytes or more.
     SharedSecretFile(PathBuf),
-    /// A file that holds a JWKS of public keys.
+    /// A file with a JWKS of public keys.
     JwksFile(PathBuf),
 }
 
@@ -194,9 +194,9 @@ pub struct ClaimNames {
 /// `[secrets]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretsConfig {
-    /// The first part of every secret.
+    /// The prefix of new secrets.
     pub prefix: String,
-    /// A file with lines of `version:hex`. Not read when the program finds peppers in `KEYGATE_SECRETS_PEPPERS`.
+    /// A file with lines of `version:hex`. Not read if `KEYGATE_SECRETS_PEPPERS` is set.
     pub pepper_file: PathBuf,
 }
 
@@ -205,15 +205,15 @@ pub struct SecretsConfig {
 pub struct StoreConfig {
     /// Which store.
     pub location: StoreLocation,
-    /// How long a statement waits for another's lock on the SQLite file.
+    /// Longest wait for a lock of another statement on the SQLite file.
     pub busy_timeout: Duration,
-    /// Connections that read from SQLite.
+    /// Read connections to SQLite.
     pub readers: usize,
-    /// Most connections to PostgreSQL, not counting the one that listens for changes.
+    /// Connections to PostgreSQL in the pool; up to four more follow changes.
     pub pool: usize,
-    /// How long a connection to PostgreSQL may take to open, and how long a call waits for a free one.
+    /// Longest time to open a connection to PostgreSQL, and longest wait for a free one.
     pub connect_timeout: Duration,
-    /// How long PostgreSQL may take for a statement.
+    /// Longest time for a statement in PostgreSQL.
     pub statement_timeout: Duration,
 }
 
@@ -231,42 +231,42 @@ pub enum StoreLocation {
 pub struct CountersConfig {
     /// Which counters.
     pub location: CountersLocation,
-    /// What to do while shared counters cannot be reached; without meaning for those in memory.
+    /// What to do while shared counters are unreachable; not used for counters in memory.
     pub on_failure: OnFailure,
-    /// With [`OnFailure::Share`]: whether keys that this node has not used lately get their limits divided by the number of
-    /// nodes while Redis is gone, at the risk of passing them; else they are refused.
+    /// With [`OnFailure::Share`]: whether limits of keys that this node has not used lately are divided by the number of
+    /// nodes while Redis is unreachable, at the risk of exceeding them; otherwise these keys are refused.
     pub share_unknown: bool,
-    /// Who vouches for the certificates of Redis; none: the roots of this machine.
+    /// CA of Redis; none: the system's roots.
     pub tls_ca_file: Option<PathBuf>,
-    /// Our certificate, for a Redis that asks for one; together with [`CountersConfig::tls_key_file`].
+    /// Client certificate for a Redis that requires one; together with [`CountersConfig::tls_key_file`].
     pub tls_cert_file: Option<PathBuf>,
     /// Its private key.
     pub tls_key_file: Option<PathBuf>,
-    /// Where the password of the Sentinels is; that of the servers is in the URL.
+    /// A file with the password of the Sentinels; that of the servers is in the URL.
     pub sentinel_password_file: Option<PathBuf>,
 }
 
 /// Which counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CountersLocation {
-    /// Those in this process.
+    /// Counters in this process.
     Memory,
-    /// Those in Redis, shared by several nodes.
+    /// Counters in Redis, shared by several nodes.
     Redis(RedisUrl),
 }
 
-/// Where Redis is and who we are there.
+/// The address of Redis, with credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    /// What is there.
+    /// Server, Sentinel or cluster.
     pub kind: RedisUrlKind,
     /// The server, the Sentinels, or some nodes of the cluster.
     pub servers: Vec<ServerAddr>,
-    /// Whether connections are encrypted.
+    /// Whether TLS is used.
     pub tls: bool,
-    /// Who we are.
+    /// The user.
     pub user: Option<String>,
-    /// How we prove it.
+    /// The password.
     pub password: Option<String>,
     /// The number of the database; 0 in a cluster.
     pub database: u16,
@@ -292,76 +292,76 @@ impl std::fmt::Debug for RedisUrl {
 /// `[keyring]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyringConfig {
-    /// How old the replica may become before the node is no longer ready.
+    /// Longest time without the store before the node is not ready.
     pub max_stale: Duration,
-    /// How often the change feed is read where nothing wakes it. Shorter than [`KeyringConfig::max_stale`].
+    /// How often the change feed is read without a notification. Shorter than [`KeyringConfig::max_stale`].
     pub poll_interval: Duration,
 }
 
 /// `[usage]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageConfig {
-    /// The folder of records that the ledger has not taken yet.
+    /// The folder for records that are not stored yet.
     pub journal_dir: PathBuf,
     /// Most bytes of the journal.
     pub journal_max_bytes: u64,
     /// Bytes of one of its segments.
     pub journal_segment_bytes: usize,
-    /// How often what was written to it is brought to disk.
+    /// How often the journal is synced to disk.
     pub journal_sync_interval: Duration,
-    /// Most records in one write to the ledger.
+    /// Most records in one transaction.
     pub batch_records: usize,
-    /// How long a batch waits for more records, where few come.
+    /// How long a batch waits for more records at low load.
     pub batch_delay: Duration,
-    /// What to do when no more records can be kept.
+    /// What to do when the journal is full.
     pub when_full: WhenFull,
 }
 
 /// `[end_users]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndUsersConfig {
-    /// Most end users that are remembered without asking the store.
+    /// Most end users in the cache.
     pub cache_entries: usize,
-    /// What becomes of a new one while the store is gone.
+    /// What to do with a new end user while the store is unreachable.
     pub when_store_is_gone: WhenStoreIsGone,
-    /// Most that are admitted without the store before it has heard of them.
+    /// Most end users that are admitted and not stored yet.
     pub unsettled_entries: usize,
 }
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// The least important events that are logged.
+    /// The lowest level that is logged.
     pub level: LogLevel,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
-    /// Whether each request gets a line.
+    /// Whether each request is logged.
     pub access: bool,
-    /// Of so many requests one is written, and every failed one.
+    /// One in so many requests is logged, and every failed one.
     pub access_sample: u64,
 }
 
 /// `[node]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// What this process is called in records and metrics: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
+    /// The name of this process in records and metrics: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
     pub name: String,
 }
 
 /// `[plans.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanConfig {
-    /// What it allows.
+    /// What the plan allows.
     pub plan: Plan,
-    /// What it is for.
+    /// A description.
     pub description: String,
-    /// How many days usage records are kept for; none: for ever.
+    /// How many days usage records are kept; none: for ever.
     pub usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored.
     pub deleted_keys_days: u32,
 }
 
-/// A backend server. Displayed as it is written: `host:port`, an IPv6 address in brackets.
+/// A backend server. Displayed as written: `host:port`, an IPv6 address in brackets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerAddr {
     /// A name or an IP address, the latter without brackets.
@@ -373,38 +373,38 @@ pub struct ServerAddr {
 /// `[[routes]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// What records and metrics call it; no two have the same name.
+    /// The name in records and metrics; unique.
     pub name: String,
-    /// The pattern, beginning with `/`. The rest of its syntax is the table of routes' matter.
+    /// The pattern, beginning with `/`. The route table checks the rest of its syntax.
     pub path: String,
-    /// The methods it is for; none means every method.
+    /// The methods; none: every method.
     pub methods: Vec<Method>,
-    /// Where it leads: an index into [`Config::upstreams`].
+    /// The upstream, as an index into [`Config::upstreams`].
     pub upstream: usize,
-    /// What a key must grant.
+    /// The scopes that a key must grant.
     pub scopes: Scopes,
-    /// Where the request names the resource it wants; none: the file does not say, which means nowhere.
+    /// Where the request names its resource; none: not set, which means nowhere.
     pub resource: Option<ResourceFrom>,
     /// Where the request names its end user.
     pub end_user: EndUserSource,
-    /// Whether the secret is left in the request that is forwarded.
+    /// Whether the secret is forwarded to the backend.
     pub keep_credential: bool,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
-    /// What becomes of an escaped slash in the path.
+    /// What to do with an escaped slash in the path.
     pub encoded_slash: EncodedSlash,
     /// What it changes about messages.
     pub forward: ForwardRules,
-    /// Which pages of other origins may use it; none: the backend decides.
+    /// CORS rules; none: the backend decides.
     pub cors: Option<Cors>,
 }
 
 words!(
-    /// What becomes of a path with an escaped slash.
+    /// What to do with an escaped slash in the path.
     EncodedSlash {
-        /// It is refused.
+        /// Refuse the request.
         Refuse = "refuse",
-        /// It goes on as it is: the backend, too, takes it for a part of its segment.
+        /// Forward it unchanged: the backend, too, treats it as part of its segment.
         Keep = "keep",
     }
 );
@@ -414,9 +414,9 @@ words!(
 pub enum EndUserSource {
     /// Nowhere.
     Nowhere,
-    /// In that header.
+    /// In this header.
     Header(HeaderName),
-    /// In that field of a JSON body.
+    /// In this field of a JSON body.
     Body(String),
 }
 
@@ -425,23 +425,23 @@ words!(
     HeaderFamily {
         /// `X-RateLimit-…`
         XRateLimit = "x-ratelimit",
-        /// `RateLimit` and `RateLimit-Policy`, as the IETF writes them.
+        /// `RateLimit` and `RateLimit-Policy`, as in the IETF draft.
         RateLimit = "ratelimit",
     }
 );
 
 words!(
-    /// Whether clients must have certificates, where they are asked for one.
+    /// Whether clients must present a certificate.
     ClientCertificates {
-        /// Those without are served as well.
+        /// Clients without one are served as well.
         Optional = "optional",
-        /// Those without are not served.
+        /// Clients without one are not served.
         Required = "required",
     }
 );
 
 words!(
-    /// An algorithm of signatures.
+    /// A signature algorithm.
     JwtAlgorithm {
         /// HMAC with SHA-256.
         Hs256 = "HS256",
@@ -455,7 +455,7 @@ words!(
 );
 
 words!(
-    /// What to do while shared counters cannot be reached.
+    /// What to do while shared counters are unreachable.
     OnFailure {
         /// Each node enforces its share of each limit.
         Share = "share",
@@ -467,19 +467,19 @@ words!(
 );
 
 words!(
-    /// What becomes of a new end user while the store is gone.
+    /// What to do with a new end user while the store is unreachable.
     WhenStoreIsGone {
-        /// Refused, because nobody can tell whether there is room.
+        /// Refuse it, because the quota cannot be checked.
         Refuse = "refuse",
-        /// Admitted, and settled when the store is back.
+        /// Admit it, and store it when the store is back.
         Admit = "admit",
     }
 );
 
 words!(
-    /// What to do when no more usage records can be kept.
+    /// What to do when the journal is full.
     WhenFull {
-        /// Serve, and count the records that are lost.
+        /// Serve, and count the dropped records.
         Shed = "shed",
         /// Refuse requests that cannot be recorded.
         Refuse = "refuse",
@@ -487,15 +487,15 @@ words!(
 );
 
 words!(
-    /// How important an event is.
+    /// The severity of an event.
     LogLevel {
-        /// Something was lost or needs a person.
+        /// Something was lost, or needs a person.
         Error = "error",
         /// Something is wrong, nothing was lost.
         Warn = "warn",
-        /// What an operator wants to know.
+        /// Of interest to operators.
         Info = "info",
-        /// What a developer wants to know.
+        /// Of interest to developers.
         Debug = "debug",
         /// Everything.
         Trace = "trace",
@@ -503,7 +503,7 @@ words!(
 );
 
 words!(
-    /// How a line of the log looks.
+    /// The format of a log line.
     LogFormat {
         /// For people.
         Text = "text",
@@ -512,14 +512,14 @@ words!(
     }
 );
 
-/// A key that the configuration knows.
+/// A known key of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownKey {
     /// Its path, such as `proxy.listen`, `plans.NAME.limits[].per` or `routes[].path`.
     pub path: String,
     /// The variable that overrides it; none inside plans, upstreams and routes.
     pub variable: Option<String>,
-    /// Its default as TOML; empty where it has none and must be given.
+    /// Its default as TOML; empty if the key is required.
     pub default: String,
 }
 

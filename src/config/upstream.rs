@@ -1,6 +1,6 @@
 //! `[[upstreams]]`: groups of backend servers, with every key, its rule and its default.
 //!
-//! Must not know: routes. What goes with what inside a group is checked here too.
+//! Must not know: routes. Dependencies between keys of a group are checked here, too.
 
 use super::reader::ConfigReader;
 use super::rule::{DurationRange, Flag, Integer, OrEmpty, OrZero, ParsedText, Word, quote};
@@ -21,65 +21,65 @@ const SERVERS_MAX: usize = 256;
 /// `[[upstreams]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// What routes call it; no two have the same name.
+    /// The name that routes use; unique.
     pub name: String,
     /// The servers, at least one, each once.
     pub servers: Vec<ServerConfig>,
-    /// Which of them gets a request.
+    /// The load balancing rule.
     pub balance: Balancing,
-    /// With a hash, at most this share of the mean load, in percent; 0 binds a name whatever the load.
+    /// With a hash, the highest load of a server in percent of the mean; 0: no bound.
     pub hash_load_percent: u32,
-    /// How often names of servers are looked up again.
+    /// How often the names of servers are resolved again.
     pub resolve_interval: Duration,
-    /// Which HTTP is spoken.
+    /// The HTTP version.
     pub protocol: Protocol,
-    /// How long a connection may take to open.
+    /// Longest time to open a connection.
     pub connect_timeout: Duration,
-    /// How long the backend may take to begin its answer; zero for as long as any pause.
+    /// Longest time until the first byte of a response; zero: as [`UpstreamConfig::read_timeout`].
     pub first_byte_timeout: Duration,
-    /// Longest pause of the backend while it answers.
+    /// Longest pause before or within a response.
     pub read_timeout: Duration,
-    /// Longest pause of the backend while it takes the request.
+    /// Longest pause while the backend reads the request.
     pub write_timeout: Duration,
-    /// How long an unused connection is kept.
+    /// How long an idle connection is kept.
     pub idle_timeout: Duration,
-    /// How long a request may take in all; zero for as long as it likes.
+    /// Longest time for a request in all; zero: no limit.
     pub request_timeout: Duration,
-    /// How long a WebSocket may be open without a byte in either direction.
+    /// Longest time of a WebSocket without a byte in either direction.
     pub tunnel_idle_timeout: Duration,
-    /// Most requests in flight; 0 for no limit.
+    /// Most requests in flight; 0: no limit.
     pub max_requests: u32,
-    /// Most requests that wait for a connection; 0 for no limit.
+    /// Most requests that wait for a connection; 0: no limit.
     pub max_pending: u32,
-    /// Most requests in flight at one server; 0 for no limit.
+    /// Most requests in flight at one server; 0: no limit.
     pub max_requests_per_server: u32,
-    /// Whether connections are inside TLS, and which.
+    /// TLS settings, if TLS is used.
     pub tls: Option<TlsConfig>,
-    /// When a request that failed is sent again.
+    /// Retries of failed requests.
     pub retry: RetryConfig,
-    /// Whether and how servers are probed.
+    /// Active health checks.
     pub health: HealthConfig,
-    /// When a server that fails requests is taken out.
+    /// Ejection of servers that fail requests.
     pub eject: EjectConfig,
 }
 
-/// One entry of `servers`. Displayed as it is written: `host:port`, or `host:port weight=3`.
+/// One entry of `servers`. Displayed as written: `host:port`, or `host:port weight=3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Where it listens.
+    /// Its address.
     pub address: ServerAddr,
     /// Its share of the requests, from 1 to [`WEIGHT_MAX`].
     pub weight: u16,
 }
 
 words!(
-    /// Which HTTP is spoken to a backend.
+    /// The HTTP version to a backend.
     Protocol {
         /// HTTP/1.1.
         Http1 = "http1",
         /// HTTP/2; without TLS with prior knowledge.
         Http2 = "http2",
-        /// What the backend picks in the TLS handshake.
+        /// Chosen by the backend in the TLS handshake (ALPN).
         Auto = "auto",
     }
 );
@@ -87,20 +87,20 @@ words!(
 /// `[upstreams.tls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// The name asked for and expected; none for the server's own.
+    /// The server name to request and verify; none: the host of the server.
     pub server_name: Option<String>,
-    /// Certificates to trust instead of the system's.
+    /// CA to trust instead of the system's roots.
     pub ca_file: Option<PathBuf>,
-    /// What this gateway shows: a certificate and its key.
+    /// The client certificate and its key.
     pub client: Option<ClientCertificate>,
-    /// Whether any certificate is believed.
+    /// Whether certificates are not verified.
     pub any_certificate: bool,
 }
 
-/// The two files of a client's certificate.
+/// The two files of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate and those between it and its root.
+    /// The certificate chain.
     pub cert_file: PathBuf,
     /// The private key.
     pub key_file: PathBuf,
@@ -109,43 +109,43 @@ pub struct ClientCertificate {
 /// `[upstreams.retry]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryConfig {
-    /// Most attempts at one request, the first included.
+    /// Most attempts per request, the first included.
     pub attempts: u32,
-    /// How many may be sent again for each hundred requests.
+    /// Retries per hundred requests.
     pub budget_percent: u32,
-    /// And beside those, for each second.
+    /// Plus so many per second.
     pub budget_per_second: u32,
 }
 
 /// `[upstreams.health]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthConfig {
-    /// What is tried.
+    /// The kind of probe.
     pub check: HealthCheck,
-    /// What an HTTP probe asks for.
+    /// The path of an HTTP probe.
     pub path: String,
-    /// The `Host` of an HTTP probe; none sends the server's own.
+    /// The `Host` of an HTTP probe; none: the host of the server.
     pub host: Option<String>,
-    /// The statuses that count as good.
+    /// The statuses that count as success.
     pub status: RangeInclusive<u16>,
-    /// Between the begins of two probes of a server.
+    /// Time from the start of one probe of a server to the next.
     pub interval: Duration,
-    /// How long a probe may take.
+    /// Longest time for a probe.
     pub timeout: Duration,
-    /// Good probes in a row after which a server that was down is up.
+    /// Successful probes in a row until a server that was down is up.
     pub up_after: u32,
-    /// Failed probes in a row after which a server that was up is down.
+    /// Failed probes in a row until a server that was up is down.
     pub down_after: u32,
 }
 
 words!(
     /// How a server is probed.
     HealthCheck {
-        /// Not at all.
+        /// No probes.
         Off = "off",
-        /// By opening a connection.
+        /// Opens a connection.
         Tcp = "tcp",
-        /// By a request.
+        /// Sends a request.
         Http = "http",
     }
 );
@@ -153,24 +153,24 @@ words!(
 /// `[upstreams.eject]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EjectConfig {
-    /// Failures in a row; 0 never ejects.
+    /// Failures in a row; 0: never.
     pub after: u32,
-    /// How long a server is out the first time; each further time is twice as long.
+    /// Duration of the first ejection; each further one is twice as long.
     pub first: Duration,
-    /// The longest time.
+    /// The longest ejection.
     pub longest: Duration,
-    /// Most servers of the group that may be out at once, in percent.
+    /// Most servers of the group that are ejected at once, in percent.
     pub share_percent: u32,
 }
 
-/// An upstream as it was read; empty parts were missing or wrong.
+/// A parsed upstream; empty parts were missing or wrong.
 pub(super) struct UpstreamFile {
     pub(super) name: Option<String>,
     pub(super) config: UpstreamConfig,
     tls: TlsFile,
 }
 
-/// `[upstreams.tls]` as it was read.
+/// `[upstreams.tls]`, parsed.
 struct TlsFile {
     enabled: bool,
     config: TlsConfig,
@@ -263,7 +263,7 @@ fn eject(s: &mut Section<'_, '_>) -> EjectConfig {
     }
 }
 
-/// The `n`-th upstream, once what goes with what inside it has been checked.
+/// The `n`-th upstream, after checking the dependencies inside it.
 pub(super) fn checked(n: usize, file: UpstreamFile, reading: &mut ConfigReader<'_>) -> UpstreamConfig {
     let mut upstream = file.config;
     upstream.tls = checked_tls(n, file.tls, reading);
@@ -356,7 +356,7 @@ const SERVER: ParsedText<ServerConfig> = ParsedText {
     show: quote,
 };
 
-/// 0 for no limit.
+/// 0: no limit.
 const AT_MOST: Integer<u32> = Integer { min: 0, max: 1_000_000 };
 
 const SERVER_NAME: ParsedText<String> = ParsedText {
@@ -379,7 +379,7 @@ const BALANCE: ParsedText<Balancing> = ParsedText {
     show: quote,
 };
 
-/// Somebody is always below a share of 100 percent or more.
+/// With 100 percent or more, some server is always below its share.
 const LOAD_PERCENT: OrZero<u32> = OrZero(Integer { min: 100, max: 10_000 });
 
 const PROBE_PATH: ParsedText<String> = ParsedText {
@@ -412,7 +412,7 @@ const STATUSES: ParsedText<RangeInclusive<u16>> = ParsedText {
     show: |range| quote(&format_args!("{}-{}", range.start(), range.end())),
 };
 
-/// Whether `text` is what `Host` can be: a name or an address, perhaps with a port.
+/// Whether `text` is a valid `Host`: a name or an address, optionally with a port.
 pub(super) fn is_host_and_port(text: &str) -> bool {
     server(text).or_else(|| server(&format!("{text}:1"))).is_some()
 }
@@ -424,7 +424,7 @@ pub(super) const fn span_ms(min: u64, max: u64) -> DurationRange {
 // === defaults ===
 
 impl UpstreamConfig {
-    /// An upstream that says nothing but its name and its servers.
+    /// An upstream with only a name and servers.
     pub(super) fn new(name: String, servers: Vec<ServerConfig>) -> Self {
         Self {
             name,

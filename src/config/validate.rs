@@ -1,7 +1,7 @@
-//! What goes with what: from the parts that were read to one configuration that makes sense as a whole.
+//! Dependencies between parts: makes one consistent configuration from the parsed parts.
 //!
-//! Must not know: how a value is written. A part that is wrong in itself has been told already; nothing is concluded
-//! from it.
+//! Must not know: how a value is written. Parts that are wrong themselves have been reported already; nothing is concluded
+//! from them.
 
 use super::acme::{self, AcmeConfig};
 use super::file::{ConfigFile, EndUserChoice, JwtKeyFiles, PlanFile, RouteFile};
@@ -22,12 +22,12 @@ use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// Least segments that the usage journal must have room for: one to write to, one to read from, and two ready.
+/// Fewest segments that must fit into the usage journal: one to write, one to read, and two ready.
 const JOURNAL_SEGMENTS_MIN: u64 = 4;
-/// Most segments of it: each is an open file, and a mapping, for as long as the ledger does not have what is in it.
+/// Most segments: each is an open file and a mapping until its records are stored.
 const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
 
-/// The configuration that `file` makes on the machine called `host_name`. Only without mistakes is it worth anything.
+/// The configuration from `file` on the machine `host_name`. Use it only if there were no mistakes.
 pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigReader<'_>) -> Config {
     let mut config = file.sections;
     listeners_differ(&config.proxy, &config.admin, reading);
@@ -70,7 +70,7 @@ fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut Conf
     }
 }
 
-/// Whether two listeners cannot both be opened: the unspecified address takes the port on every address of its family.
+/// Whether two listeners conflict: the unspecified address takes the port on every address of its family.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let same_ip = a.ip() == b.ip()
         || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified()));
@@ -96,7 +96,7 @@ fn headers_differ(proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     not_a_secret_header(&proxy.end_user_header, "proxy.end_user_header", proxy, reading);
 }
 
-/// A header that carries the secret is taken out of the request, and must never be shown or stored as anything else.
+/// A header that carries the secret is removed from the request, and must never be shown or stored as anything else.
 fn not_a_secret_header(name: &HeaderName, path: &str, proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
     if proxy.secret_headers.contains(name) {
         let message = format!("must not be {name}, which carries the secret (proxy.secret_headers)");
@@ -109,7 +109,7 @@ fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut ConfigReader<'_>) -> J
     const JWKS: &str = "admin.jwt.jwks_file";
     const ALGORITHMS: &str = "admin.jwt.algorithms";
     claims_differ(&read.claims, reading);
-    // Naming a JWKS is enough to leave the default secret; only a secret that somebody named stands against it.
+    // Naming a JWKS replaces the default secret; only a secret that was set explicitly conflicts with it.
     let keys = match (files.jwks, files.hs256_secret) {
         (Some(_), Some(_)) if reading.is_given(SECRET) => {
             let message = format!("must be \"\" while {SECRET} is set; only one of them counts");
@@ -213,7 +213,7 @@ fn intervals_and_sizes(config: &Config, reading: &mut ConfigReader<'_>) {
     }
 }
 
-/// Files that would be ignored are mistakes: whoever names them relies on them.
+/// Files that would be ignored are mistakes, because the user relies on them.
 fn counters_fit(counters: &CountersConfig, reading: &mut ConfigReader<'_>) {
     const URL: &str = "counters.url";
     let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
@@ -303,7 +303,7 @@ fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut ConfigRea
 }
 
 fn default_plan_exists(config: &Config, reading: &mut ConfigReader<'_>) {
-    // While the plans cannot be read at all, it may be among them.
+    // If the plans could not be read at all, it may be among them.
     if reading.is_wrong("plans") {
         return;
     }
@@ -419,7 +419,7 @@ fn upstream_index(
     reading: &mut ConfigReader<'_>,
 ) -> Option<usize> {
     let found = upstreams.iter().position(|upstream| upstream.as_deref() == Some(name));
-    // While some upstream's name is unreadable, it may be the one that is meant.
+    // If the name of some upstream could not be read, it may be the one that is meant.
     if found.is_none() && upstreams.iter().all(Option::is_some) {
         let known: Vec<&str> = upstreams.iter().flatten().map(String::as_str).collect();
         let message = if known.is_empty() {

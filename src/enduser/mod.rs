@@ -1,8 +1,8 @@
-//! Known end users, and the one atomic step by which a new one comes to exist.
+//! Known end users, and the atomic creation of new ones.
 //!
-//! Must not know: keys, limits, HTTP. A known end user costs a look-up in memory; only one never seen before (or long
-//! not seen) asks the store. When the store is gone, known ones pass and new ones are, as configured, refused as
-//! unavailable or admitted and settled later; once it is known to be gone nobody waits for it.
+//! Must not know: keys, limits, HTTP. A known end user costs a look-up in memory; only a new one (or one not seen for long)
+//! needs the store. While the store is unreachable, known ones pass, and new ones are refused or admitted and stored later,
+//! by config. Once it is known to be unreachable, nobody waits for it.
 
 mod pending;
 
@@ -21,62 +21,62 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
-/// How long a refusal is believed without asking the store again, unless something changes meanwhile.
+/// How long a refusal is cached, unless something changes meanwhile.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(1);
-/// Refusals that are remembered.
+/// Most cached refusals.
 const REFUSALS: usize = 10_000;
-/// Questions to the store that may be on their way at once; who comes then stands in line.
+/// Most concurrent calls to the store; further ones queue.
 const ASKS_AT_ONCE: usize = 32;
-/// How often a store that is gone is tried again.
+/// How often an unreachable store is tried again.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
-/// The end users that this node knows.
+/// The end users known to this node.
 pub struct EndUserCache {
     known: Cache<EndUserName, EndUserId>,
-    /// How often an end user was forgotten: what the store answered before that is not remembered.
+    /// How often an end user was removed: answers of the store from before that are not cached.
     forgotten: AtomicU64,
     refused: Cache<EndUserName, CachedRefusal>,
     pending: PendingEndUsers,
     asks: Arc<Semaphore>,
-    /// 0 while the store answers; else the steady time in ns at which one request may try it again.
+    /// 0 while the store answers; otherwise the steady time in ns at which one request may try it again.
     try_at_ns: AtomicU64,
     parts: EndUserParts,
 }
 
-/// What end users are made from.
+/// Dependencies.
 pub struct EndUserParts {
-    /// Where they are at rest.
+    /// The store.
     pub store: Arc<dyn Table>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The numbers.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Where the store is asked.
+    /// The runtime for calls to the store.
     pub io: tokio::runtime::Handle,
-    /// How it is done.
+    /// The options.
     pub options: EndUserOptions,
 }
 
-/// How end users are admitted.
+/// Options for admitting end users.
 #[derive(Clone, Copy, Debug)]
 pub struct EndUserOptions {
-    /// Most end users that are remembered without asking the store.
+    /// Most end users in the cache.
     pub entries: usize,
-    /// The longest a request waits for the store.
+    /// Longest wait of a request for the store.
     pub patience: Duration,
-    /// What becomes of new ones while the store is gone.
+    /// What to do with new ones while the store is unreachable.
     pub when_unavailable: WhenStoreUnavailable,
 }
 
-/// What becomes of a new end user while the store is gone.
+/// What to do with a new end user while the store is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenStoreUnavailable {
-    /// Refused with 503.
+    /// Refuse it with 503.
     Refuse,
-    /// Admitted, and settled when the store is back. At most so many may be unsettled, and of one workspace never more
-    /// than its plan's `end_user_quota`; others are refused.
+    /// Admit it, and store it when the store is back. Limited in number, and per workspace by its plan's `end_user_quota`;
+    /// others are refused.
     Admit {
-        /// Most that are unsettled at once.
+        /// Most that are not stored yet at one time.
         at_most: usize,
     },
 }
@@ -85,19 +85,19 @@ pub enum WhenStoreUnavailable {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct EndUserName(WorkspaceId, Box<str>);
 
-/// The same, borrowed: looking up allocates nothing.
+/// The same, borrowed, so that a look-up allocates nothing.
 struct EndUserNameRef<'r>(&'r WorkspaceId, &'r str);
 
 #[derive(Clone, Copy, Debug)]
 struct CachedRefusal {
     quota: u64,
-    /// What the feed had reached: whoever makes room also writes a change.
+    /// The version that the feed had reached: freeing a place in the quota also writes a change.
     version: Version,
     at: Now,
 }
 
 impl EndUserCache {
-    /// Knows nobody yet.
+    /// An empty cache.
     pub fn new(parts: EndUserParts) -> Self {
         Self {
             known: Cache::new(parts.options.entries),
@@ -110,8 +110,7 @@ impl EndUserCache {
         }
     }
 
-    /// The end user of that name, who may be new. `version` is what the keyring has reached, `quota` what the plan of
-    /// the workspace allows.
+    /// The end user with this name, who may be new. `version` is what the keyring has reached, `quota` the plan's limit.
     pub async fn admit(
         &self,
         workspace: &WorkspaceId,
@@ -128,7 +127,7 @@ impl EndUserCache {
             return Ok(id);
         }
         let now = self.parts.clock.now();
-        // One id whichever way it comes to exist, so that usage recorded meanwhile names it.
+        // The id does not depend on how the end user is created, so usage recorded meanwhile is consistent.
         let id = EndUserId::new(now.wall);
         let refused = self.refused.get(&name).filter(|refused| refused.version == version);
         if let Some(refused) = refused
@@ -154,21 +153,21 @@ impl EndUserCache {
         }
     }
 
-    /// Forgets an end user that was deleted.
+    /// Removes a deleted end user.
     pub fn forget(&self, workspace: &WorkspaceId, other_id: &str) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.known.remove(&EndUserNameRef(workspace, other_id));
     }
 
-    /// Forgets all of them: the store has gone back to an earlier state.
+    /// Removes all: the store has gone back to an earlier state.
     pub fn forget_all(&self) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.known.clear();
         self.refused.clear();
     }
 
-    /// Remembers an answer of the store, unless an end user has been deleted since it was asked: the answer may be older
-    /// than the deletion.
+    /// Caches an answer of the store, unless an end user has been deleted since the call: the answer may be older than the
+    /// deletion.
     fn remember(&self, name: &EndUserName, id: EndUserId, forgotten: u64) {
         let is_new = || self.forgotten.load(Ordering::SeqCst) == forgotten;
         if is_new() {
@@ -179,7 +178,7 @@ impl EndUserCache {
         }
     }
 
-    /// Settles whoever was admitted unseen, for as long as `stop` is false, and once more at the end.
+    /// Stores pending end users while `stop` is false, and once more at the end.
     pub async fn settle(&self, mut stop: watch::Receiver<bool>) {
         loop {
             let stopping = *stop.borrow();
@@ -202,7 +201,7 @@ impl EndUserCache {
         }
     }
 
-    /// Answers false when the store is still gone.
+    /// Returns false if the store is still unreachable.
     async fn settle_all(&self) -> bool {
         while let Some((name, id)) = self.pending.first() {
             let at = self.parts.clock.now().wall;
@@ -215,7 +214,7 @@ impl EndUserCache {
                     tracing::error!(%error, %id, "cannot store end user admitted while the store was unavailable");
                 }
             }
-            // It answers; who was too many learns so at the next request.
+            // It answers; users over the quota are refused at their next request.
             self.try_at_ns.store(0, Ordering::Relaxed);
             self.pending.remove(&name);
             self.parts.metrics.end_users_unsettled.set(number(self.pending.len()));
@@ -223,7 +222,7 @@ impl EndUserCache {
         true
     }
 
-    /// Whether the store is worth a try: it answers, or it is this request's turn to see whether it does again.
+    /// Whether to call the store: it answers, or it is this request's turn to try again.
     fn may_ask(&self, now: Now) -> bool {
         let at = self.try_at_ns.load(Ordering::Relaxed);
         if at == 0 {
@@ -234,7 +233,7 @@ impl EndUserCache {
             && self.try_at_ns.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Nobody can tell whether there is room.
+    /// Decides without the store, which could not check the quota.
     fn without_store(
         &self,
         name: EndUserName,
@@ -245,7 +244,7 @@ impl EndUserCache {
         let WhenStoreUnavailable::Admit { at_most } = self.parts.options.when_unavailable else {
             return Err(Denial::Plain(Fault::ServiceUnavailable));
         };
-        // There was no room, and nothing has changed since.
+        // The quota was reached, and nothing has changed since.
         if let Some(CachedRefusal { quota, .. }) = refused {
             return Err(Denial::EndUserQuota { quota });
         }
@@ -259,7 +258,7 @@ impl EndUserCache {
         }
     }
 
-    /// The store is asked on the I/O runtime, so that a client that hangs up half-way leaves nothing half done.
+    /// The store is called on the I/O runtime, so that a client that disconnects leaves nothing half done.
     async fn ask(&self, name: EndUserName, id: EndUserId, now: Now) -> Result<EndUserAdmission, NotDecided> {
         let EndUserParts { store, io, options, .. } = &self.parts;
         let patience = tokio::time::Instant::now() + options.patience;
@@ -288,9 +287,9 @@ impl EndUserCache {
 
 /// Why the store has not decided.
 enum NotDecided {
-    /// It is gone.
+    /// It is unreachable.
     Gone,
-    /// It has more to do than it can, or cannot do this.
+    /// It is overloaded, or failed for another reason.
     Busy,
 }
 

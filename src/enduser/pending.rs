@@ -1,7 +1,7 @@
-//! End users that were admitted while nobody could tell whether there is room for them, until somebody can.
+//! End users that were admitted while the quota could not be checked, until they are stored.
 //!
-//! Bounded by what [`PendingEndUsers::add`] is told. In memory only: a process that is killed forgets them, and they are new
-//! when they come again.
+//! Bounded by the arguments of [`PendingEndUsers::add`]. In memory only: a process that is killed loses them, and they
+//! count as new when they return.
 
 use super::EndUserName;
 use crate::model::id::{EndUserId, WorkspaceId};
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(super) struct PendingEndUsers {
     held: Mutex<PendingSet>,
-    /// How many are held, to be read without the lock: nearly always none.
+    /// Their number, readable without the lock: nearly always zero.
     count: AtomicUsize,
     added: Notify,
 }
@@ -34,8 +34,8 @@ impl PendingEndUsers {
         self.held().ids.get(name).copied()
     }
 
-    /// Admits `name` as `id`, or as who it has been since another request of it came first. None: there are `at_most`
-    /// already, or `quota` in its workspace.
+    /// Admits `name` as `id`, or with the id from an earlier request. None: there are `at_most` already, or `quota` in its
+    /// workspace.
     pub(super) fn add(
         &self,
         name: EndUserName,
@@ -58,7 +58,7 @@ impl PendingEndUsers {
         Some(id)
     }
 
-    /// Any of them.
+    /// Any one of them.
     pub(super) fn first(&self) -> Option<(EndUserName, EndUserId)> {
         self.held().ids.iter().next().map(|(name, id)| (name.clone(), *id))
     }
@@ -79,7 +79,7 @@ impl PendingEndUsers {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Resolves when one was added since the last time it did. For one waiter.
+    /// Resolves when one was added since the last call. For one waiter.
     pub(super) async fn added(&self) {
         self.added.notified().await;
     }

@@ -1,4 +1,4 @@
-//! Answers of the store that come late.
+//! Late answers of the store.
 
 use super::*;
 use crate::clock::{ManualClock, Timestamp};
@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
 
-/// A table whose next answer comes when the test lets it.
+/// A table whose next answer waits for the test.
 #[derive(Default)]
 struct Late {
-    /// Whether it was asked, and whether it may answer.
+    /// Signals that it was called, and that it may answer.
     next: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
-    /// Who exists.
+    /// The existing end users.
     ids: Mutex<Vec<EndUserId>>,
 }
 
@@ -99,7 +99,7 @@ async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
         async move { admit(&end_users).await }
     });
     asked.await.expect("asked");
-    // Deleted, and this node hears of that first.
+    // Deleted, and this node learns of that first.
     end_users.forget(&"w".parse().expect("an id"), "somebody");
     answer.send(()).expect("still waiting");
     let before = asking.await.expect("answered");

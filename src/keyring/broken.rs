@@ -1,4 +1,4 @@
-//! Rows of the store that cannot be served, for as long as they cannot: what is counted, logged once, and tried again.
+//! Rows of the store that cannot be used at the moment. They are counted, logged once, and read again later.
 //!
 //! Holds at most as many entries as the store has rows.
 
@@ -9,18 +9,18 @@ use crate::store::Change;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 
-/// A change that could not be put in force. The rest of the feed goes on.
+/// A change that could not be applied. The rest of the feed goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unapplied {
     pub(super) what: &'static str,
     pub(super) id: String,
     pub(super) why: String,
     pub(super) lacks: Option<MissingReference>,
-    /// Of a key: what opens it.
+    /// The digests, if it is a key.
     pub(super) digests: SmallVec<[Digest; 2]>,
 }
 
-/// What a sound row points at and cannot be served without. Once that is there, the row is to be read again.
+/// A row that another row refers to and that is missing. When it arrives, the referring row has to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MissingReference {
     Plan(PlanId),
@@ -30,22 +30,22 @@ pub(super) enum MissingReference {
 /// A row: its table and its id.
 pub(super) type RowId = (&'static str, String);
 
-/// All that is broken at the moment.
+/// All rows that are broken at the moment.
 #[derive(Debug, Default)]
 pub(super) struct BrokenRows {
     rows: HashMap<RowId, Unapplied>,
-    /// Something came that a row here was waiting for.
+    /// A row arrived that one of these was waiting for.
     wants_reading: bool,
     /// The digests of all keys in `rows`.
     digests: HashSet<Digest>,
-    /// The keys that lack their workspace or its plan since everything was first read.
+    /// Keys that have lacked their workspace or its plan since the first complete read.
     since_start: HashSet<RowId>,
 }
 
 // === impl BrokenRows ===
 
 impl BrokenRows {
-    /// Notes a row. Answers whether that is news.
+    /// Adds a row. Returns whether it is new.
     pub(super) fn add(&mut self, row: &Unapplied) -> bool {
         let before = self.rows.insert((row.what, row.id.clone()), row.clone());
         for digest in before.iter().flat_map(|row| &row.digests) {
@@ -55,13 +55,13 @@ impl BrokenRows {
         before.as_ref() != Some(row)
     }
 
-    /// Everything has been read for the first time: keys that lack something now are not served here by what was known before.
+    /// The first complete read is done: keys that lack something now were never usable in this process.
     pub(super) fn was_filled(&mut self) {
         let lacking = self.rows.iter().filter(|((table, _), row)| *table == "keys" && row.lacks.is_some());
         self.since_start = lacking.map(|(row, _)| row.clone()).collect();
     }
 
-    /// Why keys cannot be served that others may still serve; none: there are no such keys.
+    /// Why keys cannot be served here that other nodes may still serve; none: there are no such keys.
     pub(super) fn lacking_since_start(&self) -> Option<String> {
         if self.since_start.is_empty() {
             return None;
@@ -71,12 +71,12 @@ impl BrokenRows {
         Some(format!("{} keys cannot be served{what}", self.since_start.len()))
     }
 
-    /// Whether that digest opens a key whose row is broken.
+    /// Whether this digest belongs to a key whose row is broken.
     pub(super) fn has_digest(&self, digest: &Digest) -> bool {
         self.digests.contains(digest)
     }
 
-    /// The row that `change` is about, if any row is broken: nearly always none is, and nothing is allocated.
+    /// The row of `change`, if any row is broken. Nearly always none is, and nothing is allocated.
     pub(super) fn watched(&self, change: &Change) -> Option<RowId> {
         if self.rows.is_empty() {
             return None;
@@ -91,7 +91,7 @@ impl BrokenRows {
         }
     }
 
-    /// Whether that row is broken.
+    /// Whether this row is broken.
     pub(super) fn holds(&self, table: &'static str, subject: &UsageSubject) -> bool {
         if self.rows.is_empty() {
             return false;
@@ -103,7 +103,7 @@ impl BrokenRows {
         self.rows.contains_key(&(table, id))
     }
 
-    /// A row is sound, or gone.
+    /// A row is valid again, or deleted.
     pub(super) fn on_repaired(&mut self, row: &RowId) {
         if let Some(mended) = self.rows.remove(row) {
             for digest in &mended.digests {
@@ -113,19 +113,19 @@ impl BrokenRows {
         self.since_start.remove(row);
     }
 
-    /// `there` can be pointed at from now on.
+    /// The row `there` exists from now on.
     pub(super) fn on_present(&mut self, there: &MissingReference) {
         if self.rows.values().any(|row| row.lacks.as_ref() == Some(there)) {
             self.wants_reading = true;
         }
     }
 
-    /// Whether rows that were passed over should be read again; asked once, forgotten.
+    /// Whether skipped rows should be read again. Resets the flag.
     pub(super) fn take_wants_reading(&mut self) -> bool {
         std::mem::take(&mut self.wants_reading)
     }
 
-    /// Undoes [`BrokenRows::take_wants_reading`]: it came to nothing.
+    /// Undoes [`BrokenRows::take_wants_reading`] after a failed read.
     pub(super) fn restore_wants_reading(&mut self) {
         self.wants_reading = true;
     }
@@ -134,7 +134,7 @@ impl BrokenRows {
         self.rows.len()
     }
 
-    /// Forgets all, before everything is read anew.
+    /// Removes everything, before a complete read.
     pub(super) fn clear(&mut self) {
         self.rows.clear();
         self.digests.clear();

@@ -1,6 +1,6 @@
-//! Follows the store's change feed into a [`Keyring`].
+//! Applies the store's change feed to a [`Keyring`].
 //!
-//! Must not know: which store. When it is gone the follower keeps asking, and the keyring keeps serving.
+//! Must not know: which store. While it is unreachable, the follower keeps trying, and the keyring keeps serving.
 
 use super::Keyring;
 use super::broken::Unapplied;
@@ -16,25 +16,25 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-/// Batches of changes that may wait to be applied.
+/// Most batches of changes that wait to be applied.
 const BATCHES: usize = 4;
 
-/// How often a node says that it is there, although nothing has changed.
+/// How often a node reports that it is alive when nothing has changed.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// How to follow.
+/// Options of the follower.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedOptions {
-    /// How often to ask although nobody said that anything changed.
+    /// How often to ask without a notification.
     pub poll_interval: Duration,
 }
 
-/// Tells the store how far this node has come.
+/// Reports to the store how far this node has applied changes.
 pub struct NodeReporter {
     store: Arc<dyn Nodes>,
-    /// Its `reached` is filled in each time.
+    /// `reached` is filled in at each report.
     node: NodeReport,
-    /// Where the admin API listens, once it does.
+    /// The address of the admin API, once it listens.
     admin: Arc<OnceLock<SocketAddr>>,
 }
 
@@ -48,7 +48,7 @@ pub struct FeedFollower {
     on_gone_back: Box<dyn Fn() + Send + Sync>,
     options: FeedOptions,
     reporter: Option<NodeReporter>,
-    /// What is held may be of a past that the store no longer knows.
+    /// The store may have gone back, so everything has to be read again.
     is_starting_over: AtomicBool,
 }
 
@@ -60,7 +60,7 @@ pub trait BeforeReturn: Send + Sync {
 }
 
 impl NodeReporter {
-    /// Reports a process that is called `name`, under an identity of its own.
+    /// A reporter for a process called `name`, with a new identity.
     pub fn new(store: Arc<dyn Nodes>, name: &str, boot: Uuid, admin: Arc<OnceLock<SocketAddr>>) -> Self {
         let node = NodeReport { boot, name: name.into(), admin: None, reached: Version::default() };
         Self { store, node, admin }
@@ -71,7 +71,7 @@ impl NodeReporter {
         self.store.report(&NodeReport { admin, reached, ..self.node.clone() }).await
     }
 
-    /// Reports whatever `reached` comes to, at once, and that this node lives, for as long as `stop` is false.
+    /// Reports `reached` when it changes, and that this node is alive, while `stop` is false.
     async fn run(&self, mut reached: watch::Receiver<Version>, mut stop: watch::Receiver<bool>) {
         let mut failing = false;
         reached.mark_changed();
@@ -92,7 +92,7 @@ impl NodeReporter {
             }
             failing = failed.is_some();
             if failing {
-                // What has changed meanwhile is reported with the next sign of life.
+                // Changes meanwhile are reported with the next heartbeat.
                 tokio::time::sleep(REPORT_EVERY).await;
             }
         }
@@ -103,7 +103,7 @@ impl NodeReporter {
 }
 
 impl FeedFollower {
-    /// A follower that shows what is gone for good to `on_removed`, once no new request can find it.
+    /// A follower that calls `on_removed` for deleted rows, once no new request can find them.
     pub fn new(
         keyring: Arc<Keyring>,
         store: Arc<dyn Feed>,
@@ -124,7 +124,7 @@ impl FeedFollower {
         }
     }
 
-    /// Also reports how far it has come, after every change and as a sign of life; says goodbye at the end.
+    /// Also reports how far it has come, after every change and as a heartbeat, and signs off at the end.
     #[must_use]
     pub fn reporting(self, reporter: NodeReporter) -> Self {
         Self { reporter: Some(reporter), ..self }
@@ -136,21 +136,21 @@ impl FeedFollower {
         Self { before_return: Some(before_return), ..self }
     }
 
-    /// Also tells when the store has gone back to an earlier state, of which nothing may be known that it does not say.
+    /// Also calls back when the store has gone back to an earlier state, so that cached data is dropped.
     #[must_use]
     pub fn telling_when_gone_back(self, on_gone_back: Box<dyn Fn() + Send + Sync>) -> Self {
         Self { on_gone_back, ..self }
     }
 
-    /// What is held came from elsewhere: the next look reads everything and keeps only what the store has.
+    /// The content came from elsewhere: the next read reads everything and keeps only what the store has.
     pub fn distrust(&self) {
         self.is_starting_over.store(true, Ordering::Relaxed);
     }
 
-    /// Fetches everything up to now, once.
+    /// Reads everything up to now, once.
     ///
-    /// Whoever waits for all nodes waits for this one as soon as it has reported; what was written until then is looked
-    /// for once more, so that nothing is served here that somebody was told is in force everywhere.
+    /// A caller that waits for all nodes waits for this one as soon as it has reported. What was written until then is read
+    /// once more, so that nothing older is served here after the caller was told that the change is in force everywhere.
     pub async fn load(&self) -> Result<(), StoreError> {
         self.catch_up().await?;
         if let Some(reporter) = &self.reporter {
@@ -161,7 +161,7 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// Follows until `stop` turns true. Reports go their own way: a slow one holds up no change.
+    /// Follows until `stop` turns true. Reports run independently: a slow one does not delay changes.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let reports = async {
             if let Some(reporter) = &self.reporter {
@@ -216,10 +216,10 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// The store knows less than it did: it was restored from a backup, or a fail-over lost writes. Its numbers will be
-    /// given out again for other changes, so nothing that is held can be taken for the truth.
+    /// The store knows less than before: it was restored from a backup, or a fail-over lost writes. Its versions will be
+    /// used again for other changes, so nothing in memory can be trusted.
     async fn start_over(&self) -> Result<(), StoreError> {
-        // Nothing counts as reached until all of it has been read.
+        // No version counts as reached until everything has been read.
         self.keyring.version.send_replace(Version::default());
         self.keyring.forget_numbers();
         (self.on_gone_back)();
@@ -239,7 +239,7 @@ impl FeedFollower {
         Ok(())
     }
 
-    /// Puts every change above `after` in force, after showing it to `see`. Answers how far the store has come.
+    /// Applies every change above `after`, after passing it to `see`. Returns how far the store has come.
     async fn read(
         &self,
         after: Version,

@@ -1,7 +1,7 @@
-//! Keys by one of their names, held so that a million of them take little room.
+//! An index of keys by digest or id that needs little memory for a million keys.
 //!
-//! Must not know: where keys come from. A map would hold every digest and id a second time; here a slot is a hash and the
-//! key itself, which knows its names. The hash is kept so that a table can grow without looking at the keys.
+//! Must not know: where keys come from. A map would store every digest and id a second time. Here a slot is a hash and a
+//! pointer to the key, which contains them. The hash is stored so that a table can grow without reading the keys.
 
 use super::Entry;
 use crate::model::digest::Digest;
@@ -10,25 +10,25 @@ use hashbrown::HashTable;
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Tables, each with a lock of its own; a power of two.
+/// Number of tables, each with its own lock; a power of two.
 const SHARDS: usize = 64;
 
-/// What a key can be found by.
+/// A value by which keys are found.
 pub(super) trait IndexKey {
-    /// Spread evenly over all its bits.
+    /// A hash that is uniform in all its bits.
     fn hash(&self) -> u64;
-    /// Whether it is one of `entry`'s.
+    /// Whether it belongs to `entry`.
     fn is_of(&self, entry: &Entry) -> bool;
 }
 
-/// Keys by names of one kind.
+/// An index by values of one kind.
 #[derive(Debug)]
 pub(super) struct Index<N> {
     shards: Box<[Shard]>,
     names: PhantomData<fn(N)>,
 }
 
-/// One table, in cache lines of its own: who looks into it writes to its lock.
+/// One table, in its own cache lines, because readers write to its lock.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard(RwLock<HashTable<IndexSlot>>);
@@ -44,14 +44,14 @@ impl<N: IndexKey> Index<N> {
         Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), names: PhantomData }
     }
 
-    /// The key of that name.
+    /// The key with this value.
     pub(super) fn get(&self, name: &N) -> Option<Arc<Entry>> {
         let hash = name.hash();
         let table = self.shard(hash).read();
         table.find(hash, |slot| slot.is(hash, name)).map(|slot| Arc::clone(&slot.entry))
     }
 
-    /// Lets `name`, which is one of `entry`'s, find it from now on.
+    /// From now on `name`, which belongs to `entry`, finds it.
     pub(super) fn put(&self, name: &N, entry: Arc<Entry>) {
         let hash = name.hash();
         let mut table = self.shard(hash).write();
@@ -61,7 +61,7 @@ impl<N: IndexKey> Index<N> {
         }
     }
 
-    /// Takes out what `name` finds, if `which` agrees.
+    /// Removes what `name` finds, if `which` returns true for it.
     pub(super) fn take_if(&self, name: &N, which: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
         let hash = name.hash();
         let mut table = self.shard(hash).write();
@@ -69,19 +69,19 @@ impl<N: IndexKey> Index<N> {
         Some(found.remove().0.entry)
     }
 
-    /// How many names find something.
+    /// The number of values.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
-    /// Shows every entry. Changes meanwhile may be missed.
+    /// Calls `visit` for every entry. Concurrent changes may be missed.
     pub(super) fn each(&self, mut visit: impl FnMut(&Arc<Entry>)) {
         for shard in &self.shards {
             shard.read().iter().for_each(|slot| visit(&slot.entry));
         }
     }
 
-    /// Replaces every entry by what `anew` makes of it.
+    /// Replaces every entry by the result of `anew`.
     pub(super) fn replace_each(&self, anew: impl Fn(&Entry) -> Entry) {
         for shard in &self.shards {
             for slot in &mut *shard.write() {
@@ -90,7 +90,7 @@ impl<N: IndexKey> Index<N> {
         }
     }
 
-    /// Tables choose a place by the lowest and tell slots apart by the highest bits; these are from between.
+    /// Tables use the lowest bits for the position and the highest for comparison; these are in between.
     fn shard(&self, hash: u64) -> &Shard {
         let place = usize::try_from(hash >> 40).unwrap_or_default() % SHARDS;
         &self.shards[place]
@@ -99,7 +99,7 @@ impl<N: IndexKey> Index<N> {
 
 impl Shard {
     fn read(&self) -> RwLockReadGuard<'_, HashTable<IndexSlot>> {
-        // Nothing that runs under this lock can panic half-way, so a poisoned one holds a sound table.
+        // Nothing under this lock can panic half-way, so a poisoned lock guards a valid table.
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,7 +116,7 @@ impl IndexSlot {
 
 impl IndexKey for Digest {
     fn hash(&self) -> u64 {
-        // Digests are uniform already: eight of their bytes are as good a hash as any.
+        // Digests are uniform: eight of their bytes are a good hash.
         self.0.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first))
     }
 
@@ -127,8 +127,8 @@ impl IndexKey for Digest {
 
 impl IndexKey for KeyId {
     fn hash(&self) -> u64 {
-        // Ids made in one moment differ in their last bytes; multiplying by 2^64 over the golden ratio spreads them, and
-        // what it leaves at the low end comes down from the high one.
+        // Ids made at the same moment differ in their last bytes. Multiplying by 2^64 over the golden ratio spreads them,
+        // and the shift moves high bits to the low end.
         let (first, last) = self.0.as_u64_pair();
         let spread = (first ^ last.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         spread ^ spread >> 32
@@ -176,7 +176,7 @@ mod tests {
                 assert!(Arc::ptr_eq(&digests.get(&credential.digest).expect("it is there"), entry));
             }
         }
-        // The same name again replaces.
+        // The same value again replaces the entry.
         let again = Arc::new(entry(7));
         let digest = again.credentials[1].digest;
         digests.put(&digest, Arc::clone(&again));

@@ -1,9 +1,9 @@
-//! All keys, plans and workspaces in memory: finding a key is one look-up, whatever the store does.
+//! All keys, plans and workspaces in memory: finding a key is one look-up, whatever happens to the store.
 //!
-//! Must not know: requests, what has been spent. When the store is gone it answers from what it has, and
-//! [`Keyring::age`] tells for how long it has not heard.
+//! Must not know: requests, what has been spent. While the store is unreachable, the keyring answers from memory, and
+//! [`Keyring::age`] tells how old that is.
 //!
-//! *Invariant:* a change is in force for every request that begins after [`Keyring::reach`] has answered true.
+//! *Invariant:* a change applies to every request that begins after [`Keyring::reach`] has returned true.
 
 mod broken;
 mod feed;
@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// Most sets of scopes that keys share; others have a text of their own.
+/// Most sets of scopes that keys share; further ones are not shared.
 const SHARED_SCOPES_MAX: usize = 4_096;
 /// How long [`Keyring::reach`] waits.
 const REACH_WITHIN: Duration = Duration::from_secs(2);
@@ -43,37 +43,37 @@ pub struct Keyring {
     workspaces: DashMap<WorkspaceId, Arc<Workspace>>,
     plans: Mutex<HashMap<PlanId, Arc<PlanInForce>>>,
     broken: Mutex<BrokenRows>,
-    /// Sets of scopes that keys share, so that a million keys with the same one hold its text once.
+    /// Sets of scopes that keys share, so that a million keys with the same scopes store their text once.
     scopes: Mutex<HashSet<Scopes>>,
     version: watch::Sender<Version>,
     nudge: Notify,
-    /// Steady time in ns of the last answer of the store; 0 before the first.
+    /// Steady time in ns of the last answer of the store; 0: none yet.
     heard_ns: AtomicU64,
-    /// How old in ns what was held then was already: it came from a snapshot.
+    /// Age in ns of the content at that time, if it came from a snapshot.
     stale_ns: AtomicU64,
-    /// Whether requests may be decided by what is held.
+    /// Whether requests may be decided.
     is_open: AtomicBool,
-    /// How many rows are broken, to be read without the lock: nearly always none.
+    /// The number of broken rows, readable without the lock: nearly always zero.
     broken_rows: AtomicUsize,
 }
 
-/// A key with all that a decision about it needs.
+/// A key with everything that a decision about it needs.
 #[derive(Debug)]
 pub struct Entry {
     /// The key.
     pub key: Key,
-    /// Its workspace, whose plan may change under it.
+    /// Its workspace, whose plan may change.
     pub workspace: Arc<Workspace>,
     credentials: Credentials,
     version: Version,
 }
 
-/// A key and which of its secrets was presented: what a request that is let in is tied to.
+/// A key and the secret that was presented: an admitted request is tied to both.
 #[derive(Clone, Debug)]
 pub struct Presented {
-    /// The key as it was then.
+    /// The key at that time.
     pub entry: Arc<Entry>,
-    /// Which secret, whatever it is hashed with.
+    /// The secret, independent of the pepper it is hashed with.
     pub secret: SecretId,
 }
 
@@ -90,7 +90,7 @@ pub struct Workspace {
 pub struct PlanInForce {
     /// The plan.
     pub plan: Plan,
-    /// What it limits over all keys of a workspace.
+    /// Limits for all keys of a workspace together.
     pub workspace_limits: Limits,
 }
 
@@ -99,7 +99,7 @@ pub struct PlanInForce {
 pub struct FoundKey {
     /// The key and its secret.
     pub presented: Presented,
-    /// Under which pepper the digest was made.
+    /// The pepper version of the digest.
     pub pepper_version: u32,
 }
 
@@ -125,7 +125,7 @@ impl Keyring {
         }
     }
 
-    /// The key that `digest` opens at the instant `at`, unless it is deleted.
+    /// The key with this digest at the instant `at`, unless it is deleted.
     pub fn find(&self, digest: &Digest, at: Timestamp) -> Option<FoundKey> {
         if !self.is_open.load(Ordering::Relaxed) {
             return None;
@@ -139,43 +139,43 @@ impl Keyring {
         Some(FoundKey { presented: Presented { entry, secret }, pepper_version })
     }
 
-    /// Whether a digest that was not found may open a key all the same: nothing has been read yet, or the key's row, its
-    /// workspace's or its plan's is broken.
+    /// Whether a digest that was not found may still belong to a key: nothing has been read yet, or the row of the key, its
+    /// workspace or its plan is broken.
     pub fn cannot_tell(&self, digest: &Digest) -> bool {
         !self.is_open.load(Ordering::Relaxed)
             || (self.broken_rows.load(Ordering::Relaxed) > 0 && self.broken_rows().has_digest(digest))
     }
 
-    /// Finds nothing, and can tell of no digest that it opens nothing, until [`Keyring::open`].
+    /// Makes every digest undecidable until [`Keyring::open`].
     pub fn close(&self) {
         self.is_open.store(false, Ordering::Relaxed);
     }
 
-    /// Requests may be decided by what is held.
+    /// Allows requests to be decided.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// Whether requests may be decided by what is held.
+    /// Whether requests may be decided.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Why keys cannot be served since the start that other nodes may still serve by what they knew before; none: all are.
+    /// Why some keys have been unusable since startup that other nodes may still serve; none: there are no such keys.
     pub fn lacking_since_start(&self) -> Option<String> {
         self.broken_rows().lacking_since_start()
     }
 
-    /// What became of a key found earlier; none when it was deleted or the secret that was presented then does not open it
-    /// any more at the instant `at`.
+    /// The current state of a key found earlier; none if it was deleted, or if the secret presented then is no longer valid
+    /// at the instant `at`.
     pub fn current(&self, presented: &Presented, at: Timestamp) -> Option<Arc<Entry>> {
         let current = self.by_id.get(&presented.entry.key.id)?;
         let credential = current.credentials.iter().find(|c| c.secret == presented.secret)?;
         credential.valid_until.is_none_or(|end| end > at).then(|| Arc::clone(&current))
     }
 
-    /// Fetches changes at once and waits until everything up to `version` is in force on this node.
-    /// Answers false when that took longer than two seconds; the change is stored all the same.
+    /// Reads changes at once and waits until everything up to `version` is applied on this node. Returns false after two
+    /// seconds; the change is stored all the same.
     pub async fn reach(&self, version: Version) -> bool {
         self.nudge.notify_one();
         let mut reached = self.version.subscribe();
@@ -183,12 +183,12 @@ impl Keyring {
         matches!(tokio::time::timeout(REACH_WITHIN, wait).await, Ok(Ok(_)))
     }
 
-    /// The number of the newest change in force.
+    /// The newest version applied.
     pub fn version(&self) -> Version {
         *self.version.borrow()
     }
 
-    /// Whether that key or workspace is held, or will be once its row in the store can be served.
+    /// Whether this key or workspace is in memory, or will be once its broken row is repaired.
     pub fn knows(&self, subject: &UsageSubject) -> bool {
         let (is_held, table) = match subject {
             UsageSubject::Key(id) => (self.by_id.get(id).is_some(), "keys"),
@@ -202,22 +202,22 @@ impl Keyring {
         self.by_id.get(&key).is_some()
     }
 
-    /// How many keys are held.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether no key is held.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many rows of the store cannot be served at the moment, because they are not what they must be.
+    /// The number of rows of the store that cannot be used at the moment.
     pub fn broken(&self) -> usize {
         self.broken_rows().len()
     }
 
-    /// For how long the store has not answered; none before its first answer.
+    /// How long ago the store last answered; none before its first answer.
     pub fn age(&self, now: Now) -> Option<Duration> {
         match self.heard_ns.load(Ordering::Relaxed) {
             0 => None,
@@ -228,12 +228,12 @@ impl Keyring {
         }
     }
 
-    /// Tells of every change of the number of the newest change in force.
+    /// A receiver for the newest version applied.
     pub fn versions(&self) -> watch::Receiver<Version> {
         self.version.subscribe()
     }
 
-    /// Takes what a snapshot holds for what the store would say, `age` ago. To be called before anything was heard.
+    /// Fills the keyring from a snapshot that is `age` old. Call this before the first answer of the store.
     pub fn fill(&self, changes: Vec<Change>, age: Duration, now: Now) {
         for change in changes {
             if let Some(Unapplied { what, id, why, .. }) = self.apply(change) {
@@ -244,7 +244,7 @@ impl Keyring {
         self.heard_ns.store(now.steady_ns, Ordering::Relaxed);
     }
 
-    /// Takes plans and workspaces of a snapshot for the last good ones, should their rows in the store be broken.
+    /// Keeps plans and workspaces of a snapshot as a fallback for broken rows.
     pub fn remember_tenants(&self, changes: Vec<Change>) {
         for change in changes {
             if matches!(change, Change::Plan(_) | Change::Workspace { .. }) {
@@ -253,7 +253,7 @@ impl Keyring {
         }
     }
 
-    /// Shows `each` what puts a row into a snapshot: of every plan, workspace and key, in that order.
+    /// Calls `each` with a writer for every plan, workspace and key, in that order, for a snapshot.
     pub fn snapshot<E>(&self, each: &mut dyn FnMut(PutRow<'_>) -> Result<(), E>) -> Result<(), E> {
         let plans: Vec<_> = self.plans().values().cloned().collect();
         for plan in plans {
@@ -272,7 +272,7 @@ impl Keyring {
 
     // === applying changes; called by the follower only, one change after the other ===
 
-    /// Puts a change in force, or notes why it cannot be. Answers the latter if it is news.
+    /// Applies a change, or notes why it cannot be applied. Returns the latter if it is new.
     fn apply(&self, change: Change) -> Option<Unapplied> {
         let row = self.broken_rows().watched(&change);
         match self.put(change) {
@@ -311,7 +311,7 @@ impl Keyring {
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}
             Change::Broken { table, id, why, digests } => {
-                // What a broken row stood for must not be served as it was before it broke.
+                // A key whose row is broken must not be served as it was before.
                 if table == "keys"
                     && let Ok(key) = id.parse()
                 {
@@ -373,12 +373,12 @@ impl Keyring {
             let digests = credentials.iter().map(|c| c.digest).collect();
             return Err(Box::new(Unapplied { what: "keys", id: id.to_string(), why, lacks, digests }));
         };
-        // One text for all keys of a workspace.
+        // All keys of a workspace share its text.
         key.workspace_id = workspace.id.clone();
         self.share_scopes(&mut key.scopes);
         let entry = Arc::new(Entry { key, workspace, credentials, version });
-        // Who finds it by a digest can ask for it by its id. First what opens it now, then away with what no longer does: no
-        // valid secret is ever unknown in between.
+        // What is found by a digest must also be found by its id. First add what is valid now, then remove what no longer
+        // is, so that no valid secret is ever unknown in between.
         self.by_id.put(&id, Arc::clone(&entry));
         for credential in &entry.credentials {
             self.by_digest.put(&credential.digest, Arc::clone(&entry));
@@ -399,7 +399,7 @@ impl Keyring {
         }
     }
 
-    /// The store has gone back: what is held may have numbers that it gives out again.
+    /// The store has gone back: versions in memory may be used again.
     fn forget_numbers(&self) {
         self.by_id.replace_each(|held| {
             let Entry { key, workspace, credentials, .. } = held;
@@ -410,7 +410,7 @@ impl Keyring {
         self.broken_rows.store(0, Ordering::Relaxed);
     }
 
-    /// Drops every key that is not in `there`, and answers which.
+    /// Removes every key that is not in `there`, and returns the removed ones.
     fn keep_only(&self, there: &HashSet<KeyId>) -> Vec<KeyId> {
         let mut gone = Vec::new();
         self.by_id.each(|held| gone.extend(Some(held.key.id).filter(|id| !there.contains(id))));
@@ -430,7 +430,7 @@ impl Keyring {
 }
 
 impl Presented {
-    /// Whether `other` is the very same key, as it was at the same time, by the same secret.
+    /// Whether `other` is the same version of the same key, found by the same secret.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.entry, &other.entry) && self.secret == other.secret
     }
@@ -443,14 +443,14 @@ impl Default for Keyring {
 }
 
 impl Workspace {
-    /// The plan it is on at this moment.
+    /// Its current plan.
     pub fn plan(&self) -> Guard<Arc<PlanInForce>> {
         self.plan.load()
     }
 }
 
 impl Entry {
-    /// The limits counted on this key under `plan`.
+    /// The limits of this key under `plan`.
     pub fn limits(&self, plan: &PlanInForce) -> Limits {
         key_limits(&self.key, &plan.plan)
     }

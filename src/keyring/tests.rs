@@ -1,4 +1,4 @@
-//! The replica: what a find answers after each change, and what a late or repeated change does.
+//! The replica: what look-ups return after each change, and the effect of late or repeated changes.
 
 use super::*;
 use crate::model::key::{Ceilings, KeyType};
@@ -61,7 +61,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
     })
 }
 
-/// An entry with two credentials, all of it made from `number`.
+/// An entry with two credentials, made from `number`.
 pub(super) fn entry(number: u16) -> Entry {
     let [high, low] = number.to_be_bytes();
     let digest = |kind: u8| {
@@ -133,15 +133,15 @@ fn what_was_let_in_by_a_secret_stands_for_as_long_as_that_secret_opens() {
     let stands = |ring: &Keyring, known: &Presented, at| ring.current(known, at).is_some();
     let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
     let first = presented(&ring, 1);
-    // Hashed anew, it is the same secret.
+    // Re-hashed, it is still the same secret.
     ring.apply(key(id, 2, &[rehashed(1, None)]));
     assert!(stands(&ring, &first, NOW) && stands(&ring, &presented(&ring, 101), NOW));
-    // Another secret is another one, under whatever pepper either is kept.
+    // Another secret is different, under whatever pepper.
     for (n, next) in [(3, credential(2, None)), (4, rehashed(2, None)), (5, rehashed(3, None))] {
         ring.apply(key(id, n, &[next]));
         assert!(!stands(&ring, &first, NOW), "{n}");
     }
-    // Beside its successor it stands until its grace ends, also when it is hashed anew meanwhile; the successor after it.
+    // Besides its successor, an old secret is valid until its grace period ends, also when it is re-hashed meanwhile.
     ring.apply(key(id, 6, &[credential(4, None)]));
     let fourth = presented(&ring, 4);
     ring.apply(key(id, 7, &[credential(5, None), credential(4, Some(end))]));
@@ -154,7 +154,7 @@ fn what_was_let_in_by_a_secret_stands_for_as_long_as_that_secret_opens() {
         );
         ring.apply(key(id, 8, &[credential(5, None), rehashed(4, Some(end))]));
     }
-    // What has changed is in the answer.
+    // The result has the changes.
     assert_eq!(ring.current(&fifth, NOW).map(|entry| entry.version), Some(Version(8)));
     ring.apply(Change::KeyRemoved { id, version: Version(9) });
     assert!(!stands(&ring, &fifth, NOW));
@@ -263,7 +263,7 @@ fn a_key_without_its_workspace_and_a_workspace_without_its_plan_are_reported() {
     assert_eq!(ring.broken(), 1, "what is gone is not broken");
 }
 
-/// A store that is a list of what was written, each under its number.
+/// A store that is a list of rows with versions.
 #[derive(Default)]
 struct WrittenChanges(Mutex<Vec<(u64, Change)>>);
 
@@ -290,7 +290,7 @@ fn not_asked<T>() -> Result<T, StoreError> {
     Err(StoreError::Unavailable("nobody asks this here".into()))
 }
 
-/// A follower of a store of its own, and what it was told is gone.
+/// A follower of its own store, and the rows it reported as removed.
 struct Following {
     store: Arc<WrittenChanges>,
     follower: FeedFollower,
@@ -313,7 +313,7 @@ impl Following {
         Self { store, follower, keyring, removed }
     }
 
-    /// What the store holds from now on, and the follower after its next look.
+    /// Sets the content of the store, and returns after the follower's next read.
     async fn holds(&self, rows: Vec<(u64, Change)>) {
         *self.store.0.lock().expect("no panic") = rows;
         self.follower.load().await.expect("it answers");
@@ -336,7 +336,7 @@ async fn what_waited_for_a_plan_that_was_broken_is_served_once_the_plan_is_mende
     assert_eq!(following.keyring.broken(), 3, "the plan, its workspace, and the key in it");
     let mended = [rest, vec![(4, plan(9))]].concat();
     following.holds(mended.clone()).await;
-    // The look that brought the plan asks for one more, in which the rest is read again.
+    // The read that brought the plan triggers another one, which reads the rest again.
     following.holds(mended).await;
     assert!(opens(&following.keyring, 1, NOW));
     assert_eq!(following.keyring.broken(), 0);
