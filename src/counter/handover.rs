@@ -1,11 +1,12 @@
-//! What this process has counted, told to the one that takes its place: everything once, and then what has come since.
+//! Hands the counts of this process to the one that replaces it: first everything, then the changes.
 //!
-//! Counting goes on meanwhile and knows nothing of it: each look reads what every subject has spent and tells the
-//! difference to what it told before, so that whatever was charged or given back is told exactly once. Must not know: how
-//! it gets there.
+//! Counting goes on meanwhile and is not affected: each round reads what every subject has spent and sends the difference
+//! to what was sent before, so that every charge and refund is sent exactly once.
 //!
-//! Rates are told once, with the first look; a second of them is forgotten in a second. What is in flight here is told as it
-//! changes, and is over for the other one ([`RemoteInFlight`]) when this process has gone.
+//! Rates are sent once, in the first round; they refill within a second anyway. Requests in flight are sent as they change,
+//! and the other process drops them ([`RemoteInFlight`]) when this process has exited.
+//!
+//! Must not know: how the messages are sent.
 
 use super::Counters;
 use super::redis::pool::WINDOWS;
@@ -15,28 +16,28 @@ use crate::policy::keys::calendar::window_start;
 use crate::policy::keys::limit::BucketDebt;
 use std::collections::HashMap;
 
-/// What one subject has spent, in the windows that contain [`Self::at`]; after the first time, what has come since.
+/// What one subject has spent in the windows that contain [`Self::at`]; after the first round, what has been added since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CounterDelta {
-    /// Whose.
+    /// The subject.
     pub subject: UsageSubject,
-    /// When.
+    /// The instant.
     pub at: Timestamp,
-    /// Units in each of [`WINDOWS`]; below nothing if more was given back than charged.
+    /// Units in each of [`WINDOWS`]; negative if more was refunded than charged.
     pub spent: [i64; WINDOWS.len()],
-    /// How far the buckets were from being full again, the first time.
+    /// The debt of the buckets, in the first round.
     pub debt: Option<BucketDebt>,
-    /// How many more are in flight than were told.
+    /// Change of the requests in flight.
     pub in_flight: i64,
 }
 
-/// What has been told so far.
+/// What has been sent so far.
 #[derive(Debug, Default)]
 pub struct Handover {
     told: HashMap<UsageSubject, LastSent>,
 }
 
-/// What was told of one subject.
+/// What was sent for one subject.
 #[derive(Clone, Copy, Debug)]
 struct LastSent {
     at: Timestamp,
@@ -44,12 +45,12 @@ struct LastSent {
     in_flight: u64,
 }
 
-/// What is in flight in the process that tells, as told so far.
+/// Requests in flight in the sending process, as reported so far.
 #[derive(Debug, Default)]
 pub struct RemoteInFlight(HashMap<UsageSubject, i64>);
 
 impl Handover {
-    /// What `counters` have counted and has not been told. Nothing, if they are shared with other nodes anyway.
+    /// What `counters` have counted and has not been sent. Nothing if they are shared with other nodes.
     pub fn deltas(&mut self, counters: &Counters, now: Now) -> Vec<CounterDelta> {
         let mut news = Vec::new();
         if counters.leases.is_some() {
@@ -60,7 +61,7 @@ impl Handover {
             let (before, in_flight) = (self.told.get(&subject), state.in_flight());
             let mut since = [0; WINDOWS.len()];
             for (n, per) in WINDOWS.iter().enumerate() {
-                // In a window that has begun since, nothing was told.
+                // Nothing was sent for a window that has begun since.
                 let told = before.filter(|b| window_start(*per, b.at) == window_start(*per, now.wall));
                 since[n] = difference(spent[n], told.map_or(0, |b| b.spent[n]));
             }
@@ -78,7 +79,7 @@ impl Handover {
 }
 
 impl Counters {
-    /// Counts what another process has counted.
+    /// Adds what another process has counted.
     pub fn take_over(&self, told: &CounterDelta, elsewhere: &mut RemoteInFlight, now: Now) {
         if self.leases.is_none() {
             self.local.take_over(told, now);
@@ -88,7 +89,7 @@ impl Counters {
         }
     }
 
-    /// The other process has gone, and with it what was in flight there.
+    /// The other process has exited, so its requests in flight have ended.
     pub fn on_sibling_gone(&self, elsewhere: RemoteInFlight) {
         for (subject, in_flight) in elsewhere.0 {
             self.local.correct_in_flight(&subject, -in_flight);
@@ -142,7 +143,7 @@ mod tests {
         for _ in 0..4 {
             drop(here.charge(&charge, clock.now()).expect("the burst"));
         }
-        // The other process has another idea of when time began.
+        // The steady clock of the other process has another origin.
         let other = ManualClock::at(clock.now().wall);
         other.advance(Duration::from_hours(7));
         let told = Handover::default().deltas(&here, clock.now());

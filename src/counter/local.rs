@@ -1,9 +1,9 @@
-//! What is spent through this process: the rule over shared state, check all, then take all.
+//! Counters of this process: the rule over shared state; check all limits, then charge all.
 //!
 //! Must not know: Redis.
 //!
 //! *Invariant:* the lock of a key is taken before the lock of its workspace and never two of one kind, so that charges
-//! cannot wait for each other in a circle.
+//! cannot deadlock.
 
 use super::handover::CounterDelta;
 use super::redis::pool::WINDOWS;
@@ -16,29 +16,29 @@ use dashmap::DashMap;
 use smallvec::SmallVec;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Spending of this process.
+/// The counters of this process.
 #[derive(Debug, Default)]
 pub(super) struct LocalCounters {
     keys: DashMap<KeyId, SharedState>,
     workspaces: DashMap<WorkspaceId, SharedState>,
 }
 
-/// Spending that several requests share.
+/// A counter state shared by several requests.
 #[derive(Clone, Debug, Default)]
 struct SharedState(Arc<Mutex<CounterState>>);
 
-/// What one request has taken. Dropping it ends what is in flight; the rest stays charged.
+/// The charge of one request. Dropping it ends the request in flight; the rest stays charged.
 #[derive(Debug)]
 pub(super) struct LocalCharge {
     parts: SmallVec<[(SharedState, Limits, Mark); 2]>,
     at: Now,
 }
 
-/// A request costs one.
+/// The cost of a request.
 const COST: u64 = 1;
 
 impl LocalCounters {
-    /// Charges all limits of a request at `now`, or none of them.
+    /// Charges all limits of a request at `now`, or none.
     pub(super) fn charge(
         &self,
         charge: &Charge<'_>,
@@ -61,7 +61,7 @@ impl LocalCounters {
         }
     }
 
-    /// Takes a slot in flight and charges nothing, if no limit stands against a charge.
+    /// Takes a place in flight and charges nothing, if no limit would refuse a charge.
     pub(super) fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<LocalCharge, Box<Refusal>> {
         let (key, workspace) = self.subjects(charge);
         let mut key_state = key.lock();
@@ -88,19 +88,19 @@ impl LocalCounters {
         WINDOWS.map(|per| state.used(per, at))
     }
 
-    /// What is in flight here, or known to be elsewhere.
+    /// Requests in flight here, or reported by another process.
     #[cfg(test)]
     pub(super) fn in_flight(&self, subject: &UsageSubject) -> u64 {
         self.subject(subject).lock().in_flight()
     }
 
-    /// Sets what the ledger knows, before anything is charged.
+    /// Sets the totals of the ledger, before anything is charged.
     pub(super) fn restore(&self, row: &UsageTotals, at: Timestamp) {
         let state = CounterState::restored(at, row.minute, row.hour, row.day, row.month, row.total);
         *self.subject(&row.subject).lock() = state;
     }
 
-    /// Counts at least what the ledger knows.
+    /// Raises the counts to at least the totals of the ledger.
     pub(super) fn raise(&self, row: &UsageTotals, at: Timestamp) {
         let shared = self.subject(&row.subject);
         let mut state = shared.lock();
@@ -110,7 +110,7 @@ impl LocalCounters {
         }
     }
 
-    /// Shows what every subject has spent in the windows that contain `at`.
+    /// Calls `show` with what every subject has spent in the windows that contain `at`.
     pub(super) fn each_spent(&self, at: Timestamp, mut show: impl FnMut(UsageTotals)) {
         self.each(|subject, state| {
             let [minute, hour, day, month, total] = WINDOWS.map(|per| state.used(per, at));
@@ -118,7 +118,7 @@ impl LocalCounters {
         });
     }
 
-    /// Shows what every subject has spent, each as it is in one moment.
+    /// Calls `show` with the state of every subject, each consistent in itself.
     pub(super) fn each(&self, mut show: impl FnMut(UsageSubject, &CounterState)) {
         for entry in &self.keys {
             show(UsageSubject::Key(*entry.key()), &entry.lock());
@@ -128,7 +128,7 @@ impl LocalCounters {
         }
     }
 
-    /// Counts what another process has counted.
+    /// Adds what another process has counted.
     pub(super) fn take_over(&self, told: &CounterDelta, now: Now) {
         let shared = self.subject(&told.subject);
         let mut state = shared.lock();
@@ -141,18 +141,18 @@ impl LocalCounters {
         state.correct_in_flight(told.in_flight);
     }
 
-    /// So many more are in flight elsewhere.
+    /// Adds requests in flight of another process.
     pub(super) fn correct_in_flight(&self, subject: &UsageSubject, by: i64) {
         self.subject(subject).lock().correct_in_flight(by);
     }
 
-    /// Forgets a key that is gone for good.
+    /// Removes a key that was deleted.
     pub(super) fn forget(&self, key: KeyId) {
         self.keys.remove(&key);
     }
 
     fn subjects(&self, charge: &Charge<'_>) -> (SharedState, Option<SharedState>) {
-        // A workspace without limits of its own is not counted, so that its keys do not meet at one lock.
+        // A workspace without limits is not counted, so that its keys do not contend for one lock.
         let workspace = (!charge.workspace_limits.is_empty()).then(|| self.workspace(charge.workspace));
         (self.key(charge.key), workspace)
     }
@@ -199,7 +199,7 @@ fn check(
     let by_key = key.check(charge.key_limits, COST, now);
     let by_workspace = workspace.map_or(Ok(()), |w| w.check(charge.workspace_limits, COST, now));
     match (by_key, by_workspace) {
-        // The client is told the longer wait: after the shorter one it would be refused again.
+        // The client is told the longer wait, because after the shorter one it would be refused again.
         (Err(a), Err(b)) => Err(if b.retry > a.retry { b } else { a }),
         (Err(only), Ok(())) | (Ok(()), Err(only)) => Err(only),
         (Ok(()), Ok(())) => Ok(()),
@@ -229,7 +229,7 @@ impl LocalCharge {
         Self { parts, at }
     }
 
-    /// Undoes it all: the request never reached a backend.
+    /// Gives the whole charge back: the request never reached a backend.
     pub(super) fn give_back(mut self) {
         for (shared, limits, mark) in self.parts.drain(..) {
             shared.lock().give_back(&limits, COST, self.at, mark);
@@ -246,7 +246,7 @@ impl Drop for LocalCharge {
 }
 
 impl SharedState {
-    /// Nothing that runs under this lock can panic half-way, so a poisoned one holds sound values.
+    /// Nothing under this lock can panic half-way, so a poisoned lock guards valid values.
     fn lock(&self) -> MutexGuard<'_, CounterState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,10 +1,13 @@
-//! What has been spent: one call charges every limit of a request, all of them or none.
+//! What has been spent: one call charges every limit of a request, or none.
 //!
-//! The rule is [`crate::policy::keys::limit`]'s; here are the places where spending is kept: in this process alone ([`local`]),
-//! or in Redis for several nodes, of which each owns a little in advance ([`pool`]). Must not know: requests, keys beyond
-//! their id. Kept in this process it cannot be gone; when Redis is, the config says what to do, and nobody waits for it.
+//! The rule is in [`crate::policy::keys::limit`]. Here is where counts are kept: in this process ([`local`]), or in Redis
+//! for several nodes, of which each holds some units in advance ([`pool`]). When Redis is unreachable, the config says what
+//! to do, and nobody waits for it.
 //!
-//! *Invariant:* a refusal changes no counter. *Invariant:* no request waits longer than [`redis::PATIENCE`].
+//! Must not know: requests, keys beyond their id.
+//!
+//! *Invariant:* a refusal changes no counter.
+//! *Invariant:* no request waits longer than [`redis::PATIENCE`].
 
 mod handover;
 mod local;
@@ -23,27 +26,27 @@ use redis::{HeldSlot, LeasedUnit};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// The counters that this process charges. The default is: its own.
+/// The counters that this process charges. The default is its own.
 #[derive(Debug, Default)]
 pub struct Counters {
     local: Arc<LocalCounters>,
     leases: Option<Arc<Leases>>,
 }
 
-/// What a request costs, and whom.
+/// What a request is charged to.
 #[derive(Clone, Copy, Debug)]
 pub struct Charge<'r> {
-    /// Which key.
+    /// The key.
     pub key: KeyId,
-    /// The limits counted on it.
+    /// The limits counted on the key.
     pub key_limits: &'r Limits,
-    /// Which workspace.
+    /// The workspace.
     pub workspace: &'r WorkspaceId,
-    /// The limits counted over all its keys.
+    /// The limits counted over all keys of the workspace.
     pub workspace_limits: &'r Limits,
 }
 
-/// Proof that every limit was charged. Dropping it ends what is in flight; the rest stays charged.
+/// Proof that every limit was charged. Dropping it ends the request in flight; the rest stays charged.
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct Charged {
@@ -53,7 +56,7 @@ pub struct Charged {
     degraded: bool,
 }
 
-/// A slot in flight of a request that is not charged yet. Dropping it ends it.
+/// A place in flight for a request that is not charged yet. Dropping it releases the place.
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct InFlightGuard {
@@ -74,7 +77,7 @@ pub type LimitsLeft = SmallVec<[(Limit, Remaining); 6]>;
 /// A refusal, with what is left of each limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The limit.
     pub refused: LimitReached,
     /// What is left.
     pub left: LimitsLeft,
@@ -83,31 +86,31 @@ pub struct Refusal {
 /// Why a request was not charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChargeError {
-    /// It is over a limit.
+    /// A limit is used up.
     Limit {
-        /// Which, and what is left.
+        /// Which limit, and what is left of all.
         refusal: Box<Refusal>,
-        /// Whether this node decided by itself because the shared counters are gone.
+        /// Whether this was decided without the shared counters.
         degraded: bool,
     },
-    /// The shared counters are gone, and the config says to refuse.
+    /// The shared counters are unreachable, and the config says to refuse.
     Unavailable,
 }
 
 impl Counters {
-    /// Counters that are shared with other nodes.
+    /// Counters shared with other nodes.
     pub fn shared(leases: Arc<Leases>) -> Self {
         Self { local: Arc::default(), leases: Some(leases) }
     }
 
-    /// The next connection to Redis, where counters are shared, is made so.
+    /// Sets the endpoint for the next connection to Redis, if counters are shared.
     pub fn set_place(&self, place: RedisEndpoint) {
         if let Some(leases) = &self.leases {
             leases.set_place(place);
         }
     }
 
-    /// Charges all limits of a request at `now`, or none of them.
+    /// Charges all limits of a request at `now`, or none.
     pub async fn admit(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, ChargeError> {
         match &self.leases {
             None => {
@@ -117,14 +120,14 @@ impl Counters {
         }
     }
 
-    /// The same by this process alone.
+    /// The same with the counters of this process.
     pub fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Box<Refusal>> {
         let (taken, left) = self.local.charge(charge, now)?;
         Ok(Charged { taken: Some(taken), unit: None, left, degraded: false })
     }
 
-    /// Takes a slot in flight, and nothing else, for a request that will be charged later; refuses what a limit stands
-    /// against already. Of shared limits only those in flight are looked at, and those by this process alone.
+    /// Takes a place in flight for a request that will be charged later, if no limit would refuse a charge. Of shared
+    /// limits, only those in flight are checked, and only in this process.
     pub fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<InFlightGuard, Box<Refusal>> {
         let of = match &self.leases {
             None => PlaceOf::Local(self.local.hold(charge, now)?),
@@ -133,28 +136,29 @@ impl Counters {
         Ok(InFlightGuard { _of: of })
     }
 
-    /// Sets what the ledger knows, before anything is charged. Shared counters ask the ledger by themselves.
+    /// Sets the totals of the ledger, before anything is charged. Shared counters read the ledger themselves.
     pub fn restore(&self, row: &UsageTotals, at: Timestamp) {
         if self.leases.is_none() {
             self.local.restore(row, at);
         }
     }
 
-    /// Counts at least what the ledger knows, while requests are served. Shared counters ask the ledger by themselves.
+    /// Raises the counts to at least the totals of the ledger, while requests are served. Shared counters read the ledger
+    /// themselves.
     pub fn raise(&self, row: &UsageTotals, at: Timestamp) {
         if self.leases.is_none() {
             self.local.raise(row, at);
         }
     }
 
-    /// Shows what every subject has spent in the windows that contain `at`. Nothing, if others count.
+    /// Calls `show` with what every subject has spent in the windows that contain `at`. Nothing for shared counters.
     pub fn each_spent(&self, at: Timestamp, show: impl FnMut(UsageTotals)) {
         if self.leases.is_none() {
             self.local.each_spent(at, show);
         }
     }
 
-    /// Forgets a key that is gone for good.
+    /// Removes a key that was deleted.
     pub fn forget(&self, key: KeyId) {
         match &self.leases {
             None => self.local.forget(key),
@@ -162,7 +166,7 @@ impl Counters {
         }
     }
 
-    /// Gives back what this node owns and does not need any more.
+    /// Returns what this node holds to Redis.
     pub async fn close(&self) {
         if let Some(leases) = &self.leases {
             leases.close().await;
@@ -173,17 +177,17 @@ impl Counters {
 // === impl Charged ===
 
 impl Charged {
-    /// What is left of each limit, just after this charge.
+    /// What was left of each limit just after this charge.
     pub fn left(&self) -> &LimitsLeft {
         &self.left
     }
 
-    /// Whether this node decided by itself because the shared counters are gone.
+    /// Whether this was decided without the shared counters.
     pub const fn degraded(&self) -> bool {
         self.degraded
     }
 
-    /// Undoes the whole charge: the request never reached a backend.
+    /// Gives the whole charge back: the request never reached a backend.
     pub fn give_back(self) {
         if let Some(taken) = self.taken {
             taken.give_back();

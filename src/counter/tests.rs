@@ -1,4 +1,4 @@
-//! Charging in this process: all limits or none, however many charge at once.
+//! Charging in this process: all limits or none, under concurrency.
 
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
@@ -153,7 +153,7 @@ fn what_the_ledger_knows_is_where_counting_goes_on() {
 }
 
 proptest! {
-    /// The counters agree with the rule, charge by charge, over two keys of one workspace.
+    /// The counters agree with the rule, charge by charge, for two keys of one workspace.
     #[test]
     fn counters_agree_with_the_rule(acts in prop::collection::vec((0..2_usize, 0..4_u8, 0..400_u64), 1..120)) {
         let own = limits(&[

@@ -1,6 +1,6 @@
-//! Calls to Redis: who is called for, what becomes of the answer, who is told.
+//! Calls to Redis: batching of keys, handling of answers, notification of waiting requests.
 //!
-//! Must not know: where requests come from. Without an answer, those who wait are decided for without it.
+//! Must not know: where requests come from. Without an answer, waiting requests are decided without Redis.
 
 use super::endpoint::CallFailure;
 use super::pool::LeaseRequest;
@@ -17,13 +17,13 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Most keys in one call.
 const KEYS_MAX: usize = 16;
-/// Most subjects that the ledger is asked for at a time, for one workspace.
+/// Most subjects of one workspace that are read from the ledger at a time.
 const READ_MAX: usize = 16;
 
 type Waiter = (oneshot::Sender<RequestVerdict>, RequestVerdict);
 
 impl Leases {
-    /// Has the next call take this key along. Answers whether there is one on its way, or will be.
+    /// Adds this key to the next call. Returns whether a call is in flight or will be made.
     pub(super) fn enqueue(&self, subject: &Arc<KeyState>, now_ns: u64) -> bool {
         let mut queue = subject.group.queue();
         if !subject.is_queued.swap(true, Ordering::AcqRel) {
@@ -41,7 +41,7 @@ impl Leases {
         true
     }
 
-    /// Calls until no key of the workspace needs it.
+    /// Makes calls until no key of the workspace needs one.
     async fn serve(self: Arc<Self>, group: Arc<WorkspaceGroup>, turn: u64, permit: OwnedSemaphorePermit) {
         loop {
             let batch: Vec<Arc<KeyState>> = {
@@ -60,7 +60,7 @@ impl Leases {
             for subject in &batch {
                 subject.is_queued.store(false, Ordering::Release);
             }
-            // Whatever came of it, those who waited know.
+            // On an error, waiting requests have been notified.
             drop(self.call(&group, &batch).await);
         }
         drop(permit);
@@ -128,7 +128,7 @@ impl Leases {
         })
     }
 
-    /// Takes in an answer and tells those who wait.
+    /// Applies an answer and notifies waiting requests.
     fn take_in(
         &self,
         group: &Arc<WorkspaceGroup>,
@@ -157,11 +157,11 @@ impl Leases {
                 group.queue().stalled.push(Arc::clone(subject));
                 is_left = true;
             } else if verdicts.is_empty() && ask.waiting > 0 {
-                // Nothing came of it, and nothing else would the next time.
+                // The call brought nothing, and another one would not, either.
                 verdicts.extend(key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)));
             } else {
                 is_left = true;
-                // A call is on its way, or this one would not have been answered.
+                // A call is in flight, or this one would not have been answered.
                 self.enqueue(subject, self.now_ns());
             }
             drop(key);
@@ -222,7 +222,7 @@ impl Leases {
         }
     }
 
-    /// Asks the ledger for what Redis does not know, and calls again for those who wait for it.
+    /// Reads subjects that Redis does not know from the ledger, and calls again for the requests that wait for them.
     fn ask_ledger(&self, group: &Arc<WorkspaceGroup>, subject: Option<Arc<KeyState>>) {
         let mut queue = group.queue();
         queue.unknown.push_back(subject);
@@ -301,7 +301,7 @@ fn asks(
     (of_workspace, of_keys)
 }
 
-/// There is no answer. Those who wait are decided for without it.
+/// There is no answer: waiting requests are decided without Redis.
 fn fail(
     group: &WorkspaceGroup,
     batch: &[Arc<KeyState>],
@@ -331,7 +331,7 @@ fn fail(
     }
 }
 
-/// Hands units to those who wait, first come first served, until there are none; then all are refused, if that is known.
+/// Hands units to waiting requests in order until there are none left; then all are refused, if the refusal is known.
 fn hand_out(
     subject: &Arc<KeyState>,
     key: &mut LeaseState,
@@ -358,7 +358,7 @@ fn hand_out(
 
 fn tell(verdicts: Vec<Waiter>) {
     for (waiter, verdict) in verdicts {
-        // Whoever stopped waiting gets nothing; a unit goes back as it is dropped.
+        // If the request stopped waiting, its unit is returned when it is dropped.
         drop(waiter.send(verdict));
     }
 }

@@ -1,6 +1,6 @@
-//! Where Redis is, how it is reached, and whether it may be trusted with limits.
+//! The address of Redis, how to connect, and the checks whether it is safe for limits.
 //!
-//! Must not know: limits, or what becomes of a connection. What was given to reach it is never repeated.
+//! Must not know: limits, or what a connection is used for. Credentials are never repeated.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
@@ -16,36 +16,36 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest time to make a connection.
+/// Longest time to connect.
 pub(in crate::counter) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-/// The longest that an answer is waited for, though no request waits for it any more: what it grants goes back. Shorter
-/// than Redis may be gone unnoticed by those who look for it, or the questions that hang would keep new ones out.
+/// Longest wait for an answer, although no request waits that long: what it grants is returned. Shorter than the time in
+/// which an unreachable Redis may stay unnoticed; otherwise hanging calls would block new ones.
 pub(in crate::counter) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// Between two attempts of one question to a cluster that moves a slot, in ms: at least, at most.
+/// Delay between two attempts of one call to a cluster that moves a slot, in ms: minimum and maximum.
 const RETRY_WAIT_MS: (u64, u64) = (1, 5);
-/// How often a cluster is asked again for one question: it may send it on once, and then say where else to ask.
+/// How often one call to a cluster is retried: it may be redirected once, and then again.
 const CLUSTER_RETRIES: u32 = 3;
-/// How long Redis remembers a mark that nobody looks at any more.
+/// How long Redis keeps an unused mark.
 const MARK_MS: i64 = 60_000;
-/// What every user of Redis that Keygate is must be allowed.
+/// The rights that Keygate's user needs in Redis.
 const RIGHTS: &str = "~kg:* +evalsha +eval +time +hmget +hgetall +hset +hsetnx +hdel +pexpire +ping +info +select +cluster|slots";
 
-/// Where Redis is.
+/// The address of Redis.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisEndpoint {
-    /// What is there.
+    /// Server, Sentinel or cluster.
     pub kind: RedisKind,
-    /// Hosts and ports: of the server, of the Sentinels, or of some nodes of the cluster.
+    /// Hosts and ports: of the server, of the Sentinels, or of some servers of the cluster.
     pub servers: Vec<(String, u16)>,
-    /// How connections are encrypted and both sides prove who they are; none: they are not.
+    /// TLS settings; none: no TLS.
     pub tls: Option<RedisTls>,
-    /// Who we are.
+    /// The user.
     pub user: Option<String>,
-    /// How we prove it.
+    /// The password.
     pub password: Option<String>,
-    /// The same to Sentinels, which do not know the users of the servers they watch.
+    /// The password for Sentinels, which have their own users.
     pub sentinel_password: Option<String>,
-    /// The database's number; 0 in a cluster.
+    /// The number of the database; 0 in a cluster.
     pub database: u16,
 }
 
@@ -60,32 +60,32 @@ pub enum RedisKind {
     Cluster,
 }
 
-/// Certificates, all in PEM. A server's is always checked, its name too.
+/// Certificates in PEM. The certificate of a server and the name in it are always verified.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RedisTls {
-    /// Who vouches for servers; none: the roots of this machine.
+    /// CA of the servers; none: the system's roots.
     pub ca: Option<Vec<u8>>,
-    /// Our certificate and its private key, for servers that ask for one.
+    /// Client certificate and private key, for servers that require one.
     pub client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// It may throw counters away, or does not believe who we are, or is not what it should be: a person must mend that.
+    /// It may evict counters, rejects the credentials, or is not a suitable server: a configuration error.
     #[error("{0}")]
     Unfit(String),
-    /// It cannot be reached, or does not answer as it must.
+    /// It is unreachable, or gives no valid answer.
     #[error("Redis: {0}")]
     Gone(String),
 }
 
-/// What went wrong with a question.
+/// Why a call failed.
 #[derive(Debug)]
 pub(in crate::counter) enum CallFailure {
-    /// Something at that key; Redis as such is well.
+    /// Because of one key; Redis itself works.
     Key(String),
-    /// Redis.
+    /// Because of Redis or the connection.
     Link(String),
 }
 
@@ -97,10 +97,10 @@ pub(in crate::counter) enum RedisConnection {
 }
 
 impl RedisEndpoint {
-    /// A new connection.
+    /// Opens a connection.
     pub(in crate::counter) async fn connect(&self) -> Result<RedisConnection, LinkError> {
         if self.tls.is_some() {
-            // One of several providers may be compiled in some day; the first to say so decides, and ours is this one.
+            // If several providers are compiled in, the first one installed is used, so install ours.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         match tokio::time::timeout(CONNECT_WITHIN * 2, self.open()).await {
@@ -214,7 +214,7 @@ impl RedisEndpoint {
 
 impl std::fmt::Debug for RedisEndpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Who connects and how it proves that stay out of logs.
+        // User and password stay out of logs.
         f.debug_struct("RedisEndpoint")
             .field("kind", &self.kind)
             .field("servers", &self.servers)
@@ -227,26 +227,26 @@ impl std::fmt::Debug for RedisEndpoint {
 // === impl RedisConnection ===
 
 impl RedisConnection {
-    /// Asks.
+    /// Sends a command.
     pub(in crate::counter) async fn run(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         let value = match self {
             Self::One(connection) => connection.req_packed_command(command).await?,
             Self::Cluster(connection) => connection.req_packed_command(command).await?,
         };
-        // What a script or a server says no with arrives as a value.
+        // Errors of a script or server arrive as a value.
         value.extract_error()
     }
 
-    /// Whether the servers behind it fail one by one.
+    /// Whether the servers behind it fail independently.
     pub(in crate::counter) const fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster(_))
     }
 
-    /// Whether anybody is there and takes a write: a replica or a full server would still answer a read. In a cluster,
-    /// whether any server answers: which of them fails is seen where keys are counted.
+    /// Checks that Redis answers and accepts a write: a replica or a full server would still answer a read. In a cluster,
+    /// checks that any server answers; a failure of a single server shows when keys are counted.
     ///
-    /// What it writes is `mark`, unless one of this node's is there. Answers which is there then; none in a cluster, where
-    /// each server would have to have its own.
+    /// Writes `mark`, unless a mark of this node is there already. Returns the mark that is there then; none in a cluster,
+    /// where each server would need its own.
     pub(in crate::counter) async fn probe(
         &mut self,
         node: &str,
@@ -274,8 +274,8 @@ impl RedisConnection {
         }
     }
 
-    /// Refuses a Redis that could drop counters to make room. Answers what its process is called; empty in a cluster, of
-    /// which each server has its own name, and when it may not be known.
+    /// Refuses a Redis that could evict counters. Returns the run id of the server; empty in a cluster, where each server
+    /// has its own, and if the user may not read it.
     pub(in crate::counter) async fn vet(&mut self) -> Result<String, LinkError> {
         let answer = tokio::time::timeout(CONNECT_WITHIN, self.run(&redis::cmd("INFO"))).await;
         let value = match answer.map_err(|_| LinkError::Gone("answers too late".into()))? {
@@ -286,7 +286,7 @@ impl RedisConnection {
                 );
                 return Ok(String::new());
             }
-            // One server of a cluster is gone; what the others would tell is not lost by going on.
+            // One server of a cluster is unreachable; the check of the others is not essential.
             Err(error) if self.is_cluster() && error.kind() != ErrorKind::AuthenticationFailed => {
                 tracing::warn!(
                     why = outline(&error),
@@ -308,7 +308,7 @@ fn field<'t>(info: &'t str, name: &str) -> Option<&'t str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// Looks at what `INFO` tells of memory.
+/// Checks what `INFO` says about memory.
 fn vet_memory(info: &str) -> Result<(), LinkError> {
     let limited = field(info, "maxmemory").is_some_and(|n| n != "0");
     match field(info, "maxmemory_policy") {
@@ -320,7 +320,7 @@ fn vet_memory(info: &str) -> Result<(), LinkError> {
     }
 }
 
-/// A cluster answers with one text for each server.
+/// A cluster answers with one text per server.
 fn collect_texts(value: &Value, out: &mut Vec<String>) {
     match value {
         Value::BulkString(bytes) => out.push(String::from_utf8_lossy(bytes).into_owned()),
@@ -334,7 +334,7 @@ fn collect_texts(value: &Value, out: &mut Vec<String>) {
 // === impl LinkError, Trouble ===
 
 impl LinkError {
-    /// What a person must mend is told apart from what may mend itself.
+    /// Distinguishes configuration errors from failures that may heal.
     fn of(error: &RedisError) -> Self {
         let unfit = |text: String| Self::Unfit(text);
         match (error.kind(), error.code()) {
@@ -355,7 +355,7 @@ impl LinkError {
     }
 }
 
-/// Which certificate was not believed and what to do about it, if that is what went wrong.
+/// Which certificate was not trusted and what to do about it, if that was the cause.
 fn untrusted(error: &RedisError) -> Option<String> {
     let cause = error.source()?;
     let cause: &(dyn Error + 'static) = match cause.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
@@ -379,7 +379,7 @@ fn untrusted(error: &RedisError) -> Option<String> {
 impl CallFailure {
     pub(in crate::counter) fn of(error: &RedisError) -> Self {
         let text = error.to_string();
-        // A script's error carries the inner one in its text on older servers.
+        // Older servers put the inner error of a script into the text.
         let ours = ["READONLY", "OOM", "MISCONF", "NOREPLICAS"].iter().any(|word| text.contains(word));
         match error.kind() {
             ErrorKind::Extension if error.code() == Some("KEYGATE") => Self::Key(
@@ -392,7 +392,7 @@ impl CallFailure {
         }
     }
 
-    /// Whether the server has forgotten the script.
+    /// Whether the server does not have the script.
     pub(in crate::counter) fn is_no_script(&self) -> bool {
         matches!(self, Self::Link(code) if code == "NOSCRIPT")
     }

@@ -1,6 +1,6 @@
-//! What a node does by itself while Redis cannot be asked: it spends what it was promised.
+//! Decisions while Redis is unreachable: a node spends what it was promised.
 //!
-//! Must not know: how Redis is asked, or the ledger.
+//! Must not know: how Redis is called, or the ledger.
 
 use super::pool::FallbackState;
 use super::{KeyState, LeaseState, LeasedUnit, Leases, OnFailure, spend};
@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Leases {
-    /// Decides by this node alone.
+    /// Decides without Redis.
     pub(super) fn charge_fallback(
         &self,
         subject: &Arc<KeyState>,
@@ -25,7 +25,7 @@ impl Leases {
         };
         let mut key = subject.lock();
         let mut workspace = subject.group.counted(charge.workspace_limits);
-        // An answer may have come in the moment in which this request stopped waiting for it, or for one of the two alone.
+        // An answer may have arrived just when this request stopped waiting, or for only one of the two subjects.
         let in_hand = [
             key.pool.can_spend(now.steady_ns),
             workspace.as_mut().is_none_or(|w| w.pool.can_spend(now.steady_ns)),

@@ -1,9 +1,9 @@
-//! The one connection to Redis: there while Redis answers in time, gone at the first sign that it does not.
+//! The connection to Redis. It is used while Redis answers in time, and dropped at the first failure.
 //!
-//! Must not know: limits. When Redis is gone, one task looks for it; everybody else is told at once that it is gone. Of a
-//! cluster, parts may be gone while the others are asked on.
+//! Must not know: limits. When Redis is unreachable, one task tries to reconnect; all others fail at once. In a cluster,
+//! parts may be unreachable while the others are used.
 //!
-//! *Invariant:* a connection is handed out only after Redis has taken a write and answered within [`PROBE_WITHIN`].
+//! *Invariant:* a connection is used only after Redis has accepted a write and answered within [`PROBE_WITHIN`].
 
 use super::endpoint::{ANSWER_WITHIN, CallFailure, LinkError, RedisConnection, RedisEndpoint};
 use crate::clock::Clock;
@@ -15,19 +15,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Slower than this and Redis is no use: no request waits longer.
+/// Longest answer to a probe: no request waits longer.
 const PROBE_WITHIN: Duration = Duration::from_millis(15);
-/// How often a connection that nobody uses is tried.
+/// How often an unused connection is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Between two looks for Redis: at first, and at most.
+/// Delay between two attempts to connect: first and longest.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// Answers in a row that may be late before Redis, or a part of it, counts as gone.
+/// Late answers in a row after which Redis, or a part of a cluster, counts as unreachable.
 const LATE_MAX: u32 = 3;
-/// How long a part of a cluster that failed is left alone.
+/// How long a failed part of a cluster is not used.
 const PART_LEFT_FOR: Duration = Duration::from_secs(1);
-/// For how long after Redis was found again others may not have found it, or not have been heard, in ns.
+/// How long after a reconnect other nodes may not have reconnected or reported yet, in ns.
 const JUST_BACK_NS: u64 = 1_500_000_000;
-/// Parts that are told apart. Keys that share a hash tag are in one.
+/// Number of parts of a cluster that fail separately. Keys with the same hash tag are in one part.
 const PARTS: usize = 4_096;
 
 /// The connection, if there is one.
@@ -40,29 +40,29 @@ pub(in crate::counter) struct Link {
     lost: Notify,
     /// When it last answered in time, in steady ns.
     well_ns: AtomicU64,
-    /// When it last answered in time before the connection that is in use, and since when that has been in use, in steady ns.
+    /// When it last answered in time before the current connection, and when that was opened, in steady ns.
     lost_ns: AtomicU64,
     back_ns: AtomicU64,
-    /// How many connections there have been.
+    /// Number of connections so far.
     made: AtomicU64,
-    /// How often it was tried whether Redis is there: each try has a mark of its own.
+    /// Number of probes: each has its own mark.
     probes: AtomicU64,
-    /// The mark that was there last.
+    /// The mark that was found last.
     mark: AtomicU64,
-    /// How often it turned out that Redis, though it was there, had forgotten what it was told.
+    /// How often Redis was found to have lost its data without a reconnect.
     forgotten: AtomicU64,
 }
 
-/// A connection that is in use.
+/// A connection in use.
 struct OpenLink {
     connection: RedisConnection,
-    /// What the server's process is called.
+    /// The run id of the server.
     server: String,
     /// One part for a server, many for a cluster.
     parts: Box<[LinkPart]>,
 }
 
-/// What fails together.
+/// Keys that fail together.
 #[derive(Default)]
 struct LinkPart {
     late: AtomicU32,
@@ -94,12 +94,12 @@ impl Link {
         }
     }
 
-    /// The next connection is made so. Those that there are stay.
+    /// Sets the endpoint for the next connection. Open connections stay.
     pub(in crate::counter) fn set_place(&self, place: RedisEndpoint) {
         self.place.store(Arc::new(place));
     }
 
-    /// Looks for Redis once.
+    /// Tries to connect once.
     pub(in crate::counter) async fn probe_once(&self) -> Result<(), LinkError> {
         self.metrics.counter_connects.inc();
         let well_ns = self.last_well_ns();
@@ -116,7 +116,7 @@ impl Link {
         Ok(())
     }
 
-    /// Looks for Redis whenever it is gone, for as long as somebody needs it.
+    /// Reconnects whenever Redis is unreachable, while `needed` exists.
     pub(in crate::counter) async fn maintain<T>(self: Arc<Self>, needed: Weak<T>) {
         let mut pause = LOOK_AGAIN.0;
         let mut told = false;
@@ -152,27 +152,27 @@ impl Link {
         self.current.load().is_some()
     }
 
-    /// Whether `part` may be asked.
+    /// Whether `part` may be called.
     pub(in crate::counter) fn is_up_for(&self, part: u32, now_ns: u64) -> bool {
         self.current.load().as_ref().is_some_and(|up| up.part(part).is_up(now_ns))
     }
 
-    /// How many connections there have been; a new one may be to another server than the last.
+    /// Number of connections so far; a new one may be to another server.
     pub(in crate::counter) fn made(&self) -> u64 {
         self.made.load(Ordering::Acquire)
     }
 
-    /// How often Redis has been found to have forgotten what it was told.
+    /// How often Redis was found to have lost its data.
     pub(in crate::counter) fn forgotten(&self) -> u64 {
         self.forgotten.load(Ordering::Acquire)
     }
 
-    /// Redis has been found to have forgotten what it was told.
+    /// Notes that Redis has lost its data.
     pub(in crate::counter) fn mark_forgotten(&self) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What the server's process is called; empty when that is not known, and in a cluster.
+    /// The run id of the server; empty if unknown, and in a cluster.
     pub(in crate::counter) fn server(&self) -> String {
         self.current.load().as_ref().map_or_else(String::new, |up| up.server.clone())
     }
@@ -182,7 +182,7 @@ impl Link {
         self.well_ns.load(Ordering::Relaxed)
     }
 
-    /// How long ago Redis was lost, if that was found again just now: other nodes may not have been heard yet.
+    /// How long Redis was unreachable, if it was just reconnected: other nodes may not have reported yet.
     pub(in crate::counter) fn lost_for(&self, now_ns: u64) -> Option<Duration> {
         let is_just_back = now_ns.saturating_sub(self.back_ns.load(Ordering::Relaxed)) < JUST_BACK_NS;
         let lost_for_ns = now_ns.saturating_sub(self.lost_ns.load(Ordering::Relaxed));
@@ -193,7 +193,7 @@ impl Link {
         self.well_ns.store(self.now_ns(), Ordering::Relaxed);
     }
 
-    /// Asks. An answer later than `patience` counts against Redis, though it is still taken in.
+    /// Calls Redis. An answer later than `patience` counts as a failure, although it is still used.
     pub(in crate::counter) async fn call(
         &self,
         part: u32,
@@ -232,7 +232,7 @@ impl Link {
         trouble
     }
 
-    /// Leaves `part` alone for a while or, where there is only one, gives the connection up; a new one is looked for.
+    /// Stops using `part` for a while or, if there is only one, drops the connection; a new one is opened.
     pub(in crate::counter) fn on_failure(&self, part: u32, why: &str) {
         if let Some(up) = self.current.load_full() {
             self.give_up(&up, part, why);
@@ -248,7 +248,7 @@ impl Link {
         self.drop_connection(up, why);
     }
 
-    /// Only the connection that failed is given up, never one that was made since.
+    /// Drops only the connection that failed, never a newer one.
     fn drop_connection(&self, up: &Arc<OpenLink>, why: &str) {
         let seen = self.current.compare_and_swap(up, None);
         if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, up)) {
@@ -260,7 +260,7 @@ impl Link {
 
     async fn check(&self) {
         let Some(up) = self.current.load_full() else { return };
-        // Twice, because one pause of the other side is no outage.
+        // Twice, because a short pause of the server is not an outage.
         let mut connection = up.connection.clone();
         if self.probe(&mut connection).await.is_err()
             && let Err(error) = self.probe(&mut connection).await
@@ -284,7 +284,7 @@ impl Link {
         }
     }
 
-    /// Another mark than before, were it one of a probe whose answer was lost: what Redis had was thrown away.
+    /// A different mark means that Redis has lost its data, even if it is from a probe whose answer was lost.
     fn found(&self, mark: u64) {
         let before = self.mark.swap(mark, Ordering::AcqRel);
         if before != 0 && before != mark {
@@ -296,10 +296,10 @@ impl Link {
         self.clock.now().steady_ns
     }
 
-    /// Nodes that lost Redis together do not look for it together.
+    /// Nodes that lost Redis at the same time should not all reconnect at once.
     fn jitter(&self, pause: Duration) -> Duration {
         let spread = u64::try_from(pause.as_nanos() / 2).unwrap_or(0).max(1);
-        // The steady clock counts from each node's own start.
+        // The steady clock begins at the start of each node, so it differs.
         Duration::from_nanos(self.now_ns() % spread)
     }
 }
@@ -307,9 +307,9 @@ impl Link {
 // === impl Up, Part ===
 
 impl OpenLink {
-    /// The part that keys with this number are in.
+    /// The part of keys with this number.
     fn part(&self, number: u32) -> &LinkPart {
-        // There is always one, and never so many that their number would not fit.
+        // There is always at least one, and the number of parts fits.
         &self.parts[number as usize % self.parts.len()]
     }
 }

@@ -1,9 +1,9 @@
-//! Limits that several nodes share: a request takes units that this node already owns, or waits a moment for Redis.
+//! Limits shared by several nodes: a request takes units that this node holds already, or waits a moment for Redis.
 //!
-//! Must not know: HTTP, which database keeps the ledger. When Redis is gone, or late, each node does what the config says
-//! ([`OnFailure`]) and tells Redis afterwards what was spent meanwhile.
+//! Must not know: HTTP, which database has the ledger. When Redis is unreachable or late, each node does what the config
+//! says ([`OnFailure`]), and reports to Redis afterwards what was spent meanwhile.
 //!
-//! *Invariant:* one call per workspace is on its way at a time, and never more than [`CALLS_MAX`] in all.
+//! *Invariant:* at most one call per workspace is in flight, and at most [`CALLS_MAX`] in all.
 //! *Invariant:* the lock of a key is taken before that of its workspace, and that of a queue last.
 
 mod call;
@@ -34,28 +34,27 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-/// The longest a request waits for Redis; 20 ms are promised, and a timer may fire a little late.
+/// Longest wait of a request for Redis; 20 ms are promised, and a timer may be a little late.
 pub const PATIENCE: Duration = Duration::from_millis(15);
-/// Most calls on their way at once: about as many as Redis answers while a request waits.
+/// Most calls in flight: about as many as Redis answers while a request waits.
 const CALLS_MAX: usize = 128;
-/// Most requests of one key that wait for one answer.
+/// Most requests of one key that wait for an answer.
 const WAITING_MAX: usize = 8_192;
-/// A call without an answer for so long does not keep the next from being sent.
+/// A call without an answer for this long no longer blocks the next one.
 const ABANDONED_AFTER: Duration = Duration::from_millis(100);
-/// How long a subject that Redis or the ledger chokes on is left alone.
+/// How long a subject is not called for after an error of Redis or the ledger.
 const BROKEN_FOR: Duration = Duration::from_secs(1);
-/// How soon a subject is called for again that Redis counts and does not grant yet.
+/// How soon a subject is called for again that Redis counts but does not grant yet.
 const HELD_BACK_FOR: Duration = Duration::from_millis(50);
-/// By how much two calendars may differ without anybody minding, in µs.
+/// Tolerated difference between two calendars, in µs.
 const CALENDAR_OFF_MAX_US: u64 = 50_000;
-/// How far the ledger is behind at least, as far as anybody relies on it: a batch is written each half second at the latest,
-/// if it goes well.
+/// The assumed minimum lag of the ledger: a healthy node writes a batch every half second at the latest.
 const LEDGER_LAG: Duration = Duration::from_secs(2);
 
-/// What to do while Redis cannot be asked.
+/// What to do while Redis is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// Each node spends what Redis has promised it, and divides by the number of nodes what began since.
+    /// Each node spends what Redis has promised it, and its share of windows that began since.
     Share,
     /// Refuse requests.
     Deny,
@@ -63,35 +62,35 @@ pub enum OnFailure {
     Allow,
 }
 
-/// Where spending is kept for good.
+/// The ledger, as the source of totals.
 #[async_trait]
 pub trait TotalsSource: Send + Sync + 'static {
-    /// What `subject` has spent of the windows that contain `at`; none when that cannot be told now.
+    /// What `subject` has spent in the windows that contain `at`; none if that is unknown at the moment.
     async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals>;
 
-    /// How long ago a record may have been made here that is not stored yet.
+    /// How old a record of this node may be that is not stored yet.
     fn behind(&self) -> Duration;
 }
 
-/// What shared counters need.
+/// Configuration and dependencies of shared counters.
 pub struct LeasesConfig {
-    /// Where Redis is.
+    /// The address of Redis.
     pub place: RedisEndpoint,
-    /// What to do without it.
+    /// What to do without Redis.
     pub on_failure: OnFailure,
-    /// Whether limits of which Redis has promised nothing are divided by the number of nodes then; else they refuse.
+    /// Whether limits without a promise are divided by the number of nodes then; otherwise they refuse.
     pub share_unknown: bool,
-    /// This node's name; no other node may have it.
+    /// This node's name; it must be unique.
     pub node: String,
-    /// How many nodes live, this one included.
+    /// The number of live nodes, this one included.
     pub nodes: Box<dyn Fn() -> usize + Send + Sync>,
-    /// From what an emptied Redis is filled.
+    /// The source that an empty Redis is filled from.
     pub ledger: Arc<dyn TotalsSource>,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Numbers.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Where connections live.
+    /// The runtime for connections.
     pub io: Handle,
 }
 
@@ -102,21 +101,21 @@ pub struct Leases {
     keys: DashMap<KeyId, Arc<KeyState>>,
     groups: DashMap<WorkspaceId, Arc<WorkspaceGroup>>,
     calls: Arc<Semaphore>,
-    /// Keys of which Redis will have to hear though nobody may ask.
+    /// Keys that must be reported to Redis even if no request comes.
     listed: Mutex<VecDeque<KeyId>>,
-    /// How far the ledger was behind of late, in ns.
+    /// Recent lag of the ledger, in ns.
     lag_ns: AtomicU64,
-    /// When Redis was last told everything again, in steady ns.
+    /// When everything was last reported again, in steady ns.
     told_again_ns: AtomicU64,
-    /// By how much Redis's calendar is before this node's, in µs: windows are those of Redis, also while it is gone.
+    /// How far Redis' calendar is ahead of this node's, in µs: windows are those of Redis, also while it is unreachable.
     ahead_us: AtomicI64,
     me: Weak<Self>,
 }
 
-/// A workspace on this node: its keys are called for together.
+/// A workspace on this node: its keys share calls.
 struct WorkspaceGroup {
     id: WorkspaceId,
-    /// Workspaces with one number fail together.
+    /// Workspaces with the same part fail together.
     part: u32,
     /// Whether limits are counted on the workspace itself.
     is_counted: AtomicBool,
@@ -128,11 +127,11 @@ struct WorkspaceGroup {
 struct CallQueue {
     /// Keys for the next call.
     pending: VecDeque<Arc<KeyState>>,
-    /// When the call on its way was sent, in steady ns.
+    /// When the call in flight was sent, in steady ns.
     asking_since_ns: Option<u64>,
-    /// Which series of calls that belongs to; another has begun if it was abandoned.
+    /// The series of calls that it belongs to; an abandoned series is followed by another.
     turn: u64,
-    /// What Redis does not know and the ledger is to be asked for; none is the workspace.
+    /// Subjects that Redis does not know and that must be read from the ledger; none stands for the workspace.
     unknown: VecDeque<Option<Arc<KeyState>>>,
     is_reading: bool,
     /// Keys with requests that wait for the ledger.
@@ -144,27 +143,27 @@ struct KeyState {
     key: KeyId,
     group: Arc<WorkspaceGroup>,
     leases: Weak<Leases>,
-    /// Whether it is among those of which Redis will have to hear, and among those of the next call.
+    /// Whether it is in `listed`, and whether it is in the queue of the next call.
     is_listed: AtomicBool,
     is_queued: AtomicBool,
     state: Mutex<LeaseState>,
 }
 
-/// What is known of a key, or of a workspace.
+/// The state of a key, or of a workspace.
 #[derive(Default)]
 struct LeaseState {
     pool: SubjectPool,
-    /// Requests of a key.
+    /// Waiting requests of a key.
     waiting: VecDeque<oneshot::Sender<RequestVerdict>>,
     broken_until_ns: u64,
-    /// What the ledger told, and when, until Redis is filled with it.
+    /// Totals from the ledger, with their instant, until Redis is filled with them.
     ledger: Option<(Timestamp, UsageTotals)>,
     is_reading: bool,
-    /// When Redis was last well, seen from the first request that was decided without it since.
+    /// When Redis last worked before the first request that was decided without it since.
     alone_since_ns: Option<u64>,
 }
 
-/// What one request took. Dropping it ends its slot in flight.
+/// The charge of one request. Dropping it ends the request in flight.
 pub(super) struct LeasedUnit {
     subject: Arc<KeyState>,
     of_key: TakenUnits,
@@ -172,10 +171,10 @@ pub(super) struct LeasedUnit {
     is_ended: bool,
 }
 
-/// A slot in flight of a request that is not charged yet.
+/// A place in flight for a request that is not charged yet.
 pub(super) struct HeldSlot(Arc<KeyState>);
 
-/// What a waiting request is told.
+/// The result for a waiting request.
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every request gets a unit; a box would cost each an allocation"
@@ -183,14 +182,14 @@ pub(super) struct HeldSlot(Arc<KeyState>);
 enum RequestVerdict {
     Unit(UndeliveredUnit),
     Refused(Box<Refusal>),
-    /// Redis cannot be asked.
+    /// Redis cannot be called.
     Alone,
 }
 
-/// A unit on its way to a request that may have stopped waiting; then it goes back.
+/// A unit for a request that may have stopped waiting; then it is returned.
 struct UndeliveredUnit(Option<(LeasedUnit, LimitsLeft)>);
 
-/// What can be told at once.
+/// A result without waiting, or a wait.
 #[expect(clippy::large_enum_variant, reason = "nearly every request is told at once")]
 enum LocalAnswer {
     Verdict(RequestVerdict),
@@ -198,7 +197,7 @@ enum LocalAnswer {
 }
 
 impl Leases {
-    /// Shared counters. Redis that is gone is looked for; Redis that may throw limits away is refused.
+    /// Starts shared counters. An unreachable Redis is looked for in the background; one that may evict limits is refused.
     pub async fn start(config: LeasesConfig) -> Result<Arc<Self>, LinkError> {
         let (place, clock) = (config.place.clone(), Arc::clone(&config.clock));
         let link = Arc::new(Link::new(place, &config.node, clock, Arc::clone(&config.metrics)));
@@ -227,12 +226,12 @@ impl Leases {
         Ok(leases)
     }
 
-    /// The next connection to Redis is made so: with other certificates or passwords.
+    /// Sets the endpoint for the next connection to Redis, e.g. with new certificates or passwords.
     pub(super) fn set_place(&self, place: RedisEndpoint) {
         self.link.set_place(place);
     }
 
-    /// Charges all limits of a request, or none of them.
+    /// Charges all limits of a request, or none.
     pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, ChargeError> {
         let deadline = Instant::now() + PATIENCE;
         let subject = self.subject(charge.key, charge.workspace);
@@ -253,14 +252,14 @@ impl Leases {
         charged
     }
 
-    /// Takes a slot in flight for a request that is charged later, as far as this process knows.
+    /// Takes a place in flight for a request that is charged later, as far as this process knows.
     pub(super) fn hold(&self, charge: &Charge<'_>) -> Result<HeldSlot, Box<Refusal>> {
         let subject = self.subject(charge.key, charge.workspace);
         subject.lock().pool.hold(charge.key_limits)?;
         Ok(HeldSlot(subject))
     }
 
-    /// From what is in hand, or a place in the queue for what Redis will say.
+    /// Decides from granted units, or queues the request for the next answer of Redis.
     fn quick(&self, subject: &Arc<KeyState>, charge: &Charge<'_>) -> (LocalAnswer, u64) {
         let now = self.now();
         let group = &subject.group;
@@ -297,7 +296,7 @@ impl Leases {
         let (tell, answer) = oneshot::channel();
         key.waiting.push_back(tell);
         drop(key);
-        // Whoever finds that the call on its way is late does not wait for it.
+        // If the call in flight is late already, do not wait for it.
         let is_asked = self.enqueue(subject, now.steady_ns) && !group.queue().is_late(now.steady_ns);
         (
             if is_asked { LocalAnswer::Wait(answer) } else { LocalAnswer::Verdict(RequestVerdict::Alone) },
@@ -344,7 +343,7 @@ impl Leases {
         u64::try_from((self.config.nodes)()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// How far the ledger may be behind.
+    /// How far the ledger may lag.
     fn lag(&self) -> Duration {
         Duration::from_nanos(self.lag_ns.load(Ordering::Relaxed))
     }
@@ -353,14 +352,14 @@ impl Leases {
         self.config.clock.now().steady_ns
     }
 
-    /// Now, on the calendar that Redis goes by.
+    /// The current time on Redis' calendar.
     fn now(&self) -> Now {
         let now = self.config.clock.now();
         let ahead_us = self.ahead_us.load(Ordering::Relaxed);
         Now { wall: Timestamp::from_micros(now.wall.as_micros().saturating_add(ahead_us)), ..now }
     }
 
-    /// Sets this node's calendar by an answer of Redis, unless it is right to within `off_max_us`.
+    /// Sets this node's calendar from an answer of Redis, unless it is correct to within `off_max_us`.
     fn set_calendar(&self, redis_us: i64, off_max_us: u64) {
         let ahead_us = redis_us.saturating_sub(self.config.clock.now().wall.as_micros());
         if ahead_us.abs_diff(self.ahead_us.load(Ordering::Relaxed)) > off_max_us {
@@ -373,7 +372,7 @@ fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What Redis, or what is in hand, said.
+/// The result of a verdict.
 fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
     match verdict {
         RequestVerdict::Unit(mut unit) => match unit.0.take() {
@@ -389,7 +388,7 @@ fn can_spend(key: &mut LeaseState, workspace: Option<&mut LeaseState>, now_ns: u
     key.pool.can_spend(now_ns) && workspace.is_none_or(|w| w.pool.can_spend(now_ns))
 }
 
-/// Takes what [`can_spend`] has just found.
+/// Takes a unit after [`can_spend`] has returned true.
 fn spend(
     subject: &Arc<KeyState>,
     key: &mut LeaseState,
@@ -403,7 +402,7 @@ fn spend(
     (LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false }, left)
 }
 
-/// The refusal that is still believed; of two, that which lasts longer.
+/// The cached refusal; of two, the one that lasts longer.
 fn refusal(key: &LeaseState, workspace: Option<&LeaseState>, now_ns: u64) -> Option<Box<Refusal>> {
     let (a, b) = (key.pool.refusal(now_ns), workspace.and_then(|w| w.pool.refusal(now_ns)));
     let mut told = match (a, b) {
@@ -424,7 +423,7 @@ fn refusal(key: &LeaseState, workspace: Option<&LeaseState>, now_ns: u64) -> Opt
 // === impl State, Group, Subject ===
 
 impl LeaseState {
-    /// What the ledger told of the windows of `at`, if that is not too long ago.
+    /// The totals from the ledger for the windows of `at`, if they are recent.
     fn ledgered(&self, at: Timestamp) -> Option<[u64; WINDOWS.len()]> {
         let (told_at, row) = self.ledger.as_ref()?;
         if at.since(*told_at) > BROKEN_FOR {
@@ -442,7 +441,7 @@ impl LeaseState {
 }
 
 impl WorkspaceGroup {
-    /// Nothing that runs under this lock can panic half-way, so a poisoned one holds sound values.
+    /// Nothing under this lock can panic half-way, so a poisoned lock guards valid values.
     fn lock(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -451,7 +450,7 @@ impl WorkspaceGroup {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The workspace's own state, if it has limits: so that keys of one without do not meet at one lock.
+    /// The workspace's own state, if it has limits: keys of a workspace without limits must not contend for one lock.
     fn counted(&self, limits: &Limits) -> Option<MutexGuard<'_, LeaseState>> {
         let is_counted = !limits.is_empty();
         if self.is_counted.load(Ordering::Relaxed) != is_counted {
@@ -480,7 +479,7 @@ impl KeyState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that Redis hears what it should, though nobody may ask for this key again.
+    /// Lists the key for a report to Redis, even if no further request comes.
     fn list(&self) {
         if self.is_listed.load(Ordering::Acquire)
             || !self.owes()
@@ -501,7 +500,7 @@ impl KeyState {
 // === impl Unit, HeldPlace, Undelivered ===
 
 impl LeasedUnit {
-    /// The request never reached a backend.
+    /// Returns the unit: the request never reached a backend.
     pub(super) fn give_back(mut self) {
         self.is_ended = true;
         self.subject.lock().pool.give_back(&self.of_key);

@@ -1,4 +1,4 @@
-//! Pools and the real script in a real Redis, with time, loss and crashes in the test's hands.
+//! Pools and the real script in a real Redis, with time, loss and crashes controlled by the test.
 
 use super::pool::{
     FallbackState, Grant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, WindowReport,
@@ -27,11 +27,11 @@ use redis_server::RedisServer;
 /// Two seconds before a UTC day ends, so that every window ends within a run.
 const START_US: i64 = 1_796_255_998_000_000;
 
-/// The script, told the time by the test.
+/// The script, with the time set by the test.
 fn timed_script() -> String {
     let (before, after) =
         script::SOURCE.split_once("redis.call('TIME')").expect("the script asks for the time once");
-    // How old the server is would be told by another clock.
+    // The age of the server would come from another clock.
     let after = after.replace(" or is_young() then", " then");
     format!(
         "{before}{{ tonumber(redis.call('GET', 'now:s')), tonumber(redis.call('GET', 'now:us')) }}{after}"
@@ -43,7 +43,7 @@ struct World {
     script: String,
     key: KeyId,
     workspace: WorkspaceId,
-    /// What the ledger knows, of each window.
+    /// The ledger's total of each window.
     ledger: [u64; WINDOWS.len()],
     server: &'static str,
     now_us: i64,
@@ -54,7 +54,7 @@ struct Node {
     key: SubjectPool,
     workspace: SubjectPool,
     name: String,
-    /// The call on its way: when its answer comes, when it was sent, what was asked and answered.
+    /// The call in flight: when its answer arrives, when it was sent, the request and the answer.
     in_transit: Option<(u64, u64, [LeaseRequest; 2], Option<[Grant; 2]>)>,
     /// What running requests took, and when they were admitted.
     running: Vec<([TakenUnits; 2], i64)>,
@@ -64,13 +64,13 @@ struct Node {
 enum Act {
     /// So many requests arrive at a node.
     Requests(usize, u8),
-    /// So many requests are decided by a node without Redis, which it has not heard in time.
+    /// So many requests are decided without Redis by a node that has not heard from it in time.
     Alone(usize, u8),
-    /// The answer to a call takes so many µs, or never comes.
+    /// The answer to a call takes so many µs, or is lost.
     Slow(usize, Option<u32>),
     /// A request of a node ends.
     End(usize),
-    /// A request of a node is given back.
+    /// A request of a node is refunded.
     GiveBack(usize),
     /// A node dies and a new one takes its place.
     Crash(usize),
@@ -102,7 +102,7 @@ impl World {
         Now { wall: Timestamp::from_micros(self.now_us), steady_ns: self.now_ns() }
     }
 
-    /// One call for the key, and for the workspace if that is asked for.
+    /// One call for the key, and for the workspace if given.
     fn call(
         &mut self,
         node: &str,
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// The same; what Redis does not know is filled from the ledger.
+    /// The same; subjects that Redis does not know are filled from the ledger.
     fn filled(
         &mut self,
         node: &str,
@@ -149,7 +149,7 @@ impl World {
             return told;
         }
         let ledger = Some(self.ledger);
-        // Of two subjects only one may have been unknown; the other has acted on the call.
+        // Only one of two subjects may have been unknown; the call was applied to the other one.
         let again = |ask: &LeaseRequest, told: &ScriptTotals| match told {
             ScriptTotals::Unknown => LeaseRequest { ledger, ..ask.clone() },
             _ => ask.clone(),
@@ -161,7 +161,7 @@ impl World {
         told.into_iter().zip(second).map(|(a, b)| if a == ScriptTotals::Unknown { b } else { a }).collect()
     }
 
-    /// One call for the key alone, which is granted.
+    /// One call for the key alone, which must be granted.
     fn ask(&mut self, node: &str, nodes: usize, ask: &LeaseRequest) -> Grant {
         match self.filled(node, nodes, ask, None).remove(0) {
             ScriptTotals::Grant(grant) => grant,
@@ -190,9 +190,9 @@ struct Run {
     world: World,
     nodes: Vec<Node>,
     limits: [Limits; 2],
-    /// When, in µs.
+    /// Instants in µs.
     admitted: Vec<i64>,
-    /// How long the answer to the next call of each node takes.
+    /// The delay of the answer to the next call of each node.
     delay: Vec<Option<u32>>,
     born: usize,
 }
@@ -251,7 +251,7 @@ impl Run {
             }
             Act::Crash(node) => {
                 let dead = node % count;
-                // What it has spent without Redis it tells in a moment; until then its death takes that along.
+                // It reports what it spent without Redis soon; if it dies before, this is lost.
                 if self.nodes[dead].key.untold_units() == 0 {
                     self.nodes[dead] = self.newborn();
                 }
@@ -268,7 +268,7 @@ impl Run {
         self.admitted.push(self.world.now_us);
     }
 
-    /// A request: from what is in hand, or Redis is asked, whose answer comes later.
+    /// A request: served from granted units, or Redis is called and answers later.
     fn request(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
@@ -284,7 +284,7 @@ impl Run {
         }
     }
 
-    /// A request that is decided without Redis, which is well and has not been heard in time.
+    /// A request that is decided without Redis, which works but was not heard in time.
     fn alone(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
@@ -315,7 +315,7 @@ impl Run {
         });
         let (of_workspace, of_key) = (grants.next().expect("two"), grants.next().expect("two"));
         let answer = self.delay[index].map(|_| [of_key, of_workspace]);
-        // Whoever waits for an answer that never comes asks again after a while.
+        // A call whose answer was lost is repeated after a while.
         let arrives_ns = sent.steady_ns + u64::from(self.delay[index].unwrap_or(100_000)) * 1_000;
         self.nodes[index].in_transit = Some((arrives_ns, sent.steady_ns, [key, workspace], answer));
         if self.delay[index].is_none() {
@@ -323,7 +323,7 @@ impl Run {
         }
     }
 
-    /// Time passes in small steps; answers arrive, what is due is settled.
+    /// Time passes in small steps; answers arrive, and due reports are made.
     fn pass(&mut self, us: i64) {
         let until = self.world.now_us + us;
         while self.world.now_us < until {
@@ -361,7 +361,7 @@ impl Run {
         node.workspace.retire_unless(workspace.ahead);
     }
 
-    /// The most that any window of `per` admitted.
+    /// The most that was admitted in any window of `per`.
     fn most_in_a_window(&self, per: Per) -> u64 {
         let mut windows = HashMap::<Timestamp, u64>::new();
         for at_us in &self.admitted {
@@ -392,7 +392,7 @@ fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(any_act(), 1..most)
 }
 
-/// Holds `law` against many inputs on one server.
+/// Checks `law` with many inputs on one server.
 fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Result<(), TestCaseError>) {
     let server = RedisServer::start();
     let mut runner = TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() });
@@ -401,8 +401,8 @@ fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Resul
     }
 }
 
-/// Whatever is lost, late or dies, and whatever nodes decide without an answer: no window, no life is ever passed, nor a
-/// number in flight by those that Redis let in.
+/// Whatever is lost, late or dies, and whatever nodes decide without an answer: no window or lifetime limit is exceeded,
+/// nor the number in flight by requests that Redis admitted.
 #[test]
 fn nothing_is_ever_passed() {
     let inputs = (1..4_usize, acts(120), 1..300_u64, 1..600_u64, 1..500_u64, proptest::option::of(1..30_u64));
@@ -434,10 +434,10 @@ fn nothing_is_ever_passed() {
     });
 }
 
-/// In any stretch of time a rate admits at most its burst and what refilled; an answer's way counts as time.
+/// In any interval a rate admits at most its burst and what refilled; the latency of an answer counts as time.
 #[test]
 fn a_rate_is_never_passed() {
-    // Answers in this world take up to 30 ms and are looked at every 5 ms.
+    // Answers in this model take up to 30 ms and are checked every 5 ms.
     const WAY_US: i64 = 35_000;
     always(&(1..4_usize, 1..4_000_u64, 1..400_u64, acts(120)), |server, (nodes, rate, burst, acts)| {
         let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })];
@@ -457,7 +457,7 @@ fn unlimited() -> Limits {
     [limit(LimitName::Workspace(0), LimitRule::of(Per::Total, 1_000_000_000))].into_iter().collect()
 }
 
-/// When nothing is lost, what is unspent or given back comes back, and every last unit can be spent.
+/// If nothing is lost, unspent and refunded units are returned, and every last unit can be spent.
 #[test]
 fn a_limit_is_reached_exactly() {
     always(&(1..4_usize, 1..400_u64, acts(60)), |server, (nodes, total, acts)| {
@@ -466,7 +466,7 @@ fn a_limit_is_reached_exactly() {
         let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
         let lossless = |act: &&Act| !matches!(act, Act::Crash(_) | Act::Slow(..));
         acts.iter().filter(lossless).for_each(|act| run.play(act));
-        // What was promised to nodes that do nothing any more is free after ten seconds.
+        // Promises of inactive nodes expire after ten seconds.
         run.pass(10_000_000);
         for _ in 0..3 {
             run.pass(2_000_000);
@@ -533,7 +533,7 @@ fn places_of_a_node_that_lives_are_renewed() {
     assert_eq!(run.admitted.len(), 2, "and free soon after its request ended");
 }
 
-/// A call of a node that has spent nothing, and is heard for the first time.
+/// A call of a node that has spent nothing and calls for the first time.
 fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> LeaseRequest {
     LeaseRequest {
         // Each call of these tests comes from another node.
@@ -554,7 +554,7 @@ fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> LeaseRequest {
     }
 }
 
-/// What a node of that name may have by a call of its own.
+/// What a node of this name is granted by its own call.
 fn taken(world: &mut World, node: &str, limits: &[Limit], need: u64) -> u64 {
     world.ask(node, 2, &plain_ask(limits, need, 0)).units
 }

@@ -1,10 +1,11 @@
-//! What one node holds of one subject (a key, or a workspace): units that Redis has granted, and a promise for when it is gone.
+//! What one node holds of one subject (a key, or a workspace): units granted by Redis, and a promise for when it is
+//! unreachable.
 //!
-//! Pure: no I/O, no clock. The protocol is on one page in docs/redis.md, and `grant.lua` is its other side.
+//! Pure: no I/O, no clock. docs/redis.md describes the protocol; `grant.lua` is the other side.
 //!
-//! *Invariant:* a unit is spent within [`LIFE`] of its debit and before the first of its windows ends, or goes back.
-//! *Invariant:* without Redis no more is spent in a window than it keeps for this node: what was granted and is in hand, and what
-//! was promised. Whatever is lost on the way (a call, an answer, a node) admits fewer.
+//! *Invariant:* a unit is spent within [`LIFE`] of its debit and before the first of its windows ends, or is returned.
+//! *Invariant:* without Redis, no more is spent in a window than Redis has reserved for this node: unspent granted units
+//! and the promise. Whatever is lost on the way (a call, an answer, a node) makes nodes admit fewer requests.
 
 use crate::clock::{Now, Timestamp};
 use crate::counter::{LimitsLeft, Refusal};
@@ -19,29 +20,29 @@ use std::time::Duration;
 mod call;
 mod fallback;
 
-/// The calendar windows, in the order in which the script has them.
+/// The calendar windows, in the order of the script.
 pub const WINDOWS: [Per; 5] = [Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
-/// How long a granted unit may be kept. The script takes the same off a burst while units are granted ahead of need.
+/// How long a granted unit is valid. The script subtracts as much from a burst while units are granted in advance.
 pub const LIFE: Duration = Duration::from_millis(50);
-/// How long after a call Redis keeps for a node what it was promised.
+/// How long after a call Redis reserves the promise of a node.
 pub const PROMISE: Duration = Duration::from_secs(10);
-/// How long Redis remembers the places of a node that has gone silent.
+/// How long Redis counts the requests in flight of a silent node.
 const PLACES_LIFE: Duration = Duration::from_secs(5);
-/// How often places are renewed.
+/// How often requests in flight are reported again.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
-/// A node that was told "empty" lets a rate fill up for as long, so that a flood does not reach Redis.
+/// How long a node does not call after Redis said that a rate is empty, so that a flood does not reach Redis.
 const PACE: Duration = Duration::from_millis(25);
-/// How long a refusal by a window is believed at first, and at most; other nodes may give units back meanwhile.
+/// How long a refusal by a window is cached: at first, and at most. Other nodes may return units meanwhile.
 const BELIEVED: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A promise that is used up may be followed by another when Redis is back, which is looked for about this often.
+/// `Retry-After` when a promise is used up: about the time until Redis is tried again.
 const PROMISE_RETRY: Duration = Duration::from_secs(1);
-/// Fewer units than this ahead of need are not worth a grant: they are granted when they are needed.
+/// Fewer units than this are not granted in advance.
 const AHEAD_MIN: u64 = 4;
-/// Most units ahead of need.
+/// Most units granted in advance.
 const AHEAD_MAX: u64 = 10_000;
-/// A calendar that steps back by less than this is taken not to have moved.
+/// A calendar step back of less than this is ignored.
 const STEP_MIN: Duration = Duration::from_secs(1);
-/// Minutes of which untold spending is kept apart.
+/// Most minutes for which unreported units are kept separately.
 const UNTOLD_MAX: usize = 240;
 const SECOND_US: i64 = 1_000_000;
 const MINUTE_US: i64 = 60 * SECOND_US;
@@ -51,31 +52,31 @@ const MINUTE_US: i64 = 60 * SECOND_US;
 pub struct SubjectPool {
     limits: Limits,
     own: [OwnWindow; WINDOWS.len()],
-    /// The latest instant of the calendar that was looked at.
+    /// The latest instant of the calendar so far.
     latest: Timestamp,
-    /// Numbers windows as they begin on this node, and units by the windows they were spent in.
+    /// Numbers the windows of this node, and the units by the windows they were spent in.
     generation: u64,
     hand: VecDeque<GrantedUnits>,
     /// The number of the last call.
     seq: u64,
-    /// Since when the Redis that answered last counts this subject, by its clock in µs; 0: it never answered.
+    /// Since when the current Redis counts this subject, by its clock in µs; 0: it never answered.
     epoch: i64,
-    /// When it answered last, by its clock.
+    /// When it last answered, by its clock.
     heard_at: Option<Timestamp>,
-    /// Until when the promise holds though Redis may be well, in steady ns.
+    /// Until when the promise is valid even if Redis works, in steady ns.
     promised_until_ns: u64,
-    /// Whether Redis may not know what this node has, because an answer was lost.
+    /// Whether Redis may not know what this node holds, because an answer was lost.
     unsure: bool,
-    /// Spent without Redis, told in the last call, and since.
+    /// Units spent without Redis: reported in the last call, and since then.
     telling: Vec<OutstandingUnits>,
     untold: Vec<OutstandingUnits>,
     returned: u64,
     returned_at_us: i64,
-    /// For rates without Redis.
+    /// Rates without Redis.
     rates: CounterState,
-    /// Units wanted in hand: what was lately asked for within [`LIFE`].
+    /// The desired number of granted units: the recent demand within [`LIFE`].
     target: u64,
-    /// Whether a request has found too little in hand for those that will follow it.
+    /// Whether a request has found too few granted units for those after it.
     is_wanting: bool,
     is_leaving: bool,
     attempts: u64,
@@ -85,7 +86,7 @@ pub struct SubjectPool {
     left: LimitsLeft,
     left_at_ns: u64,
     in_flight: u64,
-    /// Places of requests that are not charged yet.
+    /// Places for requests that are not charged yet.
     held: u64,
     peak_in_flight: u64,
     places: u64,
@@ -99,9 +100,9 @@ struct OwnWindow {
     since: u64,
     /// What was spent in it through this node.
     spent: u64,
-    /// As much of this as Redis is known to have counted, units in hand included.
+    /// The part of this that Redis is known to have counted, unspent granted units included.
     told: u64,
-    /// What all nodes together had spent when Redis answered last.
+    /// What all nodes together had spent at the last answer.
     heard: u64,
     /// What may be spent without Redis; none if it never said.
     promise: Option<u64>,
@@ -117,7 +118,7 @@ struct GrantedUnits {
     until_ns: u64,
 }
 
-/// A refusal that is believed without asking again.
+/// A cached refusal.
 #[derive(Clone, Copy, Debug)]
 struct Exhausted {
     limit: Limit,
@@ -126,7 +127,7 @@ struct Exhausted {
     until_ns: u64,
 }
 
-/// Units spent without Redis that it has not been told of, and when by its clock.
+/// Units spent without Redis that are not reported yet, and when, by Redis' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutstandingUnits {
     /// µs since the epoch.
@@ -135,64 +136,64 @@ pub struct OutstandingUnits {
     pub units: u64,
 }
 
-/// What one request took of one subject.
+/// What one request took from one subject.
 #[derive(Clone, Copy, Debug)]
 pub struct TakenUnits {
     generation: u64,
     mark: Mark,
-    /// When it was debited, by Redis's clock in µs; none if it was spent without Redis.
+    /// When it was debited, by Redis' clock in µs; none if it was spent without Redis.
     debited_us: Option<i64>,
 }
 
-/// What is said and asked of one subject in a call.
+/// The part of a call that concerns one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
-    /// The number of the call; Redis acts on each once, and on none that is older than one it has acted on.
+    /// The number of the call; Redis processes each once, and none that is older than one it has processed.
     pub seq: u64,
-    /// Which epoch of Redis the node heard of last; 0: none.
+    /// The epoch of the last answer; 0: none.
     pub epoch: i64,
     /// The limits to charge.
     pub limits: Limits,
-    /// Requests that wait.
+    /// Waiting requests.
     pub waiting: u64,
-    /// Units for them beyond those in hand.
+    /// Units for them, beyond the granted ones.
     pub need: u64,
-    /// Units wanted beyond.
+    /// Further units in advance.
     pub ahead: u64,
-    /// Whether the node stops, and needs no promise.
+    /// Whether the node shuts down and needs no promise.
     pub leaves: bool,
-    /// What this node has of each of [`WINDOWS`].
+    /// What this node reports of each of [`WINDOWS`].
     pub windows: [WindowReport; WINDOWS.len()],
-    /// Units that come back unspent, and when the earliest was debited.
+    /// Returned units, and when the first of them was debited.
     pub returned: (u64, i64),
-    /// What was spent without Redis.
+    /// Units spent without Redis.
     pub untold: Vec<OutstandingUnits>,
-    /// What the ledger knows of each window, if Redis does not know the subject.
+    /// The ledger's total of each window, if Redis does not know the subject.
     pub ledger: Option<[u64; WINDOWS.len()]>,
-    /// Places held, if places are limited.
+    /// Requests in flight, if they are limited.
     pub places: Option<u64>,
     /// Places wanted beyond those of waiting requests.
     pub ahead_places: u64,
-    /// The ceiling of places.
+    /// The limit of requests in flight.
     pub max_places: u64,
 }
 
-/// What a node says of one window.
+/// The report of a node about one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowReport {
-    /// Which of its windows this is.
+    /// The number of the window.
     pub since: u64,
-    /// Units it has spent, and those in hand.
+    /// Units spent through it, unspent granted units included.
     pub spent: u64,
-    /// As much of this as Redis has said that it knows.
+    /// The part of this that Redis has confirmed.
     pub told: u64,
-    /// What all nodes had spent when it was heard last.
+    /// What all nodes had spent at the last answer.
     pub heard: u64,
-    /// What it may still spend without asking.
+    /// What it may still spend without a call.
     pub held: u64,
 }
 
-/// What Redis answered of one subject.
+/// The answer of Redis for one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Its clock in µs.
@@ -201,30 +202,30 @@ pub struct Grant {
     pub epoch: i64,
     /// Units debited.
     pub units: u64,
-    /// Whether it counts and does not grant yet, because other nodes may have to be heard first.
+    /// Whether Redis counts but does not grant yet, because other nodes may have to report first.
     pub is_held_back: bool,
-    /// Places this node now holds.
+    /// Places that this node now has.
     pub places: u64,
-    /// What may be spent of each window without asking.
+    /// What may be spent of each window without a call.
     pub promises: [u64; WINDOWS.len()],
     /// What all nodes have spent of each window.
     pub used: [u64; WINDOWS.len()],
-    /// Why nothing was granted to the requests that wait.
+    /// Why nothing was granted to waiting requests.
     pub refused: Option<(Limit, RetryAfter)>,
-    /// What is left of each limit, in the order asked.
+    /// What is left of each limit, in the order of the call.
     pub left: LimitsLeft,
 }
 
-/// What a node goes by while it decides without Redis.
+/// The inputs of a decision without Redis.
 #[derive(Clone, Copy, Debug)]
 pub struct FallbackState {
-    /// How many nodes live.
+    /// Number of live nodes.
     pub nodes: u64,
-    /// Whether limits of which nothing is promised are divided by their number; else such a subject is refused.
+    /// Whether limits without a promise are divided by the number of nodes; otherwise such a subject is refused.
     pub share_unknown: bool,
-    /// Since when Redis has been gone, in steady ns, if it is.
+    /// Since when Redis has been unreachable, in steady ns, if it is.
     pub gone_since_ns: Option<u64>,
-    /// When it was last well, in steady ns.
+    /// When it last worked, in steady ns.
     pub well_ns: u64,
 }
 
@@ -236,7 +237,7 @@ const fn ns(d: Duration) -> u64 {
 // === what is in hand ===
 
 impl SubjectPool {
-    /// The limits in force, and that one more request has come. What was granted under others goes back.
+    /// Notes one more request and the limits in force. Units granted under other limits are returned.
     pub fn attempt(&mut self, limits: &Limits) {
         self.attempts = self.attempts.saturating_add(1);
         if self.limits != *limits {
@@ -246,13 +247,13 @@ impl SubjectPool {
         }
     }
 
-    /// Whether one more request may be admitted from what is in hand.
+    /// Whether one more request may be admitted from granted units.
     pub fn can_spend(&mut self, now_ns: u64) -> bool {
         self.expire(now_ns);
         self.has_place(now_ns) && !self.hand.is_empty()
     }
 
-    /// Admits one request. Call only where [`Self::can_spend`] has just agreed.
+    /// Admits one request. Call only after [`Self::can_spend`] has returned true.
     pub fn spend(&mut self, now: Now) -> TakenUnits {
         let mut debited_us = None;
         if let Some(batch) = self.hand.front_mut() {
@@ -275,7 +276,7 @@ impl SubjectPool {
         self.peak_in_flight = self.peak_in_flight.max(self.in_flight);
     }
 
-    /// A request was not forwarded after all.
+    /// Refunds a request that was not forwarded.
     pub fn give_back(&mut self, spent: &TakenUnits) {
         for own in self.own.iter_mut().filter(|own| own.since <= spent.generation) {
             own.spent = own.spent.saturating_sub(1);
@@ -283,7 +284,7 @@ impl SubjectPool {
         self.rates.give_back_rates(&self.limits, 1, spent.mark);
         match spent.debited_us {
             Some(at_us) => self.comes_back(1, at_us),
-            // The earliest is the likeliest to be taken for one that the ledger has.
+            // The earliest is the most likely to be in the ledger already.
             None => {
                 if let Some(first) = self.telling.iter_mut().chain(&mut self.untold).find(|u| u.units > 0) {
                     first.units -= 1;
@@ -293,7 +294,7 @@ impl SubjectPool {
         self.end();
     }
 
-    /// A request is over.
+    /// A request has ended.
     pub fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.on_freed();
@@ -314,7 +315,7 @@ impl SubjectPool {
         Ok(())
     }
 
-    /// The place of [`Self::hold`] is not needed any more.
+    /// Releases the place of [`Self::hold`].
     pub fn unhold(&mut self) {
         self.held = self.held.saturating_sub(1);
         self.on_freed();
@@ -326,7 +327,7 @@ impl SubjectPool {
         }
     }
 
-    /// Gives back all that is in hand.
+    /// Returns all granted units.
     pub fn retire(&mut self) {
         self.is_wanting = false;
         while let Some(batch) = self.hand.pop_front() {
@@ -334,7 +335,7 @@ impl SubjectPool {
         }
     }
 
-    /// Gives back all that Redis keeps for this node, which stops.
+    /// Returns everything that Redis has reserved for this node, which shuts down.
     pub fn leave(&mut self) {
         self.retire();
         self.is_leaving = true;
@@ -343,8 +344,8 @@ impl SubjectPool {
         }
     }
 
-    /// Gives back what was granted for requests that waited and nobody took: the whole burst was there for them, but not for
-    /// later.
+    /// Returns units that were granted for waiting requests and that none of them took: the grant used the whole burst,
+    /// which is not available for later requests.
     pub fn retire_unless(&mut self, ahead: u64) {
         if ahead == 0 {
             self.retire();
@@ -378,7 +379,7 @@ impl SubjectPool {
         self.max_places().is_none() || (alive && self.in_flight < self.places)
     }
 
-    /// The windows of this instant. What was in hand for others is not good any more.
+    /// Moves to the windows of this instant. Units granted in other windows become invalid.
     fn turn(&mut self, wall: Timestamp) {
         if wall < self.latest && self.latest.since(wall) < STEP_MIN {
             return;
@@ -389,7 +390,7 @@ impl SubjectPool {
             if own.since == 0 || own.start != start {
                 self.generation += 1;
                 *own = OwnWindow { start, since: self.generation, ..OwnWindow::default() };
-                // Nothing comes back: what is in hand was paid in a window that is over, and is counted in the others.
+                // They are not returned: they were paid in a window that is over, and stay counted in the others.
                 self.hand.clear();
             }
         }
@@ -399,7 +400,7 @@ impl SubjectPool {
 // === refusals ===
 
 impl SubjectPool {
-    /// The refusal that is still believed.
+    /// The cached refusal.
     pub fn refusal(&self, now_ns: u64) -> Option<Box<Refusal>> {
         let known = self.exhausted.filter(|e| now_ns < e.until_ns)?;
         let passed = Duration::from_nanos(now_ns.saturating_sub(known.from_ns));
@@ -415,7 +416,7 @@ impl SubjectPool {
         }))
     }
 
-    /// What is left of each limit, units in hand included.
+    /// What is left of each limit, granted units included.
     pub fn left(&self, now_ns: u64) -> LimitsLeft {
         let passed = Duration::from_nanos(now_ns.saturating_sub(self.left_at_ns));
         let (units, places) = (self.units(), self.places.saturating_sub(self.in_flight));
@@ -427,7 +428,7 @@ impl SubjectPool {
         self.left.iter().map(shown).collect()
     }
 
-    /// Remembers a refusal, or that a rate is empty for the moment.
+    /// Caches a refusal, or that a rate is empty for the moment.
     fn believe(&mut self, ask: &LeaseRequest, grant: &Grant, now_ns: u64) {
         let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
         let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
@@ -454,7 +455,7 @@ impl SubjectPool {
         self.believed
     }
 
-    /// The rate that this answer has taken the last of, if it gave less than was asked for.
+    /// The rate that this answer has exhausted, if it granted less than requested.
     fn emptied(&self, ask: &LeaseRequest, grant: &Grant) -> Option<Limit> {
         if grant.units >= ask.need + ask.ahead {
             return None;
@@ -465,7 +466,7 @@ impl SubjectPool {
     }
 }
 
-/// How long a rate that was emptied is let fill up: never so long that its bucket could overflow.
+/// How long not to call for an exhausted rate: never so long that its bucket could overflow.
 fn pace(limit: &Limit) -> Duration {
     let LimitRule::Bucket { rate, burst } = limit.rule else { return PACE };
     let rate = rate.max(1);

@@ -1,6 +1,6 @@
-//! One call to Redis and its answer, as `grant.lua` wants and gives them.
+//! Encodes calls to `grant.lua` and decodes its answers.
 //!
-//! Must not know: connections. An answer that is not what the script gives is an error, never a guess.
+//! Must not know: connections. An unexpected answer is an error.
 
 use super::pool::{Grant, LIFE, LeaseRequest, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
@@ -13,8 +13,8 @@ use redis::{Cmd, Script, Value};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The script. Its name is made from its text, so that another version of it is another script; what both count is the
-/// same, or neither touches what the other wrote (`LAYOUT`).
+/// The script. It is named by the hash of its text, so every version is another script. Versions with the same `LAYOUT`
+/// count in the same fields; others do not touch each other's data.
 pub(in crate::counter) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 pub(in crate::counter) const SOURCE: &str = include_str!("grant.lua");
 
@@ -23,16 +23,16 @@ pub(in crate::counter) const SOURCE: &str = include_str!("grant.lua");
 pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) node: &'r str,
     pub(in crate::counter) nodes: u64,
-    /// What the process of Redis is called; empty: the script finds out.
+    /// The run id of Redis; empty: the script asks for it.
     pub(in crate::counter) server: &'r str,
-    /// How far the ledger may be behind.
+    /// How far the ledger may lag.
     pub(in crate::counter) lag: Duration,
-    /// When this node lost Redis, by its clock, if it has just found it again.
+    /// When this node lost Redis, by its clock, if it has just reconnected.
     pub(in crate::counter) lost: Option<Timestamp>,
     /// The instant whose windows are charged.
     pub(in crate::counter) at: Timestamp,
     pub(in crate::counter) workspace: &'r WorkspaceId,
-    /// What is asked for the workspace, if it is counted.
+    /// The request for the workspace, if it is counted.
     pub(in crate::counter) of_workspace: Option<&'r LeaseRequest>,
     pub(in crate::counter) of_keys: Vec<(KeyId, &'r LeaseRequest)>,
 }
@@ -40,13 +40,13 @@ pub(in crate::counter) struct ScriptCall<'r> {
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::counter) enum ScriptReply {
-    /// One for each subject, at that instant of Redis's clock.
+    /// One result per subject, with the instant by Redis' clock.
     Told(i64, Vec<ScriptTotals>),
-    /// These are not the windows of that instant; nothing was done.
+    /// These windows are not those of that instant; nothing was done.
     OtherWindows(Timestamp),
 }
 
-/// What is told of one subject.
+/// The result for one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
@@ -56,16 +56,16 @@ pub(in crate::counter) enum ScriptTotals {
     Grant(Grant),
     /// Redis does not know it.
     Unknown,
-    /// A newer call was acted on before.
+    /// A newer call was processed before.
     Old,
-    /// Redis cannot count it.
+    /// Redis cannot count it, for this reason.
     Broken(&'static str),
 }
 
-/// How many numbers come before those of the buckets.
+/// Number of values before those of the buckets.
 const HEAD: usize = 7 + 2 * WINDOWS.len();
 
-/// The command, by the script's name or with the script itself.
+/// The command, by the hash of the script or with its text.
 pub(in crate::counter) fn command(call: &ScriptCall<'_>, by_name: bool) -> Cmd {
     let mut cmd = redis::cmd(if by_name { "EVALSHA" } else { "EVAL" });
     cmd.arg(if by_name { SCRIPT.get_hash() } else { SOURCE });
@@ -73,7 +73,7 @@ pub(in crate::counter) fn command(call: &ScriptCall<'_>, by_name: bool) -> Cmd {
     cmd
 }
 
-/// The command with another script, which tests tell the time.
+/// The command with another script text, in which tests set the time.
 #[cfg(test)]
 pub(in crate::counter) fn command_with(source: &str, call: &ScriptCall<'_>) -> Cmd {
     let mut cmd = redis::cmd("EVAL");
@@ -137,7 +137,7 @@ fn counted(limits: &[Limit]) -> impl Iterator<Item = &Limit> {
     limits.iter().filter(|l| !matches!(l.rule, LimitRule::InFlight { .. }))
 }
 
-/// Reads an answer; none when it is not one of the script's.
+/// Decodes an answer; none if it is not one of the script.
 pub(in crate::counter) fn read(value: &Value, call: &ScriptCall<'_>) -> Option<ScriptReply> {
     let Value::Array(values) = value else { return None };
     let (head, told) = values.split_at_checked(2)?;
@@ -212,7 +212,7 @@ fn one(value: &Value, ask: &LeaseRequest, now_us: i64) -> Option<ScriptTotals> {
     }))
 }
 
-/// The limit of that index, counted without those in flight; 0 is the one in flight.
+/// The limit with this index, counted without those in flight; 0 is the one in flight.
 fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)> {
     let limit = match usize::try_from(index).ok()?.checked_sub(1) {
         None => limits.iter().find(|l| matches!(l.rule, LimitRule::InFlight { .. }))?,
@@ -226,7 +226,7 @@ fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)
     Some((*limit, retry))
 }
 
-/// As the script numbers them.
+/// The number of a window in the script.
 fn window_number(per: Per) -> usize {
     WINDOWS.iter().position(|w| *w == per).map_or(1, |n| n + 1)
 }

@@ -1,6 +1,6 @@
-//! What Redis should hear though nobody waits: units that were not spent, spending it missed, places that are still held.
+//! Reports to Redis without a waiting request: returned units, spending that it missed, requests still in flight.
 //!
-//! Must not know: requests. When Redis is gone, all of it waits.
+//! Must not know: requests. While Redis is unreachable, all of it waits.
 
 use super::pool::{PROMISE, SubjectPool};
 use super::{KeyState, LEDGER_LAG, Leases, WorkspaceGroup, nanos};
@@ -9,21 +9,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-/// How often what is unspent is looked through.
+/// How often keys are checked for unspent units.
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
-/// Most keys looked through in one sweep.
+/// Most keys checked in one sweep.
 const SWEPT_MAX: usize = 4_096;
-/// How long before Redis was lost it must have told something for it to hear that again. By then the ledger has the rest.
+/// How long before the loss of Redis a report must have been made to be repeated. The ledger has everything older.
 const TOLD_BEFORE: Duration = Duration::from_secs(10);
-/// A key that it told of so lately, Redis has not forgotten by itself: it keeps them for two days.
+/// A subject that was used this recently has not expired in Redis, which keeps it for two days.
 const REMEMBERED_FOR: Duration = Duration::from_hours(24);
-/// How long the last give-back may take.
+/// Longest time for returning units at shutdown.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
-/// Keys of one call of the last give-back.
+/// Keys in one call at shutdown.
 const CLOSED_AT_ONCE: usize = 16;
 
 impl Leases {
-    /// Gives back all that is unspent.
+    /// Returns everything that is unspent.
     pub(in crate::counter) async fn close(&self) {
         let groups: Vec<Arc<WorkspaceGroup>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
         let give_back = async {
@@ -53,7 +53,7 @@ impl Leases {
         }
     }
 
-    /// Settles the keys that nobody asked for lately, first come first served.
+    /// Reports keys without recent requests, in order.
     fn settle(&self) {
         let listed: Vec<KeyId> = {
             let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,8 +77,8 @@ impl Leases {
             || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.needs_call(now_ns))
     }
 
-    /// Redis was lost and found, and may be another, or it has forgotten. What it told this node shortly before, it hears
-    /// again, so that nothing is spent twice.
+    /// Redis was lost and reconnected, may be another server, or has lost its data. Recent reports are repeated, so that
+    /// nothing is spent twice.
     fn tell_again(&self, lost_ns: u64) {
         self.told_again_ns.store(self.now_ns(), Ordering::Relaxed);
         let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE + self.lag()));
@@ -98,8 +98,8 @@ impl Leases {
         }
     }
 
-    /// Redis does not know a subject at this moment. If it told of it not long ago, it has been emptied: of this all others
-    /// hear, once.
+    /// Redis does not know a subject. If it answered for it recently, it has been emptied; then everything is reported
+    /// again, once.
     pub(super) fn on_unknown_subject(&self, pool: &SubjectPool) {
         let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
         if pool.was_heard_since(since_ns.max(self.told_again_ns.load(Ordering::Relaxed) + 1)) {
@@ -107,7 +107,7 @@ impl Leases {
         }
     }
 
-    /// Follows how far the ledger is behind; what was not stored lately may not have been told by it either.
+    /// Tracks the lag of the ledger: records that were not stored recently may be missing in its totals.
     fn follow_ledger(&self, passed: Duration) {
         let lag = self.config.ledger.behind().max(self.lag().saturating_sub(passed)).max(LEDGER_LAG);
         self.lag_ns.store(nanos(lag), Ordering::Relaxed);
@@ -128,7 +128,7 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
         forgotten = forgotten_now;
         if made_now != made {
             let server_now = leases.link.server();
-            // The same process has its mark, unless it was emptied. Of a cluster nobody knows.
+            // The same process has its mark, unless it was emptied. For a cluster this is unknown.
             is_told &= !server_now.is_empty() && server_now == server;
             (made, server) = (made_now, server_now);
         }

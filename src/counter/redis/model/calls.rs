@@ -1,8 +1,8 @@
-//! What single calls say, and what comes of them.
+//! Single calls and their effects.
 
 use super::*;
 
-/// Units leased from a full bucket and spent at the end of their life meet a bucket that is not full again.
+/// Units granted from a full bucket and spent at the end of their validity must not meet a bucket that is full again.
 #[test]
 fn what_is_spent_late_does_not_add_to_a_full_burst() {
     let server = RedisServer::start();
@@ -13,12 +13,12 @@ fn what_is_spent_late_does_not_add_to_a_full_burst() {
     world.now_us += 49_000;
     let at_once = taken(&mut world, "b", &limits, 100);
     assert!(late + at_once <= 100, "{late} late and {at_once} at once from a burst of 100");
-    // With nothing leased, the whole burst is there for whoever waits.
+    // Without units granted in advance, waiting requests get the whole burst.
     world.now_us += 1_000_000;
     assert_eq!(taken(&mut world, "c", &limits, 200), 100);
 }
 
-/// What a node is promised nobody else is granted, until ten seconds after its last call.
+/// What is promised to a node is not granted to others, until ten seconds after its last call.
 #[test]
 fn a_promise_is_kept_for_ten_seconds() {
     let server = RedisServer::start();
@@ -52,7 +52,7 @@ fn a_node_that_stops_leaves_all_to_the_others() {
     assert_eq!(taken(&mut world, "b", &limits, 100), 99);
 }
 
-/// A call that arrives after a later one, or a second time, changes nothing.
+/// A call that arrives after a later one, or twice, changes nothing.
 #[test]
 fn a_call_counts_once_and_in_its_order() {
     let server = RedisServer::start();
@@ -72,7 +72,7 @@ fn a_call_counts_once_and_in_its_order() {
     assert_eq!(again.used[4], 10, "the answer to the second was lost, and with it nothing");
 }
 
-/// A node that comes late tells only what the ledger could not know when Redis was filled from it.
+/// A late node reports only what the ledger could not know when Redis was filled from it.
 #[test]
 fn what_the_ledger_has_is_not_counted_twice() {
     let server = RedisServer::start();
@@ -90,7 +90,7 @@ fn what_the_ledger_has_is_not_counted_twice() {
     assert_eq!(world.ask("c", 2, &told(START_US - 1_000_000, 7)).used[4], 58, "too young for the ledger");
 }
 
-/// After a fail-over the highest word counts, and what each node has spent since counts beside it, once.
+/// After a fail-over the highest reported value counts, plus what each node has spent since, once.
 #[test]
 fn another_server_hears_what_it_lacks_before_it_grants() {
     let server = RedisServer::start();
@@ -103,7 +103,7 @@ fn another_server_hears_what_it_lacks_before_it_grants() {
     let word = |seq, windows| LeaseRequest { seq, epoch: first.epoch, windows, ..plain_ask(&limits, 10, 0) };
     let held_back = world.ask("a", 2, &word(2, said(30, 30, 30)));
     assert!(held_back.is_held_back && held_back.units == 0);
-    // Another was told of sixty, and has spent four since.
+    // Another node heard sixty, and has spent four since.
     let other = world.ask("b", 2, &word(2, said(34, 30, 60)));
     assert_eq!(other.used[4], 64);
     world.now_us += 1_100_000;
@@ -112,7 +112,7 @@ fn another_server_hears_what_it_lacks_before_it_grants() {
     assert_eq!((granted.units, granted.used[4]), (10, 74));
 }
 
-/// While nodes are upgraded, scripts of two versions run side by side: they count in the same fields, and admit one limit.
+/// During a rolling upgrade, scripts of two versions run side by side: they count in the same fields and enforce one limit.
 #[test]
 fn two_versions_of_the_script_admit_one_limit() {
     let server = RedisServer::start();

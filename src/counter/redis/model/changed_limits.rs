@@ -1,9 +1,9 @@
-//! Limits that change, and units that come back: this process's memory and Redis say the same at every step.
+//! Changed limits and refunds: the counters in memory and in Redis agree at every step.
 
 use super::*;
 use crate::policy::keys::limit::{CounterState, Mark, RetryAfter};
 
-/// One step: the limit in force, µs that pass before, how many are charged, how many of those come back at once.
+/// One step: the limit in force, µs before it, how many are charged, how many of these are refunded at once.
 type Step = (u64, u64, u32, u64, u64);
 
 fn memory(state: &mut CounterState, limits: &[Limit], need: u64, now: Now) -> Vec<Mark> {
@@ -11,7 +11,7 @@ fn memory(state: &mut CounterState, limits: &[Limit], need: u64, now: Now) -> Ve
     (0..need).map_while(charge).collect()
 }
 
-/// Rates whose step is a whole number of Redis's ticks and of nanoseconds, so that both can say exactly the same.
+/// Rates whose step is a whole number of Redis' ticks and of nanoseconds, so that both results are exactly equal.
 fn any_step() -> impl Strategy<Value = Step> {
     let rate = proptest::sample::select(&[1_u64, 2, 5, 10, 100, 1_000][..]);
     (rate, 1..300_u64, 0..3_000_u32, 0..400_u64, 0..3_u64)

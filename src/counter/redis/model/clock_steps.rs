@@ -1,12 +1,12 @@
-//! A clock of Redis that was ahead and is right again: what it wrote meanwhile refuses nobody longer than a limit says, and
-//! nothing is spent twice.
+//! A clock of Redis that was ahead and is corrected: what it wrote meanwhile delays nobody longer than a limit requires,
+//! and nothing is spent twice.
 
 use super::*;
 
 const SECOND_US: i64 = 1_000_000;
 const DAY_US: i64 = 86_400 * SECOND_US;
 
-/// A node that is heard for the first time, so that none has a promise that another would have to keep.
+/// A node that calls for the first time, so that none has a promise that another would have to respect.
 fn admitted(world: &mut World, limits: &[Limit], need: u64) -> u64 {
     let name = format!("n{}", world.now_us);
     let ask = plain_ask(limits, need, 0);
@@ -22,7 +22,8 @@ impl World {
     }
 }
 
-/// A day of a hundred, of which sixty are spent, and the next, of which twenty are spent before the clock is right again.
+/// A day with a limit of a hundred, of which sixty are spent, and the next, of which twenty are spent before the clock is
+/// corrected.
 fn back_from_tomorrow(world: &mut World, limits: &[Limit]) {
     world.now_us = START_US - DAY_US / 2;
     assert_eq!(admitted(world, limits, 60), 60);
@@ -37,11 +38,11 @@ fn a_rate_that_was_spent_while_the_clock_was_ahead_refills_at_once() {
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1_000, burst: 100 })];
     world.now_us += DAY_US;
-    // Some at once, and some leased ahead.
+    // Some at once, and some granted in advance.
     assert_eq!(admitted(&mut world, &limits, 20), 20);
     assert!(world.ask("b", 2, &plain_ask(&limits, 0, 20)).units > 0);
     world.now_us -= DAY_US;
-    // Nobody knows how long ago that was.
+    // It is unknown how long ago that was.
     assert_eq!(admitted(&mut world, &limits, 1), 0);
     world.now_us += SECOND_US / 5;
     assert_eq!(admitted(&mut world, &limits, 200), 100);
@@ -58,7 +59,7 @@ fn a_day_goes_on_where_it_was_when_the_clock_comes_back_to_it() {
     assert_eq!(admitted(&mut world, &limits, 100), 80, "and so does the next, when it comes");
 }
 
-/// What was used of today before is unknown to a hash that was made tomorrow.
+/// A hash that was created "tomorrow" does not know what was used of today before.
 #[test]
 fn a_key_that_was_new_while_the_clock_was_ahead_has_one_day_for_both() {
     let server = RedisServer::start();

@@ -1,9 +1,9 @@
-//! Every interleaving of a few steps of two nodes and one Redis, and many long ones at random: late and lost calls and answers,
-//! nodes that die, a Redis that dies, comes back, empty or with an older state. The nodes' side is the very code that serves
-//! requests; the other is `redis_side`, which a test holds against the script.
+//! Explores every interleaving of a few steps of two nodes and one Redis, and many long random runs: late and lost calls
+//! and answers, nodes that die, a Redis that dies and returns with its state, empty, or with an older state. The nodes'
+//! side is the code that serves requests; the other side is `redis_side`, which a test compares with the script.
 //!
-//! *Law:* no more is admitted than the limit, and what nodes that died had spent without Redis and not told. Of a Redis that has forgotten, this holds where every living node is heard within
-//! the second for which nothing is granted.
+//! *Law:* no more is admitted than the limit, plus what nodes that died had spent without Redis and not reported. For a
+//! Redis that has lost data, this holds if every live node reports within the second in which nothing is granted.
 
 use super::redis_side::{Guard, RedisSide};
 use super::*;
@@ -12,41 +12,41 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 const LIMIT: u64 = 5;
 
-/// What may happen besides requests, calls and answers.
+/// Failures that may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     /// Nodes die.
     Crashes,
-    /// Redis dies and comes back with all it had.
+    /// Redis dies and returns with all its data.
     Outage,
-    /// Redis dies and comes back empty, or with an older state.
+    /// Redis dies and returns empty, or with an older state.
     Forgets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// A request comes to a node: it takes what is in hand, or the node asks.
+    /// A request arrives at a node: it takes a granted unit, or the node makes a call.
     Request(usize),
     /// A request is decided without Redis.
     Alone(usize),
-    /// A node tells what it owes.
+    /// A node reports what is due.
     Settle(usize),
-    /// The call arrives, and is acted on.
+    /// The call arrives and is processed.
     Arrive(usize),
     /// The answer arrives.
     Answer(usize),
-    /// The node does not wait any longer.
+    /// The node stops waiting.
     Abandon(usize),
     /// A call that was abandoned arrives all the same.
     ArriveLate(usize),
     Crash(usize),
-    /// 60 ms pass: what is in hand is not good any more.
+    /// 60 ms pass: granted units expire.
     Moment,
-    /// 11 s pass: promises are over.
+    /// 11 s pass: promises expire.
     Pause,
     Dies,
     Returns,
-    /// It was there all the time, and is reached again.
+    /// It was running all the time, and is reachable again.
     IsReached,
     ReturnsEmpty,
     Save,
@@ -81,12 +81,12 @@ struct Sent {
 struct State {
     redis: RedisSide,
     older: Option<RedisSide>,
-    /// Since when it is gone.
+    /// Since when it is unreachable.
     gone_since_ns: Option<u64>,
     parties: Vec<Party>,
     born: u64,
     admitted: u64,
-    /// What nodes that died had not told.
+    /// What nodes that died had not reported.
     untold: u64,
     now_us: i64,
 }
@@ -115,7 +115,7 @@ impl State {
         Now { wall: Timestamp::from_micros(self.now_us), steady_ns }
     }
 
-    /// What may come next.
+    /// The possible next steps.
     fn steps(&self, troubles: &[Trouble]) -> Vec<Step> {
         let mut steps = vec![Step::Moment];
         for (n, party) in self.parties.iter().enumerate() {
@@ -148,7 +148,7 @@ impl State {
         steps
     }
 
-    /// The state after a step; none if it cannot come now.
+    /// The state after a step; none if the step is not possible.
     fn after(&self, step: Step) -> Option<Self> {
         let mut next = self.clone();
         next.take(step).then_some(next)
@@ -302,17 +302,18 @@ impl State {
 
     fn arrive(&mut self, n: usize, ask: &LeaseRequest) -> ScriptTotals {
         let (name, now) = (self.parties[n].name.to_string(), self.now().wall);
-        // The ledger knows nothing yet.
+        // The ledger is empty.
         let ask = LeaseRequest { ledger: Some([0; WINDOWS.len()]), ..ask.clone() };
         self.redis.call(&name, 2, now, &ask)
     }
 
-    /// Time passes. A second in which nothing is granted is long enough for every node to be heard.
+    /// Time passes. A second in which nothing is granted is long enough for every node to report.
     fn pass(&mut self, us: i64) -> bool {
         let now_ns = self.now().steady_ns;
         let owes = |party: &mut Party| party.sent.is_some() || party.pool.needs_call(now_ns);
         if self.gone_since_ns.is_none() {
-            // Within ten seconds a node that reaches Redis has told it all, and so has one that has just found it again.
+            // Within ten seconds, a node that reaches Redis has reported everything, and so has one that has just
+            // reconnected.
             let is_long = us > 1_000_000 || self.redis.lost.is_some();
             if is_long && self.parties.iter_mut().any(owes) {
                 return false;
@@ -341,8 +342,8 @@ fn limits() -> Limits {
     [limit(LimitName::Quota, LimitRule::of(Per::Total, LIMIT))].into_iter().collect()
 }
 
-/// Takes every step from every state, up to `depth` steps; answers how many states there were, and the first way on which more
-/// than the limit is admitted.
+/// Takes every step from every state, up to `depth` steps. Returns the number of states and the first run that admits more
+/// than the limit.
 fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<Vec<Step>>) {
     let mut seen = HashSet::new();
     let mut layer = vec![(start.clone(), Vec::new())];
@@ -366,7 +367,7 @@ fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<
     (seen.len(), None)
 }
 
-/// Goes many long ways at random, on which what goes wrong is rarer than what does not.
+/// Makes many long random runs, in which failures are rarer than other steps.
 fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Option<Vec<Step>> {
     for seed in 0..ways {
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -394,7 +395,7 @@ fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Opti
     None
 }
 
-/// How many steps of every way, and how many long ways: a minute's; `make model` builds with others.
+/// The depth of the exploration and the number of random runs: about a minute; `make model` sets higher ones.
 fn size() -> (usize, u64) {
     let of = |given: Option<&str>, usual| given.and_then(|n| n.parse::<u64>().ok()).unwrap_or(usual);
     let depth = of(option_env!("KEYGATE_MODEL_DEPTH"), 6);
@@ -434,7 +435,7 @@ fn asks(n: usize) -> [Step; 3] {
     [Step::Request(n), Step::Arrive(n), Step::Answer(n)]
 }
 
-/// How many are admitted on that way, with a guard and without it.
+/// How many are admitted in this run, with a guard and without it.
 fn admitted(way: &[Step], guard: Guard) -> [u64; 2] {
     let step = |state: State, step: &Step| state.after(*step).unwrap_or(state);
     [None, Some(guard)].map(|without| way.iter().fold(State::new(2, without), step).admitted)
@@ -450,7 +451,8 @@ fn without_the_order_of_calls_a_limit_is_passed() {
     assert_eq!(admitted(&way, Guard::Order), [LIMIT, LIMIT + 1]);
 }
 
-/// A node spends its promise while Redis cannot be reached for longer than a promise holds, and is not the first to reach it.
+/// A node spends its promise while Redis is unreachable for longer than a promise is valid, and is not the first to
+/// reconnect.
 #[test]
 fn without_keeping_what_was_promised_in_an_outage_a_limit_is_passed() {
     let mut way = asks(0).to_vec();
@@ -459,7 +461,7 @@ fn without_keeping_what_was_promised_in_an_outage_a_limit_is_passed() {
     assert_eq!(admitted(&way, Guard::Lost), [LIMIT, LIMIT + 1]);
 }
 
-/// Each guard is needed: without it, a way is found on which more is admitted than the limit.
+/// Each guard is needed: without it, a run is found that admits more than the limit.
 #[test]
 fn without_any_guard_a_limit_is_passed() {
     for (guard, troubles) in [

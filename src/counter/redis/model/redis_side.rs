@@ -1,5 +1,5 @@
-//! The other side of the protocol, as `grant.lua` has it, for windows: so that every interleaving can be tried without a server.
-//! A test holds it against the script.
+//! A model of `grant.lua` for windows, so that every interleaving can be tried without a server. A test compares it with
+//! the script.
 
 use super::*;
 use crate::policy::keys::limit::RetryAfter;
@@ -9,22 +9,22 @@ const HOLD_US: i64 = 1_000_000;
 const PROMISE_US: i64 = 10_000_000;
 const RECORD_US: i64 = 3_600_000_000;
 
-/// What may be left out, to see that something fails without it.
+/// Rules that can be left out, to show that each is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Guard {
-    /// A call that is older than one that was acted on is refused.
+    /// A call that is older than one already processed is refused.
     Order,
     /// What others were promised is not granted.
     Promises,
-    /// What a node may still spend until it hears of a smaller promise is kept for it.
+    /// What a node may still spend until it hears of a smaller promise stays reserved.
     Kept,
-    /// What a node was debited is compared with what it says that it has.
+    /// What a node was debited is compared with what it reports.
     Debited,
-    /// The highest word of what was counted holds in a new epoch.
+    /// In a new epoch, the highest reported count is used.
     Word,
-    /// What nodes were promised when they lost Redis is kept until they can have been heard.
+    /// Promises from before nodes lost Redis stay reserved until these nodes can have reported.
     Lost,
-    /// In a new epoch nothing is granted before the others can have been heard.
+    /// In a new epoch nothing is granted before the others can have reported.
     Hold,
 }
 
@@ -34,9 +34,9 @@ pub(super) struct RedisSide {
     pub(super) server: u32,
     pub(super) hash: Option<Hash>,
     pub(super) without: Option<Guard>,
-    /// Until when it has just been started.
+    /// Until when the server counts as just started.
     pub(super) young_until: i64,
-    /// When nodes lost it that have just found it again.
+    /// When nodes lost the server that have just reconnected.
     pub(super) lost: Option<i64>,
 }
 
@@ -62,7 +62,7 @@ struct Record {
     till: i64,
     epoch: i64,
     seq: u64,
-    /// Of each window: which of the node's, what it was debited, what is kept for it.
+    /// For each window: its number on the node, what was debited, what is reserved.
     windows: [(u64, u64, u64); WINDOWS.len()],
 }
 
@@ -75,7 +75,7 @@ impl RedisSide {
         self.without != Some(guard)
     }
 
-    /// Acts on what is said and asked of the subject.
+    /// Processes a call for the subject.
     pub(super) fn call(
         &mut self,
         node: &str,
@@ -254,7 +254,7 @@ fn any_call() -> impl Strategy<Value = (usize, u64, u64, u64, Vec<u64>, u32, boo
     (0..3_usize, 0..4_u64, 0..5_u64, 0..6_u64, said, 0..4_000_000_u32, prop::bool::weighted(0.05))
 }
 
-/// Whatever nodes say, right or wrong, in whatever order: script and model answer the same.
+/// Whatever nodes report, correct or not, in whatever order: script and model give the same answer.
 #[test]
 fn the_model_answers_as_the_script_does() {
     always(&prop::collection::vec(any_call(), 1..40), |server, calls| {

@@ -1,4 +1,4 @@
-//! What a node says of a subject in a call, and what it makes of the answer.
+//! Builds the calls of a node for a subject, and applies the answers.
 
 use super::{
     AHEAD_MAX, AHEAD_MIN, Grant, GrantedUnits, LIFE, LeaseRequest, LimitRule, PROMISE, Per, RENEW_EVERY,
@@ -6,14 +6,14 @@ use super::{
 };
 
 impl SubjectPool {
-    /// Whether it is time to ask for more, before a request has to wait for it.
+    /// Whether it is time to call for more units, before a request has to wait.
     pub fn wants_more(&mut self) -> bool {
         let wants = self.exhausted.is_none() && self.target >= AHEAD_MIN && self.units() <= self.target / 2;
         self.is_wanting |= wants;
         wants
     }
 
-    /// What to say and to ask in a call for `waiting` requests, at that instant of Redis's calendar.
+    /// The call for `waiting` requests, at this instant of Redis' calendar.
     pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp) -> LeaseRequest {
         self.expire(now_ns);
         self.turn(wall);
@@ -25,7 +25,7 @@ impl SubjectPool {
         } else {
             std::mem::replace(&mut self.peak_in_flight, self.in_flight).min(self.places).max(self.in_flight)
         };
-        // Until the answer, no request may take a place that Redis is being told is free.
+        // Until the answer arrives, no request may take a place that is reported as free.
         self.places = self.places.min(holding);
         let keeps = now_ns < self.promised_until_ns;
         self.seq = (now_ns / 1_000).max(self.seq + 1);
@@ -64,7 +64,7 @@ impl SubjectPool {
     }
 
     fn ahead(&mut self, waiting: u64, have: u64, now_ns: u64) -> u64 {
-        // Five milliseconds at least, or the first few requests after a pause would pass for a flood.
+        // At least five milliseconds; otherwise the first few requests after a pause would look like a flood.
         let elapsed = now_ns.saturating_sub(self.asked_at_ns).max(ns(LIFE) / 10);
         let demand = self.attempts.saturating_mul(ns(LIFE)) / elapsed;
         self.target = u64::midpoint(self.target, demand).min(AHEAD_MAX);
@@ -73,7 +73,7 @@ impl SubjectPool {
         if self.target < AHEAD_MIN { 0 } else { self.target.saturating_sub(have.saturating_sub(waiting)) }
     }
 
-    /// Takes in what Redis answered to a call that was sent at `sent_ns`; nothing, if another was sent since.
+    /// Applies the answer to a call that was sent at `sent_ns`; ignores it if another call was sent since.
     pub fn answer(&mut self, ask: &LeaseRequest, grant: &Grant, sent_ns: u64, now_ns: u64) {
         if ask.seq != self.seq {
             return;
@@ -98,7 +98,7 @@ impl SubjectPool {
             own.told = said.spent.saturating_add(grant.units);
             own.heard = grant.used[n];
             if is_limited(WINDOWS[n]) {
-                // What Redis keeps for this node beside the grant, of which some was spent on the way.
+                // What Redis reserves for this node besides the grant; some of it was spent while the call was in flight.
                 let kept = said.held.saturating_sub(grant.units).max(grant.promises[n]);
                 spent_twice = spent_twice.max(own.alone.saturating_sub(kept));
                 own.promise = Some(grant.promises[n].min(kept.saturating_sub(own.alone)));
@@ -123,35 +123,35 @@ impl SubjectPool {
         }
     }
 
-    /// A call was not answered. Whether Redis acted on it is unknown; the next one tells it all again.
+    /// A call was not answered. It is unknown whether Redis processed it; the next one reports everything again.
     pub const fn unanswered(&mut self, ask: &LeaseRequest) {
         if ask.seq == self.seq {
             self.unsure = true;
         }
     }
 
-    /// Drops what has expired, and tells whether Redis should hear something now though nobody waits.
+    /// Drops expired units, and returns whether a report to Redis is due although nobody waits.
     pub fn needs_call(&mut self, now_ns: u64) -> bool {
         self.expire(now_ns);
         self.unsure || self.is_untold() || self.places_are_due(now_ns)
     }
 
-    /// Whether Redis will have to hear something sooner or later.
+    /// Whether a report to Redis will be due sooner or later.
     pub fn owes(&self) -> bool {
         self.unsure || self.is_untold() || !self.hand.is_empty() || self.places > 0
     }
 
-    /// Whether Redis was heard at that instant of steady time or later.
+    /// Whether Redis answered at or after this instant of steady time.
     pub const fn was_heard_since(&self, since_ns: u64) -> bool {
         self.epoch != 0 && self.promised_until_ns >= since_ns.saturating_add(ns(PROMISE))
     }
 
-    /// Redis may have forgotten what it was told: it hears it again.
+    /// Redis may have lost its data: everything is reported again.
     pub const fn tell_again(&mut self) {
         self.unsure = true;
     }
 
-    /// What was spent without Redis, and it has not said that it knows.
+    /// What was spent without Redis and is not confirmed yet.
     #[cfg(test)]
     pub fn untold_units(&self) -> u64 {
         self.telling.iter().chain(&self.untold).map(|u| u.units).sum()
@@ -168,7 +168,7 @@ impl SubjectPool {
         self.max_places().is_some() && (unused || (self.places > 0 && old))
     }
 
-    /// How long a unit debited at that instant may be kept: not beyond the end of any window that it was paid in.
+    /// How long a unit debited at this instant is valid: not beyond the end of any window that it was paid in.
     fn life_ns(&self, at: Timestamp) -> u64 {
         let windows = self.limits.iter().filter_map(|l| match l.rule {
             LimitRule::Window { per, .. } => window_end(per, at).map(|end| end.since(at)),

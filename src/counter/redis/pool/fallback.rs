@@ -1,4 +1,4 @@
-//! What a node spends of a subject without Redis: what it was promised, and its share of what began since.
+//! What a node spends of a subject without Redis: its promise, and its share of windows that began since.
 
 use super::{
     FallbackState, Limit, LimitReached, LimitRule, Limits, LimitsLeft, MINUTE_US, Now, OutstandingUnits,
@@ -13,7 +13,7 @@ impl SubjectPool {
         let nodes = alone.nodes.max(1);
         let share = self.share_of_rates(nodes);
         if nodes > 1 {
-            // One node alone has spent all that was spent; of several, others may have spent what there was.
+            // A single node has spent everything that was spent; of several nodes, others may have spent what there was.
             self.rates.empty_buckets(&share, alone.well_ns);
         }
         let mut refused = self.rates.check(&share, 1, now).err();
@@ -44,7 +44,7 @@ impl SubjectPool {
 
     fn may_spend_of(&self, per: Per, max: u64, alone: &FallbackState, now: Now) -> bool {
         let Some(own) = WINDOWS.iter().position(|w| *w == per).map(|n| &self.own[n]) else { return false };
-        // Nobody else is granted what was promised: for a while, and while there is no Redis that could grant it.
+        // Nobody else is granted what was promised: for a while, and as long as no Redis could grant it.
         let keeps = now.steady_ns < self.promised_until_ns
             || alone.gone_since_ns.is_some_and(|gone_ns| gone_ns < self.promised_until_ns);
         match own.promise {
@@ -110,8 +110,8 @@ impl SubjectPool {
     }
 }
 
-/// Keeps what was spent apart by minute, and no more than so many. It counts as late: then it is less likely to be taken for
-/// what the ledger has.
+/// Keeps unreported units per minute, and at most so many entries. Merged units get the later time, so that they are less
+/// likely to be taken for units that the ledger has.
 pub(super) fn fold(all: &mut Vec<OutstandingUnits>) {
     if all.len() <= UNTOLD_MAX {
         return;
