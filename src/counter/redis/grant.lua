@@ -1,22 +1,22 @@
--- Keygate, counters, layout 2. One call tells what a node has of some subjects of one workspace and grants it more of each.
--- The protocol, field by field and rule by rule, is in docs/redis.md.
+-- Keygate, shared counters, layout 2. One call reports what a node holds of some subjects of one workspace, and grants it more.
+-- docs/redis.md describes the protocol.
 --
 -- KEYS  a hash for each subject: the workspace's (if it is counted), then keys'. All share one hash tag.
--- ARGV  node, server ('': ask), nodes, life_us, promise_us, lag_us, lost_us (0: this node has not been without Redis of late),
+-- ARGV  node, server ('': ask INFO), nodes, life_us, promise_us, lag_us, lost_us (0: this node did not just reconnect),
 --       start_s and end_s (0: never) of minute hour day month total,
---       per subject: seq, epoch (0: never heard), waiting, need (units for them beyond those in hand), ahead, leaves (0 or 1),
+--       per subject: seq, epoch (0: none), waiting, need (units for them beyond granted ones), ahead, leaves (0 or 1),
 --                    of each window: since, spent, told, heard, held
 --                    returned, returned_at_us
---                    n, n times {at_us, units}                      spent without Redis and not told yet
+--                    n, n times {at_us, units}                      spent without Redis, not reported yet
 --                    ledger (0 or 1), if 1: used of each window
 --                    in_flight (-1: no such limit), ahead_places, max_places
 --                    n, n times {'b', slot, rate, burst} or {'w', window, max}
 --
 -- Answer  {0, now_us, per subject: {status, epoch, granted, why, wait_us, places, places_left, 5 promises, 5 used,
---         per bucket: available, full_in_us}} or {3, now_us}: these windows are not those of now, nothing was done.
+--         per bucket: available, full_in_us}} or {3, now_us}: these are not the current windows, nothing was done.
 -- Status  0 granted; 1 refused: why = index of the limit (0: in flight), wait_us (-1 never, -2 when a request ends);
---         2 unknown, the ledger is needed; 4 counted, nothing is granted yet; 5 an older call, nothing was done;
---         6 not a hash; 7 another layout.
+--         2 unknown, the ledger's totals are needed; 4 counted, nothing is granted yet; 5 an older call, nothing was done;
+--         6 not a hash; 7 unknown layout.
 --
 -- A tick is 1/16 us since 2025: fine enough for 160 000 units/s, and exact in a double until 2042.
 local LAYOUT, TICKS, EPOCH_S, SUBJECT_MS = '2', 16, 1735689600, 172800000
@@ -36,7 +36,7 @@ local function whole(n) return string.format('%.0f', n) end
 
 local node, server, nodes = next_text(), next_text(), next_number()
 local life_us, promise_us, lag_us, lost_us = next_number(), next_number(), next_number(), next_number()
--- When nodes could not reach this server, what they were promised then is kept until they can have been heard.
+-- Promises from before nodes lost this server stay reserved until these nodes can have reported.
 local kept_us = lost_us > 0 and min(lost_us, now_us) or now_us
 local life = life_us * TICKS
 local starts = {}
@@ -51,13 +51,13 @@ if server == '' then
   server = string.match(info, 'run_id:(%w+)') or '-'
 end
 
--- A server that has just been started may have forgotten what nodes hold.
+-- A server that has just started may have lost what nodes hold.
 local function is_young()
   info = info or redis.call('INFO', 'server')
   return tonumber(string.match(info, 'uptime_in_seconds:(%d+)') or 0) <= HOLD_US / 1000000
 end
 
--- === what the call says of one subject ===
+-- === the call of one subject ===
 
 local function next_ask()
   local ask = { seq = next_number(), epoch = next_number(), waiting = next_number(), need = next_number(), ahead = next_number(), leaves = next_number() == 1, windows = {}, limits = {} }
@@ -75,7 +75,7 @@ local function next_ask()
   for l = 1, next_number() do
     local kind, slot, a = next_text(), next_number(), next_number()
     if kind == 'b' then
-      -- A rate of nothing has no step; no charge is ever small enough for it.
+      -- A rate of zero has no step; this one refuses every charge.
       ask.limits[l] = { bucket = slot, step = a > 0 and ceil(1000000 * TICKS / a) or 2 ^ 52, burst = next_number() }
     else
       ask.limits[l] = { window = slot, max = a }
@@ -84,10 +84,10 @@ local function next_ask()
   return ask
 end
 
--- === what there is of it ===
+-- === its state ===
 
--- Which window counts now: the newest, unless the clock has stepped back out of it. Then it is the one before, if there has
--- been one; else the later goes on counting, because nobody knows what was used of the earlier.
+-- The window that counts now: the newest, unless the clock has stepped back out of it. Then it is the one before, if there is one;
+-- otherwise the later one goes on counting, because it is unknown what was used of the earlier one.
 local function counting(subject, w)
   local newest, before = subject.newest[w], subject.before[w]
   if newest.start == starts[w] then return newest end
@@ -104,7 +104,7 @@ end
 local function three(text, began)
   local next_of = string.gmatch(text or '', '%d+')
   local window = { start = tonumber(next_of() or 0), used = tonumber(next_of() or 0), known = tonumber(next_of() or 0) }
-  -- Another server took over, or this one came back with what it had on disk: some of what was told may be missing.
+  -- Another server took over, or this one restarted from disk: some of what was reported may be missing.
   if began then window.known = window.used end
   return window
 end
@@ -112,7 +112,7 @@ end
 local function read_bucket(subject, b, text)
   local next_of = string.gmatch(text or '', '%d+')
   local full, leased, step, at, low = next_of(), next_of(), next_of(), next_of(), next_of()
-  -- What the clock wrote while it was ahead is believed to be as late as it can be now.
+  -- Times written while the clock was ahead are limited to what is possible now.
   subject.buckets[b] = {
     full = tonumber(full or 0), leased = min(tonumber(leased or 0), now + life), step = tonumber(step or 0),
     at = min(tonumber(at or 0), now), low = min(tonumber(low or 0), now),
@@ -176,7 +176,7 @@ end
 
 -- === what the node has spent ===
 
--- What was spent without Redis before the hash was filled, and by then was in the ledger.
+-- Units spent without Redis that were in the ledger when the hash was filled.
 local function in_ledger(subject, ask, w)
   local units = 0
   for _, untold in ipairs(ask.untold) do
@@ -185,8 +185,8 @@ local function in_ledger(subject, ask, w)
   return units
 end
 
--- The node says how much it has spent or has in hand in all; what it was debited before is known of it here, or else by what
--- it was told last. So calls and answers may be lost, and nothing counts twice.
+-- The node reports everything it has spent or holds. What it was debited before is in its record, or else it reports the last value
+-- it heard. So calls and answers may be lost, and nothing is counted twice.
 local function settle(subject, ask)
   for w, window in ipairs(subject.windows) do
     local said, own = ask.windows[w], subject.own and subject.own.windows[w]
@@ -194,7 +194,7 @@ local function settle(subject, ask)
       window.used = max(0, window.used + said.spent - own.debited)
     else
       if ask.epoch ~= 0 and ask.epoch ~= subject.epoch then
-        -- Whoever was told last was told of everything: the highest such word holds.
+        -- The node that was answered last heard of everything: the highest value counts.
         local missing = max(0, said.heard - window.known)
         window.used, window.known = window.used + missing, window.known + missing
       end
@@ -206,7 +206,7 @@ local function settle(subject, ask)
   if ask.returned > 0 and now_us - ask.returned_at <= 2 * life_us then
     for _, limit in ipairs(ask.limits) do
       local bucket = limit.bucket and subject.buckets[limit.bucket]
-      -- What time has refilled since is not given back again.
+      -- What time has refilled since is not refunded again.
       if bucket and bucket.low <= ticks_of(ask.returned_at) then
         bucket.full = max(0, bucket.full - ask.returned * (bucket.step > 0 and bucket.step or limit.step))
         bucket.written = true
@@ -215,7 +215,7 @@ local function settle(subject, ask)
   end
 end
 
--- What was charged refills as if the rate and the burst in force had been so since.
+-- Charged units refill as if the current rate and burst had always applied.
 local function scale(subject, ask)
   for _, limit in ipairs(ask.limits) do
     if limit.bucket then
@@ -227,15 +227,15 @@ local function scale(subject, ask)
   end
 end
 
--- === how much there is ===
+-- === what is available ===
 
--- While units leased ahead may be unspent, the bucket fills only to what it holds less what refills during a lease:
--- then whatever is spent late, no stretch of time sees more than burst + rate x time.
+-- While units granted in advance may be unspent, the bucket fills only up to its burst less what refills while a unit is valid. So
+-- however late units are spent, no interval sees more than burst + rate x time.
 local function base(bucket, leasing)
   return max(bucket.scaled, now, (leasing and now or min(now, bucket.leased)) + life)
 end
 
--- What others may still spend without asking is theirs.
+-- What other nodes may still spend without a call is reserved for them.
 local function promised(subject, w)
   local units = 0
   for _, other in ipairs(subject.others) do
@@ -270,7 +270,7 @@ local function places_of(subject, ask)
   return others, dead
 end
 
--- The worst reason to refuse: index of the limit, us to wait; -1 never, -2 when a request ends.
+-- The refusal with the longest wait: index of the limit, us to wait; -1 never, -2 when a request ends.
 local function reason(subject, ask, free_places)
   local why, wait = 0, -3
   local function worse(index, candidate)
@@ -349,7 +349,7 @@ local function serve(hash, ask)
       extra = ask.ahead
       for _, limit in ipairs(ask.limits) do
         local left = available(subject, ask, limit, true) - units
-        -- Near the end of a window the leases shrink, so that no node sits on the last units.
+        -- Near the limit, grants in advance shrink, so that no node holds the last units.
         extra = min(extra, limit.window and floor(left / part) or left)
       end
       extra = max(0, extra)
@@ -378,7 +378,7 @@ local function serve(hash, ask)
   for _, limit in ipairs(ask.limits) do
     if limit.window and not ask.leaves then
       local w = limit.window
-      -- Until it hears of this, it may spend what it was promised before; what it is granted now is a part of that.
+      -- Until it receives this answer, it may spend its old promise; the grant is a part of that.
       local free = available(subject, ask, limit, false)
       promises[w] = held_back and min(free, ask.windows[w].held) or floor(free / part)
       record[w].reserved = max(ask.windows[w].held - granted, promises[w])
