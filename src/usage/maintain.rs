@@ -1,16 +1,15 @@
-//! Keeping the ledger in shape, once an hour for as long as the gateway lives: partitions ahead of need, and what retention
-//! says goes.
+//! Maintains the ledger once an hour: creates partitions in advance, and applies retention.
 //!
-//! Must not know: which store. When it is gone, the round is repeated until it succeeds.
+//! Must not know: which store. While it is unreachable, the run is repeated until it succeeds.
 
 use crate::clock::Clock;
 use crate::store::{Ledger, MaintenanceReport};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often. Several nodes on one store do the same work twice at worst.
+/// Interval of runs. Several nodes on one store at worst do the same work twice.
 const EVERY: Duration = Duration::from_hours(1);
-/// How soon after a round that failed.
+/// Delay after a failed run.
 const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Runs for ever.

@@ -1,12 +1,14 @@
 //! From a request to its row in the ledger.
 //!
-//! A [`PendingRecord`] writes the beginning of a request into the [`journal`] and, however it comes about, its end; one
-//! [`LedgerWriter`] copies what is whole to the store in batches. Must not know: proxies, which store. When the store is gone
-//! records wait in the journal, also over a crash; when the journal is full they are dropped and counted, or requests are refused
-//! beforehand, by config.
+//! A [`PendingRecord`] writes the start of a request into the [`journal`] and, however the request ends, its end. One
+//! [`LedgerWriter`] copies complete records to the store in batches. While the store is unreachable, records wait in the
+//! journal, also across a crash. When the journal is full, they are dropped and counted, or requests are refused, by
+//! config.
 //!
-//! *Invariant:* accepted = stored + in the journal + shed + set aside. *Invariant:* usage flows outward only; no request
-//! reads it.
+//! Must not know: proxies, which store.
+//!
+//! *Invariant:* accepted = stored + in the journal + shed + set aside.
+//! *Invariant:* usage flows outward only; no request reads it.
 
 pub mod journal;
 mod maintain;
@@ -29,7 +31,7 @@ pub use writer::{LedgerWriter, LedgerWriterOptions, WriterProgress};
 use crate::metrics::Metrics;
 use std::sync::Arc;
 
-/// Where requests are recorded.
+/// Records requests.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     journal: Arc<Journal>,
@@ -37,12 +39,12 @@ pub struct Recorder {
     when_full: WhenFull,
 }
 
-/// What happens when the journal is full.
+/// What to do when the journal is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// Serving goes on; what cannot be kept is counted.
+    /// Serve, and count the dropped records.
     Shed,
-    /// What cannot be recorded is not admitted.
+    /// Refuse requests that cannot be recorded.
     Refuse,
 }
 
@@ -52,7 +54,7 @@ impl Recorder {
         Self { journal, metrics, when_full }
     }
 
-    /// Fails if the config wants no request admitted now, because it could not be recorded.
+    /// Fails if requests must be refused now, because they could not be recorded.
     pub fn may_admit(&self) -> Result<(), JournalFull> {
         match self.when_full {
             WhenFull::Refuse if self.journal.is_full() => Err(JournalFull),

@@ -1,4 +1,4 @@
-//! A request's record while the request lives.
+//! The record of a request while the request is running.
 
 use super::journal::codec::{Admit, Complete, FrameKind, encode_whole, interrupted};
 use super::{JournalFull, Recorder, WhenFull};
@@ -9,18 +9,18 @@ use crate::model::usage::Outcome;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// What is known when the request has been decided.
+/// What is known when a request has been decided.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordStart<'r> {
-    /// Identity of the record.
+    /// Id of the record.
     pub id: RequestId,
-    /// What the client and the logs know the request by.
+    /// The request id that the client and the logs have.
     pub request_id: &'r str,
-    /// Whose secret was presented.
+    /// The key that was presented.
     pub api_key_id: KeyId,
-    /// The tenant of that key.
+    /// The workspace of the key.
     pub workspace_id: &'r WorkspaceId,
-    /// When the request had arrived.
+    /// When the request arrived.
     pub arrived: Now,
     /// HTTP method.
     pub method: &'r str,
@@ -30,23 +30,23 @@ pub struct RecordStart<'r> {
     pub route: &'r str,
     /// The client's address.
     pub ip_address: IpAddr,
-    /// The client's name for itself.
+    /// The client's `User-Agent`.
     pub user_agent: &'r [u8],
     /// This node.
     pub node: &'r str,
-    /// Whom the request is for.
+    /// The end user.
     pub end_user_id: Option<EndUserId>,
-    /// Whether it counts against its key's limits.
+    /// Whether it is charged to the key's limits.
     pub charged: bool,
     /// Whether its limits were decided without the shared counters.
     pub degraded: bool,
 }
 
-/// A record that will be in the ledger however the request ends: dropping it records what is known, as interrupted.
+/// A record that reaches the ledger however the request ends: dropping it records what is known, as interrupted.
 pub struct PendingRecord {
     id: RequestId,
     arrived: Now,
-    /// The beginning, if the journal had no room for it.
+    /// The start, if the journal had no room for it.
     unwritten: Option<Box<[u8]>>,
     ended: bool,
     facts: RecordOutcome,
@@ -54,7 +54,7 @@ pub struct PendingRecord {
     clock: Arc<dyn Clock>,
 }
 
-/// What becomes known while it is served.
+/// What becomes known while the request is served.
 struct RecordOutcome {
     charged: bool,
     status_code: u16,
@@ -66,13 +66,13 @@ struct RecordOutcome {
 }
 
 impl PendingRecord {
-    /// Begins the record of a request that is refused. It is not held up by a full journal.
+    /// Starts the record of a refused request. A full journal does not stop it.
     pub fn refused(start: RecordStart<'_>, recorder: &Recorder, clock: &Arc<dyn Clock>) -> Self {
         Self::new(&start, recorder, clock)
     }
 
-    /// Begins the record of a request that is about to be forwarded. Fails if the config wants no request admitted that
-    /// cannot be recorded, and this one cannot; it has left nothing then.
+    /// Starts the record of a request that is about to be forwarded. Fails, without side effects, if the request cannot be
+    /// recorded and the config says to refuse it then.
     pub fn admitted(
         start: RecordStart<'_>,
         recorder: &Recorder,
@@ -135,12 +135,12 @@ impl PendingRecord {
         self.facts.charged = false;
     }
 
-    /// The backend server that is asked.
+    /// Sets the backend server.
     pub fn upstream(&mut self, server: &Arc<str>) {
         self.facts.upstream = Some(Arc::clone(server));
     }
 
-    /// The first byte of the answer is on its way.
+    /// The first byte of the response is being sent.
     pub fn first_byte(&mut self, status: u16) {
         self.facts.status_code = status;
         if self.facts.ttfb_us.is_none() {
@@ -153,7 +153,7 @@ impl PendingRecord {
         (self.facts.bytes_in, self.facts.bytes_out) = (bytes_in, bytes_out);
     }
 
-    /// Tokens so far. May be told as often as more is known, until the record ends.
+    /// Tokens so far. May be set several times until the record ends.
     pub const fn tokens(&mut self, used: u64) {
         self.facts.tokens_used = used;
     }
@@ -191,7 +191,7 @@ impl PendingRecord {
         match &self.unwritten {
             None => {
                 if journal.append(FrameKind::Complete, |out| complete.encode(out)).is_err() {
-                    // Its beginning is written; the writer pairs it with this.
+                    // Its start is written; the writer pairs it with this end.
                     let mut payload = Vec::new();
                     complete.encode(&mut payload);
                     journal.keep_late(payload.into());

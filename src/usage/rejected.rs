@@ -1,4 +1,4 @@
-//! Records that the ledger does not take, whatever is tried: one line of JSON each, for a person to look at.
+//! Records that the ledger rejects: one line of JSON each, for a person to look at.
 
 use crate::durable;
 use crate::model::usage::UsageRecord;
@@ -23,10 +23,10 @@ impl RejectedRecords {
         Self { path: folder.join("set-aside.ndjson") }
     }
 
-    /// Adds a record and why it was refused, and brings it to disk. Fails when the file is full, too.
+    /// Adds a record with the reason, and syncs the file. Also fails when the file is full.
     pub fn add(&self, record: &UsageRecord, why: &str) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-        // While a new binary takes over two processes may be at it; the lock ends with `file`.
+        // During an upgrade two processes may write; the lock ends with `file`.
         file.lock()?;
         let mut line = line(record, why)?;
         line.push('\n');
@@ -36,11 +36,11 @@ impl RejectedRecords {
         }
         let mut written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
         if before == 0 {
-            // The journal lets go of the record, so the file's name must be on disk as well.
+            // The journal releases the record, so the file's name must be on disk as well.
             written = written.and_then(|()| durable::sync_folder_of(&self.path));
         }
         if written.is_err() {
-            // Half a line would spoil the next one.
+            // A partial line would damage the next one.
             file.set_len(before)?;
         }
         written

@@ -1,13 +1,13 @@
-//! The slots of a journal: its folder, and subfolders, one for each running process of this node.
+//! The slots of a journal: its folder and subfolders, one for each running process of this node.
 //!
-//! Usually there is one process, and it has the folder itself. While a new binary already serves and the old one still
-//! drains there are two, each with a slot of its own, so no journal ever has two owners: a slot's lock is the kernel's, and
-//! ends with its process. What a process leaves in its slot is brought to the ledger by the one that comes after it; a
-//! record's identity is the ledger's key, so that one which both have stored is there once.
+//! Usually there is one process, which uses the folder itself. During an upgrade there are two, each with its own slot, so
+//! a journal never has two owners. A slot is held by a kernel lock, which ends with the process. Records left in a slot are
+//! stored by the next process. The id of a record is the ledger's primary key, so a record that both have stored is there
+//! once.
 //!
-//! What is kept for a person to look at is in the folder itself, whoever put it there.
+//! What is kept for a person to look at is in the folder itself, whichever process wrote it.
 //!
-//! Must not know: why there are two.
+//! Must not know: why there are two processes.
 
 use super::journal::disk::Disk;
 use super::journal::{Journal, JournalOptions, JournalReader, OpenError};
@@ -16,16 +16,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most processes of one node that are alive at the same time.
+/// Most live processes of one node.
 const SLOTS: usize = 4;
 
-/// Opens slots of one journal.
+/// Opens the slots of one journal.
 #[derive(Clone, Debug)]
 pub struct JournalSlots {
     options: JournalOptions,
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
-    /// The number of the one that this process writes to; 0: none yet.
+    /// The number of the slot that this process writes to; 0: none yet.
     own: Arc<AtomicUsize>,
 }
 
@@ -35,20 +35,20 @@ pub type JournalSlot = (Arc<Journal>, JournalReader);
 /// The slots of other processes of this node.
 #[derive(Debug, Default)]
 pub struct OtherSlots {
-    /// Those in which something was left, by processes that are gone.
+    /// Those in which processes that have exited left records.
     pub left: Vec<JournalSlot>,
-    /// Whether any has an owner.
+    /// Whether any of them is held by a live process.
     pub are_alive: bool,
 }
 
 impl JournalSlots {
-    /// The slots of the journal that `options` describe.
+    /// The slots of the journal described by `options`.
     pub fn new(options: JournalOptions, disk: Arc<dyn Disk>, metrics: Arc<Metrics>) -> Self {
         Self { options, disk, metrics, own: Arc::default() }
     }
 
-    /// The first slot, for a process that is the only one of its node, and the slots in which others have left something.
-    /// Fails when one of them is alive.
+    /// The first slot, for the only process of its node, and the slots with records of earlier processes. Fails if another
+    /// slot is held.
     pub fn open_exclusive(&self) -> Result<(JournalSlot, Vec<JournalSlot>), OpenError> {
         let own = self.open(1)?;
         self.own.store(1, Ordering::Relaxed);
@@ -63,7 +63,7 @@ impl JournalSlots {
         Ok((own, left))
     }
 
-    /// The first slot that is free, for a process that takes over from one that is alive.
+    /// The first free slot, for a process that takes over from a live one.
     pub fn open_free(&self) -> Result<JournalSlot, OpenError> {
         let mut taken = Err(OpenError::Owned(self.options.folder.clone()));
         for number in 1..=SLOTS {
@@ -76,14 +76,14 @@ impl JournalSlots {
         taken
     }
 
-    /// The slots of other processes, for one that has a slot of its own.
+    /// The slots of other processes, for a process that holds one.
     pub fn others(&self) -> OtherSlots {
         let own = self.own.load(Ordering::Relaxed);
         let mut others = OtherSlots::default();
         for number in (1..=SLOTS).filter(|number| *number != own) {
             match self.leftover_in(number) {
                 Ok(found) => others.left.extend(found),
-                // Who brings what is in it to the ledger.
+                // Its owner stores its records.
                 Err(OpenError::Owned(_)) => others.are_alive = true,
                 Err(error) => tracing::error!(%error, "cannot open journal slot, its records stay in place"),
             }

@@ -1,4 +1,4 @@
-//! What records come to that are in the journal and not yet in the ledger: limits must know them all the same. Pure.
+//! Totals of records in the journal that are not in the ledger yet, which limits must count as well. Pure.
 
 use super::journal::codec;
 use crate::clock::Timestamp;
@@ -13,25 +13,25 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct JournalTotals {
     windows: Windows,
-    /// What arrived until then is counted elsewhere.
+    /// Requests that arrived until then are counted elsewhere.
     after: Option<Timestamp>,
     keys: HashMap<KeyId, UsageTotals>,
     workspaces: HashMap<WorkspaceId, UsageTotals>,
 }
 
 impl JournalTotals {
-    /// Nothing yet; windows are those that contain `at`.
+    /// Empty totals for the windows that contain `at`.
     pub fn new(at: Timestamp) -> Self {
         Self { windows: Windows::of(at), after: None, keys: HashMap::new(), workspaces: HashMap::new() }
     }
 
-    /// Only of requests that arrived after that instant, if there is one.
+    /// Counts only requests that arrived after this instant, if there is one.
     #[must_use]
     pub fn only_after(self, after: Option<Timestamp>) -> Self {
         Self { after, ..self }
     }
 
-    /// Adds a record by its two payloads. One that cannot be read has spent nothing.
+    /// Adds a record from its two payloads. One that cannot be read counts as nothing.
     pub fn add(&mut self, admit: &[u8], complete: Option<&[u8]>) {
         let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
         let Ok(begun) = codec::admit(admit, &mut own) else { return };
@@ -52,7 +52,7 @@ impl JournalTotals {
         }
     }
 
-    /// Adds what another one has counted in the same windows.
+    /// Adds totals of the same windows.
     pub fn absorb(&mut self, other: Self) {
         for mut row in other.into_rows() {
             self.add_to(&mut row);
@@ -70,7 +70,7 @@ impl JournalTotals {
         let one = self.windows.one(arrived);
         let key = self.keys.entry(id).or_insert_with(|| UsageTotals::nothing(UsageSubject::Key(id)));
         count(key, one);
-        // Nearly always it is known, and looking it up copies nothing.
+        // Nearly always it exists, and looking it up copies nothing.
         if let Some(row) = self.workspaces.get_mut(workspace) {
             return count(row, one);
         }
@@ -79,7 +79,7 @@ impl JournalTotals {
         self.workspaces.insert(workspace.clone(), row);
     }
 
-    /// Takes what the subject of `row` has spent, and adds it to that.
+    /// Removes the totals of the subject of `row`, and adds them to `row`.
     pub fn add_to(&mut self, row: &mut UsageTotals) {
         let more = match &row.subject {
             UsageSubject::Key(id) => self.keys.remove(id),
@@ -94,7 +94,7 @@ impl JournalTotals {
         }
     }
 
-    /// What has not been taken.
+    /// The remaining totals.
     pub fn into_rows(self) -> impl Iterator<Item = UsageTotals> {
         self.keys.into_values().chain(self.workspaces.into_values())
     }
@@ -110,7 +110,7 @@ impl Windows {
         Self([Per::Minute, Per::Hour, Per::Day, Per::Month].map(|per| window_start(per, at)..end(per)))
     }
 
-    /// What a request that arrived then counts in each.
+    /// What a request that arrived then counts in each window.
     fn one(&self, arrived: Timestamp) -> [u64; 4] {
         self.0.each_ref().map(|window| u64::from(window.contains(&arrived)))
     }

@@ -1,4 +1,4 @@
-//! One loop that copies records from the journal to the ledger, in batches, each until it is stored.
+//! Copies records from the journal to the ledger in batches, and retries each batch until it is stored.
 
 use super::JournalTotals;
 use super::RejectedRecords;
@@ -13,25 +13,27 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// First wait after a failure; doubled each time up to [`BACKOFF_MAX`]. Each wait is cut by up to a half, at random.
+/// First delay after a failure; doubled each time up to [`BACKOFF_MAX`]. Each delay is reduced by a random part of up to a
+/// half.
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// How often a record is refused for its content before it is set aside, if nothing else was stored beside it: then it
-/// may be the store that is at fault.
+/// How often a record is refused for its content before it is set aside, if nothing else was stored with it: the store may
+/// be at fault.
 const REFUSALS_MAX: u32 = 5;
-/// A round waits so much longer for each record of the one before, up to [`BUSY_DELAY_MAX`]: where many come, those of one
-/// key meet in one batch, and what they come to is written once.
+/// A round waits this much longer for each record of the previous one, up to [`BUSY_DELAY_MAX`]. At high load, records of
+/// the same key then share a batch, and its roll-ups are written once.
 const DELAY_PER_RECORD: Duration = Duration::from_micros(500);
 const BUSY_DELAY_MAX: Duration = Duration::from_millis(500);
-/// Every so many rounds, or when more than half of the journal is in use, what alone keeps old segments is carried over.
+/// Every so many rounds, or when more than half of the journal is in use, records that alone keep old segments are carried
+/// over.
 const CARRY_EVERY: u32 = 20;
 
-/// How to write.
+/// Options of the writer.
 #[derive(Clone, Copy, Debug)]
 pub struct LedgerWriterOptions {
-    /// Records in a batch at most.
+    /// Most records in a batch.
     pub batch_records: usize,
-    /// How long a record waits for its batch to fill, where few come. A busy node takes up to half a second.
+    /// How long a record waits for its batch at low load. A busy node takes up to half a second.
     pub batch_delay: Duration,
 }
 
@@ -41,14 +43,14 @@ pub struct LedgerWriter {
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     options: LedgerWriterOptions,
-    /// Records handed to the ledger at once: fewer while it cannot cope with a whole batch.
+    /// Records given to the ledger at once: fewer while it cannot handle a whole batch.
     at_once: usize,
-    /// None while running; the instant after which nothing is tried again, once the gateway stops.
+    /// None while running; after a stop, the instant after which nothing is retried.
     deadline: watch::Receiver<Option<Instant>>,
     set_aside: RejectedRecords,
-    /// Read by [`LedgerWriter::replay`] and not stored.
+    /// Read by [`LedgerWriter::replay`] and not stored yet.
     unstored: RecordBatch,
-    /// Whether it ends when it has stored all there is.
+    /// Whether it ends when everything is stored.
     only_the_rest: bool,
     flush: WriterProgress,
     done: watch::Sender<LastRound>,
@@ -66,19 +68,19 @@ pub struct WriterProgress {
 /// The last round in which everything was stored.
 #[derive(Clone, Copy, Debug, Default)]
 struct LastRound {
-    /// Who asked before it began.
+    /// The number of requests for a flush before it began.
     asked: u64,
     began: Option<Instant>,
 }
 
-/// The deadline came first. What is not stored stays in the journal.
+/// The deadline has passed. Records that are not stored stay in the journal.
 struct DeadlinePassed;
 
-/// Waits that grow.
+/// Increasing delays.
 struct Backoff(Duration);
 
 impl LedgerWriter {
-    /// A writer that, once `deadline` tells one, gives up at it.
+    /// A writer that gives up at `deadline`, once this is set.
     pub fn new(
         reader: JournalReader,
         ledger: Arc<dyn Ledger>,
@@ -108,26 +110,26 @@ impl LedgerWriter {
         }
     }
 
-    /// A writer of what other processes have left in a journal that nobody writes to: it ends when that is stored.
+    /// A writer for records that other processes left in a journal: it ends when they are stored.
     #[must_use]
     pub fn of_the_rest(self) -> Self {
         Self { only_the_rest: true, ..self }
     }
 
-    /// The journal it empties.
+    /// The journal that it reads.
     pub const fn journal(&self) -> &Arc<Journal> {
         self.reader.journal()
     }
 
-    /// What waits for this writer.
+    /// A handle to wait for this writer.
     pub fn flush(&self) -> WriterProgress {
         self.flush.clone()
     }
 
-    /// Stores what earlier processes left, for at most about `within` and until the first failure; [`LedgerWriter::run`] goes on
-    /// with the rest. Answers what that has spent, added to `spent`. To be called once, before `run`.
+    /// Stores records of earlier processes, for about `within` at most and until the first failure; [`LedgerWriter::run`]
+    /// continues with the rest. Returns their totals, added to `spent`. Call this once, before `run`.
     ///
-    /// A call of the store that failed may have stored its batch all the same: limits then count at most that batch twice.
+    /// A failed call of the store may have stored its batch all the same: limits then count at most that batch twice.
     pub async fn replay(&mut self, within: Duration, mut spent: JournalTotals) -> JournalTotals {
         let until = Instant::now() + within;
         let mut batch = RecordBatch::default();
@@ -151,7 +153,7 @@ impl LedgerWriter {
         spent
     }
 
-    /// Writes until the gateway stops and nothing is left, or the deadline has passed.
+    /// Writes until the gateway stops and everything is stored, or until the deadline.
     pub async fn run(mut self) {
         let mut batch = std::mem::take(&mut self.unstored);
         let mut rounds = 0_u32;
@@ -159,7 +161,7 @@ impl LedgerWriter {
         while stored.is_ok() {
             let began = Some(Instant::now());
             let done = LastRound { asked: self.flush.asked.load(Ordering::Acquire), began };
-            // Whoever could tell it to stop is gone: a start that failed.
+            // The sender of the deadline is gone: the startup failed.
             let is_alone = self.deadline.has_changed().is_err();
             let is_stopping = is_alone || self.only_the_rest || self.deadline.borrow().is_some();
             if is_stopping {
@@ -188,7 +190,7 @@ impl LedgerWriter {
         }
     }
 
-    /// Stores what is in the journal now. Answers how many records that were.
+    /// Stores what is in the journal now. Returns the number of records.
     async fn round(&mut self, batch: &mut RecordBatch) -> Result<usize, DeadlinePassed> {
         self.reader.begin_round();
         let mut records = 0;
@@ -206,7 +208,7 @@ impl LedgerWriter {
     /// Waits for the next round; the last one stored so many records.
     async fn wait_for_more(&mut self, records: usize) {
         let few = self.options.batch_delay;
-        // A journal that is small or filling up is emptied as soon as it can be.
+        // A journal that is small or filling up is emptied as fast as possible.
         let many = if self.reader.journal().is_nearly_full() { few } else { few.max(BUSY_DELAY_MAX) };
         let delay = DELAY_PER_RECORD.saturating_mul(u32::try_from(records).unwrap_or(u32::MAX));
         tokio::select! {
@@ -216,8 +218,8 @@ impl LedgerWriter {
         }
     }
 
-    /// Tries until every record is stored or set aside. What is refused for its content is found by halving; any other
-    /// failure is the store's, and the records wait.
+    /// Retries until every record is stored or set aside. Records that are refused for their content are found by
+    /// bisection; any other failure is the store's, and the records wait.
     async fn store(&mut self, batch: &RecordBatch) -> Result<usize, DeadlinePassed> {
         let mut backoff = Backoff(BACKOFF);
         let mut refusals = 0;
@@ -234,14 +236,14 @@ impl LedgerWriter {
                 self.reject(batch, &refused);
                 break;
             }
-            // Not one was taken: it may be the store that is at fault.
+            // Nothing was accepted: the store may be at fault.
             todo = refused.into_iter().map(|(number, _)| number..number + 1).collect();
             self.wait(&mut backoff).await?;
         }
         Ok(batch.len())
     }
 
-    /// Stores the parts of a batch, halving those that are refused. Answers the records that are refused by themselves.
+    /// Stores the parts of a batch, splitting those that are refused. Returns the records that are refused individually.
     async fn store_parts(
         &mut self,
         batch: &RecordBatch,
@@ -281,13 +283,13 @@ impl LedgerWriter {
         Ok(refused)
     }
 
-    /// So many at once may have been too many for the time that a statement has. A store that is simply gone takes fewer no
-    /// better, and no worse: what that costs when it is back is some dozens of small calls.
+    /// The batch may have been too large for the statement timeout. For a store that is unreachable, smaller batches only
+    /// cost some dozens of small calls when it is back.
     fn halve_batch(&mut self, failed: usize) {
         self.at_once = (failed / 2).max(1);
     }
 
-    /// Slowly, so that a store that only copes with so many is not asked for too many each time.
+    /// Grows slowly, so that a store with a limit is not overloaded each time.
     fn grow_batch(&mut self) {
         self.at_once = (self.at_once + self.at_once / 8 + 1).min(self.options.batch_records);
     }
@@ -317,7 +319,7 @@ impl LedgerWriter {
         }
     }
 
-    /// Waits before something is tried again.
+    /// Waits before a retry.
     async fn wait(&mut self, backoff: &mut Backoff) -> Result<(), DeadlinePassed> {
         let deadline = *self.deadline.borrow();
         if deadline.is_some_and(|d| Instant::now() >= d) {
@@ -340,7 +342,7 @@ impl LedgerWriter {
 }
 
 impl WriterProgress {
-    /// Waits until every record that an earlier run left is stored. False: not `within` that time.
+    /// Waits until every record of an earlier run is stored. False: not `within` that time.
     pub async fn has_replayed(&self, within: Duration) -> bool {
         let mut done = self.done.clone();
         matches!(tokio::time::timeout(within, done.wait_for(|done| done.began.is_some())).await, Ok(Ok(_)))
@@ -351,7 +353,7 @@ impl WriterProgress {
         self.done.borrow().began.unwrap_or(self.made).elapsed()
     }
 
-    /// Waits until every record that has ended before this call is stored. False: not `within` that time.
+    /// Waits until every record that ended before this call is stored. False: not `within` that time.
     pub async fn flushed(&self, within: Duration) -> bool {
         let asked = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake.notify_one();

@@ -1,7 +1,6 @@
-//! What a record looks like in a segment: frames around payloads, both ways. Pure: bytes in, bytes out.
+//! The format of records in a segment: encodes and decodes frames and payloads. Pure.
 //!
-//! Must not know files. What it is given to read may be anything: it never panics and takes nothing for a frame whose
-//! checksum does not fit.
+//! Must not know: files. The input may be anything: decoding never panics and accepts no frame whose checksum is wrong.
 
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
@@ -10,55 +9,55 @@ use crate::model::usage::{Outcome, UsageRecord};
 use std::net::IpAddr;
 use uuid::Uuid;
 
-/// Frames begin at multiples of this.
+/// Alignment of frames.
 pub const ALIGN: usize = 8;
 /// Bytes of a frame before its payload.
 pub const HEADER: usize = 16;
-/// Longest payload, in bytes. The fields are cut so that theirs is at most half of that.
+/// Longest payload, in bytes. Fields are cut so that they take at most half of it.
 pub const PAYLOAD_MAX: usize = 8_192;
-/// What a frame's mark becomes when the ledger has its record. Any other value means that it has not.
+/// The mark of a frame whose record is in the ledger. Any other value means that it is not.
 pub const ACKNOWLEDGED: u32 = 0x6b6f_7d21;
-/// Where in a frame the mark is.
+/// Position of the mark in a frame.
 pub const MARK_AT: usize = 12;
 
 const MAGIC: [u8; 2] = *b"KG";
 const VERSION: u8 = 1;
 
-/// Longest path that is kept, in bytes.
+/// Longest path that is stored, in bytes.
 const ENDPOINT_MAX: usize = 2_048;
-/// Longest name of a client for itself that is kept, in bytes.
+/// Longest `User-Agent` that is stored, in bytes.
 const USER_AGENT_MAX: usize = 256;
-/// Longest other text that is kept, in bytes.
+/// Longest other text that is stored, in bytes.
 const TEXT_MAX: usize = 255;
 
-/// What a frame carries.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// What is known of a request before it is forwarded or refused.
+    /// The start of a request, before it is forwarded or refused.
     Admit = 1,
-    /// How it ended.
+    /// Its end.
     Complete = 2,
-    /// Both in one, where the first could not be kept in time.
+    /// Both in one, if the first could not be written in time.
     Whole = 3,
 }
 
-/// What the checksums of one segment begin with, so that no frame of another segment, and nothing a client sent, can pass
-/// for one of this segment's.
+/// The seed of the checksums of one segment. It ensures that no frame of another segment, and nothing a client sent, is
+/// valid in this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChecksumSeed(u32);
 
-/// A request before it is forwarded or refused.
+/// The start of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admit<'a> {
-    /// Identity of the record.
+    /// Id of the record.
     pub id: RequestId,
-    /// Whose secret was presented.
+    /// The key that was presented.
     pub api_key_id: KeyId,
-    /// The tenant of that key.
+    /// The workspace of the key.
     pub workspace_id: &'a str,
-    /// When the request had arrived.
+    /// When the request arrived.
     pub at: Timestamp,
-    /// What the client and the logs know the request by.
+    /// The request id that the client and the logs have.
     pub request_id: &'a str,
     /// HTTP method.
     pub method: &'a str,
@@ -68,9 +67,9 @@ pub struct Admit<'a> {
     pub route: &'a str,
     /// The client's address.
     pub ip_address: Option<IpAddr>,
-    /// The client's name for itself.
+    /// The client's `User-Agent`.
     pub user_agent: &'a str,
-    /// Whom the request is for.
+    /// The end user.
     pub end_user_id: Option<EndUserId>,
     /// Whether it was charged.
     pub charged: bool,
@@ -83,19 +82,19 @@ pub struct Admit<'a> {
 /// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Complete<'a> {
-    /// Identity of the record.
+    /// Id of the record.
     pub id: RequestId,
     /// How it ended.
     pub outcome: Outcome,
     /// Why it was denied.
     pub denial: Option<Fault>,
-    /// Status sent to the client, or that would have been.
+    /// Status sent to the client, or that would have been sent.
     pub status_code: u16,
-    /// Whether it counts against limits.
+    /// Whether it is charged to limits.
     pub charged: bool,
-    /// From arrival to the last byte of the answer, in µs.
+    /// From arrival to the last byte of the response, in µs.
     pub response_time_us: u64,
-    /// From arrival to the first byte of the answer, in µs.
+    /// From arrival to the first byte of the response, in µs.
     pub ttfb_us: Option<u64>,
     /// Body bytes from the client.
     pub bytes_in: u64,
@@ -103,35 +102,35 @@ pub struct Complete<'a> {
     pub bytes_out: u64,
     /// Tokens.
     pub tokens_used: u64,
-    /// The backend server that was asked last.
+    /// The backend server that was tried last.
     pub upstream: &'a str,
 }
 
-/// A frame as found.
+/// A frame that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it carries; none if another version of Keygate wrote it, or it is of a kind that this one does not know.
+    /// Its kind; none if another version of Keygate wrote it, or if the kind is unknown.
     pub kind: Option<FrameKind>,
-    /// That.
+    /// Its payload.
     pub payload: &'a [u8],
-    /// Whether the ledger has it.
+    /// Whether its record is in the ledger.
     pub acknowledged: bool,
-    /// Bytes from its beginning to the next frame's.
+    /// Bytes from its start to the start of the next frame.
     pub len: usize,
 }
 
-/// What is at a place where a frame may begin.
+/// The result of reading a place where a frame may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParsedFrame<'a> {
     /// A frame.
     Frame(Frame<'a>),
-    /// Too few bytes to tell.
+    /// Too few bytes to decide.
     Short,
     /// No frame.
     Not,
 }
 
-/// A payload whose checksum fits and whose content does not.
+/// A payload with a correct checksum and invalid content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid journal record: {0}")]
 pub struct Malformed(pub(super) &'static str);
@@ -139,13 +138,14 @@ pub struct Malformed(pub(super) &'static str);
 // === frames ===
 
 impl ChecksumSeed {
-    /// The seed of the segment of that number, with the random number its name has.
+    /// The seed of the segment with this number, and the random number in its name.
     pub fn new(sequence: u64, salt: u64) -> Self {
         let seed = crc32c::crc32c(&sequence.to_le_bytes());
         Self(crc32c::crc32c_append(seed, &salt.to_le_bytes()))
     }
 
-    /// Over everything that a frame is but its checksum and its mark. `at` is its place: a frame moved is no frame.
+    /// Covers everything in a frame except its checksum and its mark. `at` is its position: a frame that was moved is
+    /// invalid.
     fn checksum(self, at: u32, head: &[u8], payload: &[u8]) -> u32 {
         let sum = crc32c::crc32c_append(self.0, &at.to_le_bytes());
         let sum = crc32c::crc32c_append(sum, head);
@@ -153,7 +153,7 @@ impl ChecksumSeed {
     }
 }
 
-/// Begins a frame in `out`, which loses what it had: `payload` writes what it carries. [`seal`] makes it valid.
+/// Starts a frame in `out`, which is cleared; `payload` writes the payload. [`seal`] makes it valid.
 pub fn begin(out: &mut Vec<u8>, kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) {
     out.clear();
     out.extend_from_slice(&[0; HEADER]);
@@ -166,14 +166,14 @@ pub fn begin(out: &mut Vec<u8>, kind: FrameKind, payload: impl FnOnce(&mut Vec<u
     out.resize(out.len().next_multiple_of(ALIGN), 0);
 }
 
-/// Makes the frame in `frame` valid at the place `at` of a segment.
+/// Makes the frame in `frame` valid at position `at` of a segment.
 pub fn seal(frame: &mut [u8], seed: ChecksumSeed, at: u32) {
     let len = payload_len(frame);
     let sum = seed.checksum(at, &frame[..8], &frame[HEADER..HEADER + len]);
     frame[8..MARK_AT].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// What `bytes`, which begin at the place `at` of a segment, begin with.
+/// The frame at the start of `bytes`, which begin at position `at` of a segment.
 pub fn parse(bytes: &[u8], seed: ChecksumSeed, at: u32) -> ParsedFrame<'_> {
     let Some((head, rest)) = bytes.split_at_checked(HEADER) else { return ParsedFrame::Short };
     if head[..2] != MAGIC {
@@ -217,7 +217,7 @@ const OWN_REQUEST_ID: u8 = 32;
 const HAS_TTFB: u8 = 2;
 
 impl Admit<'_> {
-    /// Appends the payload to `out`. Texts longer than their field may be are cut at a character.
+    /// Appends the payload to `out`. Texts that are too long are cut at a character.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let Self {
             id,
@@ -298,7 +298,7 @@ impl Complete<'_> {
     }
 }
 
-/// Appends the payload of [`FrameKind::Whole`]: `admit` as its `encode` wrote it, and the end.
+/// Appends the payload of [`FrameKind::Whole`]: `admit` as written by its `encode`, and the end.
 pub fn encode_whole(out: &mut Vec<u8>, admit: &[u8], complete: &Complete<'_>) {
     let len = u32::try_from(admit.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&len.to_le_bytes());
@@ -317,14 +317,14 @@ fn payload_len_of_first(payload: &[u8]) -> usize {
     usize::try_from(number(payload, 0)).unwrap_or(usize::MAX)
 }
 
-/// The identity in the payload of an admit or a complete.
+/// The id in the payload of an admit or a complete.
 pub fn id_of(payload: &[u8]) -> Result<RequestId, Malformed> {
     let mut from = PayloadReader(payload);
     from.bytes::<1>()?;
     from.uuid().map(RequestId)
 }
 
-/// The payload of [`FrameKind::Admit`] read back. A request id that is the record's own is written into `own`.
+/// Decodes the payload of [`FrameKind::Admit`]. A request id that is the record's own is written into `own`.
 pub fn admit<'a>(
     payload: &'a [u8],
     own: &'a mut [u8; uuid::fmt::Hyphenated::LENGTH],
@@ -362,7 +362,7 @@ pub fn admit<'a>(
     })
 }
 
-/// The payload of [`FrameKind::Complete`] read back.
+/// Decodes the payload of [`FrameKind::Complete`].
 pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
     let mut from = PayloadReader(payload);
     let [flags] = from.bytes()?;
@@ -393,7 +393,7 @@ pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
     })
 }
 
-/// What a request is in the ledger that was cut off: by the gateway's death, or before anybody could say how it ended.
+/// The end of a request that was cut off: by the death of the gateway, or before its end was known.
 pub const fn interrupted(id: RequestId, charged: bool) -> Complete<'static> {
     Complete {
         id,
@@ -410,7 +410,7 @@ pub const fn interrupted(id: RequestId, charged: bool) -> Complete<'static> {
     }
 }
 
-/// The record of a request from its beginning and its end; without an end it was interrupted.
+/// The record of a request from its start and end; without an end it was interrupted.
 pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<UsageRecord, Malformed> {
     let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
     let begun = admit(admit_payload, &mut own)?;
@@ -456,7 +456,7 @@ fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
     out.extend_from_slice(kept.as_bytes());
 }
 
-/// What is left of a payload.
+/// The rest of a payload.
 struct PayloadReader<'a>(&'a [u8]);
 
 impl<'a> PayloadReader<'a> {

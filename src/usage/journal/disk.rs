@@ -1,4 +1,4 @@
-//! What the journal asks of the file system, so that a test can refuse it.
+//! The file system calls of the journal, so that tests can make them fail.
 
 use super::mapping::Mapping;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -10,17 +10,17 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// The calls that fail when a disk is full or broken.
+/// Calls that fail when a disk is full or broken.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
-    /// A new file of `bytes` zeros in `folder`, all of them allocated, so that writing to it later cannot fail for lack of
-    /// space. Its name is on disk when this returns. Leaves nothing behind when it fails.
+    /// Creates a file of `bytes` zeros in `folder`, fully allocated, so that writing to it later cannot fail for lack of
+    /// space. Its name is on disk when this returns. Leaves nothing behind on failure.
     fn create(&self, folder: &File, path: &Path, bytes: u64) -> io::Result<File>;
 
-    /// Writes a part of a mapped file to disk and waits for it.
+    /// Syncs a part of a mapped file to disk.
     fn sync(&self, mapping: &Mapping, range: Range<usize>) -> io::Result<()>;
 }
 
-/// The disk itself.
+/// The real disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
@@ -46,7 +46,7 @@ impl Disk for RealDisk {
 
 fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        // A file system that cannot promise space has it when it has been written.
+        // A file system without preallocation has the space once zeros have been written.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
             let zeros = vec![0_u8; 65_536];
             let mut left = bytes;

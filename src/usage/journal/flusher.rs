@@ -1,5 +1,4 @@
-//! The thread that does the journal's work with the file system: it brings what was written to disk, has the next
-//! segments ready, and removes those that are done with.
+//! The thread for the journal's file system work: it syncs what was written, prepares segments, and removes finished ones.
 
 use super::{FinishedSegment, Journal, lock};
 use crate::durable;
@@ -10,13 +9,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Segments that are kept ready.
+/// Number of prepared segments.
 const SPARES: usize = 2;
-/// Passes between two attempts to make a segment while that fails.
+/// Passes between two attempts to create a segment after a failure.
 const RETRY_PASSES: u32 = 10;
 /// Most damaged segments that are kept.
 const DAMAGED_MAX: usize = 16;
-/// Where they are kept, in the folder for what is set aside.
+/// Their subfolder in the folder for set-aside files.
 const DAMAGED: &str = "damaged";
 
 /// The running thread. Dropping it stops it, after a last pass.
@@ -32,11 +31,11 @@ struct StopSignal {
     woken: Condvar,
 }
 
-/// What the thread remembers.
+/// The state of the thread.
 #[derive(Debug, Default)]
 struct FlusherState {
     sync_fails: bool,
-    /// What it has told of the journal's size.
+    /// The size of the journal as last reported.
     bytes: i64,
     passes_to_retry: u32,
 }
@@ -60,7 +59,7 @@ impl JournalFlusher {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Brings everything to disk, removes what is done with, and ends the thread.
+    /// Syncs everything, removes finished segments, and ends the thread.
     pub fn stop(mut self) {
         self.end();
     }
@@ -83,7 +82,7 @@ impl Drop for JournalFlusher {
 }
 
 impl StopSignal {
-    /// Waits for the next pass. True: it is time to end.
+    /// Waits for the next pass. True: the thread must end.
     fn wait(&self, journal: &Journal) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.woken.wait_timeout_while(asked, journal.options.sync_interval, |asked| !*asked);
@@ -93,7 +92,7 @@ impl StopSignal {
 
 impl Journal {
     fn pass(&self, memory: &mut FlusherState) {
-        // What is done with goes only after what took its place is on disk.
+        // Finished segments are removed only after their replacements are on disk.
         let done = std::mem::take(&mut *lock(&self.done));
         self.sync(memory);
         self.remove(done);
@@ -101,7 +100,7 @@ impl Journal {
             self.reserve.fill();
             self.prepare(memory);
         }
-        // Added, because a process may keep what others have left beside its own.
+        // Added, because a process may report other slots beside its own.
         let bytes = i64::try_from(self.bytes()).unwrap_or(i64::MAX);
         self.metrics.usage_journal_bytes.add(bytes - std::mem::replace(&mut memory.bytes, bytes));
     }
@@ -156,7 +155,7 @@ impl Journal {
                 fs::remove_file(segment.path())
             };
             if let Err(error) = removed {
-                // It is read again at the next start, and found to be stored.
+                // It is read again at the next start, and its records are in the ledger already.
                 tracing::warn!(%error, path = %segment.path().display(), "cannot remove journal segment");
             }
             self.segments.fetch_sub(1, Ordering::Relaxed);
@@ -173,7 +172,7 @@ impl Journal {
         kept.sort_unstable();
         for old in kept.iter().rev().skip(DAMAGED_MAX - 1) {
             match fs::remove_file(old) {
-                // Another process of this node keeps the same folder small.
+                // Another process of this node also limits this folder.
                 Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
                 removed => removed?,
             }
@@ -181,7 +180,7 @@ impl Journal {
         fs::rename(path, folder.join(path.file_name().unwrap_or_default()))
     }
 
-    /// Ends every segment that is written to, and removes what was never needed. Whoever writes still, begins a new one.
+    /// Closes every segment that is being written, and removes unused ones. A thread that still writes starts a new one.
     pub(super) fn close_writers(&self) {
         for writer in &self.writers {
             writer.lock().close();

@@ -1,17 +1,17 @@
-//! A file in memory: the one place of Keygate with `unsafe` in it.
+//! A memory-mapped file: the only place in Keygate with `unsafe`.
 //!
 //! # Safety
 //!
-//! [`Mapping`] owns a shared, writable mapping of the whole of a file whose every byte is allocated on disk before it is
-//! mapped (`Disk::create`), and which nobody but this process has reason to open (the journal's lock). So touching it
-//! needs no new disk space and never goes beyond the file's end; a file that somebody truncates by hand under a running
-//! gateway would end it (SIGBUS), which no checking beforehand could prevent.
+//! [`Mapping`] owns a shared, writable mapping of a whole file. Every byte of the file is allocated on disk before it is
+//! mapped (`Disk::create`), and no other process has a reason to open it (the journal's lock). So access needs no new disk
+//! space and never goes beyond the end of the file. If a person truncates the file under a running gateway, the process is
+//! killed (SIGBUS); no check can prevent this.
 //!
-//! No reference to mapped memory is ever made: bytes are copied in by [`Mapping::write`], marks are set by
+//! No reference to mapped memory is ever created: bytes are copied in by [`Mapping::write`], marks are set by
 //! [`Mapping::set_mark`], and nothing is read through the mapping (readers use the file). Every offset is checked against
-//! the mapping's length. That two threads never write the same bytes is the appender's promise: it hands out each place
-//! once, under its writer's lock. A mark is one aligned atomic store, and what it overwrites was written before its frame
-//! was made visible.
+//! the length of the mapping. The appender guarantees that two threads never write the same bytes: it hands out each
+//! position once, under the lock of its writer. A mark is one aligned atomic store; the bytes that it overwrites were
+//! written before their frame was made visible.
 #![expect(unsafe_code, reason = "writing to mapped memory; see the safety argument above")]
 
 use memmap2::{MmapRaw, UncheckedAdvice};
@@ -20,10 +20,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Bytes of a page, or a divisor of that.
+/// The size of a page, or a divisor of it.
 const PAGE: usize = 4_096;
 
-/// A file in memory.
+/// A memory-mapped file.
 #[derive(Debug)]
 pub struct Mapping(MmapRaw);
 
@@ -43,56 +43,55 @@ impl Mapping {
         self.len() == 0
     }
 
-    /// Copies `bytes` to the place `at`, of which nobody else writes any byte meanwhile.
+    /// Copies `bytes` to position `at`; no other thread may write these bytes meanwhile.
     ///
     /// # Panics
     ///
-    /// If that is beyond the end.
+    /// If this is beyond the end.
     pub fn write(&self, at: usize, bytes: &[u8]) {
         assert!(
             at.checked_add(bytes.len()).is_some_and(|end| end <= self.len()),
             "a write beyond the segment"
         );
-        // SAFETY: the target is within the mapping (asserted) and no reference to it exists; `bytes` is somewhere else,
-        // because no slice of a mapping is ever made.
+        // SAFETY: the target is within the mapping (asserted) and no reference to it exists; `bytes` is elsewhere, because
+        // no slice of a mapping is ever created.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(at), bytes.len());
         }
     }
 
-    /// Sets the four bytes at the place `at` to `mark`, at once.
+    /// Sets the four bytes at position `at` to `mark`, atomically.
     ///
     /// # Panics
     ///
-    /// If that is beyond the end, or no multiple of four.
+    /// If this is beyond the end, or not a multiple of four.
     pub fn set_mark(&self, at: usize, mark: u32) {
         assert!(at.is_multiple_of(4) && at + 4 <= self.len(), "a mark that is nowhere");
-        // SAFETY: within the mapping and aligned (asserted; a mapping begins at a page). Other accesses to these bytes
-        // are this one, and the write of the frame they are in, which happened before.
+        // SAFETY: within the mapping and aligned (asserted; a mapping begins at a page). The only other access to these
+        // bytes is the write of their frame, which happened before.
         let place = unsafe { AtomicU32::from_ptr(self.0.as_mut_ptr().add(at).cast()) };
         place.store(mark.to_le(), Ordering::Release);
     }
 
-    /// Writes `range` to disk and waits for it (`msync`, as good as `fdatasync`).
+    /// Syncs `range` to disk (`msync`, as good as `fdatasync`).
     pub fn sync(&self, range: Range<usize>) -> io::Result<()> {
         self.0.flush_range(range.start, range.end.saturating_sub(range.start))
     }
 
-    /// Makes `range` be written to disk again, without changing it: after a write that failed the kernel takes the pages
-    /// for written all the same.
+    /// Marks `range` as dirty again without changing it: after a failed write, the kernel treats the pages as written.
     pub fn touch(&self, range: Range<usize>) {
         let first = range.start - range.start % PAGE;
         for at in (first..range.end.min(self.len())).step_by(PAGE) {
-            // SAFETY: within the mapping and aligned, as in `set_mark`; adding nothing changes no byte, and whatever else
-            // changes these bytes is a mark, which is set atomically, too.
+            // SAFETY: within the mapping and aligned, as in `set_mark`; adding zero changes no byte, and the only other
+            // change of these bytes is a mark, which is set atomically, too.
             let place = unsafe { AtomicU32::from_ptr(self.0.as_mut_ptr().add(at).cast()) };
             place.fetch_or(0, Ordering::Relaxed);
         }
     }
 
-    /// Lets go of the memory, which comes back from the file when it is touched again.
+    /// Releases the memory; pages are read from the file again when they are accessed.
     pub fn rest(&self) -> io::Result<()> {
-        // SAFETY: of a shared mapping of a file this drops page table entries only; the content stays in the file.
+        // SAFETY: for a shared mapping of a file this only drops page table entries; the content stays in the file.
         unsafe { self.0.unchecked_advise(UncheckedAdvice::DontNeed) }
     }
 }

@@ -1,19 +1,20 @@
-//! The file a usage record is in until the ledger has it, so that what was answered survives the death of the process.
+//! The journal: a file that holds usage records until they are in the ledger, so that answered requests survive the death
+//! of the process.
 //!
 //! # Limits
 //!
 //! | what | how much |
 //! |---|---|
 //! | the whole journal | `usage.journal_max_bytes`, 1 GiB; then it is full |
-//! | a segment | `usage.journal_segment_bytes`, 4 MiB, all of it allocated when it is made |
-//! | segments written to at a time | one for each worker thread, and one for what is carried over; two more are ready |
+//! | a segment | `usage.journal_segment_bytes`, 4 MiB, fully allocated when it is created |
+//! | segments being written | one per worker thread, and one for carried-over records; two more are prepared |
 //! | a record | about 230 bytes for both parts with a short path; at most 8 KiB each |
 //! | texts in it | path 2 048 bytes, user agent 256, any other 255; longer ones are cut |
-//! | lost when the process dies | nothing that was answered; whose last byte was being sent may say `interrupted` |
+//! | lost when the process dies | nothing that was answered; a request whose last byte was being sent may be `interrupted` |
 //! | lost when the machine dies | what was written in the last `usage.journal_sync_interval`, 10 ms, and one sync |
-//! | file descriptors | one for each segment; 64 are kept for those that are made while others have used up all |
-//! | kept open by requests in flight | at most four times the size of their beginnings |
-//! | damaged segments kept for a look | the last 16 |
+//! | file descriptors | one per segment; 64 are reserved for new segments when others have used up all |
+//! | kept open by requests in flight | at most four times the size of their starts |
+//! | damaged segments that are kept | the last 16 |
 //!
 //! # Format
 //!
@@ -33,16 +34,16 @@
 //!         16  payload             then zeros up to a multiple of 8
 //! ```
 //!
-//! An `admit` is written before a request is forwarded, a `complete` when it has ended; the identity of the usage record
-//! is in both, and is the ledger's key, so that storing a record again changes nothing. The random number in the name
-//! keeps bytes that a client chose from ever passing for a frame.
+//! An `admit` is written before a request is forwarded, a `complete` when it has ended. Both contain the id of the usage
+//! record, which is the ledger's primary key, so that storing a record again changes nothing. The random number in the name
+//! ensures that bytes from a client are never taken for a frame.
 //!
-//! # When things fail
+//! # Failures
 //!
-//! A disk that is full: see `WhenFull`; when it has room again the journal uses it. A sync that fails is counted and
-//! logged, and serving goes on: only the death of the machine could still lose something. Bytes that are no frame are
-//! passed over, what follows them is read, and the segment is put into `damaged/` in the folder `aside`. Nothing here blocks a start, but for a
-//! folder that another process owns ([`super::Seats`] gives each process of a node a folder of its own).
+//! A full disk: see `WhenFull`; the journal uses the disk again when it has room. A failed sync is counted and logged, and
+//! serving goes on: only the death of the machine could lose records then. Damaged bytes are skipped, the frames after them
+//! are read, and the segment is moved to `damaged/` in the folder `aside`. Nothing here prevents a start, except a folder
+//! that another process owns ([`super::slots`] gives each process of a node its own folder).
 
 pub mod codec;
 pub mod disk;
@@ -77,42 +78,42 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// How a journal is kept.
+/// Options of a journal.
 #[derive(Clone, Debug)]
 pub struct JournalOptions {
-    /// Where. Made if it is not there.
+    /// The folder. Created if it does not exist.
     pub folder: PathBuf,
-    /// Where what is kept for a person to look at goes. Several processes of one node have one for all of them.
+    /// The folder for files that a person should look at. All processes of one node share it.
     pub aside: PathBuf,
     /// Most bytes of all segments.
     pub max_bytes: u64,
     /// Bytes of a segment.
     pub segment_bytes: usize,
-    /// How often what was written is brought to disk.
+    /// How often written data is synced to disk.
     pub sync_interval: Duration,
-    /// How many threads will write at the same time.
+    /// Number of threads that write concurrently.
     pub threads: usize,
-    /// What this process is called; for people.
+    /// The name of this node; for people.
     pub node: Box<str>,
-    /// Which start of it; for people.
+    /// The id of this process; for people.
     pub boot: Uuid,
 }
 
-/// Why a journal cannot be used.
+/// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Somebody else has it.
+    /// Another process owns it.
     #[error(
         "journal {folder} is in use by another process; give each process its own usage.journal_dir",
         folder = .0.display()
     )]
     Owned(PathBuf),
-    /// The folder cannot be read or made.
+    /// The folder cannot be read or created.
     #[error("{path}: {error}", path = path.display())]
     Io {
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
 }
@@ -128,32 +129,32 @@ pub struct Journal {
     options: JournalOptions,
     disk: Arc<dyn Disk>,
     metrics: Arc<Metrics>,
-    /// The last one is for what is carried over.
+    /// The last one is for carried-over records.
     writers: Box<[SegmentWriter]>,
     /// Segments with records that the ledger may not have.
     live: Mutex<BTreeMap<u64, Arc<Segment>>>,
-    /// Segments to be written to next.
+    /// Prepared segments.
     spares: Mutex<VecDeque<Arc<Segment>>>,
-    /// Segments that are done with.
+    /// Finished segments.
     done: Mutex<Vec<FinishedSegment>>,
-    /// How many files there are.
+    /// The number of files.
     segments: AtomicUsize,
     next_sequence: AtomicU64,
     is_full: AtomicBool,
     is_closing: AtomicBool,
-    /// Ends that found no room; their beginnings are in segments, which bounds them.
+    /// Ends without room in a segment; their starts are in segments, which bounds their number.
     late: Mutex<VecDeque<Box<[u8]>>>,
-    /// Records that have ended and that the ledger does not have yet.
+    /// Records that have ended and are not in the ledger yet.
     waiting: AtomicUsize,
-    /// Descriptors for segments, and for what is put aside.
+    /// Descriptors for segments, and for set-aside files.
     reserve: Reserve,
-    /// Its folder, open so that syncing it takes no descriptor.
+    /// Its folder, kept open so that syncing it needs no descriptor.
     folder: File,
-    /// Held for as long as the journal is.
+    /// Held as long as the journal is open.
     _lock: File,
 }
 
-/// A segment that is done with.
+/// A finished segment.
 #[derive(Debug)]
 struct FinishedSegment {
     segment: Arc<Segment>,
@@ -161,7 +162,7 @@ struct FinishedSegment {
 }
 
 impl Journal {
-    /// Takes possession of the folder. The reader begins with what earlier processes left in it.
+    /// Takes ownership of the folder. The reader begins with records of earlier processes.
     pub fn open(
         options: JournalOptions,
         disk: Arc<dyn Disk>,
@@ -172,7 +173,7 @@ impl Journal {
             .map_err(|error| OpenError::Io { path: options.folder.clone(), error })?;
         let left = left_segments(&options.folder)?;
         let next = left.keys().next_back().map_or(1, |last| last + 1);
-        // Every writer has a segment to itself, which must not be all there are.
+        // Every writer has its own segment; there must be more than these.
         let most =
             usize::try_from(options.max_bytes / options.segment_bytes.max(1) as u64).unwrap_or(usize::MAX);
         let writers = options.threads.clamp(1, (most / 2).max(1)) + 1;
@@ -198,7 +199,7 @@ impl Journal {
         Ok((journal, reader))
     }
 
-    /// Writes a frame: a copy into mapped memory. `payload` appends what it carries.
+    /// Writes a frame: a copy into mapped memory. `payload` appends its content.
     pub fn append(
         &self,
         kind: FrameKind,
@@ -218,14 +219,14 @@ impl Journal {
         written
     }
 
-    /// The writer of this thread has no room: another one may have some.
+    /// The writer of this thread has no room; another one may have some.
     fn append_elsewhere(&self, mut frame: Vec<u8>, own: usize) -> Result<Position, JournalFull> {
         let others = self.lock_writers().iter().enumerate().filter(|(n, _)| *n != own);
         let mut tried = others.map(|(_, writer)| writer.lock().append(&mut frame, || Err(JournalFull)));
         tried.find(Result::is_ok).unwrap_or(Err(JournalFull))
     }
 
-    /// Writes the beginning of a request again, into a segment of its own kind.
+    /// Writes the start of a request again, into the segment for carried-over records.
     fn carry(&self, payload: &[u8]) -> Result<(Position, Arc<Segment>), JournalFull> {
         let mut writer = self.writers[self.writers.len() - 1].lock();
         let mut frame = std::mem::take(&mut writer.scratch);
@@ -240,7 +241,7 @@ impl Journal {
         writer.segment().map(|segment| (at, segment)).ok_or(JournalFull)
     }
 
-    /// Brings the segments of these copies to disk, whatever the flusher has synced of them.
+    /// Syncs the segments of these copies, independently of the flusher.
     fn sync_copies(&self, copies: &[(Position, Arc<Segment>)]) -> io::Result<()> {
         let mut synced = None;
         for (at, segment) in copies.iter().rev() {
@@ -255,7 +256,7 @@ impl Journal {
         &self.writers[..self.writers.len() - 1]
     }
 
-    /// Keeps an end for which there was no room. Its beginning is in a segment, so that a crash makes it `interrupted`.
+    /// Keeps an end for which there was no room. Its start is in a segment, so after a crash the request is `interrupted`.
     pub(super) fn keep_late(&self, payload: Box<[u8]>) {
         lock(&self.late).push_back(payload);
     }
@@ -264,14 +265,13 @@ impl Journal {
         std::mem::take(&mut *lock(&self.late))
     }
 
-    /// Nothing more is to be written: segments that have nothing in them go, the others end here. Whoever writes all the
-    /// same begins a new one.
+    /// No more writes are expected: empty segments are removed, the others are closed. A later write starts a new segment.
     pub fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
         self.close_writers();
     }
 
-    /// Whether the last attempt to find room failed.
+    /// Whether the last attempt to get a segment failed.
     pub fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
@@ -286,18 +286,18 @@ impl Journal {
         self.waiting.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many records of earlier processes are this one's now.
+    /// So many records of earlier processes now count as accepted by this one.
     fn on_accepted(&self, records: usize) {
         self.waiting.fetch_add(records, Ordering::Relaxed);
         self.metrics.usage_accepted.inc_by(u64::try_from(records).unwrap_or(u64::MAX));
     }
 
-    /// So many records have found their place, or none.
+    /// So many records have been stored or dropped.
     pub(super) fn on_records_settled(&self, by: usize) {
         self.waiting.fetch_sub(by, Ordering::Relaxed);
     }
 
-    /// Records that have ended and that the ledger does not have yet.
+    /// Records that have ended and are not in the ledger yet.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -308,17 +308,17 @@ impl Journal {
         u64::try_from(segments.saturating_mul(self.options.segment_bytes)).unwrap_or(u64::MAX)
     }
 
-    /// Does what takes file descriptors, with those that are kept for the journal if there are no others.
+    /// Runs `open`, which needs file descriptors, with reserved ones if there are no others.
     pub(super) fn open_file<T>(&self, open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         self.reserve.open(open)
     }
 
-    /// Where it is.
+    /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.options.folder
     }
 
-    /// Where what is kept for a person to look at goes.
+    /// The folder for files that a person should look at.
     pub fn aside(&self) -> &Path {
         &self.options.aside
     }
@@ -328,7 +328,7 @@ impl Journal {
         let spare = lock(&self.spares).pop_front();
         let segment = match spare {
             Some(segment) => segment,
-            // Somebody tried a moment ago; the flusher goes on trying.
+            // An attempt failed a moment ago; the flusher keeps trying.
             None if self.is_full() => return Err(JournalFull),
             None => self.make_segment().map_err(|error| {
                 self.mark_full(&error);
@@ -371,19 +371,19 @@ impl Journal {
         }
     }
 
-    /// What is to be read, oldest first.
+    /// The segments to read, oldest first.
     fn live(&self) -> Vec<Arc<Segment>> {
         lock(&self.live).values().cloned().collect()
     }
 
-    /// The ledger has everything in that segment.
+    /// Everything in this segment is in the ledger.
     fn finish_segment(&self, segment: Arc<Segment>, is_damaged: bool) {
         lock(&self.live).remove(&segment.sequence());
         lock(&self.done).push(FinishedSegment { segment, is_damaged });
     }
 }
 
-/// Makes the folder, for its owner only, and takes its lock, which the kernel lets go of when this process ends.
+/// Creates the folder, for its owner only, and takes its lock, which the kernel releases when this process ends.
 fn own(folder: &Path) -> Result<File, OpenError> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -400,7 +400,7 @@ fn own(folder: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// The segments in the folder. One that cannot be opened is passed over and stays where it is.
+/// The segments in the folder. One that cannot be opened is skipped and stays where it is.
 fn left_segments(folder: &Path) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
     let io = |error| OpenError::Io { path: folder.to_path_buf(), error };
     let mut left = BTreeMap::new();
@@ -422,7 +422,7 @@ fn left_segments(folder: &Path) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError
     Ok(left)
 }
 
-/// Nothing that runs under these locks can panic half-way, so a poisoned one holds sound values.
+/// Nothing under these locks can panic half-way, so a poisoned lock guards valid values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! From frames to records: which beginning belongs to which end. Pure.
+//! Pairs the starts and ends of requests into records. Pure.
 //!
-//! A request may begin in one segment and end in another, and a reader may meet the end first. What is remembered is
-//! bounded by the requests in flight, and by how unevenly segments are read.
+//! A request may start in one segment and end in another, and a reader may see the end first. The memory is bounded by the
+//! requests in flight, and by how unevenly segments are read.
 
 use super::codec::{self, Frame, FrameKind, Malformed};
 use super::segment::Position;
@@ -11,22 +11,22 @@ use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-/// The frames that a record is made of.
+/// The frames of a record.
 pub type FramePositions = SmallVec<[Position; 2]>;
 
-/// Beginnings without an end, and ends without a beginning.
+/// Starts without an end, and ends without a start.
 #[derive(Clone, Debug, Default)]
 pub struct Pairing {
     open: HashMap<RequestId, OpenRequest>,
     early: HashMap<RequestId, EarlyEnd>,
 }
 
-/// A request that has begun.
+/// A request that has started.
 #[derive(Clone, Debug)]
 pub struct OpenRequest {
     /// The payload of its frame.
     pub payload: Box<[u8]>,
-    /// Its frame; several when it was carried over.
+    /// Its frame; several if it was carried over.
     pub frames: FramePositions,
 }
 
@@ -36,23 +36,23 @@ struct EarlyEnd {
     frame: Option<Position>,
 }
 
-/// A request with both ends; without the second it was interrupted.
+/// The two parts of a request; without an end it was interrupted.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// The payload of its beginning.
+    /// The payload of its start.
     pub admit: Box<[u8]>,
     /// The payload of its end.
     pub complete: Option<Box<[u8]>>,
-    /// Where both are.
+    /// Positions of both.
     pub frames: FramePositions,
 }
 
-/// What a frame came to.
+/// The result of taking a frame.
 #[derive(Debug)]
 pub enum PairState {
-    /// A request is whole.
+    /// A request is complete.
     Pair(Pair),
-    /// The other half is missing still.
+    /// The other part is still missing.
     Half,
 }
 
@@ -64,7 +64,7 @@ impl Pair {
 }
 
 impl Pairing {
-    /// Takes a frame that stands at `at`.
+    /// Takes a frame at position `at`.
     pub fn take(&mut self, frame: &Frame<'_>, at: Position) -> Result<PairState, Malformed> {
         match frame.kind.ok_or(Malformed("written by another version of Keygate"))? {
             FrameKind::Admit => self.begun(frame.payload, at),
@@ -92,7 +92,7 @@ impl Pairing {
             }));
         }
         match self.open.entry(id) {
-            // Carried over, and the first copy not marked yet.
+            // Carried over, and the first copy is not marked yet.
             Entry::Occupied(mut known) => known.get_mut().frames.push(at),
             Entry::Vacant(new) => {
                 new.insert(OpenRequest { payload: payload.into(), frames: SmallVec::from_slice(&[at]) });
@@ -101,7 +101,7 @@ impl Pairing {
         Ok(PairState::Half)
     }
 
-    /// Takes an end; `frame` is where it stands, if it is in the journal at all.
+    /// Takes an end; `frame` is its position, if it is in the journal.
     pub fn ended(&mut self, payload: &[u8], frame: Option<Position>) -> Result<PairState, Malformed> {
         let id = codec::id_of(payload)?;
         let Some(mut begun) = self.open.remove(&id) else {
@@ -116,17 +116,17 @@ impl Pairing {
         }))
     }
 
-    /// How many requests have begun and not ended.
+    /// Number of requests that have started and not ended.
     pub fn open(&self) -> usize {
         self.open.len()
     }
 
-    /// Those that have begun in that segment.
+    /// Those that started in this segment.
     pub fn open_in(&mut self, segment: u64) -> impl Iterator<Item = &mut OpenRequest> {
         self.open.values_mut().filter(move |begun| begun.frames.iter().any(|at| at.segment == segment))
     }
 
-    /// Ends all that is open: it was interrupted. Ends whose beginning is gone are answered as well, by their frames.
+    /// Ends all open requests as interrupted. Also returns the frames of ends without a start.
     pub fn interrupt(&mut self) -> (Vec<Pair>, FramePositions) {
         let cut_off = |(_, begun): (RequestId, OpenRequest)| Pair {
             admit: begun.payload,

@@ -1,8 +1,8 @@
-//! Reading the journal in order, as the queue that it is: frames become records, records that the ledger has become
-//! marks, and segments without anything left are done with.
+//! Reads the journal in order, as a queue: frames become records, stored records are marked, and segments without further
+//! records are finished.
 //!
-//! One reader; what it keeps in memory is one batch, and the beginnings of requests that have not ended. Segments that an
-//! earlier process left come first. At their end, whatever has begun there and not ended was interrupted.
+//! There is one reader. It keeps one batch in memory, and the starts of requests that have not ended. Segments of earlier
+//! processes come first. At their end, all requests that have started there and not ended were interrupted.
 
 use super::Journal;
 use super::codec::{ALIGN, HEADER, Malformed};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// How much of a segment is read at a time. Longer than any frame.
 const CHUNK: usize = 256 << 10;
-/// Beginnings are carried over when they are less than one in so many bytes of a segment.
+/// Starts are carried over when they are less than one in so many bytes of a segment.
 const CARRY_SHARE: usize = 4;
 
 /// Reads a journal.
@@ -24,48 +24,48 @@ pub struct JournalReader {
     journal: Arc<Journal>,
     tracks: BTreeMap<u64, SegmentCursor>,
     pairing: Pairing,
-    /// Whole records that did not fit into a batch.
+    /// Complete records that did not fit into a batch.
     queue: VecDeque<Pair>,
     chunk: Vec<u8>,
     /// Whether segments of earlier processes are still to be read.
     is_behind: bool,
-    /// The last segment of an earlier process whose records have not been counted yet as accepted in this one.
+    /// The last segment of an earlier process whose records have not been counted as accepted yet.
     counts_up_to: u64,
 }
 
-/// Records, and where they stand.
+/// Records and their positions.
 #[derive(Debug, Default)]
 pub struct RecordBatch {
-    /// For the ledger.
+    /// The records for the ledger.
     pub records: Vec<UsageRecord>,
-    /// The frames of each.
+    /// The frames of each record.
     frames: Vec<FramePositions>,
 }
 
-/// How far a segment is read and done with.
+/// Progress in one segment.
 #[derive(Clone, Debug)]
 struct SegmentCursor {
     segment: Arc<Segment>,
     scanner: Scanner,
-    /// Up to where it is read in this round.
+    /// The end of this round in the segment.
     limit: usize,
-    /// Whether anything may still come behind the limit.
+    /// Whether nothing more can come after the limit.
     is_final: bool,
     is_at_end: bool,
-    /// Frames in it whose record the ledger does not have.
+    /// Frames in it whose record is not in the ledger.
     unacknowledged: usize,
     is_damaged: bool,
-    /// What could not be read and has not been reported yet.
+    /// Damage that has not been reported yet.
     news: Vec<String>,
 }
 
-/// What reading one chunk came to.
+/// The result of reading one chunk.
 enum ChunkRead {
     /// There is more, and room for it.
     On,
     /// Nothing more for now.
     Enough,
-    /// The taker has no room.
+    /// The receiver has no room.
     Full,
 }
 
@@ -76,12 +76,12 @@ impl RecordBatch {
         self.frames.clear();
     }
 
-    /// Its records.
+    /// Number of records.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether it has none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
@@ -108,7 +108,7 @@ impl JournalReader {
         &self.journal
     }
 
-    /// Begins a round: [`JournalReader::read`] will read up to what is written now.
+    /// Starts a round: [`JournalReader::read`] will read up to what is written now.
     pub fn begin_round(&mut self) {
         for segment in self.journal.live() {
             let track = self.tracks.entry(segment.sequence()).or_insert_with(|| SegmentCursor::new(segment));
@@ -116,7 +116,7 @@ impl JournalReader {
         }
     }
 
-    /// Fills `batch` up to `most` records. False: it has all that there was when the round began.
+    /// Fills `batch` with up to `most` records. False: it has everything that was there when the round began.
     pub fn read(&mut self, most: usize, batch: &mut RecordBatch) -> bool {
         loop {
             if !self.is_behind {
@@ -135,7 +135,7 @@ impl JournalReader {
         }
     }
 
-    /// Reads until there are `most` pairs in the queue. False: there is nothing more for now.
+    /// Reads until there are `most` pairs in the queue. False: nothing more for now.
     fn read_on(&mut self, most: usize) -> bool {
         let mut chunk = std::mem::take(&mut self.chunk);
         let (pairing, queue, metrics) = (&mut self.pairing, &mut self.queue, &self.journal.metrics);
@@ -169,12 +169,12 @@ impl JournalReader {
         is_full
     }
 
-    /// All that earlier processes left has been read.
+    /// Everything of earlier processes has been read.
     fn on_caught_up(&mut self) {
         self.is_behind = false;
         let (interrupted, ends_alone) = self.pairing.interrupt();
         self.queue.extend(interrupted);
-        // Their beginnings were stored and removed, or are lost to damage: there is nothing to wait for.
+        // Their starts were stored and removed, or are lost to damage: there is nothing to wait for.
         self.acknowledge_frames(&ends_alone);
     }
 
@@ -201,7 +201,7 @@ impl JournalReader {
         }
     }
 
-    /// A record whose checksum fits and whose content does not: the segment is kept for a look.
+    /// A record with a correct checksum and invalid content: the segment is kept for a person to look at.
     fn on_lost_record(&mut self, pair: &Pair, error: Malformed) {
         tracing::error!(%error, "invalid usage record, its journal segment is set aside");
         self.journal.metrics.usage_journal_damage.inc();
@@ -215,7 +215,7 @@ impl JournalReader {
         self.acknowledge_frames(&pair.frames);
     }
 
-    /// The ledger has the records of `batch` from `from` to `to`.
+    /// The records `from` to `to` of `batch` are in the ledger.
     pub fn acknowledge(&mut self, batch: &RecordBatch, numbers: std::ops::Range<usize>) {
         for frames in batch.frames.get(numbers).unwrap_or_default() {
             self.acknowledge_frames(frames);
@@ -230,7 +230,7 @@ impl JournalReader {
         }
     }
 
-    /// Lets go of segments with nothing left in them.
+    /// Releases finished segments.
     pub fn retire(&mut self) {
         let journal = &self.journal;
         self.tracks.retain(|_, track| {
@@ -242,8 +242,8 @@ impl JournalReader {
         });
     }
 
-    /// Writes beginnings that alone keep a segment into a newer one, so that a request that lasts for hours does not keep
-    /// all that was written beside it.
+    /// Copies starts that alone keep a segment into a newer one, so that a request that lasts for hours does not keep
+    /// everything that was written beside it.
     pub fn carry(&mut self) {
         let kept: Vec<u64> =
             self.tracks.values().filter(|t| t.may_be_carried()).map(SegmentCursor::sequence).collect();
@@ -268,7 +268,7 @@ impl JournalReader {
             let Ok(copy) = self.journal.carry(&begun.payload) else { break };
             carried.push(copy);
         }
-        // A mark on the old frame may reach the disk at any time, so the copy must be there before.
+        // A mark on the old frame may reach the disk at any time, so the copy must be there first.
         if let Err(error) = self.journal.sync_copies(&carried) {
             tracing::debug!(%error, "cannot carry open requests to a newer journal segment");
             for (at, segment) in &carried {
@@ -285,13 +285,13 @@ impl JournalReader {
         self.acknowledge_frames(&left_behind);
     }
 
-    /// Requests that have begun and not ended.
+    /// Number of requests that have started and not ended.
     pub fn open(&self) -> usize {
         self.pairing.open()
     }
 
-    /// Shows `each` every record that earlier processes left and that has not been read yet, without taking it: its
-    /// beginning and its end. Records that come from now on have been counted where they came from.
+    /// Calls `each` with the start and end of every record of earlier processes that has not been read yet, without
+    /// consuming it. Records that arrive from now on are counted elsewhere.
     pub fn rest(&mut self, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
         let mut records = 0;
         let mut show = |admit: &[u8], complete: Option<&[u8]>| {
@@ -318,13 +318,13 @@ impl JournalReader {
         self.journal.on_accepted(records);
     }
 
-    /// Whether earlier processes left records that have not been read yet.
+    /// Whether records of earlier processes are still to be read.
     pub fn is_behind(&self) -> bool {
         self.is_behind || !self.queue.is_empty()
     }
 }
 
-/// A mark that cannot be set has the record stored again, which changes nothing.
+/// If a mark cannot be set, the record is stored again, which changes nothing.
 fn acknowledge_in(segment: &Segment, at: Position) {
     if let Err(error) = segment.acknowledge(at.offset) {
         tracing::debug!(%error, "cannot mark usage record as stored");
@@ -355,7 +355,7 @@ impl SegmentCursor {
         // In this order: what is committed when it is sealed is all there will be.
         self.is_final = self.segment.is_sealed();
         self.limit = self.segment.committed();
-        // What was carried over is known already.
+        // Carried-over records are known already.
         self.is_at_end |= self.is_final && !self.segment.is_read();
     }
 
@@ -363,7 +363,7 @@ impl SegmentCursor {
         self.is_at_end && self.unacknowledged > 0 && !self.segment.is_left()
     }
 
-    /// Reads one chunk and hands each whole record to `take`, until that answers that it has enough.
+    /// Reads one chunk and passes each complete record to `take`, until it returns that it has enough.
     fn read(
         &mut self,
         chunk: &mut Vec<u8>,
@@ -423,7 +423,7 @@ impl SegmentCursor {
         }
     }
 
-    /// What follows can be read.
+    /// The rest can still be read.
     fn mark_damaged(&mut self, how: String) {
         self.is_damaged = true;
         self.news.push(how);

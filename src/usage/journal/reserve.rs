@@ -1,7 +1,7 @@
-//! File descriptors that are kept for the journal, so that it can make segments when others have used up all there are.
+//! Reserved file descriptors, so that the journal can create segments when all others are used up.
 //!
-//! Taken before the listeners open. When an open fails for lack of descriptors, kept ones are closed until it succeeds;
-//! they are taken again as soon as there are some, and first of all from segments that are done with.
+//! They are opened before the listeners. When an open fails for lack of descriptors, reserved ones are closed until it
+//! succeeds. The reserve is refilled as soon as possible, first from finished segments.
 
 use rustix::io::{DupFlags, Errno, dup3};
 use std::fs::File;
@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Most that are kept; each is a segment more while descriptors are short.
+/// Most reserved descriptors; each allows one more segment while descriptors are short.
 const KEPT_MAX: usize = 64;
-/// Of the descriptors that the process may have, one in so many is kept at most.
+/// At most one in so many of the process' descriptors is reserved.
 const SHARE: u64 = 8;
 
-/// Descriptors that are kept.
+/// The reserve.
 #[derive(Debug)]
 pub(super) struct Reserve {
     kept: Mutex<Vec<OwnedFd>>,
@@ -24,12 +24,12 @@ pub(super) struct Reserve {
 // === impl Reserve ===
 
 impl Reserve {
-    /// Nothing yet, for a journal of at most that many segments.
+    /// An empty reserve for a journal of at most so many segments.
     pub(super) fn for_segments(segments: usize) -> Self {
         Self { kept: Mutex::default(), most: segments.min(KEPT_MAX) }
     }
 
-    /// Takes what is missing, as far as there are descriptors.
+    /// Opens what is missing, as far as there are descriptors.
     pub(super) fn fill(&self) {
         let mut kept = self.kept();
         if kept.len() >= self.most {
@@ -44,7 +44,7 @@ impl Reserve {
         }
     }
 
-    /// Does what takes descriptors, and gives kept ones up for as long as there are none.
+    /// Runs `open`, and closes reserved descriptors while it fails for lack of them.
     pub(super) fn open<T>(&self, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match open() {
@@ -57,7 +57,8 @@ impl Reserve {
         }
     }
 
-    /// Keeps the descriptor of a file that is not needed any more, if one is missing; nobody else can get it in between.
+    /// Reserves the descriptor of a file that is no longer needed, if one is missing; no other thread can take it in
+    /// between.
     pub(super) fn keep(&self, file: File) {
         let mut kept = self.kept();
         let mut descriptor = OwnedFd::from(file);

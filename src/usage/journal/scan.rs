@@ -1,11 +1,11 @@
-//! Finding the frames of a segment, also behind bytes that are none. Pure.
+//! Finds the frames of a segment, also after damaged bytes. Pure.
 //!
-//! Frames follow each other without a gap, so bytes that are no frame are either the end, or a torn last frame, or
-//! damage. Which of these only what follows can tell: the next place where a whole frame stands ends the gap.
+//! Frames follow each other without gaps. Bytes that are not a frame are the end, or a torn last frame, or damage. Only
+//! what follows can tell: the next position with a valid frame ends the gap.
 
 use super::codec::{ALIGN, ChecksumSeed, Frame, ParsedFrame, parse};
 
-/// How far a segment has been read.
+/// Progress in a segment.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     seed: ChecksumSeed,
@@ -13,48 +13,48 @@ pub struct Scanner {
     gap: Option<DamagedRange>,
 }
 
-/// Bytes that are no frame.
+/// Bytes that are not a frame.
 #[derive(Clone, Copy, Debug)]
 struct DamagedRange {
     from: usize,
-    /// Whether there is anything but zeros in it.
+    /// Whether it contains anything but zeros.
     has_content: bool,
 }
 
-/// What comes next.
+/// The next step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ScanStep<'a> {
-    /// A frame, at that place.
+    /// A frame.
     Frame {
-        /// What it is.
+        /// The frame.
         frame: Frame<'a>,
-        /// Where it begins.
+        /// Its position.
         at: usize,
-        /// Bytes before it that should have been frames.
+        /// Damaged bytes before it.
         damaged_bytes: usize,
     },
-    /// The bytes given end before that can be told.
+    /// More bytes are needed.
     More,
-    /// The end. What stood behind the last frame was torn, or nothing.
+    /// The end. After the last frame there was nothing, or a torn frame.
     End {
-        /// Whether the last thing written was cut off.
+        /// Whether the last write was torn.
         is_torn: bool,
     },
 }
 
 impl Scanner {
-    /// Begins at the place `at`.
+    /// Starts at position `at`.
     pub const fn new(seed: ChecksumSeed, at: usize) -> Self {
         Self { seed, at, gap: None }
     }
 
-    /// Where the next bytes are wanted from.
+    /// The position of the next bytes that are needed.
     pub const fn at(&self) -> usize {
         self.at
     }
 
-    /// The next step. `bytes` begin at the place `from`, which is not behind [`Scanner::at`]; with `is_all` nothing
-    /// follows them.
+    /// The next step. `bytes` begin at position `from`, which is not after [`Scanner::at`]; with `is_all` nothing follows
+    /// them.
     pub fn step<'a>(&mut self, bytes: &'a [u8], from: usize, is_all: bool) -> ScanStep<'a> {
         loop {
             let rest = bytes.get(self.at - from..).unwrap_or_default();
@@ -63,7 +63,7 @@ impl Scanner {
                 ParsedFrame::Frame(frame) => {
                     let at = self.at;
                     let damaged_bytes = self.gap.take().map_or(0, |gap| at - gap.from);
-                    // A last frame may lack the padding that would follow it.
+                    // The padding after a last frame may be missing.
                     self.at += frame.len;
                     return ScanStep::Frame { frame, at, damaged_bytes };
                 }

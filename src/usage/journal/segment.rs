@@ -1,4 +1,4 @@
-//! One file of the journal: its name, its first bytes, and what of it is written, read and done with.
+//! One file of the journal: its name, its header, and how much of it is written, read and finished.
 
 use super::codec::{ACKNOWLEDGED, ChecksumSeed, MARK_AT};
 use super::mapping::Mapping;
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use uuid::Uuid;
 
-/// Where a segment's first frame is. What stands before it is for people.
+/// Position of the first frame. The header before it is for people.
 pub const FIRST: usize = 256;
-/// The end of a segment's name.
+/// The suffix of file names.
 const SUFFIX: &str = ".journal";
 
-/// Which segment: in the order they were made, and a random number against mistaking one's frames for another's.
+/// The name of a segment: a number in order of creation, and a random number so that frames of one are not valid in
+/// another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentName {
     /// Its number.
@@ -23,12 +24,12 @@ pub struct SegmentName {
     pub salt: u64,
 }
 
-/// A place in the journal.
+/// A position in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// In which segment: its number.
+    /// The number of the segment.
     pub segment: u64,
-    /// How far from its beginning, in bytes.
+    /// The offset in bytes.
     pub offset: usize,
 }
 
@@ -38,23 +39,23 @@ pub struct Segment {
     name: SegmentName,
     path: PathBuf,
     file: File,
-    /// None for one that an earlier process left.
+    /// None for a segment of an earlier process.
     mapping: Option<Mapping>,
-    /// Where the next frame will be; what is before that does not change any more, but for marks.
+    /// The position of the next frame; bytes before it change no more, except for marks.
     committed: AtomicUsize,
-    /// Nothing more will be written.
+    /// Whether nothing more will be written.
     is_sealed: AtomicBool,
-    /// How much of it is on disk, and whether more could not be brought there; only the flusher's business.
+    /// How much of it is on disk, and whether a sync failed; used by the flusher only.
     synced: AtomicUsize,
     sync_failed: AtomicBool,
-    /// Whether the ledger's writer has to read it; records carried over from older segments it knows already.
+    /// Whether the ledger's writer has to read it; it knows records carried over from older segments already.
     is_read: AtomicBool,
 }
 
 // === impl SegmentName ===
 
 impl SegmentName {
-    /// The name of that file; none if it is no segment's.
+    /// Parses a file name; none if it is not a segment's.
     pub fn parse(file_name: &str) -> Option<Self> {
         let (sequence, salt) = file_name.strip_suffix(SUFFIX)?.split_once('-')?;
         let number = |text: &str| {
@@ -69,13 +70,13 @@ impl SegmentName {
         format!("{:016x}-{:016x}{SUFFIX}", self.sequence, self.salt)
     }
 
-    /// What its checksums begin with.
+    /// The seed of its checksums.
     pub fn seed(self) -> ChecksumSeed {
         ChecksumSeed::new(self.sequence, self.salt)
     }
 }
 
-/// The first bytes of a segment: a line of text.
+/// The header of a segment: a line of text.
 fn header(name: SegmentName, boot: Uuid, node: &str) -> [u8; FIRST] {
     let line = format!("keygate journal 1: segment {}, boot {boot}, node {node}\n", name.sequence);
     let mut header = [0; FIRST];
@@ -87,14 +88,14 @@ fn header(name: SegmentName, boot: Uuid, node: &str) -> [u8; FIRST] {
 // === impl Segment ===
 
 impl Segment {
-    /// A fresh one, in a file whose bytes are all allocated.
+    /// A new segment, in a file whose bytes are all allocated.
     pub fn fresh(name: SegmentName, path: PathBuf, file: File, boot: Uuid, node: &str) -> io::Result<Self> {
         let mapping = Mapping::new(&file)?;
         mapping.write(0, &header(name, boot, node));
         Ok(Self { mapping: Some(mapping), ..Self::at(name, path, file, FIRST, false) })
     }
 
-    /// One that an earlier process left, of that many bytes.
+    /// A segment of an earlier process, with its length in bytes.
     pub fn left(name: SegmentName, path: PathBuf, file: File, bytes: usize) -> Self {
         Self::at(name, path, file, bytes, true)
     }
@@ -118,7 +119,7 @@ impl Segment {
         self.name.sequence
     }
 
-    /// What its checksums begin with.
+    /// The seed of its checksums.
     pub fn seed(&self) -> ChecksumSeed {
         self.name.seed()
     }
@@ -128,7 +129,7 @@ impl Segment {
         &self.path
     }
 
-    /// Its file, once nobody needs the segment any more.
+    /// Its file, once the segment is no longer used.
     pub fn into_file(self) -> File {
         self.file
     }
@@ -143,13 +144,13 @@ impl Segment {
         self.is_read.load(Ordering::Relaxed)
     }
 
-    /// What is in it the writer knows already.
+    /// The writer knows its content already.
     pub fn mark_known(&self) {
         self.is_read.store(false, Ordering::Relaxed);
     }
 
-    /// Adds a frame at `at`, if it fits: `seal` is called with it first. Answers where the next one goes. Only one thread
-    /// does this at a time.
+    /// Adds a frame at `at`, if it fits; `seal` is called with it first. Returns the position of the next one. Only one
+    /// thread does this at a time.
     pub fn append(&self, at: usize, frame: &mut [u8], seal: impl FnOnce(&mut [u8])) -> Option<usize> {
         let mapping = self.mapping.as_ref()?;
         let end = at.checked_add(frame.len()).filter(|end| *end <= mapping.len())?;
@@ -164,7 +165,7 @@ impl Segment {
         self.is_sealed.store(true, Ordering::Release);
     }
 
-    /// Whether nothing more will be written. Asked before [`Segment::committed`], the answer to that is final.
+    /// Whether nothing more will be written. If this is called before [`Segment::committed`], that result is final.
     pub fn is_sealed(&self) -> bool {
         self.is_sealed.load(Ordering::Acquire)
     }
@@ -179,12 +180,12 @@ impl Segment {
         !self.is_left() && self.committed() == FIRST
     }
 
-    /// Reads what is committed at `at`, from the page cache that the mapping writes to.
+    /// Reads committed bytes at `at`, from the page cache that the mapping writes to.
     pub fn read(&self, at: usize, into: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(into, u64::try_from(at).unwrap_or(u64::MAX))
     }
 
-    /// The ledger has the record of the frame at `at`.
+    /// The record of the frame at `at` is in the ledger.
     pub fn acknowledge(&self, at: usize) -> io::Result<()> {
         if let Some(mapping) = &self.mapping {
             mapping.set_mark(at + MARK_AT, ACKNOWLEDGED);
@@ -194,7 +195,7 @@ impl Segment {
         self.file.write_all_at(&ACKNOWLEDGED.to_le_bytes(), place)
     }
 
-    /// Writes to disk, with `sync`, what is not there yet.
+    /// Syncs what is not on disk yet, with `sync`.
     pub fn sync(
         &self,
         sync: impl FnOnce(&Mapping, std::ops::Range<usize>) -> io::Result<()>,
@@ -215,7 +216,7 @@ impl Segment {
         synced
     }
 
-    /// Writes to disk, with `sync`, all that is in it. For anybody but the flusher.
+    /// Syncs everything written, with `sync`. For other threads than the flusher.
     pub fn sync_written(
         &self,
         sync: impl FnOnce(&Mapping, std::ops::Range<usize>) -> io::Result<()>,
@@ -228,7 +229,7 @@ impl Segment {
         sync(mapping, written)
     }
 
-    /// Lets go of its memory; it is rarely touched any more.
+    /// Releases its memory, because it is rarely accessed from now on.
     pub fn rest(&self) {
         if let Some(mapping) = &self.mapping
             && let Err(error) = mapping.rest()

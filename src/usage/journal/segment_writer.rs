@@ -1,7 +1,7 @@
 //! The segment that one worker thread writes to.
 //!
-//! A writer's lock is taken by its own thread, and rarely by another: it costs no system call. Threads beyond the number of
-//! writers share them, so that whoever ends a request, and wherever, can write.
+//! A writer's lock is taken by its own thread, and rarely by another one, so it costs no system call. If there are more
+//! threads than writers, they share them, so that any thread can write.
 
 use super::codec::seal;
 use super::segment::{FIRST, Position, Segment};
@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// On cache lines of its own, so that threads do not slow each other down.
+/// In its own cache lines, so that threads do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct SegmentWriter(Mutex<OpenSegment>);
@@ -19,11 +19,11 @@ pub(super) struct SegmentWriter(Mutex<OpenSegment>);
 pub(super) struct OpenSegment {
     segment: Option<Arc<Segment>>,
     at: usize,
-    /// Where frames are made, again and again.
+    /// A reusable buffer for frames.
     pub(super) scratch: Vec<u8>,
 }
 
-/// Numbers threads in the order in which they first ask.
+/// Numbers threads in the order of their first call.
 pub(super) fn writer_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static NUMBER: Cell<Option<usize>> = const { Cell::new(None) });
@@ -74,7 +74,7 @@ impl OpenSegment {
         self.segment.clone()
     }
 
-    /// Nothing more will be written, for now.
+    /// Closes the segment, for now.
     pub(super) fn close(&mut self) {
         if let Some(segment) = self.segment.take() {
             segment.seal();
