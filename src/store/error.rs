@@ -1,20 +1,20 @@
-//! Why a store call did not do what was asked.
+//! Errors of store calls.
 
 use crate::model::id::PlanId;
 
-/// Why a store call did not do what was asked. Whatever it says, nothing was changed.
+/// Why a store call failed. Whatever the reason, nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No such thing, or none in that workspace.
+    /// There is none, or none in this workspace.
     #[error("no such {0}")]
     NotFound(&'static str),
-    /// The resource has a live key of that name.
+    /// The resource has a live key with this name.
     #[error("the resource already has a key of that name")]
     DuplicateName,
-    /// There is one of that id already.
+    /// One with this id exists already.
     #[error("there already is a {0} of that id")]
     AlreadyExists(&'static str),
-    /// The plan has workspaces on it.
+    /// Workspaces use the plan.
     #[error("{workspaces} workspaces are on this plan")]
     PlanInUse {
         /// How many.
@@ -23,17 +23,17 @@ pub enum StoreError {
     /// A deleted key that is not beyond its time, and cannot be restored all the same.
     #[error("the key cannot be restored: {0}")]
     NotRestorable(NotRestorable),
-    /// The rate is above the plan's.
+    /// The rate exceeds the plan's limit.
     #[error("rate_limit {asked} is above the {limit} requests/s of plan {plan}")]
     RateAbovePlan {
-        /// The rate asked for, in requests per second.
+        /// The requested rate, in requests per second.
         asked: u32,
         /// The plan's `api_ops_rate_limit`.
         limit: u32,
-        /// Which plan.
+        /// The plan.
         plan: PlanId,
     },
-    /// The change does not fit the thing it would change.
+    /// The change is not possible for this record.
     #[error("{field}: {why}")]
     Invalid {
         /// The field as the caller knows it.
@@ -41,19 +41,19 @@ pub enum StoreError {
         /// What is allowed.
         why: String,
     },
-    /// The peppers given are not those the digests were made with.
+    /// The given peppers are not those that the digests were made with.
     #[error("{0}")]
     WrongPepper(String),
-    /// Another process owns the store, its schema is not ours, or the like: starting is refused.
+    /// Another process owns the store, its schema is newer, or similar: the start is refused.
     #[error("{0}")]
     Refused(String),
-    /// A row is not what it must be.
+    /// A row contains an invalid value.
     #[error("invalid value in the store: {0}")]
     Corrupt(String),
-    /// Whoever asked has gone.
+    /// The caller has disconnected.
     #[error("caller disconnected")]
     Cancelled,
-    /// The backend cannot be reached, is full, or answered too late. Trying again later may help.
+    /// The backend is unreachable, full, or too slow. A retry may help.
     #[error("store unavailable: {0}")]
     Unavailable(String),
 }
@@ -73,12 +73,12 @@ pub enum NotRestorable {
 }
 
 impl StoreError {
-    /// Whether a value of what was to be stored is the reason, and not the store: without it the call would succeed.
+    /// Whether a value to be stored is the reason, and not the store: without it the call would succeed.
     pub const fn is_content(&self) -> bool {
         matches!(self, Self::Invalid { .. })
     }
 
-    /// Whether the same call may succeed later without anybody changing it.
+    /// Whether the same call may succeed later without any change.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }

@@ -1,10 +1,10 @@
-//! What things that move from one store to another bring along.
+//! What records bring along when they move from one store to another.
 
 use super::Credential;
 use crate::clock::Timestamp;
 
-/// What a key that moves from one store to another brings along. It was made before, so it is not held to its plan now: as
-/// after a plan was lowered, it runs at the plan's limit.
+/// What a key brings along from another store. It existed before, so its rate is not checked against its plan; as after a
+/// plan was lowered, it runs at the plan's limit.
 #[derive(Clone, Debug)]
 pub struct ImportedKeyHistory {
     /// See [`super::KeyRecord::created_by`].
@@ -13,6 +13,6 @@ pub struct ImportedKeyHistory {
     pub created_at: Timestamp,
     /// See [`super::KeyRecord::updated_at`].
     pub updated_at: Timestamp,
-    /// The credential before the current one, while its grace period lasts.
+    /// The previous credential, while its grace period lasts.
     pub old: Option<Credential>,
 }

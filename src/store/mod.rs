@@ -1,10 +1,11 @@
-//! What is kept at rest: keys, plans, workspaces, end users, usage and the audit trail, behind one set of traits.
+//! The store: keys, plans, workspaces, end users, usage and the audit log, behind one set of traits.
 //!
-//! Must not know: requests, decisions, HTTP. When its backend is gone every call answers [`StoreError::Unavailable`].
+//! Must not know: requests, decisions, HTTP. While its backend is unreachable, every call returns
+//! [`StoreError::Unavailable`].
 //!
-//! *Invariant:* every write draws the next number of one sequence under one lock and stores it on the rows it touched,
-//! so that numbers become visible in order and "all rows with a number above mine" misses nothing.
-//! *Invariant:* whatever is confined to a workspace names it in the query itself.
+//! *Invariant:* every write draws the next number of one sequence under one lock and stores it on the rows it touches, so
+//! that numbers become visible in order, and "all rows above my number" misses nothing.
+//! *Invariant:* a query for a workspace names the workspace in the query itself.
 
 mod error;
 mod imported;
@@ -31,68 +32,67 @@ use std::fmt;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// A number of the store's one sequence of changes. 0 is before everything.
+/// A version: the number of a change in the store's one sequence. 0 is before everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version(pub u64);
 
-/// What a write made, and the number under which the change feed carries it.
+/// The result of a write, with its version in the change feed.
 #[derive(Clone, Debug)]
 pub struct Written<T> {
-    /// The thing as it is now.
+    /// The record as it is now.
     pub value: T,
-    /// The feed's number of this write.
+    /// The version of this write.
     pub version: Version,
 }
 
-/// All of it, as the composition root hands it out; everybody else takes the one trait it needs.
+/// The whole store, as `app` hands it out; all others take only the trait they need.
 #[async_trait]
 pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Ledger + Audit {
-    /// Reaches the backend and brings its schema up to date; until that has succeeded every other call is `Unavailable`.
-    /// To be repeated while it is `Unavailable`.
+    /// Connects to the backend and migrates its schema; until this has succeeded, every other call is `Unavailable`. To be
+    /// repeated while it is `Unavailable`.
     async fn bring_up(&self) -> Result<(), StoreError>;
 
-    /// Takes no more calls, finishes those that run or are queued, and lets go of the backend. Later calls are
-    /// `Unavailable`.
+    /// Accepts no more calls, finishes those that run or are queued, and disconnects. Later calls are `Unavailable`.
     async fn close(&self);
 }
 
 /// The change feed that keyrings follow.
 #[async_trait]
 pub trait Feed: Send + Sync + 'static {
-    /// Sends every row with a number above `after`, in batches, from one consistent snapshot; plans come before the
-    /// workspaces on them, and workspaces before their keys. Answers the number that the snapshot reaches.
+    /// Sends every row with a version above `after`, in batches, from one consistent snapshot. Plans come before their
+    /// workspaces, and workspaces before their keys. Returns the version that the snapshot reaches.
     ///
-    /// Tombstones are sent too. A receiver that goes away ends the call with [`StoreError::Cancelled`].
+    /// Tombstones are sent, too. If the receiver is dropped, the call ends with [`StoreError::Cancelled`].
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError>;
 
-    /// The number of the newest write.
+    /// The version of the newest write.
     async fn version(&self) -> Result<Version, StoreError>;
 
-    /// Resolves when somebody, on whatever node, may have written since the last time it did. For one waiter; a backend
-    /// that cannot tell never resolves, and nobody may rely on it: the wise one polls as well.
+    /// Resolves when any node may have written since the last time it resolved. For one waiter. A backend that cannot tell
+    /// never resolves, so callers must poll as well.
     async fn changed(&self) {
         std::future::pending::<()>().await;
     }
 
-    /// Remembers what every pepper in use looks like, and refuses a set that does not fit what was remembered.
-    /// `peppers` are (version, check) pairs; a check tells two peppers apart and reveals neither.
+    /// Stores a check value of every pepper in use, and refuses a set that does not match what was stored. `peppers` are
+    /// (version, check value) pairs; a check value identifies a pepper without revealing it.
     async fn agree_on_peppers(&self, peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError>;
 }
 
-/// Who runs on the store, and how far each has followed its changes.
+/// The nodes that use the store, and the versions they have applied.
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
-    /// A sign of life, with how far the node has come. Whoever has not been seen for a day is forgotten.
+    /// A heartbeat, with the version that the node has applied. Nodes that have not reported for a day are removed.
     async fn report(&self, node: &NodeReport) -> Result<(), StoreError>;
 
-    /// A process says that it is going; nobody has to wait for it any more.
+    /// A process shuts down; nobody has to wait for it any more.
     async fn leave(&self, boot: Uuid) -> Result<(), StoreError>;
 
-    /// All that are known, by name.
+    /// All known nodes, by name.
     async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError>;
 }
 
-/// Keys at rest.
+/// Keys.
 #[async_trait]
 pub trait Keys: Send + Sync + 'static {
     /// Adds a key. Fails with `DuplicateName`, `RateAbovePlan` or `NotFound` (no such workspace).
@@ -103,8 +103,8 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
-    /// Adds many keys, each as [`Keys::create_key`] does and whatever becomes of the others. Answers for each, in order;
-    /// fails as a whole, and has then added none of them, only when the store itself fails.
+    /// Adds many keys, each as [`Keys::create_key`] does, independently of the others. Returns a result for each, in order.
+    /// Fails as a whole, without adding any, only if the store itself fails.
     async fn create_keys(
         &self,
         keys: Vec<NewKey>,
@@ -123,7 +123,7 @@ pub trait Keys: Send + Sync + 'static {
         page: PageRequest,
     ) -> Result<Page<KeyRecord>, StoreError>;
 
-    /// The number of the newest write to a key, deleted or not. None: there never was one in this workspace.
+    /// The version of the newest write to a key, deleted or not. None: there never was such a key in this workspace.
     async fn key_version(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<Version>, StoreError>;
 
     /// Changes a key. `NotFound`, `DuplicateName`, `RateAbovePlan` (only when the patch touches the rate), `Invalid`.
@@ -158,7 +158,7 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
-    /// Gives a key a new credential. The one before stays valid until `old_until`; any older one ends now.
+    /// Gives a key a new credential. The previous one stays valid until `old_until`; older ones end now.
     async fn regenerate_key(
         &self,
         workspace: &WorkspaceId,
@@ -169,8 +169,8 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
-    /// Replaces the digest `old` of a key by `new`, made with a newer pepper from the same secret.
-    /// Answers none when the key has no such digest any more. Not an administrative act: no audit line.
+    /// Replaces the digest `old` of a key by `new`, made with a newer pepper from the same secret. Returns none if the key
+    /// has no such digest any more. Not an administrative write: no audit line.
     async fn rehash_key(
         &self,
         id: KeyId,
@@ -180,7 +180,7 @@ pub trait Keys: Send + Sync + 'static {
     ) -> Result<Option<Version>, StoreError>;
 }
 
-/// Plans and workspaces at rest.
+/// Plans and workspaces.
 #[async_trait]
 pub trait Tenants: Send + Sync + 'static {
     /// Adds a plan. Fails with `AlreadyExists`.
@@ -209,7 +209,7 @@ pub trait Tenants: Send + Sync + 'static {
     /// Removes a plan that no workspace is on. `NotFound`, `PlanInUse`.
     async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError>;
 
-    /// The workspace, made with that plan if it does not exist yet. `NotFound` when there is no such plan.
+    /// The workspace; created with this plan if it does not exist. `NotFound` if there is no such plan.
     async fn ensure_workspace(
         &self,
         id: &WorkspaceId,
@@ -224,7 +224,7 @@ pub trait Tenants: Send + Sync + 'static {
     /// All workspaces, newest first.
     async fn workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError>;
 
-    /// Changes a workspace; makes it when it does not exist (a patch without a plan then means `default_plan`).
+    /// Changes a workspace; creates it if it does not exist (a patch without a plan then means `default_plan`).
     async fn put_workspace(
         &self,
         id: &WorkspaceId,
@@ -235,11 +235,11 @@ pub trait Tenants: Send + Sync + 'static {
     ) -> Result<Written<WorkspaceRecord>, StoreError>;
 }
 
-/// End users at rest.
+/// End users.
 #[async_trait]
 pub trait EndUsers: Send + Sync + 'static {
-    /// The end user of that name, made if it is new and the workspace's plan has room. One atomic step, so that at
-    /// most `end_user_quota` ever exist however many ask at once. `NotFound` when there is no such workspace.
+    /// The end user with this name; created if it is new and the workspace's plan has room. One atomic step, so that at
+    /// most `end_user_quota` exist however many calls run concurrently. `NotFound` if there is no such workspace.
     async fn admit_end_user(
         &self,
         workspace: &WorkspaceId,
@@ -249,7 +249,7 @@ pub trait EndUsers: Send + Sync + 'static {
         self.admit_end_user_as(workspace, other_id, EndUserId::new(at), at).await
     }
 
-    /// The same, for one who is called `id` if it is new.
+    /// The same, with the id for a new one.
     async fn admit_end_user_as(
         &self,
         workspace: &WorkspaceId,
@@ -258,9 +258,8 @@ pub trait EndUsers: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<EndUserAdmission, StoreError>;
 
-    /// Adds end users of a workspace as they were in another store, with their ids and whatever its plan has room for.
-    /// Those that are there already, by id or by name, stay as they are. Answers how many were new; `NotFound` when there
-    /// is no such workspace.
+    /// Adds end users of a workspace with their ids from another store, whatever the plan's quota. Existing ones, by id or
+    /// by name, are not changed. Returns how many were new; `NotFound` if there is no such workspace.
     async fn restore_end_users(
         &self,
         workspace: &WorkspaceId,
@@ -282,7 +281,7 @@ pub trait EndUsers: Send + Sync + 'static {
         id: EndUserId,
     ) -> Result<Option<EndUserRecord>, StoreError>;
 
-    /// Forgets an end user, which makes room in the plan. `NotFound`.
+    /// Removes an end user, which frees a place in the quota. `NotFound`.
     async fn delete_end_user(
         &self,
         workspace: &WorkspaceId,
@@ -292,28 +291,28 @@ pub trait EndUsers: Send + Sync + 'static {
     ) -> Result<Written<()>, StoreError>;
 }
 
-/// Usage at rest.
+/// Usage.
 #[async_trait]
 pub trait Ledger: Send + Sync + 'static {
-    /// Stores records and feeds the roll-ups from those really inserted, in one transaction. A record that is there
-    /// already (same id) is passed over, so repeating a call changes nothing. Answers how many were new.
+    /// Stores records and updates the roll-ups from those that were new, in one transaction. A record that exists already
+    /// (same id) is skipped, so repeating a call changes nothing. Returns how many were new.
     async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError>;
 
-    /// Makes partitions ahead of need and deletes what need not be kept at the instant `at`, in steps that are short each.
-    /// Repeating it is harmless; several nodes may do it at once.
+    /// Creates partitions in advance and deletes what need not be kept at the instant `at`, in short steps. Repeating it is
+    /// harmless; several nodes may do it at once.
     async fn maintain(&self, at: Timestamp) -> Result<MaintenanceReport, StoreError> {
         let nothing_to_do = |_| MaintenanceReport::default();
         Ok(nothing_to_do(at))
     }
 
-    /// What every key and workspace has spent of the windows that contain `at`, to rebuild counters from.
+    /// What every key and workspace has spent in the windows that contain `at`, to restore counters.
     async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError>;
 
-    /// The same of one subject; of one that has spent nothing, zeros.
+    /// The same for one subject; zeros if it has spent nothing.
     async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError>;
 
-    /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this
-    /// workspace; a deleted key keeps its statistics.
+    /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this workspace; a
+    /// deleted key keeps its statistics.
     async fn stats(
         &self,
         workspace: &WorkspaceId,
@@ -321,7 +320,7 @@ pub trait Ledger: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Option<KeyStats>, StoreError>;
 
-    /// A time series of one key: one point per interval that has any usage, oldest first.
+    /// A time series of one key: one point per interval with any usage, oldest first.
     async fn usage(
         &self,
         workspace: &WorkspaceId,
@@ -338,9 +337,9 @@ pub trait Ledger: Send + Sync + 'static {
         page: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError>;
 
-    /// Usage records of all keys, those of deleted ones too, in the order of their ids and from the id `first` on: what is
-    /// moved or kept elsewhere. A call looks at `looks_at` records (at least 1), whether they fit or not. What retention
-    /// hides is not shown. Records that come meanwhile are found if their ids are behind the place that was reached.
+    /// Usage records of all keys, deleted ones included, ordered by id, from the id `first` on, for export. A call examines
+    /// `looks_at` records (at least 1), whether they match or not. Records hidden by retention are left out. Records that
+    /// arrive meanwhile are found if their ids are after the position reached.
     async fn all_records(
         &self,
         filter: &RecordFilter,
@@ -349,10 +348,10 @@ pub trait Ledger: Send + Sync + 'static {
     ) -> Result<RecordPage, StoreError>;
 }
 
-/// Who changed what.
+/// The audit log.
 #[async_trait]
 pub trait Audit: Send + Sync + 'static {
-    /// Adds a line of the platform: the node of that name has another config in force, with these changes.
+    /// Adds a line of the platform: the node with this name has reloaded its config, with these changes.
     async fn note_reload(
         &self,
         node: &str,
@@ -361,7 +360,7 @@ pub trait Audit: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Lines of one workspace, or of the platform (plans, workspaces, configs) when none is named; newest first.
+    /// Lines of one workspace, or of the platform (plans, workspaces, configs) if none is given; newest first.
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

@@ -1,44 +1,44 @@
-//! The processes that run on a store, as they report themselves. Plain data.
+//! The processes that use a store, as they report themselves. Plain data.
 
 use super::Version;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// A sign of life of one process.
+/// A heartbeat of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeReport {
-    /// Which process; made at its start.
+    /// The process; this id is made at its start.
     pub boot: Uuid,
-    /// What the configuration calls it.
+    /// The configured name of the node.
     pub name: Box<str>,
-    /// Where its admin API listens.
+    /// The address of its admin API.
     pub admin: Option<Box<str>>,
-    /// The number of the newest change in force there.
+    /// The newest version applied there.
     pub reached: Version,
 }
 
-/// One process that runs, or ran, on the store.
+/// A process that uses, or used, the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
-    /// Which process.
+    /// The process.
     pub boot: Uuid,
-    /// What its configuration calls it.
+    /// The configured name of its node.
     pub name: Box<str>,
-    /// Where its admin API listens.
+    /// The address of its admin API.
     pub admin: Option<Box<str>>,
-    /// The number of the newest change in force there.
+    /// The newest version applied there.
     pub reached: Version,
-    /// How long ago its last sign of life came, by the store's clock.
+    /// How long ago its last heartbeat was, by the store's clock.
     pub seen_ago: Duration,
 }
 
 // === impl NodeRow ===
 
 impl NodeRow {
-    /// For how long after its last sign of life a process counts as running.
+    /// How long after its last heartbeat a process counts as live.
     pub const LIVE_WITHIN: Duration = Duration::from_secs(10);
 
-    /// Whether it counts as running.
+    /// Whether it counts as live.
     pub fn is_live(&self) -> bool {
         self.seen_ago <= Self::LIVE_WITHIN
     }

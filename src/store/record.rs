@@ -1,4 +1,4 @@
-//! The rows of the store as everybody else sees them, usage apart. Plain data; what they mean for a decision is `policy`'s.
+//! The records of the store, except usage. Plain data; `policy` knows what they mean for a decision.
 
 use super::Version;
 use crate::clock::Timestamp;
@@ -10,79 +10,80 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::net::IpAddr;
 
-/// Which secret of a key, whatever it is hashed with: drawn at random when the secret is issued, so that a request that was
-/// let in by it can be told from those of the secret that replaces it.
+/// Identifies a secret of a key, independent of the pepper it is hashed with. It is drawn at random when the secret is
+/// issued, so that requests made with it can be told from those made with its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SecretId(pub u32);
 
-/// A digest a key can be found by.
+/// A digest by which a key is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// What the secret hashes to.
+    /// The digest.
     pub digest: Digest,
-    /// Under which pepper.
+    /// The version of its pepper.
     pub pepper_version: u32,
-    /// Of which secret.
+    /// The secret.
     pub secret: SecretId,
-    /// The first instant at which it no longer opens anything; none while it is the key's current one.
+    /// The first instant at which it is no longer valid; none for the key's current secret.
     pub valid_until: Option<Timestamp>,
 }
 
-/// A freshly issued credential with what people may see of its secret.
+/// A newly issued credential, with the part of its secret that may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedCredential {
-    /// What the secret hashes to.
+    /// The digest.
     pub digest: Digest,
-    /// Under which pepper.
+    /// The version of its pepper.
     pub pepper_version: u32,
-    /// Which secret of the key it is.
+    /// The secret.
     pub secret: SecretId,
     /// First and last characters, e.g. `sk-service-Ab3d…9fQz`.
     pub hint: Box<str>,
 }
 
-/// What opens a key: one secret, and for a while after a change the one before. Most have one, and a million keys are held.
+/// The credentials of a key: one secret, and for a while after a change the previous one. Most keys have one, and memory
+/// holds a million of them.
 pub type Credentials = SmallVec<[Credential; 1]>;
 
-/// A key as it is created.
+/// A new key.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// What decisions need.
+    /// The part that decisions need.
     pub key: Key,
-    /// What people call it; unique among the live keys of its resource.
+    /// The name; unique among the live keys of its resource.
     pub name: String,
-    /// What it is for.
+    /// A description.
     pub description: String,
     /// The caller's own data.
     pub metadata: serde_json::Map<String, serde_json::Value>,
-    /// How it is found.
+    /// Its credential.
     pub credential: IssuedCredential,
-    /// What it brings along from the store it was in before; none for a key that is new.
+    /// Its history in another store; none for a new key.
     pub past: Option<super::ImportedKeyHistory>,
 }
 
-/// A key at rest.
+/// A stored key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyRecord {
-    /// What decisions need.
+    /// The part that decisions need.
     pub key: Key,
-    /// What people call it.
+    /// The name.
     pub name: String,
-    /// What it is for.
+    /// A description.
     pub description: String,
     /// The caller's own data.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// First and last characters of its secret.
     pub hint: Box<str>,
-    /// Charged requests in its life, as far as the ledger knows.
+    /// Charged requests in its life, according to the ledger.
     pub quota_used: u64,
-    /// Requests that were not denied, as far as the ledger knows.
+    /// Requests that were not denied, according to the ledger.
     pub usage_count: u64,
-    /// When its secret was last presented, as far as the ledger knows.
+    /// When its secret was last presented, according to the ledger.
     pub last_used_at: Option<Timestamp>,
-    /// Who made it.
+    /// Who created it.
     pub created_by: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
@@ -90,7 +91,7 @@ pub struct KeyRecord {
     pub deleted_at: Option<Timestamp>,
 }
 
-/// What to change on a key; an absent field stays, an inner `None` clears.
+/// Changes to a key; an absent field stays, an inner `None` clears it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeyPatch {
     /// See [`KeyRecord::name`].
@@ -121,25 +122,25 @@ pub struct KeyPatch {
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// Which keys to list.
+/// A filter for keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyFilter {
     /// Only this type.
     pub kind: Option<KeyType>,
-    /// Only those switched on or off.
+    /// Only enabled or only disabled ones.
     pub is_active: Option<bool>,
     /// Only those of this resource.
     pub resource_id: Option<String>,
-    /// Only those whose name, description or hint contains this, case ignored.
+    /// Only those whose name, description or hint contains this, ignoring case.
     pub search: Option<String>,
     /// Those that were deleted and can be restored, instead of those that are there.
     pub is_deleted: bool,
 }
 
-/// Which page; both counted from 1.
+/// A page of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The number of the page.
+    /// The number of the page, from 1.
     pub page: u32,
     /// Items on a page.
     pub pagesize: u32,
@@ -152,28 +153,28 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Items on all pages.
     pub total: u64,
-    /// Rows of this page that could not be understood and are left out.
+    /// Rows of this page that could not be read and are left out.
     pub passed_over: u64,
 }
 
-/// A plan at rest.
+/// A stored plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanRecord {
-    /// What decisions need.
+    /// The part that decisions need.
     pub plan: Plan,
-    /// What it is for.
+    /// A description.
     pub description: String,
-    /// How many whole UTC days before today usage records are kept for; none: for ever.
+    /// How many whole UTC days before today usage records are kept; none: for ever.
     pub usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored; 0: not at all.
     pub deleted_keys_days: u32,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
 }
 
-/// What to change on a plan; an absent field stays.
+/// Changes to a plan; an absent field stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanPatch {
     /// See [`PlanRecord::description`].
@@ -192,24 +193,24 @@ pub struct PlanPatch {
     pub limits: Option<Box<[Ceiling]>>,
 }
 
-/// A workspace at rest.
+/// A stored workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceRecord {
-    /// Which workspace.
+    /// The id.
     pub id: WorkspaceId,
-    /// What people call it; empty until somebody names it.
+    /// The name; empty until it is set.
     pub name: String,
-    /// The plan it is on.
+    /// Its plan.
     pub plan_id: PlanId,
-    /// End users that exist in it.
+    /// Number of its end users.
     pub end_users: u64,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
 }
 
-/// What to change on a workspace; an absent field stays.
+/// Changes to a workspace; an absent field stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkspacePatch {
     /// See [`WorkspaceRecord::name`].
@@ -218,25 +219,25 @@ pub struct WorkspacePatch {
     pub plan_id: Option<PlanId>,
 }
 
-/// An end user at rest.
+/// A stored end user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndUserRecord {
-    /// Keygate's number for it.
+    /// The id assigned by Keygate.
     pub id: EndUserId,
-    /// Whose end user.
+    /// Its workspace.
     pub workspace_id: WorkspaceId,
-    /// The customer's name for it.
+    /// The customer's id for it.
     pub other_id: String,
-    /// When it first came.
+    /// When it was created.
     pub created_at: Timestamp,
 }
 
-/// What became of an end user's request to exist.
+/// The result of admitting an end user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndUserAdmission {
     /// It exists.
     Admitted(EndUserId),
-    /// It is new and the plan is full.
+    /// It is new and the quota is reached.
     Full {
         /// The plan's `end_user_quota`.
         quota: u64,
@@ -246,54 +247,54 @@ pub enum EndUserAdmission {
 /// One change of the feed.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A plan as it is now.
+    /// The current state of a plan.
     Plan(Plan),
-    /// A plan that is gone.
+    /// A removed plan.
     PlanRemoved(PlanId),
-    /// A workspace as it is now.
+    /// The current state of a workspace.
     Workspace {
-        /// Which workspace.
+        /// The workspace.
         id: WorkspaceId,
-        /// The plan it is on.
+        /// Its plan.
         plan_id: PlanId,
     },
-    /// A key as it is now.
+    /// The current state of a key.
     Key(KeyChange),
-    /// A key that is gone for good.
+    /// A deleted key.
     KeyRemoved {
-        /// Which key.
+        /// The key.
         id: KeyId,
-        /// In which write.
+        /// The version of the write.
         version: Version,
     },
-    /// An end user that was forgotten.
+    /// A removed end user.
     EndUserRemoved {
-        /// Whose end user.
+        /// Its workspace.
         workspace_id: WorkspaceId,
-        /// The customer's name for it.
+        /// The customer's id for it.
         other_id: Box<str>,
     },
-    /// A row that cannot be understood. What it stood for must not be served.
+    /// A row that cannot be read. The record it stands for must not be used.
     Broken {
-        /// Which table.
+        /// The table.
         table: &'static str,
         /// Its id as stored.
         id: String,
-        /// What is wrong with it.
+        /// The error.
         why: String,
-        /// Of a key: the digests that open it, as far as they can be read.
+        /// For a key: its digests, as far as they can be read.
         digests: SmallVec<[Digest; 2]>,
     },
 }
 
-/// A key as the feed carries it.
+/// A key in the feed.
 #[derive(Clone, Debug)]
 pub struct KeyChange {
-    /// What decisions need.
+    /// The part that decisions need.
     pub key: Key,
-    /// Every digest that opens it: the current one first.
+    /// All its digests, the current one first.
     pub credentials: Credentials,
-    /// In which write it became so.
+    /// The version of the write.
     pub version: Version,
     /// Whether it was deleted once and came back, so that nodes may have forgotten what it has spent.
     pub was_restored: bool,
@@ -301,50 +302,50 @@ pub struct KeyChange {
 
 // === audit ===
 
-/// Who does something.
+/// The author of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// The token's subject, or `cli`, or `keygate` itself.
+    /// The subject of the token, or `cli`, or `keygate` itself.
     pub subject: String,
-    /// The token's role, or `local`.
+    /// The role of the token, or `local`.
     pub role: &'static str,
-    /// From where.
+    /// The address.
     pub address: Option<IpAddr>,
-    /// In which admin request.
+    /// The id of the admin request.
     pub request_id: Option<Box<str>>,
 }
 
-/// One line of the audit trail.
+/// One line of the audit log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditRecord {
-    /// Which line.
+    /// The id.
     pub id: AuditId,
-    /// When.
+    /// The time.
     pub at: Timestamp,
-    /// In which workspace; none for plans.
+    /// The workspace; none for plans.
     pub workspace_id: Option<WorkspaceId>,
-    /// Who.
+    /// The author.
     pub subject: String,
-    /// With which role.
+    /// The author's role.
     pub role: String,
-    /// From where.
+    /// The author's address.
     pub address: Option<IpAddr>,
-    /// In which admin request.
+    /// The id of the admin request.
     pub request_id: Option<String>,
-    /// What, e.g. `key.update`.
+    /// The action, e.g. `key.update`.
     pub action: String,
-    /// To which thing.
+    /// The changed record.
     pub target: String,
-    /// Field by field what it was and what it became. Never a secret or a digest.
+    /// The old and the new value of each field. Never a secret or a digest.
     pub changes: serde_json::Value,
 }
 
-/// Which lines of the audit trail.
+/// A filter for lines of the audit log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditFilter {
     /// Only this action.
     pub action: Option<String>,
-    /// Only this thing.
+    /// Only this record.
     pub target: Option<String>,
     /// Not before.
     pub from: Option<Timestamp>,
@@ -355,7 +356,7 @@ pub struct AuditFilter {
 // === impls ===
 
 impl SecretId {
-    /// One that no other secret of the key has.
+    /// A random id, different from those of other secrets of the key.
     pub fn random() -> Self {
         let mut bytes = [0; 4];
         fill_random(&mut bytes);
@@ -364,19 +365,19 @@ impl SecretId {
 }
 
 impl Change {
-    /// Whether something is gone for good.
+    /// Whether a record was removed.
     pub const fn is_removal(&self) -> bool {
         matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
     }
 }
 
 impl<T> Page<T> {
-    /// A page of rows that were all understood.
+    /// A page without unreadable rows.
     pub fn complete(items: Vec<T>, total: u64) -> Self {
         Self { items, total, passed_over: 0 }
     }
 
-    /// A page without the rows that could not be understood, which are none.
+    /// A page without its unreadable rows, which are none.
     pub(super) fn of_readable(rows: Vec<Option<T>>, total: u64) -> Self {
         let found = rows.len();
         let items: Vec<T> = rows.into_iter().flatten().collect();
@@ -393,12 +394,12 @@ impl PageRequest {
 }
 
 impl Actor {
-    /// Keygate itself, e.g. when it creates what a fresh store needs.
+    /// Keygate itself, e.g. when it creates the records of a new store.
     pub fn keygate() -> Self {
         Self { subject: "keygate".into(), role: "local", address: None, request_id: None }
     }
 
-    /// Somebody at the command line of this machine.
+    /// A user at the command line of this machine.
     pub fn cli() -> Self {
         Self { subject: "cli".into(), role: "local", address: None, request_id: None }
     }

@@ -1,7 +1,8 @@
-//! Plans, workspaces and keys as bytes: what a node keeps of them on its own disk. No secrets are in it, only digests.
+//! Encodes plans, workspaces and keys for the snapshot that a node keeps on its own disk. It contains digests but no
+//! secrets.
 //!
-//! A row has the columns that the change feed selects and is read by the same code, so that nothing is served from here
-//! that would not be served from the store.
+//! A row has the columns of the change feed and is decoded by the same code, so that nothing is served from a snapshot that
+//! would not be served from the store.
 
 use super::shared::decode::SOURCES;
 use super::shared::fields::{RowColumns, RowReader, int};
@@ -14,7 +15,7 @@ use uuid::Uuid;
 /// Most columns of a row.
 const COLUMNS_MAX: usize = 32;
 
-/// A value with its kind before it; lengths are four bytes, little-endian as all numbers.
+/// A value after its type; lengths are four bytes, little-endian as all numbers.
 enum Value<'v> {
     Null,
     Int(i64),
@@ -36,13 +37,13 @@ pub fn put_plan(plan: &Plan, out: &mut Vec<u8>) {
     put(0, &[id, Value::Int(1), again, rate, quota, daily, Value::Text(&limits)], out);
 }
 
-/// Adds a workspace. The plan it is on comes before.
+/// Adds a workspace. Its plan must come before.
 pub fn put_workspace(id: &WorkspaceId, plan: &PlanId, out: &mut Vec<u8>) {
     let id = || Value::Text(id.as_str());
     put(1, &[id(), Value::Int(1), id(), Value::Text(plan.as_str())], out);
 }
 
-/// Adds a key. Its workspace comes before.
+/// Adds a key. Its workspace must come before.
 pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut Vec<u8>) {
     let Some(current) = credentials.first() else { return };
     let old = credentials.get(1);
@@ -81,7 +82,7 @@ pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut
     put(2, &row, out);
 }
 
-/// Reads what was put, row by row, as the feed would tell it.
+/// Decodes the rows, as the feed would send them.
 pub fn read(mut from: &[u8], mut each: impl FnMut(Change)) -> Result<(), StoreError> {
     let cut_off = || StoreError::Corrupt("a snapshot ends within a row".into());
     while let Some((source, rest)) = from.split_first() {

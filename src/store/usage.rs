@@ -1,4 +1,4 @@
-//! Usage at rest, as everybody else sees it: the records, and what is made of them. Plain data.
+//! Usage as the store returns it: records and statistics. Plain data.
 
 use super::PageRequest;
 use crate::clock::Timestamp;
@@ -10,7 +10,7 @@ use crate::model::usage::UsageRecord;
 /// Totals of one key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyStats {
-    /// Requests that presented its secret, denied ones too.
+    /// Requests that presented its secret, denied ones included.
     pub total_requests: u64,
     /// The same for the current UTC day.
     pub requests_today: u64,
@@ -20,7 +20,7 @@ pub struct KeyStats {
     pub quota_limit: Option<u64>,
     /// Denied requests.
     pub denied: u64,
-    /// Requests that failed behind the gateway: status 500 or above, or no complete answer.
+    /// Requests that failed at the backend: status 500 or above, or no complete response.
     pub errors: u64,
     /// When its secret was last presented.
     pub last_used_at: Option<Timestamp>,
@@ -42,12 +42,12 @@ words!(
     }
 );
 
-/// Which time series.
+/// A query for a time series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageRange {
     /// First instant.
     pub from: Timestamp,
-    /// First instant after it.
+    /// First instant after the range.
     pub to: Timestamp,
     /// Width of a point.
     pub interval: Interval,
@@ -56,13 +56,13 @@ pub struct UsageRange {
 /// One point of a time series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UsagePoint {
-    /// Where it begins.
+    /// Its start.
     pub start: Timestamp,
-    /// Requests, denied ones too.
+    /// Requests, denied ones included.
     pub requests: u64,
     /// Denied requests.
     pub denied: u64,
-    /// Requests that failed behind the gateway.
+    /// Requests that failed at the backend.
     pub errors: u64,
     /// Tokens.
     pub tokens_used: u64,
@@ -74,7 +74,7 @@ pub struct UsagePoint {
     pub response_time: Quantiles,
 }
 
-/// Which usage records.
+/// A filter for usage records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogFilter {
     /// Not before.
@@ -83,25 +83,25 @@ pub struct LogFilter {
     pub to: Option<Timestamp>,
     /// Only this status.
     pub status_code: Option<u16>,
-    /// Only paths that contain this, case ignored.
+    /// Only paths that contain this, ignoring case.
     pub endpoint: Option<String>,
 }
 
-/// Which part of the usage records.
+/// A part of the usage records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogPageRequest {
     /// A numbered page.
     Number(PageRequest),
-    /// What comes after a place, at most so many.
+    /// At most so many records after a position.
     After(LogCursor, u32),
 }
 
-/// A place in the usage records, newest first.
+/// A position in the usage records, newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogCursor {
     /// The last record's instant.
     pub at: Timestamp,
-    /// The last record's identity.
+    /// The last record's id.
     pub id: RequestId,
 }
 
@@ -110,21 +110,21 @@ pub struct LogCursor {
 pub struct LogPage {
     /// The records, newest first.
     pub items: Vec<UsageRecord>,
-    /// Records that fit the filter; none when the part was asked for by cursor.
+    /// Number of matching records; none if the part was requested by cursor.
     pub total: Option<LogTotal>,
-    /// Where the next part begins; none at the end. A search that has looked at as many records as one call may ends
-    /// here too, with fewer items than were asked for or none at all.
+    /// Where the next part begins; none at the end. A search that has examined the most records of one call ends here, too,
+    /// with fewer items than requested, or none.
     pub next: Option<LogCursor>,
-    /// Rows that could not be understood and are left out.
+    /// Rows that could not be read and are left out.
     pub passed_over: u64,
 }
 
-/// Which usage records of all.
+/// A filter for an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordFilter {
-    /// Only this workspace's.
+    /// Only of this workspace.
     pub workspace: Option<WorkspaceId>,
-    /// Only this key's.
+    /// Only of this key.
     pub key: Option<KeyId>,
     /// Not before.
     pub from: Option<Timestamp>,
@@ -132,43 +132,43 @@ pub struct RecordFilter {
     pub to: Option<Timestamp>,
 }
 
-/// A part of all usage records. It may be empty although there is a next one.
+/// A part of an export. It may be empty although there is a next one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecordPage {
-    /// The records, by their ids.
+    /// The records, ordered by id.
     pub items: Vec<UsageRecord>,
     /// The id that the next part begins with; none at the end.
     pub next: Option<RequestId>,
-    /// Rows that could not be understood and are left out.
+    /// Rows that could not be read and are left out.
     pub passed_over: u64,
 }
 
-/// What a round of upkeep has done.
+/// The result of a maintenance run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaintenanceReport {
-    /// Partitions of the ledger that were made.
+    /// Partitions created.
     pub partitions_made: u64,
-    /// Partitions that went, with all in them.
+    /// Partitions dropped, with all their rows.
     pub partitions_dropped: u64,
-    /// Usage records that went one by one.
+    /// Usage records deleted individually.
     pub records_deleted: u64,
-    /// Roll-ups of minutes and hours that went.
+    /// Roll-ups of minutes and hours that were deleted.
     pub rollups_deleted: u64,
 }
 
-/// How many records fit a filter.
+/// How many records match a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogTotal {
-    /// So many, or at least so many.
+    /// The number, or a lower bound.
     pub records: u64,
-    /// Whether all were counted.
+    /// Whether the number is exact.
     pub is_exact: bool,
 }
 
 // === impls ===
 
 impl RecordPage {
-    /// Of rows of which some may be none.
+    /// From rows of which some could not be read.
     pub(super) fn of(rows: Vec<Option<UsageRecord>>, next: Option<RequestId>) -> Self {
         let found = rows.len();
         let items: Vec<UsageRecord> = rows.into_iter().flatten().collect();

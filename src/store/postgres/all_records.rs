@@ -1,6 +1,6 @@
-//! Usage records of all keys by their ids, a part at a time: first where the part ends, by the index alone, then its rows.
+//! Usage records of all keys ordered by id, in parts: first the end of the part, by the index alone, then its rows.
 //!
-//! Statements are planned for their values: partitions outside of the range of time are not looked at.
+//! Statements are planned for their values, so that partitions outside the time range are skipped.
 
 use super::StoreError;
 use super::tx::Tx;

@@ -1,4 +1,4 @@
-//! The audit trail: one line per administrative write, in the same transaction as it.
+//! The audit log: one line per administrative write, in the same transaction.
 
 use super::tx::Tx;
 use super::{PgStore, StoreError, next_version};
@@ -44,7 +44,8 @@ pub(super) async fn add(
     Ok(())
 }
 
-/// Which lines. Without a workspace those of the platform; `$1` is bound in both, so that one set of values serves.
+/// The filter. Without a workspace, the lines of the platform; `$1` is bound in both cases, so that the values are the
+/// same.
 macro_rules! filtered {
     ($select:expr) => {
         concat!(

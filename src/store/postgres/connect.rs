@@ -1,4 +1,4 @@
-//! From the configured URL to connections: who we are, and the limits that every connection is born with.
+//! From the configured URL to connections, with credentials and the limits set on every connection.
 
 use super::link::Connector;
 use super::{PgOptions, StoreError};
@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode as Negotiation;
 
-/// How long a transaction may sit and wait for us; a feed's receiver may be slow, but not this slow.
+/// How long a transaction may be idle; the receiver of a feed may be slow, but not this slow.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_mins(1);
-/// What is committed must be on the server's disk: the journal lets go of it. Whatever waits for more than that is left alone.
+/// Commits must be on the server's disk, because the journal releases the records. Stricter settings stay as they are.
 const WAIT_FOR_THE_DISK: &str = "SELECT set_config('synchronous_commit', 'on', false)
                                  WHERE current_setting('synchronous_commit') = 'off'";
 
@@ -31,7 +31,7 @@ pub(super) fn pool(url: &PostgresUrl, options: &PgOptions) -> Result<Pool, Store
         .map_err(|error| StoreError::Refused(format!("cannot create connection pool: {error}")))
 }
 
-/// What a connection is opened with. `statement_timeout` of zero: statements may take as long as they need.
+/// The settings of a connection. A `statement_timeout` of zero: no limit.
 pub(super) fn config(url: &PostgresUrl, statement_timeout: Duration) -> Config {
     let mut config = Config::new();
     config.user(&url.user).dbname(&url.database).application_name("keygate");
@@ -43,9 +43,9 @@ pub(super) fn config(url: &PostgresUrl, statement_timeout: Duration) -> Config {
         SslMode::Prefer => Negotiation::Prefer,
         SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Negotiation::Require,
     });
-    // Set before the first statement, so that none is without them.
+    // Set at connect, so that they apply to every statement.
     config.options(format!(
-        // No statement of ours is worth being compiled: that alone takes longer than any of them may.
+        // JIT compilation alone would take longer than any of our statements may.
         "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} -c jit=off",
         statement_timeout.as_millis(),
         statement_timeout.as_millis(),

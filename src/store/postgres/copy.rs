@@ -1,7 +1,7 @@
-//! Rows in the binary format of PostgreSQL's COPY, written without a detour over values.
+//! Encodes rows in the binary format of PostgreSQL's COPY, directly from values.
 //!
-//! Pure; must not know which table the rows are for. The format is that of PostgreSQL's manual, "COPY, Binary Format":
-//! a head, for each row the number of its fields and for each field its length and bytes, all big-endian, and a tail.
+//! Pure; must not know which table the rows are for. The format is in PostgreSQL's manual, "COPY, Binary Format": a header;
+//! for each row the number of its fields, and for each field its length and bytes, all big-endian; and a trailer.
 
 use crate::clock::Timestamp;
 use crate::model::usage::fields::FieldWriter;
@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 /// Signature, no flags, no extension.
 const HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// Where a row would begin: there is none.
+/// The trailer, in the place of a row.
 const TAIL: i16 = -1;
 /// The length of a field that is NULL.
 const NULL: i32 = -1;
 
-/// Rows on their way, all with the same number of fields.
+/// Encoded rows, all with the same number of fields.
 pub(super) struct CopyRows {
     out: BytesMut,
     fields: i16,
@@ -26,14 +26,14 @@ pub(super) struct CopyRows {
 // === impl CopyRows ===
 
 impl CopyRows {
-    /// No rows yet; there is room for some of `bytes` bytes altogether.
+    /// No rows yet, with capacity for `bytes` bytes.
     pub(super) fn of(fields: usize, bytes: usize) -> Self {
         let mut out = BytesMut::with_capacity(bytes);
         out.put_slice(HEAD);
         Self { out, fields: i16::try_from(fields).unwrap_or(i16::MAX) }
     }
 
-    /// Begins a row; its fields follow in the order of the columns.
+    /// Starts a row; its fields follow in the order of the columns.
     pub(super) fn begin(&mut self) {
         self.out.put_i16(self.fields);
     }
@@ -59,7 +59,7 @@ impl CopyRows {
 
     /// A TEXT; the server's encoding is UTF-8.
     pub(super) fn text(&mut self, text: &str) {
-        // A record's texts were cut to a few KiB; a longer one than fits is none that anybody could have made.
+        // A record's texts were cut to a few KiB, so the length always fits.
         self.out.put_i32(i32::try_from(text.len()).unwrap_or(i32::MAX));
         self.out.put_slice(text.as_bytes());
     }
@@ -84,7 +84,7 @@ impl CopyRows {
         }
     }
 
-    /// Everything, ended.
+    /// The complete bytes.
     pub(super) fn finish(mut self) -> Bytes {
         self.out.put_i16(TAIL);
         self.out.freeze()

@@ -1,4 +1,4 @@
-//! End users, and the one atomic step by which a new one comes to exist.
+//! End users, and the atomic creation of new ones.
 
 use super::tenants::plan_of;
 use super::tx::Tx;
@@ -23,7 +23,7 @@ impl EndUsers for PgStore {
     ) -> Result<EndUserAdmission, StoreError> {
         rules::check_text("other_id", other_id)?;
         let (workspace, other_id) = (workspace.clone(), other_id.to_owned());
-        // A known one passes whatever the quota, so it need not wait for newcomers of its workspace.
+        // A known one passes whatever the quota, so it does not wait for the creation of others in its workspace.
         let (known_workspace, known_id) = (workspace.clone(), other_id.clone());
         let looked =
             self.read(move |tx| Box::pin(async move { known(tx, &known_workspace, &known_id).await }));
@@ -90,7 +90,7 @@ impl EndUsers for PgStore {
     }
 }
 
-/// The workspace's row is locked first: between the look and the insert nobody else inserts into this workspace.
+/// Locks the workspace's row first: between the look-up and the insert, nobody else inserts into this workspace.
 async fn admit(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
@@ -115,7 +115,7 @@ async fn admit(
     Ok(EndUserAdmission::Admitted(id))
 }
 
-/// Locks in the order in which [`admit`] does: first the workspace, then its end users.
+/// Locks in the same order as [`admit`]: first the workspace, then its end users.
 async fn restore(tx: &Tx<'_>, workspace: &WorkspaceId, users: &[EndUserRecord]) -> Result<u64, StoreError> {
     let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
     let there: Option<u64> = tx.one(lock, &[&workspace.as_str()], |f| f.int("end_users")).await?;
@@ -133,7 +133,7 @@ async fn restore(tx: &Tx<'_>, workspace: &WorkspaceId, users: &[EndUserRecord]) 
     Ok(new)
 }
 
-/// Locks in the order in which [`admit`] does: first the workspace, then its end users.
+/// Locks in the same order as [`admit`]: first the workspace, then its end users.
 async fn delete(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
@@ -168,7 +168,7 @@ async fn known(
     tx.one(sql, &[&workspace.as_str(), &other_id], |f| Ok(EndUserId(f.uuid("id")?))).await
 }
 
-/// At most one, found by the index on names however many there are.
+/// At most one, found by the index on names.
 async fn named(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,

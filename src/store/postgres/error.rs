@@ -1,4 +1,4 @@
-//! What PostgreSQL's errors mean to callers. SQL, values, addresses and names stay out of the text.
+//! Maps PostgreSQL's errors for callers. SQL, values, addresses and names stay out of the text.
 
 use super::StoreError;
 use crate::store::shared::rules;
@@ -15,12 +15,12 @@ impl From<Error> for StoreError {
     }
 }
 
-/// Whether the server broke a transaction off for the sake of another one, so that trying again helps.
+/// Whether the server aborted a transaction because of another one, so that a retry helps.
 pub(super) fn is_conflict(error: &Error) -> bool {
     matches!(error.code(), Some(code) if is_conflict_code(code))
 }
 
-/// Whether the server refused a value: what was to be stored, not how or when.
+/// Whether the server rejected a value that was to be stored.
 pub(super) fn is_content(error: &Error) -> bool {
     // The classes "data exception", "integrity constraint violation" and "program limit exceeded".
     matches!(error.code().and_then(|code| code.code().get(..2)), Some("22" | "23" | "54"))
@@ -67,7 +67,7 @@ fn of_server(said: &DbError) -> StoreError {
     if *code == SqlState::PROGRAM_LIMIT_EXCEEDED {
         return StoreError::Invalid { field: "name", why: "must be shorter".into() };
     }
-    // The first two characters are the class of an error; the rest tells more than a caller can use.
+    // The first two characters are the class of an error; the rest is of no use to a caller.
     match code.code().get(..2) {
         Some("08") => unavailable("the connection to the database was lost"),
         Some("28" | "3D") => unavailable("the database rejected this user or password"),
@@ -78,7 +78,7 @@ fn of_server(said: &DbError) -> StoreError {
     }
 }
 
-/// Which rule of the schema was broken, by the name of its index.
+/// The violated constraint, by the name of its index.
 fn of_constraint(name: &str) -> StoreError {
     match name {
         "keys_live_name" => StoreError::DuplicateName,
@@ -88,13 +88,13 @@ fn of_constraint(name: &str) -> StoreError {
     }
 }
 
-/// The error's own text may name addresses; its kind is enough.
+/// The error's own text may contain addresses; its kind is enough.
 fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
     use std::error::Error as _;
     Some(error.source()?.downcast_ref::<std::io::Error>()?.kind())
 }
 
-/// Whether the server showed a certificate that is not the one it must have.
+/// Whether the server's certificate was not accepted.
 fn is_untrusted(error: &Error) -> bool {
     io_kind(error) == Some(std::io::ErrorKind::InvalidData)
 }
@@ -110,7 +110,7 @@ fn of_connection(error: &Error) -> &'static str {
     }
 }
 
-/// A connection that is refused before anything is served: a wrong name, password or certificate does not heal by waiting.
+/// A connection that fails at startup: a wrong name, password or certificate does not heal by waiting.
 pub(super) fn at_start(error: &Error) -> StoreError {
     match error.code().and_then(|code| code.code().get(..2)) {
         Some("28") => StoreError::Refused("the database rejected this user or password".into()),

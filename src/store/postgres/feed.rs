@@ -12,13 +12,13 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long a look at the newest number may take before it is tried on another connection as well.
+/// How long a read of the newest version may take before it is also tried on another connection.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl Feed for PgStore {
     async fn changes(&self, after: Version, to: mpsc::Sender<Vec<Change>>) -> Result<Version, StoreError> {
-        // Nearly always there is nothing new, and one look tells.
+        // Nearly always there is nothing new, and one query is enough.
         let reached = self.read_changes().await?;
         if reached <= after {
             return Ok(reached);
@@ -41,8 +41,8 @@ impl Feed for PgStore {
 }
 
 impl PgStore {
-    /// The number of the newest write. A connection that says nothing for [`LOOK_AGAIN_AFTER`] is not waited for alone:
-    /// it may be dead without anybody having been told, and others that are idle with it.
+    /// The version of the newest write. After [`LOOK_AGAIN_AFTER`] without an answer, a second connection is tried: the
+    /// first may be dead without an error, and so may other idle ones.
     async fn read_changes(&self) -> Result<Version, StoreError> {
         let mut first = pin!(self.read_changes_once());
         if let Ok(answer) = tokio::time::timeout(LOOK_AGAIN_AFTER, &mut first).await {
@@ -55,7 +55,7 @@ impl PgStore {
         }
     }
 
-    /// One statement and no transaction around it: one round trip.
+    /// A single statement without a transaction: one round trip.
     async fn read_changes_once(&self) -> Result<Version, StoreError> {
         let running = self.running().await?;
         let (pool, patience) = (self.feed_pool.clone(), self.patience);
@@ -98,7 +98,7 @@ async fn send_changes(
     Ok(reached)
 }
 
-/// Takes turns with all other writes, so that two nodes that start at once agree with each other too.
+/// Serialized with all other writes, so that two nodes that start at once also agree with each other.
 async fn agree(tx: &Tx<'_>, given: &[(u32, [u8; 32])]) -> Result<(), StoreError> {
     next_version(tx).await?;
     let read = "SELECT version, check_value FROM peppers ORDER BY version";

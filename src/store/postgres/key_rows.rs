@@ -1,4 +1,4 @@
-//! Keys as rows: how they are selected and written.
+//! Selecting and writing keys.
 
 use super::StoreError;
 use super::tx::Tx;
@@ -21,14 +21,14 @@ macro_rules! select_keys {
 }
 pub(super) use select_keys;
 
-/// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.
+/// The columns for [`read_key_record`]: the key, what is shown of it, and its usage so far.
 macro_rules! select_records {
     () => {
         concat!("SELECT ", key_columns!(), ", ", key_record_columns!(), select_keys!())
     };
 }
 
-/// Which keys a list shows; `k` is the table.
+/// The filter of a list; `k` is the table.
 macro_rules! listed {
     () => {
         "WHERE k.workspace_id = $1 AND (k.deleted_at IS NOT NULL) = $6 AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
@@ -48,7 +48,7 @@ pub(super) async fn live_record(
     tx.one(sql, &[&id.0, &workspace.as_str()], read_key_record).await
 }
 
-/// One page of the keys that fit.
+/// One page of the matching keys.
 pub(super) async fn list(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
@@ -129,7 +129,7 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// The credential before, of a key that brings one along.
+/// The previous credential of an imported key.
 pub(super) async fn insert_old_credential(
     tx: &Tx<'_>,
     id: KeyId,

@@ -1,4 +1,4 @@
-//! Keys: made, listed, changed, deleted, given new secrets.
+//! Keys: create, list, change, delete, and give new secrets.
 
 use super::deleted_keys;
 use super::key_rows::{insert, insert_old_credential, list, live_record, update};
@@ -163,7 +163,7 @@ async fn create(
     Ok(Written { value: record, version })
 }
 
-/// Each within a savepoint, so that one that is refused takes no other with it.
+/// Each in a savepoint, so that one refused key does not affect the others.
 async fn create_each(
     tx: &Tx<'_>,
     keys: Vec<NewKey>,
@@ -227,7 +227,7 @@ async fn delete(
     deleted_keys::delete(tx, workspace, id, by, at).await
 }
 
-/// The current credential becomes the one before, if it may live on; any older one is gone.
+/// The current credential becomes the previous one, if it stays valid; any older one ends.
 async fn regenerate(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
@@ -281,7 +281,7 @@ async fn rehash(
     new: Digest,
     pepper_version: u32,
 ) -> Result<Option<Version>, StoreError> {
-    // Looks before it takes turns with all other writes: another node may have done it.
+    // Checks before it takes the write lock: another node may have done it.
     let has = "SELECT count(*) FROM keys WHERE id = $1 AND deleted_at IS NULL
                    AND (digest = $2 OR old_digest = $2)";
     if tx.count(has, &[&id.0, &old.0.as_slice()]).await? == 0 {
@@ -304,8 +304,8 @@ async fn rehash(
     Ok(None)
 }
 
-/// Credentials past their grace period open nothing; nodes see that for themselves, so no number is drawn. Without
-/// this their pepper could never be taken out of service.
+/// Credentials past their grace period are invalid; nodes see this themselves, so no version is drawn. Without this, their
+/// pepper could never be retired.
 async fn forget_expired_credentials(tx: &Tx<'_>, at: Timestamp) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
                    old_valid_until = NULL

@@ -1,4 +1,4 @@
-//! The ledger: every record once, and the roll-ups fed from exactly those that were new.
+//! The ledger: every record once, and roll-ups updated from exactly the new ones.
 
 use super::copy::CopyRows;
 use super::partitions::day_of;
@@ -21,10 +21,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// Bytes of a usual record on its way.
+/// Bytes of a typical encoded record.
 const ROW_BYTES: usize = 512;
 
-/// What the ledger needs of a key whose usage may be seen.
+/// What the ledger needs to know of a key whose usage is requested.
 struct PgKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
@@ -38,7 +38,7 @@ impl Ledger for PgStore {
         }
         let mut records = records.to_vec();
         records.iter_mut().for_each(rules::fit);
-        // In one order on every node, so that two that bring the same records wait in one direction only.
+        // In the same order on every node, so that two nodes with the same records do not deadlock.
         records.sort_by_key(|record| record.id);
         self.make_days(records.iter().map(|record| day_of(record.at))).await;
         let records: Arc<[UsageRecord]> = records.into();
@@ -112,7 +112,7 @@ impl Ledger for PgStore {
     ) -> Result<Option<LogPage>, StoreError> {
         let (workspace, mut filter) = (workspace.clone(), filter.clone());
         if rules::hold_nul([filter.endpoint.as_deref()]) {
-            // It is nowhere, and the server would not even take it: no record is of the year 10000.
+            // It cannot exist, and the server would refuse the value: no record is from the year 10000.
             filter = LogFilter { from: Some(Timestamp::from_micros(i64::MAX)), ..LogFilter::default() };
         }
         self.read(move |tx| {
@@ -147,15 +147,15 @@ async fn append(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<u64, StoreError>
     if inserted.is_empty() {
         return Ok(0);
     }
-    // A record that is twice in the batch counts once: the first time it takes its id out of the set.
+    // A record that is twice in the batch counts once: the first time removes its id from the set.
     let new = records.iter().filter(|record| inserted.remove(&record.id.0));
     let news = tally(new);
     rollups::add(tx, &news).await?;
     Ok(count)
 }
 
-/// Stores what is not there yet, and answers which records that were. What comes goes into a table of this connection
-/// first, by COPY, and from there in one statement: the server parses nothing and plans one insert for all of them.
+/// Stores new records, and returns which ones were new. They are copied into a temporary table of the connection by COPY,
+/// and inserted from there by one statement: the server parses nothing and plans one insert for all.
 async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, StoreError> {
     let lacks_table = "SELECT to_regclass('pg_temp.usage_new') IS NULL";
     if tx.one(lacks_table, &[], |f| f.bool("lacks")).await? == Some(true) {
@@ -174,7 +174,7 @@ async fn insert(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<HashSet<Uuid>, S
     Ok(ids.into_iter().collect())
 }
 
-/// The records as COPY takes them, in the order of [`usage_columns`].
+/// The records encoded for COPY, in the order of [`usage_columns`].
 fn encoded(records: &[UsageRecord]) -> Bytes {
     let mut rows = CopyRows::of(UsageRecord::FIELDS.len(), records.len() * ROW_BYTES);
     for record in records {
@@ -200,7 +200,7 @@ async fn stats(
     Ok(Some(KeyStats::new(&life, &today, quota_limit)))
 }
 
-/// A key of that workspace, deleted or not.
+/// A key of this workspace, deleted or not.
 async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<PgKeyFacts>, StoreError> {
     let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
                WHERE k.id = $1 AND k.workspace_id = $2";

@@ -1,7 +1,7 @@
-//! Connections to the server, opened here and not by the driver, which would take in a message of any length.
+//! Connections to the server. They are opened here and not by the driver, which would accept messages of any length.
 //!
-//! [`Bounded`] stands where the driver reads, inside TLS where there is TLS, and reads along: kind and length of each
-//! message. A server that sends more than it may loses the connection, before what it sends takes memory.
+//! [`Bounded`] is the stream that the driver reads from, inside TLS if there is TLS. It reads the type and length of each
+//! message. A server that sends too much loses the connection before its data takes memory.
 
 use super::{PgOptions, StoreError, connect, tls};
 use super::{PostgresUrl, SslMode};
@@ -21,16 +21,16 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 use tokio_postgres::{Client, Config, Connection, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Most bytes of one message; the longest that is asked for is a row of a few hundred KiB.
+/// Largest message; the longest expected one is a row of a few hundred KiB.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
-/// Most bytes of an answer: of all messages until the server is ready for the next query.
+/// Largest result: all messages until the server is ready for the next query.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
-/// The kind of message that says so.
+/// The type of the message that says so.
 const READY_FOR_QUERY: u8 = b'Z';
-/// Kind and length of a message.
+/// Type and length of a message.
 const HEADER: usize = 5;
 
-/// How long a silent connection stays unsuspected.
+/// How long a connection may be idle before keep-alive probes.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_TRIES: u32 = 3;
@@ -39,13 +39,13 @@ const KEEPALIVE_TRIES: u32 = 3;
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
-    /// Of an address that cannot be reached; the driver makes its error of that.
+    /// An address that is unreachable; the driver makes its error of this.
     Unreachable(io::ErrorKind),
 }
 
 type Secured = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
-/// A connection that somebody has to drive.
+/// A connection that must be driven.
 pub(super) type Link = Connection<Bounded<Socket>, Bounded<Secured>>;
 
 /// Opens connections.
@@ -58,29 +58,29 @@ pub(super) struct Connector {
     answer_within: Duration,
 }
 
-/// A stream whose messages have bounds.
+/// A stream that limits messages.
 pub(super) struct Bounded<S> {
     stream: S,
     bounds: Bounds,
 }
 
-/// How far the messages have been read along.
+/// Progress in the stream of messages.
 #[derive(Debug, Default)]
 struct Bounds {
-    /// The answer to the question for TLS is one byte, and no message.
+    /// The answer to the request for TLS is one byte, not a message.
     is_asking_for_tls: bool,
     header: [u8; HEADER],
     header_bytes: usize,
-    /// Bytes of the message that are still to come.
+    /// Bytes of the message still to come.
     left: usize,
-    /// Bytes of the answer so far.
+    /// Bytes of the result so far.
     answer: usize,
 }
 
-/// TLS for one connection; none was configured.
+/// TLS for one connection; none if it is not configured.
 struct Handshake(Option<<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect>);
 
-/// Where a server is.
+/// The address of a server.
 enum Place {
     Tcp(SocketAddr),
     Unix(PathBuf),
@@ -89,7 +89,7 @@ enum Place {
 // === impl Connector ===
 
 impl Connector {
-    /// To the servers of `url`. `statement_timeout` of zero: statements may take as long as they need.
+    /// For the servers of `url`. A `statement_timeout` of zero: no limit.
     pub(super) fn new(
         url: &PostgresUrl,
         options: &PgOptions,
@@ -104,7 +104,7 @@ impl Connector {
         })
     }
 
-    /// Connects to the first server that lets us in and, where there are several, takes writes.
+    /// Connects to the first server that accepts us and, if there are several, accepts writes.
     pub(super) async fn connect(&self) -> Result<(Client, Link), Error> {
         let mut connected = self.fail(io::ErrorKind::NotFound).await;
         for (host, port) in &self.hosts {
@@ -187,7 +187,7 @@ impl Connector {
         Ok((client, link))
     }
 
-    /// The driver's error for a connection that came to nothing.
+    /// The driver's error for a failed connection.
     async fn fail(&self, why: io::ErrorKind) -> Result<(Client, Link), Error> {
         let nowhere = Bounded { stream: Socket::Unreachable(why), bounds: Bounds::default() };
         self.config.connect_raw(nowhere, Handshake(None)).await
@@ -206,7 +206,7 @@ impl Connect for Connector {
     }
 }
 
-/// Whoever waits for an answer is told when the connection ends; this is for those who look closer.
+/// Waiting callers get an error when the connection ends; this is for details.
 pub(super) async fn drive(link: Link) {
     if let Err(error) = link.await {
         tracing::debug!(error = %StoreError::from(error), "a connection to the database ended");
@@ -265,7 +265,7 @@ impl TlsStream for Bounded<Secured> {
 }
 
 impl Bounds {
-    /// Reads along; fails at the header of what is too long.
+    /// Follows the messages; fails at the header of one that is too long.
     fn pass(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         if self.is_asking_for_tls && !bytes.is_empty() {
             self.is_asking_for_tls = false;
@@ -291,7 +291,7 @@ impl Bounds {
         Ok(())
     }
 
-    /// A message begins; its length counts itself.
+    /// A message begins; its length includes itself.
     fn begins(&mut self, kind: u8, length: usize) -> io::Result<()> {
         self.answer = if kind == READY_FOR_QUERY { 0 } else { self.answer.saturating_add(length) };
         if length > MESSAGE_BYTES_MAX || self.answer > ANSWER_BYTES_MAX {

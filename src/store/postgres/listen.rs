@@ -1,6 +1,6 @@
-//! Hearing that somebody may have written: one connection that listens, opened anew whenever it is lost.
+//! Listens for notifications of writes, on a connection of its own that is reopened whenever it is lost.
 //!
-//! Must not know: what was written. While there is no connection nobody is woken; the keyring polls as well.
+//! Must not know: what was written. Without a connection nobody is notified; the keyring polls as well.
 
 use super::PostgresUrl;
 use super::link::{Connector, Link};
@@ -12,20 +12,20 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_postgres::{AsyncMessage, Client, Error};
 
-/// First wait after a lost connection; doubled each time up to [`BACKOFF_MAX`].
+/// First delay after a lost connection; doubled each time up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// How often the connection is asked whether it is still there: whoever only listens never learns that nobody speaks.
+/// How often the connection is probed: a connection that only listens does not notice a dead server.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// How to connect, and how long to wait for that and for each answer.
+/// How to connect, with timeouts for connecting and for each answer.
 struct ListenOptions {
     connector: Connector,
     connect_within: Duration,
     answer_within: Duration,
 }
 
-/// The ear of a store.
+/// The listener of a store.
 pub(super) struct NotifyListener {
     heard: Arc<Notify>,
     task: AbortHandle,
@@ -50,7 +50,7 @@ impl NotifyListener {
         Ok(Self { heard, task })
     }
 
-    /// Resolves when somebody may have written since the last time it did. For one waiter.
+    /// Resolves when somebody may have written since the last time it resolved. For one waiter.
     pub(super) async fn heard(&self) {
         self.heard.notified().await;
     }
@@ -88,8 +88,7 @@ impl ListenOptions {
         self.listen(client, link, heard, wait).await
     }
 
-    /// Listens until the connection ends or falls silent. Whatever was written before the first word is heard as one
-    /// change.
+    /// Listens until the connection ends or times out. Writes from before are reported as one change.
     async fn listen(
         &self,
         client: Client,

@@ -1,7 +1,6 @@
-//! Usage records of one key, newest first: where they are, by the index alone, then the rows of the page.
+//! Usage records of one key, newest first: first their positions, by the index alone, then the rows of the page.
 //!
-//! Statements are planned for their values: with the range of time known, one or two partitions are planned for and not
-//! all of them.
+//! Statements are planned for their values: with a known time range, only one or two partitions are planned for.
 
 use super::StoreError;
 use super::tx::Tx;
@@ -17,7 +16,7 @@ use crate::store::{LogCursor, LogPage, LogTotal};
 use std::ops::Range;
 use tokio_postgres::types::{ToSql, Type};
 
-/// Records of a key in a part of time, behind a place, newest first; at most `$6` of them. Nothing but the index is read.
+/// Records of a key in a time range, after a position, newest first; at most `$6` of them. Reads only the index.
 macro_rules! looked_at {
     () => {
         "(SELECT at, id, status_code, endpoint FROM usage
@@ -26,7 +25,7 @@ macro_rules! looked_at {
     };
 }
 
-/// Which of them fit. Paths are folded as ASCII, in both backends; nothing in `$8` is a wildcard.
+/// The filter. Paths are folded as ASCII in both backends; `$8` contains no wildcards.
 macro_rules! fits {
     () => {
         " WHERE ($7::bigint IS NULL OR status_code = $7)
@@ -34,7 +33,7 @@ macro_rules! fits {
     };
 }
 
-/// A value and what it is to the server.
+/// A value with its SQL type.
 type Typed<'v> = (&'v (dyn ToSql + Sync), Type);
 
 pub(super) async fn page(
@@ -64,7 +63,7 @@ async fn reach(tx: &Tx<'_>, key: KeyId, search: &LogSearch) -> Result<Option<Sea
     let sql = "SELECT start, requests FROM usage_rollups
                WHERE subject_kind = 1 AND subject_id = $1 AND width = 86400 AND start > $2 AND start < $3
                ORDER BY start DESC LIMIT $4";
-    // A day that begins before the range may reach into it.
+    // A day that begins before the range may overlap it.
     let oldest = search.range.start.as_micros() - super::partitions::DAY_US;
     let mut newest = search.range.end.as_micros();
     let mut days = UsageDays::of(search);
@@ -84,7 +83,7 @@ async fn reach(tx: &Tx<'_>, key: KeyId, search: &LogSearch) -> Result<Option<Sea
     }
 }
 
-/// Where the records of a page are, and one more when anything follows.
+/// The positions of the records of a page, and one more if anything follows.
 async fn find(
     tx: &Tx<'_>,
     key: KeyId,
@@ -102,7 +101,7 @@ async fn find(
     asked(tx, key, search, reach, sql, &paging, read_place).await
 }
 
-/// How many of those that are looked at fit.
+/// The number of matching records among those examined.
 async fn count_fitting(
     tx: &Tx<'_>,
     key: KeyId,
@@ -120,7 +119,7 @@ async fn count_fitting(
     Ok(LogTotal { records, is_exact: all < LOOKED_AT_MAX && !reach.is_cut })
 }
 
-/// The last place that was looked at, where there is or may be more behind it.
+/// The last position that was examined, if there may be more after it.
 async fn last_looked_at(
     tx: &Tx<'_>,
     key: KeyId,
@@ -164,7 +163,7 @@ async fn asked<T>(
     tx.all_planned(sql, &values, decode).await
 }
 
-/// The records at `places`, in that order; none for a row that is not what it must be.
+/// The records at `places`, in that order; none for a row that cannot be read.
 async fn rows(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,
@@ -190,8 +189,8 @@ async fn rows(
     tx.all_planned(sql, values, sound_usage).await
 }
 
-/// How many records a key has in `range`: whole windows by their roll-ups, what is left at the edges by narrower ones,
-/// and only what is less than a minute, or older than narrow roll-ups are kept, one by one.
+/// The number of records of a key in `range`: whole windows by their roll-ups, the edges by narrower ones, and single
+/// records only for less than a minute, or where narrow roll-ups are no longer kept.
 async fn count_all(tx: &Tx<'_>, key: KeyId, range: Range<Timestamp>) -> Result<LogTotal, StoreError> {
     let mut total = LogTotal { records: 0, is_exact: true };
     let mut left = vec![(range, COUNTED_BY.as_slice())];
@@ -220,7 +219,7 @@ async fn count_all(tx: &Tx<'_>, key: KeyId, range: Range<Timestamp>) -> Result<L
     Ok(total)
 }
 
-/// What the windows of a range come to, and whether roll-ups of that width reach back so far.
+/// The sum of the windows of a range, and whether roll-ups of this width reach back that far.
 async fn sum_windows(
     tx: &Tx<'_>,
     key: KeyId,

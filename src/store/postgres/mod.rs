@@ -1,11 +1,11 @@
-//! The store for several nodes: a PostgreSQL database behind a pool of connections.
+//! The store for several nodes: a PostgreSQL database behind a connection pool.
 //!
-//! Must not know: anything outside the store. When the server is gone or hangs every call answers
-//! [`StoreError::Unavailable`] within its timeout, and the next one that finds it well succeeds without a restart. A
-//! connection that it has closed meanwhile is replaced, and the call that met it does not notice.
+//! Must not know: anything outside the store. While the server is unreachable or hangs, every call returns
+//! [`StoreError::Unavailable`] within its timeout; the next call after it recovers succeeds without a restart. A connection
+//! that the server has closed meanwhile is replaced, and the call that met it does not fail.
 //!
-//! *Invariant:* every administrative write locks the row of `change_seq` before it looks at anything; so writes take
-//! turns, and numbers become visible in order.
+//! *Invariant:* every administrative write locks the row of `change_seq` before it reads anything; so writes are
+//! serialized, and versions become visible in order.
 //! *Invariant:* every connection lives and is used on the one runtime given to [`PgStore::open`].
 
 mod all_records;
@@ -51,13 +51,13 @@ use tx::{ConnectionHealth, RunOutcome, Tx, TxKind, TxWork};
 /// A store on a PostgreSQL server.
 pub struct PgStore {
     pool: Pool,
-    /// For following changes and saying so: neither waits for what administrators, end users and the ledger do.
+    /// For the change feed and heartbeats, so that these do not wait for admin calls, end users and the ledger.
     feed_pool: Pool,
     runtime: Handle,
     listener: NotifyListener,
     days: partitions::KnownPartitions,
     calendar: RetentionClock,
-    /// Read while a call runs; holds true once closed.
+    /// Read-locked while a call runs; true once closed.
     closed: Arc<RwLock<bool>>,
     patience: Duration,
     url: PostgresUrl,
@@ -66,22 +66,22 @@ pub struct PgStore {
     is_up: AtomicBool,
 }
 
-/// How a PostgreSQL store is run.
+/// Options of a PostgreSQL store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgOptions {
-    /// Most connections, not counting the four that follow changes; at least 1.
+    /// Connections of the main pool, at least 1. Three for the change feed and one listener come in addition.
     pub connections: usize,
-    /// How long a connection may take to open, and how long a call waits for one to become free.
+    /// Longest time to open a connection, and longest wait for a free one.
     pub connect_timeout: Duration,
-    /// How long a statement may take, on the server and, half a second later, here.
+    /// Longest time for a statement, on the server and, half a second later, here.
     pub statement_timeout: Duration,
 }
 
-/// How much later than the server this side gives a statement up: the server's own word is the better one.
+/// How much later than the server this side times out, because the server's own error is more precise.
 const GRACE: Duration = Duration::from_millis(500);
-/// Connections that follow changes: one reads, one reports, and one takes over from a reader that hangs.
+/// Connections for the change feed: one reads, one reports, and one replaces a reader that hangs.
 const FEED_CONNECTIONS: usize = 3;
-/// How often a call is tried that the server broke off because it stood in another's way.
+/// How often a call is tried that the server aborted because of a conflict.
 const ATTEMPTS: usize = 5;
 
 impl Default for PgOptions {
@@ -97,16 +97,15 @@ impl Default for PgOptions {
 // === impl PgStore ===
 
 impl PgStore {
-    /// Opens the store at `url` and brings its schema up to date. Everything it ever does runs on `runtime`. `Refused`
-    /// when the schema is newer than this program, or the database is not fit for a store; `Unavailable` when it does
-    /// not answer.
+    /// Opens the store at `url` and migrates its schema. All its work runs on `runtime`. `Refused` if the schema is newer
+    /// than this program, or the database is not suitable; `Unavailable` if it does not answer.
     pub async fn open(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
         let store = Self::prepare(url, options, runtime)?;
         store.bring_up().await?;
         Ok(store)
     }
 
-    /// The same without reaching the server: [`Store::bring_up`] does. `Refused` when the URL cannot be used.
+    /// The same without connecting: [`Store::bring_up`] does that. `Refused` if the URL cannot be used.
     pub fn prepare(url: &PostgresUrl, options: &PgOptions, runtime: Handle) -> Result<Self, StoreError> {
         let feed = PgOptions { connections: FEED_CONNECTIONS, ..options.clone() };
         let (pool, feed_pool) = (connect::pool(url, options)?, connect::pool(url, &feed)?);
@@ -127,7 +126,7 @@ impl PgStore {
         })
     }
 
-    /// Runs `work` in one transaction, which is kept only when `work` succeeds and somebody waits for its answer.
+    /// Runs `work` in one transaction, which is committed only if `work` succeeds and the caller still waits.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -136,7 +135,7 @@ impl PgStore {
         self.call(&self.pool, TxKind::Write, work).await.map_err(|broken| broken.error)
     }
 
-    /// Like [`PgStore::write`], and again when the server broke it off because of other calls.
+    /// Like [`PgStore::write`], with retries after conflicts.
     async fn write_again<T, F>(&self, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
@@ -151,7 +150,7 @@ impl PgStore {
         }
     }
 
-    /// Runs `work`; all it reads is of one moment.
+    /// Runs `work` in a read-only transaction with one snapshot.
     async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -160,7 +159,7 @@ impl PgStore {
         self.call(&self.pool, TxKind::Read, work).await.map_err(|broken| broken.error)
     }
 
-    /// Like [`PgStore::read`] or [`PgStore::write`], on the connections that follow changes.
+    /// Like [`PgStore::read`] or [`PgStore::write`], on the connections for the change feed.
     async fn follow<T, F>(&self, kind: TxKind, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -220,12 +219,12 @@ impl fmt::Debug for PgStore {
     }
 }
 
-/// Why a call came to nothing.
+/// Why a call failed.
 struct CallError {
     error: StoreError,
-    /// It was for other calls' sake only.
+    /// Only because of a conflict with other calls.
     is_conflict: bool,
-    /// It was for a value that the server does not take.
+    /// Because of a value that the server rejected.
     is_content: bool,
 }
 
@@ -235,7 +234,7 @@ impl From<StoreError> for CallError {
     }
 }
 
-/// One call, on the runtime of the connections, where its caller's end cannot leave it half done.
+/// One call, on the runtime of the connections, so that a caller that disconnects leaves nothing half done.
 async fn serve<T, F>(
     pool: Pool,
     kind: TxKind,
@@ -251,7 +250,7 @@ async fn serve<T, F>(
     let outcome = loop {
         let connection = tokio::select! {
             connection = pool.get() => connection,
-            // Nobody waits any more: the caller was told nothing, so nothing may change, and nobody need stand in line.
+            // The caller has gone and was told nothing, so nothing may change, and the call need not queue.
             () = answer.closed() => return,
         };
         let mut connection = match connection {
@@ -263,12 +262,12 @@ async fn serve<T, F>(
             drop(Object::take(connection));
         }
         if after == ConnectionHealth::AllUnsound {
-            // What is idle may hang or be closed as well, and must not be found out one patience after the other.
+            // Idle connections may hang or be closed as well, and must not time out one after the other.
             pool.retain(|_, _| false);
         }
         match ran {
             RunOutcome::Done(outcome) => break outcome,
-            // The server has closed the connection while nobody used it. Nothing was done, so nothing can be done twice.
+            // The server had closed the idle connection. Nothing was done, so the call can be repeated safely.
             RunOutcome::NotBegun(again, _) if may_try_again => (work, may_try_again) = (again, false),
             RunOutcome::NotBegun(_, broken) => break Err(broken),
         }
@@ -283,18 +282,18 @@ fn broken_off() -> StoreError {
     StoreError::Unavailable("the call was cancelled".into())
 }
 
-/// Draws the next number of the one sequence of changes, and wakes the other nodes once the transaction is kept. Must
-/// come first in a transaction: whoever has the number has everybody else wait.
+/// Draws the next version, and notifies other nodes when the transaction commits. Must come first in a transaction: its
+/// holder blocks all other writes.
 async fn next_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
     let sql = "WITH next AS (UPDATE change_seq SET value = value + 1 WHERE one = 1 RETURNING value)
                SELECT value, pg_notify('keygate_changes', '') FROM next";
     tx.one(sql, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
 }
 
-/// Reads the number of the newest write.
+/// Reads the version of the newest write.
 const NEWEST: &str = "SELECT value FROM change_seq WHERE one = 1";
 
-/// The number of the newest write.
+/// The version of the newest write.
 async fn current_version(tx: &Tx<'_>) -> Result<Version, StoreError> {
     tx.one(NEWEST, &[], |f| f.int("value")).await?.map(Version).ok_or_else(no_sequence)
 }

@@ -1,4 +1,4 @@
-//! Who runs on the store, and how far each has followed it. Seen by the database's clock, which all nodes share.
+//! The nodes that use the store, and the versions they have applied, by the database's clock, which all share.
 
 use super::tx::TxKind;
 use super::{PgStore, StoreError};
@@ -22,7 +22,7 @@ impl Nodes for PgStore {
         let node = node.clone();
         let report = self.follow(TxKind::Write, move |tx| {
             Box::pin(async move {
-                // Who has been silent for a day is history.
+                // Nodes that have been silent for a day are removed.
                 let sql = concat!(
                     "WITH gone AS (DELETE FROM nodes WHERE boot_id <> $1 AND seen_at < ",
                     now!(),

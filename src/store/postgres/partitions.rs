@@ -1,10 +1,10 @@
-//! The ledger's partitions: one for each UTC day, made before its first row comes or when it does.
+//! The ledger's partitions: one for each UTC day, created before or with its first row.
 //!
 //! A row whose day has none, because it is of 1970, of the year 9999, or later than retention reaches, goes into the
-//! default partition: nothing about a row's day can keep it out. When a day is given its partition later, what the
-//! default one holds of it moves there.
+//! default partition, so that no row is refused for its day. When such a day gets a partition later, its rows are moved
+//! there.
 //!
-//! *Invariant:* the database's clock says which days are plausible; a node whose clock is wrong makes no partitions.
+//! *Invariant:* the database's clock decides which days are plausible; a node whose clock is wrong creates no partitions.
 
 use super::tx::Tx;
 use super::{PgStore, StoreError};
@@ -12,19 +12,19 @@ use crate::clock::Timestamp;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-/// Days that this process has seen to.
+/// Days that this process has checked.
 #[derive(Debug, Default)]
 pub(super) struct KnownPartitions(Mutex<HashSet<i64>>);
 
-/// Days ahead of today that are given their partitions; a node's clock may be wrong by as much.
+/// Days in advance for which partitions are created; a node's clock may be wrong by as much.
 const AHEAD: i64 = 3;
-/// Days back that a late row is given a partition of its own for.
+/// Days back for which a late row gets a partition.
 const BACK: i64 = 400;
 /// µs in a day.
 pub(super) const DAY_US: i64 = 86_400_000_000;
-/// "KyGp": the lock of whoever makes or drops partitions.
+/// "KyGp": the advisory lock for creating or dropping partitions.
 pub(super) const LOCK: i64 = 0x4b79_4770;
-/// Partitions made at once; what is left over waits in the default one.
+/// Most partitions created at once; rows of further days wait in the default one.
 const MADE_MAX: usize = 16;
 
 /// Days since the epoch.
@@ -33,8 +33,8 @@ pub(super) fn day_of(at: Timestamp) -> i64 {
 }
 
 impl PgStore {
-    /// Sees to it that `days` have their partitions, where that is plausible. Whatever goes wrong here waits for the
-    /// next round of upkeep; the rows do not.
+    /// Creates the partitions of `days` if these are plausible. On failure this waits for the next maintenance run; the
+    /// rows do not.
     pub(super) async fn make_days(&self, days: impl IntoIterator<Item = i64> + Send) {
         let new: Vec<i64> = self.days.unknown(days);
         if new.is_empty() {
@@ -51,7 +51,7 @@ impl PgStore {
         self.days.seen(new);
     }
 
-    /// Sees to the days around and ahead of today. Answers how many partitions were made.
+    /// Creates the partitions around and after today. Returns how many were created.
     pub(super) async fn make_days_ahead(&self) -> Result<u64, StoreError> {
         self.write(|tx| {
             Box::pin(async move {
@@ -64,7 +64,7 @@ impl PgStore {
     }
 }
 
-/// The day that it is by the database's clock.
+/// Today by the database's clock.
 pub(super) async fn today(tx: &Tx<'_>) -> Result<i64, StoreError> {
     let sql = "SELECT floor(extract(epoch FROM now()) / 86400)::bigint";
     tx.one(sql, &[], |f| f.int("today")).await?.ok_or_else(|| StoreError::Corrupt("no clock".into()))
@@ -78,20 +78,20 @@ pub(super) async fn existing(tx: &Tx<'_>) -> Result<Vec<i64>, StoreError> {
     tx.all(sql, &[], |f| f.int("day")).await
 }
 
-/// What the partition of a day is called.
+/// The name of the partition of a day.
 pub(super) fn name(day: i64) -> String {
     let start = chrono::DateTime::from_timestamp(day * 86_400, 0).unwrap_or_default();
     format!("usage_p{}", start.format("%Y%m%d"))
 }
 
-/// Makes the plausible ones of `days` that are missing.
+/// Creates the missing partitions of plausible `days`.
 async fn make(tx: &Tx<'_>, days: &[i64]) -> Result<u64, StoreError> {
     let today = today(tx).await?;
     let plausible = |day: &i64| (today - BACK..=today + AHEAD).contains(day);
     if !days.iter().any(plausible) {
         return Ok(0);
     }
-    // One node at a time, and nobody waits long: what reads the default partition stands behind whoever changes it.
+    // One node at a time, with a short wait, because reads of the default partition queue behind this lock.
     tx.control(&format!("SET LOCAL lock_timeout = '1s'; SELECT pg_advisory_xact_lock({LOCK})")).await?;
     let there: HashSet<i64> = existing(tx).await?.into_iter().collect();
     let missing = days.iter().filter(|day| plausible(day) && !there.contains(day)).take(MADE_MAX);
@@ -123,7 +123,7 @@ impl KnownPartitions {
 
     fn seen(&self, days: Vec<i64>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A ledger of odd days must not grow this for ever.
+        // A ledger of odd days must not grow this without limit.
         if known.len() > 10_000 {
             known.clear();
         }

@@ -1,4 +1,4 @@
-//! The steps of retention. The database's clock decides: a node whose own is years ahead must not empty the ledger.
+//! The steps of retention. The database's clock decides: a node with a wrong clock must not empty the ledger.
 
 use super::partitions::{DAY_US, LOCK, existing, name, today};
 use super::{PgStore, StoreError};
@@ -99,7 +99,8 @@ impl RetentionSteps for PgStore {
         let plan = of.plan.clone();
         self.read(move |tx| {
             Box::pin(async move {
-                // Records that were moved here may be of keys that were not: those say themselves whose they are.
+                // Records that were imported may be of keys that were not; then the record says which workspace it belongs
+                // to.
                 let sql = "SELECT s.start, s.key, coalesce(w.plan_id = $1 AND s.start >= w.usage_pruned_to - $5, false)
                            FROM (SELECT start, encode(subject_id, 'hex')::uuid AS key FROM usage_rollups
                                WHERE width = 86400 AND subject_kind = 1 AND start < $2 AND start >= $3
@@ -179,7 +180,7 @@ impl PgStore {
                 let sql = "SELECT min(usage_kept_from) FROM workspaces";
                 let kept_from = tx.one(sql, &[], |f| f.maybe_int::<i64>("kept_from")).await?.flatten();
                 let kept_from = kept_from.unwrap_or(0).div_euclid(DAY_US).min(today(tx).await?);
-                // What reads the ledger stands behind whoever drops a part of it, so this waits only briefly.
+                // Reads of the ledger queue behind a drop, so this waits only briefly.
                 tx.control(&format!("SET LOCAL lock_timeout = '1s'; SELECT pg_advisory_xact_lock({LOCK})"))
                     .await?;
                 let days = existing(tx).await?;

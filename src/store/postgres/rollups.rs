@@ -1,4 +1,4 @@
-//! The roll-ups: fed with what a batch comes to, read for statistics, charts and counters.
+//! Roll-ups: updated from each batch, read for statistics, charts and counters.
 
 use super::StoreError;
 use super::tx::Tx;
@@ -14,10 +14,10 @@ use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 
-/// Adds `news` to the roll-ups: all that are touched are made where they are missing, locked, read, merged and written.
+/// Adds `news` to the roll-ups: missing ones are created, then all are locked, read, merged and written.
 ///
-/// Every node touches them in the one order of [`RollupWindow`], so that two of them wait for each other in one direction
-/// only. (A `jsonb` merge in the database would need the sketch's arithmetic there a second time.)
+/// Every node locks them in the order of [`RollupWindow`], so that two nodes cannot deadlock. (Merging a `jsonb` in the
+/// database would need the sketch's arithmetic there a second time.)
 pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<RollupWindow, RollupTotals>) -> Result<(), StoreError> {
     let mut columns = RollupColumns::default();
     for window in news.keys() {
@@ -35,7 +35,7 @@ pub(super) async fn add(tx: &Tx<'_>, news: &BTreeMap<RollupWindow, RollupTotals>
     write(tx, &merged).await
 }
 
-/// Rows as PostgreSQL takes many at once: column by column.
+/// Rows column by column, as PostgreSQL accepts many at once.
 #[derive(Default)]
 struct RollupColumns<'w> {
     kinds: Vec<i64>,
@@ -57,9 +57,9 @@ async fn make_missing(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), St
     Ok(())
 }
 
-/// What is kept of each window, in the order of `columns`. None for a row that is not what it must be: it is left for a
-/// person to look at, and the others go on. Row by row and by the index, whatever the planner thinks of the table: so
-/// they are locked in the order in which they are asked for.
+/// The stored totals of each window, in the order of `columns`. None for a row that cannot be read: it is left for a person
+/// to look at, and the others go on. Row by row through the index, whatever the planner prefers, so that they are locked in
+/// the given order.
 async fn lock_and_read(
     tx: &Tx<'_>,
     columns: &RollupColumns<'_>,
@@ -88,7 +88,7 @@ async fn lock_and_read(
     Ok(kept)
 }
 
-/// Writes rows that are there and locked. As an insert, because that finds each by the index without being planned to.
+/// Writes existing, locked rows. As an insert, because that finds each row by the index without planning.
 async fn write(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
     let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, errors, charged,
                    tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
@@ -160,7 +160,7 @@ pub(super) async fn series(
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
 
-/// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.
+/// The totals of all subjects; a month is the sum of its days, because it has no roll-up.
 macro_rules! spent_rows {
     () => {
         "SELECT t.subject_kind, t.subject_id, t.charged,
@@ -177,14 +177,14 @@ macro_rules! spent_rows {
     };
 }
 
-/// The instants that [`spent_rows`] asks for: where the minute, hour, day and month of `at` begin, and the next month.
+/// The parameters of [`spent_rows`]: the starts of the minute, hour, day and month of `at`, and of the next month.
 fn edges(at: Timestamp) -> [i64; 5] {
     let start = |per| window_start(per, at).as_micros();
     let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
     [start(Per::Minute), start(Per::Hour), start(Per::Day), start(Per::Month), next_month]
 }
 
-/// Sends what every subject has spent of the windows that contain `at`.
+/// Sends what every subject has spent in the windows that contain `at`.
 pub(super) async fn send_spent(
     tx: &Tx<'_>,
     at: Timestamp,
@@ -203,7 +203,7 @@ pub(super) async fn send_spent(
     Ok(())
 }
 
-/// What one subject has spent of the windows that contain `at`.
+/// What one subject has spent in the windows that contain `at`.
 pub(super) async fn spent_of(
     tx: &Tx<'_>,
     subject: &UsageSubject,

@@ -1,7 +1,7 @@
-//! Bringing the schema up to date: one node at a time, on a connection of its own, in one transaction.
+//! Migrates the schema: one node at a time, on its own connection, in one transaction.
 //!
-//! Must not know: what is done with the tables. Whatever does not fit is `Refused` in words for the operator; a crash
-//! half-way leaves what was there before, because PostgreSQL takes the whole transaction back.
+//! Must not know: what the tables are used for. A database that is not suitable is `Refused` with a message for the
+//! operator. A crash half-way changes nothing, because PostgreSQL rolls the whole transaction back.
 
 use super::PostgresUrl;
 use super::link::{Connector, drive};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Row};
 
-/// "KyGt": the lock that whoever changes the schema holds, in this database.
+/// "KyGt": the advisory lock for changing the schema of this database.
 const LOCK: i64 = 0x4b79_4774;
 /// How long to wait for another node that changes the schema.
 const LOCK_WITHIN: Duration = Duration::from_mins(1);
@@ -24,22 +24,22 @@ struct SchemaConnection {
     driver: JoinHandle<()>,
 }
 
-/// Brings the schema of the database at `url` up to date and says what it has now. Nodes of this version and of the one
-/// before may be running on it. Call it on the runtime that is to do the work.
+/// Migrates the schema of the database at `url` and returns its state. Nodes of this version and of the previous one may be
+/// using it. Call it on the runtime that is to do the work.
 pub async fn migrate(url: &PostgresUrl, options: &PgOptions) -> Result<MigrationState, StoreError> {
     bring_up_to_date(url, options).await?;
     check(url, options).await
 }
 
-/// Says what the database at `url` has and lacks, and changes nothing.
+/// Returns the state of the database at `url`, and changes nothing.
 pub async fn check(url: &PostgresUrl, options: &PgOptions) -> Result<MigrationState, StoreError> {
     let connection = SchemaConnection::open(url, options, options.statement_timeout).await?;
     within(options.statement_timeout * 2, state(&connection.client)).await
 }
 
-/// Applies what is pending. Of several nodes that start at once, one does it and the others wait for it.
+/// Applies pending migrations. Of several nodes that start at once, one does it and the others wait.
 pub(super) async fn bring_up_to_date(url: &PostgresUrl, options: &PgOptions) -> Result<(), StoreError> {
-    // A migration may take as long as it needs: what is pending is known before it begins, and so is who waits.
+    // A migration may take as long as it needs.
     let mut connection = SchemaConnection::open(url, options, Duration::ZERO).await?;
     let patience = options.statement_timeout * 2;
     within(patience, require_fit(&connection.client)).await?;
@@ -58,7 +58,7 @@ pub(super) async fn bring_up_to_date(url: &PostgresUrl, options: &PgOptions) -> 
     Ok(())
 }
 
-/// Texts are UTF-8, and rows written by others are seen as they are: anything else would change what is stored.
+/// Requires UTF-8, and a session that sees rows as they are; otherwise stored data would be changed.
 async fn require_fit(client: &Client) -> Result<(), StoreError> {
     let encoding = client.query_one("SELECT current_setting('server_encoding')", &[]).await?;
     match encoding.try_get::<_, &str>(0)? {
@@ -69,7 +69,7 @@ async fn require_fit(client: &Client) -> Result<(), StoreError> {
     }
 }
 
-/// Ends with the connection, so a crash lets go of it.
+/// The lock ends with the connection, so a crash releases it.
 async fn lock(client: &Client) -> Result<(), StoreError> {
     client.batch_execute(&format!("SET lock_timeout = {}", LOCK_WITHIN.as_millis())).await?;
     let taken = within(LOCK_WITHIN * 2, async {
@@ -84,14 +84,14 @@ async fn lock(client: &Client) -> Result<(), StoreError> {
     }
 }
 
-/// Read here and not by refinery, which panics at a history that is not as it wrote it.
+/// Not by refinery, which panics on a history that it did not write itself.
 async fn state(client: &Client) -> Result<MigrationState, StoreError> {
     let known = migrate::runner(POSTGRES)?;
     let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&HISTORY_TABLE]).await?;
     if !exists.try_get::<_, bool>(0)? {
         return migrate::compare(&known, Vec::new());
     }
-    // The pattern is what refinery parses without asking.
+    // The format that refinery can parse.
     let sql = format!(
         "SELECT version, name, checksum, checksum ~ '^[0-9]+$'
              AND applied_on ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}[.0-9]*(Z|[+-][0-9:]+)$'

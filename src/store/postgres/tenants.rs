@@ -59,7 +59,7 @@ impl Tenants for PgStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
-        // Nearly always it exists; then no write waits for this.
+        // Nearly always it exists; then no write lock is needed.
         let known = id.clone();
         let looked = self.read(move |tx| Box::pin(async move { workspace_record(tx, &known).await }));
         if let Some(written) = looked.await? {
@@ -101,7 +101,7 @@ async fn create_plan(
     at: Timestamp,
 ) -> Result<Written<PlanRecord>, StoreError> {
     let version = next_version(tx).await?;
-    // A tombstone of that id makes room; a live plan does not.
+    // A tombstone with this id is replaced; a live plan is not.
     let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at, updated_at,
                    deleted_at, version, usage_retention_days, default_daily_request_limit, deleted_keys_days)
                VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8, $9, $10)
@@ -218,7 +218,7 @@ async fn plan_record(tx: &Tx<'_>, id: &PlanId) -> Result<Option<PlanRecord>, Sto
     tx.one(sql, &[&id.as_str()], read_plan_record).await
 }
 
-/// The plan that a workspace is on; none when there is no such workspace.
+/// The plan of a workspace; none if there is no such workspace.
 pub(super) async fn plan_of(tx: &Tx<'_>, workspace: &WorkspaceId) -> Result<Option<Plan>, StoreError> {
     let sql = concat!(
         "SELECT ",

@@ -1,5 +1,5 @@
-//! TLS to the server, as `sslmode` asks for it: `prefer` and `require` encrypt and believe any certificate (unless a
-//! root is given), `verify-ca` wants one that a known root vouches for, `verify-full` also the server's name on it.
+//! TLS to the server according to `sslmode`: `prefer` and `require` encrypt and accept any certificate (unless a root is
+//! given), `verify-ca` requires one signed by a known root, `verify-full` also the server's name in it.
 
 use super::StoreError;
 use super::{PostgresUrl, SslMode};
@@ -13,15 +13,15 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Believes any certificate: what is said is hidden from listeners, not from somebody in the middle.
+/// Accepts any certificate: protects against eavesdropping, not against a man in the middle.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-/// Believes a certificate that a root vouches for, whatever name is on it.
+/// Accepts a certificate signed by a known root, whatever its name.
 #[derive(Debug)]
 struct IgnoreServerName(Arc<WebPkiServerVerifier>);
 
-/// What makes TLS connections; none when they are to be plain.
+/// The TLS connector; none for plain connections.
 pub(super) fn connector(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, StoreError> {
     let provider = Arc::new(ring::default_provider());
     let roots = url.root_certificate.as_deref();
@@ -118,7 +118,7 @@ impl ServerCertVerifier for IgnoreServerName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        // The name is looked at last, after the chain has been found good.
+        // The name is checked last, after the chain was found valid.
         match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

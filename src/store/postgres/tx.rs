@@ -1,7 +1,7 @@
-//! One transaction: statements prepared once per connection, each under a timeout, and rows as [`RowColumns`] sees them.
+//! One transaction: statements prepared once per connection, each with a timeout, and rows as [`RowColumns`].
 //!
-//! Must not know: which tables there are. A server that does not answer in time makes the connection unsound: the
-//! statement is `Unavailable`, and the connection must not be used again.
+//! Must not know: which tables there are. After a timeout the statement is `Unavailable`, and the connection must not be
+//! used again.
 
 use super::{CallError, StoreError, error};
 use crate::store::shared::fields::{RowColumns, RowReader};
@@ -18,18 +18,18 @@ use uuid::Uuid;
 /// Bytes handed to the connection at once.
 const COPY_BYTES: usize = 256 * 1_024;
 
-/// What a call does within its transaction.
+/// The work of a call within its transaction.
 pub(super) type TxWork<'t, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 't>>;
 
-/// Values of a statement.
+/// The values of a statement.
 pub(super) type SqlValues<'v> = &'v [&'v (dyn ToSql + Sync)];
 
-/// What a transaction is for.
+/// The kind of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TxKind {
-    /// Changes rows; sees what others have committed up to each statement.
+    /// Writes; sees what others have committed before each statement.
     Write,
-    /// Changes nothing; sees one moment.
+    /// Reads; sees one snapshot.
     Read,
 }
 
@@ -40,22 +40,22 @@ pub(super) struct Tx<'t> {
     signs: &'t TxFlags,
 }
 
-/// What happened to a transaction besides its outcome.
+/// What happened in a transaction besides its result.
 #[derive(Default)]
 struct TxFlags {
     /// The server did not answer in time.
     hung: AtomicBool,
-    /// What the server says next may be the answer to something that was asked before.
+    /// The next message of the server may be the answer to an earlier statement.
     out_of_step: AtomicBool,
-    /// The server broke it off for the sake of another one.
+    /// The server aborted it because of another one.
     conflict: AtomicBool,
-    /// The server refused a value, not the work.
+    /// The server rejected a value.
     content: AtomicBool,
-    /// It succeeded by finding nothing to do.
+    /// It succeeded without anything to commit.
     undone: AtomicBool,
 }
 
-/// The rows of one query, fetched part by part.
+/// The rows of one query, fetched in parts.
 pub(super) struct RowStream<'a, 't> {
     tx: &'a Tx<'t>,
     portal: Portal,
@@ -63,26 +63,26 @@ pub(super) struct RowStream<'a, 't> {
     is_over: bool,
 }
 
-/// What came of a call on one connection.
+/// The outcome of a call on one connection.
 pub(super) enum RunOutcome<T, F> {
     /// It was run.
     Done(Result<T, CallError>),
-    /// Not even its beginning was: the connection was gone before. Here is the work again.
+    /// It was not even begun, because the connection was closed before. The work is returned.
     NotBegun(F, CallError),
 }
 
 /// Whether a connection can be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionHealth {
-    /// It can.
+    /// Yes.
     Sound,
-    /// It cannot: it may yet answer what was given up, and nobody else must read that.
+    /// No: a late answer to an abandoned statement may still come.
     Unsound,
-    /// It cannot, and those that are idle may be no better.
+    /// No, and idle ones may be no better.
     AllUnsound,
 }
 
-/// Runs `work` in a transaction of `connection`. Keeps it when `work` succeeds, unless `is_given_up` by then.
+/// Runs `work` in a transaction of `connection`. Commits if `work` succeeds, unless `is_given_up` by then.
 pub(super) async fn run<T, F>(
     connection: &mut Object,
     kind: TxKind,
@@ -172,7 +172,7 @@ impl<'t> Tx<'t> {
         Ok(items)
     }
 
-    /// Every row of a statement that is planned anew each time, for these values.
+    /// All rows of a statement that is planned for these values each time.
     pub(super) async fn all_planned<T>(
         &self,
         sql: &str,
@@ -188,7 +188,7 @@ impl<'t> Tx<'t> {
         Ok(items)
     }
 
-    /// Every row, `size` at a time, each part under a timeout of its own.
+    /// All rows, `size` at a time, each part with its own timeout.
     pub(super) async fn parts(
         &self,
         sql: &str,
@@ -203,12 +203,12 @@ impl<'t> Tx<'t> {
         Ok(RowStream { tx: self, portal, size: i32::try_from(size).unwrap_or(i32::MAX), is_over: false })
     }
 
-    /// The one number that a `SELECT count(*)` answers.
+    /// The result of a `SELECT count(*)`.
     pub(super) async fn count(&self, sql: &str, values: SqlValues<'_>) -> Result<u64, StoreError> {
         Ok(self.one(sql, values, |f| f.int("count")).await?.unwrap_or(0))
     }
 
-    /// Runs a statement and answers how many rows it touched.
+    /// Runs a statement and returns how many rows it affected.
     pub(super) async fn execute(&self, sql: &str, values: SqlValues<'_>) -> Result<u64, StoreError> {
         let executed = async {
             let statement = self.transaction.prepare_cached(sql).await?;
@@ -217,12 +217,12 @@ impl<'t> Tx<'t> {
         self.signs.within(self.patience, executed).await
     }
 
-    /// Runs statements that say something about the transaction itself.
+    /// Runs statements that control the transaction itself.
     pub(super) async fn control(&self, sql: &str) -> Result<(), StoreError> {
         self.signs.within(self.patience, self.transaction.batch_execute(sql)).await
     }
 
-    /// Runs a `COPY … FROM STDIN` with these bytes and answers how many rows they were.
+    /// Runs a `COPY … FROM STDIN` with these bytes and returns the number of rows.
     pub(super) async fn copy(&self, sql: &str, rows: Bytes) -> Result<u64, StoreError> {
         let copied = async {
             let statement = self.transaction.prepare_cached(sql).await?;
@@ -236,13 +236,13 @@ impl<'t> Tx<'t> {
         };
         let copied = self.signs.within(self.patience, copied).await;
         if copied.is_err() {
-            // The client ends a COPY that the server has refused already, and the server answers that once more.
+            // The client ends a COPY that the server has refused already, and the server answers this once more.
             self.signs.out_of_step.store(true, Ordering::Relaxed);
         }
         copied
     }
 
-    /// Nothing of this transaction is to be kept, although it succeeds.
+    /// Rolls this transaction back although it succeeds.
     pub(super) fn undo(&self) {
         self.signs.undone.store(true, Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
-//! `postgres://user:password@host:port/database?sslmode=…` taken apart, with the password kept from every log.
+//! Parses `postgres://user:password@host:port/database?sslmode=…`, and keeps the password out of logs.
 //!
-//! Must not know: the driver. What it cannot read it refuses in words that never repeat the URL.
+//! Must not know: the driver. An error never repeats the URL.
 
 use crate::model::key::words;
 use std::fmt;
@@ -8,50 +8,50 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use zeroize::Zeroizing;
 
-/// Where a PostgreSQL database is and how to get in.
+/// The address of a PostgreSQL database, with credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
-    /// Servers to try in order, the first that takes writes is used: names, addresses or folders of Unix sockets.
+    /// Servers to try in order until one accepts writes: names, addresses or folders of Unix sockets.
     pub hosts: Vec<(String, u16)>,
-    /// As whom.
+    /// The user.
     pub user: String,
-    /// Which database.
+    /// The database.
     pub database: String,
-    /// How much TLS is asked for.
+    /// The TLS mode.
     pub ssl_mode: SslMode,
-    /// A PEM file with the certificates that may vouch for the server's; none: those of this machine.
+    /// A PEM file with root certificates; none: the system's roots.
     pub root_certificate: Option<PathBuf>,
     password: Option<Zeroizing<String>>,
 }
 
 words!(
-    /// How much TLS is asked for, as libpq names it.
+    /// The TLS mode, as libpq names it.
     SslMode {
-        /// None.
+        /// No TLS.
         Disable = "disable",
-        /// If the server has it; any certificate.
+        /// TLS if the server supports it; any certificate.
         Prefer = "prefer",
-        /// Always; any certificate, unless a root is given.
+        /// TLS required; any certificate, unless a root is given.
         Require = "require",
-        /// Always, with a certificate that a root vouches for.
+        /// TLS required, with a certificate signed by a known root.
         VerifyCa = "verify-ca",
-        /// Always, with such a certificate in the server's name.
+        /// TLS required, with such a certificate for the server's name.
         VerifyFull = "verify-full",
     }
 );
 
-/// A URL that cannot be used, and why.
+/// Why a URL cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadPostgresUrl(pub(crate) &'static str);
 
-/// Where PostgreSQL listens unless somebody says otherwise.
+/// PostgreSQL's default port.
 const PORT: u16 = 5432;
 
 // === impl PostgresUrl ===
 
 impl PostgresUrl {
-    /// The password, if the URL holds one. For the driver only.
+    /// The password, if the URL contains one. For the driver only.
     pub fn password(&self) -> Option<&str> {
         self.password.as_ref().map(|text| text.as_str())
     }
@@ -108,7 +108,7 @@ impl PostgresUrl {
     }
 }
 
-/// The password is not part of what anybody may see.
+/// Without the password.
 impl fmt::Debug for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresUrl")
@@ -143,7 +143,7 @@ fn hosts(servers: &str) -> Result<Vec<(String, u16)>, BadPostgresUrl> {
     Ok(hosts)
 }
 
-/// Undoes `%41` for `A`.
+/// Decodes `%41` to `A`.
 fn decoded(text: &str) -> Result<String, BadPostgresUrl> {
     const BAD: BadPostgresUrl =
         BadPostgresUrl("after a % two hexadecimal digits must follow; a % itself is %25");
