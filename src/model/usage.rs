@@ -26,8 +26,8 @@ words!(
     }
 );
 
-/// Declares the record: a field stands here once, with its name and type. What writes or reads records in some form goes through
-/// [`UsageRecord::write`] and [`UsageRecord::read`], and [`fields`] says what a type is in all of them.
+/// Declares the record: each field once, with its name and type. All formats are written and read through
+/// [`UsageRecord::write`] and [`UsageRecord::read`]; [`fields`] says how each type is represented.
 macro_rules! usage_record {
     (
         $(#[$about:meta])*
@@ -81,52 +81,52 @@ macro_rules! usage_record {
 }
 
 usage_record! {
-    /// One request in the ledger. A copy of it shares its texts.
+    /// One request in the ledger. Clones share the texts.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct UsageRecord {
-        /// Identity; a record is in the ledger once.
+        /// Primary key: a record is in the ledger once.
         pub id: RequestId,
-        /// What the client and the logs know the request by.
+        /// The request id that the client and the logs have.
         pub request_id: Arc<str>,
-        /// Whose secret was presented.
+        /// The key that was presented.
         pub api_key_id: KeyId,
-        /// The tenant of that key.
+        /// The workspace of the key.
         pub workspace_id: WorkspaceId,
-        /// When the request had arrived.
+        /// When the request arrived.
         pub at: Timestamp,
         /// HTTP method.
         pub method: Arc<str>,
         /// Canonical path, without the query.
         pub endpoint: Arc<str>,
-        /// The route's name; empty when none matched.
+        /// The route's name; empty if none matched.
         pub route: Arc<str>,
-        /// Status sent to the client, or that would have been.
+        /// Status sent to the client, or that would have been sent.
         pub status_code: u16,
         /// How it ended.
         pub outcome: Outcome,
         /// Why it was denied.
         pub denial: Option<Fault>,
-        /// Whether it counts against the key's limits.
+        /// Whether it was charged to the key's limits.
         pub charged: bool,
         /// Whether its limits were decided without the shared counters.
         pub degraded: bool,
-        /// From arrival to the last byte of the answer, in µs.
+        /// From arrival to the last byte of the response, in µs.
         pub response_time_us: u64,
-        /// From arrival to the first byte of the answer, in µs.
+        /// From arrival to the first byte of the response, in µs.
         pub ttfb_us: Option<u64>,
         /// Body bytes from the client.
         pub bytes_in: u64,
         /// Body bytes to the client.
         pub bytes_out: u64,
-        /// Tokens, where the backend told.
+        /// Tokens, if the backend reported them.
         pub tokens_used: u64,
         /// The client's address.
         pub ip_address: Option<IpAddr>,
-        /// The client's name for itself, cut to 256 bytes.
+        /// The client's `User-Agent`, cut to 256 bytes.
         pub user_agent: Arc<str>,
-        /// Whom the request was for.
+        /// The end user.
         pub end_user_id: Option<EndUserId>,
-        /// The backend server that was asked last.
+        /// The backend server that was tried last.
         pub upstream: Arc<str>,
         /// The node that served it.
         pub node: Arc<str>,
@@ -162,7 +162,7 @@ pub enum UsageSubject {
 }
 
 impl UsageTotals {
-    /// Nothing spent.
+    /// No usage.
     pub const fn nothing(subject: UsageSubject) -> Self {
         Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
     }
@@ -170,7 +170,7 @@ impl UsageTotals {
 
 #[cfg(test)]
 impl UsageRecord {
-    /// A request that was served at that moment, about which nothing else matters.
+    /// A request that was served at that moment; its other fields do not matter.
     pub(crate) fn sample(key: KeyId, workspace: WorkspaceId, at: Timestamp) -> Self {
         Self {
             id: RequestId::new(at),
@@ -199,7 +199,7 @@ impl UsageRecord {
         }
     }
 
-    /// Always the same record, in which every field has a value, and none the value of another.
+    /// A fixed record in which every field has a value of its own.
     pub(crate) fn full_sample() -> Self {
         use uuid::Uuid;
         Self {
@@ -233,7 +233,7 @@ impl UsageRecord {
 /// Mean and quantiles of response times, in µs. All zero when there were no requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Quantiles {
-    /// How many response times.
+    /// Number of response times.
     pub count: u64,
     /// Their mean, rounded down.
     pub mean_us: u64,

@@ -1,7 +1,7 @@
-//! How the fields of a [`UsageRecord`](super::UsageRecord) are written and read: one call for each, in their order.
+//! Writes and reads the fields of a [`UsageRecord`](super::UsageRecord), one call per field, in order.
 //!
-//! Must not know: forms. A row of a table, a line of JSON or a row of CSV is a [`FieldWriter`] and a [`FieldReader`]; which of
-//! their calls a field takes is said here, once for each type that a field has.
+//! Must not know: formats. A table row, a JSON line or a CSV row is a [`FieldWriter`] and a [`FieldReader`]; here is which
+//! of their calls each field type uses.
 
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// What a record is written to. None is a field without a value.
+/// The target of a record. None is a field without a value.
 pub trait FieldWriter {
     /// Why a field could not be written.
     type Error;
@@ -30,7 +30,7 @@ pub trait FieldWriter {
     fn flag(&mut self, name: &'static str, flag: bool) -> Result<(), Self::Error>;
 }
 
-/// What a record is read from. An error names the field.
+/// The source of a record. An error names the field.
 pub trait FieldReader {
     /// Why a field could not be read.
     type Error;
@@ -65,7 +65,7 @@ pub(super) trait Field: Sized {
     fn write<W: FieldWriter>(&self, name: &'static str, to: &mut W) -> Result<(), W::Error>;
     fn read<R: FieldReader>(name: &'static str, from: &mut R) -> Result<Self, R::Error>;
 
-    /// A text that may hold anything, so that it can be cut.
+    /// A text that may contain anything, so that it can be cut.
     fn text_mut(&mut self) -> Option<&mut Arc<str>> {
         None
     }

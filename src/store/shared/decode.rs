@@ -1,6 +1,6 @@
-//! Rows as records: which columns are selected, in which order they are read, and what a row that cannot be is called.
+//! Decodes rows: the selected columns, the order in which they are read, and the handling of unreadable rows.
 //!
-//! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` takes them.
+//! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` accepts them.
 
 use super::fields::{RowReader, int};
 use super::rollup::{LatencySketch, RollupTotals};
@@ -17,12 +17,12 @@ use smallvec::SmallVec;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Rows in one batch of the feed or of spending, at most.
+/// Most rows in one batch of the feed or of totals.
 pub(in crate::store) const BATCH_MAX: usize = 1_000;
 
 // === keys ===
 
-/// The columns that [`read_key`] reads; `k` is the table.
+/// The columns for [`read_key`]; `k` is the table.
 macro_rules! key_columns {
     () => {
         "k.id, k.workspace_id, k.kind, k.scopes, k.resource_id, k.rate_limit, k.rate_burst, k.daily_request_limit,
@@ -52,7 +52,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
     })
 }
 
-/// What [`read_key_record`] reads behind [`key_columns`]; `t` is the roll-up of the key's whole life.
+/// The columns for [`read_key_record`] after [`key_columns`]; `t` is the roll-up of the key's whole life.
 macro_rules! key_record_columns {
     () => {
         "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied, 0),
@@ -78,7 +78,7 @@ pub(in crate::store) fn read_key_record(f: &mut RowReader<'_>) -> Result<KeyReco
     })
 }
 
-/// What [`read_deleted_key`] reads behind [`key_record_columns`]; `p` is the plan of the key's workspace.
+/// The columns for [`read_deleted_key`] after [`key_record_columns`]; `p` is the plan of the key's workspace.
 macro_rules! deleted_key_columns {
     () => {
         "k.pepper_version, k.old_pepper_version, p.deleted_keys_days"
@@ -95,12 +95,12 @@ pub(in crate::store) fn read_deleted_key(f: &mut RowReader<'_>) -> Result<Delete
     })
 }
 
-/// [`read_key_record`], or none when the row is not what it must be: a list shows the others.
+/// [`read_key_record`], or none for an unreadable row, so that a list shows the others.
 pub(in crate::store) fn sound_key_record(f: &mut RowReader<'_>) -> Result<Option<KeyRecord>, StoreError> {
     sound("keys", f, read_key_record)
 }
 
-/// What `read` makes of a row of `table`; none, and a line in the log, when the row is not what it must be.
+/// The result of `read` for a row of `table`; none, with a line in the log, if the row cannot be read.
 fn sound<T>(
     table: &'static str,
     f: &mut RowReader<'_>,
@@ -117,7 +117,7 @@ fn sound<T>(
 
 // === tenants ===
 
-/// The columns that [`read_plan`] reads; `p` is the table.
+/// The columns for [`read_plan`]; `p` is the table.
 macro_rules! plan_columns {
     () => {
         "p.id, p.api_ops_rate_limit, p.end_user_quota, p.default_daily_request_limit, p.limits"
@@ -135,7 +135,7 @@ pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreEr
     })
 }
 
-/// What [`read_plan_record`] reads behind [`plan_columns`].
+/// The columns for [`read_plan_record`] after [`plan_columns`].
 macro_rules! plan_record_columns {
     () => {
         "p.description, p.usage_retention_days, p.deleted_keys_days, p.created_at, p.updated_at"
@@ -154,12 +154,12 @@ pub(in crate::store) fn read_plan_record(f: &mut RowReader<'_>) -> Result<PlanRe
     })
 }
 
-/// [`read_plan_record`], or none when the row is not what it must be: a list shows the others.
+/// [`read_plan_record`], or none for an unreadable row, so that a list shows the others.
 pub(in crate::store) fn sound_plan_record(f: &mut RowReader<'_>) -> Result<Option<PlanRecord>, StoreError> {
     sound("plans", f, read_plan_record)
 }
 
-/// The columns that [`read_workspace`] reads.
+/// The columns for [`read_workspace`].
 macro_rules! workspace_columns {
     () => {
         "id, name, plan_id, end_users, created_at, updated_at, version"
@@ -181,14 +181,14 @@ pub(in crate::store) fn read_workspace(
     Ok(Written { value, version: Version(f.int("version")?) })
 }
 
-/// The record of [`read_workspace`], or none when the row is not what it must be: a list shows the others.
+/// The record of [`read_workspace`], or none for an unreadable row, so that a list shows the others.
 pub(in crate::store) fn sound_workspace(
     f: &mut RowReader<'_>,
 ) -> Result<Option<WorkspaceRecord>, StoreError> {
     sound("workspaces", f, |f| Ok(read_workspace(f)?.value))
 }
 
-/// The columns that [`read_end_user`] reads.
+/// The columns for [`read_end_user`].
 macro_rules! end_user_columns {
     () => {
         "id, workspace_id, other_id, created_at"
@@ -205,22 +205,22 @@ pub(in crate::store) fn read_end_user(f: &mut RowReader<'_>) -> Result<EndUserRe
     })
 }
 
-/// [`read_end_user`], or none when the row is not what it must be: a list shows the others.
+/// [`read_end_user`], or none for an unreadable row, so that a list shows the others.
 pub(in crate::store) fn sound_end_user(f: &mut RowReader<'_>) -> Result<Option<EndUserRecord>, StoreError> {
     sound("end_users", f, read_end_user)
 }
 
 // === the change feed ===
 
-/// One query of the feed. The first column of each is the row's id and the second its number; its one parameter, `$1`,
-/// is the number behind which the feed begins (both backends take parameters written so).
+/// One query of the feed. The first column of each row is its id and the second its version; the only parameter, `$1`, is
+/// the version after which the feed begins (both backends accept this syntax).
 pub(in crate::store) struct FeedQuery {
     table: &'static str,
     pub(in crate::store) sql: &'static str,
     read: fn(&mut RowReader<'_>) -> Result<Change, StoreError>,
 }
 
-/// In the order in which a keyring can take them in: what is pointed at comes before what points, and a plan goes only
+/// In the order in which a keyring can apply them: a row comes before rows that refer to it, and a plan is removed only
 /// after the workspaces that left it.
 pub(in crate::store) const SOURCES: &[FeedQuery] = &[
     FeedQuery {
@@ -270,15 +270,14 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
     },
 ];
 
-/// The number behind which the feed begins, as its queries take it. Whoever knows nothing yet is also shown the rows
-/// whose number cannot be.
+/// The parameter of the feed's queries. A reader that has nothing yet also gets rows with an invalid version.
 pub(in crate::store) fn feed_after(after: Version) -> i64 {
     if after == Version::default() { i64::MIN } else { int(after.0) }
 }
 
 impl FeedQuery {
-    /// The change that a row stands for; `reached` is the number of the newest write, which no row can be above. A row
-    /// that cannot be understood is a change too: what it stood for must not be served.
+    /// The change in a row; `reached` is the newest version, which no row can exceed. An unreadable row is a change, too:
+    /// the record it stands for must not be used.
     pub(in crate::store) fn change(
         &self,
         fields: &mut RowReader<'_>,
@@ -293,7 +292,7 @@ impl FeedQuery {
         }
     }
 
-    /// The digests of a key whose row cannot be understood.
+    /// The digests of a key whose row cannot be read.
     fn digests(&self, fields: &RowReader<'_>) -> SmallVec<[Digest; 2]> {
         let mut fields = fields.rewound();
         fields.skip();
@@ -302,7 +301,7 @@ impl FeedQuery {
         found.into_iter().flatten().filter(|_| self.table == "keys").collect()
     }
 
-    /// A number from the future would outlive the next changes of its row, which have smaller ones.
+    /// A version from the future would take precedence over the next changes of its row, which have smaller ones.
     fn checked(&self, fields: &mut RowReader<'_>, reached: Version) -> Result<Change, StoreError> {
         fields.skip();
         let version = Version(fields.int("version")?);
@@ -339,7 +338,7 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
 
 // === nodes ===
 
-/// What [`read_node`] reads before the age of the row in µs.
+/// The columns for [`read_node`] before the age of the row in µs.
 macro_rules! node_columns {
     () => {
         "boot_id, name, admin, reached"
@@ -359,7 +358,7 @@ pub(in crate::store) fn read_node(f: &mut RowReader<'_>) -> Result<NodeRow, Stor
 
 // === usage ===
 
-/// The record of a row of `usage_columns`, or none when the row is not what it must be: the others are shown.
+/// The record of a row of `usage_columns`, or none for an unreadable row, so that the others are shown.
 pub(in crate::store) fn sound_usage(f: &mut RowReader<'_>) -> Result<Option<UsageRecord>, StoreError> {
     sound("usage", f, |f| UsageRecord::read(f))
 }
@@ -370,7 +369,7 @@ pub(in crate::store) fn read_place(f: &mut RowReader<'_>) -> Result<LogCursor, S
     Ok(LogCursor { at, id: RequestId(f.uuid("id")?) })
 }
 
-/// `start` and `requests` of a day's roll-up. A figure that cannot be is none at all: then further days are looked at.
+/// `start` and `requests` of a day's roll-up. An invalid number counts as zero: then further days are searched.
 pub(in crate::store) fn read_day(f: &mut RowReader<'_>) -> Result<(Timestamp, u64), StoreError> {
     let start = f.instant("start")?;
     Ok((start, f.int("requests").unwrap_or(0)))
@@ -381,7 +380,7 @@ pub(in crate::store) fn read_day(f: &mut RowReader<'_>) -> Result<(Timestamp, u6
 const KEY: i64 = 1;
 const WORKSPACE: i64 = 2;
 
-/// The columns that [`read_tally`] reads.
+/// The columns for [`read_tally`].
 macro_rules! tally_columns {
     () => {
         "requests, denied, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum,
@@ -407,8 +406,8 @@ pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals
     })
 }
 
-/// A kept tally to add to; none when it is not what it must be. Then it is left as it is for a person to look at, and
-/// its window stops counting: one damaged row must not hold up the ledger.
+/// A stored tally to add to; none if it cannot be read. Then it is left for a person to look at, and its window is no
+/// longer counted: one damaged row must not stop the ledger.
 pub(in crate::store) fn sound_tally(
     read: Result<RollupTotals, StoreError>,
 ) -> Result<Option<RollupTotals>, StoreError> {
@@ -437,7 +436,7 @@ pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, 
     })
 }
 
-/// [`read_spent`], or none when the row is not what it must be: the others still count.
+/// [`read_spent`], or none for an unreadable row: the others still count.
 pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<UsageTotals>, StoreError> {
     match read_spent(f) {
         Err(StoreError::Corrupt(why)) => {
@@ -448,7 +447,7 @@ pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<Usag
     }
 }
 
-/// `subject_kind`, `subject_id`, then what was charged: ever, this minute, hour, day, month.
+/// `subject_kind`, `subject_id`, then what was charged: in total, in this minute, hour, day, month.
 fn read_spent(f: &mut RowReader<'_>) -> Result<UsageTotals, StoreError> {
     let subject = read_subject(f)?;
     let total = f.int("charged")?;
@@ -481,7 +480,7 @@ fn read_subject(f: &mut RowReader<'_>) -> Result<UsageSubject, StoreError> {
 
 // === audit ===
 
-/// The columns that [`read_audit`] reads.
+/// The columns for [`read_audit`].
 macro_rules! audit_columns {
     () => {
         "id, at, workspace_id, subject, role, address, request_id, action, target, changes"

@@ -1,7 +1,7 @@
-//! Reading rows: column by column in the order of the SELECT, each checked, each mistake named.
+//! Reads rows column by column in the order of the SELECT, with checks and precise errors.
 //!
-//! Must not know: which table is read, or how a backend hands out values ([`RowColumns`] does). A value that cannot be is
-//! [`StoreError::Corrupt`] with the column's name and never with the value, which could be a digest.
+//! Must not know: which table is read, or how a backend represents values ([`RowColumns`] does). An invalid value is
+//! [`StoreError::Corrupt`] with the name of the column and never the value, which could be a digest.
 
 use crate::clock::Timestamp;
 use crate::model::usage::fields::FieldReader;
@@ -11,24 +11,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// One row as a backend holds it. None is NULL; an error says what a value is not, to follow the column's name.
+/// One row of a backend. None is NULL; an error says what a value is not, to follow the column's name.
 pub(in crate::store) trait RowColumns {
     fn text(&self, at: usize) -> Result<Option<&str>, &'static str>;
     fn int(&self, at: usize) -> Result<Option<i64>, &'static str>;
     fn flag(&self, at: usize) -> Result<Option<bool>, &'static str>;
     fn bytes(&self, at: usize) -> Result<Option<&[u8]>, &'static str>;
     fn uuid(&self, at: usize) -> Result<Option<Uuid>, &'static str>;
-    /// The first column as something a person can look for, whatever it holds. It is an id, never a digest.
+    /// The first column as text for messages, whatever it contains. It is an id, never a digest.
     fn id_for_people(&self) -> String;
 }
 
-/// The columns of one row that have not been read yet.
+/// The columns of one row that are still to be read.
 pub(in crate::store) struct RowReader<'r> {
     row: &'r dyn RowColumns,
     at: usize,
 }
 
-/// A count as both backends hold it. What is larger was refused by the rules, or is a sum that has stopped there.
+/// A count as both backends store it. Larger ones were refused by the rules, or are saturated sums.
 pub(in crate::store) fn int(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -63,7 +63,7 @@ impl<'r> RowReader<'r> {
         text.map(|t| t.parse().map_err(|error| corrupt(name, error))).transpose()
     }
 
-    /// A text that `read` understands.
+    /// A text that `read` can parse.
     pub(in crate::store) fn read<T, E: Display>(
         &mut self,
         name: &str,
@@ -141,7 +141,7 @@ impl<'r> RowReader<'r> {
         Self { row: self.row, at: 0 }
     }
 
-    /// Passes over a column that is not wanted.
+    /// Skips a column.
     pub(in crate::store) fn skip(&mut self) {
         self.step();
     }

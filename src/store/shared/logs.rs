@@ -1,9 +1,9 @@
-//! Finding usage records without reading a ledger: what is asked for, how far a call looks, how records are counted.
+//! Searches usage records without reading the whole ledger: the query, how far a call looks, how records are counted.
 //!
-//! Pure; must not know SQL. Both backends look through the index of a key's records from the newest on and never further
-//! than [`LOOKED_AT_MAX`]; roll-ups tell which days have any, and how many.
+//! Pure; must not know SQL. Both backends search the index of a key's records, newest first, and never further than
+//! [`LOOKED_AT_MAX`]; roll-ups say which days have records, and how many.
 //!
-//! *Invariant:* no call costs more on a long ledger than on a short one, beyond that bound.
+//! *Invariant:* apart from that bound, a call takes the same time on a long ledger as on a short one.
 
 use super::rollup::WindowWidth;
 use crate::clock::Timestamp;
@@ -14,67 +14,67 @@ use std::ops::Range;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Most records that one call looks at to find those of a status or a path.
+/// Most records that one call examines to find those with a status or a path.
 pub(in crate::store) const LOOKED_AT_MAX: u64 = 50_000;
-/// Days of roll-ups that are fetched at once.
+/// Days of roll-ups fetched at once.
 pub(in crate::store) const DAYS_AT_ONCE: i64 = 32;
 
-/// What a call looks for, and where.
+/// A query.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct LogSearch {
-    /// Not before, at or after.
+    /// The time range: from its start, before its end.
     pub(in crate::store) range: Range<Timestamp>,
-    /// Behind this place.
+    /// After this position.
     pub(in crate::store) after: LogCursor,
     pub(in crate::store) status: Option<i64>,
     /// Folded as ASCII.
     pub(in crate::store) endpoint: Option<String>,
-    /// Records on the page, and how many that fit come before it.
+    /// Records on the page, and the number of matching ones before it.
     pub(in crate::store) limit: u32,
     pub(in crate::store) offset: u64,
     pub(in crate::store) wants_total: bool,
 }
 
-/// How far a search looks, once the roll-ups have told where records are.
+/// How far a search looks, once roll-ups have said where records are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct SearchRange {
     /// Not before.
     pub(in crate::store) from: Timestamp,
-    /// Whether there are records before that, or more than are looked at.
+    /// Whether there are records before that, or more than are examined.
     pub(in crate::store) is_cut: bool,
 }
 
-/// The days of a key that have records, from the newest on, until there are enough of them.
+/// The days of a key with records, newest first, until there are enough.
 pub(in crate::store) struct UsageDays<'s> {
     search: &'s LogSearch,
     seen: u64,
     from: Option<Timestamp>,
 }
 
-/// A range of time cut where windows of one width begin.
+/// A time range cut at the boundaries of windows of one width.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::store) struct AlignedRange {
     /// Whole windows.
     pub(in crate::store) whole: Range<Timestamp>,
-    /// What is left before and after them.
+    /// The rest before and after them.
     pub(in crate::store) edges: [Range<Timestamp>; 2],
 }
 
-/// The widths to count by, the widest first, and after each what to do with the edges.
+/// The widths to count by, the widest first, each with what to do with the edges.
 pub(in crate::store) const COUNTED_BY: [WindowWidth; 3] =
     [WindowWidth::Day, WindowWidth::Hour, WindowWidth::Minute];
 
 // === impl LogSearch ===
 
 impl LogSearch {
-    /// What `filter` and `page` ask for of a ledger that was kept from `kept_from` on.
+    /// The query for `filter` and `page` on a ledger that was kept from `kept_from` on.
     pub(in crate::store) fn new(filter: &LogFilter, page: &LogPageRequest, kept_from: Timestamp) -> Self {
         let (after, limit, offset) = match page {
             LogPageRequest::Number(page) => (None, page.pagesize, page.offset()),
             LogPageRequest::After(cursor, limit) => (Some(*cursor), *limit, 0),
         };
         let end = Timestamp::MAX.plus(Duration::from_micros(1));
-        // Without a place to begin behind: behind the end of time, where no record is.
+        // Without a position to begin after: after the end of time, where no record is.
         let after = after.unwrap_or(LogCursor { at: end, id: RequestId(Uuid::max()) });
         let behind = after.at.plus(Duration::from_micros(1)).min(end);
         let from = filter.from.unwrap_or_default().max(kept_from);
@@ -89,23 +89,23 @@ impl LogSearch {
         }
     }
 
-    /// Whether records have to be looked at to tell whether they fit.
+    /// Whether records must be examined to decide whether they match.
     pub(in crate::store) fn is_filtered(&self) -> bool {
         self.status.is_some() || self.endpoint.is_some()
     }
 
-    /// How many records are looked at, at most: one more than the page has tells whether anything follows.
+    /// Most records to examine: one more than the page has, to see whether anything follows.
     pub(in crate::store) fn looks_at(&self) -> u64 {
         if self.is_filtered() { LOOKED_AT_MAX } else { self.offset.saturating_add(self.asks_for()) }
     }
 
-    /// How many of those that fit are fetched.
+    /// How many matching records are fetched.
     pub(in crate::store) fn asks_for(&self) -> u64 {
         u64::from(self.limit) + 1
     }
 
-    /// The page of `records`, found at `places` of which there is one more when anything follows. `last_seen` is the last
-    /// place that was looked at, where the search did not come to its end.
+    /// The page of `records`, found at `places`, with one more if anything follows. `last_seen` is the last position
+    /// examined, if the search was cut.
     pub(in crate::store) fn page(
         &self,
         mut places: Vec<LogCursor>,
@@ -123,7 +123,7 @@ impl LogSearch {
         LogPage { items, total, next, passed_over }
     }
 
-    /// The places on the page itself, without the one more.
+    /// The positions on the page itself, without the additional one.
     pub(in crate::store) fn shown<'p>(&self, places: &'p [LogCursor]) -> &'p [LogCursor] {
         &places[..places.len().min(usize::try_from(self.limit).unwrap_or(usize::MAX))]
     }
@@ -137,17 +137,17 @@ impl<'s> UsageDays<'s> {
         Self { search, seen: 0, from: None }
     }
 
-    /// The next day. False: with it there are enough.
+    /// Adds the next day. False: there are enough.
     pub(in crate::store) fn push(&mut self, start: Timestamp, requests: u64) -> bool {
         self.from = Some(start);
-        // A day that the search begins within counts for nothing: all it holds may be out of sight.
+        // A day that the search begins in does not count: all its records may be outside of the range.
         if start.plus(Duration::from_hours(24)) <= self.search.range.end {
             self.seen = self.seen.saturating_add(requests);
         }
         self.is_short()
     }
 
-    /// How far to look; none when there is no record at all.
+    /// How far to look; none if there are no records at all.
     pub(in crate::store) fn reach(&self) -> Option<SearchRange> {
         let from = self.from?.max(self.search.range.start);
         Some(SearchRange { from, is_cut: !self.is_short() && from > self.search.range.start })
@@ -161,7 +161,7 @@ impl<'s> UsageDays<'s> {
 // === impl SearchRange ===
 
 impl SearchRange {
-    /// Where to go on when fewer were found than were asked for, although there is more.
+    /// Where to continue if fewer were found than requested although there are more.
     pub(in crate::store) fn end(&self) -> Option<LogCursor> {
         self.is_cut.then_some(LogCursor { at: self.from, id: RequestId(Uuid::nil()) })
     }
@@ -170,7 +170,7 @@ impl SearchRange {
 // === impl AlignedRange ===
 
 impl AlignedRange {
-    /// `range` cut by `width`; none when no whole window is in it.
+    /// `range` cut by `width`; none if it contains no whole window.
     pub(in crate::store) fn of(range: &Range<Timestamp>, width: WindowWidth) -> Option<Self> {
         let last = width.start(range.end);
         let floor = width.start(range.start);

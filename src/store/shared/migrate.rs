@@ -1,32 +1,32 @@
-//! The schema's history: which migrations there are, which a database has, and whether the two fit.
+//! The history of the schema: the known migrations, those of a database, and whether they match.
 //!
-//! Must not know: how a backend is opened or locked. When a migration fails nothing of it stays, and starting is refused.
+//! Must not know: how a backend is opened or locked. A failed migration is rolled back, and the start is refused.
 
 use crate::store::StoreError;
 use refinery::{Migration, Runner};
 
-/// One migration, as a file and as a line of a database's history.
+/// One migration, as a file and in a database's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationName {
     /// Its number.
     pub number: i32,
-    /// What it does, in a word or three.
+    /// A short name.
     pub name: String,
 }
 
-/// How far a database has come.
+/// The state of a database's schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationState {
-    /// What it has, oldest first.
+    /// Applied migrations, oldest first.
     pub applied: Vec<MigrationName>,
-    /// What it lacks, oldest first.
+    /// Pending migrations, oldest first.
     pub pending: Vec<MigrationName>,
 }
 
-/// The table in which a database remembers its history.
+/// The table with a database's history.
 pub(in crate::store) const HISTORY_TABLE: &str = "refinery_schema_history";
 
-/// One embedded file: its name as refinery spells it, and its text.
+/// One embedded file: its name in refinery's format, and its text.
 type MigrationFile = (&'static str, &'static str);
 
 /// The migrations of the embedded store. `V1__initial` is `migrations/sqlite/0001_initial.sql`, and so on.
@@ -35,13 +35,13 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V2__restorable_keys", include_str!("../../../migrations/sqlite/0002_restorable_keys.sql")),
 ];
 
-/// The migrations of the store for several nodes: the same numbers and names.
+/// The migrations of PostgreSQL: the same numbers and names.
 pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
     ("V1__initial", include_str!("../../../migrations/postgres/0001_initial.sql")),
     ("V2__restorable_keys", include_str!("../../../migrations/postgres/0002_restorable_keys.sql")),
 ];
 
-/// What runs the migrations of `files`: all that are pending in one transaction.
+/// A runner for `files`, which applies all pending ones in one transaction.
 pub(in crate::store) fn runner(files: &[MigrationFile]) -> Result<Runner, StoreError> {
     let mut migrations = Vec::with_capacity(files.len());
     for (name, text) in files {
@@ -54,12 +54,12 @@ pub(in crate::store) fn runner(files: &[MigrationFile]) -> Result<Runner, StoreE
 #[derive(Clone, Debug)]
 pub(in crate::store) struct HistoryLine {
     pub(in crate::store) migration: MigrationName,
-    /// Of the text that was run, as refinery writes it.
+    /// The checksum of the text that was run, in refinery's format.
     pub(in crate::store) checksum: String,
 }
 
-/// Compares what there is with what a database has. Refuses a database that is newer than this program, and one that
-/// was made by another text under the same number.
+/// Compares the known migrations with a database's history. Refuses a database that is newer than this program, and one
+/// with another text under the same number.
 pub(in crate::store) fn compare(
     known: &Runner,
     history: Vec<HistoryLine>,
@@ -90,7 +90,7 @@ pub(in crate::store) fn compare(
     Ok(MigrationState { applied, pending })
 }
 
-/// A migration that could not be run, for the operator.
+/// The error of a migration, for the operator.
 pub(in crate::store) fn refused(error: &refinery::Error) -> StoreError {
     use std::error::Error as _;
     let cause = error.source().map(|source| format!(": {source}")).unwrap_or_default();
@@ -154,7 +154,7 @@ mod tests {
 }
 
 impl std::fmt::Display for MigrationName {
-    /// As its file is named.
+    /// The name of its file.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:04}_{}", self.number, self.name)
     }

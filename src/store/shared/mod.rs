@@ -1,4 +1,4 @@
-//! What every backend does alike: the rules of a write, what a row means, roll-ups, retention.
+//! What all backends do alike: the rules of writes, decoding of rows, roll-ups, retention.
 
 pub(super) mod decode;
 pub(super) mod fields;

@@ -1,12 +1,13 @@
-//! What a store does not keep: records longer than their workspace's plan says, roll-ups of minutes and hours longer than
-//! charts reach back, what opens a deleted key longer than it can be restored. Days and life-times are kept for ever.
+//! Retention: deletes records that are older than their workspace's plan allows, roll-ups of minutes and hours that are
+//! older than charts show, and the digests of deleted keys that can no longer be restored. Totals of days and of whole
+//! lives are kept for ever.
 //!
-//! Must not know SQL: a backend brings the steps, each of which is one short transaction, so that nobody waits long for a
-//! writer. First a plan's old records are hidden (`workspaces.usage_kept_from`), then they go, then it is noted that they
-//! are gone; whatever breaks off in between is taken up by the next round.
+//! Must not know SQL: a backend provides the steps, each of which is one short transaction, so that nobody waits long for a
+//! writer. First the old records of a plan are hidden (`workspaces.usage_kept_from`), then deleted, then this is noted; an
+//! interrupted run is continued by the next one.
 //!
-//! *Invariant:* what is hidden stays hidden, also when the plan is later given a longer retention: totals agree with rows.
-//! *Invariant:* nothing goes because a clock says so that the ledger itself does not bear out ([`RetentionClock`]).
+//! *Invariant:* hidden records stay hidden, also when the plan later gets a longer retention: totals agree with rows.
+//! *Invariant:* nothing is deleted because of a clock that the ledger itself does not confirm ([`RetentionClock`]).
 
 use super::rollup::WindowWidth;
 use crate::clock::Timestamp;
@@ -20,79 +21,79 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 const DAY: Duration = Duration::from_hours(24);
-/// A day with records that comes so long after the one before it may be a clock's mistake, until there is another.
+/// A day with records this long after the previous one may be due to a wrong clock, until there is another such day.
 const LEAP: Duration = Duration::from_hours(7 * 24);
-/// How long roll-ups of minutes are kept: a chart of minutes has 10 000 points at most, which are not quite seven days.
+/// How long roll-ups of minutes are kept: a chart of minutes has at most 10 000 points, which are almost seven days.
 const MINUTES_FOR: Duration = Duration::from_hours(8 * 24);
 /// How long roll-ups of hours are kept.
 const HOURS_FOR: Duration = Duration::from_hours(100 * 24);
-/// How long before a day that was pruned late records may still have come for.
+/// How long before a pruned day late records may still have arrived for.
 pub(in crate::store) const LATE_BY: Duration = Duration::from_hours(48);
-/// Records or roll-ups that go in one transaction.
+/// Records or roll-ups deleted in one transaction.
 pub(in crate::store) const STEP: u64 = 2_000;
-/// Days of keys that are looked at in one.
+/// Days of keys examined in one transaction.
 pub(in crate::store) const LOOKED_AT: u64 = 1_000;
 
-/// A plan that workspaces are on and that does not keep records for ever.
+/// A plan in use with limited retention.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct RetentionPlan {
     pub(in crate::store) plan: PlanId,
     pub(in crate::store) days: u32,
-    /// From when on the first of its workspaces may still have records.
+    /// The time from which the first of its workspaces may still have records.
     pub(in crate::store) since: Timestamp,
-    /// The number of the newest write at that time.
+    /// The newest version at that time.
     pub(in crate::store) known_at: Version,
 }
 
-/// How late it is, as far as the ledger bears a clock out: it may be later than the newest day with records only by as much
-/// as this process has been running. A clock that is ahead for one start would otherwise empty the ledger.
+/// The current time, as far as the ledger confirms a clock: it may be later than the newest day with records only by the
+/// uptime of this process. Otherwise a wrong clock at one start would empty the ledger.
 #[derive(Debug, Default)]
 pub(in crate::store) struct RetentionClock(OnceLock<(Timestamp, Instant)>);
 
-/// A day on which a key was used, in the order of days and then keys.
+/// A day on which a key was used, ordered by day and then by key.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct KeyDay {
     pub(in crate::store) start: Timestamp,
     pub(in crate::store) key: KeyId,
-    /// Whether its records are to go.
+    /// Whether its records are to be deleted.
     pub(in crate::store) is_due: bool,
 }
 
-/// The steps of a backend.
+/// The steps that a backend provides.
 #[async_trait]
 pub(in crate::store) trait RetentionSteps: Sync {
-    /// What the rounds of this process go by.
+    /// The clock state of this process.
     fn calendar(&self) -> &RetentionClock;
     /// The newest day before `before` that has records.
     async fn day_with_records(&self, before: Timestamp) -> Result<Option<Timestamp>, StoreError>;
-    /// Undoes what was hidden and noted up to an instant later than `now`: a clock that was ahead did that.
+    /// Reverts what was hidden and noted up to an instant later than `now`, which was due to a wrong clock.
     async fn take_back(&self, now: Timestamp) -> Result<(), StoreError>;
     /// Plans in use that limit retention.
     async fn limited(&self) -> Result<Vec<RetentionPlan>, StoreError>;
-    /// Nothing of the plan's workspaces is shown from before `floor` any more.
+    /// Hides everything of the plan's workspaces before `floor`.
     async fn hide(&self, plan: &PlanId, floor: Timestamp) -> Result<(), StoreError>;
-    /// Days of keys before `floor`, at most [`LOOKED_AT`], behind `after`.
+    /// Days of keys before `floor`, at most [`LOOKED_AT`], after `after`.
     async fn key_days(
         &self,
         of: &RetentionPlan,
         floor: Timestamp,
         after: LogCursor,
     ) -> Result<Vec<KeyDay>, StoreError>;
-    /// Deletes at most [`STEP`] records of a key's day; answers how many.
+    /// Deletes at most [`STEP`] records of a key's day; returns how many.
     async fn delete_records(&self, key: KeyId, day: Timestamp) -> Result<u64, StoreError>;
-    /// There is nothing from before `floor` any more of the workspaces that were on the plan when it was asked for, and that
-    /// nobody has changed since.
+    /// Notes that nothing before `floor` is left of the workspaces that had this plan when it was read and have not changed
+    /// since.
     async fn note_pruned(&self, of: &RetentionPlan, floor: Timestamp) -> Result<(), StoreError>;
-    /// Erases the digests of at most [`STEP`] keys whose time to be restored is over at `now`; answers of how many.
+    /// Erases the digests of at most [`STEP`] keys that can no longer be restored at `now`; returns of how many.
     async fn erase_deleted_keys(&self, now: Timestamp) -> Result<u64, StoreError>;
-    /// Deletes at most [`STEP`] roll-ups of that width that begin before `before`; answers how many.
+    /// Deletes at most [`STEP`] roll-ups of this width that begin before `before`; returns how many.
     async fn delete_rollups(&self, width: WindowWidth, before: Timestamp) -> Result<u64, StoreError>;
-    /// Drops what can go as a whole, once what is in it is hidden; answers how many partitions that were. Goes on without one
-    /// that somebody holds: what is in it goes by the other steps, or in the next round.
+    /// Drops partitions whose rows are all hidden; returns how many. Skips one that is locked: its rows are deleted by the
+    /// other steps, or in the next run.
     async fn drop_whole_days(&self) -> u64;
 }
 
-/// One round at the instant `at`; the store's own clock says `clock`.
+/// One run at the instant `at`; the store's own clock says `clock`.
 pub(in crate::store) async fn prune(
     store: &impl RetentionSteps,
     at: Timestamp,
@@ -155,7 +156,7 @@ async fn prune_plan(
     Ok(deleted)
 }
 
-/// The newest day with records that is not a leap.
+/// The newest day with records that is confirmed by another one.
 async fn newest_day(store: &impl RetentionSteps) -> Result<Option<Timestamp>, StoreError> {
     let Some(newest) = store.day_with_records(Timestamp::MAX).await? else { return Ok(None) };
     let before = store.day_with_records(newest).await?;
@@ -165,7 +166,8 @@ async fn newest_day(store: &impl RetentionSteps) -> Result<Option<Timestamp>, St
 // === impl RetentionClock ===
 
 impl RetentionClock {
-    /// How late it is at most, when a clock says `clock`, the newest day with records is `day` and it is `now` here.
+    /// The latest time that is believed if a clock says `clock`, the newest day with records is `day`, and it is `now`
+    /// here.
     fn believe(&self, clock: Timestamp, day: Timestamp, now: Instant) -> Timestamp {
         let borne_out = day.plus(DAY);
         let (first, then) = *self.0.get_or_init(|| (borne_out, now));

@@ -1,7 +1,7 @@
-//! What many usage records come to: counts, sums and response times per subject and calendar window.
+//! Aggregates usage records: counts, sums and response times per subject and calendar window.
 //!
-//! Pure; must not know where figures are kept. Both backends feed their roll-ups through [`tally`] and [`RollupTotals::merge`],
-//! so that they agree by construction.
+//! Pure; must not know where totals are stored. Both backends update their roll-ups with [`tally`] and
+//! [`RollupTotals::merge`], so they agree.
 
 use crate::clock::Timestamp;
 use crate::model::key::Per;
@@ -11,18 +11,19 @@ use crate::policy::keys::calendar::window_start;
 use crate::store::KeyStats;
 use std::collections::{BTreeMap, HashMap};
 
-/// Response times in a few bytes: a histogram whose buckets grow with the value.
+/// Response times in a few bytes: a histogram with buckets that grow with the value.
 ///
-/// Times up to 63 µs have a bucket each; above that every power of two is split into 32 buckets. A bucket of width
-/// `w` begins at 32·`w` or later and is read as its middle, which no value in it is further from than `w`/2. So a quantile
-/// is within 1/64 (1.6 %) of the exact one. Times above [`LatencySketch::MAX_US`] count as that. At most 1 056 buckets.
+/// Times up to 63 µs have a bucket each; above that, every power of two is split into 32 buckets. A bucket of width `w`
+/// begins at 32·`w` or later and is read as its middle, from which no value in it differs by more than `w`/2. So a quantile
+/// is within 1/64 (1.6 %) of the exact one. Times above [`LatencySketch::MAX_US`] count as that value. At most 1 056
+/// buckets.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct LatencySketch {
     /// (bucket, count above 0), ascending.
     buckets: Vec<(u16, u64)>,
 }
 
-/// Bytes that are no sketch.
+/// Bytes that are not a valid sketch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid latency sketch")]
 pub struct BadSketch;
@@ -40,27 +41,27 @@ pub enum WindowWidth {
     Total,
 }
 
-/// Which roll-up. The order is the one in which backends must touch them, so that two writers cannot deadlock.
+/// Identifies a roll-up. The order is the one in which backends must lock them, so that two writers cannot deadlock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RollupWindow {
-    /// Whose figures.
+    /// The subject.
     pub subject: UsageSubject,
-    /// Of how long a time.
+    /// The width of the window.
     pub width: WindowWidth,
-    /// From when on.
+    /// The start of the window.
     pub start: Timestamp,
 }
 
-/// The figures of one roll-up. Sums stay at the largest value that a store can hold rather than overflow.
+/// The totals of one roll-up. Sums saturate at the largest value that a store can hold.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RollupTotals {
     /// Records.
     pub requests: u64,
-    /// Those that Keygate refused.
+    /// Requests that Keygate denied.
     pub denied: u64,
-    /// Those that were not refused and failed behind the gateway.
+    /// Requests that were not denied and failed at the backend.
     pub errors: u64,
-    /// Those that count against limits.
+    /// Charged requests.
     pub charged: u64,
     /// Tokens.
     pub tokens: u64,
@@ -80,13 +81,13 @@ pub struct RollupTotals {
 
 const SUB_BITS: u32 = 5;
 const SUB: u64 = 1 << SUB_BITS;
-/// First byte of the encoding; another layout takes another number.
+/// First byte of the encoding; another layout has another number.
 const LAYOUT: u8 = 1;
-/// The largest sum, which both backends' 64-bit integers hold.
+/// The largest sum, which fits the 64-bit integers of both backends.
 const SUM_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// What `records` come to: for each key and each workspace one tally of every width. Each record is looked at once, for
-/// its minute; the wider windows are made from the minutes within them.
+/// The totals of `records`: for each key and each workspace one tally of every width. Each record is counted once, in its
+/// minute; wider windows are made from their minutes.
 pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<RollupWindow, RollupTotals> {
     let mut minutes = HashMap::<_, RollupTotals>::new();
     for record in records {
@@ -111,7 +112,7 @@ impl WindowWidth {
     /// Every width that is kept.
     pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Total];
 
-    /// Its length in seconds, as tables carry it; 0 for the whole life.
+    /// Its length in seconds, as stored; 0 for the whole life.
     pub const fn seconds(self) -> i64 {
         match self {
             Self::Minute => 60,
@@ -121,7 +122,7 @@ impl WindowWidth {
         }
     }
 
-    /// Where the window that contains `at` begins.
+    /// The start of the window that contains `at`.
     pub fn start(self, at: Timestamp) -> Timestamp {
         let per = match self {
             Self::Minute => Per::Minute,
@@ -193,7 +194,7 @@ fn sum(a: u64, b: u64) -> u64 {
 // === impl LatencySketch ===
 
 impl LatencySketch {
-    /// The longest time that is told apart from longer ones: 24 hours, in µs.
+    /// The longest time that is distinguished: 24 hours, in µs.
     pub const MAX_US: u64 = 24 * 3_600 * 1_000_000;
 
     /// Adds one time, in µs.
@@ -201,23 +202,23 @@ impl LatencySketch {
         self.add_to_bucket(bucket_of(us), 1);
     }
 
-    /// Adds all that `other` holds.
+    /// Adds all times of `other`.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.buckets {
             self.add_to_bucket(*bucket, *count);
         }
     }
 
-    /// How many times it holds.
+    /// The number of times.
     pub fn count(&self) -> u64 {
         self.buckets.iter().fold(0, |all, (_, count)| sum(all, *count))
     }
 
-    /// The smallest time, in µs, that at least `per_mille` of a thousand are at or below, within 1/64 of the exact
-    /// one. 0 when the sketch is empty.
+    /// The smallest time, in µs, such that at least `per_mille` of a thousand times are at or below it, within 1/64 of the
+    /// exact one. 0 if the sketch is empty.
     pub fn quantile(&self, per_mille: u32) -> u64 {
         let wanted = u128::from(self.count()) * u128::from(per_mille.min(1_000));
-        // Rank 0 means the smallest: even "none of a thousand" is answered with a time that was there.
+        // Rank 0 means the smallest, so that the result is always a time that occurred.
         let rank = wanted.div_ceil(1_000).max(1);
         let mut seen = 0_u128;
         for (bucket, count) in &self.buckets {
@@ -229,8 +230,8 @@ impl LatencySketch {
         self.buckets.last().map_or(0, |(bucket, _)| middle_of(*bucket))
     }
 
-    /// Layout number, then for each bucket its distance from the one before and its count, as LEB128 numbers.
-    /// An empty sketch is no bytes at all.
+    /// The layout number, then for each bucket its distance from the previous one and its count, as LEB128. An empty sketch
+    /// is empty.
     pub fn encode(&self) -> Vec<u8> {
         if self.buckets.is_empty() {
             return Vec::new();
@@ -246,7 +247,7 @@ impl LatencySketch {
         out
     }
 
-    /// Reads what [`LatencySketch::encode`] wrote, and nothing else.
+    /// Decodes the output of [`LatencySketch::encode`] and nothing else.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadSketch> {
         let Some((layout, mut rest)) = bytes.split_first() else { return Ok(Self::default()) };
         if *layout != LAYOUT || rest.is_empty() {
@@ -277,7 +278,8 @@ impl LatencySketch {
     }
 }
 
-/// The bucket of a time. With `e` the highest set bit, the five bits below it tell the 32 buckets of that power apart.
+/// The bucket of a time. With `e` the highest set bit, the five bits below it select one of the 32 buckets of that power of
+/// two.
 fn bucket_of(us: u64) -> u16 {
     let capped = us.min(LatencySketch::MAX_US);
     let shift = (u64::BITS - 1 - (capped | SUB).leading_zeros()) - SUB_BITS;
@@ -308,7 +310,7 @@ fn take_number(rest: &mut &[u8]) -> Result<u64, BadSketch> {
         let (byte, tail) = rest.split_first().ok_or(BadSketch)?;
         *rest = tail;
         let bits = u64::from(byte & 0x7f);
-        // The tenth byte has room for one bit; a zero byte at the end would be a second spelling of the same number.
+        // The tenth byte has room for one bit; a zero byte at the end would be a second encoding of the same number.
         if (place == 9 && bits > 1) || (place > 0 && *byte == 0) {
             return Err(BadSketch);
         }
@@ -351,7 +353,7 @@ mod tests {
     }
 
     fn times() -> impl Strategy<Value = Vec<u64>> {
-        // Any magnitude is as likely as any other, and some are beyond the cap.
+        // All magnitudes are equally likely, and some are beyond the maximum.
         prop::collection::vec((0_u32..40, any::<u64>()).prop_map(|(bits, n)| n >> (63 - bits)), 0..200)
     }
 
@@ -361,7 +363,7 @@ mod tests {
         for bucket in 0..=bucket_of(LatencySketch::MAX_US) {
             let middle = middle_of(bucket);
             assert!(bucket == 0 || middle > last, "{bucket}");
-            // The cap lies inside the last bucket, whose middle may lie beyond it.
+            // The maximum lies inside the last bucket, whose middle may be beyond it.
             assert_eq!(bucket_of(middle.min(LatencySketch::MAX_US)), bucket);
             last = middle;
         }

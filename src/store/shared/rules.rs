@@ -1,6 +1,6 @@
-//! What a write may say and what the audit trail says of it: the part of the store that is the same for every backend.
+//! The rules of administrative writes and their audit lines, the same for every backend.
 //!
-//! Pure; must not know SQL. Backends read the record, ask here what becomes of it, and write the answer.
+//! Pure; must not know SQL. Backends read the record, apply these rules, and write the result.
 
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
@@ -24,7 +24,7 @@ pub(in crate::store) type AuditFields = Map<String, Value>;
 
 // === keys ===
 
-/// The record that `new` becomes at `at` under `plan`, or why it may not.
+/// The record for `new` at `at` under `plan`, or why it is refused.
 pub(in crate::store) fn new_key(
     new: NewKey,
     plan: &Plan,
@@ -56,19 +56,19 @@ pub(in crate::store) fn new_key(
     Ok(record)
 }
 
-/// A key that was deleted, or not, as restoring it finds it.
+/// A key, deleted or not, as read for restoring it.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct DeletedKey {
     pub(in crate::store) record: KeyRecord,
-    /// Of the digest; none once that is not kept any more.
+    /// The pepper version of its digest; none once the digest is erased.
     pub(in crate::store) pepper: Option<u32>,
-    /// Of the digest before.
+    /// The pepper version of its previous digest.
     pub(in crate::store) old_pepper: Option<u32>,
     /// The plan's `deleted_keys_days`.
     pub(in crate::store) days: u32,
 }
 
-/// The record that a deleted key becomes at `at` when it is restored under `plan`, or why it may not.
+/// The record of a deleted key that is restored at `at` under `plan`, or why this is refused.
 pub(in crate::store) fn restored_key(
     deleted: &DeletedKey,
     plan: &Plan,
@@ -92,13 +92,13 @@ pub(in crate::store) fn restored_key(
 }
 
 impl DeletedKey {
-    /// Whether the credential before cannot be checked any more, so that it must not come back.
+    /// Whether the previous credential can no longer be checked, so that it must not come back.
     pub(in crate::store) fn has_lost_old_pepper(&self, peppers: &[u32]) -> bool {
         self.old_pepper.is_some_and(|version| !peppers.contains(&version))
     }
 }
 
-/// The credentials that `new` has at `at`: the current one, and the one before while its grace period lasts.
+/// The credentials of `new` at `at`: the current one, and the previous one while its grace period lasts.
 pub(in crate::store) fn new_credentials(new: &NewKey, at: Timestamp) -> (Credential, Option<Credential>) {
     let IssuedCredential { digest, pepper_version, secret, hint: _ } = new.credential;
     let current = Credential { digest, pepper_version, secret, valid_until: None };
@@ -106,7 +106,7 @@ pub(in crate::store) fn new_credentials(new: &NewKey, at: Timestamp) -> (Credent
     (current, old.filter(|old| old.valid_until.is_some_and(|until| until > at)))
 }
 
-/// The record that `before` becomes at `at` by `patch`, or why it may not.
+/// The record after applying `patch` to `before` at `at`, or why this is refused.
 pub(in crate::store) fn patched_key(
     before: &KeyRecord,
     patch: KeyPatch,
@@ -147,7 +147,7 @@ pub(in crate::store) fn patched_key(
     Ok(after)
 }
 
-/// Whether a key of that rate may be made under `plan`.
+/// Whether a key with this rate may be created under `plan`.
 pub(in crate::store) fn check_rate(asked: u32, plan: &Plan) -> Result<(), StoreError> {
     let limit = plan.api_ops_rate_limit;
     if asked > limit {
@@ -166,7 +166,7 @@ fn check_key(record: &KeyRecord) -> Result<(), StoreError> {
     check_count("daily_request_limit", ceilings.daily_request_limit.unwrap_or(0))?;
     check_count("quota_limit", ceilings.quota_limit.unwrap_or(0))?;
     check_limits(&ceilings.limits)?;
-    // Beyond these no store and no format can carry an instant.
+    // Instants beyond these cannot be stored or formatted.
     let representable = -Timestamp::MAX.as_micros()..=Timestamp::MAX.as_micros();
     if record.key.expires_at.is_some_and(|t| !representable.contains(&t.as_micros())) {
         return Err(StoreError::Invalid {
@@ -189,7 +189,7 @@ fn check_scopes(kind: KeyType, scopes: &Scopes) -> Result<(), StoreError> {
 
 // === plans and workspaces ===
 
-/// Whether a plan may be as it is.
+/// Checks the values of a plan.
 pub(in crate::store) fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
     check_text("description", &record.description)?;
     check_count("end_user_quota", record.plan.end_user_quota)?;
@@ -197,7 +197,7 @@ pub(in crate::store) fn check_plan(record: &PlanRecord) -> Result<(), StoreError
     check_limits(&record.plan.limits)
 }
 
-/// The plan that `before` becomes at `at` by `patch`, or why it may not.
+/// The plan after applying `patch` to `before` at `at`, or why this is refused.
 pub(in crate::store) fn patched_plan(
     before: &PlanRecord,
     patch: PlanPatch,
@@ -225,7 +225,7 @@ pub(in crate::store) fn patched_plan(
     Ok(after)
 }
 
-/// The workspace that `before` becomes at `at` by `patch`, or why it may not.
+/// The workspace after applying `patch` to `before` at `at`, or why this is refused.
 pub(in crate::store) fn patched_workspace(
     before: &WorkspaceRecord,
     patch: WorkspacePatch,
@@ -240,19 +240,19 @@ pub(in crate::store) fn patched_workspace(
     Ok(after)
 }
 
-/// A workspace that nobody has named yet.
+/// A new workspace without a name.
 pub(in crate::store) fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
     WorkspaceRecord { id, name: String::new(), plan_id, end_users: 0, created_at: at, updated_at: at }
 }
 
 // === secrets and peppers ===
 
-/// A secret opens one key.
+/// A secret belongs to one key only.
 pub(in crate::store) fn secret_taken() -> StoreError {
     StoreError::Invalid { field: "secret", why: "must not be the secret of another key".into() }
 }
 
-/// The remembered peppers that are not among those given; or which of these is another than it was.
+/// The stored peppers that are not among those given; or an error if one of these differs.
 pub(in crate::store) fn missing_peppers(
     remembered: &[(u32, [u8; 32])],
     given: &[(u32, [u8; 32])],
@@ -273,7 +273,7 @@ pub(in crate::store) fn missing_peppers(
     Ok(missing)
 }
 
-/// Whether pepper `version` may be missing, which `keys` keys were made with.
+/// Whether pepper `version` may be missing, with which `keys` keys were hashed.
 pub(in crate::store) fn check_pepper_unused(version: u32, keys: u64) -> Result<(), StoreError> {
     if keys == 0 {
         return Ok(());
@@ -286,7 +286,7 @@ pub(in crate::store) fn check_pepper_unused(version: u32, keys: u64) -> Result<(
 
 // === values ===
 
-/// Texts that people give hold no NUL: PostgreSQL cannot store one, and nothing may depend on the backend.
+/// Texts from users contain no NUL: PostgreSQL cannot store one, and results must not depend on the backend.
 pub(in crate::store) fn check_text(field: &'static str, text: &str) -> Result<(), StoreError> {
     if text.contains('\0') {
         return Err(StoreError::Invalid { field, why: "must not contain the character NUL".into() });
@@ -294,14 +294,14 @@ pub(in crate::store) fn check_text(field: &'static str, text: &str) -> Result<()
     Ok(())
 }
 
-/// Longest endpoint of a usage record, in bytes. An index holds it: PostgreSQL's hold entries of 2 704 bytes.
+/// Longest endpoint of a usage record, in bytes. It must fit an index; PostgreSQL's entries are limited to 2 704 bytes.
 const ENDPOINT_MAX: usize = 2_048;
 /// Longest of its other texts, in bytes.
 const USAGE_TEXT_MAX: usize = 512;
 
-/// Makes a usage record fit for every store, whatever is in it: what came in over the wire must never keep it out. Texts
-/// are cut at a character, NUL becomes U+FFFD, an instant outside 1970 to 9999 the nearest inside. The same record always
-/// becomes the same.
+/// Makes a usage record storable in every backend, whatever a client sent: texts are cut at a character, NUL becomes
+/// U+FFFD, and an instant outside 1970 to 9999 becomes the nearest one inside. The same record always gives the same
+/// result.
 pub(in crate::store) fn fit(record: &mut UsageRecord) {
     record.at = record.at.clamp(Timestamp::default(), Timestamp::MAX);
     for (name, text) in record.texts_mut() {
@@ -318,12 +318,12 @@ fn fit_text(text: &mut Arc<str>, max: usize) {
     }
 }
 
-/// Texts of the ledger come from the wire; a record must never be refused for one, so a NUL becomes U+FFFD.
+/// Texts of the ledger come from clients; a record must not be refused for one, so a NUL becomes U+FFFD.
 pub(in crate::store) fn without_nul(text: &str) -> std::borrow::Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 
-/// Whether a text that is looked for can be nowhere, because no stored text holds a NUL.
+/// Whether a searched text cannot occur, because no stored text contains a NUL.
 pub(in crate::store) fn hold_nul<const N: usize>(texts: [Option<&str>; N]) -> bool {
     texts.into_iter().flatten().any(|text| text.contains('\0'))
 }
@@ -349,23 +349,23 @@ fn set<T>(field: &mut T, value: Option<T>) {
     }
 }
 
-/// Case ignored: every character by itself, so that a part of a text folds as it does within the whole.
+/// Folds case character by character, so that a part of a text folds as it does within the whole.
 pub(in crate::store) fn fold_case(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).collect()
 }
 
-/// What a search of keys looks through.
+/// The text that a search of keys looks through.
 pub(in crate::store) fn search_text(record: &KeyRecord) -> String {
     fold_case(&format!("{}\n{}\n{}", record.name, record.description, record.hint))
 }
 
-/// Ceilings as tables carry them.
+/// Limits as stored.
 pub(in crate::store) fn limits_to_json(limits: &[Ceiling]) -> Value {
     let one = |c: &Ceiling| json!({"count": c.count.as_str(), "per": c.per.as_str(), "max": c.max});
     limits.iter().map(one).collect()
 }
 
-/// Reads what [`limits_to_json`] made; says what is wrong with anything else.
+/// Parses the output of [`limits_to_json`], or says what is wrong.
 pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, String> {
     let items: Vec<AuditFields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
     let mut limits = Vec::with_capacity(items.len());
@@ -380,12 +380,12 @@ pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, S
     Ok(limits.into())
 }
 
-/// Networks as tables carry them.
+/// Networks as stored.
 pub(in crate::store) fn ips_to_json(ips: &[IpNet]) -> Value {
     ips.iter().map(ToString::to_string).collect()
 }
 
-/// Reads what [`ips_to_json`] made; says what is wrong with anything else.
+/// Parses the output of [`ips_to_json`], or says what is wrong.
 pub(in crate::store) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String> {
     let items: Vec<String> = serde_json::from_str(text).map_err(|_| "not a JSON array of texts")?;
     items.iter().map(|item| item.parse().map_err(|_| "not a network, as in 10.0.0.0/8".to_owned())).collect()
@@ -393,7 +393,7 @@ pub(in crate::store) fn ips_from_json(text: &str) -> Result<Box<[IpNet]>, String
 
 // === audit ===
 
-/// What happened to what.
+/// The content of an audit line.
 pub(in crate::store) struct AuditLine<'a> {
     pub(in crate::store) action: &'static str,
     pub(in crate::store) workspace: Option<&'a WorkspaceId>,
@@ -402,7 +402,7 @@ pub(in crate::store) struct AuditLine<'a> {
 }
 
 impl AuditLine<'_> {
-    /// That a node has another config in force.
+    /// A node has reloaded its config.
     pub(in crate::store) fn reload(node: &str, changes: AuditFields) -> Self {
         Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
     }
@@ -413,7 +413,7 @@ impl AuditLine<'_> {
     }
 }
 
-/// What a key is, for the audit trail. Destructured, so that a new field must be decided on here.
+/// The fields of a key, for the audit log. Destructured, so that a new field cannot be forgotten.
 pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
     let KeyRecord { key, name, description, metadata, hint, .. } = record;
     let Key {
@@ -447,7 +447,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
     ])
 }
 
-/// What a plan is, for the audit trail.
+/// The fields of a plan, for the audit log.
 pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
     let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } =
         &record.plan;
@@ -462,12 +462,12 @@ pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
     ])
 }
 
-/// What a workspace is, for the audit trail.
+/// The fields of a workspace, for the audit log.
 pub(in crate::store) fn workspace_fields(record: &WorkspaceRecord) -> AuditFields {
     fields([("name", json!(record.name)), ("plan_id", json!(record.plan_id.as_str()))])
 }
 
-/// What a new secret changes, for the audit trail.
+/// The changes by a new secret, for the audit log.
 pub(in crate::store) fn regenerate_fields(
     old_hint: &str,
     new: &IssuedCredential,
@@ -479,7 +479,7 @@ pub(in crate::store) fn regenerate_fields(
     ])
 }
 
-/// What restoring a key brings back, for the audit trail.
+/// The changes by restoring a key, for the audit log.
 pub(in crate::store) fn restore_fields(deleted: &DeletedKey) -> AuditFields {
     let KeyRecord { name, hint, deleted_at, .. } = &deleted.record;
     fields([
@@ -489,7 +489,7 @@ pub(in crate::store) fn restore_fields(deleted: &DeletedKey) -> AuditFields {
     ])
 }
 
-/// Field by field what was and what became, of those that differ.
+/// The old and new value of each field that differs.
 pub(in crate::store) fn difference(before: &AuditFields, after: &AuditFields) -> AuditFields {
     let changed = after.iter().filter(|(name, to)| before.get(*name) != Some(*to));
     changed.map(|(name, to)| (name.clone(), json!({"from": before.get(name), "to": to}))).collect()
@@ -531,7 +531,7 @@ mod tests {
 
     #[test]
     fn a_part_of_a_text_folds_as_in_the_whole() {
-        // A final sigma has a form of its own in whole words.
+        // A final sigma has its own form in whole words.
         assert!(fold_case("ΟΔΟΣ-1").contains(&fold_case("ΟΔΟΣ")));
         assert!(fold_case("Straße ÄÖ").contains(&fold_case("äö")));
     }

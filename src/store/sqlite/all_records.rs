@@ -1,4 +1,4 @@
-//! Usage records of all keys by their ids, a part at a time: first where the part ends, then its rows.
+//! Usage records of all keys ordered by id, in parts: first the end of the part, then its rows.
 
 use super::StoreError;
 use super::row;
@@ -15,10 +15,10 @@ pub(super) fn part(
     first: RequestId,
     looks_at: u32,
 ) -> Result<RecordPage, StoreError> {
-    // An id that is none cannot be where a part begins; its row is passed over with those around it.
+    // A part cannot begin at an invalid id; such a row is skipped with its neighbours.
     let end = "SELECT id FROM usage WHERE id >= ?1 AND length(id) = 16 ORDER BY id LIMIT 1 OFFSET ?2";
     let next = row::one(tx, end, params![first.0.as_bytes(), looks_at], |f| Ok(RequestId(f.uuid("id")?)))?;
-    // Without an end: before what is longer than any id.
+    // Without an end: before a value that is longer than any id.
     let rows = concat!(
         "SELECT ",
         usage_columns!(),

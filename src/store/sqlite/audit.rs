@@ -1,4 +1,4 @@
-//! The audit trail: one line per administrative write, in the same transaction as it.
+//! The audit log: one line per administrative write, in the same transaction.
 
 use super::row;
 use super::{SqliteStore, StoreError, next_version};
@@ -86,7 +86,7 @@ impl Audit for SqliteStore {
         self.read(move |tx| {
             let (count, select) = match &workspace {
                 Some(_) => (filtered!("count(*)", "workspace_id = :scope"), lines!("workspace_id = :scope")),
-                // `:scope` is bound in both, so that one set of parameters serves.
+                // `:scope` is bound in both cases, so that the parameters are the same.
                 None => (
                     filtered!("count(*)", "platform = 1 AND :scope IS NULL"),
                     lines!("platform = 1 AND :scope IS NULL"),

@@ -1,4 +1,4 @@
-//! End users, and the one atomic step by which a new one comes to exist.
+//! End users, and the atomic creation of new ones.
 
 use super::audit;
 use super::row;
@@ -24,7 +24,7 @@ impl EndUsers for SqliteStore {
     ) -> Result<EndUserAdmission, StoreError> {
         rules::check_text("other_id", other_id)?;
         let (workspace, other_id) = (workspace.clone(), other_id.to_owned());
-        // A known one passes whatever the quota, so it need not wait for the writer.
+        // A known one passes whatever the quota, so it does not wait for the writer.
         let (known_workspace, known_id) = (workspace.clone(), other_id.clone());
         if let Some(id) = self.read(move |tx| known(tx, &known_workspace, &known_id)).await? {
             return Ok(EndUserAdmission::Admitted(id));
@@ -96,7 +96,7 @@ impl EndUsers for SqliteStore {
     }
 }
 
-/// One transaction, and writers take turns: between the look and the insert nobody else inserts.
+/// One transaction, and writes are serialized: between the look-up and the insert nobody else inserts.
 fn admit(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
@@ -145,7 +145,7 @@ fn known(
     row::one(tx, sql, params![workspace.as_str(), other_id], |f| Ok(EndUserId(f.uuid("id")?)))
 }
 
-/// At most one, found by the index on names however many there are.
+/// At most one, found by the index on names.
 fn named(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,

@@ -1,4 +1,4 @@
-//! What SQLite's errors mean to callers. SQL, values and paths stay out of the text.
+//! Maps SQLite's errors for callers. SQL, values and paths stay out of the text.
 
 use super::StoreError;
 use crate::store::shared::rules;
@@ -18,7 +18,7 @@ impl From<Error> for StoreError {
     }
 }
 
-/// Why a usage record was not stored. A value that the schema or SQLite does not take is the record's fault.
+/// Why a usage record was not stored. A value that the schema or SQLite rejects is the record's fault.
 pub(super) fn of_record(error: Error) -> StoreError {
     let code = error.sqlite_error_code();
     let error = StoreError::from(error);
@@ -50,7 +50,7 @@ fn failure(error: ffi::Error, text: &str) -> StoreError {
     }
 }
 
-/// Which rule of the schema was broken. SQLite names the columns of the index, and only those.
+/// The violated constraint. SQLite names the columns of the index, and only those.
 fn constraint(extended_code: i32, text: &str) -> StoreError {
     let columns = text.rsplit(": ").next().unwrap_or_default();
     match columns {

@@ -38,7 +38,7 @@ impl Feed for SqliteStore {
 
 // === changes ===
 
-/// Batches on their way to whoever follows.
+/// Batches for the follower.
 struct ChangeBatches {
     to: mpsc::Sender<Vec<Change>>,
     batch: Vec<Change>,

@@ -1,4 +1,4 @@
-//! Keys as rows: how they are selected.
+//! Selecting keys.
 
 use super::StoreError;
 use super::row;
@@ -9,7 +9,7 @@ use crate::store::shared::rules;
 use crate::store::{KeyFilter, KeyRecord, Page, PageRequest};
 use rusqlite::{Transaction, named_params, params};
 
-/// Keys, with the roll-up of their whole lives.
+/// Keys, with the roll-up of their whole life.
 macro_rules! select_keys {
     () => {
         " FROM keys k LEFT JOIN usage_rollups t
@@ -18,14 +18,14 @@ macro_rules! select_keys {
 }
 pub(super) use select_keys;
 
-/// What [`read_key_record`] reads: the key, what people see of it, and its usage so far.
+/// The columns for [`read_key_record`]: the key, what is shown of it, and its usage so far.
 macro_rules! select_records {
     () => {
         concat!("SELECT ", key_columns!(), ", ", key_record_columns!(), select_keys!())
     };
 }
 
-/// Which keys a list shows; `k` is the table.
+/// The filter of a list; `k` is the table.
 macro_rules! listed {
     () => {
         "WHERE k.workspace_id = :workspace AND (k.deleted_at IS NOT NULL) = :deleted AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
@@ -45,7 +45,7 @@ pub(super) fn live_record(
     row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], read_key_record)
 }
 
-/// One page of the keys that fit.
+/// One page of the matching keys.
 pub(super) fn list(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,

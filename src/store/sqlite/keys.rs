@@ -1,4 +1,4 @@
-//! Keys: made, listed, changed, deleted, given new secrets.
+//! Keys: create, list, change, delete, and give new secrets.
 
 use super::audit;
 use super::deleted_keys;
@@ -276,7 +276,7 @@ fn insert(
     Ok(())
 }
 
-/// The credential before, of a key that brings one along.
+/// The previous credential of an imported key.
 fn insert_old_credential(tx: &Transaction<'_>, id: KeyId, old: &Credential) -> Result<(), StoreError> {
     let sql =
         "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_secret_id = ?4, old_valid_until = ?5
@@ -322,7 +322,7 @@ fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<
     Ok(())
 }
 
-/// The current credential becomes the one before, if it may live on; any older one is gone.
+/// The current credential becomes the previous one, if it stays valid; any older one ends.
 fn replace_credential(
     tx: &Transaction<'_>,
     id: KeyId,
@@ -360,8 +360,8 @@ fn write_search_text(tx: &Transaction<'_>, record: &KeyRecord) -> Result<(), Sto
     Ok(())
 }
 
-/// Credentials past their grace period open nothing; nodes see that for themselves, so no number is drawn. Without
-/// this their pepper could never be taken out of service.
+/// Credentials past their grace period are invalid; nodes see this themselves, so no version is drawn. Without this, their
+/// pepper could never be retired.
 fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
                    old_valid_until = NULL
@@ -370,7 +370,7 @@ fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(),
     Ok(())
 }
 
-/// No index spans both columns, so this looks; writers take turns, so looking is enough. Deleted keys make way.
+/// No index spans both columns, so this queries both; writes are serialized, so that is enough. Deleted keys give way.
 fn check_digest_is_free(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
     let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1 AND deleted_at IS NULL)
                     + (SELECT count(*) FROM keys WHERE old_digest = ?1 AND deleted_at IS NULL)";

@@ -1,4 +1,4 @@
-//! The ledger: every record once, and the roll-ups fed from exactly those that were new.
+//! The ledger: every record once, and roll-ups updated from exactly the new ones.
 
 use super::all_records;
 use super::error;
@@ -23,7 +23,7 @@ use std::sync::LazyLock;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// What the ledger needs of a key whose usage may be seen.
+/// What the ledger needs to know of a key whose usage is requested.
 struct SqliteKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
@@ -139,14 +139,14 @@ impl Ledger for SqliteStore {
     }
 }
 
-/// A record on its way into a row. By place: finding parameters by name took as long as the rest of the insertion.
+/// Binds the values of a record by position: finding parameters by name took as long as the rest of the insertion.
 struct InsertValues<'s, 'c> {
     statement: &'s mut CachedStatement<'c>,
-    /// The places that have a value.
+    /// Number of bound values.
     bound: usize,
 }
 
-/// Stores a record; false when it was there already.
+/// Stores a record; false if it exists already.
 fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError> {
     static SQL: LazyLock<String> = LazyLock::new(|| {
         let places = vec!["?"; UsageRecord::FIELDS.len()].join(", ");
@@ -158,7 +158,7 @@ fn insert(tx: &Transaction<'_>, record: &UsageRecord) -> Result<bool, StoreError
     Ok(statement.raw_execute().map_err(error::of_record)? == 1)
 }
 
-/// A key of that workspace, deleted or not.
+/// A key of this workspace, deleted or not.
 fn owned(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,

@@ -1,4 +1,4 @@
-//! Usage records of one key, newest first: where they are, by the index alone, then the rows of the page.
+//! Usage records of one key, newest first: first their positions, by the index alone, then the rows of the page.
 
 use super::StoreError;
 use super::row;
@@ -14,8 +14,7 @@ use rusqlite::{ToSql, Transaction, params};
 use std::ops::Range;
 use std::time::Duration;
 
-/// Records of a key in a part of time, behind a place, newest first; at most `:looks_at` of them. Nothing but the index is
-/// read.
+/// Records of a key in a time range, after a position, newest first; at most `:looks_at` of them. Reads only the index.
 macro_rules! looked_at {
     () => {
         "(SELECT at, id, status_code, endpoint FROM usage
@@ -24,7 +23,7 @@ macro_rules! looked_at {
     };
 }
 
-/// Which of them fit. Paths are folded as ASCII, in both backends; nothing in `?8` is a wildcard.
+/// The filter. Paths are folded as ASCII in both backends; `?8` contains no wildcards.
 macro_rules! fits {
     () => {
         "(?7 IS NULL OR status_code = ?7) AND (?8 IS NULL OR instr(lower(endpoint), ?8) > 0)"
@@ -61,7 +60,7 @@ fn reach(tx: &Transaction<'_>, key: KeyId, search: &LogSearch) -> Result<Option<
     let sql = "SELECT start, requests FROM usage_rollups
                WHERE subject_kind = 1 AND subject_id = ?1 AND width = 86400 AND start > ?2 AND start < ?3
                ORDER BY start DESC LIMIT ?4";
-    // A day that begins before the range may reach into it.
+    // A day that begins before the range may overlap it.
     let oldest = search.range.start.minus(Duration::from_hours(24)).as_micros();
     let mut newest = search.range.end.as_micros();
     let mut days = UsageDays::of(search);
@@ -80,7 +79,7 @@ fn reach(tx: &Transaction<'_>, key: KeyId, search: &LogSearch) -> Result<Option<
     }
 }
 
-/// Where the records of a page are, and one more when anything follows.
+/// The positions of the records of a page, and one more if anything follows.
 fn find(
     tx: &Transaction<'_>,
     key: KeyId,
@@ -98,7 +97,7 @@ fn find(
     asked(tx, key, search, reach, sql, &[&limit, &offset], read_place)
 }
 
-/// How many of those that are looked at fit.
+/// The number of matching records among those examined.
 fn count_fitting(
     tx: &Transaction<'_>,
     key: KeyId,
@@ -111,7 +110,7 @@ fn count_fitting(
     Ok(LogTotal { records, is_exact: all < LOOKED_AT_MAX && !reach.is_cut })
 }
 
-/// The last place that was looked at, where there is or may be more behind it.
+/// The last position that was examined, if there may be more after it.
 fn last_looked_at(
     tx: &Transaction<'_>,
     key: KeyId,
@@ -153,7 +152,7 @@ fn asked<T>(
     row::all(tx, sql, values.as_slice(), decode)
 }
 
-/// The record at a place, where it still is there; none when the row is not what it must be.
+/// The record at a position, if it still exists; none if the row cannot be read.
 fn record(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
@@ -163,8 +162,8 @@ fn record(
     row::all(tx, sql, params![place.id.0.as_bytes(), workspace.as_str()], sound_usage)
 }
 
-/// How many records a key has in `range`: whole windows by their roll-ups, what is left at the edges by narrower ones,
-/// and only what is less than a minute, or older than narrow roll-ups are kept, one by one.
+/// The number of records of a key in `range`: whole windows by their roll-ups, the edges by narrower ones, and single
+/// records only for less than a minute, or where narrow roll-ups are no longer kept.
 fn count_all(tx: &Transaction<'_>, key: KeyId, range: Range<Timestamp>) -> Result<LogTotal, StoreError> {
     let mut total = LogTotal { records: 0, is_exact: true };
     let mut left = vec![(range, COUNTED_BY.as_slice())];
@@ -193,7 +192,7 @@ fn count_all(tx: &Transaction<'_>, key: KeyId, range: Range<Timestamp>) -> Resul
     Ok(total)
 }
 
-/// What the windows of a range come to, and whether roll-ups of that width reach back so far.
+/// The sum of the windows of a range, and whether roll-ups of this width reach back that far.
 fn sum_windows(
     tx: &Transaction<'_>,
     key: KeyId,

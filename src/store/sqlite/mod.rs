@@ -1,11 +1,11 @@
-//! The embedded store: one SQLite file, one process (two while one takes the other's place), one thread in it that writes
-//! and a few that read.
+//! The embedded store: one SQLite file, one process (two during an upgrade), one thread that writes and a few that read.
 //!
-//! Must not know: anything outside the store. When the file cannot be read or written every call answers
-//! [`StoreError::Unavailable`]; while the queue of a thread is full, callers wait. A commit is on disk before its caller is
+//! Must not know: anything outside the store. While the file cannot be read or written, every call returns
+//! [`StoreError::Unavailable`]. While the queue of a thread is full, callers wait. A commit is on disk before its caller is
 //! told (`synchronous=FULL`).
 //!
-//! *Invariant:* only the writer's thread writes, each call in one transaction that keeps other processes out; so numbers become visible in order.
+//! *Invariant:* only the writer's thread writes, each call in one transaction that excludes other processes; so versions
+//! become visible in order.
 
 mod all_records;
 mod audit;
@@ -45,9 +45,9 @@ use workers::{Job, Queue, Workers};
 pub struct SqliteStore {
     path: PathBuf,
     options: SqliteOptions,
-    /// The lock of the process whose place this one takes, until the file is open.
+    /// The lock from the process that this one replaces, until the file is open.
     handed_on: Mutex<Option<File>>,
-    /// Once the file is open.
+    /// Set once the file is open.
     running: OnceLock<Running>,
     calendar: RetentionClock,
 }
@@ -59,14 +59,14 @@ struct Running {
     lock: Weak<FileLock>,
 }
 
-/// How the embedded store is run.
+/// Options of the embedded store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// How long a write waits for another process, such as a backup, to let go of the file.
+    /// Longest wait of a write for another process, such as a backup, that locks the file.
     pub busy_timeout: Duration,
     /// Threads that read. A change feed or an export occupies one of them while it runs; at least 1.
     pub readers: usize,
-    /// Calls that wait for the writer, and again for the readers, before callers have to wait; at least 1.
+    /// Calls that may queue for the writer, and again for the readers; at least 1. Further callers wait.
     pub queue: usize,
 }
 
@@ -79,23 +79,23 @@ impl Default for SqliteOptions {
 // === impl SqliteStore ===
 
 impl SqliteStore {
-    /// Opens the store at `path`, makes it where it is missing (folder 0700, file 0600) and brings its schema up to
-    /// date. `Refused` when another process has it, when it is newer than this program, or when it is not a store.
+    /// Opens the store at `path`, creates it if it does not exist (folder 0700, file 0600), and migrates its schema.
+    /// `Refused` if another process owns it, if it is newer than this program, or if it is not a store.
     ///
     /// Blocks; call it before anything is served.
     pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
         Self::open_after(path, options, None)
     }
 
-    /// The same for a process that takes the place of one that still has the store open and handed its `lock` on. Until
-    /// that one has gone both write, one transaction at a time.
+    /// The same for a process that replaces one that still has the store open and passed on its `lock`. Until that one has
+    /// exited, both write, one transaction at a time.
     pub fn open_after(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Result<Self, StoreError> {
         let store = Self::prepare(path, options, lock);
         store.open_now()?;
         Ok(store)
     }
 
-    /// The same without opening the file: [`Store::bring_up`] does.
+    /// The same without opening the file: [`Store::bring_up`] does that.
     pub fn prepare(path: &Path, options: &SqliteOptions, lock: Option<File>) -> Self {
         let (path, options, handed_on) = (path.to_owned(), options.clone(), Mutex::new(lock));
         Self { path, options, handed_on, running: OnceLock::new(), calendar: RetentionClock::default() }
@@ -113,13 +113,13 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// What tells other processes that this one has the store, to be handed on; none once it is closed.
+    /// The lock that tells other processes that the store is in use, to be passed on; none once it is closed.
     pub fn lock(&self) -> Option<File> {
         self.running.get()?.lock.upgrade()?.share().ok()
     }
 
-    /// Runs `work` on the writer's thread in one transaction, which is kept only when `work` succeeds. What it wrote is on
-    /// disk when this returns: it survives a power cut.
+    /// Runs `work` on the writer's thread in one transaction, which is committed only if `work` succeeds. When this
+    /// returns, the changes are on disk and survive a power cut.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -128,7 +128,7 @@ impl SqliteStore {
         self.call(Queue::Write, TransactionBehavior::Immediate, work).await
     }
 
-    /// Runs `work` on a reader's thread; all it reads is of one moment.
+    /// Runs `work` on a reader's thread, with one snapshot.
     async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -144,7 +144,7 @@ impl SqliteStore {
     {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            // Nobody waits any more: the caller was told nothing, so nothing may change.
+            // The caller has gone and was told nothing, so nothing may change.
             if answer.is_closed() {
                 return;
             }
@@ -180,7 +180,7 @@ impl Store for SqliteStore {
     }
 }
 
-/// Draws the next number of the one sequence of changes.
+/// Draws the next version.
 fn next_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
     let sql = "UPDATE change_seq SET value = value + 1 WHERE one = 1 RETURNING value";
     row::one(tx, sql, [], |f| f.int("value"))?
@@ -188,7 +188,7 @@ fn next_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
         .ok_or_else(|| StoreError::Corrupt("change_seq has no row".into()))
 }
 
-/// The number of the newest write.
+/// The version of the newest write.
 fn current_version(tx: &Transaction<'_>) -> Result<Version, StoreError> {
     row::one(tx, "SELECT value FROM change_seq WHERE one = 1", [], |f| f.int("value"))?
         .map(Version)
@@ -224,7 +224,7 @@ mod tests {
         let mut blocking = Box::pin(blocking);
         let waker = std::task::Waker::noop();
         let mut context = std::task::Context::from_waker(waker);
-        // Queued behind the one that holds the writer, then given up.
+        // Queued behind the one that blocks the writer, then abandoned.
         assert!(blocking.as_mut().poll(&mut context).is_pending());
         {
             let mut given_up = Box::pin(store.write(next_version));

@@ -1,4 +1,4 @@
-//! Who runs on the store: here the one process that has the file. Seen by SQLite's clock, as Postgres does by its own.
+//! The nodes that use the store: here the one process that has the file. By SQLite's clock, as PostgreSQL uses its own.
 
 use super::row;
 use super::{SqliteStore, StoreError};
@@ -29,7 +29,7 @@ impl Nodes for SqliteStore {
             );
             let (name, reached) = (without_nul(&node.name), row::int(node.reached.0));
             row::execute(tx, sql, params![node.boot.as_bytes(), name, node.admin, reached])?;
-            // Who has been silent for a day is history.
+            // Nodes that have been silent for a day are removed.
             let sql = concat!("DELETE FROM nodes WHERE seen_at < ", now!(), " - 86400000000");
             row::execute(tx, sql, [])?;
             Ok(())

@@ -1,6 +1,7 @@
-//! Opening the file: the folder, the lock, the pragmas, the schema.
+//! Opens the file: folder, lock, pragmas, schema.
 //!
-//! Must not know: what is done with the connections. Whatever does not fit is `Refused` in words for the operator.
+//! Must not know: what the connections are used for. A file that is not suitable is `Refused` with a message for the
+//! operator.
 
 use super::{SqliteOptions, StoreError};
 use crate::durable;
@@ -16,33 +17,33 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a store runs on.
+/// An opened store.
 pub(super) struct OpenedFile {
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
     pub(super) lock: Arc<FileLock>,
 }
 
-/// Holds `<path>.lock`, which tells other processes that the file is in use. The kernel lets go of it when we die, and
-/// whoever it was handed on to.
+/// Holds `<path>.lock`, which tells other processes that the file is in use. The kernel releases it when this process, and
+/// any process that it was passed on to, has exited.
 pub(super) struct FileLock {
     file: File,
 }
 
-/// "KyGt": says in the file's header whose database it is.
+/// "KyGt": identifies the database in the file's header.
 const APPLICATION_ID: i32 = 0x4b79_4774;
-/// Statements kept prepared on each connection; there are about 60 in all.
+/// Prepared statements kept on each connection; there are about 60 in all.
 const STATEMENTS_MAX: usize = 128;
-/// Memory for the writer's pages, in KiB: a batch of thousands of keys changes as many, and each that has no room is written
-/// and read again before the batch ends.
+/// The writer's page cache, in KiB: a batch of thousands of keys changes as many pages, and each that does not fit is
+/// written and read again within the batch.
 const WRITER_CACHE_KIB: i64 = 32 << 10;
-/// Pages in the write-ahead log before it is copied to the database (32 MiB): what is written every time, such as the newest
-/// pages of the ledger, is then copied once for many batches.
+/// Pages in the write-ahead log before a checkpoint (32 MiB): pages that change in every batch, such as the newest of the
+/// ledger, are then copied once for many batches.
 const CHECKPOINT_PAGES: i64 = 8_192;
-/// A write-ahead log is cut back to this after a checkpoint, in bytes.
+/// The write-ahead log is truncated to this size after a checkpoint, in bytes.
 const WAL_BYTES_MAX: i64 = 64 << 20;
 
-/// Opens the store and brings its schema up to date.
+/// Opens the store and migrates its schema.
 pub(super) fn open(
     path: &Path,
     options: &SqliteOptions,
@@ -65,8 +66,8 @@ pub(super) fn open(
     Ok(OpenedFile { writer, readers, lock: Arc::new(lock) })
 }
 
-/// Brings the schema of the store at `path` up to date, makes the store where it is missing, and says what it has now.
-/// `Refused` while a gateway runs on it. Blocks.
+/// Migrates the schema of the store at `path`, creates the store if it does not exist, and returns its state. `Refused`
+/// while a gateway uses it. Blocks.
 pub fn migrate(path: &Path) -> Result<MigrationState, StoreError> {
     let lock = FileLock::take(path)?;
     let mut connection = connect(path, SqliteOptions::default().busy_timeout)?;
@@ -76,7 +77,7 @@ pub fn migrate(path: &Path) -> Result<MigrationState, StoreError> {
     state
 }
 
-/// Says what the store at `path` has and lacks, and changes nothing; a gateway may be running on it. Blocks.
+/// Returns the state of the store at `path` and changes nothing; a gateway may be using it. Blocks.
 pub fn check(path: &Path) -> Result<MigrationState, StoreError> {
     if !path.exists() {
         return migrate::compare(&migrate::runner(SQLITE)?, Vec::new());
@@ -89,7 +90,7 @@ pub fn check(path: &Path) -> Result<MigrationState, StoreError> {
     state(&connection)
 }
 
-/// What somebody has to change is refused; a mount that is away or a disk that does not answer may come back.
+/// Errors that need a person are `Refused`; a missing mount or a disk that does not answer may recover.
 fn cannot_be_opened(path: &Path, error: &std::io::Error) -> StoreError {
     let why = format!("{} cannot be opened: {error}", path.display());
     match error.kind() {
@@ -105,7 +106,7 @@ fn cannot_be_opened(path: &Path, error: &std::io::Error) -> StoreError {
 }
 
 fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError> {
-    // Made here and not by SQLite, which would make it readable by everybody; its side files copy the mode.
+    // Not created by SQLite, which would make it readable by all; its side files copy the mode.
     let is_new = !path.exists();
     let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     made.and_then(|_| if is_new { durable::sync_folder_of(path) } else { Ok(()) })
@@ -114,18 +115,18 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, StoreError
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    // A prepared statement stays prepared, whatever values it is given next.
+    // A prepared statement stays prepared, whatever values are bound next.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     require_ours(path, &connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Each commit waits for the disk: what a caller is told is relied upon, and the journal lets go of what it has handed over.
+    // Each commit waits for the disk: callers rely on it, and the journal releases the records.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
     Ok(connection)
 }
 
-/// Refuses a file that somebody else wrote. An empty file is nobody's yet.
+/// Refuses a file that another program wrote. An empty file is accepted.
 fn require_ours(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     let refused = || StoreError::Refused(format!("{} is not a Keygate database", path.display()));
     let read = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
@@ -149,7 +150,7 @@ fn bring_up_to_date(path: &Path, connection: &mut Connection) -> Result<(), Stor
     Ok(())
 }
 
-/// Read here and not by refinery, which panics at a history that is not as it wrote it.
+/// Not by refinery, which panics on a history that it did not write itself.
 fn state(connection: &Connection) -> Result<MigrationState, StoreError> {
     let known = migrate::runner(SQLITE)?;
     let exists = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
@@ -170,7 +171,7 @@ fn state(connection: &Connection) -> Result<MigrationState, StoreError> {
 // === impl FileLock ===
 
 impl FileLock {
-    /// Takes the lock beside `path`, or says which process has it.
+    /// Takes the lock beside `path`, or names the process that holds it.
     fn take(path: &Path) -> Result<Self, StoreError> {
         let refused = cannot_be_opened;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -194,7 +195,7 @@ impl FileLock {
         Ok(Self { file })
     }
 
-    /// The lock that the process has whose place this one takes: both hold it until the last of them has gone.
+    /// The lock of the process that this one replaces: both hold it until the last of them has exited.
     fn inherit(path: &Path, mut file: File) -> Result<Self, StoreError> {
         if !is_at(&file, &lock_path(path)) {
             return Self::take(path);
@@ -205,7 +206,7 @@ impl FileLock {
         Ok(Self { file })
     }
 
-    /// The same lock once more, to be handed on.
+    /// Another handle of the same lock, to be passed on.
     pub(super) fn share(&self) -> std::io::Result<File> {
         self.file.try_clone()
     }
@@ -234,7 +235,7 @@ fn write_pid(file: &mut File) -> std::io::Result<()> {
 
 fn in_use(path: &Path, lock: &mut File) -> StoreError {
     let mut text = String::new();
-    // The number is a courtesy: without it the message still says what to do.
+    // The number is only a courtesy: without it the message still says what to do.
     let pid = match lock.take(20).read_to_string(&mut text) {
         Ok(_) => text.trim(),
         Err(_) => "",

@@ -1,4 +1,4 @@
-//! The steps of retention, each on the writer's thread for a moment.
+//! The steps of retention, each briefly on the writer's thread.
 
 use super::{SqliteStore, StoreError, row};
 use crate::clock::Timestamp;
@@ -85,7 +85,7 @@ impl RetentionSteps for SqliteStore {
     ) -> Result<Vec<KeyDay>, StoreError> {
         let plan = of.plan.clone();
         self.read(move |tx| {
-            // Records that were moved here may be of keys that were not: those say themselves whose they are.
+            // Records that were imported may be of keys that were not; then the record says which workspace it belongs to.
             let sql =
                 "SELECT s.start, s.key, coalesce(w.plan_id = ?1 AND s.start >= w.usage_pruned_to - ?5, 0)
                        FROM (SELECT start, subject_id AS key FROM usage_rollups

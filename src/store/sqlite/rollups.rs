@@ -1,4 +1,4 @@
-//! The roll-ups: fed with what a batch comes to, read for statistics, charts and counters.
+//! Roll-ups: updated from each batch, read for statistics, charts and counters.
 
 use super::StoreError;
 use super::row;
@@ -14,7 +14,7 @@ use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::{Transaction, named_params, params};
 
-/// Everybody's spending; a month is the sum of its days, because no roll-up is kept for it.
+/// The totals of all subjects; a month is the sum of its days, because it has no roll-up.
 macro_rules! spent_rows {
     () => {
         "SELECT t.subject_kind, t.subject_id, t.charged,
@@ -39,7 +39,7 @@ pub(super) fn add(
 ) -> Result<(), StoreError> {
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
-    // Not a REPLACE, which would delete the row first and write it anew in both indexes.
+    // Not a REPLACE, which would delete the row first and rewrite it in both indexes.
     let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
                    tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -109,7 +109,7 @@ pub(super) fn series(
     row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
 
-/// What every subject has spent of the windows that contain `at`, one at a time.
+/// What every subject has spent in the windows that contain `at`, one at a time.
 pub(super) fn each_spent(
     tx: &Transaction<'_>,
     at: Timestamp,
@@ -127,7 +127,7 @@ pub(super) fn each_spent(
     row::each(tx, sql, values, |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }
 
-/// What one subject has spent of the windows that contain `at`.
+/// What one subject has spent in the windows that contain `at`.
 pub(super) fn spent_of(
     tx: &Transaction<'_>,
     subject: &UsageSubject,

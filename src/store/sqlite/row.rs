@@ -1,4 +1,4 @@
-//! Running statements, and rows as [`RowColumns`] sees them.
+//! Runs statements, and rows as [`RowColumns`].
 
 use super::StoreError;
 use crate::store::shared::fields::RowColumns;
@@ -51,12 +51,12 @@ pub(super) fn each(
     Ok(())
 }
 
-/// The one number that a `SELECT count(*)` answers.
+/// The result of a `SELECT count(*)`.
 pub(super) fn count(tx: &Transaction<'_>, sql: &str, params: impl Params) -> Result<u64, StoreError> {
     Ok(one(tx, sql, params, |f| f.int("count"))?.unwrap_or(0))
 }
 
-/// Runs a statement and answers how many rows it touched.
+/// Runs a statement and returns how many rows it affected.
 pub(super) fn execute(tx: &Transaction<'_>, sql: &str, params: impl Params) -> Result<usize, StoreError> {
     Ok(tx.prepare_cached(sql)?.execute(params)?)
 }

@@ -27,7 +27,7 @@ impl Tenants for SqliteStore {
         rules::check_plan(&record)?;
         self.write(move |tx| {
             let version = next_version(tx)?;
-            // A tombstone of that id makes room; a live plan does not.
+            // A tombstone with this id is replaced; a live plan is not.
             let sql =
                 "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
                            updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
@@ -179,7 +179,7 @@ impl Tenants for SqliteStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
-        // Nearly always it exists; then the writer is not bothered.
+        // Nearly always it exists; then the writer is not needed.
         let known = id.clone();
         if let Some(written) = self.read(move |tx| workspace_record(tx, &known)).await? {
             return Ok(written);
@@ -299,7 +299,7 @@ fn plan_record(tx: &Transaction<'_>, id: &PlanId) -> Result<Option<PlanRecord>, 
     row::one(tx, sql, [id.as_str()], read_plan_record)
 }
 
-/// The plan that a workspace is on; none when there is no such workspace.
+/// The plan of a workspace; none if there is no such workspace.
 pub(super) fn plan_of(tx: &Transaction<'_>, workspace: &WorkspaceId) -> Result<Option<Plan>, StoreError> {
     let sql = concat!(
         "SELECT ",

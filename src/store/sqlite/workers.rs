@@ -1,6 +1,6 @@
-//! The threads that own the connections, and the bounded queues that feed them.
+//! The threads that own the connections, and their bounded queues.
 //!
-//! Must not know: what the calls do. A call that panics is broken off and rolled back; its thread goes on.
+//! Must not know: what the calls do. A call that panics is rolled back; its thread goes on.
 
 use super::StoreError;
 use super::open::{FileLock, OpenedFile};
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use tokio::sync::mpsc;
 
-/// One call, with the way back to its caller inside.
+/// One call; it contains the channel for its result.
 pub(super) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
-/// Which threads a call is for.
+/// The queue of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Queue {
     Write,
@@ -23,7 +23,7 @@ pub(super) enum Queue {
 /// The threads of a store.
 #[derive(Debug)]
 pub(super) struct Workers {
-    /// None once closed. Threads end when no sender is left and what was queued is done.
+    /// None once closed. Threads end when no sender is left and the queue is empty.
     senders: Mutex<Option<Senders>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -34,13 +34,13 @@ struct Senders {
     read: mpsc::Sender<Job>,
 }
 
-/// Readers take turns at one queue.
+/// Readers share one queue.
 type SharedQueue = Arc<Mutex<mpsc::Receiver<Job>>>;
 
 // === impl Workers ===
 
 impl Workers {
-    /// Starts a thread for each connection. `depth` is the bound of each queue.
+    /// Starts a thread for each connection. `depth` is the capacity of each queue.
     pub(super) fn start(opened: OpenedFile, depth: usize) -> Result<Self, StoreError> {
         let (write, write_queue) = mpsc::channel(depth);
         let (read, read_queue) = mpsc::channel(depth);
@@ -88,7 +88,7 @@ fn spawn(
 ) -> Result<JoinHandle<()>, StoreError> {
     let run = move || {
         while let Some(job) = next(&queue) {
-            // The connection is sound after a panic: unwinding has rolled the transaction back.
+            // The connection is valid after a panic: unwinding has rolled the transaction back.
             if catch_unwind(AssertUnwindSafe(|| job(&mut connection))).is_err() {
                 tracing::error!("store call panicked, rolled back");
             }
