@@ -1,10 +1,11 @@
-//! Certificates ordered from an authority (ACME, RFC 8555) and renewed before they end.
+//! Orders certificates by ACME (RFC 8555) and renews them before they expire.
 //!
-//! One task, beside everything else: what it does not get done costs no request anything. That a name is ours it proves
-//! inside TLS (`tls-alpn-01`, RFC 8737), on the listener that is there anyway. Must not know: the proxy, which shows what
-//! it is told to, and reads certificates from the files that this writes.
+//! One background task: its failures cost requests nothing. Control of a name is proved inside TLS (`tls-alpn-01`, RFC
+//! 8737), on the existing listener.
 //!
-//! *Invariant:* a certificate and its key are one file, written whole or not at all.
+//! Must not know: the proxy, which serves the challenges and reads the certificates from files written here.
+//!
+//! *Invariant:* a certificate and its key are one file, which is replaced atomically.
 
 mod order;
 
@@ -24,80 +25,80 @@ use tokio::time::Instant;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-/// How often it is looked whether something is due, at least: files may be put there or taken away by others.
+/// How often to check for due certificates at least: others may add or remove files.
 const LOOK_EVERY: Duration = Duration::from_hours(1);
-/// The first wait after an authority did not answer, and after it said no: of those only a few an hour are allowed.
+/// First delay after an authority did not answer, and after it refused: only a few refusals per hour are allowed.
 const UNANSWERED: Duration = Duration::from_secs(5);
 const REFUSED: Duration = Duration::from_mins(2);
-/// How often it is looked whether another process that orders is done.
+/// How often to check whether another process has finished its order.
 const BUSY: Duration = Duration::from_secs(5);
 /// Longest time for one order.
 const ORDER_WITHIN: Duration = Duration::from_mins(5);
 
-/// What is ordered, and what surrounds it.
+/// Options and dependencies.
 pub struct AcmeOptions {
-    /// The names that get a certificate each.
+    /// The names; each gets its own certificate.
     pub domains: Vec<String>,
     /// The authority's directory.
     pub directory: String,
-    /// Who vouches for the authority's server; none: the roots of this machine.
+    /// CA of the authority's server; none: the system's roots.
     pub ca_file: Option<PathBuf>,
-    /// Whom it may write to.
+    /// E-mail address for the authority.
     pub contact: Option<String>,
-    /// Where the account and the certificates of this authority are: see [`folder`].
+    /// The folder for the account and certificates of this authority: see [`folder`].
     pub folder: PathBuf,
-    /// What it is done with.
+    /// The environment of the orders.
     pub host: Box<dyn AcmeHost>,
 }
 
-/// What surrounds the orders. Errors are for people.
+/// The environment of the orders. Errors are for people.
 pub trait AcmeHost: Send + Sync {
     /// Reads a private file; none if there is no such file.
     fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, String>;
 
-    /// Writes one, whole or not at all.
+    /// Writes a private file atomically.
     fn write(&self, path: &Path, text: &str) -> Result<(), String>;
 
-    /// Shows the authority, when it asks for the name, what proves that it is ours; none: nothing any more.
+    /// Serves the proof for the name when the authority asks; none: stops serving it.
     fn show(&self, name: &str, proof: Option<Challenge>) -> Result<(), String>;
 }
 
-/// Orders and renews.
+/// Orders and renews certificates.
 pub struct CertRenewer {
     options: AcmeOptions,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
-/// One name and what came of it so far.
+/// One name and its state.
 struct ManagedDomain {
     domain: String,
     file: PathBuf,
-    /// Where in the time for it the certificate is renewed: drawn anew for each.
+    /// The random part of its renewal time: drawn again for each certificate.
     spread: u16,
-    /// Before that nothing is done for it. Not by the calendar, which may be set back.
+    /// Nothing is done before this time. Not by the calendar, which may be set back.
     rests_until: Instant,
     failures: u32,
 }
 
-/// Where what belongs to the authority of `directory` is, inside `all`: of another one nothing of it can be used.
+/// The folder for the authority of `directory`, inside `all`: nothing of one authority is valid for another.
 pub fn folder(all: &Path, directory: &str) -> PathBuf {
     let authority = directory.split('/').nth(2).unwrap_or_default();
     all.join(authority.replace(':', "_"))
 }
 
-/// The file of a name's certificate, inside the folder of its authority.
+/// The certificate file of a name, inside the folder of its authority.
 pub fn file_of(folder: &Path, domain: &str) -> PathBuf {
     folder.join(format!("{domain}.pem"))
 }
 
 impl CertRenewer {
-    /// One that has not begun.
+    /// A renewer that is not running yet.
     pub fn new(options: AcmeOptions, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         Self { options, clock, metrics }
     }
 
-    /// Orders what is missing and renews what is due, until the runtime ends.
+    /// Orders missing certificates and renews due ones, until the runtime ends.
     pub async fn run(self) {
         let mut names: Vec<ManagedDomain> =
             self.options.domains.iter().map(|domain| self.name(domain)).collect();
@@ -123,7 +124,7 @@ impl CertRenewer {
         }
     }
 
-    /// How long until something is to be done for it, by its file as that is now: it may have been lost.
+    /// The time until its next step, according to its file, which may have been removed.
     fn wait(&self, name: &ManagedDomain) -> Duration {
         let due = self.due(name).unwrap_or_default();
         due.since(self.now()).max(name.rests_until.duration_since(Instant::now()))
@@ -139,7 +140,7 @@ impl CertRenewer {
             }
             Err(error) => return self.failed(name, &OrderError::Here(error)),
         };
-        // It may be another process that has renewed it.
+        // Another process may have renewed it.
         if self.due(name).is_some_and(|due| due > self.now()) {
             return;
         }
@@ -161,8 +162,8 @@ impl CertRenewer {
         name.failures = 0;
         name.spread = random();
         let due = self.due(name);
-        // What is due again at once (it cannot be read, or this machine's calendar is ahead) is ordered again, but not at
-        // once: authorities allow only so many orders.
+        // If it is due again at once (unreadable, or this machine's clock is ahead), it is ordered again later: authorities
+        // limit the number of orders.
         let rest = due.map(|due| due.since(self.now())).filter(|rest| !rest.is_zero());
         name.rests_until = Instant::now() + rest.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
         self.metrics.acme_orders.with_label_values(&["issued"]).inc();
@@ -180,7 +181,7 @@ impl CertRenewer {
         name.rests_until = Instant::now() + wait;
         self.metrics.acme_orders.with_label_values(&["failed"]).inc();
         let (domain, seconds) = (&*name.domain, wait.as_secs());
-        // Until it ends, what is there goes on being shown.
+        // The existing certificate is served until it expires.
         if validity(&name.file).is_none_or(|validity| validity.is_ending(self.now())) {
             tracing::error!(name = domain, %error, again_in_seconds = seconds, "cannot obtain certificate, clients of this name are refused until it succeeds");
         } else {
@@ -188,13 +189,13 @@ impl CertRenewer {
         }
     }
 
-    /// When its certificate is to be renewed; none: there is none that can be used.
+    /// When its certificate is to be renewed; none: there is no usable certificate.
     fn due(&self, name: &ManagedDomain) -> Option<Timestamp> {
         let validity = validity(&name.file)?;
         Some(validity.renew_at(name.spread)).filter(|_| validity.until > self.now())
     }
 
-    /// Held while one orders, so that several on one folder do not order the same.
+    /// Held during an order, so that several processes with one folder do not order the same.
     fn lock(&self) -> Result<Option<File>, String> {
         let path = self.options.folder.join("lock");
         if !path.exists() {
@@ -213,7 +214,7 @@ impl CertRenewer {
     }
 }
 
-/// From when until when the first certificate in `file` holds; none where there is none that can be read.
+/// The validity period of the first certificate in `file`; none if it cannot be read.
 fn validity(file: &Path) -> Option<Validity> {
     let first = CertificateDer::pem_slice_iter(&crate::fileio::read(file).ok()?).next()?.ok()?;
     let (_, certificate) = X509Certificate::from_der(&first).ok()?;
@@ -253,12 +254,12 @@ mod tests {
 
     const DAY: Duration = Duration::from_hours(24);
 
-    /// Noon of 2031-01-01, and so many days later.
+    /// Noon of 2031-01-01, plus so many days.
     fn day(n: u32) -> Timestamp {
         Timestamp::from_secs(1_925_035_200).plus(DAY * n)
     }
 
-    /// A renewer of one name, whose certificate is written to its file, from 2031-01-01 until 2031-04-01.
+    /// A renewer of one name with a certificate from 2031-01-01 until 2031-04-01.
     fn stand(now: Timestamp) -> (TempDir, Arc<ManualClock>, CertRenewer, ManagedDomain) {
         let (folder, clock) = (tempfile::tempdir().expect("a folder"), Arc::new(ManualClock::at(now)));
         let options = AcmeOptions {
@@ -296,14 +297,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_order_whose_certificate_is_due_at_once_is_not_repeated_before_the_next_look() {
-        // The calendar of this machine is ahead of the authority's.
+        // The clock of this machine is ahead of the authority's.
         let (_folder, clock, renewer, mut name) = stand(day(70));
         assert_eq!(renewer.wait(&name), Duration::ZERO);
         renewer.issued(&mut name);
         assert_eq!(renewer.wait(&name), LOOK_EVERY);
         tokio::time::advance(LOOK_EVERY).await;
         assert_eq!(renewer.wait(&name), Duration::ZERO);
-        // Set right, it holds up nothing that is due by then.
+        // After it is set right, nothing that is due by then is delayed.
         renewer.failed(&mut name, &OrderError::Here("no space".to_owned()));
         clock.set_wall(day(0));
         assert!(renewer.wait(&name) > DAY * 58);

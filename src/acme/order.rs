@@ -10,24 +10,24 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How long an authority may take to look, and to sign.
+/// How long an authority may take to validate, and to sign.
 const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_mins(1));
 
-/// Why there is no certificate.
+/// Why an order failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    /// The authority cannot be reached, or has trouble of its own.
+    /// The authority is unreachable, or has an internal failure.
     #[error("unexpected answer from the ACME server: {0}")]
     Unanswered(String),
-    /// It says no.
+    /// It refused the order.
     #[error("ACME server refused the order: {0}")]
     Refused(String),
-    /// Something on this machine.
+    /// An error on this machine.
     #[error("{0}")]
     Here(String),
 }
 
-/// What proves that a name is ours: a certificate for whoever asks for the name by `acme-tls/1`, and its key.
+/// The proof for a name: a certificate for clients that ask for the name with `acme-tls/1`, and its key.
 pub struct Challenge {
     /// The certificate.
     pub certificate: CertificateDer<'static>,
@@ -35,7 +35,7 @@ pub struct Challenge {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// Takes back what is shown for a name, however the order ends.
+/// Stops serving the proof, however the order ends.
 struct ChallengeGuard<'o> {
     options: &'o AcmeOptions,
     domain: &'o str,
@@ -49,7 +49,7 @@ impl Drop for ChallengeGuard<'_> {
     }
 }
 
-/// A certificate for `domain`, those between it and its root, and its key, in PEM.
+/// A certificate chain for `domain`, and its key, in PEM.
 pub(super) async fn certificate(
     options: &AcmeOptions,
     domain: &str,
@@ -68,7 +68,7 @@ pub(super) async fn certificate(
     Ok(Zeroizing::new(chain + "\n" + &key))
 }
 
-/// Shows what the authority wants to see, and says so.
+/// Serves the proof, and tells the authority.
 async fn prove(order: &mut Order, shown: &ChallengeGuard<'_>) -> Result<(), OrderError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -96,7 +96,7 @@ fn proof(domain: &str, digest: &[u8]) -> Result<Challenge, rcgen::Error> {
     Ok(Challenge { certificate: certificate.der().clone(), key })
 }
 
-/// What the authority did not like.
+/// The reason for the authority's refusal.
 async fn refusal(order: &mut Order) -> OrderError {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
@@ -110,13 +110,13 @@ async fn refusal(order: &mut Order) -> OrderError {
     OrderError::Refused("the order did not become ready".to_owned())
 }
 
-/// The account of this gateway, made where there is none.
+/// The account of this gateway, created if there is none.
 async fn account(options: &AcmeOptions) -> Result<Account, OrderError> {
     let file = options.folder.join("account.json");
     let builder = match &options.ca_file {
         None => Account::builder(),
         Some(path) => {
-            // What is read there may be a FIFO otherwise.
+            // Checked first, because it could be a FIFO.
             crate::fileio::open(path)
                 .map_err(|error| OrderError::Here(format!("{}: {error}", path.display())))?;
             Account::builder_with_root(path)
@@ -137,7 +137,7 @@ async fn account(options: &AcmeOptions) -> Result<Account, OrderError> {
     Ok(account)
 }
 
-/// The error and what caused it, of which the last says most.
+/// The error and its causes, of which the last is the most specific.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     let mut text = error.to_string();
@@ -149,7 +149,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether an error says nothing about the order: RFC 8555, 6.5 and 6.7.
+/// Whether an error is temporary and says nothing about the order: RFC 8555, 6.5 and 6.7.
 fn passes(kind: &str) -> bool {
     ["urn:ietf:params:acme:error:badNonce", "urn:ietf:params:acme:error:serverInternal"].contains(&kind)
 }

@@ -1,4 +1,4 @@
-//! From the config to certificates that are ordered.
+//! Starts ACME from the config.
 
 use super::{CoreServices, FileError, read_secret, write_private};
 use crate::acme::{AcmeHost, AcmeOptions, CertRenewer, Challenge, file_of, folder};
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use tokio::runtime::Builder;
 use zeroize::Zeroizing;
 
-/// The files of the certificates that are ordered, whether they are there yet or not.
+/// The certificate files of the configured domains, whether they exist yet or not.
 pub(super) fn files(config: &Config) -> Vec<PathBuf> {
     let folder = folder(&config.acme.folder, &config.acme.directory);
     config.acme.domains.iter().map(|domain| file_of(&folder, domain)).collect()
 }
 
-/// Orders and renews, if anything is to be ordered; `certificates` shows what the authority asks for. On a thread of its own,
-/// which may wait for its files.
+/// Orders and renews certificates, if any domain is configured; `certificates` serves the challenges. On its own thread,
+/// which may block on files.
 pub(super) fn start(config: &Config, core: &CoreServices, certificates: Option<Arc<Certificates>>) {
     let acme = &config.acme;
     let Some(certificates) = certificates.filter(|_| !acme.domains.is_empty()) else { return };
@@ -38,7 +38,7 @@ pub(super) fn start(config: &Config, core: &CoreServices, certificates: Option<A
     }
 }
 
-/// Private files as all others of ours are, and the listeners that are there.
+/// Private files like all others of Keygate, and the existing TLS listeners.
 struct AcmeFiles(Arc<Certificates>);
 
 impl AcmeHost for AcmeFiles {

@@ -1,4 +1,4 @@
-//! What checks admin tokens, from the config, the environment or the files of a first start.
+//! Verification of admin tokens, with keys from the config, the environment or the files of a first start.
 
 use super::{FileError, StartError, signing_secret, write_private};
 use crate::admin::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, Role};
@@ -16,7 +16,7 @@ const FIRST_TOKEN_TTL: Duration = Duration::from_hours(30 * 24);
 /// The workspace of the first admin token.
 const FIRST_WORKSPACE: &str = "default";
 
-/// What checks admin tokens, with the secret of the environment if there is one. Without one a first start makes the
+/// The verifier of admin tokens, with the secret from the environment if there is one. Otherwise a first start creates the
 /// secret's file and a first token.
 pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
     let jwt = &config.admin.jwt;

@@ -1,4 +1,4 @@
-//! The peppers of this installation, and the store's agreement that its digests were made with them.
+//! The peppers of this installation, and the store's check that its digests were made with them.
 
 use super::{StartError, peppers};
 use crate::config::Config;
@@ -7,13 +7,13 @@ use crate::store::{Store, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The peppers of this installation, and the file of theirs that was made just now.
+/// The peppers of this installation, and their file if it was just created.
 pub(super) struct OwnPeppers {
     pub(super) peppers: Arc<Peppers>,
     new_file: Option<PathBuf>,
 }
 
-/// The peppers of the environment or of their file, which a first start makes.
+/// The peppers from the environment or from their file, which a first start creates.
 pub(super) fn own_peppers(config: &Config, inline: Option<&str>) -> Result<OwnPeppers, StartError> {
     if let Some(text) = inline {
         return Ok(OwnPeppers { peppers: Arc::new(Peppers::parse(text)?), new_file: None });
@@ -23,7 +23,7 @@ pub(super) fn own_peppers(config: &Config, inline: Option<&str>) -> Result<OwnPe
     Ok(OwnPeppers { peppers: Arc::new(kept.value), new_file })
 }
 
-/// Has the store agree that the peppers are those its digests were made with.
+/// Has the store check that its digests were made with these peppers.
 pub(super) async fn agree(own: &OwnPeppers, store: &dyn Store) -> Result<(), StartError> {
     let agreed = store.agree_on_peppers(&own.peppers.checks()).await;
     let Some(path) = &own.new_file else { return Ok(agreed?) };
@@ -35,10 +35,10 @@ pub(super) async fn agree(own: &OwnPeppers, store: &dyn Store) -> Result<(), Sta
             );
             Ok(())
         }
-        // It is tried again with the same file.
+        // It will be tried again with the same file.
         Err(error) if error.is_transient() => Err(error.into()),
         Err(error) => {
-            // The real one is somewhere else; a fresh one in its place would only hide that.
+            // The right pepper file is somewhere else; a new one in its place would only hide that.
             if let Err(error) = std::fs::remove_file(path) {
                 tracing::warn!(%error, path = %path.display(), "cannot remove new pepper file");
             }
@@ -50,7 +50,7 @@ pub(super) async fn agree(own: &OwnPeppers, store: &dyn Store) -> Result<(), Sta
     }
 }
 
-/// The peppers, after the store has agreed that they are those its digests were made with.
+/// The peppers, checked by the store.
 pub async fn agreed_peppers(
     config: &Config,
     inline: Option<&str>,

@@ -1,4 +1,4 @@
-//! From the config to the parts: each function builds one, or runs one for as long as the gateway lives.
+//! Builds the parts from the config: each function builds one, or runs one for the life of the gateway.
 
 use super::deleted_keys::SpendingOfDeletedKeys;
 use super::watched::WatchedFiles;
@@ -32,12 +32,12 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 
-/// Descriptors for all but connections: the store, the journal, listeners, name servers.
+/// Descriptors for everything but connections: store, journal, listeners, name servers.
 const FILES_BESIDE: u64 = 256;
-/// Of so many descriptors one may be an admin connection.
+/// One in so many descriptors may be an admin connection.
 const ADMIN_SHARE: u64 = 8;
 
-/// The routes of the config, as the gate wants them.
+/// The configured routes, as the gate needs them.
 pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
     let routes = config.routes.iter().map(|r| Route {
         name: r.name.as_str().into(),
@@ -60,7 +60,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
     RouteTable::new(routes.collect())
 }
 
-/// What a route passes on of the names that backends believe: what it lists, and what it is decided by.
+/// Fields that backends trust and that a route passes on: those it lists, and those it reads.
 fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
     let resource = match &route.resource {
         Some(ResourceFrom::Header(name)) => Some(name),
@@ -75,7 +75,7 @@ fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
     route.forward.pass.iter().chain(decided_by).cloned().collect()
 }
 
-/// Who the end users are, as far as this node knows.
+/// The end users known to this node.
 pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> EndUserCache {
     let when_unavailable = match config.end_users.when_store_is_gone {
         WhenStoreIsGone::Refuse => WhenStoreUnavailable::Refuse,
@@ -94,7 +94,7 @@ pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> En
     })
 }
 
-/// The follower of the change feed, which also makes the other parts forget what is gone.
+/// The follower of the change feed, which also removes deleted records from other parts.
 pub(super) fn follower(
     config: &Config,
     core: &CoreServices,
@@ -125,7 +125,7 @@ pub(super) fn follower(
     .telling_when_gone_back(Box::new(move || all_end_users.forget_all()))
 }
 
-/// Where requests go.
+/// Routes and upstreams.
 pub(super) fn routing(
     config: &Config,
     routes: RouteTable,
@@ -204,7 +204,7 @@ pub(super) fn proxy(
     }
 }
 
-/// The usual soft limit of 1024 would be the first limit that a gateway meets.
+/// The usual soft limit of 1024 would be too low for a gateway.
 pub(super) fn raise_file_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "open files"),
@@ -212,7 +212,7 @@ pub(super) fn raise_file_limit() {
     }
 }
 
-/// What clients of the admin listener may hold: the deadlines and sizes of the proxy, and places of its own.
+/// Limits for clients of the admin listener: deadlines and sizes of the proxy, and its own number of connections.
 fn admin_limits(config: &Config) -> ServerLimits {
     let proxy = &config.proxy;
     ServerLimits {
@@ -228,20 +228,20 @@ fn admin_limits(config: &Config) -> ServerLimits {
     }
 }
 
-/// How many descriptors may be open; none: that is not known.
+/// The limit of open files; none: unknown.
 fn open_files() -> Option<u64> {
     rlimit::getrlimit(rlimit::Resource::NOFILE).ok().map(|(files, _)| files)
 }
 
-/// How many admin connections are accepted: whatever comes there leaves descriptors for everything else.
+/// Most admin connections: whoever connects there leaves enough descriptors for everything else.
 fn admin_connections(config: &Config, files: Option<u64>) -> usize {
     let configured = config.admin.max_connections;
     let fit = files.map_or(configured, |files| usize::try_from(files / ADMIN_SHARE).unwrap_or(usize::MAX));
     configured.min(fit).max(1)
 }
 
-/// How many connections are taken in: no more than there are descriptors for, so that whoever waits makes room before a
-/// request finds none for its backend.
+/// Most client connections: no more than there are descriptors for, so that idle connections are closed before a request
+/// finds none for its backend.
 pub(super) fn max_connections(config: &Config) -> usize {
     let configured = config.proxy.max_connections;
     let Some(files) = open_files() else { return configured };
@@ -257,13 +257,14 @@ pub(super) fn max_connections(config: &Config) -> usize {
     configured.min(fit)
 }
 
-/// Each is a file descriptor, and another one when it is forwarded. Of a few, half are for all else.
+/// A connection needs a descriptor, and another one while a request is forwarded. If there are few, half are reserved for
+/// everything else.
 fn connections_with(files: u64, admin: u64) -> usize {
     let connections = (files - (FILES_BESIDE + admin).min(files / 2)) / 2;
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }
 
-/// 0 means one per core.
+/// 0: one per core.
 pub(super) fn threads(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -355,10 +356,10 @@ fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, acceptin
     Readiness { ready: accepting && fresh && is_whole && keyring.is_open(), checks }
 }
 
-/// How long re-hashing rests after the store has failed.
+/// Pause of re-hashing after a failure of the store.
 const REHASH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Stores digests made anew under the current pepper, one after the other, for as long as there is a gate.
+/// Stores re-hashed digests one after the other, as long as the gate exists.
 pub(super) async fn rehash_keys(
     mut wanted: RehashJobs,
     store: Arc<dyn Keys>,
@@ -368,7 +369,7 @@ pub(super) async fn rehash_keys(
     let mut failing = false;
     while let Some(job) = wanted.next().await {
         let Rehash { key, old, new, pepper_version } = job;
-        // Another node may have done it while it waited.
+        // Another node may have done it meanwhile.
         let outcome = match keyring.find(&old, clock.now().wall) {
             Some(_) => store.rehash_key(key, old, new, pepper_version).await,
             None => Ok(None),

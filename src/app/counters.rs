@@ -1,4 +1,4 @@
-//! The counters that the config names, and what they rely on: Redis, the ledger, the number of nodes.
+//! The configured counters, and what they depend on: Redis, the ledger, the number of nodes.
 
 use super::{CoreServices, FileError, StartError, read_secret, read_secret_value};
 use crate::clock::Timestamp;
@@ -34,7 +34,7 @@ pub(super) async fn make(
         place: place(&config.counters, url)?,
         on_failure,
         share_unknown: config.counters.share_unknown,
-        // Another name after each start: what was in flight before is not in flight any more.
+        // A new name at each start: requests in flight of the previous process have ended.
         node: format!("{}-{}", config.node.name, uuid_v7(core.clock.now().wall)),
         nodes: {
             let live_nodes = core.live_nodes.clone();
@@ -48,7 +48,7 @@ pub(super) async fn make(
     Ok(Counters::shared(leases.await?))
 }
 
-/// Where Redis is, with what its files hold now.
+/// The address of Redis, with the current content of its files.
 pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisEndpoint, StartError> {
     let kind = match &url.kind {
         config::RedisUrlKind::Server => RedisKind::Server,
@@ -82,10 +82,10 @@ fn certificates(counters: &CountersConfig) -> Result<RedisTls, StartError> {
     Ok(RedisTls { ca, client })
 }
 
-/// What a certificate in PEM begins with.
+/// The first line of a PEM certificate.
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
-/// Without a certificate in it, a file of roots would trust nobody, and nobody would know why.
+/// A file without a certificate would trust nobody, without an obvious reason.
 fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
     let read = fileio::read(path);
     let bytes = read.map_err(|error| FileError::Io { path: path.to_path_buf(), error })?;
@@ -95,21 +95,21 @@ fn certificate(path: &Path) -> Result<Vec<u8>, StartError> {
     Err(LinkError::Unfit(format!("no PEM certificate found in {}", path.display())).into())
 }
 
-/// How long counters wait at a time for the ledger to have what an earlier run left in the journal.
+/// How long counters wait at a time until the ledger has the records of an earlier run.
 const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
 
-/// The store's ledger, as counters ask it.
+/// The store's ledger as a source for counters.
 struct LedgerTotalsSource {
     store: Arc<dyn Ledger>,
     flush: WriterProgress,
-    /// Of what other processes of this node have left in slots of their own.
+    /// Records that other processes of this node left in their slots.
     replays: PendingReplays,
 }
 
 #[async_trait]
 impl TotalsSource for LedgerTotalsSource {
     async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals> {
-        // What this run has not stored yet the counters know by themselves; what an earlier one left, nobody else does.
+        // Counters know what this run has not stored yet; only the ledger knows what an earlier run left.
         let own = self.flush.has_replayed(REPLAYED_WITHIN);
         let (own, others) = tokio::join!(own, self.replays.are_done(REPLAYED_WITHIN));
         if !(own && others) {

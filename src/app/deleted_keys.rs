@@ -1,7 +1,7 @@
-//! What deleted keys have spent: kept for a while, so that a restored key goes on where it was.
+//! Counters of deleted keys, kept for a while so that a restored key continues with its counts.
 //!
-//! Counters of a deleted key stay for [`KEPT_FOR`], which is longer than a usage record is in the journal; after that the
-//! ledger knows all that was spent. A key that comes back is counted at least as high as the ledger says.
+//! They are kept for [`KEPT_FOR`], which is longer than a usage record stays in the journal; after that the ledger knows
+//! everything. A restored key is counted at least as high as in the ledger.
 
 use super::CoreServices;
 use crate::clock::Clock;
@@ -15,12 +15,12 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long counters outlive their key.
+/// How long counters are kept after a deletion.
 const KEPT_FOR: Duration = Duration::from_hours(1);
-/// Most keys whose counters do; with more the oldest go first.
+/// Most deleted keys with counters; the oldest are dropped first.
 const KEPT_MAX: usize = 100_000;
 
-/// Forgets counters of keys that have been deleted for a while, and looks up those of keys that come back.
+/// Drops counters of deleted keys after a while, and restores those of restored keys.
 pub(super) struct SpendingOfDeletedKeys {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -44,7 +44,7 @@ impl SpendingOfDeletedKeys {
         }
     }
 
-    /// A key is not there any more.
+    /// A key was removed.
     pub(super) fn on_removed(&self, key: KeyId) {
         let now_ns = self.clock.now().steady_ns;
         let due = self.kept.lock().unwrap_or_else(PoisonError::into_inner).add(key, now_ns);
@@ -65,7 +65,7 @@ impl BeforeReturn for SpendingOfDeletedKeys {
 }
 
 impl Kept {
-    /// Adds a key; answers those whose time is over.
+    /// Adds a key; returns those whose time is over.
     fn add(&mut self, key: KeyId, now_ns: u64) -> Vec<KeyId> {
         let over_ns = now_ns.saturating_sub(u64::try_from(KEPT_FOR.as_nanos()).unwrap_or(u64::MAX));
         self.0.push_back((key, now_ns));
@@ -76,7 +76,7 @@ impl Kept {
             due.push(*key);
             self.0.pop_front();
         }
-        // One that was restored and deleted again is counted from its last deletion.
+        // A key that was restored and deleted again counts from its last deletion.
         if !due.is_empty() {
             let again: HashSet<KeyId> = self.0.iter().map(|(kept, _)| *kept).collect();
             due.retain(|key| !again.contains(key));

@@ -1,4 +1,4 @@
-//! Files that a first start makes: peppers, the admin tokens' secret, a first token. Readable by their owner only.
+//! Files that a first start creates: peppers, the secret of admin tokens, a first token. Readable by their owner only.
 
 use crate::durable;
 use crate::fileio;
@@ -10,29 +10,29 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// A file that cannot be used.
+/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be read or made.
+    /// It cannot be read or created.
     #[error("{path}: {error}", path = path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// Others may read it.
     #[error("{path} holds a secret and may be read by others (mode {mode:o}); run: chmod 600 {path}. Allowed are: readable by its owner only; a file of root's also by its group; on a read-only file system, where nobody can change it, readable by all and writable by its owner at most", path = path.display())]
     Open {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
-    /// What it holds is not written as a value is.
+    /// Its content is not a plain value.
     #[error("{path}: {bad}", path = path.display())]
     Value {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What is wrong.
         bad: BadValue,
@@ -40,23 +40,23 @@ pub enum FileError {
     /// Its peppers cannot be used.
     #[error("{path}: {error}", path = path.display())]
     Peppers {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: BadPeppers,
     },
 }
 
-/// Something read from a file, and whether that file was made just now.
+/// The content of a file, and whether the file was just created.
 #[derive(Debug)]
 pub struct LoadedSecret<T> {
-    /// What it holds.
+    /// The content.
     pub value: T,
-    /// Whether it was made just now.
+    /// Whether the file was just created.
     pub is_new: bool,
 }
 
-/// The peppers of `path`, made with one fresh pepper if there is no such file.
+/// The peppers in `path`, which is created with one new pepper if it does not exist.
 pub fn peppers(path: &Path) -> Result<LoadedSecret<Peppers>, FileError> {
     let kept = keep(path, || Zeroizing::new(Peppers::generate_line(1) + "\n"))?;
     let text = lines(&kept.value).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
@@ -65,8 +65,8 @@ pub fn peppers(path: &Path) -> Result<LoadedSecret<Peppers>, FileError> {
     Ok(LoadedSecret { value, is_new: kept.is_new })
 }
 
-/// The secret of `path` that signs admin tokens, made of 32 random bytes (as 64 hexadecimal characters) if there is no
-/// such file.
+/// The secret for admin tokens in `path`, which is created with 32 random bytes (as 64 hexadecimal characters) if it does
+/// not exist.
 pub fn signing_secret(path: &Path) -> Result<LoadedSecret<Zeroizing<Vec<u8>>>, FileError> {
     let kept = keep(path, || {
         let mut bytes = Zeroizing::new([0_u8; 32]);
@@ -78,12 +78,12 @@ pub fn signing_secret(path: &Path) -> Result<LoadedSecret<Zeroizing<Vec<u8>>>, F
     Ok(LoadedSecret { value, is_new: kept.is_new })
 }
 
-/// Reads a secret that somebody else made.
+/// Reads a file with a secret.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let file = fileio::open(path).map_err(io(path))?;
     let metadata = file.metadata().map_err(io(path))?;
     let mode = metadata.permissions().mode() & 0o777;
-    // Of the file that is open, whatever links led to it and whatever is put in its place meanwhile.
+    // Checked on the open file, whatever links led to it and whatever replaces it meanwhile.
     let system = rustix::fs::fstatvfs(&file).map_err(|error| io(path)(error.into()))?;
     let is_read_only = system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
     if mode & forbidden(metadata.uid(), is_read_only) != 0 {
@@ -93,16 +93,16 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     bytes.and_then(fileio::text_of).map(Zeroizing::new).map_err(io(path))
 }
 
-/// The secret that is all of a file that somebody else made.
+/// The secret in a file that contains nothing else.
 pub fn read_secret_value(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let text = read_secret(path)?;
     let value = value(&text).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
     Ok(Zeroizing::new(value.to_owned()))
 }
 
-/// What the mode of a secret's file must not allow. One of root's is handed to us by its group: systemd's credentials and
-/// the secrets of orchestrators come so, and PostgreSQL has the same rule for its key. On a read-only file system no mode can
-/// be changed: there containers find their secrets, by default readable by all who are in the container.
+/// The permissions that a secret's file must not have. A file of root may be readable by its group, as systemd and
+/// orchestrators pass secrets; PostgreSQL has the same rule for its key. On a read-only file system no mode can be changed;
+/// secrets in containers are there, by default readable by all users of the container.
 const fn forbidden(owner: u32, is_read_only: bool) -> u32 {
     match (is_read_only, owner) {
         (true, _) => 0o022,
@@ -111,7 +111,7 @@ const fn forbidden(owner: u32, is_read_only: bool) -> u32 {
     }
 }
 
-/// Writes `text` to a new private file, or over an old one at once.
+/// Writes `text` to a new private file, or replaces an existing one atomically.
 pub fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
     if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
         durable::create_folder(folder).map_err(io(folder))?;

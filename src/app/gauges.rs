@@ -1,4 +1,4 @@
-//! What looks at the gateway from beside, for as long as it lives: its gauges, and who else runs on its store.
+//! Background tasks that observe the gateway: its gauges, and the other nodes that use its store.
 
 use super::CoreServices;
 use super::live_nodes::LiveNodesTracker;
@@ -15,12 +15,12 @@ use uuid::Uuid;
 
 /// How often the gauges of the keyring are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
-/// How often the store is asked who else runs on it.
+/// How often the store is asked for other nodes.
 const LOOK_FOR_NODES_EVERY: Duration = Duration::from_secs(1);
-/// How long a look may take for a node that reports to be counted by all others.
+/// The most time until a node that reports is counted by all others.
 const LOOK_WITHIN: Duration = Duration::from_millis(500);
 
-/// Starts all of it on `io`.
+/// Starts all of them on `io`.
 pub(super) fn start(
     config: &Config,
     core: &CoreServices,
@@ -37,15 +37,15 @@ pub(super) fn start(
     io.spawn(watch_nodes(store, metrics, live_nodes, own, counts_alone, Arc::clone(upgrade_state)));
 }
 
-/// Waits until the other nodes have counted this one, which reported at that time: what begins while Redis is gone each divides
-/// by their number. One that is alone waits for nobody.
+/// Waits until the other nodes have counted this one, which reported at that time: without Redis each of them divides
+/// limits of new windows by the number of nodes. A single node does not wait.
 pub(super) async fn until_counted(config: &Config, core: &CoreServices, reported: tokio::time::Instant) {
     if config.counters.location == CountersLocation::Memory {
         return;
     }
     let others = match core.store.nodes().await {
         Ok(nodes) => nodes.iter().any(|n| n.is_live() && n.boot != core.boot),
-        // They may be there.
+        // There may be some.
         Err(_) => true,
     };
     if others {
@@ -64,9 +64,8 @@ async fn gauges(keyring: Arc<Keyring>, metrics: Arc<Metrics>, clock: Arc<dyn Clo
     }
 }
 
-/// Looks who else runs on the store, for the process `boot` called `name`. While one takes the other's place, there are two of
-/// that name. As long as each node counts by itself, whoever
-/// runs several must know it.
+/// Watches the other nodes that use the store, for the process `boot` called `name`. During an upgrade two processes have
+/// that name. If each node counts on its own, several nodes are logged.
 async fn watch_nodes(
     store: Arc<dyn Nodes>,
     metrics: Arc<Metrics>,
@@ -82,7 +81,7 @@ async fn watch_nodes(
             Ok(nodes) => {
                 let live = nodes.iter().filter(|n| n.is_live()).count();
                 metrics.nodes.set(i64::try_from(live).unwrap_or(i64::MAX));
-                // Whether the store has heard of this one or not.
+                // Whether the store knows this one yet or not.
                 let besides = nodes.iter().filter(|n| n.is_live() && n.boot != boot).count();
                 live_nodes.on_nodes(besides, tokio::time::Instant::now());
                 let siblings = upgrade_state.siblings.count();
@@ -94,7 +93,7 @@ async fn watch_nodes(
                     );
                 }
                 told = others;
-                // One that has not been heard of since this one began is the one before it.
+                // One without a heartbeat since this one started is its predecessor.
                 let is_twin =
                     |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
                 let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > siblings;

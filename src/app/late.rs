@@ -1,5 +1,5 @@
-//! A start while the store cannot be reached: the node is up and not ready, or serves from its snapshot, and tries each
-//! second to finish what a start does with the store.
+//! A start while the store is unreachable: the node is not ready, or serves from its snapshot, and retries the remaining
+//! steps once a second.
 
 use super::snapshots::{Loaded, Snapshots};
 use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, gauges, usage};
@@ -16,14 +16,14 @@ use tokio::sync::watch;
 
 /// How often the store is tried.
 const TRY_EVERY: Duration = Duration::from_secs(1);
-/// How long one try waits for the ledger to have what an earlier run left in the journal.
+/// How long one try waits until the ledger has the records of an earlier run.
 const REPLAYED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Why the store has not been opened yet, for readiness; none once it has.
+/// Why the store is not open yet, for readiness; none once it is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoreState(Arc<ArcSwapOption<String>>);
 
-/// What a start loads, and with what.
+/// What a start loads, and its inputs.
 pub(super) struct Loading<'s> {
     pub(super) config: &'s Config,
     pub(super) core: &'s CoreServices,
@@ -31,11 +31,11 @@ pub(super) struct Loading<'s> {
     pub(super) counters: &'s Arc<Counters>,
     pub(super) follower: &'s FeedFollower,
     pub(super) snapshots: Option<&'s Snapshots>,
-    /// Whether the process before this one tells what was counted.
+    /// Whether the previous process hands over its counts.
     pub(super) told_by_predecessor: bool,
 }
 
-/// What is left to do once the store can be reached.
+/// The steps that are left until the store is reachable.
 pub(super) struct LateStart {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -44,7 +44,7 @@ pub(super) struct LateStart {
     plans: Vec<PlanConfig>,
     keyring: Arc<Keyring>,
     counters: Arc<Counters>,
-    /// None: the counters are shared, and ask the ledger by themselves.
+    /// None: the counters are shared and read the ledger themselves.
     replayed: Option<(WriterProgress, PendingReplays)>,
 }
 
@@ -64,8 +64,8 @@ impl StoreState {
 // === impl Loading ===
 
 impl Loading<'_> {
-    /// Loads the keys and what was spent from the store or, while that cannot be reached, from this node's disk; answers
-    /// what is left to do then.
+    /// Loads keys and counts from the store or, while it is unreachable, from this node's disk. Returns the steps that are
+    /// left.
     pub(super) async fn load(
         self,
         own_peppers: OwnPeppers,
@@ -126,7 +126,7 @@ impl LateStart {
         }
     }
 
-    /// Serves from `loaded`, if there is anything. `unstored` is what the journal holds and that does not know of.
+    /// Serves from `loaded`, if there is anything. `unstored` are the totals in the journal that it does not contain.
     fn serve_from(&self, loaded: Option<Loaded>, mut unstored: JournalTotals) {
         let Some(Loaded { changes, age, spent, .. }) = loaded else { return };
         let now = self.clock.now();
@@ -145,7 +145,7 @@ impl LateStart {
         );
     }
 
-    /// Tries until everything is done, or `stop` turns true.
+    /// Retries until everything is done, or `stop` turns true.
     pub(super) async fn finish(self, follower: &FeedFollower, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
             match self.try_once(follower).await {
@@ -173,7 +173,7 @@ impl LateStart {
         self.store.bring_up().await?;
         agree(&self.peppers, &*self.store).await?;
         create_plans(&self.plans, &*self.store, self.clock.now().wall).await?;
-        // Whatever came from the snapshot counts only as far as the store says the same.
+        // Data from the snapshot is valid only as far as the store confirms it.
         follower.distrust();
         follower.load().await?;
         if let Some((flush, replays)) = &self.replayed {

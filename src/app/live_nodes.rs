@@ -1,7 +1,9 @@
-//! How many nodes share what begins while Redis is gone: those that live, and those that may.
+//! The number of nodes that share new windows while Redis is unreachable: live ones, and those that may be live.
 //!
-//! More is believed at once, fewer only when it has stayed so: after a crash of the database its table of nodes is empty, and
-//! whoever took itself for the only one would admit the whole limit. Must not know: the store, or what is shared.
+//! A higher number is accepted at once, a lower one only after a while: after a crash of the database its table of nodes is
+//! empty, and a node that considered itself the only one would admit a whole limit.
+//!
+//! Must not know: the store, or what is shared.
 
 use crate::store::NodeRow;
 use std::sync::Arc;
@@ -9,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The number in force, for whoever divides by it.
+/// The accepted number of nodes.
 #[derive(Clone, Debug)]
 pub(super) struct LiveNodes(Arc<AtomicUsize>);
 
-/// Follows what the store tells.
+/// Processes the reports of the store.
 #[derive(Debug)]
 pub(super) struct LiveNodesTracker {
     live_nodes: LiveNodes,
@@ -21,7 +23,7 @@ pub(super) struct LiveNodesTracker {
     fewer: Option<PendingDecrease>,
 }
 
-/// Each look since then has seen fewer than are in force.
+/// All reports since then have been lower than the accepted number.
 #[derive(Clone, Copy, Debug)]
 struct PendingDecrease {
     since: Instant,
@@ -35,20 +37,20 @@ impl Default for LiveNodes {
 }
 
 impl LiveNodes {
-    /// How many, this node included.
+    /// The number, this node included.
     pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// To be told by one who looks `every` so often.
+    /// A tracker for reports at intervals of `every`.
     pub(super) fn tracker(&self, every: Duration) -> LiveNodesTracker {
-        // Whoever lives has reported by then, also to a table that has just been emptied.
+        // By then every live node has reported, also to a table that was just emptied.
         LiveNodesTracker { live_nodes: self.clone(), held_for: NodeRow::LIVE_WITHIN + every, fewer: None }
     }
 }
 
 impl LiveNodesTracker {
-    /// The store told of `others` at that instant.
+    /// The store reported `others` at that instant.
     pub(super) fn on_nodes(&mut self, others: usize, at: Instant) {
         let nodes = others + 1;
         let in_force = self.live_nodes.count();
@@ -66,7 +68,7 @@ impl LiveNodesTracker {
         }
     }
 
-    /// The store told nothing: whom it missed before may only have been unable to report to it.
+    /// The store did not answer: nodes that were missing before may only have been unable to report.
     pub(super) fn on_no_answer(&mut self) {
         self.fewer = None;
     }
@@ -82,7 +84,7 @@ mod tests {
 
     const EVERY: Duration = Duration::from_secs(5);
 
-    /// What is in force after each look, one every five seconds; none is a look that failed.
+    /// The accepted number after each report, one every five seconds; none is a failed one.
     fn in_force(looks: &[Option<usize>]) -> Vec<usize> {
         let live_nodes = LiveNodes::default();
         let (mut seen, mut at) = (live_nodes.tracker(EVERY), Instant::now());

@@ -1,7 +1,7 @@
-//! The composition root: the only place that names concrete backends. It makes the parts, ties them together, starts
-//! them in order and stops them in order.
+//! The composition root: the only place that names concrete backends. It builds the parts, connects them, and starts and
+//! stops them in order.
 //!
-//! Runtimes: one for I/O, one for the admin API, one for the proxy; I/O outlives the proxy, to write the last records.
+//! Runtimes: one for I/O, one for the admin API, one for the proxy. I/O outlives the proxy, to write the last records.
 
 mod acme;
 mod admin_tokens;
@@ -79,133 +79,133 @@ use watched::{StartFile, WatchedFiles};
 
 /// Longest wait of a request for the store.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest wait of an admin call for the store; the rest of the two seconds in which it answers is for all else.
+/// Longest wait of an admin call for the store; the rest of its two seconds is for everything else.
 const ADMIN_PATIENCE: Duration = Duration::from_millis(1_800);
-/// How long admin calls in flight may take to finish after the last request of the proxy.
+/// How long admin calls in flight may take after the last request of the proxy.
 const LAST_CALLS_WITHIN: Duration = Duration::from_secs(5);
-/// How long the last records may take to be written after the last request.
+/// How long writing the last records may take after the last request.
 const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(10);
-/// How long the last traces may take to be sent.
+/// How long sending the last traces may take.
 const LAST_TRACES_WITHIN: Duration = Duration::from_secs(2);
-/// Keys that may wait to be re-hashed under a new pepper.
+/// Most keys that wait to be re-hashed.
 const REHASH_QUEUE: usize = 1_024;
 
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A file.
+    /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The store.
+    /// The store failed.
     #[error("store: {0}")]
     Store(#[from] StoreError),
-    /// Peppers from the environment.
+    /// The peppers in the environment are invalid.
     #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
     Peppers(#[from] BadPeppers),
-    /// The peppers that the store's digests were made with are gone.
+    /// The peppers that the store's digests were made with are missing.
     #[error("pepper file {path} is missing, and the keys of this database cannot be checked without it; restore it from a backup", path = path.display())]
     PeppersGone {
         /// Where they should be.
         path: PathBuf,
     },
-    /// The keys that admin tokens are checked with.
+    /// The keys for admin tokens are invalid.
     #[error("admin.jwt: {0}")]
     Auth(#[from] admin::BadAuth),
-    /// The secret of the environment that admin tokens are signed with.
+    /// The secret for admin tokens in the environment is invalid.
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET: {0}")]
     SigningSecret(admin::BadAuth),
-    /// A secret of the environment beside public keys.
+    /// A secret in the environment and public keys exclude each other.
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET and admin.jwt.jwks_file are mutually exclusive; set only one")]
     TwoSigningKeys,
-    /// TLS with clients.
+    /// TLS to clients cannot be set up.
     #[error("proxy: {0}")]
     Tls(#[from] crate::proxy::server::tls::TlsError),
-    /// The counters that nodes share.
+    /// Shared counters cannot be set up.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
-    /// Where traces go.
+    /// The export of traces cannot be set up.
     #[error("telemetry.{0}")]
     Telemetry(String),
-    /// Routes that cannot be.
+    /// Routes are invalid.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
-    /// Files that upstreams name cannot be used.
+    /// Files of upstreams cannot be used.
     #[error("{}", .0.join("\n"))]
     Upstreams(Vec<String>),
     /// An address cannot be listened on.
     #[error("{what} cannot listen on {address}: {error}")]
     Listen {
-        /// Which listener.
+        /// The listener.
         what: &'static str,
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error.
         error: std::io::Error,
     },
-    /// The usage journal.
+    /// The usage journal cannot be opened.
     #[error("usage.journal_dir: {0}")]
     Journal(#[from] OpenError),
-    /// The process whose place this one should take.
+    /// Taking over from another process failed.
     #[error("--take-over: {0}")]
     Predecessor(String),
     /// The process was asked to stop while it started.
     #[error("stopped before it served, as asked")]
     Stopped,
-    /// The operating system refused threads or the like.
+    /// The operating system refused threads or similar.
     #[error("cannot start: {0}")]
     System(String),
 }
 
-/// A gateway that serves.
+/// A running gateway.
 pub struct Running {
-    /// Where the proxy listens.
+    /// The addresses of the proxy.
     pub proxy: Vec<SocketAddr>,
-    /// Where it speaks TLS.
+    /// Its addresses for TLS.
     pub proxy_tls: Vec<SocketAddr>,
-    /// Where it speaks HTTP/2 without TLS.
+    /// Its addresses for HTTP/2 without TLS.
     pub proxy_h2c: Vec<SocketAddr>,
-    /// Where the admin API listens.
+    /// The address of the admin API.
     pub admin: SocketAddr,
-    /// Everything at rest.
+    /// The store.
     pub store: Arc<dyn Store>,
-    /// Who may come.
+    /// The keyring.
     pub keyring: Arc<Keyring>,
-    /// How secrets are hashed.
+    /// The peppers.
     pub peppers: Arc<Peppers>,
     /// Checks and mints admin tokens.
     pub auth: Arc<Auth>,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Puts new configs in force.
+    /// Applies new configs.
     pub reloader: Arc<Reloader>,
     upgrader: Arc<Upgrader>,
-    /// The process whose place this one takes, until that is told to stop.
+    /// The process that this one replaces, until that is told to stop.
     leaving: Option<LeavingPredecessor>,
     writing: usage::UsageWriting,
     stopping: stop::Shutdown,
 }
 
-/// What the process has to do with others.
+/// The surroundings of the process.
 #[derive(Default)]
 pub struct ProcessContext<'s> {
-    /// How it was called: the program and its arguments. None: it cannot be started again.
+    /// The program and its arguments. None: it cannot be started again.
     pub called: Option<&'s [OsString]>,
-    /// Where the service manager hears how it is: the value of `NOTIFY_SOCKET`.
+    /// The socket of the service manager: the value of `NOTIFY_SOCKET`.
     pub notify_socket: Option<&'s str>,
-    /// The process whose place it takes.
+    /// The process that this one replaces.
     pub predecessor: Option<Predecessor>,
-    /// What may ask it to stop while it starts.
+    /// Signals that may stop it while it starts.
     pub signals: Option<&'s mut Signals>,
 }
 
-/// What stays the same from the opening of the store to the end.
+/// What stays the same from opening the store to the end.
 struct CoreServices {
-    /// Which process this is; another each time.
+    /// The id of this process; new at each start.
     boot: Uuid,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
-    /// The same, where it is the embedded one.
+    /// The same, if it is the embedded one.
     sqlite: Option<Arc<SqliteStore>>,
     peppers: Arc<Peppers>,
     auth: Arc<Auth>,
@@ -214,25 +214,25 @@ struct CoreServices {
     store_state: StoreState,
 }
 
-/// Secrets of the environment, used instead of those of the files.
+/// Secrets from the environment, which override those in files.
 #[derive(Clone, Copy, Default)]
 pub struct InlineSecrets<'e> {
     /// Lines of `version:hexadecimal`.
     pub peppers: Option<&'e str>,
-    /// What admin tokens are signed with.
+    /// The secret for admin tokens.
     pub signing: Option<&'e str>,
     /// Lines of `name: value` for the collector of traces.
     pub telemetry_headers: Option<&'e str>,
 }
 
-/// Whether the files that the config names for backends and the collector can be used.
+/// Checks that the configured files for backends and the collector can be used.
 pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
     upstreams::settings(config).map_err(StartError::Upstreams)?;
     telemetry::collector(config, inline)?;
     Ok(())
 }
 
-/// Makes everything and starts it. `source` is where the config came from, if it can be read again.
+/// Builds and starts everything. `source` is where the config came from, if it can be read again.
 #[expect(clippy::too_many_lines, reason = "one step after the other, in the order that matters")]
 pub fn start(
     config: &Config,
@@ -307,7 +307,7 @@ pub fn start(
         components::admin_server(config, &core, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
     upgrade_state.listener_fds.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
-    // Nothing fails from here on.
+    // No step from here on can fail.
     acme::start(config, &core, proxy_server.accept());
     io.spawn(Arc::clone(&reloader).follow_files());
     let admin_served = admin_runtime.spawn(server.serve(listener));
@@ -356,8 +356,7 @@ pub fn start(
     })
 }
 
-/// What goes on beside requests for as long as the gateway runs: following the store, end users that wait to be stored,
-/// snapshots.
+/// Background work for the life of the gateway: the change feed, pending end users, snapshots.
 struct Upkeep {
     snapshots: Option<Snapshots>,
     late: Option<LateStart>,
@@ -393,7 +392,7 @@ fn start_rehashing(core: &CoreServices, keyring: &Arc<Keyring>, io: &Handle) -> 
     queue
 }
 
-/// The listener of the admin API, and its address, which is noted before anybody can ask for it.
+/// Opens the admin listener; its address is recorded before anybody can ask for it.
 fn listen_admin(
     config: &Config,
     upgrade_state: &UpgradeState,
@@ -407,12 +406,12 @@ fn listen_admin(
 }
 
 impl Running {
-    /// Runs `work` where store calls may be made.
+    /// Runs `work` on a runtime where store calls are possible.
     pub fn block_on<F: Future>(&self, work: F) -> F::Output {
         self.stopping.io.block_on(work)
     }
 
-    /// Says that everything is accepted: to the process whose place this one takes, which stops then, or to the service
+    /// Reports that all listeners accept: to the process that this one replaces, which then stops, or to the service
     /// manager.
     pub fn mark_serving(&mut self) -> Result<(), StartError> {
         let io = &self.stopping.io;
@@ -439,7 +438,7 @@ impl Running {
     }
 }
 
-/// What replaces this process by another binary.
+/// The upgrader, which replaces this process by another binary.
 fn upgrader(
     config: &Config,
     (called, notify_socket): (Option<&[OsString]>, Option<&str>),
@@ -460,7 +459,7 @@ fn upgrader(
     }
 }
 
-/// Takes the place of another process, if there is one.
+/// Takes over from another process, if there is one.
 async fn take_over(
     predecessor: Option<Predecessor>,
     core: &CoreServices,
@@ -470,7 +469,7 @@ async fn take_over(
     predecessor.take_over(core.boot, counters, &*core.clock).await.map(Some)
 }
 
-/// Opens the store and what makes its digests mean something; makes what a first start needs.
+/// Opens the store and checks the peppers; creates what a first start needs.
 async fn open(
     config: &Config,
     inline: InlineSecrets<'_>,

@@ -1,4 +1,4 @@
-//! The proxy's own runtime, its listeners and the table of its connections.
+//! The proxy's runtime, its listeners and its table of connections.
 
 use super::upgrade::{ListenerFds, ListenerKind};
 use super::watched::WatchedFiles;
@@ -24,29 +24,29 @@ use tokio::sync::{mpsc, watch};
 
 /// How long a client may go on sending after a last answer.
 const LINGER: Duration = Duration::from_secs(2);
-/// Most header fields that Pingora takes.
+/// Most header fields that Pingora accepts.
 const FIELDS_MAX: usize = 256;
-/// Idle connections to backends that are kept, per worker thread of the proxy.
+/// Idle connections to backends that are kept, per worker thread.
 const IDLE_UPSTREAM_CONNECTIONS: usize = 2_048;
 
-/// What accepts and serves requests.
+/// Accepts and serves requests.
 pub(super) struct ProxyServer {
     pub(super) runtime: Runtime,
-    /// Where it listens.
+    /// Its addresses.
     pub(super) addresses: Vec<SocketAddr>,
-    /// Where it speaks TLS, and where HTTP/2 without.
+    /// Its addresses for TLS, and for HTTP/2 without TLS.
     pub(super) addresses_tls: Vec<SocketAddr>,
     pub(super) addresses_h2c: Vec<SocketAddr>,
-    /// What TLS is spoken with, where it is.
+    /// The TLS context, if there are TLS listeners.
     tls: Option<Arc<TlsContext>>,
     /// Ends when the last connection is closed.
     pub(super) all_closed: mpsc::Receiver<()>,
-    /// What is accepted from, once that begins.
+    /// The listeners and what accepts from them, until that begins.
     acceptors: Vec<(Acceptor, TcpListener)>,
 }
 
 impl ProxyServer {
-    /// From now on connections are accepted, until the gateway stops. Answers what TLS is spoken with.
+    /// Starts accepting connections, until the gateway stops. Returns the TLS context.
     pub(super) fn accept(&mut self) -> Option<Arc<Certificates>> {
         for (acceptor, listener) in self.acceptors.drain(..) {
             self.runtime.spawn(acceptor.run(listener));
@@ -55,7 +55,7 @@ impl ProxyServer {
     }
 }
 
-/// Makes all that accepts, up to where nothing can fail any more. It stops when `stopped` turns true.
+/// Prepares accepting, including every fallible step. It ends when `stopped` turns true.
 pub(super) fn open(
     config: &Config,
     core: &CoreServices,
@@ -116,7 +116,7 @@ pub(super) fn open(
 fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
     let mut http = http_proxy(&Arc::new(server_conf(config)), proxy);
     let mut options = HttpServerOptions::default();
-    // Otherwise Pingora itself refuses it, without a body; it is refused like everything else that is not served.
+    // Otherwise Pingora refuses it without a body; here it is refused like any other unsupported request.
     options.allow_connect_method_proxying = true;
     http.server_options = Some(options);
     http
@@ -135,7 +135,7 @@ fn tls(config: &Config, core: &CoreServices) -> Result<Option<Arc<TlsContext>>, 
     TlsContext::load(settings, Arc::clone(&core.metrics)).map(Some)
 }
 
-/// Whether a key that was good when its request came still is.
+/// Whether the key of a running request is still valid.
 fn key_check(core: &CoreServices, keyring: &Arc<Keyring>) -> KeyCheck {
     let (clock, ring) = (Arc::clone(&core.clock), Arc::clone(keyring));
     Box::new(move |known| {
@@ -183,7 +183,7 @@ const fn head_limits(config: &Config) -> HeadLimits {
     HeadLimits {
         uri_bytes: config.proxy.max_uri_bytes,
         header_bytes: config.proxy.max_header_bytes,
-        // More than is configured is refused later, by an answer that can keep the connection.
+        // Requests above the configured number are refused later, by an answer that can keep the connection.
         fields: FIELDS_MAX,
         requests: config.proxy.max_requests_per_connection,
         streams: config.proxy.max_http2_streams,

@@ -1,12 +1,11 @@
-//! A new config in place of the running one: all of it, or nothing and every reason why not.
+//! Reloads the config: all of it, or nothing with every reason.
 //!
-//! What can change is where requests go: routes, upstreams, and plans that are new. Requests in flight finish as they
-//! began; upstreams that have not changed go on with their servers' health and their connections, and of those that have,
-//! each server that is still there is known. Files that the config names come into force when they change, at a reload or within
-//! seconds without one.
+//! Routes, upstreams and new plans can change. Requests in flight finish as they began. Unchanged upstreams keep their
+//! servers' health and their connections; changed ones take over what is known of servers that still exist. Changed files
+//! that the config names take effect at a reload, or within seconds without one.
 //!
-//! *Invariant:* files are read on threads for blocking work, by one reader at a time: a mount that does not answer holds up
-//! nothing but that reader.
+//! *Invariant:* files are read on threads for blocking work, by one reader at a time: a mount that hangs blocks only this
+//! reader.
 
 use super::upgrade::UpgradeState;
 use super::watched::{StartFile, WatchedFiles};
@@ -27,30 +26,30 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
-/// How often files are looked at.
+/// How often files are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long reading the config and its files may take before a reload is refused.
 const READ_WITHIN: Duration = Duration::from_secs(10);
-/// What is said when that is over.
+/// The error after that time.
 const NOT_READ: &str = "config: its files cannot be read now, their file system does not answer";
 
-/// Where a config comes from.
+/// The source of a config.
 #[derive(Clone)]
 pub struct ConfigSource {
     /// The file, if there is one.
     pub path: Option<PathBuf>,
-    /// The environment, as it was at the start.
+    /// The environment, as at startup.
     pub variables: Vec<(String, String)>,
-    /// The machine's name.
+    /// The host name.
     pub host_name: String,
 }
 
-/// Puts new configs in force.
+/// Applies new configs.
 pub struct Reloader {
-    /// None: this gateway was not made from a config that could be read again.
+    /// None: this gateway has no config that can be read again.
     source: Option<ConfigSource>,
     routing: Arc<ArcSwap<RoutingSnapshot>>,
-    /// What is in force. One reload at a time.
+    /// The active config. One reload at a time.
     running: Mutex<ActiveConfig>,
     /// Held while files are read.
     reading: Arc<Mutex<()>>,
@@ -63,7 +62,7 @@ pub struct Reloader {
     io: Handle,
 }
 
-/// The config in force and its upstreams.
+/// The active config and its upstreams.
 struct ActiveConfig {
     config: Config,
     upstreams: Vec<ManagedUpstream>,
@@ -85,7 +84,7 @@ struct ManagedUpstream {
 }
 
 impl Reloader {
-    /// Puts the first config in force. `files` are looked at at each reload, and come into force by themselves as well.
+    /// Applies the first config. `files` are checked at each reload, and periodically.
     pub(super) async fn start(
         config: &Config,
         source: Option<ConfigSource>,
@@ -130,7 +129,7 @@ impl Reloader {
         })
     }
 
-    /// Looks at files every few seconds, for as long as the gateway lives.
+    /// Checks files every few seconds, for the life of the gateway.
     pub(super) async fn follow_files(self: Arc<Self>) {
         let mut told = Vec::new();
         loop {
@@ -150,7 +149,7 @@ impl Reloader {
         }
     }
 
-    /// Runs `read` where it may wait. None: it waits for too long, or one before it still does.
+    /// Runs `read` on a thread that may block. None: it takes too long, or the previous one still does.
     async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let within = async {
             let only = Arc::clone(&self.reading).lock_owned().await;
@@ -164,12 +163,12 @@ impl Reloader {
         tokio::time::timeout(READ_WITHIN, within).await.ok().flatten()
     }
 
-    /// Puts upstreams in force whose certificates or keys have changed. Answers what is wrong with those that cannot be used.
+    /// Replaces upstreams whose certificates or keys have changed. Returns what is wrong with those that cannot be used.
     async fn refresh_upstreams(&self) -> Vec<String> {
         let mut in_force = self.running.lock().await;
         let has_files =
             |u: &UpstreamConfig| u.tls.as_ref().is_some_and(|t| t.ca_file.is_some() || t.client.is_some());
-        // One that is replaced has told the new process all that it reads by itself.
+        // A process that is being replaced leaves this to the new one, which reads all files itself.
         if self.upgrade_state.is_upgrading() || !in_force.config.upstreams.iter().any(has_files) {
             return Vec::new();
         }
@@ -194,7 +193,7 @@ impl Reloader {
         Vec::new()
     }
 
-    /// Reads the config again, and all files that it names.
+    /// Reads the config and all files that it names.
     fn read_all(
         source: &ConfigSource,
         old: &Config,
@@ -210,7 +209,7 @@ impl Reloader {
         Ok(ReadFiles { config, routes, settings, mistakes })
     }
 
-    /// What has been read is so from here on; nothing is waited for.
+    /// Applies what was read; nothing here blocks.
     fn put_in_force(
         &self,
         in_force: &mut ActiveConfig,
@@ -243,17 +242,17 @@ impl Reloader {
         in_force.config = config;
     }
 
-    /// How many requests are being served.
+    /// Number of requests in flight.
     pub(super) fn requests_in_flight(&self) -> i64 {
         self.metrics.in_flight.get()
     }
 
-    /// What requests read.
+    /// The routing snapshot.
     pub(super) fn routing(&self) -> Arc<ArcSwap<RoutingSnapshot>> {
         Arc::clone(&self.routing)
     }
 
-    /// Reads the config again and puts it in force; says in the log what came of it.
+    /// Reloads the config and logs the result.
     pub async fn reload_and_log(&self) {
         match self.reload(&Actor::keygate()).await {
             Ok(Reloaded { routes, upstreams }) => {
@@ -274,8 +273,8 @@ impl Reloader {
         }
     }
 
-    /// The upstreams of `config`: those in force where nothing has changed, else new ones that know the servers of the
-    /// one they replace.
+    /// The upstreams of `config`: existing ones if nothing has changed, otherwise new ones that take over the known
+    /// servers.
     async fn upstreams(
         &self,
         config: &Config,
@@ -306,7 +305,7 @@ impl Reloader {
 impl Reload for Reloader {
     async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError> {
         let mut in_force = self.running.lock().await;
-        // Before the config is read. What was written before this was asked for, a process that is started later reads as well.
+        // Before the config is read. A process that is started later reads what was written before this call.
         if self.upgrade_state.is_upgrading() {
             return Err(ReloadError::Upgrading);
         }
@@ -328,7 +327,7 @@ impl Reload for Reloader {
         let (Ok(routes), Ok(settings), true) = (routes, settings, mistakes.is_empty()) else {
             return Err(wrong(mistakes));
         };
-        // The last things that can fail. A plan that was made and is not used yet does no harm.
+        // The last fallible steps. A plan that was created and is not used yet does no harm.
         let (at, failed) = (self.clock.now().wall, |error: StoreError| ReloadError::Store(error.to_string()));
         create_plans(&config.plans, &*self.store, at).await.map_err(failed)?;
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
@@ -338,7 +337,7 @@ impl Reload for Reloader {
             return Err(failed(error));
         }
 
-        // What the audit trail says is so.
+        // From here on, the audit log is right.
         let done = Reloaded { routes: config.routes.len(), upstreams: next.len() };
         self.put_in_force(&mut in_force, config, routes, next);
         Ok(done)
@@ -356,7 +355,7 @@ fn all(managed: &[ManagedUpstream]) -> Box<[Arc<Upstream>]> {
     managed.iter().map(|t| Arc::clone(&t.upstream)).collect()
 }
 
-/// Those of `made` that are not among the `old` ones will not be used.
+/// Drops those of `made` that are not among the `old` ones.
 fn give_up(made: &[Arc<Upstream>], old: &[ManagedUpstream]) {
     for upstream in made.iter().filter(|made| !old.iter().any(|t| Arc::ptr_eq(&t.upstream, made))) {
         let stays = old.iter().find(|t| *t.config.name == *upstream.settings.name);
@@ -364,7 +363,7 @@ fn give_up(made: &[Arc<Upstream>], old: &[ManagedUpstream]) {
     }
 }
 
-/// What a reload changes, for the audit trail: which routes and upstreams there were and are, where that differs.
+/// The changes of a reload for the audit log: the old and new lists of routes and upstreams, if they differ.
 fn differences(old: &Config, new: &Config) -> Map<String, Value> {
     let routes = |c: &Config| c.routes.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
     let upstreams = |c: &Config| c.upstreams.iter().map(|u| u.name.clone()).collect::<Vec<_>>();

@@ -1,13 +1,13 @@
-//! What a running gateway cannot change: every key but those of routes, upstreams and plans.
+//! Config keys that need a restart: all but those of routes, upstreams and plans.
 //!
-//! Each section is taken apart by its fields, so that a new key does not compile before it is decided on here.
+//! Each section is destructured, so that a new key does not compile before it is handled here.
 
 use crate::config::{
     AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, JwtConfig, KeyringConfig, LogConfig,
     NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig, UsageConfig,
 };
 
-/// Says of each key that differs that it takes a restart.
+/// A message for each changed key that needs a restart.
 pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
     let mut all = Vec::new();
     macro_rules! sections {
@@ -64,7 +64,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         log: _,
         telemetry: _,
         node: _,
-        // These come into force.
+        // These can be reloaded.
         plans: _,
         upstreams: _,
         routes: _,
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::config::{KnownKey, known_keys};
 
-    /// What keys need beside themselves, to be set at all.
+    /// Keys that others depend on.
     const BASES: [&str; 6] = [
         "[telemetry]\nendpoint = \"https://h:1\"\n",
         "[admin.jwt]\njwks_file = \"j\"\nalgorithms = [\"EdDSA\"]\n",
@@ -86,7 +86,7 @@ mod tests {
         "[counters]\nurl = \"redis+sentinel://h/m\"\n",
         "[counters]\nurl = \"rediss://h\"\ntls_cert_file = \"c\"\ntls_key_file = \"k\"\n",
     ];
-    /// Values, of which every key must take one that it does not have.
+    /// Values, of which at least one differs from the default of each key.
     const VALUES: [&str; 24] = [
         "7",
         "7s",
@@ -113,7 +113,7 @@ mod tests {
         "sqlite:x",
         "redis://x",
     ];
-    /// Those of which no value above is one.
+    /// Keys that need other values than those.
     const MORE: [(&str, &str); 6] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
@@ -128,7 +128,7 @@ mod tests {
         Config::parse(text, "", set.as_slice(), "").ok()
     }
 
-    /// What is told when that key has another value; nothing, if none of the values is one for it.
+    /// The messages when this key has another value; none if no value is valid for it.
     fn told_of(key: &KnownKey) -> Vec<String> {
         let own = MORE.iter().filter(|(path, _)| *path == key.path).map(|(_, value)| *value);
         for value in own.chain(VALUES) {

@@ -1,14 +1,14 @@
-//! Telling a service manager how the process is: the protocol of `sd_notify(3)`, one datagram each.
+//! Notifies the service manager: the protocol of `sd_notify(3)`, one datagram each.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Where to tell it; nowhere, if nobody asked.
+/// The socket of the service manager; none if there is none.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServiceNotifier(Option<SocketAddr>);
 
 impl ServiceNotifier {
-    /// `socket` is the value of `NOTIFY_SOCKET`: a path, or a name in the kernel's own space after an `@`.
+    /// `socket` is the value of `NOTIFY_SOCKET`: a path, or an abstract name after an `@`.
     pub(super) fn to(socket: Option<&str>) -> Self {
         let address = socket.map(|socket| match socket.strip_prefix('@') {
             Some(name) => SocketAddr::from_abstract_name(name),
@@ -23,17 +23,17 @@ impl ServiceNotifier {
         }
     }
 
-    /// It serves.
+    /// The process serves.
     pub(super) fn ready(&self) {
         self.tell("READY=1");
     }
 
-    /// It stops.
+    /// The process is stopping.
     pub(super) fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 
-    /// Another process is the service from now on.
+    /// Another process is the main process from now on.
     pub(super) fn main_pid(&self, pid: Option<u32>) {
         if let Some(pid) = pid {
             self.tell(&format!("MAINPID={pid}"));

@@ -1,5 +1,5 @@
-//! Every series of labels that form a closed set, before its first event: what counts from nothing to one is an increase,
-//! and what appears with one is none to whoever watches.
+//! Creates the metric series of closed label sets before their first event: a series that appears with 1 shows no increase
+//! to Prometheus.
 
 use crate::metrics::Metrics;
 use crate::model::fault::Fault;
@@ -8,12 +8,12 @@ use crate::policy::routing::route::RouteTable;
 use crate::proxy::connection::CloseReason;
 use crate::proxy::server::listen::REFUSED;
 
-/// What may come of a request that reached a route, and of one that did not.
+/// Outcomes of a request that matched a route, and of one that did not.
 const OUTCOMES: [Outcome; 4] = [Outcome::Served, Outcome::Denied, Outcome::UpstreamFailed, Outcome::Aborted];
 /// The classes of statuses.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Shows those that are there whatever the config says.
+/// Creates the series that do not depend on the config.
 pub(super) fn show(metrics: &Metrics) {
     for fault in Fault::ALL {
         metrics.denials.with_label_values(&[fault.name()]);
@@ -37,7 +37,7 @@ pub(super) fn show(metrics: &Metrics) {
     }
 }
 
-/// Shows those of routes.
+/// Creates the series of routes.
 pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
     for route in routes.routes() {
         metrics.request_seconds.with_label_values(&[&route.name]);

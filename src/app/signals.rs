@@ -1,5 +1,5 @@
-//! The signals of the process. They are caught before anything else is done, for left alone they would kill it without a word,
-//! and a process that is number 1 of its container would not hear them at all. What comes too early to be acted on waits.
+//! Handles the signals of the process. They are caught first of all: otherwise they would kill the process silently, and
+//! process 1 of a container would not receive them at all. Early signals wait.
 
 use super::{NotUpgraded, Running, StartError, StopReason, Successor};
 use std::io;
@@ -8,12 +8,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Requests to stop that may wait. The first is acted on, the second ends the process.
+/// Most pending stop requests. The first is acted on, the second ends the process.
 const STOPS_MAX: usize = 2;
-/// How a process exits that was told to stop at once.
+/// Exit code after an immediate stop.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// The signals of the process, from the moment this is made.
+/// The signals of the process, from the moment this is created.
 pub struct Signals {
     /// SIGTERM and SIGINT.
     stop: mpsc::Receiver<()>,
@@ -23,14 +23,14 @@ pub struct Signals {
     upgrade: mpsc::Receiver<()>,
 }
 
-/// The steps of a start: each is waited for, unless the process is asked to stop first.
+/// The steps of a start: each is awaited unless the process is asked to stop first.
 pub(super) struct Steps<'s> {
     io: &'s Runtime,
     signals: Option<&'s mut Signals>,
 }
 
 impl Signals {
-    /// Catches them.
+    /// Installs the handlers.
     pub fn catch() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let within = runtime.enter();
@@ -51,7 +51,7 @@ impl Signals {
                     _ = hup.recv() => &to_reload,
                     _ = usr2.recv() => &to_upgrade,
                 };
-                // One that waits already stands for this one as well.
+                // A pending one already stands for this one.
                 to.try_send(()).ok();
             }
         };
@@ -60,7 +60,7 @@ impl Signals {
     }
 
     /// Reloads the config at each SIGHUP, and begins an upgrade at SIGUSR2. Returns when the process is asked to stop, or
-    /// another one serves in its place. A second request to stop does not wait for requests in flight.
+    /// when another one has replaced it. A second stop request does not wait for requests in flight.
     pub async fn asked_to_stop(self, running: Option<&Running>) -> StopReason {
         let Self { mut stop, mut reload, mut upgrade } = self;
         let (replaced, mut replacement) = mpsc::channel(1);
@@ -69,7 +69,7 @@ impl Signals {
                 biased;
                 _ = stop.recv() => break StopReason::Asked,
                 Some(successor) = replacement.recv() => break StopReason::Replaced(successor),
-                // Both by themselves, so that a stop need not wait for them.
+                // Both in the background, so that a stop need not wait for them.
                 Some(()) = reload.recv() => {
                     if let Some(running) = running {
                         let reloader = Arc::clone(&running.reloader);
@@ -102,7 +102,7 @@ impl Signals {
                     tracing::error!("second signal received, stopped immediately");
                     std::process::exit(EXIT_AT_ONCE);
                 }
-                // Meant for the service, of which this process is the part that is leaving.
+                // Meant for the service; this process is the part that is leaving.
                 tracing::info!("already draining; send the signal again to stop immediately");
             }
         });
@@ -111,12 +111,12 @@ impl Signals {
 }
 
 impl<'s> Steps<'s> {
-    /// Steps on `io`; without signals nothing ends them.
+    /// Steps on `io`; without signals nothing interrupts them.
     pub(super) const fn on(io: &'s Runtime, signals: Option<&'s mut Signals>) -> Self {
         Self { io, signals }
     }
 
-    /// Waits for one of them. A process that is asked to stop meanwhile does not start.
+    /// Waits for a step. A process that is asked to stop meanwhile does not start.
     pub(super) fn wait<T, E>(&mut self, step: impl Future<Output = Result<T, E>>) -> Result<T, StartError>
     where
         StartError: From<E>,

@@ -1,10 +1,10 @@
-//! What a node keeps on its own disk so that it can start while its database is unreachable: the keyring, and what its
-//! counters have counted.
+//! Snapshots on a node's own disk, so that it can start while its database is unreachable: the keyring, and the counts of
+//! its counters.
 //!
-//! Two files beside the journal, readable by their owner only. Each has a version, a checksum against damage and a MAC under
-//! a key that is derived from the pepper: one that somebody has changed, or that another installation wrote, is refused. The
-//! second one is written every few seconds and says when the database was last heard, so that nobody is served by what is
-//! older than `keyring.max_stale`.
+//! They are two files beside the journal, readable by their owner only. Each has a version, a checksum against damage and a
+//! MAC under a key derived from the pepper: a file that was changed, or written by another installation, is refused. The
+//! second file is written every few seconds and contains when the database last answered, so that nothing older than
+//! `keyring.max_stale` is used.
 //!
 //! ```text
 //! keygate keyring 1\n          or  keygate spending 1\n
@@ -33,8 +33,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often the files are written while nothing changes, and how soon after a change. Big ones are written less often:
-/// writing takes at most one part in [`SHARE`] of the time.
+/// How often the files are written without changes, and how soon after a change. Large ones are written less often: writing
+/// takes at most one part in [`SHARE`] of the time.
 const EVERY: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 50;
@@ -49,15 +49,15 @@ pub(super) struct Snapshots {
     peppers: Arc<Peppers>,
 }
 
-/// What was on disk.
+/// The content of the files.
 pub(super) struct Loaded {
     /// Plans, workspaces and keys.
     pub(super) changes: Vec<Change>,
-    /// How long ago the database was last heard.
+    /// How long ago the database last answered.
     pub(super) age: Duration,
-    /// What had been spent when it was written; windows that have ended since count nothing.
+    /// The counts when it was written; windows that have ended since are dropped.
     pub(super) spent: Vec<UsageTotals>,
-    /// When it was written: what the journal holds from before is in it.
+    /// When it was written: earlier records of the journal are included.
     pub(super) spent_at: Timestamp,
 }
 
@@ -69,7 +69,7 @@ struct Sealing<'w> {
 }
 
 impl Snapshots {
-    /// Those of this node, where its database is another machine.
+    /// The files of this node, if its database is on another machine.
     pub(super) fn of_node(config: &Config, core: &CoreServices) -> Option<Self> {
         let is_elsewhere = matches!(config.store.location, StoreLocation::Postgres(_));
         is_elsewhere.then(|| Self::of(&config.usage.journal_dir, Arc::clone(&core.peppers)))
@@ -80,14 +80,14 @@ impl Snapshots {
         Self { keyring: folder.join("keyring.snapshot"), spending: folder.join("spending.snapshot"), peppers }
     }
 
-    /// What is on disk, if it may be served by. The error says why not.
+    /// The content, if it may be used. The error says why not.
     pub(super) fn load(&self, now: Timestamp, max_stale: Duration) -> Result<Loaded, String> {
         let spending = self.read(&self.spending, "spending")?;
         let cut_off = || format!("{} ends too soon", self.spending.display());
         let mut from = spending.as_slice();
         let heard_at = Timestamp::from_micros(take_i64(&mut from).ok_or_else(cut_off)?);
         let spent_at = Timestamp::from_micros(take_i64(&mut from).ok_or_else(cut_off)?);
-        // A clock that was set back makes it as old as one that was set forward.
+        // After the clock was set back, the file counts as old, too.
         let age = Duration::from_micros(now.as_micros().abs_diff(heard_at.as_micros()));
         if age > max_stale {
             let limit = max_stale.as_secs();
@@ -103,7 +103,7 @@ impl Snapshots {
         Ok(Loaded { changes, age, spent, spent_at })
     }
 
-    /// Keeps both files as new as they may be, until `stop` turns true, and writes them once more then.
+    /// Keeps both files current until `stop` turns true, and writes them a last time then.
     pub(super) async fn keep(
         self,
         keyring: Arc<Keyring>,
@@ -122,7 +122,7 @@ impl Snapshots {
             let writing = tokio::task::spawn_blocking(move || {
                 let Some(age) = keyring.age(now).filter(|_| keyring.is_open()) else { return Ok(before) };
                 let version = keyring.version();
-                // While everything is read anew there is no version, and what is there may be half of it.
+                // During a complete read there is no version, and the content may be incomplete.
                 let is_new = version.0 > 0 && before != Some(version);
                 if is_new {
                     own.write_keyring(&keyring)?;
@@ -199,7 +199,7 @@ impl Snapshots {
         })
     }
 
-    /// The content of a file that is whole and ours.
+    /// The content of a file that is complete and ours.
     fn read(&self, path: &Path, kind: &str) -> Result<Vec<u8>, String> {
         let refused = |why: &str| format!("{} {why}", path.display());
         let mut bytes = std::fs::read(path).map_err(|error| refused(&format!("cannot be read: {error}")))?;
@@ -244,7 +244,7 @@ fn head(kind: &str) -> String {
     format!("keygate {kind} 1\n")
 }
 
-/// What counts of it at another instant: nothing of the windows that have ended.
+/// The part of it that counts at another instant: windows that have ended are dropped.
 fn since(row: UsageTotals, then: Timestamp, now: Timestamp) -> UsageTotals {
     let still = |per, count| if window_start(per, then) == window_start(per, now) { count } else { 0 };
     UsageTotals {
@@ -370,7 +370,7 @@ mod tests {
                 changed[at] ^= 1;
                 fs::write(path, &changed).expect("written");
                 assert!(snapshots.load(NOW, MAX_STALE).is_err(), "byte {at} of {}", path.display());
-                // Whoever changes it can make the checksum fit, and not the MAC.
+                // Somebody who changes it can correct the checksum, but not the MAC.
                 let sealed = whole.len() - TAG;
                 if at < sealed - CRC {
                     let crc = crc32fast::hash(&changed[..sealed - CRC]).to_le_bytes();

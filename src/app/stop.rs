@@ -1,6 +1,6 @@
-//! Stopping, in the order that loses nothing: first readiness, so that load balancers send no more; then no new
-//! connections, and the last requests of those there are; then the admin API (until then it tells that this node is
-//! stopping), then the last records, then the store.
+//! Graceful shutdown: first readiness, so that load balancers send no more; then no new connections, and the last requests
+//! of existing ones; then the admin API (until then it reports that this node is stopping), then the last records, then the
+//! store.
 
 use super::upgrade::{Successor, UpgradeState};
 use crate::admin::ServerState;
@@ -17,20 +17,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long the other nodes are told that this one is going.
+/// How long signing off from other nodes may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
-/// How often the process that has taken this one's place hears what is still counted here.
+/// How often the new process gets the counts of this one.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// What has to be stopped.
 pub(super) struct Shutdown {
-    /// Ends the proxy's listeners.
+    /// Stops the proxy's listeners.
     pub(super) stop: watch::Sender<bool>,
     /// Closes the admin API.
     pub(super) admin_state: watch::Sender<ServerState>,
     /// Ends the change feed, which admin calls in flight still wait for.
     pub(super) stop_feed: watch::Sender<bool>,
-    /// Tells the writer when to give up.
+    /// The deadline of the writer.
     pub(super) give_up: watch::Sender<Option<Instant>>,
     /// Readiness.
     pub(super) accepting: Arc<AtomicBool>,
@@ -42,12 +42,12 @@ pub(super) struct Shutdown {
     pub(super) last_calls_within: Duration,
     pub(super) last_records_within: Duration,
     pub(super) last_traces_within: Duration,
-    /// Ends when the feed is stopped, after saying goodbye to the other nodes.
+    /// Ends when the feed is stopped, after signing off.
     pub(super) follower: JoinHandle<()>,
     pub(super) writer: JoinHandle<()>,
-    /// Held as long as what other processes have left may be written; the other end ends when nobody does.
+    /// Held as long as records of other processes may be written; the receiver ends when nobody does.
     pub(super) rest: (mpsc::Sender<()>, mpsc::Receiver<()>),
-    /// None: no traces are sent.
+    /// None: no traces are exported.
     pub(super) exporter: Option<Exporter>,
     pub(super) keeper: JournalFlusher,
     pub(super) upgrade_state: Arc<UpgradeState>,
@@ -59,20 +59,20 @@ pub(super) struct Shutdown {
     pub(super) io: Runtime,
 }
 
-/// How the proxy is drained.
+/// How the proxy drains.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainOptions {
-    /// For how long nothing changes but readiness.
+    /// How long nothing changes but readiness.
     pub(super) delay: Duration,
-    /// After how long what is still open is cut off.
+    /// When open requests are cut.
     pub(super) within: Duration,
 }
 
 /// Why a gateway stops.
 pub enum StopReason {
-    /// It was asked to.
+    /// It was asked to stop.
     Asked,
-    /// Another process serves in its place.
+    /// Another process has replaced it.
     Replaced(Box<Successor>),
 }
 
@@ -87,7 +87,7 @@ impl Shutdown {
                 None
             }
             StopReason::Replaced(successor) => {
-                // Whoever asks for readiness asks the new process; it has the admin API as well.
+                // Readiness checks reach the new process, which also has the admin API.
                 self.admin_state.send_replace(ServerState::Closing);
                 Some(successor)
             }
@@ -107,7 +107,7 @@ impl Shutdown {
                 if let Some(successor) = &mut successor {
                     let begun = Instant::now();
                     successor.tell(&counters, &*clock).await;
-                    // Looking at a million keys takes a while, and is not all that there is to do.
+                    // Reading a million keys takes a while and must leave time for other work.
                     pause = TELL_EVERY.max(begun.elapsed() * 10);
                 }
             }
@@ -121,7 +121,7 @@ impl Shutdown {
             tracing::warn!("drain timeout reached, admin requests in flight aborted");
         }
         self.stop_feed.send_replace(true);
-        // Dropping what still runs records it. After that the journal gets nothing more.
+        // Dropping what still runs records it. After that the journal gets no more records.
         self.proxy.shutdown_timeout(Duration::from_secs(1));
         self.admin.shutdown_timeout(Duration::from_secs(1));
         self.io.block_on(async {
@@ -129,7 +129,7 @@ impl Shutdown {
                 successor.tell(&counters, &*clock).await;
             }
             self.give_up.send_replace(Some(Instant::now() + self.last_records_within));
-            // The writer gives up by itself; the margin is for one last call that hangs.
+            // The writer has its own deadline; the margin is for one last call that hangs.
             let last_traces = async {
                 if let Some(exporter) = self.exporter {
                     exporter.stop(self.last_traces_within).await;
@@ -139,7 +139,7 @@ impl Shutdown {
                 let written = self.writer.await;
                 let (may_begin, mut rest_written) = self.rest;
                 drop(may_begin);
-                // Nothing is sent; it ends with those who write.
+                // Nothing is sent; it ends when the writers do.
                 rest_written.recv().await;
                 written
             };

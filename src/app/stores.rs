@@ -1,4 +1,4 @@
-//! The store that the config names: opened, migrated, and filled with the plans of the config.
+//! The configured store: opened, migrated, and filled with the plans of the config.
 
 use crate::clock::Timestamp;
 use crate::config::{Config, PlanConfig, StoreLocation};
@@ -10,10 +10,10 @@ use std::fs::File;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// A store, and the embedded one where it is that.
+/// A store, and the embedded one if it is that.
 pub(super) type PreparedStore = (Arc<dyn Store>, Option<Arc<SqliteStore>>);
 
-/// Makes the plans of the config that are not there yet. Those that are, are managed through the API.
+/// Creates the plans of the config that do not exist yet. Existing ones are managed by the API.
 pub async fn create_plans(
     plans: &[PlanConfig],
     store: &dyn Tenants,
@@ -36,15 +36,15 @@ pub async fn create_plans(
     Ok(())
 }
 
-/// Opens the configured store. Its connections, where it has some, live on `io`.
+/// Opens the configured store. Its connections, if any, live on `io`.
 pub async fn open_store(config: &Config, io: &Handle) -> Result<Arc<dyn Store>, StoreError> {
     let (store, _) = prepare_store(config, io, None)?;
     store.bring_up().await?;
     Ok(store)
 }
 
-/// The configured store, not opened yet, with the `lock` of a process that has the embedded one open and whose place this
-/// one takes.
+/// The configured store, not opened yet, with the `lock` of the process that has the embedded one open and is being
+/// replaced.
 pub(super) fn prepare_store(
     config: &Config,
     io: &Handle,
@@ -67,7 +67,7 @@ pub(super) fn prepare_store(
     }
 }
 
-/// What the schema of the configured store has and lacks; with `apply` it is brought up to date first.
+/// The state of the schema of the configured store; with `apply` it is migrated first.
 pub async fn schema(config: &Config, apply: bool) -> Result<MigrationState, StoreError> {
     match (&config.store.location, apply) {
         (StoreLocation::Sqlite(path), true) => sqlite::migrate(path),

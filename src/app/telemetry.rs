@@ -1,4 +1,4 @@
-//! From the config to what records requests and what sends that.
+//! Sets up recording and export of traces from the config.
 
 use super::{CoreServices, InlineSecrets, StartError, read_secret};
 use crate::config::Config;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
-/// Which requests are recorded, and what sends their spans, if anything does.
+/// The sampling of requests, and the exporter if there is one.
 pub(super) fn start(
     config: &Config,
     inline: InlineSecrets<'_>,
@@ -37,7 +37,7 @@ pub(super) fn start(
     Ok((Tracing { sampling, queue: Some(queue) }, Some(exporter)))
 }
 
-/// The collector, if there is one, with what its files hold.
+/// The collector, if there is one, with the content of its files.
 pub(super) fn collector(config: &Config, inline: InlineSecrets<'_>) -> Result<Option<Collector>, StartError> {
     let Some(endpoint) = &config.telemetry.endpoint else { return Ok(None) };
     let wrong = |key: &str, why: &dyn std::fmt::Display| StartError::Telemetry(format!("{key}: {why}"));
@@ -75,7 +75,7 @@ pub(super) fn collector(config: &Config, inline: InlineSecrets<'_>) -> Result<Op
     }))
 }
 
-/// The fields of lines of `name: value`, or the number of the line that is none. Says nothing of what is in them.
+/// The fields in lines of `name: value`, or the number of an invalid line. Nothing of the content is repeated.
 fn headers(text: &str) -> Result<HeaderMap, usize> {
     let mut headers = HeaderMap::new();
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {

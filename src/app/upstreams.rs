@@ -1,4 +1,4 @@
-//! From the config to groups of backends.
+//! Sets up upstreams from the config.
 
 use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
 use crate::fileio;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// Looks the names of all their servers up, before the first request.
+/// Resolves the names of all their servers, before the first request.
 pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
     let mut all = JoinSet::new();
     for upstream in upstreams.iter().map(Arc::clone) {
@@ -21,7 +21,7 @@ pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
     all.join_all().await;
 }
 
-/// How each upstream is to behave, or everything that is wrong with the files they name.
+/// The settings of each upstream, or everything that is wrong with its files.
 pub(super) fn settings(config: &Config) -> Result<Vec<UpstreamSettings>, Vec<String>> {
     let mut all = Vec::with_capacity(config.upstreams.len());
     let mut mistakes = Vec::new();
@@ -76,7 +76,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
     }
 }
 
-/// 0 means no limit.
+/// 0: no limit.
 fn at_most(configured: u32) -> usize {
     if configured == 0 { usize::MAX } else { usize::try_from(configured).unwrap_or(usize::MAX) }
 }
@@ -95,7 +95,7 @@ fn probe(health: &HealthConfig) -> Option<Probe> {
     Some(Probe { http, every: health.interval, within: health.timeout, rule })
 }
 
-/// TLS as the `n`-th upstream wants it; none where a file cannot be used, which is a mistake then.
+/// The TLS settings of the `n`-th upstream; none if a file cannot be used, which is then a mistake.
 fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<UpstreamTls> {
     let mut read = |key: &str, path: &Path| match fileio::read(path) {
         Ok(bytes) => Some(bytes),
@@ -109,7 +109,7 @@ fn tls(n: usize, config: &TlsConfig, mistakes: &mut Vec<String>) -> Option<Upstr
         let (chain, key) = (read("client_cert_file", &c.cert_file), read("client_key_file", &c.key_file));
         Some((chain?, key?))
     });
-    // What is named must be there; nothing is made of the rest.
+    // A named file must exist; its content is checked elsewhere.
     let (ca, client) = (ca.map_or(Some(None), |b| b.map(Some))?, client.map_or(Some(None), |c| c.map(Some))?);
     let server_name = config.server_name.as_deref().map(Into::into);
     let parts = UpstreamTlsFiles { server_name, ca, client, any_certificate: config.any_certificate };

@@ -1,4 +1,4 @@
-//! The journal, its writer, and what they tell: how usage is wired.
+//! Sets up usage recording: the journal, its writer, and their readiness checks.
 
 use super::{CoreServices, components};
 use crate::admin::ReadinessCheck;
@@ -22,29 +22,29 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long a start may take to store what an earlier run left in the journal. The rest is counted from there.
+/// How long a start may take to store the records of an earlier run. The rest is counted from the journal.
 const REPLAY_WITHIN: Duration = Duration::from_millis(250);
-/// How often it is looked whether another process of this node has gone.
+/// How often to check whether another process of this node has exited.
 const LOOK_AT_SEATS_EVERY: Duration = Duration::from_millis(250);
-/// Rows of spending on their way from the ledger.
+/// Batches of totals in flight from the ledger.
 const SPENT_BATCHES: usize = 4;
 
-/// How the journals of this process are brought to the ledger.
+/// How the journals of this process reach the ledger.
 #[derive(Clone)]
 pub(super) struct UsageWriting {
     slots: JournalSlots,
     options: LedgerWriterOptions,
-    /// Of what others have left.
+    /// Records of other processes.
     replays: PendingReplays,
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     io: Handle,
     deadline: watch::Receiver<Option<Instant>>,
-    /// Held by whoever writes what others have left, and by the process until it stops: then nobody begins any more.
+    /// Held by writers of other processes' records, and by the process until it stops: then no further writer begins.
     open: mpsc::WeakSender<()>,
 }
 
-/// The writer of this process's journal, and those of what others have left.
+/// The writer of this process's journal, and those of other processes' records.
 pub(super) struct LedgerWriters {
     pub(super) own: LedgerWriter,
     pub(super) left: Vec<LedgerWriter>,
@@ -52,8 +52,8 @@ pub(super) struct LedgerWriters {
     replays: PendingReplays,
 }
 
-/// Prepares all writing. When the process drops its end of the channel, no more is begun of what others have left; the
-/// other end ends when all that was begun is done.
+/// Prepares all writing. When the process drops its end of the channel, no further writer of other processes' records
+/// begins; the receiver ends when all have finished.
 pub(super) fn writing(
     config: &Config,
     core: &CoreServices,
@@ -85,14 +85,14 @@ pub(super) fn writing(
 }
 
 impl LedgerWriters {
-    /// What tells how far the ledger is: of this process, and of what others have left.
+    /// The progress of the ledger: for this process, and for other processes' records.
     pub(super) fn tell(&self) -> (WriterProgress, PendingReplays) {
         (self.own.flush(), self.replays.clone())
     }
 }
 
 impl UsageWriting {
-    /// Takes the slot of a process that is alone, or a free one beside another process.
+    /// Takes the first slot, or a free one beside another process.
     pub(super) fn begin(&self, alone: bool) -> Result<LedgerWriters, OpenError> {
         if !alone {
             let (own, left) = (self.writer(self.slots.open_free()?), Vec::new());
@@ -114,17 +114,17 @@ impl UsageWriting {
         LedgerWriter::new(reader, ledger, metrics, self.options, self.deadline.clone())
     }
 
-    /// Runs a writer on a thread of its own: unpacking many records must not keep I/O waiting.
+    /// Runs a writer on its own thread: decoding many records must not delay I/O.
     pub(super) fn write(&self, writer: LedgerWriter) -> JoinHandle<()> {
         let handle = self.io.clone();
         self.io.spawn_blocking(move || handle.block_on(writer.run()))
     }
 
-    /// Brings to the ledger what is left in a slot that has no owner but this process, and lets go of the slot.
+    /// Stores the records in a slot without another owner, and releases the slot.
     pub(super) fn write_leftovers(&self, writer: LedgerWriter) -> JoinHandle<()> {
         let (handle, open) = (self.io.clone(), self.open.upgrade());
         self.io.spawn_blocking(move || {
-            // The process stops: what is left is the next one's.
+            // The process is stopping; the next one stores the rest.
             let Some(open) = open else { return };
             let journal = Arc::clone(writer.journal());
             tracing::info!(folder = %journal.folder().display(), "storing usage records left by another process");
@@ -141,7 +141,7 @@ impl UsageWriting {
         })
     }
 
-    /// Writes what is left in the slots of this node's other processes as they go, until it is the only one.
+    /// Stores records in the slots of this node's other processes when they exit, until it is the only one.
     pub(super) async fn adopt_slots(self) {
         while self.open.strong_count() > 0 {
             let OtherSlots { left, are_alive } = self.slots.others();
@@ -158,8 +158,8 @@ impl UsageWriting {
     }
 }
 
-/// Stores what earlier runs have left, and sets the counters to what the ledger knows and to what the journal has spent
-/// beyond that, before the first request. Counters that are shared ask the ledger by themselves.
+/// Stores records of earlier runs, and sets the counters from the ledger and from the totals of the journal, before the
+/// first request. Shared counters read the ledger themselves.
 pub(super) async fn restore(
     config: &Config,
     core: &CoreServices,
@@ -175,7 +175,8 @@ pub(super) async fn restore(
     }
 }
 
-/// Stores what earlier runs have left, and answers what that has spent beyond the ledger, if it arrived `after` that.
+/// Stores records of earlier runs, and returns the totals that are not in the ledger yet, of requests that arrived `after`
+/// that time.
 pub(super) async fn replay(
     writers: &mut LedgerWriters,
     at: Timestamp,
@@ -189,7 +190,7 @@ pub(super) async fn replay(
     unstored
 }
 
-/// Has the counters count at least what the ledger knows, of what `keyring` holds.
+/// Raises the counters to at least the totals of the ledger, for subjects in `keyring`.
 pub(super) async fn raise(
     counters: &Counters,
     ledger: &dyn Ledger,
@@ -205,7 +206,7 @@ pub(super) async fn raise(
     tokio::join!(ledger.totals(at, to), raised).0
 }
 
-/// The ledger knows every key there ever was; `keyring`, which is loaded, those that can still spend.
+/// The ledger contains all keys ever used; `keyring`, which is loaded, those that can still be used.
 async fn restore_to(
     counters: &Counters,
     ledger: &dyn Ledger,
@@ -241,7 +242,7 @@ pub(super) const fn when_full(config: &Config) -> WhenFull {
     }
 }
 
-/// How usage is doing. Only a node that refuses requests because its journal is full is not ready.
+/// The readiness of usage recording. Only a node that refuses requests because its journal is full is not ready.
 pub(super) fn checks(metrics: &Metrics, journal: &Journal, refuses_when_full: bool) -> [ReadinessCheck; 2] {
     let UsageCount { accepted, stored, in_journal, shed, set_aside } = metrics.usage();
     let is_full = journal.is_full();
@@ -363,10 +364,10 @@ mod tests {
         let counted: Vec<_> = Handover::default().deltas(&counters, clock.now()).into_iter().collect();
         let mut counted: Vec<_> = counted.into_iter().map(|told| (told.subject, told.spent[0])).collect();
         counted.sort();
-        // The broken one can be mended while this process runs.
+        // The broken one may be repaired while this process runs.
         let [key, may_be_mended, workspace] =
             [UsageSubject::Key(stays), UsageSubject::Key(breaks), UsageSubject::Workspace(w)];
-        // Identities of one moment are in no order.
+        // Ids of the same moment are in no order.
         let mut expected = [(key, 2), (may_be_mended, 1), (workspace, 5)];
         expected.sort();
         assert_eq!(counted, expected);

@@ -1,7 +1,7 @@
-//! Files whose contents come into force when they change, and files of which only a start makes use.
+//! Files whose changes take effect while the gateway runs, and files that are read only at startup.
 //!
-//! Must not know: what is in them. Everything here reads files, which may be on a mount that does not answer: it is called on
-//! threads for blocking work only.
+//! Must not know: their content. Everything here reads files, which may be on a mount that hangs: call it only on threads
+//! for blocking work.
 
 use super::{InlineSecrets, read_secret_value};
 use crate::admin::{Auth, AuthKeys, MetricsToken};
@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
 
-/// Puts in force what has changed, or says why that cannot be; it stays as it was then.
+/// Applies changes, or says why that is not possible; then nothing changes.
 type Look = Box<dyn Fn() -> Result<(), String> + Send>;
 
-/// Files that are looked at every few seconds and at each reload.
+/// Files that are checked every few seconds and at each reload.
 #[derive(Default)]
 pub(super) struct WatchedFiles(Mutex<Vec<(&'static str, Look)>>);
 
-/// A file of which only a start makes use, and what it held then.
+/// A file that is read only at startup, and its content then.
 pub(super) struct StartFile {
     key: &'static str,
     path: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct StartFile {
 // === impl WatchedFiles ===
 
 impl WatchedFiles {
-    /// The files of keys that are not the listeners' or the upstreams'.
+    /// The files of keys that do not belong to listeners or upstreams.
     pub(super) fn new(
         config: &Config,
         inline: InlineSecrets<'_>,
@@ -69,7 +69,7 @@ impl WatchedFiles {
         files
     }
 
-    /// The token that `/metrics` asks for, which is in the file at `path`.
+    /// The token for `/metrics` in the file at `path`.
     pub(super) fn add_metrics_token(&self, path: &Path, token: &Arc<MetricsToken>) {
         let (path, token) = (path.to_owned(), Arc::clone(token));
         let text = move || read_secret_value(&path).map_err(|error| error.to_string());
@@ -79,12 +79,13 @@ impl WatchedFiles {
         });
     }
 
-    /// One more to look at, for the file or files of `key`.
+    /// Adds a check for the file or files of `key`.
     pub(super) fn add(&self, key: &'static str, look: impl Fn() -> Result<(), String> + Send + 'static) {
         self.all().push((key, Box::new(look)));
     }
 
-    /// One that is put in force by `put` when `read` finds something else than before. What it holds now is in force.
+    /// Adds files whose new content is applied by `put` when `read` finds a change. The current content is in force
+    /// already.
     fn add_changing<T: PartialEq + Send + 'static>(
         &self,
         key: &'static str,
@@ -94,7 +95,7 @@ impl WatchedFiles {
         let in_force = Mutex::new(read().ok());
         self.add(key, move || {
             let found = Some(read()?);
-            // Whole, whatever happened to the thread that held it.
+            // The value is valid whatever happened to the thread that held the lock.
             let mut in_force = in_force.lock().unwrap_or_else(PoisonError::into_inner);
             if *in_force == found {
                 return Ok(());
@@ -108,14 +109,14 @@ impl WatchedFiles {
         });
     }
 
-    /// Puts in force what has changed. Answers what cannot be, each as `key: why`.
+    /// Applies changes. Returns what is not possible, each as `key: why`.
     pub(super) fn look(&self) -> Vec<String> {
         let all = self.all();
         all.iter().filter_map(|(key, look)| look().err().map(|why| format!("{key}: {why}"))).collect()
     }
 
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, Look)>> {
-        // A list of whole entries, whatever happened to the thread that held it.
+        // The list is valid whatever happened to the thread that held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,7 +124,7 @@ impl WatchedFiles {
 // === impl StartFile ===
 
 impl StartFile {
-    /// All that the config names. What cannot be read any more is not among them.
+    /// All files that the config names and that are read only at startup. Those that cannot be read are left out.
     pub(super) fn all(config: &Config, inline: InlineSecrets<'_>) -> Vec<Self> {
         let mut named: Vec<(&'static str, Option<&Path>)> = Vec::new();
         if inline.peppers.is_none() {
@@ -140,7 +141,7 @@ impl StartFile {
         files.filter_map(|(key, path)| Some(Self { key, path: path.to_owned(), held: held(path)? })).collect()
     }
 
-    /// What is to be said of it when it holds something else by now.
+    /// A message if its content has changed.
     pub(super) fn change(&self) -> Option<String> {
         let Self { key, path, held: before } = self;
         let has_changed = held(path)? != *before;

@@ -1,4 +1,4 @@
-//! `keygate demo`: a whole gateway for trying out, with nothing prepared.
+//! `keygate demo`: a complete gateway to try out, without any preparation.
 
 use super::{Environment, Failure, echo, log, ready, say};
 use crate::admin::Role;
@@ -18,7 +18,7 @@ use std::time::Duration;
 const WORKSPACE: &str = "demo";
 /// How long the demo's admin token is valid.
 const TOKEN_TTL: Duration = Duration::from_hours(24);
-/// What the backend stands for, and under which path it is reached.
+/// The kinds of backends, and the path segments under which they are reached.
 const KINDS: [&str; 3] = ["app", "rag", "memory"];
 
 /// Arguments of `keygate demo`.
@@ -27,13 +27,13 @@ pub struct DemoArgs {
     /// Print one line of JSON on standard output once every listener accepts, instead of the welcome
     #[arg(long)]
     ready_json: bool,
-    /// Keep keys and usage here; without it they are in a temporary folder that goes away at the end
+    /// Keep keys and usage here; the default is a temporary folder that is removed at the end
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where the proxy listens; port 0 picks a free one. Without it 8080 is tried first
+    /// The address of the proxy; port 0 picks a free one. The default is port 8080, or a free one
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
-    /// Where the admin API listens; port 0 picks a free one. Without it 8081 is tried first
+    /// The address of the admin API; port 0 picks a free one. The default is port 8081, or a free one
     #[arg(long, value_name = "IP:PORT")]
     admin_listen: Option<SocketAddr>,
 }
@@ -89,7 +89,7 @@ fn config(args: &DemoArgs, folder: &Path, backend: SocketAddr) -> Result<Config,
     Ok(config)
 }
 
-/// `port` if nobody else has it, or any free one: the first try of a newcomer must not fail over a port.
+/// `port` if it is free, otherwise any free one: the first try of a new user must not fail because of a port.
 fn free_or_any(port: u16) -> SocketAddr {
     let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let is_free = std::net::TcpListener::bind(wanted).is_ok();

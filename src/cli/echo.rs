@@ -1,4 +1,4 @@
-//! `keygate echo`: a backend that answers with what it was asked, for trying a gateway out.
+//! `keygate echo`: a backend that responds with the request, to try a gateway.
 
 use super::{Environment, Failure, say};
 use crate::app::Signals;
@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 /// Arguments of `keygate echo`.
 #[derive(Debug, Args)]
 pub struct EchoArgs {
-    /// Where it listens; port 0 picks a free one
+    /// The address to listen on; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9001")]
     listen: SocketAddr,
 }
@@ -28,7 +28,7 @@ pub(super) fn run(args: &EchoArgs, _environment: Environment<'_>) -> Result<(), 
     Ok(())
 }
 
-/// Starts one on a thread of its own, for as long as the process lives. Answers where it listens.
+/// Starts an echo server on its own thread, for the life of the process. Returns its address.
 pub(super) fn start(at: SocketAddr) -> io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(at)?;
     listener.set_nonblocking(true)?;

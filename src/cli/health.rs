@@ -1,5 +1,5 @@
-//! `keygate health`: asks a running gateway whether it is ready. For the health checks of containers, whose images have no
-//! other program that could ask.
+//! `keygate health`: asks a running gateway whether it is ready. For health checks of containers, whose images have no
+//! other program for this.
 
 use super::{ConfigArgs, Environment, Failure, load, say};
 use clap::Args;
@@ -7,9 +7,9 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long each step may take.
+/// Longest time for each step.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest answer that is read, in bytes.
+/// Longest response that is read, in bytes.
 const ANSWER_MAX: u64 = 64 * 1024;
 
 /// Arguments of `keygate health`.
@@ -17,7 +17,7 @@ const ANSWER_MAX: u64 = 64 * 1024;
 pub struct HealthArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Where the admin API listens; without it where the config says
+    /// The address of the admin API; the default is the configured one
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
 }
@@ -38,7 +38,7 @@ pub(super) fn run(args: &HealthArgs, environment: Environment<'_>) -> Result<(),
     }
 }
 
-/// An address that can be connected to: what listens on every address listens on the loopback one too.
+/// An address to connect to: a listener on all addresses is reached on loopback.
 fn reachable(listening: SocketAddr) -> SocketAddr {
     let ip = match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

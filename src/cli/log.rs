@@ -1,4 +1,4 @@
-//! Logging, set up once per process, to standard error.
+//! Sets up logging, once per process, to standard error.
 
 use crate::config::{LogConfig, LogFormat};
 use std::io::{self, IsTerminal};
@@ -6,12 +6,12 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Pingora writes whole request heads, credentials included, at `debug` and below; whatever is asked for, it does not get
-/// to. At `error` it reports every client that hangs up half-way, which anybody can make it do as often as they like, so
-/// it is heard only by who asks for more than usual. What matters of it is logged where it is handled.
+/// Pingora logs whole request heads, credentials included, at `debug` and below, so it is always capped. At `error` it
+/// reports every client that disconnects, which clients can provoke as often as they like, so it is logged only at more
+/// verbose levels. What matters of it is logged where it is handled.
 const PINGORA: &[&str] = &["pingora", "pingora_core", "pingora_proxy", "pingora_pool"];
 
-/// These say below `info` what they read and write, and refinery at `info` what is said in our own words.
+/// These log what they read and write below `info`, and refinery logs at `info` what we log in our own words.
 const CAPPED: &[&str] = &["h2=info", "hyper=info", "refinery_core=warn"];
 
 /// Starts logging.

@@ -9,7 +9,7 @@ use clap::Args;
 pub struct MigrateArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Change nothing; tell what is applied and what would be, and exit with 1 if anything is pending
+    /// Change nothing; list applied and pending migrations, and exit with 1 if anything is pending
     #[arg(long)]
     check: bool,
 }

@@ -1,6 +1,6 @@
-//! The command line: one file for each subcommand.
+//! The command line: one file per subcommand.
 //!
-//! Must not know: how anything is done; it reads arguments, calls, prints. Results go to standard output, everything
+//! Must not know: how anything is done; it parses arguments, calls, and prints. Results go to standard output, everything
 //! else to standard error.
 
 mod archive;
@@ -46,43 +46,43 @@ pub enum Command {
     Run(run::RunArgs),
     /// Check a config file and report every mistake at once, with its place (exit code 64 if there is any)
     Check(check::CheckArgs),
-    /// Bring the store's schema up to date, or tell what that would do
+    /// Migrate the store's schema, or list what that would do
     Migrate(migrate::MigrateArgs),
     /// Print a token for the admin API, signed with the config's HS256 secret
     Token(token::TokenArgs),
     /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
     Keys(keys::KeysArgs),
-    /// Write plans, workspaces, keys and end users to a file that `import` takes, for moving to another store
+    /// Write plans, workspaces, keys and end users to a file that `import` reads, to move to another store
     Export(archive::ArchiveExportArgs),
-    /// Take plans, workspaces, keys and end users from a file that `export` wrote
+    /// Read plans, workspaces, keys and end users from a file that `export` wrote
     Import(archive::ArchiveImportArgs),
-    /// Write usage records to a file, or take them from one, for keeping them or for moving to another store
+    /// Write usage records to a file or read them from one, for archives or to move to another store
     Usage(usage::UsageArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
     /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
     Health(health::HealthArgs),
-    /// Run a backend that answers with what it was asked, for trying a gateway out
+    /// Run a backend that responds with the request, to try a gateway
     Echo(echo::EchoArgs),
 }
 
 /// Which config file to read.
 #[derive(Clone, Debug, Args)]
 pub struct ConfigArgs {
-    /// The config file (TOML). Without one the defaults apply. Every key can also be set in the environment, as
-    /// `KEYGATE_` and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is `[proxy] listen`
+    /// The config file (TOML). Without one the defaults apply. Every key can also be set in the environment, as `KEYGATE_`
+    /// and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is `[proxy] listen`
     #[arg(short, long, value_name = "FILE", env = "KEYGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
 }
 
-/// How the process ends.
+/// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All went well.
+    /// Success.
     Ok,
-    /// It was tried and failed.
+    /// The command failed.
     Failed,
-    /// The arguments or the config are wrong; nothing was tried (`EX_USAGE`).
+    /// The arguments or the config are wrong; nothing was done (`EX_USAGE`).
     Usage,
 }
 
@@ -91,20 +91,20 @@ pub enum Exit {
 pub enum Failure {
     /// The config has mistakes.
     Config(ConfigError),
-    /// The arguments do not fit together.
+    /// The arguments contradict each other.
     Usage(String),
-    /// It was tried and failed.
+    /// The command failed.
     Failed(String),
 }
 
-/// What surrounds the process. An argument, so that nothing below reads it by itself.
+/// The environment of the process. An argument, so that nothing below reads it directly.
 #[derive(Clone, Copy, Debug)]
 pub struct Environment<'e> {
-    /// How the process was called: the program and its arguments.
+    /// The program and its arguments.
     pub called: &'e [OsString],
-    /// The environment's variables.
+    /// The environment variables.
     pub variables: &'e [(String, String)],
-    /// The machine's name, which is the node's where the config names none.
+    /// The host name, which is the default name of the node.
     pub host_name: &'e str,
 }
 
@@ -131,7 +131,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
 }
 
 impl ConfigArgs {
-    /// The config file, as an argument or a variable names it.
+    /// The config file, from the argument or the variable.
     fn path(&self, environment: Environment<'_>) -> Result<Option<PathBuf>, Failure> {
         const NAME: &str = "KEYGATE_CONFIG";
         let given = environment.variable(NAME);
@@ -145,7 +145,7 @@ impl ConfigArgs {
     }
 }
 
-/// Reads the config. The environment decides over the file, the file over the defaults.
+/// Loads the config. The environment overrides the file, and the file the defaults.
 fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
     let path = args.path(environment)?;
     let config = Config::load(path.as_deref(), environment.variables, environment.host_name)
@@ -155,7 +155,7 @@ fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failu
     Ok(config)
 }
 
-/// Prints a result on standard output. A reader that has gone, as in `keygate openapi | head`, has what it wanted.
+/// Prints a result on standard output. A closed pipe, as in `keygate openapi | head`, is not an error.
 fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
@@ -164,7 +164,7 @@ fn say(line: fmt::Arguments<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The secrets of the environment, of which reading the config has told what is wrong.
+/// The secrets from the environment; loading the config has reported what is wrong with them.
 fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
     let of = |name| environment.variable(name).map(|text| lines(text).unwrap_or(text));
     InlineSecrets {
@@ -174,7 +174,7 @@ fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
     }
 }
 
-/// A text file that is read line by line, from behind its byte order mark if it has one.
+/// A text file for reading line by line, without its byte order mark.
 fn text_file(path: &Path) -> io::Result<impl BufRead + use<>> {
     const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
     let mut file = BufReader::new(File::open(path)?);

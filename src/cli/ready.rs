@@ -1,10 +1,10 @@
-//! The line of JSON that tells a supervising program that every listener accepts. Contract 8.
+//! The line of JSON that tells a supervisor that every listener accepts. Contract 8.
 
 use super::{Failure, say};
 use crate::app::Running;
 use serde_json::{Map, Value, json};
 
-/// Prints the line, with `more` behind what is always in it.
+/// Prints the line, with the additional fields `more`.
 pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), Failure> {
     let first = running.proxy.first().map(ToString::to_string);
     let mut line = Map::new();

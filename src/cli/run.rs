@@ -14,7 +14,7 @@ pub struct RunArgs {
     /// Print one line of JSON on standard output once every listener accepts
     #[arg(long)]
     ready_json: bool,
-    /// Given by a gateway that this one replaces: standard input is the way to it
+    /// Set by a gateway that this one replaces: standard input is the channel to it
     #[arg(long, hide = true)]
     take_over: bool,
 }
@@ -25,7 +25,7 @@ fn list(addresses: &[SocketAddr]) -> String {
 }
 
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
-    // Before anything else: a signal that comes early waits, and does not kill the process without a word.
+    // First of all: an early signal waits, and does not kill the process silently.
     let mut signals = Signals::catch().map_err(Failure::failed)?;
     let config = load(&args.config, environment)?;
     app::check_files(&config, inline_secrets(environment)).map_err(|bad| Failure::Usage(bad.to_string()))?;

@@ -17,16 +17,16 @@ const TTL_MAX: Duration = Duration::from_hours(365 * 24);
 pub struct TokenArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Who the token speaks for: the `sub` claim, shown in the audit trail
+    /// The subject of the token: the `sub` claim, shown in the audit log
     #[arg(long, default_value = "admin")]
     subject: String,
-    /// The workspace it is for. A platform token may do without and name one per call in X-Workspace-Id
+    /// The workspace of the token. A platform token may omit it and name one per call in X-Workspace-Id
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
     /// viewer (read), admin (read and write in its workspace) or platform (plans, workspaces, every workspace)
     #[arg(long, default_value = "admin", value_parser = role)]
     role: Role,
-    /// How long it is valid, e.g. 15m, 12h, 30d (at most 365d)
+    /// Lifetime, e.g. 15m, 12h, 30d (at most 365d)
     #[arg(long, default_value = "12h", value_parser = ttl)]
     ttl: Duration,
 }

@@ -1,4 +1,4 @@
-//! The connection to the collector: HTTP/1.1, opened when there is something to send and kept for the next time.
+//! The connection to the collector: HTTP/1.1, opened when there is something to send, and kept open.
 
 use super::Collector;
 use bytes::Bytes;
@@ -17,22 +17,22 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// Most bytes of an answer that are read.
+/// Most bytes of a response that are read.
 const ANSWER_BYTES: usize = 64 * 1024;
 const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
-/// Why a collector cannot be spoken to as the config says.
+/// Why the configured collector cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
-    /// The certificates to trust.
+    /// The CA certificates are invalid.
     #[error("ca_file: not a valid PEM certificate: {0}")]
     Ca(String),
-    /// TLS itself, or the name that is asked for.
+    /// TLS, or the server name, is invalid.
     #[error("endpoint: {0}")]
     Endpoint(String),
 }
 
-/// Speaks to one collector.
+/// A client of one collector.
 pub(super) struct OtlpClient {
     host: String,
     port: u16,
@@ -43,21 +43,21 @@ pub(super) struct OtlpClient {
     open: Option<SendRequest<Full<Bytes>>>,
 }
 
-/// Why a message was not taken.
+/// Why an export failed.
 pub(super) struct ExportError {
     /// For the log.
     pub(super) reason: String,
-    /// Whether it may be sent again.
+    /// Whether it may be retried.
     pub(super) again: Retry,
 }
 
-/// Whether a message that was not taken may be sent again.
+/// Whether an export may be retried.
 pub(super) enum Retry {
-    /// No: it would not be taken then either.
+    /// No: it would be rejected again.
     Never,
-    /// Yes, when the sender likes.
+    /// Yes, at any time.
     Later,
-    /// Yes, after so long.
+    /// Yes, after this delay.
     After(Duration),
 }
 
@@ -85,7 +85,7 @@ impl OtlpClient {
         })
     }
 
-    /// Sends one message. Answers how many of its spans the collector did not want.
+    /// Sends one batch. Returns how many of its spans the collector rejected.
     pub(super) async fn send(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.post(message)).await {
@@ -101,7 +101,7 @@ impl OtlpClient {
             |error: &dyn std::fmt::Display| ExportError { reason: error.to_string(), again: Retry::Later };
         let mut request = Request::post(&*self.path).body(Full::new(message)).map_err(|e| broken(&e))?;
         request.headers_mut().clone_from(&self.headers);
-        // Taken: whoever is dropped half-way leaves no connection in an unknown state behind.
+        // Taken out, so that a call that is dropped half-way leaves no connection in an unknown state.
         let mut connection = match self.open.take() {
             Some(open) if !open.is_closed() => open,
             _ => self.connect().await.map_err(|error| broken(&error))?,
@@ -139,11 +139,11 @@ where
     Ok(send)
 }
 
-/// What the answer says about the message, as OTLP's "Failures" has it.
+/// Classifies the response, according to "Failures" in OTLP.
 fn judge(response: &Response<Bytes>) -> Result<u64, ExportError> {
     let status = response.status();
     if status.is_success() {
-        // Collectors differ in what they answer; only what is understood counts.
+        // Collectors differ in their responses; an unknown one is ignored.
         let partial = ExportTraceServiceResponse::decode(response.body().clone()).ok();
         let rejected = partial.and_then(|p| p.partial_success).map_or(0, |partial| partial.rejected_spans);
         return Ok(u64::try_from(rejected).unwrap_or(0));

@@ -1,4 +1,4 @@
-//! From finished requests to one message of OTLP, with the attributes that OpenTelemetry's conventions for HTTP name.
+//! Encodes finished requests as one OTLP message, with the attributes of OpenTelemetry's conventions for HTTP.
 
 use super::TelemetryOptions;
 use super::span::{AttemptSpan, RequestTrace, SpanEnd};
@@ -10,16 +10,16 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
-/// In a span's flags: it is recorded; whether its parent is elsewhere is known; it is.
+/// Flags of a span: it is sampled; whether its parent is remote is known; it is.
 const SAMPLED: u32 = 0x001;
 const PARENT_KNOWN: u32 = 0x100;
 const PARENT_REMOTE: u32 = 0x200;
 
-/// The methods that the conventions know. Any other would make as many span names as a client likes.
+/// The methods in the conventions. Others would let clients create any number of span names.
 const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 
-/// What all spans of a process have in common.
+/// The resource, which all spans of a process share.
 pub(super) fn resource(options: &TelemetryOptions) -> Resource {
     let mut attributes = vec![
         text("service.name", &options.service_name),
@@ -116,7 +116,7 @@ fn client_span(trace: &RequestTrace, n: usize, attempt: &AttemptSpan) -> Span {
         attributes.push(number("http.request.resend_count", u16::try_from(n).unwrap_or(u16::MAX)));
     }
     attributes.extend(attempt.status.map(|status| number("http.response.status_code", status)));
-    // What nobody ended before the request was over ended with it; without an answer it failed with it too.
+    // An attempt that was not ended before the request ended with it; without a response it failed.
     let unanswered = attempt.status.is_none().then_some(trace.ended.outcome);
     let status = attempt.status.filter(|status| *status >= 400).map(|status| status.to_string());
     let error = attempt.error.or(unanswered).or(status.as_deref());
@@ -145,7 +145,7 @@ fn span(
     (begun_ns, ended_ns): (u64, u64),
     attributes: Vec<KeyValue>,
 ) -> Span {
-    // Of the two clocks the calendar says when the request came, and the steady one how long after that all else was.
+    // The calendar says when the request arrived, the steady clock how long after that everything else happened.
     let arrived = u64::try_from(trace.arrived.wall.as_micros()).unwrap_or(0).saturating_mul(1_000);
     let at = |steady_ns: u64| arrived + steady_ns.saturating_sub(trace.arrived.steady_ns);
     Span {
@@ -165,7 +165,7 @@ fn error_status() -> Status {
     Status { code: StatusCode::Error.into(), message: String::new() }
 }
 
-/// The method as the conventions have it, and as it was where they do not know it.
+/// The method according to the conventions, and the original one if they do not have it.
 fn method(trace: &RequestTrace) -> (&str, Option<&str>) {
     if METHODS.contains(&&*trace.method) { (&trace.method, None) } else { ("_OTHER", Some(&trace.method)) }
 }

@@ -1,4 +1,4 @@
-//! The one task that sends: batches by number and by time, sent again where OTLP says that this may help.
+//! The task that exports: in batches by number and time, with the retries that OTLP allows.
 #![expect(
     clippy::vec_box,
     reason = "a recording is boxed once; from the queue to a batch only its pointer moves"
@@ -18,14 +18,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Most times that one message is sent.
+/// Most attempts per batch.
 const ATTEMPTS: u32 = 5;
-/// Between the first two; each further wait is twice as long.
+/// Delay between the first two; each further one is twice as long.
 const WAIT_FIRST: Duration = Duration::from_millis(500);
-/// Longest wait that a collector may ask for.
+/// Longest delay that a collector may ask for.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What sends, until it is stopped.
+/// A running export task.
 pub struct Exporter {
     task: JoinHandle<()>,
     stop: watch::Sender<bool>,
@@ -41,7 +41,7 @@ struct ExportTask {
     sent: IntCounter,
     rejected: IntCounter,
     failed: IntCounter,
-    /// Whether the last message was not taken. The log tells when this changes, not each time.
+    /// Whether the last export failed. Only changes of this are logged.
     is_failing: bool,
 }
 
@@ -71,7 +71,7 @@ impl Exporter {
         Self { task: io.spawn(sending.run()), stop }
     }
 
-    /// Sends what is in the queue, once, and ends; whatever takes longer than `within` is lost.
+    /// Sends the queue once and ends; what takes longer than `within` is lost.
     pub async fn stop(self, within: Duration) {
         self.stop.send_replace(true);
         let Self { mut task, .. } = self;
@@ -90,7 +90,7 @@ impl ExportTask {
         while self.gather(&mut batch).await {
             self.send(&mut batch).await;
         }
-        // What waits still is sent as long as that succeeds.
+        // The rest of the queue is sent as long as that succeeds.
         let mut is_taken = true;
         loop {
             while batch.len() < self.options.batch_requests {
@@ -108,7 +108,7 @@ impl ExportTask {
         }
     }
 
-    /// Fills `batch` until it is full or its first has waited long enough. False: it is time to end.
+    /// Fills `batch` until it is full or its first request has waited long enough. False: it is time to end.
     async fn gather(&mut self, batch: &mut Vec<Box<RequestTrace>>) -> bool {
         let mut due = None;
         loop {
@@ -134,7 +134,7 @@ impl ExportTask {
         }
     }
 
-    /// Sends `batch`, again where that may help, or gives it up. It is empty afterwards. Answers whether it was taken.
+    /// Sends `batch`, with retries, or drops it; it is empty afterwards. Returns whether it was accepted.
     async fn send(&mut self, batch: &mut Vec<Box<RequestTrace>>) -> bool {
         let spans = batch.iter().map(|trace| trace.spans()).sum();
         let message = Bytes::from(encode::message(&self.resource, batch).encode_to_vec());
@@ -157,7 +157,7 @@ impl ExportTask {
                 _ => break,
             };
             tokio::select! {
-                // Nobody waits for a second attempt at the end.
+                // No retries at the end.
                 _ = self.stop.wait_for(|stop| *stop) => break,
                 () = sleep(asked) => wait *= 2,
             }

@@ -1,11 +1,13 @@
-//! Traces for a collector: spans of requests, gathered and sent over OTLP (protobuf over HTTP).
+//! Export of traces: spans of requests over OTLP (protobuf over HTTP).
 //!
-//! A request that is recorded fills a [`Recording`]; when it ends, however that comes about, it is put into a queue, and
-//! one task on the I/O runtime sends what is there in batches. Must not know: the proxy, keys beyond their ids, the
-//! config. A collector that is slow or gone costs requests nothing: what has no place in the queue is counted and dropped.
+//! A sampled request fills a [`Recording`]. When it ends, however that happens, the recording goes into a queue, which one
+//! task on the I/O runtime exports in batches. A slow or unreachable collector costs requests nothing: spans without room
+//! in the queue are dropped and counted.
 //!
-//! *Invariant:* no span holds a secret, a query or a body. *Invariant:* headers for the collector are in no log, and no
-//! error.
+//! Must not know: the proxy, keys beyond their ids, the config.
+//!
+//! *Invariant:* no span contains a secret, a query or a body.
+//! *Invariant:* headers for the collector are in no log and no error.
 
 mod client;
 mod encode;
@@ -27,52 +29,52 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-/// Where spans go and how.
+/// Options of the export.
 pub struct TelemetryOptions {
-    /// Where the collector is.
+    /// The collector.
     pub collector: Collector,
-    /// What this gateway is called (`service.name`).
+    /// `service.name`.
     pub service_name: String,
-    /// This node (`service.instance.id`).
+    /// `service.instance.id`: this node.
     pub node: String,
-    /// More attributes of the resource.
+    /// Further resource attributes.
     pub attributes: Vec<(String, String)>,
-    /// Most requests whose spans wait to be sent.
+    /// Most requests with spans in the queue.
     pub queue_requests: usize,
-    /// Most requests in one message.
+    /// Most requests in one export.
     pub batch_requests: usize,
-    /// How long a request may wait for others to share a message with.
+    /// Longest time of a request in the queue before an export.
     pub batch_delay: Duration,
 }
 
-/// Where a collector is. Has no `Debug`: its headers are secrets.
+/// The address of a collector. Has no `Debug`, because its headers are secrets.
 pub struct Collector {
     /// A name or an address.
     pub host: String,
     /// The port.
     pub port: u16,
-    /// The same two as `Host` has them.
+    /// Both, as in `Host`.
     pub authority: String,
-    /// The path that traces are posted to.
+    /// The path for exports.
     pub path: String,
-    /// Whether it is spoken to inside TLS.
+    /// Whether TLS is used.
     pub tls: bool,
-    /// Certificates (PEM) to trust instead of the machine's.
+    /// CA certificates (PEM) to trust instead of the system's.
     pub ca: Option<Vec<u8>>,
-    /// Sent along with each message.
+    /// Header fields for each export.
     pub headers: HeaderMap,
-    /// How long a message may take.
+    /// Longest time for an export.
     pub timeout: Duration,
 }
 
-/// Where finished requests wait to be sent.
+/// The queue of finished requests.
 pub struct SpanQueue {
     to: mpsc::Sender<Box<RequestTrace>>,
     full: IntCounter,
     clock: Arc<dyn Clock>,
 }
 
-/// Starts sending, on `io`.
+/// Starts the export on `io`.
 pub fn start(
     options: TelemetryOptions,
     clock: Arc<dyn Clock>,

@@ -1,4 +1,4 @@
-//! What is noted of a request while it is served: one span for the client's side, and one for each attempt at a backend.
+//! The recording of a request: one span for the client's side, and one for each attempt at a backend.
 
 use super::SpanQueue;
 use crate::clock::Now;
@@ -9,28 +9,28 @@ use smallvec::SmallVec;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Most bytes of a text that a client chose.
+/// Most bytes of a client's text.
 const TEXT_MAX: usize = 1_024;
 
-/// A request that is recorded. Dropping it puts it into the queue, as interrupted if nobody said how it ended.
+/// A sampled request. Dropping it puts it into the queue, as interrupted if its end was not recorded.
 pub struct Recording {
     /// None: it is in the queue.
     trace: Option<Box<RequestTrace>>,
     queue: Arc<SpanQueue>,
 }
 
-/// What a request asked for.
+/// The start of a request.
 #[derive(Clone, Copy)]
 pub struct SpanRequest<'r> {
-    /// Identity of the request.
+    /// Id of the request.
     pub id: RequestId,
-    /// What the client and the logs know the request by.
+    /// The request id that the client and the logs have.
     pub request_id: &'r str,
-    /// Where it is in a trace that began elsewhere.
+    /// The trace context from the client.
     pub parent: Option<TraceContext>,
-    /// What others have added to that.
+    /// The `tracestate` from the client.
     pub tracestate: &'r str,
-    /// When its head had arrived.
+    /// When its head arrived.
     pub arrived: Now,
     /// HTTP method.
     pub method: &'r str,
@@ -38,24 +38,24 @@ pub struct SpanRequest<'r> {
     pub path: &'r str,
     /// The client's `Host`.
     pub host: &'r str,
-    /// Whether the client's side is encrypted.
+    /// Whether the client's connection is encrypted.
     pub secure: bool,
-    /// The version of HTTP.
+    /// The HTTP version.
     pub version: &'static str,
     /// The client's address.
     pub client: IpAddr,
-    /// The client's name for itself.
+    /// The client's `User-Agent`.
     pub user_agent: &'r str,
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy)]
 pub struct SpanEnd {
-    /// In the words of the ledger.
+    /// The outcome, as in the ledger.
     pub outcome: &'static str,
-    /// The status of the answer.
+    /// The status of the response.
     pub status: u16,
-    /// The name of the fault that Keygate answered with.
+    /// The name of the fault, if Keygate answered.
     pub fault: Option<&'static str>,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct AttemptSpan {
 // === impl Recording ===
 
 impl Recording {
-    /// Begins.
+    /// Starts the recording.
     pub fn begin(queue: &Arc<SpanQueue>, asked: &SpanRequest<'_>) -> Self {
         let own = TraceContext::begun_by(asked.id, true);
         let trace = RequestTrace {
@@ -121,7 +121,7 @@ impl Recording {
         Self { trace: Some(Box::new(trace)), queue: Arc::clone(queue) }
     }
 
-    /// What a backend is told: it is a child of the attempt that reaches it.
+    /// The trace context for the backend: a child of the current attempt.
     pub fn context(&self) -> Option<TraceContext> {
         let trace = self.trace.as_ref()?;
         let span_id = trace.attempts.len().checked_sub(1).map_or(trace.span_id, |n| trace.attempt_id(n));
@@ -135,7 +135,7 @@ impl Recording {
         }
     }
 
-    /// It is sent to a server of `upstream`. An attempt before this one that nobody ended has ended now.
+    /// Starts an attempt at a server of `upstream`. A previous attempt that is still open ends now.
     pub fn attempts(&mut self, upstream: &Arc<str>, host: &str, address: SocketAddr) {
         self.failed("connection_closed");
         let begun_ns = self.queue.clock.now().steady_ns;
@@ -152,14 +152,14 @@ impl Recording {
         }
     }
 
-    /// The server has begun to answer.
+    /// The server has started to respond.
     pub fn answered(&mut self, status: u16) {
         if let Some(attempt) = self.attempt() {
             attempt.status = Some(status);
         }
     }
 
-    /// The attempt came to nothing.
+    /// The attempt failed.
     pub fn failed(&mut self, error: &'static str) {
         let now_ns = self.queue.clock.now().steady_ns;
         if let Some(attempt) = self.attempt().filter(|attempt| attempt.ended_ns.is_none()) {
@@ -168,7 +168,7 @@ impl Recording {
         }
     }
 
-    /// It has ended.
+    /// Ends the recording.
     pub fn ends(mut self, ended: SpanEnd, route: Option<&Arc<Route>>) {
         if let Some(trace) = &mut self.trace {
             trace.ended = ended;
@@ -193,7 +193,7 @@ impl Drop for Recording {
 // === impl RequestTrace ===
 
 impl RequestTrace {
-    /// The `n`-th attempt's id: the request's own, with the number of the attempt in it.
+    /// The id of the `n`-th attempt: the request's own, with the number of the attempt in it.
     pub(super) fn attempt_id(&self, n: usize) -> [u8; 8] {
         let mut id = self.span_id;
         // Below the two bits that keep it from being zero; there are at most ten attempts.
@@ -201,13 +201,13 @@ impl RequestTrace {
         id
     }
 
-    /// How many spans it makes.
+    /// The number of its spans.
     pub(super) fn spans(&self) -> u64 {
         1 + self.attempts.len() as u64
     }
 }
 
-/// The beginning of a long text.
+/// The start of a long text.
 fn short(text: &str) -> Box<str> {
     text[..text.floor_char_boundary(TEXT_MAX)].into()
 }

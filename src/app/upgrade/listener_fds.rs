@@ -1,4 +1,4 @@
-//! The sockets that are listened on: those that a predecessor handed over, and new ones where it had none.
+//! Listening sockets: those handed over by a predecessor, and new ones.
 
 use crate::app::StartError;
 use std::io;
@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 
-/// Most connections that wait to be accepted; the kernel's `somaxconn` may allow fewer.
+/// Most connections that wait to be accepted; the kernel's `somaxconn` may be lower.
 const QUEUE: u32 = 4_096;
 
-/// What is behind a socket.
+/// The kind of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::app) enum ListenerKind {
     Http1,
@@ -20,15 +20,15 @@ pub(in crate::app) enum ListenerKind {
     Admin,
 }
 
-/// The sockets of this process.
+/// The listening sockets of this process.
 #[derive(Debug, Default)]
 pub(in crate::app) struct ListenerFds {
     inherited: Mutex<Vec<ListenerFd>>,
-    /// One more handle of each that is in use, for handing on. None: they are not handed on any more.
+    /// A duplicate of each socket in use, for handing over. None: they are no longer handed over.
     open: Mutex<Option<Vec<ListenerFd>>>,
 }
 
-/// A socket and what the config says of it. The address may have port 0 where the socket has a real one.
+/// A socket with its configured address, which may have port 0.
 #[derive(Debug)]
 pub(super) struct ListenerFd {
     pub(super) kind: String,
@@ -46,7 +46,7 @@ impl ListenerKind {
         }
     }
 
-    /// The section of the config that it is in.
+    /// Its section in the config.
     const fn section(self) -> &'static str {
         match self {
             Self::Http1 | Self::Tls | Self::H2c => "proxy",
@@ -56,12 +56,12 @@ impl ListenerKind {
 }
 
 impl ListenerFds {
-    /// With these to begin with.
+    /// Starts with inherited sockets.
     pub(super) fn inheriting(inherited: Vec<ListenerFd>) -> Self {
         Self { inherited: Mutex::new(inherited), open: Mutex::new(Some(Vec::new())) }
     }
 
-    /// The socket for `kind` at `address`, accepted from on `runtime`. Those who connect wait until it is accepted from.
+    /// The socket for `kind` at `address`, accepted from on `runtime`. Connections wait in the queue until then.
     pub(in crate::app) fn listen(
         &self,
         kind: ListenerKind,
@@ -86,12 +86,12 @@ impl ListenerFds {
         Some(inherited.remove(at).socket)
     }
 
-    /// What was inherited and nobody wanted is closed here.
+    /// Closes inherited sockets that are not used.
     pub(in crate::app) fn close_unused(&self) {
         lock(&self.inherited).clear();
     }
 
-    /// One more handle of each, to be handed over.
+    /// A duplicate of each, to be handed over.
     pub(super) fn share(&self) -> io::Result<Vec<ListenerFd>> {
         let open = lock(&self.open);
         let copy = |o: &ListenerFd| {
@@ -100,23 +100,23 @@ impl ListenerFds {
         open.iter().flatten().map(copy).collect()
     }
 
-    /// From now on a socket is closed when nobody accepts from it any more.
+    /// From now on a socket is closed when nobody accepts from it.
     pub(in crate::app) fn release(&self) {
         lock(&self.open).take();
     }
 }
 
-/// A socket that listens. Among the many who connect at once after a restart or a fail-over, those who do not fit into its
-/// queue would try again after a second; the 128 that are usual are soon there.
+/// Opens a listening socket. After a restart or a fail-over many clients connect at once; those that do not fit into the
+/// queue would retry only after a second, and the usual queue of 128 fills quickly.
 fn open(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart must not wait for connections that have ended to be forgotten.
+    // A restart must not wait for the TIME_WAIT of old connections.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(QUEUE)
 }
 
-/// Nothing that runs under these locks can panic half-way.
+/// Nothing under these locks can panic half-way.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -134,7 +134,7 @@ mod tests {
             .listen(ListenerKind::Http1, ([127, 0, 0, 1], 0).into(), &Handle::current())
             .expect("a socket");
         let address = listener.local_addr().expect("its address");
-        // One whose place is taken tries again after a second.
+        // A client whose connection is dropped retries after a second.
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(900));
         let waiting: Vec<_> = (0..300).map(|_| connect().expect("a place")).collect();
         assert_eq!(waiting.len(), 300);

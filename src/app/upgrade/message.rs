@@ -1,4 +1,4 @@
-//! What the two processes say to each other: lines of JSON, so that binaries of different versions understand each other.
+//! Messages between the two processes: lines of JSON, so that binaries of different versions understand each other.
 
 use crate::clock::Timestamp;
 use crate::counter::CounterDelta;
@@ -11,33 +11,33 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
-/// Both must speak the same; a change that only adds fields keeps it.
+/// Both must use the same version; a change that only adds fields keeps it.
 pub(super) const VERSION: u32 = 1;
 /// Longest line, in bytes.
 const LINE_MAX: u64 = 64 << 10;
-/// Most descriptors that come along: every listener that a config can name, and the store's lock.
+/// Most descriptors: all listeners that a config can have, and the store's lock.
 pub(super) const DESCRIPTORS_MAX: usize = 64;
 
-/// One line.
+/// One message.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum UpgradeMessage {
-    /// The old one's first: what comes along.
+    /// First message of the old process: what is handed over.
     Hello(Hello),
-    /// The new one: nothing can fail any more.
+    /// New process: no further step can fail.
     Loaded {
-        /// What it is called among nodes.
+        /// Its id among nodes.
         boot: Uuid,
     },
-    /// The old one: what one subject has spent, or has spent since.
+    /// Old process: what one subject has spent, or has spent since.
     Counted(CounterRow),
-    /// The old one: that was all so far; accept.
+    /// Old process: that was all so far; accept connections.
     Go,
-    /// The new one: it accepts.
+    /// New process: it accepts connections.
     Serving,
 }
 
-/// What comes along: before this line there is one byte, and the descriptors with it, in this order.
+/// What is handed over: one byte before this line carries the descriptors, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) version: u32,
@@ -45,11 +45,11 @@ pub(super) struct Hello {
     pub(super) sockets: Vec<(String, SocketAddr)>,
     /// Whether the last descriptor is the lock of an embedded store.
     pub(super) store_lock: bool,
-    /// Whether it counts in memory, and will tell what it has counted.
+    /// Whether it counts in memory and will send its counts.
     pub(super) counts: bool,
 }
 
-/// [`CounterDelta`] as it is written.
+/// [`CounterDelta`] as sent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CounterRow {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,7 +76,7 @@ impl From<CounterDelta> for CounterRow {
 }
 
 impl CounterRow {
-    /// None: it is about nobody.
+    /// None: the subject is unknown.
     pub(super) fn read(self) -> Option<CounterDelta> {
         let subject = match (self.key, self.workspace) {
             (Some(id), _) => UsageSubject::Key(KeyId(id)),
@@ -89,19 +89,19 @@ impl CounterRow {
     }
 }
 
-/// Writes one line. Nothing is sent before a flush.
+/// Writes one line. It is sent at the next flush.
 pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), message: &UpgradeMessage) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     to.write_all(&line).await
 }
 
-/// Reads one line. None: the other one has gone.
+/// Reads one line. None: the other process has exited.
 pub(super) async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<UpgradeMessage>> {
     let mut line = Vec::new();
     from.take(LINE_MAX).read_until(b'\n', &mut line).await?;
     if line.pop() != Some(b'\n') {
-        // Half a line is what a process that dies leaves.
+        // A process that dies may leave a partial line.
         return Ok(None);
     }
     Ok(Some(serde_json::from_slice(&line)?))

@@ -1,18 +1,18 @@
-//! Another binary in the place of the running one, without a moment in which nobody serves.
+//! Replaces the running binary by another one, without a moment in which nobody serves.
 //!
 //! ```text
 //! old                                             new (a child of the old one, with the other end as standard input)
 //! SIGUSR2: starts it, hands over its sockets ──▶  reads the config, opens the store, loads the keys, takes a free slot
-//!                                            ◀──  loaded: nothing can fail any more
-//! what it has counted ────────────────────────▶  counts it
+//!                                            ◀──  loaded: no further step can fail
+//! its counts ─────────────────────────────────▶  adds them
 //! go ─────────────────────────────────────────▶  accepts, beside the old one
 //! stops accepting, and drains                ◀──  serving
-//! what it has counted since, ten times a second ▶ counts it
-//! ends                                       ──▶  brings to the ledger what the old one may have left in its slot
+//! changes of its counts, ten times a second ───▶  adds them
+//! exits                                      ──▶  stores records that the old one may have left in its slot
 //! ```
 //!
-//! Until the new one serves, whatever goes wrong ends it, and the old one goes on. A socket is never closed: the kernel
-//! keeps those who connect until one of the two accepts them.
+//! Until the new process serves, any failure ends it, and the old one continues. A socket is never closed: the kernel
+//! queues connections until one of the two accepts them.
 
 mod listener_fds;
 mod message;
@@ -29,23 +29,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// For how long a process that has gone without a word still counts as running among nodes, and a little more.
+/// How long a process that died counts as live among nodes, and a little more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
 
-/// What processes that take each other's place share.
+/// State shared by the processes of an upgrade.
 #[derive(Debug)]
 pub(super) struct UpgradeState {
-    /// The sockets that are handed on.
+    /// The sockets to hand over.
     pub(super) listener_fds: ListenerFds,
     pub(super) siblings: SiblingProcesses,
-    /// Whether the process before this one has gone.
+    /// Whether the previous process has exited.
     is_alone: AtomicBool,
-    /// Whether a process has been started that may take this one's place, and has not failed to.
+    /// Whether a process has been started that may replace this one, and has not failed.
     is_upgrading: AtomicBool,
 }
 
 impl UpgradeState {
-    /// That of a process which takes the place of `predecessor`.
+    /// The state of a process that replaces `predecessor`.
     pub(super) fn after(predecessor: Option<&mut Predecessor>) -> Arc<Self> {
         let is_alone = AtomicBool::new(predecessor.is_none());
         let siblings = SiblingProcesses(AtomicUsize::new(usize::from(predecessor.is_some())));
@@ -53,20 +53,20 @@ impl UpgradeState {
         Arc::new(Self { listener_fds, siblings, is_alone, is_upgrading: AtomicBool::new(false) })
     }
 
-    /// Whether another process is to serve in place of this one, or does already. It has read the config at its start, so
-    /// that one which is put in force only here would be lost.
+    /// Whether another process is about to replace this one, or has done so. It read the config at its start, so a config
+    /// that is applied only here would be lost.
     pub(super) fn is_upgrading(&self) -> bool {
         self.is_upgrading.load(Ordering::Acquire)
     }
 
-    /// One of the other processes has gone; the store will have noticed when this returns.
+    /// One of the other processes has exited; when this returns, the store has noticed.
     async fn on_sibling_gone(self: Arc<Self>) {
         tokio::time::sleep(FORGOTTEN_AFTER).await;
         self.siblings.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// How many other processes of this node run, because one takes the other's place.
+/// Number of other processes of this node, which exist during upgrades.
 #[derive(Debug, Default)]
 pub(super) struct SiblingProcesses(AtomicUsize);
 

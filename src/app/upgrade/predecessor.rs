@@ -1,4 +1,4 @@
-//! What the new process knows of the old one, whose place it takes.
+//! The new process's side of an upgrade.
 
 use super::UpgradeState;
 use super::listener_fds::{ListenerFd, ListenerFds};
@@ -20,12 +20,12 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use uuid::Uuid;
 
-/// How long the old process may take to say what comes along; it was said before this process began.
+/// Longest wait for the first message; it was sent before this process began.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Longest first line, in bytes.
 const HELLO_MAX: u64 = 64 << 10;
 
-/// The process whose place this one takes, before anything is agreed.
+/// The process that this one replaces, before the agreement.
 #[derive(Debug)]
 pub struct Predecessor {
     stream: StdStream,
@@ -34,16 +34,16 @@ pub struct Predecessor {
     counts: bool,
 }
 
-/// The same while there are two.
+/// The same, while both run.
 pub(in crate::app) struct LeavingPredecessor {
     from: AsyncBufReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
-    /// What is in flight there.
+    /// Its requests in flight.
     elsewhere: RemoteInFlight,
 }
 
 impl Predecessor {
-    /// Takes what it hands over by standard input.
+    /// Receives what is handed over on standard input.
     pub fn connect() -> io::Result<Self> {
         let stream = StdStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         stream.set_read_timeout(Some(HELLO_WITHIN))?;
@@ -74,12 +74,13 @@ impl Predecessor {
         self.lock.take()
     }
 
-    /// Whether it tells what it has counted.
+    /// Whether it sends its counts.
     pub(in crate::app) const fn counts(&self) -> bool {
         self.counts
     }
 
-    /// Says that nothing can fail here any more, and counts what it has counted. When this returns, it is time to accept.
+    /// Reports that no further step can fail here, and adds its counts. When this returns, this process must accept
+    /// connections.
     pub(in crate::app) async fn take_over(
         self,
         boot: Uuid,
@@ -102,13 +103,13 @@ impl Predecessor {
 }
 
 impl LeavingPredecessor {
-    /// Says that this process accepts, so that the old one stops.
+    /// Reports that this process accepts, so that the old one stops.
     pub(in crate::app) async fn serving(&mut self) -> io::Result<()> {
         write(&mut self.to, &UpgradeMessage::Serving).await?;
         self.to.flush().await
     }
 
-    /// Counts what it still counts, until it has gone.
+    /// Adds its further counts, until it has exited.
     pub(in crate::app) async fn follow(
         mut self,
         counters: Arc<Counters>,

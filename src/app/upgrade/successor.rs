@@ -1,4 +1,4 @@
-//! What the old process does: it starts the new one, and believes in it only when it serves.
+//! The old process's side of an upgrade: it starts the new process, and stops only when that serves.
 
 use super::UpgradeState;
 use super::listener_fds::ListenerFd;
@@ -23,15 +23,15 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-/// The argument by which the new process knows that it is one.
+/// The argument that tells the new process its role.
 const TAKE_OVER: &str = "--take-over";
-/// How long the new process may take to hear what is still counted here. It has nothing to wait for.
+/// Longest time for sending counts to the new process, which reads them at once.
 const TELL_WITHIN: Duration = Duration::from_secs(5);
 
-/// What was started, to be started again.
+/// The program, to be started again.
 #[derive(Clone, Debug)]
 pub(in crate::app) struct Program {
-    /// As it was called: what is there now is what is started.
+    /// As it was called: the binary at this path now is started.
     pub(in crate::app) path: OsString,
     pub(in crate::app) arguments: Vec<OsString>,
 }
@@ -46,9 +46,9 @@ impl Program {
 
 /// Replaces this process.
 pub(in crate::app) struct Upgrader {
-    /// None: this gateway was not started by a command that can be given again.
+    /// None: this gateway was not started by a command that can be repeated.
     pub(in crate::app) program: Option<Program>,
-    /// How long the new one may take until it serves.
+    /// Longest time until the new process serves.
     pub(in crate::app) within: Duration,
     pub(in crate::app) upgrade_state: Arc<UpgradeState>,
     pub(in crate::app) sqlite: Option<Arc<SqliteStore>>,
@@ -56,65 +56,65 @@ pub(in crate::app) struct Upgrader {
     pub(in crate::app) counts: bool,
     pub(in crate::app) clock: Arc<dyn Clock>,
     pub(in crate::app) notify: ServiceNotifier,
-    /// Held while there is an attempt.
+    /// Held during an attempt.
     pub(in crate::app) busy: Mutex<()>,
 }
 
-/// The process that has taken this one's place.
+/// The process that has replaced this one.
 pub struct Successor {
     to: BufWriter<OwnedWriteHalf>,
     told: Handover,
-    /// Whether it is still told what is counted here.
+    /// Whether it still reads counts.
     listens: bool,
-    // Ends by itself, and after this process.
+    // Exits on its own, after this process.
     _child: Child,
 }
 
-/// Why this process goes on.
+/// Why this process was not replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum NotUpgraded {
-    /// It was not started by a command that can be given again.
+    /// It was not started by a command that can be repeated.
     #[error("cannot upgrade: the command this process was started with cannot be run again")]
     NoProgram,
-    /// In a container.
+    /// It is process 1 of a container.
     #[error("cannot upgrade: this is process 1 of a container; replace the container instead")]
     Container,
-    /// The one before it has not ended yet.
+    /// The previous process has not exited yet.
     #[error("cannot upgrade: the previous process is still draining; retry when it has exited")]
     Draining,
-    /// Another attempt has not ended yet.
+    /// Another attempt is running.
     #[error("cannot upgrade: another upgrade is in progress")]
     Busy,
-    /// It cannot be started.
+    /// The program cannot be started.
     #[error("{program}: {error}", program = program.display())]
     Start {
-        /// What should have been started.
+        /// The program.
         program: OsString,
-        /// Why not.
+        /// The error.
         error: io::Error,
     },
-    /// It ended instead of serving.
+    /// It exited instead of serving.
     #[error("the new process exited before it was serving ({0}); see its output above")]
     Ended(ExitStatus),
-    /// It closed its end, and goes on.
+    /// It closed its end without exiting.
     #[error("the new process refused to take over and was stopped")]
     Silent,
     /// It did not serve in time.
     #[error("the new process was not serving within {0:?} (proxy.upgrade_timeout) and was stopped")]
     Late(Duration),
-    /// It said something else.
+    /// It sent an unexpected message.
     #[error("unexpected message from the new process, it was stopped: {0}")]
     Confused(String),
 }
 
 impl Upgrader {
-    /// Starts the new binary and waits until it serves. Until then, and if it does not, nothing changes here.
+    /// Starts the new binary and waits until it serves. Until then, and if it fails, nothing changes here.
     pub(in crate::app) async fn upgrade(&self) -> Result<Successor, NotUpgraded> {
         let Ok(_only_one) = self.busy.try_lock() else { return Err(NotUpgraded::Busy) };
         // Before the new process is started, and so before it reads its config.
         self.upgrade_state.is_upgrading.store(true, Ordering::Release);
         let upgraded = self.attempt().await;
-        // Whatever this process is asked for after one that has not failed is too late.
+        // Changes in this process after a successful upgrade would be too late.
         self.upgrade_state.is_upgrading.store(upgraded.is_ok(), Ordering::Release);
         upgraded
     }
@@ -132,9 +132,9 @@ impl Upgrader {
         let mut command = Command::new(path);
         command.args(arguments).arg(TAKE_OVER);
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
-        // The program may be on a mount that does not answer.
+        // The program may be on a mount that hangs.
         let mut child = tokio::task::block_in_place(|| command.spawn()).map_err(failed)?;
-        // The other end must be the child's alone, or its death would go unnoticed.
+        // Only the child may hold the other end, or its death would go unnoticed.
         drop(command);
         self.upgrade_state.siblings.add();
         tracing::info!(program = %path.display(), pid = child.id(), "upgrade started");
@@ -154,7 +154,7 @@ impl Upgrader {
         Err(why)
     }
 
-    /// A pair of sockets, with the sockets of this process and what they are already on their way in it.
+    /// A pair of sockets, with the first message and the descriptors already sent.
     fn greet(&self) -> io::Result<(UnixStream, StdStream)> {
         let (ours, theirs) = StdStream::pair()?;
         let sockets = self.upgrade_state.listener_fds.share()?;
@@ -183,15 +183,15 @@ impl Upgrader {
         Ok((UnixStream::from_std(ours)?, theirs))
     }
 
-    /// Leads it from its start to its serving.
+    /// Guides it from its start until it serves.
     async fn lead(&self, with: UnixStream) -> Result<(BufWriter<OwnedWriteHalf>, Handover), NotUpgraded> {
-        // It does not read any more.
+        // It no longer reads.
         let gone = |_: io::Error| NotUpgraded::Silent;
         let (from, to) = with.into_split();
         let (mut from, mut to) = (BufReader::new(from), BufWriter::new(to));
         expect(&mut from, |m| matches!(m, UpgradeMessage::Loaded { .. })).await?;
         let mut told = Handover::default();
-        // Twice: what is charged while a great deal is told is told before the other one begins.
+        // Twice: what is charged during the first, long transfer is sent before the other one starts to serve.
         for _ in 0..2 {
             self.tell(&mut told, &mut to).await.map_err(gone)?;
         }
@@ -232,7 +232,7 @@ async fn expect(
     }
 }
 
-/// Ends it, if it has not ended by itself, which is then the reason.
+/// Ends it, if it has not exited, which is then the reason.
 async fn end(child: &mut Child, why: NotUpgraded) -> NotUpgraded {
     if matches!(why, NotUpgraded::Silent) {
         // Usually because it exits.
@@ -247,7 +247,7 @@ async fn end(child: &mut Child, why: NotUpgraded) -> NotUpgraded {
 }
 
 impl Successor {
-    /// Tells it what has been counted here since. One that does not listen any more is not told any more.
+    /// Sends what has been counted here since, unless it no longer reads.
     pub(in crate::app) async fn tell(&mut self, counters: &Counters, clock: &dyn Clock) {
         if !self.listens {
             return;

@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-/// Rows fetched at once. Each page walks past those before it, so few large ones are far quicker than many small ones.
+/// Rows per page. Each page skips those before it, so few large pages are much faster.
 const PAGE: u32 = 10_000;
 
 /// Arguments of `keygate export`.
@@ -22,7 +22,7 @@ const PAGE: u32 = 10_000;
 pub struct ArchiveExportArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The file to write; it must not be there yet. It holds digests of secrets, so only you may read it
+    /// The file to write; it must not exist yet. It contains digests of secrets, so only you may read it
     file: PathBuf,
 }
 
@@ -45,11 +45,11 @@ pub(in crate::cli) fn run(args: &ArchiveExportArgs, environment: Environment<'_>
     Ok(())
 }
 
-/// An export under way.
+/// A running export.
 struct ArchiveExport<'d> {
     command: &'d KeyCommand,
     out: BufWriter<File>,
-    /// Of each [`ArchiveEntry`].
+    /// One per [`ArchiveEntry`].
     counts: [u64; 4],
 }
 
@@ -71,7 +71,7 @@ impl ArchiveExport<'_> {
                 Ok(())
             },
         )?;
-        // Newest first is how they are listed; oldest first is how they came.
+        // They are listed newest first; the file has them oldest first.
         workspaces.reverse();
         for workspace in &workspaces {
             self.put(ArchiveEntry::Workspace, workspace_line(workspace))?;

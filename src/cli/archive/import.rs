@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 
-/// End users stored in one step.
+/// End users stored at a time.
 const BATCH: usize = 1_000;
 
 /// Arguments of `keygate import`.
@@ -21,15 +21,15 @@ const BATCH: usize = 1_000;
 pub struct ArchiveImportArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// A file that `keygate export` wrote. Plans and workspaces become what it says; keys and end users that are there
-    /// already stay as they are, so an import that was broken off can be repeated
+    /// A file written by `keygate export`. Plans and workspaces are overwritten; existing keys and end users are not
+    /// changed, so an interrupted import can be repeated
     file: PathBuf,
 }
 
 pub(in crate::cli) fn run(args: &ArchiveImportArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
-    // All of it is read once before anything of it is used.
+    // The whole file is checked before any of it is used.
     let whole = check_complete(&args.file)?;
     let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let mut keys = KeyImport::new(&command, &args.file, None);
@@ -56,7 +56,7 @@ pub(in crate::cli) fn run(args: &ArchiveImportArgs, environment: Environment<'_>
     }
 }
 
-/// Whether the file is one of ours from its head to its end. Answers its lines.
+/// Checks that the file is complete, from its header to its trailer. Returns its number of lines.
 fn check_complete(file: &Path) -> Result<u64, Failure> {
     let refused = |why: &str| Failure::Failed(format!("{}: {why}", file.display()));
     let mut counts = [0_u64; 4];
@@ -102,15 +102,15 @@ fn lines(file: &Path) -> Result<impl Iterator<Item = ArchiveLine> + use<>, Failu
     }))
 }
 
-/// An import under way.
+/// A running import.
 struct ArchiveImport<'d> {
     command: &'d KeyCommand,
     keys: KeyImport<'d>,
-    /// End users of one workspace that are to be stored.
+    /// End users of one workspace, to be stored.
     users: Vec<EndUserRecord>,
     plans: u64,
     workspaces: u64,
-    /// New ones, and those that were there already.
+    /// New ones, and existing ones.
     end_users: (u64, u64),
 }
 
@@ -119,7 +119,7 @@ impl ArchiveImport<'_> {
         for line in lines(file)? {
             let (n, mut row) = line?;
             self.keys.progress.inc(1);
-            // The head and the end have been read already.
+            // Header and trailer have been read already.
             let Some(thing) = ArchiveEntry::of(&row) else { continue };
             let Some(Value::Object(fields)) = row.remove(thing.name()) else {
                 self.keys.refuse(n, &format!("{}: must be an object", thing.name()));

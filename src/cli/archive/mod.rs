@@ -1,7 +1,7 @@
-//! `keygate export` and `keygate import`: everything administrative in one file, for moving from one store to another.
+//! `keygate export` and `keygate import`: all administrative data in one file, to move from one store to another.
 //!
-//! The file is JSON lines: a head, then plans, workspaces, keys and end users as [`ArchiveEntry`]s, then an end that counts them, so
-//! that half a file is never taken for a whole one. Usage is not in it, but in that of `keygate usage export`.
+//! The file is JSON lines: a header, then plans, workspaces, keys and end users as [`ArchiveEntry`]s, then a trailer that
+//! counts them, so that an incomplete file is detected. Usage is in the file of `keygate usage export`.
 
 mod export;
 mod import;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 /// The number of the format; a file with another is refused.
 const FORMAT: u64 = 1;
 
-/// What a line is about: the one field of its object.
+/// The kind of a line: the one field of its object.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ArchiveEntry {
     Plan,
@@ -24,10 +24,10 @@ enum ArchiveEntry {
 }
 
 impl ArchiveEntry {
-    /// In the order of the file: each refers to those before it.
+    /// In the order of the file: each refers to earlier ones.
     const ALL: [Self; 4] = [Self::Plan, Self::Workspace, Self::Key, Self::EndUser];
 
-    /// What a line is about; none of the head and the end.
+    /// The kind of a line; none for header and trailer.
     fn of(line: &Map<String, Value>) -> Option<Self> {
         Self::ALL.into_iter().find(|thing| line.contains_key(thing.name()))
     }

@@ -1,5 +1,5 @@
-//! What a row has of a key that was exported from another store: its digests, and where it comes from. None of it is in rows
-//! that people write.
+//! The fields of a key that was exported from another store: its digests and its history. Rows written by people have none
+//! of these.
 
 use super::KeyCommand;
 use super::import::{ImportRow, text};
@@ -8,13 +8,13 @@ use crate::model::digest::Digest;
 use crate::store::{Credential, ImportedKeyHistory, IssuedCredential, SecretId};
 use serde_json::Value;
 
-/// Takes it out of `row`; none when the row has no digest. The pepper of every digest must be one of this installation.
+/// Takes them from `row`; none if the row has no digest. The pepper of every digest must belong to this installation.
 pub(super) fn take(
     command: &KeyCommand,
     row: &mut ImportRow,
 ) -> Result<Option<(IssuedCredential, ImportedKeyHistory)>, String> {
     if row.get("digest").is_none_or(Value::is_null) {
-        // A spreadsheet that was made from an export has the columns and nothing in them.
+        // A spreadsheet made from an export may have empty columns.
         for name in ["digest", "pepper_version", "pepper_check", "secret_id", "hint", "old"] {
             row.remove(name);
         }
@@ -65,7 +65,7 @@ fn digest(command: &KeyCommand, fields: &mut ImportRow) -> Result<(Digest, u32),
     Ok((Digest(bytes), version))
 }
 
-/// Which secret of the key it is; files of before say nothing of it.
+/// The id of the secret; older files do not have it.
 fn secret(fields: &mut ImportRow) -> Result<SecretId, String> {
     match fields.remove("secret_id") {
         None | Some(Value::Null) => Ok(SecretId::random()),
@@ -76,7 +76,7 @@ fn secret(fields: &mut ImportRow) -> Result<SecretId, String> {
     }
 }
 
-/// Epoch milliseconds, of a calendar that every store can hold.
+/// Epoch milliseconds that every store can hold.
 fn instant(fields: &mut ImportRow, name: &str) -> Result<Option<Timestamp>, String> {
     let millis = match fields.remove(name) {
         None | Some(Value::Null) => return Ok(None),

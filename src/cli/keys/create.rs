@@ -10,25 +10,25 @@ use crate::store::Actor;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-/// Arguments of `keygate keys create`. They are checked by the same rules as a `POST /apikeys`.
+/// Arguments of `keygate keys create`. They are checked by the same rules as `POST /apikeys`.
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
     #[command(flatten)]
     within: InWorkspace,
-    /// What people call it; unique among the live keys of its resource
+    /// The name; unique among the live keys of its resource
     #[arg(long)]
     name: String,
-    /// What it is made for: `app`, `rag`, `memory`, `agent`, `multi_agent`, `workflow`, `pure_workflow` or `service`
+    /// The type: `app`, `rag`, `memory`, `agent`, `multi_agent`, `workflow`, `pure_workflow` or `service`
     #[arg(long = "type", value_name = "TYPE", default_value = "service")]
     kind: KeyType,
-    /// The one resource it is bound to; required unless the type is service
+    /// The resource it is bound to; required unless the type is service
     #[arg(long, value_name = "ID")]
     resource_id: Option<String>,
-    /// What it is for
+    /// A description
     #[arg(long)]
     description: Option<String>,
-    /// What it grants, several with commas: `orders:read,orders:*`. Required for a service key, where '' grants nothing;
-    /// otherwise the scope of its type when absent
+    /// The scopes it grants, separated by commas: `orders:read,orders:*`. Required for a service key, where '' grants
+    /// nothing; the default for other types is the scope of the type
     #[arg(long, value_delimiter = ',')]
     scopes: Option<Vec<String>>,
     /// Requests per second
@@ -46,10 +46,10 @@ pub(super) struct CreateArgs {
     /// Requests in flight
     #[arg(long, value_name = "N")]
     concurrency_limit: Option<u64>,
-    /// When it ends: epoch seconds or milliseconds, or RFC 3339
+    /// Expiry: epoch seconds or milliseconds, or RFC 3339
     #[arg(long, value_name = "INSTANT")]
     expires_at: Option<String>,
-    /// Addresses or networks it may be used from; several with commas
+    /// Addresses or networks from which it may be used; several with commas
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     allowed_ips: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `keygate keys export`: all keys as lines that `import` takes.
+//! `keygate keys export`: all keys as lines that `import` reads.
 
 use super::KeyCommand;
 use crate::cli::Failure;
@@ -12,13 +12,13 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use tokio::sync::mpsc;
 
-/// Workspaces fetched at once.
+/// Workspaces per page.
 const PAGE: u32 = 500;
 
 /// Arguments of `keygate keys export`.
 #[derive(Debug, Args)]
 pub(super) struct KeysExportArgs {
-    /// Only this workspace; without it all of them
+    /// Only this workspace; the default is all
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
 }
@@ -50,7 +50,7 @@ fn workspaces(command: &KeyCommand, only: Option<&WorkspaceId>) -> Result<Vec<Wo
     Ok(all)
 }
 
-/// The credentials of every key that open something, as the change feed carries them: the current one first.
+/// The valid credentials of every key, from the change feed: the current one first.
 pub(in crate::cli) type KeyCredentials = HashMap<KeyId, crate::store::Credentials>;
 
 pub(in crate::cli) fn credentials(command: &KeyCommand) -> Result<KeyCredentials, Failure> {
@@ -74,12 +74,12 @@ pub(in crate::cli) fn credentials(command: &KeyCommand) -> Result<KeyCredentials
     Ok(all)
 }
 
-/// Which pepper of that version, so that no other installation takes it for its own.
+/// Identifies the pepper of this version, so that another installation cannot mistake it for its own.
 fn check_of(command: &KeyCommand, version: u32) -> Option<String> {
     command.peppers.iter().find(|p| p.version() == version).map(|p| hex::encode(p.check()))
 }
 
-/// A credential that has been replaced and opens until its grace period ends.
+/// A replaced credential that is valid until its grace period ends.
 fn old(command: &KeyCommand, credentials: &[Credential]) -> Option<Value> {
     let old = credentials.iter().find(|c| c.valid_until.is_some_and(|until| until > command.now))?;
     Some(json!({
@@ -95,7 +95,7 @@ pub(in crate::cli) fn ceilings(all: &[Ceiling]) -> Vec<Value> {
     all.iter().map(|c| json!({ "count": c.count.as_str(), "per": c.per.as_str(), "max": c.max })).collect()
 }
 
-/// A key as `import` takes it; none of one that nothing opens, which the feed has reported.
+/// A key in the format of `import`; none for a key without a valid credential, which the feed has reported.
 pub(in crate::cli) fn line(
     command: &KeyCommand,
     record: &KeyRecord,

@@ -1,4 +1,4 @@
-//! `keygate keys import`: keys made elsewhere, by their plaintext, or by the digest that `export` wrote.
+//! `keygate keys import`: keys from elsewhere, by their plaintext, or by the digest that `export` wrote.
 
 use super::{InWorkspace, KeyCommand, carried_over, told};
 use crate::admin::input::json::{self, BadJson};
@@ -17,11 +17,11 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Columns of a CSV file that hold several words, separated by blanks.
+/// CSV columns with several words, separated by blanks.
 const LISTS: &[&str] = &["scopes", "allowed_ips"];
-/// Columns of a CSV file that hold JSON.
+/// CSV columns with JSON.
 const JSON: &[&str] = &["limits", "metadata"];
-/// Columns of a CSV file that hold numbers.
+/// CSV columns with numbers.
 const NUMBERS: &[&str] = &[
     "rate_limit",
     "rate_burst",
@@ -38,22 +38,22 @@ const NUMBERS: &[&str] = &[
 pub(super) struct KeysImportArgs {
     #[command(flatten)]
     within: InWorkspace,
-    /// A .jsonl file with one JSON object per line, or a .csv file with a header line. Fields are those of
-    /// `POST /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id`
-    /// overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
+    /// A .jsonl file with one JSON object per line, or a .csv file with a header line. The fields are those of `POST
+    /// /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id` overrides
+    /// --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
     file: PathBuf,
-    /// Check every row by itself and report its mistakes, but import nothing. Names and secrets that are taken already are
-    /// found only by importing
+    /// Check every row and report its mistakes, but import nothing. Names and secrets that are taken already are found only
+    /// by importing
     #[arg(long)]
     dry_run: bool,
 }
 
 pub(in crate::cli) type ImportRow = Map<String, Value>;
 
-/// Rows with their line numbers; a line may be no row. Where the file cannot be read on, that is the last.
+/// Rows with their line numbers; a line may be invalid. If the file cannot be read further, that error is the last item.
 type ImportRows = Box<dyn Iterator<Item = io::Result<(u64, Result<ImportRow, String>)>>>;
 
-/// Rows stored in one step.
+/// Rows stored at a time.
 const BATCH: usize = 500;
 
 pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Failure> {
@@ -62,7 +62,7 @@ pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Fai
     let done = import.everything();
     import.progress.finish_and_clear();
     let verb = if args.dry_run { "could be imported" } else { "imported" };
-    // What is stored is stored, also when something failed after it.
+    // What was stored stays stored, also if something failed after it.
     eprintln!("{} {verb}, {} refused", import.imported, import.refused);
     done?;
     match import.refused {
@@ -71,17 +71,17 @@ pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Fai
     }
 }
 
-/// An import under way.
+/// A running import.
 pub(in crate::cli) struct KeysImport<'d> {
     command: &'d KeyCommand,
     file: &'d Path,
-    /// That of rows that name none; without it they are refused.
+    /// The workspace of rows without one; without it these are refused.
     workspace: Option<WorkspaceId>,
     dry_run: bool,
-    /// Whether keys that are there already are passed over instead of refused.
+    /// Whether existing keys are skipped instead of refused.
     pub(in crate::cli) again: bool,
     plans: HashMap<WorkspaceId, Plan>,
-    /// Keys to be stored, with the lines they come from.
+    /// Keys to be stored, with their line numbers.
     batch: Vec<(u64, NewKey)>,
     pub(in crate::cli) imported: u64,
     pub(in crate::cli) there_already: u64,
@@ -119,7 +119,7 @@ impl<'d> KeysImport<'d> {
         self.store()
     }
 
-    /// Takes a row, and stores it with others when there are enough of them.
+    /// Adds a row, and stores a batch when there are enough.
     pub(in crate::cli) fn add(&mut self, line: u64, row: Result<ImportRow, String>) -> Result<(), Failure> {
         match row.and_then(|row| self.key_of(row)) {
             Ok(key) => self.batch.push((line, key)),
@@ -145,7 +145,7 @@ impl<'d> KeysImport<'d> {
             Some(_) => return Err("is_active: must be true or false".into()),
         };
         let mut key = if let Some((credential, past)) = carried_over::take(command, &mut row)? {
-            // It may have expired where it comes from, and is to say so here too.
+            // It may have expired in the other store, and keeps that expiry.
             let input = CreateKeyInput::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
             self.known_plan(&workspace)?;
             input.into_moved_key(id, workspace, credential, past)
@@ -167,7 +167,7 @@ impl<'d> KeysImport<'d> {
         self.plans.get(workspace).ok_or_else(|| "workspace_id: its plan is not there".into())
     }
 
-    /// The plan of a workspace. A dry run makes none, so a workspace that is not there has the plan it would get.
+    /// The plan of a workspace. A dry run does not create one, so a new workspace has the plan it would get.
     fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, String> {
         if !self.dry_run {
             return self.command.plan_of(workspace).map_err(said);
@@ -178,7 +178,7 @@ impl<'d> KeysImport<'d> {
         found.map(|record| record.plan).ok_or_else(|| format!("workspace_id: there is no plan {plan}"))
     }
 
-    /// Stores what was taken and is not stored yet.
+    /// Stores the current batch.
     pub(in crate::cli) fn store(&mut self) -> Result<(), Failure> {
         let (lines, keys): (Vec<u64>, Vec<NewKey>) = std::mem::take(&mut self.batch).into_iter().unzip();
         if self.dry_run {
@@ -212,7 +212,7 @@ fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// The credential of a row that has the plaintext.
+/// The credential of a row with a plaintext secret.
 fn issued(command: &KeyCommand, row: &mut ImportRow) -> Result<IssuedCredential, String> {
     let prefix = &command.config.secrets.prefix;
     let Some(plaintext) = text(row, "api_key")? else {
@@ -273,7 +273,7 @@ fn csv_rows(path: &Path, file: impl BufRead + 'static) -> Result<ImportRows, Fai
     })))
 }
 
-/// Refuses a head that names a column twice: one of the two would be lost.
+/// Refuses a header that names a column twice, because one of the two would be lost.
 pub(in crate::cli) fn no_column_twice(names: &csv::StringRecord) -> Result<(), String> {
     let mut all = names.iter().enumerate();
     match all.find(|(n, name)| names.iter().take(*n).any(|other| other == *name)) {
@@ -282,7 +282,7 @@ pub(in crate::cli) fn no_column_twice(names: &csv::StringRecord) -> Result<(), S
     }
 }
 
-/// Columns of a CSV file whose cells are secrets: these are what they are, whatever they begin with.
+/// CSV columns with secrets: they are used verbatim, whatever they begin with.
 const VERBATIM: &[&str] = &["api_key", "digest"];
 
 fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
@@ -295,7 +295,7 @@ fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
             BadJson::Syntax { .. } | BadJson::NoObject => format!("{name}: must be JSON"),
         })?
     } else if NUMBERS.contains(&name) {
-        // What is no number stays text, and the field's own rule says what it must be.
+        // What is not a number stays text, and the field's own rule reports what is allowed.
         value.parse::<i64>().map_or_else(|_| json!(value), |n| json!(n))
     } else {
         json!(value)

@@ -1,5 +1,5 @@
-//! `keygate keys`: managing keys without the admin API. A running gateway owns its SQLite file, so there this is for one
-//! that is not running; on PostgreSQL others may run meanwhile.
+//! `keygate keys`: manages keys without the admin API. A running gateway owns its SQLite file, so with SQLite the gateway
+//! must be stopped; with PostgreSQL gateways may run meanwhile.
 
 mod carried_over;
 mod create;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-/// Keys fetched at once by commands that go through all of them. Each page walks past those before it, so few large ones
-/// are far quicker than many small ones.
+/// Keys per page for commands that process all of them. Each page skips those before it, so few large pages are much
+/// faster.
 const PAGE: u32 = 10_000;
 
 /// Arguments of `keygate keys`.
@@ -33,28 +33,28 @@ pub struct KeysArgs {
     command: KeysCommand,
 }
 
-/// What to do with keys.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
     /// Create a key and print its secret, this once, on standard output
     Create(create::CreateArgs),
     /// List the keys of a workspace, newest first
     List(ListArgs),
-    /// Switch a key off; `PUT /apikeys/{id}` with `"is_active": true` switches it on again
+    /// Disable a key; `PUT /apikeys/{id}` with `"is_active": true` enables it again
     Disable(OneKey),
     /// Give a key a new secret and print it, this once, on standard output
     Regenerate(RegenerateArgs),
     /// Delete a key; its usage stays, and `restore` undoes it within the plan's `deleted_keys_days`
     Delete(OneKey),
-    /// Bring a deleted key back as it was, with its secret and what it has spent
+    /// Restore a deleted key with its secret and its spent limits
     Restore(OneKey),
     /// Import keys from a file of JSON lines (.jsonl) or comma-separated values (.csv)
     Import(import::KeysImportArgs),
-    /// Write all keys, with the digests of their secrets, as JSON lines that `import` takes
+    /// Write all keys, with the digests of their secrets, as JSON lines that `import` reads
     Export(export::KeysExportArgs),
 }
 
-/// Which workspace.
+/// The workspace.
 #[derive(Debug, Args)]
 struct InWorkspace {
     /// The workspace
@@ -66,10 +66,10 @@ struct InWorkspace {
 struct ListArgs {
     #[command(flatten)]
     within: InWorkspace,
-    /// Also those that are switched off
+    /// Include disabled keys
     #[arg(long)]
     all: bool,
-    /// Those that were deleted and can be restored, instead
+    /// List deleted keys that can be restored instead
     #[arg(long)]
     deleted: bool,
 }
@@ -91,7 +91,7 @@ struct RegenerateArgs {
     grace_period_seconds: u32,
 }
 
-/// The store, opened, with all that making keys takes.
+/// The opened store, with everything needed to create keys.
 pub(in crate::cli) struct KeyCommand {
     pub(in crate::cli) config: Config,
     pub(in crate::cli) runtime: Runtime,
@@ -199,7 +199,7 @@ impl KeyCommand {
         self.runtime.block_on(call).map_err(Failure::failed)
     }
 
-    /// The plan of a workspace, which is made with the default plan if it is not there.
+    /// The plan of a workspace, which is created with the default plan if it does not exist.
     fn plan_of(&self, workspace: &WorkspaceId) -> Result<Plan, Failure> {
         let default = &self.config.admin.default_plan;
         let ensured = self.wait(self.store.ensure_workspace(workspace, default, &Actor::cli(), self.now))?;
@@ -207,7 +207,7 @@ impl KeyCommand {
         plan.map(|record| record.plan).ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))
     }
 
-    /// Shows `each` every key of a workspace, oldest page last. Keys that others make meanwhile may be shown twice.
+    /// Calls `each` with every key of a workspace, oldest page last. Keys that are created meanwhile may appear twice.
     fn each_key(
         &self,
         workspace: &WorkspaceId,

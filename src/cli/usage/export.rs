@@ -16,13 +16,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// Records looked at in one call, and held in memory.
+/// Records examined in one call, and held in memory.
 const PART: u32 = 5_000;
 
 /// Arguments of `keygate usage export`.
 #[derive(Debug, Args)]
 pub(super) struct UsageExportArgs {
-    /// Only this workspace; without it all of them
+    /// Only this workspace; the default is all
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
     /// Only this key, which may be deleted
@@ -34,24 +34,24 @@ pub(super) struct UsageExportArgs {
     /// Only requests that arrived before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     to: Option<Timestamp>,
-    /// What to write; `import` takes both
+    /// The format; `import` reads both
     #[arg(long, value_enum, default_value = "ndjson")]
     format: Format,
-    /// The file to write, which must not be there yet, and which only you may read; without it standard output
+    /// The file to write; it must not exist yet, and only you may read it. The default is standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// What records are written as.
+/// The format of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A JSON object in each line
     Ndjson,
-    /// Comma-separated values with a head; a text that a spreadsheet would take for a formula has a ' in front
+    /// Comma-separated values with a header; a text that a spreadsheet would take for a formula has a ' in front
     Csv,
 }
 
-/// An export under way.
+/// A running export.
 struct UsageExport<'d> {
     command: &'d KeyCommand,
     filter: RecordFilter,

@@ -22,18 +22,19 @@ const BATCH: usize = 2_000;
 /// Arguments of `keygate usage import`.
 #[derive(Debug, Args)]
 pub(super) struct UsageImportArgs {
-    /// A file that `keygate usage export` wrote (its name ends in .csv if it is one), or a journal's `set-aside.ndjson`. A line that is no usage record is named, and the others are taken
+    /// A file written by `keygate usage export` (with the extension .csv if it is one), or a journal's `set-aside.ndjson`.
+    /// Lines that are not usage records are reported, and the others are imported
     file: PathBuf,
 }
 
-/// An import under way.
+/// A running import.
 struct UsageImport<'d> {
     command: &'d KeyCommand,
     file: &'d Path,
     progress: ProgressBar,
-    /// From when on a workspace's plan keeps records.
+    /// The time from which a workspace's plan keeps records.
     kept_from: HashMap<WorkspaceId, Timestamp>,
-    /// Records that are to be stored, with the lines they come from.
+    /// Records to be stored, with their line numbers.
     batch: Vec<(u64, UsageRecord)>,
     new: u64,
     there_already: u64,
@@ -57,7 +58,7 @@ pub(super) fn run(command: &KeyCommand, args: &UsageImportArgs) -> Result<(), Fa
     let done = import.everything();
     import.progress.finish_and_clear();
     let UsageImport { new, there_already, too_old, refused, .. } = import;
-    // What is stored is stored, also when something failed after it.
+    // What was stored stays stored, also if something failed after it.
     eprintln!("imported {new} usage records; there already: {there_already}; refused: {refused}");
     if too_old > 0 {
         eprintln!("passed over, as their plan does not keep them so long: {too_old}");
@@ -89,7 +90,7 @@ impl UsageImport<'_> {
         self.store()
     }
 
-    /// The records of comma-separated values.
+    /// The records of a CSV file.
     fn rows(&mut self, file: impl BufRead) -> Result<(), Failure> {
         let mut reader = csv::Reader::from_reader(file);
         let names = reader.headers().map_err(|e| self.at(Some(1), &e.to_string()))?.clone();
@@ -122,7 +123,8 @@ impl UsageImport<'_> {
         if self.batch.len() == BATCH { self.store() } else { Ok(()) }
     }
 
-    /// What is older is not kept here: nobody would see it, and once it is deleted, taking it again would count it again.
+    /// Older records are not imported: nobody would see them, and after retention deletes them, another import would count
+    /// them again.
     fn kept_from(&mut self, id: &WorkspaceId) -> Result<Timestamp, Failure> {
         if let Some(known) = self.kept_from.get(id) {
             return Ok(*known);
@@ -140,7 +142,7 @@ impl UsageImport<'_> {
         Ok(from)
     }
 
-    /// Stores what was taken and is not stored yet. What the ledger refuses is found one by one.
+    /// Stores the current batch. Records that the ledger rejects are found individually.
     fn store(&mut self) -> Result<(), Failure> {
         let (lines, records): (Vec<u64>, Vec<UsageRecord>) =
             std::mem::take(&mut self.batch).into_iter().unzip();

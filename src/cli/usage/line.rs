@@ -1,4 +1,5 @@
-//! A usage record read from a line of a file, which [`RecordLine`](crate::policy::text::record_line::RecordLine) or a person has written.
+//! Parses a usage record from a line of a file, written by [`RecordLine`](crate::policy::text::record_line::RecordLine) or
+//! by a person.
 
 use crate::admin::input::json;
 use crate::clock::Timestamp;
@@ -12,19 +13,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// What of a line has not been read yet.
+/// The fields that have not been read yet.
 struct UnreadFields {
     values: Map<String, Value>,
-    /// Every value is a text, as cells have it: an empty one may be nothing, others may be numbers.
+    /// Every value is text, as in cells: an empty one may be null, others may be numbers.
     are_cells: bool,
 }
 
-/// The record of a line.
+/// The record in a line.
 pub(super) fn read(line: &str) -> Result<UsageRecord, String> {
     record(UnreadFields { values: json::line(line)?, are_cells: false })
 }
 
-/// The record of a row of comma-separated values whose head has these `names`.
+/// The record in a CSV row; `names` is the header.
 pub(super) fn read_cells<'c>(
     names: impl Iterator<Item = &'c str>,
     cells: impl Iterator<Item = &'c str>,
@@ -35,7 +36,7 @@ pub(super) fn read_cells<'c>(
 
 fn record(mut line: UnreadFields) -> Result<UsageRecord, String> {
     let record = UsageRecord::read(&mut line)?;
-    // What a gateway set aside because the ledger refused it has the same fields, and why.
+    // A record that a gateway set aside has the same fields, and the reason.
     line.values.remove("refused_because");
     match line.values.keys().next() {
         Some(unknown) => Err(format!("{unknown}: is no field of a usage record")),
@@ -50,7 +51,7 @@ impl UnreadFields {
         self.values.remove(name).ok_or_else(|| format!("{name}: is missing"))
     }
 
-    /// The same where there may be nothing; then it must say so.
+    /// The same for an optional field; null must be explicit.
     fn maybe_take(&mut self, name: &str) -> Result<Option<Value>, String> {
         Ok(match self.take(name)? {
             Value::Null => None,
@@ -67,7 +68,7 @@ impl UnreadFields {
         }
     }
 
-    /// What is no number stays text, and the field's own rule says what it must be.
+    /// What is not a number stays text, and the field's own rule reports what is allowed.
     fn to_number(&self, value: Value) -> Value {
         let Value::String(cell) = &value else { return value };
         if !self.are_cells {

@@ -1,6 +1,6 @@
-//! `keygate usage export` and `keygate usage import`: the ledger's records in a file, for keeping or for another store.
+//! `keygate usage export` and `keygate usage import`: the ledger's records in a file, for archives or for another store.
 //!
-//! The file is JSON lines, one [`line`] per record in the order of their ids, and nothing else: any part of it is a file too.
+//! The file is JSON lines, one [`line`] per record, ordered by id, and nothing else: any part of it is a valid file.
 
 mod export;
 mod import;
@@ -20,14 +20,13 @@ pub struct UsageArgs {
     command: UsageCommand,
 }
 
-/// What to do with usage records.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 enum UsageCommand {
-    /// Write usage records, those of deleted keys too, as lines that `import` takes, in the order of their ids
+    /// Write usage records, those of deleted keys included, as lines that `import` reads, ordered by id
     Export(export::UsageExportArgs),
-    /// Take usage records from a file that `export` wrote. Those that are there already stay as they are, so an import that was
-    /// broken off can be repeated. Statistics and what limits have spent follow; move keys first, with `keygate export` and
-    /// `keygate import`
+    /// Import usage records from a file that `export` wrote. Existing records are not changed, so an interrupted import can
+    /// be repeated. Statistics and spent limits follow; move keys first, with `keygate export` and `keygate import`
     Import(import::UsageImportArgs),
 }
 
@@ -43,7 +42,7 @@ pub(super) fn run(args: &UsageArgs, environment: Environment<'_>) -> Result<(), 
     done
 }
 
-/// Counts records on a terminal.
+/// Shows the number of records on a terminal.
 fn progress() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {pos} records, {per_sec}");
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
