@@ -23,7 +23,7 @@ use utoipa::{IntoParams, ToSchema};
 
 // === requests ===
 
-/// Which keys.
+/// The filter of a list of keys.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `KeyQuery` reads")]
@@ -33,13 +33,12 @@ pub(super) struct KeyParams {
     /// `true` (default), `false`, or `any`.
     #[param(default = "true")]
     is_active: Option<String>,
-    /// `true`: keys that were deleted and can be restored, instead of those that are there. Then `is_active` is `any` unless
-    /// given.
+    /// `true`: deleted keys that can be restored, instead of existing ones. `is_active` then defaults to `any`.
     #[param(default = "false")]
     is_deleted: Option<String>,
-    /// Only those of this resource.
+    /// Only keys of this resource.
     resource_id: Option<String>,
-    /// Only those whose name, description or hint contains this, case ignored.
+    /// Only keys whose name, description or hint contains this, ignoring case.
     search: Option<String>,
     /// Number of the page, from 1.
     #[param(minimum = 1, default = 1)]
@@ -49,7 +48,7 @@ pub(super) struct KeyParams {
     pagesize: Option<u32>,
 }
 
-/// [`KeyParams`] as read.
+/// [`KeyParams`], parsed.
 pub(super) struct KeyQuery {
     filter: KeyFilter,
     page: PageRequest,
@@ -106,12 +105,12 @@ pub(super) struct KeyView {
     daily_request_limit: Option<u64>,
     /// Requests in the key's life; null: no limit.
     quota_limit: Option<u64>,
-    /// How many of them are spent, as far as the ledger knows.
+    /// How many of them are spent, according to the ledger.
     quota_used: u64,
     /// Requests in flight; null: no limit.
     concurrency_limit: Option<u32>,
     limits: Vec<CeilingView>,
-    /// Addresses and networks it may be used from; empty: anywhere.
+    /// Addresses and networks from which it may be used; empty: any.
     allowed_ips: Vec<String>,
     metadata: Map<String, Value>,
     is_active: bool,
@@ -120,7 +119,7 @@ pub(super) struct KeyView {
     expires_at: Option<i64>,
     /// Epoch milliseconds; null: not yet.
     last_used_at: Option<i64>,
-    /// Requests that were not denied, as far as the ledger knows.
+    /// Requests that were not denied, according to the ledger.
     usage_count: u64,
     created_by: String,
     /// Epoch milliseconds.
@@ -139,7 +138,7 @@ pub(super) struct ListedKey {
     deleted_at: Option<i64>,
 }
 
-/// A further ceiling.
+/// A further limit.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CeilingView {
     #[schema(value_type = CountWord)]
@@ -149,7 +148,7 @@ pub(super) struct CeilingView {
     max: u64,
 }
 
-/// A key with its secret, shown this once.
+/// A key with its secret, which is shown only this once.
 #[derive(Serialize, ToSchema)]
 pub(super) struct IssuedKey {
     #[serde(flatten)]
@@ -158,7 +157,7 @@ pub(super) struct IssuedKey {
     api_key: String,
 }
 
-/// A key as it is now.
+/// The current state of a key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChangedKey {
     #[serde(flatten)]
@@ -167,7 +166,7 @@ pub(super) struct ChangedKey {
     propagation: Option<Spread>,
 }
 
-/// A key that was deleted.
+/// A deleted key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DeletedKey {
     #[serde(flatten)]
@@ -187,7 +186,7 @@ pub(super) struct Deleted {
 
 /// Create a key
 ///
-/// Role `admin`. The answer holds the secret as `api_key`, this once.
+/// Role `admin`. The response contains the secret as `api_key`, only this once.
 #[utoipa::path(post, path = "/apikeys", tag = "API keys", request_body = KeyCreate, responses(
     (status = 201, description = "The key and its secret", body = Envelope<IssuedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -247,8 +246,8 @@ pub(super) async fn get_key(
 /// Change a key
 ///
 /// Role `admin`. Absent fields stay as they are; null clears those that can be empty. What `GET` shows may be sent back: a
-/// field with the value it has is no change, and a read-only field is refused only when it differs. In force on this node
-/// when answered.
+/// field with its current value is no change, and a read-only field is refused only if it differs. The change applies on
+/// this node when the response arrives.
 #[utoipa::path(put, path = "/apikeys/{id}", tag = "API keys",
 params(("id" = String, Path, description = "Which key"), WaitParams), request_body = KeyUpdate, responses(
     (status = 200, description = "The key as it is now", body = Envelope<ChangedKey>),
@@ -271,7 +270,7 @@ pub(super) async fn update_key(
     if input.is_empty() {
         return Ok(ApiResponse::ok(ChangedKey { key: view, propagation: None }));
     }
-    // A key's type never changes, so what was checked against it still holds when the store writes.
+    // A key's type never changes, so what was checked against it is still valid when the store writes.
     let patch = input.into_patch(kind).map_err(AdminError::fields)?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
@@ -300,7 +299,7 @@ pub(super) async fn patch_key(
 /// Delete a key
 ///
 /// Role `admin`. The secret is refused from now on, statistics and logs stay, the name is free. Within the plan's
-/// `deleted_keys_days` `POST /apikeys/{id}/restore` undoes it; then it is for good.
+/// `deleted_keys_days`, `POST /apikeys/{id}/restore` undoes it; after that the deletion is final.
 #[utoipa::path(delete, path = "/apikeys/{id}", tag = "API keys",
 params(("id" = String, Path, description = "Which key"), WaitParams), responses(
     (status = 200, description = "It is gone", body = Envelope<DeletedKey>),
@@ -321,9 +320,9 @@ pub(super) async fn delete_key(
 
 /// Restore a deleted key
 ///
-/// Role `admin`. Within the plan's `deleted_keys_days` the key comes back as it was: its secret opens it again, and what it
-/// has spent stays spent. Refused when its name is taken (409), its rate is above the plan (400), or another key has got its
-/// secret meanwhile (409).
+/// Role `admin`. Within the plan's `deleted_keys_days` the key comes back as it was: its secret is valid again, and its
+/// spent limits stay spent. Refused if its name is taken (409), if its rate is above the plan (400), or if another key has
+/// got its secret meanwhile (409).
 #[utoipa::path(post, path = "/apikeys/{id}/restore", tag = "API keys",
 params(("id" = String, Path, description = "Which key"), WaitParams), responses(
     (status = 200, description = "The key, which is there again", body = Envelope<ChangedKey>),
@@ -346,8 +345,8 @@ pub(super) async fn restore_key(
 
 /// Give a key a new secret
 ///
-/// Role `admin`. Id, limits, spent quota and statistics stay. The secret before is dead at once, or after the grace
-/// period; an older one is dead in any case.
+/// Role `admin`. Id, limits, spent quota and statistics stay. The previous secret ends at once, or after the grace period;
+/// older ones end in any case.
 #[utoipa::path(post, path = "/apikeys/{id}/regenerate", tag = "API keys", params(("id" = String, Path, description = "Which key")),
 request_body = Option<KeyRegenerate>, responses(
     (status = 200, description = "The key and its new secret", body = Envelope<IssuedKey>),
@@ -399,7 +398,7 @@ fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {
 
 // === impl KeyView ===
 
-/// Fields that change by themselves: what a client sends back of them says nothing.
+/// Fields that change by themselves: clients may send them back with any value.
 const COUNTED: &[&str] = &["quota_used", "usage_count", "last_used_at", "is_expired", "updated_at"];
 
 impl KeyView {
@@ -460,13 +459,13 @@ impl KeyView {
     }
 }
 
-/// A network as people write it: a single address without its prefix length.
+/// A network in the usual notation: a single address without its prefix length.
 fn network(net: &IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 impl CeilingView {
-    /// The view of a ceiling.
+    /// The view of a limit.
     pub(super) fn new(ceiling: &Ceiling) -> Self {
         let Ceiling { count, per, max } = *ceiling;
         Self { count: count.as_str(), per: per.as_str(), max }
@@ -486,7 +485,7 @@ impl IssuedKey {
 }
 
 impl Deleted {
-    /// That the thing of that id is gone.
+    /// The response after deleting the record with this id.
     pub(super) fn new(id: &impl ToString) -> Self {
         Self { id: id.to_string(), deleted: true }
     }

@@ -1,4 +1,4 @@
-//! The audit trail: who changed what, when, from where.
+//! The audit log: who changed what, when, from where.
 
 use super::caller::Auditor;
 use super::context::AdminState;
@@ -13,14 +13,14 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-/// Which lines.
+/// The filter of a list of lines.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `AuditQuery` reads")]
 pub(super) struct AuditParams {
     /// Only this action, e.g. `key.update`.
     action: Option<String>,
-    /// Only this thing, by its id.
+    /// Only this record, by its id.
     target: Option<String>,
     /// Not before: epoch seconds, epoch milliseconds or RFC 3339.
     from: Option<String>,
@@ -34,7 +34,7 @@ pub(super) struct AuditParams {
     pagesize: Option<u32>,
 }
 
-/// [`AuditParams`] as read.
+/// [`AuditParams`], parsed.
 pub(super) struct AuditQuery {
     filter: AuditFilter,
     page: PageRequest,
@@ -49,31 +49,31 @@ impl FromParams for AuditQuery {
     }
 }
 
-/// One line of the audit trail.
+/// One line of the audit log.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AuditView {
     id: String,
-    /// When, in epoch milliseconds.
+    /// The time, in epoch milliseconds.
     at: i64,
-    /// Null for what belongs to the platform.
+    /// Null for lines of the platform.
     workspace_id: Option<String>,
-    /// Whose token it was.
+    /// The subject of the token.
     subject: String,
     role: String,
     address: Option<String>,
     request_id: Option<String>,
-    /// What was done, e.g. `key.update`.
+    /// The action, e.g. `key.update`.
     action: String,
-    /// To which thing.
+    /// The changed record.
     target: String,
-    /// Field by field what it was and what it became.
+    /// The old and the new value of each field.
     changes: Value,
 }
 
-/// List the audit trail
+/// List the audit log
 ///
-/// Role `admin`: its own workspace's lines. Role `platform`: those of the workspace in `X-Workspace-Id`, or without one the
-/// platform's own (plans, workspaces, configs that were reloaded). Newest first.
+/// Role `admin`: lines of its own workspace. Role `platform`: those of the workspace in `X-Workspace-Id`, or without it
+/// those of the platform (plans, workspaces, reloaded configs). Newest first.
 #[utoipa::path(get, path = "/audit", tag = "Audit", params(AuditParams), responses(
     (status = 200, description = "A page of lines", body = Envelope<Listed<AuditView>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

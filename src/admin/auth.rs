@@ -1,7 +1,8 @@
-//! Who an admin token says the caller is.
+//! Verifies admin tokens and identifies callers.
 //!
-//! Must not know: what callers may do (that is `caller`'s), or the system's clock: `exp` and `nbf` are checked against the
-//! instant given. Keys come from files, which somebody else reads; a token chooses neither its algorithm nor where its key comes from.
+//! Must not know: what callers may do (see `caller`), or the system's clock: `exp` and `nbf` are checked against the given
+//! instant. Keys come from files, which other modules read. A token chooses neither its algorithm nor the source of its
+//! key.
 
 use super::error::AdminError;
 use super::input::{FieldError, json as strict};
@@ -21,24 +22,24 @@ use zeroize::Zeroizing;
 
 pub use super::jwt::Algorithm;
 
-/// How admin tokens are checked.
+/// How admin tokens are verified.
 #[derive(Debug)]
 pub struct AuthConfig {
-    /// What they are signed with.
+    /// The keys.
     pub keys: AuthKeys,
-    /// The algorithms that are accepted: `HS256` for a secret; of `RS256`, `ES256`, `EdDSA` for a JWKS.
+    /// The accepted algorithms: `HS256` for a secret; of `RS256`, `ES256`, `EdDSA` for a JWKS.
     pub algorithms: Vec<Algorithm>,
-    /// What `iss` must be.
+    /// The required `iss`.
     pub issuer: String,
-    /// What `aud` must be or hold.
+    /// What `aud` must be or contain.
     pub audience: String,
-    /// How far clocks may differ.
+    /// Allowed clock difference.
     pub leeway: Duration,
-    /// Which claims say what.
+    /// The names of claims.
     pub claims: AuthClaims,
 }
 
-/// What admin tokens are signed with.
+/// The keys of admin tokens.
 pub enum AuthKeys {
     /// A shared secret of 32 bytes or more.
     Hs256(Zeroizing<Vec<u8>>),
@@ -46,30 +47,30 @@ pub enum AuthKeys {
     Jwks(String),
 }
 
-/// The names of the claims that say who somebody is.
+/// The names of the claims that identify a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthClaims {
-    /// Whose token it is.
+    /// The subject.
     pub subject: String,
-    /// The workspace it is for.
+    /// The workspace.
     pub workspace: String,
-    /// What its holder may do.
+    /// The role.
     pub role: String,
 }
 
 words!(
-    /// What a caller may do; each role may do what those before it may.
+    /// The role of a caller; each role includes those before it.
     Role {
         /// Read.
         Viewer = "viewer",
         /// Read and write in its own workspace.
         Admin = "admin",
-        /// Everything: plans, workspaces, and every workspace's own things.
+        /// Everything: plans, workspaces, and the data of every workspace.
         Platform = "platform",
     }
 );
 
-/// Keys or rules that cannot be used.
+/// Keys or options that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAuth {
     /// The secret is too short to be safe.
@@ -78,24 +79,24 @@ pub enum BadAuth {
     /// The file cannot be read as a key set.
     #[error("the JWKS is not valid: {0}")]
     Jwks(String),
-    /// No key of the set fits the algorithms.
+    /// No key of the set matches the algorithms.
     #[error("the JWKS has no signature key for any of the algorithms")]
     NoKey,
-    /// Two keys go by one name.
+    /// Two keys have the same name.
     #[error("the JWKS has two keys of the kid {0:?}")]
     TwoKeys(String),
-    /// An algorithm does not fit the keys.
+    /// An algorithm does not match the keys.
     #[error("algorithm {0} cannot be used with these keys; allowed: {1}")]
     Algorithm(Algorithm, &'static str),
     /// No algorithm is accepted.
     #[error("no algorithm is accepted; allowed: {0}")]
     NoAlgorithm(&'static str),
-    /// A token cannot be made: the private key is elsewhere.
+    /// A token cannot be minted: the private key is elsewhere.
     #[error("tokens can only be minted with an HS256 secret")]
     CannotMint,
 }
 
-/// The check of admin tokens.
+/// Verifies admin tokens.
 pub struct Auth {
     keys: ArcSwap<VerificationKeys>,
     algorithms: Vec<Algorithm>,
@@ -108,28 +109,28 @@ pub struct Auth {
 /// The keys in force.
 struct VerificationKeys {
     named: Vec<NamedKey>,
-    /// None: tokens are made elsewhere.
+    /// None: tokens are minted elsewhere.
     minting: Option<hmac::Key>,
 }
 
-/// Who a valid token says the caller is.
+/// The caller identified by a valid token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// Whose token it is.
+    /// The subject.
     pub(super) subject: String,
-    /// What they may do.
+    /// The role.
     pub(super) role: Role,
-    /// Their workspace; only a platform token may have none.
+    /// The workspace; only a platform token may have none.
     pub(super) workspace: Option<WorkspaceId>,
 }
 
-/// A key and the name tokens know it by.
+/// A key and its name in tokens.
 struct NamedKey {
     kid: Option<String>,
     key: VerifyingKey,
 }
 
-/// Longest token that is looked at, in bytes.
+/// Longest token that is accepted, in bytes.
 const TOKEN_MAX: usize = 8 * 1024;
 /// Longest subject, in characters.
 const SUBJECT_MAX: usize = 255;
@@ -140,7 +141,7 @@ const JWKS_ALGORITHMS: &str = "RS256, ES256, EdDSA";
 // === impl Auth ===
 
 impl Auth {
-    /// From the configuration; refuses what would be unsafe.
+    /// From the configuration; refuses unsafe values.
     pub fn new(config: AuthConfig) -> Result<Self, BadAuth> {
         let AuthConfig { keys, algorithms, issuer, audience, leeway, claims } = config;
         let keys = ArcSwap::from_pointee(VerificationKeys::new(keys, &algorithms)?);
@@ -148,7 +149,7 @@ impl Auth {
         Ok(Self { keys, algorithms, issuer, audience, leeway_secs, claims })
     }
 
-    /// Checks tokens with these keys from now on, and with none of those before. Keys that cannot be used change nothing.
+    /// Verifies tokens only with these keys from now on. Unusable keys change nothing.
     pub fn replace_keys(&self, keys: AuthKeys) -> Result<(), BadAuth> {
         self.keys.store(Arc::new(VerificationKeys::new(keys, &self.algorithms)?));
         Ok(())
@@ -179,7 +180,7 @@ impl Auth {
         Ok(jwt::sign(key, &claims))
     }
 
-    /// Who the holder of `token` is at the instant `now`.
+    /// The holder of `token` at the instant `now`.
     pub(super) fn identify(&self, token: &str, now: Timestamp) -> Result<Identity, AdminError> {
         let invalid = || AdminError::of(Fault::TokenInvalid);
         let claims = self.verified(token).map_err(|bad| match bad {
@@ -206,7 +207,7 @@ impl Auth {
         self.identity(&claims)
     }
 
-    /// The claims of a token that one of our keys signed.
+    /// The claims of a token with a valid signature.
     fn verified(&self, token: &str) -> Result<Map<String, Value>, BadToken> {
         if token.len() > TOKEN_MAX {
             return Err(BadToken::Invalid);
@@ -239,7 +240,7 @@ impl Auth {
             None | Some(Value::Null) => None,
             Some(value) => Some(value.as_str().and_then(|id| id.parse().ok()).ok_or_else(invalid)?),
         };
-        // The token is good, but a role that means nothing here allows nothing here.
+        // The token is valid, but an unknown role allows nothing.
         let role = claims.get(&self.claims.role).and_then(Value::as_str).and_then(|r| r.parse().ok());
         let role: Role = role.ok_or_else(|| AdminError::of(Fault::Forbidden))?;
         if workspace.is_none() && role != Role::Platform {
@@ -260,11 +261,11 @@ impl VerificationKeys {
         Ok(Self { named, minting })
     }
 
-    /// The key a token names, or the only one that fits. An algorithm that is not ours finds none.
+    /// The key that a token names, or the only one that matches. For an algorithm that is not accepted, there is none.
     fn key_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<&VerifyingKey> {
         let mut fitting = self.named.iter().filter(|k| k.key.algorithm() == algorithm);
         match kid {
-            // A shared secret has no name, so any name will do for it.
+            // A shared secret has no name, so any name is accepted.
             Some(_) if self.minting.is_some() => fitting.next().map(|k| &k.key),
             Some(kid) => fitting.find(|k| k.kid.as_deref() == Some(kid)).map(|k| &k.key),
             None => match (fitting.next(), fitting.next()) {

@@ -1,7 +1,7 @@
-//! What a caller may do: the only way for a handler to come by a workspace.
+//! Authorizes callers: the only way for a handler to get a workspace.
 //!
-//! Must not know: how tokens are made or checked, or what handlers do. Each type here is a decision already taken; a
-//! handler that takes a [`WorkspaceWriter`] cannot be reached by somebody who may only read.
+//! Must not know: how tokens are made or verified, or what handlers do. Each type here is proof of a decision: a handler
+//! that takes a [`WorkspaceWriter`] cannot be called by somebody who may only read.
 
 use super::auth::{Identity, Role};
 use super::context::{Admin, AdminState};
@@ -15,12 +15,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use std::net::SocketAddr;
 
-/// May read what belongs to `workspace`.
+/// May read data of `workspace`.
 pub(super) struct WorkspaceReader {
     pub(super) workspace: WorkspaceId,
 }
 
-/// May change what belongs to `workspace`.
+/// May change data of `workspace`.
 pub(super) struct WorkspaceWriter {
     pub(super) actor: Actor,
     pub(super) workspace: WorkspaceId,
@@ -31,20 +31,20 @@ pub(super) struct PlatformAdmin {
     pub(super) actor: Actor,
 }
 
-/// May read the audit trail of `workspace`, or the platform's where there is none.
+/// May read the audit log of `workspace`, or the platform's if there is none.
 pub(super) struct Auditor {
     pub(super) workspace: Option<WorkspaceId>,
 }
 
-/// May look at workspaces: at every one, or at its own.
+/// May read workspaces: all, or its own.
 pub(super) enum WorkspaceVisitor {
-    /// Every one.
+    /// All.
     Everywhere,
     /// Only this one.
     Only(WorkspaceId),
 }
 
-/// The header by which a platform caller names a workspace.
+/// The header in which a platform caller names a workspace.
 const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace-id");
 
 impl FromRequestParts<AdminState> for WorkspaceReader {
@@ -100,13 +100,13 @@ impl FromRequestParts<AdminState> for WorkspaceVisitor {
     }
 }
 
-/// A caller of at least the role `least`, and the one workspace the call is about.
+/// A caller with at least the role `least`, and the workspace of the call.
 async fn confined(parts: &Parts, admin: &Admin, least: Role) -> Result<(Actor, WorkspaceId), AdminError> {
     let identity = identify(parts, admin, least)?;
     settled(&identity, parts, admin).await
 }
 
-/// `identity` as an actor, and the one workspace the call is about.
+/// `identity` as an actor, and the workspace of the call.
 async fn settled(
     identity: &Identity,
     parts: &Parts,
@@ -120,7 +120,7 @@ async fn settled(
     Ok((by, about))
 }
 
-/// Who calls, if they have at least the role `least`.
+/// The caller, if they have at least the role `least`.
 fn identify(parts: &Parts, admin: &Admin, least: Role) -> Result<Identity, AdminError> {
     let token = bearer(&parts.headers)?;
     let identity = admin.deps.auth.identify(token, admin.now())?;
@@ -146,7 +146,7 @@ pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
     Ok(token.trim())
 }
 
-/// The workspace a call is about: the one the header names, if the caller may, or else the token's own.
+/// The workspace of a call: the one in the header, if the caller may access it, or else the token's own.
 async fn workspace(
     identity: &Identity,
     by: &Actor,

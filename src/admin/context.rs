@@ -1,4 +1,4 @@
-//! What the admin API needs from the rest of the process, and the two waits that every call shares.
+//! Dependencies of the admin API, and the two waits that every call shares.
 
 use super::auth::Auth;
 use super::error::AdminError;
@@ -23,31 +23,31 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What the admin API is built from.
+/// Dependencies of the admin API.
 pub struct AdminDeps {
-    /// Everything at rest.
+    /// The store.
     pub store: Arc<dyn Store>,
-    /// This node's replica, which must have a write before the write is answered.
+    /// This node's keyring, which must have applied a write before the response.
     pub keyring: Arc<Keyring>,
-    /// For the digests of new secrets.
+    /// The peppers for digests of new secrets.
     pub peppers: Arc<Peppers>,
-    /// First part of new secrets, `sk` by default.
+    /// The prefix of new secrets, `sk` by default.
     pub secret_prefix: Arc<str>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who may come in.
+    /// The verifier of admin tokens.
     pub auth: Arc<Auth>,
-    /// The numbers behind `/metrics`.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Whether this node should be sent traffic.
+    /// Whether this node is ready.
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
-    /// Puts new configs in force.
+    /// Reloads the config.
     pub reload: Arc<dyn Reload>,
-    /// The plan of workspaces that name none.
+    /// The default plan of new workspaces.
     pub default_plan: PlanId,
-    /// Whether a workspace first seen in a valid token is created.
+    /// Whether a workspace is created when a valid token first names it.
     pub create_workspaces: bool,
-    /// What `/metrics` asks for; none: it is open.
+    /// The token for `/metrics`; none: it is open.
     pub metrics_token: Option<Arc<MetricsToken>>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
@@ -55,30 +55,30 @@ pub struct AdminDeps {
     pub write_timeout: Duration,
 }
 
-/// Whether this node should be sent traffic, and why.
+/// Whether this node is ready, and why.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     /// The verdict.
     pub ready: bool,
-    /// What it was made from.
+    /// The checks behind it.
     pub checks: Vec<ReadinessCheck>,
 }
 
-/// One of the things readiness depends on.
+/// One check of readiness.
 #[derive(Clone, Debug)]
 pub struct ReadinessCheck {
-    /// Which.
+    /// Its name.
     pub name: &'static str,
-    /// Whether it is well.
+    /// Whether it passed.
     pub ok: bool,
     /// For people; never a secret.
     pub detail: String,
 }
 
-/// The bearer token of `/metrics`; only what it hashes to is kept.
+/// The bearer token of `/metrics`; only its hash is kept.
 pub struct MetricsToken(ArcSwap<[u8; 32]>);
 
-/// The dependencies as handlers share them.
+/// The shared dependencies of handlers.
 pub(super) type AdminState = Arc<Admin>;
 
 /// The dependencies, and the workspaces known to exist.
@@ -89,7 +89,7 @@ pub(super) struct Admin {
     seen: Cache<WorkspaceId, ()>,
 }
 
-/// Most workspaces remembered as existing. A forgotten one costs one read.
+/// Most workspaces cached as existing. A dropped one costs one read.
 const SEEN_MAX: usize = 10_000;
 
 // === impl Admin ===
@@ -103,7 +103,7 @@ impl Admin {
         self.deps.clock.now().wall
     }
 
-    /// Waits for a store call, no longer than what is left of the write timeout; `missing` is the fault of a thing that is not there.
+    /// Waits for a store call within the rest of the write timeout; `missing` is the fault if something does not exist.
     pub(super) async fn ask<T>(
         &self,
         missing: Fault,
@@ -116,9 +116,9 @@ impl Admin {
         answer.map_err(|error| AdminError::of_store(error, missing))
     }
 
-    /// Like [`Admin::ask`] for a write: answers once it is in force on this node.
+    /// Like [`Admin::ask`] for a write: returns when it applies on this node.
     ///
-    /// A write that was refused for want of time may still have been done if it had begun; asking again shows which.
+    /// A write that timed out may still happen if it had begun; reading shows whether it did.
     pub(super) async fn write<T>(
         &self,
         missing: Fault,
@@ -127,7 +127,7 @@ impl Admin {
         self.write_versioned(missing, call).await.map(|written| written.value)
     }
 
-    /// Like [`Admin::write`], with the number of the change.
+    /// Like [`Admin::write`], with the version of the change.
     pub(super) async fn write_versioned<T>(
         &self,
         missing: Fault,
@@ -138,7 +138,7 @@ impl Admin {
         Ok(written)
     }
 
-    /// The caller's own workspace: made if it is new and that is allowed, else refused.
+    /// The caller's own workspace: created if it is new and that is allowed, otherwise refused.
     pub(super) async fn enter(&self, id: &WorkspaceId, by: &Actor) -> Result<(), AdminError> {
         if self.exists(id).await? {
             return Ok(());
@@ -158,7 +158,7 @@ impl Admin {
         Ok(())
     }
 
-    /// Whether there is such a workspace. Workspaces are never removed, so a yes is remembered.
+    /// Whether the workspace exists. Workspaces are never removed, so a positive answer is cached.
     pub(super) async fn exists(&self, id: &WorkspaceId) -> Result<bool, AdminError> {
         if self.seen.get(id).is_some() {
             return Ok(true);
@@ -170,7 +170,7 @@ impl Admin {
         Ok(found)
     }
 
-    /// When this call gives the store up: so long after it first asked.
+    /// The deadline of this call for the store; it starts with its first use.
     fn deadline(&self) -> Instant {
         let from_now = || Instant::now() + self.deps.write_timeout;
         DEADLINE.try_with(|deadline| *deadline.get_or_init(from_now)).unwrap_or_else(|_| from_now())
@@ -184,11 +184,11 @@ impl Admin {
 }
 
 tokio::task_local! {
-    /// When the call that this task answers gives the store up; set when it first asks.
+    /// The deadline of the current call for the store; set at its first use.
     static DEADLINE: OnceCell<Instant>;
 }
 
-/// Gives each call one deadline for all it asks of the store.
+/// Gives each call one deadline for all its store calls.
 pub(super) async fn with_deadline(request: Request, next: Next) -> Response {
     DEADLINE.scope(OnceCell::new(), next.run(request)).await
 }
@@ -196,17 +196,17 @@ pub(super) async fn with_deadline(request: Request, next: Next) -> Response {
 // === impl MetricsToken ===
 
 impl MetricsToken {
-    /// The token whose text is `text`.
+    /// The token with this text.
     pub fn new(text: &str) -> Self {
         Self(ArcSwap::from_pointee(Sha256::digest(text).into()))
     }
 
-    /// From now on the token is another one.
+    /// Replaces the token.
     pub fn replace(&self, text: &str) {
         self.0.store(Arc::new(Sha256::digest(text).into()));
     }
 
-    /// Whether `text` is the token. Compares hashes, so the time it takes says nothing about the text.
+    /// Whether `text` is the token. Compares hashes, so the time does not depend on the text.
     pub fn admits(&self, text: &str) -> bool {
         <[u8; 32]>::from(Sha256::digest(text)) == **self.0.load()
     }

@@ -1,13 +1,13 @@
-//! What the OpenAPI document says beyond what the types of requests do: patterns, bounds, and what goes together. Whatever
-//! it allows is taken and whatever it does not is refused, which `make test` has a stranger try (`tests/openapi`).
+//! Parts of the OpenAPI document that cannot be derived from the request types: patterns, bounds, and dependencies. The API
+//! accepts exactly what the document allows; `make test` checks this with an independent tool (`tests/openapi`).
 //!
-//! Must not know: what any call does. What JSON Schema cannot say stands in the descriptions.
+//! Must not know: what any call does. What JSON Schema cannot express is in the descriptions.
 
 use crate::model::key::{CEILING_MAX, KeyType, RATE_MAX};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Anything but control characters.
+/// Any characters except control characters.
 const PRINTABLE: &str = r"[^\u0000-\u001f\u007f-\u009f]";
 /// The same without white space.
 const VISIBLE: &str = r"[^\s\u0000-\u001f\u007f-\u009f]";
@@ -18,7 +18,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 /// The last millisecond of the year 9999.
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
-/// Bodies that people send; a field that is not in one of them is refused.
+/// Request bodies; unknown fields in them are refused.
 const BODIES: [&str; 7] =
     ["KeyCreate", "KeyUpdate", "KeyRegenerate", "PlanCreate", "PlanUpdate", "WorkspaceUpdate", "Limit"];
 /// Fields of changes that cannot be null.
@@ -28,7 +28,7 @@ const NEVER_NULL: [(&str, &[&str]); 3] = [
     ("WorkspaceUpdate", &["plan_id"]),
 ];
 
-/// Adds it to the document that was generated.
+/// Adds this to the generated document.
 pub(super) fn complete(document: &mut Value) {
     widen(document);
     for (path, calls) in document["paths"].as_object_mut().into_iter().flatten() {
@@ -37,7 +37,7 @@ pub(super) fn complete(document: &mut Value) {
                 let name = parameter["name"].as_str().unwrap_or_default().to_owned();
                 add(&mut parameter["schema"], rule_of_parameter(path, &name));
             }
-            // A body that may be left out is not null.
+            // An optional body is not null.
             if let Some(body) = call.pointer_mut("/requestBody/content/application~1json/schema")
                 && let Some(schema) = body.pointer("/oneOf/0").cloned()
             {
@@ -58,7 +58,7 @@ pub(super) fn complete(document: &mut Value) {
             not_null(&mut schemas[name]["properties"][field]);
         }
     }
-    // What is shown of a key may be sent back with a change of it.
+    // The view of a key may be sent back with a change of it.
     if let Value::Object(shown) = schemas["KeyView"]["properties"].clone()
         && let Some(changed) = schemas["KeyUpdate"]["properties"].as_object_mut()
     {
@@ -72,7 +72,7 @@ pub(super) fn complete(document: &mut Value) {
     schemas["Instant"] = instant();
 }
 
-/// Unsigned numbers of 32 bits do not fit what the format `int32` means.
+/// Unsigned 32-bit numbers do not fit the format `int32`.
 fn widen(value: &mut Value) {
     match value {
         Value::Array(all) => all.iter_mut().for_each(widen),
@@ -86,7 +86,7 @@ fn widen(value: &mut Value) {
     }
 }
 
-/// Lays the members of `more` over `schema`.
+/// Merges the members of `more` into `schema`.
 fn add(schema: &mut Value, more: Value) {
     if let (Some(schema), Value::Object(more)) = (schema.as_object_mut(), more) {
         schema.extend(more);
@@ -148,7 +148,7 @@ fn rule_of_field(body: &str, field: &str) -> Value {
     }
 }
 
-/// What of a key goes with what type.
+/// The fields of a key that depend on its type.
 fn key_create() -> Value {
     let implied: BTreeSet<&str> = KeyType::ALL.iter().filter_map(|kind| kind.implied_scope()).collect();
     let holding = |scope: &str| {
@@ -176,7 +176,7 @@ fn key_create() -> Value {
     json!({"anyOf": implied.into_iter().map(holding).chain([service]).collect::<Vec<_>>()})
 }
 
-/// A rate has another bound than a number of requests.
+/// A rate has another maximum than a number of requests.
 fn limit() -> Value {
     json!({"anyOf": [
         {"properties": {"per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX}}},

@@ -1,4 +1,4 @@
-//! End users of a workspace: list, look up, read, forget.
+//! End users of a workspace: list, look up, read, delete.
 
 use super::apikeys::Deleted;
 use super::caller::{WorkspaceReader, WorkspaceWriter};
@@ -14,12 +14,12 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
-/// Which end users.
+/// The filter of a list of end users.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `EndUserQuery` reads")]
 pub(super) struct EndUserParams {
-    /// Exactly the one that the customer calls so.
+    /// Exactly the one with this id of the customer.
     other_id: Option<String>,
     /// Number of the page, from 1.
     #[param(minimum = 1, default = 1)]
@@ -29,7 +29,7 @@ pub(super) struct EndUserParams {
     pagesize: Option<u32>,
 }
 
-/// [`EndUserParams`] as read.
+/// [`EndUserParams`], parsed.
 pub(super) struct EndUserQuery {
     other_id: Option<String>,
     page: PageRequest,
@@ -44,18 +44,18 @@ impl FromParams for EndUserQuery {
 /// An end user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct EndUserView {
-    /// Keygate's own id for it.
+    /// The id assigned by Keygate.
     id: String,
     workspace_id: String,
-    /// The customer's name for it.
+    /// The customer's id for it.
     other_id: String,
-    /// When it first came, in epoch milliseconds.
+    /// When it was created, in epoch milliseconds.
     created_at: i64,
 }
 
 /// List end users
 ///
-/// Role `viewer`. Newest first; with `other_id` the one of that name, if it exists.
+/// Role `viewer`. Newest first; with `other_id` only that one, if it exists.
 #[utoipa::path(get, path = "/endusers", tag = "End users", params(EndUserParams), responses(
     (status = 200, description = "A page of end users", body = Envelope<Listed<EndUserView>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -92,9 +92,9 @@ pub(super) async fn get_end_user(
         .ok_or_else(|| AdminError::of(Fault::EndUserNotFound))
 }
 
-/// Forget an end user
+/// Delete an end user
 ///
-/// Role `admin`. Makes room in the plan; should the same person come again, it is new.
+/// Role `admin`. Frees a place in the plan's quota; if the same person comes again, it is a new end user.
 #[utoipa::path(delete, path = "/endusers/{id}", tag = "End users", params(("id" = String, Path, description = "Which end user")),
 responses(
     (status = 200, description = "It is gone", body = Envelope<Deleted>),

@@ -1,7 +1,7 @@
-//! The envelope around every answer, its language, its time and its request id: the one place where answers are written.
+//! The envelope of every answer, with its language, time and request id: the one place where answers are written.
 //!
-//! Must not know: what any call does. Handlers leave an [`ApiResult`] on the response; whatever leaves none and fails
-//! (an unknown URL, a foreign layer) is given the envelope of its status. The documents pass through untouched.
+//! Must not know: what any call does. Handlers leave an [`ApiResult`] on the response; a failed response without one (an
+//! unknown URL, another layer) gets the envelope of its status. Documents pass through unchanged.
 
 use super::context::AdminState;
 use super::error::AdminError;
@@ -19,12 +19,12 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// What a call came to, before it is written down.
+/// The result of a call.
 #[derive(Clone)]
 pub(super) enum ApiResult {
     /// Its data as JSON.
     Done(Arc<RawValue>),
-    /// Why not.
+    /// The error.
     Failed(AdminError),
 }
 
@@ -34,24 +34,24 @@ pub(super) struct ApiResponse<T> {
     data: T,
 }
 
-/// The id of the admin request being answered, in its extensions.
+/// The id of the current admin request, in its extensions.
 #[derive(Clone)]
 pub(super) struct AdminRequestId(pub(super) Box<str>);
 
-/// The detail of a failure; most have none.
+/// The details of an error; most have none.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Detail {
-    /// Every mistake, where the request had some.
+    /// All mistakes, if the request had some.
     errors: Option<Vec<DetailError>>,
 }
 
 /// One mistake in a request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DetailError {
-    /// Where.
+    /// The field.
     #[schema(example = "limits[1].max")]
     field: String,
-    /// What is allowed there.
+    /// What is allowed.
     #[schema(example = "must be a whole number from 1 to 9007199254740991")]
     message: String,
 }
@@ -79,7 +79,7 @@ pub(super) async fn write(State(admin): State<AdminState>, mut request: Request,
     response
 }
 
-/// What a panic of a handler is answered with.
+/// The answer after a panic of a handler.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
 pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let what = panic

@@ -1,7 +1,7 @@
-//! Every way in which the admin API says no, as a line of the table of faults plus what is particular.
+//! Errors of the admin API: a fault of the table, plus details.
 //!
-//! Must not know: how an answer is written (that is `envelope`'s). Says nothing of the inside: what a store reported goes
-//! to the log, once, here.
+//! Must not know: how an answer is written (see `envelope`). Reveals nothing internal: the error of a store is logged here,
+//! once.
 
 use super::envelope::ApiResult;
 use super::input::FieldError;
@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
-/// A refusal or failure of the admin API.
+/// An error of the admin API.
 #[derive(Clone, Debug)]
 pub(super) struct AdminError {
     fault: Fault,
@@ -20,7 +20,7 @@ pub(super) struct AdminError {
     data: Value,
 }
 
-/// A sentence in both languages.
+/// A message in both languages.
 #[derive(Clone, Debug)]
 struct LocalizedText {
     en: String,
@@ -30,7 +30,7 @@ struct LocalizedText {
 // === impl AdminError ===
 
 impl AdminError {
-    /// `fault` with the table's wording.
+    /// `fault` with the table's message.
     pub(super) fn of(fault: Fault) -> Self {
         Self { fault, particular: None, data: json!({}) }
     }
@@ -55,12 +55,12 @@ impl AdminError {
         Self::parameters(vec![FieldError { field: name.to_owned(), message: message.into() }])
     }
 
-    /// A conflict that needs a sentence of its own.
+    /// A conflict with its own message.
     pub(super) fn conflict(en: impl Into<String>, zh: impl Into<String>) -> Self {
         Self::of(Fault::Conflict).saying(en.into(), zh.into())
     }
 
-    /// What a store call's failure means to the caller; `missing` is the fault of a thing that is not there.
+    /// The error for a failed store call; `missing` is the fault if something does not exist.
     pub(super) fn of_store(error: StoreError, missing: Fault) -> Self {
         match error {
             StoreError::NotFound(_) => Self::of(missing),
@@ -96,12 +96,12 @@ impl AdminError {
         }
     }
 
-    /// Which line of the table.
+    /// The fault in the table.
     pub(super) const fn fault(&self) -> Fault {
         self.fault
     }
 
-    /// The sentence for people.
+    /// The message for people.
     pub(super) fn message(&self, lang: Lang) -> Cow<'static, str> {
         match (&self.particular, lang) {
             (None, _) => self.fault.message(lang).into(),
@@ -110,7 +110,7 @@ impl AdminError {
         }
     }
 
-    /// The detail for programs.
+    /// The details for programs.
     pub(super) const fn data(&self) -> &Value {
         &self.data
     }

@@ -1,6 +1,6 @@
-//! Reading queries, bodies and paths, so that what cannot be read is answered like every other mistake.
+//! Reads queries, bodies and paths, so that invalid ones are answered like every other mistake.
 //!
-//! Must not know: what any call does with what it read. Bodies are bounded in size and in the time they may take.
+//! Must not know: what any call does. Bodies are limited in size and time.
 
 use super::context::AdminState;
 use super::error::AdminError;
@@ -18,34 +18,34 @@ use std::pin::pin;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A query read as `T`; a parameter that `T` does not read is a mistake.
+/// A query parsed as `T`; an unknown parameter is a mistake.
 pub(super) struct Query<T>(pub(super) T);
 
-/// A JSON object, which must be there.
+/// A required JSON object.
 pub(super) struct Object(pub(super) Map<String, Value>);
 
-/// A JSON object, or nothing at all.
+/// An optional JSON object.
 pub(super) struct OptionalObject(pub(super) Map<String, Value>);
 
-/// The last part of a path as it stands there, percent-decoded.
+/// The last segment of a path, percent-decoded.
 pub(super) struct PathSegment(pub(super) String);
 
-/// What can be read from a query.
+/// A type that can be parsed from a query.
 pub(super) trait FromParams: Sized {
-    /// Reads every parameter it knows; mistakes are noted in `params`, and what is returned then is not used.
+    /// Parses every parameter it knows. Mistakes are noted in `params`, and the result is not used then.
     fn from_params(params: &mut QueryParams) -> Self;
 }
 
-/// A query while it is read.
+/// A query that is being parsed.
 pub(super) struct QueryParams {
     given: Vec<(String, String)>,
     known: Vec<&'static str>,
     errors: Vec<FieldError>,
 }
 
-/// Longest a body may take to arrive.
+/// Longest time for a body to arrive.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
-/// Most parameters that are looked at.
+/// Most parameters that are examined.
 const PARAMS_MAX: usize = 100;
 /// Longest text of a parameter, in characters.
 const TEXT_MAX: usize = 1_024;
@@ -57,7 +57,7 @@ impl QueryParams {
         Self { given, known: Vec::with_capacity(8), errors: Vec::new() }
     }
 
-    /// A parameter that may be left out, read by `rule`, which says what is allowed when it refuses.
+    /// An optional parameter, parsed by `rule`, which says what is allowed if it fails.
     pub(super) fn read<T>(
         &mut self,
         name: &'static str,
@@ -76,7 +76,7 @@ impl QueryParams {
         }
     }
 
-    /// Text to look for.
+    /// A text to search for.
     pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
         self.read(name, |text| {
             if text.contains('\0') || text.chars().count() > TEXT_MAX {
@@ -177,7 +177,7 @@ impl FromRequest<AdminState> for OptionalObject {
 }
 
 impl PathSegment {
-    /// The segment as an id; one that cannot be an id is the id of nothing, hence `missing`.
+    /// The segment as an id; if it is not a valid id, nothing has it, hence `missing`.
     pub(super) fn id<T: FromStr>(&self, missing: Fault) -> Result<T, AdminError> {
         self.0.parse().map_err(|_| AdminError::of(missing))
     }
@@ -193,7 +193,7 @@ fn object(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, Admin
     })
 }
 
-/// Whether the body is `application/json` or an `application/*+json`.
+/// Whether the content type is `application/json` or `application/*+json`.
 fn says_json(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! Whether the process is alive and ready, its numbers, and the description of this API.
+//! Health, readiness, metrics, and the OpenAPI document.
 
 use super::caller::bearer;
 use super::context::{AdminState, Readiness, ReadinessCheck};
@@ -12,16 +12,16 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
-/// How much to say.
+/// Whether to include details.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `ReadyQuery` reads")]
 pub(super) struct ReadyParams {
-    /// Given, with any value but `false`: list what readiness depends on.
+    /// With any value except `false`: list the checks.
     verbose: Option<String>,
 }
 
-/// [`ReadyParams`] as read.
+/// [`ReadyParams`], parsed.
 pub(super) struct ReadyQuery {
     verbose: bool,
 }
@@ -32,22 +32,22 @@ impl FromParams for ReadyQuery {
     }
 }
 
-/// That the process is alive.
+/// The process is alive.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AliveView {
     alive: bool,
 }
 
-/// Whether this node should be sent traffic.
+/// Whether this node is ready for traffic.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ReadyView {
     ready: bool,
-    /// What it depends on; only with `verbose`.
+    /// The checks; only with `verbose`.
     #[serde(skip_serializing_if = "Option::is_none")]
     checks: Option<Vec<CheckView>>,
 }
 
-/// One of the things readiness depends on.
+/// A check of readiness.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CheckView {
     name: &'static str,
@@ -57,7 +57,7 @@ pub(super) struct CheckView {
 
 /// Is the process alive
 ///
-/// No token. 200 for as long as it can answer at all.
+/// No token. 200 as long as the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "Health", security(()), responses(
     (status = 200, description = "It is", body = Envelope<AliveView>),
 ))]
@@ -65,7 +65,7 @@ pub(super) async fn healthz() -> ApiResponse<AliveView> {
     ApiResponse::ok(AliveView { alive: true })
 }
 
-/// Should this node be sent traffic
+/// Is this node ready for traffic
 ///
 /// No token.
 #[utoipa::path(get, path = "/readyz", tag = "Health", security(()), params(ReadyParams), responses(
@@ -89,7 +89,7 @@ pub(super) async fn readyz(
 
 /// Prometheus metrics
 ///
-/// No token, unless the configuration sets one of its own for metrics.
+/// No token, unless the configuration sets one for metrics.
 #[utoipa::path(get, path = "/metrics", tag = "Health", security((), ("metrics" = [])), responses(
     (status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"),
     (status = 401, description = "The metrics token is missing or wrong", body = Envelope<Detail>),

@@ -1,7 +1,7 @@
-//! Signed tokens in their compact form (RFC 7515) and the keys that check them (RFC 7517, RFC 7518), by *ring*.
+//! Signed tokens in compact form (RFC 7515) and their keys (RFC 7517, RFC 7518), with *ring*.
 //!
-//! Must not know: what claims mean, or which of the keys a token may be checked with. Signatures are checked before claims
-//! are read; a name that header or claims have twice is refused.
+//! Must not know: the meaning of claims, or which keys may be used for a token. Signatures are verified before claims are
+//! parsed; a repeated member in header or claims is refused.
 
 use super::input::json::{self, BadJson};
 use crate::model::key::words;
@@ -16,7 +16,7 @@ use ring::signature::{
 use serde_json::{Map, Value};
 
 words!(
-    /// What a token is signed with (RFC 7518, RFC 8037).
+    /// A signature algorithm (RFC 7518, RFC 8037).
     Algorithm {
         /// HMAC with SHA-256.
         HS256 = "HS256",
@@ -29,7 +29,7 @@ words!(
     }
 );
 
-/// A key that checks signatures, each with one algorithm.
+/// A key that verifies signatures with one algorithm.
 pub(super) enum VerifyingKey {
     Hmac(hmac::Key),
     Rsa(RsaPublicKeyComponents<Vec<u8>>),
@@ -37,9 +37,9 @@ pub(super) enum VerifyingKey {
     Ed25519(UnparsedPublicKey<Vec<u8>>),
 }
 
-/// A token whose signature has not been checked.
+/// A token whose signature has not been verified.
 pub(super) struct Token<'t> {
-    /// What it says it is signed with; none when that is not an algorithm of ours.
+    /// Its algorithm; none if it is not a supported one.
     pub(super) algorithm: Option<Algorithm>,
     /// The name of its key.
     pub(super) kid: Option<String>,
@@ -48,28 +48,28 @@ pub(super) struct Token<'t> {
     signature: Vec<u8>,
 }
 
-/// Why a text is no token, or not one of that key's.
+/// Why a token is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BadToken {
     /// It is malformed, or its signature is wrong.
     Invalid,
-    /// A name is there twice, e.g. `claims.role`.
+    /// A member occurs twice, e.g. `claims.role`.
     Twice(String),
 }
 
 /// A key of a JWKS.
 pub(super) struct Jwk<'j> {
     fields: &'j Map<String, Value>,
-    /// The name that tokens know it by.
+    /// Its name in tokens.
     pub(super) kid: Option<&'j str>,
-    /// What it is used with; none when it is not for signatures, or not of a kind that is used here.
+    /// Its algorithm; none if it is not for signatures, or of a kind that is not supported.
     pub(super) algorithm: Option<Algorithm>,
 }
 
-/// Sizes of RSA moduli that are safe and quick enough, in bits.
+/// Sizes of RSA moduli that are secure and fast enough, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
 
-/// Points of Ed25519 whose order divides 8, without their sign: under such a key a signature can fit any text.
+/// Points of Ed25519 whose order divides 8, without their sign: with such a key, a signature can be valid for any text.
 const SMALL_ORDER: [&str; 7] = [
     "0000000000000000000000000000000000000000000000000000000000000000",
     "0100000000000000000000000000000000000000000000000000000000000000",
@@ -92,12 +92,12 @@ pub(super) fn sign(key: &hmac::Key, claims: &Map<String, Value>) -> String {
 }
 
 impl<'t> Token<'t> {
-    /// Reads the header.
+    /// Parses the header.
     pub(super) fn read(text: &'t str) -> Result<Self, BadToken> {
         let (signed, signature) = text.rsplit_once('.').ok_or(BadToken::Invalid)?;
         let (header, claims) = signed.split_once('.').ok_or(BadToken::Invalid)?;
         let header = object("header", header)?;
-        // RFC 7515, 4.1.11: whoever does not understand a critical extension must refuse the token.
+        // RFC 7515, 4.1.11: a token with an unknown critical extension must be refused.
         if header.contains_key("crit") {
             return Err(BadToken::Invalid);
         }
@@ -110,7 +110,7 @@ impl<'t> Token<'t> {
         Ok(Self { algorithm: algorithm.parse().ok(), kid, signed, claims, signature })
     }
 
-    /// The claims, if `key` has signed them.
+    /// The claims, if the signature by `key` is valid.
     pub(super) fn claims(&self, key: &VerifyingKey) -> Result<Map<String, Value>, BadToken> {
         if self.algorithm != Some(key.algorithm()) || !key.has_signed(self.signed.as_bytes(), &self.signature)
         {
@@ -120,7 +120,7 @@ impl<'t> Token<'t> {
     }
 }
 
-/// A part of a token: an object in base64url, which may contain no further dot.
+/// A part of a token: an object in base64url without a further dot.
 fn object(part: &str, text: &str) -> Result<Map<String, Value>, BadToken> {
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| BadToken::Invalid)?;
     json::object(&bytes).map_err(|bad| match bad {
@@ -132,7 +132,7 @@ fn object(part: &str, text: &str) -> Result<Map<String, Value>, BadToken> {
 // === keys ===
 
 impl VerifyingKey {
-    /// The algorithm it is used with.
+    /// Its algorithm.
     pub(super) const fn algorithm(&self) -> Algorithm {
         match self {
             Self::Hmac(_) => Algorithm::HS256,
@@ -152,7 +152,7 @@ impl VerifyingKey {
     }
 }
 
-/// The keys of a JWKS, those too that are not for us.
+/// The keys of a JWKS, including those for other purposes.
 pub(super) fn key_set(set: &Map<String, Value>) -> Result<Vec<Jwk<'_>>, String> {
     let keys = set.get("keys").and_then(Value::as_array).ok_or("keys: must be an array")?;
     let mut all = Vec::with_capacity(keys.len());
@@ -199,7 +199,7 @@ impl<'j> Jwk<'j> {
     }
 
     fn rsa(&self) -> Result<VerifyingKey, String> {
-        // Some write a sign's byte in front, which RFC 7518 (6.3.1.1) does not want.
+        // Some write a leading sign byte, which RFC 7518 (6.3.1.1) does not allow.
         let [n, e] = [self.bytes("n")?, self.bytes("e")?].map(|number| {
             let zeros = number.iter().take_while(|byte| **byte == 0).count();
             number[zeros..].to_vec()
@@ -213,7 +213,7 @@ impl<'j> Jwk<'j> {
         if !is_odd(&n) {
             return Err("n: must be odd".into());
         }
-        // What is longer, ring does not take.
+        // ring does not accept longer ones.
         if !is_odd(&e) || e == [1] || e.len() > 4 {
             return Err("e: must be odd, from 3 to 4294967295".into());
         }

@@ -1,4 +1,4 @@
-//! The usage records of a key, one by one, by page or by cursor.
+//! The usage records of a key, by page or by cursor.
 
 mod cursor;
 #[expect(unreachable_pub, reason = "the macro of words makes public what is used in here only")]
@@ -22,12 +22,12 @@ use std::borrow::Cow;
 use stream::Format;
 use utoipa::{IntoParams, ToSchema};
 
-/// Most records before a numbered page. Each of them is passed by; a cursor passes by none.
+/// Most records before a numbered page. Each of them has to be skipped; a cursor skips none.
 const DEPTH_MAX: u64 = 100_000;
 
 // === requests ===
 
-/// Which usage records.
+/// The filter of usage records.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `LogQuery` reads")]
@@ -39,7 +39,7 @@ pub(super) struct LogParams {
     /// Only this status.
     #[param(minimum = 100, maximum = 599)]
     status_code: Option<u16>,
-    /// Only paths that contain this, case ignored.
+    /// Only paths that contain this, ignoring case.
     endpoint: Option<String>,
     /// Number of the page, from 1, within the first 100 000 records. Not together with `cursor`.
     #[param(minimum = 1, default = 1)]
@@ -47,14 +47,14 @@ pub(super) struct LogParams {
     /// Items on a page.
     #[param(minimum = 1, maximum = 100, default = 10)]
     pagesize: Option<u32>,
-    /// The `page.next_cursor` of the answer before.
+    /// The `page.next_cursor` of the previous response.
     cursor: Option<String>,
-    /// `json` (default), or a file of all that fit: `csv` or `ndjson`. Not together with `page` and `pagesize`.
+    /// `json` (default), or a file of all matching records: `csv` or `ndjson`. Not together with `page` and `pagesize`.
     #[param(default = "json")]
     format: Option<String>,
 }
 
-/// [`LogParams`] as read.
+/// [`LogParams`], parsed.
 pub(super) struct LogQuery {
     filter: LogFilter,
     page: LogPageRequest,
@@ -100,15 +100,15 @@ pub(super) struct LogsView {
     items: Vec<LogView>,
 }
 
-/// Which part of the usage records this is.
+/// The position of this part.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LogPageView {
-    /// Number of the page; null when it was asked for by cursor.
+    /// Number of the page; null with a cursor.
     page: Option<u32>,
     pagesize: u32,
-    /// Records on all pages; null when it was asked for by cursor.
+    /// Records on all pages; null with a cursor.
     total: Option<u64>,
-    /// There are at least `total`: those of a status or a path are counted among the newest 50 000 only.
+    /// There are at least `total`: records with a status or a path are counted among the newest 50 000 only.
     total_is_estimate: bool,
     hasnext: bool,
     /// The `cursor` of the next part; null at the end.
@@ -127,9 +127,9 @@ pub(super) struct LogView {
     status_code: u16,
     /// `served`, `denied`, `upstream_failed`, `aborted` or `interrupted`.
     outcome: &'static str,
-    /// Why it was denied, e.g. `rate_limit_exceeded`; else empty.
+    /// Why it was denied, e.g. `rate_limit_exceeded`; otherwise empty.
     error: &'static str,
-    /// Its limits were decided without the shared counters.
+    /// Whether its limits were decided without the shared counters.
     degraded: bool,
     /// Milliseconds.
     response_time: f64,
@@ -143,7 +143,7 @@ pub(super) struct LogView {
     end_user_id: Option<String>,
     upstream: String,
     node: String,
-    /// When the request had arrived, in epoch milliseconds.
+    /// When the request arrived, in epoch milliseconds.
     created_at: i64,
 }
 
@@ -151,9 +151,9 @@ pub(super) struct LogView {
 
 /// Usage records of a key
 ///
-/// Role `viewer`. Newest first, by page or by cursor; only a cursor repeats nothing and keeps its place while records
-/// arrive. One call looks at no more than 50 000 records to find those of a status or a path: then it answers what it has
-/// found, which may be nothing, and `next_cursor` goes on from there.
+/// Role `viewer`. Newest first, by page or by cursor; only a cursor repeats nothing and keeps its position while records
+/// arrive. One call examines at most 50 000 records to find those with a status or a path. Then it returns what it has
+/// found, which may be nothing, and `next_cursor` continues from there.
 #[utoipa::path(get, path = "/apikeys/{id}/logs", tag = "Usage", params(("id" = String, Path, description = "Which key"), LogParams),
 responses(
     (status = 200, description = "Usage records", content(
@@ -207,7 +207,7 @@ impl LogsView {
 }
 
 impl LogView {
-    /// The same for a file of comma-separated values: no text of a client's is a formula there.
+    /// The same for a CSV file: no client text is a formula there.
     fn cells(mut record: UsageRecord) -> Self {
         for (_, text) in record.texts_mut() {
             if let Cow::Owned(cell) = neutral(text) {

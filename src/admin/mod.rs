@@ -1,10 +1,10 @@
-//! The admin API: keys, plans, workspaces, end users, usage and the audit trail over HTTP. Contract 5 and 4.6.
+//! The admin API: keys, plans, workspaces, end users, usage and the audit log over HTTP. Contract 5 and 4.6.
 //!
-//! Must not know: the data plane, or which store it talks to. When the store is gone, reads and writes answer 503 within
-//! the write timeout; health, metrics and the documents go on.
+//! Must not know: the proxy, or which store it uses. While the store is unreachable, reads and writes return 503 within the
+//! write timeout; health, metrics and documents still work.
 //!
-//! *Invariant:* a handler gets a workspace only from `caller`, which has checked the token.
-//! *Invariant:* every answer is rendered in `envelope`; handlers and errors only say what happened.
+//! *Invariant:* a handler gets a workspace only from `caller`, which has verified the token.
+//! *Invariant:* every answer is written by `envelope`; handlers and errors only say what happened.
 
 mod apikeys;
 mod audit;

@@ -1,4 +1,4 @@
-//! Pages of lists: how they are asked for and how they are answered.
+//! Pages of lists: parameters and responses.
 
 use super::extract::{FromParams, QueryParams};
 use crate::clock::Timestamp;
@@ -6,7 +6,7 @@ use crate::store::{Page, PageRequest};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
-/// Which page of a list.
+/// The requested page of a list.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `page_request` reads")]
@@ -19,7 +19,7 @@ pub(super) struct PageParams {
     pagesize: Option<u32>,
 }
 
-/// Which page of a list this is.
+/// The position of this page.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PageView {
     /// Number of the page, from 1.
@@ -41,17 +41,17 @@ pub(super) struct Listed<T> {
 
 /// Most items on a page.
 pub(super) const PAGESIZE_MAX: u32 = 100;
-/// Items on a page when nobody says.
+/// The default number of items on a page.
 pub(super) const PAGESIZE_DEFAULT: u32 = 10;
 
-/// Reads `page` and `pagesize`.
+/// Parses `page` and `pagesize`.
 pub(super) fn page_request(params: &mut QueryParams) -> PageRequest {
     let page = params.whole("page", 1, u32::MAX).unwrap_or(1);
     let pagesize = params.whole("pagesize", 1, PAGESIZE_MAX).unwrap_or(PAGESIZE_DEFAULT);
     PageRequest { page, pagesize }
 }
 
-/// Milliseconds since the epoch, as every instant goes out.
+/// Milliseconds since the epoch, the format of every instant in responses.
 pub(super) const fn millis(at: Timestamp) -> i64 {
     at.as_millis()
 }
@@ -62,7 +62,7 @@ pub(super) fn fractional_millis(us: u64) -> f64 {
     us as f64 / 1_000.0
 }
 
-/// Refuses a `start` after `end`; `names` are the parameters'.
+/// Refuses a `start` after `end`; `names` are the names of the parameters.
 pub(super) fn in_order(
     params: &mut QueryParams,
     names: (&'static str, &'static str),
@@ -83,7 +83,7 @@ impl FromParams for PageRequest {
 }
 
 impl PageView {
-    /// The view of a page that was asked for as `asked` and has items before `total`.
+    /// The view of the page `asked`, with `total` items on all pages.
     pub(super) fn new(asked: PageRequest, total: u64) -> Self {
         let PageRequest { page, pagesize } = asked;
         let hasnext = asked.offset().saturating_add(u64::from(pagesize)) < total;
@@ -92,7 +92,7 @@ impl PageView {
 }
 
 impl<T> Listed<T> {
-    /// The view of `page`, each item shown by `show`.
+    /// The view of `page`, with each item converted by `show`.
     pub(super) fn new<R>(asked: PageRequest, page: Page<R>, show: impl FnMut(R) -> T) -> Self {
         Self { page: PageView::new(asked, page.total), items: page.items.into_iter().map(show).collect() }
     }

@@ -24,13 +24,13 @@ pub(super) struct PlanView {
     description: String,
     /// The highest rate of one key, in requests per second.
     api_ops_rate_limit: u32,
-    /// The most end users that may ever exist in a workspace.
+    /// The most end users of a workspace.
     end_user_quota: u64,
-    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    /// Requests per UTC day for keys created without a daily limit; null: no limit.
     default_daily_request_limit: Option<u64>,
-    /// Further ceilings, each over all keys of a workspace together.
+    /// Further limits, each for all keys of the workspace together.
     limits: Vec<CeilingView>,
-    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    /// How many whole UTC days before today usage records are kept; null: for ever.
     usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored; 0: not at all.
     deleted_keys_days: u32,
@@ -96,7 +96,7 @@ pub(super) async fn get_plan(
 
 /// Change a plan
 ///
-/// Role `platform`. Keys above a lowered rate run at the plan's.
+/// Role `platform`. Keys above a lowered rate run at the plan's limit.
 #[utoipa::path(put, path = "/plans/{id}", tag = "Plans", params(("id" = String, Path, description = "Which plan")),
 request_body = PlanUpdate, responses(
     (status = 200, description = "The plan as it is now", body = Envelope<PlanView>),
@@ -118,7 +118,7 @@ pub(super) async fn update_plan(
 
 /// Delete a plan
 ///
-/// Role `platform`. A plan that workspaces are on, or that new ones get, is kept.
+/// Role `platform`. Refused for a plan that workspaces use, and for the default plan.
 #[utoipa::path(delete, path = "/plans/{id}", tag = "Plans", params(("id" = String, Path, description = "Which plan")), responses(
     (status = 200, description = "It is gone", body = Envelope<Deleted>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

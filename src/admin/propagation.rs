@@ -1,7 +1,7 @@
-//! How far a change of a key has come: which node has it in force, and the wait until all that live have.
+//! Propagation of a change to all nodes: which node has applied it, and waiting for all live ones.
 //!
-//! Must not know: how nodes follow the store; it reads what they have reported. A store that is gone ends the wait, and
-//! the answer says that not everybody is known to have the change.
+//! Must not know: how nodes follow the store; it reads their reports. If the store is unreachable, the wait ends, and the
+//! response says that not all nodes are known to have the change.
 
 use super::apikeys::key_id;
 use super::caller::WorkspaceReader;
@@ -16,65 +16,65 @@ use serde::Serialize;
 use std::time::Duration;
 use utoipa::{IntoParams, ToSchema};
 
-/// How often reports are read while a call waits for the other nodes.
+/// How often reports are read while a call waits for other nodes.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// Whom to wait for.
+/// Which nodes to wait for.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `WaitQuery` reads")]
 pub(super) struct WaitParams {
-    /// `all`: answer once every live node has the change in force, or after two seconds with those that lag in
-    /// `propagation`. Without it: once this node has.
+    /// `all`: respond when every live node has applied the change, or after two seconds with the lagging ones in
+    /// `propagation`. Absent: when this node has applied it.
     wait: Option<String>,
 }
 
-/// [`WaitParams`] as read.
+/// [`WaitParams`], parsed.
 pub(super) struct WaitQuery {
     for_all: bool,
 }
 
-/// How a change has spread when the call was answered; only with `wait=all`.
+/// The propagation when the response was written; only with `wait=all`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Spread {
-    /// Number of the change.
+    /// The version of the change.
     version: u64,
-    /// Every live node has it in force.
+    /// Whether every live node has applied it.
     complete: bool,
-    /// Names of live nodes that had not said so yet.
+    /// Names of live nodes that have not reported it yet.
     lagging: Vec<String>,
 }
 
-/// How far the newest change of a key has come.
+/// The propagation of the newest change of a key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PropagationView {
-    /// Number of the newest change of this key.
+    /// The version of the newest change of this key.
     version: u64,
-    /// Every live node has it in force.
+    /// Whether every live node has applied it.
     complete: bool,
     nodes: Vec<NodeView>,
 }
 
-/// A node, as it last reported.
+/// A node, as last reported.
 #[derive(Serialize, ToSchema)]
 pub(super) struct NodeView {
-    /// What its configuration calls it.
+    /// The configured name.
     node: String,
-    /// Which process; made at its start.
+    /// The process; this id is made at its start.
     boot_id: String,
-    /// Where its admin API listens; null: not said yet.
+    /// The address of its admin API; null: not reported yet.
     admin: Option<String>,
-    /// Number of the newest change, of whatever thing, that is in force there.
+    /// The newest version applied there, of any record.
     applied_version: u64,
-    /// It has the newest change of this key in force.
+    /// Whether it has applied the newest change of this key.
     applied: bool,
-    /// It was heard of within the last ten seconds.
+    /// Whether it has reported within the last ten seconds.
     live: bool,
-    /// Milliseconds since it was last heard of.
+    /// Milliseconds since its last report.
     seen_ms_ago: u64,
 }
 
-/// See how far a key's newest change has come
+/// Show the propagation of a key's newest change
 ///
 /// Role `viewer`. Also for a deleted key.
 #[utoipa::path(get, path = "/apikeys/{id}/propagation", tag = "API keys", params(("id" = String, Path, description = "Which key")), responses(
@@ -96,7 +96,7 @@ pub(super) async fn key_propagation(
     Ok(ApiResponse::ok(PropagationView { version: version.0, complete, nodes }))
 }
 
-/// Waits as `query` asks, no longer than a write may take. The change is stored whatever the answer says.
+/// Waits as `query` says, at most as long as a write may take. The change is stored in any case.
 pub(super) async fn spread(admin: &Admin, query: &WaitQuery, version: Version) -> Option<Spread> {
     if !query.for_all {
         return None;

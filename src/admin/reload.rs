@@ -1,4 +1,4 @@
-//! Reading the config again.
+//! Reloading the config.
 
 use super::caller::PlatformAdmin;
 use super::context::AdminState;
@@ -14,47 +14,47 @@ use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Puts a new config in force, all of it or nothing.
+/// Applies a new config, all of it or nothing.
 #[async_trait]
 pub trait Reload: Send + Sync {
-    /// Reads the config again. What comes of it, if anything does, is in the audit trail as `by`'s doing. Whoever begins it
-    /// sees it through: dropped, it may end anywhere.
+    /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
+    /// before it ends.
     async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
 }
 
-/// What is in force now.
+/// The active config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
     /// Routes.
     pub routes: usize,
-    /// Groups of backends.
+    /// Upstreams.
     pub upstreams: usize,
 }
 
-/// Why the config in force stays.
+/// Why the active config stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadError {
-    /// The new one has these mistakes, each as `place: what is wrong`.
+    /// The new config has these mistakes, each as `place: what is wrong`.
     Mistakes(Vec<String>),
-    /// The store does not take what it needs, or its line in the audit trail.
+    /// The store refused a plan or the line of the audit log.
     Store(String),
-    /// Another process is about to serve in place of this one, with the config as it found it.
+    /// Another process is about to replace this one, with the config as it read it.
     Upgrading,
 }
 
-/// What is in force now.
+/// The active config.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ReloadedView {
     /// Routes.
     routes: usize,
-    /// Groups of backends.
+    /// Upstreams.
     upstreams: usize,
 }
 
 /// Reload the config
 ///
-/// Role `platform`. Reads the file of this node again: routes, upstreams and new plans come into force together, or not
-/// at all and every mistake is told. The audit trail has a line of it. SIGHUP does the same.
+/// Role `platform`. Reads the config file of this node again: routes, upstreams and new plans take effect together;
+/// otherwise nothing changes, and every mistake is reported. The audit log has a line about it. SIGHUP does the same.
 #[utoipa::path(post, path = "/reload", tag = "Operation", responses(
     (status = 200, description = "In force", body = Envelope<ReloadedView>),
     (status = "default", description = "Refused: the config in force stays", body = Envelope<Detail>),
@@ -64,7 +64,7 @@ pub(super) async fn reload(
     PlatformAdmin { actor }: PlatformAdmin,
     Query(()): Query<()>,
 ) -> Result<ApiResponse<ReloadedView>, AdminError> {
-    // By itself: who has asked may hang up, and what has begun is done all the same.
+    // In its own task: the caller may disconnect, and the reload is completed all the same.
     let reload = Arc::clone(&admin.deps.reload);
     let reloading = tokio::spawn(async move {
         let done = reload.reload(&actor).await;

@@ -1,4 +1,4 @@
-//! Every URL of the admin listener on one screen.
+//! All URLs of the admin listener.
 
 use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
@@ -25,7 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-/// What the OpenAPI document says of the API as a whole.
+/// The general part of the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -39,18 +39,18 @@ use utoipa_swagger_ui::SwaggerUi;
 )]
 struct Document;
 
-/// How callers say who they are.
+/// How callers authenticate.
 struct Schemes;
 
-/// What the pages under `/docs` may load: nothing from elsewhere.
+/// What the pages under `/docs` may load: only from this server.
 const DOCS_POLICY: &str =
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
 
-/// Most pages under `/docs` that are kept, and the largest of them, in bytes.
+/// Most pages under `/docs` that are cached, and the largest size, in bytes.
 const PAGES_MAX: usize = 64;
 const PAGE_BYTES_MAX: usize = 16 << 20;
 
-/// The admin API over `deps`.
+/// The admin API with the dependencies `deps`.
 pub fn router(deps: AdminDeps) -> Router {
     let admin: AdminState = Arc::new(Admin::new(deps, openapi().to_string()));
     let (urls, _) = urls().split_for_parts();
@@ -95,7 +95,7 @@ fn urls() -> OpenApiRouter<AdminState> {
     urls
 }
 
-/// Adds `X-Workspace-Id` to every call that is about one workspace.
+/// Adds `X-Workspace-Id` to every call for one workspace.
 fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
     for (path, item) in &mut document.paths.paths {
         if !["/apikeys", "/endusers", "/audit"].iter().any(|about| path.starts_with(about)) {
@@ -116,7 +116,7 @@ fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// What every answer goes through: panics become answers, then answers are written.
+/// The layers of every answer: panics become errors, then answers are written.
 pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
     answered
         .layer(from_fn(context::with_deadline))
@@ -124,24 +124,25 @@ pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
         .layer(from_fn_with_state(admin, envelope::write))
 }
 
-/// Swagger UI under `/docs`, from the binary itself.
+/// Swagger UI under `/docs`, embedded in the binary.
 fn docs() -> Router {
     let config = utoipa_swagger_ui::Config::new(["/openapi.json"]).validator_url("none");
     let pages: Router = SwaggerUi::new("/docs").config(config).into();
     pages.layer(from_fn_with_state(Arc::<PageCache>::default(), shared)).layer(from_fn(confined))
 }
 
-/// The pages that were asked for, by path. There are some twenty.
+/// The cached pages by path. There are about twenty.
 type PageCache = Mutex<HashMap<String, Bytes>>;
 
-/// Answers with one copy of each page: the largest has more than a megabyte, and anybody may ask for it and take none.
+/// Serves one shared copy of each page: the largest has more than a megabyte, and clients may request it without reading
+/// it.
 async fn shared(State(pages): State<Arc<PageCache>>, request: Request, next: Next) -> Response {
     let path = (request.method() == Method::GET).then(|| request.uri().path().to_owned());
     let (head, body) = next.run(request).await.into_parts();
     let Some(path) = path.filter(|_| head.status == StatusCode::OK) else {
         return Response::from_parts(head, body);
     };
-    // A map is whole whatever happened to the thread that held it.
+    // The map is valid whatever happened to the thread that held the lock.
     let known = || pages.lock().unwrap_or_else(PoisonError::into_inner);
     let page = known().get(&path).cloned();
     let page = match page {

@@ -1,4 +1,4 @@
-//! What request bodies look like, for the OpenAPI document alone: `input` does the reading.
+//! Schemas of request bodies, for the OpenAPI document only; `input` parses them.
 //!
 //! *Invariant:* a body here has exactly the fields that its input type reads (tested).
 #![expect(dead_code, reason = "these types are never made; they describe")]
@@ -17,8 +17,8 @@ pub(super) struct KeyCreate {
     /// Absent: `service`.
     #[schema(default = "service")]
     r#type: Option<KeyTypeWord>,
-    /// What it grants: words of 1 to 64 characters of `A-Z a-z 0-9 . _ : / -`, each of which may end in `*`. Absent: the scope
-    /// of its type. Required for a service key, where an empty list grants nothing.
+    /// The scopes it grants: words of 1 to 64 characters of `A-Z a-z 0-9 . _ : / -`, each of which may end in `*`. Absent:
+    /// the scope of its type. Required for a service key, where an empty list grants nothing.
     #[schema(max_items = 64, example = json!(["orders:read"]))]
     scopes: Option<Vec<String>>,
     /// The resource it is bound to. Required, except for a service key, which is bound to the workspace.
@@ -39,27 +39,27 @@ pub(super) struct KeyCreate {
     /// Requests in flight. Absent: no limit.
     #[schema(minimum = 1)]
     concurrency_limit: Option<u32>,
-    /// Further ceilings, one for each (`count`, `per`).
+    /// Further limits, one for each (`count`, `per`).
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
     /// In the future: epoch seconds, epoch milliseconds or RFC 3339.
     expires_at: Option<Instant>,
-    /// Addresses and networks it may be used from. Absent: anywhere.
+    /// Addresses and networks from which it may be used. Absent: any.
     #[schema(max_items = 100, example = json!(["192.0.2.7", "10.0.0.0/8"]))]
     allowed_ips: Option<Vec<String>>,
     /// Your own data: up to 64 entries, up to 16 KiB.
     metadata: Option<Map<String, Value>>,
 }
 
-/// What to change on a key. Absent fields stay; null clears those that can be empty.
+/// A change of a key. Absent fields stay; null clears those that can be empty.
 #[derive(ToSchema)]
 pub(super) struct KeyUpdate {
     /// 1 to 255 characters; unique among the live keys of the resource.
     #[schema(min_length = 1, max_length = 255)]
     name: Option<String>,
-    /// Up to 2000 characters; null empties it.
+    /// Up to 2000 characters; null clears it.
     description: Option<String>,
-    /// What it grants; must hold the scope of its type.
+    /// The scopes it grants; must include the scope of its type.
     #[schema(max_items = 64)]
     scopes: Option<Vec<String>>,
     /// Requests per second. Above the plan is an error.
@@ -77,24 +77,24 @@ pub(super) struct KeyUpdate {
     /// Requests in flight; null: no limit.
     #[schema(minimum = 1)]
     concurrency_limit: Option<u32>,
-    /// Further ceilings; null: none.
+    /// Further limits; null: none.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
-    /// False switches the key off until it is switched on again.
+    /// False disables the key, true enables it.
     is_active: Option<bool>,
     /// In the future; null: never.
     expires_at: Option<Instant>,
-    /// Addresses and networks it may be used from; null: anywhere.
+    /// Addresses and networks from which it may be used; null: any.
     #[schema(max_items = 100)]
     allowed_ips: Option<Vec<String>>,
     /// Your own data, replaced as a whole; null: none.
     metadata: Option<Map<String, Value>>,
 }
 
-/// How to regenerate a key.
+/// Options for a new secret.
 #[derive(ToSchema)]
 pub(super) struct KeyRegenerate {
-    /// For how long the secret before stays valid; 0 or absent: not at all.
+    /// How many seconds the previous secret stays valid; 0 or absent: not at all.
     #[schema(minimum = 0, maximum = 2_592_000, default = 0)]
     grace_period_seconds: Option<u64>,
 }
@@ -110,16 +110,16 @@ pub(super) struct PlanCreate {
     /// The highest rate of one key, in requests per second.
     #[schema(minimum = 1, maximum = 10_000_000)]
     api_ops_rate_limit: u32,
-    /// The most end users that may ever exist in a workspace.
+    /// The most end users of a workspace.
     #[schema(minimum = 0)]
     end_user_quota: u64,
-    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    /// Requests per UTC day for keys created without a daily limit; null: no limit.
     #[schema(minimum = 1, default = 100_000)]
     default_daily_request_limit: Option<u64>,
-    /// Further ceilings, each over all keys of a workspace together.
+    /// Further limits, each for all keys of the workspace together.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
-    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    /// How many whole UTC days before today usage records are kept; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored; 0: not at all.
@@ -127,24 +127,24 @@ pub(super) struct PlanCreate {
     deleted_keys_days: Option<u32>,
 }
 
-/// What to change on a plan. Absent fields stay.
+/// A change of a plan. Absent fields stay.
 #[derive(ToSchema)]
 pub(super) struct PlanUpdate {
-    /// Up to 2000 characters; null empties it.
+    /// Up to 2000 characters; null clears it.
     description: Option<String>,
-    /// The highest rate of one key, in requests per second. Keys above it run at it.
+    /// The highest rate of one key, in requests per second. Keys above it run at this rate.
     #[schema(minimum = 1, maximum = 10_000_000)]
     api_ops_rate_limit: Option<u32>,
-    /// The most end users that may ever exist in a workspace.
+    /// The most end users of a workspace.
     #[schema(minimum = 0)]
     end_user_quota: Option<u64>,
-    /// Requests per UTC day of a key that is created without its own; null: no limit.
+    /// Requests per UTC day for keys created without a daily limit; null: no limit.
     #[schema(minimum = 1)]
     default_daily_request_limit: Option<u64>,
-    /// Further ceilings; null: none.
+    /// Further limits; null: none.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
-    /// How many whole UTC days before today usage records are kept for; null: for ever.
+    /// How many whole UTC days before today usage records are kept; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored; 0: not at all.
@@ -152,17 +152,17 @@ pub(super) struct PlanUpdate {
     deleted_keys_days: Option<u32>,
 }
 
-/// What to change on a workspace, which is made if it does not exist. Absent fields stay.
+/// A change of a workspace, which is created if it does not exist. Absent fields stay.
 #[derive(ToSchema)]
 pub(super) struct WorkspaceUpdate {
-    /// Up to 255 characters; null empties it.
+    /// Up to 255 characters; null clears it.
     #[schema(max_length = 255)]
     name: Option<String>,
-    /// The plan it is on.
+    /// Its plan.
     plan_id: Option<String>,
 }
 
-/// What a key was made for.
+/// What a key is made for.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum KeyTypeWord {
@@ -176,14 +176,14 @@ pub(super) enum KeyTypeWord {
     Service,
 }
 
-/// What a ceiling counts.
+/// What a limit counts.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum CountWord {
     Requests,
 }
 
-/// The window of a ceiling: calendar windows in UTC, except the second.
+/// The window of a limit: calendar windows in UTC, except the second.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum PerWord {

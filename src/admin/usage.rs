@@ -1,4 +1,4 @@
-//! What a key's requests came to: totals and time series.
+//! Statistics of a key: totals and time series.
 
 use super::apikeys::key_id;
 use super::caller::WorkspaceReader;
@@ -20,26 +20,26 @@ use utoipa::{IntoParams, ToSchema};
 
 /// Most points of one time series.
 const POINTS_MAX: u64 = 10_000;
-/// What a time series covers when nobody says.
+/// The default length of a time series.
 const SPAN_DEFAULT: Duration = Duration::from_hours(24);
 
 // === requests ===
 
-/// Which time series.
+/// Parameters of a time series.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `UsageQuery` reads")]
 pub(super) struct UsageParams {
     /// First instant: epoch seconds, epoch milliseconds or RFC 3339. Default: 24 hours before `to`.
     from: Option<String>,
-    /// First instant after it. Default: now.
+    /// First instant after the series. Default: now.
     to: Option<String>,
     /// `minute`, `hour` (default) or `day`: the width of a point.
     #[param(default = "hour")]
     interval: Option<String>,
 }
 
-/// [`UsageParams`] as read.
+/// [`UsageParams`], parsed.
 pub(super) struct UsageQuery {
     from: Option<Timestamp>,
     to: Option<Timestamp>,
@@ -60,7 +60,7 @@ impl FromParams for UsageQuery {
 /// Totals of a key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatsView {
-    /// Requests that presented its secret, denied ones too.
+    /// Requests that presented its secret, denied ones included.
     total_requests: u64,
     /// The same for the current UTC day.
     requests_today: u64,
@@ -92,7 +92,7 @@ pub(super) struct LatencyView {
 pub(super) struct SeriesView {
     /// `minute`, `hour` or `day`.
     interval: &'static str,
-    /// Where the first point begins, in epoch milliseconds.
+    /// Start of the first point, in epoch milliseconds.
     from: i64,
     /// First instant after the series, in epoch milliseconds.
     to: i64,
@@ -102,12 +102,12 @@ pub(super) struct SeriesView {
 /// One point of a time series.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PointView {
-    /// Where it begins, in epoch milliseconds.
+    /// Its start, in epoch milliseconds.
     start: i64,
-    /// Requests, denied ones too.
+    /// Requests, denied ones included.
     requests: u64,
     denied: u64,
-    /// Requests that failed behind the gateway.
+    /// Requests that failed at the backend.
     errors: u64,
     #[serde(flatten)]
     latency: LatencyView,
@@ -120,7 +120,7 @@ pub(super) struct PointView {
 
 /// Totals of a key
 ///
-/// Role `viewer`. Takes the same time however long the ledger; a deleted key keeps its statistics.
+/// Role `viewer`. The time does not depend on the length of the ledger; a deleted key keeps its statistics.
 #[utoipa::path(get, path = "/apikeys/{id}/stats", tag = "Usage", params(("id" = String, Path, description = "Which key")), responses(
     (status = 200, description = "Totals", body = Envelope<StatsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -139,7 +139,7 @@ pub(super) async fn key_stats(
 
 /// Time series of a key
 ///
-/// Role `viewer`. Points begin on the UTC calendar; those without requests are there as zeros.
+/// Role `viewer`. Points begin at UTC calendar boundaries; those without requests are zeros.
 #[utoipa::path(get, path = "/apikeys/{id}/usage", tag = "Usage", params(("id" = String, Path, description = "Which key"), UsageParams),
 responses(
     (status = 200, description = "The series, oldest first", body = Envelope<SeriesView>),
@@ -160,7 +160,7 @@ pub(super) async fn key_usage(
 
 // === helpers ===
 
-/// The range a query means at the instant `now`, its start moved back to where a point begins.
+/// The range of a query at the instant `now`, its start moved back to the start of a point.
 fn range_of(query: &UsageQuery, now: Timestamp) -> Result<UsageRange, AdminError> {
     let to = query.to.unwrap_or_else(|| query.from.map_or(now, |from| from.max(now)));
     let asked = query.from.unwrap_or_else(|| to.minus(SPAN_DEFAULT).max(Timestamp::default()));
@@ -231,7 +231,7 @@ impl LatencyView {
 }
 
 impl SeriesView {
-    /// The points of `range`, with zeros where `points` has none.
+    /// The points of `range`, with zeros for those missing in `points`.
     fn new(range: &UsageRange, points: Vec<UsagePoint>) -> Self {
         let per = per_of(range.interval);
         let mut found = points.into_iter().peekable();

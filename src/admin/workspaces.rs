@@ -1,4 +1,4 @@
-//! Workspaces: list, read, change or make.
+//! Workspaces: list, read, change or create.
 
 use super::caller::{PlatformAdmin, WorkspaceVisitor};
 use super::context::AdminState;
@@ -19,10 +19,10 @@ use utoipa::ToSchema;
 #[derive(Serialize, ToSchema)]
 pub(super) struct WorkspaceView {
     id: String,
-    /// Empty until somebody names it.
+    /// Empty until it is set.
     name: String,
     plan_id: String,
-    /// End users that exist in it.
+    /// Number of end users.
     end_users: u64,
     /// Epoch milliseconds.
     created_at: i64,
@@ -71,9 +71,9 @@ pub(super) async fn get_workspace(
     found.map(|w| ApiResponse::ok(WorkspaceView::new(w))).ok_or_else(|| AdminError::of(Fault::NotFound))
 }
 
-/// Change a workspace, or make it
+/// Change a workspace, or create it
 ///
-/// Role `platform`. A new workspace that names no plan is on the default plan.
+/// Role `platform`. A new workspace without a plan gets the default plan.
 #[utoipa::path(put, path = "/workspaces/{id}", tag = "Workspaces", params(("id" = String, Path, description = "Which workspace")),
 request_body = WorkspaceUpdate, responses(
     (status = 200, description = "The workspace as it is now", body = Envelope<WorkspaceView>),
@@ -93,7 +93,7 @@ pub(super) async fn put_workspace(
     let deps = &admin.deps;
     let call = async {
         let put = deps.store.put_workspace(&id, patch, &deps.default_plan, &actor, admin.now()).await;
-        // The workspace is made when it is missing, so the only thing that can be missing is its plan.
+        // The workspace is created if it does not exist, so only its plan can be missing.
         put.map_err(|error| match error {
             StoreError::NotFound(_) => {
                 StoreError::Invalid { field: "plan_id", why: "there is no such plan".into() }

@@ -1,25 +1,25 @@
-//! Reading a JSON object field by field, so that all mistakes are found, not only the first.
+//! Reads a JSON object field by field, and finds all mistakes, not only the first.
 //!
-//! *Invariant:* the known fields are exactly those that were read; there is no list beside them to forget one in.
+//! *Invariant:* the known fields are exactly those that were read; there is no separate list that could become incomplete.
 
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
-/// One mistake in what somebody asked for.
+/// One mistake in a request.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct FieldError {
-    /// Where, e.g. `limits[1].max`.
+    /// The field, e.g. `limits[1].max`.
     pub field: String,
-    /// What is allowed there.
+    /// What is allowed.
     pub message: String,
 }
 
-/// Most mistakes that one answer names; a body of nothing but mistakes must not cost more than it is worth.
+/// Most mistakes in one answer, so that a body of mistakes is cheap.
 pub(crate) const ERRORS_MAX: usize = 100;
-/// Most bytes of a foreign field name that are said back.
+/// Most bytes of an unknown field name that are repeated.
 const NAME_SHOWN: usize = 64;
 
-/// A JSON object while it is read.
+/// A JSON object that is being read.
 pub(crate) struct InputFields<'a> {
     map: &'a Map<String, Value>,
     known: Vec<&'static str>,
@@ -33,12 +33,12 @@ pub(crate) struct ValidationErrors(pub(crate) Vec<FieldError>);
 // === impl InputFields ===
 
 impl<'a> InputFields<'a> {
-    /// Begins to read `map`.
+    /// Starts to read `map`.
     pub(crate) fn of(map: &'a Map<String, Value>) -> Self {
         Self { map, known: Vec::with_capacity(16), errors: Vec::new() }
     }
 
-    /// A field that must be there and not null.
+    /// A required field that must not be null.
     pub(crate) fn required<T>(
         &mut self,
         name: &'static str,
@@ -53,7 +53,7 @@ impl<'a> InputFields<'a> {
         }
     }
 
-    /// A field of something new that may be left out; null says the same.
+    /// An optional field of a new record; null means absent.
     pub(crate) fn optional<T>(
         &mut self,
         name: &'static str,
@@ -95,7 +95,7 @@ impl<'a> InputFields<'a> {
         }
     }
 
-    /// A field that exists on the thing but not in this request.
+    /// A field of the record that this request must not contain.
     pub(crate) fn fixed(&mut self, name: &'static str) {
         if self.map.contains_key(name) {
             self.refuse(name, "cannot be changed");
@@ -110,7 +110,7 @@ impl<'a> InputFields<'a> {
         }
     }
 
-    /// All mistakes, fields that nobody read among them.
+    /// All mistakes, including unknown fields.
     pub(crate) fn finish(mut self) -> Vec<FieldError> {
         for name in self.map.keys() {
             if self.errors.len() >= ERRORS_MAX {
@@ -144,7 +144,7 @@ impl<'a> InputFields<'a> {
 // === impl ValidationErrors ===
 
 impl ValidationErrors {
-    /// The mistakes of the element at `place` of a list.
+    /// The mistakes of the list element at `place`.
     pub(crate) fn within(self, place: usize) -> impl Iterator<Item = FieldError> {
         self.0.into_iter().map(move |flaw| {
             let mut field = format!("[{place}]");
@@ -180,18 +180,18 @@ pub(crate) fn unknown_field(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// As much of a foreign name as an answer says back.
+/// The part of an unknown name that an answer repeats.
 pub(crate) fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(NAME_SHOWN).collect()
 }
 
-/// The one of `known` that takes the fewest changed characters to become from `name`.
+/// The name in `known` with the smallest edit distance to `name`.
 fn did_you_mean<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let name: Vec<char> = name.chars().take(NAME_SHOWN).collect();
     known.iter().copied().min_by_key(|candidate| distance(&name, candidate))
 }
 
-/// Levenshtein's distance, one row at a time.
+/// Levenshtein distance, one row at a time.
 fn distance(from: &[char], to: &str) -> usize {
     let mut row: Vec<usize> = (0..=from.len()).collect();
     for (n, wanted) in to.chars().enumerate() {

@@ -1,15 +1,15 @@
-//! Instants as people write them: epoch seconds, epoch milliseconds or RFC 3339.
+//! Parses instants: epoch seconds, epoch milliseconds or RFC 3339.
 
 use crate::clock::Timestamp;
 
-/// What [`parse_instant`] understands, for messages.
+/// What [`parse_instant`] accepts, for messages.
 pub const INSTANT_ALLOWED: &str =
     "must be epoch seconds, epoch milliseconds or RFC 3339, from the year 1970 to the year 9999";
 
 /// Whole numbers from here on are milliseconds: as seconds they would be the year 5138, as milliseconds March 1973.
 const MILLIS_FROM: i64 = 100_000_000_000;
 
-/// Reads an instant; none when it is not one or lies outside the years 1970 to 9999.
+/// Parses an instant; none if it is invalid or outside the years 1970 to 9999.
 pub fn parse_instant(text: &str) -> Option<Timestamp> {
     let at = match text.parse::<i64>() {
         Ok(number) => from_number(number),

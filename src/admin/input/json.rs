@@ -1,5 +1,5 @@
-//! JSON that people send. A name that an object has twice is refused: of two readers one could take the first value and
-//! one the last.
+//! Parses JSON from clients. An object with a repeated name is refused, because one parser might use the first value and
+//! another one the last.
 //!
 //! Must not know: what any object means.
 
@@ -10,21 +10,21 @@ use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::fmt;
 
-/// Why a text is not taken.
+/// Why a text is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadJson {
-    /// It is no JSON.
+    /// It is not JSON.
     #[error("must be JSON; it stops being so at line {line}, column {column}")]
     Syntax {
         /// From 1.
         line: usize,
-        /// From 1; 0 behind the end of a line.
+        /// From 1; 0 after the end of a line.
         column: usize,
     },
-    /// A name is there twice in one object.
+    /// A name occurs twice in one object.
     #[error("{0}: is there twice")]
     Twice(String),
-    /// It is JSON, but no object.
+    /// It is JSON, but not an object.
     #[error("must be a JSON object")]
     NoObject,
 }
@@ -50,7 +50,7 @@ pub fn object(text: &[u8]) -> Result<Map<String, Value>, BadJson> {
     }
 }
 
-/// An object that is a line of a file, or what is wrong with it.
+/// An object in one line of a file, or what is wrong with it.
 pub fn line(text: &str) -> Result<Map<String, Value>, String> {
     object(text.as_bytes()).map_err(|bad| match bad {
         BadJson::Twice(_) => bad.to_string(),
@@ -58,14 +58,14 @@ pub fn line(text: &str) -> Result<Map<String, Value>, String> {
     })
 }
 
-/// Reads the value at `place`, and notes the first name that is there twice.
+/// Reads the value at `place`, and notes the first repeated name.
 #[derive(Clone, Copy)]
 struct Unique<'p> {
     twice: &'p RefCell<Option<String>>,
     place: Place<'p>,
 }
 
-/// Where a value is, e.g. `limits[1].max`.
+/// The place of a value, e.g. `limits[1].max`.
 #[derive(Clone, Copy)]
 enum Place<'p> {
     Top,
@@ -180,7 +180,7 @@ mod tests {
         let long = "x".repeat(10_000);
         let rows = [
             (r#"{"a": 1, "a": 1}"#, "a"),
-            // One name, spelled in two ways.
+            // The same name in two spellings.
             (r#"{"a": 1, "\u0061": 2}"#, "a"),
             (r#"{"a": {"b": [1, {"c": 0, "d": 1, "c": null}]}, "e": 1, "e": 2}"#, "a.b[1].c"),
             (r#"[[], [{"a": 1, "a": {"a": 1, "a": 2}}]]"#, "[1][0].a"),
@@ -200,7 +200,7 @@ mod tests {
             assert!(matches!(value(text.as_bytes()), Err(BadJson::Syntax { line: 1, .. })), "{text}");
         }
         assert!(matches!(value(b"\"\xff\""), Err(BadJson::Syntax { .. })));
-        // What is nested deeply costs no stack.
+        // Deep nesting must not exhaust the stack.
         assert!(matches!(value("[".repeat(100_000).as_bytes()), Err(BadJson::Syntax { .. })));
     }
 }

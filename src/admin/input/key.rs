@@ -1,4 +1,4 @@
-//! What clients send about keys, checked. Contract 4.3 and 5.
+//! Key data from clients, validated. Contract 4.3 and 5.
 
 use super::fields::{FieldError, InputFields};
 use super::rules;
@@ -11,20 +11,20 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// A key somebody asks for, right in itself; whether it fits its plan is the next question.
+/// A requested key, valid in itself; whether it fits its plan is checked later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateKeyInput {
-    /// What it is called.
+    /// The name.
     pub name: String,
-    /// What it is for.
+    /// The description.
     pub description: String,
-    /// What kind of holder it is for.
+    /// The type.
     pub kind: KeyType,
-    /// What it grants.
+    /// The scopes.
     pub scopes: Scopes,
     /// The resource it is bound to.
     pub resource_id: Box<str>,
-    /// Requests per second, where asked for.
+    /// Requests per second, if given.
     pub rate_limit: Option<u32>,
     /// See [`Ceilings::rate_burst`].
     pub rate_burst: Option<u32>,
@@ -44,14 +44,14 @@ pub struct CreateKeyInput {
     pub metadata: Map<String, Value>,
 }
 
-/// A change of a key somebody asks for.
+/// A requested change of a key.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UpdateKeyInput(KeyPatch);
 
 // === impl CreateKeyInput ===
 
 impl CreateKeyInput {
-    /// Reads `body` as a key of `workspace`; on failure names every mistake.
+    /// Reads `body` as a key of `workspace`; on failure returns every mistake.
     pub fn read(
         body: &Map<String, Value>,
         workspace: &WorkspaceId,
@@ -99,7 +99,8 @@ impl CreateKeyInput {
         })
     }
 
-    /// The key, with `plan`'s rate where none was asked for. [`StoreError::RateAbovePlan`] when more was.
+    /// The key, with the default rate under `plan` if none was given. [`StoreError::RateAbovePlan`] if the given one is too
+    /// high.
     pub fn into_new_key(
         self,
         id: KeyId,
@@ -116,7 +117,7 @@ impl CreateKeyInput {
         Ok(self.with(rate_limit, daily, id, workspace_id, credential, None))
     }
 
-    /// The key as it was in another store, whatever its plan allows now.
+    /// The key from another store, whatever its plan allows now.
     pub fn into_moved_key(
         self,
         id: KeyId,
@@ -162,7 +163,7 @@ impl CreateKeyInput {
     }
 }
 
-/// The resource a key of `kind` is bound to: its own, or the workspace itself for a service key.
+/// The resource of a key of type `kind`: its own, or the workspace itself for a service key.
 fn resource_of(
     fields: &mut InputFields<'_>,
     body: &Map<String, Value>,
@@ -201,7 +202,7 @@ fn scopes_of(fields: &mut InputFields<'_>, kind: Option<KeyType>) -> Option<Scop
             }
             Some(scopes)
         }
-        // Scopes that could not be read are in the errors already.
+        // Invalid scopes are in the errors already.
         None if asked => None,
         None => {
             let implied = kind.implied_scope();
@@ -214,7 +215,7 @@ fn scopes_of(fields: &mut InputFields<'_>, kind: Option<KeyType>) -> Option<Scop
     }
 }
 
-/// Why a key of `kind` cannot do with `scopes`; none when it can.
+/// Why `scopes` are not enough for a key of type `kind`; none if they are.
 fn lacks_implied_scope(kind: KeyType, scopes: &Scopes) -> Option<String> {
     let implied = kind.implied_scope().filter(|implied| !scopes.grants(implied))?;
     Some(format!("a key of type {kind} must hold the scope {implied}"))
@@ -223,7 +224,7 @@ fn lacks_implied_scope(kind: KeyType, scopes: &Scopes) -> Option<String> {
 // === impl UpdateKeyInput ===
 
 impl UpdateKeyInput {
-    /// Reads `body` as a change of a key that expires at `expires_at`; on failure names every mistake.
+    /// Reads `body` as a change of a key that expires at `expires_at`; on failure returns every mistake.
     pub fn read(
         body: &Map<String, Value>,
         expires_at: Option<Timestamp>,
@@ -257,7 +258,7 @@ impl UpdateKeyInput {
         self.0 == KeyPatch::default()
     }
 
-    /// The change, if it fits a key of `kind`.
+    /// The change, if it is valid for a key of type `kind`.
     pub fn into_patch(self, kind: KeyType) -> Result<KeyPatch, Vec<FieldError>> {
         match self.0.scopes.as_ref().and_then(|scopes| lacks_implied_scope(kind, scopes)) {
             Some(message) => Err(vec![FieldError { field: "scopes".into(), message }]),
@@ -271,7 +272,7 @@ impl UpdateKeyInput {
 /// Longest grace period: 30 days, in seconds.
 const GRACE_MAX_SECS: u64 = 30 * 24 * 3_600;
 
-/// Reads the body of a regeneration: for how long the secret before stays valid; none when it ends at once.
+/// Reads the body of a regeneration: how long the previous secret stays valid; none if it ends at once.
 pub fn read_grace_period(body: &Map<String, Value>) -> Result<Option<Duration>, Vec<FieldError>> {
     let mut fields = InputFields::of(body);
     let seconds = fields.optional("grace_period_seconds", rules::whole(0, GRACE_MAX_SECS));

@@ -1,7 +1,7 @@
-//! Input: what clients send, checked field by field and turned into what the store takes.
+//! Input: request data, validated field by field and converted for the store.
 //!
-//! Must not know: who asks, over which protocol, or what is stored already. Reads JSON leniently, so that one answer
-//! names every mistake at once; nothing here can fail for want of a backend.
+//! Must not know: who calls, over which protocol, or what is stored already. Parses JSON leniently, so that one answer
+//! names every mistake; nothing here needs a backend.
 
 mod fields;
 mod instant;
@@ -22,7 +22,7 @@ use crate::model::digest::Digest;
 use crate::policy::keys::secret::{Peppers, Secret};
 use crate::store::{IssuedCredential, SecretId};
 
-/// What the store keeps of `secret`: its digest under the newest pepper and what people may see of it.
+/// What the store keeps of `secret`: its digest under the newest pepper, and the part that may be shown.
 pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCredential {
     let pepper = peppers.current();
     IssuedCredential {

@@ -1,4 +1,4 @@
-//! What clients send about plans and workspaces, checked.
+//! Data of plans and workspaces from clients, validated.
 
 use super::fields::{FieldError, InputFields};
 use super::rules;
@@ -8,7 +8,7 @@ use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, P
 use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
 use serde_json::{Map, Value};
 
-/// A plan somebody asks for.
+/// A requested plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatePlanInput {
     plan: Plan,
@@ -17,18 +17,18 @@ pub struct CreatePlanInput {
     deleted_keys_days: u32,
 }
 
-/// A change of a plan somebody asks for.
+/// A requested change of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpdatePlanInput(PlanPatch);
 
-/// A workspace, or a change of one, somebody asks for.
+/// A requested workspace, or a change of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpdateWorkspaceInput(WorkspacePatch);
 
 // === impl CreatePlanInput ===
 
 impl CreatePlanInput {
-    /// Reads `body`; on failure names every mistake.
+    /// Reads `body`; on failure returns every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
         let mut fields = InputFields::of(body);
         let id = fields.required("id", rules::word::<PlanId>);
@@ -62,7 +62,7 @@ impl CreatePlanInput {
 // === impl UpdatePlanInput ===
 
 impl UpdatePlanInput {
-    /// Reads `body`; on failure names every mistake.
+    /// Reads `body`; on failure returns every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
         let mut fields = InputFields::of(body);
         let patch = PlanPatch {
@@ -88,7 +88,7 @@ impl UpdatePlanInput {
 // === impl UpdateWorkspaceInput ===
 
 impl UpdateWorkspaceInput {
-    /// Reads `body`; on failure names every mistake.
+    /// Reads `body`; on failure returns every mistake.
     pub fn read(body: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
         let mut fields = InputFields::of(body);
         let patch = WorkspacePatch {

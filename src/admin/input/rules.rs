@@ -1,4 +1,4 @@
-//! What each kind of value may be. One rule serves creating and changing alike.
+//! Rules for values, the same for creating and changing.
 
 use super::fields::{InputFields, ValidationErrors};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
@@ -27,7 +27,7 @@ const METADATA_BYTES_MAX: usize = 16 * 1024;
 
 // === text ===
 
-/// A name: 1 to 255 characters, not all of them white space; that around it is taken off.
+/// A name: 1 to 255 characters, not only white space; white space around it is removed.
 pub(super) fn name(value: &Value) -> Result<String, ValidationErrors> {
     let allowed = "must be 1 to 255 characters, without control characters";
     let text = value.as_str().ok_or(allowed)?;
@@ -45,7 +45,7 @@ pub(super) fn name_or_empty(value: &Value) -> Result<String, ValidationErrors> {
     if empty { Ok(String::new()) } else { name(value) }
 }
 
-/// A description: anything people write, up to 2000 characters.
+/// A description: any text of up to 2000 characters.
 pub(super) fn description(value: &Value) -> Result<String, ValidationErrors> {
     let text = value.as_str().ok_or("must be text")?;
     if text.chars().count() > DESCRIPTION_MAX || text.contains('\0') {
@@ -86,7 +86,7 @@ pub(super) fn whole(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, Valida
     }
 }
 
-/// A whole number, however it is written: JSON knows no difference between 5, 5.0 and 0.5e1.
+/// A whole number in any notation: JSON does not distinguish 5, 5.0 and 0.5e1.
 #[expect(clippy::cast_possible_truncation, reason = "whole, and of a size that is held exactly")]
 fn integer(value: &Value) -> Option<i64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -94,7 +94,7 @@ fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().filter(exact).map(|float| float as i64))
 }
 
-/// A ceiling of any size.
+/// A limit of any size.
 pub(super) fn ceiling(value: &Value) -> Result<u64, ValidationErrors> {
     whole(1, CEILING_MAX)(value)
 }
@@ -127,7 +127,7 @@ fn narrow(value: &Value, max: u32) -> Result<u32, ValidationErrors> {
 
 // === lists ===
 
-/// Scopes: any number up to 64, none twice; an empty list grants nothing.
+/// Scopes: at most 64, none twice; an empty list grants nothing.
 pub(super) fn scopes(value: &Value) -> Result<Scopes, ValidationErrors> {
     let allowed = "must be a list of scopes, as in [\"orders:read\", \"orders:*\"]; [] grants nothing";
     let list = value.as_array().ok_or(allowed)?;
@@ -137,7 +137,7 @@ pub(super) fn scopes(value: &Value) -> Result<Scopes, ValidationErrors> {
     })
 }
 
-/// Further ceilings: at most eight, one for each (count, per).
+/// Further limits: at most eight, one for each (count, per).
 pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, ValidationErrors> {
     let list = value.as_array().ok_or("must be a list of {count, per, max}")?;
     if list.len() > CEILINGS_MAX {
@@ -213,7 +213,7 @@ fn network(value: &Value) -> Result<IpNet, ValidationErrors> {
 
 // === the rest ===
 
-/// An instant after `now`, or `unchanged`: what has passed may stay as it is.
+/// An instant after `now`, or `unchanged`: an expiry that has passed may stay.
 pub(super) fn future_or(
     now: Timestamp,
     unchanged: Option<Timestamp>,

@@ -1,4 +1,4 @@
-//! What input types accept, and every way in which they do not, with the place and the words.
+//! What input types accept and refuse, with place and message.
 
 use super::*;
 use crate::clock::Timestamp;
@@ -47,7 +47,7 @@ fn credential_for(kind: KeyType) -> crate::store::IssuedCredential {
     credential(&Secret::generate("sk", kind), "sk", &peppers)
 }
 
-/// `changes` laid over a body that is right.
+/// `changes` applied to a valid body.
 fn with(changes: Value) -> Map<String, Value> {
     let mut body = map(json!({"name": "n", "type": "app", "resource_id": "r"}));
     body.extend(map(changes));
@@ -58,7 +58,7 @@ fn said(errors: Vec<FieldError>) -> Vec<(String, String)> {
     errors.into_iter().map(|e| (e.field, e.message)).collect()
 }
 
-/// Each row: what is laid over a right body, where the mistake is, how its message begins or what it holds.
+/// Each row: changes to a valid body, the place of the mistake, and the start or a part of its message.
 fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
     let long = |n: usize| "x".repeat(n);
     let rate = "must be a whole number from 1 to 10000000";
@@ -190,7 +190,7 @@ fn the_same_rules_hold_for_a_change() {
     let only_new = ["name\":null", "type", "resource_id", "is_active", "scopes\":[]"];
     for (changes, field, words) in key_mistakes() {
         let text = changes.to_string();
-        // What a change knows nothing of, or cannot see without the key itself.
+        // A change does not know this, or cannot see it without the key itself.
         if only_new.iter().any(|w| text.contains(w)) || text == r#"{"scopes":["rag"]}"# {
             continue;
         }
@@ -430,7 +430,7 @@ fn grace_periods_end_after_thirty_days() {
     assert!(read(json!({"grace": 5})).is_err());
 }
 
-/// JSON of few shapes, the borders of the rules among them.
+/// JSON of a few shapes, including values at the limits of the rules.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -476,7 +476,7 @@ fn any_body() -> impl Strategy<Value = Map<String, Value>> {
 }
 
 proptest! {
-    /// Whoever is refused is told why, and what is accepted keeps the rules that decisions rely on.
+    /// Every refusal has a reason, and accepted input satisfies the rules that decisions rely on.
     #[test]
     fn any_body_is_valid_or_has_named_mistakes(body in any_body()) {
         match CreateKeyInput::read(&body, &workspace(), NOW) {

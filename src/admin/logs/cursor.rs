@@ -1,15 +1,15 @@
-//! A place in the usage records as text that clients hand back: 8 bytes of the instant, 16 of the id, in base64url.
+//! The cursor: a position in the usage records as text for clients, 8 bytes of the instant and 16 of the id, in base64url.
 
 use crate::clock::Timestamp;
 use crate::model::id::RequestId;
 use crate::store::LogCursor;
 use uuid::Uuid;
 
-/// Bytes of a place; a multiple of 3, so that base64 needs no padding.
+/// Bytes of a position; a multiple of 3, so that base64 needs no padding.
 const BYTES: usize = 24;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// The text for a place.
+/// Encodes a position.
 pub(super) fn encode(place: LogCursor) -> String {
     let mut bytes = [0_u8; BYTES];
     bytes[..8].copy_from_slice(&place.at.as_micros().to_be_bytes());
@@ -24,7 +24,7 @@ pub(super) fn encode(place: LogCursor) -> String {
     text
 }
 
-/// The place a text stands for; none when it is not one of ours.
+/// Decodes a cursor; none if it is not one of ours.
 pub(super) fn decode(text: &str) -> Option<LogCursor> {
     if text.len() != BYTES / 3 * 4 {
         return None;

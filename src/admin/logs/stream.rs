@@ -1,7 +1,8 @@
-//! Usage records as a file: any number of them, a part at a time, in constant memory.
+//! Streams usage records as a file of any length, in parts and in constant memory.
 //!
-//! A part is fetched when the client has taken the one before, so a slow one holds nothing and one that goes away ends it.
-//! A store that fails halfway ends the connection without the end of the body: nobody takes half a file for a whole one.
+//! A part is read when the client has read the previous one, so a slow client occupies nothing, and a disconnect ends the
+//! stream. If the store fails half-way, the connection ends without the end of the body, so that nobody takes the partial
+//! file for a complete one.
 
 use super::LogView;
 use crate::admin::context::AdminState;
@@ -19,11 +20,11 @@ use std::io;
 use uuid::Uuid;
 
 words!(
-    /// What usage records are written as.
+    /// The format of usage records.
     Format {
-        /// A page, in the envelope of every answer.
+        /// A page, in the envelope.
         Json = "json",
-        /// A file of comma-separated values with a head.
+        /// A CSV file with a header.
         Csv = "csv",
         /// A file with a JSON object in each line.
         Ndjson = "ndjson",
@@ -32,19 +33,19 @@ words!(
 
 /// Records in one part.
 const PART: u32 = 1_000;
-/// A file while it is sent.
+/// A file that is being sent.
 struct LogStream {
     admin: AdminState,
     workspace: WorkspaceId,
     key: KeyId,
     filter: LogFilter,
     format: Format,
-    /// What is sent next; none at the end.
+    /// The next part; none at the end.
     part: Option<LogPage>,
     is_first: bool,
 }
 
-/// The records that fit `filter`, newest first, from behind `after` on.
+/// The records that match `filter`, newest first, after the position `after`.
 pub(super) async fn file(
     admin: AdminState,
     workspace: WorkspaceId,
@@ -58,7 +59,7 @@ pub(super) async fn file(
         Format::Json | Format::Ndjson => ("application/x-ndjson", "ndjson"),
     };
     let mut sending = LogStream { admin, workspace, key, filter, format, part: None, is_first: true };
-    // The first part before the head of the answer, so that what is refused is refused like everything else.
+    // The first part is read before the head of the response, so that errors are reported as usual.
     let newest = LogCursor { at: Timestamp::MAX, id: RequestId(Uuid::max()) };
     sending.part = Some(sending.fetch(after.unwrap_or(newest)).await?);
     let parts = futures_util::stream::try_unfold(sending, LogStream::next);
@@ -115,7 +116,7 @@ impl LogStream {
     }
 }
 
-/// The first line of a file of comma-separated values: the names of the fields of a [`LogView`].
+/// The header line of a CSV file: the field names of a [`LogView`].
 fn head() -> csv::Result<Vec<u8>> {
     let mut file = Vec::new();
     let mut lines = csv::Writer::from_writer(&mut file);

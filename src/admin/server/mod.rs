@@ -1,8 +1,8 @@
-//! The admin listener: HTTP/1.1 over bounded connections with deadlines.
+//! The admin listener: HTTP/1.1 with bounded connections and deadlines.
 //!
-//! Must not know: what any call does. Requests are read strictly (`stream`); who has a place, and who makes room for a
-//! newcomer, is decided in `table`. HTTP/2 is not spoken here: nobody needs it for administration, and its streams and
-//! windows would have to be bounded as well.
+//! Must not know: what any call does. Requests are parsed strictly (`stream`); `table` decides which connection is closed
+//! for a new one. HTTP/2 is not supported here: administration does not need it, and its streams and windows would have to
+//! be limited as well.
 
 mod stream;
 mod table;
@@ -27,36 +27,36 @@ use table::{AdminConnectionGuard, AdminConnectionTable};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-/// How long a failed accept (no descriptors left) rests before it tries again.
+/// Pause after a failed accept (no descriptors left).
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// What clients of the admin listener may hold, and for how long.
+/// Limits and deadlines for clients of the admin listener.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
     /// Connections in total.
     pub connections: usize,
-    /// Connections from one address; of IPv6, a /64 is one address.
+    /// Connections from one address; an IPv6 /64 counts as one.
     pub connections_per_address: usize,
-    /// How long a new connection may say nothing.
+    /// Longest time until the first byte of a new connection.
     pub first_byte: Duration,
-    /// How long a head may take, from its first byte to its last.
+    /// Longest time for a request head, first byte to last.
     pub head: Duration,
-    /// How long a connection may wait for its next request.
+    /// Longest time between two requests.
     pub idle: Duration,
-    /// How long a client may take nothing of its answer.
+    /// Longest time in which a client reads nothing of its response.
     pub write: Duration,
-    /// Bytes of a request target.
+    /// Longest request target, in bytes.
     pub uri_bytes: usize,
-    /// Bytes of all header fields.
+    /// Largest header block, in bytes.
     pub header_bytes: usize,
-    /// Number of header fields.
+    /// Most header fields.
     pub header_fields: usize,
 }
 
-/// How much of the admin API is served.
+/// The state of the admin server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServerState {
-    /// All of it.
+    /// Serving.
     Open,
     /// No new connections: another process accepts them.
     Closing,
@@ -64,21 +64,21 @@ pub enum ServerState {
     Closed,
 }
 
-/// Serves the admin API on one listener.
+/// The admin server.
 pub struct AdminServer {
-    /// What answers.
+    /// Answers requests.
     pub router: Router,
-    /// What clients may hold.
+    /// Limits for clients.
     pub limits: ServerLimits,
-    /// Dates answers that are written here.
+    /// For the date of answers written here.
     pub clock: Arc<dyn Clock>,
     /// Counts connections.
     pub metrics: Arc<Metrics>,
-    /// How much is served.
+    /// The state.
     pub state: watch::Receiver<ServerState>,
 }
 
-/// What all connections share.
+/// State shared by all connections.
 struct ServerShared {
     service: TowerToHyperService<Router>,
     limits: ServerLimits,
@@ -99,7 +99,7 @@ impl AdminServer {
             table,
             state: state.clone(),
         });
-        // Held by every connection: when the last is gone, the receiver ends.
+        // Held by every connection: when the last one ends, the receiver does.
         let (open, mut all_closed) = mpsc::channel::<()>(1);
         accept(&shared, &listener, state.clone(), &open).await;
         drop((listener, open));
@@ -107,7 +107,7 @@ impl AdminServer {
     }
 }
 
-/// Accepts until no new connections are wanted.
+/// Accepts connections until the state changes.
 async fn accept(
     shared: &Arc<ServerShared>,
     listener: &TcpListener,
@@ -118,7 +118,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             biased;
-            // A sender that is gone means the same.
+            // A dropped sender means the same.
             _ = state.wait_for(|state| *state > ServerState::Open) => return,
             accepted = listener.accept() => accepted,
         };
@@ -159,7 +159,7 @@ async fn serve(shared: &ServerShared, stream: TcpStream, peer: SocketAddr, regis
     let stream =
         AdminClientStream::new(stream, Arc::clone(&connection), shared.limits, Arc::clone(&shared.clock));
     let mut http = http1::Builder::new();
-    // Deadlines and the size of heads are the stream's. A client that closes its side still gets its answer.
+    // Deadlines and the size of heads are checked by the stream. A client that closes its side still gets its response.
     http.header_read_timeout(None).half_close(true).max_headers(shared.limits.header_fields);
     let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut state = shared.state.clone();
@@ -182,7 +182,7 @@ async fn serve(shared: &ServerShared, stream: TcpStream, peer: SocketAddr, regis
     }
 }
 
-/// Whether this machine lacks descriptors or memory for another connection.
+/// Whether the machine has no descriptors or memory for another connection.
 fn is_out_of_resources(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| lacking.contains(&error))

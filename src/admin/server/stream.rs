@@ -1,7 +1,8 @@
-//! A client's socket as hyper sees it: it yields whole requests that have one reading, within their deadlines.
+//! A client's socket as hyper sees it: it yields only complete, unambiguous requests, within their deadlines.
 //!
-//! Must not know: what is asked for. A head is read whole and looked at by `policy::head` before hyper gets to see it, a body
-//! ends where the head says; what two parsers could frame differently is answered here and ends the connection.
+//! Must not know: what is requested. A head is read completely and validated by `policy::http::head` before hyper sees it,
+//! and a body ends where the head says. A message that two parsers could frame differently is answered here and ends the
+//! connection.
 
 use super::ServerLimits;
 use super::table::{AdminCloseReason, AdminConnection, AdminStage};
@@ -23,11 +24,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
-/// What of a head is neither its target nor its fields: method, version, line ends.
+/// The bytes of a head besides target and fields: method, version, line ends.
 const AROUND: usize = 64;
-/// Read at once.
+/// Bytes read at a time.
 const READ_AT_ONCE: usize = 4 * 1024;
-/// Most of what still comes after a last answer that is read and thrown away, for how long, and how long a pause may be.
+/// Limits for discarding what arrives after a last answer: bytes, time, and longest pause.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 const LINGER_WITHIN: Duration = Duration::from_secs(10);
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
@@ -39,38 +40,38 @@ pub(super) struct AdminClientStream {
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
     phase: StreamPhase,
-    /// Read from the socket and not handed over yet.
+    /// Read from the socket and not passed on yet.
     read_buf: BytesMut,
-    /// So many bytes of it were searched for the end of a head.
+    /// Bytes of it that were searched for the end of a head.
     searched: usize,
-    /// Whether there was a request.
+    /// Whether a request was served.
     has_served: bool,
-    /// Runs while something is awaited of the client; what for, if it runs.
+    /// Runs while the client must send something; its stage, if it runs.
     timer: Pin<Box<Sleep>>,
     awaited: Option<AdminStage>,
-    /// Runs while the client takes nothing.
+    /// Runs while the client does not read.
     write_timer: Option<Pin<Box<Sleep>>>,
-    /// Whether hyper has written what it has not flushed: the answer is not with the kernel yet.
+    /// Whether hyper has written data that is not flushed: the kernel does not have the whole response yet.
     is_unflushed: bool,
-    /// Who waits for that before the next head is read.
+    /// The waker of the reader, which waits for that before the next head.
     reader: Option<Waker>,
 }
 
-/// What is read.
+/// What is being read.
 enum StreamPhase {
     /// The next head.
     Head,
-    /// A request: so many bytes of its head, then its body.
+    /// A request: bytes of its head, then its body.
     Request(usize, StreamBody),
-    /// Nothing more: so much of a last answer is yet to be written.
+    /// Nothing more: the rest of a last answer is still to be written.
     Refusing(Bytes),
-    /// Nothing more: what comes is thrown away, at most so much until then.
+    /// Nothing more: incoming data is discarded, up to this many bytes and this time.
     Lingering(usize, Instant),
     /// Nothing more.
     Closed,
 }
 
-/// What is left of a body.
+/// The rest of a body.
 enum StreamBody {
     Length(u64),
     Chunked(ChunkParser),
@@ -102,16 +103,16 @@ impl AdminClientStream {
         }
     }
 
-    /// Reads until a head is whole and sound. Afterwards another phase is on.
+    /// Reads until a head is complete and valid. Then the phase changes.
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_unflushed {
-            // The client is still taking the answer before. That has a deadline of its own.
+            // The client is still reading the previous response, which has its own deadline.
             self.reader = Some(context.waker().clone());
             return Poll::Pending;
         }
         loop {
             if self.has_served && self.read_buf.starts_with(b"\r\n") {
-                // Forgiven before a request line, as RFC 9112, 2.2 asks; some clients end a body with it.
+                // An empty line before a request line is allowed (RFC 9112, 2.2); some clients end a body with it.
                 self.read_buf.advance(2);
                 self.searched = 0;
                 continue;
@@ -150,7 +151,7 @@ impl AdminClientStream {
         }
     }
 
-    /// What came of a head does not end in time.
+    /// A deadline has passed.
     fn mark_late(&mut self, stage: AdminStage) {
         let reason = match stage {
             AdminStage::Head => AdminCloseReason::HeaderTimeout,
@@ -165,7 +166,7 @@ impl AdminClientStream {
         }
     }
 
-    /// Why a head that is not whole yet can never be one that is served.
+    /// Why an incomplete head can no longer become acceptable.
     fn refusal_so_far(&self) -> Option<Denial> {
         if is_malformed_prefix(&self.read_buf, self.searched)
             && !(self.has_served && *self.read_buf == b"\r"[..])
@@ -175,7 +176,7 @@ impl AdminClientStream {
         self.too_large(self.read_buf.len()).map(Denial::Plain)
     }
 
-    /// Which part of a head of at least so many bytes is too large.
+    /// Which part of a head of at least this size is too large.
     fn too_large(&self, head: usize) -> Option<Fault> {
         let line = memchr::memchr(b'\n', &self.read_buf[..head]).unwrap_or(head);
         if line > self.limits.uri_bytes + AROUND {
@@ -187,7 +188,7 @@ impl AdminClientStream {
         }
     }
 
-    /// A whole head is here: what it begins, or why not.
+    /// A complete head is there: starts the request, or refuses it.
     fn begin(&mut self, end: usize) {
         self.awaited = None;
         if let Some(fault) = self.too_large(end) {
@@ -234,7 +235,7 @@ impl AdminClientStream {
         self.poll_last(context)
     }
 
-    /// Ends our side, and begins to throw away what still comes.
+    /// Closes our side, and starts to discard incoming data.
     fn poll_last(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
         self.connection.enter(AdminStage::Closing);
@@ -244,7 +245,7 @@ impl AdminClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Closing a socket with unread bytes in it, or on their way to it, would take the last answer away from the client.
+    /// Closing a socket with unread data, or with data in flight, would reset the connection and lose the last answer.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         while let StreamPhase::Lingering(left, until) = self.phase {
             match self.poll_more(context) {
@@ -265,7 +266,7 @@ impl AdminClientStream {
         poll_read_buf(Pin::new(&mut self.socket), context, &mut self.read_buf)
     }
 
-    /// Hands over what belongs to the request. Nothing more does: it has been read whole.
+    /// Passes on what belongs to the request, and nothing more.
     fn poll_request(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let StreamPhase::Request(head, body) = &self.phase else { return Poll::Ready(Ok(())) };
         let has_ended = *head == 0
@@ -311,7 +312,7 @@ impl AdminClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// What came of a write: a client that takes nothing has a deadline.
+    /// After a write: a client that does not read has a deadline.
     fn poll_taken(
         &mut self,
         context: &mut Context<'_>,
@@ -377,7 +378,7 @@ impl AsyncWrite for AdminClientStream {
         stream.poll_taken(context, written)
     }
 
-    /// Parts of a body go as they are: one that many clients get at once is there once.
+    /// Parts of a body are written without copying: data that many clients get at once exists once.
     fn is_write_vectored(&self) -> bool {
         self.socket.is_write_vectored()
     }
@@ -394,7 +395,7 @@ impl AsyncWrite for AdminClientStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        // What was not read of a request may still be on its way.
+        // The unread rest of a request may still be in flight.
         if matches!(stream.phase, StreamPhase::Request(..)) {
             ready!(stream.poll_last(context))?;
         }

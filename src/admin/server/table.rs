@@ -1,8 +1,8 @@
-//! The admin connections that are open, and which of them makes room for a newcomer.
+//! The open admin connections, and which of them is closed for a new one.
 //!
-//! Must not know: HTTP. When all places are taken, or all of one address, the connection that waits for its client goes:
-//! first those that never sent a request, then those between two requests, then those whose client neither sends nor takes
-//! its part of a call. A call that is being worked on is never ended.
+//! Must not know: HTTP. When all slots are taken, in total or for one address, a connection that waits for its client is
+//! closed: first those that never sent a request, then those between two requests, then those whose client neither sends
+//! nor reads its part of a call. A call that is being processed is never closed.
 
 use super::ServerLimits;
 use crate::metrics::Metrics;
@@ -13,29 +13,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What a connection is at.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AdminStage {
-    /// No byte of a first request has come.
+    /// No byte of a first request has arrived.
     New,
-    /// The next request is awaited.
+    /// Between two requests.
     Idle,
-    /// A head is coming.
+    /// A head is arriving.
     Head,
-    /// A call is worked on.
+    /// A call is being processed.
     Call,
-    /// The client has yet to send the next part of a body.
+    /// Waits for the next part of a body.
     Body,
-    /// The client has yet to take the next part of its answer.
+    /// Waits until the client reads the next part of the response.
     Answer,
-    /// The last answer was written, and what the client still sends is thrown away.
+    /// A last answer was written, and incoming data is discarded.
     Closing,
 }
 
-/// Why a connection was closed before its client closed it.
+/// Why a connection was closed by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AdminCloseReason {
-    /// All places are taken by calls that are worked on.
+    /// All slots are taken by calls that are being processed.
     Full,
     /// It made room for a new one.
     Evicted,
@@ -45,7 +45,7 @@ pub(super) enum AdminCloseReason {
     HeaderTimeout,
     /// No further request came.
     IdleTimeout,
-    /// The client took nothing of its answer.
+    /// The client did not read its response.
     WriteTimeout,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum AdminCloseReason {
 #[derive(Debug)]
 pub(super) struct AdminConnection {
     network: IpAddr,
-    /// What it is at, and since when; a call counts from its head on.
+    /// Its stage, and since when; a call counts from its head on.
     now_at: Mutex<(AdminStage, Instant)>,
     evict: Notify,
     metrics: Arc<Metrics>,
@@ -66,7 +66,7 @@ pub(super) struct AdminConnectionTable {
     metrics: Arc<Metrics>,
 }
 
-/// A place in the table; dropping it gives it back.
+/// A slot in the table; dropping it releases the slot.
 pub(super) struct AdminConnectionGuard {
     table: Arc<AdminConnectionTable>,
     connection: Arc<AdminConnection>,
@@ -83,13 +83,13 @@ impl AdminConnectionTable {
         Arc::new(Self { limits, open: Mutex::default(), metrics })
     }
 
-    /// A place for a connection from `address`, if need be that of another one. None: all are taken by calls.
+    /// A slot for a connection from `address`, if necessary that of another one. None: all are taken by calls.
     pub(super) fn register(self: &Arc<Self>, address: IpAddr) -> Option<AdminConnectionGuard> {
         let network = network_of(address);
         let mut open = self.open();
         let of_network = |c: &AdminConnection| c.network == network;
         let from_there = open.iter().filter(|(_, c)| of_network(c)).count();
-        // One that was told to go gives its place back a moment later.
+        // One that was told to close releases its slot a moment later.
         let has_room = if from_there >= self.limits.connections_per_address {
             evict(&open, of_network)
         } else {
@@ -111,23 +111,23 @@ impl AdminConnectionTable {
         Some(AdminConnectionGuard { table: Arc::clone(self), connection, key })
     }
 
-    /// Ends the connection that is next to go.
+    /// Closes the connection that is first in line.
     pub(super) fn make_room(&self) -> bool {
         evict(&self.open(), |_| true)
     }
 
     fn open(&self) -> MutexGuard<'_, Slab<Arc<AdminConnection>>> {
-        // A slab is whole whatever happened to the thread that held it.
+        // The slab is valid whatever happened to the thread that held the lock.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ends the one of those that `may_go` that is next to go, and says whether there was one.
+/// Closes the first in line of those for which `may_go` is true, and returns whether there was one.
 fn evict(open: &Slab<Arc<AdminConnection>>, may_go: impl Fn(&AdminConnection) -> bool) -> bool {
     let candidates = open.iter().filter(|(_, c)| may_go(c));
     let ranked = candidates.filter_map(|(_, connection)| Some((connection.rank()?, connection)));
     let Some((_, connection)) = ranked.min_by_key(|(rank, _)| *rank) else { return false };
-    // It has a place until its task has ended, and must not be chosen again.
+    // It keeps its slot until its task has ended, and must not be chosen again.
     connection.enter(AdminStage::Call);
     connection.evict.notify_one();
     connection.close(AdminCloseReason::Evicted);
@@ -137,7 +137,7 @@ fn evict(open: &Slab<Arc<AdminConnection>>, may_go: impl Fn(&AdminConnection) ->
 // === impl AdminConnection ===
 
 impl AdminConnection {
-    /// It is at another stage from now on.
+    /// Changes its stage.
     pub(super) fn enter(&self, stage: AdminStage) {
         let mut now_at = self.now_at();
         let is_in_call = |stage| matches!(stage, AdminStage::Call | AdminStage::Body | AdminStage::Answer);
@@ -145,17 +145,17 @@ impl AdminConnection {
         *now_at = (stage, since);
     }
 
-    /// Ready when it has to make room.
+    /// Resolves when it has to close.
     pub(super) async fn evicted(&self) {
         self.evict.notified().await;
     }
 
-    /// Counts why it is closed.
+    /// Counts the reason for closing.
     pub(super) fn close(&self, reason: AdminCloseReason) {
         count(&self.metrics, reason);
     }
 
-    /// Who goes first: the least. None: it does not go.
+    /// The order of closing: the smallest first. None: it is not closed.
     fn rank(&self) -> Option<(u8, Instant)> {
         let (stage, since) = *self.now_at();
         let class = match stage {
@@ -168,7 +168,7 @@ impl AdminConnection {
     }
 
     fn now_at(&self) -> MutexGuard<'_, (AdminStage, Instant)> {
-        // A pair of copies is whole whatever happened to the thread that held it.
+        // The pair is valid whatever happened to the thread that held the lock.
         self.now_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What the calls do, from creating a key to reading what became of it.
+//! The effects of calls, from creating a key to reading its usage.
 
 use super::*;
 use crate::model::digest::Digest;
@@ -120,7 +120,7 @@ async fn what_is_shown_of_a_key_may_be_sent_back() {
     let body = json!({"name": "n", "type": "app", "resource_id": "app-1", "expires_at": NOW.as_secs() + 60});
     let id = api.call(&token, "POST", "/apikeys", body).await.data()["id"].clone();
     let uri = format!("/apikeys/{}", id.as_str().expect("an id"));
-    // By then it has expired, and may stay so.
+    // It has expired by then, and may stay so.
     api.clock.advance(Duration::from_mins(2));
     let shown = api.call(&token, "GET", &uri, Value::Null).await.data();
     for method in ["PUT", "PATCH"] {

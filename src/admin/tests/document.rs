@@ -1,4 +1,4 @@
-//! The OpenAPI document says what the API does: no call, parameter or field more or less.
+//! The OpenAPI document matches the API: no call, parameter or field more or less.
 
 use super::*;
 use crate::admin::input::{
@@ -102,13 +102,13 @@ fn bodies_have_the_fields_that_drafts_read() {
             .filter(|(_, rule)| rule["readOnly"].is_null())
             .map(|(field, _)| field.as_str())
             .collect();
-        // A value that no rule allows: what is complained of as such is read, what is unknown is not.
+        // A value that no rule allows: a field that is reported for its value is read, an unknown one is not.
         let body: Map<String, Value> =
             described.iter().map(|f| ((*f).to_owned(), json!({"a": {}}))).collect();
         let complaints = read(&body);
         let unread: Vec<_> = complaints.iter().filter(|e| e.message.contains("not known here")).collect();
         assert!(unread.is_empty(), "{name}: {unread:?}");
-        // A key's scopes are required only where its type implies none, which a schema cannot say.
+        // A key's scopes are required only if its type implies none, which a schema cannot express.
         let least = if name == "KeyCreate" { json!({"scopes": []}) } else { json!({}) };
         let least = least.as_object().expect("an object");
         let required: BTreeSet<String> = read(least).into_iter().map(|e| e.field).collect();
@@ -119,7 +119,7 @@ fn bodies_have_the_fields_that_drafts_read() {
             .map(|f| f.as_str().expect("a name").to_owned())
             .collect();
         assert_eq!(required, described_required, "{name}");
-        // A guess far from everything is answered with a field that is described.
+        // An arbitrary guess is answered with a described field.
         for guess in described.iter().map(|f| format!("{f}x")) {
             let complaints = read(&Map::from_iter([(guess.clone(), Value::Null)]));
             let hint = complaints.iter().find(|e| e.field == guess).expect("a complaint");

@@ -1,4 +1,4 @@
-//! How answers look: the envelope of every fault in both languages, and of everything that goes wrong before a handler.
+//! The envelope of every fault in both languages, and of everything that fails before a handler.
 
 use super::super::context::Admin;
 use super::super::envelope::{ApiResponse, ApiResult};
@@ -13,7 +13,7 @@ use axum::routing::get;
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 
-/// A router with one URL for each fault, one that panics, and one that answers.
+/// A router with one URL per fault, one that panics, and one that succeeds.
 async fn faults() -> (Router, tempfile::TempDir) {
     let (deps, _, _, folder) = dependencies().await;
     let mut router = Router::new()
@@ -160,7 +160,7 @@ async fn a_store_that_is_gone_or_slow_is_service_unavailable() {
     }
 }
 
-/// Keeps every reader of the store busy with a feed that nobody drains, for as long as what is returned lives.
+/// Keeps every reader of the store busy with a feed that nobody reads, as long as the result lives.
 async fn hold_readers(api: &Api) -> Vec<mpsc::Receiver<Vec<Change>>> {
     let mut held = Vec::new();
     for _ in 0..SqliteOptions::default().readers {
@@ -170,7 +170,7 @@ async fn hold_readers(api: &Api) -> Vec<mpsc::Receiver<Vec<Change>>> {
         tokio::spawn(async move { store.changes(Version::default(), full).await });
         held.push(receiver);
     }
-    // Lets each of them join the readers' queue, ahead of whoever asks next.
+    // Lets each of them enter the readers' queue before the next call.
     tokio::task::yield_now().await;
     held
 }

@@ -1,5 +1,5 @@
-//! Who may make which call, and that no call reaches into another workspace. Driven by the OpenAPI document, so that a
-//! new call without an entry here fails.
+//! Which role may make which call, and that no call reaches into another workspace. Driven by the OpenAPI document, so that
+//! a new call without an entry here fails.
 
 use super::document::operations;
 use super::*;
@@ -7,7 +7,7 @@ use crate::model::id::{EndUserId, KeyId, RequestId};
 use crate::model::usage::{Outcome, UsageRecord};
 use crate::store::{EndUserAdmission, EndUsers, Ledger};
 
-/// The least role of every call; none: no token is needed.
+/// The lowest role for every call; none: no token is needed.
 fn least_role(method: &str, path: &str) -> Option<Role> {
     let table = [
         ("POST /apikeys", Some(Role::Admin)),
@@ -44,7 +44,7 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
     table.iter().find(|(known, _)| *known == call).unwrap_or_else(|| panic!("{call} has no least role")).1
 }
 
-/// A body that the call would accept, so that nothing but its rights can stop it.
+/// A body that the call would accept, so that only missing rights can stop it.
 fn body_of(method: &str, path: &str) -> Value {
     match (method, path) {
         ("POST", "/apikeys") => json!({"name": "made by b", "type": "service", "scopes": ["app"]}),
@@ -56,7 +56,7 @@ fn body_of(method: &str, path: &str) -> Value {
     }
 }
 
-/// Things of the workspace `owner`, each with `owner` in its names.
+/// Records of the workspace `owner`, each with `owner` in its names.
 struct Things {
     key: String,
     user: String,
@@ -146,7 +146,7 @@ async fn every_call_asks_for_its_role() {
             assert_eq!(reply.verdict(), (403, 3001, "forbidden".into()), "{method} {path} as {role}");
         }
     }
-    // Last, and each on its own: those who may, can.
+    // Last, and each separately: those who may, can.
     for (method, path, _) in operations() {
         let Some(least) = least_role(&method, &path) else { continue };
         for role in Role::ALL.iter().filter(|role| **role >= least) {
@@ -181,7 +181,7 @@ async fn no_call_reaches_into_another_workspace() {
             if least_role(&method, &path).is_none() {
                 continue;
             }
-            // Every id of A, whatever the call takes it for.
+            // Every id of A, for every parameter.
             for id in [mine.key.as_str(), mine.user.as_str(), "ws-a"] {
                 for named in [None, Some("ws-a")] {
                     let mut request =
@@ -206,7 +206,7 @@ async fn no_call_reaches_into_another_workspace() {
     assert!(!all_of(&api, "ws-b", &theirs).await.concat().contains("ws-a"));
 }
 
-/// What an envelope holds, without its time.
+/// The content of an envelope, without its time.
 fn body(text: &str) -> Value {
     serde_json::from_str::<Value>(text).expect("JSON")["data"].clone()
 }

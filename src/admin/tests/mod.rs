@@ -1,4 +1,4 @@
-//! The admin API as callers see it, over the embedded store in a temporary folder and a clock that tests move.
+//! The admin API as callers see it, with the embedded store in a temporary folder and a clock controlled by tests.
 
 mod calls;
 mod document;
@@ -26,11 +26,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-/// Where the clocks of these tests stand at first.
+/// The initial time of these tests.
 pub(super) const NOW: Timestamp = Timestamp::from_secs(1_767_225_600);
 pub(super) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// A whole admin API.
+/// A complete admin API.
 pub(super) struct Api {
     pub(super) router: Router,
     pub(super) store: Arc<SqliteStore>,
@@ -40,7 +40,7 @@ pub(super) struct Api {
     _folder: tempfile::TempDir,
 }
 
-/// An answer, read to its end.
+/// A complete answer.
 pub(super) struct ApiReply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -92,7 +92,7 @@ impl Api {
         self.send(request(token, method, uri, &body)).await
     }
 
-    /// A key of the workspace that `token` is for.
+    /// A key in the workspace of `token`.
     pub(super) async fn key(&self, token: &str, name: &str) -> Value {
         let body = json!({"name": name, "type": "app", "resource_id": "app-1"});
         let reply = self.call(token, "POST", "/apikeys", body).await;
@@ -101,7 +101,7 @@ impl Api {
     }
 }
 
-/// What an API is made from, over a new store that has the plan `default`.
+/// The dependencies of an API, with a new store that has the plan `default`.
 pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualClock>, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = SqliteStore::open(&folder.path().join("keygate.db"), &SqliteOptions::default());
@@ -126,13 +126,13 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         create_workspaces: true,
         metrics_token: None,
         max_body_bytes: 64 * 1_024,
-        // Where it is not the subject, a machine that is slow must not be.
+        // A slow machine must not matter where time is not the subject.
         write_timeout: Duration::from_secs(60),
     };
     (deps, store, clock, folder)
 }
 
-/// A config that is in force whenever it is read.
+/// A config that never changes.
 struct SameConfig;
 
 #[async_trait::async_trait]
@@ -142,7 +142,7 @@ impl Reload for SameConfig {
     }
 }
 
-/// A keyring that follows `store` for as long as the test runs.
+/// A keyring that follows `store` for the life of the test.
 fn follow(store: &Arc<SqliteStore>, clock: &Arc<ManualClock>) -> Arc<Keyring> {
     let keyring = Arc::new(Keyring::new());
     let follower = FeedFollower::new(

@@ -1,10 +1,10 @@
-//! Which node has which change, and the wait for all of them.
+//! Which node has which change, and waiting for all of them.
 
 use super::*;
 use crate::store::{Keys as _, NodeReport, Nodes as _, Version};
 use uuid::Uuid;
 
-/// A node that says it has come as far as `reached`.
+/// A node that reports the version `reached`.
 async fn report(api: &Api, boot: u128, reached: Version) {
     let node =
         NodeReport { boot: Uuid::from_u128(boot), name: format!("n{boot}").into(), admin: None, reached };
@@ -75,7 +75,7 @@ async fn a_call_that_waits_is_answered_when_the_last_node_has_it() {
     let uri = format!("/apikeys/{}?wait=all", key["id"].as_str().expect("an id"));
     let before = api.store.version().await.expect("a number");
     let node = async {
-        // Answers on its own what the call waits for, once the change is there.
+        // Reports the change that the call waits for, once it exists.
         while api.store.version().await.expect("a number") == before {
             tokio::task::yield_now().await;
         }

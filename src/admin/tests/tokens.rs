@@ -1,4 +1,4 @@
-//! Which tokens are let in, and what the others are told.
+//! Which tokens are accepted, and the answers to the others.
 
 use super::*;
 use crate::model::fault::Fault;
@@ -8,11 +8,11 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 
-/// Signed with RS256 by a key that is gone; `exp` is one hour after [`NOW`].
+/// Signed with RS256 by a key that no longer exists; `exp` is one hour after [`NOW`].
 const RS256_TOKEN: &str = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS0xIn0.eyJpc3MiOiJodHRwczovL2lzc3Vlci50ZXN0IiwiYXVkIjoia2V5Z2F0ZS1hZG1pbiIsInN1YiI6InVzZXItMSIsIndvcmtzcGFjZV9pZCI6IndzLWEiLCJyb2xlIjoiYWRtaW4iLCJleHAiOjE3NjcyMjkyMDB9.19O2IUQWKkr7Uzv9dZSRyv307oFRdQ_UApZxdjhpLh5DCmSdHEjx_0PxWup-zHftbjCN6gmSnL6YzukGlyXRjV1f7uSZClSCnsGxMoQzm6wAWPtof5BjXphvD4e3kyIftyHiK7ahWppNOFHdnulCTrKJAxZC1P8MYzKqIexJPYNuEoOY43vtn0EG5J-aPsrS71keebH64BmGWVcXg7Rq3ZI8N9bpYn9mwEXhIiBz_s5fdJSYt7QpJKPsZLPqb2gnndaJod8lyzqWAJX3D46rw2CrYVcqSMA5RU39Kku8tBIaxykfmYqiqC6LrPtz6mHpc9AUPQ1J03H6ZivZhQxfzQ";
 const RS256_MODULUS: &str = "7lJYCkCKUeVkw-MCkGLBgRbEybgjVKEkrVaQMq5yeSRtB00hVzzYO09YIyocG5ZpTipqmShmy4KcNfTvXNzrAhuQ_WEofyZ5iGtWUCWeKohZ4czB9XBJuakQR7Zs7hixKgbQQG6X1rmgxu5l4pgAEIk_bIkrvXGs-wdZ3grkWQ83M5gm-uuaaIa5zPDsNqSNvQE8qqqYB_sKl3Fa5_9p4QDnBE0eQY8dXt04sgvNUOZTS0o58l3-GqTQF51cdi2fMOjOdDdpkUuRIN3mSwWWawjtvjd_G7k9qpapHGFPus8PgZfdgfCTATxXvvKZxPIBQyoFkj2kFzXhLOPAVo-3CQ";
 
-/// Claims that are right, with `changes` laid over them; null takes one away.
+/// Valid claims with `changes` applied; null removes one.
 fn claims(changes: Value) -> Value {
     let mut claims = json!({
         "iss": "https://issuer.test", "aud": "keygate-admin", "sub": "user-1",
@@ -28,7 +28,7 @@ fn claims(changes: Value) -> Value {
     claims
 }
 
-/// What signs.
+/// A signer.
 enum Signer {
     Hmac(hmac::Key),
     Ed25519(Ed25519KeyPair),
@@ -49,7 +49,7 @@ impl Signer {
     }
 }
 
-/// A token of texts as they are.
+/// A token from raw texts.
 fn signed_texts(header: &str, claims: &str, key: &Signer) -> String {
     let signed = format!("{}.{}", B64.encode(header), B64.encode(claims));
     let signature = B64.encode(key.sign(signed.as_bytes()));
@@ -88,7 +88,7 @@ fn jwk(kid: &str, key: &Signer) -> Value {
     }
 }
 
-/// An RSA key whose modulus has so many bits. Nobody has its private half.
+/// An RSA key with a modulus of this many bits. Nobody has its private part.
 fn rsa(bits: usize, exponent: &str) -> Value {
     let mut modulus = vec![0xff; bits.div_ceil(8)];
     modulus[0] >>= modulus.len() * 8 - bits;
@@ -299,7 +299,7 @@ fn a_key_set_with_a_key_that_proves_nothing_is_refused_by_name() {
         let error = Auth::new(config).expect_err(why).to_string();
         assert!(error.contains(why), "{error}");
     }
-    // What is not for us may be as it likes, and the limits are allowed.
+    // Keys for other purposes may be anything, and values at the limits are allowed.
     let others = [
         json!({"kty": "oct", "k": "c2hvcnQ"}),
         json!({"kty": "EC", "crv": "P-384"}),
@@ -329,7 +329,7 @@ async fn a_token_that_says_something_twice_is_refused_by_name() {
         let errors = &reply.json()["data"]["errors"];
         assert_eq!(*errors, json!([{"field": field, "message": "is there twice"}]));
     }
-    // Nothing is said of claims that somebody else signed.
+    // Claims signed by somebody else are not reported.
     let forged = signed_texts(header, &more("role", "1"), &Signer::secret(&[9; 32]));
     let reply = api.call(&forged, "GET", "/apikeys", Value::Null).await;
     assert_eq!((reply.verdict(), &reply.json()["data"]), ((401, 2002, "token_invalid".into()), &json!({})));

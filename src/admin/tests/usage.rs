@@ -1,4 +1,4 @@
-//! What is told of a key's requests.
+//! Statistics of a key.
 
 use super::calls::api_and_token;
 use super::*;
