@@ -1,8 +1,8 @@
-//! The fields of a message as a plain map, for reading and writing without making a name anew each time.
+//! The fields of a message as a plain map, without allocations for names.
 //!
-//! Must not know: what any field means. Pingora keeps beside a message's fields how each name was spelled, and so every
-//! name that is put in costs two allocations and two more hashes. Taken out of its hands the fields are a map, and names
-//! are written in lower case, as HTTP/2 has them and as HTTP allows.
+//! Must not know: what any field means. Pingora stores the spelling of each name beside the fields, so every inserted field
+//! costs two allocations and two more hashes. Here the fields are taken out as a map, and names are written in lower case,
+//! as in HTTP/2 and as HTTP allows.
 
 use bytes::{BufMut as _, BytesMut};
 use http::{HeaderMap, HeaderValue};
@@ -11,15 +11,15 @@ use pingora::{ErrorType, OrErr as _};
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
-/// Forgets how the request's names were spelled, so that copies of it are cheaper too. Its target must be one that its
-/// URI gives back, as those that are forwarded are.
+/// Drops the spelling of the request's names, so that copies of it are cheaper, too. Its target must be one that its URI
+/// reproduces, as all forwarded targets are.
 pub(in crate::proxy) fn forget_case(request: &mut RequestHeader) {
     if request.has_case() {
         edit_request(request, |_| ());
     }
 }
 
-/// Hands the fields of `request` to `edit`. The same holds for its target.
+/// Calls `edit` with the fields of `request`. The same holds for its target.
 pub(in crate::proxy) fn edit_request<T>(
     request: &mut RequestHeader,
     edit: impl FnOnce(&mut HeaderMap) -> T,
@@ -31,7 +31,7 @@ pub(in crate::proxy) fn edit_request<T>(
     done
 }
 
-/// Hands the fields of `response` to `edit`.
+/// Calls `edit` with the fields of `response`.
 pub(in crate::proxy) fn edit_response<T>(
     response: &mut ResponseHeader,
     edit: impl FnOnce(&mut HeaderMap) -> pingora::Result<T>,
@@ -48,32 +48,32 @@ pub(in crate::proxy) fn edit_response<T>(
     Ok(done)
 }
 
-/// Values that are written one after the other into one allocation.
+/// Values written one after the other into one allocation.
 pub(in crate::proxy) struct ValueBuffer(BytesMut);
 
 impl ValueBuffer {
-    /// Room for `bytes` of all values together; more is fetched when it is needed.
+    /// A buffer with room for `bytes` of all values together; it grows when needed.
     pub(in crate::proxy) fn new(bytes: usize) -> Self {
         Self(BytesMut::with_capacity(bytes))
     }
 
-    /// Writes on at the value in hand.
+    /// Appends to the current value.
     pub(in crate::proxy) fn text(&mut self, text: &str) -> &mut Self {
         self.bytes(text.as_bytes())
     }
 
-    /// The same of bytes.
+    /// Appends bytes.
     pub(in crate::proxy) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.put_slice(bytes);
         self
     }
 
-    /// Writes a number, in decimal.
+    /// Appends a number, in decimal.
     pub(in crate::proxy) fn number(&mut self, number: u64) -> &mut Self {
         self.text(itoa::Buffer::new().format(number))
     }
 
-    /// Writes an address.
+    /// Appends an address.
     pub(in crate::proxy) fn address(&mut self, address: IpAddr) -> &mut Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => {
@@ -88,12 +88,12 @@ impl ValueBuffer {
         }
     }
 
-    /// Whether nothing has been written to the value in hand.
+    /// Whether the current value is empty.
     pub(in crate::proxy) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Ends the value in hand.
+    /// Ends the current value.
     pub(in crate::proxy) fn take(&mut self) -> pingora::Result<HeaderValue> {
         HeaderValue::from_maybe_shared(self.0.split().freeze())
             .or_err(ErrorType::InvalidHTTPHeader, "invalid header field value")

@@ -1,4 +1,4 @@
-//! What is taken off a request and what is put on it before it goes to a backend. Contract 4.5.
+//! Removes and adds header fields of a request before it is forwarded. Contract 4.5.
 
 use super::fields::ValueBuffer;
 use crate::gate::Admission;
@@ -13,7 +13,7 @@ use http::header::{
 };
 use std::net::IpAddr;
 
-/// Fields that end at the next hop (RFC 9110, 7.6.1) and that a backend's answer may still carry.
+/// Hop-by-hop fields (RFC 9110, 7.6.1) that a backend's response may still contain.
 static HOP_BY_HOP: [HeaderName; 5] = [
     HeaderName::from_static("keep-alive"),
     PROXY_AUTHENTICATE,
@@ -21,10 +21,10 @@ static HOP_BY_HOP: [HeaderName; 5] = [
     TE,
     TRAILER,
 ];
-/// Fields that say where an answer ends: they have a meaning of their own at each hop, whatever `Connection` names.
+/// Fields that frame a response: they have their own meaning at each hop, whatever `Connection` names.
 const FRAMING: [HeaderName; 2] = [CONTENT_LENGTH, TRANSFER_ENCODING];
 
-/// What the request is known by, to client and backend.
+/// The request id for client and backend.
 pub(in crate::proxy) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_KEYGATE_KEY_ID: HeaderName = HeaderName::from_static("x-keygate-key-id");
 const X_KEYGATE_WORKSPACE_ID: HeaderName = HeaderName::from_static("x-keygate-workspace-id");
@@ -38,45 +38,45 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(in crate::proxy) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// What the names begin with that are Keygate's alone.
+/// The prefix of names that only Keygate may set.
 const OWN: &str = "x-keygate-";
-/// What the names begin with of which a trusted proxy may say those that Keygate does not set.
+/// The prefix of names of which a trusted proxy may set those that Keygate does not set.
 const FAMILY: &str = "x-forwarded-";
-/// What the names of further fields begin with that only Keygate gives to clients.
+/// Prefixes of further fields that only Keygate sends to clients.
 const OWN_TO_CLIENTS: [&str; 3] = [OWN, "x-ratelimit-", "ratelimit"];
 /// How many of these a request gets.
 const ADDED: usize = 12;
-/// What their values usually come to, in bytes.
+/// The usual size of their values, in bytes.
 const ADDED_BYTES: usize = 320;
 
-/// Which names mean something to Keygate, so that no second spelling of them reaches a backend.
+/// Names with a meaning for Keygate, of which no other spelling may reach a backend.
 #[derive(Clone, Debug)]
 pub struct HeaderPolicy {
     secret_headers: Box<[HeaderName]>,
-    /// Names whose other spellings some servers read as the same name.
+    /// Names whose other spellings some servers treat as the same name.
     guarded: Box<[Box<str>]>,
-    /// What the names begin with that may have to be removed: most fields are none of them, and this tells so at once.
+    /// First letters of names that may have to be removed: most fields have none of them, which is checked at once.
     initials: u128,
 }
 
-/// What is told to the backend about a request.
+/// What the backend is told about a request.
 #[derive(Debug)]
 pub(in crate::proxy) struct ForwardContext<'r> {
-    /// Proof that it may be forwarded, and for whom; none: a preflight, which comes from nobody.
+    /// Proof that it may be forwarded; none: a preflight, which has no key.
     pub admission: Option<&'r Admission>,
-    /// Where it goes.
+    /// The route.
     pub route: &'r Route,
-    /// What the request is known by.
+    /// The request id.
     pub request_id: &'r HeaderValue,
-    /// From where it came.
+    /// The client's address.
     pub address: IpAddr,
-    /// Whether a proxy brought it whose word counts.
+    /// Whether a trusted proxy sent it.
     pub trusted: bool,
-    /// Whether it came encrypted.
+    /// Whether the client's connection is encrypted.
     pub secure: bool,
-    /// The client's path and the one that the backend gets, where that is another.
+    /// The client's path and the one for the backend, if they differ.
     pub rewritten: Option<(&'r str, &'r str)>,
-    /// Its place in a trace, where that is another than the client's, or the client gave none.
+    /// The trace context, if it differs from the client's, or the client sent none.
     pub trace: Option<TraceContext>,
 }
 
@@ -113,8 +113,8 @@ impl HeaderPolicy {
         trace(fields, context, &mut values)
     }
 
-    /// Takes off what only Keygate may say, and what backends believe of proxies: of the latter stays what the route
-    /// passes, and of `X-Forwarded-…` what a trusted proxy says. What Keygate sets is set afterwards.
+    /// Removes fields that only Keygate may set and fields that backends trust. Of the latter, those stay that the route
+    /// passes on, and of `X-Forwarded-…` those from a trusted proxy. What Keygate sets is set afterwards.
     fn remove_spoofable(&self, fields: &mut HeaderMap, trusted: bool, passed: &[HeaderName]) {
         let spoofable = |name: &HeaderName| {
             let text = name.as_str();
@@ -137,7 +137,7 @@ impl HeaderPolicy {
         }
     }
 
-    /// Takes off a preflight what no browser puts on one, and what would tell a backend that somebody in particular asks.
+    /// Removes from a preflight what no browser sends in one, and what would identify the sender to a backend.
     fn remove_identity(&self, fields: &mut HeaderMap) {
         for name in &self.guarded {
             fields.remove(&**name);
@@ -149,7 +149,7 @@ impl HeaderPolicy {
 
     fn remove_credential(&self, fields: &mut HeaderMap) {
         for name in &self.secret_headers {
-            // `Authorization` of another scheme never was our credential; it is the backend's.
+            // `Authorization` with another scheme never was our credential; it is for the backend.
             let foreign = *name == AUTHORIZATION
                 && fields.get_all(name).iter().all(|v| bearer(v.as_bytes().trim_ascii()).is_none());
             if !foreign {
@@ -159,7 +159,7 @@ impl HeaderPolicy {
     }
 }
 
-/// A bit for what a name begins with, the same for all its spellings; others may have it too.
+/// A bit for the first letter of a name, the same for all its spellings; other names may share it.
 fn initial(name: &str) -> u128 {
     let [first, second, ..] = name.as_bytes() else { return 0 };
     let second = if second.is_ascii_alphanumeric() { *second } else { b'-' };
@@ -194,7 +194,7 @@ fn forwarded(
         fields.remove(X_FORWARDED_HOST);
     }
     if let Some(own) = context.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
-        // Behind a proxy that has taken a prefix off itself, ours comes after that one.
+        // After a proxy that has removed a prefix, ours comes after that one.
         if let Some(outer) = fields.get(X_FORWARDED_PREFIX).filter(|outer| outer.as_bytes().starts_with(b"/"))
         {
             values.bytes(outer.as_bytes().strip_suffix(b"/").unwrap_or(outer.as_bytes()));
@@ -204,7 +204,7 @@ fn forwarded(
     Ok(())
 }
 
-/// W3C trace context. What others have added to a trace stays with it, and does not belong to one that begins here.
+/// W3C trace context. The `tracestate` belongs to the client's trace, and not to a new one.
 fn trace(
     fields: &mut HeaderMap,
     context: &ForwardContext<'_>,
@@ -219,7 +219,7 @@ fn trace(
     Ok(())
 }
 
-/// Header fields carry ASCII; other characters of a resource id are percent-escaped.
+/// Header fields contain ASCII; other characters of a resource id are percent-encoded.
 fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
     if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         return text.into();
@@ -236,8 +236,8 @@ fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
     out.into()
 }
 
-/// Takes off a backend's answer what was meant for the hop before us: what HTTP says ends there, and what the answer's
-/// `Connection` names. `is_upgrade`: it is a 101, whose `Upgrade` is the client's to read.
+/// Removes hop-by-hop fields from a backend's response: those that HTTP defines, and those that its `Connection` names.
+/// `is_upgrade`: it is a 101, whose `Upgrade` is for the client.
 pub(in crate::proxy) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
     if fields.contains_key(CONNECTION) {
         for name in nominated(fields) {
@@ -255,7 +255,7 @@ pub(in crate::proxy) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
     }
 }
 
-/// The fields that a message's `Connection` names, but for those that say where it ends or what it is upgraded to.
+/// The fields that `Connection` names, except those for framing or upgrades.
 fn nominated(fields: &HeaderMap) -> Vec<HeaderName> {
     let is_kept = |name: &HeaderName| FRAMING.contains(name) || *name == UPGRADE;
     let names = fields.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
@@ -263,8 +263,8 @@ fn nominated(fields: &HeaderMap) -> Vec<HeaderName> {
     names.filter(|name| fields.contains_key(name) && !is_kept(name)).collect()
 }
 
-/// Takes off the end of a backend's answer what has no place there: what ends at the hop before us, what says how a
-/// message is framed, and what only Keygate says to clients.
+/// Removes fields from a backend's trailers that must not be forwarded: hop-by-hop fields, framing, and fields that only
+/// Keygate sends to clients.
 pub(in crate::proxy) fn clean_trailers(trailers: &mut HeaderMap) {
     let is_own = |name: &HeaderName| {
         let text = name.as_str();
@@ -330,7 +330,7 @@ mod tests {
             left(&rows, false, &passed),
             ["my_header", "x-app-id", "x-forwarded-prefix", "x-requested-with"]
         );
-        // A trusted proxy says what belongs to `X-Forwarded-…`, in that spelling, and nothing else.
+        // A trusted proxy may set fields of `X-Forwarded-…`, in that spelling, and nothing else.
         assert_eq!(
             left(&rows, true, &[]),
             ["my_header", "x-app-id", "x-forwarded-for", "x-forwarded-prefix", "x-requested-with"]

@@ -1,6 +1,6 @@
-//! What a request says in its head, whoever has read it.
+//! The content of a request head, whoever has parsed it.
 //!
-//! Must not know: what becomes of it.
+//! Must not know: what happens to the request.
 
 pub(super) mod fields;
 pub(super) mod headers;
@@ -16,7 +16,7 @@ use pingora::proxy::Session;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestMessage<'r> {
     pub(super) method: &'r Method,
-    /// As it was written.
+    /// As sent.
     pub(super) target: &'r [u8],
     pub(super) path: &'r str,
     /// Over HTTP/2.
@@ -27,7 +27,7 @@ pub(super) struct RequestMessage<'r> {
 }
 
 impl<'r> RequestMessage<'r> {
-    /// As Pingora keeps it.
+    /// From Pingora's representation.
     pub(super) fn of(header: &'r RequestHeader, has_body: bool) -> Self {
         Self {
             method: &header.method,

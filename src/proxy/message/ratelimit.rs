@@ -1,7 +1,7 @@
-//! What is left of each limit, as response header fields.
+//! Response header fields for what is left of each limit.
 //!
-//! Two families: `X-RateLimit-*` for the second and the day, as many clients read them, and the IETF's `RateLimit` and
-//! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item for each limit in force.
+//! Two families: `X-RateLimit-*` for the second and the day, which many clients read, and the IETF's `RateLimit` and
+//! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item per limit in force.
 
 use super::fields::ValueBuffer;
 use crate::clock::Now;
@@ -12,7 +12,7 @@ use crate::policy::keys::limit::{Limit, LimitName};
 use http::{HeaderMap, HeaderName};
 use std::time::Duration;
 
-/// Which families are sent.
+/// The families that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimitFamilies {
     /// `X-RateLimit-Limit-QPS` and the others of its family.
@@ -28,9 +28,9 @@ const REMAINING_DAY: HeaderName = HeaderName::from_static("x-ratelimit-remaining
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
-/// How many of these an answer gets, at most.
+/// Most of these in a response.
 pub(in crate::proxy) const FIELDS: usize = 7;
-/// What their values usually come to, in bytes.
+/// The usual size of their values, in bytes.
 const BYTES: usize = 256;
 
 /// Writes what is left. `retry_after` is set on refusals, in seconds.
@@ -73,7 +73,7 @@ fn write_x(
             _ => {}
         }
     }
-    // When to come back; for whoever was admitted, when the rate is whole again.
+    // When to retry; for an admitted request, when the rate is whole again.
     let wait = retry_after.map_or(refill, Duration::from_secs);
     let reset =
         whole_secs(Duration::from_micros(u64::try_from(now.wall.plus(wait).as_micros()).unwrap_or_default()));
@@ -129,7 +129,7 @@ fn param(values: &mut ValueBuffer, name: &str, value: u64) {
     values.text(name).number(value);
 }
 
-/// The window in seconds. A month is told as its longest, 31 days; a total has none.
+/// The window in seconds. A month counts as its longest, 31 days; a total has none.
 const fn window_secs(limit: &Limit) -> Option<u64> {
     match limit.per() {
         Some(Per::Second) => Some(1),

@@ -1,6 +1,6 @@
-//! The access log: a line for one of so many requests, and for every one that Keygate or the backend failed.
+//! The access log: a line for one in so many requests, and for every one that failed in Keygate or at the backend.
 //!
-//! Must not know: how requests are served. A line names a path without its query, in which people put secrets.
+//! Must not know: how requests are served. A line contains the path without its query, which may contain secrets.
 
 use crate::model::usage::Outcome;
 use std::net::IpAddr;
@@ -11,13 +11,13 @@ use uuid::fmt::Simple;
 /// The log.
 #[derive(Debug)]
 pub struct AccessLog {
-    /// One request of so many is in it; 0: it is not kept.
+    /// One in so many requests is logged; 0: off.
     sample: u64,
-    /// Requests so far, in it or not.
+    /// Requests so far, logged or not.
     seen: AtomicU64,
 }
 
-/// What it says about a request.
+/// The content of a line.
 pub(in crate::proxy) struct AccessLogLine<'r> {
     pub(in crate::proxy) request_id: &'r str,
     pub(in crate::proxy) trace_id: Simple,
@@ -27,18 +27,18 @@ pub(in crate::proxy) struct AccessLogLine<'r> {
     pub(in crate::proxy) status: u16,
     pub(in crate::proxy) outcome: Outcome,
     pub(in crate::proxy) address: IpAddr,
-    /// Why the last attempt at a backend that failed did; empty: none did.
+    /// Why the last failed attempt at a backend failed; empty: none did.
     pub(in crate::proxy) backend_failure: &'r str,
     pub(in crate::proxy) elapsed: Duration,
 }
 
 impl AccessLog {
-    /// With one of `sample` requests, if it is kept.
+    /// Logs one in `sample` requests, if enabled.
     pub fn new(is_kept: bool, sample: u64) -> Self {
         Self { sample: if is_kept { sample } else { 0 }, seen: AtomicU64::new(0) }
     }
 
-    /// Whether a request that was answered with `status` is in it. To be asked once for each.
+    /// Whether a request that was answered with `status` is logged. Call once per request.
     pub(in crate::proxy) fn wants(&self, status: u16) -> bool {
         let is_failure = status >= 500;
         self.sample != 0

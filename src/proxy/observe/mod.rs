@@ -1,4 +1,4 @@
-//! What is told about requests: the access log and traces.
+//! The access log and traces.
 
 pub mod access;
 pub(super) mod traces;

@@ -1,6 +1,6 @@
-//! What a request is told to backends and to the collector as: its place in a trace.
+//! The trace context of a request, for backends and for the collector.
 //!
-//! Must not know: how spans are sent. Where none are, or this request is not recorded, nothing is noted.
+//! Must not know: how spans are exported. Without export, or if this request is not sampled, nothing is recorded.
 
 use crate::keyring::Entry;
 use crate::model::usage::Outcome;
@@ -15,16 +15,16 @@ use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, Version};
 use std::sync::Arc;
 
-/// Which requests are recorded, and where.
+/// Sampling, and the target of recordings.
 pub struct Tracing {
-    /// Which.
+    /// The sampling.
     pub sampling: Sampling,
-    /// Where; none: nowhere, and backends alone record what a `traceparent` tells them to.
+    /// The queue of the exporter; none: no export, and only backends record traces, according to `traceparent`.
     pub queue: Option<Arc<SpanQueue>>,
 }
 
 impl Tracing {
-    /// Notes a request whose head has arrived, if it is to be recorded.
+    /// Starts the recording of a request whose head has arrived, if it is sampled.
     pub(in crate::proxy) fn begin(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         let Some(queue) = &self.queue else { return };
         let fields = message.fields;
@@ -51,7 +51,7 @@ impl Tracing {
         ));
     }
 
-    /// What a backend is to be told; none: what the client said.
+    /// The trace context for the backend; none: the client's.
     pub(in crate::proxy) fn forwarded_context(&self, headers: &HeaderMap, ctx: &Ctx) -> Option<TraceContext> {
         if let Some(recording) = &ctx.recording {
             return recording.context();
@@ -59,7 +59,7 @@ impl Tracing {
         let parent = TraceContext::of(headers);
         let sampled = self.queue.is_none() && self.sampling.records(parent, ctx.id);
         match parent {
-            // Nobody between the client and the backend records anything: one is the other's parent.
+            // Nothing between the client and the backend is recorded: one is the other's parent.
             Some(parent) if parent.sampled == sampled || self.sampling.follow_parent => None,
             Some(parent) => Some(TraceContext { sampled, ..parent }),
             None => Some(TraceContext::begun_by(ctx.id, sampled)),
@@ -67,7 +67,7 @@ impl Tracing {
     }
 }
 
-/// The trace that a request belongs to, for the log.
+/// The trace id of a request, for the log.
 pub(in crate::proxy) fn trace_of(fields: HeaderFields<'_>, ctx: &Ctx) -> TraceContext {
     let recorded = ctx.recording.as_ref().and_then(Recording::context);
     let given = || TraceContext::of(fields);

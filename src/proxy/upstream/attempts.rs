@@ -1,6 +1,6 @@
-//! Where a request has been: the server it is at, those it could not be served by, what it holds there.
+//! The attempts of a request: its current server, the servers that failed, and the permits it holds there.
 //!
-//! Must not know: when a request is sent again.
+//! Must not know: when a request is retried.
 
 use super::{ConnectPermit, RequestPermit, Server, ServerFailure, ServerInFlightGuard, Upstream};
 use crate::policy::http::websocket::FrameParser;
@@ -9,49 +9,48 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a request has been.
+/// The attempts of a request.
 #[derive(Default)]
 pub struct UpstreamAttempts {
     pub(in crate::proxy) permit: Option<RequestPermit>,
-    /// What opens a connection, where not all may wait for one.
+    /// Opens a connection, if the number of waiting requests is limited.
     pub(in crate::proxy) connect_permit: Option<Arc<ConnectPermit>>,
-    /// The server it is at.
+    /// The current server.
     pub(in crate::proxy) current: Option<ServerInFlightGuard>,
-    /// Those it could not be served by.
+    /// Servers that could not serve the request.
     pub(in crate::proxy) tried: SmallVec<[Arc<Server>; 2]>,
     pub(in crate::proxy) attempts: u32,
-    /// Whether a connection to a backend stood.
+    /// Whether a connection to a backend was made.
     pub connected: bool,
-    /// What of an answer has come.
+    /// How much of a response has arrived.
     pub(in crate::proxy) answer: AnswerState,
-    /// Whether its connection counts the backend's time.
+    /// Whether the client's connection times the backend.
     pub(in crate::proxy) is_awaited: bool,
-    /// How long the backend may pause, where the connection counts that as well and not Pingora. Of a tunnel, how long
-    /// both sides may.
+    /// Longest pause of the backend, if the client's connection times it and not Pingora. For a tunnel, of both sides.
     pub(in crate::proxy) pause: Option<Duration>,
-    /// What HTTP/2 connections are chosen by, where it may be spoken.
+    /// The choice of HTTP/2 connections, if HTTP/2 may be used.
     pub(in crate::proxy) stream: Option<UpstreamStream>,
     /// Whether the request asks for a tunnel.
     pub(in crate::proxy) asks_tunnel: bool,
-    /// The tunnel that it has become, by what has passed to the client.
+    /// The tunnel it has become, with the frames sent to the client.
     pub(in crate::proxy) tunnel: Option<FrameParser>,
-    /// Why the last attempt that failed did.
+    /// Why the last failed attempt failed.
     pub(in crate::proxy) failure: Option<ServerFailure>,
 }
 
-/// How far an answer is.
+/// The state of a response.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::proxy) enum AnswerState {
     #[default]
     None,
-    /// Its head has come, and nothing stands against its server so far.
+    /// Its head has arrived, and does not count as a failure of its server.
     Well,
-    /// Its server has been judged by it.
+    /// Its result has been reported to the server.
     Judged,
 }
 
 impl UpstreamAttempts {
-    /// The server it is at.
+    /// The current server.
     pub(in crate::proxy) fn server(&self) -> Option<&Server> {
         self.current.as_deref()
     }
@@ -65,34 +64,34 @@ impl UpstreamAttempts {
         self.tunnel.is_some()
     }
 
-    /// The frames that have passed to the client, where it has become a tunnel.
+    /// The frames sent to the client, if it has become a tunnel.
     pub(in crate::proxy) const fn frames(&mut self) -> Option<&mut FrameParser> {
         self.tunnel.as_mut()
     }
 
-    /// Nothing of it is left that would have to be cancelled.
+    /// The stream has ended and need not be cancelled.
     pub(in crate::proxy) const fn stream_is_over(&mut self) {
         if let Some(stream) = &mut self.stream {
             stream.finish();
         }
     }
 
-    /// The request has ended, and has no place any more.
+    /// The request has ended, and releases its permits.
     pub(in crate::proxy) fn ends(&mut self) {
         (self.permit, self.current) = (None, None);
     }
 
-    /// Why the last attempt that failed did; none: none did.
+    /// Why the last failed attempt failed; none: none did.
     pub(in crate::proxy) fn failure(&self) -> Option<ServerFailure> {
         self.failure
     }
 
-    /// How long the first byte of an answer may take once the request is sent, where its connection counts that.
+    /// Longest time from the end of the request to the first byte of a response, if the client's connection times it.
     pub(in crate::proxy) fn first_byte(&self, upstream: &Upstream) -> Option<Duration> {
         upstream.settings.timeouts.first_byte.or(self.pause)
     }
 
-    /// The request does not come back to the server it is at.
+    /// The request is not sent to its current server again.
     pub(in crate::proxy) fn mark_tried(&mut self) {
         self.tried.extend(self.current.take().map(|busy| Arc::clone(busy.server())));
     }

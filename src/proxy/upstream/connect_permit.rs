@@ -1,7 +1,8 @@
-//! Opening a connection to a server, where no more than so many requests may wait for one, or where it is to be a tunnel.
+//! Opens a connection to a server, if the number of requests that wait for one is limited, or for a tunnel.
 //!
-//! Pingora asks for a connection here only when it has none to use again, so that a place is taken by those who really wait.
-//! Must not know: requests. Otherwise Pingora opens connections by itself.
+//! Pingora asks for a connection here only if it has none to reuse, so only requests that really wait count.
+//!
+//! Must not know: requests. In all other cases Pingora opens connections itself.
 
 use super::{NoServer, Upstream, take_place};
 use async_trait::async_trait;
@@ -20,15 +21,15 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What connecting ends with when as many as may wait already.
+/// The error when too many requests wait already.
 pub const NO_PLACE: ErrorType = ErrorType::HTTPStatus(503);
 
-/// One request's connection to be.
+/// The permit of one request to open a connection.
 pub struct ConnectPermit {
     upstream: Arc<Upstream>,
-    /// Whether it is to be a tunnel.
+    /// Whether it is for a tunnel.
     is_tunnel: bool,
-    /// Taken when the opening begins, given back when the connection stands or this is dropped.
+    /// Taken when opening begins, released when the connection is open or this is dropped.
     place: Mutex<Option<ConnectWaitGuard>>,
 }
 
@@ -37,9 +38,9 @@ pub(super) struct ConnectWaitGuard(Arc<Upstream>);
 
 /// A connection for a request that asks for a tunnel.
 ///
-/// Pingora ends a tunnel right after it has begun where it reads the backend's 101 before it has taken note that the
-/// request has no body, and does the two in any order. So what is read next after a write is there only at the second look,
-/// when everything else that was due has been done.
+/// Pingora ends a tunnel right after it has begun if it reads the backend's 101 before it has noted that the request has no
+/// body, and the order of the two is not defined. So the first read after a write returns pending once, and everything else
+/// that is due happens first.
 #[derive(Debug)]
 struct TunnelStream {
     stream: TcpStream,
@@ -47,7 +48,7 @@ struct TunnelStream {
 }
 
 impl Upstream {
-    /// Has a connection to `peer` opened so, where not all may wait for one or where it is to be a tunnel.
+    /// Makes Pingora open a connection to `peer` this way, if waiting is limited or for a tunnel.
     pub fn connect_permit(
         self: &Arc<Self>,
         peer: &mut HttpPeer,
@@ -74,14 +75,14 @@ impl Upstream {
 // === impl ConnectPermit ===
 
 impl ConnectPermit {
-    /// A connection stands, this or another: the request waits no longer.
+    /// A connection is open, this or another: the request no longer waits.
     pub fn finish(&self) {
         let waited = self.place().take();
         drop(waited);
     }
 
     fn place(&self) -> MutexGuard<'_, Option<ConnectWaitGuard>> {
-        // A place is whole whatever happened to the thread that held it.
+        // The permit is valid whatever happened to the thread that held the lock.
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

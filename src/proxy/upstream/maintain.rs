@@ -1,6 +1,8 @@
-//! What an upstream needs beside its requests: names looked up again, servers probed, the ejected let back in.
+//! Periodic work for an upstream: resolving names, probing servers, readmitting ejected ones.
 //!
-//! Runs on the I/O runtime for as long as the upstream is in use. Must not know: requests.
+//! Runs on the I/O runtime as long as the upstream is in use.
+//!
+//! Must not know: requests.
 
 use super::{Upstream, probe};
 use std::net::SocketAddr;
@@ -9,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-/// Longest time to look one name up; a resolver that hangs must not hold the others' answers back.
+/// Longest time to resolve one name; a resolver that hangs must not delay the results of others.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
-/// Shortest time between two look-ups of a name that requests ask for.
+/// Shortest time between two look-ups of a name that requests trigger.
 const LOOK_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Maintains `upstream` until this is dropped.
@@ -25,8 +27,8 @@ pub async fn maintain(upstream: Arc<Upstream>) {
 }
 
 impl Upstream {
-    /// Looks the servers' names up and uses what is found from now on. A name that cannot be looked up keeps the
-    /// addresses found before.
+    /// Resolves the servers' names and uses the results from now on. A name that cannot be resolved keeps its previous
+    /// addresses.
     pub async fn resolve(&self) {
         let mut lookups = JoinSet::new();
         for (n, named) in self.settings.names.iter().enumerate() {
@@ -54,13 +56,13 @@ async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         Ok(Err(error)) => return Err(error.to_string()),
         Err(_) => return Err(format!("no answer within {LOOK_UP_WITHIN:?}")),
     };
-    // Resolvers turn their answers round to spread clients that take the first.
+    // Resolvers rotate their results to spread clients that use the first.
     addresses.sort_unstable();
     addresses.dedup();
     if addresses.is_empty() { Err("no address found for this name".to_owned()) } else { Ok(addresses) }
 }
 
-/// Looks names up at intervals, and at once when a request suggests that a server has moved.
+/// Resolves names at intervals, and at once when a request suggests that a server has moved.
 async fn resolve_loop(upstream: &Upstream) {
     if !upstream.has_names() {
         return;
@@ -68,7 +70,7 @@ async fn resolve_loop(upstream: &Upstream) {
     repeat_when_due(&upstream.moved, upstream.settings.resolve_every, || upstream.resolve()).await;
 }
 
-/// Calls `look_up` every `interval` and as soon as it is asked for, but never within [`LOOK_UP_PAUSE`] of the last call.
+/// Calls `look_up` every `interval` and when triggered, but never within [`LOOK_UP_PAUSE`] of the last call.
 async fn repeat_when_due<F: Future<Output = ()>>(
     asked: &Notify,
     interval: Duration,
@@ -115,7 +117,7 @@ mod tests {
         });
         let asking = async {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            // A thousand requests meet a server that is not there any more, for three seconds.
+            // A thousand requests per second reach a server that no longer exists, for three seconds.
             for _ in 0..3_000 {
                 asked.notify_one();
                 tokio::time::sleep(Duration::from_millis(1)).await;

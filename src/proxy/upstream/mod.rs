@@ -1,9 +1,9 @@
-//! Backends: which server gets a request, and how it is spoken to.
+//! Backends: which server gets a request, and how Keygate connects to it.
 //!
-//! Must not know: keys, limits, routes. Requests find out who may be chosen from memory alone; names are looked up and
-//! servers probed by [`maintain()`], on the I/O runtime. When no server is left, the request gets none.
+//! Must not know: keys, limits, routes. The choice uses memory only; [`maintain()`] resolves names and probes servers on
+//! the I/O runtime. If no server is left, the request gets none.
 //!
-//! *Invariant:* what is known of a server (its health, what it has in flight) outlives a change of the group's members.
+//! *Invariant:* the state of a server (health, requests in flight) survives a change of the group's members.
 
 pub(super) mod attempts;
 mod connect_permit;
@@ -35,96 +35,96 @@ use std::time::Duration;
 use streams::{APART_IDLE, StreamSlots};
 use tokio::sync::Notify;
 
-/// Tells connections that may become tunnels from others. None of them is used again.
+/// Separates connections that may become tunnels from others. They are not reused.
 const TUNNELS: u64 = 0x7475_6e6e_656c_7300;
 
 /// A group of servers.
 pub struct Upstream {
-    /// How it is to behave.
+    /// Its settings.
     pub settings: UpstreamSettings,
-    /// All servers, in the order of the names they come from.
+    /// All servers, in the order of their configured names.
     members: Mutex<Vec<ServerMember>>,
-    /// Those that may be chosen; made anew whenever that changes.
+    /// The servers that may be chosen; rebuilt whenever that changes.
     server_set: ArcSwap<ServerSet>,
     turn: AtomicUsize,
-    /// Requests that ever came.
+    /// Number of requests so far.
     requests: AtomicU64,
-    /// Those in flight, and those of them that wait for a connection.
+    /// Requests in flight, and those of them that wait for a connection.
     in_flight: AtomicUsize,
     pending: AtomicUsize,
     budget: Mutex<RetryBudget>,
-    /// Where HTTP/2 may be spoken: what keys have in flight.
+    /// Requests in flight per key, if HTTP/2 may be used.
     streams: Option<StreamSlots>,
-    /// Wakes whoever lets ejected servers back in.
+    /// Wakes the task that readmits ejected servers.
     ejected: Notify,
-    /// Asks for another look-up of the names, where there are any.
+    /// Triggers a look-up of the names, if there are any.
     moved: Notify,
-    /// What has taken its place, and knows of its servers since. Set with `members` locked.
+    /// The upstream that replaced this one, and has the state of its servers. Set with `members` locked.
     successor: OnceLock<Arc<Self>>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
 
-/// How a group behaves.
+/// The settings of a group.
 #[derive(Clone)]
 pub struct UpstreamSettings {
     /// Its name in the config.
     pub name: Arc<str>,
-    /// Where its servers are.
+    /// Its servers as configured.
     pub names: Box<[ServerSpec]>,
     /// Which server gets a request.
     pub balancing: Balancing,
-    /// With a hash: the largest share of the mean load, in percent; 0 for no bound.
+    /// With a hash: the largest share of the mean load, in percent; 0: no bound.
     pub hash_load_percent: u32,
-    /// How often names are looked up again.
+    /// How often names are resolved again.
     pub resolve_every: Duration,
     /// How long a server may take.
     pub timeouts: Timeouts,
-    /// How servers are spoken to.
+    /// The protocol.
     pub protocol: UpstreamProtocol,
-    /// How much may be going on at once.
+    /// Limits on concurrent requests.
     pub most: ConcurrencyLimits,
-    /// Most attempts at one request.
+    /// Most attempts per request.
     pub attempts: u32,
-    /// How many requests may be sent again.
+    /// The retry budget.
     pub budget: RetryBudgetRule,
-    /// How servers are probed; none where they are not.
+    /// Active health checks; none: off.
     pub probe: Option<Probe>,
-    /// When a server that fails requests is taken out.
+    /// Ejection of servers that fail requests.
     pub eject: EjectRule,
 }
 
-/// A server as the config names it.
+/// A configured server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerSpec {
     /// A name or an address.
     pub host: Box<str>,
     /// The port.
     pub port: u16,
-    /// The share of each of its addresses.
+    /// The weight of each of its addresses.
     pub weight: u16,
 }
 
-/// How long a backend may take.
+/// Timeouts of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To accept a connection.
+    /// To open a connection.
     pub connect: Duration,
-    /// Between the end of the request and the first byte of the answer, where that is less than `read`.
+    /// From the end of the request to the first byte of the response, if less than `read`.
     pub first_byte: Option<Duration>,
     /// Between two reads.
     pub read: Duration,
     /// For one write.
     pub write: Duration,
-    /// An idle connection is kept for reuse this long; keep it below the server's own keep-alive time.
+    /// How long an idle connection is kept; should be below the server's own keep-alive timeout.
     pub idle: Duration,
-    /// The whole request; none for as long as it likes.
+    /// The whole request; none: no limit.
     pub request: Option<Duration>,
-    /// A tunnel through which nothing passes, in either direction.
+    /// A tunnel without data in either direction.
     pub tunnel: Duration,
 }
 
-/// How much may be going on at once.
+/// Limits on concurrency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConcurrencyLimits {
     /// Requests in flight.
@@ -135,33 +135,33 @@ pub struct ConcurrencyLimits {
     pub per_server: usize,
 }
 
-/// Why a request finds no server.
+/// Why a request gets no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoServer {
     /// Every server is down, ejected or tried already.
     Down,
-    /// The upstream has as many requests in flight as it may.
+    /// The upstream's limit of requests in flight is reached.
     Requests,
-    /// As many as may already wait for a connection.
+    /// The limit of requests that wait for a connection is reached.
     Pending,
-    /// Every server has as many in flight as it may.
+    /// Every server's limit of requests in flight is reached.
     Servers,
 }
 
-/// What becomes of a request that may be sent again: it is, or the budget is used up.
+/// Results for a request that may be retried: it is, or the budget is used up.
 pub const RETRIES: [&str; 2] = ["sent_again", "over_budget"];
 
 /// A request in flight at an upstream, until this is dropped.
 pub struct RequestPermit(Arc<Upstream>);
 
-/// What a request brings to the choice of its server.
+/// The inputs for choosing a server.
 #[derive(Clone, Copy)]
 pub struct PickContext<'r> {
-    /// Bits that nobody can foresee.
+    /// Unpredictable bits.
     pub random: u64,
-    /// The hash of what binds it to a server, where the group chooses by it.
+    /// The hash of the name that binds it to a server, if the group balances by it.
     pub name: u64,
-    /// The servers it has been to.
+    /// The servers already tried.
     pub tried: &'r [Arc<Server>],
 }
 
@@ -170,7 +170,7 @@ pub struct PickContext<'r> {
 struct ServerMember {
     server: Arc<Server>,
     weight: u16,
-    /// Which of the names it comes from.
+    /// The index of its configured name.
     named: usize,
 }
 
@@ -184,7 +184,7 @@ struct ServerSet {
 // === impl Upstream ===
 
 impl Upstream {
-    /// A group that has no server until its names are looked up.
+    /// A group without servers until its names are resolved.
     pub fn new(settings: UpstreamSettings, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         for why in NoServer::ALL {
             metrics.upstream_unavailable.with_label_values(&[&*settings.name, why.as_str()]);
@@ -211,7 +211,7 @@ impl Upstream {
         }
     }
 
-    /// Lets a request in, if there is room.
+    /// Admits a request, if there is room.
     pub fn enter(self: &Arc<Self>) -> Result<RequestPermit, NoServer> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if take_place(&self.in_flight, self.settings.most.requests) {
@@ -224,7 +224,7 @@ impl Upstream {
     pub fn pick(&self, context: &PickContext<'_>) -> Result<ServerInFlightGuard, NoServer> {
         let server_set = self.server_set.load();
         let most = self.settings.most.per_server;
-        // Whoever takes the last place at a server in between sends this round again.
+        // If another request takes the last place at a server meanwhile, this tries again.
         for _ in 0..=server_set.servers.len() {
             let Some(chosen) = self.choose(&server_set, context, most) else { break };
             if let Some(busy) = Server::occupy(&server_set.servers[chosen], most) {
@@ -239,8 +239,7 @@ impl Upstream {
         Err(NoServer::Down)
     }
 
-    /// A server may not be where it was: no connection, a connection that ended, or none to use again. Has its name
-    /// looked up at once.
+    /// A server may have moved: no connection, a broken one, or none to reuse. Triggers a look-up of its name.
     pub fn may_have_moved(&self) {
         if self.has_names() {
             self.moved.notify_one();
@@ -277,19 +276,19 @@ impl Upstream {
         self.server_set.load().servers.iter().any(|s| !was_tried(s, tried))
     }
 
-    /// Whether one more request may be sent again.
+    /// Takes one retry from the budget, if there is one.
     pub fn may_repeat(&self) -> bool {
         let requests = self.requests.load(Ordering::Relaxed);
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         budget.take(requests, self.now().steady_ns, self.settings.budget)
     }
 
-    /// How Pingora is to speak to `server`.
+    /// Pingora's settings for `server`.
     pub fn peer(&self, server: &Server) -> Box<HttpPeer> {
         let timeouts = &self.settings.timeouts;
         let mut peer = self.settings.protocol.peer(server);
         peer.options.connection_timeout = Some(timeouts.connect);
-        // Pingora gives the TLS handshake as long again; together they have no more than that.
+        // Pingora gives the TLS handshake the same time again; together they get no more.
         let rounds = if self.settings.protocol.is_tls() { 2 } else { 1 };
         peer.options.total_connection_timeout = Some(timeouts.connect * rounds);
         peer.options.read_timeout = Some(timeouts.read);
@@ -298,7 +297,7 @@ impl Upstream {
         Box::new(peer)
     }
 
-    /// Has `peer` use the connections that `stream` may.
+    /// Restricts `peer` to the connections that `stream` may use.
     pub fn choose_connections(peer: &mut HttpPeer, stream: &UpstreamStream) {
         peer.group_key = stream.group();
         if stream.is_apart() {
@@ -306,19 +305,19 @@ impl Upstream {
         }
     }
 
-    /// Has `peer` make a connection that may become a tunnel: over HTTP/1.1, and for this request alone.
+    /// Makes `peer` open a connection that may become a tunnel: HTTP/1.1, and for this request only.
     pub fn make_tunnel(&self, peer: &mut HttpPeer) {
         peer.group_key = self.settings.protocol.group() ^ TUNNELS;
         peer.options.alpn = ALPN::H1;
         peer.options.idle_timeout = Some(Duration::ZERO);
     }
 
-    /// A request was answered with a status below 500, to the answer's end.
+    /// A request was answered with a status below 500, up to the end of the response.
     pub fn succeeded(&self, server: &Server) {
         server.answered();
     }
 
-    /// A request failed at `server`, which may be one failure too many.
+    /// A request failed at `server`, which may eject it.
     pub fn failed(&self, server: &Server, failure: ServerFailure) {
         let members = self.lock();
         if let Some(successor) = self.successor.get() {
@@ -327,7 +326,7 @@ impl Upstream {
         }
         self.metrics.upstream_failures.inc();
         if !members.iter().any(|m| std::ptr::eq(Arc::as_ptr(&m.server), server)) {
-            // It has left while the request was there, and what is known of it with it.
+            // It was removed while the request ran, with its state.
             return;
         }
         let (name, rule) = (&*self.settings.name, self.settings.eject);
@@ -354,8 +353,8 @@ impl Upstream {
         self.ejected.notify_one();
     }
 
-    /// Takes the place of `old`: knows its servers as far as it has them too, and hears of what becomes of requests that are
-    /// still there. A name that could not be looked up has the addresses that it had.
+    /// Replaces `old`: takes over the state of its servers that both have, and gets the results of requests that are still
+    /// running. A name that could not be resolved keeps its addresses.
     pub fn take_over(self: &Arc<Self>, old: &Self) {
         let is_tls = self.settings.protocol.is_tls();
         let mut members = self.lock();
@@ -375,18 +374,18 @@ impl Upstream {
             }
         }
         if self.settings.probe != old.settings.probe {
-            // The verdict was another question's, and nobody may ask that again.
+            // The verdict came from another kind of probe, which may not run again.
             for member in &next {
                 member.server.forget_probes();
             }
         }
         *members = next;
-        // Nobody else sets it; from here on whoever has locked `old` finds it.
+        // Nobody else sets it; from here on, whoever locks `old` finds it.
         self.refresh(&members);
         old.successor.get_or_init(|| Arc::clone(self));
     }
 
-    /// Stops showing its servers, but for those that `successor` has.
+    /// Removes the metrics of its servers, except of those that `successor` has.
     pub fn forget(&self, successor: Option<&Self>) {
         let kept: Vec<SocketAddr> =
             successor.map(|s| s.all_members().iter().map(|m| m.server.address).collect()).unwrap_or_default();
@@ -395,8 +394,8 @@ impl Upstream {
         }
     }
 
-    /// Uses what looking the names up has found; where that failed, in place of an address, the addresses of that name
-    /// stay. With nothing found at all, everything stays.
+    /// Applies the result of a look-up; where it failed, that name keeps its addresses. If nothing was found at all,
+    /// everything stays.
     fn apply_lookup(&self, found: &[Option<Vec<SocketAddr>>]) {
         let mut members = self.lock();
         if self.successor.get().is_some() {
@@ -406,7 +405,7 @@ impl Upstream {
         for (named, addresses) in found.iter().enumerate() {
             let kept = || members.iter().filter(|m| m.named == named).map(|m| m.server.address).collect();
             for address in addresses.clone().unwrap_or_else(kept) {
-                // Two names for one server do not make it two.
+                // Two names for one address are one server.
                 if next.iter().any(|m| m.server.address == address) {
                     continue;
                 }
@@ -439,7 +438,7 @@ impl Upstream {
         self.refresh(&members);
     }
 
-    /// What a probe of `server` has found.
+    /// The result of a probe of `server`.
     fn probed(&self, server: &Server, good: bool, rule: ProbeRule, detail: &str) {
         let members = self.lock();
         if self.successor.get().is_some() {
@@ -458,7 +457,7 @@ impl Upstream {
         self.refresh(&members);
     }
 
-    /// Lets those back in whose time is over. Answers when the next one's is.
+    /// Readmits servers whose ejection is over. Returns the time until the next one.
     fn readmit(&self, now: Now) -> Option<Duration> {
         let members = self.lock();
         if self.successor.get().is_some() {
@@ -502,7 +501,7 @@ impl Upstream {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<ServerMember>> {
-        // Nothing between the lock and its release leaves the members half changed.
+        // No panic between lock and release leaves the members half changed.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -511,7 +510,7 @@ fn was_tried(server: &Server, tried: &[Arc<Server>]) -> bool {
     tried.iter().any(|t| t.address == server.address)
 }
 
-/// Counts one more unless there are `most` already.
+/// Counts one more, unless there are `most` already.
 fn take_place(count: &AtomicUsize, most: usize) -> bool {
     if count.fetch_add(1, Ordering::Relaxed) < most {
         return true;
@@ -523,7 +522,7 @@ fn take_place(count: &AtomicUsize, most: usize) -> bool {
 // === impl ServerSpec ===
 
 impl ServerSpec {
-    /// As `Host` has it: without the port where that is the scheme's own.
+    /// As in `Host`: without the port if it is the scheme's default.
     pub(super) fn authority(&self, is_tls: bool) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { (*self.host).to_owned() };
         match (self.port, is_tls) {
@@ -546,7 +545,7 @@ impl Drop for RequestPermit {
 impl NoServer {
     const ALL: [Self; 4] = [Self::Down, Self::Requests, Self::Pending, Self::Servers];
 
-    /// The metric's label.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Down => "down",

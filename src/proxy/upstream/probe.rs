@@ -1,6 +1,7 @@
-//! Active health checks: does a server accept connections, does it answer as it should?
+//! Active health checks: does a server accept connections, and does it respond as expected?
 //!
-//! A probe opens a connection of its own, spoken as requests are (TLS, HTTP version), so that it tries what they need.
+//! A probe opens its own connection with the settings of requests (TLS, HTTP version), so that it tests what they need.
+//!
 //! Must not know: what the verdict is used for.
 
 use super::{ServerMember, Upstream};
@@ -18,19 +19,19 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// Most probes of one upstream at a time.
+/// Most concurrent probes of one upstream.
 const AT_ONCE: usize = 64;
 
-/// How servers are probed.
+/// The settings of probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The request to make; none only opens a connection.
+    /// The request; none: only opens a connection.
     pub http: Option<HttpProbe>,
-    /// Between the begins of two probes of a server.
+    /// Time from the start of one probe of a server to the next.
     pub every: Duration,
-    /// How long one may take.
+    /// Longest time for a probe.
     pub within: Duration,
-    /// How many in a row turn the verdict.
+    /// How many in a row change the verdict.
     pub rule: ProbeRule,
 }
 
@@ -39,32 +40,32 @@ pub struct Probe {
 pub struct HttpProbe {
     /// Path and query.
     pub target: Box<str>,
-    /// The `Host`; none sends the server's own, as it is written in the config.
+    /// The `Host`; none: the server's own, as configured.
     pub host: Option<Box<str>>,
-    /// The statuses that count as good.
+    /// The statuses that count as success.
     pub status: RangeInclusive<u16>,
 }
 
-/// What came of a probe that was not good.
+/// Why a probe failed.
 enum ProbeFailure {
-    /// The server is not as it should be.
+    /// Because of the server.
     Server(String),
-    /// It could not be tried: this machine lacks what it takes.
+    /// Because of this machine, which lacks a resource.
     Here(String),
 }
 
-/// Whether a connection could not be tried, because this machine lacks what it takes. Pingora calls that an internal error.
+/// Whether a connection could not be tried because this machine lacks a resource. Pingora calls this an internal error.
 pub(in crate::proxy) const fn is_local_shortage(error: &ErrorType) -> bool {
     matches!(error, ErrorType::InternalError | ErrorType::SocketError | ErrorType::BindError)
 }
 
-/// Probes every server of `upstream` again and again.
+/// Probes every server of `upstream` periodically.
 pub(super) async fn probe_loop(upstream: &Arc<Upstream>, probe: &Probe) {
     let connector = Arc::new(Connector::new(None));
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut ticks = interval(probe.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Dropped with this future, and its tasks with it.
+    // Dropped with this future, which aborts its tasks.
     let mut round = JoinSet::new();
     loop {
         ticks.tick().await;
@@ -96,7 +97,7 @@ pub(super) async fn probe_loop(upstream: &Arc<Upstream>, probe: &Probe) {
                 }
             });
         }
-        // A round ends before the next begins: of one server's probes none overtakes another.
+        // A round ends before the next begins, so that probes of one server cannot overtake each other.
         while round.join_next().await.is_some() {}
     }
 }
@@ -134,7 +135,7 @@ async fn ask(
     connector: &Connector,
 ) -> pingora::Result<u16> {
     let mut peer = upstream.peer(&member.server);
-    // No other request goes over a probe's connection, which ends with it.
+    // No other request uses a probe's connection, which ends with it.
     peer.options.max_h2_streams = 1;
     let (mut session, _) = connector.get_http_session(&*peer).await?;
     let mut head = RequestHeader::build(Method::GET, request.target.as_bytes(), Some(3))?;
@@ -148,7 +149,7 @@ async fn ask(
     loop {
         session.read_response_header().await?;
         let status = session.response_header().map_or(0, |h| h.status.as_u16());
-        // Interim answers come before the one that counts.
+        // Interim responses come before the final one.
         if status >= 200 {
             session.shutdown().await;
             return Ok(status);

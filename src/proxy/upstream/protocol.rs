@@ -1,10 +1,10 @@
-//! How a group's servers are spoken to: HTTP/1.1 or HTTP/2, in clear text or inside TLS.
+//! The protocol to a group's servers: HTTP/1.1 or HTTP/2, in clear text or over TLS.
 //!
-//! Must not know: where certificates are kept; it is given their bytes. What is made here has been tried: Pingora panics
-//! on certificates and keys that it cannot read.
+//! Must not know: where certificates are stored; it gets their bytes. Certificates and keys are validated here, because
+//! Pingora panics on invalid ones.
 //!
-//! *Invariant:* connections made in one way are never used for requests that ask for another. Pingora's own pool tells
-//! them apart by address, name and verification only; the rest is in `group`.
+//! *Invariant:* connections with one set of settings are never used for requests with another. Pingora's pool distinguishes
+//! them only by address, name and verification; `group` covers the rest.
 
 use super::Server;
 use crate::policy::upstream::balance::hash;
@@ -17,36 +17,36 @@ use rustls::{ClientConfig, RootCertStore};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Streams of one HTTP/2 connection before another is opened; what most servers allow.
+/// Streams of one HTTP/2 connection before another one is opened; most servers allow this many.
 const STREAMS: u32 = 100;
-/// Bytes of an answer that may be on their way in one stream of HTTP/2, and in all of a connection: clients that take nothing,
-/// however many, leave room for the others' answers.
+/// Window of one HTTP/2 stream, and of a whole connection: clients that do not read, however many, leave room for the
+/// responses of others.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
-/// How often an HTTP/2 connection is tried, so that one that died silently is not used for ever.
+/// How often an HTTP/2 connection is pinged, so that a dead one is not used for ever.
 const PING_EVERY: Duration = Duration::from_secs(15);
 
-/// Which HTTP is spoken.
+/// The HTTP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 and nothing else; in clear text with prior knowledge.
+    /// Only HTTP/2; in clear text with prior knowledge.
     Http2,
-    /// What the server picks in the TLS handshake.
+    /// Chosen by the server in the TLS handshake (ALPN).
     Auto,
 }
 
-/// How a group's servers are spoken to.
+/// The protocol to a group's servers.
 #[derive(Clone)]
 pub struct UpstreamProtocol {
     version: HttpVersion,
     tls: Option<UpstreamTls>,
-    /// Who shares connections; 0 for plain HTTP/1.1.
+    /// Identifies connections that may be shared; 0 for plain HTTP/1.1.
     group: u64,
 }
 
-/// What TLS is made of.
+/// The TLS settings.
 #[derive(Clone)]
 pub struct UpstreamTls {
     server_name: Option<Box<str>>,
@@ -56,34 +56,34 @@ pub struct UpstreamTls {
     fingerprint: u64,
 }
 
-/// What TLS is to be made of, files as their bytes.
+/// The configured TLS settings, with the bytes of files.
 #[derive(Clone, Default)]
 pub struct UpstreamTlsFiles {
-    /// The name asked for and expected; none for the server's own.
+    /// The server name to request and verify; none: the server's own.
     pub server_name: Option<Box<str>>,
-    /// Certificates (PEM) to trust instead of the system's.
+    /// CA certificates (PEM) to trust instead of the system's.
     pub ca: Option<Vec<u8>>,
-    /// The client's certificates and its private key (PEM both).
+    /// The client certificate chain and its private key (both PEM).
     pub client: Option<(Vec<u8>, Vec<u8>)>,
-    /// Whether any certificate is believed.
+    /// Whether certificates are not verified.
     pub any_certificate: bool,
 }
 
-/// A part of TLS that cannot be used.
+/// An invalid TLS setting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BadTls {
-    /// The certificates to trust.
+    /// The CA certificates.
     Ca(String),
-    /// The client's certificate.
+    /// The client certificate.
     ClientCert(String),
-    /// The client's key.
+    /// The client key.
     ClientKey(String),
 }
 
 // === impl UpstreamProtocol ===
 
 impl UpstreamProtocol {
-    /// HTTP of that version, inside `tls` if there is some.
+    /// HTTP of this version, over TLS if `tls` is given.
     pub fn new(version: HttpVersion, tls: Option<UpstreamTls>) -> Self {
         let group = match (version, &tls) {
             (HttpVersion::Http1, None) => 0,
@@ -92,22 +92,22 @@ impl UpstreamProtocol {
         Self { version, tls, group }
     }
 
-    /// Whether connections are inside TLS.
+    /// Whether TLS is used.
     pub(super) const fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Whether HTTP/2 is spoken, or may be.
+    /// Whether HTTP/2 is or may be used.
     pub fn may_be_http2(&self) -> bool {
         self.version != HttpVersion::Http1
     }
 
-    /// Whether a tunnel can be asked for, which HTTP/2 as it is spoken here has not.
+    /// Whether tunnels are possible, which HTTP/2 as used here does not support.
     pub fn may_tunnel(&self) -> bool {
         self.version != HttpVersion::Http2
     }
 
-    /// What tells its connections from those of others.
+    /// Identifies the connections of this group.
     pub(super) const fn group(&self) -> u64 {
         self.group
     }
@@ -117,7 +117,7 @@ impl UpstreamProtocol {
         self.group == other.group
     }
 
-    /// A peer that is spoken to so.
+    /// Pingora's settings for a connection.
     pub(super) fn peer(&self, server: &Server) -> HttpPeer {
         let name = self.tls.as_ref().map_or("", |tls| tls.server_name.as_deref().unwrap_or(&server.host));
         // An empty name would make Pingora skip verification. Hosts are never empty.
@@ -147,7 +147,7 @@ impl UpstreamProtocol {
 // === impl UpstreamTls ===
 
 impl UpstreamTls {
-    /// TLS of these parts, or the first that cannot be used.
+    /// Validates TLS settings, or returns the first invalid one.
     pub fn new(parts: &UpstreamTlsFiles) -> Result<Self, BadTls> {
         let fingerprint = parts.fingerprint();
         let roots = parts.ca.as_deref().map(roots).transpose().map_err(BadTls::Ca)?;
@@ -158,7 +158,7 @@ impl UpstreamTls {
 }
 
 impl UpstreamTlsFiles {
-    /// The same for the same parts, in the same order.
+    /// The same value for the same settings, in the same order.
     fn fingerprint(&self) -> u64 {
         let (chain, key) = self.client.as_ref().map_or((None, None), |(c, k)| (Some(&c[..]), Some(&k[..])));
         let name = self.server_name.as_deref().map(str::as_bytes);
@@ -187,7 +187,7 @@ fn client(chain: &[u8], key: &[u8]) -> Result<Arc<CertKey>, BadTls> {
     }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| BadTls::ClientKey(error.to_string()))?;
     let bytes = key.secret_der().to_vec();
-    // Pingora tells the kind of key by its bytes, each time it connects.
+    // Pingora detects the kind of key from its bytes, at each connection.
     PrivateKeyDer::try_from(bytes.clone()).map_err(|error| BadTls::ClientKey(error.to_owned()))?;
     // Tried once here, as each connection will: does the key belong to the certificate?
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -205,7 +205,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if found.is_empty() { Err("no PEM certificate found".to_owned()) } else { Ok(found) }
 }
 
-/// The certificate as Pingora holds it.
+/// The certificate in Pingora's type.
 fn wrapped(certificate: &CertificateDer<'_>) -> Result<WrappedX509, String> {
     WrappedX509::try_new(certificate.to_vec(), |raw| parse(raw)).map_err(|error| error.to_string())
 }
@@ -222,7 +222,7 @@ fn parse(raw: &[u8]) -> Result<x509_parser::certificate::X509Certificate<'_>, x5
 // === impl BadTls ===
 
 impl BadTls {
-    /// The key of the config that names it.
+    /// The config key that it is from.
     pub const fn key(&self) -> &'static str {
         match self {
             Self::Ca(_) => "ca_file",
@@ -231,7 +231,7 @@ impl BadTls {
         }
     }
 
-    /// Why.
+    /// The reason.
     pub fn reason(&self) -> &str {
         match self {
             Self::Ca(reason) | Self::ClientCert(reason) | Self::ClientKey(reason) => reason,

@@ -1,6 +1,6 @@
-//! One server: what it has in flight, and whether it may get requests.
+//! One server: its requests in flight, and whether it may get requests.
 //!
-//! Must not know: its group, how it is spoken to. The path of a request that goes well takes no lock here.
+//! Must not know: its group, the protocol. A successful request takes no lock here.
 
 use super::streams::Generation;
 use super::take_place;
@@ -15,35 +15,35 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A server that fails now and then is told of once in so many nanoseconds.
+/// Failing requests of a server are logged at most once in this many nanoseconds.
 const TELL_EVERY_NS: u64 = 60_000_000_000;
 
 /// One address of a server.
 pub struct Server {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     /// The same as text, for records and metrics.
     pub text: Arc<str>,
-    /// The name or address it has in the config.
+    /// Its configured name or address.
     pub host: Box<str>,
-    /// The same with the port, as `Host` has it.
+    /// The same with the port, as in `Host`.
     pub authority: Box<str>,
-    /// Who it is to a hash.
+    /// Its identity for hashing.
     pub(super) identity: u64,
-    /// Its HTTP/2 connections that requests of many keys go over.
+    /// Its HTTP/2 connections that are shared by keys.
     pub(super) shared: Generation,
     in_flight: AtomicUsize,
     in_flight_shown: IntGauge,
     answered: IntCounter,
     up: IntGauge,
     health: Mutex<ServerHealth>,
-    /// Whether a success has anything to put right.
+    /// Whether there are failures that a success would reset.
     has_failures: AtomicBool,
-    /// When it was last told that requests fail; 0: never.
+    /// When a failure was last logged; 0: never.
     told_ns: AtomicU64,
 }
 
-/// What is known of a server.
+/// The state of a server.
 #[derive(Clone, Copy, Default)]
 struct ServerHealth {
     probed: ProbeState,
@@ -53,24 +53,24 @@ struct ServerHealth {
 /// A request in flight at a server, until this is dropped.
 pub struct ServerInFlightGuard(Arc<Server>);
 
-/// What can go wrong at a server.
+/// Failures at a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFailure {
     /// No connection.
     Connect,
-    /// It does not accept the connection in time.
+    /// It did not accept the connection in time.
     ConnectTimeout,
-    /// It does not finish the TLS handshake in time.
+    /// It did not finish the TLS handshake in time.
     TlsTimeout,
-    /// It takes nothing of the request for too long.
+    /// It did not read the request for too long.
     WriteTimeout,
-    /// It does not begin to answer in time.
+    /// It did not begin to respond in time.
     FirstByteTimeout,
-    /// It pauses for too long within its answer.
+    /// It paused for too long within its response.
     ReadTimeout,
-    /// The time for the whole request is over.
+    /// The timeout of the whole request has passed.
     RequestTimeout,
-    /// The connection broke, or what came was no HTTP.
+    /// The connection broke, or the response was invalid.
     Broken,
     /// A status of 500 or more.
     Status,
@@ -79,7 +79,7 @@ pub enum ServerFailure {
 // === impl Server ===
 
 impl Server {
-    /// A server of the upstream of that name, about which nothing is known.
+    /// A new server of the upstream `upstream`.
     pub(super) fn new(
         upstream: &str,
         address: SocketAddr,
@@ -111,12 +111,12 @@ impl Server {
         self.address == address && self.is_called(host, authority)
     }
 
-    /// Whether it goes by this name.
+    /// Whether it has this name.
     pub(super) fn is_called(&self, host: &str, authority: &str) -> bool {
         *self.host == *host && *self.authority == *authority
     }
 
-    /// Notes a request as in flight, unless there are `most` already.
+    /// Counts a request as in flight, unless there are `most` already.
     pub(super) fn occupy(server: &Arc<Self>, most: usize) -> Option<ServerInFlightGuard> {
         if !take_place(&server.in_flight, most) {
             return None;
@@ -141,8 +141,8 @@ impl Server {
         self.has_failures.load(Ordering::Relaxed)
     }
 
-    /// Whether to log a request that failed: at most one in [`TELL_EVERY_NS`]. Failures that are not logged do not postpone
-    /// the next line.
+    /// Whether to log a failed request: at most one in [`TELL_EVERY_NS`]. Failures that are not logged do not delay the
+    /// next line.
     pub(super) fn should_log(&self, now: Now) -> bool {
         let told = self.told_ns.load(Ordering::Relaxed);
         let is_due = told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS;
@@ -153,14 +153,14 @@ impl Server {
     pub(super) fn answered(&self) {
         self.answered.inc();
         if self.has_failures() {
-            // The flag changes with the lock held: a failure that comes right after must not be forgotten with those before.
+            // The flag changes under the lock: a failure right after must not be reset with those before.
             let mut health = self.lock();
             health.ejection.succeeded();
             self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
         }
     }
 
-    /// Answers for how long it is ejected, if it is.
+    /// Returns the duration if this ejects it.
     pub(super) fn failed(&self, now: Now, rule: EjectRule, down: usize, all: usize) -> Option<Duration> {
         let mut health = self.lock();
         let lasts = health.ejection.failed(now.steady_ns, rule, down, all);
@@ -179,7 +179,7 @@ impl Server {
         self.lock().ejection.until_ns()
     }
 
-    /// The new verdict, where the probe has turned it.
+    /// The new verdict, if the probe has changed it.
     pub(super) fn probed(&self, good: bool, rule: ProbeRule) -> Option<bool> {
         let mut health = self.lock();
         let was_up = health.probed.is_up();
@@ -188,7 +188,7 @@ impl Server {
         (is_up != was_up).then_some(is_up)
     }
 
-    /// Nothing is known from probes any more.
+    /// Resets the state of probes.
     pub(super) fn forget_probes(&self) {
         self.lock().probed = ProbeState::default();
     }
@@ -235,7 +235,7 @@ impl Drop for ServerInFlightGuard {
 // === impl ServerFailure ===
 
 impl ServerFailure {
-    /// The metric's label.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect_failed",

@@ -1,13 +1,13 @@
-//! Which HTTP/2 connections to a server a request goes over, so that nobody's cancelled requests break another's.
+//! Chooses the HTTP/2 connections to a server, so that one key's cancelled requests do not break those of others.
 //!
-//! A cancelled request is a `RST_STREAM`. A backend that gets many of them takes the connection for an attack and ends it,
-//! with every stream on it; and h2 itself ends one on which too much comes late for streams that are no more. So:
-//! - connections that carry many keys get no further stream after [`CANCELS_MAX`] cancelled ones, and end when they are idle;
-//! - of one key at most [`SHARED_STREAMS`] requests are in flight there; what is more goes over connections of its own;
-//! - a key that cancels more than [`SHARED_CANCELS`] has connections of its own until it has not done so for [`APART_FOR`].
+//! A cancelled request is a `RST_STREAM`. A backend that gets many of them assumes an attack and closes the connection,
+//! with every stream on it. And h2 itself closes one on which too many frames arrive for streams that no longer exist. So:
+//! - shared connections get no further stream after [`CANCELS_MAX`] cancelled ones, and close when they are idle;
+//! - at most [`SHARED_STREAMS`] requests of one key are in flight on them; further ones use connections of their own;
+//! - a key that cancels more than [`SHARED_CANCELS`] uses its own connections until it has not done so for [`APART_FOR`].
 //!
-//! Must not know: how connections are made. They are told apart by [`UpstreamStream::group`], which is part of what Pingora finds
-//! a connection to use again by.
+//! Must not know: how connections are made. They are distinguished by [`UpstreamStream::group`], which is part of the key
+//! of Pingora's pool.
 
 use super::{Server, Upstream};
 use crate::policy::upstream::balance::hash;
@@ -15,21 +15,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Cancelled requests after which a connection gets no further one. With the streams that it has then it stays below what
-/// servers put up with: 1 000 in nghttp2, 500 in Envoy, 200 in 30 s in Netty, 128 in a second in Jetty.
+/// Cancelled requests after which a connection gets no further one. With its remaining streams it then stays below the
+/// limits of servers: 1 000 in nghttp2, 500 in Envoy, 200 in 30 s in Netty, 128 in a second in Jetty.
 const CANCELS_MAX: u32 = 16;
-/// Requests of one key in flight at the same time over connections that others use.
+/// Most requests of one key in flight on shared connections.
 const SHARED_STREAMS: u32 = 8;
-/// Requests that one key may cancel there.
+/// Most requests that one key may cancel there.
 const SHARED_CANCELS: u32 = 4;
-/// How long a key that has cancelled more stays apart.
+/// How long a key that has cancelled more uses its own connections.
 const APART_FOR: Duration = Duration::from_mins(1);
-/// How long connections of one key alone are kept for its next request.
+/// How long connections of a single key are kept for its next request.
 pub(super) const APART_IDLE: Duration = Duration::from_secs(10);
-/// Keys are counted in so many places. Those that share one are counted together, which takes them apart a little earlier.
+/// Number of slots for counting keys. Keys in the same slot are counted together, which separates them a little earlier.
 const SLOTS: usize = 1_024;
 
-/// What the keys have in flight at an upstream over HTTP/2, and cancel.
+/// Requests in flight and cancelled requests of keys, at an upstream over HTTP/2.
 pub(super) struct StreamSlots(Box<[StreamSlot]>);
 
 #[derive(Default)]
@@ -38,27 +38,27 @@ struct StreamSlot {
     /// Cancelled since `since_ns`.
     cancelled: AtomicU32,
     since_ns: AtomicU64,
-    /// Until when it stays apart.
+    /// Until when it uses its own connections.
     apart_until_ns: AtomicU64,
     /// Its own connections.
     own: Generation,
 }
 
-/// Connections of one kind: after [`CANCELS_MAX`] cancelled requests others take their place.
+/// Connections of one kind: after [`CANCELS_MAX`] cancelled requests they are replaced by others.
 #[derive(Default)]
 pub(super) struct Generation {
     number: AtomicU64,
     cancelled: AtomicU32,
 }
 
-/// One request over HTTP/2. Dropped before [`UpstreamStream::is_over`] was said, it was cancelled.
+/// One request over HTTP/2. If it is dropped before [`UpstreamStream::finish`], it was cancelled.
 pub struct UpstreamStream {
     upstream: Arc<Upstream>,
     server: Arc<Server>,
     slot: usize,
-    /// Whether it has connections of its key alone.
+    /// Whether it uses its key's own connections.
     is_apart: bool,
-    /// Which connections it may use.
+    /// The connections it may use.
     group: u64,
     is_over: bool,
 }
@@ -72,7 +72,7 @@ impl StreamSlots {
 }
 
 impl StreamSlot {
-    /// Counts a request in. Answers whether it goes over connections of its key alone.
+    /// Counts a request. Returns whether it uses its key's own connections.
     fn begin(&self, now_ns: u64) -> bool {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
         before >= SHARED_STREAMS || now_ns < self.apart_until_ns.load(Ordering::Relaxed)
@@ -86,7 +86,7 @@ impl StreamSlot {
         }
         if self.cancelled.fetch_add(1, Ordering::Relaxed) >= SHARED_CANCELS {
             self.apart_until_ns.store(now_ns.saturating_add(apart_ns), Ordering::Relaxed);
-            // The next one counts from here, so that it stays apart for as long as it goes on.
+            // The next one counts from here, so that the key stays separate while it goes on.
             self.since_ns.store(now_ns, Ordering::Relaxed);
         }
     }
@@ -108,7 +108,7 @@ impl Generation {
 // === impl UpstreamStream ===
 
 impl Upstream {
-    /// A request of `key` (its hash) at `server`, where HTTP/2 may be spoken.
+    /// A request of `key` (its hash) at `server`, if HTTP/2 may be used.
     pub fn stream(self: &Arc<Self>, server: &Arc<Server>, key: u64) -> Option<UpstreamStream> {
         let streams = self.streams.as_ref()?;
         let slot = usize::try_from(key).unwrap_or(usize::MAX) % SLOTS;
@@ -125,17 +125,17 @@ impl Upstream {
 }
 
 impl UpstreamStream {
-    /// What tells the connections that it may use from others.
+    /// Identifies the connections that it may use.
     pub(super) const fn group(&self) -> u64 {
         self.group
     }
 
-    /// Whether nobody else's requests go over them.
+    /// Whether they are not shared with other keys.
     pub(super) const fn is_apart(&self) -> bool {
         self.is_apart
     }
 
-    /// It has ended at the backend: answered to the end, refused, or never sent.
+    /// It has ended at the backend: answered completely, refused, or never sent.
     pub const fn finish(&mut self) {
         self.is_over = true;
     }
@@ -181,7 +181,7 @@ mod tests {
         assert!(is_apart(&slot, now), "it goes on");
         now += SECOND;
         assert!(!is_apart(&slot, now));
-        // One now and then never adds up.
+        // Occasional ones never add up.
         for _ in 0..100 {
             slot.cancelled(now);
             now += 30 * SECOND;

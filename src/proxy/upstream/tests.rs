@@ -1,4 +1,4 @@
-//! What is known of servers while their group changes.
+//! The state of servers while their group changes.
 
 use super::*;
 use crate::clock::{ManualClock, Timestamp};
@@ -43,7 +43,7 @@ fn at(n: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, n], 80))
 }
 
-/// Whom four requests in a row meet, each once.
+/// The servers that four requests in a row get, each once.
 fn server_set(upstream: &Upstream) -> Vec<SocketAddr> {
     let context = PickContext { random: 0, name: 0, tried: &[] };
     let mut met: Vec<_> = (0..4).filter_map(|_| Some(upstream.pick(&context).ok()?.address)).collect();
@@ -134,7 +134,7 @@ fn what_takes_over_hears_of_requests_that_are_still_at_the_old_one() {
     let (old, clock, metrics) = group(2);
     old.apply_lookup(&[Some(vec![at(1), at(2)]), Some(vec![at(3)])]);
     let next = Arc::new(Upstream::new(settings(2), metrics, clock.clone()));
-    // The second name cannot be looked up any more.
+    // The second name can no longer be resolved.
     next.apply_lookup(&[Some(vec![at(2), at(4)]), None]);
     let old_server = old.all_members()[1].server.clone();
     next.take_over(&old);
@@ -147,7 +147,7 @@ fn what_takes_over_hears_of_requests_that_are_still_at_the_old_one() {
     assert_eq!(old.readmit(clock.now()), None, "and the new one lets it back in");
     assert_eq!(next.readmit(clock.now()), None);
     assert_eq!(server_set(&next), [at(2), at(3), at(4)]);
-    // The old one's tending may be about to end.
+    // A probe by the old upstream's task, which may be about to end.
     old.probed(&old_server, false, RULE, "");
     old.apply_lookup(&[Some(vec![at(9)]), None]);
     assert_eq!(server_set(&next), [at(2), at(3), at(4)]);
