@@ -84,6 +84,7 @@ macro_rules! behaviours {
                 a_plan_can_come_back
                 plans_are_listed_by_id
                 a_workspace_is_made_once
+                callers_at_once_that_make_one_workspace_draw_one_number
                 a_workspace_needs_a_plan
                 put_makes_and_changes_a_workspace
                 workspaces_are_listed_newest_first;

@@ -116,6 +116,17 @@ pub(crate) async fn plans_are_listed_by_id(place: Place) {
     }
 }
 
+pub(crate) async fn callers_at_once_that_make_one_workspace_draw_one_number(place: Place) {
+    place.create_plan(plan("a"), &someone(), T0).await.unwrap();
+    let before = place.version().await.unwrap();
+    let (id, a, by) = (workspace_id("w1"), plan_id("a"), someone());
+    let callers = (0..16).map(|n| place.ensure_workspace(&id, &a, &by, after(n)));
+    let made = futures_util::future::try_join_all(callers).await.unwrap();
+    let reached = place.version().await.unwrap();
+    assert_eq!(reached.0, before.0 + 1);
+    assert!(made.iter().all(|written| written.version == reached && written.value == made[0].value));
+}
+
 pub(crate) async fn a_workspace_is_made_once(place: Place) {
     place.create_plan(plan("a"), &someone(), T0).await.unwrap();
     place.create_plan(plan("b"), &someone(), T0).await.unwrap();

@@ -1,12 +1,13 @@
 //! The audit log: one line per administrative write, in the same transaction.
 
 use super::tx::Tx;
-use super::{PgStore, StoreError, next_version};
+use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
 use crate::store::shared::decode::{audit_columns, read_audit};
 use crate::store::shared::fields::int;
 use crate::store::shared::rules::{self, AuditLine, without_nul};
+use crate::store::shared::writes;
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
@@ -68,13 +69,8 @@ impl Audit for PgStore {
         at: Timestamp,
     ) -> Result<(), StoreError> {
         let (node, by) = (node.to_owned(), by.clone());
-        self.write(move |tx| {
-            Box::pin(async move {
-                let version = next_version(tx).await?;
-                add(tx, version, &by, at, AuditLine::reload(&node, changes)).await
-            })
-        })
-        .await
+        self.write(move |tx| Box::pin(async move { writes::note_reload(tx, &node, changes, &by, at).await }))
+            .await
     }
 
     async fn audit(

@@ -1,18 +1,15 @@
 //! Keys that were deleted: kept for a while so that a deletion can be undone, then without what opens them.
 
 use super::key_rows::select_keys;
-use super::tenants::plan_of;
 use super::tx::Tx;
-use super::{PgStore, StoreError, audit, next_version};
+use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::decode::{deleted_key_columns, key_columns, key_record_columns, read_deleted_key};
 use crate::store::shared::fields::int;
 use crate::store::shared::retention::STEP;
-use crate::store::shared::rules::{self, AuditLine, DeletedKey};
-use crate::store::{Actor, KeyRecord, Written};
-use serde_json::json;
+use crate::store::shared::rules::DeletedKey;
 
 /// What a key loses with its credentials.
 macro_rules! no_credentials {
@@ -23,7 +20,11 @@ macro_rules! no_credentials {
 }
 
 /// A key, deleted or not.
-async fn find(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<DeletedKey>, StoreError> {
+pub(super) async fn find(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    id: KeyId,
+) -> Result<Option<DeletedKey>, StoreError> {
     let sql = concat!(
         "SELECT ",
         key_columns!(),
@@ -38,60 +39,9 @@ async fn find(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<
     tx.one(sql, &[&id.0, &workspace.as_str()], read_deleted_key).await
 }
 
-pub(super) async fn delete(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<()>, StoreError> {
-    let version = next_version(tx).await?;
-    let found = find(tx, workspace, id).await?.filter(|key| key.record.deleted_at.is_none());
-    let DeletedKey { record, days, .. } = found.ok_or(StoreError::NotFound("key"))?;
-    let sql = "UPDATE keys SET deleted_at = $2, updated_at = $2, version = $3 WHERE id = $1";
-    tx.execute(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await?;
-    if days == 0 {
-        tx.execute(concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = $1"), &[&id.0]).await?;
-    }
-    let line = AuditLine {
-        action: "key.delete",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::fields([("name", json!(record.name)), ("hint", json!(record.hint))]),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: (), version })
-}
-
-pub(super) async fn restore(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    peppers: &[u32],
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    let deleted = find(tx, workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
-    let plan = plan_of(tx, workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::restored_key(&deleted, &plan, peppers, at)?;
-    if deleted.has_lost_old_pepper(peppers) {
-        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
-                       old_valid_until = NULL
-                   WHERE id = $1";
-        tx.execute(sql, &[&id.0]).await?;
-    }
-    let sql =
-        "UPDATE keys SET deleted_at = NULL, restored_at = $2, updated_at = $2, version = $3 WHERE id = $1";
-    tx.execute(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await?;
-    let line = AuditLine {
-        action: "key.restore",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::restore_fields(&deleted),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: record, version })
+/// Erases the credentials of a key.
+pub(super) async fn erase_credentials(tx: &Tx<'_>, id: KeyId) -> Result<(), StoreError> {
+    tx.change(concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = $1"), &[&id.0]).await
 }
 
 /// A secret that is given to a key is not kept for a deleted one any more.
@@ -101,8 +51,7 @@ pub(super) async fn release_digest(tx: &Tx<'_>, digest: Digest) -> Result<(), St
         no_credentials!(),
         " WHERE deleted_at IS NOT NULL AND (digest = $1 OR old_digest = $1)"
     );
-    tx.execute(sql, &[&digest.0.as_slice()]).await?;
-    Ok(())
+    tx.change(sql, &[&digest.0.as_slice()]).await
 }
 
 impl PgStore {

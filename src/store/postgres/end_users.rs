@@ -1,16 +1,16 @@
 //! End users, and the atomic creation of new ones.
 
-use super::tenants::plan_of;
 use super::tx::Tx;
-use super::{PgStore, StoreError, audit, next_version};
+use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{EndUserId, WorkspaceId};
 use crate::store::shared::decode::{end_user_columns, read_end_user, sound_end_user};
 use crate::store::shared::fields::int;
 use crate::store::shared::rules;
-use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written};
+use crate::store::shared::writes;
+use crate::store::shared::writes::end_users::EndUserRows;
+use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Version, Written};
 use async_trait::async_trait;
-use serde_json::json;
 
 #[async_trait]
 impl EndUsers for PgStore {
@@ -32,7 +32,7 @@ impl EndUsers for PgStore {
         }
         self.write_again(move |tx| {
             let (workspace, other_id) = (workspace.clone(), other_id.clone());
-            Box::pin(async move { admit(tx, &workspace, &other_id, id, at).await })
+            Box::pin(async move { writes::end_users::admit(tx, &workspace, &other_id, id, at).await })
         })
         .await
         .map_err(|broken| broken.error)
@@ -45,7 +45,10 @@ impl EndUsers for PgStore {
     ) -> Result<u64, StoreError> {
         users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
         let workspace = workspace.clone();
-        self.write(move |tx| Box::pin(async move { restore(tx, &workspace, &users).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::end_users::restore(tx, &workspace, &users).await })
+        })
+        .await
     }
 
     async fn end_users(
@@ -86,77 +89,78 @@ impl EndUsers for PgStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { delete(tx, &workspace, id, &by, at).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::end_users::delete(tx, &workspace, id, &by, at).await })
+        })
+        .await
     }
 }
 
-/// Locks the workspace's row first: between the look-up and the insert, nobody else inserts into this workspace.
-async fn admit(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    other_id: &str,
-    id: EndUserId,
-    at: Timestamp,
-) -> Result<EndUserAdmission, StoreError> {
-    let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
-    let there: Option<u64> = tx.one(lock, &[&workspace.as_str()], |f| f.int("end_users")).await?;
-    let there = there.ok_or(StoreError::NotFound("workspace"))?;
-    if let Some(id) = known(tx, workspace, other_id).await? {
-        return Ok(EndUserAdmission::Admitted(id));
+impl EndUserRows for Tx<'_> {
+    async fn lock_workspace(&self, id: &WorkspaceId) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
+        self.one(sql, &[&id.as_str()], |f| f.int("end_users")).await
     }
-    let quota = plan_of(tx, workspace).await?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
-    if there >= quota {
-        return Ok(EndUserAdmission::Full { quota });
+
+    async fn count_end_users(&self, workspace: &WorkspaceId, more: i64) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET end_users = end_users + $2 WHERE id = $1";
+        self.change(sql, &[&workspace.as_str(), &more]).await
     }
-    let room = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = $1";
-    tx.execute(room, &[&workspace.as_str()]).await?;
-    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
-    tx.execute(insert, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await?;
-    Ok(EndUserAdmission::Admitted(id))
-}
 
-/// Locks in the same order as [`admit`]: first the workspace, then its end users.
-async fn restore(tx: &Tx<'_>, workspace: &WorkspaceId, users: &[EndUserRecord]) -> Result<u64, StoreError> {
-    let lock = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
-    let there: Option<u64> = tx.one(lock, &[&workspace.as_str()], |f| f.int("end_users")).await?;
-    there.ok_or(StoreError::NotFound("workspace"))?;
-    let ids: Vec<_> = users.iter().map(|user| user.id.0).collect();
-    let names: Vec<_> = users.iter().map(|user| user.other_id.as_str()).collect();
-    let instants: Vec<_> = users.iter().map(|user| user.created_at.as_micros()).collect();
-    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at)
-                  SELECT id, $1, other_id, created_at
-                  FROM unnest($2::uuid[], $3::text[], $4::bigint[]) AS moved (id, other_id, created_at)
-                  ON CONFLICT DO NOTHING";
-    let new = tx.execute(insert, &[&workspace.as_str(), &ids, &names, &instants]).await?;
-    let room = "UPDATE workspaces SET end_users = end_users + $2 WHERE id = $1";
-    tx.execute(room, &[&workspace.as_str(), &int(new)]).await?;
-    Ok(new)
-}
+    async fn end_user_named(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+    ) -> Result<Option<EndUserId>, StoreError> {
+        known(self, workspace, other_id).await
+    }
 
-/// Locks in the same order as [`admit`]: first the workspace, then its end users.
-async fn delete(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: EndUserId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<()>, StoreError> {
-    let version = next_version(tx).await?;
-    let room = "UPDATE workspaces SET end_users = end_users - 1 WHERE id = $1";
-    tx.execute(room, &[&workspace.as_str()]).await?;
-    let gone = end_user_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("end user"))?;
-    tx.execute("DELETE FROM end_users WHERE id = $1", &[&id.0]).await?;
-    let tombstone = "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES ($1, $2, $3)
-                     ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
-    tx.execute(tombstone, &[&workspace.as_str(), &gone.other_id, &int(version.0)]).await?;
-    let line = rules::AuditLine {
-        action: "enduser.delete",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::fields([("other_id", json!(gone.other_id))]),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: (), version })
+    async fn end_user(
+        &self,
+        workspace: &WorkspaceId,
+        id: EndUserId,
+    ) -> Result<Option<EndUserRecord>, StoreError> {
+        end_user_record(self, workspace, id).await
+    }
+
+    async fn insert_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        id: EndUserId,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let sql = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES ($1, $2, $3, $4)";
+        self.change(sql, &[&id.0, &workspace.as_str(), &other_id, &at.as_micros()]).await
+    }
+
+    async fn insert_missing_end_users(
+        &self,
+        workspace: &WorkspaceId,
+        users: &[EndUserRecord],
+    ) -> Result<u64, StoreError> {
+        let ids: Vec<_> = users.iter().map(|user| user.id.0).collect();
+        let names: Vec<_> = users.iter().map(|user| user.other_id.as_str()).collect();
+        let instants: Vec<_> = users.iter().map(|user| user.created_at.as_micros()).collect();
+        let sql = "INSERT INTO end_users (id, workspace_id, other_id, created_at)
+                   SELECT id, $1, other_id, created_at
+                   FROM unnest($2::uuid[], $3::text[], $4::bigint[]) AS moved (id, other_id, created_at)
+                   ON CONFLICT DO NOTHING";
+        self.execute(sql, &[&workspace.as_str(), &ids, &names, &instants]).await
+    }
+
+    async fn bury_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        user: &EndUserRecord,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        self.execute("DELETE FROM end_users WHERE id = $1", &[&user.id.0]).await?;
+        let tombstone =
+            "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES ($1, $2, $3)
+                         ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+        self.change(tombstone, &[&workspace.as_str(), &user.other_id, &int(version.0)]).await
+    }
 }
 
 async fn known(

@@ -129,21 +129,6 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// The previous credential of an imported key.
-pub(super) async fn insert_old_credential(
-    tx: &Tx<'_>,
-    id: KeyId,
-    old: &Credential,
-) -> Result<(), StoreError> {
-    let sql =
-        "UPDATE keys SET old_digest = $2, old_pepper_version = $3, old_secret_id = $4, old_valid_until = $5
-               WHERE id = $1";
-    let until = old.valid_until.map(Timestamp::as_micros);
-    let (pepper, secret) = (i64::from(old.pepper_version), i64::from(old.secret.0));
-    tx.execute(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &secret, &until]).await?;
-    Ok(())
-}
-
 /// Writes every field that a patch can change.
 pub(super) async fn update(tx: &Tx<'_>, record: &KeyRecord, version: Version) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET scopes = $2, name = $3, description = $4, metadata = $5, search_text = $6,

@@ -1,16 +1,17 @@
 //! Keys: create, list, change, delete, and give new secrets.
 
 use super::deleted_keys;
-use super::key_rows::{insert, insert_old_credential, list, live_record, update};
-use super::tenants::plan_of;
+use super::key_rows::{insert, list, live_record, update};
 use super::tx::Tx;
-use super::{PgStore, StoreError, audit, next_version};
+use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::fields::int;
-use crate::store::shared::rules::{self, AuditLine};
-use crate::store::{Actor, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::shared::rules::{self, DeletedKey};
+use crate::store::shared::writes;
+use crate::store::shared::writes::keys::KeyRows;
+use crate::store::{Actor, Credential, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
 
@@ -23,7 +24,7 @@ impl Keys for PgStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| Box::pin(async move { create(tx, key, &by, at).await })).await
+        self.write(move |tx| Box::pin(async move { writes::keys::create(tx, key, &by, at).await })).await
     }
 
     async fn create_keys(
@@ -33,7 +34,8 @@ impl Keys for PgStore {
         at: Timestamp,
     ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| Box::pin(async move { create_each(tx, keys, &by, at).await })).await
+        self.write(move |tx| Box::pin(async move { writes::keys::create_each(tx, keys, &by, at).await }))
+            .await
     }
 
     async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -74,7 +76,10 @@ impl Keys for PgStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { change(tx, &workspace, id, patch, &by, at).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::keys::update(tx, &workspace, id, patch, &by, at).await })
+        })
+        .await
     }
 
     async fn delete_key(
@@ -85,7 +90,8 @@ impl Keys for PgStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { delete(tx, &workspace, id, &by, at).await })).await
+        self.write(move |tx| Box::pin(async move { writes::keys::delete(tx, &workspace, id, &by, at).await }))
+            .await
     }
 
     async fn restore_key(
@@ -98,10 +104,7 @@ impl Keys for PgStore {
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, peppers, by) = (workspace.clone(), peppers.to_vec(), by.clone());
         self.write(move |tx| {
-            Box::pin(async move {
-                forget_expired_credentials(tx, at).await?;
-                deleted_keys::restore(tx, &workspace, id, &peppers, &by, at).await
-            })
+            Box::pin(async move { writes::keys::restore(tx, &workspace, id, &peppers, &by, at).await })
         })
         .await
     }
@@ -116,9 +119,10 @@ impl Keys for PgStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        let old_until = old_until.filter(|until| *until > at);
         self.write(move |tx| {
-            Box::pin(async move { regenerate(tx, &workspace, id, new, old_until, &by, at).await })
+            Box::pin(
+                async move { writes::keys::regenerate(tx, &workspace, id, new, old_until, &by, at).await },
+            )
         })
         .await
     }
@@ -130,196 +134,145 @@ impl Keys for PgStore {
         new: Digest,
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
-        self.write(move |tx| Box::pin(rehash(tx, id, old, new, pepper_version))).await
+        self.write(move |tx| Box::pin(writes::keys::rehash(tx, id, old, new, pepper_version))).await
     }
 }
 
-// === writes ===
-
-async fn create(
-    tx: &Tx<'_>,
-    key: NewKey,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    let (credential, old) = rules::new_credentials(&key, at);
-    let plan = plan_of(tx, &key.key.workspace_id).await?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::new_key(key, &plan, &by.subject, at)?;
-    forget_expired_credentials(tx, at).await?;
-    check_digest_is_free(tx, credential.digest).await?;
-    insert(tx, &record, &credential, version).await?;
-    if let Some(old) = old {
-        check_digest_is_free(tx, old.digest).await?;
-        insert_old_credential(tx, record.key.id, &old).await?;
+impl KeyRows for Tx<'_> {
+    async fn begin_part(&self) -> Result<(), StoreError> {
+        self.control("SAVEPOINT part").await
     }
-    let line = AuditLine {
-        action: "key.create",
-        workspace: Some(&record.key.workspace_id),
-        target: record.key.id.to_string(),
-        changes: rules::key_fields(&record),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: record, version })
-}
 
-/// Each in a savepoint, so that one refused key does not affect the others.
-async fn create_each(
-    tx: &Tx<'_>,
-    keys: Vec<NewKey>,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
-    let mut done = Vec::with_capacity(keys.len());
-    for key in keys {
-        tx.control("SAVEPOINT one_key").await?;
-        let created = create(tx, key, by, at).await;
-        match created {
-            Ok(written) => {
-                tx.control("RELEASE one_key").await?;
-                done.push(Ok(written.version));
-            }
-            Err(error) if error.is_transient() => return Err(error),
-            Err(error) => {
-                tx.control("ROLLBACK TO one_key; RELEASE one_key").await?;
-                done.push(Err(error));
+    async fn keep_part(&self) -> Result<(), StoreError> {
+        self.control("RELEASE part").await
+    }
+
+    async fn undo_part(&self) -> Result<(), StoreError> {
+        self.control("ROLLBACK TO part; RELEASE part").await
+    }
+
+    async fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        live_record(self, workspace, id).await
+    }
+
+    async fn insert_key(
+        &self,
+        record: &KeyRecord,
+        credential: &Credential,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        insert(self, record, credential, version).await
+    }
+
+    async fn insert_old_credential(&self, id: KeyId, old: &Credential) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET old_digest = $2, old_pepper_version = $3, old_secret_id = $4, old_valid_until = $5
+                   WHERE id = $1";
+        let until = old.valid_until.map(Timestamp::as_micros);
+        let (pepper, secret) = (i64::from(old.pepper_version), i64::from(old.secret.0));
+        self.change(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &secret, &until]).await
+    }
+
+    async fn update_key(&self, record: &KeyRecord, version: Version) -> Result<(), StoreError> {
+        update(self, record, version).await
+    }
+
+    async fn any_key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<DeletedKey>, StoreError> {
+        deleted_keys::find(self, workspace, id).await
+    }
+
+    async fn bury_key(&self, id: KeyId, at: Timestamp, version: Version) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET deleted_at = $2, updated_at = $2, version = $3 WHERE id = $1";
+        self.change(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await
+    }
+
+    async fn revive_key(&self, id: KeyId, at: Timestamp, version: Version) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET deleted_at = NULL, restored_at = $2, updated_at = $2, version = $3 WHERE id = $1";
+        self.change(sql, &[&id.0, &at.as_micros(), &int(version.0)]).await
+    }
+
+    async fn erase_credentials(&self, id: KeyId) -> Result<(), StoreError> {
+        deleted_keys::erase_credentials(self, id).await
+    }
+
+    async fn erase_old_credential(&self, id: KeyId) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                       old_valid_until = NULL
+                   WHERE id = $1";
+        self.change(sql, &[&id.0]).await
+    }
+
+    async fn replace_credential(
+        &self,
+        record: &KeyRecord,
+        new: &IssuedCredential,
+        old_until: Option<Timestamp>,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET old_digest = CASE WHEN $2::bigint IS NULL THEN NULL ELSE digest END,
+                       old_pepper_version = CASE WHEN $2 IS NULL THEN NULL ELSE pepper_version END,
+                       old_secret_id = CASE WHEN $2 IS NULL THEN NULL ELSE secret_id END,
+                       old_valid_until = $2, digest = $3, pepper_version = $4, secret_id = $5, hint = $6,
+                       search_text = $7, updated_at = $8, version = $9
+                   WHERE id = $1";
+        self.change(
+            sql,
+            &[
+                &record.key.id.0,
+                &old_until.map(Timestamp::as_micros),
+                &new.digest.0.as_slice(),
+                &i64::from(new.pepper_version),
+                &i64::from(new.secret.0),
+                &record.hint,
+                &rules::search_text(record),
+                &record.updated_at.as_micros(),
+                &int(version.0),
+            ],
+        )
+        .await
+    }
+
+    async fn has_digest(&self, id: KeyId, digest: Digest) -> Result<bool, StoreError> {
+        let sql = "SELECT count(*) FROM keys WHERE id = $1 AND deleted_at IS NULL
+                       AND (digest = $2 OR old_digest = $2)";
+        Ok(self.count(sql, &[&id.0, &digest.0.as_slice()]).await? > 0)
+    }
+
+    async fn replace_digest(
+        &self,
+        id: KeyId,
+        old: Digest,
+        new: Digest,
+        pepper_version: u32,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        let current = "UPDATE keys SET digest = $3, pepper_version = $4, version = $5
+                       WHERE id = $1 AND digest = $2 AND deleted_at IS NULL";
+        let before = "UPDATE keys SET old_digest = $3, old_pepper_version = $4, version = $5
+                      WHERE id = $1 AND old_digest = $2 AND deleted_at IS NULL";
+        let (old, new) = (old.0.as_slice(), new.0.as_slice());
+        let (pepper, number) = (i64::from(pepper_version), int(version.0));
+        for sql in [current, before] {
+            if self.execute(sql, &[&id.0, &old, &new, &pepper, &number]).await? > 0 {
+                return Ok(true);
             }
         }
+        Ok(false)
     }
-    Ok(done)
-}
 
-async fn change(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    patch: KeyPatch,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    let before = live_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
-    if let Some(asked) = patch.rate_limit {
-        let plan = plan_of(tx, workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
-        rules::check_rate(asked, &plan)?;
+    async fn count_digest(&self, digest: Digest) -> Result<u64, StoreError> {
+        let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = $1 AND deleted_at IS NULL)
+                        + (SELECT count(*) FROM keys WHERE old_digest = $1 AND deleted_at IS NULL)";
+        self.count(sql, &[&digest.0.as_slice()]).await
     }
-    let after = rules::patched_key(&before, patch, at)?;
-    forget_expired_credentials(tx, at).await?;
-    update(tx, &after, version).await?;
-    let line = AuditLine {
-        action: "key.update",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::difference(&rules::key_fields(&before), &rules::key_fields(&after)),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: after, version })
-}
 
-async fn delete(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<()>, StoreError> {
-    forget_expired_credentials(tx, at).await?;
-    deleted_keys::delete(tx, workspace, id, by, at).await
-}
-
-/// The current credential becomes the previous one, if it stays valid; any older one ends.
-async fn regenerate(
-    tx: &Tx<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    new: IssuedCredential,
-    old_until: Option<Timestamp>,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    let mut record = live_record(tx, workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
-    forget_expired_credentials(tx, at).await?;
-    check_digest_is_free(tx, new.digest).await?;
-    let line = AuditLine {
-        action: "key.regenerate",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::regenerate_fields(&record.hint, &new, old_until),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    record.hint = new.hint;
-    record.updated_at = at;
-    let sql = "UPDATE keys SET old_digest = CASE WHEN $2::bigint IS NULL THEN NULL ELSE digest END,
-                   old_pepper_version = CASE WHEN $2 IS NULL THEN NULL ELSE pepper_version END,
-                   old_secret_id = CASE WHEN $2 IS NULL THEN NULL ELSE secret_id END,
-                   old_valid_until = $2, digest = $3, pepper_version = $4, secret_id = $5, hint = $6,
-                   search_text = $7, updated_at = $8, version = $9
-               WHERE id = $1";
-    tx.execute(
-        sql,
-        &[
-            &id.0,
-            &old_until.map(Timestamp::as_micros),
-            &new.digest.0.as_slice(),
-            &i64::from(new.pepper_version),
-            &i64::from(new.secret.0),
-            &record.hint,
-            &rules::search_text(&record),
-            &at.as_micros(),
-            &int(version.0),
-        ],
-    )
-    .await?;
-    Ok(Written { value: record, version })
-}
-
-async fn rehash(
-    tx: &Tx<'_>,
-    id: KeyId,
-    old: Digest,
-    new: Digest,
-    pepper_version: u32,
-) -> Result<Option<Version>, StoreError> {
-    // Checks before it takes the write lock: another node may have done it.
-    let has = "SELECT count(*) FROM keys WHERE id = $1 AND deleted_at IS NULL
-                   AND (digest = $2 OR old_digest = $2)";
-    if tx.count(has, &[&id.0, &old.0.as_slice()]).await? == 0 {
-        return Ok(None);
+    async fn release_digest(&self, digest: Digest) -> Result<(), StoreError> {
+        deleted_keys::release_digest(self, digest).await
     }
-    let version = next_version(tx).await?;
-    let current =
-        "UPDATE keys SET digest = $3, pepper_version = $4, version = $5 WHERE id = $1 AND digest = $2
-             AND deleted_at IS NULL";
-    let before = "UPDATE keys SET old_digest = $3, old_pepper_version = $4, version = $5
-                  WHERE id = $1 AND old_digest = $2 AND deleted_at IS NULL";
-    let (old, new) = (old.0.as_slice(), new.0.as_slice());
-    let (pepper, number) = (i64::from(pepper_version), int(version.0));
-    for sql in [current, before] {
-        if tx.execute(sql, &[&id.0, &old, &new, &pepper, &number]).await? > 0 {
-            return Ok(Some(version));
-        }
-    }
-    tx.undo();
-    Ok(None)
-}
 
-/// Credentials past their grace period are invalid; nodes see this themselves, so no version is drawn. Without this, their
-/// pepper could never be retired.
-async fn forget_expired_credentials(tx: &Tx<'_>, at: Timestamp) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
-                   old_valid_until = NULL
-               WHERE old_valid_until <= $1";
-    tx.execute(sql, &[&at.as_micros()]).await?;
-    Ok(())
-}
-
-/// No index spans both columns, so this looks; writers take turns, so looking is enough. Deleted keys make way.
-async fn check_digest_is_free(tx: &Tx<'_>, digest: Digest) -> Result<(), StoreError> {
-    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = $1 AND deleted_at IS NULL)
-                    + (SELECT count(*) FROM keys WHERE old_digest = $1 AND deleted_at IS NULL)";
-    if tx.count(sql, &[&digest.0.as_slice()]).await? > 0 {
-        return Err(rules::secret_taken());
+    async fn forget_expired_credentials(&self, at: Timestamp) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                       old_valid_until = NULL
+                   WHERE old_valid_until <= $1";
+        self.change(sql, &[&at.as_micros()]).await
     }
-    deleted_keys::release_digest(tx, digest).await
 }

@@ -1,14 +1,16 @@
 //! Plans and workspaces.
 
 use super::tx::Tx;
-use super::{PgStore, StoreError, audit, next_version};
+use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::Plan;
 use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::shared::fields::int;
-use crate::store::shared::rules::{self, AuditLine};
+use crate::store::shared::rules;
+use crate::store::shared::writes;
+use crate::store::shared::writes::tenants::TenantRows;
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;
@@ -21,10 +23,9 @@ impl Tenants for PgStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<PlanRecord>, StoreError> {
-        let by = by.clone();
-        let record = PlanRecord { created_at: at, updated_at: at, ..plan };
-        rules::check_plan(&record)?;
-        self.write(move |tx| Box::pin(async move { create_plan(tx, record, &by, at).await })).await
+        let (record, by) = (rules::new_plan(plan, at)?, by.clone());
+        self.write(move |tx| Box::pin(async move { writes::tenants::create_plan(tx, record, &by, at).await }))
+            .await
     }
 
     async fn plan(&self, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
@@ -44,12 +45,16 @@ impl Tenants for PgStore {
         at: Timestamp,
     ) -> Result<Written<PlanRecord>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { update_plan(tx, &id, patch, &by, at).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::tenants::update_plan(tx, &id, patch, &by, at).await })
+        })
+        .await
     }
 
     async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { delete_plan(tx, &id, &by, at).await })).await
+        self.write(move |tx| Box::pin(async move { writes::tenants::delete_plan(tx, &id, &by, at).await }))
+            .await
     }
 
     async fn ensure_workspace(
@@ -66,7 +71,10 @@ impl Tenants for PgStore {
             return Ok(written);
         }
         let (id, plan, by) = (id.clone(), plan.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { ensure_workspace(tx, id, plan, &by, at).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::tenants::ensure_workspace(tx, id, plan, &by, at).await })
+        })
+        .await
     }
 
     async fn workspace(&self, id: &WorkspaceId) -> Result<Option<WorkspaceRecord>, StoreError> {
@@ -88,34 +96,60 @@ impl Tenants for PgStore {
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
         let (id, plan, by) = (id.clone(), default_plan.clone(), by.clone());
-        self.write(move |tx| Box::pin(async move { put_workspace(tx, id, patch, plan, &by, at).await })).await
+        self.write(move |tx| {
+            Box::pin(async move { writes::tenants::put_workspace(tx, id, patch, plan, &by, at).await })
+        })
+        .await
     }
 }
 
-// === plans ===
+impl TenantRows for Tx<'_> {
+    async fn insert_plan(&self, record: &PlanRecord, version: Version) -> Result<bool, StoreError> {
+        let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
+                       updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
+                       deleted_keys_days)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, NULL, $8, $9, $10, $11)
+                   ON CONFLICT (id) DO UPDATE SET description = excluded.description,
+                       api_ops_rate_limit = excluded.api_ops_rate_limit, end_user_quota = excluded.end_user_quota,
+                       limits = excluded.limits, created_at = excluded.created_at, updated_at = excluded.updated_at,
+                       deleted_at = NULL, version = excluded.version,
+                       usage_retention_days = excluded.usage_retention_days,
+                       default_daily_request_limit = excluded.default_daily_request_limit,
+                       deleted_keys_days = excluded.deleted_keys_days
+                   WHERE plans.deleted_at IS NOT NULL";
+        let plan = &record.plan;
+        let made = self
+            .execute(
+                sql,
+                &[
+                    &plan.id.as_str(),
+                    &record.description,
+                    &i64::from(plan.api_ops_rate_limit),
+                    &int(plan.end_user_quota),
+                    &rules::limits_to_json(&plan.limits).to_string(),
+                    &record.created_at.as_micros(),
+                    &record.updated_at.as_micros(),
+                    &int(version.0),
+                    &record.usage_retention_days.map(i64::from),
+                    &plan.default_daily_request_limit.map(int),
+                    &i64::from(record.deleted_keys_days),
+                ],
+            )
+            .await?;
+        Ok(made > 0)
+    }
 
-async fn create_plan(
-    tx: &Tx<'_>,
-    record: PlanRecord,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<PlanRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    // A tombstone with this id is replaced; a live plan is not.
-    let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at, updated_at,
-                   deleted_at, version, usage_retention_days, default_daily_request_limit, deleted_keys_days)
-               VALUES ($1, $2, $3, $4, $5, $6, $6, NULL, $7, $8, $9, $10)
-               ON CONFLICT (id) DO UPDATE SET description = excluded.description,
-                   api_ops_rate_limit = excluded.api_ops_rate_limit, end_user_quota = excluded.end_user_quota,
-                   limits = excluded.limits, created_at = excluded.created_at, updated_at = excluded.updated_at,
-                   deleted_at = NULL, version = excluded.version,
-                   usage_retention_days = excluded.usage_retention_days,
-                   default_daily_request_limit = excluded.default_daily_request_limit,
-                   deleted_keys_days = excluded.deleted_keys_days
-               WHERE plans.deleted_at IS NOT NULL";
-    let plan = &record.plan;
-    let made = tx
-        .execute(
+    async fn live_plan(&self, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
+        plan_record(self, id).await
+    }
+
+    async fn update_plan(&self, record: &PlanRecord, version: Version) -> Result<(), StoreError> {
+        let sql = "UPDATE plans SET description = $2, api_ops_rate_limit = $3, end_user_quota = $4, limits = $5,
+                       updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9,
+                       deleted_keys_days = $10
+                   WHERE id = $1";
+        let plan = &record.plan;
+        self.change(
             sql,
             &[
                 &plan.id.as_str(),
@@ -123,75 +157,47 @@ async fn create_plan(
                 &i64::from(plan.api_ops_rate_limit),
                 &int(plan.end_user_quota),
                 &rules::limits_to_json(&plan.limits).to_string(),
-                &at.as_micros(),
+                &record.updated_at.as_micros(),
                 &int(version.0),
                 &record.usage_retention_days.map(i64::from),
                 &plan.default_daily_request_limit.map(int),
                 &i64::from(record.deleted_keys_days),
             ],
         )
-        .await?;
-    if made == 0 {
-        return Err(StoreError::AlreadyExists("plan"));
+        .await
     }
-    let changes = rules::plan_fields(&record);
-    let target = plan.id.to_string();
-    let line = AuditLine { action: "plan.create", workspace: None, target, changes };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: record, version })
+
+    async fn bury_plan(&self, id: &PlanId, at: Timestamp, version: Version) -> Result<(), StoreError> {
+        let sql = "UPDATE plans SET deleted_at = $2, updated_at = $2, version = $3 WHERE id = $1";
+        self.change(sql, &[&id.as_str(), &at.as_micros(), &int(version.0)]).await
+    }
+
+    async fn count_workspaces_on(&self, plan: &PlanId) -> Result<u64, StoreError> {
+        self.count("SELECT count(*) FROM workspaces WHERE plan_id = $1", &[&plan.as_str()]).await
+    }
+
+    async fn workspace(&self, id: &WorkspaceId) -> Result<Option<Written<WorkspaceRecord>>, StoreError> {
+        workspace_record(self, id).await
+    }
+
+    async fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> Result<(), StoreError> {
+        let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
+                   VALUES ($1, $2, $3, 0, $4, $5, $6)";
+        let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
+        let (created, updated) = (record.created_at.as_micros(), record.updated_at.as_micros());
+        self.change(sql, &[&id, &record.name, &plan, &created, &updated, &int(version.0)]).await
+    }
+
+    async fn update_workspace(&self, record: &WorkspaceRecord, version: Version) -> Result<(), StoreError> {
+        let sql =
+            "UPDATE workspaces SET name = $2, plan_id = $3, updated_at = $4, version = $5 WHERE id = $1";
+        let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
+        let updated = record.updated_at.as_micros();
+        self.change(sql, &[&id, &record.name, &plan, &updated, &int(version.0)]).await
+    }
 }
 
-async fn update_plan(
-    tx: &Tx<'_>,
-    id: &PlanId,
-    patch: PlanPatch,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<PlanRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    let before = plan_record(tx, id).await?.ok_or(StoreError::NotFound("plan"))?;
-    let after = rules::patched_plan(&before, patch, at)?;
-    let sql = "UPDATE plans SET description = $2, api_ops_rate_limit = $3, end_user_quota = $4, limits = $5,
-                   updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9,
-                   deleted_keys_days = $10
-               WHERE id = $1";
-    tx.execute(
-        sql,
-        &[
-            &id.as_str(),
-            &after.description,
-            &i64::from(after.plan.api_ops_rate_limit),
-            &int(after.plan.end_user_quota),
-            &rules::limits_to_json(&after.plan.limits).to_string(),
-            &at.as_micros(),
-            &int(version.0),
-            &after.usage_retention_days.map(i64::from),
-            &after.plan.default_daily_request_limit.map(int),
-            &i64::from(after.deleted_keys_days),
-        ],
-    )
-    .await?;
-    let changes = rules::difference(&rules::plan_fields(&before), &rules::plan_fields(&after));
-    let line = AuditLine { action: "plan.update", workspace: None, target: id.to_string(), changes };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: after, version })
-}
-
-async fn delete_plan(tx: &Tx<'_>, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError> {
-    let version = next_version(tx).await?;
-    let before = plan_record(tx, id).await?.ok_or(StoreError::NotFound("plan"))?;
-    let on_it = "SELECT count(*) FROM workspaces WHERE plan_id = $1";
-    let workspaces = tx.count(on_it, &[&id.as_str()]).await?;
-    if workspaces > 0 {
-        return Err(StoreError::PlanInUse { workspaces });
-    }
-    let sql = "UPDATE plans SET deleted_at = $2, updated_at = $2, version = $3 WHERE id = $1";
-    tx.execute(sql, &[&id.as_str(), &at.as_micros(), &int(version.0)]).await?;
-    let changes = rules::plan_fields(&before);
-    let line = AuditLine { action: "plan.delete", workspace: None, target: id.to_string(), changes };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: (), version })
-}
+// === reads ===
 
 async fn list_plans(tx: &Tx<'_>, page: PageRequest) -> Result<Page<PlanRecord>, StoreError> {
     let total = tx.count("SELECT count(*) FROM plans WHERE deleted_at IS NULL", &[]).await?;
@@ -226,84 +232,6 @@ pub(super) async fn plan_of(tx: &Tx<'_>, workspace: &WorkspaceId) -> Result<Opti
         " FROM workspaces w JOIN plans p ON p.id = w.plan_id WHERE w.id = $1"
     );
     tx.one(sql, &[&workspace.as_str()], read_plan).await
-}
-
-// === workspaces ===
-
-async fn ensure_workspace(
-    tx: &Tx<'_>,
-    id: WorkspaceId,
-    plan: PlanId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    if let Some(written) = workspace_record(tx, &id).await? {
-        tx.undo();
-        return Ok(written);
-    }
-    create_workspace(tx, rules::blank_workspace(id, plan, at), version, by, at).await
-}
-
-async fn put_workspace(
-    tx: &Tx<'_>,
-    id: WorkspaceId,
-    patch: WorkspacePatch,
-    default_plan: PlanId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    let version = next_version(tx).await?;
-    if let Some(before) = workspace_record(tx, &id).await? {
-        return update_workspace(tx, &before.value, patch, version, by, at).await;
-    }
-    let blank = rules::blank_workspace(id, default_plan, at);
-    create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, version, by, at).await
-}
-
-async fn create_workspace(
-    tx: &Tx<'_>,
-    record: WorkspaceRecord,
-    version: Version,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    plan_record(tx, &record.plan_id).await?.ok_or(StoreError::NotFound("plan"))?;
-    let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
-               VALUES ($1, $2, $3, 0, $4, $4, $5)";
-    let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
-    tx.execute(sql, &[&id, &record.name, &plan, &at.as_micros(), &int(version.0)]).await?;
-    let line = AuditLine {
-        action: "workspace.create",
-        workspace: Some(&record.id),
-        target: record.id.to_string(),
-        changes: rules::workspace_fields(&record),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: record, version })
-}
-
-async fn update_workspace(
-    tx: &Tx<'_>,
-    before: &WorkspaceRecord,
-    patch: WorkspacePatch,
-    version: Version,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    let after = rules::patched_workspace(before, patch, at)?;
-    plan_record(tx, &after.plan_id).await?.ok_or(StoreError::NotFound("plan"))?;
-    let sql = "UPDATE workspaces SET name = $2, plan_id = $3, updated_at = $4, version = $5 WHERE id = $1";
-    let (id, plan) = (after.id.as_str(), after.plan_id.as_str());
-    tx.execute(sql, &[&id, &after.name, &plan, &at.as_micros(), &int(version.0)]).await?;
-    let line = AuditLine {
-        action: "workspace.update",
-        workspace: Some(&after.id),
-        target: after.id.to_string(),
-        changes: rules::difference(&rules::workspace_fields(before), &rules::workspace_fields(&after)),
-    };
-    audit::add(tx, version, by, at, line).await?;
-    Ok(Written { value: after, version })
 }
 
 async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError> {

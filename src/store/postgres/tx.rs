@@ -217,6 +217,11 @@ impl<'t> Tx<'t> {
         self.signs.within(self.patience, executed).await
     }
 
+    /// Runs a statement, however many rows it affects.
+    pub(super) async fn change(&self, sql: &str, values: SqlValues<'_>) -> Result<(), StoreError> {
+        self.execute(sql, values).await.map(|_| ())
+    }
+
     /// Runs statements that control the transaction itself.
     pub(super) async fn control(&self, sql: &str) -> Result<(), StoreError> {
         self.signs.within(self.patience, self.transaction.batch_execute(sql)).await

@@ -1,4 +1,4 @@
-//! What all backends do alike: the rules of writes, decoding of rows, roll-ups, retention.
+//! What all backends do alike: the rules and the steps of writes, decoding of rows, roll-ups, retention.
 
 pub(super) mod decode;
 pub(super) mod fields;
@@ -7,3 +7,4 @@ pub mod migrate;
 pub(super) mod retention;
 pub mod rollup;
 pub(super) mod rules;
+pub(super) mod writes;

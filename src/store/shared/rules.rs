@@ -189,8 +189,15 @@ fn check_scopes(kind: KeyType, scopes: &Scopes) -> Result<(), StoreError> {
 
 // === plans and workspaces ===
 
+/// The record that `new` becomes at `at`, or why it may not.
+pub(in crate::store) fn new_plan(new: PlanRecord, at: Timestamp) -> Result<PlanRecord, StoreError> {
+    let record = PlanRecord { created_at: at, updated_at: at, ..new };
+    check_plan(&record)?;
+    Ok(record)
+}
+
 /// Checks the values of a plan.
-pub(in crate::store) fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
+fn check_plan(record: &PlanRecord) -> Result<(), StoreError> {
     check_text("description", &record.description)?;
     check_count("end_user_quota", record.plan.end_user_quota)?;
     check_count("default_daily_request_limit", record.plan.default_daily_request_limit.unwrap_or(0))?;

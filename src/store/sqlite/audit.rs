@@ -1,11 +1,13 @@
 //! The audit log: one line per administrative write, in the same transaction.
 
 use super::row;
-use super::{SqliteStore, StoreError, next_version};
+use super::writes::at_once;
+use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
 use crate::store::shared::decode::{audit_columns, read_audit};
 use crate::store::shared::rules::{AuditLine, without_nul};
+use crate::store::shared::writes;
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};
@@ -72,8 +74,8 @@ impl Audit for SqliteStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        let (line, by) = (AuditLine::reload(node, changes), by.clone());
-        self.write(move |tx| add(tx, next_version(tx)?, &by, at, line)).await
+        let (node, by) = (node.to_owned(), by.clone());
+        self.write(move |tx| at_once(writes::note_reload(tx, &node, changes, &by, at))).await
     }
 
     async fn audit(

@@ -1,18 +1,14 @@
 //! Deleted keys: kept for a while so that a deletion can be undone, then without their digests.
 
-use super::audit;
 use super::key_rows::select_keys;
-use super::tenants::plan_of;
-use super::{SqliteStore, StoreError, next_version, row};
+use super::{SqliteStore, StoreError, row};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::decode::{deleted_key_columns, key_columns, key_record_columns, read_deleted_key};
 use crate::store::shared::retention::STEP;
-use crate::store::shared::rules::{self, DeletedKey};
-use crate::store::{Actor, KeyRecord, Written};
+use crate::store::shared::rules::DeletedKey;
 use rusqlite::{Transaction, params};
-use serde_json::json;
 
 /// What a key loses with its credentials.
 macro_rules! no_credentials {
@@ -23,7 +19,11 @@ macro_rules! no_credentials {
 }
 
 /// A key, deleted or not.
-fn find(tx: &Transaction<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<DeletedKey>, StoreError> {
+pub(super) fn find(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    id: KeyId,
+) -> Result<Option<DeletedKey>, StoreError> {
     let sql = concat!(
         "SELECT ",
         key_columns!(),
@@ -38,64 +38,9 @@ fn find(tx: &Transaction<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Opti
     row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], read_deleted_key)
 }
 
-pub(super) fn delete(
-    tx: &Transaction<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<()>, StoreError> {
-    let found = find(tx, workspace, id)?.filter(|key| key.record.deleted_at.is_none());
-    let DeletedKey { record, days, .. } = found.ok_or(StoreError::NotFound("key"))?;
-    let version = next_version(tx)?;
-    let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
-    row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
-    if days == 0 {
-        row::execute(
-            tx,
-            concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = ?1"),
-            [id.0.as_bytes()],
-        )?;
-    }
-    let line = rules::AuditLine {
-        action: "key.delete",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::fields([("name", json!(record.name)), ("hint", json!(record.hint))]),
-    };
-    audit::add(tx, version, by, at, line)?;
-    Ok(Written { value: (), version })
-}
-
-pub(super) fn restore(
-    tx: &Transaction<'_>,
-    workspace: &WorkspaceId,
-    id: KeyId,
-    peppers: &[u32],
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let deleted = find(tx, workspace, id)?.ok_or(StoreError::NotFound("key"))?;
-    let plan = plan_of(tx, workspace)?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::restored_key(&deleted, &plan, peppers, at)?;
-    let version = next_version(tx)?;
-    if deleted.has_lost_old_pepper(peppers) {
-        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
-                       old_valid_until = NULL
-                   WHERE id = ?1";
-        row::execute(tx, sql, [id.0.as_bytes()])?;
-    }
-    let sql =
-        "UPDATE keys SET deleted_at = NULL, restored_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
-    row::execute(tx, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)])?;
-    let line = rules::AuditLine {
-        action: "key.restore",
-        workspace: Some(workspace),
-        target: id.to_string(),
-        changes: rules::restore_fields(&deleted),
-    };
-    audit::add(tx, version, by, at, line)?;
-    Ok(Written { value: record, version })
+/// Erases the credentials of a key.
+pub(super) fn erase_credentials(tx: &Transaction<'_>, id: KeyId) -> Result<(), StoreError> {
+    row::change(tx, concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = ?1"), [id.0.as_bytes()])
 }
 
 /// A digest that is given to another key is removed from a deleted one.
@@ -105,8 +50,7 @@ pub(super) fn release_digest(tx: &Transaction<'_>, digest: Digest) -> Result<(),
         no_credentials!(),
         " WHERE deleted_at IS NOT NULL AND (digest = ?1 OR old_digest = ?1)"
     );
-    row::execute(tx, sql, [digest.0])?;
-    Ok(())
+    row::change(tx, sql, [digest.0])
 }
 
 impl SqliteStore {

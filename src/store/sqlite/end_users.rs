@@ -1,17 +1,18 @@
 //! End users, and the atomic creation of new ones.
 
-use super::audit;
 use super::row;
-use super::tenants::plan_of;
-use super::{SqliteStore, StoreError, next_version};
+use super::writes::at_once;
+use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{EndUserId, WorkspaceId};
 use crate::store::shared::decode::{end_user_columns, read_end_user, sound_end_user};
 use crate::store::shared::rules;
-use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Written};
+use crate::store::shared::writes::end_users::EndUserRows;
+use crate::store::shared::writes::{self, Rows};
+use crate::store::{Actor, EndUserAdmission, EndUserRecord, EndUsers, Page, PageRequest, Version, Written};
 use async_trait::async_trait;
 use rusqlite::{Transaction, params};
-use serde_json::json;
+use std::future::ready;
 
 #[async_trait]
 impl EndUsers for SqliteStore {
@@ -29,7 +30,7 @@ impl EndUsers for SqliteStore {
         if let Some(id) = self.read(move |tx| known(tx, &known_workspace, &known_id)).await? {
             return Ok(EndUserAdmission::Admitted(id));
         }
-        self.write(move |tx| admit(tx, &workspace, &other_id, id, at)).await
+        self.write(move |tx| at_once(writes::end_users::admit(tx, &workspace, &other_id, id, at))).await
     }
 
     async fn restore_end_users(
@@ -39,7 +40,7 @@ impl EndUsers for SqliteStore {
     ) -> Result<u64, StoreError> {
         users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
         let workspace = workspace.clone();
-        self.write(move |tx| restore(tx, &workspace, &users)).await
+        self.write(move |tx| at_once(writes::end_users::restore(tx, &workspace, &users))).await
     }
 
     async fn end_users(
@@ -73,56 +74,61 @@ impl EndUsers for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
-            let gone = end_user_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("end user"))?;
-            let version = next_version(tx)?;
-            row::execute(tx, "DELETE FROM end_users WHERE id = ?1", [id.0.as_bytes()])?;
-            let room = "UPDATE workspaces SET end_users = end_users - 1 WHERE id = ?1";
-            row::execute(tx, room, [workspace.as_str()])?;
-            let tombstone =
-                "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
-                             ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
-            row::execute(tx, tombstone, params![workspace.as_str(), gone.other_id, row::int(version.0)])?;
-            let line = rules::AuditLine {
-                action: "enduser.delete",
-                workspace: Some(&workspace),
-                target: id.to_string(),
-                changes: rules::fields([("other_id", json!(gone.other_id))]),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            Ok(Written { value: (), version })
-        })
-        .await
+        self.write(move |tx| at_once(writes::end_users::delete(tx, &workspace, id, &by, at))).await
     }
 }
 
-/// One transaction, and writes are serialized: between the look-up and the insert nobody else inserts.
-fn admit(
-    tx: &Transaction<'_>,
-    workspace: &WorkspaceId,
-    other_id: &str,
-    id: EndUserId,
-    at: Timestamp,
-) -> Result<EndUserAdmission, StoreError> {
-    if let Some(id) = known(tx, workspace, other_id)? {
-        return Ok(EndUserAdmission::Admitted(id));
+impl EndUserRows for Transaction<'_> {
+    /// Writers take turns anyway.
+    fn lock_workspace(&self, id: &WorkspaceId) -> impl Rows<Option<u64>> {
+        let sql = "SELECT end_users FROM workspaces WHERE id = ?1";
+        ready(row::one(self, sql, [id.as_str()], |f| f.int("end_users")))
     }
-    let quota = plan_of(tx, workspace)?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
-    let sql = "UPDATE workspaces SET end_users = end_users + 1 WHERE id = ?1 AND end_users < ?2";
-    if row::execute(tx, sql, params![workspace.as_str(), row::int(quota)])? == 0 {
-        return Ok(EndUserAdmission::Full { quota });
+
+    fn count_end_users(&self, workspace: &WorkspaceId, more: i64) -> impl Rows<()> {
+        let sql = "UPDATE workspaces SET end_users = end_users + ?2 WHERE id = ?1";
+        ready(row::change(self, sql, params![workspace.as_str(), more]))
     }
-    let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)";
-    row::execute(tx, insert, params![id.0.as_bytes(), workspace.as_str(), other_id, at.as_micros()])?;
-    Ok(EndUserAdmission::Admitted(id))
+
+    fn end_user_named(&self, workspace: &WorkspaceId, other_id: &str) -> impl Rows<Option<EndUserId>> {
+        ready(known(self, workspace, other_id))
+    }
+
+    fn end_user(&self, workspace: &WorkspaceId, id: EndUserId) -> impl Rows<Option<EndUserRecord>> {
+        ready(end_user_record(self, workspace, id))
+    }
+
+    fn insert_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        other_id: &str,
+        id: EndUserId,
+        at: Timestamp,
+    ) -> impl Rows<()> {
+        let sql = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)";
+        let values = params![id.0.as_bytes(), workspace.as_str(), other_id, at.as_micros()];
+        ready(row::change(self, sql, values))
+    }
+
+    fn insert_missing_end_users(&self, workspace: &WorkspaceId, users: &[EndUserRecord]) -> impl Rows<u64> {
+        ready(insert_missing(self, workspace, users))
+    }
+
+    fn bury_end_user(
+        &self,
+        workspace: &WorkspaceId,
+        user: &EndUserRecord,
+        version: Version,
+    ) -> impl Rows<()> {
+        ready(bury(self, workspace, user, version))
+    }
 }
 
-fn restore(
+fn insert_missing(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,
     users: &[EndUserRecord],
 ) -> Result<u64, StoreError> {
-    plan_of(tx, workspace)?.ok_or(StoreError::NotFound("workspace"))?;
     let insert = "INSERT INTO end_users (id, workspace_id, other_id, created_at) VALUES (?1, ?2, ?3, ?4)
                   ON CONFLICT DO NOTHING";
     let mut new = 0;
@@ -131,9 +137,19 @@ fn restore(
             params![user.id.0.as_bytes(), workspace.as_str(), user.other_id, user.created_at.as_micros()];
         new += u64::try_from(row::execute(tx, insert, values)?).unwrap_or(0);
     }
-    let room = "UPDATE workspaces SET end_users = end_users + ?2 WHERE id = ?1";
-    row::execute(tx, room, params![workspace.as_str(), row::int(new)])?;
     Ok(new)
+}
+
+fn bury(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    user: &EndUserRecord,
+    version: Version,
+) -> Result<(), StoreError> {
+    row::execute(tx, "DELETE FROM end_users WHERE id = ?1", [user.id.0.as_bytes()])?;
+    let tombstone = "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+    row::change(tx, tombstone, params![workspace.as_str(), user.other_id, row::int(version.0)])
 }
 
 fn known(

@@ -1,20 +1,22 @@
 //! Keys: create, list, change, delete, and give new secrets.
 
-use super::audit;
 use super::deleted_keys;
 use super::key_rows::{list, live_record};
 use super::row;
-use super::tenants::plan_of;
-use super::{SqliteStore, StoreError, next_version};
+use super::writes::at_once;
+use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::store::shared::rules;
+use crate::store::shared::rules::{self, DeletedKey};
+use crate::store::shared::writes::keys::KeyRows;
+use crate::store::shared::writes::{self, Rows};
 use crate::store::{Actor, Credential, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
 use serde_json::json;
+use std::future::ready;
 
 #[async_trait]
 impl Keys for SqliteStore {
@@ -25,7 +27,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| create(tx, key, &by, at)).await
+        self.write(move |tx| at_once(writes::keys::create(tx, key, &by, at))).await
     }
 
     async fn create_keys(
@@ -35,23 +37,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
         let by = by.clone();
-        self.write(move |tx| {
-            let mut done = Vec::with_capacity(keys.len());
-            for key in keys {
-                tx.execute_batch("SAVEPOINT one_key")?;
-                let created = create(tx, key, &by, at);
-                if created.is_err() {
-                    tx.execute_batch("ROLLBACK TO one_key")?;
-                }
-                tx.execute_batch("RELEASE one_key")?;
-                match created {
-                    Err(error) if error.is_transient() => return Err(error),
-                    other => done.push(other.map(|written| written.version)),
-                }
-            }
-            Ok(done)
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::create_each(tx, keys, &by, at))).await
     }
 
     async fn key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -88,26 +74,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
-            let before = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
-            if let Some(asked) = patch.rate_limit {
-                let plan = plan_of(tx, &workspace)?.ok_or(StoreError::NotFound("workspace"))?;
-                rules::check_rate(asked, &plan)?;
-            }
-            let after = rules::patched_key(&before, patch, at)?;
-            forget_expired_credentials(tx, at)?;
-            let version = next_version(tx)?;
-            update(tx, &after, version)?;
-            let line = rules::AuditLine {
-                action: "key.update",
-                workspace: Some(&workspace),
-                target: id.to_string(),
-                changes: rules::difference(&rules::key_fields(&before), &rules::key_fields(&after)),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            Ok(Written { value: after, version })
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::update(tx, &workspace, id, patch, &by, at))).await
     }
 
     async fn delete_key(
@@ -118,11 +85,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
-            forget_expired_credentials(tx, at)?;
-            deleted_keys::delete(tx, &workspace, id, &by, at)
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::delete(tx, &workspace, id, &by, at))).await
     }
 
     async fn restore_key(
@@ -134,11 +97,7 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, peppers, by) = (workspace.clone(), peppers.to_vec(), by.clone());
-        self.write(move |tx| {
-            forget_expired_credentials(tx, at)?;
-            deleted_keys::restore(tx, &workspace, id, &peppers, &by, at)
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::restore(tx, &workspace, id, &peppers, &by, at))).await
     }
 
     async fn regenerate_key(
@@ -151,26 +110,8 @@ impl Keys for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError> {
         let (workspace, by) = (workspace.clone(), by.clone());
-        self.write(move |tx| {
-            let mut record = live_record(tx, &workspace, id)?.ok_or(StoreError::NotFound("key"))?;
-            forget_expired_credentials(tx, at)?;
-            check_digest_is_free(tx, new.digest)?;
-            let old_until = old_until.filter(|until| *until > at);
-            let version = next_version(tx)?;
-            replace_credential(tx, id, &new, old_until, version, at)?;
-            let line = rules::AuditLine {
-                action: "key.regenerate",
-                workspace: Some(&workspace),
-                target: id.to_string(),
-                changes: rules::regenerate_fields(&record.hint, &new, old_until),
-            };
-            audit::add(tx, version, &by, at, line)?;
-            record.hint = new.hint;
-            record.updated_at = at;
-            write_search_text(tx, &record)?;
-            Ok(Written { value: record, version })
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::regenerate(tx, &workspace, id, new, old_until, &by, at)))
+            .await
     }
 
     async fn rehash_key(
@@ -180,52 +121,129 @@ impl Keys for SqliteStore {
         new: Digest,
         pepper_version: u32,
     ) -> Result<Option<Version>, StoreError> {
-        self.write(move |tx| {
-            let sql = "SELECT digest = ?2 FROM keys WHERE id = ?1 AND deleted_at IS NULL
-                           AND (digest = ?2 OR old_digest = ?2)";
-            let found = row::one(tx, sql, params![id.0.as_bytes(), old.0], |f| f.bool("digest"))?;
-            let Some(is_current) = found else { return Ok(None) };
-            let version = next_version(tx)?;
-            let sql = if is_current {
-                "UPDATE keys SET digest = ?2, pepper_version = ?3, version = ?4 WHERE id = ?1"
-            } else {
-                "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, version = ?4 WHERE id = ?1"
-            };
-            row::execute(tx, sql, params![id.0.as_bytes(), new.0, pepper_version, row::int(version.0)])?;
-            Ok(Some(version))
-        })
-        .await
+        self.write(move |tx| at_once(writes::keys::rehash(tx, id, old, new, pepper_version))).await
     }
 }
 
-fn create(
-    tx: &Transaction<'_>,
-    key: NewKey,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<KeyRecord>, StoreError> {
-    let (credential, old) = rules::new_credentials(&key, at);
-    let plan = plan_of(tx, &key.key.workspace_id)?.ok_or(StoreError::NotFound("workspace"))?;
-    let record = rules::new_key(key, &plan, &by.subject, at)?;
-    forget_expired_credentials(tx, at)?;
-    check_digest_is_free(tx, credential.digest)?;
-    let version = next_version(tx)?;
-    insert(tx, &record, &credential, version)?;
-    if let Some(old) = old {
-        check_digest_is_free(tx, old.digest)?;
-        insert_old_credential(tx, record.key.id, &old)?;
+impl KeyRows for Transaction<'_> {
+    fn begin_part(&self) -> impl Rows<()> {
+        ready(self.execute_batch("SAVEPOINT part").map_err(Into::into))
     }
-    let line = rules::AuditLine {
-        action: "key.create",
-        workspace: Some(&record.key.workspace_id),
-        target: record.key.id.to_string(),
-        changes: rules::key_fields(&record),
-    };
-    audit::add(tx, version, by, at, line)?;
-    Ok(Written { value: record, version })
-}
 
-// === writes ===
+    fn keep_part(&self) -> impl Rows<()> {
+        ready(self.execute_batch("RELEASE part").map_err(Into::into))
+    }
+
+    fn undo_part(&self) -> impl Rows<()> {
+        ready(self.execute_batch("ROLLBACK TO part; RELEASE part").map_err(Into::into))
+    }
+
+    fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<KeyRecord>> {
+        ready(live_record(self, workspace, id))
+    }
+
+    fn insert_key(&self, record: &KeyRecord, credential: &Credential, version: Version) -> impl Rows<()> {
+        ready(insert(self, record, credential, version))
+    }
+
+    fn insert_old_credential(&self, id: KeyId, old: &Credential) -> impl Rows<()> {
+        let sql = "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_secret_id = ?4, old_valid_until = ?5
+                   WHERE id = ?1";
+        let until = old.valid_until.map(Timestamp::as_micros);
+        let values = params![id.0.as_bytes(), old.digest.0, old.pepper_version, old.secret.0, until];
+        ready(row::change(self, sql, values))
+    }
+
+    fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()> {
+        ready(update(self, record, version))
+    }
+
+    fn any_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<DeletedKey>> {
+        ready(deleted_keys::find(self, workspace, id))
+    }
+
+    fn bury_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
+        ready(row::change(self, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)]))
+    }
+
+    fn revive_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE keys SET deleted_at = NULL, restored_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
+        ready(row::change(self, sql, params![id.0.as_bytes(), at.as_micros(), row::int(version.0)]))
+    }
+
+    fn erase_credentials(&self, id: KeyId) -> impl Rows<()> {
+        ready(deleted_keys::erase_credentials(self, id))
+    }
+
+    fn erase_old_credential(&self, id: KeyId) -> impl Rows<()> {
+        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                       old_valid_until = NULL
+                   WHERE id = ?1";
+        ready(row::change(self, sql, [id.0.as_bytes()]))
+    }
+
+    fn replace_credential(
+        &self,
+        record: &KeyRecord,
+        new: &IssuedCredential,
+        old_until: Option<Timestamp>,
+        version: Version,
+    ) -> impl Rows<()> {
+        let sql = "UPDATE keys SET old_digest = CASE WHEN :until IS NULL THEN NULL ELSE digest END,
+                       old_pepper_version = CASE WHEN :until IS NULL THEN NULL ELSE pepper_version END,
+                       old_secret_id = CASE WHEN :until IS NULL THEN NULL ELSE secret_id END,
+                       old_valid_until = :until, digest = :digest, pepper_version = :pepper, secret_id = :secret,
+                       hint = :hint, search_text = :search, updated_at = :updated, version = :version
+                   WHERE id = :id";
+        let values = named_params! {
+            ":id": record.key.id.0.as_bytes(),
+            ":until": old_until.map(Timestamp::as_micros),
+            ":digest": new.digest.0,
+            ":pepper": new.pepper_version,
+            ":secret": new.secret.0,
+            ":hint": record.hint,
+            ":search": rules::search_text(record),
+            ":updated": record.updated_at.as_micros(),
+            ":version": row::int(version.0),
+        };
+        ready(row::change(self, sql, values))
+    }
+
+    fn has_digest(&self, id: KeyId, digest: Digest) -> impl Rows<bool> {
+        let sql = "SELECT count(*) FROM keys WHERE id = ?1 AND deleted_at IS NULL
+                       AND (digest = ?2 OR old_digest = ?2)";
+        ready(row::count(self, sql, params![id.0.as_bytes(), digest.0]).map(|found| found > 0))
+    }
+
+    fn replace_digest(
+        &self,
+        id: KeyId,
+        old: Digest,
+        new: Digest,
+        pepper_version: u32,
+        version: Version,
+    ) -> impl Rows<bool> {
+        ready(replace_digest(self, id, old, new, pepper_version, version))
+    }
+
+    fn count_digest(&self, digest: Digest) -> impl Rows<u64> {
+        let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1 AND deleted_at IS NULL)
+                        + (SELECT count(*) FROM keys WHERE old_digest = ?1 AND deleted_at IS NULL)";
+        ready(row::count(self, sql, [digest.0]))
+    }
+
+    fn release_digest(&self, digest: Digest) -> impl Rows<()> {
+        ready(deleted_keys::release_digest(self, digest))
+    }
+
+    fn forget_expired_credentials(&self, at: Timestamp) -> impl Rows<()> {
+        let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
+                       old_valid_until = NULL
+                   WHERE old_valid_until <= ?1";
+        ready(row::change(self, sql, [at.as_micros()]))
+    }
+}
 
 fn insert(
     tx: &Transaction<'_>,
@@ -276,16 +294,6 @@ fn insert(
     Ok(())
 }
 
-/// The previous credential of an imported key.
-fn insert_old_credential(tx: &Transaction<'_>, id: KeyId, old: &Credential) -> Result<(), StoreError> {
-    let sql =
-        "UPDATE keys SET old_digest = ?2, old_pepper_version = ?3, old_secret_id = ?4, old_valid_until = ?5
-               WHERE id = ?1";
-    let until = old.valid_until.map(Timestamp::as_micros);
-    row::execute(tx, sql, params![id.0.as_bytes(), old.digest.0, old.pepper_version, old.secret.0, until])?;
-    Ok(())
-}
-
 /// Writes every field that a patch can change.
 fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<(), StoreError> {
     let sql =
@@ -322,60 +330,23 @@ fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<
     Ok(())
 }
 
-/// The current credential becomes the previous one, if it stays valid; any older one ends.
-fn replace_credential(
+fn replace_digest(
     tx: &Transaction<'_>,
     id: KeyId,
-    new: &IssuedCredential,
-    old_until: Option<Timestamp>,
+    old: Digest,
+    new: Digest,
+    pepper_version: u32,
     version: Version,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = CASE WHEN :until IS NULL THEN NULL ELSE digest END,
-                   old_pepper_version = CASE WHEN :until IS NULL THEN NULL ELSE pepper_version END,
-                   old_secret_id = CASE WHEN :until IS NULL THEN NULL ELSE secret_id END,
-                   old_valid_until = :until, digest = :digest, pepper_version = :pepper, secret_id = :secret,
-                   hint = :hint, updated_at = :at, version = :version
-               WHERE id = :id";
-    row::execute(
-        tx,
-        sql,
-        named_params! {
-            ":id": id.0.as_bytes(),
-            ":until": old_until.map(Timestamp::as_micros),
-            ":digest": new.digest.0,
-            ":pepper": new.pepper_version,
-            ":secret": new.secret.0,
-            ":hint": new.hint,
-            ":at": at.as_micros(),
-            ":version": row::int(version.0),
-        },
-    )?;
-    Ok(())
-}
-
-fn write_search_text(tx: &Transaction<'_>, record: &KeyRecord) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET search_text = ?2 WHERE id = ?1";
-    row::execute(tx, sql, params![record.key.id.0.as_bytes(), rules::search_text(record)])?;
-    Ok(())
-}
-
-/// Credentials past their grace period are invalid; nodes see this themselves, so no version is drawn. Without this, their
-/// pepper could never be retired.
-fn forget_expired_credentials(tx: &Transaction<'_>, at: Timestamp) -> Result<(), StoreError> {
-    let sql = "UPDATE keys SET old_digest = NULL, old_pepper_version = NULL, old_secret_id = NULL,
-                   old_valid_until = NULL
-               WHERE old_valid_until <= ?1";
-    row::execute(tx, sql, [at.as_micros()])?;
-    Ok(())
-}
-
-/// No index spans both columns, so this queries both; writes are serialized, so that is enough. Deleted keys give way.
-fn check_digest_is_free(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
-    let sql = "SELECT (SELECT count(*) FROM keys WHERE digest = ?1 AND deleted_at IS NULL)
-                    + (SELECT count(*) FROM keys WHERE old_digest = ?1 AND deleted_at IS NULL)";
-    if row::count(tx, sql, [digest.0])? > 0 {
-        return Err(rules::secret_taken());
+) -> Result<bool, StoreError> {
+    let current = "UPDATE keys SET digest = ?3, pepper_version = ?4, version = ?5
+                   WHERE id = ?1 AND digest = ?2 AND deleted_at IS NULL";
+    let before = "UPDATE keys SET old_digest = ?3, old_pepper_version = ?4, version = ?5
+                  WHERE id = ?1 AND old_digest = ?2 AND deleted_at IS NULL";
+    for sql in [current, before] {
+        let values = params![id.0.as_bytes(), old.0, new.0, pepper_version, row::int(version.0)];
+        if row::execute(tx, sql, values)? > 0 {
+            return Ok(true);
+        }
     }
-    deleted_keys::release_digest(tx, digest)
+    Ok(false)
 }

@@ -24,6 +24,7 @@ mod rollups;
 mod row;
 mod tenants;
 mod workers;
+mod writes;
 
 pub use open::{check, migrate};
 

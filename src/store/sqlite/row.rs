@@ -56,6 +56,11 @@ pub(super) fn count(tx: &Transaction<'_>, sql: &str, params: impl Params) -> Res
     Ok(one(tx, sql, params, |f| f.int("count"))?.unwrap_or(0))
 }
 
+/// Runs a statement, however many rows it affects.
+pub(super) fn change(tx: &Transaction<'_>, sql: &str, params: impl Params) -> Result<(), StoreError> {
+    execute(tx, sql, params).map(|_| ())
+}
+
 /// Runs a statement and returns how many rows it affected.
 pub(super) fn execute(tx: &Transaction<'_>, sql: &str, params: impl Params) -> Result<usize, StoreError> {
     Ok(tx.prepare_cached(sql)?.execute(params)?)

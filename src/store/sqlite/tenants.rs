@@ -1,18 +1,21 @@
 //! Plans and workspaces.
 
-use super::audit;
 use super::row;
-use super::{SqliteStore, StoreError, next_version};
+use super::writes::at_once;
+use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::Plan;
 use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::shared::rules;
-use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Written};
+use crate::store::shared::writes::tenants::TenantRows;
+use crate::store::shared::writes::{self, Rows};
+use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
+use std::future::ready;
 
 #[async_trait]
 impl Tenants for SqliteStore {
@@ -22,58 +25,8 @@ impl Tenants for SqliteStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<PlanRecord>, StoreError> {
-        let by = by.clone();
-        let record = PlanRecord { created_at: at, updated_at: at, ..plan };
-        rules::check_plan(&record)?;
-        self.write(move |tx| {
-            let version = next_version(tx)?;
-            // A tombstone with this id is replaced; a live plan is not.
-            let sql =
-                "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
-                           updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
-                           deleted_keys_days)
-                       VALUES (:id, :description, :rate, :quota, :limits, :at, :at, NULL, :version, :retention, :daily,
-                           :deleted)
-                       ON CONFLICT (id) DO UPDATE SET description = excluded.description,
-                           api_ops_rate_limit = excluded.api_ops_rate_limit,
-                           end_user_quota = excluded.end_user_quota, limits = excluded.limits,
-                           created_at = excluded.created_at, updated_at = excluded.updated_at,
-                           deleted_at = NULL, version = excluded.version,
-                           usage_retention_days = excluded.usage_retention_days,
-                           default_daily_request_limit = excluded.default_daily_request_limit,
-                           deleted_keys_days = excluded.deleted_keys_days
-                       WHERE plans.deleted_at IS NOT NULL";
-            let made = row::execute(
-                tx,
-                sql,
-                named_params! {
-                    ":id": record.plan.id.as_str(),
-                    ":description": record.description,
-                    ":rate": record.plan.api_ops_rate_limit,
-                    ":quota": row::int(record.plan.end_user_quota),
-                    ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
-                    ":at": at.as_micros(),
-                    ":version": row::int(version.0),
-                    ":retention": record.usage_retention_days,
-                    ":deleted": record.deleted_keys_days,
-                    ":daily": record.plan.default_daily_request_limit.map(row::int),
-                },
-            )?;
-            if made == 0 {
-                return Err(StoreError::AlreadyExists("plan"));
-            }
-            let changes = rules::plan_fields(&record);
-            let target = record.plan.id.to_string();
-            audit::add(
-                tx,
-                version,
-                &by,
-                at,
-                rules::AuditLine { action: "plan.create", workspace: None, target, changes },
-            )?;
-            Ok(Written { value: record, version })
-        })
-        .await
+        let (record, by) = (rules::new_plan(plan, at)?, by.clone());
+        self.write(move |tx| at_once(writes::tenants::create_plan(tx, record, &by, at))).await
     }
 
     async fn plan(&self, id: &PlanId) -> Result<Option<PlanRecord>, StoreError> {
@@ -107,69 +60,12 @@ impl Tenants for SqliteStore {
         at: Timestamp,
     ) -> Result<Written<PlanRecord>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write(move |tx| {
-            let before = plan_record(tx, &id)?.ok_or(StoreError::NotFound("plan"))?;
-            let after = rules::patched_plan(&before, patch, at)?;
-            let version = next_version(tx)?;
-            let sql = "UPDATE plans SET description = :description, api_ops_rate_limit = :rate,
-                           end_user_quota = :quota, limits = :limits, updated_at = :at, version = :version,
-                           usage_retention_days = :retention, default_daily_request_limit = :daily,
-                           deleted_keys_days = :deleted
-                       WHERE id = :id";
-            row::execute(
-                tx,
-                sql,
-                named_params! {
-                    ":id": id.as_str(),
-                    ":description": after.description,
-                    ":rate": after.plan.api_ops_rate_limit,
-                    ":quota": row::int(after.plan.end_user_quota),
-                    ":limits": rules::limits_to_json(&after.plan.limits).to_string(),
-                    ":at": at.as_micros(),
-                    ":version": row::int(version.0),
-                    ":retention": after.usage_retention_days,
-                    ":deleted": after.deleted_keys_days,
-                    ":daily": after.plan.default_daily_request_limit.map(row::int),
-                },
-            )?;
-            let changes = rules::difference(&rules::plan_fields(&before), &rules::plan_fields(&after));
-            let target = id.to_string();
-            audit::add(
-                tx,
-                version,
-                &by,
-                at,
-                rules::AuditLine { action: "plan.update", workspace: None, target, changes },
-            )?;
-            Ok(Written { value: after, version })
-        })
-        .await
+        self.write(move |tx| at_once(writes::tenants::update_plan(tx, &id, patch, &by, at))).await
     }
 
     async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError> {
         let (id, by) = (id.clone(), by.clone());
-        self.write(move |tx| {
-            let before = plan_record(tx, &id)?.ok_or(StoreError::NotFound("plan"))?;
-            let on_it = "SELECT count(*) FROM workspaces WHERE plan_id = ?1";
-            let workspaces = row::count(tx, on_it, [id.as_str()])?;
-            if workspaces > 0 {
-                return Err(StoreError::PlanInUse { workspaces });
-            }
-            let version = next_version(tx)?;
-            let sql = "UPDATE plans SET deleted_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
-            row::execute(tx, sql, params![id.as_str(), at.as_micros(), row::int(version.0)])?;
-            let changes = rules::plan_fields(&before);
-            let target = id.to_string();
-            audit::add(
-                tx,
-                version,
-                &by,
-                at,
-                rules::AuditLine { action: "plan.delete", workspace: None, target, changes },
-            )?;
-            Ok(Written { value: (), version })
-        })
-        .await
+        self.write(move |tx| at_once(writes::tenants::delete_plan(tx, &id, &by, at))).await
     }
 
     async fn ensure_workspace(
@@ -185,11 +81,7 @@ impl Tenants for SqliteStore {
             return Ok(written);
         }
         let (id, plan, by) = (id.clone(), plan.clone(), by.clone());
-        self.write(move |tx| match workspace_record(tx, &id)? {
-            Some(written) => Ok(written),
-            None => create_workspace(tx, rules::blank_workspace(id, plan, at), &by, at),
-        })
-        .await
+        self.write(move |tx| at_once(writes::tenants::ensure_workspace(tx, id, plan, &by, at))).await
     }
 
     async fn workspace(&self, id: &WorkspaceId) -> Result<Option<WorkspaceRecord>, StoreError> {
@@ -220,70 +112,96 @@ impl Tenants for SqliteStore {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
-        let (id, default_plan, by) = (id.clone(), default_plan.clone(), by.clone());
-        self.write(move |tx| {
-            if let Some(before) = workspace_record(tx, &id)? {
-                return update_workspace(tx, &before.value, patch, &by, at);
-            }
-            let blank = rules::blank_workspace(id, default_plan, at);
-            create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, &by, at)
-        })
-        .await
+        let (id, plan, by) = (id.clone(), default_plan.clone(), by.clone());
+        self.write(move |tx| at_once(writes::tenants::put_workspace(tx, id, patch, plan, &by, at))).await
     }
 }
 
-// === writes ===
+impl TenantRows for Transaction<'_> {
+    fn insert_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<bool> {
+        let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
+                       updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
+                       deleted_keys_days)
+                   VALUES (:id, :description, :rate, :quota, :limits, :created, :updated, NULL, :version, :retention,
+                       :daily, :deleted)
+                   ON CONFLICT (id) DO UPDATE SET description = excluded.description,
+                       api_ops_rate_limit = excluded.api_ops_rate_limit,
+                       end_user_quota = excluded.end_user_quota, limits = excluded.limits,
+                       created_at = excluded.created_at, updated_at = excluded.updated_at,
+                       deleted_at = NULL, version = excluded.version,
+                       usage_retention_days = excluded.usage_retention_days,
+                       default_daily_request_limit = excluded.default_daily_request_limit,
+                       deleted_keys_days = excluded.deleted_keys_days
+                   WHERE plans.deleted_at IS NOT NULL";
+        let values = named_params! {
+            ":id": record.plan.id.as_str(),
+            ":description": record.description,
+            ":rate": record.plan.api_ops_rate_limit,
+            ":quota": row::int(record.plan.end_user_quota),
+            ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
+            ":created": record.created_at.as_micros(),
+            ":updated": record.updated_at.as_micros(),
+            ":version": row::int(version.0),
+            ":retention": record.usage_retention_days,
+            ":daily": record.plan.default_daily_request_limit.map(row::int),
+            ":deleted": record.deleted_keys_days,
+        };
+        ready(row::execute(self, sql, values).map(|made| made > 0))
+    }
 
-fn create_workspace(
-    tx: &Transaction<'_>,
-    record: WorkspaceRecord,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    plan_record(tx, &record.plan_id)?.ok_or(StoreError::NotFound("plan"))?;
-    let version = next_version(tx)?;
-    let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
-               VALUES (?1, ?2, ?3, 0, ?4, ?4, ?5)";
-    let values = params![
-        record.id.as_str(),
-        record.name,
-        record.plan_id.as_str(),
-        at.as_micros(),
-        row::int(version.0)
-    ];
-    row::execute(tx, sql, values)?;
-    let line = rules::AuditLine {
-        action: "workspace.create",
-        workspace: Some(&record.id),
-        target: record.id.to_string(),
-        changes: rules::workspace_fields(&record),
-    };
-    audit::add(tx, version, by, at, line)?;
-    Ok(Written { value: record, version })
-}
+    fn live_plan(&self, id: &PlanId) -> impl Rows<Option<PlanRecord>> {
+        ready(plan_record(self, id))
+    }
 
-fn update_workspace(
-    tx: &Transaction<'_>,
-    before: &WorkspaceRecord,
-    patch: WorkspacePatch,
-    by: &Actor,
-    at: Timestamp,
-) -> Result<Written<WorkspaceRecord>, StoreError> {
-    let after = rules::patched_workspace(before, patch, at)?;
-    plan_record(tx, &after.plan_id)?.ok_or(StoreError::NotFound("plan"))?;
-    let version = next_version(tx)?;
-    let sql = "UPDATE workspaces SET name = ?2, plan_id = ?3, updated_at = ?4, version = ?5 WHERE id = ?1";
-    let values =
-        params![after.id.as_str(), after.name, after.plan_id.as_str(), at.as_micros(), row::int(version.0)];
-    row::execute(tx, sql, values)?;
-    let line = rules::AuditLine {
-        action: "workspace.update",
-        workspace: Some(&after.id),
-        target: after.id.to_string(),
-        changes: rules::difference(&rules::workspace_fields(before), &rules::workspace_fields(&after)),
-    };
-    audit::add(tx, version, by, at, line)?;
-    Ok(Written { value: after, version })
+    fn update_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE plans SET description = :description, api_ops_rate_limit = :rate,
+                       end_user_quota = :quota, limits = :limits, updated_at = :updated, version = :version,
+                       usage_retention_days = :retention, default_daily_request_limit = :daily,
+                       deleted_keys_days = :deleted
+                   WHERE id = :id";
+        let values = named_params! {
+            ":id": record.plan.id.as_str(),
+            ":description": record.description,
+            ":rate": record.plan.api_ops_rate_limit,
+            ":quota": row::int(record.plan.end_user_quota),
+            ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
+            ":updated": record.updated_at.as_micros(),
+            ":version": row::int(version.0),
+            ":retention": record.usage_retention_days,
+            ":daily": record.plan.default_daily_request_limit.map(row::int),
+            ":deleted": record.deleted_keys_days,
+        };
+        ready(row::change(self, sql, values))
+    }
+
+    fn bury_plan(&self, id: &PlanId, at: Timestamp, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE plans SET deleted_at = ?2, updated_at = ?2, version = ?3 WHERE id = ?1";
+        ready(row::change(self, sql, params![id.as_str(), at.as_micros(), row::int(version.0)]))
+    }
+
+    fn count_workspaces_on(&self, plan: &PlanId) -> impl Rows<u64> {
+        ready(row::count(self, "SELECT count(*) FROM workspaces WHERE plan_id = ?1", [plan.as_str()]))
+    }
+
+    fn workspace(&self, id: &WorkspaceId) -> impl Rows<Option<Written<WorkspaceRecord>>> {
+        ready(workspace_record(self, id))
+    }
+
+    fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()> {
+        let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
+                   VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)";
+        let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
+        let (created, updated) = (record.created_at.as_micros(), record.updated_at.as_micros());
+        ready(row::change(self, sql, params![id, record.name, plan, created, updated, row::int(version.0)]))
+    }
+
+    fn update_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()> {
+        let sql =
+            "UPDATE workspaces SET name = ?2, plan_id = ?3, updated_at = ?4, version = ?5 WHERE id = ?1";
+        let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
+        let updated = record.updated_at.as_micros();
+        ready(row::change(self, sql, params![id, record.name, plan, updated, row::int(version.0)]))
+    }
 }
 
 // === reads ===

@@ -1,0 +1,250 @@
+//! Administrative writes of keys.
+
+use super::{Rows, WriteTx};
+use crate::clock::Timestamp;
+use crate::model::digest::Digest;
+use crate::model::id::{KeyId, WorkspaceId};
+use crate::store::shared::rules::{self, AuditLine, DeletedKey};
+use crate::store::{Actor, Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, StoreError};
+use crate::store::{Version, Written};
+use serde_json::json;
+
+/// The operations on rows of keys.
+pub(in crate::store) trait KeyRows: WriteTx {
+    /// Begins a part of the transaction that can be undone by itself.
+    fn begin_part(&self) -> impl Rows<()>;
+    /// Ends that part; what it did is not undone any more.
+    fn keep_part(&self) -> impl Rows<()>;
+    /// Ends that part and undoes what it did.
+    fn undo_part(&self) -> impl Rows<()>;
+
+    /// A key that is not deleted.
+    fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<KeyRecord>>;
+    fn insert_key(&self, record: &KeyRecord, credential: &Credential, version: Version) -> impl Rows<()>;
+    /// Adds the credential before, of a key that brings one along.
+    fn insert_old_credential(&self, id: KeyId, old: &Credential) -> impl Rows<()>;
+    /// Writes every field that a patch can change.
+    fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()>;
+    /// A key, deleted or not.
+    fn any_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<DeletedKey>>;
+    /// Makes a key a tombstone, which keeps its credentials.
+    fn bury_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()>;
+    /// Makes a tombstone a key again.
+    fn revive_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()>;
+    /// Erases the credentials of a key.
+    fn erase_credentials(&self, id: KeyId) -> impl Rows<()>;
+    /// Erases the credential before of a key.
+    fn erase_old_credential(&self, id: KeyId) -> impl Rows<()>;
+    /// Writes `new`, and the hint and the instant of `record`. The current credential becomes the one before, if it may live on
+    /// until `old_until`; any older one is gone.
+    fn replace_credential(
+        &self,
+        record: &KeyRecord,
+        new: &IssuedCredential,
+        old_until: Option<Timestamp>,
+        version: Version,
+    ) -> impl Rows<()>;
+
+    /// Whether a key that is not deleted has that digest, as its current one or the one before.
+    fn has_digest(&self, id: KeyId, digest: Digest) -> impl Rows<bool>;
+    /// Writes `new` in the place of `old`; false when the key does not have `old`.
+    fn replace_digest(
+        &self,
+        id: KeyId,
+        old: Digest,
+        new: Digest,
+        pepper_version: u32,
+        version: Version,
+    ) -> impl Rows<bool>;
+    /// How many credentials of keys that are not deleted have that digest. No index spans current and old ones, so this looks; writers take
+    /// turns, so looking is enough.
+    fn count_digest(&self, digest: Digest) -> impl Rows<u64>;
+    /// Erases the credentials of deleted keys that have that digest.
+    fn release_digest(&self, digest: Digest) -> impl Rows<()>;
+    /// Credentials past their grace period open nothing; nodes see that for themselves, so no version is drawn. Without this
+    /// their pepper could never be taken out of service.
+    fn forget_expired_credentials(&self, at: Timestamp) -> impl Rows<()>;
+}
+
+/// Adds a key.
+pub(in crate::store) async fn create(
+    tx: &impl KeyRows,
+    key: NewKey,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    let (credential, old) = rules::new_credentials(&key, at);
+    let plan = tx.plan_of(&key.key.workspace_id).await?.ok_or(StoreError::NotFound("workspace"))?;
+    let record = rules::new_key(key, &plan, &by.subject, at)?;
+    tx.forget_expired_credentials(at).await?;
+    claim_digest(tx, credential.digest).await?;
+    tx.insert_key(&record, &credential, version).await?;
+    if let Some(old) = old {
+        claim_digest(tx, old.digest).await?;
+        tx.insert_old_credential(record.key.id, &old).await?;
+    }
+    let line = AuditLine {
+        action: "key.create",
+        workspace: Some(&record.key.workspace_id),
+        target: record.key.id.to_string(),
+        changes: rules::key_fields(&record),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: record, version })
+}
+
+/// Adds keys, each in a part of its own, so that one that is refused takes no other with it.
+pub(in crate::store) async fn create_each(
+    tx: &impl KeyRows,
+    keys: Vec<NewKey>,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Vec<Result<Version, StoreError>>, StoreError> {
+    let mut done = Vec::with_capacity(keys.len());
+    for key in keys {
+        tx.begin_part().await?;
+        match create(tx, key, by, at).await {
+            Ok(written) => {
+                tx.keep_part().await?;
+                done.push(Ok(written.version));
+            }
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                tx.undo_part().await?;
+                done.push(Err(error));
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Changes a key.
+pub(in crate::store) async fn update(
+    tx: &impl KeyRows,
+    workspace: &WorkspaceId,
+    id: KeyId,
+    patch: KeyPatch,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    let before = tx.live_key(workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
+    if let Some(asked) = patch.rate_limit {
+        let plan = tx.plan_of(workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
+        rules::check_rate(asked, &plan)?;
+    }
+    let after = rules::patched_key(&before, patch, at)?;
+    tx.forget_expired_credentials(at).await?;
+    tx.update_key(&after, version).await?;
+    let line = AuditLine {
+        action: "key.update",
+        workspace: Some(workspace),
+        target: id.to_string(),
+        changes: rules::difference(&rules::key_fields(&before), &rules::key_fields(&after)),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: after, version })
+}
+
+/// Deletes a key.
+pub(in crate::store) async fn delete(
+    tx: &impl KeyRows,
+    workspace: &WorkspaceId,
+    id: KeyId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<()>, StoreError> {
+    let version = tx.next_version().await?;
+    tx.forget_expired_credentials(at).await?;
+    let found = tx.any_key(workspace, id).await?.filter(|key| key.record.deleted_at.is_none());
+    let DeletedKey { record: before, days, .. } = found.ok_or(StoreError::NotFound("key"))?;
+    tx.bury_key(id, at, version).await?;
+    if days == 0 {
+        tx.erase_credentials(id).await?;
+    }
+    let line = AuditLine {
+        action: "key.delete",
+        workspace: Some(workspace),
+        target: id.to_string(),
+        changes: rules::fields([("name", json!(before.name)), ("hint", json!(before.hint))]),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: (), version })
+}
+
+/// Undoes the deletion of a key. `peppers` are the versions that secrets can be checked with.
+pub(in crate::store) async fn restore(
+    tx: &impl KeyRows,
+    workspace: &WorkspaceId,
+    id: KeyId,
+    peppers: &[u32],
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    tx.forget_expired_credentials(at).await?;
+    let deleted = tx.any_key(workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
+    let plan = tx.plan_of(workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
+    let record = rules::restored_key(&deleted, &plan, peppers, at)?;
+    if deleted.has_lost_old_pepper(peppers) {
+        tx.erase_old_credential(id).await?;
+    }
+    tx.revive_key(id, at, version).await?;
+    let (target, changes) = (id.to_string(), rules::restore_fields(&deleted));
+    let line = AuditLine { action: "key.restore", workspace: Some(workspace), target, changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: record, version })
+}
+
+/// Gives a key a new credential.
+pub(in crate::store) async fn regenerate(
+    tx: &impl KeyRows,
+    workspace: &WorkspaceId,
+    id: KeyId,
+    new: IssuedCredential,
+    old_until: Option<Timestamp>,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<KeyRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    let before = tx.live_key(workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
+    tx.forget_expired_credentials(at).await?;
+    claim_digest(tx, new.digest).await?;
+    let old_until = old_until.filter(|until| *until > at);
+    let changes = rules::regenerate_fields(&before.hint, &new, old_until);
+    let after = KeyRecord { hint: new.hint.clone(), updated_at: at, ..before };
+    tx.replace_credential(&after, &new, old_until, version).await?;
+    let target = id.to_string();
+    let line = AuditLine { action: "key.regenerate", workspace: Some(workspace), target, changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: after, version })
+}
+
+/// Replaces a digest by one made with a newer pepper. No administrative act: it has no audit line.
+pub(in crate::store) async fn rehash(
+    tx: &impl KeyRows,
+    id: KeyId,
+    old: Digest,
+    new: Digest,
+    pepper_version: u32,
+) -> Result<Option<Version>, StoreError> {
+    // Looks before it takes turns with all other writes: another node may have done it.
+    if !tx.has_digest(id, old).await? {
+        return Ok(None);
+    }
+    let version = tx.next_version().await?;
+    if tx.replace_digest(id, old, new, pepper_version, version).await? {
+        return Ok(Some(version));
+    }
+    tx.undo().await?;
+    Ok(None)
+}
+
+/// A secret opens one key. Deleted keys make way.
+async fn claim_digest(tx: &impl KeyRows, digest: Digest) -> Result<(), StoreError> {
+    if tx.count_digest(digest).await? > 0 {
+        return Err(rules::secret_taken());
+    }
+    tx.release_digest(digest).await
+}

@@ -1,0 +1,147 @@
+//! Administrative writes of plans and workspaces.
+
+use super::{Rows, WriteTx};
+use crate::clock::Timestamp;
+use crate::model::id::{PlanId, WorkspaceId};
+use crate::store::shared::rules::{self, AuditLine};
+use crate::store::{
+    Actor, PlanPatch, PlanRecord, StoreError, Version, WorkspacePatch, WorkspaceRecord, Written,
+};
+
+/// The operations on rows of plans and workspaces.
+pub(in crate::store) trait TenantRows: WriteTx {
+    /// Adds a plan; false when there is a live one of that id. A tombstone of that id makes room.
+    fn insert_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<bool>;
+    /// A plan that is not deleted.
+    fn live_plan(&self, id: &PlanId) -> impl Rows<Option<PlanRecord>>;
+    fn update_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<()>;
+    /// Makes a plan a tombstone.
+    fn bury_plan(&self, id: &PlanId, at: Timestamp, version: Version) -> impl Rows<()>;
+    /// How many workspaces are on a plan.
+    fn count_workspaces_on(&self, plan: &PlanId) -> impl Rows<u64>;
+
+    fn workspace(&self, id: &WorkspaceId) -> impl Rows<Option<Written<WorkspaceRecord>>>;
+    fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()>;
+    fn update_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()>;
+}
+
+// === plans ===
+
+/// Adds a plan.
+pub(in crate::store) async fn create_plan(
+    tx: &impl TenantRows,
+    record: PlanRecord,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<PlanRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    if !tx.insert_plan(&record, version).await? {
+        return Err(StoreError::AlreadyExists("plan"));
+    }
+    let (target, changes) = (record.plan.id.to_string(), rules::plan_fields(&record));
+    let line = AuditLine { action: "plan.create", workspace: None, target, changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: record, version })
+}
+
+/// Changes a plan.
+pub(in crate::store) async fn update_plan(
+    tx: &impl TenantRows,
+    id: &PlanId,
+    patch: PlanPatch,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<PlanRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    let before = tx.live_plan(id).await?.ok_or(StoreError::NotFound("plan"))?;
+    let after = rules::patched_plan(&before, patch, at)?;
+    tx.update_plan(&after, version).await?;
+    let changes = rules::difference(&rules::plan_fields(&before), &rules::plan_fields(&after));
+    let line = AuditLine { action: "plan.update", workspace: None, target: id.to_string(), changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: after, version })
+}
+
+/// Deletes a plan that no workspace is on.
+pub(in crate::store) async fn delete_plan(
+    tx: &impl TenantRows,
+    id: &PlanId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<()>, StoreError> {
+    let version = tx.next_version().await?;
+    let before = tx.live_plan(id).await?.ok_or(StoreError::NotFound("plan"))?;
+    let workspaces = tx.count_workspaces_on(id).await?;
+    if workspaces > 0 {
+        return Err(StoreError::PlanInUse { workspaces });
+    }
+    tx.bury_plan(id, at, version).await?;
+    let changes = rules::plan_fields(&before);
+    let line = AuditLine { action: "plan.delete", workspace: None, target: id.to_string(), changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: (), version })
+}
+
+// === workspaces ===
+
+/// The workspace, made with `plan` if it does not exist.
+pub(in crate::store) async fn ensure_workspace(
+    tx: &impl TenantRows,
+    id: WorkspaceId,
+    plan: PlanId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<WorkspaceRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    if let Some(written) = tx.workspace(&id).await? {
+        tx.undo().await?;
+        return Ok(written);
+    }
+    create_workspace(tx, rules::blank_workspace(id, plan, at), version, by, at).await
+}
+
+/// Changes a workspace, or makes it.
+pub(in crate::store) async fn put_workspace(
+    tx: &impl TenantRows,
+    id: WorkspaceId,
+    patch: WorkspacePatch,
+    default_plan: PlanId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<WorkspaceRecord>, StoreError> {
+    let version = tx.next_version().await?;
+    let Some(Written { value: before, .. }) = tx.workspace(&id).await? else {
+        let blank = rules::blank_workspace(id, default_plan, at);
+        return create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, version, by, at).await;
+    };
+    let after = rules::patched_workspace(&before, patch, at)?;
+    tx.live_plan(&after.plan_id).await?.ok_or(StoreError::NotFound("plan"))?;
+    tx.update_workspace(&after, version).await?;
+    let line = AuditLine {
+        action: "workspace.update",
+        workspace: Some(&after.id),
+        target: after.id.to_string(),
+        changes: rules::difference(&rules::workspace_fields(&before), &rules::workspace_fields(&after)),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: after, version })
+}
+
+async fn create_workspace(
+    tx: &impl TenantRows,
+    record: WorkspaceRecord,
+    version: Version,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<WorkspaceRecord>, StoreError> {
+    tx.live_plan(&record.plan_id).await?.ok_or(StoreError::NotFound("plan"))?;
+    tx.insert_workspace(&record, version).await?;
+    let line = AuditLine {
+        action: "workspace.create",
+        workspace: Some(&record.id),
+        target: record.id.to_string(),
+        changes: rules::workspace_fields(&record),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: record, version })
+}
