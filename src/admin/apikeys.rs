@@ -119,7 +119,7 @@ pub(super) struct KeyView {
     expires_at: Option<i64>,
     /// Epoch milliseconds; null: not yet.
     last_used_at: Option<i64>,
-    /// Requests that were not denied, according to the ledger.
+    /// Requests that reached a backend, according to the ledger.
     usage_count: u64,
     created_by: String,
     /// Epoch milliseconds.
@@ -376,7 +376,8 @@ pub(super) fn key_id(segment: &PathSegment) -> Result<KeyId, AdminError> {
     segment.id(Fault::KeyNotFound)
 }
 
-async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> Result<KeyRecord, AdminError> {
+/// A key that is not deleted.
+pub(super) async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> Result<KeyRecord, AdminError> {
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.key(workspace, id)).await?;
     found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
 }
@@ -410,7 +411,7 @@ impl KeyView {
     }
 
     /// The view of `record` at the instant `at`.
-    fn new(record: KeyRecord, at: Timestamp) -> Self {
+    pub(super) fn new(record: KeyRecord, at: Timestamp) -> Self {
         let KeyRecord {
             key,
             name,

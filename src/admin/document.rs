@@ -19,8 +19,16 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 7] =
-    ["KeyCreate", "KeyUpdate", "KeyRegenerate", "PlanCreate", "PlanUpdate", "WorkspaceUpdate", "Limit"];
+const BODIES: [&str; 8] = [
+    "KeyCreate",
+    "KeyUpdate",
+    "KeyRegenerate",
+    "KeyLookup",
+    "PlanCreate",
+    "PlanUpdate",
+    "WorkspaceUpdate",
+    "Limit",
+];
 /// Fields of changes that cannot be null.
 const NEVER_NULL: [(&str, &[&str]); 3] = [
     ("KeyUpdate", &["name", "scopes", "rate_limit", "is_active"]),
@@ -114,6 +122,7 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
         "page" => json!({"maximum": u32::MAX}),
         "is_active" => json!({"enum": ["true", "false", "any"]}),
         "is_deleted" => json!({"enum": ["true", "false"]}),
+        "group_by" => json!({"enum": ["key", "resource"]}),
         "interval" => json!({"enum": ["minute", "hour", "day"]}),
         "format" => json!({"enum": ["json", "csv", "ndjson"]}),
         "wait" => json!({"enum": ["all"]}),
@@ -126,6 +135,7 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
 fn rule_of_field(body: &str, field: &str) -> Value {
     match (body, field) {
         ("WorkspaceUpdate", "name") => json!({"pattern": format!("^{PRINTABLE}*$")}),
+        (_, "api_key") => json!({"pattern": "^[!-~]+$"}),
         (_, "name") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
         (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),

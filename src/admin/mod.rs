@@ -20,6 +20,7 @@ mod health;
 pub mod input;
 mod jwt;
 mod logs;
+mod lookup;
 mod page;
 mod plans;
 mod propagation;
@@ -30,6 +31,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod usage_totals;
 mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};

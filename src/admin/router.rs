@@ -4,7 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, health, logs, plans, propagation, reload, usage, workspaces,
+    apikeys, audit, document, endusers, health, logs, lookup, plans, propagation, reload, usage,
+    usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -75,10 +76,12 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::patch_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
         .routes(routes!(apikeys::restore_key))
+        .routes(routes!(lookup::lookup_key))
         .routes(routes!(propagation::key_propagation))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))
         .routes(routes!(logs::key_logs))
+        .routes(routes!(usage_totals::workspace_usage))
         .routes(routes!(endusers::list_end_users))
         .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
         .routes(routes!(workspaces::list_workspaces))
@@ -98,7 +101,7 @@ fn urls() -> OpenApiRouter<AdminState> {
 /// Adds `X-Workspace-Id` to every call for one workspace.
 fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
     for (path, item) in &mut document.paths.paths {
-        if !["/apikeys", "/endusers", "/audit"].iter().any(|about| path.starts_with(about)) {
+        if !["/apikeys", "/endusers", "/audit", "/usage"].iter().any(|about| path.starts_with(about)) {
             continue;
         }
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];

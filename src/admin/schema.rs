@@ -91,6 +91,14 @@ pub(super) struct KeyUpdate {
     metadata: Option<Map<String, Value>>,
 }
 
+/// The secret of the wanted key.
+#[derive(ToSchema)]
+pub(super) struct KeyLookup {
+    /// The secret. It is not logged.
+    #[schema(min_length = 1, max_length = 128)]
+    api_key: String,
+}
+
 /// Options for a new secret.
 #[derive(ToSchema)]
 pub(super) struct KeyRegenerate {

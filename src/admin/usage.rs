@@ -60,7 +60,7 @@ impl FromParams for UsageQuery {
 /// Totals of a key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatsView {
-    /// Requests that presented its secret, denied ones included.
+    /// Requests that reached a backend.
     total_requests: u64,
     /// The same for the current UTC day.
     requests_today: u64,
@@ -73,8 +73,10 @@ pub(super) struct StatsView {
     latency: LatencyView,
     /// Failed requests among those that were not denied, from 0 to 1.
     error_rate: f64,
-    /// Denied requests.
+    /// Denied requests; they are not in the total.
     denied: u64,
+    /// Requests that were not denied and reached no backend; they are not in the total.
+    unreached: u64,
     tokens_used: u64,
 }
 
@@ -197,12 +199,13 @@ impl StatsView {
             quota_used,
             quota_limit,
             denied,
+            unreached,
             errors,
             last_used_at,
             tokens_used,
             response_time,
         } = *stats;
-        let admitted = total_requests.saturating_sub(denied);
+        let admitted = total_requests + unreached;
         let error_rate = if admitted == 0 { 0.0 } else { errors as f64 / admitted as f64 };
         Self {
             total_requests,
@@ -213,6 +216,7 @@ impl StatsView {
             latency: LatencyView::new(response_time),
             error_rate,
             denied,
+            unreached,
             tokens_used,
         }
     }
@@ -340,19 +344,20 @@ mod tests {
 
     #[test]
     fn the_error_rate_leaves_denials_out() {
-        let stats = |total_requests, denied, errors| KeyStats {
+        let stats = |total_requests, unreached, errors| KeyStats {
             total_requests,
             requests_today: 0,
             quota_used: 0,
             quota_limit: None,
-            denied,
+            denied: 7,
+            unreached,
             errors,
             last_used_at: None,
             tokens_used: 0,
             response_time: Quantiles::default(),
         };
-        for (total, denied, errors, expected) in [(10, 2, 2, 0.25), (0, 0, 0, 0.0), (5, 5, 0, 0.0)] {
-            let rate = StatsView::new(&stats(total, denied, errors)).error_rate;
+        for (total, unreached, errors, expected) in [(6, 2, 2, 0.25), (0, 0, 0, 0.0), (0, 5, 5, 1.0)] {
+            let rate = StatsView::new(&stats(total, unreached, errors)).error_rate;
             assert!((rate - expected).abs() < 1e-12, "{rate}");
         }
     }

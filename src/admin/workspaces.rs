@@ -7,9 +7,11 @@ use super::error::AdminError;
 use super::extract::{Object, PathSegment, Query};
 use super::input::UpdateWorkspaceInput;
 use super::page::{Listed, PageParams, millis};
-use super::schema::WorkspaceUpdate;
+use super::schema::{CountWord, PerWord, WorkspaceUpdate};
 use crate::model::fault::Fault;
 use crate::model::id::WorkspaceId;
+use crate::model::key::{Ceiling, Per, Plan};
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::{PageRequest, StoreError, WorkspaceRecord};
 use axum::extract::State;
 use serde::Serialize;
@@ -28,6 +30,37 @@ pub(super) struct WorkspaceView {
     created_at: i64,
     /// Epoch milliseconds.
     updated_at: i64,
+}
+
+/// A workspace with what it has used of its plan.
+#[derive(Serialize, ToSchema)]
+pub(super) struct WorkspaceDetail {
+    #[serde(flatten)]
+    workspace: WorkspaceView,
+    /// The highest rate of one key, in requests per second.
+    api_ops_rate_limit: u32,
+    /// Every quota of the plan: `end_user_quota` and its `limits`, except those per second.
+    quotas: Vec<QuotaView>,
+}
+
+/// A quota, and how far it is used.
+#[derive(Serialize, ToSchema)]
+pub(super) struct QuotaView {
+    /// `end_user_quota` or `limits`.
+    name: &'static str,
+    /// What is counted; only of `limits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<CountWord>)]
+    count: Option<&'static str>,
+    /// In which window; only of `limits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<PerWord>)]
+    per: Option<&'static str>,
+    /// How much is used, as far as the ledger knows.
+    used: u64,
+    limit: u64,
+    /// Of the limit, with two decimals; more than 100 after a plan was lowered.
+    percentage: f64,
 }
 
 /// List workspaces
@@ -49,10 +82,10 @@ pub(super) async fn list_workspaces(
 
 /// Read a workspace
 ///
-/// Role `platform`, or any role for one's own workspace.
+/// Role `platform`, or any role for one's own workspace. With what is used of each quota.
 #[utoipa::path(get, path = "/workspaces/{id}", tag = "Workspaces", params(("id" = String, Path, description = "Which workspace")),
 responses(
-    (status = 200, description = "The workspace", body = Envelope<WorkspaceView>),
+    (status = 200, description = "The workspace", body = Envelope<WorkspaceDetail>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn get_workspace(
@@ -60,7 +93,7 @@ pub(super) async fn get_workspace(
     visitor: WorkspaceVisitor,
     id: PathSegment,
     Query(()): Query<()>,
-) -> Result<ApiResponse<WorkspaceView>, AdminError> {
+) -> Result<ApiResponse<WorkspaceDetail>, AdminError> {
     if let WorkspaceVisitor::Only(own) = &visitor
         && own.as_str() != id.0
     {
@@ -68,7 +101,17 @@ pub(super) async fn get_workspace(
     }
     let id: WorkspaceId = id.id(Fault::NotFound)?;
     let found = admin.ask(Fault::NotFound, admin.deps.store.workspace(&id)).await?;
-    found.map(|w| ApiResponse::ok(WorkspaceView::new(w))).ok_or_else(|| AdminError::of(Fault::NotFound))
+    let workspace = found.ok_or_else(|| AdminError::of(Fault::NotFound))?;
+    let store = &admin.deps.store;
+    let plan = admin.ask(Fault::NotFound, store.plan(&workspace.plan_id)).await?;
+    let plan = plan.ok_or_else(|| AdminError::of(Fault::NotFound))?.plan;
+    let subject = UsageSubject::Workspace(id);
+    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, admin.now())).await?;
+    Ok(ApiResponse::ok(WorkspaceDetail {
+        api_ops_rate_limit: plan.api_ops_rate_limit,
+        quotas: quotas(&plan, workspace.end_users, &spent),
+        workspace: WorkspaceView::new(workspace),
+    }))
 }
 
 /// Change a workspace, or create it
@@ -103,6 +146,38 @@ pub(super) async fn put_workspace(
     };
     let workspace = admin.write(Fault::NotFound, call).await?;
     Ok(ApiResponse::ok(WorkspaceView::new(workspace)))
+}
+
+/// What is used of every quota of `plan`.
+fn quotas(plan: &Plan, end_users: u64, spent: &UsageTotals) -> Vec<QuotaView> {
+    let mut all = vec![QuotaView::new("end_user_quota", None, end_users, plan.end_user_quota)];
+    for ceiling in &plan.limits {
+        let used = match ceiling.per {
+            Per::Second => continue,
+            Per::Minute => spent.minute,
+            Per::Hour => spent.hour,
+            Per::Day => spent.day,
+            Per::Month => spent.month,
+            Per::Total => spent.total,
+        };
+        all.push(QuotaView::new("limits", Some(ceiling), used, ceiling.max));
+    }
+    all
+}
+
+impl QuotaView {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of counts, to be looked at")]
+    fn new(name: &'static str, ceiling: Option<&Ceiling>, used: u64, limit: u64) -> Self {
+        let share = if limit == 0 { 1.0 } else { used as f64 / limit as f64 };
+        Self {
+            name,
+            count: ceiling.map(|c| c.count.as_str()),
+            per: ceiling.map(|c| c.per.as_str()),
+            used,
+            limit,
+            percentage: (share * 10_000.0).round() / 100.0,
+        }
+    }
 }
 
 impl WorkspaceView {

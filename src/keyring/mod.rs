@@ -430,6 +430,11 @@ impl Keyring {
 }
 
 impl Presented {
+    /// The first instant at which this secret no longer opens the key; none while it is the current one.
+    pub fn valid_until(&self) -> Option<Timestamp> {
+        self.entry.credentials.iter().find(|c| c.secret == self.secret)?.valid_until
+    }
+
     /// Whether `other` is the same version of the same key, found by the same secret.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.entry, &other.entry) && self.secret == other.secret

@@ -328,6 +328,23 @@ pub trait Ledger: Send + Sync + 'static {
         range: &UsageRange,
     ) -> Result<Option<Vec<UsagePoint>>, StoreError>;
 
+    /// What the requests of a workspace's keys came to, those of deleted ones too, in time that does not depend on the
+    /// length of the ledger.
+    async fn workspace_usage(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+    ) -> Result<UsageTotal, StoreError>;
+
+    /// The same in groups, of those that have any usage, the busiest first.
+    async fn workspace_usage_by(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+        by: UsageGroup,
+        page: PageRequest,
+    ) -> Result<Page<UsageGroupTotal>, StoreError>;
+
     /// Usage records of one key, newest first.
     async fn logs(
         &self,

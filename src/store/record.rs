@@ -77,7 +77,7 @@ pub struct KeyRecord {
     pub hint: Box<str>,
     /// Charged requests in its life, according to the ledger.
     pub quota_used: u64,
-    /// Requests that were not denied, according to the ledger.
+    /// Requests that reached a backend, according to the ledger.
     pub usage_count: u64,
     /// When its secret was last presented, according to the ledger.
     pub last_used_at: Option<Timestamp>,

@@ -10,7 +10,7 @@ use crate::model::usage::UsageRecord;
 /// Totals of one key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyStats {
-    /// Requests that presented its secret, denied ones included.
+    /// Requests that reached a backend.
     pub total_requests: u64,
     /// The same for the current UTC day.
     pub requests_today: u64,
@@ -18,8 +18,10 @@ pub struct KeyStats {
     pub quota_used: u64,
     /// The key's `quota_limit`.
     pub quota_limit: Option<u64>,
-    /// Denied requests.
+    /// Denied requests; they are not in the total.
     pub denied: u64,
+    /// Requests that were not denied and reached no backend; they are not in the total.
+    pub unreached: u64,
     /// Requests that failed at the backend: status 500 or above, or no complete response.
     pub errors: u64,
     /// When its secret was last presented.
@@ -28,6 +30,61 @@ pub struct KeyStats {
     pub tokens_used: u64,
     /// Response times of requests that were not denied.
     pub response_time: Quantiles,
+}
+
+words!(
+    /// By what usage is added up.
+    UsageGroup {
+        /// Each key by itself.
+        Key = "key",
+        /// The keys of each resource.
+        Resource = "resource",
+    }
+);
+
+/// Which usage of a workspace is added up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsageTotalsFilter {
+    /// From the first instant until before the second, each moved outwards to where a UTC day begins; none: ever.
+    pub days: Option<(Timestamp, Timestamp)>,
+    /// Only of keys of this resource.
+    pub resource_id: Option<String>,
+}
+
+/// What requests came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageTotal {
+    /// Requests that reached a backend.
+    pub reached: u64,
+    /// Denied requests.
+    pub denied: u64,
+    /// Requests that were not denied and reached no backend.
+    pub unreached: u64,
+    /// Requests that failed behind the gateway.
+    pub errors: u64,
+    /// Charged requests.
+    pub charged: u64,
+    /// Tokens.
+    pub tokens_used: u64,
+    /// Body bytes from clients.
+    pub bytes_in: u64,
+    /// Body bytes to clients.
+    pub bytes_out: u64,
+    /// When the latest request arrived.
+    pub last_at: Option<Timestamp>,
+    /// Mean response time of requests that were answered, in µs; none when there were none.
+    pub mean_us: Option<u64>,
+}
+
+/// What the requests of one group came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageGroupTotal {
+    /// Which key, and what people call it, where groups are keys.
+    pub key: Option<(KeyId, String)>,
+    /// Of which resource.
+    pub resource_id: String,
+    /// What they came to.
+    pub total: UsageTotal,
 }
 
 words!(

@@ -6,8 +6,8 @@ use keygate::metrics::Metrics;
 use keygate::model::id::{KeyId, RequestId, WorkspaceId};
 use keygate::model::usage::{Outcome, UsageRecord, UsageSubject, UsageTotals};
 use keygate::store::{
-    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage, StoreError, UsagePoint,
-    UsageRange,
+    KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, Page, PageRequest, RecordFilter, RecordPage,
+    StoreError, UsageGroup, UsageGroupTotal, UsagePoint, UsageRange, UsageTotal, UsageTotalsFilter,
 };
 use keygate::usage::journal::disk::{Disk, RealDisk};
 use keygate::usage::journal::{JournalOptions, JournalReader};
@@ -292,6 +292,24 @@ impl Ledger for TestLedger {
         _: &LogFilter,
         _: LogPageRequest,
     ) -> Result<Option<LogPage>, StoreError> {
+        nothing()
+    }
+
+    async fn workspace_usage(
+        &self,
+        _: &WorkspaceId,
+        _: &UsageTotalsFilter,
+    ) -> Result<UsageTotal, StoreError> {
+        nothing()
+    }
+
+    async fn workspace_usage_by(
+        &self,
+        _: &WorkspaceId,
+        _: &UsageTotalsFilter,
+        _: UsageGroup,
+        _: PageRequest,
+    ) -> Result<Page<UsageGroupTotal>, StoreError> {
         nothing()
     }
 

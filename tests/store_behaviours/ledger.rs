@@ -348,6 +348,7 @@ pub(crate) async fn a_key_without_usage_has_zeroes(place: Place) {
         quota_used: 0,
         quota_limit: None,
         denied: 0,
+        unreached: 0,
         errors: 0,
         last_used_at: None,
         tokens_used: 0,
@@ -374,11 +375,12 @@ pub(crate) async fn stats_count_by_outcome(place: Place) {
         ended(&key, after(1), Outcome::Interrupted, 200),
         UsageRecord { charged: false, ..ended(&key, after(2), Outcome::Denied, 429) },
         UsageRecord { charged: false, ..ended(&key, after(2), Outcome::Denied, 503) },
+        UsageRecord { charged: false, ..ended(&key, after(2), Outcome::UpstreamFailed, 502) },
     ];
     place.append(&batch).await.unwrap();
     let stats = stats(&place, &w, &key, T0).await;
-    assert_eq!((stats.total_requests, stats.requests_today), (9, 9));
-    assert_eq!((stats.quota_used, stats.denied, stats.errors, stats.tokens_used), (7, 2, 3, 12));
+    assert_eq!((stats.total_requests, stats.requests_today, stats.unreached), (7, 7, 1));
+    assert_eq!((stats.quota_used, stats.denied, stats.errors, stats.tokens_used), (7, 2, 4, 12));
     assert_eq!(stats.last_used_at, Some(after(3)));
 }
 
@@ -432,7 +434,7 @@ pub(crate) async fn a_key_knows_its_usage(place: Place) {
     let denied = UsageRecord { charged: false, ..ended(&key, after(5), Outcome::Denied, 429) };
     let given_back = UsageRecord { charged: false, ..ended(&key, after(1), Outcome::UpstreamFailed, 502) };
     place.append(&[record(&key, T0), denied, given_back]).await.unwrap();
-    let expected = KeyRecord { quota_used: 1, usage_count: 2, last_used_at: Some(after(5)), ..key.clone() };
+    let expected = KeyRecord { quota_used: 1, usage_count: 1, last_used_at: Some(after(5)), ..key.clone() };
     assert_eq!(place.key(&w, key.key.id).await.unwrap(), Some(expected.clone()));
     let listed = place.keys(&w, &Default::default(), everything()).await.unwrap().items;
     assert_eq!(listed, std::slice::from_ref(&expected));

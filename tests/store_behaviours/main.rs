@@ -18,6 +18,7 @@ mod private_postgres;
 mod spare;
 mod tenants;
 mod texts;
+mod usage_totals;
 
 /// Makes one module of tests per backend.
 macro_rules! run_on {
@@ -145,6 +146,9 @@ macro_rules! behaviours {
                 spending_is_summed_per_workspace
                 spending_of_nothing_is_nothing
                 a_receiver_that_goes_ends_the_spending;
+            usage_totals:
+                totals_of_a_workspace_are_of_its_keys
+                sums_that_are_too_large_stay_at_the_largest;
             all_records:
                 all_records_come_once_by_their_ids
                 all_records_are_filtered

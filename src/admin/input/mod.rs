@@ -15,7 +15,7 @@ mod tests;
 pub use fields::FieldError;
 pub(crate) use fields::{shown, unknown_field};
 pub use instant::{INSTANT_ALLOWED, parse_instant};
-pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period};
+pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period, read_lookup};
 pub use plan::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
 
 use crate::model::digest::Digest;

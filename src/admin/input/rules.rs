@@ -7,6 +7,7 @@ use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, Count, DELETED_KEYS_DAYS_MAX, Per, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{Scopes, check_granted};
+use crate::policy::keys::secret::SECRET_MAX;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
@@ -63,6 +64,15 @@ pub(super) fn resource_id(value: &Value) -> Result<Box<str>, ValidationErrors> {
         return Err(allowed.into());
     }
     Ok(text.into())
+}
+
+/// A secret that was made here or elsewhere.
+pub(super) fn secret(value: &Value) -> Result<String, ValidationErrors> {
+    let text = value.as_str().unwrap_or_default();
+    if text.is_empty() || text.len() > SECRET_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("must be 1 to {SECRET_MAX} visible ASCII characters").into());
+    }
+    Ok(text.to_owned())
 }
 
 /// One of a closed set of words, or an id.

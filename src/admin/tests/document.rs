@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::admin::input::{
-    CreateKeyInput, CreatePlanInput, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput, read_grace_period,
+    CreateKeyInput, CreatePlanInput, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput,
+    read_grace_period, read_lookup,
 };
 use serde_json::Map;
 use std::collections::BTreeSet;
@@ -87,10 +88,11 @@ fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::admin::input::FieldError> + 'a>;
-    let readers: [(&str, Read<'_>); 6] = [
+    let readers: [(&str, Read<'_>); 7] = [
         ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
+        ("KeyLookup", Box::new(|b| read_lookup(b).err().unwrap_or_default())),
         ("PlanCreate", Box::new(|b| CreatePlanInput::read(b).err().unwrap_or_default())),
         ("PlanUpdate", Box::new(|b| UpdatePlanInput::read(b).err().unwrap_or_default())),
         ("WorkspaceUpdate", Box::new(|b| UpdateWorkspaceInput::read(b).err().unwrap_or_default())),

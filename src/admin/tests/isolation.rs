@@ -22,6 +22,8 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("GET /apikeys/{id}/stats", Some(Role::Viewer)),
         ("GET /apikeys/{id}/usage", Some(Role::Viewer)),
         ("GET /apikeys/{id}/logs", Some(Role::Viewer)),
+        ("POST /apikeys/lookup", Some(Role::Viewer)),
+        ("GET /usage", Some(Role::Viewer)),
         ("GET /endusers", Some(Role::Viewer)),
         ("GET /endusers/{id}", Some(Role::Viewer)),
         ("DELETE /endusers/{id}", Some(Role::Admin)),
@@ -49,6 +51,7 @@ fn body_of(method: &str, path: &str) -> Value {
     match (method, path) {
         ("POST", "/apikeys") => json!({"name": "made by b", "type": "service", "scopes": ["app"]}),
         ("PUT" | "PATCH", "/apikeys/{id}") => json!({"name": "changed", "is_active": false}),
+        ("POST", "/apikeys/lookup") => json!({"api_key": "legacy-key"}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),
@@ -59,6 +62,7 @@ fn body_of(method: &str, path: &str) -> Value {
 /// Records of the workspace `owner`, each with `owner` in its names.
 struct Things {
     key: String,
+    secret: String,
     user: String,
 }
 
@@ -68,10 +72,11 @@ async fn things_of(api: &Api, owner: &str) -> Things {
     let ws = workspace(owner);
     let admitted = api.store.admit_end_user(&ws, &format!("person of {owner}"), NOW).await;
     let EndUserAdmission::Admitted(user) = admitted.expect("a store") else { panic!("the plan is full") };
+    let secret = key["api_key"].as_str().expect("a secret").to_owned();
     let key = key["id"].as_str().expect("an id").to_owned();
     let record = usage_record(owner, key.parse().expect("a key id"), user);
     api.store.append(&[record]).await.expect("a ledger");
-    Things { key, user: user.to_string() }
+    Things { key, secret, user: user.to_string() }
 }
 
 fn usage_record(owner: &str, key: KeyId, user: EndUserId) -> UsageRecord {
@@ -113,6 +118,7 @@ async fn all_of(api: &Api, owner: &str, things: &Things) -> Vec<String> {
         format!("/apikeys/{}/logs", things.key),
         format!("/endusers/{}", things.user),
         format!("/workspaces/{owner}"),
+        "/usage?group_by=key".to_owned(),
         "/audit?pagesize=100".to_owned(),
     ] {
         let reply = api.call(&token, "GET", &uri, Value::Null).await;
@@ -163,7 +169,11 @@ async fn every_call_asks_for_its_role() {
                 let gone = fresh.call(&token, "DELETE", &format!("/apikeys/{id}"), Value::Null).await;
                 assert_eq!(gone.status, 200, "{}", gone.text);
             }
-            let reply = fresh.call(&token, &method, &path.replace("{id}", id), body_of(&method, &path)).await;
+            let mut body = body_of(&method, &path);
+            if path == "/apikeys/lookup" {
+                body["api_key"] = json!(things.secret);
+            }
+            let reply = fresh.call(&token, &method, &path.replace("{id}", id), body).await;
             let kept = (method.as_str(), path.as_str()) == ("DELETE", "/plans/{id}");
             assert_eq!(reply.status.is_success(), !kept, "{method} {path} as {role}: {}", reply.text);
         }

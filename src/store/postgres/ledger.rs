@@ -3,7 +3,7 @@
 use super::copy::CopyRows;
 use super::partitions::day_of;
 use super::tx::Tx;
-use super::{CallError, PgStore, StoreError, all_records, logs, rollups};
+use super::{CallError, PgStore, StoreError, all_records, logs, rollups, usage_totals};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
@@ -13,7 +13,8 @@ use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
 use crate::store::shared::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
-use crate::store::{MaintenanceReport, UsagePoint, UsageRange};
+use crate::store::{MaintenanceReport, Page, PageRequest, UsageGroup, UsageGroupTotal};
+use crate::store::{UsagePoint, UsageRange, UsageTotal, UsageTotalsFilter};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -99,6 +100,35 @@ impl Ledger for PgStore {
                 }
                 rollups::series(tx, id, &range).await.map(Some)
             })
+        })
+        .await
+    }
+
+    async fn workspace_usage(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+    ) -> Result<UsageTotal, StoreError> {
+        if rules::hold_nul([filter.resource_id.as_deref()]) {
+            return Ok(UsageTotal::default());
+        }
+        let (workspace, filter) = (workspace.clone(), filter.clone());
+        self.read(move |tx| Box::pin(async move { usage_totals::all(tx, &workspace, &filter).await })).await
+    }
+
+    async fn workspace_usage_by(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+        by: UsageGroup,
+        page: PageRequest,
+    ) -> Result<Page<UsageGroupTotal>, StoreError> {
+        if rules::hold_nul([filter.resource_id.as_deref()]) {
+            return Ok(Page::complete(Vec::new(), 0));
+        }
+        let (workspace, filter) = (workspace.clone(), filter.clone());
+        self.read(move |tx| {
+            Box::pin(async move { usage_totals::groups(tx, &workspace, &filter, by, page).await })
         })
         .await
     }

@@ -31,6 +31,7 @@ mod tenants;
 mod tls;
 mod tx;
 pub(crate) mod url;
+mod usage_totals;
 mod writes;
 
 pub use schema::{check, migrate};

@@ -43,14 +43,14 @@ struct RollupColumns<'w> {
     widths: Vec<i64>,
     starts: Vec<i64>,
     /// In the order of [`tally_columns`], without the sketch.
-    figures: [Vec<i64>; 10],
+    figures: [Vec<i64>; 11],
     sketches: Vec<Vec<u8>>,
 }
 
 async fn make_missing(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
-    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
-                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
+    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
+                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+               SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
                FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) AS u (k, s, w, t)
                ON CONFLICT DO NOTHING";
     tx.execute(sql, &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts]).await?;
@@ -90,18 +90,19 @@ async fn lock_and_read(
 
 /// Writes existing, locked rows. As an insert, because that finds each row by the index without planning.
 async fn write(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
-    let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, errors, charged,
-                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+    let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
+                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
                SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                    $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
-                   $13::bigint[], $14::bigint[], $15::bytea[])
+                   $13::bigint[], $14::bigint[], $15::bigint[], $16::bytea[])
                ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
-                   requests = excluded.requests, denied = excluded.denied, errors = excluded.errors,
+                   requests = excluded.requests, denied = excluded.denied,
+                   unreached = excluded.unreached, errors = excluded.errors,
                    charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
                    bytes_out = excluded.bytes_out, last_at = excluded.last_at,
                    response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
                    sketch = excluded.sketch";
-    let [f0, f1, f2, f3, f4, f5, f6, f7, f8, f9] = &columns.figures;
+    let [f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10] = &columns.figures;
     tx.execute(
         sql,
         &[
@@ -119,6 +120,7 @@ async fn write(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreErro
             f7,
             f8,
             f9,
+            f10,
             &columns.sketches,
         ],
     )
@@ -239,6 +241,7 @@ impl<'w> RollupColumns<'w> {
         let figures = [
             int(tally.requests),
             int(tally.denied),
+            int(tally.unreached),
             int(tally.errors),
             int(tally.charged),
             int(tally.tokens),

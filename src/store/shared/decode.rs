@@ -12,7 +12,7 @@ use crate::model::key::{Ceilings, Key, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
-use crate::store::{WorkspaceRecord, Written};
+use crate::store::{UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
 use smallvec::SmallVec;
 use std::time::Duration;
 use uuid::Uuid;
@@ -55,7 +55,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
 /// The columns for [`read_key_record`] after [`key_columns`]; `t` is the roll-up of the key's whole life.
 macro_rules! key_record_columns {
     () => {
-        "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied, 0),
+        "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied - t.unreached, 0),
          t.last_at, k.created_by, k.created_at, k.updated_at, k.deleted_at"
     };
 }
@@ -383,8 +383,8 @@ const WORKSPACE: i64 = 2;
 /// The columns for [`read_tally`].
 macro_rules! tally_columns {
     () => {
-        "requests, denied, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum,
-         sketch"
+        "requests, denied, unreached, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count,
+         response_us_sum, sketch"
     };
 }
 pub(in crate::store) use tally_columns;
@@ -393,6 +393,7 @@ pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals
     Ok(RollupTotals {
         requests: f.int("requests")?,
         denied: f.int("denied")?,
+        unreached: f.int("unreached")?,
         errors: f.int("errors")?,
         charged: f.int("charged")?,
         tokens: f.int("tokens")?,
@@ -403,6 +404,45 @@ pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals
         response_us_sum: f.int("response_us_sum")?,
         sketch: LatencySketch::decode(f.blob("sketch")?)
             .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
+    })
+}
+
+/// How many roll-ups, then their figures, summed up.
+pub(in crate::store) fn read_usage_total(f: &mut RowReader<'_>) -> Result<UsageTotal, StoreError> {
+    let rollups: u64 = f.int("count")?;
+    let [requests, denied, unreached, errors, charged] = [
+        f.int::<u64>("requests")?,
+        f.int("denied")?,
+        f.int("unreached")?,
+        f.int("errors")?,
+        f.int("charged")?,
+    ];
+    let (tokens_used, bytes_in, bytes_out) = (f.int("tokens")?, f.int("bytes_in")?, f.int("bytes_out")?);
+    let last_at = f.maybe_instant("last_at")?.filter(|_| rollups > 0 && requests > 0);
+    let (count, us): (u64, u64) = (f.int("response_count")?, f.int("response_us_sum")?);
+    let reached = requests.saturating_sub(denied).saturating_sub(unreached);
+    let mean_us = us.checked_div(count);
+    Ok(UsageTotal {
+        reached,
+        denied,
+        unreached,
+        errors,
+        charged,
+        tokens_used,
+        bytes_in,
+        bytes_out,
+        last_at,
+        mean_us,
+    })
+}
+
+/// `id` and `name` of a key, both NULL where groups are no keys, its `resource_id`, then [`read_usage_total`].
+pub(in crate::store) fn read_usage_group(f: &mut RowReader<'_>) -> Result<UsageGroupTotal, StoreError> {
+    let (id, name) = (f.maybe_uuid("id")?, f.maybe_text("name")?);
+    Ok(UsageGroupTotal {
+        key: id.map(|id| (KeyId(id), name.unwrap_or_default().to_owned())),
+        resource_id: f.text("resource_id")?.to_owned(),
+        total: read_usage_total(f)?,
     })
 }
 

@@ -59,6 +59,8 @@ pub struct RollupTotals {
     pub requests: u64,
     /// Requests that Keygate denied.
     pub denied: u64,
+    /// Requests that were not denied and reached no backend.
+    pub unreached: u64,
     /// Requests that were not denied and failed at the backend.
     pub errors: u64,
     /// Charged requests.
@@ -106,6 +108,17 @@ pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap
     windows
 }
 
+/// Which roll-ups make up the totals of `days`, or of ever.
+pub(in crate::store) fn total_width(days: Option<(Timestamp, Timestamp)>) -> WindowWidth {
+    if days.is_some() { WindowWidth::Day } else { WindowWidth::Total }
+}
+
+/// From where to where those roll-ups begin, in µs.
+pub(in crate::store) fn whole_days(days: Option<(Timestamp, Timestamp)>) -> (i64, i64) {
+    let Some((from, to)) = days else { return (0, 1) };
+    (WindowWidth::Day.start(from).as_micros(), to.as_micros())
+}
+
 // === impl WindowWidth ===
 
 impl WindowWidth {
@@ -144,6 +157,7 @@ impl RollupTotals {
         self.last_at = if self.requests == 0 { record.at } else { self.last_at.max(record.at) };
         self.requests = sum(self.requests, 1);
         self.denied = sum(self.denied, denied.into());
+        self.unreached = sum(self.unreached, (!denied && !record.charged).into());
         self.errors = sum(self.errors, (failed && !denied).into());
         self.charged = sum(self.charged, record.charged.into());
         self.tokens = sum(self.tokens, record.tokens_used);
@@ -165,6 +179,7 @@ impl RollupTotals {
         };
         self.requests = sum(self.requests, other.requests);
         self.denied = sum(self.denied, other.denied);
+        self.unreached = sum(self.unreached, other.unreached);
         self.errors = sum(self.errors, other.errors);
         self.charged = sum(self.charged, other.charged);
         self.tokens = sum(self.tokens, other.tokens);
@@ -173,6 +188,11 @@ impl RollupTotals {
         self.response_count = sum(self.response_count, other.response_count);
         self.response_us_sum = sum(self.response_us_sum, other.response_us_sum);
         self.sketch.merge(&other.sketch);
+    }
+
+    /// Those that reached a backend.
+    pub const fn reached(&self) -> u64 {
+        self.requests.saturating_sub(self.denied).saturating_sub(self.unreached)
     }
 
     /// Mean and quantiles of the response times.
@@ -326,11 +346,12 @@ impl KeyStats {
     /// Statistics from the roll-ups of a key's whole life and of the current day.
     pub(in crate::store) fn new(life: &RollupTotals, today: &RollupTotals, quota_limit: Option<u64>) -> Self {
         Self {
-            total_requests: life.requests,
-            requests_today: today.requests,
+            total_requests: life.reached(),
+            requests_today: today.reached(),
             quota_used: life.charged,
             quota_limit,
             denied: life.denied,
+            unreached: life.unreached,
             errors: life.errors,
             last_used_at: (life.requests > 0).then_some(life.last_at),
             tokens_used: life.tokens,

@@ -5,6 +5,7 @@ use super::error;
 use super::logs;
 use super::rollups;
 use super::row;
+use super::usage_totals;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
@@ -16,7 +17,8 @@ use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
 use crate::store::shared::rules;
 use crate::store::{KeyStats, Ledger, LogFilter, LogPage, LogPageRequest, RecordFilter, RecordPage};
-use crate::store::{MaintenanceReport, UsagePoint, UsageRange};
+use crate::store::{MaintenanceReport, Page, PageRequest, UsageGroup, UsageGroupTotal};
+use crate::store::{UsagePoint, UsageRange, UsageTotal, UsageTotalsFilter};
 use async_trait::async_trait;
 use rusqlite::{CachedStatement, ToSql, Transaction, params};
 use std::sync::LazyLock;
@@ -111,6 +113,26 @@ impl Ledger for SqliteStore {
             rollups::series(tx, id, &range).map(Some)
         })
         .await
+    }
+
+    async fn workspace_usage(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+    ) -> Result<UsageTotal, StoreError> {
+        let (workspace, filter) = (workspace.clone(), filter.clone());
+        self.read(move |tx| usage_totals::all(tx, &workspace, &filter)).await
+    }
+
+    async fn workspace_usage_by(
+        &self,
+        workspace: &WorkspaceId,
+        filter: &UsageTotalsFilter,
+        by: UsageGroup,
+        page: PageRequest,
+    ) -> Result<Page<UsageGroupTotal>, StoreError> {
+        let (workspace, filter) = (workspace.clone(), filter.clone());
+        self.read(move |tx| usage_totals::groups(tx, &workspace, &filter, by, page)).await
     }
 
     async fn logs(

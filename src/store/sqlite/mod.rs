@@ -23,6 +23,7 @@ mod retention;
 mod rollups;
 mod row;
 mod tenants;
+mod usage_totals;
 mod workers;
 mod writes;
 

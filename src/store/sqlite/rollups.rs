@@ -40,11 +40,12 @@ pub(super) fn add(
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
     // Not a REPLACE, which would delete the row first and rewrite it in both indexes.
-    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, errors, charged,
-                   tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
+                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
-                   requests = excluded.requests, denied = excluded.denied, errors = excluded.errors,
+                   requests = excluded.requests, denied = excluded.denied,
+                   unreached = excluded.unreached, errors = excluded.errors,
                    charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
                    bytes_out = excluded.bytes_out, last_at = excluded.last_at,
                    response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
@@ -60,6 +61,7 @@ pub(super) fn add(
             window.start.as_micros(),
             row::int(tally.requests),
             row::int(tally.denied),
+            row::int(tally.unreached),
             row::int(tally.errors),
             row::int(tally.charged),
             row::int(tally.tokens),

@@ -117,6 +117,13 @@ impl Gateway {
         rows
     }
 
+    /// All requests that are in the key's statistics, whatever became of them.
+    #[track_caller]
+    pub(crate) fn recorded(&self, key: &Key) -> u64 {
+        let stats = self.stats(key);
+        ["total_requests", "denied", "unreached"].iter().filter_map(|name| stats[name].as_u64()).sum()
+    }
+
     /// The key's statistics.
     #[track_caller]
     pub(crate) fn stats(&self, key: &Key) -> Value {
