@@ -2,8 +2,8 @@
 
 use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{
-    Place, T0, after, everything, new_key, open_postgres, patient, plan, plan_id, record, someone,
-    workspace_id,
+    Place, T0, after, credential, everything, new_key, open_postgres, patient, plan, plan_id, record,
+    someone, workspace_id,
 };
 use crate::private_postgres::{Server, raw};
 use crate::spare::Spare;
@@ -894,6 +894,31 @@ async fn commits_wait_for_the_disk_where_the_database_would_not() {
     let how: String = client.query_one("SELECT how FROM said", &[]).await.unwrap().get(0);
     assert_eq!(how, "on");
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_waits_for_the_write_lock_holds_no_row_of_a_key() {
+    let place = Place::postgres().await;
+    let w = place.tenant("w1").await;
+    let id = place.key_in(&w, "k").await.key.id;
+    place.regenerate_key(&w, id, credential(1), Some(after(5)), &someone(), T0).await.unwrap();
+    let (mut client, observer) = (raw(place.url()).await, raw(place.url()).await);
+    let other_write = client.transaction().await.unwrap();
+    other_write.batch_execute("SELECT value FROM change_seq FOR UPDATE").await.unwrap();
+    let by = someone();
+    // By then the credential before is to be erased.
+    let delete = place.delete_key(&w, id, &by, after(10));
+    let check = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let limit = Instant::now() + PATIENCE;
+        while observer.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            assert!(Instant::now() < limit, "the write waits for the lock");
+        }
+        other_write.batch_execute("SELECT 1 FROM keys FOR UPDATE NOWAIT").await.unwrap();
+        other_write.rollback().await.unwrap();
+    };
+    let (deleted, ()) = tokio::join!(delete, check);
+    deleted.unwrap();
 }
 
 #[tokio::test]

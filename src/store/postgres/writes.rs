@@ -1,4 +1,4 @@
-//! What every write needs of its transaction.
+//! The operations that every write needs.
 
 use super::tx::Tx;
 use super::{StoreError, audit, next_version, tenants};

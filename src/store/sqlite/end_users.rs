@@ -79,7 +79,7 @@ impl EndUsers for SqliteStore {
 }
 
 impl EndUserRows for Transaction<'_> {
-    /// Writers take turns anyway.
+    /// The write lock is held already.
     fn lock_workspace(&self, id: &WorkspaceId) -> impl Rows<Option<u64>> {
         let sql = "SELECT end_users FROM workspaces WHERE id = ?1";
         ready(row::one(self, sql, [id.as_str()], |f| f.int("end_users")))

@@ -1,4 +1,4 @@
-//! What every write needs of its transaction. Rows are there at once, so a write never waits.
+//! The operations that every write needs. In SQLite they complete at once, so a write never waits.
 
 use super::{StoreError, audit, next_version, tenants};
 use crate::clock::Timestamp;
@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use rusqlite::Transaction;
 use std::future::ready;
 
-/// What a write in this store answers.
+/// The result of a write, which is complete when it is first polled.
 pub(super) fn at_once<T>(write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     let pending = || Err(StoreError::Unavailable("a write of the embedded store did not end".into()));
     write.now_or_never().unwrap_or_else(pending)
@@ -23,7 +23,7 @@ impl WriteTx for Transaction<'_> {
     }
 
     fn undo(&self) -> impl Rows<()> {
-        // The transaction that is committed afterwards has done nothing.
+        // The transaction that is committed afterwards is empty.
         ready(self.execute_batch("ROLLBACK; BEGIN").map_err(Into::into))
     }
 

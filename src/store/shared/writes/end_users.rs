@@ -1,7 +1,6 @@
-//! Writes of end users: the one atomic step by which a new one comes to exist, and the end of one.
+//! Writes of end users: the atomic creation of a new one, and deletion.
 //!
-//! *Invariant:* the row of the workspace is locked before its end users are looked at, so between the look and the write nobody else
-//! adds or removes one.
+//! *Invariant:* a write locks the row of the workspace before it reads its end users, so nobody else adds or deletes one meanwhile.
 
 use super::{Rows, WriteTx};
 use crate::clock::Timestamp;
@@ -12,12 +11,12 @@ use serde_json::json;
 
 /// The operations on rows of end users.
 pub(in crate::store) trait EndUserRows: WriteTx {
-    /// Locks the row of a workspace and answers how many end users it has; none when there is no such workspace.
+    /// Locks the row of a workspace and returns its number of end users; none if there is no such workspace.
     fn lock_workspace(&self, id: &WorkspaceId) -> impl Rows<Option<u64>>;
-    /// Counts so many end users more, or fewer.
+    /// Adds to the number of end users of a workspace.
     fn count_end_users(&self, workspace: &WorkspaceId, more: i64) -> impl Rows<()>;
 
-    /// The end user of that name.
+    /// The end user with this name.
     fn end_user_named(&self, workspace: &WorkspaceId, other_id: &str) -> impl Rows<Option<EndUserId>>;
     fn end_user(&self, workspace: &WorkspaceId, id: EndUserId) -> impl Rows<Option<EndUserRecord>>;
     fn insert_end_user(
@@ -27,14 +26,15 @@ pub(in crate::store) trait EndUserRows: WriteTx {
         id: EndUserId,
         at: Timestamp,
     ) -> impl Rows<()>;
-    /// Adds those that are not there, by id or by name, and answers how many that were.
+    /// Adds those whose id and name are new, and returns how many.
     fn insert_missing_end_users(&self, workspace: &WorkspaceId, users: &[EndUserRecord]) -> impl Rows<u64>;
     /// Deletes an end user, and leaves a tombstone for the change feed.
     fn bury_end_user(&self, workspace: &WorkspaceId, user: &EndUserRecord, version: Version)
     -> impl Rows<()>;
 }
 
-/// The end user of that name, made if it is new and the plan has room. No administrative act: it draws no version.
+/// The end user with this name, created if it is new and the quota permits. This is not an administrative write: it draws
+/// no version.
 pub(in crate::store) async fn admit(
     tx: &impl EndUserRows,
     workspace: &WorkspaceId,

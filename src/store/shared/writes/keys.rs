@@ -11,32 +11,32 @@ use serde_json::json;
 
 /// The operations on rows of keys.
 pub(in crate::store) trait KeyRows: WriteTx {
-    /// Begins a part of the transaction that can be undone by itself.
+    /// Begins a part of the transaction that can be rolled back by itself.
     fn begin_part(&self) -> impl Rows<()>;
-    /// Ends that part; what it did is not undone any more.
+    /// Ends this part and keeps it.
     fn keep_part(&self) -> impl Rows<()>;
-    /// Ends that part and undoes what it did.
+    /// Ends this part and rolls it back.
     fn undo_part(&self) -> impl Rows<()>;
 
     /// A key that is not deleted.
     fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<KeyRecord>>;
     fn insert_key(&self, record: &KeyRecord, credential: &Credential, version: Version) -> impl Rows<()>;
-    /// Adds the credential before, of a key that brings one along.
+    /// Adds the previous credential of an imported key.
     fn insert_old_credential(&self, id: KeyId, old: &Credential) -> impl Rows<()>;
     /// Writes every field that a patch can change.
     fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()>;
     /// A key, deleted or not.
     fn any_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<DeletedKey>>;
-    /// Makes a key a tombstone, which keeps its credentials.
+    /// Makes a key a tombstone. It keeps its credentials.
     fn bury_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()>;
     /// Makes a tombstone a key again.
     fn revive_key(&self, id: KeyId, at: Timestamp, version: Version) -> impl Rows<()>;
     /// Erases the credentials of a key.
     fn erase_credentials(&self, id: KeyId) -> impl Rows<()>;
-    /// Erases the credential before of a key.
+    /// Erases the previous credential of a key.
     fn erase_old_credential(&self, id: KeyId) -> impl Rows<()>;
-    /// Writes `new`, and the hint and the instant of `record`. The current credential becomes the one before, if it may live on
-    /// until `old_until`; any older one is gone.
+    /// Writes `new`, and the hint and the time of `record`. The current credential becomes the previous one, if it stays valid
+    /// until `old_until`; any older one ends.
     fn replace_credential(
         &self,
         record: &KeyRecord,
@@ -45,7 +45,7 @@ pub(in crate::store) trait KeyRows: WriteTx {
         version: Version,
     ) -> impl Rows<()>;
 
-    /// Whether a key that is not deleted has that digest, as its current one or the one before.
+    /// Whether a key that is not deleted has that digest, the current or the previous one.
     fn has_digest(&self, id: KeyId, digest: Digest) -> impl Rows<bool>;
     /// Writes `new` in the place of `old`; false when the key does not have `old`.
     fn replace_digest(
@@ -56,13 +56,13 @@ pub(in crate::store) trait KeyRows: WriteTx {
         pepper_version: u32,
         version: Version,
     ) -> impl Rows<bool>;
-    /// How many credentials of keys that are not deleted have that digest. No index spans current and old ones, so this looks; writers take
-    /// turns, so looking is enough.
+    /// How many credentials of keys that are not deleted have that digest. No index covers both columns, so this is
+    /// a query; the write lock makes it reliable.
     fn count_digest(&self, digest: Digest) -> impl Rows<u64>;
     /// Erases the credentials of deleted keys that have that digest.
     fn release_digest(&self, digest: Digest) -> impl Rows<()>;
-    /// Credentials past their grace period open nothing; nodes see that for themselves, so no version is drawn. Without this
-    /// their pepper could never be taken out of service.
+    /// Erases credentials past their grace period. They are invalid already; nodes see this themselves, so no version is drawn.
+    /// Without this, their pepper could never be retired.
     fn forget_expired_credentials(&self, at: Timestamp) -> impl Rows<()>;
 }
 
@@ -94,7 +94,7 @@ pub(in crate::store) async fn create(
     Ok(Written { value: record, version })
 }
 
-/// Adds keys, each in a part of its own, so that one that is refused takes no other with it.
+/// Adds keys, each in a part of its own, so that one refused key does not affect the others.
 pub(in crate::store) async fn create_each(
     tx: &impl KeyRows,
     keys: Vec<NewKey>,
@@ -221,7 +221,7 @@ pub(in crate::store) async fn regenerate(
     Ok(Written { value: after, version })
 }
 
-/// Replaces a digest by one made with a newer pepper. No administrative act: it has no audit line.
+/// Replaces a digest by one made with a newer pepper. This is not an administrative write: it has no audit line.
 pub(in crate::store) async fn rehash(
     tx: &impl KeyRows,
     id: KeyId,
@@ -229,7 +229,7 @@ pub(in crate::store) async fn rehash(
     new: Digest,
     pepper_version: u32,
 ) -> Result<Option<Version>, StoreError> {
-    // Looks before it takes turns with all other writes: another node may have done it.
+    // Checks before it takes the write lock: another node may have done it.
     if !tx.has_digest(id, old).await? {
         return Ok(None);
     }
@@ -241,7 +241,7 @@ pub(in crate::store) async fn rehash(
     Ok(None)
 }
 
-/// A secret opens one key. Deleted keys make way.
+/// A secret belongs to one key only. A deleted key that has it loses it.
 async fn claim_digest(tx: &impl KeyRows, digest: Digest) -> Result<(), StoreError> {
     if tx.count_digest(digest).await? > 0 {
         return Err(rules::secret_taken());

@@ -1,10 +1,10 @@
-//! Writes of keys, tenants and end users: which steps each has and in which order, told once for every backend.
+//! Writes of keys, tenants and end users: the steps of each, in their order, the same for every backend.
 //!
-//! Must not know SQL. A backend gives its transaction the operations on rows that the steps consist of ([`WriteTx`] and the traits
-//! beside it) and runs a write in it; the transaction is kept only when the write succeeds.
+//! Must not know SQL. A backend implements the operations on rows ([`WriteTx`] and the traits beside it) for its transaction and runs
+//! a write in one; it commits only if the write succeeds.
 //!
-//! *Invariant:* an administrative write draws its version before it looks at anything: from then on no other one runs until this one
-//! is kept or undone, so what a step has seen is still so at the next. Its last step is its line in the audit trail.
+//! *Invariant:* an administrative write draws its version before it reads or changes any other row. This takes the write lock, so no
+//! row changes between its steps, and two writes cannot wait for each other. Its last step is its audit line.
 
 pub(in crate::store) mod end_users;
 pub(in crate::store) mod keys;
@@ -16,17 +16,17 @@ use crate::model::id::WorkspaceId;
 use crate::model::key::Plan;
 use crate::store::{Actor, StoreError, Version};
 
-/// What an operation on rows answers, now or later.
+/// The future of an operation on rows.
 pub(in crate::store) trait Rows<T>: Future<Output = Result<T, StoreError>> + Send {}
 
 impl<T, F: Future<Output = Result<T, StoreError>> + Send> Rows<T> for F {}
 
-/// What every write needs of its transaction.
+/// The operations that every write needs.
 pub(in crate::store) trait WriteTx: Sized {
-    /// Draws the next version, and keeps other writes out.
+    /// Draws the next version, which takes the write lock.
     fn next_version(&self) -> impl Rows<Version>;
 
-    /// Nothing of this transaction is to be kept, although the write succeeds.
+    /// Rolls this transaction back although the write succeeds.
     fn undo(&self) -> impl Rows<()>;
 
     /// Adds a line to the audit trail.
@@ -38,7 +38,7 @@ pub(in crate::store) trait WriteTx: Sized {
         line: AuditLine<'_>,
     ) -> impl Rows<()>;
 
-    /// The plan that a workspace is on; none when there is no such workspace.
+    /// The plan of a workspace; none if there is no such workspace.
     fn plan_of(&self, workspace: &WorkspaceId) -> impl Rows<Option<Plan>>;
 }
 

@@ -10,14 +10,14 @@ use crate::store::{
 
 /// The operations on rows of plans and workspaces.
 pub(in crate::store) trait TenantRows: WriteTx {
-    /// Adds a plan; false when there is a live one of that id. A tombstone of that id makes room.
+    /// Adds a plan; false if there is a live plan with this id. A tombstone with this id is replaced.
     fn insert_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<bool>;
     /// A plan that is not deleted.
     fn live_plan(&self, id: &PlanId) -> impl Rows<Option<PlanRecord>>;
     fn update_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<()>;
     /// Makes a plan a tombstone.
     fn bury_plan(&self, id: &PlanId, at: Timestamp, version: Version) -> impl Rows<()>;
-    /// How many workspaces are on a plan.
+    /// How many workspaces have this plan.
     fn count_workspaces_on(&self, plan: &PlanId) -> impl Rows<u64>;
 
     fn workspace(&self, id: &WorkspaceId) -> impl Rows<Option<Written<WorkspaceRecord>>>;
@@ -62,7 +62,7 @@ pub(in crate::store) async fn update_plan(
     Ok(Written { value: after, version })
 }
 
-/// Deletes a plan that no workspace is on.
+/// Deletes a plan that no workspace has.
 pub(in crate::store) async fn delete_plan(
     tx: &impl TenantRows,
     id: &PlanId,
