@@ -7,60 +7,60 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 /// So many threads are counted apart; all that come later together.
-const SEATS: usize = 256;
+const SLOTS: usize = 256;
 
 thread_local! {
     /// Where this thread counts, once it has allocated anything.
-    static SEAT: Cell<Option<usize>> = const { Cell::new(None) };
+    static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 pub(crate) struct Counting {
-    seats: [Seat; SEATS],
+    slots: [ThreadSlot; SLOTS],
     taken: AtomicUsize,
     inner: mimalloc::MiMalloc,
 }
 
 /// What one thread has asked for.
-struct Seat {
+struct ThreadSlot {
     thread: AtomicI32,
     allocations: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Seat {
+impl ThreadSlot {
     const EMPTY: Self =
         Self { thread: AtomicI32::new(0), allocations: AtomicU64::new(0), bytes: AtomicU64::new(0) };
 }
 
 impl Counting {
     pub(crate) const fn new() -> Self {
-        Self { seats: [Seat::EMPTY; SEATS], taken: AtomicUsize::new(0), inner: mimalloc::MiMalloc }
+        Self { slots: [ThreadSlot::EMPTY; SLOTS], taken: AtomicUsize::new(0), inner: mimalloc::MiMalloc }
     }
 
     /// Allocations so far, and the bytes they asked for, of the threads of that name. How many the ledger's writer needs
     /// depends on how much it finds to write at a time.
     pub(crate) fn so_far(&self, name: &str) -> [u64; 2] {
-        let is_named = |seat: &&Seat| {
-            let thread = seat.thread.load(Ordering::Relaxed);
+        let is_named = |slot: &&ThreadSlot| {
+            let thread = slot.thread.load(Ordering::Relaxed);
             let path = format!("/proc/self/task/{thread}/comm");
             std::fs::read_to_string(path).is_ok_and(|found| found.trim_end() == name)
         };
-        self.seats.iter().filter(is_named).fold([0; 2], |sum, seat| {
-            let more = [&seat.allocations, &seat.bytes].map(|count| count.load(Ordering::Relaxed));
+        self.slots.iter().filter(is_named).fold([0; 2], |sum, slot| {
+            let more = [&slot.allocations, &slot.bytes].map(|count| count.load(Ordering::Relaxed));
             array::from_fn(|n| sum[n] + more[n])
         })
     }
 
     fn count(&self, bytes: usize) {
-        let seat = SEAT.get().unwrap_or_else(|| {
-            let taken = self.taken.fetch_add(1, Ordering::Relaxed).min(SEATS - 1);
-            SEAT.set(Some(taken));
+        let slot = SLOT.get().unwrap_or_else(|| {
+            let taken = self.taken.fetch_add(1, Ordering::Relaxed).min(SLOTS - 1);
+            SLOT.set(Some(taken));
             let thread = rustix::thread::gettid().as_raw_nonzero().get();
-            self.seats[taken].thread.store(thread, Ordering::Relaxed);
+            self.slots[taken].thread.store(thread, Ordering::Relaxed);
             taken
         });
-        self.seats[seat].allocations.fetch_add(1, Ordering::Relaxed);
-        self.seats[seat].bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.slots[slot].allocations.fetch_add(1, Ordering::Relaxed);
+        self.slots[slot].bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 

@@ -47,7 +47,7 @@ enum Seen {
 use Seen::{Answered, Closed, GoneAway, Reset};
 
 /// A connection on which frames are written by hand.
-struct Wire(Raw);
+struct RawFrames(Raw);
 
 /// A frame.
 struct Frame {
@@ -99,7 +99,7 @@ fn good<'t>(path: &'t str, key: &'t str) -> [(&'t str, &'t str); 5] {
     ]
 }
 
-impl Wire {
+impl RawFrames {
     fn connect(gateway: &Gateway) -> Self {
         let mut raw = Raw::connect(h2c(gateway));
         raw.send(&beginning());
@@ -200,14 +200,14 @@ impl Stand {
     fn probe(&mut self, what: &str, bytes: &[u8], stream: u32, expected: &[Seen]) {
         self.probes += 1;
         self.origin.forget();
-        let mut wire = Wire::connect(&self.gateway);
-        wire.send(bytes);
-        let seen = wire.verdict(stream);
+        let mut raw = RawFrames::connect(&self.gateway);
+        raw.send(bytes);
+        let seen = raw.verdict(stream);
         let reached = self.origin.count();
         let mut goes_on = true;
         if matches!(seen, Answered(..) | Reset(_)) {
-            wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 101, &self.good("/v1/app/next")));
-            goes_on = wire.verdict(101) == Answered(200, "ok");
+            raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 101, &self.good("/v1/app/next")));
+            goes_on = raw.verdict(101) == Answered(200, "ok");
         }
         if !expected.contains(&seen) || reached != 0 || !goes_on {
             writeln!(
@@ -328,10 +328,10 @@ fn bodies_of_another_length_and_wrong_trailers_reset_their_stream() {
         stand.probe(what, &[head, rest].concat(), 1, &[Reset(PROTOCOL_ERROR)]);
     }
     // A pseudo field in trailers ought to reset as well. h2 throws it away, and trailers of requests go no further.
-    let mut wire = Wire::connect(&stand.gateway);
+    let mut raw = RawFrames::connect(&stand.gateway);
     let head = frame(HEADERS, END_HEADERS, 1, &stand.post("5"));
-    wire.send(&[head, data(0, b"hello"), trailers(END_STREAM, ":path")].concat());
-    assert_eq!(wire.verdict(1), Answered(200, "ok"));
+    raw.send(&[head, data(0, b"hello"), trailers(END_STREAM, ":path")].concat());
+    assert_eq!(raw.verdict(1), Answered(200, "ok"));
     assert_eq!(
         (stand.origin.last().target.as_str(), stand.origin.last().body.as_slice()),
         ("/v1/app/x", b"hello".as_slice())
@@ -501,26 +501,26 @@ fn what_has_ended_does_not_begin_again() {
         ("HEADERS", get(5), [GoneAway(STREAM_CLOSED), GoneAway(PROTOCOL_ERROR)]),
         ("a smaller number", get(3), [GoneAway(PROTOCOL_ERROR), GoneAway(STREAM_CLOSED)]),
     ] {
-        let mut wire = Wire::connect(&gateway);
-        wire.send(&get(5));
-        assert_eq!(wire.verdict(5), Answered(200, "ok"));
-        wire.send(&then);
-        let seen = wire.verdict(5);
+        let mut raw = RawFrames::connect(&gateway);
+        raw.send(&get(5));
+        assert_eq!(raw.verdict(5), Answered(200, "ok"));
+        raw.send(&then);
+        let seen = raw.verdict(5);
         assert!(expected.contains(&seen) || seen == Reset(STREAM_CLOSED), "{what}: {seen:?}");
     }
     assert_eq!(origin.count(), 3);
     // More streams than were agreed on: the others are served.
     origin.answer_after(&hold);
-    let mut wire = Wire::connect(&gateway);
-    wire.send(&[get(1), get(3), get(5)].concat());
-    assert_eq!(wire.verdict(5), Reset(REFUSED_STREAM));
+    let mut raw = RawFrames::connect(&gateway);
+    raw.send(&[get(1), get(3), get(5)].concat());
+    assert_eq!(raw.verdict(5), Reset(REFUSED_STREAM));
     hold.release();
-    assert_eq!(wire.verdict(1), Answered(200, "ok"));
+    assert_eq!(raw.verdict(1), Answered(200, "ok"));
     // The half of a body, and then the end of it: what comes behind the end is nobody's.
-    let mut wire = Wire::connect(&gateway);
-    wire.send(&[get(1), frame(DATA, 0, 1, b"x")].concat());
+    let mut raw = RawFrames::connect(&gateway);
+    raw.send(&[get(1), frame(DATA, 0, 1, b"x")].concat());
     assert!(matches!(
-        wire.verdict(1),
+        raw.verdict(1),
         Reset(STREAM_CLOSED | PROTOCOL_ERROR) | GoneAway(STREAM_CLOSED | PROTOCOL_ERROR)
     ));
 }
@@ -565,15 +565,15 @@ fn what_is_unusual_and_allowed_is_served() {
         ),
     ] {
         origin.forget();
-        let mut wire = Wire::connect(&gateway);
-        wire.send(&bytes);
-        assert_eq!(wire.verdict(1), Answered(200, "ok"), "{what}");
+        let mut raw = RawFrames::connect(&gateway);
+        raw.send(&bytes);
+        assert_eq!(raw.verdict(1), Answered(200, "ok"), "{what}");
         assert_eq!(origin.last().target, "/v1/app/x", "{what}");
     }
-    let mut wire = Wire::connect(&gateway);
-    wire.send(&frame(PING, 0, 0, b"are you?"));
+    let mut raw = RawFrames::connect(&gateway);
+    raw.send(&frame(PING, 0, 0, b"are you?"));
     let answered = loop {
-        let frame = wire.frame().expect("an answer");
+        let frame = raw.frame().expect("an answer");
         if frame.kind == PING && frame.flags & ACK != 0 {
             break frame.payload;
         }

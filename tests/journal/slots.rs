@@ -20,7 +20,7 @@ fn process(folder: &Path) -> JournalSlots {
 }
 
 /// What another process would find if this one died now and had had the second slot.
-fn crashed_in_second_seat(stand: &Stand) -> Arc<TempDir> {
+fn crashed_in_second_slot(stand: &Stand) -> Arc<TempDir> {
     let crashed = stand.crashed();
     let (journal, aside) = (crashed.path().join("journal"), crashed.path().join("aside"));
     fs::rename(&journal, &aside).unwrap();
@@ -30,27 +30,27 @@ fn crashed_in_second_seat(stand: &Stand) -> Arc<TempDir> {
 }
 
 #[test]
-fn one_that_takes_over_has_a_seat_of_its_own_and_strangers_have_none() {
+fn one_that_takes_over_has_a_slot_of_its_own_and_strangers_have_none() {
     let stand = Stand::new(SMALL);
     let folder = Arc::clone(&stand.folder);
     let is_owned = || matches!(process(folder.path()).open_exclusive(), Err(OpenError::Owned(it)) if it == folder.path().join("journal"));
     assert!(is_owned());
     let second = process(folder.path());
-    let seat = second.open_free().unwrap();
-    assert_eq!(seat.0.folder(), folder.path().join("journal/seat-2"));
+    let slot = second.open_free().unwrap();
+    assert_eq!(slot.0.folder(), folder.path().join("journal/seat-2"));
     assert!(is_owned() && second.others().are_alive);
     drop(stand);
-    assert!(is_owned(), "the first seat is free, and the node is not");
+    assert!(is_owned(), "the first slot is free, and the node is not");
     let others = second.others();
     assert!(!others.are_alive && others.left.is_empty(), "nothing was written there");
     let third = process(folder.path()).open_free().unwrap();
     assert_eq!(third.0.folder(), folder.path().join("journal"));
-    drop((seat, third));
+    drop((slot, third));
     assert!(process(folder.path()).open_exclusive().is_ok());
 }
 
 #[test]
-fn there_are_four_seats() {
+fn there_are_four_slots() {
     let folder = tempfile::tempdir().unwrap();
     let all: Vec<_> = (0..4).map(|_| process(folder.path()).open_free().unwrap()).collect();
     assert!(matches!(process(folder.path()).open_free(), Err(OpenError::Owned(_))));
@@ -58,12 +58,12 @@ fn there_are_four_seats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_process_leaves_in_its_seat_the_next_one_stores_once() {
+async fn what_a_process_leaves_in_its_slot_the_next_one_stores_once() {
     let stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Gone);
     let served: Vec<_> = (0..50).map(|n| stand.serve(n)).collect();
     let (open, _pending) = stand.begin(50);
-    let crashed = crashed_in_second_seat(&stand);
+    let crashed = crashed_in_second_slot(&stand);
 
     let metrics = Arc::new(Metrics::new().unwrap());
     let next = JournalSlots::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
@@ -99,16 +99,16 @@ async fn what_a_process_leaves_in_its_seat_the_next_one_stores_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_the_seat() {
+async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_the_slot() {
     let stand = Stand::new(SMALL);
     (0..100).for_each(|n| stand.serves(n));
-    let crashed = crashed_in_second_seat(&stand);
+    let crashed = crashed_in_second_slot(&stand);
     let folder = crashed.path().join("journal");
-    let seat = folder.join("seat-2");
-    let damaged = segments(&seat).into_keys().next().unwrap();
-    let mut bytes = fs::read(seat.join(&damaged)).unwrap();
+    let slot = folder.join("seat-2");
+    let damaged = segments(&slot).into_keys().next().unwrap();
+    let mut bytes = fs::read(slot.join(&damaged)).unwrap();
     bytes[1_000] ^= 4;
-    fs::write(seat.join(&damaged), bytes).unwrap();
+    fs::write(slot.join(&damaged), bytes).unwrap();
 
     let metrics = Arc::new(Metrics::new().unwrap());
     let next = JournalSlots::new(options(crashed.path(), SMALL), Arc::new(RealDisk), Arc::clone(&metrics));
@@ -125,6 +125,6 @@ async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_t
     let lines = set_aside.lines().count() as u64;
     // Nine and ninety to ninety-nine, but for what was damaged.
     assert!(lines == metrics.usage().set_aside && (10..=11).contains(&lines), "{lines}");
-    let in_seat: Vec<_> = fs::read_dir(&seat).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(in_seat, ["lock"]);
+    let in_slot: Vec<_> = fs::read_dir(&slot).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(in_slot, ["lock"]);
 }
