@@ -1,6 +1,6 @@
-//! Which key is this secret?
+//! Finds the key of a secret.
 //!
-//! The secret is in the body of the call and nowhere else: not in the answer, the audit trail or a log.
+//! The secret is only in the body of the call: not in the response, the audit log or a log.
 
 use super::apikeys::{KeyView, find};
 use super::caller::WorkspaceReader;
@@ -17,19 +17,19 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The key that a secret opens.
+/// The key of a secret.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FoundKeyView {
     #[serde(flatten)]
     key: KeyView,
-    /// Until when this secret opens the key, in epoch milliseconds, if it is the one before the current; null: it is current.
+    /// The end of this secret's grace period, in epoch milliseconds, if it has been replaced; null: it is the current one.
     secret_valid_until: Option<i64>,
 }
 
 /// Find the key of a secret
 ///
-/// Role `viewer`. Answers 404 for a secret that opens no key of the workspace: unknown, replaced, or of a deleted key. Keys
-/// that are disabled or have expired are found.
+/// Role `viewer`. 404 if the secret is not valid for any key of the workspace: unknown, replaced, or of a deleted key.
+/// Disabled and expired keys are found.
 #[utoipa::path(post, path = "/apikeys/lookup", tag = "API keys", request_body = KeyLookup, responses(
     (status = 200, description = "The key", body = Envelope<FoundKeyView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

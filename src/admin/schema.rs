@@ -91,7 +91,7 @@ pub(super) struct KeyUpdate {
     metadata: Option<Map<String, Value>>,
 }
 
-/// The secret of the wanted key.
+/// The secret of the key to find.
 #[derive(ToSchema)]
 pub(super) struct KeyLookup {
     /// The secret. It is not logged.

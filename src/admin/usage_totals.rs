@@ -1,4 +1,4 @@
-//! What the requests of a whole workspace came to, all together, by key and by resource.
+//! Totals of the requests of a workspace: in total, by key and by resource.
 
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
@@ -17,19 +17,20 @@ use utoipa::{IntoParams, ToSchema};
 
 // === requests ===
 
-/// Which totals.
+/// Parameters of the totals.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `UsageTotalsQuery` reads")]
 pub(super) struct UsageTotalsParams {
-    /// `key` or `resource`: also the totals of each. Without it: of the workspace alone.
+    /// `key` or `resource`: also totals of each. Absent: only totals of the workspace.
     group_by: Option<String>,
     /// Only of keys of this resource.
     resource_id: Option<String>,
-    /// First instant: epoch seconds, epoch milliseconds or RFC 3339; totals begin with its UTC day. Without it: with the
-    /// first request.
+    /// First instant: epoch seconds, epoch milliseconds or RFC 3339; totals begin with its UTC day. Absent: with the first
+    /// request.
     from: Option<String>,
-    /// First instant after it; totals end with the UTC day before, or with its own where it is within one. Without it: now.
+    /// First instant after the range; totals end with the UTC day before it, or with its own UTC day if it is not at
+    /// midnight. Absent: now.
     to: Option<String>,
     /// Number of the page of groups, from 1.
     #[param(minimum = 1, default = 1)]
@@ -39,7 +40,7 @@ pub(super) struct UsageTotalsParams {
     pagesize: Option<u32>,
 }
 
-/// [`UsageTotalsParams`] as read.
+/// [`UsageTotalsParams`], parsed.
 pub(super) struct UsageTotalsQuery {
     group_by: Option<UsageGroup>,
     filter: UsageTotalsFilter,
@@ -56,7 +57,7 @@ impl FromParams for UsageTotalsQuery {
     }
 }
 
-/// The UTC days from that of `from` to that before `to`; none: ever.
+/// The UTC days from that of `from` to that before `to`; none: all.
 fn whole_days(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<(Timestamp, Timestamp)> {
     if from.is_none() && to.is_none() {
         return None;
@@ -75,9 +76,9 @@ fn whole_days(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<(Timesta
 pub(super) struct UsageTotalsView {
     /// `key`, `resource`, or null.
     group_by: Option<&'static str>,
-    /// Where the first UTC day begins, in epoch milliseconds; null: with the first request.
+    /// Start of the first UTC day, in epoch milliseconds; null: with the first request.
     from: Option<i64>,
-    /// Where the last one ends; null: now.
+    /// End of the last UTC day; null: now.
     to: Option<i64>,
     totals: UsageTotalView,
     /// The groups with any usage, those with the most requests first.
@@ -85,7 +86,7 @@ pub(super) struct UsageTotalsView {
     groups: Listed<UsageGroupView>,
 }
 
-/// What requests came to.
+/// Totals of requests.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UsageTotalView {
     /// Requests that reached a backend.
@@ -103,14 +104,14 @@ pub(super) struct UsageTotalView {
     bytes_out: u64,
     /// Epoch milliseconds; null: not yet.
     last_used_at: Option<i64>,
-    /// Mean response time in milliseconds; null: nothing was answered.
+    /// Mean response time in milliseconds; null: there were no responses.
     avg_response_time: Option<f64>,
 }
 
 /// Totals of a key or resource.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UsageGroupView {
-    /// Which key; only with `group_by=key`.
+    /// The key; only with `group_by=key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     key_id: Option<String>,
     /// What people call it.
@@ -125,7 +126,7 @@ pub(super) struct UsageGroupView {
 
 /// Totals of a workspace
 ///
-/// Role `viewer`. Takes the same time however long the ledger; usage of deleted keys counts.
+/// Role `viewer`. The time does not depend on the length of the ledger; usage of deleted keys counts.
 #[utoipa::path(get, path = "/usage", tag = "Usage", params(UsageTotalsParams), responses(
     (status = 200, description = "Totals", body = Envelope<UsageTotalsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

@@ -32,7 +32,7 @@ pub(super) struct WorkspaceView {
     updated_at: i64,
 }
 
-/// A workspace with what it has used of its plan.
+/// A workspace with the usage of its quotas.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WorkspaceDetail {
     #[serde(flatten)]
@@ -43,23 +43,23 @@ pub(super) struct WorkspaceDetail {
     quotas: Vec<QuotaView>,
 }
 
-/// A quota, and how far it is used.
+/// A quota and its usage.
 #[derive(Serialize, ToSchema)]
 pub(super) struct QuotaView {
     /// `end_user_quota` or `limits`.
     name: &'static str,
-    /// What is counted; only of `limits`.
+    /// What it counts; only for `limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<CountWord>)]
     count: Option<&'static str>,
-    /// In which window; only of `limits`.
+    /// Its window; only for `limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<PerWord>)]
     per: Option<&'static str>,
-    /// How much is used, as far as the ledger knows.
+    /// The used amount, according to the ledger.
     used: u64,
     limit: u64,
-    /// Of the limit, with two decimals; more than 100 after a plan was lowered.
+    /// Percentage of the limit, with two decimals; more than 100 after a plan was lowered.
     percentage: f64,
 }
 
@@ -82,7 +82,7 @@ pub(super) async fn list_workspaces(
 
 /// Read a workspace
 ///
-/// Role `platform`, or any role for one's own workspace. With what is used of each quota.
+/// Role `platform`, or any role for one's own workspace. Includes the usage of each quota.
 #[utoipa::path(get, path = "/workspaces/{id}", tag = "Workspaces", params(("id" = String, Path, description = "Which workspace")),
 responses(
     (status = 200, description = "The workspace", body = Envelope<WorkspaceDetail>),
@@ -148,7 +148,7 @@ pub(super) async fn put_workspace(
     Ok(ApiResponse::ok(WorkspaceView::new(workspace)))
 }
 
-/// What is used of every quota of `plan`.
+/// The usage of every quota of `plan`.
 fn quotas(plan: &Plan, end_users: u64, spent: &UsageTotals) -> Vec<QuotaView> {
     let mut all = vec![QuotaView::new("end_user_quota", None, end_users, plan.end_user_quota)];
     for ceiling in &plan.limits {

@@ -52,10 +52,10 @@ pub struct FeedFollower {
     is_starting_over: AtomicBool,
 }
 
-/// Brings back what is known of a key that was deleted and is restored.
+/// Restores the state of a deleted key that is restored.
 #[async_trait]
 pub trait BeforeReturn: Send + Sync {
-    /// Called before any request can find the key. On failure the key is not found yet, and this is tried again.
+    /// Called before a request can find the key. On failure the key is not found yet, and the call is repeated.
     async fn prepare(&self, key: KeyId) -> Result<(), StoreError>;
 }
 
@@ -130,7 +130,7 @@ impl FeedFollower {
         Self { reporter: Some(reporter), ..self }
     }
 
-    /// Also has what a restored key had spent looked up before a request can find the key.
+    /// Also restores the counts of a restored key before a request can find it.
     #[must_use]
     pub fn preparing_returns(self, before_return: Arc<dyn BeforeReturn>) -> Self {
         Self { before_return: Some(before_return), ..self }
@@ -250,7 +250,7 @@ impl FeedFollower {
         let applied = async {
             while let Some(batch) = batches.recv().await {
                 if let Err(error) = self.prepare_returns(&batch).await {
-                    // Whoever sends must not wait for somebody who takes no more.
+                    // The sender must not wait for a receiver that has stopped.
                     batches.close();
                     return Err(error);
                 }
@@ -265,7 +265,7 @@ impl FeedFollower {
         }
     }
 
-    /// A key that was deleted and comes back may have been forgotten here, and what it has spent with it.
+    /// This node may have dropped the counts of a key that was deleted and is restored.
     async fn prepare_returns(&self, batch: &[Change]) -> Result<(), StoreError> {
         let Some(before_return) = &self.before_return else { return Ok(()) };
         for change in batch {

@@ -197,7 +197,7 @@ impl Keyring {
         is_held || self.broken_rows().holds(table, subject)
     }
 
-    /// Whether that key is held.
+    /// Whether this key is in memory.
     pub fn holds(&self, key: KeyId) -> bool {
         self.by_id.get(&key).is_some()
     }
@@ -430,7 +430,7 @@ impl Keyring {
 }
 
 impl Presented {
-    /// The first instant at which this secret no longer opens the key; none while it is the current one.
+    /// The first instant at which this secret is no longer valid; none for the current one.
     pub fn valid_until(&self) -> Option<Timestamp> {
         self.entry.credentials.iter().find(|c| c.secret == self.secret)?.valid_until
     }

@@ -152,7 +152,7 @@ pub struct UsageTotals {
     pub total: u64,
 }
 
-/// Whose spending.
+/// The subject.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum UsageSubject {
     /// One key's.

@@ -20,7 +20,7 @@ pub enum StoreError {
         /// How many.
         workspaces: u64,
     },
-    /// A deleted key that is not beyond its time, and cannot be restored all the same.
+    /// A deleted key that cannot be restored although its time is not over.
     #[error("the key cannot be restored: {0}")]
     NotRestorable(NotRestorable),
     /// The rate exceeds the plan's limit.
@@ -61,13 +61,13 @@ pub enum StoreError {
 /// Why a key cannot be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotRestorable {
-    /// It is there.
+    /// It is not deleted.
     #[error("it is not deleted")]
     NotDeleted,
-    /// Another key has its secret, or the plan did not keep it when the key was deleted.
+    /// Another key has its secret, or the plan did not keep it after the deletion.
     #[error("its secret is not kept any more")]
     SecretNotKept,
-    /// Its secret cannot be checked any more.
+    /// The pepper of its secret is not configured.
     #[error("its secret was made with pepper {0}, which is not configured any more")]
     PepperMissing(u32),
 }

@@ -136,7 +136,7 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<KeyRecord>, StoreError>;
 
-    /// Deletes a key: its secret opens nothing, the name is free, usage stays. A tombstone stays too, with the digests for as
+    /// Deletes a key: its secret is no longer valid, the name is free, usage stays. A tombstone stays, with the digests as
     /// long as the workspace's plan lets the key be restored.
     async fn delete_key(
         &self,
@@ -146,9 +146,9 @@ pub trait Keys: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<()>, StoreError>;
 
-    /// Undoes a deletion within the plan's `deleted_keys_days`: the key is as it was, its secret opens it again, and what it
-    /// has spent stays spent. `peppers` are the versions that secrets can be checked with. `NotFound` when there was no such
-    /// key or its time is over, `NotRestorable`, `DuplicateName`, `RateAbovePlan`.
+    /// Undoes a deletion within the plan's `deleted_keys_days`: the key is as it was, its secret is valid again, and spent
+    /// limits stay spent. `peppers` are the versions of configured peppers. `NotFound` if there was no such key or its time
+    /// is over, `NotRestorable`, `DuplicateName`, `RateAbovePlan`.
     async fn restore_key(
         &self,
         workspace: &WorkspaceId,
@@ -328,15 +328,14 @@ pub trait Ledger: Send + Sync + 'static {
         range: &UsageRange,
     ) -> Result<Option<Vec<UsagePoint>>, StoreError>;
 
-    /// What the requests of a workspace's keys came to, those of deleted ones too, in time that does not depend on the
-    /// length of the ledger.
+    /// Totals of a workspace's keys, deleted ones included, in time that does not depend on the length of the ledger.
     async fn workspace_usage(
         &self,
         workspace: &WorkspaceId,
         filter: &UsageTotalsFilter,
     ) -> Result<UsageTotal, StoreError>;
 
-    /// The same in groups, of those that have any usage, the busiest first.
+    /// The same in groups with any usage, those with the most requests first.
     async fn workspace_usage_by(
         &self,
         workspace: &WorkspaceId,

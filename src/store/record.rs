@@ -87,7 +87,7 @@ pub struct KeyRecord {
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
-    /// When it was deleted, of one that can still be restored; only lists of deleted keys have such.
+    /// When it was deleted; only in lists of deleted keys that can be restored.
     pub deleted_at: Option<Timestamp>,
 }
 
@@ -133,7 +133,7 @@ pub struct KeyFilter {
     pub resource_id: Option<String>,
     /// Only those whose name, description or hint contains this, ignoring case.
     pub search: Option<String>,
-    /// Those that were deleted and can be restored, instead of those that are there.
+    /// Deleted keys that can be restored, instead of existing ones.
     pub is_deleted: bool,
 }
 
@@ -296,7 +296,7 @@ pub struct KeyChange {
     pub credentials: Credentials,
     /// The version of the write.
     pub version: Version,
-    /// Whether it was deleted once and came back, so that nodes may have forgotten what it has spent.
+    /// Whether it was deleted and restored, so that nodes may have dropped its counts.
     pub was_restored: bool,
 }
 

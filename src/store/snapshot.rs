@@ -71,7 +71,7 @@ pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut
         Value::Flag(key.is_active),
         key.expires_at.map_or(Value::Null, |at| Value::Int(at.as_micros())),
         version(),
-        // Who starts reads what was spent from the ledger anyway.
+        // A node that starts reads the counts from the ledger anyway.
         Value::Flag(false),
         maybe(Some(current.pepper_version.into())),
         maybe(Some(current.secret.0.into())),

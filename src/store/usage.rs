@@ -33,25 +33,25 @@ pub struct KeyStats {
 }
 
 words!(
-    /// By what usage is added up.
+    /// Grouping of totals.
     UsageGroup {
-        /// Each key by itself.
+        /// Each key.
         Key = "key",
-        /// The keys of each resource.
+        /// Each resource.
         Resource = "resource",
     }
 );
 
-/// Which usage of a workspace is added up.
+/// A filter for totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UsageTotalsFilter {
-    /// From the first instant until before the second, each moved outwards to where a UTC day begins; none: ever.
+    /// From the first instant until before the second, both extended to whole UTC days; none: all time.
     pub days: Option<(Timestamp, Timestamp)>,
     /// Only of keys of this resource.
     pub resource_id: Option<String>,
 }
 
-/// What requests came to.
+/// Totals of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageTotal {
     /// Requests that reached a backend.
@@ -72,18 +72,18 @@ pub struct UsageTotal {
     pub bytes_out: u64,
     /// When the latest request arrived.
     pub last_at: Option<Timestamp>,
-    /// Mean response time of requests that were answered, in µs; none when there were none.
+    /// Mean response time in µs; none without responses.
     pub mean_us: Option<u64>,
 }
 
-/// What the requests of one group came to.
+/// Totals of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageGroupTotal {
-    /// Which key, and what people call it, where groups are keys.
+    /// The key and its name, if groups are keys.
     pub key: Option<(KeyId, String)>,
-    /// Of which resource.
+    /// The resource.
     pub resource_id: String,
-    /// What they came to.
+    /// The totals.
     pub total: UsageTotal,
 }
 

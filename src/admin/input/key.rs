@@ -280,7 +280,7 @@ pub fn read_grace_period(body: &Map<String, Value>) -> Result<Option<Duration>, 
     if errors.is_empty() { Ok(seconds.filter(|s| *s > 0).map(Duration::from_secs)) } else { Err(errors) }
 }
 
-/// Reads the body of a look-up: the secret whose key is wanted.
+/// Reads the body of a look-up: the secret of the wanted key.
 pub fn read_lookup(body: &Map<String, Value>) -> Result<String, Vec<FieldError>> {
     let mut fields = InputFields::of(body);
     let secret = fields.required("api_key", rules::secret);

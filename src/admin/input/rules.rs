@@ -66,7 +66,7 @@ pub(super) fn resource_id(value: &Value) -> Result<Box<str>, ValidationErrors> {
     Ok(text.into())
 }
 
-/// A secret that was made here or elsewhere.
+/// A secret, made by Keygate or imported.
 pub(super) fn secret(value: &Value) -> Result<String, ValidationErrors> {
     let text = value.as_str().unwrap_or_default();
     if text.is_empty() || text.len() > SECRET_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -1,4 +1,4 @@
-//! Texts that are written for other programs: cells of CSV files, usage records in files, values outside of the config file.
+//! Texts for other programs: CSV cells, usage records in files, values outside the config file.
 
 pub mod csv_cell;
 pub mod plain_value;

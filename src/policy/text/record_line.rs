@@ -1,5 +1,5 @@
-//! A usage record in a file: a line of JSON or a row of comma-separated values. Unlike the admin API's view it has everything that is
-//! in the ledger, and instants and durations in µs, as they are.
+//! A usage record in a file: a line of JSON or a CSV row. Unlike the view of the admin API it has every field of the
+//! ledger, with instants and durations in µs.
 
 use crate::clock::Timestamp;
 use crate::model::usage::UsageRecord;
@@ -16,13 +16,13 @@ pub struct RecordLine<'r> {
     are_cells: bool,
 }
 
-/// The fields of a line that have been written.
+/// The fields of a line written so far.
 struct LineFields<S> {
     fields: S,
     are_cells: bool,
 }
 
-/// What a field is called in a file: an instant says its unit.
+/// The name of a field in a file; that of an instant includes its unit.
 pub fn name_in_files(field: &'static str) -> &'static str {
     if field == "at" { "at_us" } else { field }
 }
@@ -35,7 +35,7 @@ impl<'r> RecordLine<'r> {
         Self { record, are_cells: false }
     }
 
-    /// For a row of comma-separated values: no text of a client's is a formula there.
+    /// For a CSV row: no client text is a formula there.
     pub const fn cells(record: &'r UsageRecord) -> Self {
         Self { record, are_cells: true }
     }

@@ -1,4 +1,4 @@
-//! Keys that were deleted: kept for a while so that a deletion can be undone, then without what opens them.
+//! Deleted keys: kept for a while so that a deletion can be undone, then without their digests.
 
 use super::key_rows::select_keys;
 use super::tx::Tx;
@@ -44,7 +44,7 @@ pub(super) async fn erase_credentials(tx: &Tx<'_>, id: KeyId) -> Result<(), Stor
     tx.change(concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = $1"), &[&id.0]).await
 }
 
-/// A secret that is given to a key is not kept for a deleted one any more.
+/// A digest that is given to another key is removed from a deleted one.
 pub(super) async fn release_digest(tx: &Tx<'_>, digest: Digest) -> Result<(), StoreError> {
     let sql = concat!(
         "UPDATE keys SET ",
@@ -55,7 +55,7 @@ pub(super) async fn release_digest(tx: &Tx<'_>, digest: Digest) -> Result<(), St
 }
 
 impl PgStore {
-    /// Erases what opens keys whose time to be restored is over at `now`, at most [`STEP`]; answers of how many.
+    /// Erases the digests of keys that can no longer be restored at `now`, at most [`STEP`]; returns of how many.
     pub(super) async fn erase_deleted(&self, now: Timestamp) -> Result<u64, StoreError> {
         self.write(move |tx| {
             Box::pin(async move {

@@ -1,4 +1,4 @@
-//! What the requests of a workspace came to, all together and in groups, from the roll-ups of its keys.
+//! Totals of a workspace and of groups, from the roll-ups of its keys.
 
 use super::StoreError;
 use super::tx::Tx;
@@ -9,7 +9,7 @@ use crate::store::shared::rollup::{total_width, whole_days};
 use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, UsageTotalsFilter};
 use tokio_postgres::types::ToSql;
 
-/// A sum that is too large stays at the largest number.
+/// A sum that is too large saturates.
 macro_rules! sum {
     ($column:literal) => {
         concat!("least(coalesce(sum(t.", $column, "), 0), 9223372036854775807)::bigint")
@@ -53,7 +53,7 @@ macro_rules! of_keys {
     };
 }
 
-/// All together.
+/// The total.
 pub(super) async fn all(
     tx: &Tx<'_>,
     workspace: &WorkspaceId,

@@ -407,7 +407,7 @@ pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals
     })
 }
 
-/// How many roll-ups, then their figures, summed up.
+/// The number of roll-ups, then their sums.
 pub(in crate::store) fn read_usage_total(f: &mut RowReader<'_>) -> Result<UsageTotal, StoreError> {
     let rollups: u64 = f.int("count")?;
     let [requests, denied, unreached, errors, charged] = [

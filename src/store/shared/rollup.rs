@@ -108,12 +108,12 @@ pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap
     windows
 }
 
-/// Which roll-ups make up the totals of `days`, or of ever.
+/// The width of the roll-ups for totals of `days`, or of all time.
 pub(in crate::store) fn total_width(days: Option<(Timestamp, Timestamp)>) -> WindowWidth {
     if days.is_some() { WindowWidth::Day } else { WindowWidth::Total }
 }
 
-/// From where to where those roll-ups begin, in µs.
+/// The range of starts of those roll-ups, in µs.
 pub(in crate::store) fn whole_days(days: Option<(Timestamp, Timestamp)>) -> (i64, i64) {
     let Some((from, to)) = days else { return (0, 1) };
     (WindowWidth::Day.start(from).as_micros(), to.as_micros())
@@ -190,7 +190,7 @@ impl RollupTotals {
         self.sketch.merge(&other.sketch);
     }
 
-    /// Those that reached a backend.
+    /// Requests that reached a backend.
     pub const fn reached(&self) -> u64 {
         self.requests.saturating_sub(self.denied).saturating_sub(self.unreached)
     }

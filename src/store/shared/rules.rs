@@ -189,7 +189,7 @@ fn check_scopes(kind: KeyType, scopes: &Scopes) -> Result<(), StoreError> {
 
 // === plans and workspaces ===
 
-/// The record that `new` becomes at `at`, or why it may not.
+/// The record for `new` at `at`, or why it is refused.
 pub(in crate::store) fn new_plan(new: PlanRecord, at: Timestamp) -> Result<PlanRecord, StoreError> {
     let record = PlanRecord { created_at: at, updated_at: at, ..new };
     check_plan(&record)?;

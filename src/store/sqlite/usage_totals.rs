@@ -1,4 +1,4 @@
-//! What the requests of a workspace came to, all together and in groups, from the roll-ups of its keys.
+//! Totals of a workspace and of groups, from the roll-ups of its keys.
 
 use super::StoreError;
 use super::row;
@@ -8,7 +8,7 @@ use crate::store::shared::rollup::{total_width, whole_days};
 use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, UsageTotalsFilter};
 use rusqlite::{Transaction, named_params};
 
-/// The figures that [`read_usage_total`] reads, summed up. A sum that is too large stays at the largest number.
+/// The sums for [`read_usage_total`]. A sum that is too large saturates.
 macro_rules! sums {
     () => {
         "count(*), CAST(total(t.requests) AS INTEGER), CAST(total(t.denied) AS INTEGER),
@@ -27,7 +27,7 @@ macro_rules! of_keys {
     };
 }
 
-/// All together.
+/// The total.
 pub(super) fn all(
     tx: &Transaction<'_>,
     workspace: &WorkspaceId,

@@ -62,7 +62,7 @@ mod tests {
         });
         assert_eq!(undone.await.unwrap(), Version(1));
         assert_eq!(store.version().await.unwrap(), Version(0));
-        // The writer is as fit as before.
+        // The writer works as before.
         let at = Timestamp::from_secs(1);
         let by = Actor { subject: "s".into(), role: "local", address: None, request_id: None };
         let reload =

@@ -29,7 +29,7 @@ pub(in crate::store) trait WriteTx: Sized {
     /// Rolls this transaction back although the write succeeds.
     fn undo(&self) -> impl Rows<()>;
 
-    /// Adds a line to the audit trail.
+    /// Adds a line to the audit log.
     fn add_audit_line(
         &self,
         version: Version,

@@ -84,7 +84,7 @@ pub(in crate::store) async fn delete_plan(
 
 // === workspaces ===
 
-/// The workspace, made with `plan` if it does not exist.
+/// The workspace, created with `plan` if it does not exist.
 pub(in crate::store) async fn ensure_workspace(
     tx: &impl TenantRows,
     id: WorkspaceId,
@@ -100,7 +100,7 @@ pub(in crate::store) async fn ensure_workspace(
     create_workspace(tx, rules::blank_workspace(id, plan, at), version, by, at).await
 }
 
-/// Changes a workspace, or makes it.
+/// Changes a workspace, or creates it.
 pub(in crate::store) async fn put_workspace(
     tx: &impl TenantRows,
     id: WorkspaceId,
