@@ -24,7 +24,7 @@ use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, auth
 use crate::policy::keys::credential::{end_user_in_header, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::keys::limit::Limits;
-use crate::policy::keys::secret::{Peppers, SecretShape, shape};
+use crate::policy::keys::secret::{Peppers, SecretShape, sha256, shape};
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use http::header::HeaderName;
 use std::net::IpAddr;
@@ -235,7 +235,24 @@ impl Gate {
             }
             return Ok(found.presented);
         }
+        if self.keyring.has_sha256_imports()
+            && let Some(presented) = self.find_by_sha256(secret, request.now.wall)
+        {
+            return Ok(presented);
+        }
         Err(if cannot_tell { Denial::Plain(Fault::ServiceUnavailable) } else { Denial::KeyInvalid })
+    }
+
+    /// A key that was imported by the SHA-256 digest of its secret and is used for the first time. From then on it is found like
+    /// any other.
+    fn find_by_sha256(&self, secret: &[u8], at: Timestamp) -> Option<Presented> {
+        let sha256 = sha256(secret);
+        let mut digests = self.peppers.iter().map(|pepper| Digest(pepper.digest_of_sha256(&sha256)));
+        let (digest, found) = digests.find_map(|digest| Some((digest, self.keyring.find(&digest, at)?)))?;
+        let current = self.peppers.current();
+        let new = || Digest(current.digest(secret));
+        self.rehash.ask(found.presented.entry.key.id, digest, current.version(), new);
+        Some(found.presented)
     }
 }
 

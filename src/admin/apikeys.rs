@@ -382,7 +382,8 @@ pub(super) async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> R
     found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
 }
 
-async fn plan_of(admin: &Admin, workspace: &WorkspaceId) -> Result<Plan, AdminError> {
+/// The plan that a workspace is on.
+pub(super) async fn plan_of(admin: &Admin, workspace: &WorkspaceId) -> Result<Plan, AdminError> {
     let store = &admin.deps.store;
     let tenant = admin.ask(Fault::NotFound, store.workspace(workspace)).await?;
     let tenant = tenant.ok_or_else(|| AdminError::of(Fault::NotFound))?;

@@ -176,7 +176,8 @@ impl Admin {
         DEADLINE.try_with(|deadline| *deadline.get_or_init(from_now)).unwrap_or_else(|_| from_now())
     }
 
-    async fn reach(&self, version: Version) {
+    /// Waits until this node has that change in force.
+    pub(super) async fn reach(&self, version: Version) {
         if !self.deps.keyring.reach(version).await {
             tracing::warn!(%version, "change stored, but not in force on this node within the deadline");
         }

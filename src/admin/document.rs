@@ -19,11 +19,13 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 8] = [
+const BODIES: [&str; 10] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
     "KeyLookup",
+    "KeyImport",
+    "EndUserImport",
     "PlanCreate",
     "PlanUpdate",
     "WorkspaceUpdate",

@@ -17,6 +17,7 @@ mod envelope;
 mod error;
 mod extract;
 mod health;
+mod imports;
 pub mod input;
 mod jwt;
 mod logs;

@@ -4,7 +4,7 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, health, logs, lookup, plans, propagation, reload, usage,
+    apikeys, audit, document, endusers, health, imports, logs, lookup, plans, propagation, reload, usage,
     usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
@@ -77,6 +77,8 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(apikeys::regenerate_key))
         .routes(routes!(apikeys::restore_key))
         .routes(routes!(lookup::lookup_key))
+        .routes(routes!(imports::import_keys))
+        .routes(routes!(imports::import_end_users))
         .routes(routes!(propagation::key_propagation))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))

@@ -99,6 +99,28 @@ pub(super) struct KeyLookup {
     api_key: String,
 }
 
+/// Keys of another system.
+#[derive(ToSchema)]
+pub(super) struct KeyImport {
+    /// The keys. Each is imported or refused by itself.
+    #[schema(min_items = 1, max_items = 1_000, example = json!([{"name": "old", "scopes": ["orders:read"], "api_key": "legacy-1"}]))]
+    keys: Vec<Map<String, Value>>,
+    /// Only check the rows, each by itself.
+    #[schema(default = false)]
+    dry_run: Option<bool>,
+}
+
+/// End users of another system.
+#[derive(ToSchema)]
+pub(super) struct EndUserImport {
+    /// The end users. Each is imported or refused by itself.
+    #[schema(min_items = 1, max_items = 1_000, example = json!([{"other_id": "customer-7"}]))]
+    end_users: Vec<Map<String, Value>>,
+    /// Only check the rows, each by itself.
+    #[schema(default = false)]
+    dry_run: Option<bool>,
+}
+
 /// Options for a new secret.
 #[derive(ToSchema)]
 pub(super) struct KeyRegenerate {

@@ -7,12 +7,14 @@ mod archive;
 mod check;
 mod demo;
 mod echo;
+mod endusers;
 mod health;
 mod keys;
 mod log;
 mod migrate;
 mod openapi;
 mod ready;
+mod refused_rows;
 mod run;
 mod token;
 mod usage;
@@ -52,6 +54,9 @@ pub enum Command {
     Token(token::TokenArgs),
     /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
     Keys(keys::KeysArgs),
+    /// Import end users of another system while the gateway is not running
+    #[command(name = "endusers")]
+    EndUsers(endusers::EndUsersArgs),
     /// Write plans, workspaces, keys and end users to a file that `import` reads, to move to another store
     Export(archive::ArchiveExportArgs),
     /// Read plans, workspaces, keys and end users from a file that `export` wrote
@@ -117,6 +122,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Migrate(args) => migrate::run(&args, environment),
         Command::Token(args) => token::run(&args, environment),
         Command::Keys(args) => keys::run(args, environment),
+        Command::EndUsers(args) => endusers::run(args, environment),
         Command::Export(args) => archive::export(&args, environment),
         Command::Import(args) => archive::import(&args, environment),
         Command::Usage(args) => usage::run(&args, environment),

@@ -46,7 +46,13 @@ impl Table for Late {
         Ok(EndUserAdmission::Admitted(id))
     }
 
-    async fn restore_end_users(&self, _: &WorkspaceId, _: Vec<EndUserRecord>) -> Result<u64, StoreError> {
+    async fn restore_end_users(
+        &self,
+        _: &WorkspaceId,
+        _: Vec<EndUserRecord>,
+        _: &Actor,
+        _: Timestamp,
+    ) -> Result<u64, StoreError> {
         gone()
     }
 

@@ -55,6 +55,8 @@ pub struct Keyring {
     is_open: AtomicBool,
     /// The number of broken rows, readable without the lock: nearly always zero.
     broken_rows: AtomicUsize,
+    /// Whether a key may have to be found by the SHA-256 digest of its secret.
+    has_sha256_imports: AtomicBool,
 }
 
 /// A key with everything that a decision about it needs.
@@ -122,6 +124,7 @@ impl Keyring {
             stale_ns: AtomicU64::new(0),
             is_open: AtomicBool::new(true),
             broken_rows: AtomicUsize::new(0),
+            has_sha256_imports: AtomicBool::new(false),
         }
     }
 
@@ -195,6 +198,11 @@ impl Keyring {
             UsageSubject::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
         };
         is_held || self.broken_rows().holds(table, subject)
+    }
+
+    /// Whether a key may have to be found by the SHA-256 digest of its secret.
+    pub fn has_sha256_imports(&self) -> bool {
+        self.has_sha256_imports.load(Ordering::Relaxed)
     }
 
     /// Whether this key is in memory.
@@ -380,6 +388,9 @@ impl Keyring {
         // What is found by a digest must also be found by its id. First add what is valid now, then remove what no longer
         // is, so that no valid secret is ever unknown in between.
         self.by_id.put(&id, Arc::clone(&entry));
+        if entry.credentials.iter().any(|c| c.secret.is_of_sha256_import()) {
+            self.has_sha256_imports.store(true, Ordering::Relaxed);
+        }
         for credential in &entry.credentials {
             self.by_digest.put(&credential.digest, Arc::clone(&entry));
         }

@@ -13,6 +13,12 @@ pub struct ImportedKeyHistory {
     pub created_at: Timestamp,
     /// See [`super::KeyRecord::updated_at`].
     pub updated_at: Timestamp,
+    /// Charged requests so far.
+    pub quota_used: u64,
+    /// Requests so far that reached a backend.
+    pub usage_count: u64,
+    /// See [`super::KeyRecord::last_used_at`].
+    pub last_used_at: Option<Timestamp>,
     /// The previous credential, while its grace period lasts.
     pub old: Option<Credential>,
 }

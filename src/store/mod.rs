@@ -259,11 +259,13 @@ pub trait EndUsers: Send + Sync + 'static {
     ) -> Result<EndUserAdmission, StoreError>;
 
     /// Adds end users of a workspace with their ids from another store, whatever the plan's quota. Existing ones, by id or
-    /// by name, are not changed. Returns how many were new; `NotFound` if there is no such workspace.
+    /// by name, are not changed. Returns how many were new, which has a line in the audit trail if there are any; `NotFound` if there is no such workspace.
     async fn restore_end_users(
         &self,
         workspace: &WorkspaceId,
         users: Vec<EndUserRecord>,
+        by: &Actor,
+        at: Timestamp,
     ) -> Result<u64, StoreError>;
 
     /// End users of a workspace, newest first; with `other_id` exactly that one.

@@ -353,6 +353,9 @@ pub struct AuditFilter {
     pub to: Option<Timestamp>,
 }
 
+/// What marks secrets of which only the SHA-256 digest was known.
+const OF_SHA256: u32 = 1 << 31;
+
 // === impls ===
 
 impl SecretId {
@@ -360,7 +363,17 @@ impl SecretId {
     pub fn random() -> Self {
         let mut bytes = [0; 4];
         fill_random(&mut bytes);
-        Self(u32::from_ne_bytes(bytes))
+        Self(u32::from_ne_bytes(bytes) & !OF_SHA256)
+    }
+
+    /// The same for a secret of which only the SHA-256 digest is known. It stays so when the secret itself has been seen.
+    pub fn of_sha256_import() -> Self {
+        Self(Self::random().0 | OF_SHA256)
+    }
+
+    /// Whether the key may have to be found by the SHA-256 digest of its secret.
+    pub const fn is_of_sha256_import(self) -> bool {
+        self.0 & OF_SHA256 != 0
     }
 }
 

@@ -45,8 +45,8 @@ pub(crate) async fn end_users_that_move_keep_their_ids(place: Place) {
     };
     let users = vec![moved("a"), moved("known"), moved("β"), moved("c")];
     // The quota is for newcomers; and a name has one id, the one it got first.
-    assert_eq!(place.restore_end_users(&w, users.clone()).await.unwrap(), 3);
-    assert_eq!(place.restore_end_users(&w, users.clone()).await.unwrap(), 0);
+    assert_eq!(place.restore_end_users(&w, users.clone(), &someone(), T0).await.unwrap(), 3);
+    assert_eq!(place.restore_end_users(&w, users.clone(), &someone(), T0).await.unwrap(), 0);
     assert_eq!(counted(&place, &w).await, (4, 4));
     assert_eq!(admit(&place, &w, "known").await, Some(known));
     for user in [&users[0], &users[2], &users[3]] {
@@ -54,10 +54,10 @@ pub(crate) async fn end_users_that_move_keep_their_ids(place: Place) {
         assert_eq!(admit(&place, &w, &user.other_id).await, Some(user.id));
     }
     assert_eq!(admit(&place, &w, "new").await, None, "there is no room for newcomers");
-    assert_eq!(place.restore_end_users(&w, Vec::new()).await.unwrap(), 0);
-    let nowhere = place.restore_end_users(&workspace_id("nowhere"), users).await;
+    assert_eq!(place.restore_end_users(&w, Vec::new(), &someone(), T0).await.unwrap(), 0);
+    let nowhere = place.restore_end_users(&workspace_id("nowhere"), users, &someone(), T0).await;
     assert!(matches!(nowhere, Err(StoreError::NotFound("workspace"))), "{nowhere:?}");
-    let nul = place.restore_end_users(&w, vec![moved("a\0b")]).await;
+    let nul = place.restore_end_users(&w, vec![moved("a\0b")], &someone(), T0).await;
     assert!(matches!(nul, Err(StoreError::Invalid { .. })), "{nul:?}");
 }
 

@@ -7,6 +7,7 @@ use crate::place::{
 use keygate::clock::Timestamp;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Ceiling, Count, KeyType, Per};
+use keygate::model::usage::UsageSubject;
 use keygate::store::{
     Change, Credential, ImportedKeyHistory, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, PlanPatch,
     StoreError,
@@ -187,7 +188,15 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
         new.key.ceilings.rate_limit = PLAN_RATE + 1;
         new.key.expires_at = Some(Timestamp::from_micros(5));
         let [created_at, updated_at] = [7_000, 9_000].map(Timestamp::from_micros);
-        new.past = Some(ImportedKeyHistory { created_by: "ann".into(), created_at, updated_at, old });
+        new.past = Some(ImportedKeyHistory {
+            created_by: "ann".into(),
+            created_at,
+            updated_at,
+            quota_used: 3,
+            usage_count: 5,
+            last_used_at: Some(Timestamp::from_micros(8_000)),
+            old,
+        });
         new
     };
     let until = |at| Credential { valid_until: Some(at), ..stored(&credential(3)) };
@@ -200,6 +209,13 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
     assert_eq!((&*stored.created_by, stored.key.ceilings.rate_limit), ("ann", PLAN_RATE + 1));
     assert_eq!([stored.created_at, stored.updated_at].map(Timestamp::as_micros), [7_000, 9_000]);
     assert_eq!(credentials(&place, made.key.id).await, [current, live]);
+    // What it had used is counted on.
+    assert_eq!((stored.quota_used, stored.usage_count), (3, 5));
+    place.append(&[crate::place::record(&stored, T0)]).await.unwrap();
+    let stats = place.stats(&w, made.key.id, T0).await.unwrap().unwrap();
+    assert_eq!((stats.total_requests, stats.quota_used, stats.last_used_at), (6, 4, Some(T0)));
+    let spent = place.totals_of(&UsageSubject::Key(made.key.id), T0).await.unwrap();
+    assert_eq!((spent.day, spent.total), (1, 4));
 
     let over = moved("its grace is over", Some(until(T0)));
     let over = place.create_key(over, &someone(), T0).await.unwrap().value;

@@ -4,6 +4,7 @@
 //! names every mistake; nothing here needs a backend.
 
 mod fields;
+mod import;
 mod instant;
 pub mod json;
 mod key;
@@ -14,6 +15,7 @@ mod tests;
 
 pub use fields::FieldError;
 pub(crate) use fields::{shown, unknown_field};
+pub use import::{ImportBody, ImportKeyInput, ImportedKey, read_imported_end_user};
 pub use instant::{INSTANT_ALLOWED, parse_instant};
 pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period, read_lookup};
 pub use plan::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
@@ -30,5 +32,17 @@ pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCre
         pepper_version: pepper.version(),
         secret: SecretId::random(),
         hint: secret.hint(prefix),
+    }
+}
+
+/// What the store keeps of a secret of which only the SHA-256 digest is known.
+pub fn credential_of_sha256(digest: &[u8; 32], hint: Option<String>, peppers: &Peppers) -> IssuedCredential {
+    let pepper = peppers.current();
+    let shown = || format!("sha256:{}…", hex::encode(&digest[..4]));
+    IssuedCredential {
+        digest: Digest(pepper.digest_of_sha256(digest)),
+        pepper_version: pepper.version(),
+        secret: SecretId::of_sha256_import(),
+        hint: hint.unwrap_or_else(shown).into(),
     }
 }

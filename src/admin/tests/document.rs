@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::input::{
-    CreateKeyInput, CreatePlanInput, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput,
+    CreateKeyInput, CreatePlanInput, ImportBody, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput,
     read_grace_period, read_lookup,
 };
 use serde_json::Map;
@@ -88,10 +88,12 @@ fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::admin::input::FieldError> + 'a>;
-    let readers: [(&str, Read<'_>); 7] = [
+    let readers: [(&str, Read<'_>); 9] = [
         ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
+        ("KeyImport", Box::new(|b| ImportBody::read(b, "keys").err().unwrap_or_default())),
+        ("EndUserImport", Box::new(|b| ImportBody::read(b, "end_users").err().unwrap_or_default())),
         ("KeyLookup", Box::new(|b| read_lookup(b).err().unwrap_or_default())),
         ("PlanCreate", Box::new(|b| CreatePlanInput::read(b).err().unwrap_or_default())),
         ("PlanUpdate", Box::new(|b| UpdatePlanInput::read(b).err().unwrap_or_default())),

@@ -23,6 +23,8 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("GET /apikeys/{id}/usage", Some(Role::Viewer)),
         ("GET /apikeys/{id}/logs", Some(Role::Viewer)),
         ("POST /apikeys/lookup", Some(Role::Viewer)),
+        ("POST /apikeys/import", Some(Role::Admin)),
+        ("POST /endusers/import", Some(Role::Admin)),
         ("GET /usage", Some(Role::Viewer)),
         ("GET /endusers", Some(Role::Viewer)),
         ("GET /endusers/{id}", Some(Role::Viewer)),
@@ -52,6 +54,10 @@ fn body_of(method: &str, path: &str) -> Value {
         ("POST", "/apikeys") => json!({"name": "made by b", "type": "service", "scopes": ["app"]}),
         ("PUT" | "PATCH", "/apikeys/{id}") => json!({"name": "changed", "is_active": false}),
         ("POST", "/apikeys/lookup") => json!({"api_key": "legacy-key"}),
+        ("POST", "/apikeys/import") => {
+            json!({"keys": [{"name": "imported by b", "scopes": [], "api_key": "legacy-b"}]})
+        }
+        ("POST", "/endusers/import") => json!({"end_users": [{"other_id": "imported by b"}]}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),

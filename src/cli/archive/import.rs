@@ -49,8 +49,12 @@ pub(in crate::cli) fn run(args: &ArchiveImportArgs, environment: Environment<'_>
     import.keys.progress.finish_and_clear();
     let ArchiveImport { keys, plans, workspaces, end_users: (new, known), .. } = import;
     eprintln!("imported {plans} plans, {workspaces} workspaces, {} keys, {new} end users", keys.imported);
-    eprintln!("there already: {} keys, {known} end users; refused: {}", keys.there_already, keys.refused);
-    match keys.refused {
+    eprintln!(
+        "there already: {} keys, {known} end users; refused: {}",
+        keys.there_already,
+        keys.refused.len()
+    );
+    match keys.refused.len() {
         0 => Ok(()),
         refused => Err(Failure::Failed(format!("{refused} lines were refused"))),
     }
@@ -183,7 +187,12 @@ impl ArchiveImport<'_> {
         let users = std::mem::take(&mut self.users);
         let Some(workspace) = users.first().map(|user| user.workspace_id.clone()) else { return Ok(()) };
         let count = users.len() as u64;
-        let new = self.command.wait(self.command.store.restore_end_users(&workspace, users))?;
+        let new = self.command.wait(self.command.store.restore_end_users(
+            &workspace,
+            users,
+            &Actor::cli(),
+            self.command.now,
+        ))?;
         self.end_users.0 += new;
         self.end_users.1 += count.saturating_sub(new);
         Ok(())

@@ -8,18 +8,14 @@ use crate::model::digest::Digest;
 use crate::store::{Credential, ImportedKeyHistory, IssuedCredential, SecretId};
 use serde_json::Value;
 
-/// Takes them from `row`; none if the row has no digest. The pepper of every digest must belong to this installation.
+/// Columns that only `export` writes, besides `hint`.
+pub(super) const COLUMNS: &[&str] = &["digest", "pepper_version", "pepper_check", "secret_id", "old"];
+
+/// Takes them from `row`, which has a digest. The pepper of every digest must belong to this installation.
 pub(super) fn take(
     command: &KeyCommand,
     row: &mut ImportRow,
-) -> Result<Option<(IssuedCredential, ImportedKeyHistory)>, String> {
-    if row.get("digest").is_none_or(Value::is_null) {
-        // A spreadsheet made from an export may have empty columns.
-        for name in ["digest", "pepper_version", "pepper_check", "secret_id", "hint", "old"] {
-            row.remove(name);
-        }
-        return Ok(None);
-    }
+) -> Result<(IssuedCredential, ImportedKeyHistory), String> {
     if row.get("api_key").is_some_and(|secret| !secret.is_null()) {
         return Err("api_key and digest: only one of them".into());
     }
@@ -36,9 +32,12 @@ pub(super) fn take(
         created_by: text(row, "created_by")?.unwrap_or_else(|| "cli".into()),
         created_at: instant(row, "created_at")?.unwrap_or(command.now),
         updated_at: instant(row, "updated_at")?.unwrap_or(command.now),
+        quota_used: 0,
+        usage_count: 0,
+        last_used_at: None,
         old,
     };
-    Ok(Some((IssuedCredential { digest, pepper_version, secret, hint }, past)))
+    Ok((IssuedCredential { digest, pepper_version, secret, hint }, past))
 }
 
 fn old(command: &KeyCommand, fields: &mut ImportRow) -> Result<Credential, String> {

@@ -2,18 +2,17 @@
 
 use super::{InWorkspace, KeyCommand, carried_over, told};
 use crate::admin::input::json::{self, BadJson};
-use crate::admin::input::{CreateKeyInput, credential};
-use crate::cli::{Failure, text_file};
+use crate::admin::input::{CreateKeyInput, ImportKeyInput, ImportedKey};
+use crate::cli::{Failure, refused_rows, text_file};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Plan;
-use crate::policy::keys::secret::Secret;
 use crate::policy::text::csv_cell::plain;
-use crate::store::{Actor, IssuedCredential, NewKey};
+use crate::store::{Actor, NewKey};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +30,11 @@ const NUMBERS: &[&str] = &[
     "expires_at",
     "pepper_version",
     "secret_id",
+    "created_at",
+    "updated_at",
+    "last_used_at",
+    "quota_used",
+    "usage_count",
 ];
 
 /// Arguments of `keygate keys import`.
@@ -39,19 +43,24 @@ pub(super) struct KeysImportArgs {
     #[command(flatten)]
     within: InWorkspace,
     /// A .jsonl file with one JSON object per line, or a .csv file with a header line. The fields are those of `POST
-    /// /apikeys`, and `api_key` with the plaintext secret (1 to 128 visible ASCII characters). `workspace_id` overrides
-    /// --workspace. In CSV, `scopes` and `allowed_ips` are separated by blanks; `limits` and `metadata` are JSON
+    /// /apikeys`, and `api_key` with the plaintext secret or `sha256` with its SHA-256 digest in hexadecimal. A row may also
+    /// say what the key was: `id`, `is_active`, `created_by`, `created_at`, `updated_at`, `quota_used`, `usage_count`,
+    /// `last_used_at`, `hint`. `workspace_id` overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by
+    /// blanks; `limits` and `metadata` are JSON
     file: PathBuf,
     /// Check every row and report its mistakes, but import nothing. Names and secrets that are taken already are found only
     /// by importing
     #[arg(long)]
     dry_run: bool,
+    /// Write the refused rows to this new file, which only you may read
+    #[arg(long, value_name = "FILE")]
+    refused: Option<PathBuf>,
 }
 
 pub(in crate::cli) type ImportRow = Map<String, Value>;
 
 /// Rows with their line numbers; a line may be invalid. If the file cannot be read further, that error is the last item.
-type ImportRows = Box<dyn Iterator<Item = io::Result<(u64, Result<ImportRow, String>)>>>;
+pub(in crate::cli) type ImportRows = Box<dyn Iterator<Item = io::Result<(u64, Result<ImportRow, String>)>>>;
 
 /// Rows stored at a time.
 const BATCH: usize = 500;
@@ -63,9 +72,12 @@ pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Fai
     import.progress.finish_and_clear();
     let verb = if args.dry_run { "could be imported" } else { "imported" };
     // What was stored stays stored, also if something failed after it.
-    eprintln!("{} {verb}, {} refused", import.imported, import.refused);
+    eprintln!("{} {verb}, {} refused", import.imported, import.refused.len());
+    if let Some(to) = args.refused.as_deref().filter(|_| !import.refused.is_empty()) {
+        refused_rows::write(&args.file, &import.refused, to)?;
+    }
     done?;
-    match import.refused {
+    match import.refused.len() {
         0 => Ok(()),
         refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
     }
@@ -85,7 +97,8 @@ pub(in crate::cli) struct KeysImport<'d> {
     batch: Vec<(u64, NewKey)>,
     pub(in crate::cli) imported: u64,
     pub(in crate::cli) there_already: u64,
-    pub(in crate::cli) refused: u64,
+    /// The lines of refused rows.
+    pub(in crate::cli) refused: BTreeSet<u64>,
     pub(in crate::cli) progress: ProgressBar,
 }
 
@@ -105,7 +118,7 @@ impl<'d> KeysImport<'d> {
             batch: Vec::new(),
             imported: 0,
             there_already: 0,
-            refused: 0,
+            refused: BTreeSet::new(),
             progress: ProgressBar::new_spinner().with_style(style()),
         }
     }
@@ -121,19 +134,38 @@ impl<'d> KeysImport<'d> {
 
     /// Adds a row, and stores a batch when there are enough.
     pub(in crate::cli) fn add(&mut self, line: u64, row: Result<ImportRow, String>) -> Result<(), Failure> {
-        match row.and_then(|row| self.key_of(row)) {
+        match row.and_then(|row| self.key_of(line, row)) {
             Ok(key) => self.batch.push((line, key)),
             Err(why) => self.refuse(line, &why),
         }
         if self.batch.len() == BATCH { self.store() } else { Ok(()) }
     }
 
-    fn key_of(&mut self, mut row: ImportRow) -> Result<NewKey, String> {
+    fn key_of(&mut self, line: u64, mut row: ImportRow) -> Result<NewKey, String> {
         let command = self.command;
         let workspace = match text(&mut row, "workspace_id")? {
             Some(id) => id.parse().map_err(|e| format!("workspace_id: {e}"))?,
             None => self.workspace.clone().ok_or("workspace_id: is required")?,
         };
+        if row.get("digest").is_some_and(|digest| !digest.is_null()) {
+            return self.moved_key(workspace, row);
+        }
+        // A spreadsheet made from an export may have empty columns.
+        row.retain(|name, _| !carried_over::COLUMNS.contains(&name.as_str()));
+        let prefix = &command.config.secrets.prefix;
+        let input = ImportKeyInput::read(&row, &workspace, prefix, "cli", command.now);
+        let input = input.map_err(|errors| told(&errors))?;
+        let plan = self.known_plan(&workspace)?;
+        let ImportedKey { key, notes } = input.into_key(workspace.clone(), plan, prefix, &command.peppers);
+        for note in notes {
+            self.tell(line, &format!("note: {note}"));
+        }
+        Ok(key)
+    }
+
+    /// A key that `export` wrote.
+    fn moved_key(&mut self, workspace: WorkspaceId, mut row: ImportRow) -> Result<NewKey, String> {
+        let command = self.command;
         let id = match text(&mut row, "id")? {
             Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
             None => KeyId::new(command.now),
@@ -144,18 +176,11 @@ impl<'d> KeysImport<'d> {
             Some(Value::String(word)) if word == "true" || word == "false" => word == "true",
             Some(_) => return Err("is_active: must be true or false".into()),
         };
-        let mut key = if let Some((credential, past)) = carried_over::take(command, &mut row)? {
-            // It may have expired in the other store, and keeps that expiry.
-            let input = CreateKeyInput::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
-            self.known_plan(&workspace)?;
-            input.into_moved_key(id, workspace, credential, past)
-        } else {
-            let issued = issued(command, &mut row)?;
-            let input =
-                CreateKeyInput::read(&row, &workspace, command.now).map_err(|errors| told(&errors))?;
-            let plan = self.known_plan(&workspace)?;
-            input.into_new_key(id, workspace.clone(), plan, issued).map_err(|e| e.to_string())?
-        };
+        let (credential, past) = carried_over::take(command, &mut row)?;
+        // It may have expired in the other store, and keeps that expiry.
+        let input = CreateKeyInput::read(&row, &workspace, Timestamp::default()).map_err(|e| told(&e))?;
+        self.known_plan(&workspace)?;
+        let mut key = input.into_moved_key(id, workspace, credential, past);
         key.key.is_active = is_active;
         Ok(key)
     }
@@ -203,8 +228,12 @@ impl<'d> KeysImport<'d> {
     }
 
     pub(in crate::cli) fn refuse(&mut self, line: u64, why: &str) {
-        self.refused += 1;
-        self.progress.suspend(|| eprintln!("{}:{line}: {why}", self.file.display()));
+        self.refused.insert(line);
+        self.tell(line, why);
+    }
+
+    fn tell(&self, line: u64, what: &str) {
+        self.progress.suspend(|| eprintln!("{}:{line}: {what}", self.file.display()));
     }
 }
 
@@ -212,19 +241,8 @@ fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// The credential of a row with a plaintext secret.
-fn issued(command: &KeyCommand, row: &mut ImportRow) -> Result<IssuedCredential, String> {
-    let prefix = &command.config.secrets.prefix;
-    let Some(plaintext) = text(row, "api_key")? else {
-        return Err("api_key: is required (or digest, as keygate keys export writes it)".into());
-    };
-    let secret = Secret::import(plaintext, prefix).ok_or(
-        "api_key: must be 1 to 128 visible ASCII characters, and whole if it begins like one of ours",
-    )?;
-    Ok(credential(&secret, prefix, &command.peppers))
-}
-
-fn rows(file: &Path) -> Result<ImportRows, Failure> {
+/// The rows of a file, by what its name ends in.
+pub(in crate::cli) fn rows(file: &Path) -> Result<ImportRows, Failure> {
     let opened = text_file(file).map_err(|e| cannot_read(file, &e))?;
     match file.extension().and_then(|e| e.to_str()) {
         Some("jsonl" | "ndjson") => Ok(Box::new(json_rows(opened))),
@@ -283,7 +301,7 @@ pub(in crate::cli) fn no_column_twice(names: &csv::StringRecord) -> Result<(), S
 }
 
 /// CSV columns with secrets: they are used verbatim, whatever they begin with.
-const VERBATIM: &[&str] = &["api_key", "digest"];
+const VERBATIM: &[&str] = &["api_key", "digest", "sha256", "other_id"];
 
 fn cell(name: &str, cell: &str) -> Result<(String, Value), String> {
     let value = if VERBATIM.contains(&name) { cell } else { plain(cell) };

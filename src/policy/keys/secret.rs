@@ -8,7 +8,7 @@
 use crate::model::id::fill_random;
 use crate::model::key::KeyType;
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -131,6 +131,11 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The SHA-256 digest of a secret, by which other systems know it.
+pub fn sha256(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
+}
+
 /// Classifies `text` by its characters alone.
 pub fn shape(text: &[u8], prefix: &str) -> SecretShape {
     if text.is_empty() || text.len() > SECRET_MAX || !text.iter().all(u8::is_ascii_graphic) {
@@ -144,8 +149,9 @@ pub fn shape(text: &[u8], prefix: &str) -> SecretShape {
             kind.parse::<KeyType>().ok().map(|_| &rest[dash + 1..])
         });
     let Some(body) = ours else { return SecretShape::Foreign };
+    // Others make secrets that begin like ours; only the whole form is ours alone.
     if body.len() != RANDOM_LEN + CHECK_LEN || !body.iter().all(u8::is_ascii_alphanumeric) {
-        return SecretShape::Impossible;
+        return SecretShape::Foreign;
     }
     let (signed, check) = text.split_at(text.len() - CHECK_LEN);
     if crc_base62(signed) == check { SecretShape::Ours } else { SecretShape::Impossible }
@@ -255,6 +261,14 @@ impl Pepper {
     pub fn digest(&self, secret: &[u8]) -> [u8; 32] {
         self.keyed.digest(secret)
     }
+
+    /// The digest of a secret of which only the SHA-256 digest is known. The message begins with NUL, which no secret
+    /// does, so this is no secret's digest.
+    pub fn digest_of_sha256(&self, sha256: &[u8; 32]) -> [u8; 32] {
+        let mut message = [0; 33];
+        message[1..].copy_from_slice(sha256);
+        self.keyed.digest(&message)
+    }
 }
 
 impl Seal {
@@ -321,7 +335,10 @@ mod tests {
     fn the_shape_of_other_texts() {
         for (text, expected) in [
             ("", SecretShape::Impossible),
-            ("sk-app-short", SecretShape::Impossible),
+            ("sk-app-short", SecretShape::Foreign),
+            ("sk-service-0123456789_-abcdefghijklmnopqrs", SecretShape::Foreign),
+            ("sk-service-0123456789abcdefghijklmnopqrstuvwxyz", SecretShape::Impossible),
+            ("sk-service-0123456789-bcdefghijklmnopqrstuvwxyz", SecretShape::Foreign),
             ("sk-proj-abcdef", SecretShape::Foreign),
             ("legacy_key_1", SecretShape::Foreign),
             ("with space", SecretShape::Impossible),

@@ -42,11 +42,13 @@ impl EndUsers for PgStore {
         &self,
         workspace: &WorkspaceId,
         users: Vec<EndUserRecord>,
+        by: &Actor,
+        at: Timestamp,
     ) -> Result<u64, StoreError> {
         users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
-        let workspace = workspace.clone();
+        let (workspace, by) = (workspace.clone(), by.clone());
         self.write(move |tx| {
-            Box::pin(async move { writes::end_users::restore(tx, &workspace, &users).await })
+            Box::pin(async move { writes::end_users::restore(tx, &workspace, &users, &by, at).await })
         })
         .await
     }

@@ -2,12 +2,14 @@
 
 use super::deleted_keys;
 use super::key_rows::{insert, list, live_record, update};
+use super::rollups;
 use super::tx::Tx;
 use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::fields::int;
+use crate::store::shared::rollup::{RollupTotals, RollupWindow};
 use crate::store::shared::rules::{self, DeletedKey};
 use crate::store::shared::writes;
 use crate::store::shared::writes::keys::KeyRows;
@@ -170,6 +172,16 @@ impl KeyRows for Tx<'_> {
         let until = old.valid_until.map(Timestamp::as_micros);
         let (pepper, secret) = (i64::from(old.pepper_version), i64::from(old.secret.0));
         self.change(sql, &[&id.0, &old.digest.0.as_slice(), &pepper, &secret, &until]).await
+    }
+
+    async fn insert_past_usage(
+        &self,
+        id: KeyId,
+        past: &RollupTotals,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        rollups::add(self, &[(RollupWindow::life_of(id), past.clone())].into()).await?;
+        self.change("UPDATE keys SET restored_at = $2 WHERE id = $1", &[&id.0, &at.as_micros()]).await
     }
 
     async fn update_key(&self, record: &KeyRecord, version: Version) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@
 //! [`RollupTotals::merge`], so they agree.
 
 use crate::clock::Timestamp;
+use crate::model::id::KeyId;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
 use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
@@ -117,6 +118,14 @@ pub(in crate::store) fn total_width(days: Option<(Timestamp, Timestamp)>) -> Win
 pub(in crate::store) fn whole_days(days: Option<(Timestamp, Timestamp)>) -> (i64, i64) {
     let Some((from, to)) = days else { return (0, 1) };
     (WindowWidth::Day.start(from).as_micros(), to.as_micros())
+}
+
+impl RollupWindow {
+    /// The whole life of a key.
+    pub(in crate::store) fn life_of(key: KeyId) -> Self {
+        let width = WindowWidth::Total;
+        Self { subject: UsageSubject::Key(key), width, start: Timestamp::default() }
+    }
 }
 
 // === impl WindowWidth ===

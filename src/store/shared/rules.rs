@@ -2,6 +2,7 @@
 //!
 //! Pure; must not know SQL. Backends read the record, apply these rules, and write the result.
 
+use super::rollup::RollupTotals;
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
@@ -44,9 +45,9 @@ pub(in crate::store) fn new_key(
         description: new.description,
         metadata: new.metadata,
         hint: new.credential.hint,
-        quota_used: 0,
-        usage_count: 0,
-        last_used_at: None,
+        quota_used: new.past.as_ref().map_or(0, |past| past.quota_used),
+        usage_count: new.past.as_ref().map_or(0, |past| past.usage_count),
+        last_used_at: new.past.as_ref().and_then(|past| past.last_used_at),
         created_by: without_nul(created_by).into_owned(),
         created_at,
         updated_at,
@@ -54,6 +55,18 @@ pub(in crate::store) fn new_key(
     };
     check_key(&record)?;
     Ok(record)
+}
+
+/// The roll-up of a key's whole life that `record` brings along; none when it was not used before.
+pub(in crate::store) fn past_usage(record: &KeyRecord) -> Option<RollupTotals> {
+    let KeyRecord { quota_used, usage_count, last_used_at, .. } = record;
+    let was_used = *quota_used > 0 || *usage_count > 0 || last_used_at.is_some();
+    was_used.then(|| RollupTotals {
+        requests: *usage_count,
+        charged: *quota_used,
+        last_at: last_used_at.unwrap_or_default(),
+        ..RollupTotals::default()
+    })
 }
 
 /// A key, deleted or not, as read for restoring it.

@@ -37,10 +37,12 @@ impl EndUsers for SqliteStore {
         &self,
         workspace: &WorkspaceId,
         users: Vec<EndUserRecord>,
+        by: &Actor,
+        at: Timestamp,
     ) -> Result<u64, StoreError> {
         users.iter().try_for_each(|user| rules::check_text("other_id", &user.other_id))?;
-        let workspace = workspace.clone();
-        self.write(move |tx| at_once(writes::end_users::restore(tx, &workspace, &users))).await
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| at_once(writes::end_users::restore(tx, &workspace, &users, &by, at))).await
     }
 
     async fn end_users(

@@ -2,12 +2,14 @@
 
 use super::deleted_keys;
 use super::key_rows::{list, live_record};
+use super::rollups;
 use super::row;
 use super::writes::at_once;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::store::shared::rollup::{RollupTotals, RollupWindow};
 use crate::store::shared::rules::{self, DeletedKey};
 use crate::store::shared::writes::keys::KeyRows;
 use crate::store::shared::writes::{self, Rows};
@@ -152,6 +154,12 @@ impl KeyRows for Transaction<'_> {
         let until = old.valid_until.map(Timestamp::as_micros);
         let values = params![id.0.as_bytes(), old.digest.0, old.pepper_version, old.secret.0, until];
         ready(row::change(self, sql, values))
+    }
+
+    fn insert_past_usage(&self, id: KeyId, past: &RollupTotals, at: Timestamp) -> impl Rows<()> {
+        let marked = "UPDATE keys SET restored_at = ?2 WHERE id = ?1";
+        let added = rollups::add(self, &RollupWindow::life_of(id), past);
+        ready(added.and_then(|()| row::change(self, marked, params![id.0.as_bytes(), at.as_micros()])))
     }
 
     fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()> {

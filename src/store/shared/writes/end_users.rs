@@ -60,10 +60,24 @@ pub(in crate::store) async fn restore(
     tx: &impl EndUserRows,
     workspace: &WorkspaceId,
     users: &[EndUserRecord],
+    by: &Actor,
+    at: Timestamp,
 ) -> Result<u64, StoreError> {
+    let version = tx.next_version().await?;
     tx.lock_workspace(workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
     let new = tx.insert_missing_end_users(workspace, users).await?;
+    if new == 0 {
+        tx.undo().await?;
+        return Ok(0);
+    }
     tx.count_end_users(workspace, i64::try_from(new).unwrap_or(i64::MAX)).await?;
+    let line = AuditLine {
+        action: "enduser.import",
+        workspace: Some(workspace),
+        target: workspace.to_string(),
+        changes: rules::fields([("end_users", json!(new))]),
+    };
+    tx.add_audit_line(version, by, at, line).await?;
     Ok(new)
 }
 

@@ -4,6 +4,7 @@ use super::{Rows, WriteTx};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::store::shared::rollup::RollupTotals;
 use crate::store::shared::rules::{self, AuditLine, DeletedKey};
 use crate::store::{Actor, Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, StoreError};
 use crate::store::{Version, Written};
@@ -23,6 +24,8 @@ pub(in crate::store) trait KeyRows: WriteTx {
     fn insert_key(&self, record: &KeyRecord, credential: &Credential, version: Version) -> impl Rows<()>;
     /// Adds the previous credential of an imported key.
     fn insert_old_credential(&self, id: KeyId, old: &Credential) -> impl Rows<()>;
+    /// Adds what a key had used before it came here, and tells nodes to look it up before the key is found.
+    fn insert_past_usage(&self, id: KeyId, past: &RollupTotals, at: Timestamp) -> impl Rows<()>;
     /// Writes every field that a patch can change.
     fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()>;
     /// A key, deleted or not.
@@ -83,6 +86,9 @@ pub(in crate::store) async fn create(
     if let Some(old) = old {
         claim_digest(tx, old.digest).await?;
         tx.insert_old_credential(record.key.id, &old).await?;
+    }
+    if let Some(past) = rules::past_usage(&record) {
+        tx.insert_past_usage(record.key.id, &past, at).await?;
     }
     let line = AuditLine {
         action: "key.create",
