@@ -1,10 +1,11 @@
 //! The promise of the configuration: what is documented is what holds, and every mistake is told with its place.
 
 use keygate::config::{
-    Config, ConfigError, CountersLocation, EndUserSource, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey,
-    LogFormat, LogLevel, OnFailure, StoreLocation, WhenFull, WhenStoreIsGone, example_config, known_keys,
+    Config, ConfigError, CountersLocation, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey, LogFormat,
+    LogLevel, StoreLocation, example_config, known_keys,
 };
-use keygate::policy::routing::route::ResourceFrom;
+use keygate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
+use keygate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use keygate::store::postgres::SslMode;
 use std::path::Path;
 use std::time::Duration;
@@ -45,7 +46,7 @@ fn the_documented_file_is_the_default_and_an_example() {
     assert_eq!((upstream.name.as_str(), upstream.servers[0].to_string().as_str()), ("app", "127.0.0.1:9001"));
     assert_eq!((route.name.as_str(), route.path.as_str(), route.upstream), ("app", "/v1/app/{rest*}", 0));
     assert_eq!((route.scopes, route.resource), ("app".parse().expect("scopes"), None));
-    assert_eq!(route.end_user, EndUserSource::Header(config.proxy.end_user_header));
+    assert_eq!(route.end_user, EndUserFrom::Header(config.proxy.end_user_header));
     assert!(route.methods.is_empty() && !route.keep_credential);
 }
 
@@ -182,7 +183,7 @@ fn variables_override() {
         ("USAGE_WHEN_FULL", "refuse", |c| c.usage.when_full == WhenFull::Refuse),
         ("END_USERS_CACHE_ENTRIES", "5000", |c| c.end_users.cache_entries == 5_000),
         ("END_USERS_WHEN_STORE_IS_GONE", "admit", |c| {
-            c.end_users.when_store_is_gone == WhenStoreIsGone::Admit
+            c.end_users.when_store_is_gone == WhenStoreUnavailable::Admit
         }),
         ("END_USERS_UNSETTLED_ENTRIES", "7", |c| c.end_users.unsettled_entries == 7),
         ("LOG_LEVEL", "debug", |c| c.log.level == LogLevel::Debug),
@@ -337,12 +338,12 @@ keep_credential = true
     let [first, second, third] = &config.routes[..] else { panic!("there are three routes") };
     assert_eq!((first.name.as_str(), first.upstream, first.methods.len()), ("/a/{app_id}", 1, 2));
     assert_eq!(first.resource, Some(ResourceFrom::PathParam("app_id".into())));
-    assert!(matches!(&first.end_user, EndUserSource::Header(name) if name == "x-user"));
+    assert!(matches!(&first.end_user, EndUserFrom::Header(name) if name == "x-user"));
     assert!(matches!(&second.resource, Some(ResourceFrom::Header(name)) if name == "x-app-id"));
-    assert_eq!((second.upstream, &second.end_user), (0, &EndUserSource::Body("user_id".into())));
+    assert_eq!((second.upstream, &second.end_user), (0, &EndUserFrom::JsonField("user_id".into())));
     assert_eq!(
         (&third.end_user, third.keep_credential, third.scopes.is_empty()),
-        (&EndUserSource::Nowhere, true, true)
+        (&EndUserFrom::Nowhere, true, true)
     );
 }
 

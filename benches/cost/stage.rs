@@ -2,13 +2,14 @@
 
 use keygate::clock::{Clock, Now, SystemClock};
 use keygate::counter::{Charge, Charged, Counters};
-use keygate::enduser::{self, EndUserCache, WhenStoreUnavailable};
+use keygate::enduser::{self, EndUserCache};
 use keygate::gate::{Admission, Gate, RequestView};
 use keygate::keyring::{FeedFollower, FeedOptions, FoundKey, Keyring};
 use keygate::metrics::Metrics;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::model::key::{Ceilings, Key, KeyType, Plan};
+use keygate::model::outage::WhenStoreUnavailable;
 use keygate::model::scope::{Scopes, check_granted};
 use keygate::model::usage::Outcome;
 use keygate::policy::keys::limit::Limits;
@@ -76,6 +77,7 @@ impl Stage {
                 entries: 10,
                 patience: Duration::ZERO,
                 when_unavailable: WhenStoreUnavailable::Refuse,
+                pending_entries: 0,
             },
         });
         let (rehash, _) = keygate::gate::rehash_queue(1);

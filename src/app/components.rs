@@ -7,9 +7,9 @@ use crate::admin::{
     AdminDeps, AdminServer, MetricsToken, Readiness, ReadinessCheck, ServerLimits, ServerState, router,
 };
 use crate::clock::Clock;
-use crate::config::{Config, EncodedSlash, EndUserSource, HeaderFamily, RouteConfig, WhenStoreIsGone};
+use crate::config::{Config, EncodedSlash, HeaderFamily, RouteConfig};
 use crate::counter::Counters;
-use crate::enduser::{self, EndUserCache, WhenStoreUnavailable};
+use crate::enduser::{self, EndUserCache};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring, NodeReporter};
 use crate::metrics::Metrics;
@@ -46,11 +46,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         upstream: r.upstream,
         scopes: r.scopes.clone(),
         resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
-        end_user: match &r.end_user {
-            EndUserSource::Nowhere => EndUserFrom::Nowhere,
-            EndUserSource::Header(name) => EndUserFrom::Header(name.clone()),
-            EndUserSource::Body(field) => EndUserFrom::JsonField(field.as_str().into()),
-        },
+        end_user: r.end_user.clone(),
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
@@ -67,7 +63,7 @@ fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
         _ => None,
     };
     let end_user = match &route.end_user {
-        EndUserSource::Header(name) => Some(name),
+        EndUserFrom::Header(name) => Some(name),
         _ => None,
     };
     let secrets = config.proxy.secret_headers.iter().filter(|_| route.keep_credential);
@@ -77,10 +73,6 @@ fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
 
 /// The end users known to this node.
 pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> EndUserCache {
-    let when_unavailable = match config.end_users.when_store_is_gone {
-        WhenStoreIsGone::Refuse => WhenStoreUnavailable::Refuse,
-        WhenStoreIsGone::Admit => WhenStoreUnavailable::Admit { at_most: config.end_users.unsettled_entries },
-    };
     EndUserCache::new(enduser::EndUserParts {
         store: core.store.clone(),
         clock: Arc::clone(&core.clock),
@@ -89,7 +81,8 @@ pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> En
         options: enduser::EndUserOptions {
             entries: config.end_users.cache_entries,
             patience: STORE_PATIENCE,
-            when_unavailable,
+            when_unavailable: config.end_users.when_store_is_gone,
+            pending_entries: config.end_users.unsettled_entries,
         },
     })
 }
@@ -300,7 +293,7 @@ pub(super) fn admin_server(
     };
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&core.clock), config.keyring.max_stale);
     let (metrics, store_state) = (Arc::clone(&core.metrics), core.store_state.clone());
-    let refuses_when_full = usage::when_full(config) == WhenFull::Refuse;
+    let refuses_when_full = config.usage.when_full == WhenFull::Refuse;
     let readiness = move || {
         let accepting = accepting.load(Ordering::Acquire);
         let mut all = readiness(&ring, &*clock, max_stale, accepting);

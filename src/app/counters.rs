@@ -2,10 +2,8 @@
 
 use super::{CoreServices, FileError, StartError, read_secret, read_secret_value};
 use crate::clock::Timestamp;
-use crate::config::{self, Config, CountersConfig, CountersLocation, RedisUrl};
-use crate::counter::{
-    Counters, Leases, LeasesConfig, LinkError, OnFailure, RedisEndpoint, RedisKind, RedisTls, TotalsSource,
-};
+use crate::config::{Config, CountersConfig, CountersLocation, RedisUrl};
+use crate::counter::{Counters, Leases, LeasesConfig, LinkError, RedisEndpoint, RedisTls, TotalsSource};
 use crate::fileio;
 use crate::model::id::uuid_v7;
 use crate::model::usage::{UsageSubject, UsageTotals};
@@ -25,14 +23,9 @@ pub(super) async fn make(
     io: &Handle,
 ) -> Result<Counters, StartError> {
     let CountersLocation::Redis(url) = &config.counters.location else { return Ok(Counters::default()) };
-    let on_failure = match config.counters.on_failure {
-        config::OnFailure::Share => OnFailure::Share,
-        config::OnFailure::Deny => OnFailure::Deny,
-        config::OnFailure::Allow => OnFailure::Allow,
-    };
     let leases = Leases::start(LeasesConfig {
         place: place(&config.counters, url)?,
-        on_failure,
+        on_failure: config.counters.on_failure,
         share_unknown: config.counters.share_unknown,
         // A new name at each start: requests in flight of the previous process have ended.
         node: format!("{}-{}", config.node.name, uuid_v7(core.clock.now().wall)),
@@ -50,17 +43,12 @@ pub(super) async fn make(
 
 /// The address of Redis, with the current content of its files.
 pub(super) fn place(counters: &CountersConfig, url: &RedisUrl) -> Result<RedisEndpoint, StartError> {
-    let kind = match &url.kind {
-        config::RedisUrlKind::Server => RedisKind::Server,
-        config::RedisUrlKind::Sentinel(name) => RedisKind::Sentinel(name.clone()),
-        config::RedisUrlKind::Cluster => RedisKind::Cluster,
-    };
     let sentinel_password = match &counters.sentinel_password_file {
         None => None,
         Some(path) => Some(read_secret_value(path)?.to_string()),
     };
     Ok(RedisEndpoint {
-        kind,
+        kind: url.kind.clone(),
         servers: url.servers.iter().map(|s| (s.host.clone(), s.port)).collect(),
         tls: if url.tls { Some(certificates(counters)?) } else { None },
         user: url.user.clone(),

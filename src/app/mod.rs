@@ -271,7 +271,7 @@ pub fn start(
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let recorder = Recorder::new(Arc::clone(&journal), usage::when_full(config), Arc::clone(&core.metrics));
+    let recorder = Recorder::new(Arc::clone(&journal), config.usage.when_full, Arc::clone(&core.metrics));
     let keeper =
         JournalFlusher::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = writing.write(writers.own);

@@ -1,12 +1,12 @@
 //! Sets up upstreams from the config.
 
-use crate::config::{Config, HealthCheck, HealthConfig, Protocol, ServerConfig, TlsConfig, UpstreamConfig};
+use crate::config::{Config, HealthCheck, HealthConfig, ServerConfig, TlsConfig, UpstreamConfig};
 use crate::fileio;
-use crate::policy::upstream::health::{EjectRule, ProbeRule};
+use crate::policy::upstream::health::ProbeRule;
 use crate::policy::upstream::retry::RetryBudgetRule;
 use crate::proxy::upstream::{
-    ConcurrencyLimits, HttpProbe, HttpVersion, Probe, ServerSpec, Timeouts, Upstream, UpstreamProtocol,
-    UpstreamSettings, UpstreamTls, UpstreamTlsFiles,
+    ConcurrencyLimits, HttpProbe, Probe, ServerSpec, Timeouts, Upstream, UpstreamProtocol, UpstreamSettings,
+    UpstreamTls, UpstreamTlsFiles,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -38,11 +38,6 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
         port: s.address.port,
         weight: s.weight,
     };
-    let version = match u.protocol {
-        Protocol::Http1 => HttpVersion::Http1,
-        Protocol::Http2 => HttpVersion::Http2,
-        Protocol::Auto => HttpVersion::Auto,
-    };
     UpstreamSettings {
         name: u.name.as_str().into(),
         names: u.servers.iter().map(named).collect(),
@@ -58,7 +53,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
             request: (!u.request_timeout.is_zero()).then_some(u.request_timeout),
             tunnel: u.tunnel_idle_timeout,
         },
-        protocol: UpstreamProtocol::new(version, tls),
+        protocol: UpstreamProtocol::new(u.protocol, tls),
         most: ConcurrencyLimits {
             requests: at_most(u.max_requests),
             pending: at_most(u.max_pending),
@@ -67,12 +62,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
         attempts: u.retry.attempts,
         budget: RetryBudgetRule { percent: u.retry.budget_percent, per_second: u.retry.budget_per_second },
         probe: probe(&u.health),
-        eject: EjectRule {
-            after: u.eject.after,
-            first: u.eject.first,
-            longest: u.eject.longest,
-            share_percent: u.eject.share_percent,
-        },
+        eject: u.eject,
     }
 }
 

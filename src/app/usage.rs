@@ -13,7 +13,7 @@ use crate::usage::journal::disk::RealDisk;
 use crate::usage::journal::{JournalFlusher, JournalOptions, OpenError};
 use crate::usage::{
     Journal, JournalSlot, JournalSlots, JournalTotals, LedgerWriter, LedgerWriterOptions, OtherSlots,
-    PendingReplays, WhenFull, WriterProgress,
+    PendingReplays, WriterProgress,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -233,13 +233,6 @@ async fn restore_to(
     let (read, unstored) = tokio::join!(read, put);
     unstored.into_rows().for_each(|row| restore(&row));
     read
-}
-
-pub(super) const fn when_full(config: &Config) -> WhenFull {
-    match config.usage.when_full {
-        crate::config::WhenFull::Shed => WhenFull::Shed,
-        crate::config::WhenFull::Refuse => WhenFull::Refuse,
-    }
 }
 
 /// The readiness of usage recording. Only a node that refuses requests because its journal is full is not ready.

@@ -5,11 +5,11 @@ use super::telemetry::TelemetryConfig;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
     HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel,
-    NodeConfig, OnFailure, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
-    WhenFull, WhenStoreIsGone,
+    NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
 };
 use crate::model::id::PlanId;
 use crate::model::key::{DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
+use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Default for Config {
             usage: UsageConfig::default(),
             end_users: EndUsersConfig {
                 cache_entries: 200_000,
-                when_store_is_gone: WhenStoreIsGone::Refuse,
+                when_store_is_gone: WhenStoreUnavailable::Refuse,
                 unsettled_entries: 10_000,
             },
             log: LogConfig {

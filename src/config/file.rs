@@ -13,9 +13,8 @@ use super::texts::{
     header, is_name,
 };
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, EncodedSlash, EndUserSource, EndUsersConfig,
-    JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig,
-    StoreConfig, UsageConfig,
+    AdminConfig, ClaimNames, Config, CountersConfig, EncodedSlash, EndUsersConfig, JwtAlgorithm, JwtConfig,
+    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::model::id::PlanId;
@@ -24,7 +23,7 @@ use crate::model::key::{
 };
 use crate::model::scope::{SCOPES_MAX, check_required};
 use crate::policy::http::head::TARGET_MAX;
-use crate::policy::routing::route::ResourceFrom;
+use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
 
@@ -85,7 +84,7 @@ pub(super) enum EndUserChoice {
     /// From the header of `[proxy]`.
     AsProxy,
     /// Elsewhere.
-    Own(EndUserSource),
+    Own(EndUserFrom),
 }
 
 /// Reads the whole file.
@@ -421,20 +420,20 @@ const END_USER: ParsedText<EndUserChoice> = ParsedText {
     must: r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
     read: |text| match text.split_once(':') {
         None if text == "header" => Some(EndUserChoice::AsProxy),
-        None if text == "none" => Some(EndUserChoice::Own(EndUserSource::Nowhere)),
-        Some(("header", name)) => header(name).map(|name| EndUserChoice::Own(EndUserSource::Header(name))),
+        None if text == "none" => Some(EndUserChoice::Own(EndUserFrom::Nowhere)),
+        Some(("header", name)) => header(name).map(|name| EndUserChoice::Own(EndUserFrom::Header(name))),
         Some(("body", field)) if is_name(field) => {
-            Some(EndUserChoice::Own(EndUserSource::Body(field.to_owned())))
+            Some(EndUserChoice::Own(EndUserFrom::JsonField(field.into())))
         }
         _ => None,
     },
     show: |choice| match choice {
         EndUserChoice::AsProxy => quote(&"header"),
-        EndUserChoice::Own(EndUserSource::Nowhere) => quote(&"none"),
-        EndUserChoice::Own(EndUserSource::Header(name)) => {
+        EndUserChoice::Own(EndUserFrom::Nowhere) => quote(&"none"),
+        EndUserChoice::Own(EndUserFrom::Header(name)) => {
             quote(&format_args!("header:{}", HeaderName::as_str(name)))
         }
-        EndUserChoice::Own(EndUserSource::Body(field)) => quote(&format_args!("body:{field}")),
+        EndUserChoice::Own(EndUserFrom::JsonField(field)) => quote(&format_args!("body:{field}")),
     },
 };
 

@@ -27,8 +27,7 @@ pub use error::{ConfigError, Mistake};
 pub use telemetry::{CollectorUrl, TelemetryConfig};
 pub use types::*;
 pub use upstream::{
-    ClientCertificate, EjectConfig, HealthCheck, HealthConfig, Protocol, RetryConfig, ServerConfig,
-    TlsConfig, UpstreamConfig,
+    ClientCertificate, HealthCheck, HealthConfig, RetryConfig, ServerConfig, TlsConfig, UpstreamConfig,
 };
 
 use crate::fileio;

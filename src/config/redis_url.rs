@@ -3,7 +3,8 @@
 //! Must not know: how connections are made. The URL is never repeated, because it may contain a password.
 
 use super::texts::server;
-use super::types::{RedisUrl, RedisUrlKind, ServerAddr};
+use super::types::RedisUrl;
+use crate::model::server::{RedisKind, ServerAddr};
 
 /// What [`read`] accepts, to follow "must be".
 pub(super) const MUST: &str = r#""memory:", or redis://[user:password@]host[:port][/database] (rediss:// with TLS), redis+sentinel://…host,host/master-name, or redis+cluster://…host,host"#;
@@ -24,20 +25,20 @@ pub(super) fn read(url: &str) -> Option<RedisUrl> {
     let (who, place) = rest.rsplit_once('@').map_or((None, rest), |(who, place)| (Some(who), place));
     let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
     let (kind, database) = match kind {
-        "" => (RedisUrlKind::Server, path),
-        "cluster" => (RedisUrlKind::Cluster, path),
+        "" => (RedisKind::Server, path),
+        "cluster" => (RedisKind::Cluster, path),
         "sentinel" => {
             let (name, database) = path.split_once('/').unwrap_or((path, ""));
             let name = unescape(name).filter(|name| !name.is_empty())?;
-            (RedisUrlKind::Sentinel(name), database)
+            (RedisKind::Sentinel(name), database)
         }
         _ => return None,
     };
-    let port = if matches!(kind, RedisUrlKind::Sentinel(_)) { SENTINEL_PORT } else { PORT };
+    let port = if matches!(kind, RedisKind::Sentinel(_)) { SENTINEL_PORT } else { PORT };
     let servers: Vec<ServerAddr> = hosts.split(',').map(|host| host_of(host, port)).collect::<Option<_>>()?;
     let database = if database.is_empty() { 0 } else { database.parse().ok()? };
-    let alone = servers.len() == 1 || kind != RedisUrlKind::Server;
-    let fits = alone && (database == 0 || kind != RedisUrlKind::Cluster);
+    let alone = servers.len() == 1 || kind != RedisKind::Server;
+    let fits = alone && (database == 0 || kind != RedisKind::Cluster);
     let (user, password) = who.map_or(Some((None, None)), credentials)?;
     fits.then_some(RedisUrl { kind, servers, tls, user, password, database })
 }
@@ -45,9 +46,9 @@ pub(super) fn read(url: &str) -> Option<RedisUrl> {
 /// The URL without user and password.
 pub(super) fn show(url: &RedisUrl) -> String {
     let kind = match url.kind {
-        RedisUrlKind::Server => "",
-        RedisUrlKind::Sentinel(_) => "+sentinel",
-        RedisUrlKind::Cluster => "+cluster",
+        RedisKind::Server => "",
+        RedisKind::Sentinel(_) => "+sentinel",
+        RedisKind::Cluster => "+cluster",
     };
     let host = |s: &ServerAddr| {
         if s.host.contains(':') {
@@ -57,7 +58,7 @@ pub(super) fn show(url: &RedisUrl) -> String {
         }
     };
     let hosts = url.servers.iter().map(host).collect::<Vec<_>>().join(",");
-    let name = if let RedisUrlKind::Sentinel(name) = &url.kind { format!("/{name}") } else { String::new() };
+    let name = if let RedisKind::Sentinel(name) = &url.kind { format!("/{name}") } else { String::new() };
     let database = if url.database == 0 { String::new() } else { format!("/{}", url.database) };
     let who = if url.user.is_some() || url.password.is_some() { "…@" } else { "" };
     format!("redis{}{kind}://{who}{hosts}{name}{database}", if url.tls { "s" } else { "" })

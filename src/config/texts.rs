@@ -5,8 +5,9 @@
 use super::raw_value::RawValue;
 use super::redis_url;
 use super::rule::{ParsedText, ValueRule, Word, quote, refusal};
-use super::types::{CountersLocation, ServerAddr, StoreLocation};
+use super::types::{CountersLocation, StoreLocation};
 use crate::model::key::Count;
+use crate::model::server::ServerAddr;
 use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;

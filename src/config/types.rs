@@ -7,14 +7,15 @@ use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
 use crate::model::id::PlanId;
 use crate::model::key::{Plan, words};
+use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
 use crate::model::scope::Scopes;
+use crate::model::server::{RedisKind, ServerAddr};
 use crate::policy::http::cors::Cors;
 use crate::policy::routing::forward::ForwardRules;
-use crate::policy::routing::route::ResourceFrom;
+use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use crate::store::postgres::PostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -259,7 +260,7 @@ pub enum CountersLocation {
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     /// Server, Sentinel or cluster.
-    pub kind: RedisUrlKind,
+    pub kind: RedisKind,
     /// The server, the Sentinels, or some nodes of the cluster.
     pub servers: Vec<ServerAddr>,
     /// Whether TLS is used.
@@ -270,17 +271,6 @@ pub struct RedisUrl {
     pub password: Option<String>,
     /// The number of the database; 0 in a cluster.
     pub database: u16,
-}
-
-/// What kind of Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisUrlKind {
-    /// One server.
-    Server,
-    /// The master that Sentinels know by this name.
-    Sentinel(String),
-    /// A cluster.
-    Cluster,
 }
 
 impl std::fmt::Debug for RedisUrl {
@@ -323,7 +313,7 @@ pub struct EndUsersConfig {
     /// Most end users in the cache.
     pub cache_entries: usize,
     /// What to do with a new end user while the store is unreachable.
-    pub when_store_is_gone: WhenStoreIsGone,
+    pub when_store_is_gone: WhenStoreUnavailable,
     /// Most end users that are admitted and not stored yet.
     pub unsettled_entries: usize,
 }
@@ -361,15 +351,6 @@ pub struct PlanConfig {
     pub deleted_keys_days: u32,
 }
 
-/// A backend server. Displayed as written: `host:port`, an IPv6 address in brackets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServerAddr {
-    /// A name or an IP address, the latter without brackets.
-    pub host: String,
-    /// The port; never 0.
-    pub port: u16,
-}
-
 /// `[[routes]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
@@ -386,7 +367,7 @@ pub struct RouteConfig {
     /// Where the request names its resource; none: not set, which means nowhere.
     pub resource: Option<ResourceFrom>,
     /// Where the request names its end user.
-    pub end_user: EndUserSource,
+    pub end_user: EndUserFrom,
     /// Whether the secret is forwarded to the backend.
     pub keep_credential: bool,
     /// Largest request body, in bytes.
@@ -408,17 +389,6 @@ words!(
         Keep = "keep",
     }
 );
-
-/// Where a request names its end user.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndUserSource {
-    /// Nowhere.
-    Nowhere,
-    /// In this header.
-    Header(HeaderName),
-    /// In this field of a JSON body.
-    Body(String),
-}
 
 words!(
     /// A family of rate-limit headers.
@@ -451,38 +421,6 @@ words!(
         Es256 = "ES256",
         /// Ed25519.
         EdDsa = "EdDSA",
-    }
-);
-
-words!(
-    /// What to do while shared counters are unreachable.
-    OnFailure {
-        /// Each node enforces its share of each limit.
-        Share = "share",
-        /// Refuse requests.
-        Deny = "deny",
-        /// Admit requests without counting.
-        Allow = "allow",
-    }
-);
-
-words!(
-    /// What to do with a new end user while the store is unreachable.
-    WhenStoreIsGone {
-        /// Refuse it, because the quota cannot be checked.
-        Refuse = "refuse",
-        /// Admit it, and store it when the store is back.
-        Admit = "admit",
-    }
-);
-
-words!(
-    /// What to do when the journal is full.
-    WhenFull {
-        /// Serve, and count the dropped records.
-        Shed = "shed",
-        /// Refuse requests that cannot be recorded.
-        Refuse = "refuse",
     }
 );
 
@@ -521,16 +459,4 @@ pub struct KnownKey {
     pub variable: Option<String>,
     /// Its default as TOML; empty if the key is required.
     pub default: String,
-}
-
-// === impl ServerAddr ===
-
-impl fmt::Display for ServerAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
 }

@@ -6,15 +6,23 @@ use super::reader::ConfigReader;
 use super::rule::{DurationRange, Flag, Integer, OrEmpty, OrZero, ParsedText, Word, quote};
 use super::section::Section;
 use super::texts::{FILE, NAME, header, server};
-use super::types::ServerAddr;
 use crate::model::key::words;
+use crate::model::server::{HttpVersion, ServerAddr};
 use crate::policy::http::path::{canonical, check_query, split_target};
 use crate::policy::upstream::balance::{Balancing, HashBy, WEIGHT_MAX};
+use crate::policy::upstream::health::EjectRule;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// When servers are ejected, unless an upstream says otherwise.
+const EJECT_DEFAULT: EjectRule = EjectRule {
+    after: 5,
+    first: Duration::from_secs(10),
+    longest: Duration::from_mins(5),
+    share_percent: 50,
+};
 /// Most servers of an upstream.
 const SERVERS_MAX: usize = 256;
 
@@ -32,7 +40,7 @@ pub struct UpstreamConfig {
     /// How often the names of servers are resolved again.
     pub resolve_interval: Duration,
     /// The HTTP version.
-    pub protocol: Protocol,
+    pub protocol: HttpVersion,
     /// Longest time to open a connection.
     pub connect_timeout: Duration,
     /// Longest time until the first byte of a response; zero: as [`UpstreamConfig::read_timeout`].
@@ -60,7 +68,7 @@ pub struct UpstreamConfig {
     /// Active health checks.
     pub health: HealthConfig,
     /// Ejection of servers that fail requests.
-    pub eject: EjectConfig,
+    pub eject: EjectRule,
 }
 
 /// One entry of `servers`. Displayed as written: `host:port`, or `host:port weight=3`.
@@ -71,18 +79,6 @@ pub struct ServerConfig {
     /// Its share of the requests, from 1 to [`WEIGHT_MAX`].
     pub weight: u16,
 }
-
-words!(
-    /// The HTTP version to a backend.
-    Protocol {
-        /// HTTP/1.1.
-        Http1 = "http1",
-        /// HTTP/2; without TLS with prior knowledge.
-        Http2 = "http2",
-        /// Chosen by the backend in the TLS handshake (ALPN).
-        Auto = "auto",
-    }
-);
 
 /// `[upstreams.tls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,19 +145,6 @@ words!(
         Http = "http",
     }
 );
-
-/// `[upstreams.eject]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EjectConfig {
-    /// Failures in a row; 0: never.
-    pub after: u32,
-    /// Duration of the first ejection; each further one is twice as long.
-    pub first: Duration,
-    /// The longest ejection.
-    pub longest: Duration,
-    /// Most servers of the group that are ejected at once, in percent.
-    pub share_percent: u32,
-}
 
 /// A parsed upstream; empty parts were missing or wrong.
 pub(super) struct UpstreamFile {
@@ -253,9 +236,9 @@ fn health(s: &mut Section<'_, '_>) -> HealthConfig {
     }
 }
 
-fn eject(s: &mut Section<'_, '_>) -> EjectConfig {
-    let d = EjectConfig::default();
-    EjectConfig {
+fn eject(s: &mut Section<'_, '_>) -> EjectRule {
+    let d = EJECT_DEFAULT;
+    EjectRule {
         after: s.value("after", &Integer { min: 0, max: 10_000 }, d.after),
         first: s.value("first", &span_ms(10, 3_600_000), d.first),
         longest: s.value("longest", &span_ms(10, 86_400_000), d.longest),
@@ -302,7 +285,7 @@ fn checked_tls(n: usize, file: TlsFile, reading: &mut ConfigReader<'_>) -> Optio
 }
 
 fn check(n: usize, upstream: &UpstreamConfig, reading: &mut ConfigReader<'_>) {
-    if upstream.protocol == Protocol::Auto && upstream.tls.is_none() {
+    if upstream.protocol == HttpVersion::Auto && upstream.tls.is_none() {
         let protocol = format!("upstreams[{n}].protocol");
         let message = "must be http1 or http2: without TLS nobody tells which HTTP a server speaks";
         reading.complain_of_conflict(&[&protocol], message);
@@ -432,7 +415,7 @@ impl UpstreamConfig {
             balance: Balancing::RoundRobin,
             hash_load_percent: 0,
             resolve_interval: Duration::from_secs(30),
-            protocol: Protocol::Http1,
+            protocol: HttpVersion::Http1,
             connect_timeout: Duration::from_secs(2),
             first_byte_timeout: Duration::ZERO,
             read_timeout: Duration::from_mins(1),
@@ -446,7 +429,7 @@ impl UpstreamConfig {
             tls: None,
             retry: RetryConfig::default(),
             health: HealthConfig::default(),
-            eject: EjectConfig::default(),
+            eject: EJECT_DEFAULT,
         }
     }
 }
@@ -469,12 +452,6 @@ impl Default for HealthConfig {
             up_after: 2,
             down_after: 3,
         }
-    }
-}
-
-impl Default for EjectConfig {
-    fn default() -> Self {
-        Self { after: 5, first: Duration::from_secs(10), longest: Duration::from_mins(5), share_percent: 50 }
     }
 }
 

@@ -10,14 +10,15 @@ use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUserSource,
-    JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RedisUrlKind, RouteConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, JwtAlgorithm,
+    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::model::id::PlanId;
 use crate::model::key::{Ceiling, Per, RATE_MAX};
 use crate::model::scope::{Scopes, check_required};
-use crate::policy::routing::route::ResourceFrom;
+use crate::model::server::RedisKind;
+use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -232,7 +233,7 @@ fn counters_fit(counters: &CountersConfig, reading: &mut ConfigReader<'_>) {
         let (given, missing) = if counters.tls_cert_file.is_some() { (cert, key) } else { (key, cert) };
         reading.complain_of_conflict(&[given], format!("needs {missing} beside it"));
     }
-    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisUrlKind::Sentinel(_)));
+    let sentinels = url.is_some_and(|url| matches!(url.kind, RedisKind::Sentinel(_)));
     if counters.sentinel_password_file.is_some() && !sentinels {
         let uses = ["counters.sentinel_password_file", URL];
         reading.complain_of_conflict(&uses, "needs a counters.url of Sentinels, as in redis+sentinel://…");
@@ -379,10 +380,10 @@ fn route(
         not_a_secret_header(name, &format!("routes[{n}].resource"), proxy, reading);
     }
     let end_user = match file.end_user {
-        EndUserChoice::AsProxy => EndUserSource::Header(proxy.end_user_header.clone()),
+        EndUserChoice::AsProxy => EndUserFrom::Header(proxy.end_user_header.clone()),
         EndUserChoice::Own(source) => source,
     };
-    if let EndUserSource::Header(name) = &end_user {
+    if let EndUserFrom::Header(name) = &end_user {
         not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));

@@ -13,9 +13,11 @@ mod handover;
 mod local;
 pub mod redis;
 
+pub use crate::model::outage::OnFailure;
+pub use crate::model::server::RedisKind;
 pub use handover::{CounterDelta, Handover, RemoteInFlight};
-pub use redis::endpoint::{LinkError, RedisEndpoint, RedisKind, RedisTls};
-pub use redis::{Leases, LeasesConfig, OnFailure, TotalsSource};
+pub use redis::endpoint::{LinkError, RedisEndpoint, RedisTls};
+pub use redis::{Leases, LeasesConfig, TotalsSource};
 
 use crate::clock::{Now, Timestamp};
 use crate::model::id::{KeyId, WorkspaceId};

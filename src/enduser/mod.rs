@@ -10,6 +10,7 @@ use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, WorkspaceId};
+use crate::model::outage::WhenStoreUnavailable;
 use crate::policy::keys::denial::Denial;
 use crate::store::{EndUserAdmission, EndUsers as Table, StoreError, Version};
 use pending::PendingEndUsers;
@@ -66,19 +67,8 @@ pub struct EndUserOptions {
     pub patience: Duration,
     /// What to do with new ones while the store is unreachable.
     pub when_unavailable: WhenStoreUnavailable,
-}
-
-/// What to do with a new end user while the store is unreachable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenStoreUnavailable {
-    /// Refuse it with 503.
-    Refuse,
-    /// Admit it, and store it when the store is back. Limited in number, and per workspace by its plan's `end_user_quota`;
-    /// others are refused.
-    Admit {
-        /// Most that are not stored yet at one time.
-        at_most: usize,
-    },
+    /// Most end users that are admitted and not stored yet.
+    pub pending_entries: usize,
 }
 
 /// (`workspace_id`, `other_id`).
@@ -241,14 +231,15 @@ impl EndUserCache {
         refused: Option<CachedRefusal>,
         quota: u64,
     ) -> Result<EndUserId, Denial> {
-        let WhenStoreUnavailable::Admit { at_most } = self.parts.options.when_unavailable else {
+        let EndUserOptions { when_unavailable, pending_entries, .. } = self.parts.options;
+        if when_unavailable == WhenStoreUnavailable::Refuse {
             return Err(Denial::Plain(Fault::ServiceUnavailable));
-        };
+        }
         // The quota was reached, and nothing has changed since.
         if let Some(CachedRefusal { quota, .. }) = refused {
             return Err(Denial::EndUserQuota { quota });
         }
-        match self.pending.add(name, id, quota, at_most) {
+        match self.pending.add(name, id, quota, pending_entries) {
             Some(id) => {
                 self.parts.metrics.end_users_unseen.inc();
                 self.parts.metrics.end_users_unsettled.set(number(self.pending.len()));

@@ -86,7 +86,12 @@ fn end_users(store: &Arc<Late>, when_unavailable: WhenStoreUnavailable) -> Arc<E
         clock: Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000))),
         metrics: Arc::new(Metrics::new().expect("metrics")),
         io: tokio::runtime::Handle::current(),
-        options: EndUserOptions { entries: 100, patience: Duration::from_secs(600), when_unavailable },
+        options: EndUserOptions {
+            entries: 100,
+            patience: Duration::from_secs(600),
+            when_unavailable,
+            pending_entries: 10,
+        },
     }))
 }
 
@@ -119,7 +124,7 @@ async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
 #[tokio::test]
 async fn who_is_deleted_while_being_settled_is_not_remembered() {
     let store = Arc::new(Late::default());
-    let end_users = end_users(&store, WhenStoreUnavailable::Admit { at_most: 10 });
+    let end_users = end_users(&store, WhenStoreUnavailable::Admit);
     let (workspace, id) =
         ("w".parse::<WorkspaceId>().expect("an id"), EndUserId::new(Timestamp::from_secs(1)));
     end_users.pending.add(EndUserName(workspace.clone(), "somebody".into()), id, 10, 10).expect("room");

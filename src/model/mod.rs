@@ -6,5 +6,7 @@ pub mod digest;
 pub mod fault;
 pub mod id;
 pub mod key;
+pub mod outage;
 pub mod scope;
+pub mod server;
 pub mod usage;

@@ -19,6 +19,7 @@ mod slots;
 mod totals;
 mod writer;
 
+pub use crate::model::outage::WhenFull;
 pub use journal::{Journal, JournalFull};
 pub use maintain::maintain_ledger;
 pub use record::{PendingRecord, RecordStart};
@@ -37,15 +38,6 @@ pub struct Recorder {
     journal: Arc<Journal>,
     metrics: Arc<Metrics>,
     when_full: WhenFull,
-}
-
-/// What to do when the journal is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Serve, and count the dropped records.
-    Shed,
-    /// Refuse requests that cannot be recorded.
-    Refuse,
 }
 
 impl Recorder {

@@ -2,6 +2,7 @@
 //!
 //! Must not know: limits, or what a connection is used for. Credentials are never repeated.
 
+use crate::model::server::RedisKind;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -47,17 +48,6 @@ pub struct RedisEndpoint {
     pub sentinel_password: Option<String>,
     /// The number of the database; 0 in a cluster.
     pub database: u16,
-}
-
-/// What kind of Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisKind {
-    /// One server.
-    Server,
-    /// The master that Sentinels know by this name.
-    Sentinel(String),
-    /// A cluster.
-    Cluster,
 }
 
 /// Certificates in PEM. The certificate of a server and the name in it are always verified.

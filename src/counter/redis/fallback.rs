@@ -3,8 +3,9 @@
 //! Must not know: how Redis is called, or the ledger.
 
 use super::pool::FallbackState;
-use super::{KeyState, LeaseState, LeasedUnit, Leases, OnFailure, spend};
+use super::{KeyState, LeaseState, LeasedUnit, Leases, spend};
 use crate::counter::{Charge, ChargeError, Charged, LimitsLeft};
+use crate::model::outage::OnFailure;
 use smallvec::SmallVec;
 use std::sync::Arc;
 

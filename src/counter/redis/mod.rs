@@ -18,6 +18,7 @@ use super::{Charge, ChargeError, Charged, LimitsLeft, Refusal};
 use crate::clock::{Clock, Now, Timestamp};
 use crate::metrics::Metrics;
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::outage::OnFailure;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::Limits;
 use async_trait::async_trait;
@@ -50,17 +51,6 @@ const HELD_BACK_FOR: Duration = Duration::from_millis(50);
 const CALENDAR_OFF_MAX_US: u64 = 50_000;
 /// The assumed minimum lag of the ledger: a healthy node writes a batch every half second at the latest.
 const LEDGER_LAG: Duration = Duration::from_secs(2);
-
-/// What to do while Redis is unreachable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailure {
-    /// Each node spends what Redis has promised it, and its share of windows that began since.
-    Share,
-    /// Refuse requests.
-    Deny,
-    /// Admit requests; they are counted when Redis is back.
-    Allow,
-}
 
 /// The ledger, as the source of totals.
 #[async_trait]

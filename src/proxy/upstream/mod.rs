@@ -13,11 +13,12 @@ mod protocol;
 mod server;
 mod streams;
 
+pub use crate::model::server::HttpVersion;
 pub use connect_permit::{ConnectPermit, NO_PLACE};
 pub use maintain::maintain;
 pub(super) use probe::is_local_shortage;
 pub use probe::{HttpProbe, Probe};
-pub use protocol::{BadTls, HttpVersion, UpstreamProtocol, UpstreamTls, UpstreamTlsFiles};
+pub use protocol::{BadTls, UpstreamProtocol, UpstreamTls, UpstreamTlsFiles};
 pub use server::{Server, ServerFailure, ServerInFlightGuard};
 pub use streams::UpstreamStream;
 

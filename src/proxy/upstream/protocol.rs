@@ -7,6 +7,7 @@
 //! them only by address, name and verification; `group` covers the rest.
 
 use super::Server;
+use crate::model::server::HttpVersion;
 use crate::policy::upstream::balance::hash;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::{ALPN, HttpPeer};
@@ -25,17 +26,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
 /// How often an HTTP/2 connection is pinged, so that a dead one is not used for ever.
 const PING_EVERY: Duration = Duration::from_secs(15);
-
-/// The HTTP version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpVersion {
-    /// HTTP/1.1.
-    Http1,
-    /// Only HTTP/2; in clear text with prior knowledge.
-    Http2,
-    /// Chosen by the server in the TLS handshake (ALPN).
-    Auto,
-}
 
 /// The protocol to a group's servers.
 #[derive(Clone)]
