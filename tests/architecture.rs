@@ -30,6 +30,7 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "response",
             "request",
             "service",
+            "exchange",
             "server",
         ],
     ),

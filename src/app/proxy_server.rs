@@ -13,6 +13,7 @@ use crate::proxy::server::listen::{Acceptor, HeadLimits, ListenerProtocol};
 use crate::proxy::server::tls::{Certificates, TlsContext, TlsError, TlsSettings};
 use crate::proxy::{Phases, Proxy};
 use pingora::apps::HttpServerOptions;
+use pingora::connectors::TransportConnector;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
@@ -75,6 +76,7 @@ pub(super) fn open(
         proxy_protocol: config.proxy.proxy_protocol,
         phases: Arc::new(http_proxy_of(config, Phases(Arc::clone(&proxy)))),
         proxy,
+        connector: Arc::new(TransportConnector::new(None)),
         connections: ConnectionTable::new(
             deadlines(config),
             bounds(config),

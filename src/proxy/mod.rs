@@ -5,6 +5,7 @@
 
 pub mod connection;
 mod ctx;
+mod exchange;
 mod message;
 pub mod observe;
 mod request;

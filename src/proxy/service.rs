@@ -9,7 +9,7 @@ use super::message::headers::{ForwardContext, X_REQUEST_ID, clean_trailers, end_
 use super::message::ratelimit::{self};
 use super::observe::access::AccessLogLine;
 use super::observe::traces::trace_of;
-use super::request::attempt::restart_read_timeout;
+use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout};
 use super::request::body::forward_part;
 use super::request::forward;
 use super::request::preflight::Preflighted;
@@ -18,19 +18,22 @@ use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
 use super::state::Proxy;
-use super::upstream::{ServerFailure, is_local_shortage};
+use super::upstream::{ConnectError, ServerFailure};
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
+use crate::policy::http::field_lines::EditFields;
+use crate::policy::http::fields::HeaderFields;
+use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::denial::Denial;
 use crate::policy::routing::forward::HostRule;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorType};
 use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -98,7 +101,7 @@ impl ProxyHttp for Phases {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
         rewind::rewind(session, ctx).await?;
-        self.next_server(session, ctx)
+        self.next_server(session, ctx).map_err(ForwardError::into_pingora)
     }
 
     async fn connected_to_upstream(
@@ -122,7 +125,8 @@ impl ProxyHttp for Phases {
         mut e: Box<Error>,
     ) -> Box<Error> {
         tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "cannot connect to upstream server");
-        e.set_retry(self.on_connect_failure(session, ctx, &e));
+        let request = RetryFacts::of(session, ctx);
+        e.set_retry(self.on_connect_failure(ctx, ConnectError::of(&e), request));
         e
     }
 
@@ -135,7 +139,8 @@ impl ProxyHttp for Phases {
         client_reused: bool,
     ) -> Box<Error> {
         tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "upstream attempt failed");
-        let again = self.on_attempt_failure(session, ctx, &e, client_reused);
+        let request = RetryFacts::of(session, ctx);
+        let again = self.on_attempt_failure(ctx, AttemptError::of(&e, client_reused), request);
         e.set_retry(again);
         e
     }
@@ -157,19 +162,9 @@ impl ProxyHttp for Phases {
         if asks_us && !session.is_body_done() {
             session.write_continue_response().await.map_err(Error::into_down)?;
         }
-        let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
-        let Some(route) = ctx.route.as_ref().filter(|_| is_admitted) else {
+        let trace = self.tracing.forwarded_context(HeaderFields::from(&request.headers), ctx);
+        let Some(told) = self.forward_context(ctx, session.req_header().uri.path(), trace) else {
             return Error::e_explain(ErrorType::InternalError, "request not admitted");
-        };
-        let told = ForwardContext {
-            admission: ctx.admission.as_ref(),
-            route,
-            request_id: &ctx.request_id,
-            address: ctx.address,
-            trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),
-            secure: ctx.secure,
-            rewritten: ctx.rewritten.as_deref().map(|path| (session.req_header().uri.path(), path)),
-            trace: self.tracing.forwarded_context(&request.headers, ctx),
         };
         if let Some(path) = &ctx.rewritten {
             forward::set_path(request, path)?;
@@ -178,7 +173,7 @@ impl ProxyHttp for Phases {
         edit_request(request, |fields| {
             ctx.routing.headers.to_backend(fields, &told)?;
             // After what is told of the client's Host, and before Pingora checks that all agrees.
-            forward::set_host(fields, &route.forward.host, ctx.attempts.server())?;
+            forward::set_host(fields, &told.route.forward.host, ctx.attempts.server())?;
             match version {
                 Version::HTTP_10 if !fields.contains_key(HOST) => {
                     forward::set_host(fields, &HostRule::Server, ctx.attempts.server())?;
@@ -186,7 +181,7 @@ impl ProxyHttp for Phases {
                 Version::HTTP_2 => forward::join_cookies(fields)?,
                 _ => {}
             }
-            forward::apply(fields, &route.forward.request);
+            forward::apply(fields, &told.route.forward.request);
             if ctx.body.is_some() || asks_us {
                 fields.remove(http::header::EXPECT);
             }
@@ -261,33 +256,14 @@ impl ProxyHttp for Phases {
             reply::frame_by_close(session, response, ctx.connection.as_ref())?;
         }
         let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let origin = session.req_header().headers.get(ORIGIN);
         edit_response(response, |fields| {
-            // Before anything is written here: a backend can take off what it sent, and nothing else.
-            end_hop(fields, is_upgrade);
             fields.reserve(ADDED);
-            if let Some(route) = &ctx.route {
-                forward::apply(fields, &route.forward.response);
-            }
-            fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-            if let Some(admission) = &ctx.admission {
-                ratelimit::write(fields, self.limits.families, admission.left(), ctx.charged_at, None)?;
-            }
-            if ctx.degraded {
-                fields.insert(DEGRADED.0, DEGRADED.1);
-            } else {
-                fields.remove(DEGRADED.0);
-            }
+            self.edit_answer(fields, ctx, is_upgrade, origin)?;
             reply::keep_date(fields, session.req_header().version, ctx);
-            if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
-                cors.mark(fields, session.req_header().headers.get(ORIGIN));
-            }
             Ok(())
         })?;
-        let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
-        self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
-        if let Some(record) = &mut ctx.record {
-            record.first_byte(response.status.as_u16());
-        }
+        self.note_first_byte(ctx, response.status.as_u16());
         ctx.answer_left = reply::body_length(session, response);
         if ctx.answer_left == Some(0) {
             Proxy::is_out_of_time(ctx, false);
@@ -321,7 +297,7 @@ impl ProxyHttp for Phases {
             came = part.len();
             connection.on_buffered(part);
         }
-        self.check_time_left(ctx)?;
+        self.check_time_left(ctx).map_err(ForwardError::into_pingora)?;
         ctx.answer_left =
             ctx.answer_left.map(|left| left.saturating_sub(u64::try_from(came).unwrap_or(left)));
         if end_of_stream || ctx.answer_left == Some(0) {
@@ -342,7 +318,8 @@ impl ProxyHttp for Phases {
             // What failed after that is nobody's loss: the client has its answer, or did not take it.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
-        let Some(denial) = ctx.client_fault().or_else(|| fault_of(e).map(Denial::Plain)) else {
+        let Some(denial) = ctx.client_fault().or_else(|| ForwardError::of(e).fault().map(Denial::Plain))
+        else {
             // The client is gone; there is nobody to answer.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
@@ -384,7 +361,7 @@ impl ProxyHttp for Phases {
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         let written = status_written(session);
-        let outcome = outcome_of(ctx, e, written);
+        let outcome = outcome_of(ctx, e.map(ForwardError::of), written);
         let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
         let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
         let has_body = read > 0;
@@ -454,13 +431,70 @@ impl Proxy {
         }
     }
 
+    /// What a backend is told about a request; none where it was not let in.
+    pub(super) fn forward_context<'r>(
+        &self,
+        ctx: &'r Ctx,
+        path: &'r str,
+        trace: Option<TraceContext>,
+    ) -> Option<ForwardContext<'r>> {
+        let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
+        Some(ForwardContext {
+            admission: ctx.admission.as_ref(),
+            route: ctx.route.as_ref().filter(|_| is_admitted)?,
+            request_id: &ctx.request_id,
+            address: ctx.address,
+            trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),
+            secure: ctx.secure,
+            rewritten: ctx.rewritten.as_deref().map(|rewritten| (path, rewritten)),
+            trace,
+        })
+    }
+
+    /// Rewrites the fields of a backend's answer for the client.
+    pub(super) fn edit_answer(
+        &self,
+        fields: &mut impl EditFields,
+        ctx: &Ctx,
+        is_upgrade: bool,
+        origin: Option<&HeaderValue>,
+    ) -> pingora::Result<()> {
+        // Before anything is written here: a backend can take off what it sent, and nothing else.
+        end_hop(fields, is_upgrade);
+        if let Some(route) = &ctx.route {
+            forward::apply(fields, &route.forward.response);
+        }
+        fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+        if let Some(admission) = &ctx.admission {
+            ratelimit::write(fields, self.limits.families, admission.left(), ctx.charged_at, None)?;
+        }
+        if ctx.degraded {
+            fields.insert(DEGRADED.0, DEGRADED.1);
+        } else {
+            fields.remove(&DEGRADED.0);
+        }
+        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.cors.as_ref()) {
+            cors.mark(fields, origin);
+        }
+        Ok(())
+    }
+
+    /// The head of the answer is about to go to the client.
+    pub(super) fn note_first_byte(&self, ctx: &mut Ctx, status: u16) {
+        let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
+        self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
+        if let Some(record) = &mut ctx.record {
+            record.first_byte(status);
+        }
+    }
+
     pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
     }
 }
 
 /// The request never reached a backend: it costs nothing.
-fn give_back(ctx: &mut Ctx) {
+pub(super) fn give_back(ctx: &mut Ctx) {
     if let Some(admission) = ctx.admission.take() {
         admission.give_back();
     }
@@ -470,7 +504,7 @@ fn give_back(ctx: &mut Ctx) {
 }
 
 /// The request is not in flight any more.
-fn frees(ctx: &mut Ctx) {
+pub(super) fn frees(ctx: &mut Ctx) {
     ctx.admission = None;
     ctx.attempts.ends();
     if let Some(connection) = &ctx.connection {
@@ -478,24 +512,9 @@ fn frees(ctx: &mut Ctx) {
     }
 }
 
-/// What the client is told about a failure; none when there is no client any more.
-fn fault_of(e: &Error) -> Option<Fault> {
-    match (&e.etype, &e.esource) {
-        (ErrorType::HTTPStatus(413), _) => Some(Fault::PayloadTooLarge),
-        (ErrorType::HTTPStatus(503), _) => Some(Fault::ServiceUnavailable),
-        (etype, ErrorSource::Upstream) if is_local_shortage(etype) => Some(Fault::ServiceUnavailable),
-        (ErrorType::ReadTimedout, ErrorSource::Downstream) => Some(Fault::RequestTimeout),
-        (_, ErrorSource::Downstream) => None,
-        (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {
-            Some(Fault::GatewayTimeout)
-        }
-        (_, ErrorSource::Upstream) => Some(Fault::BadGateway),
-        _ => Some(Fault::Internal),
-    }
-}
-
-fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
-    match (ctx.fault, e) {
+/// What a request came to. `written` is the status that the client was given, if any.
+pub(super) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, written: Option<u16>) -> Outcome {
+    match (ctx.fault, error) {
         (None, Some(_))
             if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::RestLate)) =>
         {
@@ -506,7 +525,7 @@ fn outcome_of(ctx: &Ctx, e: Option<&Error>, written: Option<u16>) -> Outcome {
         }
         (Some(_), _) => Outcome::Denied,
         (None, _) if ctx.attempts.is_tunnel() => Outcome::Served,
-        (None, Some(e)) if e.esource == ErrorSource::Downstream || written.is_none() => Outcome::Aborted,
+        (None, Some(error)) if error.is_client() || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,
         (None, None) => Outcome::Served,
     }

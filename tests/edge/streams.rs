@@ -222,9 +222,7 @@ fn an_answer_that_nobody_takes_ends_with_its_key_at_once() {
     endless(&origin);
     let mut client = gateway.connect();
     client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
-    eventually_true("it takes nothing", || {
-        metric(&gateway, "keygate_bytes_in_flight") >= f64::from(256 << 10)
-    });
+    eventually_true("it takes nothing", || metric(&gateway, "keygate_bytes_in_flight") > 0.0);
     gateway.update_key(&key, &json!({"is_active": false}));
     // It is over for the backend as well.
     gateway.wait_for_logs(&key, 1);

@@ -76,6 +76,26 @@ impl ChunkParser {
         Ok(at)
     }
 
+    /// Takes the next `bytes` apart: what is data moves to their front, as far as the body goes. Answers how many bytes of data
+    /// there are then, and how many were of the body.
+    pub fn decode(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), BadChunks> {
+        let (mut data, mut at) = (0, 0);
+        while at < bytes.len() && self.state != ChunkState::Done {
+            let here = match self.state {
+                ChunkState::Data(left) => usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at),
+                _ => 1,
+            };
+            if matches!(self.state, ChunkState::Data(_)) {
+                bytes.copy_within(at..at + here, data);
+                data += here;
+            }
+            let passed = self.pass(&bytes[at..at + here])?;
+            debug_assert_eq!(passed, here, "not done before");
+            at += here;
+        }
+        Ok((data, at))
+    }
+
     fn next(&mut self, byte: u8) -> Option<ChunkState> {
         let visible = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
         Some(match (self.state, byte) {
@@ -128,6 +148,24 @@ mod tests {
             }
             assert!(chunks.is_done());
             assert_eq!(passed, body.len(), "split at {first}");
+        }
+    }
+
+    #[test]
+    fn its_data_is_the_same_however_it_comes() {
+        let body = b"5\r\nhello\r\nA;x=\"y\"\r\n0123456789\r\n0\r\nT: v\r\n\r\n";
+        let all = [body.as_slice(), b"GET /next"].concat();
+        for first in 0..=all.len() {
+            let mut chunks = ChunkParser::new();
+            let (mut found, mut taken) = (Vec::new(), 0);
+            for part in [&all[..first], &all[first..]] {
+                let mut part = part.to_vec();
+                let (data, here) = chunks.decode(&mut part).expect("sound");
+                found.extend_from_slice(&part[..data]);
+                taken += here;
+            }
+            assert!(chunks.is_done());
+            assert_eq!((found.as_slice(), taken), (&b"hello0123456789"[..], body.len()), "split at {first}");
         }
     }
 

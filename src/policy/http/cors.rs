@@ -4,6 +4,7 @@
 //!
 //! *Invariant:* an origin is echoed only if it is on the list; `*` never goes with credentials.
 
+use super::field_lines::EditFields;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use std::time::Duration;
 
@@ -55,11 +56,8 @@ pub struct PreflightRequest<'r> {
 
 impl Cors {
     /// Sets the CORS fields of a response to a page of `origin`, replacing the backend's.
-    pub fn mark(&self, answer: &mut HeaderMap, origin: Option<&HeaderValue>) {
-        let theirs = answer.keys().filter(|name| name.as_str().starts_with("access-control-"));
-        for name in theirs.cloned().collect::<Vec<_>>() {
-            answer.remove(&name);
-        }
+    pub fn mark(&self, answer: &mut impl EditFields, origin: Option<&HeaderValue>) {
+        answer.remove_if(|name| name.starts_with("access-control-"));
         if self.origins != Origins::Any {
             answer.append(header::VARY, HeaderValue::from_static("Origin"));
         }

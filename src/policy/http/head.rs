@@ -163,10 +163,17 @@ impl<'h> RequestHead<'h> {
         std::iter::from_fn(move || {
             let (line, behind) = split_line(rest).ok()?;
             // The empty line has no colon.
-            let colon = line.iter().position(|b| *b == b':')?;
+            let colon = memchr::memchr(b':', line)?;
             rest = behind;
             Some((&line[..colon], line[colon + 1..].trim_ascii()))
         })
+    }
+}
+
+/// Makes the names of its fields lower case, as HTTP/2 has them, in a head that [`check`] has passed.
+pub fn lower_names(head: &mut [u8]) {
+    if let Some(end) = memchr::memchr(b'\n', head) {
+        field_lines(&mut head[end + 1..]).for_each(drop);
     }
 }
 
@@ -195,7 +202,7 @@ pub fn check(head: &[u8], fields_max: usize) -> Result<Sound, BadHead> {
 }
 
 /// The first line, without its CRLF, and the rest.
-fn split_line(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadHead> {
+pub(super) fn split_line(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadHead> {
     let end = memchr::memchr(b'\n', bytes).ok_or(BadHead::Syntax)?;
     let line = bytes[..end].strip_suffix(b"\r").ok_or(BadHead::Syntax)?;
     Ok((line, &bytes[end + 1..]))
@@ -258,11 +265,7 @@ fn check_loose(origin: &[u8]) -> Result<bool, BadHead> {
 
 /// One field line.
 fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
-    let colon = line.iter().position(|b| !is_token(*b)).unwrap_or(0);
-    // A line that begins with a space would be folded into the previous one; it has no name and is refused here.
-    if colon == 0 || line[colon] != b':' || !is_value(&line[colon + 1..]) {
-        return Err(BadHead::Syntax);
-    }
+    let colon = is_field_line(line).ok_or(BadHead::Syntax)?;
     let name = &line[..colon];
     let value = || line[colon + 1..].trim_ascii();
     // Only names of these lengths concern framing, so most lines need no comparison.
@@ -295,6 +298,27 @@ fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
         _ => {}
     }
     Ok(())
+}
+
+/// Where the colon of a field line is; none where it is no such line.
+pub(super) fn is_field_line(line: &[u8]) -> Option<usize> {
+    let colon = line.iter().position(|b| !is_token(*b)).unwrap_or(0);
+    // A line that begins with a space would be folded into the previous one; it has no name and is refused here.
+    (colon > 0 && line[colon] == b':' && is_value(&line[colon + 1..])).then_some(colon)
+}
+
+/// The fields of a head that has passed, from its first field line on. Names become lower case.
+pub(super) fn field_lines<'h>(lines: &'h mut [u8]) -> impl Iterator<Item = FieldLine<'h>> + use<'h> {
+    let mut rest = lines;
+    std::iter::from_fn(move || {
+        let end = memchr::memchr(b'\n', rest)?;
+        let (line, behind) = std::mem::take(&mut rest).split_at_mut(end + 1);
+        rest = behind;
+        let colon = memchr::memchr(b':', line)?;
+        let (name, value) = line.split_at_mut(colon);
+        name.make_ascii_lowercase();
+        Some((&*name, value[1..].trim_ascii()))
+    })
 }
 
 /// The number of names in a `Connection` field; none if it contains something else, or the name of a field that identifies
@@ -362,7 +386,7 @@ pub fn is_host(text: &[u8]) -> bool {
 
 /// Whether a field value contains no control character except tabs. Eight bytes at a time, because most of a head is
 /// values.
-fn is_value(text: &[u8]) -> bool {
+pub(super) fn is_value(text: &[u8]) -> bool {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
     let (words, tail) = text.as_chunks::<8>();

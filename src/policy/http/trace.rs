@@ -37,7 +37,11 @@ pub struct Sampling {
 impl TraceContext {
     /// The trace context of a request with these fields; none if it has to begin a trace.
     pub fn of<'r>(fields: impl Into<HeaderFields<'r>>) -> Option<Self> {
-        let mut given = fields.into().all(&TRACEPARENT);
+        Self::only(fields.into().all(&TRACEPARENT))
+    }
+
+    /// That of the values of `traceparent`, of which there must be one.
+    pub fn only<'r>(mut given: impl Iterator<Item = &'r [u8]>) -> Option<Self> {
         let only = given.next().filter(|_| given.next().is_none())?;
         Self::parse(only)
     }

@@ -11,6 +11,9 @@ use std::task::Poll;
 /// in the hand of whoever fills it, and the buffer that the next is read into.
 const PIPE_BYTES: u64 = 6 * 64 * 1024;
 
+/// Bytes of a body that an exchange between two sides that speak HTTP/1.1 has in memory in one direction.
+pub(in crate::proxy) const EXCHANGE_BUFFER: usize = 16 * 1024;
+
 /// What all clients may have in memory together.
 pub(super) struct MemoryBudget {
     bytes: u64,
@@ -336,7 +339,8 @@ impl Connection {
         let kept = taken.load(Ordering::Relaxed).saturating_sub(given.load(Ordering::Relaxed));
         let waiting = u64::try_from(waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
         let pipes = waiting.max(self.is_stalled().into());
-        kept + queued.load(Ordering::Relaxed) + pipes.saturating_mul(PIPE_BYTES)
+        let each = if self.is_in_exchange() { 2 * EXCHANGE_BUFFER as u64 } else { PIPE_BYTES };
+        kept + queued.load(Ordering::Relaxed) + pipes.saturating_mul(each)
     }
 
     /// Whether ending it may free memory: it takes nothing, or one of its streams does not.

@@ -35,6 +35,15 @@ pub struct Deadlines {
     pub last_request: Duration,
 }
 
+/// What a backend was too slow with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum BackendTimeout {
+    /// Answering, or going on with its answer.
+    Read,
+    /// Taking the request.
+    Write,
+}
+
 numbered!(
     /// What a connection is at.
     Stage {
@@ -254,6 +263,13 @@ impl Connection {
         self.due.upload.store(self.due_in(within), Ordering::Relaxed);
     }
 
+    /// The same of a part that it has been given before, as of the first time that it had to be waited for.
+    pub(in crate::proxy) fn backend_must_take(&self, within: Duration) {
+        if self.due.upload.load(Ordering::Relaxed) == NEVER {
+            self.backend_takes_within(within);
+        }
+    }
+
     /// It has taken it: whoever sends the body reads on.
     pub fn backend_has_taken(&self) {
         self.due.upload.store(NEVER, Ordering::Relaxed);
@@ -338,6 +354,21 @@ impl Connection {
         took < self.shared.body_rate.saturating_mul(waited) / 1_000
     }
 
+    fn backend_is_late_at(&self, now: u64) -> bool {
+        let backend = [&self.due.backend, &self.due.pause_ends, &self.due.upload];
+        backend.iter().any(|due| now >= due.load(Ordering::Relaxed))
+    }
+
+    /// What the backend is late with, if it is.
+    pub(in crate::proxy) fn backend_late(&self) -> Option<BackendTimeout> {
+        let now = self.shared.now_ms();
+        if !self.backend_is_late_at(now) {
+            return None;
+        }
+        let takes_nothing = now >= self.due.upload.load(Ordering::Relaxed);
+        Some(if takes_nothing { BackendTimeout::Write } else { BackendTimeout::Read })
+    }
+
     fn due_in(&self, within: Duration) -> u64 {
         self.shared.now_ms().saturating_add(ms(within))
     }
@@ -370,15 +401,14 @@ impl Connection {
         if stage == Stage::Request && self.is_slow(now) && !self.waits_for_backend() {
             return Some(CloseReason::BodySlow);
         }
-        if stage == Stage::Request {
-            let backend = [&self.due.backend, &self.due.pause_ends, &self.due.upload];
-            if backend.iter().any(|due| now >= due.load(Ordering::Relaxed)) {
-                return Some(if self.is_tunnel() {
-                    CloseReason::TunnelIdle
-                } else {
-                    CloseReason::BackendLate
-                });
+        if stage == Stage::Request && self.backend_is_late_at(now) {
+            if self.is_tunnel() {
+                return Some(CloseReason::TunnelIdle);
             }
+            if !self.is_in_exchange() {
+                return Some(CloseReason::BackendLate);
+            }
+            self.wake();
         }
         let waits = self.due.waits_since.load(Ordering::Relaxed) != NEVER;
         if stage == Stage::Request && waits && now >= self.due.rest.load(Ordering::Relaxed) {

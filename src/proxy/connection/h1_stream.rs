@@ -400,6 +400,21 @@ impl H1ClientStream {
         }
     }
 
+    /// Writes to the client at once, past what is gathered, of which there must be nothing.
+    pub(in crate::proxy) fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.io.buffer().is_empty() && self.head.is_empty(), "nothing is gathered");
+        self.check_write(context)?;
+        self.heed_end();
+        self.look_for_end(context);
+        let polled = Pin::new(self.io.get_mut()).poll_write_vectored(context, bytes);
+        let polled = self.written(polled);
+        self.on_written(polled)
+    }
+
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.head.is_empty() {
             let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.head))?;

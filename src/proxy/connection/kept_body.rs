@@ -41,6 +41,11 @@ impl KeptBody {
         !self.is_lost
     }
 
+    /// Whether nothing has come yet.
+    pub(in crate::proxy) const fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     pub(in crate::proxy) fn joined(&self) -> BytesMut {
         let mut all = BytesMut::with_capacity(self.bytes);
         self.parts.iter().for_each(|part| all.extend_from_slice(part));

@@ -32,10 +32,11 @@ pub(super) mod kept_body;
 pub(super) mod socket;
 pub mod table;
 
+pub(super) use buffered::EXCHANGE_BUFFER;
 pub use buffered::{BufferedBody, KeptBytesGuard};
 pub use close::CloseReason;
+pub(super) use deadlines::{BackendTimeout, REST_WITHIN, TICK, ms};
 pub use deadlines::{Deadlines, Stage};
-pub(super) use deadlines::{REST_WITHIN, TICK, ms};
 
 use crate::keyring::Presented;
 use buffered::{BufferedBytes, MemoryBudget};
@@ -78,6 +79,8 @@ pub struct Connection {
     parent: Option<Arc<Connection>>,
     shared: Arc<ConnectionDefaults>,
     tunnel: AtomicBool,
+    /// Whether its request is served by an exchange of our own.
+    in_exchange: AtomicBool,
     /// Whether it goes on although Pingora drops it.
     stays: AtomicBool,
     /// Of a stream: its request's body so far, to be sent again.
@@ -147,6 +150,7 @@ impl Connection {
             parent,
             shared: Arc::clone(shared),
             tunnel: AtomicBool::new(false),
+            in_exchange: AtomicBool::new(false),
             stays: AtomicBool::new(false),
             rewound: Mutex::default(),
             is_old: AtomicBool::new(false),
@@ -316,6 +320,17 @@ impl Connection {
     fn places(&self) -> MutexGuard<'_, Option<Box<dyn Send>>> {
         // A place is whole whatever happened to the thread that held it.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its request is served by an exchange of our own, which looks at the backend's deadlines by itself and is woken when one
+    /// is over; or by Pingora, and then the connection is closed.
+    pub(super) fn set_in_exchange(&self, is_ours: bool) {
+        self.in_exchange.store(is_ours, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub(super) fn is_in_exchange(&self) -> bool {
+        self.in_exchange.load(Ordering::Relaxed)
     }
 
     /// From now on bytes pass in both directions, whatever they are.

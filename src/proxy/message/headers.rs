@@ -2,6 +2,7 @@
 
 use super::fields::ValueBuffer;
 use crate::gate::Admission;
+use crate::policy::http::field_lines::EditFields;
 use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
 use crate::policy::keys::credential::bearer;
@@ -44,8 +45,6 @@ const OWN: &str = "x-keygate-";
 const FAMILY: &str = "x-forwarded-";
 /// Prefixes of further fields that only Keygate sends to clients.
 const OWN_TO_CLIENTS: [&str; 3] = [OWN, "x-ratelimit-", "ratelimit"];
-/// How many of these a request gets.
-const ADDED: usize = 12;
 /// The usual size of their values, in bytes.
 const ADDED_BYTES: usize = 320;
 
@@ -95,14 +94,13 @@ impl HeaderPolicy {
     /// Rewrites the fields of a request for the backend.
     pub(in crate::proxy) fn to_backend(
         &self,
-        fields: &mut HeaderMap,
+        fields: &mut impl EditFields,
         context: &ForwardContext<'_>,
     ) -> pingora::Result<()> {
         self.remove_spoofable(fields, context.trusted, &context.route.forward.pass);
         if !context.route.keep_credential {
             self.remove_credential(fields);
         }
-        fields.reserve(ADDED);
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
             Some(admission) => identify(fields, admission, &mut values)?,
@@ -115,9 +113,8 @@ impl HeaderPolicy {
 
     /// Removes fields that only Keygate may set and fields that backends trust. Of the latter, those stay that the route
     /// passes on, and of `X-Forwarded-…` those from a trusted proxy. What Keygate sets is set afterwards.
-    fn remove_spoofable(&self, fields: &mut HeaderMap, trusted: bool, passed: &[HeaderName]) {
-        let spoofable = |name: &HeaderName| {
-            let text = name.as_str();
+    fn remove_spoofable(&self, fields: &mut impl EditFields, trusted: bool, passed: &[HeaderName]) {
+        fields.remove_if(|text| {
             if self.initials & initial(text) == 0 {
                 return false;
             }
@@ -128,30 +125,25 @@ impl HeaderPolicy {
             if spelled != text {
                 return is_claim(&spelled) || self.guarded.binary_search_by(|g| (**g).cmp(&spelled)).is_ok();
             }
-            is_claim(text) && !(trusted && text.starts_with(FAMILY)) && !passed.contains(name)
-        };
-        // Usually there is none, and collecting none allocates nothing.
-        let found: Vec<HeaderName> = fields.keys().filter(|n| spoofable(n)).cloned().collect();
-        for name in found {
-            fields.remove(&name);
-        }
+            is_claim(text)
+                && !(trusted && text.starts_with(FAMILY))
+                && !passed.iter().any(|name| name == text)
+        });
     }
 
     /// Removes from a preflight what no browser sends in one, and what would identify the sender to a backend.
-    fn remove_identity(&self, fields: &mut HeaderMap) {
-        for name in &self.guarded {
-            fields.remove(&**name);
-        }
-        for name in [AUTHORIZATION, COOKIE] {
-            fields.remove(name);
-        }
+    fn remove_identity(&self, fields: &mut impl EditFields) {
+        let names_somebody = |text: &str| self.guarded.binary_search_by(|g| (**g).cmp(text)).is_ok();
+        fields.remove_if(|text| {
+            names_somebody(text) || [AUTHORIZATION, COOKIE].iter().any(|name| name == text)
+        });
     }
 
-    fn remove_credential(&self, fields: &mut HeaderMap) {
+    fn remove_credential(&self, fields: &mut impl EditFields) {
         for name in &self.secret_headers {
             // `Authorization` with another scheme never was our credential; it is for the backend.
             let foreign = *name == AUTHORIZATION
-                && fields.get_all(name).iter().all(|v| bearer(v.as_bytes().trim_ascii()).is_none());
+                && fields.values(name).all(|value| bearer(value.trim_ascii()).is_none());
             if !foreign {
                 fields.remove(name);
             }
@@ -166,7 +158,11 @@ fn initial(name: &str) -> u128 {
     1 << ((first.wrapping_mul(5) ^ second) & 127)
 }
 
-fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut ValueBuffer) -> pingora::Result<()> {
+fn identify(
+    fields: &mut impl EditFields,
+    admission: &Admission,
+    values: &mut ValueBuffer,
+) -> pingora::Result<()> {
     let key = &admission.entry().key;
     let mut id = [0_u8; uuid::fmt::Hyphenated::LENGTH];
     fields.insert(X_KEYGATE_KEY_ID, values.text(key.id.0.hyphenated().encode_lower(&mut id)).take()?);
@@ -182,22 +178,22 @@ fn identify(fields: &mut HeaderMap, admission: &Admission, values: &mut ValueBuf
 }
 
 fn forwarded(
-    fields: &mut HeaderMap,
+    fields: &mut impl EditFields,
     context: &ForwardContext<'_>,
     values: &mut ValueBuffer,
 ) -> pingora::Result<()> {
     fields.insert(X_FORWARDED_FOR, values.address(context.address).take()?);
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if context.secure { "https" } else { "http" }));
-    if let Some(host) = fields.get(HOST).cloned() {
+    if let Some(host) = fields.first(&HOST) {
+        let host = values.bytes(host).take()?;
         fields.insert(X_FORWARDED_HOST, host);
     } else {
-        fields.remove(X_FORWARDED_HOST);
+        fields.remove(&X_FORWARDED_HOST);
     }
     if let Some(own) = context.rewritten.and_then(|(path, rewritten)| prefix(path, rewritten)) {
         // After a proxy that has removed a prefix, ours comes after that one.
-        if let Some(outer) = fields.get(X_FORWARDED_PREFIX).filter(|outer| outer.as_bytes().starts_with(b"/"))
-        {
-            values.bytes(outer.as_bytes().strip_suffix(b"/").unwrap_or(outer.as_bytes()));
+        if let Some(outer) = fields.first(&X_FORWARDED_PREFIX).filter(|outer| outer.starts_with(b"/")) {
+            values.bytes(outer.strip_suffix(b"/").unwrap_or(outer));
         }
         fields.insert(X_FORWARDED_PREFIX, values.text(own).take()?);
     }
@@ -206,14 +202,14 @@ fn forwarded(
 
 /// W3C trace context. The `tracestate` belongs to the client's trace, and not to a new one.
 fn trace(
-    fields: &mut HeaderMap,
+    fields: &mut impl EditFields,
     context: &ForwardContext<'_>,
     values: &mut ValueBuffer,
 ) -> pingora::Result<()> {
     let Some(context) = context.trace else { return Ok(()) };
-    let goes_on = TraceContext::of(&*fields).is_some_and(|given| given.trace_id == context.trace_id);
-    if !goes_on {
-        fields.remove(TRACESTATE);
+    let given = TraceContext::only(fields.values(&TRACEPARENT));
+    if given.is_none_or(|given| given.trace_id != context.trace_id) {
+        fields.remove(&TRACESTATE);
     }
     fields.insert(TRACEPARENT, values.bytes(&context.to_text()).take()?);
     Ok(())
@@ -238,12 +234,12 @@ fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
 
 /// Removes hop-by-hop fields from a backend's response: those that HTTP defines, and those that its `Connection` names.
 /// `is_upgrade`: it is a 101, whose `Upgrade` is for the client.
-pub(in crate::proxy) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
-    if fields.contains_key(CONNECTION) {
+pub(in crate::proxy) fn end_hop(fields: &mut impl EditFields, is_upgrade: bool) {
+    if fields.has(&CONNECTION) {
         for name in nominated(fields) {
             fields.remove(&name);
         }
-        fields.remove(CONNECTION);
+        fields.remove(&CONNECTION);
     }
     for name in &HOP_BY_HOP {
         fields.remove(name);
@@ -251,16 +247,16 @@ pub(in crate::proxy) fn end_hop(fields: &mut HeaderMap, is_upgrade: bool) {
     if is_upgrade {
         fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     } else {
-        fields.remove(UPGRADE);
+        fields.remove(&UPGRADE);
     }
 }
 
 /// The fields that `Connection` names, except those for framing or upgrades.
-fn nominated(fields: &HeaderMap) -> Vec<HeaderName> {
+fn nominated(fields: &impl EditFields) -> Vec<HeaderName> {
     let is_kept = |name: &HeaderName| FRAMING.contains(name) || *name == UPGRADE;
-    let names = fields.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let names = fields.values(&CONNECTION).flat_map(|value| value.split(|b| *b == b','));
     let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
-    names.filter(|name| fields.contains_key(name) && !is_kept(name)).collect()
+    names.filter(|name| fields.has(name) && !is_kept(name)).collect()
 }
 
 /// Removes fields from a backend's trailers that must not be forwarded: hop-by-hop fields, framing, and fields that only

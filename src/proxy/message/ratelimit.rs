@@ -7,9 +7,10 @@ use super::fields::ValueBuffer;
 use crate::clock::Now;
 use crate::counter::LimitsLeft;
 use crate::model::key::Per;
+use crate::policy::http::field_lines::EditFields;
 use crate::policy::keys::denial::whole_secs;
 use crate::policy::keys::limit::{Limit, LimitName};
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use std::time::Duration;
 
 /// The families that are sent.
@@ -35,7 +36,7 @@ const BYTES: usize = 256;
 
 /// Writes what is left. `retry_after` is set on refusals, in seconds.
 pub(in crate::proxy) fn write(
-    fields: &mut HeaderMap,
+    fields: &mut impl EditFields,
     families: RateLimitFamilies,
     left: &LimitsLeft,
     now: Now,
@@ -52,7 +53,7 @@ pub(in crate::proxy) fn write(
 }
 
 fn write_x(
-    fields: &mut HeaderMap,
+    fields: &mut impl EditFields,
     values: &mut ValueBuffer,
     left: &LimitsLeft,
     now: Now,
@@ -82,7 +83,11 @@ fn write_x(
 }
 
 /// Structured fields (RFC 9651): a list of limits, each with its parameters.
-fn write_ietf(fields: &mut HeaderMap, values: &mut ValueBuffer, left: &LimitsLeft) -> pingora::Result<()> {
+fn write_ietf(
+    fields: &mut impl EditFields,
+    values: &mut ValueBuffer,
+    left: &LimitsLeft,
+) -> pingora::Result<()> {
     for (limit, _) in left {
         item(values, limit);
         param(values, ";q=", limit.max());
@@ -147,6 +152,7 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::model::key::Count;
     use crate::policy::keys::limit::{LimitRule, Remaining};
+    use http::HeaderMap;
 
     #[test]
     fn both_families() {

@@ -11,8 +11,8 @@ use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::TRACESTATE;
 use crate::proxy::upstream::{Server, Upstream};
 use crate::telemetry::{Recording, SpanEnd, SpanQueue, SpanRequest};
+use http::Version;
 use http::header::{HOST, USER_AGENT};
-use http::{HeaderMap, Version};
 use std::sync::Arc;
 
 /// Sampling, and the target of recordings.
@@ -52,11 +52,15 @@ impl Tracing {
     }
 
     /// The trace context for the backend; none: the client's.
-    pub(in crate::proxy) fn forwarded_context(&self, headers: &HeaderMap, ctx: &Ctx) -> Option<TraceContext> {
+    pub(in crate::proxy) fn forwarded_context(
+        &self,
+        fields: HeaderFields<'_>,
+        ctx: &Ctx,
+    ) -> Option<TraceContext> {
         if let Some(recording) = &ctx.recording {
             return recording.context();
         }
-        let parent = TraceContext::of(headers);
+        let parent = TraceContext::of(fields);
         let sampled = self.queue.is_none() && self.sampling.records(parent, ctx.id);
         match parent {
             // Nothing between the client and the backend is recorded: one is the other's parent.

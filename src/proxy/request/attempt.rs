@@ -2,23 +2,25 @@
 //!
 //! Must not know: how servers are chosen, or what the client is told when none is left.
 
-use super::rewind::{self};
+use super::rewind;
 use super::tunnel;
 use crate::gate::Admission;
+use crate::model::fault::Fault;
 use crate::policy::http::websocket::FrameParser;
 use crate::policy::upstream::balance::{Balancing, HashBy, hash};
 use crate::policy::upstream::retry::{AttemptFailure, RetryRequest};
-use crate::proxy::connection::CloseReason;
 use crate::proxy::connection::kept_body::KeptBody;
+use crate::proxy::connection::{BackendTimeout, CloseReason};
 use crate::proxy::ctx::Ctx;
+use crate::proxy::message::RequestMessage;
 use crate::proxy::response::reply::status_written;
 use crate::proxy::state::Proxy;
 use crate::proxy::upstream::attempts::AnswerState;
 use crate::proxy::upstream::{
-    NO_PLACE, NoServer, PickContext, RETRIES, RequestPermit, ServerFailure, ServerInFlightGuard, Upstream,
-    is_local_shortage,
+    ConnectError, NoServer, PickContext, RETRIES, RequestPermit, ServerFailure, ServerInFlightGuard,
+    Upstream, is_local_shortage,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
@@ -36,16 +38,56 @@ struct Places {
 /// How early Pingora's timers may fire.
 const TIMER_GRAIN: Duration = Duration::from_millis(10);
 
+/// Why a request was not forwarded, or not to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum ForwardError {
+    /// The client is gone, or its connection was ended from elsewhere.
+    Client,
+    /// The client's body did not come in time.
+    ClientLate,
+    /// Its body is larger than its route takes.
+    TooLarge,
+    /// No server may be asked, or this machine lacks what another connection takes.
+    Unavailable,
+    /// The servers asked were too slow.
+    BackendLate,
+    /// The servers asked failed.
+    Backend,
+    /// A fault of our own.
+    Internal,
+}
+
+/// How an attempt failed at a server, after a connection stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct AttemptError {
+    /// How far the server may have come.
+    pub(in crate::proxy) progress: AttemptFailure,
+    /// What it was too slow with, where that is why.
+    pub(in crate::proxy) timeout: Option<BackendTimeout>,
+    /// Whether it closed a connection that had been used before.
+    pub(in crate::proxy) closed_while_idle: bool,
+}
+
+/// What matters of a request for whether it may be sent again.
+#[derive(Clone, Copy)]
+pub(in crate::proxy) struct RetryFacts {
+    pub(in crate::proxy) idempotent: bool,
+    /// Whether all of its body that was read is still here.
+    pub(in crate::proxy) replayable: bool,
+    /// Whether the client has been given any of an answer.
+    pub(in crate::proxy) answer_written: bool,
+}
+
 impl Proxy {
-    /// Chooses a server and goes there.
-    pub(in crate::proxy) fn next_server(
+    /// Chooses the server of the next attempt, and answers what is left of the request's time, where that is bounded.
+    pub(in crate::proxy) fn choose_server(
         &self,
-        session: &mut Session,
+        message: &RequestMessage<'_>,
         ctx: &mut Ctx,
-    ) -> pingora::Result<Box<HttpPeer>> {
+    ) -> Result<Option<Duration>, ForwardError> {
         let routing = Arc::clone(&ctx.routing);
         let Some(upstream) = ctx.route.as_ref().and_then(|r| routing.upstreams.get(r.upstream)) else {
-            return Error::e_explain(ErrorType::InternalError, "request without a route");
+            return Err(ForwardError::Internal);
         };
         let left = self.time_left(upstream, ctx)?;
         if ctx.attempts.permit.is_none() {
@@ -53,7 +95,7 @@ impl Proxy {
         }
         let context = PickContext {
             random: random_bits(ctx),
-            name: hash_of(upstream, session, ctx),
+            name: hash_of(upstream, message, ctx),
             tried: &ctx.attempts.tried,
         };
         // What is sent again has left where it was, and takes nobody's place there.
@@ -62,11 +104,40 @@ impl Proxy {
         if let Some(record) = &mut ctx.record {
             record.upstream(&busy.text);
         }
-        let mut peer = upstream.peer(&busy);
-        let asks_tunnel =
-            upstream.settings.protocol.may_tunnel() && tunnel::is_asked_for(session.req_header());
-        ctx.attempts.asks_tunnel = asks_tunnel;
+        ctx.attempts.asks_tunnel = upstream.settings.protocol.may_tunnel() && tunnel::is_asked_for(message);
         ctx.attempts.stream = None;
+        ctx.note_attempt(upstream, &busy);
+        ctx.attempts.attempts += 1;
+        // What is sent again is counted again.
+        ctx.body_bytes = 0;
+        ctx.attempts.current = Some(busy);
+        Ok(left)
+    }
+
+    /// The time of the attempt that begins is counted by the connection, where there is a bound: of the whole request, or for
+    /// the first byte of the answer.
+    pub(in crate::proxy) fn await_backend(ctx: &mut Ctx, left: Option<Duration>) {
+        let is_bounded = upstream_of(ctx)
+            .is_some_and(|upstream| left.is_some() || ctx.attempts.first_byte(upstream).is_some());
+        if let Some(connection) = ctx.connection.as_ref().filter(|_| is_bounded) {
+            connection.set_backend_deadline(left);
+            ctx.attempts.is_awaited = true;
+        }
+    }
+
+    /// Chooses a server and says how Pingora gets there.
+    pub(in crate::proxy) fn next_server(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<Box<HttpPeer>, ForwardError> {
+        let has_body = !session.is_body_empty();
+        let left = self.choose_server(&RequestMessage::of(session.req_header(), has_body), ctx)?;
+        let (Some(upstream), Some(busy)) = (upstream_of(ctx).map(Arc::clone), &ctx.attempts.current) else {
+            return Err(ForwardError::Internal);
+        };
+        let mut peer = upstream.peer(busy);
+        let asks_tunnel = ctx.attempts.asks_tunnel;
         if asks_tunnel {
             upstream.make_tunnel(&mut peer);
         } else if let Some(stream) = upstream.stream(busy.server(), key_of(ctx)) {
@@ -76,7 +147,7 @@ impl Proxy {
         ctx.attempts.connect_permit = upstream.connect_permit(&mut peer, asks_tunnel);
         // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send; and in a tunnel
         // only what comes from the backend.
-        let is_ours = asks_tunnel || upstream.settings.protocol.may_be_http2() && !session.is_body_empty();
+        let is_ours = asks_tunnel || upstream.settings.protocol.may_be_http2() && has_body;
         ctx.attempts.pause = if is_ours { peer.options.read_timeout.take() } else { None };
         if let Some(left) = left {
             let options = &mut peer.options;
@@ -89,30 +160,17 @@ impl Proxy {
                 *limit = limit.map(|span| span.min(left));
             }
         }
-        if (left.is_some() || ctx.attempts.first_byte(upstream).is_some())
-            && let Some(connection) = &ctx.connection
-        {
-            connection.set_backend_deadline(left);
-            ctx.attempts.is_awaited = true;
-        }
-        ctx.note_attempt(upstream, &busy);
-        ctx.attempts.attempts += 1;
-        // What is sent again is counted again, and kept again.
-        ctx.body_bytes = 0;
-        let is_kept = ctx.attempts.stream.is_some() && !session.is_body_empty() && ctx.body.is_none();
+        Self::await_backend(ctx, left);
+        // What is sent again is kept again.
+        let is_kept = ctx.attempts.stream.is_some() && has_body && ctx.body.is_none();
         ctx.kept_body = is_kept.then(KeptBody::default);
-        ctx.attempts.current = Some(busy);
         Ok(peer)
     }
 
     /// What is left of the time that the whole request may take; an error where nothing is.
-    fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> pingora::Result<Option<Duration>> {
+    fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> Result<Option<Duration>, ForwardError> {
         let left = self.left(upstream, ctx);
-        if left.is_some_and(|left| left.is_zero()) {
-            let late = Error::explain(ErrorType::ReadTimedout, "request timeout reached");
-            return Err(late.into_up());
-        }
-        Ok(left)
+        if left.is_some_and(|left| left.is_zero()) { Err(ForwardError::BackendLate) } else { Ok(left) }
     }
 
     /// The same, which may be zero; none where there is no such bound.
@@ -126,16 +184,15 @@ impl Proxy {
     }
 
     /// Whether the request may go on, now that a part of the answer has come.
-    pub(in crate::proxy) fn check_time_left(&self, ctx: &Ctx) -> pingora::Result<()> {
+    pub(in crate::proxy) fn check_time_left(&self, ctx: &Ctx) -> Result<(), ForwardError> {
         restart_read_timeout(ctx);
         let upstream = upstream_of(ctx).filter(|_| !ctx.attempts.is_tunnel());
         upstream.map_or(Ok(()), |upstream| self.time_left(upstream, ctx).map(|_| ()))
     }
 
-    #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
-    fn no_server(&self, upstream: &Upstream, why: NoServer) -> Box<Error> {
+    fn no_server(&self, upstream: &Upstream, why: NoServer) -> ForwardError {
         self.count_no_server(upstream, why);
-        Error::explain(ErrorType::HTTPStatus(503), why.as_str())
+        ForwardError::Unavailable
     }
 
     fn count_no_server(&self, upstream: &Upstream, why: NoServer) {
@@ -143,32 +200,37 @@ impl Proxy {
     }
 
     /// The server could not be connected to. Answers whether the request goes on to another.
-    pub(in crate::proxy) fn on_connect_failure(&self, session: &Session, ctx: &mut Ctx, e: &Error) -> bool {
+    pub(in crate::proxy) fn on_connect_failure(
+        &self,
+        ctx: &mut Ctx,
+        error: ConnectError,
+        request: RetryFacts,
+    ) -> bool {
         ctx.attempts.connect_permit = None;
         ctx.attempts.stream_is_over();
-        if e.etype == NO_PLACE {
-            // Nothing is known of the server.
-            if let Some(upstream) = upstream_of(ctx) {
-                self.count_no_server(upstream, NoServer::Pending);
+        let failure = match error {
+            ConnectError::Pending => {
+                // Nothing is known of the server.
+                if let Some(upstream) = upstream_of(ctx) {
+                    self.count_no_server(upstream, NoServer::Pending);
+                }
+                return false;
             }
-            return false;
-        }
-        if is_local_shortage(&e.etype) {
             // It would be the same with any other server.
-            return false;
-        }
-        let failure = match e.etype {
-            ErrorType::ConnectTimedout if self.has_had_its_time(ctx) => ServerFailure::RequestTimeout,
-            ErrorType::ConnectTimedout if in_handshake(e) => ServerFailure::TlsTimeout,
-            ErrorType::ConnectTimedout => ServerFailure::ConnectTimeout,
-            _ => ServerFailure::Connect,
+            ConnectError::LocalShortage => return false,
+            ConnectError::Timeout | ConnectError::TlsTimeout if self.has_had_its_time(ctx) => {
+                ServerFailure::RequestTimeout
+            }
+            ConnectError::TlsTimeout => ServerFailure::TlsTimeout,
+            ConnectError::Timeout => ServerFailure::ConnectTimeout,
+            ConnectError::Failed => ServerFailure::Connect,
         };
         report_attempt(ctx, Some(failure));
         if let Some(upstream) = upstream_of(ctx) {
             upstream.may_have_moved();
         }
         ctx.attempts.mark_tried();
-        self.should_retry(session, ctx, AttemptFailure::NotConnected)
+        self.should_retry(ctx, AttemptFailure::NotConnected, request)
     }
 
     /// A connection stands, which is one used before or not.
@@ -257,14 +319,13 @@ impl Proxy {
         }
     }
 
-    /// The attempt failed after a connection stood, which was one used before or not. Answers whether the request is
-    /// sent again.
+    /// The attempt failed after a connection stood; none: not by the backend's doing. Answers whether the request is sent
+    /// again.
     pub(in crate::proxy) fn on_attempt_failure(
         &self,
-        session: &Session,
         ctx: &mut Ctx,
-        e: &Error,
-        reused: bool,
+        error: Option<AttemptError>,
+        request: RetryFacts,
     ) -> bool {
         if ctx.attempts.is_tunnel() {
             // Whichever side ends it, and however.
@@ -274,31 +335,26 @@ impl Proxy {
             report_attempt(ctx, Some(self.timeout_failure(ctx)));
             return false;
         }
-        if e.esource != ErrorSource::Upstream {
-            return false;
-        }
-        if !matches!(e.etype, ErrorType::ReadTimedout | ErrorType::WriteTimedout) {
+        let Some(error) = error else { return false };
+        if error.timeout.is_none() {
             ctx.attempts.stream_is_over();
         }
         if let Some(upstream) = upstream_of(ctx) {
             upstream.may_have_moved();
         }
-        let broken = classify_failure(e);
         // That a server closes a connection while it is idle says nothing about the server.
-        let closed_while_idle = reused
-            && matches!(e.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
-            && !ctx.attempts.is_answered();
-        if broken != AttemptFailure::NotProcessed && !closed_while_idle {
-            let failure = match e.etype {
-                ErrorType::ReadTimedout => self.timeout_failure(ctx),
-                ErrorType::WriteTimedout if !self.has_had_its_time(ctx) => ServerFailure::WriteTimeout,
-                ErrorType::WriteTimedout => ServerFailure::RequestTimeout,
-                _ => ServerFailure::Broken,
+        let closed_while_idle = error.closed_while_idle && !ctx.attempts.is_answered();
+        if error.progress != AttemptFailure::NotProcessed && !closed_while_idle {
+            let failure = match error.timeout {
+                Some(BackendTimeout::Read) => self.timeout_failure(ctx),
+                Some(BackendTimeout::Write) if !self.has_had_its_time(ctx) => ServerFailure::WriteTimeout,
+                Some(BackendTimeout::Write) => ServerFailure::RequestTimeout,
+                None => ServerFailure::Broken,
             };
             report_attempt(ctx, Some(failure));
             ctx.attempts.mark_tried();
         }
-        self.should_retry(session, ctx, broken)
+        self.should_retry(ctx, error.progress, request)
     }
 
     /// What the backend is late with.
@@ -310,12 +366,11 @@ impl Proxy {
         }
     }
 
-    fn should_retry(&self, session: &Session, ctx: &Ctx, broken: AttemptFailure) -> bool {
+    fn should_retry(&self, ctx: &Ctx, broken: AttemptFailure, facts: RetryFacts) -> bool {
         let request = RetryRequest {
-            idempotent: session.req_header().method.is_idempotent(),
-            replayable: (!session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx))
-                && is_asked_for_again(session, ctx),
-            answered: ctx.attempts.is_answered() || status_written(session).is_some(),
+            idempotent: facts.idempotent,
+            replayable: facts.replayable,
+            answered: ctx.attempts.is_answered() || facts.answer_written,
         };
         let Some(upstream) = upstream_of(ctx) else { return false };
         let may = broken.may_repeat(request)
@@ -331,9 +386,98 @@ impl Proxy {
     }
 }
 
-/// Whether Pingora would come for the body of a request that is sent again, where that was read before.
-fn is_asked_for_again(session: &Session, ctx: &Ctx) -> bool {
-    !ctx.is_body_sent || session.as_ref().get_retry_buffer().is_some()
+impl From<ConnectError> for ForwardError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Pending | ConnectError::LocalShortage => Self::Unavailable,
+            ConnectError::Timeout | ConnectError::TlsTimeout => Self::BackendLate,
+            ConnectError::Failed => Self::Backend,
+        }
+    }
+}
+
+impl RetryFacts {
+    /// Those of a request that Pingora forwards.
+    pub(in crate::proxy) fn of(session: &Session, ctx: &Ctx) -> Self {
+        // Whether Pingora would come for the body of a request that is sent again, where that was read before.
+        let is_asked_for_again = !ctx.is_body_sent || session.as_ref().get_retry_buffer().is_some();
+        Self {
+            idempotent: session.req_header().method.is_idempotent(),
+            replayable: (!session.as_ref().retry_buffer_truncated() || rewind::is_possible(ctx))
+                && is_asked_for_again,
+            answer_written: status_written(session).is_some(),
+        }
+    }
+}
+
+impl AttemptError {
+    /// What Pingora says about a connection that was used before or not; none: it was not the backend.
+    pub(in crate::proxy) fn of(error: &Error, reused: bool) -> Option<Self> {
+        if error.esource != ErrorSource::Upstream {
+            return None;
+        }
+        let is_closed =
+            matches!(error.etype, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
+        let progress = match error.etype {
+            ErrorType::H2Error | ErrorType::H2Downgrade if error.retry == RetryType::Decided(true) => {
+                AttemptFailure::NotProcessed
+            }
+            ErrorType::H2Error => AttemptFailure::Unknown,
+            _ if is_closed => AttemptFailure::Unknown,
+            _ => AttemptFailure::Misbehaved,
+        };
+        let timeout = match error.etype {
+            ErrorType::ReadTimedout => Some(BackendTimeout::Read),
+            ErrorType::WriteTimedout => Some(BackendTimeout::Write),
+            _ => None,
+        };
+        Some(Self { progress, timeout, closed_while_idle: reused && is_closed })
+    }
+}
+
+impl ForwardError {
+    /// What the client is told; none when there is no client any more.
+    pub(in crate::proxy) const fn fault(self) -> Option<Fault> {
+        match self {
+            Self::Client => None,
+            Self::ClientLate => Some(Fault::RequestTimeout),
+            Self::TooLarge => Some(Fault::PayloadTooLarge),
+            Self::Unavailable => Some(Fault::ServiceUnavailable),
+            Self::BackendLate => Some(Fault::GatewayTimeout),
+            Self::Backend => Some(Fault::BadGateway),
+            Self::Internal => Some(Fault::Internal),
+        }
+    }
+
+    /// What Pingora says.
+    pub(in crate::proxy) const fn of(error: &Error) -> Self {
+        match (&error.etype, &error.esource) {
+            (ErrorType::HTTPStatus(413), _) => Self::TooLarge,
+            (ErrorType::HTTPStatus(503), _) => Self::Unavailable,
+            (etype, ErrorSource::Upstream) if is_local_shortage(etype) => Self::Unavailable,
+            (ErrorType::ReadTimedout, ErrorSource::Downstream) => Self::ClientLate,
+            (_, ErrorSource::Downstream) => Self::Client,
+            (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {
+                Self::BackendLate
+            }
+            (_, ErrorSource::Upstream) => Self::Backend,
+            _ => Self::Internal,
+        }
+    }
+
+    /// The same as Pingora passes it.
+    pub(in crate::proxy) fn into_pingora(self) -> Box<Error> {
+        match self {
+            Self::Unavailable => Error::explain(ErrorType::HTTPStatus(503), "no upstream server"),
+            Self::BackendLate => Error::explain(ErrorType::ReadTimedout, "request timeout reached").into_up(),
+            _ => Error::explain(ErrorType::InternalError, "request without a route"),
+        }
+    }
+
+    /// Whether it is the client's side that failed.
+    pub(in crate::proxy) const fn is_client(self) -> bool {
+        matches!(self, Self::Client | Self::ClientLate | Self::TooLarge)
+    }
 }
 
 /// The backend has agreed to a tunnel, and done what it was asked for. From now on both sides have a time of their own, and
@@ -376,26 +520,8 @@ fn report_attempt(ctx: &mut Ctx, failure: Option<ServerFailure>) {
     }
 }
 
-fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
+pub(in crate::proxy) fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
     ctx.routing.upstreams.get(ctx.route.as_ref()?.upstream)
-}
-
-/// Whether it was the TLS handshake that took too long. Pingora has one kind of error for both, and says more in words.
-fn in_handshake(e: &Error) -> bool {
-    e.context.as_ref().is_some_and(|context| !context.as_str().starts_with("timeout "))
-}
-
-/// What the error says about how far the server has come.
-fn classify_failure(e: &Error) -> AttemptFailure {
-    match e.etype {
-        ErrorType::H2Error | ErrorType::H2Downgrade if e.retry == RetryType::Decided(true) => {
-            AttemptFailure::NotProcessed
-        }
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
-            AttemptFailure::Unknown
-        }
-        _ => AttemptFailure::Misbehaved,
-    }
 }
 
 /// The random half of the request's own id.
@@ -409,7 +535,7 @@ fn key_of(ctx: &Ctx) -> u64 {
 }
 
 /// What binds the request to a server, where its upstream chooses so.
-fn hash_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
+fn hash_of(upstream: &Upstream, message: &RequestMessage<'_>, ctx: &Ctx) -> u64 {
     let (Balancing::Hash(by), Some(admission)) = (&upstream.settings.balancing, &ctx.admission) else {
         return 0;
     };
@@ -417,10 +543,8 @@ fn hash_of(upstream: &Upstream, session: &Session, ctx: &Ctx) -> u64 {
     match by {
         HashBy::Key => key(),
         HashBy::EndUser => admission.end_user().map_or_else(key, |id| hash(id.0.as_bytes())),
-        HashBy::Header(name) => header(&session.req_header().headers, name).map_or_else(key, hash),
+        HashBy::Header(name) => {
+            message.fields.first(name).filter(|value| !value.is_empty()).map_or_else(key, hash)
+        }
     }
-}
-
-fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h [u8]> {
-    headers.get(name).map(HeaderValue::as_bytes).filter(|value| !value.is_empty())
 }

@@ -5,6 +5,7 @@ use crate::gate::{Denied, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::policy::http::coding::Coding;
+use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::keys::credential::end_user_in_coded_body;
@@ -16,6 +17,7 @@ use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::proxy::state::Proxy;
 use crate::usage::{PendingRecord, RecordStart};
+use bytes::Bytes;
 use http::header::{
     ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT,
 };
@@ -246,9 +248,25 @@ impl Proxy {
             }
             NamedEndUser::Nobody | NamedEndUser::Body => return Ok((permit, None)),
         }
+        let Some(connection) = ctx.connection.clone() else {
+            return Err(permit.deny(Denial::Plain(Fault::Internal)));
+        };
+        let coding = coding_of(HeaderFields::from(&session.req_header().headers));
+        let read = read_ahead(session, self.limits.end_user_body_bytes, &connection);
+        self.end_user_in_body(ctx, permit, coding, read).await
+    }
+
+    /// The end user that a body names, which `read` reads whole.
+    pub(in crate::proxy) async fn end_user_in_body(
+        &self,
+        ctx: &mut Ctx,
+        permit: Permit,
+        coding: Option<Coding>,
+        read: impl Future<Output = Result<Bytes, Denial>>,
+    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
         // Who may have one request in flight has one body held back.
         let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
-        let found = self.end_user_in_body(session, ctx, &permit).await;
+        let found = self.find_end_user(ctx, &permit, coding, read).await;
         drop(place);
         // Others have been charged meanwhile; nobody is charged in the past. The record is of the arrival all the same: should
         // a window have ended in between, it is in the later one here and, for a process that starts in that window, in the earlier.
@@ -259,24 +277,24 @@ impl Proxy {
         }
     }
 
-    async fn end_user_in_body(
+    async fn find_end_user(
         &self,
-        session: &mut Session,
         ctx: &mut Ctx,
         permit: &Permit,
+        coding: Option<Coding>,
+        read: impl Future<Output = Result<Bytes, Denial>>,
     ) -> Result<Option<Box<str>>, Denial> {
         let (Some(connection), EndUserFrom::JsonField(field)) = (&ctx.connection, &permit.route().end_user)
         else {
             return Err(Denial::Plain(Fault::Internal));
         };
-        let codings = session.req_header().headers.get_all(CONTENT_ENCODING);
-        let coding = Coding::of(codings.iter().map(HeaderValue::as_bytes)).ok_or(Denial::ContentCoding)?;
+        let coding = coding.ok_or(Denial::ContentCoding)?;
         // While its body is awaited, its key can be taken away.
         connection.set_served_key(Some(permit.presented().clone()));
-        let max = self.limits.end_user_body_bytes;
-        let body = read_ahead(session, max, connection).await?;
+        let body = read.await?;
         ctx.body = Some(body.clone());
         self.gate.revalidate(permit.presented(), self.clock.now().wall)?;
+        let max = self.limits.end_user_body_bytes;
         end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
     }
 
@@ -317,6 +335,11 @@ impl Proxy {
             degraded: false,
         }
     }
+}
+
+/// How a body is coded; none: in a way that is not understood.
+pub(in crate::proxy) fn coding_of(fields: HeaderFields<'_>) -> Option<Coding> {
+    Coding::of(fields.all(&CONTENT_ENCODING))
 }
 
 /// Whether more than a little of a body may have to be held.

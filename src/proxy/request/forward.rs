@@ -2,6 +2,7 @@
 //!
 //! Must not know: why. Keygate's own fields are written after these rules, so that none can undo them.
 
+use crate::policy::http::field_lines::EditFields;
 use crate::policy::http::head::content_length;
 use crate::policy::routing::forward::{FieldRules, HostRule};
 use crate::proxy::upstream::Server;
@@ -27,7 +28,7 @@ pub(in crate::proxy) fn set_path(request: &mut RequestHeader, path: &str) -> pin
 
 /// Gives the request the `Host` that its route says.
 pub(in crate::proxy) fn set_host(
-    fields: &mut HeaderMap,
+    fields: &mut impl EditFields,
     rule: &HostRule,
     server: Option<&Server>,
 ) -> pingora::Result<()> {
@@ -54,15 +55,15 @@ pub(in crate::proxy) fn join_cookies(fields: &mut HeaderMap) -> pingora::Result<
 }
 
 /// Applies the rules: what is removed, then what is set, then what is added.
-pub(in crate::proxy) fn apply(fields: &mut HeaderMap, rules: &FieldRules) {
+pub(in crate::proxy) fn apply(fields: &mut impl EditFields, rules: &FieldRules) {
     for name in &rules.remove {
         fields.remove(name);
     }
     for (name, value) in &rules.set {
-        fields.insert(name, value.clone());
+        fields.insert(name.clone(), value.clone());
     }
     for (name, value) in &rules.add {
-        fields.append(name, value.clone());
+        fields.append(name.clone(), value.clone());
     }
 }
 

@@ -3,7 +3,6 @@
 pub(super) mod attempt;
 pub(super) mod body;
 pub(super) mod decide;
-pub(super) mod fast_path;
 pub(super) mod forward;
 pub(super) mod preflight;
 pub(super) mod rewind;

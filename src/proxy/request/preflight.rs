@@ -9,9 +9,11 @@ use crate::policy::keys::denial::Denial;
 use crate::proxy::ctx::Ctx;
 use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::X_REQUEST_ID;
+use crate::proxy::response::reply::Reply;
 use crate::proxy::state::Proxy;
+use bytes::Bytes;
 use http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, EXPECT, ORIGIN, UPGRADE};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
@@ -25,6 +27,16 @@ pub(in crate::proxy) enum Preflighted {
     Decided(Result<(), Box<Denied>>),
 }
 
+/// The same before anything is written.
+pub(in crate::proxy) enum PreflightLook {
+    /// It is none, or presents a key.
+    No,
+    /// This is its answer.
+    Answer(Reply),
+    /// It goes on to the backend, or is refused.
+    Decided(Result<(), Box<Denied>>),
+}
+
 impl Proxy {
     /// Answers a preflight to a route that has rules for pages of other origins, and passes one to a route that leaves them to
     /// its backend.
@@ -33,21 +45,33 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora::Result<Preflighted> {
-        if session.req_header().method != Method::OPTIONS {
-            return Ok(Preflighted::No);
-        }
-        let Some(answer) = Self::preflight_answer(session, ctx) else {
-            let has_body = !session.is_body_empty();
-            let passed = self.pass_preflight(&RequestMessage::of(session.req_header(), has_body), ctx);
-            return Ok(passed.map_or(Preflighted::No, Preflighted::Decided));
+        let has_body = !session.is_body_empty();
+        let answer = match self.look_for_preflight(&RequestMessage::of(session.req_header(), has_body), ctx) {
+            PreflightLook::No => return Ok(Preflighted::No),
+            PreflightLook::Decided(decided) => return Ok(Preflighted::Decided(decided)),
+            PreflightLook::Answer(answer) => answer,
         };
         let mut parts = http::Response::new(()).into_parts().0;
-        parts.status = StatusCode::NO_CONTENT;
-        parts.headers = answer;
-        parts.headers.insert(X_REQUEST_ID, ctx.request_id.clone());
+        (parts.status, parts.headers) = (answer.status, answer.fields);
         crate::proxy::response::reply::keep_open_if_possible(session);
         session.write_response_header(Box::new(ResponseHeader::from(parts)), true).await?;
         Ok(Preflighted::Answered)
+    }
+
+    /// Whether a request is a preflight, and what becomes of it then.
+    pub(in crate::proxy) fn look_for_preflight(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &mut Ctx,
+    ) -> PreflightLook {
+        if *message.method != Method::OPTIONS {
+            return PreflightLook::No;
+        }
+        let Some(mut fields) = Self::preflight_answer(message, ctx) else {
+            return self.pass_preflight(message, ctx).map_or(PreflightLook::No, PreflightLook::Decided);
+        };
+        fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+        PreflightLook::Answer(Reply { status: StatusCode::NO_CONTENT, fields, body: Bytes::new() })
     }
 
     /// Whether the request goes on without a key; none where it is no preflight, or one that is decided like any other.
@@ -79,23 +103,18 @@ impl Proxy {
         Some(Ok(()))
     }
 
-    fn preflight_answer(session: &Session, ctx: &mut Ctx) -> Option<HeaderMap> {
-        let header = session.req_header();
-        let (origin, method) =
-            (header.headers.get(ORIGIN)?, header.headers.get(ACCESS_CONTROL_REQUEST_METHOD)?);
+    fn preflight_answer(message: &RequestMessage<'_>, ctx: &mut Ctx) -> Option<HeaderMap> {
+        let value = |name| message.fields.first(name).and_then(|value| HeaderValue::from_bytes(value).ok());
+        let (origin, method) = (value(&ORIGIN)?, value(&ACCESS_CONTROL_REQUEST_METHOD)?);
         let method: Method = method.to_str().ok()?.parse().ok()?;
-        let path = header.uri.path();
         // What is not well formed is refused where everything is.
-        canonical(path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
-        let route = ctx.routing.routes.find(&method, path)?.route.clone();
-        if has_encoded_slash(path) && !route.encoded_slash {
+        canonical(message.path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
+        let route = ctx.routing.routes.find(&method, message.path)?.route.clone();
+        if has_encoded_slash(message.path) && !route.encoded_slash {
             return None;
         }
-        let asked = PreflightRequest {
-            origin,
-            method: &method,
-            headers: header.headers.get(ACCESS_CONTROL_REQUEST_HEADERS),
-        };
+        let headers = value(&ACCESS_CONTROL_REQUEST_HEADERS);
+        let asked = PreflightRequest { origin: &origin, method: &method, headers: headers.as_ref() };
         let answer = route.cors.as_ref()?.answer(&asked);
         ctx.route = Some(route);
         Some(answer)

@@ -22,9 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// An unread body up to this size is drained rather than the connection closed.
-const DRAINED: u64 = 64 * 1024;
+pub(in crate::proxy) const DRAINED: u64 = 64 * 1024;
 /// How long draining may take.
-const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+pub(in crate::proxy) const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Tells that limits were decided without the counters that nodes share.
 pub(in crate::proxy) const DEGRADED: (HeaderName, HeaderValue) =

@@ -9,14 +9,12 @@ use crate::envelope::last_answer;
 use crate::model::fault::Fault;
 use crate::model::id::RequestId;
 use crate::model::usage::Outcome;
-use crate::policy::http::head::{
-    Framing, Sound, check, escaped, find_end, is_malformed_prefix, read_partial,
-};
+use crate::policy::http::head::{Sound, check, escaped, find_end, is_malformed_prefix, read_partial};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::proxy::connection::h1_stream::{DroppedStream, H1ClientStream, ReturnedStream};
 use crate::proxy::connection::{CloseReason, Connection, REST_WITHIN, Stage};
+use crate::proxy::exchange::{self, Exchanged, ReadRequest, Server, spell};
 use crate::proxy::observe::access::AccessLogLine;
-use crate::proxy::request::fast_path::{self, FastPathOutcome, RawRequest};
 use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
@@ -30,8 +28,8 @@ const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What came of waiting for a request.
 enum NextRequest {
-    /// A request, with what of its body came along, and whether it has one.
-    Request(BytesMut, bool),
+    /// A request.
+    Request(ReadRequest),
     /// Something that is refused.
     Refused(Denial),
     /// Nothing: the client left, or was sent away.
@@ -48,25 +46,34 @@ pub(in crate::proxy) async fn serve(
     let dropped = DroppedStream::default();
     client_stream.return_to(&dropped);
     loop {
-        let (prefix, has_body) =
-            match next_request(acceptor, &mut client_stream, connection, served == 0).await {
-                NextRequest::Request(prefix, has_body) => (prefix, has_body),
-                NextRequest::Refused(denial) => {
-                    return refuse(acceptor, &mut client_stream, connection, &denial).await;
-                }
-                NextRequest::Nothing => return,
-            };
+        let request = match next_request(acceptor, &mut client_stream, connection, served == 0).await {
+            NextRequest::Request(request) => request,
+            NextRequest::Refused(denial) => {
+                return refuse(acceptor, &mut client_stream, connection, &denial).await;
+            }
+            NextRequest::Nothing => return,
+        };
         served += 1;
         connection.enter(Stage::Request);
         let is_last = served >= acceptor.limits.requests;
-        let may_stay = !is_last && !*acceptor.stop.borrow();
-        let arrived = RawRequest { bytes: &prefix, has_body, may_stay };
-        let known =
-            match fast_path::try_fast_path(&acceptor.proxy, &mut client_stream, connection, arrived).await {
-                FastPathOutcome::Continue(ctx) => ctx,
-                FastPathOutcome::Answered => continue,
-                FastPathOutcome::Gone => return,
-            };
+        let server = Server { proxy: &acceptor.proxy, connector: &acceptor.connector, stop: &acceptor.stop };
+        let exchanged = exchange::serve(server, &mut client_stream, connection, request, is_last).await;
+        let (known, request) = match exchanged {
+            Exchanged::Next => continue,
+            Exchanged::Last if is_owed_reading(&client_stream, connection) => {
+                return linger_and_close(&mut client_stream, connection).await;
+            }
+            Exchanged::Last => {
+                if let Err(error) = client_stream.shutdown().await {
+                    tracing::trace!(%error, "client disconnected");
+                }
+                return;
+            }
+            Exchanged::Gone => return,
+            Exchanged::Pingora(known, request) => (known, request),
+        };
+        let mut prefix = request.head;
+        prefix.extend_from_slice(&request.along);
         let mut session = ServerSession::new_http1(client_stream);
         session.set_pipelined_prefix(prefix);
         if is_last {
@@ -105,6 +112,12 @@ pub(in crate::proxy) async fn serve(
             return;
         }
     }
+}
+
+/// Whether what the client still sends has to be read for a while, so that it can read its answer.
+fn is_owed_reading(client_stream: &H1ClientStream, connection: &Connection) -> bool {
+    let sends_on = !client_stream.is_between_requests() || !client_stream.buffered().is_empty();
+    !connection.is_tunnel() && (sends_on || connection.close_reason().is_some())
 }
 
 /// Waits for a head and looks at it.
@@ -159,10 +172,11 @@ fn take(client_stream: &mut H1ClientStream, end: usize, fields_max: usize) -> Ne
         Err(bad) => return NextRequest::Refused(Denial::from(bad)),
     };
     match client_stream.begin(end, framing) {
-        Ok(prefix) => {
-            let escaped = if is_loose { escaped(&prefix) } else { None };
-            let prefix = escaped.map_or(prefix, |head| BytesMut::from(head.as_slice()));
-            NextRequest::Request(prefix, framing != Framing::NoBody)
+        Ok(mut head) => {
+            let along = head.split_off(end).freeze();
+            let escaped = if is_loose { escaped(&head) } else { None };
+            let head = escaped.map_or(head, |head| BytesMut::from(head.as_slice()));
+            NextRequest::Request(ReadRequest { head: spell(head), along, framing })
         }
         Err(_) => NextRequest::Refused(Denial::BadRequest(BadRequest::Framing)),
     }

@@ -15,6 +15,7 @@ use crate::proxy::connection::table::{ConnectionGuard, ConnectionTable, NotRegis
 use crate::proxy::service::{Phases, class_of};
 use crate::proxy::state::Proxy;
 use pingora::apps::HttpServerApp;
+use pingora::connectors::TransportConnector;
 use pingora::proxy::HttpProxy;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -77,6 +78,8 @@ pub struct Acceptor {
     pub proxy: Arc<Proxy>,
     /// What serves them, by the same decisions.
     pub phases: Arc<HttpProxy<Phases>>,
+    /// What makes connections to backends inside TLS.
+    pub connector: Arc<TransportConnector>,
     /// The table of connections.
     pub connections: Arc<ConnectionTable>,
     /// Sizes.

@@ -16,6 +16,9 @@ const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Shortest time between two look-ups of a name that requests trigger.
 const LOOK_UP_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often idle connections are looked at.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
 /// Maintains `upstream` until this is dropped.
 pub async fn maintain(upstream: Arc<Upstream>) {
     let probing = async {
@@ -23,7 +26,7 @@ pub async fn maintain(upstream: Arc<Upstream>) {
             probe::probe_loop(&upstream, probe).await;
         }
     };
-    tokio::join!(resolve_loop(&upstream), readmit_loop(&upstream), probing);
+    tokio::join!(resolve_loop(&upstream), readmit_loop(&upstream), idle_loop(&upstream), probing);
 }
 
 impl Upstream {
@@ -84,6 +87,14 @@ async fn repeat_when_due<F: Future<Output = ()>>(
             () = asked.notified() => {}
         }
         look_up().await;
+    }
+}
+
+/// Closes connections that nobody uses any more.
+async fn idle_loop(upstream: &Upstream) {
+    loop {
+        tokio::time::sleep(IDLE_LOOK).await;
+        upstream.close_idle_connections();
     }
 }
 

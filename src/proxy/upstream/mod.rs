@@ -7,6 +7,7 @@
 
 pub(super) mod attempts;
 mod connect_permit;
+mod connection;
 mod maintain;
 mod probe;
 mod protocol;
@@ -15,6 +16,7 @@ mod streams;
 
 pub use crate::model::server::HttpVersion;
 pub use connect_permit::{ConnectPermit, NO_PLACE};
+pub use connection::{ConnectError, UpstreamConnection};
 pub use maintain::maintain;
 pub(super) use probe::is_local_shortage;
 pub use probe::{HttpProbe, Probe};

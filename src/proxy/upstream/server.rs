@@ -2,6 +2,7 @@
 //!
 //! Must not know: its group, the protocol. A successful request takes no lock here.
 
+use super::connection::IdleConnections;
 use super::streams::Generation;
 use super::take_place;
 use crate::clock::Now;
@@ -32,6 +33,8 @@ pub struct Server {
     pub(super) identity: u64,
     /// Its HTTP/2 connections that are shared by keys.
     pub(super) shared: Generation,
+    /// Its connections over HTTP/1.1 that nobody uses.
+    pub(super) idle: IdleConnections,
     in_flight: AtomicUsize,
     in_flight_shown: IntGauge,
     answered: IntCounter,
@@ -95,6 +98,7 @@ impl Server {
             host: host.into(),
             authority: authority.into(),
             shared: Generation::default(),
+            idle: IdleConnections::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_shown: metrics.upstream_in_flight.with_label_values(&labels),
             answered: metrics.upstream_results.with_label_values(&[upstream, &text, "answered"]),

@@ -107,6 +107,13 @@ impl Gateway {
         self.ready["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a number")
     }
 
+    /// Its resident memory.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        1_024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB")
+    }
+
     /// SIGUSR2, then waits until another process serves. Answers which one did before; it may still drain.
     #[track_caller]
     pub(crate) fn upgrade(&mut self) -> u32 {

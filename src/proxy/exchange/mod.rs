@@ -1,0 +1,444 @@
+//! One request over HTTP/1.1 and its answer by a backend over HTTP/1.1: decided from its head, forwarded, answered, recorded.
+//!
+//! [`serve`] tells it from begin to end. What a request means, which headers go where, what is tried again and what is
+//! recorded is decided by the same functions as over HTTP/2, where Pingora carries the messages.
+//!
+//! *Invariant:* an exchange holds one buffer of fixed size for each direction, and nothing else of a body.
+
+mod attempt;
+mod body;
+mod heads;
+mod pipe;
+mod refuse;
+mod tunnel;
+
+pub(super) use heads::spell;
+
+use self::attempt::{Attempt, Broken, Part};
+use self::body::RequestBody;
+use self::heads::ParsedHead;
+use self::pipe::WireFraming;
+use self::tunnel::{Passing, Tunnel};
+use super::connection::h1_stream::H1ClientStream;
+use super::connection::{BufferedBody, Connection, EXCHANGE_BUFFER};
+use super::ctx::Ctx;
+use super::message::RequestMessage;
+use super::request::attempt::{ForwardError, RetryFacts, restart_read_timeout, upstream_of};
+use super::request::decide::coding_of;
+use super::request::preflight::PreflightLook;
+use super::request::tunnel::{is_asked_for, last_frame};
+use super::response::reply::Reply;
+use super::state::Proxy;
+use super::upstream::{ConnectError, Upstream, UpstreamConnection};
+use crate::gate::{Denied, NamedEndUser, Permit};
+use crate::model::fault::Fault;
+use crate::policy::http::answer::BodyEnd;
+use crate::policy::http::head::Framing;
+use crate::policy::keys::denial::Denial;
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use http::header::EXPECT;
+use pingora::connectors::TransportConnector;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
+
+/// What a client is told that waits to be told to go on.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// A request as it was read: its head in the one spelling, and what of its body came along.
+pub(super) struct ReadRequest {
+    pub(super) head: BytesMut,
+    pub(super) along: Bytes,
+    pub(super) framing: Framing,
+}
+
+/// What became of a request.
+pub(super) enum Exchanged {
+    /// It is answered, and the next may come.
+    Next,
+    /// It is answered, and was the last.
+    Last,
+    /// The client is gone, or has been given what is no whole answer.
+    Gone,
+    /// Pingora is to serve it, with what is known of it: its backend may speak HTTP/2.
+    Pingora(Box<Ctx>, ReadRequest),
+}
+
+/// What serves requests beside the client's connection.
+#[derive(Clone, Copy)]
+pub(super) struct Server<'x> {
+    pub(super) proxy: &'x Arc<Proxy>,
+    pub(super) connector: &'x TransportConnector,
+    /// Turns true when the gateway stops.
+    pub(super) stop: &'x watch::Receiver<bool>,
+}
+
+/// A request that is being served.
+struct Exchange<'x> {
+    server: Server<'x>,
+    client: &'x mut H1ClientStream,
+    connection: &'x Arc<Connection>,
+    message: RequestMessage<'x>,
+    ctx: &'x mut Ctx,
+    body: RequestBody,
+    /// Whether the connection stays open as far as the request goes.
+    may_stay: bool,
+    /// The status that the client was answered.
+    written: Option<u16>,
+    /// Bytes of the answer's body that it was given.
+    sent: u64,
+}
+
+/// What is decided about a request.
+enum Decision {
+    /// It goes on to its backend.
+    Forward,
+    /// The same, by Pingora.
+    Pingora,
+    /// This is the answer.
+    Answer(Reply),
+    /// It is refused.
+    Refuse(Box<Denied>),
+}
+
+/// Serves a request. `is_last`: its connection has carried as many as it may.
+pub(super) async fn serve(
+    server: Server<'_>,
+    client: &mut H1ClientStream,
+    connection: &Arc<Connection>,
+    request: ReadRequest,
+    is_last: bool,
+) -> Exchanged {
+    let mut ctx = Box::new(server.proxy.ctx());
+    ctx.connection = Some(Arc::clone(connection));
+    let exchanged = serve_with(server, client, connection, &request, is_last, &mut ctx).await;
+    exchanged.unwrap_or(Exchanged::Pingora(ctx, request))
+}
+
+/// The same with what is to be known of it; none: Pingora is to go on.
+async fn serve_with(
+    server: Server<'_>,
+    client: &mut H1ClientStream,
+    connection: &Arc<Connection>,
+    request: &ReadRequest,
+    is_last: bool,
+    ctx: &mut Ctx,
+) -> Option<Exchanged> {
+    let (Some(head), Ok(body)) = (ParsedHead::of(&request.head), RequestBody::of(request)) else {
+        return Some(Exchanged::Gone);
+    };
+    let message = head.message(body.exists());
+    connection.set_in_exchange(true);
+    server.proxy.begin(&message, ctx);
+    let may_stay = !is_last && heads::stays_open(&message);
+    let mut exchange =
+        Exchange { server, client, connection, message, ctx, body, may_stay, written: None, sent: 0 };
+    let exchanged = match exchange.decide().await {
+        Decision::Answer(reply) => exchange.answer(&reply).await,
+        Decision::Refuse(denied) => exchange.refuse(&denied).await,
+        Decision::Forward => match exchange.forward().await {
+            Ok(()) => exchange.finish().await,
+            Err(error) => exchange.fail(error).await,
+        },
+        Decision::Pingora => {
+            connection.set_in_exchange(false);
+            return None;
+        }
+    };
+    Some(exchanged)
+}
+
+impl Exchange<'_> {
+    async fn decide(&mut self) -> Decision {
+        let proxy = Arc::clone(self.server.proxy);
+        let decided = match proxy.look_for_preflight(&self.message, self.ctx) {
+            PreflightLook::Answer(reply) => return Decision::Answer(reply),
+            PreflightLook::Decided(decided) => decided,
+            PreflightLook::No => match proxy.permit(&self.message, self.ctx) {
+                Err(denied) => Err(denied),
+                Ok(permit) if self.has_to_read(&permit) && !self.is_ours() => {
+                    self.ctx.permit = Some(permit);
+                    return Decision::Pingora;
+                }
+                Ok(permit) => self.admit(&proxy, permit).await,
+            },
+        };
+        proxy.record_decision_time(self.ctx);
+        match decided {
+            Err(denied) => Decision::Refuse(denied),
+            Ok(()) if self.is_ours() => Decision::Forward,
+            Ok(()) => {
+                self.ctx.decided = Some(Ok(()));
+                Decision::Pingora
+            }
+        }
+    }
+
+    /// Whether the body says on whose behalf the request comes.
+    fn has_to_read(&self, permit: &Permit) -> bool {
+        matches!(permit.end_user(), NamedEndUser::Body) && self.body.exists()
+    }
+
+    /// Whether the backend speaks HTTP/1.1 to this request.
+    fn is_ours(&self) -> bool {
+        let protocol = upstream_of(self.ctx).map(|upstream| &upstream.settings.protocol);
+        protocol.is_some_and(|p| !p.may_be_http2() || (p.may_tunnel() && is_asked_for(&self.message)))
+    }
+
+    async fn admit(&mut self, proxy: &Proxy, permit: Permit) -> Result<(), Box<Denied>> {
+        let name = match permit.end_user() {
+            NamedEndUser::Header(name) => Some(name.clone()),
+            NamedEndUser::Body if self.body.exists() => {
+                let coding = coding_of(self.message.fields);
+                let max = proxy.limits.end_user_body_bytes;
+                let expects = self.message.fields.first(&EXPECT).is_some();
+                let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
+                let (permit, name) = proxy.end_user_in_body(self.ctx, permit, coding, read).await?;
+                return proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await;
+            }
+            NamedEndUser::Body | NamedEndUser::Nobody => None,
+        };
+        proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await
+    }
+
+    /// Forwards the request to one server after the other, until one has answered.
+    async fn forward(&mut self) -> Result<(), ForwardError> {
+        let proxy = Arc::clone(self.server.proxy);
+        loop {
+            let left = proxy.choose_server(&self.message, self.ctx)?;
+            let upstream = upstream_of(self.ctx).map(Arc::clone).ok_or(ForwardError::Internal)?;
+            self.ctx.attempts.pause = Some(upstream.settings.timeouts.read);
+            Proxy::await_backend(self.ctx, left);
+            let connected = tokio::select! {
+                biased;
+                () = ended(self.connection) => return Err(ForwardError::Client),
+                connected = connect(self.server, self.ctx, &upstream, left) => connected,
+            };
+            let (backend, reused) = match connected {
+                Ok(connected) => connected,
+                Err(error) => {
+                    tracing::debug!(
+                        request_id = self.ctx.request_id.to_str().unwrap_or(""),
+                        ?error,
+                        "cannot connect to upstream server"
+                    );
+                    let facts = self.facts();
+                    if proxy.on_connect_failure(self.ctx, error, facts) {
+                        continue;
+                    }
+                    return Err(error.into());
+                }
+            };
+            Proxy::on_connected(self.ctx, reused);
+            match self.attempt(&upstream, backend, reused).await {
+                Ok(()) => return Ok(()),
+                Err(Broken::Other(error)) => {
+                    let facts = self.facts();
+                    proxy.on_attempt_failure(self.ctx, None, facts);
+                    return Err(error);
+                }
+                Err(Broken::Backend(error)) => {
+                    let facts = self.facts();
+                    if !proxy.on_attempt_failure(self.ctx, Some(error), facts) {
+                        return Err(if error.timeout.is_some() {
+                            ForwardError::BackendLate
+                        } else {
+                            ForwardError::Backend
+                        });
+                    }
+                    self.body.rewind();
+                }
+            }
+        }
+    }
+
+    fn facts(&self) -> RetryFacts {
+        RetryFacts {
+            idempotent: self.message.method.is_idempotent(),
+            replayable: self.body.is_replayable(),
+            answer_written: self.written.is_some(),
+        }
+    }
+
+    /// Sends the request over `backend` and gives its answer to the client.
+    async fn attempt(
+        &mut self,
+        upstream: &Arc<Upstream>,
+        backend: UpstreamConnection,
+        reused: bool,
+    ) -> Result<(), Broken> {
+        let proxy = Arc::clone(self.server.proxy);
+        let internal = Broken::Other(ForwardError::Internal);
+        let server =
+            self.ctx.attempts.current.as_ref().map(|busy| Arc::clone(busy.server())).ok_or(internal)?;
+        let head = heads::request_head(&proxy, self.ctx, &self.message, self.body.framing);
+        let head = head.ok().flatten().ok_or(internal)?;
+        if self.message.method.is_idempotent() && upstream.settings.attempts > 1 && self.body.exists() {
+            self.body.keep();
+        }
+        let route_max = self.ctx.route.as_ref().map_or(0, |route| route.max_body_bytes);
+        let body_max = if self.ctx.body.is_some() { u64::MAX } else { route_max };
+        if self.body.read > body_max {
+            return Err(Broken::Other(ForwardError::TooLarge));
+        }
+        let mut attempt = Attempt::new(
+            (self.client, self.connection, &mut self.body),
+            (backend, reused),
+            (body_max, upstream.settings.timeouts.write),
+            head,
+        );
+        let (answer, mut read) = loop {
+            let (answer, mut read) = attempt.answer_head(|| proxy.on_request_sent(self.ctx)).await?;
+            if !answer.is_interim() {
+                break (answer, read);
+            }
+            if self.message.version == http::Version::HTTP_11 {
+                attempt.tell(&heads::interim_head(self.ctx, &answer, &mut read)).await?;
+            }
+        };
+        let is_upgrade = answer.status == 101;
+        if is_upgrade && !(self.ctx.attempts.asks_tunnel && answer.is_11) {
+            return Err(attempt::misbehaved());
+        }
+        attempt.body.stop_keeping();
+        proxy.on_answer(self.ctx, answer.status);
+        let end = answer.body_end(*self.message.method == Method::HEAD);
+        let framing = heads::framing_for(&self.message, end);
+        let by_close = matches!(end, BodyEnd::Close | BodyEnd::Chunked) && framing == WireFraming::Plain;
+        let is_stopping = *self.server.stop.borrow();
+        self.may_stay &= !by_close && !is_upgrade && !is_stopping && attempt.may_follow();
+        let lead = heads::answer_head(
+            &proxy,
+            self.ctx,
+            &self.message,
+            (&answer, &mut read),
+            (framing, self.may_stay),
+        );
+        let lead = lead.map_err(|_| internal)?;
+        proxy.note_first_byte(self.ctx, answer.status);
+        self.connection.ends_answer(by_close);
+        self.written = Some(answer.status);
+        let came = attempt.behind_head();
+        if is_upgrade {
+            let backend = attempt.into_backend();
+            self.tunnel(backend, lead, came).await;
+            return Ok(());
+        }
+        let mut part = attempt.begin_answer(lead, (came, end), framing);
+        while let Ok(Part::Some) = part {
+            part = attempt.next_part().await;
+            if let Err(error) = proxy.check_time_left(self.ctx) {
+                part = part.and(Err(Broken::Other(error)));
+            }
+        }
+        if part.is_ok() {
+            // What the request has taken is free before the client can read that it has been answered.
+            Proxy::is_out_of_time(self.ctx, true);
+            part = attempt.finish().await.map(|()| Part::Last);
+        }
+        self.sent = attempt.sent;
+        part?;
+        if let Some(backend) = attempt.into_reusable().filter(|_| answer.may_reuse() && end != BodyEnd::Close)
+        {
+            upstream.keep_connection(&server, backend);
+        }
+        Ok(())
+    }
+
+    /// Passes on what client and backend say in a tunnel, which begins with `lead`, and with what has come from the backend.
+    async fn tunnel(&mut self, backend: UpstreamConnection, lead: Vec<u8>, came: BytesMut) {
+        let tunnel = Tunnel::new(self.client, self.connection, backend, lead, came);
+        let ctx = &mut *self.ctx;
+        let passed = tunnel
+            .run(|passing| {
+                if let (Passing::ToClient(part), Some(frames)) = (passing, ctx.attempts.frames()) {
+                    frames.pass(part);
+                }
+                restart_read_timeout(ctx);
+            })
+            .await;
+        self.body.read = passed.from_client;
+        self.sent = passed.from_backend;
+        if let Some(frame) = last_frame(self.ctx)
+            && let Err(error) = self.write(&frame).await
+        {
+            tracing::debug!(%error, "cannot write close frame: client disconnected");
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.client.write_all(bytes).await?;
+        self.client.flush().await
+    }
+}
+
+/// A connection to the server that was chosen, and whether it was used before.
+async fn connect(
+    server: Server<'_>,
+    ctx: &Ctx,
+    upstream: &Arc<Upstream>,
+    left: Option<Duration>,
+) -> Result<(UpstreamConnection, bool), ConnectError> {
+    let Some(chosen) = ctx.attempts.server() else { return Err(ConnectError::Failed) };
+    if !ctx.attempts.asks_tunnel
+        && let Some(idle) = upstream.idle_connection(chosen)
+    {
+        return Ok((idle, true));
+    }
+    upstream.connect(chosen, server.connector, left).await.map(|connection| (connection, false))
+}
+
+/// Returns when `connection` is ended from elsewhere.
+async fn ended(connection: &Connection) {
+    std::future::poll_fn(|context| {
+        connection.register_waker(context);
+        if connection.close_reason().is_some() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Reads the whole body, at most `max` bytes of it. What is read counts as an upload of `connection`, and without room for it
+/// the request is refused.
+async fn read_ahead(
+    client: &mut H1ClientStream,
+    connection: &Arc<Connection>,
+    body: &mut RequestBody,
+    max: u64,
+    expects: bool,
+) -> Result<Bytes, Denial> {
+    let (too_large, late) = (Denial::Plain(Fault::PayloadTooLarge), || Denial::Plain(Fault::RequestTimeout));
+    let length = match body.framing {
+        Framing::Length(length) if length > max => return Err(too_large),
+        Framing::Length(length) => Some(length),
+        _ => None,
+    };
+    if expects && !body.is_read(client) {
+        client.write_all(CONTINUE).await.map_err(|_| late())?;
+        client.flush().await.map_err(|_| late())?;
+    }
+    let mut whole = BufferedBody::new(connection, length);
+    let mut part = BytesMut::from(&body.here[..]);
+    loop {
+        if !whole.add(&part) {
+            return Err(Denial::Plain(Fault::ServiceUnavailable));
+        }
+        if whole.so_far() > max {
+            return Err(too_large);
+        }
+        if body.is_read(client) {
+            let whole = whole.whole();
+            body.set_whole(whole.clone());
+            return Ok(whole);
+        }
+        part.clear();
+        part.reserve(EXCHANGE_BUFFER);
+        if client.read_buf(&mut part).await.map_err(|_| late())? == 0 {
+            return Err(late());
+        }
+        let data = body.take(&mut part, connection).map_err(|_| late())?;
+        part.truncate(data);
+    }
+}

@@ -1,0 +1,179 @@
+//! One direction of an exchange: a buffer of fixed size that parts of a body pass through, with what frames each.
+//!
+//! Must not know: who reads or writes. What was read into the buffer goes out, framed, in one write where the other side
+//! takes it; nothing more is read before that.
+
+use crate::proxy::connection::EXCHANGE_BUFFER;
+use bytes::{Bytes, BytesMut};
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
+
+/// What is written at once: what leads, a part of a body, and what ends it.
+#[derive(Default)]
+pub(super) struct Pipe {
+    /// What was read.
+    buf: BytesMut,
+    /// What goes out in place of it, where that is another's.
+    given: Bytes,
+    /// What goes in front of it: a head, or the size of a chunk.
+    lead: Vec<u8>,
+    /// What of `buf` goes out.
+    data: Range<usize>,
+    /// What goes behind it.
+    tail: &'static [u8],
+    /// How much of all of that has been written.
+    written: usize,
+}
+
+/// How a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WireFraming {
+    /// As it is.
+    Plain,
+    /// In chunks.
+    Chunked,
+}
+
+// === impl Pipe ===
+
+impl Pipe {
+    /// Reads the next part of a body. 0: there is none.
+    pub(super) fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        reader: &mut R,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.is_empty(), "what was read before has been written");
+        self.buf.clear();
+        self.buf.reserve(EXCHANGE_BUFFER);
+        poll_read_buf(Pin::new(reader), context, &mut self.buf)
+    }
+
+    /// What was read.
+    pub(super) fn filled(&mut self) -> &mut [u8] {
+        &mut self.buf
+    }
+
+    /// Takes over what was read elsewhere.
+    pub(super) fn set_filled(&mut self, bytes: BytesMut) {
+        self.buf = bytes;
+    }
+
+    /// What goes out next in front of everything.
+    pub(super) fn lead(&mut self) -> &mut Vec<u8> {
+        &mut self.lead
+    }
+
+    /// Has `data` of what was read go out next, as the last part of its body or not.
+    pub(super) fn send(&mut self, data: Range<usize>, framing: WireFraming, is_last: bool) {
+        self.tail = b"";
+        if framing == WireFraming::Chunked {
+            if !data.is_empty() {
+                write_hex(data.len(), &mut self.lead);
+                self.lead.extend_from_slice(b"\r\n");
+            }
+            self.tail = match (data.is_empty(), is_last) {
+                (true, true) => b"0\r\n\r\n",
+                (false, true) => b"\r\n0\r\n\r\n",
+                (false, false) => b"\r\n",
+                (true, false) => b"",
+            };
+        }
+        self.data = data;
+    }
+
+    /// Has `given` go out next, which was not read here.
+    pub(super) fn send_given(&mut self, given: Bytes, framing: WireFraming, is_last: bool) {
+        self.send(0..given.len(), framing, is_last);
+        (self.given, self.data) = (given, 0..0);
+    }
+
+    /// Whether all has been written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.written == self.length()
+    }
+
+    fn length(&self) -> usize {
+        self.lead.len() + self.given.len() + self.data.len() + self.tail.len()
+    }
+
+    /// Writes what is to go out, until all of it has or `write` must wait.
+    pub(super) fn poll_drain(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let data = &self.buf[self.data.clone()];
+            let mut slices = [&self.lead[..], &self.given, data, self.tail].map(IoSlice::new);
+            let mut left = &mut slices[..];
+            IoSlice::advance_slices(&mut left, self.written);
+            match write(left) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => self.written += written,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        self.lead.clear();
+        self.given = Bytes::new();
+        (self.data, self.tail, self.written) = (0..0, b"", 0);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn write_hex(number: usize, into: &mut Vec<u8>) {
+    let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    for digit in (0..digits).rev() {
+        let digit = u32::try_from(number >> (4 * digit) & 15).unwrap_or_default();
+        into.push(char::from_digit(digit, 16).map_or(b'0', |c| c as u8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(pipe: &mut Pipe, at_once: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        let drained = pipe.poll_drain(|slices| {
+            let here: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let taken = here.len().min(at_once);
+            all.extend_from_slice(&here[..taken]);
+            Poll::Ready(Ok(taken))
+        });
+        assert!(matches!(drained, Poll::Ready(Ok(()))) && pipe.is_empty());
+        all
+    }
+
+    #[test]
+    fn parts_go_out_whole_and_framed_however_little_is_taken() {
+        for at_once in [1, 2, 7, 1_000] {
+            let mut pipe = Pipe::default();
+            pipe.lead().extend_from_slice(b"head\r\n\r\n");
+            pipe.set_filled(BytesMut::from(&b"..0123456789abcdefg.."[..]));
+            pipe.send(2..19, WireFraming::Chunked, false);
+            assert_eq!(written(&mut pipe, at_once), b"head\r\n\r\n11\r\n0123456789abcdefg\r\n");
+            pipe.send(2..3, WireFraming::Chunked, true);
+            assert_eq!(written(&mut pipe, at_once), b"1\r\n0\r\n0\r\n\r\n");
+            pipe.send(0..0, WireFraming::Chunked, true);
+            assert_eq!(written(&mut pipe, at_once), b"0\r\n\r\n");
+            pipe.send(0..0, WireFraming::Chunked, false);
+            assert!(pipe.is_empty(), "an empty chunk would be the end");
+            pipe.send(2..4, WireFraming::Plain, true);
+            assert_eq!(written(&mut pipe, at_once), b"01");
+        }
+    }
+
+    #[test]
+    fn sizes_are_hexadecimal() {
+        for number in [1, 9, 10, 15, 16, 255, 256, 16_384, 65_535, 1 << 40] {
+            let mut text = Vec::new();
+            write_hex(number, &mut text);
+            assert_eq!(text, format!("{number:x}").into_bytes());
+        }
+    }
+}

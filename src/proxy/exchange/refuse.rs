@@ -1,0 +1,131 @@
+//! How an exchange ends: answered by its backend, by us, or not at all.
+//!
+//! Must not know: why. What an answer of ours says is decided by [`crate::proxy::response::reply`].
+
+use super::{Exchange, Exchanged, heads};
+use crate::gate::Denied;
+use crate::model::fault::Fault;
+use crate::policy::http::head::Framing;
+use crate::policy::keys::denial::Denial;
+use crate::proxy::request::attempt::ForwardError;
+use crate::proxy::response::reply::{self, DRAIN_WITHIN, DRAINED, Reply};
+use crate::proxy::service::{frees, give_back, outcome_of};
+use http::header::EXPECT;
+use tokio::io::AsyncReadExt as _;
+
+impl Exchange<'_> {
+    /// The backend has answered.
+    pub(super) async fn finish(&mut self) -> Exchanged {
+        self.end(None);
+        // The rest of a request that was answered before it had come matters to nobody. Its deadline is the connection's.
+        let mut rest = [0; 4_096];
+        while !self.body.is_read(self.client) {
+            if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
+                return Exchanged::Gone;
+            }
+        }
+        if self.may_stay { Exchanged::Next } else { Exchanged::Last }
+    }
+
+    /// The request is refused.
+    pub(super) async fn refuse(&mut self, denied: &Denied) -> Exchanged {
+        let proxy = self.server.proxy;
+        proxy.on_refused(&self.message, self.ctx, denied);
+        let at = proxy.clock.now().wall;
+        let (left, limits) = (denied.left.as_ref(), &proxy.limits);
+        match reply::answer(&self.message, self.ctx, limits, &denied.denial, left, at) {
+            Ok(answer) => self.answer(&answer).await,
+            Err(_) => self.is_gone(None),
+        }
+    }
+
+    /// The request was not forwarded, or not to its end.
+    pub(super) async fn fail(&mut self, error: ForwardError) -> Exchanged {
+        if !self.ctx.attempts.connected {
+            give_back(self.ctx);
+        }
+        if self.ctx.is_over {
+            // What failed after that is nobody's loss: the client has its answer, or did not take it.
+            return self.is_gone(Some(error));
+        }
+        let Some(denial) = self.ctx.client_fault().or_else(|| error.fault().map(Denial::Plain)) else {
+            // The client is gone; there is nobody to answer.
+            return self.is_gone(Some(error));
+        };
+        let fault = denial.fault();
+        self.ctx.fault = Some(fault);
+        if fault == Fault::Internal {
+            tracing::error!(
+                request_id = self.ctx.request_id.to_str().unwrap_or(""),
+                "request failed: internal error"
+            );
+        }
+        if self.written.is_some() {
+            return self.is_gone(Some(error));
+        }
+        // Of the request's body an unknown part is still to come, or the connection has been given up.
+        self.may_stay &= self.body.is_read(self.client) && self.connection.close_reason().is_none();
+        let left = self.ctx.admission.as_ref().map(|admission| admission.left().clone());
+        // What it has taken is free before the client can read that it has failed.
+        frees(self.ctx);
+        let proxy = self.server.proxy;
+        let at = proxy.clock.now().wall;
+        match reply::answer(&self.message, self.ctx, &proxy.limits, &denial, left.as_ref(), at) {
+            Ok(answer) => self.answer_for(&answer, Some(error)).await,
+            Err(_) => self.is_gone(Some(error)),
+        }
+    }
+
+    /// Answers by ourselves.
+    pub(super) async fn answer(&mut self, answer: &Reply) -> Exchanged {
+        self.answer_for(answer, None).await
+    }
+
+    async fn answer_for(&mut self, answer: &Reply, error: Option<ForwardError>) -> Exchanged {
+        self.may_stay &= self.may_drain() && !*self.server.stop.borrow();
+        let bytes = heads::own_answer(answer, self.may_stay);
+        if let Err(error) = self.write(&bytes).await {
+            tracing::debug!(%error, "cannot write response: client disconnected");
+            return self.is_gone(Some(ForwardError::Client));
+        }
+        self.written = Some(answer.status.as_u16());
+        self.sent = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+        self.end(error);
+        if self.may_stay && self.drain().await { Exchanged::Next } else { Exchanged::Last }
+    }
+
+    /// Nobody hears of it any more.
+    fn is_gone(&mut self, error: Option<ForwardError>) -> Exchanged {
+        self.end(error);
+        Exchanged::Gone
+    }
+
+    fn end(&mut self, error: Option<ForwardError>) {
+        let outcome = outcome_of(self.ctx, error, self.written);
+        let bytes = (self.body.read, self.sent);
+        self.server.proxy.ended(&self.message, self.ctx, outcome, self.written, bytes);
+    }
+
+    /// Whether what is still to come of the body is read and thrown away, so that the next request begins where it should. A
+    /// large or unknown rest, or one that the client holds back until it is asked for, closes the connection.
+    fn may_drain(&self) -> bool {
+        let is_small = matches!(self.body.framing, Framing::Length(length) if length <= DRAINED);
+        self.body.is_read(self.client) || (is_small && self.message.fields.first(&EXPECT).is_none())
+    }
+
+    async fn drain(&mut self) -> bool {
+        if self.body.is_read(self.client) {
+            return true;
+        }
+        let mut rest = [0; 4_096];
+        let drained = tokio::time::timeout(DRAIN_WITHIN, async {
+            while !self.body.is_read(self.client) {
+                if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
+                    return false;
+                }
+            }
+            true
+        });
+        drained.await.unwrap_or(false)
+    }
+}

@@ -1,0 +1,109 @@
+//! A tunnel: what client and backend say to each other once an upgrade was agreed on.
+//!
+//! Must not know: what they say, or how long they may be silent.
+
+use super::pipe::{Pipe, WireFraming};
+use crate::proxy::connection::Connection;
+use crate::proxy::connection::h1_stream::H1ClientStream;
+use crate::proxy::upstream::UpstreamConnection;
+use bytes::BytesMut;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite as _;
+
+/// Both ends, and what is on its way between them.
+pub(super) struct Tunnel<'a> {
+    client: &'a mut H1ClientStream,
+    connection: &'a Connection,
+    backend: UpstreamConnection,
+    up: Pipe,
+    down: Pipe,
+    passed: Passed,
+}
+
+/// Bytes that have passed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Passed {
+    pub(super) from_client: u64,
+    pub(super) from_backend: u64,
+}
+
+/// A part that passes.
+pub(super) enum Passing<'p> {
+    ToBackend,
+    ToClient(&'p [u8]),
+}
+
+impl<'a> Tunnel<'a> {
+    /// One that begins with `lead` for the client, and through which `came` has come from the backend already.
+    pub(super) fn new(
+        client: &'a mut H1ClientStream,
+        connection: &'a Connection,
+        backend: UpstreamConnection,
+        lead: Vec<u8>,
+        came: BytesMut,
+    ) -> Self {
+        let mut down = Pipe::default();
+        *down.lead() = lead;
+        let length = came.len();
+        let passed = Passed { from_client: 0, from_backend: length as u64 };
+        down.set_filled(came);
+        down.send(0..length, WireFraming::Plain, false);
+        Self { client, connection, backend, up: Pipe::default(), down, passed }
+    }
+
+    /// Passes everything on until one of them ends, or the connection is ended from elsewhere.
+    pub(super) async fn run(mut self, mut on_part: impl FnMut(Passing<'_>)) -> Passed {
+        if !self.down.filled().is_empty() {
+            on_part(Passing::ToClient(self.down.filled()));
+        }
+        std::future::poll_fn(|context| {
+            self.connection.register_waker(context);
+            let is_over = self.connection.close_reason().is_some()
+                || self.poll_down(context, &mut on_part).is_ready()
+                || self.poll_up(context, &mut on_part).is_ready();
+            if is_over { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.passed
+    }
+
+    fn poll_down(
+        &mut self,
+        context: &mut Context<'_>,
+        on_part: &mut impl FnMut(Passing<'_>),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let Self { down, client, .. } = self;
+            ready!(down.poll_drain(|bytes| client.poll_send(context, bytes)))?;
+            ready!(Pin::new(&mut *self.client).poll_flush(context))?;
+            let came = ready!(self.down.poll_fill(&mut self.backend, context))?;
+            if came == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.passed.from_backend += came as u64;
+            on_part(Passing::ToClient(self.down.filled()));
+            self.down.send(0..came, WireFraming::Plain, false);
+        }
+    }
+
+    fn poll_up(
+        &mut self,
+        context: &mut Context<'_>,
+        on_part: &mut impl FnMut(Passing<'_>),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let Self { up, backend, .. } = self;
+            ready!(up.poll_drain(|bytes| Pin::new(&mut *backend).poll_write_vectored(context, bytes)))?;
+            ready!(Pin::new(&mut self.backend).poll_flush(context))?;
+            let came = ready!(self.up.poll_fill(self.client, context))?;
+            if came == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.passed.from_client += came as u64;
+            on_part(Passing::ToBackend);
+            self.up.send(0..came, WireFraming::Plain, false);
+        }
+    }
+}
