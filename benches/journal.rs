@@ -17,6 +17,7 @@ use keygate::usage::journal::disk::RealDisk;
 use keygate::usage::journal::{JournalFlusher, JournalOptions, RecordBatch};
 use keygate::usage::{Journal, JournalTotals, PendingRecord, RecordStart, Recorder, WhenFull};
 use rustix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ fn recovery(mib: u64) {
     let (begun, before) = (Instant::now(), cpu_time());
     let opened = Journal::open(options(folder.path(), mib << 20), Arc::new(RealDisk), metrics);
     let (_, mut reader) = opened.expect("the lock is free");
-    let mut spent = JournalTotals::new(SystemClock::new().now().wall);
+    let mut spent = JournalTotals::new(SystemClock::new().now().wall, &HashMap::new());
     let mut records = 0;
     reader.rest(|admit, complete| {
         records += 1;

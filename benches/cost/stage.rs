@@ -6,6 +6,7 @@ use keygate::enduser::{self, EndUserCache};
 use keygate::gate::{Admission, Gate, RequestView};
 use keygate::keyring::{FeedFollower, FeedOptions, FoundKey, Keyring};
 use keygate::metrics::Metrics;
+use keygate::model::calendar::Calendar;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::model::key::{Ceilings, Key, KeyType, Plan};
@@ -239,6 +240,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
             end_user_quota: 1,
             default_daily_request_limit: None,
             limits: Box::default(),
+            calendar: Calendar::UTC,
         },
         description: String::new(),
         usage_retention_days: None,

@@ -1,6 +1,7 @@
 //! Records such as a gateway makes them, always the same ones.
 
 use keygate::clock::Timestamp;
+use keygate::model::calendar::Calendar;
 use keygate::model::digest::Digest;
 use keygate::model::fault::Fault;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
@@ -48,6 +49,7 @@ impl Traffic {
             end_user_quota: 1,
             default_daily_request_limit: None,
             limits: Box::default(),
+            calendar: Calendar::UTC,
         };
         let record = PlanRecord {
             plan,

@@ -101,7 +101,7 @@ pub(super) struct KeyView {
     rate_limit: u32,
     /// Requests that may come at once; null: `rate_limit`.
     rate_burst: Option<u32>,
-    /// Requests per UTC day; null: no limit.
+    /// Requests per day; null: no limit.
     daily_request_limit: Option<u64>,
     /// Requests in the key's life; null: no limit.
     quota_limit: Option<u64>,

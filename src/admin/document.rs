@@ -19,7 +19,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 10] = [
+const BODIES: [&str; 11] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
@@ -30,6 +30,7 @@ const BODIES: [&str; 10] = [
     "PlanUpdate",
     "WorkspaceUpdate",
     "Limit",
+    "CalendarInput",
 ];
 /// Fields of changes that cannot be null.
 const NEVER_NULL: [(&str, &[&str]); 3] = [
@@ -149,6 +150,7 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         ) => {
             json!({"maximum": CEILING_MAX})
         }
+        ("CalendarInput", "zone") => json!({"format": "time-zone"}),
         (_, "concurrency_limit") => json!({"maximum": u32::MAX}),
         (_, "metadata") => json!({"maxProperties": 64, "propertyNames": {"pattern": r"^[^\u0000]*$"}}),
         (_, "allowed_ips") => json!({"items": {"anyOf": [

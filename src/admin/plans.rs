@@ -9,6 +9,7 @@ use super::extract::{Object, PathSegment, Query};
 use super::input::{CreatePlanInput, UpdatePlanInput};
 use super::page::{Listed, PageParams, millis};
 use super::schema::{PlanCreate, PlanUpdate};
+use crate::model::calendar::Calendar;
 use crate::model::fault::Fault;
 use crate::model::id::PlanId;
 use crate::model::key::Plan;
@@ -26,10 +27,12 @@ pub(super) struct PlanView {
     api_ops_rate_limit: u32,
     /// The most end users of a workspace.
     end_user_quota: u64,
-    /// Requests per UTC day for keys created without a daily limit; null: no limit.
+    /// Requests per day for keys created without a daily limit; null: no limit.
     default_daily_request_limit: Option<u64>,
     /// Further limits, each for all keys of the workspace together.
     limits: Vec<CeilingView>,
+    /// When the days, weeks and months of limits begin.
+    calendar: CalendarView,
     /// How many whole UTC days before today usage records are kept; null: for ever.
     usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored; 0: not at all.
@@ -38,6 +41,16 @@ pub(super) struct PlanView {
     created_at: i64,
     /// Epoch milliseconds.
     updated_at: i64,
+}
+
+/// When the days, weeks and months of a plan's limits begin.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CalendarView {
+    /// The time zone, by its name in the IANA database.
+    zone: &'static str,
+    /// The day on which months begin; in a shorter month its last.
+    month_day: u8,
+    week_day: &'static str,
 }
 
 /// Create a plan
@@ -140,11 +153,19 @@ pub(super) async fn delete_plan(
     Ok(ApiResponse::ok(Deleted::new(&id)))
 }
 
+impl CalendarView {
+    fn new(calendar: Calendar) -> Self {
+        let Calendar { zone, month_day, week_day } = calendar;
+        Self { zone: zone.name(), month_day, week_day: week_day.as_str() }
+    }
+}
+
 impl PlanView {
     fn new(record: PlanRecord) -> Self {
         let PlanRecord { plan, description, usage_retention_days, deleted_keys_days, created_at, updated_at } =
             record;
-        let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
+        let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits, calendar } =
+            plan;
         Self {
             id: id.to_string(),
             description,
@@ -152,6 +173,7 @@ impl PlanView {
             end_user_quota,
             default_daily_request_limit,
             limits: limits.iter().map(CeilingView::new).collect(),
+            calendar: CalendarView::new(calendar),
             usage_retention_days,
             deleted_keys_days,
             created_at: millis(created_at),

@@ -30,7 +30,7 @@ pub(super) struct KeyCreate {
     /// Requests that may come at once. Absent: `rate_limit`.
     #[schema(minimum = 1, maximum = 10_000_000)]
     rate_burst: Option<u32>,
-    /// Requests per UTC day; null: no limit. Absent: the plan's `default_daily_request_limit`.
+    /// Requests per day; null: no limit. Absent: the plan's `default_daily_request_limit`.
     #[schema(minimum = 1)]
     daily_request_limit: Option<u64>,
     /// Requests in the key's life. Absent: no limit.
@@ -68,7 +68,7 @@ pub(super) struct KeyUpdate {
     /// Requests that may come at once; null: `rate_limit`.
     #[schema(minimum = 1, maximum = 10_000_000)]
     rate_burst: Option<u32>,
-    /// Requests per UTC day; null: no limit.
+    /// Requests per day; null: no limit.
     #[schema(minimum = 1)]
     daily_request_limit: Option<u64>,
     /// Requests in the key's life; null: no limit.
@@ -143,12 +143,14 @@ pub(super) struct PlanCreate {
     /// The most end users of a workspace.
     #[schema(minimum = 0)]
     end_user_quota: u64,
-    /// Requests per UTC day for keys created without a daily limit; null: no limit.
+    /// Requests per day for keys created without a daily limit; null: no limit.
     #[schema(minimum = 1, default = 100_000)]
     default_daily_request_limit: Option<u64>,
     /// Further limits, each for all keys of the workspace together.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
+    /// When the days, weeks and months of all limits begin, those of keys too; null or absent: UTC, the first of the month, Monday.
+    calendar: Option<CalendarInput>,
     /// How many whole UTC days before today usage records are kept; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
@@ -168,12 +170,14 @@ pub(super) struct PlanUpdate {
     /// The most end users of a workspace.
     #[schema(minimum = 0)]
     end_user_quota: Option<u64>,
-    /// Requests per UTC day for keys created without a daily limit; null: no limit.
+    /// Requests per day for keys created without a daily limit; null: no limit.
     #[schema(minimum = 1)]
     default_daily_request_limit: Option<u64>,
     /// Further limits; null: none.
     #[schema(max_items = 8)]
     limits: Option<Vec<Limit>>,
+    /// When the days, weeks and months of all limits begin, those of keys too; null or absent: UTC, the first of the month, Monday.
+    calendar: Option<CalendarInput>,
     /// How many whole UTC days before today usage records are kept; null: for ever.
     #[schema(minimum = 1, maximum = 36_500)]
     usage_retention_days: Option<u32>,
@@ -213,7 +217,7 @@ pub(super) enum CountWord {
     Requests,
 }
 
-/// The window of a limit: calendar windows in UTC, except the second.
+/// The window of a limit: windows of the plan's calendar, except the second.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum PerWord {
@@ -221,8 +225,35 @@ pub(super) enum PerWord {
     Minute,
     Hour,
     Day,
+    Week,
     Month,
     Total,
+}
+
+/// When days, weeks and months begin. Absent fields are as in UTC, from the first of the month and Monday.
+#[derive(ToSchema)]
+pub(super) struct CalendarInput {
+    /// The time zone whose midnights count, by its name in the IANA database.
+    #[schema(default = "UTC", example = "Asia/Shanghai")]
+    zone: Option<String>,
+    /// The day on which months begin; in a shorter month its last.
+    #[schema(minimum = 1, maximum = 31, default = 1)]
+    month_day: Option<u8>,
+    #[schema(default = "monday")]
+    week_day: Option<WeekDayWord>,
+}
+
+/// A day of the week.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum WeekDayWord {
+    Monday,
+    Tuesday,
+    Wednesday,
+    Thursday,
+    Friday,
+    Saturday,
+    Sunday,
 }
 
 /// At most `max` of `count` in each `per`.

@@ -8,10 +8,11 @@ use super::error::AdminError;
 use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{fractional_millis, in_order, millis};
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::fault::Fault;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::store::{Interval, KeyStats, UsagePoint, UsageRange};
 use axum::extract::State;
 use serde::Serialize;
@@ -62,7 +63,7 @@ impl FromParams for UsageQuery {
 pub(super) struct StatsView {
     /// Requests that reached a backend.
     total_requests: u64,
-    /// The same for the current UTC day.
+    /// The same for the current day of the plan's calendar.
     requests_today: u64,
     /// Charged requests.
     quota_used: u64,
@@ -171,7 +172,7 @@ fn range_of(query: &UsageQuery, now: Timestamp) -> Result<UsageRange, AdminError
         Interval::Hour => 3_600,
         Interval::Day => 86_400,
     };
-    let from = window_start(per_of(query.interval), asked);
+    let from = Window::of(per_of(query.interval), Calendar::UTC, asked).start;
     if to.since(from).as_secs().div_ceil(width) > POINTS_MAX {
         let message =
             format!("makes more than {POINTS_MAX} points; use a coarser interval or a shorter range");
@@ -244,10 +245,7 @@ impl SeriesView {
         while start < range.to {
             let point = found.next_if(|p| p.start <= start);
             whole.push(point.map_or_else(|| PointView::nothing(start), |p| PointView::new(&p)));
-            match window_end(per, start) {
-                Some(end) if end > start => start = end,
-                _ => break,
-            }
+            start = Window::of(per, Calendar::UTC, start).end;
         }
         Self {
             interval: range.interval.as_str(),

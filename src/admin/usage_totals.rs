@@ -7,9 +7,10 @@ use super::error::AdminError;
 use super::extract::{FromParams, Query, QueryParams};
 use super::page::{Listed, fractional_millis, in_order, millis, page_request};
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::fault::Fault;
 use crate::model::key::Per;
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, UsageTotalsFilter};
 use axum::extract::State;
 use serde::Serialize;
@@ -62,10 +63,10 @@ fn whole_days(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<(Timesta
     if from.is_none() && to.is_none() {
         return None;
     }
-    let first = window_start(Per::Day, from.unwrap_or_default());
+    let day = |at| Window::of(Per::Day, Calendar::UTC, at);
+    let first = day(from.unwrap_or_default()).start;
     let to = to.unwrap_or(Timestamp::MAX);
-    let day = window_start(Per::Day, to);
-    let last = if day == to { to } else { window_end(Per::Day, to).unwrap_or(Timestamp::MAX) };
+    let last = if day(to).start == to { to } else { day(to).end };
     Some((first, last.min(Timestamp::MAX)))
 }
 

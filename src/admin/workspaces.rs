@@ -10,7 +10,7 @@ use super::page::{Listed, PageParams, millis};
 use super::schema::{CountWord, PerWord, WorkspaceUpdate};
 use crate::model::fault::Fault;
 use crate::model::id::WorkspaceId;
-use crate::model::key::{Ceiling, Per, Plan};
+use crate::model::key::{Ceiling, Plan};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::{PageRequest, StoreError, WorkspaceRecord};
 use axum::extract::State;
@@ -106,7 +106,7 @@ pub(super) async fn get_workspace(
     let plan = admin.ask(Fault::NotFound, store.plan(&workspace.plan_id)).await?;
     let plan = plan.ok_or_else(|| AdminError::of(Fault::NotFound))?.plan;
     let subject = UsageSubject::Workspace(id);
-    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, admin.now())).await?;
+    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, admin.now(), plan.calendar)).await?;
     Ok(ApiResponse::ok(WorkspaceDetail {
         api_ops_rate_limit: plan.api_ops_rate_limit,
         quotas: quotas(&plan, workspace.end_users, &spent),
@@ -152,15 +152,9 @@ pub(super) async fn put_workspace(
 fn quotas(plan: &Plan, end_users: u64, spent: &UsageTotals) -> Vec<QuotaView> {
     let mut all = vec![QuotaView::new("end_user_quota", None, end_users, plan.end_user_quota)];
     for ceiling in &plan.limits {
-        let used = match ceiling.per {
-            Per::Second => continue,
-            Per::Minute => spent.minute,
-            Per::Hour => spent.hour,
-            Per::Day => spent.day,
-            Per::Month => spent.month,
-            Per::Total => spent.total,
-        };
-        all.push(QuotaView::new("limits", Some(ceiling), used, ceiling.max));
+        // A rate is no quota.
+        let Some(n) = ceiling.per.window_index() else { continue };
+        all.push(QuotaView::new("limits", Some(ceiling), spent.used[n], ceiling.max));
     }
     all
 }

@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::config::{Config, CountersConfig, CountersLocation, RedisUrl};
 use crate::counter::{Counters, Leases, LeasesConfig, LinkError, RedisEndpoint, RedisTls, TotalsSource};
 use crate::fileio;
+use crate::model::calendar::Calendar;
 use crate::model::id::uuid_v7;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::Ledger;
@@ -96,7 +97,12 @@ struct LedgerTotalsSource {
 
 #[async_trait]
 impl TotalsSource for LedgerTotalsSource {
-    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals> {
+    async fn totals_of(
+        &self,
+        subject: &UsageSubject,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Option<UsageTotals> {
         // Counters know what this run has not stored yet; only the ledger knows what an earlier run left.
         let own = self.flush.has_replayed(REPLAYED_WITHIN);
         let (own, others) = tokio::join!(own, self.replays.are_done(REPLAYED_WITHIN));
@@ -106,7 +112,7 @@ impl TotalsSource for LedgerTotalsSource {
             );
             return None;
         }
-        match self.store.totals_of(subject, at).await {
+        match self.store.totals_of(subject, at, calendar).await {
             Ok(row) => Some(row),
             Err(error) => {
                 tracing::debug!(%error, "cannot read usage totals from the ledger");

@@ -7,7 +7,7 @@ use super::CoreServices;
 use crate::clock::Clock;
 use crate::counter::Counters;
 use crate::keyring::{BeforeReturn, Keyring};
-use crate::model::id::KeyId;
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::UsageSubject;
 use crate::store::{Store, StoreError};
 use async_trait::async_trait;
@@ -56,10 +56,11 @@ impl SpendingOfDeletedKeys {
 
 #[async_trait]
 impl BeforeReturn for SpendingOfDeletedKeys {
-    async fn prepare(&self, key: KeyId) -> Result<(), StoreError> {
+    async fn prepare(&self, key: KeyId, workspace: &WorkspaceId) -> Result<(), StoreError> {
         let at = self.clock.now().wall;
-        let spent = self.store.totals_of(&UsageSubject::Key(key), at).await?;
-        self.counters.raise(&spent, at);
+        let calendar = self.keyring.calendar_of(&UsageSubject::Workspace(workspace.clone()));
+        let spent = self.store.totals_of(&UsageSubject::Key(key), at, calendar).await?;
+        self.counters.raise(&spent, calendar, at);
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! A start while the store is unreachable: the node is not ready, or serves from its snapshot, and retries the remaining
 //! steps once a second.
 
-use super::snapshots::{Loaded, Snapshots};
+use super::snapshots::{self, Loaded, Snapshots};
 use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, gauges, usage};
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
 use crate::keyring::{FeedFollower, Keyring};
+use crate::model::usage::UsageTotals;
 use crate::store::{Store, StoreError};
 use crate::usage::{JournalTotals, PendingReplays, WriterProgress};
 use arc_swap::ArcSwapOption;
@@ -86,8 +87,9 @@ impl Loading<'_> {
         if is_late {
             keyring.close();
             let late = LateStart::new(config, core, own_peppers, keyring, counters, writers.tell());
+            let loaded = loaded.map(|loaded| late.fill(loaded));
             let after = loaded.as_ref().map(|loaded| loaded.spent_at);
-            let unstored = usage::replay(writers, now, after).await;
+            let unstored = usage::replay(writers, keyring, now, after).await;
             late.serve_from(loaded, unstored);
             return Ok(Some(late));
         }
@@ -126,16 +128,24 @@ impl LateStart {
         }
     }
 
+    /// Takes the keys of `loaded`, which are not served yet.
+    fn fill(&self, mut loaded: Loaded) -> Loaded {
+        self.keyring.fill(std::mem::take(&mut loaded.changes), loaded.age, self.clock.now());
+        loaded
+    }
+
     /// Serves from `loaded`, if there is anything. `unstored` are the totals in the journal that it does not contain.
     fn serve_from(&self, loaded: Option<Loaded>, mut unstored: JournalTotals) {
-        let Some(Loaded { changes, age, spent, .. }) = loaded else { return };
-        let now = self.clock.now();
-        self.keyring.fill(changes, age, now);
+        let Some(Loaded { age, spent, spent_at, .. }) = loaded else { return };
+        let now = self.clock.now().wall;
+        let restore = |row: &UsageTotals, calendar| self.counters.restore(row, calendar, now);
         for mut row in spent {
+            let calendar = self.keyring.calendar_of(&row.subject);
+            snapshots::since(&mut row, calendar, spent_at, now);
             unstored.add_to(&mut row);
-            self.counters.restore(&row, now.wall);
+            restore(&row, calendar);
         }
-        unstored.into_rows().for_each(|row| self.counters.restore(&row, now.wall));
+        unstored.into_rows().for_each(|row| restore(&row, self.keyring.calendar_of(&row.subject)));
         self.keyring.open();
         let (keys, age_s) = (self.keyring.len(), age.as_secs());
         tracing::warn!(

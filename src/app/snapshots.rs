@@ -7,9 +7,9 @@
 //! `keyring.max_stale` is used.
 //!
 //! ```text
-//! keygate keyring 1\n          or  keygate spending 1\n
+//! keygate keyring 2\n          or  keygate spending 2\n
 //! version of the pepper        4 bytes, little-endian as all numbers
-//! content                      rows of [`crate::store::snapshot`]; or two instants, then subjects with five counts each
+//! content                      rows of [`crate::store::snapshot`]; or two instants, then subjects with six counts each
 //! CRC-32 of all before         4
 //! HMAC-SHA-256 of all before   32
 //! ```
@@ -20,10 +20,11 @@ use crate::config::{Config, StoreLocation};
 use crate::counter::Counters;
 use crate::durable;
 use crate::keyring::Keyring;
+use crate::model::calendar::Calendar;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::calendar::window_start;
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::secret::{Peppers, Seal};
 use crate::store::{Change, snapshot};
 use std::io::{self, Write};
@@ -55,7 +56,7 @@ pub(super) struct Loaded {
     pub(super) changes: Vec<Change>,
     /// How long ago the database last answered.
     pub(super) age: Duration,
-    /// The counts when it was written; windows that have ended since are dropped.
+    /// The counts when it was written.
     pub(super) spent: Vec<UsageTotals>,
     /// When it was written: earlier records of the journal are included.
     pub(super) spent_at: Timestamp,
@@ -95,7 +96,7 @@ impl Snapshots {
         }
         let mut spent = Vec::new();
         while !from.is_empty() {
-            spent.push(since(take_spent(&mut from).ok_or_else(cut_off)?, spent_at, now));
+            spent.push(take_spent(&mut from).ok_or_else(cut_off)?);
         }
         let content = self.read(&self.keyring, "keyring")?;
         let mut changes = Vec::new();
@@ -241,18 +242,15 @@ impl Write for Sealing<'_> {
 }
 
 fn head(kind: &str) -> String {
-    format!("keygate {kind} 1\n")
+    format!("keygate {kind} 2\n")
 }
 
-/// The part of it that counts at another instant: windows that have ended are dropped.
-fn since(row: UsageTotals, then: Timestamp, now: Timestamp) -> UsageTotals {
-    let still = |per, count| if window_start(per, then) == window_start(per, now) { count } else { 0 };
-    UsageTotals {
-        minute: still(Per::Minute, row.minute),
-        hour: still(Per::Hour, row.hour),
-        day: still(Per::Day, row.day),
-        month: still(Per::Month, row.month),
-        ..row
+/// Keeps the part of it that counts at another instant: windows that have ended are dropped.
+pub(super) fn since(row: &mut UsageTotals, calendar: Calendar, then: Timestamp, now: Timestamp) {
+    for (window, used) in Window::all(calendar, then).iter().zip(&mut row.used) {
+        if !window.contains(now) {
+            *used = 0;
+        }
     }
 }
 
@@ -267,8 +265,7 @@ fn put_spent(row: &UsageTotals, out: &mut Vec<u8>) {
             out.extend(id.as_str().as_bytes());
         }
     }
-    let counts = [row.minute, row.hour, row.day, row.month, row.total];
-    for count in counts {
+    for count in row.used {
         out.extend(count.to_le_bytes());
     }
 }
@@ -280,9 +277,11 @@ fn take_spent(from: &mut &[u8]) -> Option<UsageTotals> {
         let length = usize::from(*take(from, 1)?.first()?);
         UsageSubject::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
     };
-    let mut count = || Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?));
-    let (minute, hour, day, month, total) = (count()?, count()?, count()?, count()?, count()?);
-    Some(UsageTotals { subject, minute, hour, day, month, total })
+    let mut used = [0; Per::WINDOWS.len()];
+    for count in &mut used {
+        *count = u64::from_le_bytes(take(from, 8)?.try_into().ok()?);
+    }
+    Some(UsageTotals { subject, used })
 }
 
 fn take<'f>(from: &mut &'f [u8], n: usize) -> Option<&'f [u8]> {
@@ -318,7 +317,7 @@ mod tests {
             (UsageSubject::Key(KeyId::new(NOW)), 7),
             (UsageSubject::Workspace("w".parse().expect("an id")), 9),
         ] {
-            counters.restore(&UsageTotals { subject, minute: 1, hour: 2, day: 3, month: 4, total }, NOW);
+            counters.restore(&UsageTotals { subject, used: [1, 2, 3, 4, 5, total] }, Calendar::UTC, NOW);
         }
         snapshots.write_keyring(&Keyring::new()).expect("written");
         snapshots.write_spending(&counters, NOW, NOW).expect("written");
@@ -334,12 +333,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let snapshots = written(folder.path());
         let Loaded { age, mut spent, .. } = snapshots.load(NOW, MAX_STALE).ok().expect("good");
-        spent.sort_by_key(|row| row.total);
-        let counts = |row: &UsageTotals| [row.minute, row.hour, row.day, row.month, row.total];
+        spent.sort_by_key(|row| row.used);
         assert_eq!(age, Duration::ZERO);
-        assert_eq!(spent.iter().map(counts).collect::<Vec<_>>(), [[1, 2, 3, 4, 7], [1, 2, 3, 4, 9]]);
-        let later = snapshots.load(after(MAX_STALE), MAX_STALE).ok().expect("as old as it may be");
-        assert_eq!((later.age, later.spent[0].minute, later.spent[0].hour), (MAX_STALE, 0, 2));
+        let counts: Vec<_> = spent.iter().map(|row| row.used).collect();
+        assert_eq!(counts, [[1, 2, 3, 4, 5, 7], [1, 2, 3, 4, 5, 9]]);
+        let mut later = snapshots.load(after(MAX_STALE), MAX_STALE).ok().expect("as old as it may be");
+        since(&mut later.spent[0], Calendar::UTC, later.spent_at, after(MAX_STALE));
+        assert_eq!((later.age, later.spent[0].used[..2].to_vec()), (MAX_STALE, vec![0, 2]));
     }
 
     #[test]

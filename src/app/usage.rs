@@ -7,7 +7,8 @@ use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
 use crate::keyring::Keyring;
 use crate::metrics::{Metrics, UsageCount};
-use crate::model::usage::UsageTotals;
+use crate::model::calendar::Calendar;
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::{Ledger, StoreError};
 use crate::usage::journal::disk::RealDisk;
 use crate::usage::journal::{JournalFlusher, JournalOptions, OpenError};
@@ -15,6 +16,7 @@ use crate::usage::{
     Journal, JournalSlot, JournalSlots, JournalTotals, LedgerWriter, LedgerWriterOptions, OtherSlots,
     PendingReplays, WriterProgress,
 };
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -168,7 +170,7 @@ pub(super) async fn restore(
     writers: &mut LedgerWriters,
 ) -> Result<(), StoreError> {
     let at = core.clock.now().wall;
-    let unstored = replay(writers, at, None).await;
+    let unstored = replay(writers, keyring, at, None).await;
     match config.counters.location {
         CountersLocation::Memory => restore_to(counters, &*core.store, keyring, unstored, at).await,
         CountersLocation::Redis(_) => Ok(()),
@@ -179,10 +181,12 @@ pub(super) async fn restore(
 /// that time.
 pub(super) async fn replay(
     writers: &mut LedgerWriters,
+    keyring: &Keyring,
     at: Timestamp,
     after: Option<Timestamp>,
 ) -> JournalTotals {
-    let nothing = || JournalTotals::new(at).only_after(after);
+    let calendars = keyring.calendars();
+    let nothing = || JournalTotals::new(at, &calendars).only_after(after);
     let mut unstored = writers.own.replay(REPLAY_WITHIN, nothing()).await;
     for left in &mut writers.left {
         unstored.absorb(left.replay(REPLAY_WITHIN, nothing()).await);
@@ -197,13 +201,30 @@ pub(super) async fn raise(
     keyring: &Keyring,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
-    let raised = async {
-        while let Some(batch) = rows.recv().await {
-            batch.iter().filter(|row| keyring.knows(&row.subject)).for_each(|row| counters.raise(row, at));
-        }
-    };
-    tokio::join!(ledger.totals(at, to), raised).0
+    each_spent(ledger, keyring, at, |row, calendar| counters.raise(&row, calendar, at)).await
+}
+
+/// What the ledger knows of everything that `keyring` holds, of the windows that contain `at`. It is read once for each calendar.
+async fn each_spent(
+    ledger: &dyn Ledger,
+    keyring: &Keyring,
+    at: Timestamp,
+    mut each: impl FnMut(UsageTotals, Calendar),
+) -> Result<(), StoreError> {
+    let mut calendars: HashSet<Calendar> = keyring.calendars().into_values().collect();
+    calendars.insert(Calendar::UTC);
+    for calendar in calendars {
+        let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
+        let is_wanted =
+            |subject: &UsageSubject| keyring.calendar_of(subject) == calendar && keyring.knows(subject);
+        let taken = async {
+            while let Some(batch) = rows.recv().await {
+                batch.into_iter().filter(|row| is_wanted(&row.subject)).for_each(|row| each(row, calendar));
+            }
+        };
+        tokio::join!(ledger.totals(at, calendar, to), taken).0?;
+    }
+    Ok(())
 }
 
 /// The ledger contains all keys ever used; `keyring`, which is loaded, those that can still be used.
@@ -214,25 +235,15 @@ async fn restore_to(
     mut unstored: JournalTotals,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let restore = |row: &UsageTotals| {
-        if keyring.knows(&row.subject) {
-            counters.restore(row, at);
-        }
-    };
-    let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
-    let read = ledger.totals(at, to);
-    let put = async {
-        while let Some(batch) = rows.recv().await {
-            for mut row in batch {
-                unstored.add_to(&mut row);
-                restore(&row);
-            }
-        }
-        unstored
-    };
-    let (read, unstored) = tokio::join!(read, put);
-    unstored.into_rows().for_each(|row| restore(&row));
-    read
+    let read = each_spent(ledger, keyring, at, |mut row, calendar| {
+        unstored.add_to(&mut row);
+        counters.restore(&row, calendar, at);
+    });
+    read.await?;
+    for row in unstored.into_rows().filter(|row| keyring.knows(&row.subject)) {
+        counters.restore(&row, keyring.calendar_of(&row.subject), at);
+    }
+    Ok(())
 }
 
 /// The readiness of usage recording. Only a node that refuses requests because its journal is full is not ready.
@@ -260,10 +271,10 @@ mod tests {
     use crate::model::id::{KeyId, WorkspaceId};
     use crate::model::key::{Ceilings, Key, KeyType, Plan};
     use crate::model::usage::UsageRecord;
-    use crate::model::usage::UsageSubject;
     use crate::store::sqlite::{SqliteOptions, SqliteStore};
     use crate::store::{Actor, IssuedCredential, Keys as _, NewKey, PlanRecord, SecretId};
     use crate::store::{Store as _, Tenants as _};
+    use std::collections::HashMap;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -317,6 +328,7 @@ mod tests {
             end_user_quota: 1,
             default_daily_request_limit: None,
             limits: Box::default(),
+            calendar: Calendar::UTC,
         };
         let [w, elsewhere]: [WorkspaceId; 2] = ["w", "elsewhere"].map(|id| id.parse().unwrap());
         let plan_id = plan.id.clone();
@@ -342,7 +354,7 @@ mod tests {
         let spent_by = [stays, goes, breaks, KeyId::new(NOW)];
         let stored = spent_by.map(|key| record(key, if key == spent_by[3] { &elsewhere } else { &w }));
         store.append(&stored).await.unwrap();
-        let mut unstored = JournalTotals::new(NOW);
+        let mut unstored = JournalTotals::new(NOW, &HashMap::new());
         [stays, goes].iter().for_each(|key| unstored.add_record(&record(*key, &w)));
 
         let keyring = Arc::new(Keyring::new());

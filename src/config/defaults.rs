@@ -7,6 +7,7 @@ use super::types::{
     HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel,
     NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
 };
+use crate::model::calendar::Calendar;
 use crate::model::id::PlanId;
 use crate::model::key::{DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
@@ -192,6 +193,7 @@ impl PlanConfig {
             end_user_quota: 10_000,
             default_daily_request_limit: Some(DAILY_DEFAULT),
             limits: Box::default(),
+            calendar: Calendar::UTC,
         };
         Self {
             plan,

@@ -17,6 +17,7 @@ use super::types::{
     JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
+use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
 use crate::model::id::PlanId;
 use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
@@ -62,6 +63,7 @@ pub(super) struct PlanFile {
     pub(super) usage_retention_days: u32,
     pub(super) deleted_keys_days: u32,
     pub(super) limits: Vec<Option<Ceiling>>,
+    pub(super) calendar: Calendar,
 }
 
 /// A parsed route; empty parts were missing or wrong.
@@ -354,6 +356,24 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
             d.deleted_keys_days,
         ),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
+        calendar: s.table("calendar", plan_calendar),
+    }
+}
+
+fn plan_calendar(s: &mut Section<'_, '_>) -> Calendar {
+    let usual = Calendar::UTC;
+    Calendar {
+        zone: s.value(
+            "zone",
+            &ParsedText {
+                must: "the name of a time zone, as in \"Asia/Shanghai\" or \"UTC\"",
+                read: |name| calendar::zone(name).ok(),
+                show: |zone| format!("{:?}", zone.name()),
+            },
+            usual.zone,
+        ),
+        month_day: s.value("month_day", &Integer { min: 1, max: MONTH_DAY_MAX }, usual.month_day),
+        week_day: s.value("week_day", &Word::new(), usual.week_day),
     }
 }
 

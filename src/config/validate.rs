@@ -277,6 +277,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
                 plan.plan.default_daily_request_limit =
                     Some(file.default_daily_request_limit).filter(|limit| *limit > 0);
                 plan.plan.limits = file.limits.into_iter().flatten().collect();
+                plan.plan.calendar = file.calendar;
                 plan.description = file.description;
                 plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
                 plan.deleted_keys_days = file.deleted_keys_days;

@@ -9,10 +9,11 @@
 //! Must not know: how the messages are sent.
 
 use super::Counters;
-use super::redis::pool::WINDOWS;
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
+use crate::model::key::Per;
 use crate::model::usage::UsageSubject;
-use crate::policy::keys::calendar::window_start;
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::BucketDebt;
 use std::collections::HashMap;
 
@@ -23,8 +24,10 @@ pub struct CounterDelta {
     pub subject: UsageSubject,
     /// The instant.
     pub at: Timestamp,
-    /// Units in each of [`WINDOWS`]; negative if more was refunded than charged.
-    pub spent: [i64; WINDOWS.len()],
+    /// The calendar of these windows.
+    pub calendar: Calendar,
+    /// Units in each of [`Per::WINDOWS`]; negative if more was refunded than charged.
+    pub spent: [i64; Per::WINDOWS.len()],
     /// The debt of the buckets, in the first round.
     pub debt: Option<BucketDebt>,
     /// Change of the requests in flight.
@@ -40,8 +43,8 @@ pub struct Handover {
 /// What was sent for one subject.
 #[derive(Clone, Copy, Debug)]
 struct LastSent {
-    at: Timestamp,
-    spent: [u64; WINDOWS.len()],
+    windows: [Window; Per::WINDOWS.len()],
+    spent: [u64; Per::WINDOWS.len()],
     in_flight: u64,
 }
 
@@ -57,12 +60,13 @@ impl Handover {
             return news;
         }
         counters.local.each(|subject, state| {
-            let spent = WINDOWS.map(|per| state.used(per, now.wall));
+            let spent = Per::WINDOWS.map(|per| state.used(per, now.wall));
+            let (calendar, windows) = (state.calendar(), Window::all(state.calendar(), now.wall));
             let (before, in_flight) = (self.told.get(&subject), state.in_flight());
-            let mut since = [0; WINDOWS.len()];
-            for (n, per) in WINDOWS.iter().enumerate() {
+            let mut since = [0; Per::WINDOWS.len()];
+            for (n, window) in windows.iter().enumerate() {
                 // Nothing was sent for a window that has begun since.
-                let told = before.filter(|b| window_start(*per, b.at) == window_start(*per, now.wall));
+                let told = before.filter(|b| b.windows[n].overlaps(window));
                 since[n] = difference(spent[n], told.map_or(0, |b| b.spent[n]));
             }
             let debt = before.is_none().then(|| state.debt(now));
@@ -70,8 +74,9 @@ impl Handover {
             let is_nothing =
                 since.iter().all(|n| *n == 0) && more == 0 && debt.is_none_or(BucketDebt::is_nothing);
             if !is_nothing {
-                self.told.insert(subject.clone(), LastSent { at: now.wall, spent, in_flight });
-                news.push(CounterDelta { subject, at: now.wall, spent: since, debt, in_flight: more });
+                self.told.insert(subject.clone(), LastSent { windows, spent, in_flight });
+                let at = now.wall;
+                news.push(CounterDelta { subject, at, calendar, spent: since, debt, in_flight: more });
             }
         });
         news
@@ -108,7 +113,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
     use crate::model::id::{KeyId, WorkspaceId};
-    use crate::model::key::{Count, Per};
+    use crate::model::key::Count;
     use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
     use proptest::prelude::*;
     use std::time::Duration;
@@ -124,7 +129,7 @@ mod tests {
         (0..).zip(rules).map(limit).collect()
     }
 
-    fn used(counters: &Counters, subject: &UsageSubject, at: Timestamp) -> [u64; WINDOWS.len()] {
+    fn used(counters: &Counters, subject: &UsageSubject, at: Timestamp) -> [u64; Per::WINDOWS.len()] {
         counters.local.used(subject, at)
     }
 

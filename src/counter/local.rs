@@ -6,10 +6,11 @@
 //! cannot deadlock.
 
 use super::handover::CounterDelta;
-use super::redis::pool::WINDOWS;
 use super::{Charge, LimitsLeft, Refusal};
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{CounterState, LimitReached, Limits, Mark};
 use dashmap::DashMap;
@@ -82,10 +83,10 @@ impl LocalCounters {
 
     /// What has been spent here in each of the windows that contain `at`.
     #[cfg(test)]
-    pub(super) fn used(&self, subject: &UsageSubject, at: Timestamp) -> [u64; 5] {
+    pub(super) fn used(&self, subject: &UsageSubject, at: Timestamp) -> [u64; Per::WINDOWS.len()] {
         let shared = self.subject(subject);
         let state = shared.lock();
-        WINDOWS.map(|per| state.used(per, at))
+        Per::WINDOWS.map(|per| state.used(per, at))
     }
 
     /// Requests in flight here, or reported by another process.
@@ -95,16 +96,16 @@ impl LocalCounters {
     }
 
     /// Sets the totals of the ledger, before anything is charged.
-    pub(super) fn restore(&self, row: &UsageTotals, at: Timestamp) {
-        let state = CounterState::restored(at, row.minute, row.hour, row.day, row.month, row.total);
-        *self.subject(&row.subject).lock() = state;
+    pub(super) fn restore(&self, row: &UsageTotals, calendar: Calendar, at: Timestamp) {
+        *self.subject(&row.subject).lock() = CounterState::restored(at, calendar, row.used);
     }
 
     /// Raises the counts to at least the totals of the ledger.
-    pub(super) fn raise(&self, row: &UsageTotals, at: Timestamp) {
+    pub(super) fn raise(&self, row: &UsageTotals, calendar: Calendar, at: Timestamp) {
         let shared = self.subject(&row.subject);
         let mut state = shared.lock();
-        for (per, known) in WINDOWS.into_iter().zip([row.minute, row.hour, row.day, row.month, row.total]) {
+        state.follow(calendar, at);
+        for (per, known) in Per::WINDOWS.into_iter().zip(row.used) {
             let missing = known.saturating_sub(state.used(per, at));
             state.correct(per, at, i64::try_from(missing).unwrap_or(i64::MAX));
         }
@@ -113,8 +114,8 @@ impl LocalCounters {
     /// Calls `show` with what every subject has spent in the windows that contain `at`.
     pub(super) fn each_spent(&self, at: Timestamp, mut show: impl FnMut(UsageTotals)) {
         self.each(|subject, state| {
-            let [minute, hour, day, month, total] = WINDOWS.map(|per| state.used(per, at));
-            show(UsageTotals { subject, minute, hour, day, month, total });
+            let used = Per::WINDOWS.map(|per| state.used(per, at));
+            show(UsageTotals { subject, used });
         });
     }
 
@@ -132,7 +133,8 @@ impl LocalCounters {
     pub(super) fn take_over(&self, told: &CounterDelta, now: Now) {
         let shared = self.subject(&told.subject);
         let mut state = shared.lock();
-        for (per, by) in WINDOWS.into_iter().zip(told.spent) {
+        state.follow(told.calendar, told.at);
+        for (per, by) in Per::WINDOWS.into_iter().zip(told.spent) {
             state.correct(per, told.at, by);
         }
         if let Some(debt) = told.debt {
@@ -207,10 +209,8 @@ fn check(
 }
 
 fn left(key: &CounterState, workspace: Option<&CounterState>, charge: &Charge<'_>, now: Now) -> LimitsLeft {
-    let mut left: LimitsLeft = charge.key_limits.iter().map(|l| (*l, key.remaining(l, now))).collect();
-    if let Some(state) = workspace {
-        left.extend(charge.workspace_limits.iter().map(|l| (*l, state.remaining(l, now))));
-    }
+    let mut left: LimitsLeft = key.left(charge.key_limits, now).collect();
+    left.extend(workspace.iter().flat_map(|state| state.left(charge.workspace_limits, now)));
     left
 }
 

@@ -20,6 +20,7 @@ pub use redis::endpoint::{LinkError, RedisEndpoint, RedisTls};
 pub use redis::{Leases, LeasesConfig, TotalsSource};
 
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::UsageTotals;
 use crate::policy::keys::limit::{Limit, LimitReached, Limits, Remaining};
@@ -138,18 +139,19 @@ impl Counters {
         Ok(InFlightGuard { _of: of })
     }
 
-    /// Sets the totals of the ledger, before anything is charged. Shared counters read the ledger themselves.
-    pub fn restore(&self, row: &UsageTotals, at: Timestamp) {
+    /// Sets the totals of the ledger for the windows of `calendar` that contain `at`, before anything is charged. Shared
+    /// counters read the ledger themselves.
+    pub fn restore(&self, row: &UsageTotals, calendar: Calendar, at: Timestamp) {
         if self.leases.is_none() {
-            self.local.restore(row, at);
+            self.local.restore(row, calendar, at);
         }
     }
 
     /// Raises the counts to at least the totals of the ledger, while requests are served. Shared counters read the ledger
     /// themselves.
-    pub fn raise(&self, row: &UsageTotals, at: Timestamp) {
+    pub fn raise(&self, row: &UsageTotals, calendar: Calendar, at: Timestamp) {
         if self.leases.is_none() {
-            self.local.raise(row, at);
+            self.local.raise(row, calendar, at);
         }
     }
 

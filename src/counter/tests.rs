@@ -138,15 +138,8 @@ fn what_the_ledger_knows_is_where_counting_goes_on() {
         [(LimitName::Daily, LimitRule::of(Per::Day, 5)), (LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let subject = Subject::new(limits(&both), Limits::new());
     let (counters, clock) = (Counters::default(), clock());
-    let row = UsageTotals {
-        subject: UsageSubject::Key(subject.key),
-        minute: 1,
-        hour: 2,
-        day: 3,
-        month: 4,
-        total: 99,
-    };
-    counters.restore(&row, clock.now().wall);
+    let row = UsageTotals { subject: UsageSubject::Key(subject.key), used: [1, 2, 3, 3, 4, 99] };
+    counters.restore(&row, Calendar::UTC, clock.now().wall);
     assert!(counters.charge(&subject.charge(), clock.now()).is_ok());
     let refusal = counters.charge(&subject.charge(), clock.now()).expect_err("the hundred are spent");
     assert_eq!((refusal.refused.limit.name, refusal.refused.retry), (LimitName::Quota, RetryAfter::Never));

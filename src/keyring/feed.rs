@@ -5,7 +5,7 @@
 use super::Keyring;
 use super::broken::Unapplied;
 use crate::clock::Clock;
-use crate::model::id::KeyId;
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::{Change, Feed, KeyChange, NodeReport, Nodes, StoreError, Version};
 use async_trait::async_trait;
 use std::collections::HashSet;
@@ -56,7 +56,7 @@ pub struct FeedFollower {
 #[async_trait]
 pub trait BeforeReturn: Send + Sync {
     /// Called before a request can find the key. On failure the key is not found yet, and the call is repeated.
-    async fn prepare(&self, key: KeyId) -> Result<(), StoreError>;
+    async fn prepare(&self, key: KeyId, workspace: &WorkspaceId) -> Result<(), StoreError>;
 }
 
 impl NodeReporter {
@@ -272,7 +272,7 @@ impl FeedFollower {
             if let Change::Key(KeyChange { key, was_restored: true, .. }) = change
                 && !self.keyring.holds(key.id)
             {
-                before_return.prepare(key.id).await?;
+                before_return.prepare(key.id, &key.workspace_id).await?;
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ mod index;
 pub use feed::{BeforeReturn, FeedFollower, FeedOptions, NodeReporter};
 
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, PlanId, WorkspaceId};
 use crate::model::key::{Key, Plan};
@@ -198,6 +199,22 @@ impl Keyring {
             UsageSubject::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
         };
         is_held || self.broken_rows().holds(table, subject)
+    }
+
+    /// The calendar of a key's or a workspace's plan.
+    pub fn calendar_of(&self, subject: &UsageSubject) -> Calendar {
+        let calendar = |workspace: &Workspace| workspace.plan().plan.calendar;
+        let found = match subject {
+            UsageSubject::Key(id) => self.by_id.get(id).map(|entry| calendar(&entry.workspace)),
+            UsageSubject::Workspace(id) => self.workspaces.get(id).map(|workspace| calendar(&workspace)),
+        };
+        found.unwrap_or_default()
+    }
+
+    /// The calendars of all workspaces but those that go by the usual one.
+    pub fn calendars(&self) -> HashMap<WorkspaceId, Calendar> {
+        let all = self.workspaces.iter().map(|w| (w.id.clone(), w.plan().plan.calendar));
+        all.filter(|(_, calendar)| *calendar != Calendar::UTC).collect()
     }
 
     /// Whether a key may have to be found by the SHA-256 digest of its secret.

@@ -1,6 +1,7 @@
 //! The replica: what look-ups return after each change, and the effect of late or repeated changes.
 
 use super::*;
+use crate::model::calendar::Calendar;
 use crate::model::key::{Ceilings, KeyType};
 use crate::store::{Credential, Feed, StoreError};
 use tokio::sync::mpsc;
@@ -14,6 +15,7 @@ fn plan(rate: u32) -> Change {
         end_user_quota: 1,
         default_daily_request_limit: None,
         limits: Box::default(),
+        calendar: Calendar::UTC,
     })
 }
 
@@ -86,6 +88,7 @@ pub(super) fn entry(number: u16) -> Entry {
             end_user_quota: 1,
             default_daily_request_limit: None,
             limits: Box::default(),
+            calendar: Calendar::UTC,
         },
         workspace_limits: Limits::new(),
     };

@@ -2,6 +2,7 @@
 //!
 //! Must not know: its name, its digest, how it is stored, or what has been spent.
 
+use super::calendar::Calendar;
 use super::id::{KeyId, PlanId, WorkspaceId};
 use super::scope::Scopes;
 use crate::clock::Timestamp;
@@ -38,7 +39,7 @@ pub struct Ceilings {
     pub rate_limit: u32,
     /// Requests that may come at once; none: as many as the rate.
     pub rate_burst: Option<u32>,
-    /// Requests per UTC day; none: no limit.
+    /// Requests per day of the plan's calendar; none: no limit.
     pub daily_request_limit: Option<u64>,
     /// Requests in the key's life.
     pub quota_limit: Option<u64>,
@@ -68,10 +69,12 @@ pub struct Plan {
     pub api_ops_rate_limit: u32,
     /// The most end users of a workspace.
     pub end_user_quota: u64,
-    /// Requests per UTC day for keys created without a daily limit; none: no limit.
+    /// Requests per day for keys created without a daily limit; none: no limit.
     pub default_daily_request_limit: Option<u64>,
     /// Further limits, each for all keys of the workspace together.
     pub limits: Box<[Ceiling]>,
+    /// When the days, weeks and months of all limits begin, those of keys too.
+    pub calendar: Calendar,
 }
 
 /// Largest value of a limit: the largest integer that a JSON number holds exactly.
@@ -162,7 +165,7 @@ words!(
 );
 
 words!(
-    /// The window of a limit. Calendar windows in UTC, except the second, which is a token bucket.
+    /// The window of a limit. Windows of the plan's [`Calendar`], except the second, which is a token bucket.
     Per {
         /// Refilled continuously over one second.
         Second = "second",
@@ -172,6 +175,8 @@ words!(
         Hour = "hour",
         /// Calendar day.
         Day = "day",
+        /// Calendar week.
+        Week = "week",
         /// Calendar month.
         Month = "month",
         /// The key's whole life.
@@ -194,7 +199,26 @@ impl fmt::Display for UnknownWord {
 
 impl std::error::Error for UnknownWord {}
 
-// === impl KeyType ===
+// === impl Per, KeyType ===
+
+impl Per {
+    /// The calendar windows, in the order in which counts of them are kept and told.
+    pub const WINDOWS: [Self; 6] =
+        [Self::Minute, Self::Hour, Self::Day, Self::Week, Self::Month, Self::Total];
+
+    /// Its place in [`Self::WINDOWS`]; none for the second, which is a bucket.
+    pub const fn window_index(self) -> Option<usize> {
+        Some(match self {
+            Self::Second => return None,
+            Self::Minute => 0,
+            Self::Hour => 1,
+            Self::Day => 2,
+            Self::Week => 3,
+            Self::Month => 4,
+            Self::Total => 5,
+        })
+    }
+}
 
 impl KeyType {
     /// The scope that keys of this type must hold; none for service keys.

@@ -5,7 +5,7 @@ pub mod fields;
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
-use crate::model::key::words;
+use crate::model::key::{Per, words};
 use fields::{Field, FieldReader, FieldWriter};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -140,16 +140,8 @@ pub(crate) use usage_columns;
 pub struct UsageTotals {
     /// The subject.
     pub subject: UsageSubject,
-    /// Charged requests in this calendar minute.
-    pub minute: u64,
-    /// Charged requests in this calendar hour.
-    pub hour: u64,
-    /// Charged requests on this calendar day.
-    pub day: u64,
-    /// Charged requests in this calendar month.
-    pub month: u64,
-    /// Charged requests in its whole life.
-    pub total: u64,
+    /// Charged requests in each of [`Per::WINDOWS`].
+    pub used: [u64; Per::WINDOWS.len()],
 }
 
 /// The subject.
@@ -164,7 +156,7 @@ pub enum UsageSubject {
 impl UsageTotals {
     /// No usage.
     pub const fn nothing(subject: UsageSubject) -> Self {
-        Self { subject, minute: 0, hour: 0, day: 0, month: 0, total: 0 }
+        Self { subject, used: [0; Per::WINDOWS.len()] }
     }
 }
 

@@ -26,6 +26,7 @@ pub use record::*;
 pub use usage::*;
 
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
 use async_trait::async_trait;
 use std::fmt;
@@ -307,11 +308,21 @@ pub trait Ledger: Send + Sync + 'static {
         Ok(nothing_to_do(at))
     }
 
-    /// What every key and workspace has spent in the windows that contain `at`, to restore counters.
-    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError>;
+    /// What every key and workspace has spent in the windows of `calendar` that contain `at`, to restore counters.
+    async fn totals(
+        &self,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError>;
 
     /// The same for one subject; zeros if it has spent nothing.
-    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError>;
+    async fn totals_of(
+        &self,
+        subject: &UsageSubject,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Result<UsageTotals, StoreError>;
 
     /// Totals of one key, in time that does not depend on the length of the ledger. None: no such key in this workspace; a
     /// deleted key keeps its statistics.

@@ -2,6 +2,7 @@
 
 use super::Version;
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
 use crate::model::key::{Ceiling, Key, KeyType, Plan};
@@ -191,6 +192,8 @@ pub struct PlanPatch {
     pub default_daily_request_limit: Option<Option<u64>>,
     /// See [`Plan::limits`].
     pub limits: Option<Box<[Ceiling]>>,
+    /// See [`Plan::calendar`].
+    pub calendar: Option<Calendar>,
 }
 
 /// A stored workspace.

@@ -34,7 +34,9 @@ pub fn put_plan(plan: &Plan, out: &mut Vec<u8>) {
     let (rate, quota) = (Value::Int(plan.api_ops_rate_limit.into()), Value::Int(int(plan.end_user_quota)));
     let daily = maybe(plan.default_daily_request_limit);
     let again = Value::Text(plan.id.as_str());
-    put(0, &[id, Value::Int(1), again, rate, quota, daily, Value::Text(&limits)], out);
+    let calendar = rules::calendar_column(plan.calendar);
+    let calendar = calendar.as_deref().map_or(Value::Null, Value::Text);
+    put(0, &[id, Value::Int(1), again, rate, quota, daily, Value::Text(&limits), calendar], out);
 }
 
 /// Adds a workspace. Its plan must come before.
@@ -213,6 +215,7 @@ impl RowColumns for Row<'_> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
+    use crate::model::calendar::Calendar;
     use crate::model::digest::Digest;
     use crate::model::id::KeyId;
     use crate::model::key::{Ceilings, KeyType};
@@ -258,6 +261,7 @@ mod tests {
             end_user_quota: 20,
             default_daily_request_limit: None,
             limits: Box::default(),
+            calendar: Calendar { month_day: 15, ..Calendar::UTC },
         };
         let workspace: WorkspaceId = "w".parse().expect("an id");
         let mut bytes = Vec::new();

@@ -12,7 +12,7 @@ use crate::model::usage::UsageRecord;
 pub struct KeyStats {
     /// Requests that reached a backend.
     pub total_requests: u64,
-    /// The same for the current UTC day.
+    /// The same for the current day of the plan's calendar.
     pub requests_today: u64,
     /// Charged requests.
     pub quota_used: u64,

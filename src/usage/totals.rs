@@ -1,37 +1,47 @@
-//! Totals of records in the journal that are not in the ledger yet, which limits must count as well. Pure.
+//! What records come to that are in the journal and not yet in the ledger: limits must know them all the same. Pure.
 
 use super::journal::codec;
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::Arc;
 
 /// What every key and workspace has spent, in the windows that contain one instant.
 #[derive(Debug)]
 pub struct JournalTotals {
     windows: Windows,
-    /// Requests that arrived until then are counted elsewhere.
+    /// Those of workspaces whose calendar is another.
+    other_windows: Arc<HashMap<WorkspaceId, Windows>>,
+    /// What arrived until then is counted elsewhere.
     after: Option<Timestamp>,
     keys: HashMap<KeyId, UsageTotals>,
     workspaces: HashMap<WorkspaceId, UsageTotals>,
 }
 
 impl JournalTotals {
-    /// Empty totals for the windows that contain `at`.
-    pub fn new(at: Timestamp) -> Self {
-        Self { windows: Windows::of(at), after: None, keys: HashMap::new(), workspaces: HashMap::new() }
+    /// Nothing yet; windows are those that contain `at`, of the workspace's calendar or else of UTC.
+    pub fn new(at: Timestamp, calendars: &HashMap<WorkspaceId, Calendar>) -> Self {
+        let others = calendars.iter().map(|(id, calendar)| (id.clone(), Window::all(*calendar, at)));
+        Self {
+            windows: Window::all(Calendar::UTC, at),
+            other_windows: Arc::new(others.collect()),
+            after: None,
+            keys: HashMap::new(),
+            workspaces: HashMap::new(),
+        }
     }
 
-    /// Counts only requests that arrived after this instant, if there is one.
+    /// Only of requests that arrived after that instant, if there is one.
     #[must_use]
     pub fn only_after(self, after: Option<Timestamp>) -> Self {
         Self { after, ..self }
     }
 
-    /// Adds a record from its two payloads. One that cannot be read counts as nothing.
+    /// Adds a record by its two payloads. One that cannot be read has spent nothing.
     pub fn add(&mut self, admit: &[u8], complete: Option<&[u8]>) {
         let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
         let Ok(begun) = codec::admit(admit, &mut own) else { return };
@@ -52,7 +62,7 @@ impl JournalTotals {
         }
     }
 
-    /// Adds totals of the same windows.
+    /// Adds what another one has counted in the same windows.
     pub fn absorb(&mut self, other: Self) {
         for mut row in other.into_rows() {
             self.add_to(&mut row);
@@ -67,10 +77,11 @@ impl JournalTotals {
         if self.after.is_some_and(|after| arrived <= after) {
             return;
         }
-        let one = self.windows.one(arrived);
+        let windows = self.other_windows.get(workspace).unwrap_or(&self.windows);
+        let one = windows.map(|window| u64::from(window.contains(arrived)));
         let key = self.keys.entry(id).or_insert_with(|| UsageTotals::nothing(UsageSubject::Key(id)));
         count(key, one);
-        // Nearly always it exists, and looking it up copies nothing.
+        // Nearly always it is known, and looking it up copies nothing.
         if let Some(row) = self.workspaces.get_mut(workspace) {
             return count(row, one);
         }
@@ -79,47 +90,27 @@ impl JournalTotals {
         self.workspaces.insert(workspace.clone(), row);
     }
 
-    /// Removes the totals of the subject of `row`, and adds them to `row`.
+    /// Takes what the subject of `row` has spent, and adds it to that.
     pub fn add_to(&mut self, row: &mut UsageTotals) {
         let more = match &row.subject {
             UsageSubject::Key(id) => self.keys.remove(id),
             UsageSubject::Workspace(id) => self.workspaces.remove(id),
         };
         if let Some(more) = more {
-            row.minute += more.minute;
-            row.hour += more.hour;
-            row.day += more.day;
-            row.month += more.month;
-            row.total += more.total;
+            count(row, more.used);
         }
     }
 
-    /// The remaining totals.
+    /// What has not been taken.
     pub fn into_rows(self) -> impl Iterator<Item = UsageTotals> {
         self.keys.into_values().chain(self.workspaces.into_values())
     }
 }
 
-/// The minute, hour, day and month that contain one instant.
-#[derive(Debug)]
-struct Windows([Range<Timestamp>; 4]);
+type Windows = [Window; Per::WINDOWS.len()];
 
-impl Windows {
-    fn of(at: Timestamp) -> Self {
-        let end = |per| window_end(per, at).unwrap_or(Timestamp::MAX);
-        Self([Per::Minute, Per::Hour, Per::Day, Per::Month].map(|per| window_start(per, at)..end(per)))
+fn count(row: &mut UsageTotals, more: [u64; Per::WINDOWS.len()]) {
+    for (used, more) in row.used.iter_mut().zip(more) {
+        *used += more;
     }
-
-    /// What a request that arrived then counts in each window.
-    fn one(&self, arrived: Timestamp) -> [u64; 4] {
-        self.0.each_ref().map(|window| u64::from(window.contains(&arrived)))
-    }
-}
-
-fn count(row: &mut UsageTotals, [minute, hour, day, month]: [u64; 4]) {
-    row.minute += minute;
-    row.hour += hour;
-    row.day += day;
-    row.month += month;
-    row.total += 1;
 }

@@ -171,8 +171,20 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:55 plans.a.limits[0].max: must be at most 10000000 per second",
     ),
     (
-        "[plans.a]\nlimits = [{ count = \"requests\", per = \"week\", max = 1 }]",
-        "2:39 plans.a.limits[0].per: must be one of: second, minute, hour, day, month, total",
+        "[plans.a]\nlimits = [{ count = \"requests\", per = \"year\", max = 1 }]",
+        "2:39 plans.a.limits[0].per: must be one of: second, minute, hour, day, week, month, total",
+    ),
+    (
+        "[plans.a]\ncalendar = { zone = \"Shanghai\" }",
+        "2:21 plans.a.calendar.zone: must be the name of a time zone, as in \"Asia/Shanghai\" or \"UTC\"",
+    ),
+    (
+        "[plans.a]\ncalendar = { month_day = 32 }",
+        "2:26 plans.a.calendar.month_day: must be a whole number from 1 to 31",
+    ),
+    (
+        "[plans.a]\ncalendar = { week_day = \"Monday\" }",
+        "2:25 plans.a.calendar.week_day: must be one of: monday, tuesday, wednesday, thursday, friday, saturday, sunday",
     ),
     (
         "[plans.a]\nlimits = [{ count = \"requests\", per = \"day\" }]",

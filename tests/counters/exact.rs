@@ -5,8 +5,9 @@ use crate::redis::RedisServer;
 use crate::spare::Spare;
 use keygate::clock::{Clock, Now, Timestamp};
 use keygate::counter::ChargeError;
+use keygate::model::calendar::Calendar;
 use keygate::model::key::Per;
-use keygate::policy::keys::calendar::window_start;
+use keygate::policy::keys::calendar::Window;
 use keygate::policy::keys::limit::{LimitName, LimitRule};
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,15 +204,19 @@ async fn a_busy_key_is_exact_and_asks_once_for_many_requests() {
 }
 
 /// Whether another day has begun since that one, for a limit that this matters to.
+fn start_of(per: Per, at: Timestamp) -> Timestamp {
+    Window::of(per, Calendar::UTC, at).start
+}
+
 fn crosses(per: Per, day: Timestamp) -> bool {
-    per != Per::Total && day != window_start(Per::Day, clock().now().wall)
+    per != Per::Total && day != start_of(Per::Day, clock().now().wall)
 }
 
 async fn a_window_is_exact(nodes: usize, per: Per, max: u64, each: u64) {
     let server = RedisServer::start();
     let nodes = Setup::strict(nodes).all(&server).await;
     let key = TestKey::window(per, max);
-    let day = window_start(Per::Day, clock().now().wall);
+    let day = start_of(Per::Day, clock().now().wall);
     let driven = drive(&nodes, &key, each, Duration::from_millis(2_500)).await;
     let admitted = driven.admitted.len() as u64;
     let whole = !crosses(per, day);
@@ -290,9 +295,8 @@ async fn no_minute_has_more_than_its_limit_and_the_next_begins_anew() {
         drive(&nodes, &keys[2].0, 1_700, long)
     );
     let now = clock().now();
-    let minute_of =
-        |ns: u64| window_start(Per::Minute, now.wall.minus(Duration::from_nanos(now.steady_ns - ns)));
-    let last_minute = window_start(Per::Minute, now.wall);
+    let minute_of = |ns: u64| start_of(Per::Minute, now.wall.minus(Duration::from_nanos(now.steady_ns - ns)));
+    let last_minute = start_of(Per::Minute, now.wall);
     for (driven, (_, max)) in [five, hundred, many].into_iter().zip(keys) {
         let count = |is: &dyn Fn(&Admission) -> bool| driven.admitted.iter().filter(|a| is(a)).count() as u64;
         // A request on either side of the end of a minute may count in either.
@@ -313,7 +317,7 @@ async fn places_in_flight_are_shared_and_free_again_when_requests_end() {
     let server = RedisServer::start();
     let nodes = Setup::strict(2).all(&server).await;
     let mut key = TestKey::rate(1_000);
-    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 4 })]));
+    key.limits.push(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 4 })])[0]);
     let mut held = Vec::new();
     let begun = Instant::now();
     while held.len() < 4 {
@@ -362,7 +366,7 @@ async fn places_of_a_node_that_dies_are_free_within_seven_seconds() {
     let (doomed, other) =
         (doomed.node("doomed", server.address).await, Setup::strict(2).node("other", server.address).await);
     let mut key = TestKey::rate(1_000);
-    key.limits.extend(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 2 })]));
+    key.limits.push(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 2 })])[0]);
     let lived = Instant::now();
     for _ in 0..2 {
         // As when a process is killed: nothing of it is ever heard again.

@@ -117,7 +117,7 @@ async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
     let (newer, known) = (TestKey::window(Per::Total, 10), TestKey::window(Per::Total, 10));
     spend(&newer, &node, 3).await;
     let hash = format!("kg:{{w}}:k:{}", newer.id);
-    server.command(&["HSET", &hash, "v", "3"]);
+    server.command(&["HSET", &hash, "v", "4"]);
     // What was leased before is good for a moment.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = server.command(&["HGETALL", &hash]);

@@ -5,6 +5,7 @@ use keygate::clock::{Clock, SystemClock, Timestamp};
 use keygate::counter::{Charge, ChargeError, Charged, Counters, Leases, LeasesConfig, OnFailure};
 use keygate::counter::{LinkError, RedisEndpoint, RedisKind, TotalsSource};
 use keygate::metrics::Metrics;
+use keygate::model::calendar::Calendar;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Count, Per};
 use keygate::model::usage::{UsageSubject, UsageTotals};
@@ -33,12 +34,12 @@ pub(crate) struct Ledger(pub(crate) AtomicU64, pub(crate) Duration);
 
 #[async_trait::async_trait]
 impl TotalsSource for Ledger {
-    async fn totals_of(&self, subject: &UsageSubject, _at: Timestamp) -> Option<UsageTotals> {
+    async fn totals_of(&self, subject: &UsageSubject, _: Timestamp, _: Calendar) -> Option<UsageTotals> {
         if self.1 > Duration::ZERO {
             tokio::time::sleep(self.1).await;
         }
         let n = self.0.load(Ordering::SeqCst);
-        Some(UsageTotals { subject: subject.clone(), minute: n, hour: n, day: n, month: n, total: n })
+        Some(UsageTotals { subject: subject.clone(), used: [n; Per::WINDOWS.len()] })
     }
 
     fn behind(&self) -> Duration {

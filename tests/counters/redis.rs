@@ -71,10 +71,10 @@ impl RedisServer {
         self.commands(&[words])
     }
 
-    /// What is counted of a subject's life: the start of the window, what was used, and what is known from before.
+    /// What is counted of a subject's life: start and end of the window, what was used, and what is known from before.
     pub(crate) fn spent(&self, hash: &str) -> u64 {
-        let answer = self.command(&["HGET", hash, "w5"]);
-        let of_life = answer.rsplit("\r\n").next().and_then(|text| text.split(' ').nth(1));
+        let answer = self.command(&["HGET", hash, "w6"]);
+        let of_life = answer.rsplit("\r\n").next().and_then(|text| text.split(' ').nth(2));
         of_life.and_then(|used| used.parse().ok()).unwrap_or(0)
     }
 

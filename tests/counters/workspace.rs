@@ -15,7 +15,8 @@ const LANES: usize = 400;
 /// Keys of one workspace, which may spend so much together.
 fn keys(count: usize) -> Vec<TestKey> {
     let mut first = TestKey::window(Per::Total, MAX as u64);
-    first.workspace_limits = first.limits.drain(1..).collect();
+    first.workspace_limits = first.limits[1..].iter().copied().collect();
+    first.limits = first.limits[..1].iter().copied().collect();
     first.workspace_limits[0].name = LimitName::Workspace(0);
     (0..count).map(|_| TestKey { id: TestKey::rate(1).id, ..first.clone() }).collect()
 }

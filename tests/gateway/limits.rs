@@ -158,12 +158,47 @@ fn the_day_and_the_quota_end_where_they_say() {
     );
 }
 
+/// The zone in which it is between 12:00 and 13:00 now, and how many seconds it is until its midnight.
+fn zone_at_noon() -> (String, u64) {
+    let now = i64::try_from(now_secs()).unwrap();
+    let offset = 12 - now.rem_euclid(86_400) / 3_600;
+    // The names of these zones count westwards.
+    let zone = if offset < 0 { format!("Etc/GMT+{}", -offset) } else { format!("Etc/GMT-{offset}") };
+    let local = (now + offset * 3_600).rem_euclid(86_400);
+    (zone, u64::try_from(86_400 - local).unwrap())
+}
+
+#[test]
+fn the_day_ends_at_midnight_of_the_plans_zone_and_after_a_restart_as_well() {
+    let (_origin, mut gateway) = stand("");
+    let (zone, until_midnight) = zone_at_noon();
+    let calendar = json!({"zone": zone, "month_day": 31, "week_day": "sunday"});
+    let plan = gateway.managed("PUT", "/plans/default", Some(&json!({"calendar": calendar})));
+    assert_eq!(plan["calendar"], calendar);
+    let key = gateway.create_key(json!({"daily_request_limit": 5}));
+    assert_eq!(statuses(&calls(&gateway, &key.secret, 3)), [200; 3]);
+    assert_eq!(gateway.stop().code(), Some(0));
+    let again = gateway.restart();
+    let seen = calls(&again, &key.secret, 3);
+    assert_eq!(statuses(&seen), [200, 200, 429], "three of five were spent before");
+    let wait = seen[2].number("retry-after");
+    assert!(wait.abs_diff(until_midnight) < 120, "{wait} vs {until_midnight}");
+    eventually("six requests of this day", || {
+        (again.stats(&key)["requests_today"] == json!(6)).then_some(())
+    });
+}
+
 #[test]
 fn further_limits_count_minutes_hours_months_and_all_time() {
     let (_origin, gateway) = stand("");
-    for (per, window) in
-        [("minute", 60), ("hour", 3_600), ("day", 86_400), ("month", 86_400), ("total", 86_400)]
-    {
+    for (per, window) in [
+        ("minute", 60),
+        ("hour", 3_600),
+        ("day", 86_400),
+        ("week", 86_400),
+        ("month", 86_400),
+        ("total", 86_400),
+    ] {
         let limits = json!([{"count": "requests", "per": per, "max": 2}]);
         let seen = within_one(window, || {
             let key = gateway.create_key(json!({"limits": limits}));
@@ -179,6 +214,7 @@ fn further_limits_count_minutes_hours_months_and_all_time() {
         assert_eq!(seen[1].remaining(&format!("key-requests-{per}")), 0);
         match per {
             "total" => assert_eq!(seen[2].header("retry-after"), None),
+            "week" => assert!((1..=7 * 86_400).contains(&seen[2].number("retry-after"))),
             "month" => assert!((1..=31 * 86_400).contains(&seen[2].number("retry-after"))),
             _ => assert!((1..=window).contains(&seen[2].number("retry-after")), "{per}"),
         }

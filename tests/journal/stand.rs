@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use keygate::clock::{Clock, ManualClock, Timestamp};
 use keygate::metrics::Metrics;
+use keygate::model::calendar::Calendar;
 use keygate::model::id::{KeyId, RequestId, WorkspaceId};
 use keygate::model::usage::{Outcome, UsageRecord, UsageSubject, UsageTotals};
 use keygate::store::{
@@ -264,11 +265,21 @@ impl Ledger for TestLedger {
         done
     }
 
-    async fn totals(&self, _: Timestamp, _: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
+    async fn totals(
+        &self,
+        _: Timestamp,
+        _: Calendar,
+        _: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
         nothing()
     }
 
-    async fn totals_of(&self, _: &UsageSubject, _: Timestamp) -> Result<UsageTotals, StoreError> {
+    async fn totals_of(
+        &self,
+        _: &UsageSubject,
+        _: Timestamp,
+        _: Calendar,
+    ) -> Result<UsageTotals, StoreError> {
         nothing()
     }
 

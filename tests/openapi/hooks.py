@@ -16,6 +16,7 @@ def rfc3339(at):
 
 # Instants from 1970 on, and networks without bits behind their prefix.
 schemathesis.openapi.format("date-time", st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(9998, 1, 1)).map(rfc3339))
+schemathesis.openapi.format("time-zone", st.sampled_from(["UTC", "Asia/Shanghai", "Europe/Berlin", "America/New_York"]))
 schemathesis.openapi.format("cidr", st.one_of(
     st.builds(lambda at, bits: str(ipaddress.ip_network((at, bits), strict=False)), st.integers(0, 2**32 - 1), st.integers(0, 32)),
     st.builds(lambda at, bits: str(ipaddress.ip_network((at, bits), strict=False)), st.integers(2**32, 2**128 - 1), st.integers(0, 128)),

@@ -3,6 +3,7 @@
 use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone, workspace_id};
 use crate::private_postgres::raw;
 use keygate::clock::Timestamp;
+use keygate::model::calendar::Calendar;
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use keygate::model::usage::{Outcome, UsageRecord, UsageSubject};
@@ -142,8 +143,8 @@ pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(pl
 /// What the two stores say of a key, at the end of what has happened.
 async fn said(place: &Place, w: &WorkspaceId, key: &KeyRecord) -> impl PartialEq + std::fmt::Debug + use<> {
     let (id, at) = (key.key.id, after(90_001));
-    let spent = place.totals_of(&UsageSubject::Key(id), at).await.unwrap();
-    let of_all = place.totals_of(&UsageSubject::Workspace(w.clone()), at).await.unwrap();
+    let spent = place.totals_of(&UsageSubject::Key(id), at, Calendar::UTC).await.unwrap();
+    let of_all = place.totals_of(&UsageSubject::Workspace(w.clone()), at, Calendar::UTC).await.unwrap();
     let range = UsageRange { from: Timestamp::default(), to: at, interval: Interval::Day };
     let chart = place.usage(w, id, &range).await.unwrap();
     let logs = place.logs(w, id, &LogFilter::default(), LogPageRequest::Number(everything())).await.unwrap();

@@ -5,6 +5,7 @@ use crate::place::{
     PLAN_RATE, Place, T0, after, credential, everything, new_key, page, plan_id, scopes, someone,
 };
 use keygate::clock::Timestamp;
+use keygate::model::calendar::Calendar;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Ceiling, Count, KeyType, Per};
 use keygate::model::usage::UsageSubject;
@@ -214,8 +215,8 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
     place.append(&[crate::place::record(&stored, T0)]).await.unwrap();
     let stats = place.stats(&w, made.key.id, T0).await.unwrap().unwrap();
     assert_eq!((stats.total_requests, stats.quota_used, stats.last_used_at), (6, 4, Some(T0)));
-    let spent = place.totals_of(&UsageSubject::Key(made.key.id), T0).await.unwrap();
-    assert_eq!((spent.day, spent.total), (1, 4));
+    let spent = place.totals_of(&UsageSubject::Key(made.key.id), T0, Calendar::UTC).await.unwrap();
+    assert_eq!((spent.used[2], spent.used[5]), (1, 4));
 
     let over = moved("its grace is over", Some(until(T0)));
     let over = place.create_key(over, &someone(), T0).await.unwrap().value;

@@ -2,8 +2,10 @@
 
 use crate::place::{Place, T0, after, everything, page, plan, plan_id, record, someone};
 use keygate::clock::Timestamp;
+use keygate::model::calendar::{Calendar, zone};
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
+use keygate::model::key::Per;
 use keygate::model::usage::Quantiles;
 use keygate::model::usage::{Outcome, UsageSubject};
 use keygate::model::usage::{UsageRecord, UsageTotals};
@@ -39,6 +41,10 @@ async fn logs(place: &Place, w: &WorkspaceId, key: &KeyRecord, filter: &LogFilte
 }
 
 async fn spent(place: &Place, at: Timestamp) -> Vec<UsageTotals> {
+    spent_in(place, at, Calendar::UTC).await
+}
+
+async fn spent_in(place: &Place, at: Timestamp, calendar: Calendar) -> Vec<UsageTotals> {
     let (to, mut from) = mpsc::channel(1);
     let collect = async {
         let mut all = Vec::new();
@@ -47,18 +53,18 @@ async fn spent(place: &Place, at: Timestamp) -> Vec<UsageTotals> {
         }
         all
     };
-    let (outcome, rows) = tokio::join!(place.totals(at, to), collect);
+    let (outcome, rows) = tokio::join!(place.totals(at, calendar, to), collect);
     outcome.unwrap();
     for row in &rows {
-        assert_eq!(place.totals_of(&row.subject, at).await.unwrap(), *row, "asked for one or for all");
+        let alone = place.totals_of(&row.subject, at, calendar).await.unwrap();
+        assert_eq!(alone, *row, "asked for one or for all");
     }
     rows
 }
 
-async fn spent_by(place: &Place, at: Timestamp, subject: &UsageSubject) -> [u64; 5] {
+async fn spent_by(place: &Place, at: Timestamp, subject: &UsageSubject) -> [u64; Per::WINDOWS.len()] {
     let rows = spent(place, at).await;
-    let row = rows.iter().find(|row| row.subject == *subject).unwrap();
-    [row.minute, row.hour, row.day, row.month, row.total]
+    rows.iter().find(|row| row.subject == *subject).unwrap().used
 }
 
 fn ended(key: &KeyRecord, at: Timestamp, outcome: Outcome, status_code: u16) -> UsageRecord {
@@ -69,8 +75,8 @@ pub(crate) async fn an_empty_batch_is_nothing(place: Place) {
     assert_eq!(place.append(&[]).await.unwrap(), 0);
     assert_eq!(spent(&place, T0).await, []);
     let nobody = UsageSubject::Key(KeyId::new(T0));
-    let none = UsageTotals { subject: nobody.clone(), minute: 0, hour: 0, day: 0, month: 0, total: 0 };
-    assert_eq!(place.totals_of(&nobody, T0).await.unwrap(), none);
+    let none = UsageTotals::nothing(nobody.clone());
+    assert_eq!(place.totals_of(&nobody, T0, Calendar::UTC).await.unwrap(), none);
 }
 
 pub(crate) async fn append_is_idempotent(place: Place) {
@@ -414,7 +420,7 @@ pub(crate) async fn a_record_knows_its_key_by_id_only(place: Place) {
     assert_eq!(place.append(&[stray.clone()]).await.unwrap(), 1);
     assert_eq!(stats(&place, &w, &key, T0).await.total_requests, 0);
     assert_eq!(place.stats(&w, stray.api_key_id, T0).await.unwrap(), None);
-    assert_eq!(spent_by(&place, T0, &UsageSubject::Key(stray.api_key_id)).await, [1; 5]);
+    assert_eq!(spent_by(&place, T0, &UsageSubject::Key(stray.api_key_id)).await, [1; 6]);
 }
 
 pub(crate) async fn a_deleted_key_keeps_its_usage(place: Place) {
@@ -604,12 +610,37 @@ pub(crate) async fn spending_follows_the_windows(place: Place) {
         .await
         .unwrap();
     let subject = UsageSubject::Key(key.key.id);
-    assert_eq!(spent_by(&place, LAST_US, &subject).await, [1, 2, 3, 4, 6]);
-    assert_eq!(spent_by(&place, JULY, &subject).await, [1, 1, 1, 1, 6]);
+    assert_eq!(spent_by(&place, LAST_US, &subject).await, [1, 2, 3, 4, 4, 6]);
+    assert_eq!(spent_by(&place, JULY, &subject).await, [1, 1, 1, 4, 1, 6]);
     let august = JULY.plus(Duration::from_secs(31 * 86_400));
-    assert_eq!(spent_by(&place, august, &subject).await, [0, 0, 0, 0, 6]);
+    assert_eq!(spent_by(&place, august, &subject).await, [0, 0, 0, 0, 0, 6]);
     let end_of_july = august.minus(Duration::from_micros(1));
-    assert_eq!(spent_by(&place, end_of_july, &subject).await, [0, 0, 0, 1, 6]);
+    assert_eq!(spent_by(&place, end_of_july, &subject).await, [0, 0, 0, 0, 1, 6]);
+}
+
+/// Days of other zones begin in the middle of a roll-up's, and in India in the middle of an hour.
+pub(crate) async fn spending_follows_the_calendar_of_the_plan(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let before = |seconds| record(&key, JULY.minus(Duration::from_secs(seconds)));
+    // Midnight is at 18:30 UTC in Kolkata and at 16:00 in Shanghai; both have a day that began before JULY.
+    let [kolkata, shanghai] = [5 * 3_600 + 1_800, 8 * 3_600];
+    let around = [kolkata + 1, kolkata, shanghai + 1, shanghai];
+    place.append(&around.map(before)).await.unwrap();
+    place
+        .append(&[record(&key, JULY), record(&key, JULY.plus(Duration::from_secs(18 * 3_600)))])
+        .await
+        .unwrap();
+    let subject = UsageSubject::Key(key.key.id);
+    for (name, today, month) in [("UTC", 2, 2), ("Asia/Kolkata", 3, 3), ("Asia/Shanghai", 4, 5)] {
+        let calendar = Calendar { zone: zone(name).unwrap(), ..Calendar::UTC };
+        let rows = spent_in(&place, JULY, calendar).await;
+        let row = rows.iter().find(|row| row.subject == subject).unwrap();
+        assert_eq!([row.used[2], row.used[4], row.used[5]], [today, month, 6], "{name}");
+        let patch = PlanPatch { calendar: Some(calendar), ..PlanPatch::default() };
+        let plan = place.workspace(&w).await.unwrap().unwrap().plan_id;
+        place.update_plan(&plan, patch, &someone(), T0).await.unwrap();
+        assert_eq!(stats(&place, &w, &key, JULY).await.requests_today, today, "{name}");
+    }
 }
 
 pub(crate) async fn spending_is_summed_per_workspace(place: Place) {
@@ -624,7 +655,7 @@ pub(crate) async fn spending_is_summed_per_workspace(place: Place) {
         (UsageSubject::Key(b.key.id), 2),
         (UsageSubject::Key(c.key.id), 1),
     ] {
-        assert_eq!(spent_by(&place, T0, &subject).await, [expected; 5], "{subject:?}");
+        assert_eq!(spent_by(&place, T0, &subject).await, [expected; 6], "{subject:?}");
     }
     assert_eq!(spent(&place, T0).await.len(), 5);
 }
@@ -640,6 +671,6 @@ pub(crate) async fn a_receiver_that_goes_ends_the_spending(place: Place) {
     place.append(&[record(&key, T0)]).await.unwrap();
     let (to, from) = mpsc::channel(1);
     drop(from);
-    let error = place.totals(T0, to).await.unwrap_err();
+    let error = place.totals(T0, Calendar::UTC, to).await.unwrap_err();
     assert!(matches!(error, StoreError::Cancelled), "{error}");
 }

@@ -143,6 +143,7 @@ macro_rules! behaviours {
                 logs_are_filtered
                 workspaces_do_not_see_each_others_usage
                 spending_follows_the_windows
+                spending_follows_the_calendar_of_the_plan
                 spending_is_summed_per_workspace
                 spending_of_nothing_is_nothing
                 a_receiver_that_goes_ends_the_spending;

@@ -8,6 +8,7 @@ use crate::place::{
 use crate::private_postgres::{Server, raw};
 use crate::spare::Spare;
 use keygate::clock::Timestamp;
+use keygate::model::calendar::Calendar;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::usage::UsageRecord;
@@ -651,7 +652,7 @@ async fn a_damaged_roll_up_holds_up_neither_the_ledger_nor_the_start() {
         }
         subjects
     };
-    let (outcome, subjects) = tokio::join!(place.totals(T0, to), collect);
+    let (outcome, subjects) = tokio::join!(place.totals(T0, Calendar::UTC, to), collect);
     outcome.unwrap();
     assert_eq!(subjects, 2, "b and the workspace");
 }

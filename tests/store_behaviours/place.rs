@@ -2,6 +2,7 @@
 
 use crate::private_postgres::Server;
 use keygate::clock::Timestamp;
+use keygate::model::calendar::Calendar;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
 use keygate::model::key::{Ceilings, Key, KeyType, Plan};
@@ -182,6 +183,7 @@ pub(crate) fn plan(id: &str) -> PlanRecord {
         end_user_quota: PLAN_END_USERS,
         default_daily_request_limit: Some(77),
         limits: [].into(),
+        calendar: Calendar::UTC,
     };
     PlanRecord {
         plan,

@@ -1,6 +1,7 @@
 //! Plans and workspaces.
 
 use crate::place::{Place, T0, after, everything, page, plan, plan_id, someone, workspace_id};
+use keygate::model::calendar::{Calendar, WeekDay, zone};
 use keygate::model::key::{Ceiling, Count, Per};
 use keygate::store::{KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch, WorkspaceRecord};
 
@@ -21,7 +22,9 @@ pub(crate) async fn a_plan_reads_back_exactly(place: Place) {
     let mut gold = plan("gold");
     gold.description = "50 % more 中".into();
     gold.plan.end_user_quota = (1 << 53) - 1;
-    gold.plan.limits = [Ceiling { count: Count::Requests, per: Per::Day, max: 0 }].into();
+    gold.plan.limits = [Ceiling { count: Count::Requests, per: Per::Week, max: 0 }].into();
+    gold.plan.calendar =
+        Calendar { zone: zone("Asia/Shanghai").unwrap(), month_day: 15, week_day: WeekDay::Sunday };
     let written = place.create_plan(gold.clone(), &someone(), T0).await.unwrap();
     assert_eq!(written.value, gold);
     assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(gold));
@@ -42,12 +45,14 @@ pub(crate) async fn a_patched_plan_keeps_the_rest(place: Place) {
     let patch = PlanPatch {
         end_user_quota: Some(0),
         default_daily_request_limit: Some(None),
+        calendar: Some(Calendar { month_day: 31, ..Calendar::UTC }),
         ..PlanPatch::default()
     };
     let written = place.update_plan(&plan_id("gold"), patch, &someone(), after(1)).await.unwrap();
     let mut expected = PlanRecord { updated_at: after(1), ..plan("gold") };
     expected.plan.end_user_quota = 0;
     expected.plan.default_daily_request_limit = None;
+    expected.plan.calendar.month_day = 31;
     assert_eq!(written.value, expected);
     assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(expected));
     let too_many = [Ceiling { count: Count::Requests, per: Per::Day, max: 1 }; 9].into();

@@ -36,14 +36,21 @@ impl CreatePlanInput {
         let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
         let daily = fields.cleared("default_daily_request_limit", rules::ceiling);
         let limits = fields.optional("limits", rules::limits).unwrap_or_default();
+        let calendar = fields.optional("calendar", rules::calendar).unwrap_or_default();
         let description = fields.optional("description", rules::description).unwrap_or_default();
         let usage_retention_days = fields.optional("usage_retention_days", rules::days);
         let deleted_keys_days = fields.optional("deleted_keys_days", rules::deleted_keys_days);
         match (id, rate, quota, fields.finish()) {
             (Some(id), Some(api_ops_rate_limit), Some(end_user_quota), errors) if errors.is_empty() => {
                 let default_daily_request_limit = daily.unwrap_or(Some(DAILY_DEFAULT));
-                let plan =
-                    Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits };
+                let plan = Plan {
+                    id,
+                    api_ops_rate_limit,
+                    end_user_quota,
+                    default_daily_request_limit,
+                    limits,
+                    calendar,
+                };
                 let deleted_keys_days = deleted_keys_days.unwrap_or(DELETED_KEYS_DAYS_DEFAULT);
                 Ok(Self { plan, description, usage_retention_days, deleted_keys_days })
             }
@@ -73,6 +80,7 @@ impl UpdatePlanInput {
             end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
             default_daily_request_limit: fields.cleared("default_daily_request_limit", rules::ceiling),
             limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),
+            calendar: fields.cleared("calendar", rules::calendar).map(Option::unwrap_or_default),
         };
         fields.fixed("id");
         let errors = fields.finish();

@@ -1,13 +1,15 @@
 //! Rules for values, the same for creating and changing.
 
-use super::fields::{InputFields, ValidationErrors};
+use super::fields::{FieldError, InputFields, ValidationErrors};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
+use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX, UnknownZone, WeekDay};
 use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, Count, DELETED_KEYS_DAYS_MAX, Per, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{Scopes, check_granted};
 use crate::policy::keys::secret::SECRET_MAX;
+use chrono_tz::Tz;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
@@ -181,6 +183,31 @@ fn one_limit(value: &Value) -> Result<Ceiling, ValidationErrors> {
         (Some(count), Some(per), Some(max), errors) if errors.is_empty() => Ok(Ceiling { count, per, max }),
         (.., errors) => Err(ValidationErrors(errors)),
     }
+}
+
+/// When days, weeks and months begin; what is left out is as usual.
+pub(super) fn calendar(value: &Value) -> Result<Calendar, ValidationErrors> {
+    let map = value.as_object().ok_or("must be an object {zone, month_day, week_day}")?;
+    let mut fields = InputFields::of(map);
+    let usual = Calendar::UTC;
+    let found = Calendar {
+        zone: fields.optional("zone", zone).unwrap_or(usual.zone),
+        month_day: fields.optional("month_day", month_day).unwrap_or(usual.month_day),
+        week_day: fields.optional("week_day", word::<WeekDay>).unwrap_or(usual.week_day),
+    };
+    let errors =
+        fields.finish().into_iter().map(|flaw| FieldError { field: format!(".{}", flaw.field), ..flaw });
+    let errors: Vec<FieldError> = errors.collect();
+    if errors.is_empty() { Ok(found) } else { Err(ValidationErrors(errors)) }
+}
+
+fn month_day(value: &Value) -> Result<u8, ValidationErrors> {
+    whole(1, MONTH_DAY_MAX.into())(value).map(|day| u8::try_from(day).unwrap_or(MONTH_DAY_MAX))
+}
+
+fn zone(value: &Value) -> Result<Tz, ValidationErrors> {
+    let named = value.as_str().ok_or(UnknownZone).and_then(calendar::zone);
+    named.map_err(|unknown| unknown.to_string().into())
 }
 
 fn count(value: &Value) -> Result<Count, ValidationErrors> {

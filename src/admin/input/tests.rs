@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::Timestamp;
+use crate::model::calendar::{self, Calendar, WeekDay};
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Count, KeyType, Per, Plan};
 use crate::model::scope::{Scopes, check_granted};
@@ -30,6 +31,7 @@ fn plan(rate: u32) -> Plan {
         end_user_quota: 1,
         default_daily_request_limit: Some(77),
         limits: Box::default(),
+        calendar: Calendar::UTC,
     }
 }
 
@@ -131,7 +133,7 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (
             json!({"limits": [{"count": "requests", "per": "year", "max": 1}]}),
             "limits[0].per",
-            "must be one of: second, minute, hour, day, month, total",
+            "must be one of: second, minute, hour, day, week, month, total",
         ),
         (json!({"limits": [{"count": "requests", "per": "day", "max": 0}]}), "limits[0].max", any),
         (
@@ -401,8 +403,28 @@ fn plans_and_workspaces_name_their_mistakes() {
         (json!({"usage_retention_days": 36_501}), "usage_retention_days"),
         (json!({"deleted_keys_days": null}), "deleted_keys_days"),
         (json!({"deleted_keys_days": 3_651}), "deleted_keys_days"),
+        (json!({"calendar": "UTC"}), "calendar"),
+        (json!({"calendar": {"zone": "Shanghai"}}), "calendar.zone"),
+        (json!({"calendar": {"zone": 8}}), "calendar.zone"),
+        (json!({"calendar": {"month_day": 0}}), "calendar.month_day"),
+        (json!({"calendar": {"month_day": 32}}), "calendar.month_day"),
+        (json!({"calendar": {"week_day": "mon"}}), "calendar.week_day"),
+        (json!({"calendar": {"first": 1}}), "calendar.first"),
     ] {
         assert_eq!(said(UpdatePlanInput::read(&map(body)).expect_err(field))[0].0, field);
+    }
+    let zone = calendar::zone("Asia/Shanghai").expect("a zone");
+    for (calendar, expected) in [
+        (json!({"zone": "Asia/Shanghai"}), Calendar { zone, ..Calendar::UTC }),
+        (
+            json!({"month_day": 31.0, "week_day": "sunday", "zone": null}),
+            Calendar { month_day: 31, week_day: WeekDay::Sunday, ..Calendar::UTC },
+        ),
+        (json!({}), Calendar::UTC),
+        (json!(null), Calendar::UTC),
+    ] {
+        let patch = UpdatePlanInput::read(&map(json!({"calendar": calendar}))).expect("right").into_patch();
+        assert_eq!(patch.calendar, Some(expected));
     }
     for (body, field) in [
         (json!({"plan_id": "no such plan!"}), "plan_id"),

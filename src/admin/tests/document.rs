@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::admin::input::{
-    CreateKeyInput, CreatePlanInput, ImportBody, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput,
-    read_grace_period, read_lookup,
+    CreateKeyInput, CreatePlanInput, FieldError, ImportBody, UpdateKeyInput, UpdatePlanInput,
+    UpdateWorkspaceInput, read_grace_period, read_lookup,
 };
 use serde_json::Map;
 use std::collections::BTreeSet;
@@ -87,7 +87,7 @@ async fn every_documented_parameter_is_read_and_no_other() {
 fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
-    type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<crate::admin::input::FieldError> + 'a>;
+    type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<FieldError> + 'a>;
     let readers: [(&str, Read<'_>); 9] = [
         ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
@@ -110,7 +110,9 @@ fn bodies_have_the_fields_that_drafts_read() {
         let body: Map<String, Value> =
             described.iter().map(|f| ((*f).to_owned(), json!({"a": {}}))).collect();
         let complaints = read(&body);
-        let unread: Vec<_> = complaints.iter().filter(|e| e.message.contains("not known here")).collect();
+        // What is within a field is another object's.
+        let is_own = |e: &&FieldError| e.message.contains("not known here") && !e.field.contains('.');
+        let unread: Vec<_> = complaints.iter().filter(is_own).collect();
         assert!(unread.is_empty(), "{name}: {unread:?}");
         // A key's scopes are required only if its type implies none, which a schema cannot express.
         let least = if name == "KeyCreate" { json!({"scopes": []}) } else { json!({}) };

@@ -2,7 +2,9 @@
 
 use crate::clock::Timestamp;
 use crate::counter::CounterDelta;
+use crate::model::calendar::{self, Calendar};
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Per;
 use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::BucketDebt;
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWr
 use uuid::Uuid;
 
 /// Both must use the same version; a change that only adds fields keeps it.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Longest line, in bytes.
 const LINE_MAX: u64 = 64 << 10;
 /// Most descriptors: all listeners that a config can have, and the store's lock.
@@ -57,7 +59,10 @@ pub(super) struct CounterRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace: Option<String>,
     at_us: i64,
-    spent: [i64; 5],
+    zone: String,
+    month_day: u8,
+    week_day: String,
+    spent: [i64; Per::WINDOWS.len()],
     #[serde(skip_serializing_if = "Option::is_none")]
     ahead_ns: Option<[u64; 2]>,
     #[serde(default)]
@@ -65,18 +70,20 @@ pub(super) struct CounterRow {
 }
 
 impl From<CounterDelta> for CounterRow {
-    fn from(CounterDelta { subject, at, spent, debt, in_flight }: CounterDelta) -> Self {
+    fn from(CounterDelta { subject, at, calendar, spent, debt, in_flight }: CounterDelta) -> Self {
         let (key, workspace) = match subject {
             UsageSubject::Key(KeyId(id)) => (Some(id), None),
             UsageSubject::Workspace(id) => (None, Some(id.as_str().to_owned())),
         };
         let ahead_ns = debt.map(|BucketDebt { rate_ns, second_ns }| [rate_ns, second_ns]);
-        Self { key, workspace, at_us: at.as_micros(), spent, ahead_ns, in_flight }
+        let Calendar { zone, month_day, week_day } = calendar;
+        let (zone, week_day) = (zone.name().to_owned(), week_day.to_string());
+        Self { key, workspace, at_us: at.as_micros(), zone, month_day, week_day, spent, ahead_ns, in_flight }
     }
 }
 
 impl CounterRow {
-    /// None: the subject is unknown.
+    /// None: the subject or its calendar is unknown.
     pub(super) fn read(self) -> Option<CounterDelta> {
         let subject = match (self.key, self.workspace) {
             (Some(id), _) => UsageSubject::Key(KeyId(id)),
@@ -85,7 +92,9 @@ impl CounterRow {
         };
         let debt = self.ahead_ns.map(|[rate_ns, second_ns]| BucketDebt { rate_ns, second_ns });
         let (at, spent, in_flight) = (Timestamp::from_micros(self.at_us), self.spent, self.in_flight);
-        Some(CounterDelta { subject, at, spent, debt, in_flight })
+        let (zone, week_day) = (calendar::zone(&self.zone).ok()?, self.week_day.parse().ok()?);
+        let calendar = Calendar { zone, month_day: self.month_day, week_day };
+        Some(CounterDelta { subject, at, calendar, spent, debt, in_flight })
     }
 }
 
@@ -116,7 +125,8 @@ mod tests {
         let told = |subject, debt| CounterDelta {
             subject,
             at: Timestamp::from_micros(7),
-            spent: [1, -2, 3, i64::MAX, i64::MIN],
+            calendar: Calendar { zone: calendar::zone("Asia/Shanghai").expect("a zone"), ..Calendar::UTC },
+            spent: [1, -2, 3, 4, i64::MAX, i64::MIN],
             debt,
             in_flight: -4,
         };

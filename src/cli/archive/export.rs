@@ -4,6 +4,7 @@ use super::{ArchiveEntry, FORMAT};
 use crate::cli::keys::KeyCommand;
 use crate::cli::keys::export::{ceilings, credentials, line};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
+use crate::model::calendar::Calendar;
 use crate::model::id::WorkspaceId;
 use crate::model::key::Plan;
 use crate::store::{EndUserRecord, KeyFilter, Page, PageRequest, PlanRecord, WorkspaceRecord};
@@ -139,7 +140,8 @@ fn plan_line(record: PlanRecord) -> Value {
         created_at: _,
         updated_at: _,
     } = record;
-    let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } = plan;
+    let Plan { id, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits, calendar } = plan;
+    let Calendar { zone, month_day, week_day } = calendar;
     json!({
         "id": id.as_str(),
         "description": description,
@@ -147,6 +149,7 @@ fn plan_line(record: PlanRecord) -> Value {
         "end_user_quota": end_user_quota,
         "default_daily_request_limit": default_daily_request_limit,
         "limits": ceilings(&limits),
+        "calendar": { "zone": zone.name(), "month_day": month_day, "week_day": week_day.as_str() },
         "usage_retention_days": usage_retention_days,
         "deleted_keys_days": deleted_keys_days,
     })

@@ -37,7 +37,7 @@ pub(super) struct CreateArgs {
     /// Requests that may come at once
     #[arg(long, value_name = "N")]
     rate_burst: Option<u64>,
-    /// Requests per UTC day
+    /// Requests per day
     #[arg(long, value_name = "N")]
     daily_request_limit: Option<u64>,
     /// Requests in its life

@@ -10,6 +10,7 @@ use super::{
     UndeliveredUnit, WorkspaceGroup, can_spend, nanos, refusal, spend,
 };
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::usage::UsageSubject;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -77,7 +78,8 @@ impl Leases {
         let mut is_second = false;
         loop {
             let sent_ns = self.now_ns();
-            let (of_workspace, of_keys) = asks(group, batch, sent_ns, at);
+            let calendar = **group.calendar.load();
+            let (of_workspace, of_keys) = asks(group, batch, sent_ns, at, calendar);
             let call = ScriptCall {
                 node: &self.config.node,
                 nodes: self.nodes(),
@@ -85,6 +87,7 @@ impl Leases {
                 lag: self.lag(),
                 lost: self.link.lost_for(sent_ns).map(|lost| at.minus(lost)),
                 at,
+                calendar,
                 workspace: &group.id,
                 of_workspace: of_workspace.as_ref(),
                 of_keys: batch.iter().map(|s| s.key).zip(&of_keys).collect(),
@@ -246,7 +249,7 @@ impl Leases {
                 }
                 (some, Vec::new())
             };
-            let at = self.now().wall;
+            let (at, calendar) = (self.now().wall, **group.calendar.load());
             let mut reads = tokio::task::JoinSet::new();
             for subject in some {
                 let by = match &subject {
@@ -254,7 +257,7 @@ impl Leases {
                     None => UsageSubject::Workspace(group.id.clone()),
                 };
                 let ledger = Arc::clone(&self.config.ledger);
-                reads.spawn(async move { (subject, ledger.totals_of(&by, at).await) });
+                reads.spawn(async move { (subject, ledger.totals_of(&by, at, calendar).await) });
             }
             while let Some(read) = reads.join_next().await {
                 let Ok((subject, row)) = read else { continue };
@@ -264,7 +267,7 @@ impl Leases {
                 };
                 state.is_reading = false;
                 match row {
-                    Some(row) => state.ledger = Some((at, row)),
+                    Some(row) => state.ledger = Some((at, calendar, row)),
                     None => state.broken_until_ns = self.now_ns() + nanos(BROKEN_FOR),
                 }
                 drop(state);
@@ -283,6 +286,7 @@ fn asks(
     batch: &[Arc<KeyState>],
     now_ns: u64,
     at: Timestamp,
+    calendar: Calendar,
 ) -> (Option<LeaseRequest>, Vec<LeaseRequest>) {
     let mut all = 0;
     let mut of_keys = Vec::with_capacity(batch.len());
@@ -291,12 +295,12 @@ fn asks(
         key.waiting.retain(|w| !w.is_closed());
         let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
         all += waiting;
-        let ledger = key.ledgered(at);
-        of_keys.push(LeaseRequest { ledger, ..key.pool.ask(waiting, now_ns, at) });
+        let ledger = key.ledgered(at, calendar);
+        of_keys.push(LeaseRequest { ledger, ..key.pool.ask(waiting, now_ns, at, calendar) });
     }
     let of_workspace = group.lock_if_counted().map(|mut workspace| {
-        let ledger = workspace.ledgered(at);
-        LeaseRequest { ledger, ..workspace.pool.ask(all, now_ns, at) }
+        let ledger = workspace.ledgered(at, calendar);
+        LeaseRequest { ledger, ..workspace.pool.ask(all, now_ns, at, calendar) }
     });
     (of_workspace, of_keys)
 }

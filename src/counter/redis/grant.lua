@@ -1,9 +1,9 @@
--- Keygate, shared counters, layout 2. One call reports what a node holds of some subjects of one workspace, and grants it more.
+-- Keygate, shared counters, layout 3. One call reports what a node holds of some subjects of one workspace, and grants it more.
 -- docs/redis.md describes the protocol.
 --
 -- KEYS  a hash for each subject: the workspace's (if it is counted), then keys'. All share one hash tag.
 -- ARGV  node, server ('': ask INFO), nodes, life_us, promise_us, lag_us, lost_us (0: this node did not just reconnect),
---       start_s and end_s (0: never) of minute hour day month total,
+--       start_s and end_s (0: never) of minute hour day week month total,
 --       per subject: seq, epoch (0: none), waiting, need (units for them beyond granted ones), ahead, leaves (0 or 1),
 --                    of each window: since, spent, told, heard, held
 --                    returned, returned_at_us
@@ -12,16 +12,16 @@
 --                    in_flight (-1: no such limit), ahead_places, max_places
 --                    n, n times {'b', slot, rate, burst} or {'w', window, max}
 --
--- Answer  {0, now_us, per subject: {status, epoch, granted, why, wait_us, places, places_left, 5 promises, 5 used,
+-- Answer  {0, now_us, per subject: {status, epoch, granted, why, wait_us, places, places_left, 6 promises, 6 used,
 --         per bucket: available, full_in_us}} or {3, now_us}: these are not the current windows, nothing was done.
 -- Status  0 granted; 1 refused: why = index of the limit (0: in flight), wait_us (-1 never, -2 when a request ends);
 --         2 unknown, the ledger's totals are needed; 4 counted, nothing is granted yet; 5 an older call, nothing was done;
 --         6 not a hash; 7 unknown layout.
 --
 -- A tick is 1/16 us since 2025: fine enough for 160 000 units/s, and exact in a double until 2042.
-local LAYOUT, TICKS, EPOCH_S, SUBJECT_MS = '2', 16, 1735689600, 172800000
+local LAYOUT, TICKS, EPOCH_S, SUBJECT_MS = '3', 16, 1735689600, 172800000
 local PLACE_US, HOLD_US, RECORD_US = 5000000, 1000000, 3600000000
-local WINDOWS = 5
+local WINDOWS = 6
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
 local t = redis.call('TIME')
@@ -39,10 +39,10 @@ local life_us, promise_us, lag_us, lost_us = next_number(), next_number(), next_
 -- Promises from before nodes lost this server stay reserved until these nodes can have reported.
 local kept_us = lost_us > 0 and min(lost_us, now_us) or now_us
 local life = life_us * TICKS
-local starts = {}
+local starts, ends = {}, {}
 for w = 1, WINDOWS do
   local from_s, until_s = next_number(), next_number()
-  starts[w] = from_s
+  starts[w], ends[w] = from_s, until_s
   if now_us < from_s * 1000000 or (until_s > 0 and now_us >= until_s * 1000000) then return { 3, now_us } end
 end
 local info
@@ -86,24 +86,36 @@ end
 
 -- === its state ===
 
+-- Whether `window` is the one that counts now: as it is, or as another calendar has it. Then it goes on with the new edges.
+local function goes_on(window, w)
+  local from, till = starts[w], ends[w]
+  if window.start ~= from and not (from < window.till and window.start < till) then return false end
+  window.start, window.till = from, till
+  return true
+end
+
 -- The window that counts now: the newest, unless the clock has stepped back out of it. Then it is the one before, if there is one;
 -- otherwise the later one goes on counting, because it is unknown what was used of the earlier one.
 local function counting(subject, w)
   local newest, before = subject.newest[w], subject.before[w]
-  if newest.start == starts[w] then return newest end
+  if goes_on(newest, w) then return newest end
+  local fresh = { start = starts[w], till = ends[w], used = 0, known = 0 }
   if newest.start < starts[w] then
-    subject.before[w] = newest
-    subject.newest[w] = { start = starts[w], used = 0, known = 0 }
-    return subject.newest[w]
+    subject.before[w], subject.newest[w] = newest, fresh
+    return fresh
   end
   if before.start == 0 then return newest end
-  if before.start < starts[w] then before.start, before.used, before.known = starts[w], 0, 0 end
+  if not goes_on(before, w) and before.start < starts[w] then
+    subject.before[w] = fresh
+    return fresh
+  end
   return before
 end
 
-local function three(text, began)
+local function window_of(text, began)
   local next_of = string.gmatch(text or '', '%d+')
-  local window = { start = tonumber(next_of() or 0), used = tonumber(next_of() or 0), known = tonumber(next_of() or 0) }
+  local window = {}
+  for _, name in ipairs({ 'start', 'till', 'used', 'known' }) do window[name] = tonumber(next_of() or 0) end
   -- Another server took over, or this one restarted from disk: some of what was reported may be missing.
   if began then window.known = window.used end
   return window
@@ -151,8 +163,8 @@ local function read(hash, ask)
     subject.made, subject.epoch, subject.hold = now_us, now_us, 0
     if ask.epoch ~= 0 or is_young() then subject.hold = now_us + HOLD_US end
     for w = 1, WINDOWS do
-      subject.newest[w] = { start = starts[w], used = ask.ledger[w], known = ask.ledger[w] }
-      subject.before[w] = three(nil, false)
+      subject.newest[w] = { start = starts[w], till = ends[w], used = ask.ledger[w], known = ask.ledger[w] }
+      subject.before[w] = window_of(nil, false)
       subject.windows[w] = subject.newest[w]
     end
     read_bucket(subject, 0); read_bucket(subject, 1)
@@ -166,7 +178,7 @@ local function read(hash, ask)
     if next(records) then subject.hold = now_us + HOLD_US end
   end
   for w = 1, WINDOWS do
-    subject.newest[w], subject.before[w] = three(v['w' .. w], began), three(v['a' .. w], began)
+    subject.newest[w], subject.before[w] = window_of(v['w' .. w], began), window_of(v['a' .. w], began)
     subject.windows[w] = counting(subject, w)
   end
   read_bucket(subject, 0, v.b0); read_bucket(subject, 1, v.b1)
@@ -281,7 +293,7 @@ local function reason(subject, ask, free_places)
   for index, limit in ipairs(ask.limits) do
     if available(subject, ask, limit, false) < 1 then
       if limit.window then
-        local till = subject.ends[limit.window]
+        local till = ends[limit.window]
         worse(index, (till > 0 and limit.max > 0) and max(1, till * 1000000 - now_us) or -1)
       else
         local over = base(subject.buckets[limit.bucket], false) + limit.step - (now + limit.burst * limit.step)
@@ -293,13 +305,16 @@ local function reason(subject, ask, free_places)
   return why, wait
 end
 
+local function text_of(window)
+  return whole(window.start) .. ' ' .. whole(window.till) .. ' ' .. whole(window.used) .. ' ' .. whole(window.known)
+end
+
 local function write(subject, ask, record)
   local out = { 'v', LAYOUT, 'g', whole(subject.made), 'e', whole(subject.epoch), 'h', whole(subject.hold), 'r', server }
   local function put(name, value) out[#out + 1] = name; out[#out + 1] = value end
   for w = 1, WINDOWS do
-    local newest, before = subject.newest[w], subject.before[w]
-    put('w' .. w, whole(newest.start) .. ' ' .. whole(newest.used) .. ' ' .. whole(newest.known))
-    if before.start > 0 then put('a' .. w, whole(before.start) .. ' ' .. whole(before.used) .. ' ' .. whole(before.known)) end
+    put('w' .. w, text_of(subject.newest[w]))
+    if subject.before[w].start > 0 then put('a' .. w, text_of(subject.before[w])) end
   end
   for b = 0, 1 do
     local k = subject.buckets[b]
@@ -318,14 +333,16 @@ end
 
 -- === one subject ===
 
-local ends = {}
-for w = 1, WINDOWS do ends[w] = tonumber(ARGV[7 + 2 * w]) end
+local function nothing(status)
+  local answer = { status }
+  for n = 2, 7 + 2 * WINDOWS do answer[n] = 0 end
+  return answer
+end
 
 local function serve(hash, ask)
   local subject, trouble = read(hash, ask)
-  if trouble then return { trouble, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 } end
-  if subject.own and ask.seq <= subject.own.seq then return { 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 } end
-  subject.ends = ends
+  if trouble then return nothing(trouble) end
+  if subject.own and ask.seq <= subject.own.seq then return nothing(5) end
   settle(subject, ask)
   scale(subject, ask)
   local count = max(nodes, #subject.others + 1)

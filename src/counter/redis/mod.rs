@@ -17,10 +17,13 @@ mod settle;
 use super::{Charge, ChargeError, Charged, LimitsLeft, Refusal};
 use crate::clock::{Clock, Now, Timestamp};
 use crate::metrics::Metrics;
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::outage::OnFailure;
 use crate::model::usage::{UsageSubject, UsageTotals};
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::Limits;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dashmap::DashMap;
 use endpoint::{LinkError, RedisEndpoint};
@@ -55,8 +58,13 @@ const LEDGER_LAG: Duration = Duration::from_secs(2);
 /// The ledger, as the source of totals.
 #[async_trait]
 pub trait TotalsSource: Send + Sync + 'static {
-    /// What `subject` has spent in the windows that contain `at`; none if that is unknown at the moment.
-    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Option<UsageTotals>;
+    /// What `subject` has spent in the windows of `calendar` that contain `at`; none if that is unknown at the moment.
+    async fn totals_of(
+        &self,
+        subject: &UsageSubject,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Option<UsageTotals>;
 
     /// How old a record of this node may be that is not stored yet.
     fn behind(&self) -> Duration;
@@ -109,6 +117,8 @@ struct WorkspaceGroup {
     part: u32,
     /// Whether limits are counted on the workspace itself.
     is_counted: AtomicBool,
+    /// When its windows begin, by the plan that the last request came under.
+    calendar: ArcSwap<Calendar>,
     state: Mutex<LeaseState>,
     queue: Mutex<CallQueue>,
 }
@@ -146,8 +156,8 @@ struct LeaseState {
     /// Waiting requests of a key.
     waiting: VecDeque<oneshot::Sender<RequestVerdict>>,
     broken_until_ns: u64,
-    /// Totals from the ledger, with their instant, until Redis is filled with them.
-    ledger: Option<(Timestamp, UsageTotals)>,
+    /// Totals from the ledger, with their instant and their calendar, until Redis is filled with them.
+    ledger: Option<(Timestamp, Calendar, UsageTotals)>,
     is_reading: bool,
     /// When Redis last worked before the first request that was decided without it since.
     alone_since_ns: Option<u64>,
@@ -255,6 +265,9 @@ impl Leases {
         let group = &subject.group;
         let mut key = subject.lock();
         let mut workspace = group.counted(charge.workspace_limits);
+        if **group.calendar.load() != charge.key_limits.calendar {
+            group.calendar.store(Arc::new(charge.key_limits.calendar));
+        }
         key.pool.attempt(charge.key_limits);
         if let Some(workspace) = workspace.as_deref_mut() {
             workspace.pool.attempt(charge.workspace_limits);
@@ -311,6 +324,7 @@ impl Leases {
                 id: workspace.clone(),
                 part: crc32fast::hash(workspace.as_str().as_bytes()),
                 is_counted: AtomicBool::new(false),
+                calendar: ArcSwap::default(),
                 state: Mutex::default(),
                 queue: Mutex::default(),
             })
@@ -413,18 +427,15 @@ fn refusal(key: &LeaseState, workspace: Option<&LeaseState>, now_ns: u64) -> Opt
 // === impl State, Group, Subject ===
 
 impl LeaseState {
-    /// The totals from the ledger for the windows of `at`, if they are recent.
-    fn ledgered(&self, at: Timestamp) -> Option<[u64; WINDOWS.len()]> {
-        let (told_at, row) = self.ledger.as_ref()?;
-        if at.since(*told_at) > BROKEN_FOR {
+    /// The totals from the ledger for the windows of `calendar` that contain `at`, if they are recent.
+    fn ledgered(&self, at: Timestamp, calendar: Calendar) -> Option<[u64; WINDOWS.len()]> {
+        let (told_at, told_of, row) = self.ledger.as_ref()?;
+        if at.since(*told_at) > BROKEN_FOR || *told_of != calendar {
             return None;
         }
-        let used = [row.minute, row.hour, row.day, row.month, row.total];
-        let mut known = [0; WINDOWS.len()];
-        for (n, per) in WINDOWS.into_iter().enumerate() {
-            let is_same = crate::policy::keys::calendar::window_start(per, *told_at)
-                == crate::policy::keys::calendar::window_start(per, at);
-            known[n] = if is_same { used[n] } else { 0 };
+        let mut known = row.used;
+        for (window, used) in Window::all(calendar, *told_at).iter().zip(&mut known) {
+            *used = if window.contains(at) { *used } else { 0 };
         }
         Some(known)
     }

@@ -5,15 +5,17 @@ use super::pool::{
 };
 use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Count, Per};
-use crate::policy::keys::calendar::window_start;
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::HashMap;
 use std::time::Duration;
 
+mod calendars;
 mod calls;
 mod changed_limits;
 mod clock_steps;
@@ -46,6 +48,7 @@ struct World {
     /// The ledger's total of each window.
     ledger: [u64; WINDOWS.len()],
     server: &'static str,
+    calendar: Calendar,
     now_us: i64,
 }
 
@@ -90,6 +93,7 @@ impl World {
             workspace: key.to_string().parse().expect("an id"),
             ledger: [0; WINDOWS.len()],
             server: "s1",
+            calendar: Calendar::UTC,
             now_us: START_US,
         }
     }
@@ -117,6 +121,7 @@ impl World {
             lag: Duration::from_secs(2),
             lost: None,
             at: Timestamp::from_micros(self.now_us),
+            calendar: self.calendar,
             workspace: &self.workspace,
             of_workspace: workspace,
             of_keys: vec![(self.key, key)],
@@ -303,10 +308,10 @@ impl Run {
     }
 
     fn send(&mut self, index: usize, waiting: u64) {
-        let (sent, count) = (self.world.now(), self.nodes.len());
+        let (sent, count, calendar) = (self.world.now(), self.nodes.len(), self.world.calendar);
         let node = &mut self.nodes[index];
-        let key = node.key.ask(waiting, sent.steady_ns, sent.wall);
-        let workspace = node.workspace.ask(waiting, sent.steady_ns, sent.wall);
+        let key = node.key.ask(waiting, sent.steady_ns, sent.wall, calendar);
+        let workspace = node.workspace.ask(waiting, sent.steady_ns, sent.wall, calendar);
         let name = node.name.clone();
         let told = self.world.filled(&name, count, &key, Some(&workspace));
         let mut grants = told.into_iter().map(|told| match told {
@@ -365,7 +370,8 @@ impl Run {
     fn most_in_a_window(&self, per: Per) -> u64 {
         let mut windows = HashMap::<Timestamp, u64>::new();
         for at_us in &self.admitted {
-            *windows.entry(window_start(per, Timestamp::from_micros(*at_us))).or_default() += 1;
+            let window = Window::of(per, self.world.calendar, Timestamp::from_micros(*at_us));
+            *windows.entry(window.start).or_default() += 1;
         }
         windows.into_values().max().unwrap_or(0)
     }
@@ -488,7 +494,7 @@ fn one_key(server: &RedisServer, nodes: usize, rule: Limit) -> Run {
 fn a_key_that_redis_does_not_know_goes_on_where_the_ledger_stands() {
     let server = RedisServer::start();
     let mut run = one_key(&server, 2, limit(LimitName::Quota, LimitRule::of(Per::Total, 10)));
-    run.world.ledger = [0, 0, 0, 0, 7];
+    run.world.ledger = [0, 0, 0, 0, 0, 7];
     for _ in 0..20 {
         run.play(&Act::Requests(0, 1));
         run.play(&Act::Requests(1, 1));

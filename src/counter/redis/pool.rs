@@ -9,8 +9,9 @@
 
 use crate::clock::{Now, Timestamp};
 use crate::counter::{LimitsLeft, Refusal};
+use crate::model::calendar::Calendar;
 use crate::model::key::Per;
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::{
     CounterState, Limit, LimitReached, LimitRule, Limits, Mark, Remaining, RetryAfter,
 };
@@ -21,7 +22,7 @@ mod call;
 mod fallback;
 
 /// The calendar windows, in the order of the script.
-pub const WINDOWS: [Per; 5] = [Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
+pub const WINDOWS: [Per; 6] = Per::WINDOWS;
 /// How long a granted unit is valid. The script subtracts as much from a burst while units are granted in advance.
 pub const LIFE: Duration = Duration::from_millis(50);
 /// How long after a call Redis reserves the promise of a node.
@@ -52,6 +53,8 @@ const MINUTE_US: i64 = 60 * SECOND_US;
 pub struct SubjectPool {
     limits: Limits,
     own: [OwnWindow; WINDOWS.len()],
+    /// Whose windows those are.
+    calendar: Calendar,
     /// The latest instant of the calendar so far.
     latest: Timestamp,
     /// Numbers the windows of this node, and the units by the windows they were spent in.
@@ -96,7 +99,7 @@ pub struct SubjectPool {
 /// One window on this node.
 #[derive(Clone, Copy, Debug, Default)]
 struct OwnWindow {
-    start: Timestamp,
+    window: Window,
     since: u64,
     /// What was spent in it through this node.
     spent: u64,
@@ -379,17 +382,23 @@ impl SubjectPool {
         self.max_places().is_none() || (alive && self.in_flight < self.places)
     }
 
-    /// Moves to the windows of this instant. Units granted in other windows become invalid.
-    fn turn(&mut self, wall: Timestamp) {
+    /// Moves to the windows of this instant. Units granted in other windows become invalid. A window that overlaps the one
+    /// before is the same window under another calendar, and goes on.
+    fn turn(&mut self, calendar: Calendar, wall: Timestamp) {
         if wall < self.latest && self.latest.since(wall) < STEP_MIN {
             return;
         }
         self.latest = wall;
-        for (own, per) in self.own.iter_mut().zip(WINDOWS) {
-            let start = window_start(per, wall);
-            if own.since == 0 || own.start != start {
+        if self.calendar == calendar && self.own.iter().all(|own| own.window.contains(wall)) {
+            return;
+        }
+        self.calendar = calendar;
+        for (own, window) in self.own.iter_mut().zip(Window::all(calendar, wall)) {
+            if own.window.overlaps(&window) {
+                own.window = window;
+            } else {
                 self.generation += 1;
-                *own = OwnWindow { start, since: self.generation, ..OwnWindow::default() };
+                *own = OwnWindow { window, since: self.generation, ..OwnWindow::default() };
                 // They are not returned: they were paid in a window that is over, and stay counted in the others.
                 self.hand.clear();
             }

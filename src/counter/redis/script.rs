@@ -5,9 +5,9 @@
 use super::pool::{Grant, LIFE, LeaseRequest, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::key::Per;
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Remaining, RetryAfter};
 use redis::{Cmd, Script, Value};
 use std::sync::LazyLock;
@@ -31,6 +31,8 @@ pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) lost: Option<Timestamp>,
     /// The instant whose windows are charged.
     pub(in crate::counter) at: Timestamp,
+    /// Whose windows.
+    pub(in crate::counter) calendar: Calendar,
     pub(in crate::counter) workspace: &'r WorkspaceId,
     /// The request for the workspace, if it is counted.
     pub(in crate::counter) of_workspace: Option<&'r LeaseRequest>,
@@ -94,9 +96,9 @@ fn arguments(cmd: &mut Cmd, call: &ScriptCall<'_>) {
     cmd.arg(call.node).arg(call.server).arg(call.nodes.max(1));
     cmd.arg(micros(LIFE)).arg(micros(PROMISE)).arg(micros(call.lag));
     cmd.arg(call.lost.map_or(0, Timestamp::as_micros));
-    for per in WINDOWS {
-        cmd.arg(window_start(per, call.at).as_secs());
-        cmd.arg(window_end(per, call.at).map_or(0, Timestamp::as_secs));
+    for window in Window::all(call.calendar, call.at) {
+        cmd.arg(window.start.as_secs());
+        cmd.arg(if window.end == Window::NEVER { 0 } else { window.end.as_secs() });
     }
     for ask in call.asks() {
         subject(cmd, ask);
@@ -126,7 +128,8 @@ fn subject(cmd: &mut Cmd, ask: &LeaseRequest) {
                 cmd.arg("b").arg(slot).arg(rate).arg(burst);
             }
             LimitRule::Window { per, max } => {
-                cmd.arg("w").arg(window_number(per)).arg(max);
+                // Lua counts from one.
+                cmd.arg("w").arg(per.window_index().map_or(1, |n| n + 1)).arg(max);
             }
             LimitRule::InFlight { .. } => {}
         }
@@ -148,12 +151,18 @@ pub(in crate::counter) fn read(value: &Value, call: &ScriptCall<'_>) -> Option<S
     if *what != 0 || told.len() != call.asks().count() {
         return None;
     }
+    let windows = Window::all(call.calendar, Timestamp::from_micros(*now_us));
     let told: Option<Vec<ScriptTotals>> =
-        call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us)).collect();
+        call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us, &windows)).collect();
     told.map(|told| ScriptReply::Told(*now_us, told))
 }
 
-fn one(value: &Value, ask: &LeaseRequest, now_us: i64) -> Option<ScriptTotals> {
+fn one(
+    value: &Value,
+    ask: &LeaseRequest,
+    now_us: i64,
+    windows: &[Window; WINDOWS.len()],
+) -> Option<ScriptTotals> {
     let Value::Array(values) = value else { return None };
     let numbers: Option<Vec<i64>> =
         values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect();
@@ -180,7 +189,7 @@ fn one(value: &Value, ask: &LeaseRequest, now_us: i64) -> Option<ScriptTotals> {
     }
     let places_left = unsigned(head[6])?;
     let mut left = LimitsLeft::new();
-    for limit in &ask.limits {
+    for limit in ask.limits.iter() {
         let remaining = match limit.rule {
             LimitRule::Bucket { .. } => {
                 let (bucket, after) = rest.split_at_checked(2)?;
@@ -188,10 +197,10 @@ fn one(value: &Value, ask: &LeaseRequest, now_us: i64) -> Option<ScriptTotals> {
                 let full_in = Duration::from_micros(unsigned(bucket[1])?);
                 Remaining { units: unsigned(bucket[0])?, reset: Some(full_in) }
             }
-            LimitRule::Window { per, max } => Remaining {
-                units: max.saturating_sub(*used.get(window_number(per) - 1)?),
-                reset: window_end(per, now).map(|end| end.since(now)),
-            },
+            LimitRule::Window { per, max } => {
+                let n = per.window_index()?;
+                Remaining { units: max.saturating_sub(used[n]), reset: windows[n].left(now) }
+            }
             LimitRule::InFlight { .. } => Remaining { units: places_left, reset: None },
         };
         left.push((*limit, remaining));
@@ -224,11 +233,6 @@ fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)
         us => RetryAfter::Wait(Duration::from_micros(u64::try_from(us).ok()?)),
     };
     Some((*limit, retry))
-}
-
-/// The number of a window in the script.
-fn window_number(per: Per) -> usize {
-    WINDOWS.iter().position(|w| *w == per).map_or(1, |n| n + 1)
 }
 
 fn micros(d: Duration) -> u64 {

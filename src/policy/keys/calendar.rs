@@ -1,47 +1,153 @@
-//! The calendar windows of limits and statistics, in UTC.
+//! The calendar windows of limits and statistics: when they begin and end.
 //!
-//! Must not know: what is counted in them.
+//! Minutes and hours are those of UTC; days, weeks and months begin at a midnight of the calendar's zone. A day on which clocks
+//! are changed has 23 or 25 hours. Must not know: what is counted in them.
+//!
+//! *Invariant:* of each kind, the windows of one calendar follow each other without a gap and without an overlap, whatever the
+//! zone does, and the window of an instant contains it.
 
 use crate::clock::Timestamp;
+use crate::model::calendar::{Calendar, WeekDay};
 use crate::model::key::Per;
-use chrono::{Datelike, NaiveDate};
+use chrono::{DateTime, Datelike, Days, MappedLocalTime, Months, NaiveDate, TimeDelta, TimeZone};
+use chrono_tz::Tz;
 use std::time::Duration;
 
-/// The start of the calendar window that contains `at`. A total has one window, which began with the epoch.
-pub fn window_start(per: Per, at: Timestamp) -> Timestamp {
-    let floor = |unit: i64| Timestamp::from_secs(at.as_secs().div_euclid(unit) * unit);
-    match per {
-        Per::Second => floor(1),
-        Per::Minute => floor(60),
-        Per::Hour => floor(3_600),
-        Per::Day => floor(86_400),
-        Per::Month => month_edges(at).map_or(Timestamp::default(), |(start, _)| start),
-        Per::Total => Timestamp::default(),
+/// One calendar window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Window {
+    /// Its first instant.
+    pub start: Timestamp,
+    /// The first instant after it; [`Window::NEVER`] for that of a total, which does not end.
+    pub end: Timestamp,
+}
+
+const MINUTE_S: i64 = 60;
+const HOUR_S: i64 = 3_600;
+const DAY_S: i64 = 86_400;
+/// 1970-01-01 was a Thursday: so many days after a Monday.
+const EPOCH_WEEKDAY: i64 = 3;
+
+impl Window {
+    /// The end of a window that does not end.
+    pub const NEVER: Timestamp = Timestamp::MAX;
+
+    /// The window of `calendar` that contains `at`.
+    pub fn of(per: Per, calendar: Calendar, at: Timestamp) -> Self {
+        let secs = at.as_secs();
+        match per {
+            Per::Second => Self::of_secs(secs, 1),
+            Per::Minute => Self::of_secs(secs.div_euclid(MINUTE_S) * MINUTE_S, MINUTE_S),
+            Per::Hour => Self::of_secs(secs.div_euclid(HOUR_S) * HOUR_S, HOUR_S),
+            Per::Total => Self { start: Timestamp::default(), end: Self::NEVER },
+            Per::Day if calendar.zone == Tz::UTC => Self::of_secs(secs.div_euclid(DAY_S) * DAY_S, DAY_S),
+            Per::Week if calendar.zone == Tz::UTC => {
+                let day = secs.div_euclid(DAY_S);
+                let into = (day + EPOCH_WEEKDAY - weekday_index(calendar.week_day)).rem_euclid(7);
+                Self::of_secs((day - into) * DAY_S, 7 * DAY_S)
+            }
+            Per::Day | Per::Week | Per::Month => {
+                Self::of_days(per, calendar, at).unwrap_or(Self { start: at, end: at })
+            }
+        }
+    }
+
+    /// The window of each of [`Per::WINDOWS`].
+    pub fn all(calendar: Calendar, at: Timestamp) -> [Self; Per::WINDOWS.len()] {
+        Per::WINDOWS.map(|per| Self::of(per, calendar, at))
+    }
+
+    /// Whether `at` is in it.
+    pub fn contains(&self, at: Timestamp) -> bool {
+        self.start <= at && at < self.end
+    }
+
+    /// Whether some instant is in both. Two windows of one kind that do are of different calendars, or the same.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    /// How long it goes on after `at`; none if it does not end.
+    pub fn left(&self, at: Timestamp) -> Option<Duration> {
+        (self.end != Self::NEVER).then(|| self.end.since(at))
+    }
+
+    const fn of_secs(start: i64, length: i64) -> Self {
+        Self { start: Timestamp::from_secs(start), end: Timestamp::from_secs(start + length) }
+    }
+
+    /// The window whose edges are midnights of days. None beyond the years that calendars know.
+    fn of_days(per: Per, calendar: Calendar, at: Timestamp) -> Option<Self> {
+        let local = DateTime::from_timestamp(at.as_secs(), 0)?.with_timezone(&calendar.zone).date_naive();
+        let begin = |day: NaiveDate| midnight(calendar.zone, day);
+        let (before, after): (fn(_, _) -> _, fn(_, _) -> _) = match per {
+            Per::Month => (previous_month, next_month),
+            Per::Week => (|d, _| previous(d, 7), |d, _| next(d, 7)),
+            _ => (|d, _| previous(d, 1), |d, _| next(d, 1)),
+        };
+        let mut first = match per {
+            Per::Month => month_start(local.with_day(1)?, calendar)?,
+            Per::Week => {
+                let into =
+                    i64::from(local.weekday().num_days_from_monday()) - weekday_index(calendar.week_day);
+                previous(local, u64::try_from(into.rem_euclid(7)).ok()?)?
+            }
+            _ => local,
+        };
+        // The date says where it is but for a day that lies twice on the line, or is not there.
+        while begin(first)? > at {
+            first = before(first, calendar)?;
+        }
+        loop {
+            let next = after(first, calendar)?;
+            let end = begin(next)?;
+            if at < end {
+                return Some(Self { start: begin(first)?, end });
+            }
+            first = next;
+        }
     }
 }
 
-/// The end of the calendar window that contains `at`; none for a total.
-pub fn window_end(per: Per, at: Timestamp) -> Option<Timestamp> {
-    let length = match per {
-        Per::Second => 1,
-        Per::Minute => 60,
-        Per::Hour => 3_600,
-        Per::Day => 86_400,
-        Per::Month => return month_edges(at).map(|(_, end)| end),
-        Per::Total => return None,
-    };
-    Some(window_start(per, at).plus(Duration::from_secs(length)))
+fn previous(day: NaiveDate, days: u64) -> Option<NaiveDate> {
+    day.checked_sub_days(Days::new(days))
 }
 
-fn month_edges(at: Timestamp) -> Option<(Timestamp, Timestamp)> {
-    let date = chrono::DateTime::from_timestamp(at.as_secs(), 0)?.date_naive();
-    let first = date.with_day(1)?;
-    let next = if first.month() == 12 {
-        NaiveDate::from_ymd_opt(first.year().checked_add(1)?, 1, 1)?
-    } else {
-        first.with_month(first.month() + 1)?
-    };
-    let instant =
-        |d: NaiveDate| d.and_hms_opt(0, 0, 0).map(|t| Timestamp::from_secs(t.and_utc().timestamp()));
-    Some((instant(first)?, instant(next)?))
+fn next(day: NaiveDate, days: u64) -> Option<NaiveDate> {
+    day.checked_add_days(Days::new(days))
 }
+
+fn previous_month(start: NaiveDate, calendar: Calendar) -> Option<NaiveDate> {
+    month_start(start.with_day(1)?.checked_sub_months(Months::new(1))?, calendar)
+}
+
+fn next_month(start: NaiveDate, calendar: Calendar) -> Option<NaiveDate> {
+    month_start(start.with_day(1)?.checked_add_months(Months::new(1))?, calendar)
+}
+
+/// The day of the month of `first` on which a month of `calendar` begins: in a short month its last.
+fn month_start(first: NaiveDate, calendar: Calendar) -> Option<NaiveDate> {
+    first.with_day(u32::from(calendar.month_day).min(u32::from(first.num_days_in_month())))
+}
+
+/// The instant at which `day` begins in `zone`: at midnight or, where clocks skip that, when they have.
+fn midnight(zone: Tz, day: NaiveDate) -> Option<Timestamp> {
+    let midnight = day.and_hms_opt(0, 0, 0)?;
+    // The longest that a zone has ever skipped is a day: Samoa had no 30 December 2011.
+    (0..=24 * 60).find_map(|minutes| {
+        let local = midnight.checked_add_signed(TimeDelta::minutes(minutes))?;
+        match zone.from_local_datetime(&local) {
+            MappedLocalTime::Single(at) | MappedLocalTime::Ambiguous(at, _) => {
+                Some(Timestamp::from_secs(at.timestamp()))
+            }
+            MappedLocalTime::None => None,
+        }
+    })
+}
+
+const fn weekday_index(day: WeekDay) -> i64 {
+    day as i64
+}
+
+#[cfg(test)]
+mod tests;

@@ -233,8 +233,8 @@ fn limit_message(refused: &LimitReached, lang: Lang) -> String {
         (LimitName::Rate { plan: true }, Lang::Zh) => {
             format!("请求过于频繁：工作空间套餐规定单个密钥每秒最多 {max} 次")
         }
-        (LimitName::Daily, Lang::En) => format!("The key's {max} requests of this UTC day are used up"),
-        (LimitName::Daily, Lang::Zh) => format!("密钥今日（UTC）的 {max} 次请求已用完"),
+        (LimitName::Daily, Lang::En) => format!("The key's {max} requests of this day are used up"),
+        (LimitName::Daily, Lang::Zh) => format!("密钥今日的 {max} 次请求已用完"),
         (LimitName::Quota, Lang::En) => format!("The key's {max} requests are used up"),
         (LimitName::Quota, Lang::Zh) => format!("密钥的 {max} 次请求总额度已用完"),
         (LimitName::Concurrency, Lang::En) => format!("The key allows {max} requests in flight"),
@@ -256,10 +256,12 @@ fn span(per: Option<Per>, lang: Lang) -> &'static str {
         (Some(Per::Minute), Lang::Zh) => "本分钟",
         (Some(Per::Hour), Lang::En) => "of this hour",
         (Some(Per::Hour), Lang::Zh) => "本小时",
-        (Some(Per::Day), Lang::En) => "of this UTC day",
-        (Some(Per::Day), Lang::Zh) => "今日（UTC）",
-        (Some(Per::Month), Lang::En) => "of this UTC month",
-        (Some(Per::Month), Lang::Zh) => "本月（UTC）",
+        (Some(Per::Day), Lang::En) => "of this day",
+        (Some(Per::Day), Lang::Zh) => "今日",
+        (Some(Per::Week), Lang::En) => "of this week",
+        (Some(Per::Week), Lang::Zh) => "本周",
+        (Some(Per::Month), Lang::En) => "of this month",
+        (Some(Per::Month), Lang::Zh) => "本月",
         (Some(Per::Total) | None, Lang::En) => "in total",
         (Some(Per::Total) | None, Lang::Zh) => "全部",
     }

@@ -3,15 +3,18 @@
 //! These functions are the specification of every counter. They know no clock, no lock and no other node: they take a
 //! [`Now`] and a [`CounterState`] and return a result. A counter backend is correct if it agrees with them.
 //!
+//! *Invariant:* a window goes on when its calendar is changed: what was spent in it counts in the one that takes its place.
 //! *Invariant:* a refusal changes no state.
 //! *Invariant:* what is refused until `t` is admitted at `t` if nothing else was charged meanwhile.
 //! *Invariant:* a calendar that steps forward and back again forgets nothing.
 
-use super::calendar::{window_end, window_start};
+use super::calendar::Window;
 use crate::clock::{Now, Timestamp};
+use crate::model::calendar::Calendar;
 use crate::model::key::{Ceiling, Count, Key, Per, Plan};
-use smallvec::SmallVec;
+pub use list::Limits;
 use std::time::Duration;
+use window_count::{WindowCounts, seconds};
 
 /// A limit in force: a rule with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +83,10 @@ pub struct CounterState {
     second: Bucket,
     /// Requests in flight.
     in_flight: u64,
-    /// Minute, hour, day, month, total.
-    windows: [WindowCounts; 5],
+    /// Whose windows these are.
+    calendar: Calendar,
+    /// In the order of [`Per::WINDOWS`].
+    windows: [WindowCounts; Per::WINDOWS.len()],
 }
 
 /// The debt of one token bucket. It is kept with its rate, so that a changed rate or burst takes effect at once.
@@ -103,20 +108,6 @@ struct Bucket {
 pub struct Mark {
     rate: u64,
     second: u64,
-}
-
-/// The count of the newest window, and of one before it, because the calendar may step back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct WindowCounts {
-    newest: WindowCount,
-    before: WindowCount,
-}
-
-/// The count of one window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct WindowCount {
-    start: Timestamp,
-    used: u64,
 }
 
 /// The time in ns until the two buckets of a subject are full again. It is independent of the origin of the steady clock.
@@ -157,23 +148,7 @@ pub enum RetryAfter {
     Never,
 }
 
-/// The limits in force for one request, in the order in which a refusal names them.
-pub type Limits = SmallVec<[Limit; 6]>;
-
 const NS: u64 = 1_000_000_000;
-
-/// The calendar windows that are counted, in the order of [`CounterState`]'s slots.
-const WINDOWS: &[Per; 5] = &[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total];
-
-const fn slot(per: Per) -> usize {
-    match per {
-        Per::Second | Per::Minute => 0,
-        Per::Hour => 1,
-        Per::Day => 2,
-        Per::Month => 3,
-        Per::Total => 4,
-    }
-}
 
 // === the limits in force ===
 
@@ -186,7 +161,7 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
     let burst = own.rate_burst.unwrap_or(rate);
     let burst = if plan_rules { burst.min(plan.api_ops_rate_limit) } else { burst };
     let requests = |name, rule| Limit { name, count: Count::Requests, rule };
-    let mut limits = Limits::new();
+    let mut limits = Limits::new().in_calendar(plan.calendar);
     limits.push(requests(
         LimitName::Rate { plan: plan_rules },
         LimitRule::Bucket { rate: rate.into(), burst: burst.into() },
@@ -206,7 +181,8 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
 
 /// The limits of `plan` that are counted over all keys of a workspace together.
 pub fn workspace_limits(plan: &Plan) -> Limits {
-    (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c)).collect()
+    let list = (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c));
+    list.collect::<Limits>().in_calendar(plan.calendar)
 }
 
 // === impl BucketDebt, Limit ===
@@ -256,20 +232,20 @@ impl LimitRule {
 // === impl CounterState ===
 
 impl CounterState {
-    /// The state from the ledger's totals of the windows that contain `at`.
-    pub fn restored(at: Timestamp, minute: u64, hour: u64, day: u64, month: u64, total: u64) -> Self {
-        let mut state = Self::default();
-        for (per, used) in WINDOWS.iter().zip([minute, hour, day, month, total]) {
-            state.windows[slot(*per)].newest = WindowCount { start: window_start(*per, at), used };
+    /// The state from the ledger's totals of the windows of `calendar` that contain `at`.
+    pub fn restored(at: Timestamp, calendar: Calendar, used: [u64; Per::WINDOWS.len()]) -> Self {
+        let mut state = Self { calendar, ..Self::default() };
+        for ((counts, window), used) in state.windows.iter_mut().zip(Window::all(calendar, at)).zip(used) {
+            counts.turn(&window).used = used;
         }
         state
     }
 
     /// Whether `cost` units may be charged to all of `limits` at `now`. Changes nothing.
-    pub fn check(&self, limits: &[Limit], cost: u64, now: Now) -> Result<(), LimitReached> {
+    pub fn check(&self, limits: &Limits, cost: u64, now: Now) -> Result<(), LimitReached> {
         let mut worst: Option<LimitReached> = None;
-        for limit in limits {
-            let Err(retry) = self.check_one(limit, cost, now) else { continue };
+        for limit in limits.iter() {
+            let Err(retry) = self.check_one(limit, limits.calendar, cost, now) else { continue };
             if worst.is_none_or(|w| retry > w.retry) {
                 worst = Some(LimitReached { limit: *limit, retry });
             }
@@ -277,7 +253,7 @@ impl CounterState {
         worst.map_or(Ok(()), Err)
     }
 
-    fn check_one(&self, limit: &Limit, cost: u64, now: Now) -> Result<(), RetryAfter> {
+    fn check_one(&self, limit: &Limit, calendar: Calendar, cost: u64, now: Now) -> Result<(), RetryAfter> {
         match limit.rule {
             LimitRule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
@@ -293,11 +269,11 @@ impl CounterState {
                 Err(RetryAfter::Wait(Duration::from_nanos(charged - allowed)))
             }
             LimitRule::Window { per, max } => {
-                if self.used(per, now.wall).saturating_add(cost) <= max {
+                if self.count(per, calendar, now.wall).saturating_add(cost) <= max {
                     return Ok(());
                 }
-                match window_end(per, now.wall) {
-                    Some(end) if cost <= max => Err(RetryAfter::Wait(end.since(now.wall))),
+                match self.reset(per, calendar, now.wall) {
+                    Some(left) if cost <= max => Err(RetryAfter::Wait(left)),
                     _ => Err(RetryAfter::Never),
                 }
             }
@@ -311,13 +287,30 @@ impl CounterState {
     }
 
     /// Charges `cost` units. Call only after [`CounterState::check`] succeeded with the same `now`.
-    pub fn take(&mut self, limits: &[Limit], cost: u64, now: Now) -> Mark {
+    pub fn take(&mut self, limits: &Limits, cost: u64, now: Now) -> Mark {
         let mark = self.take_rates(limits, cost, now);
-        for per in WINDOWS {
-            self.windows[slot(*per)].add(window_start(*per, now.wall), cost);
+        self.follow(limits.calendar, now.wall);
+        let at_s = seconds(now.wall);
+        for (per, counts) in Per::WINDOWS.into_iter().zip(&mut self.windows) {
+            let count = if counts.newest.contains(at_s) {
+                &mut counts.newest
+            } else {
+                counts.turn(&Window::of(per, limits.calendar, now.wall))
+            };
+            count.used = count.used.saturating_add(cost);
         }
         self.hold(cost);
         mark
+    }
+
+    /// From now on windows are those of `calendar`. Those that contain `at` go on where they stand.
+    pub fn follow(&mut self, calendar: Calendar, at: Timestamp) {
+        if self.calendar != calendar {
+            self.calendar = calendar;
+            for (counts, window) in self.windows.iter_mut().zip(Window::all(calendar, at)) {
+                counts.turn(&window);
+            }
+        }
     }
 
     /// Charges `cost` units to the buckets only.
@@ -349,8 +342,9 @@ impl CounterState {
     /// Refunds a charge of `cost` units made at `charged_at` against `limits`.
     pub fn give_back(&mut self, limits: &[Limit], cost: u64, charged_at: Now, mark: Mark) {
         self.give_back_rates(limits, cost, mark);
-        for per in WINDOWS {
-            self.windows[slot(*per)].subtract(window_start(*per, charged_at.wall), cost);
+        let at_s = seconds(charged_at.wall);
+        for counts in &mut self.windows {
+            counts.subtract(at_s, cost);
         }
         self.release(cost);
     }
@@ -369,8 +363,17 @@ impl CounterState {
         self.in_flight = self.in_flight.saturating_sub(cost);
     }
 
+    /// What is left of each of `limits` at `now`.
+    pub fn left<'l>(
+        &self,
+        limits: &'l Limits,
+        now: Now,
+    ) -> impl Iterator<Item = (Limit, Remaining)> + use<'_, 'l> {
+        limits.iter().map(move |l| (*l, self.remaining(l, limits.calendar, now)))
+    }
+
     /// What is left of `limit` at `now`.
-    pub fn remaining(&self, limit: &Limit, now: Now) -> Remaining {
+    pub fn remaining(&self, limit: &Limit, calendar: Calendar, now: Now) -> Remaining {
         match limit.rule {
             LimitRule::Bucket { rate, burst } => {
                 let step = step_ns(rate);
@@ -379,8 +382,8 @@ impl CounterState {
                 Remaining { units, reset: Some(Duration::from_nanos(debt)) }
             }
             LimitRule::Window { per, max } => Remaining {
-                units: max.saturating_sub(self.used(per, now.wall)),
-                reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
+                units: max.saturating_sub(self.count(per, calendar, now.wall)),
+                reset: self.reset(per, calendar, now.wall),
             },
             LimitRule::InFlight { max } => {
                 Remaining { units: max.saturating_sub(self.in_flight), reset: None }
@@ -390,12 +393,32 @@ impl CounterState {
 
     /// What was spent in the window of `at`. The second is a bucket, so its result is 0.
     pub fn used(&self, per: Per, at: Timestamp) -> u64 {
-        if per == Per::Second {
-            return 0;
+        self.count(per, self.calendar, at)
+    }
+
+    /// Whose windows these are.
+    pub const fn calendar(&self) -> Calendar {
+        self.calendar
+    }
+
+    fn count(&self, per: Per, calendar: Calendar, at: Timestamp) -> u64 {
+        let Some(counts) = per.window_index().map(|n| &self.windows[n]) else { return 0 };
+        // Also if that is another calendar's window: it would go on counting.
+        if counts.newest.contains(seconds(at)) {
+            return counts.newest.used;
         }
-        let start = window_start(per, at);
-        let windowed = &self.windows[slot(per)];
-        [windowed.newest, windowed.before].iter().find(|s| s.start == start).map_or(0, |s| s.used)
+        counts.used(&Window::of(per, calendar, at))
+    }
+
+    /// How long the window of `at` goes on after it.
+    fn reset(&self, per: Per, calendar: Calendar, at: Timestamp) -> Option<Duration> {
+        let known = per.window_index().map(|n| self.windows[n].newest);
+        match known {
+            Some(newest) if self.calendar == calendar && newest.contains(seconds(at)) => {
+                newest.end().map(|end| end.since(at))
+            }
+            _ => Window::of(per, calendar, at).left(at),
+        }
     }
 
     /// The debt of its buckets at `now`.
@@ -408,12 +431,12 @@ impl CounterState {
 
     /// Applies a change that was counted elsewhere to the window of `at`.
     pub fn correct(&mut self, per: Per, at: Timestamp, by: i64) {
-        let windowed = &mut self.windows[slot(per)];
-        let start = window_start(per, at);
+        let Some(counts) = per.window_index().map(|n| &mut self.windows[n]) else { return };
         if by < 0 {
-            windowed.subtract(start, by.unsigned_abs());
+            counts.subtract(seconds(at), by.unsigned_abs());
         } else if by > 0 {
-            windowed.add(start, by.unsigned_abs());
+            let count = counts.turn(&Window::of(per, self.calendar, at));
+            count.used = count.used.saturating_add(by.unsigned_abs());
         }
     }
 
@@ -519,46 +542,14 @@ impl Bucket {
     }
 }
 
-impl WindowCounts {
-    fn add(&mut self, start: Timestamp, cost: u64) {
-        if start == self.newest.start {
-            self.newest.used = self.newest.used.saturating_add(cost);
-        } else {
-            self.add_elsewhere(start, cost);
-        }
-    }
-
-    /// Moves to a window that has just begun, or back to an earlier one.
-    #[cold]
-    fn add_elsewhere(&mut self, start: Timestamp, cost: u64) {
-        let spent = WindowCount { start, used: cost };
-        if start > self.newest.start {
-            // The previous window is kept, because the calendar may step back into it.
-            self.before = std::mem::replace(&mut self.newest, spent);
-        } else if start == self.before.start {
-            self.before.used = self.before.used.saturating_add(cost);
-        } else {
-            self.before = spent;
-        }
-    }
-
-    fn subtract(&mut self, start: Timestamp, cost: u64) {
-        for spent in [&mut self.newest, &mut self.before] {
-            if spent.start == start {
-                spent.used = spent.used.saturating_sub(cost);
-                return;
-            }
-        }
-    }
-}
-
-// === windows ===
-
 /// Nanoseconds in which one unit refills, rounded up so that the rate is never exceeded.
 const fn step_ns(rate: u64) -> u64 {
     // A rate of zero is refused where limits are configured; here it would refuse every charge.
     if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
 }
+
+mod list;
+mod window_count;
 
 #[cfg(test)]
 mod tests;

@@ -141,6 +141,7 @@ const fn window_secs(limit: &Limit) -> Option<u64> {
         Some(Per::Minute) => Some(60),
         Some(Per::Hour) => Some(3_600),
         Some(Per::Day) => Some(86_400),
+        Some(Per::Week) => Some(604_800),
         Some(Per::Month) => Some(2_678_400),
         Some(Per::Total) | None => None,
     }

@@ -5,8 +5,12 @@ use super::partitions::day_of;
 use super::tx::Tx;
 use super::{CallError, PgStore, StoreError, all_records, logs, rollups, usage_totals};
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
+use crate::model::key::Per;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
+use crate::policy::keys::calendar::Window;
+use crate::store::shared::decode::read_calendar;
 use crate::store::shared::fields::RowReader;
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
@@ -29,6 +33,7 @@ const ROW_BYTES: usize = 512;
 struct PgKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
+    calendar: Calendar,
 }
 
 #[async_trait]
@@ -67,13 +72,24 @@ impl Ledger for PgStore {
         Ok(MaintenanceReport { partitions_made, ..retention::prune(self, at, clock).await? })
     }
 
-    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
-        self.read(move |tx| Box::pin(async move { rollups::send_spent(tx, at, &to).await })).await
+    async fn totals(
+        &self,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
+        self.read(move |tx| Box::pin(async move { rollups::send_spent(tx, at, calendar, &to).await })).await
     }
 
-    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError> {
+    async fn totals_of(
+        &self,
+        subject: &UsageSubject,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Result<UsageTotals, StoreError> {
         let subject = subject.clone();
-        self.read(move |tx| Box::pin(async move { rollups::spent_of(tx, &subject, at).await })).await
+        self.read(move |tx| Box::pin(async move { rollups::spent_of(tx, &subject, at, calendar).await }))
+            .await
     }
 
     async fn stats(
@@ -222,20 +238,27 @@ async fn stats(
     id: KeyId,
     at: Timestamp,
 ) -> Result<Option<KeyStats>, StoreError> {
-    let Some(PgKeyFacts { quota_limit, .. }) = owned(tx, workspace, id).await? else { return Ok(None) };
-    let window =
-        |width: WindowWidth| RollupWindow { subject: UsageSubject::Key(id), width, start: width.start(at) };
-    let life = rollups::one(tx, &window(WindowWidth::Total)).await?.unwrap_or_default();
-    let today = rollups::one(tx, &window(WindowWidth::Day)).await?.unwrap_or_default();
-    Ok(Some(KeyStats::new(&life, &today, quota_limit)))
+    let Some(PgKeyFacts { quota_limit, calendar, .. }) = owned(tx, workspace, id).await? else {
+        return Ok(None);
+    };
+    let (subject, width) = (UsageSubject::Key(id), WindowWidth::Total);
+    let today = Window::of(Per::Day, calendar, at);
+    let requests_today = rollups::requests_in(tx, &subject, &today, at).await?;
+    let life = rollups::one(tx, &RollupWindow { subject, width, start: width.start(at) }).await?;
+    Ok(Some(KeyStats::new(&life.unwrap_or_default(), requests_today, quota_limit)))
 }
 
 /// A key of this workspace, deleted or not.
 async fn owned(tx: &Tx<'_>, workspace: &WorkspaceId, id: KeyId) -> Result<Option<PgKeyFacts>, StoreError> {
-    let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
+    let sql = "SELECT k.quota_limit, w.usage_kept_from, p.calendar FROM keys k
+                   JOIN workspaces w ON w.id = k.workspace_id JOIN plans p ON p.id = w.plan_id
                WHERE k.id = $1 AND k.workspace_id = $2";
     let read = |f: &mut RowReader<'_>| {
-        Ok(PgKeyFacts { quota_limit: f.maybe_int("quota_limit")?, kept_from: f.instant("usage_kept_from")? })
+        Ok(PgKeyFacts {
+            quota_limit: f.maybe_int("quota_limit")?,
+            kept_from: f.instant("usage_kept_from")?,
+            calendar: read_calendar(f)?,
+        })
     };
     tx.one(sql, &[&id.0, &workspace.as_str()], read).await
 }

@@ -3,16 +3,18 @@
 use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::KeyId;
-use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
 use crate::store::shared::fields::{RowReader, int};
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
+use crate::store::shared::spent::{Bounds, SpentQuery};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
+use tokio_postgres::types::ToSql;
 
 /// Adds `news` to the roll-ups: missing ones are created, then all are locked, read, merged and written.
 ///
@@ -71,7 +73,7 @@ async fn lock_and_read(
           LATERAL (SELECT * FROM usage_rollups r
               WHERE r.subject_kind = u.k AND r.subject_id = u.s AND r.width = u.w AND r.start = u.t FOR UPDATE) AS r"
     );
-    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
+    let values: &[&(dyn ToSql + Sync)] =
         &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts];
     let rows = tx
         .all(sql, values, |f| {
@@ -162,39 +164,19 @@ pub(super) async fn series(
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
 
-/// The totals of all subjects; a month is the sum of its days, because it has no roll-up.
-macro_rules! spent_rows {
-    () => {
-        "SELECT t.subject_kind, t.subject_id, t.charged,
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = $1), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = $2), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = $3), 0),
-                   (SELECT least(coalesce(sum(r.charged), 0), 9223372036854775807)::bigint FROM usage_rollups r
-                       WHERE r.subject_kind = t.subject_kind AND r.subject_id = t.subject_id AND r.width = 86400
-                       AND r.start >= $4 AND r.start < $5)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0"
-    };
-}
+/// A sum of PostgreSQL is a `numeric`.
+const BOUNDS: Bounds = ("least(", ", 9223372036854775807)::bigint");
 
-/// The parameters of [`spent_rows`]: the starts of the minute, hour, day and month of `at`, and of the next month.
-fn edges(at: Timestamp) -> [i64; 5] {
-    let start = |per| window_start(per, at).as_micros();
-    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
-    [start(Per::Minute), start(Per::Hour), start(Per::Day), start(Per::Month), next_month]
-}
-
-/// Sends what every subject has spent in the windows that contain `at`.
+/// Sends what every subject has spent in the windows of `calendar` that contain `at`.
 pub(super) async fn send_spent(
     tx: &Tx<'_>,
     at: Timestamp,
+    calendar: Calendar,
     to: &mpsc::Sender<Vec<UsageTotals>>,
 ) -> Result<(), StoreError> {
-    let [minute, hour, day, month, next_month] = edges(at);
-    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&minute, &hour, &day, &month, &next_month];
-    let mut parts = tx.parts(spent_rows!(), values, BATCH_MAX).await?;
+    let SpentQuery { sql, values } = SpentQuery::of_all(BOUNDS, calendar, at);
+    let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|n| n as _).collect();
+    let mut parts = tx.parts(&sql, &values, BATCH_MAX).await?;
     while let Some(rows) = parts.next().await? {
         let mut batch = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -205,25 +187,35 @@ pub(super) async fn send_spent(
     Ok(())
 }
 
-/// What one subject has spent in the windows that contain `at`.
+/// What one subject has spent in the windows of `calendar` that contain `at`.
 pub(super) async fn spent_of(
     tx: &Tx<'_>,
     subject: &UsageSubject,
     at: Timestamp,
+    calendar: Calendar,
 ) -> Result<UsageTotals, StoreError> {
-    let sql = concat!(spent_rows!(), " AND t.subject_kind = $6 AND t.subject_id = $7");
-    let [minute, hour, day, month, next_month] = edges(at);
+    let SpentQuery { sql, values } = SpentQuery::of_all(BOUNDS, calendar, at).of_one();
     let (kind, id) = subject_columns(subject);
-    let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-        &[&minute, &hour, &day, &month, &next_month, &kind, &id];
-    let mut parts = tx.parts(sql, values, 1).await?;
-    let mut found = None;
-    if let Some(rows) = parts.next().await? {
-        for row in &rows {
-            found = decode::sound_spent(&mut RowReader::of(row))?;
-        }
-    }
+    let found = tx.one(&sql, &of_subject(&values, &kind, &id), decode::sound_spent).await?.flatten();
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
+}
+
+/// How many requests a subject has had in a window that contains `at`.
+pub(super) async fn requests_in(
+    tx: &Tx<'_>,
+    subject: &UsageSubject,
+    window: &Window,
+    at: Timestamp,
+) -> Result<u64, StoreError> {
+    let SpentQuery { sql, values } = SpentQuery::requests(BOUNDS, window, at).of_one();
+    let (kind, id) = subject_columns(subject);
+    let found = tx.one(&sql, &of_subject(&values, &kind, &id), |f| f.int("requests")).await?;
+    Ok(found.unwrap_or(0))
+}
+
+/// The numbers of a query, then the subject.
+fn of_subject<'v>(values: &'v [i64], kind: &'v i64, id: &'v &[u8]) -> Vec<&'v (dyn ToSql + Sync)> {
+    values.iter().chain([kind]).map(|n| n as _).chain([id as _]).collect()
 }
 
 // === impl RollupColumns ===

@@ -107,15 +107,15 @@ impl TenantRows for Tx<'_> {
     async fn insert_plan(&self, record: &PlanRecord, version: Version) -> Result<bool, StoreError> {
         let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
                        updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
-                       deleted_keys_days)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, NULL, $8, $9, $10, $11)
+                       deleted_keys_days, calendar)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, NULL, $8, $9, $10, $11, $12)
                    ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                        api_ops_rate_limit = excluded.api_ops_rate_limit, end_user_quota = excluded.end_user_quota,
                        limits = excluded.limits, created_at = excluded.created_at, updated_at = excluded.updated_at,
                        deleted_at = NULL, version = excluded.version,
                        usage_retention_days = excluded.usage_retention_days,
                        default_daily_request_limit = excluded.default_daily_request_limit,
-                       deleted_keys_days = excluded.deleted_keys_days
+                       deleted_keys_days = excluded.deleted_keys_days, calendar = excluded.calendar
                    WHERE plans.deleted_at IS NOT NULL";
         let plan = &record.plan;
         let made = self
@@ -133,6 +133,7 @@ impl TenantRows for Tx<'_> {
                     &record.usage_retention_days.map(i64::from),
                     &plan.default_daily_request_limit.map(int),
                     &i64::from(record.deleted_keys_days),
+                    &rules::calendar_column(plan.calendar),
                 ],
             )
             .await?;
@@ -146,7 +147,7 @@ impl TenantRows for Tx<'_> {
     async fn update_plan(&self, record: &PlanRecord, version: Version) -> Result<(), StoreError> {
         let sql = "UPDATE plans SET description = $2, api_ops_rate_limit = $3, end_user_quota = $4, limits = $5,
                        updated_at = $6, version = $7, usage_retention_days = $8, default_daily_request_limit = $9,
-                       deleted_keys_days = $10
+                       deleted_keys_days = $10, calendar = $11
                    WHERE id = $1";
         let plan = &record.plan;
         self.change(
@@ -162,6 +163,7 @@ impl TenantRows for Tx<'_> {
                 &record.usage_retention_days.map(i64::from),
                 &plan.default_daily_request_limit.map(int),
                 &i64::from(record.deleted_keys_days),
+                &rules::calendar_column(plan.calendar),
             ],
         )
         .await

@@ -6,8 +6,10 @@ use super::fields::{RowReader, int};
 use super::rollup::{LatencySketch, RollupTotals};
 use super::rules::{self, DeletedKey};
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
+use crate::model::key::Per;
 use crate::model::key::{Ceilings, Key, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
@@ -120,7 +122,7 @@ fn sound<T>(
 /// The columns for [`read_plan`]; `p` is the table.
 macro_rules! plan_columns {
     () => {
-        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.default_daily_request_limit, p.limits"
+        "p.id, p.api_ops_rate_limit, p.end_user_quota, p.default_daily_request_limit, p.limits, p.calendar"
     };
 }
 pub(in crate::store) use plan_columns;
@@ -132,7 +134,16 @@ pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreEr
         end_user_quota: f.int("end_user_quota")?,
         default_daily_request_limit: f.maybe_int("default_daily_request_limit")?,
         limits: f.read("limits", rules::limits_from_json)?,
+        calendar: read_calendar(f)?,
     })
+}
+
+/// The column `calendar` of a plan; NULL is the usual one.
+pub(in crate::store) fn read_calendar(f: &mut RowReader<'_>) -> Result<Calendar, StoreError> {
+    let found = f.maybe_text("calendar")?.map(rules::calendar_from_json).transpose();
+    found
+        .map(Option::unwrap_or_default)
+        .map_err(|why| StoreError::Corrupt(format!("calendar of a plan: {why}")))
 }
 
 /// The columns for [`read_plan_record`] after [`plan_columns`].
@@ -487,13 +498,14 @@ pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<Usag
     }
 }
 
-/// `subject_kind`, `subject_id`, then what was charged: in total, in this minute, hour, day, month.
+/// `subject_kind`, `subject_id`, then what was charged in each of [`Per::WINDOWS`].
 fn read_spent(f: &mut RowReader<'_>) -> Result<UsageTotals, StoreError> {
     let subject = read_subject(f)?;
-    let total = f.int("charged")?;
-    let (minute, hour) = (f.int("minute")?, f.int("hour")?);
-    let (day, month) = (f.int("day")?, f.int("month")?);
-    Ok(UsageTotals { subject, minute, hour, day, month, total })
+    let mut used = [0; Per::WINDOWS.len()];
+    for (per, used) in Per::WINDOWS.into_iter().zip(&mut used) {
+        *used = f.int(per.as_str())?;
+    }
+    Ok(UsageTotals { subject, used })
 }
 
 /// `subject_kind` and `subject_id` of a roll-up.

@@ -34,6 +34,7 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V1__initial", include_str!("../../../migrations/sqlite/0001_initial.sql")),
     ("V2__restorable_keys", include_str!("../../../migrations/sqlite/0002_restorable_keys.sql")),
     ("V3__requests_that_reached", include_str!("../../../migrations/sqlite/0003_requests_that_reached.sql")),
+    ("V4__plan_calendar", include_str!("../../../migrations/sqlite/0004_plan_calendar.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -44,6 +45,7 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
         "V3__requests_that_reached",
         include_str!("../../../migrations/postgres/0003_requests_that_reached.sql"),
     ),
+    ("V4__plan_calendar", include_str!("../../../migrations/postgres/0004_plan_calendar.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

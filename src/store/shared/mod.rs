@@ -7,4 +7,5 @@ pub mod migrate;
 pub(super) mod retention;
 pub mod rollup;
 pub(super) mod rules;
+pub(super) mod spent;
 pub(super) mod writes;

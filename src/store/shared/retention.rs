@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_hours(24);
 /// A day with records this long after the previous one may be due to a wrong clock, until there is another such day.
 const LEAP: Duration = Duration::from_hours(7 * 24);
 /// How long roll-ups of minutes are kept: a chart of minutes has at most 10 000 points, which are almost seven days.
-const MINUTES_FOR: Duration = Duration::from_hours(8 * 24);
+pub(in crate::store) const MINUTES_FOR: Duration = Duration::from_hours(8 * 24);
 /// How long roll-ups of hours are kept.
 const HOURS_FOR: Duration = Duration::from_hours(100 * 24);
 /// How long before a pruned day late records may still have arrived for.

@@ -4,11 +4,12 @@
 //! [`RollupTotals::merge`], so they agree.
 
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::KeyId;
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
 use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
-use crate::policy::keys::calendar::window_start;
+use crate::policy::keys::calendar::Window;
 use crate::store::KeyStats;
 use std::collections::{BTreeMap, HashMap};
 
@@ -146,13 +147,22 @@ impl WindowWidth {
 
     /// The start of the window that contains `at`.
     pub fn start(self, at: Timestamp) -> Timestamp {
+        self.window(at).start
+    }
+
+    /// Where the window that contains `at` ends; none for the whole life.
+    pub fn end(self, at: Timestamp) -> Option<Timestamp> {
+        Some(self.window(at).end).filter(|end| *end != Window::NEVER)
+    }
+
+    fn window(self, at: Timestamp) -> Window {
         let per = match self {
             Self::Minute => Per::Minute,
             Self::Hour => Per::Hour,
             Self::Day => Per::Day,
             Self::Total => Per::Total,
         };
-        window_start(per, at)
+        Window::of(per, Calendar::UTC, at)
     }
 }
 
@@ -352,11 +362,11 @@ fn take_number(rest: &mut &[u8]) -> Result<u64, BadSketch> {
 }
 
 impl KeyStats {
-    /// Statistics from the roll-ups of a key's whole life and of the current day.
-    pub(in crate::store) fn new(life: &RollupTotals, today: &RollupTotals, quota_limit: Option<u64>) -> Self {
+    /// Statistics from the roll-up of a key's whole life and the requests of the current day.
+    pub(in crate::store) fn new(life: &RollupTotals, requests_today: u64, quota_limit: Option<u64>) -> Self {
         Self {
             total_requests: life.reached(),
-            requests_today: today.reached(),
+            requests_today,
             quota_used: life.charged,
             quota_limit,
             denied: life.denied,

@@ -4,6 +4,7 @@
 
 use super::rollup::RollupTotals;
 use crate::clock::Timestamp;
+use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
 use crate::model::scope::Scopes;
@@ -231,6 +232,7 @@ pub(in crate::store) fn patched_plan(
         end_user_quota,
         default_daily_request_limit,
         limits,
+        calendar,
     } = patch;
     let mut after = before.clone();
     set(&mut after.description, description);
@@ -240,6 +242,7 @@ pub(in crate::store) fn patched_plan(
     set(&mut after.plan.end_user_quota, end_user_quota);
     set(&mut after.plan.default_daily_request_limit, default_daily_request_limit);
     set(&mut after.plan.limits, limits);
+    set(&mut after.plan.calendar, calendar);
     after.updated_at = at;
     check_plan(&after)?;
     Ok(after)
@@ -400,6 +403,29 @@ pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, S
     Ok(limits.into())
 }
 
+/// A calendar as tables carry it.
+pub(in crate::store) fn calendar_to_json(calendar: Calendar) -> Value {
+    let Calendar { zone, month_day, week_day } = calendar;
+    json!({"zone": zone.name(), "month_day": month_day, "week_day": week_day.as_str()})
+}
+
+/// Reads what [`calendar_to_json`] made; says what is wrong with anything else.
+pub(in crate::store) fn calendar_from_json(text: &str) -> Result<Calendar, String> {
+    let item: AuditFields = serde_json::from_str(text).map_err(|_| "not a JSON object")?;
+    let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
+    let month_day = item.get("month_day").and_then(Value::as_u64).and_then(|day| u8::try_from(day).ok());
+    Ok(Calendar {
+        zone: calendar::zone(word("zone")?).map_err(|e| format!("zone {e}"))?,
+        month_day: month_day.filter(|day| (1..=MONTH_DAY_MAX).contains(day)).ok_or("no month_day")?,
+        week_day: word("week_day")?.parse().map_err(|e| format!("week_day {e}"))?,
+    })
+}
+
+/// A plan's calendar as its row has it: none for the usual one.
+pub(in crate::store) fn calendar_column(calendar: Calendar) -> Option<String> {
+    (calendar != Calendar::UTC).then(|| calendar_to_json(calendar).to_string())
+}
+
 /// Networks as stored.
 pub(in crate::store) fn ips_to_json(ips: &[IpNet]) -> Value {
     ips.iter().map(ToString::to_string).collect()
@@ -469,7 +495,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
 
 /// The fields of a plan, for the audit log.
 pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
-    let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits } =
+    let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits, calendar } =
         &record.plan;
     fields([
         ("description", json!(record.description)),
@@ -477,6 +503,7 @@ pub(in crate::store) fn plan_fields(record: &PlanRecord) -> AuditFields {
         ("end_user_quota", json!(end_user_quota)),
         ("default_daily_request_limit", json!(default_daily_request_limit)),
         ("limits", limits_to_json(limits)),
+        ("calendar", calendar_to_json(*calendar)),
         ("usage_retention_days", json!(record.usage_retention_days)),
         ("deleted_keys_days", json!(record.deleted_keys_days)),
     ])
@@ -522,12 +549,16 @@ pub(in crate::store) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Aud
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::calendar::WeekDay;
     use crate::model::key::{Count, Per};
 
     #[test]
     fn ceilings_and_networks_read_back() {
         let limits = [Ceiling { count: Count::Requests, per: Per::Month, max: CEILING_MAX }];
         assert_eq!(limits_from_json(&limits_to_json(&limits).to_string()).as_deref(), Ok(limits.as_slice()));
+        let zone = calendar::zone("Asia/Shanghai").unwrap();
+        let calendar = Calendar { zone, month_day: 15, week_day: WeekDay::Sunday };
+        assert_eq!(calendar_from_json(&calendar_to_json(calendar).to_string()), Ok(calendar));
         let ips: Box<[IpNet]> = Box::new(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
         assert_eq!(ips_from_json(&ips_to_json(&ips).to_string()), Ok(ips));
     }

@@ -8,10 +8,13 @@ use super::row;
 use super::usage_totals;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, RequestId, WorkspaceId};
+use crate::model::key::Per;
 use crate::model::usage::fields::FieldWriter;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
-use crate::store::shared::decode::BATCH_MAX;
+use crate::policy::keys::calendar::Window;
+use crate::store::shared::decode::{BATCH_MAX, read_calendar};
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
@@ -29,6 +32,7 @@ use uuid::Uuid;
 struct SqliteKeyFacts {
     quota_limit: Option<u64>,
     kept_from: Timestamp,
+    calendar: Calendar,
 }
 
 #[async_trait]
@@ -58,11 +62,16 @@ impl Ledger for SqliteStore {
         retention::prune(self, at, at).await
     }
 
-    async fn totals(&self, at: Timestamp, to: mpsc::Sender<Vec<UsageTotals>>) -> Result<(), StoreError> {
+    async fn totals(
+        &self,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
         self.read(move |tx| {
             let send = |batch| to.blocking_send(batch).map_err(|_| StoreError::Cancelled);
             let mut batch = Vec::new();
-            rollups::each_spent(tx, at, |spent| {
+            rollups::each_spent(tx, at, calendar, |spent| {
                 batch.push(spent);
                 if batch.len() == BATCH_MAX { send(std::mem::take(&mut batch)) } else { Ok(()) }
             })?;
@@ -71,9 +80,14 @@ impl Ledger for SqliteStore {
         .await
     }
 
-    async fn totals_of(&self, subject: &UsageSubject, at: Timestamp) -> Result<UsageTotals, StoreError> {
+    async fn totals_of(
+        &self,
+        subject: &UsageSubject,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Result<UsageTotals, StoreError> {
         let subject = subject.clone();
-        self.read(move |tx| rollups::spent_of(tx, &subject, at)).await
+        self.read(move |tx| rollups::spent_of(tx, &subject, at, calendar)).await
     }
 
     async fn stats(
@@ -84,17 +98,14 @@ impl Ledger for SqliteStore {
     ) -> Result<Option<KeyStats>, StoreError> {
         let workspace = workspace.clone();
         self.read(move |tx| {
-            let Some(SqliteKeyFacts { quota_limit, .. }) = owned(tx, &workspace, id)? else {
+            let Some(SqliteKeyFacts { quota_limit, calendar, .. }) = owned(tx, &workspace, id)? else {
                 return Ok(None);
             };
-            let window = |width: WindowWidth| RollupWindow {
-                subject: UsageSubject::Key(id),
-                width,
-                start: width.start(at),
-            };
-            let life = rollups::one(tx, &window(WindowWidth::Total))?.unwrap_or_default();
-            let today = rollups::one(tx, &window(WindowWidth::Day))?.unwrap_or_default();
-            Ok(Some(KeyStats::new(&life, &today, quota_limit)))
+            let (subject, width) = (UsageSubject::Key(id), WindowWidth::Total);
+            let today = Window::of(Per::Day, calendar, at);
+            let requests_today = rollups::requests_in(tx, &subject, &today, at)?;
+            let life = rollups::one(tx, &RollupWindow { subject, width, start: width.start(at) })?;
+            Ok(Some(KeyStats::new(&life.unwrap_or_default(), requests_today, quota_limit)))
         })
         .await
     }
@@ -186,12 +197,14 @@ fn owned(
     workspace: &WorkspaceId,
     id: KeyId,
 ) -> Result<Option<SqliteKeyFacts>, StoreError> {
-    let sql = "SELECT k.quota_limit, w.usage_kept_from FROM keys k JOIN workspaces w ON w.id = k.workspace_id
+    let sql = "SELECT k.quota_limit, w.usage_kept_from, p.calendar FROM keys k
+                   JOIN workspaces w ON w.id = k.workspace_id JOIN plans p ON p.id = w.plan_id
                WHERE k.id = ?1 AND k.workspace_id = ?2";
     row::one(tx, sql, params![id.0.as_bytes(), workspace.as_str()], |f| {
         Ok(SqliteKeyFacts {
             quota_limit: f.maybe_int("quota_limit")?,
             kept_from: f.instant("usage_kept_from")?,
+            calendar: read_calendar(f)?,
         })
     })
 }

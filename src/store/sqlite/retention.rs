@@ -150,6 +150,7 @@ impl RetentionSteps for SqliteStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::calendar::Calendar;
     use crate::model::id::WorkspaceId;
     use crate::model::key::Plan;
     use crate::store::sqlite::SqliteOptions;
@@ -167,6 +168,7 @@ mod tests {
                 end_user_quota: 1,
                 default_daily_request_limit: None,
                 limits: [].into(),
+                calendar: Calendar::UTC,
             };
             PlanRecord {
                 plan,

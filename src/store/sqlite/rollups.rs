@@ -3,33 +3,21 @@
 use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
+use crate::model::calendar::Calendar;
 use crate::model::id::KeyId;
-use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::calendar::{window_end, window_start};
+use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{
     read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
 };
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
+use crate::store::shared::spent::{Bounds, SpentQuery};
 use crate::store::{Interval, UsagePoint, UsageRange};
-use rusqlite::{Transaction, named_params, params};
+use rusqlite::types::Value;
+use rusqlite::{Transaction, params, params_from_iter};
 
-/// The totals of all subjects; a month is the sum of its days, because it has no roll-up.
-macro_rules! spent_rows {
-    () => {
-        "SELECT t.subject_kind, t.subject_id, t.charged,
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 60 AND r.start = :minute), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 3600 AND r.start = :hour), 0),
-                   coalesce((SELECT r.charged FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400 AND r.start = :day), 0),
-                   coalesce((SELECT sum(r.charged) FROM usage_rollups r WHERE r.subject_kind = t.subject_kind
-                       AND r.subject_id = t.subject_id AND r.width = 86400
-                       AND r.start >= :month AND r.start < :next_month), 0)
-               FROM usage_rollups t WHERE t.width = 0 AND t.charged <> 0"
-    };
-}
+/// SQLite has sums as the integers they are.
+const BOUNDS: Bounds = ("", "");
 
 /// Adds `news` to one roll-up: one read, one merge, one write.
 pub(super) fn add(
@@ -111,42 +99,44 @@ pub(super) fn series(
     row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
 
-/// What every subject has spent in the windows that contain `at`, one at a time.
+/// What every subject has spent in the windows of `calendar` that contain `at`, one at a time.
 pub(super) fn each_spent(
     tx: &Transaction<'_>,
     at: Timestamp,
+    calendar: Calendar,
     mut visit: impl FnMut(UsageTotals) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let sql = spent_rows!();
-    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
-    let values = named_params! {
-        ":minute": window_start(Per::Minute, at).as_micros(),
-        ":hour": window_start(Per::Hour, at).as_micros(),
-        ":day": window_start(Per::Day, at).as_micros(),
-        ":month": window_start(Per::Month, at).as_micros(),
-        ":next_month": next_month,
-    };
-    row::each(tx, sql, values, |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
+    let SpentQuery { sql, values } = SpentQuery::of_all(BOUNDS, calendar, at);
+    row::each(tx, &sql, params_from_iter(values), |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }
 
-/// What one subject has spent in the windows that contain `at`.
+/// What one subject has spent in the windows of `calendar` that contain `at`.
 pub(super) fn spent_of(
     tx: &Transaction<'_>,
     subject: &UsageSubject,
     at: Timestamp,
+    calendar: Calendar,
 ) -> Result<UsageTotals, StoreError> {
-    let sql = concat!(spent_rows!(), " AND t.subject_kind = :kind AND t.subject_id = :subject");
-    let (kind, id) = subject_columns(subject);
-    let next_month = window_end(Per::Month, at).map_or(i64::MAX, Timestamp::as_micros);
-    let values = named_params! {
-        ":minute": window_start(Per::Minute, at).as_micros(),
-        ":hour": window_start(Per::Hour, at).as_micros(),
-        ":day": window_start(Per::Day, at).as_micros(),
-        ":month": window_start(Per::Month, at).as_micros(),
-        ":next_month": next_month,
-        ":kind": kind,
-        ":subject": id,
-    };
-    let found = row::one(tx, sql, values, sound_spent)?.flatten();
+    let query = SpentQuery::of_all(BOUNDS, calendar, at).of_one();
+    let found = row::one(tx, &query.sql, of_subject(&query, subject), sound_spent)?.flatten();
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
+}
+
+/// How many requests a subject has had in a window that contains `at`.
+pub(super) fn requests_in(
+    tx: &Transaction<'_>,
+    subject: &UsageSubject,
+    window: &Window,
+    at: Timestamp,
+) -> Result<u64, StoreError> {
+    let query = SpentQuery::requests(BOUNDS, window, at).of_one();
+    let found = row::one(tx, &query.sql, of_subject(&query, subject), |f| f.int("requests"))?;
+    Ok(found.unwrap_or(0))
+}
+
+/// The numbers of a query, then the subject.
+fn of_subject(query: &SpentQuery, subject: &UsageSubject) -> impl rusqlite::Params + use<> {
+    let (kind, id) = subject_columns(subject);
+    let numbers = query.values.iter().copied().chain([kind]).map(Value::Integer);
+    params_from_iter(numbers.chain([Value::Blob(id.to_vec())]).collect::<Vec<_>>())
 }

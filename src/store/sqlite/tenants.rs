@@ -121,9 +121,9 @@ impl TenantRows for Transaction<'_> {
     fn insert_plan(&self, record: &PlanRecord, version: Version) -> impl Rows<bool> {
         let sql = "INSERT INTO plans (id, description, api_ops_rate_limit, end_user_quota, limits, created_at,
                        updated_at, deleted_at, version, usage_retention_days, default_daily_request_limit,
-                       deleted_keys_days)
+                       deleted_keys_days, calendar)
                    VALUES (:id, :description, :rate, :quota, :limits, :created, :updated, NULL, :version, :retention,
-                       :daily, :deleted)
+                       :daily, :deleted, :calendar)
                    ON CONFLICT (id) DO UPDATE SET description = excluded.description,
                        api_ops_rate_limit = excluded.api_ops_rate_limit,
                        end_user_quota = excluded.end_user_quota, limits = excluded.limits,
@@ -131,7 +131,7 @@ impl TenantRows for Transaction<'_> {
                        deleted_at = NULL, version = excluded.version,
                        usage_retention_days = excluded.usage_retention_days,
                        default_daily_request_limit = excluded.default_daily_request_limit,
-                       deleted_keys_days = excluded.deleted_keys_days
+                       deleted_keys_days = excluded.deleted_keys_days, calendar = excluded.calendar
                    WHERE plans.deleted_at IS NOT NULL";
         let values = named_params! {
             ":id": record.plan.id.as_str(),
@@ -145,6 +145,7 @@ impl TenantRows for Transaction<'_> {
             ":retention": record.usage_retention_days,
             ":daily": record.plan.default_daily_request_limit.map(row::int),
             ":deleted": record.deleted_keys_days,
+            ":calendar": rules::calendar_column(record.plan.calendar),
         };
         ready(row::execute(self, sql, values).map(|made| made > 0))
     }
@@ -157,7 +158,7 @@ impl TenantRows for Transaction<'_> {
         let sql = "UPDATE plans SET description = :description, api_ops_rate_limit = :rate,
                        end_user_quota = :quota, limits = :limits, updated_at = :updated, version = :version,
                        usage_retention_days = :retention, default_daily_request_limit = :daily,
-                       deleted_keys_days = :deleted
+                       deleted_keys_days = :deleted, calendar = :calendar
                    WHERE id = :id";
         let values = named_params! {
             ":id": record.plan.id.as_str(),
@@ -170,6 +171,7 @@ impl TenantRows for Transaction<'_> {
             ":retention": record.usage_retention_days,
             ":daily": record.plan.default_daily_request_limit.map(row::int),
             ":deleted": record.deleted_keys_days,
+            ":calendar": rules::calendar_column(record.plan.calendar),
         };
         ready(row::change(self, sql, values))
     }

@@ -24,7 +24,7 @@ fn a_promise_is_kept_for_ten_seconds() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
-    let promised = world.ask("a", 2, &plain_ask(&limits, 20, 0)).promises[4];
+    let promised = world.ask("a", 2, &plain_ask(&limits, 20, 0)).promises[5];
     assert_eq!(promised, 20, "a quarter of what is left");
     assert_eq!(taken(&mut world, "b", &limits, 100), 60);
     world.now_us += 9_900_000;
@@ -41,14 +41,14 @@ fn a_node_that_stops_leaves_all_to_the_others() {
     let mut pool = SubjectPool::default();
     pool.attempt(&limits.iter().copied().collect());
     let now = world.now();
-    let ask = LeaseRequest { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall) };
+    let ask = LeaseRequest { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall, Calendar::UTC) };
     let grant = world.ask("a", 1, &ask);
-    assert!(grant.units > 1 && grant.promises[4] > 0, "{grant:?}");
+    assert!(grant.units > 1 && grant.promises[5] > 0, "{grant:?}");
     pool.answer(&ask, &grant, now.steady_ns, now.steady_ns);
     pool.spend(now);
     pool.leave();
-    let last = pool.ask(0, now.steady_ns + 1_000, now.wall);
-    assert_eq!(world.ask("a", 1, &last).used[4], 1);
+    let last = pool.ask(0, now.steady_ns + 1_000, now.wall, Calendar::UTC);
+    assert_eq!(world.ask("a", 1, &last).used[5], 1);
     assert_eq!(taken(&mut world, "b", &limits, 100), 99);
 }
 
@@ -64,12 +64,12 @@ fn a_call_counts_once_and_in_its_order() {
         LeaseRequest { seq, windows, ..plain_ask(&limits, need, 0) }
     };
     assert_eq!(world.ask("a", 2, &call(1, 0, 10)).units, 10);
-    assert_eq!(world.ask("a", 2, &call(2, 10, 10)).used[4], 20);
+    assert_eq!(world.ask("a", 2, &call(2, 10, 10)).used[5], 20);
     for seq in [1, 2] {
         assert_eq!(world.call("a", 2, &call(seq, 0, 10), None), [ScriptTotals::Old]);
     }
     let again = world.ask("a", 2, &call(3, 10, 0));
-    assert_eq!(again.used[4], 10, "the answer to the second was lost, and with it nothing");
+    assert_eq!(again.used[5], 10, "the answer to the second was lost, and with it nothing");
 }
 
 /// A late node reports only what the ledger could not know when Redis was filled from it.
@@ -78,16 +78,16 @@ fn what_the_ledger_has_is_not_counted_twice() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
-    world.ledger = [0, 0, 0, 0, 50];
-    assert_eq!(world.ask("a", 2, &plain_ask(&limits, 1, 0)).used[4], 51);
+    world.ledger = [0, 0, 0, 0, 0, 50];
+    assert_eq!(world.ask("a", 2, &plain_ask(&limits, 1, 0)).used[5], 51);
     let told = |at_us, units| LeaseRequest {
         untold: vec![OutstandingUnits { at_us, units }],
         windows: [WindowReport { since: 1, spent: units, ..WindowReport::default() }; WINDOWS.len()],
         ..plain_ask(&limits, 0, 0)
     };
     let before = START_US - 10_000_000;
-    assert_eq!(world.ask("b", 2, &told(before, 7)).used[4], 51, "spent long before: in the ledger");
-    assert_eq!(world.ask("c", 2, &told(START_US - 1_000_000, 7)).used[4], 58, "too young for the ledger");
+    assert_eq!(world.ask("b", 2, &told(before, 7)).used[5], 51, "spent long before: in the ledger");
+    assert_eq!(world.ask("c", 2, &told(START_US - 1_000_000, 7)).used[5], 58, "too young for the ledger");
 }
 
 /// After a fail-over the highest reported value counts, plus what each node has spent since, once.
@@ -105,11 +105,11 @@ fn another_server_hears_what_it_lacks_before_it_grants() {
     assert!(held_back.is_held_back && held_back.units == 0);
     // Another node heard sixty, and has spent four since.
     let other = world.ask("b", 2, &word(2, said(34, 30, 60)));
-    assert_eq!(other.used[4], 64);
+    assert_eq!(other.used[5], 64);
     world.now_us += 1_100_000;
     let windows = said(30, 30, 60);
     let granted = world.ask("a", 2, &LeaseRequest { epoch: held_back.epoch, ..word(3, windows) });
-    assert_eq!((granted.units, granted.used[4]), (10, 74));
+    assert_eq!((granted.units, granted.used[5]), (10, 74));
 }
 
 /// During a rolling upgrade, scripts of two versions run side by side: they count in the same fields and enforce one limit.

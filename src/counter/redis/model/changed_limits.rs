@@ -6,7 +6,7 @@ use crate::policy::keys::limit::{CounterState, Mark, RetryAfter};
 /// One step: the limit in force, µs before it, how many are charged, how many of these are refunded at once.
 type Step = (u64, u64, u32, u64, u64);
 
-fn memory(state: &mut CounterState, limits: &[Limit], need: u64, now: Now) -> Vec<Mark> {
+fn memory(state: &mut CounterState, limits: &Limits, need: u64, now: Now) -> Vec<Mark> {
     let charge = |_| state.check(limits, 1, now).is_ok().then(|| state.take(limits, 1, now));
     (0..need).map_while(charge).collect()
 }
@@ -26,7 +26,9 @@ fn memory_and_redis_agree_while_limits_change() {
         let (mut seq, mut total) = (0, 0);
         for (rate, burst, us, need, back) in steps {
             world.now_us += i64::from(us);
-            let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })];
+            let limits: Limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })]
+                .into_iter()
+                .collect();
             let now = world.now();
             let marks = memory(&mut state, &limits, need, now);
             let here = marks.len() as u64;
@@ -51,7 +53,7 @@ fn memory_and_redis_agree_while_limits_change() {
             }
             total += here;
             let back = back.min(here);
-            for mark in marks.into_iter().rev().take(usize::try_from(back).expect("few")) {
+            for mark in marks.into_iter().take(usize::try_from(back).expect("few")) {
                 state.give_back(&limits, 1, now, mark);
             }
             if back > 0 {

@@ -21,6 +21,8 @@ enum Trouble {
     Outage,
     /// Redis dies and returns empty, or with an older state.
     Forgets,
+    /// The plan's calendar is changed, of which one node hears before another.
+    Calendar,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ enum Step {
     ReturnsEmpty,
     Save,
     ReturnsOlder,
+    /// A node hears of another calendar.
+    Calendar(usize),
 }
 
 impl Step {
@@ -67,12 +71,14 @@ struct Party {
     name: u64,
     pool: SubjectPool,
     sent: Option<Sent>,
-    late: Option<LeaseRequest>,
+    late: Option<(LeaseRequest, Calendar)>,
+    calendar: Calendar,
 }
 
 #[derive(Clone, Debug)]
 struct Sent {
     ask: LeaseRequest,
+    calendar: Calendar,
     at_ns: u64,
     told: Option<ScriptTotals>,
 }
@@ -91,18 +97,23 @@ struct State {
     now_us: i64,
 }
 
+impl Party {
+    fn new(name: u64, calendar: Calendar) -> Self {
+        Self { name, pool: SubjectPool::default(), sent: None, late: None, calendar }
+    }
+}
+
 impl State {
     const fn is_lawful(&self) -> bool {
         self.admitted <= LIMIT + self.untold
     }
 
     fn new(parties: u64, without: Option<Guard>) -> Self {
-        let party = |name| Party { name, pool: SubjectPool::default(), sent: None, late: None };
         Self {
             redis: RedisSide { without, ..RedisSide::new() },
             older: None,
             gone_since_ns: None,
-            parties: (0..parties).map(party).collect(),
+            parties: (0..parties).map(|name| Party::new(name, Calendar::UTC)).collect(),
             born: parties,
             admitted: 0,
             untold: 0,
@@ -130,6 +141,9 @@ impl State {
             }
             if troubles.contains(&Trouble::Crashes) {
                 steps.push(Step::Crash(n));
+            }
+            if troubles.contains(&Trouble::Calendar) {
+                steps.push(Step::Calendar(n));
             }
         }
         let forgets = troubles.contains(&Trouble::Forgets);
@@ -168,7 +182,7 @@ impl State {
         match step {
             Step::Request(n) => {
                 let party = &mut self.parties[n];
-                party.pool.attempt(&limits());
+                party.pool.attempt(&limits(party.calendar));
                 if party.pool.can_spend(now.steady_ns) {
                     party.pool.spend(now);
                     self.admitted += 1;
@@ -180,7 +194,7 @@ impl State {
             }
             Step::Alone(n) => {
                 let party = &mut self.parties[n];
-                party.pool.attempt(&limits());
+                party.pool.attempt(&limits(party.calendar));
                 let alone = FallbackState {
                     nodes: 2,
                     share_unknown: false,
@@ -205,12 +219,12 @@ impl State {
                 if !is_up || sent.told.is_some() {
                     return false;
                 }
-                sent.told = Some(self.arrive(n, &sent.ask));
+                sent.told = Some(self.arrive(n, &sent.ask, sent.calendar));
                 self.parties[n].sent = Some(sent);
             }
             Step::Answer(n) => {
                 let party = &mut self.parties[n];
-                let Some(Sent { ask, at_ns, told: Some(told) }) = party.sent.take() else { return false };
+                let Some(Sent { ask, at_ns, told: Some(told), .. }) = party.sent.take() else { return false };
                 match told {
                     ScriptTotals::Grant(grant) => {
                         party.pool.answer(&ask, &grant, at_ns, now.steady_ns);
@@ -227,21 +241,24 @@ impl State {
                 let Some(sent) = party.sent.take() else { return false };
                 party.pool.unanswered(&sent.ask);
                 if sent.told.is_none() {
-                    party.late = Some(sent.ask);
+                    party.late = Some((sent.ask, sent.calendar));
                 }
             }
             Step::ArriveLate(n) => {
-                let Some(ask) = self.parties[n].late.take() else { return false };
+                let Some((ask, calendar)) = self.parties[n].late.take() else { return false };
                 if !is_up {
                     return false;
                 }
-                self.arrive(n, &ask);
+                self.arrive(n, &ask, calendar);
             }
             Step::Crash(n) => {
                 self.untold += self.parties[n].pool.untold_units();
-                self.parties[n] =
-                    Party { name: self.born, pool: SubjectPool::default(), sent: None, late: None };
+                self.parties[n] = Party::new(self.born, self.parties[n].calendar);
                 self.born += 1;
+            }
+            Step::Calendar(n) => {
+                let before = std::mem::replace(&mut self.parties[n].calendar, calendars::CALENDARS[1]);
+                return before != calendars::CALENDARS[1];
             }
             Step::Moment => return self.pass(60_000),
             Step::Pause => return self.pass(11_000_000),
@@ -294,16 +311,18 @@ impl State {
     fn send(&mut self, n: usize, waiting: u64) {
         let now = self.now();
         let party = &mut self.parties[n];
-        let ask = party.pool.ask(waiting, now.steady_ns, now.wall);
-        party.sent = Some(Sent { ask, at_ns: now.steady_ns, told: None });
+        let calendar = party.calendar;
+        let ask = party.pool.ask(waiting, now.steady_ns, now.wall, calendar);
+        party.sent = Some(Sent { ask, calendar, at_ns: now.steady_ns, told: None });
         // No two instants are the same.
         self.now_us += 2;
     }
 
-    fn arrive(&mut self, n: usize, ask: &LeaseRequest) -> ScriptTotals {
+    fn arrive(&mut self, n: usize, ask: &LeaseRequest, calendar: Calendar) -> ScriptTotals {
         let (name, now) = (self.parties[n].name.to_string(), self.now().wall);
         // The ledger is empty.
         let ask = LeaseRequest { ledger: Some([0; WINDOWS.len()]), ..ask.clone() };
+        self.redis.calendar = calendar;
         self.redis.call(&name, 2, now, &ask)
     }
 
@@ -338,8 +357,9 @@ impl State {
     }
 }
 
-fn limits() -> Limits {
-    [limit(LimitName::Quota, LimitRule::of(Per::Total, LIMIT))].into_iter().collect()
+fn limits(calendar: Calendar) -> Limits {
+    let limits: Limits = [limit(LimitName::Daily, LimitRule::of(Per::Day, LIMIT))].into_iter().collect();
+    limits.in_calendar(calendar)
 }
 
 /// Takes every step from every state, up to `depth` steps. Returns the number of states and the first run that admits more
@@ -424,6 +444,11 @@ fn two_nodes_pass_no_limit_while_redis_is_gone() {
 #[test]
 fn two_nodes_pass_no_limit_when_redis_has_forgotten() {
     holds(2, &[Trouble::Forgets]);
+}
+
+#[test]
+fn two_nodes_pass_no_limit_when_its_calendar_is_changed() {
+    holds(2, &[Trouble::Calendar]);
 }
 
 #[test]

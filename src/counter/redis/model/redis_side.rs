@@ -38,6 +38,8 @@ pub(super) struct RedisSide {
     pub(super) young_until: i64,
     /// When nodes lost the server that have just reconnected.
     pub(super) lost: Option<i64>,
+    /// Whose windows are charged.
+    pub(super) calendar: Calendar,
 }
 
 #[derive(Clone, Debug)]
@@ -46,13 +48,13 @@ pub(super) struct Hash {
     pub(super) epoch: i64,
     pub(super) hold: i64,
     server: u32,
-    windows: [Window; WINDOWS.len()],
+    windows: [Counted; WINDOWS.len()],
     records: BTreeMap<String, Record>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Window {
-    start: Timestamp,
+struct Counted {
+    window: Window,
     used: u64,
     known: u64,
 }
@@ -68,7 +70,7 @@ struct Record {
 
 impl RedisSide {
     pub(super) const fn new() -> Self {
-        Self { server: 1, hash: None, without: None, young_until: 0, lost: None }
+        Self { server: 1, hash: None, without: None, young_until: 0, lost: None, calendar: Calendar::UTC }
     }
 
     fn keeps(&self, guard: Guard) -> bool {
@@ -84,7 +86,7 @@ impl RedisSide {
         ask: &LeaseRequest,
     ) -> ScriptTotals {
         let now_us = now.as_micros();
-        let starts = WINDOWS.map(|per| window_start(per, now));
+        let current = Window::all(self.calendar, now);
         let mut hash = match (&self.hash, ask.ledger) {
             (Some(hash), _) => hash.clone(),
             (None, None) => return ScriptTotals::Unknown,
@@ -97,8 +99,8 @@ impl RedisSide {
                     0
                 },
                 server: self.server,
-                windows: std::array::from_fn(|w| Window {
-                    start: starts[w],
+                windows: std::array::from_fn(|w| Counted {
+                    window: current[w],
                     used: ledger[w],
                     known: ledger[w],
                 }),
@@ -112,9 +114,11 @@ impl RedisSide {
             }
             hash.windows.iter_mut().for_each(|w| w.known = w.used);
         }
-        for (window, start) in hash.windows.iter_mut().zip(starts) {
-            if window.start != start {
-                *window = Window { start, ..Window::default() };
+        for (counted, window) in hash.windows.iter_mut().zip(current) {
+            if counted.window.overlaps(&window) {
+                counted.window = window;
+            } else {
+                *counted = Counted { window, ..Counted::default() };
             }
         }
         let own = hash.records.get(node).filter(|r| r.epoch == hash.epoch).cloned();
@@ -140,7 +144,7 @@ impl RedisSide {
                             .untold
                             .iter()
                             .filter(|u| {
-                                u.at_us < hash.made - 2_000_000 && u.at_us >= window.start.as_micros()
+                                u.at_us < hash.made - 2_000_000 && u.at_us >= window.window.start.as_micros()
                             })
                             .map(|u| u.units)
                             .sum();
@@ -162,7 +166,7 @@ impl RedisSide {
         let part = 2 * count;
         let keeps_promises = self.keeps(Guard::Promises);
         let available = |hash: &Hash, w: usize, max: u64| {
-            let start_us = hash.windows[w].start.as_micros();
+            let start_us = hash.windows[w].window.start.as_micros();
             let promised: u64 = others
                 .iter()
                 .filter(|o| keeps_promises && o.till - PROMISE_US >= start_us)
@@ -178,7 +182,7 @@ impl RedisSide {
             units = ask.need.min(least(&hash).unwrap_or(u64::MAX));
             if ask.waiting > 0 && ask.waiting - ask.need + units < 1 {
                 units = 0;
-                refused = reason(&limits, |w, max| available(&hash, w, max), now);
+                refused = reason(&limits, |w, max| available(&hash, w, max), |w| current[w].left(now));
             } else if units == ask.need {
                 extra = ask.ahead.min((least(&hash).unwrap_or(u64::MAX) - units) / part);
             }
@@ -202,9 +206,8 @@ impl RedisSide {
         let left = limits
             .iter()
             .map(|(w, max, limit)| {
-                let reset =
-                    crate::policy::keys::calendar::window_end(WINDOWS[*w], now).map(|end| end.since(now));
                 let units = max.saturating_sub(used[*w]);
+                let reset = current[*w].left(now);
                 (*limit, crate::policy::keys::limit::Remaining { units, reset })
             })
             .collect();
@@ -226,19 +229,19 @@ impl RedisSide {
 
 fn window_of(limit: Limit) -> (usize, u64, Limit) {
     let LimitRule::Window { per, max } = limit.rule else { panic!("only windows are modelled") };
-    (WINDOWS.iter().position(|w| *w == per).expect("a window"), max, limit)
+    (per.window_index().expect("a window"), max, limit)
 }
 
 fn reason(
     limits: &[(usize, u64, Limit)],
     available: impl Fn(usize, u64) -> u64,
-    now: Timestamp,
+    left: impl Fn(usize) -> Option<Duration>,
 ) -> Option<(Limit, RetryAfter)> {
     let mut worst: Option<(Limit, RetryAfter)> = None;
     for (w, max, limit) in limits {
         if available(*w, *max) < 1 {
-            let retry = match crate::policy::keys::calendar::window_end(WINDOWS[*w], now) {
-                Some(end) if *max > 0 => RetryAfter::Wait(end.since(now)),
+            let retry = match left(*w) {
+                Some(left) if *max > 0 => RetryAfter::Wait(left),
                 _ => RetryAfter::Never,
             };
             if worst.is_none_or(|worst| retry > worst.1) {
@@ -249,9 +252,14 @@ fn reason(
     worst
 }
 
-fn any_call() -> impl Strategy<Value = (usize, u64, u64, u64, Vec<u64>, u32, bool)> {
+/// What a call says, and what comes before it: time in µs, a fail-over, another calendar.
+type AnyCall = (usize, u64, u64, u64, Vec<u64>, u32, bool, Option<usize>);
+
+fn any_call() -> impl Strategy<Value = AnyCall> {
     let said = prop::collection::vec(0..12_u64, 4);
-    (0..3_usize, 0..4_u64, 0..5_u64, 0..6_u64, said, 0..4_000_000_u32, prop::bool::weighted(0.05))
+    let time = prop_oneof![9 => 0..4_000_000_u32, 1 => Just(u32::MAX)];
+    let calendar = proptest::option::weighted(0.1, 0..3_usize);
+    (0..3_usize, 0..4_u64, 0..5_u64, 0..6_u64, said, time, prop::bool::weighted(0.05), calendar)
 }
 
 /// Whatever nodes report, correct or not, in whatever order: script and model give the same answer.
@@ -264,10 +272,16 @@ fn the_model_answers_as_the_script_does() {
         let limits = [
             limit(LimitName::Quota, LimitRule::of(Per::Total, 40)),
             limit(LimitName::Key(0), LimitRule::of(Per::Minute, 15)),
+            limit(LimitName::Daily, LimitRule::of(Per::Day, 30)),
+            limit(LimitName::Key(1), LimitRule::of(Per::Week, 35)),
         ];
         let mut epoch = 0;
-        for (n, (node, seq, need, ahead, said, us, fails_over)) in calls.into_iter().enumerate() {
+        for (n, (node, seq, need, ahead, said, us, fails_over, calendar)) in calls.into_iter().enumerate() {
             world.now_us += i64::from(us);
+            if let Some(calendar) = calendar {
+                world.calendar = calendars::CALENDARS[calendar];
+                model.calendar = world.calendar;
+            }
             if fails_over && model.server < 4 {
                 model.server += 1;
                 world.server = servers[usize::try_from(model.server).expect("few")];

@@ -1,8 +1,8 @@
 //! Builds the calls of a node for a subject, and applies the answers.
 
 use super::{
-    AHEAD_MAX, AHEAD_MIN, Grant, GrantedUnits, LIFE, LeaseRequest, LimitRule, PROMISE, Per, RENEW_EVERY,
-    SubjectPool, Timestamp, WINDOWS, WindowReport, fallback, ns, window_end,
+    AHEAD_MAX, AHEAD_MIN, Calendar, Grant, GrantedUnits, LIFE, LeaseRequest, LimitRule, PROMISE, Per,
+    RENEW_EVERY, SubjectPool, Timestamp, WINDOWS, WindowReport, fallback, ns,
 };
 
 impl SubjectPool {
@@ -13,10 +13,10 @@ impl SubjectPool {
         wants
     }
 
-    /// The call for `waiting` requests, at this instant of Redis' calendar.
-    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp) -> LeaseRequest {
+    /// The call for `waiting` requests, at this instant of Redis' clock, in the windows of `calendar`.
+    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp, calendar: Calendar) -> LeaseRequest {
         self.expire(now_ns);
-        self.turn(wall);
+        self.turn(calendar, wall);
         let have = self.units();
         let is_wanting = std::mem::take(&mut self.is_wanting);
         let ahead = if waiting > 0 || is_wanting { self.ahead(waiting, have, now_ns) } else { 0 };
@@ -171,7 +171,7 @@ impl SubjectPool {
     /// How long a unit debited at this instant is valid: not beyond the end of any window that it was paid in.
     fn life_ns(&self, at: Timestamp) -> u64 {
         let windows = self.limits.iter().filter_map(|l| match l.rule {
-            LimitRule::Window { per, .. } => window_end(per, at).map(|end| end.since(at)),
+            LimitRule::Window { per, .. } => self.own[per.window_index()?].window.left(at),
             _ => None,
         });
         windows.min().map_or(ns(LIFE), |end| ns(LIFE.min(end)))

@@ -2,14 +2,14 @@
 
 use super::{
     FallbackState, Limit, LimitReached, LimitRule, Limits, LimitsLeft, MINUTE_US, Now, OutstandingUnits,
-    PROMISE_RETRY, Per, Refusal, Remaining, RetryAfter, SECOND_US, SubjectPool, TakenUnits, UNTOLD_MAX,
-    WINDOWS, window_end,
+    OwnWindow, PROMISE_RETRY, Per, Refusal, Remaining, RetryAfter, SECOND_US, SubjectPool, TakenUnits,
+    Timestamp, UNTOLD_MAX,
 };
 
 impl SubjectPool {
     /// Whether one more request may be admitted without Redis.
     pub fn may_spend_alone(&mut self, alone: &FallbackState, now: Now) -> Result<(), Box<Refusal>> {
-        self.turn(now.wall);
+        self.turn_own(now.wall);
         let nodes = alone.nodes.max(1);
         let share = self.share_of_rates(nodes);
         if nodes > 1 {
@@ -17,7 +17,7 @@ impl SubjectPool {
             self.rates.empty_buckets(&share, alone.well_ns);
         }
         let mut refused = self.rates.check(&share, 1, now).err();
-        for limit in &self.limits {
+        for limit in self.limits.iter() {
             let retry = match limit.rule {
                 LimitRule::Window { per, max } if !self.may_spend_of(per, max, alone, now) => PROMISE_RETRY,
                 LimitRule::InFlight { max } if self.in_flight >= max / nodes => PROMISE_RETRY,
@@ -38,18 +38,23 @@ impl SubjectPool {
         Err(Box::new(Refusal { refused, left: self.left_alone(now) }))
     }
 
+    fn turn_own(&mut self, wall: Timestamp) {
+        let calendar = self.limits.calendar;
+        self.turn(calendar, wall);
+    }
+
     fn share_of_rates(&self, nodes: u64) -> Limits {
         self.limits.iter().filter_map(|l| share_of_rate(l, nodes)).collect()
     }
 
     fn may_spend_of(&self, per: Per, max: u64, alone: &FallbackState, now: Now) -> bool {
-        let Some(own) = WINDOWS.iter().position(|w| *w == per).map(|n| &self.own[n]) else { return false };
+        let Some(own) = per.window_index().map(|n| &self.own[n]) else { return false };
         // Nobody else is granted what was promised: for a while, and as long as no Redis could grant it.
         let keeps = now.steady_ns < self.promised_until_ns
             || alone.gone_since_ns.is_some_and(|gone_ns| gone_ns < self.promised_until_ns);
         match own.promise {
             Some(promise) if keeps && promise > 0 => true,
-            None if self.heard_at.is_some_and(|heard_at| heard_at < own.start) => {
+            None if self.heard_at.is_some_and(|heard_at| heard_at < own.window.start) => {
                 own.spent < max / alone.nodes.max(1)
             }
             _ => {
@@ -61,7 +66,7 @@ impl SubjectPool {
 
     /// Admits one request without Redis.
     pub fn spend_alone(&mut self, alone: &FallbackState, now: Now) -> TakenUnits {
-        self.turn(now.wall);
+        self.turn_own(now.wall);
         for own in &mut self.own {
             own.alone = own.alone.saturating_add(1);
             own.promise = own.promise.map(|p| p.saturating_sub(1));
@@ -76,15 +81,13 @@ impl SubjectPool {
     /// What is left for this node.
     pub fn left_alone(&self, now: Now) -> LimitsLeft {
         let left = |limit: &Limit| {
-            let n = WINDOWS.iter().position(|w| limit.per() == Some(*w));
             let remaining = match limit.rule {
-                LimitRule::Window { per, max } => Remaining {
-                    units: n
-                        .and_then(|n| self.own[n].promise)
-                        .unwrap_or_else(|| max.saturating_sub(n.map_or(0, |n| self.own[n].spent))),
-                    reset: window_end(per, now.wall).map(|end| end.since(now.wall)),
-                },
-                LimitRule::Bucket { .. } => self.rates.remaining(limit, now),
+                LimitRule::Window { per, max } => {
+                    let own = per.window_index().map_or(OwnWindow::default(), |n| self.own[n]);
+                    let units = own.promise.unwrap_or_else(|| max.saturating_sub(own.spent));
+                    Remaining { units, reset: own.window.left(now.wall) }
+                }
+                LimitRule::Bucket { .. } => self.rates.remaining(limit, self.limits.calendar, now),
                 LimitRule::InFlight { max } => {
                     Remaining { units: max.saturating_sub(self.in_flight), reset: None }
                 }

@@ -19,13 +19,22 @@ fn window(per: Per, max: u64) -> Limit {
     limit(LimitName::Key(0), LimitRule::of(per, max))
 }
 
+fn utc(limits: &[Limit]) -> Limits {
+    limits.iter().copied().collect()
+}
+
 fn charge(state: &mut CounterState, limits: &[Limit], now: Now) -> Result<Mark, LimitReached> {
+    charge_in(state, &utc(limits), now)
+}
+
+fn charge_in(state: &mut CounterState, limits: &Limits, now: Now) -> Result<Mark, LimitReached> {
     state.check(limits, 1, now)?;
     Ok(state.take(limits, 1, now))
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
-    let per = proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Month, Per::Total][..]);
+    let per =
+        proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Week, Per::Month, Per::Total][..]);
     prop_oneof![
         (1..2_000_u64, 1..50_u64).prop_map(|(rate, burst)| bucket(rate, burst)),
         (per, 1..40_u64).prop_map(|(per, max)| window(per, max)),
@@ -49,25 +58,6 @@ fn any_start() -> impl Strategy<Value = Timestamp> {
     (0..40 * DAY, 0..1_000_000_u64).prop_map(|(s, us)| {
         Timestamp::from_secs(1_764_000_000).plus(Duration::from_micros(s * 1_000_000 + us))
     })
-}
-
-#[test]
-fn windows_begin_and_end_on_the_calendar() {
-    let at = |s: &str| {
-        Timestamp::from_secs(chrono::DateTime::parse_from_rfc3339(s).expect("an instant").timestamp())
-    };
-    let now = at("2028-02-29T23:59:59Z");
-    for (per, start, end) in [
-        (Per::Second, "2028-02-29T23:59:59Z", "2028-03-01T00:00:00Z"),
-        (Per::Minute, "2028-02-29T23:59:00Z", "2028-03-01T00:00:00Z"),
-        (Per::Hour, "2028-02-29T23:00:00Z", "2028-03-01T00:00:00Z"),
-        (Per::Day, "2028-02-29T00:00:00Z", "2028-03-01T00:00:00Z"),
-        (Per::Month, "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z"),
-    ] {
-        assert_eq!((window_start(per, now), window_end(per, now)), (at(start), Some(at(end))), "{per}");
-    }
-    assert_eq!(window_end(Per::Month, at("2026-12-31T12:00:00Z")), Some(at("2027-01-01T00:00:00Z")));
-    assert_eq!((window_start(Per::Total, now), window_end(Per::Total, now)), (Timestamp::default(), None));
 }
 
 #[test]
@@ -96,7 +86,7 @@ fn windows_of_the_past_do_not_displace_the_newest() {
         assert!(charge(&mut state, &limits, now).is_ok());
     }
     for minutes in [2, 1, 2, 1] {
-        state.take(&limits, 1, earlier(minutes));
+        state.take(&utc(&limits), 1, earlier(minutes));
         assert_eq!(state.used(Per::Minute, earlier(minutes).wall), 1);
         assert!(charge(&mut state, &limits, now).is_err(), "this minute's five are still spent");
     }
@@ -124,11 +114,12 @@ fn a_changed_rate_or_burst_acts_at_once() {
     let mut state = CounterState::default();
     assert_eq!(admitted(&mut state, &[bucket(1, 300)], clock.now()), 300);
     let raised = [bucket(100, 300)];
-    let refused = state.check(&raised, 1, clock.now()).expect_err("all 300 are spent");
+    let refused = state.check(&utc(&raised), 1, clock.now()).expect_err("all 300 are spent");
     assert_eq!(refused.retry, RetryAfter::Wait(Duration::from_millis(10)));
     clock.advance(SECOND);
     assert_eq!(admitted(&mut state, &raised, clock.now()), 100);
-    let lowered = state.check(&[bucket(1, 2)], 1, clock.now()).expect_err("nothing is left of two either");
+    let lowered =
+        state.check(&utc(&[bucket(1, 2)]), 1, clock.now()).expect_err("nothing is left of two either");
     assert_eq!(lowered.retry, RetryAfter::Wait(SECOND));
     clock.advance(SECOND);
     assert_eq!(admitted(&mut state, &[bucket(1, 2)], clock.now()), 1);
@@ -142,7 +133,7 @@ fn half_of_a_burst_is_half_of_it_at_any_rate() {
         charge(&mut state, &[bucket(1, 300)], clock.now()).expect("the burst");
     }
     for rate in [1_000, 1, 7] {
-        assert_eq!(state.remaining(&bucket(rate, 300), clock.now()).units, 150, "{rate}");
+        assert_eq!(state.remaining(&bucket(rate, 300), Calendar::UTC, clock.now()).units, 150, "{rate}");
     }
     assert_eq!(admitted(&mut state, &[bucket(1_000, 300)], clock.now()), 150);
 }
@@ -157,7 +148,7 @@ fn what_time_has_refilled_is_not_given_back_again() {
     clock.advance(10 * SECOND);
     charge(&mut state, &limits, clock.now()).expect("it is full again");
     for (at, mark) in early {
-        state.give_back(&limits, 1, at, mark);
+        state.give_back(&utc(&limits), 1, at, mark);
     }
     assert_eq!(admitted(&mut state, &limits, clock.now()), 6, "seven with the one before");
 }
@@ -176,7 +167,7 @@ fn of_what_is_given_back_only_the_rest_is_refunded() {
         charge(&mut state, &limits, clock.now()).expect("three have refilled");
     }
     for (at, mark) in charged {
-        state.give_back(&limits, 1, at, mark);
+        state.give_back(&utc(&limits), 1, at, mark);
     }
     assert_eq!(admitted(&mut state, &limits, clock.now()), 7);
 }
@@ -208,6 +199,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
         end_user_quota: 0,
         default_daily_request_limit: None,
         limits: Box::default(),
+        calendar: Calendar::UTC,
     };
     let rate = |limits: &Limits| (limits[0].name, limits[0].rule);
     let by_key = (LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 100, burst: 500 });
@@ -221,10 +213,10 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
     let mut state = CounterState::default();
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     for _ in 0..5 {
-        state.take(&[bucket(100, 100)], 1, clock.now());
+        state.take(&utc(&[bucket(100, 100)]), 1, clock.now());
     }
     // A limit that is set later counts what was spent before, and two limits on one window charge it once.
-    let refused = state.check(&[window(Per::Day, 5)], 1, clock.now()).expect_err("five are spent");
+    let refused = state.check(&utc(&[window(Per::Day, 5)]), 1, clock.now()).expect_err("five are spent");
     assert!(matches!(refused.retry, RetryAfter::Wait(_)));
     let both = [window(Per::Day, 6), limit(LimitName::Daily, LimitRule::of(Per::Day, 7))];
     assert!(charge(&mut state, &both, clock.now()).is_ok());
@@ -251,8 +243,8 @@ proptest! {
                 wall: now.wall.plus(d),
                 steady_ns: now.steady_ns + u64::try_from(d.as_nanos()).expect("fits"),
             };
-            prop_assert!(state.check(&limits, 1, at(just_before)).is_err(), "{:?} too early", refused);
-            prop_assert!(state.check(&limits, 1, at(wait)).is_ok(), "{:?} told too little", refused);
+            prop_assert!(state.check(&utc(&limits), 1, at(just_before)).is_err(), "{:?} too early", refused);
+            prop_assert!(state.check(&utc(&limits), 1, at(wait)).is_ok(), "{:?} told too little", refused);
         }
     }
 
@@ -275,7 +267,7 @@ proptest! {
 
     /// No window ever holds more than its limit, wherever the calendar goes.
     #[test]
-    fn a_window_never_admits_more(per in proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Month][..]),
+    fn a_window_never_admits_more(per in proptest::sample::select(&[Per::Minute, Per::Hour, Per::Day, Per::Week, Per::Month][..]),
                                   max in 1..20_u64, start in any_start(),
                                   steps in prop::collection::vec(0..90_000_u64, 1..400)) {
         let clock = ManualClock::at(start);
@@ -286,7 +278,7 @@ proptest! {
             clock.advance(Duration::from_secs(step) / 7);
             let now = clock.now();
             if charge(&mut state, &limits, now).is_ok() {
-                *admitted.entry(window_start(per, now.wall)).or_default() += 1;
+                *admitted.entry(Window::of(per, Calendar::UTC, now.wall).start).or_default() += 1;
             }
         }
         prop_assert!(admitted.values().all(|n| *n <= max), "{admitted:?}");
@@ -307,9 +299,9 @@ proptest! {
         let charged_at = clock.now();
         let Ok(mark) = charge(&mut state, &limits, charged_at) else { return Ok(()) };
         clock.advance(Duration::from_millis(waited));
-        state.give_back(&limits, 1, charged_at, mark);
+        state.give_back(&utc(&limits), 1, charged_at, mark);
         for l in &limits {
-            prop_assert_eq!(state.remaining(l, clock.now()).units, untouched.remaining(l, clock.now()).units);
+            prop_assert_eq!(state.remaining(l, Calendar::UTC, clock.now()).units, untouched.remaining(l, Calendar::UTC, clock.now()).units);
         }
     }
 
@@ -323,14 +315,14 @@ proptest! {
         for (rate, burst, ms, charges) in steps {
             let limits = [bucket(rate, burst)];
             clock.advance(Duration::from_millis(ms));
-            let had = state.remaining(&limits[0], clock.now()).units;
+            let had = state.remaining(&limits[0], Calendar::UTC, clock.now()).units;
             let taken = (0..charges).take_while(|_| charge(&mut state, &limits, clock.now()).is_ok()).count() as u64;
             prop_assert_eq!(taken, had.min(charges as u64));
-            if let Err(refused) = state.check(&limits, 1, clock.now()) {
+            if let Err(refused) = state.check(&utc(&limits), 1, clock.now()) {
                 let RetryAfter::Wait(wait) = refused.retry else { return Err(TestCaseError::fail("a rate refills")) };
                 prop_assert!(wait <= Duration::from_nanos(1_000_000_000_u64.div_ceil(rate)), "{wait:?} at {rate}");
                 clock.advance(wait);
-                prop_assert!(state.check(&limits, 1, clock.now()).is_ok());
+                prop_assert!(state.check(&utc(&limits), 1, clock.now()).is_ok());
             }
         }
     }
@@ -348,7 +340,7 @@ proptest! {
             clock.advance(Duration::from_millis(ms));
             if act == 0 && !charges.is_empty() {
                 let (at, mark) = charges.remove(which % charges.len());
-                state.give_back(&limits, 1, at, mark);
+                state.give_back(&utc(&limits), 1, at, mark);
             } else if let Ok(mark) = charge(&mut state, &limits, clock.now()) {
                 charges.push((clock.now(), mark));
                 let mut replayed = CounterState::default();
@@ -367,8 +359,72 @@ proptest! {
         for _ in 0..spent {
             _ = charge(&mut state, &[l], clock.now());
         }
-        let left = state.remaining(&l, clock.now()).units;
+        let left = state.remaining(&l, Calendar::UTC, clock.now()).units;
         let admitted = (0..100).take_while(|_| charge(&mut state, &[l], clock.now()).is_ok()).count();
         prop_assert_eq!(left, admitted as u64);
     }
+}
+
+fn shanghai() -> Calendar {
+    Calendar { zone: crate::model::calendar::zone("Asia/Shanghai").expect("a zone"), ..Calendar::UTC }
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// 2026-06-10T10:00:00Z, 18:00 in Shanghai.
+const WEDNESDAY: Timestamp = Timestamp::from_secs(1_781_085_600);
+
+#[test]
+fn a_window_that_is_running_goes_on_under_another_calendar() {
+    let day = utc(&[window(Per::Day, 5)]);
+    let moved = day.clone().in_calendar(shanghai());
+    let clock = ManualClock::at(WEDNESDAY);
+    let mut state = CounterState::default();
+    for _ in 0..3 {
+        charge_in(&mut state, &day, clock.now()).expect("of five");
+    }
+    for _ in 0..2 {
+        charge_in(&mut state, &moved, clock.now()).expect("three are spent, and nothing is forgotten");
+    }
+    let refused = charge_in(&mut state, &moved, clock.now()).expect_err("nothing is counted less");
+    assert_eq!(refused.retry, RetryAfter::Wait(6 * HOUR), "midnight in Shanghai is at 16:00");
+    clock.advance(6 * HOUR);
+    assert_eq!(state.remaining(&moved[0], moved.calendar, clock.now()).units, 5, "another day");
+    charge_in(&mut state, &moved, clock.now()).expect("another day");
+    clock.advance(8 * HOUR);
+    assert_eq!(state.remaining(&moved[0], moved.calendar, clock.now()).units, 4, "midnight UTC is none");
+    assert_eq!(state.remaining(&day[0], day.calendar, clock.now()).units, 4, "nor is it when UTC is back");
+}
+
+/// Whoever was not seen since the calendar was changed has spent in the new window what the one before it knows.
+#[test]
+fn a_window_that_overlaps_the_last_one_counts_it() {
+    let day = utc(&[window(Per::Day, 5)]);
+    let moved = day.clone().in_calendar(shanghai());
+    let clock = ManualClock::at(WEDNESDAY);
+    let mut state = CounterState::default();
+    charge_in(&mut state, &day, clock.now()).expect("of five");
+    clock.advance(15 * HOUR);
+    // 01:00 UTC on Thursday; the day of Shanghai began at 16:00 on Wednesday.
+    assert_eq!(state.remaining(&moved[0], moved.calendar, clock.now()).units, 4);
+    charge_in(&mut state, &moved, clock.now()).expect("of five");
+    assert_eq!(state.remaining(&moved[0], moved.calendar, clock.now()).units, 3);
+}
+
+#[test]
+fn a_clock_that_steps_back_over_the_end_of_a_window_finds_it_as_it_was() {
+    let day = utc(&[window(Per::Day, 2)]).in_calendar(shanghai());
+    let clock = ManualClock::at(WEDNESDAY.plus(6 * HOUR - SECOND));
+    let mut state = CounterState::default();
+    let spend = |state: &mut CounterState, clock: &ManualClock| charge_in(state, &day, clock.now()).is_ok();
+    assert!(spend(&mut state, &clock) && spend(&mut state, &clock) && !spend(&mut state, &clock));
+    clock.advance(2 * SECOND);
+    assert!(spend(&mut state, &clock), "a new day");
+    clock.set_wall(WEDNESDAY.plus(6 * HOUR - SECOND));
+    assert!(!spend(&mut state, &clock), "the one before is spent");
+    clock.set_wall(WEDNESDAY.plus(6 * HOUR + SECOND));
+    assert!(
+        spend(&mut state, &clock) && !spend(&mut state, &clock),
+        "and of the new one nothing is forgotten"
+    );
 }

@@ -1,0 +1,91 @@
+//! What is spent of a calendar window.
+//!
+//! A window that overlaps one that is counted is that window, as another calendar has it: it goes on counting. Must not know:
+//! limits, or which calendar it is.
+
+use crate::clock::Timestamp;
+use crate::policy::keys::calendar::Window;
+
+/// What is spent of the newest window, and of one before it: the calendar may step back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct WindowCounts {
+    pub(super) newest: WindowCount,
+    before: WindowCount,
+}
+
+/// How much of one window is spent. All windows begin and end with a second; 32 bits tell them until 2106, in half the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct WindowCount {
+    start_s: u32,
+    end_s: u32,
+    pub(super) used: u64,
+}
+
+// === impl WindowCounts, WindowCount ===
+
+impl WindowCounts {
+    /// The count of a window that is running, has just begun, or is over.
+    #[cold]
+    pub(super) fn turn(&mut self, window: &Window) -> &mut WindowCount {
+        let fresh = WindowCount::of(window);
+        if self.newest.is_of(window) {
+            self.newest = WindowCount { used: self.newest.used, ..fresh };
+            &mut self.newest
+        } else if fresh.start_s >= self.newest.end_s {
+            // The window left behind is kept: the calendar may step back into it.
+            self.before = std::mem::replace(&mut self.newest, fresh);
+            &mut self.newest
+        } else {
+            let used = if self.before.is_of(window) { self.before.used } else { 0 };
+            self.before = WindowCount { used, ..fresh };
+            &mut self.before
+        }
+    }
+
+    /// What was spent of `window`, if it is known.
+    pub(super) fn used(&self, window: &Window) -> u64 {
+        [self.newest, self.before].iter().find(|c| c.is_of(window)).map_or(0, |c| c.used)
+    }
+
+    /// Takes `cost` off the window of that second.
+    pub(super) fn subtract(&mut self, at_s: u32, cost: u64) {
+        for count in [&mut self.newest, &mut self.before] {
+            if count.contains(at_s) {
+                count.used = count.used.saturating_sub(cost);
+                return;
+            }
+        }
+    }
+}
+
+impl WindowCount {
+    /// How the end of a window is told that does not end.
+    const NEVER: u32 = u32::MAX;
+
+    pub(super) fn of(window: &Window) -> Self {
+        let end_s = if window.end == Window::NEVER { Self::NEVER } else { seconds(window.end) };
+        Self { start_s: seconds(window.start), end_s, used: 0 }
+    }
+
+    pub(super) const fn contains(&self, at_s: u32) -> bool {
+        self.start_s <= at_s && at_s < self.end_s
+    }
+
+    /// Whether this counts `window`: as it is, or as another calendar had it.
+    fn is_of(&self, window: &Window) -> bool {
+        let other = Self::of(window);
+        (self.start_s, self.end_s) == (other.start_s, other.end_s)
+            || (self.start_s < other.end_s && other.start_s < self.end_s)
+    }
+
+    pub(super) fn end(&self) -> Option<Timestamp> {
+        (self.end_s != Self::NEVER).then(|| Timestamp::from_secs(self.end_s.into()))
+    }
+}
+
+// === time ===
+
+/// The second that `at` is in, as windows tell it.
+pub(super) fn seconds(at: Timestamp) -> u32 {
+    u32::try_from(at.as_secs().max(0)).unwrap_or(u32::MAX)
+}
