@@ -27,7 +27,7 @@
 //! *Invariant:* `policy` and `model` have no `async`, no trait object, and do not ask what time it is.
 //! *Invariant:* `gate` names neither Pingora nor axum nor a store.
 //! *Invariant:* `proxy` and `admin` do not name each other.
-//! *Invariant:* inside `policy`, `proxy` and `store`, each part uses only parts below it.
+//! *Invariant:* inside `admin`, `policy`, `proxy` and `store`, each part uses only parts below it.
 //! *Invariant:* only `app`, and the commands that work on a store alone, name a backend.
 //! *Invariant:* only the request filter admits and charges.
 //! *Invariant:* nothing in the request path reads the ledger.

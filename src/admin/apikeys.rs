@@ -239,7 +239,7 @@ pub(super) async fn get_key(
     id: PathSegment,
     Query(()): Query<()>,
 ) -> Result<ApiResponse<KeyView>, AdminError> {
-    let key = find(&admin, &workspace, key_id(&id)?).await?;
+    let key = find(&admin, &workspace, id.key_id()?).await?;
     Ok(ApiResponse::ok(KeyView::new(key, admin.now())))
 }
 
@@ -261,7 +261,7 @@ pub(super) async fn update_key(
     Object(body): Object,
 ) -> Result<ApiResponse<ChangedKey>, AdminError> {
     let at = admin.now();
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let key = find(&admin, &workspace, id).await?;
     let (kind, expires_at) = (key.key.kind, key.key.expires_at);
     let view = KeyView::new(key, at);
@@ -311,7 +311,7 @@ pub(super) async fn delete_key(
     id: PathSegment,
     Query(wait): Query<WaitQuery>,
 ) -> Result<ApiResponse<DeletedKey>, AdminError> {
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let call = admin.deps.store.delete_key(&workspace, id, &actor, admin.now());
     let deleted = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, deleted.version).await;
@@ -335,7 +335,7 @@ pub(super) async fn restore_key(
     Query(wait): Query<WaitQuery>,
 ) -> Result<ApiResponse<ChangedKey>, AdminError> {
     let at = admin.now();
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let peppers: Vec<u32> = admin.deps.peppers.iter().map(Pepper::version).collect();
     let call = admin.deps.store.restore_key(&workspace, id, &peppers, &actor, at);
     let restored = admin.write_versioned(Fault::KeyNotFound, call).await?;
@@ -360,7 +360,7 @@ pub(super) async fn regenerate_key(
     OptionalObject(body): OptionalObject,
 ) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let grace = read_grace_period(&body).map_err(AdminError::fields)?;
     let old_until = grace.map(|grace| at.plus(grace));
     let (secret, credential) = issue(&admin, find(&admin, &workspace, id).await?.key.kind);
@@ -370,11 +370,6 @@ pub(super) async fn regenerate_key(
 }
 
 // === helpers ===
-
-/// The id of a key in a path.
-pub(super) fn key_id(segment: &PathSegment) -> Result<KeyId, AdminError> {
-    segment.id(Fault::KeyNotFound)
-}
 
 /// A key that is not deleted.
 pub(super) async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> Result<KeyRecord, AdminError> {

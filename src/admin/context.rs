@@ -2,7 +2,6 @@
 
 use super::auth::Auth;
 use super::error::AdminError;
-use super::reload::Reload;
 use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -11,6 +10,7 @@ use crate::model::id::{PlanId, WorkspaceId};
 use crate::policy::keys::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -73,6 +73,34 @@ pub struct ReadinessCheck {
     pub ok: bool,
     /// For people; never a secret.
     pub detail: String,
+}
+
+/// Applies a new config, all of it or nothing.
+#[async_trait]
+pub trait Reload: Send + Sync {
+    /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
+    /// before it ends.
+    async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
+}
+
+/// The active config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Routes.
+    pub routes: usize,
+    /// Upstreams.
+    pub upstreams: usize,
+}
+
+/// Why the active config stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReloadError {
+    /// The new config has these mistakes, each as `place: what is wrong`.
+    Mistakes(Vec<String>),
+    /// The store refused a plan or the line of the audit log.
+    Store(String),
+    /// Another process is about to replace this one, with the config as it read it.
+    Upgrading,
 }
 
 /// The bearer token of `/metrics`; only its hash is kept.

@@ -1,7 +1,7 @@
 //! The envelope of every answer, with its language, time and request id: the one place where answers are written.
 //!
-//! Must not know: what any call does. Handlers leave an [`ApiResult`] on the response; a failed response without one (an
-//! unknown URL, another layer) gets the envelope of its status. Documents pass through unchanged.
+//! Must not know: what any call does. Handlers leave an [`ApiData`] or an [`AdminError`] on the response; a failed response
+//! without one (an unknown URL, another layer) gets the envelope of its status. Documents pass through unchanged.
 
 use super::context::AdminState;
 use super::error::AdminError;
@@ -19,14 +19,9 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// The result of a call.
+/// The data of a successful call as JSON.
 #[derive(Clone)]
-pub(super) enum ApiResult {
-    /// Its data as JSON.
-    Done(Arc<RawValue>),
-    /// The error.
-    Failed(AdminError),
-}
+struct ApiData(Arc<RawValue>);
 
 /// A successful answer.
 pub(super) struct ApiResponse<T> {
@@ -65,13 +60,10 @@ pub(super) async fn write(State(admin): State<AdminState>, mut request: Request,
     let bodyless = request.method() == Method::HEAD;
     request.extensions_mut().insert(AdminRequestId(id.clone()));
     let mut response = next.run(request).await;
-    let outcome =
-        response.extensions_mut().remove::<ApiResult>().or_else(|| foreign_failure(response.status()));
-    if let Some(outcome) = outcome {
-        match render(&outcome, lang, admin.now()) {
-            Ok(json) => fill(&mut response, json, bodyless),
-            Err(error) => tracing::error!(%error, "cannot serialize response as JSON"),
-        }
+    match json(&mut response, lang, admin.now()) {
+        Some(Ok(json)) => fill(&mut response, json, bodyless),
+        Some(Err(error)) => tracing::error!(%error, "cannot serialize response as JSON"),
+        None => {}
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -91,17 +83,15 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
     AdminError::of(Fault::Internal).into_response()
 }
 
-/// The envelope as JSON.
-fn render(outcome: &ApiResult, lang: Lang, at: Timestamp) -> serde_json::Result<String> {
-    match outcome {
-        ApiResult::Done(data) => serde_json::to_string(&Envelope::ok(data, at)),
-        ApiResult::Failed(failure) => serde_json::to_string(&Envelope::fault(
-            failure.fault(),
-            failure.message(lang),
-            failure.data(),
-            at,
-        )),
+/// The envelope of a response as JSON; none for a document.
+fn json(response: &mut Response, lang: Lang, at: Timestamp) -> Option<serde_json::Result<String>> {
+    if let Some(ApiData(data)) = response.extensions_mut().remove() {
+        return Some(serde_json::to_string(&Envelope::ok(data, at)));
     }
+    let error = response.extensions_mut().remove::<AdminError>();
+    let error = error.or_else(|| foreign_failure(response.status()))?;
+    let envelope = Envelope::fault(error.fault(), error.message(lang), error.data(), at);
+    Some(serde_json::to_string(&envelope))
 }
 
 fn fill(response: &mut Response, json: String, bodyless: bool) {
@@ -112,7 +102,7 @@ fn fill(response: &mut Response, json: String, bodyless: bool) {
     *response.body_mut() = if bodyless { Body::empty() } else { Body::from(json) };
 }
 
-fn foreign_failure(status: StatusCode) -> Option<ApiResult> {
+fn foreign_failure(status: StatusCode) -> Option<AdminError> {
     if !status.is_client_error() && !status.is_server_error() {
         return None;
     }
@@ -125,7 +115,7 @@ fn foreign_failure(status: StatusCode) -> Option<ApiResult> {
         s if s.is_client_error() => Fault::BadRequest,
         _ => Fault::Internal,
     };
-    Some(ApiResult::Failed(AdminError::of(fault)))
+    Some(AdminError::of(fault))
 }
 
 fn language(headers: &HeaderMap) -> Lang {
@@ -152,7 +142,7 @@ impl<T: Serialize> IntoResponse for ApiResponse<T> {
         match serde_json::value::to_raw_value(&self.data) {
             Ok(json) => {
                 let mut response = self.status.into_response();
-                response.extensions_mut().insert(ApiResult::Done(json.into()));
+                response.extensions_mut().insert(ApiData(json.into()));
                 response
             }
             Err(error) => {

@@ -1,9 +1,8 @@
 //! Errors of the admin API: a fault of the table, plus details.
 //!
-//! Must not know: how an answer is written (see `envelope`). Reveals nothing internal: the error of a store is logged here,
+//! Must not know: how an answer is written. A response carries its error as an extension, which `envelope` writes. Reveals nothing internal: the error of a store is logged here,
 //! once.
 
-use super::envelope::ApiResult;
 use super::input::FieldError;
 use crate::model::fault::{Fault, Lang};
 use crate::store::{NotRestorable, StoreError};
@@ -167,7 +166,7 @@ impl IntoResponse for AdminError {
             }
             _ => {}
         }
-        response.extensions_mut().insert(ApiResult::Failed(self));
+        response.extensions_mut().insert(self);
         response
     }
 }

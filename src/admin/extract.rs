@@ -8,6 +8,7 @@ use super::input::json::{self, BadJson};
 use super::input::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
+use crate::model::id::KeyId;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -177,6 +178,11 @@ impl FromRequest<AdminState> for OptionalObject {
 }
 
 impl PathSegment {
+    /// The segment as the id of a key.
+    pub(super) fn key_id(&self) -> Result<KeyId, AdminError> {
+        self.id(Fault::KeyNotFound)
+    }
+
     /// The segment as an id; if it is not a valid id, nothing has it, hence `missing`.
     pub(super) fn id<T: FromStr>(&self, missing: Fault) -> Result<T, AdminError> {
         self.0.parse().map_err(|_| AdminError::of(missing))

@@ -4,7 +4,6 @@ mod cursor;
 #[expect(unreachable_pub, reason = "the macro of words makes public what is used in here only")]
 mod stream;
 
-use super::apikeys::key_id;
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
 use super::envelope::{ApiResponse, Detail, Envelope};
@@ -167,7 +166,7 @@ pub(super) async fn key_logs(
     id: PathSegment,
     Query(LogQuery { filter, page, format }): Query<LogQuery>,
 ) -> Result<Response, AdminError> {
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     if format != Format::Json {
         let after = match page {
             LogPageRequest::After(place, _) => Some(place),

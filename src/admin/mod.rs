@@ -37,6 +37,6 @@ mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};
 pub use context::{AdminDeps, MetricsToken, Readiness, ReadinessCheck};
-pub use reload::{Reload, ReloadError, Reloaded};
+pub use context::{Reload, ReloadError, Reloaded};
 pub use router::{openapi, router};
 pub use server::{AdminServer, ServerLimits, ServerState};

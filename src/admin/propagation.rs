@@ -3,7 +3,6 @@
 //! Must not know: how nodes follow the store; it reads their reports. If the store is unreachable, the wait ends, and the
 //! response says that not all nodes are known to have the change.
 
-use super::apikeys::key_id;
 use super::caller::WorkspaceReader;
 use super::context::{Admin, AdminState};
 use super::envelope::{ApiResponse, Detail, Envelope};
@@ -88,7 +87,7 @@ pub(super) async fn key_propagation(
     Query(()): Query<()>,
 ) -> Result<ApiResponse<PropagationView>, AdminError> {
     let store = &admin.deps.store;
-    let found = admin.ask(Fault::KeyNotFound, store.key_version(&workspace, key_id(&id)?)).await?;
+    let found = admin.ask(Fault::KeyNotFound, store.key_version(&workspace, id.key_id()?)).await?;
     let version = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     let nodes = admin.ask(Fault::NotFound, store.nodes()).await?;
     let complete = lagging(&nodes, version).is_empty();

@@ -1,46 +1,16 @@
 //! Reloading the config.
 
 use super::caller::PlatformAdmin;
-use super::context::AdminState;
+use super::context::{AdminState, ReloadError, Reloaded};
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::Query;
 use super::input::FieldError;
 use crate::model::fault::Fault;
-use crate::store::Actor;
-use async_trait::async_trait;
 use axum::extract::State;
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
-
-/// Applies a new config, all of it or nothing.
-#[async_trait]
-pub trait Reload: Send + Sync {
-    /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
-    /// before it ends.
-    async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
-}
-
-/// The active config.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reloaded {
-    /// Routes.
-    pub routes: usize,
-    /// Upstreams.
-    pub upstreams: usize,
-}
-
-/// Why the active config stays.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReloadError {
-    /// The new config has these mistakes, each as `place: what is wrong`.
-    Mistakes(Vec<String>),
-    /// The store refused a plan or the line of the audit log.
-    Store(String),
-    /// Another process is about to replace this one, with the config as it read it.
-    Upgrading,
-}
 
 /// The active config.
 #[derive(Serialize, ToSchema)]

@@ -1,6 +1,5 @@
 //! Statistics of a key: totals and time series.
 
-use super::apikeys::key_id;
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
 use super::envelope::{ApiResponse, Detail, Envelope};
@@ -134,7 +133,7 @@ pub(super) async fn key_stats(
     id: PathSegment,
     Query(()): Query<()>,
 ) -> Result<ApiResponse<StatsView>, AdminError> {
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.stats(&workspace, id, admin.now())).await?;
     let stats = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
     Ok(ApiResponse::ok(StatsView::new(&stats)))
@@ -154,7 +153,7 @@ pub(super) async fn key_usage(
     id: PathSegment,
     Query(query): Query<UsageQuery>,
 ) -> Result<ApiResponse<SeriesView>, AdminError> {
-    let id = key_id(&id)?;
+    let id = id.key_id()?;
     let range = range_of(&query, admin.now())?;
     let found = admin.ask(Fault::KeyNotFound, admin.deps.store.usage(&workspace, id, &range)).await?;
     let points = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;

@@ -1,7 +1,7 @@
 //! The envelope of every fault in both languages, and of everything that fails before a handler.
 
 use super::super::context::Admin;
-use super::super::envelope::{ApiResponse, ApiResult};
+use super::super::envelope::ApiResponse;
 use super::super::error::AdminError;
 use super::super::router::finish;
 use super::*;
@@ -193,8 +193,7 @@ fn what_a_store_reports_stays_inside() {
     ];
     for (error, fault) in rows {
         let response = AdminError::of_store(error, Fault::KeyNotFound).into_response();
-        let outcome = response.extensions().get::<ApiResult>();
-        let Some(ApiResult::Failed(failure)) = outcome else { panic!("{fault:?} has no outcome") };
+        let failure = response.extensions().get::<AdminError>().expect("the error");
         assert_eq!(failure.fault(), fault);
         assert!(!format!("{failure:?}").contains("secret"), "{failure:?}");
     }
