@@ -19,6 +19,7 @@ mod calendars;
 mod calls;
 mod changed_limits;
 mod clock_steps;
+mod demand;
 mod explore;
 #[expect(dead_code, reason = "the tests from outside also stop and question it")]
 #[path = "../../../tests/counters/redis.rs"]
