@@ -1,7 +1,7 @@
-//! What the journal costs: CPU time of a request's two records, and the time to read a gigabyte of them at a start.
+//! Cost of the journal: CPU time of a request's two records, and the time to read a gigabyte of them at startup.
 //!
-//! CPU time is that of the thread that serves (user and system, page faults included), which a busy machine does not
-//! change much. `make bench-journal` runs it; the argument is the size of the journal to recover, in MiB.
+//! CPU time is that of the serving thread (user and system, page faults included), which other load on the machine hardly
+//! changes. Run it with `make bench-journal`; the argument is the size of the journal to recover, in MiB.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Nanoseconds of the parts of a request that are Keygate's own: `make bench-parts`. How many instructions that are,
-//! which another machine repeats, is told by `make cost`.
+//! Nanoseconds of Keygate's own parts of a request: `make bench-parts`. For reproducible instruction counts see `make
+//! cost`.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,

@@ -1,7 +1,7 @@
-//! The sources held against what `src/lib.rs` says of them: its arrows and its *Invariant* lines.
+//! Checks the sources against `src/lib.rs`: the dependency arrows and the *Invariant* lines.
 //!
-//! Sources are parsed, and nothing of the gateway is linked: what counts are `use` items, paths, calls and types, not
-//! text. Code under `#[cfg(test)]` is left out where the gateway is judged.
+//! The sources are parsed, and the gateway is not linked: the checks look at `use` items, paths, calls and types, not at
+//! text. Code under `#[cfg(test)]` is left out where the gateway itself is checked.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use proc_macro2::{TokenStream, TokenTree};

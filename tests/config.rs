@@ -1,4 +1,4 @@
-//! The promise of the configuration: what is documented is what holds, and every mistake is told with its place.
+//! The configuration: the documentation matches the code, and every error is reported with its position.
 
 use keygate::config::{
     Config, ConfigError, CountersLocation, HeaderFamily, JwtAlgorithm, JwtKeys, KnownKey, LogFormat,

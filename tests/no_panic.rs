@@ -1,8 +1,8 @@
-//! Whatever bytes come from outside, the parsers answer: 10 000 damaged inputs each, the same ones on every run.
+//! Parsers of outside bytes never panic: 10 000 damaged inputs each, the same ones on every run.
 //!
-//! Each parser has one test that hands [`each_damaged`] valid examples of its input; the next parser of outside bytes
-//! gets the next such function. A test asserts more than the absence of a panic: what was accepted must have the
-//! properties that the rest of the program relies on.
+//! Each parser has one test that passes valid examples to [`each_damaged`]; add such a test for each new parser of outside
+//! bytes. A test asserts more than the absence of a panic: accepted input must have the properties that the rest of the
+//! program relies on.
 
 use keygate::model::fault::Lang;
 use keygate::policy::http::chunks::ChunkParser;

@@ -1,4 +1,4 @@
-//! The gateway's allocator, which also counts, each thread by itself.
+//! The gateway's allocator, wrapped to count allocations per thread.
 #![expect(unsafe_code, reason = "an allocator is one; every call goes on to mimalloc as it came")]
 
 use std::alloc::{GlobalAlloc, Layout};

@@ -1,4 +1,4 @@
-//! A whole gateway: the instructions and allocations of a proxied request, and of a refused one.
+//! A whole gateway: instructions and allocations of a proxied request and of a refused one.
 
 use super::{ALLOCATOR, Measured, counted};
 use clap::Parser as _;

@@ -1,13 +1,12 @@
-//! What one request costs in instructions and allocations: figures that another run repeats, on whatever machine.
+//! Instructions and allocations of one request. The figures are reproducible on any machine.
 //!
-//! Valgrind counts instructions, of a whole gateway that proxies requests and of the parts that are Keygate's own; the
-//! gateway's allocator counts what it is asked for. `make cost` prints the figures, `make cost ARGS=record` makes them the
-//! ones to compare with, and `make cost ARGS=check`, which `make test` runs, fails where one has grown by more than
-//! [`GROWTH`], or [`GROWTH_OF_ALLOCATIONS`]. Figures of a whole gateway are taken in rounds, until the machine lets it run as it
-//! would by itself; one that never does says nothing of those.
+//! Valgrind counts the instructions of a whole gateway and of Keygate's own parts; a counting allocator counts the
+//! allocations. `make cost` prints the figures, `make cost ARGS=record` stores them as the baseline, and `make cost
+//! ARGS=check`, which `make test` runs, fails where one has grown by more than [`GROWTH`] or [`GROWTH_OF_ALLOCATIONS`].
+//! Figures of a whole gateway are taken in rounds until the machine is quiet enough; if it never is, they are left out.
 //!
-//! Valgrind has no SHA instructions, so that hashing a secret, which takes some 200 instructions of them, counts as
-//! thousands here; it has a line of its own to be told apart. What the kernel does is not counted.
+//! Valgrind does not support the SHA instructions. Hashing a secret takes some 200 instructions with them and thousands
+//! here, so it has its own line. Work of the kernel is not counted.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The parts that are Keygate's own, each called often enough that setting out does not count.
+//! Keygate's own parts, each called so often that the setup does not matter.
 
 use super::stage::{KEYS, Stage};
 use super::{Figures, counted};

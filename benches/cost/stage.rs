@@ -1,4 +1,4 @@
-//! What the measurements of single parts work on: a thousand keys with three limits each, and their journal.
+//! Fixtures for the measurements of single parts: a thousand keys with three limits each, and their journal.
 
 use keygate::clock::{Clock, Now, SystemClock};
 use keygate::counter::{Charge, Charged, Counters};

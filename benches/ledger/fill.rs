@@ -1,4 +1,4 @@
-//! Records such as a gateway makes them, always the same ones.
+//! Records like those of a gateway, the same ones on every run.
 
 use keygate::clock::Timestamp;
 use keygate::model::calendar::Calendar;

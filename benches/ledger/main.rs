@@ -1,7 +1,7 @@
-//! How fast the ledger takes rows, and how soon it answers when it holds ten million of one key: `make bench-ledger`.
+//! Write throughput of the ledger, and its query latency with ten million records of one key: `make bench-ledger`.
 //!
-//! `append`, `append-sqlite`, `read` or `read-sqlite` as an argument runs that part alone; `KEYGATE_BENCH_ROWS` sets how
-//! many rows are read from.
+//! The argument `append`, `append-sqlite`, `read` or `read-sqlite` runs that part only. `KEYGATE_BENCH_ROWS` sets how many
+//! rows the queries run on.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! What reading costs on a short and on a long ledger of one key.
+//! Query latency on a short and on a long ledger of one key.
 
 use super::fill::{Traffic, now};
 use keygate::clock::Timestamp;

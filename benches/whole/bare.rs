@@ -1,4 +1,4 @@
-//! A reverse proxy on Pingora that does nothing but forward: the floor under everything that Keygate adds.
+//! A reverse proxy on Pingora that only forwards: the baseline for what Keygate adds.
 
 use async_trait::async_trait;
 use pingora::http::ResponseHeader;

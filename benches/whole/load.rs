@@ -1,4 +1,4 @@
-//! The load: wrk, with the secrets of its requests in a file, and what it saw as JSON.
+//! The load generator: wrk with the secrets of its requests in a file and its results as JSON.
 
 use super::targets::Target;
 use serde::Deserialize;

@@ -1,8 +1,9 @@
-//! What governing a request costs, as anybody can measure it: Keygate against bare Pingora with the same flags, nginx and
-//! HAProxy, all in front of one tiny origin, in rounds that run every target once in a new order.
+//! The cost of a governed request: Keygate compared with bare Pingora built with the same flags, nginx and HAProxy, all in
+//! front of the same small origin. Each round runs every target once, in a new order.
 //!
-//! The figure to trust is CPU time per request of the proxy's own processes (user + system, from `/proc`): a busy machine
-//! changes throughput and latency, hardly that. Each ratio is taken within a round; the median of the rounds is shown.
+//! Compare CPU time per request of the proxy's own processes (user + system, from `/proc`): other load on the machine
+//! changes throughput and latency, but hardly CPU time. Each ratio is taken within a round, and the median of the rounds is
+//! shown.
 //!
 //! Needs nginx, haproxy, wrk and redis-server; `make bench` installs them. Everything listens on loopback, on free ports.
 #![expect(

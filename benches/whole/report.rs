@@ -1,4 +1,4 @@
-//! From samples to a table: medians, and ratios taken within each round.
+//! The table: medians of the samples, and ratios taken within each round.
 
 use super::load::Load;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! An origin that answers as language models do: events one after the other, each with a pause before it.
+//! An origin that streams like a language model: one event after the other, with a pause before each.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

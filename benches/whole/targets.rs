@@ -1,4 +1,4 @@
-//! The processes that are compared, and what each is asked to do in each scenario.
+//! The compared processes and their configuration for each scenario.
 
 use super::keygate_target::{self as kg, Setup};
 use super::load::SCRIPT;

@@ -1,4 +1,4 @@
-//! What a route changes on the way, and which pages may use it: what can be set, and what cannot.
+//! Settings of a route that change requests, and CORS settings: accepted and rejected values.
 
 use super::{parse, told};
 use keygate::config::RouteConfig;

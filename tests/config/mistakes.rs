@@ -1,4 +1,4 @@
-//! Every mistake is told, with its place, with what is allowed, and without what was given.
+//! Every error is reported with its position and the allowed values, and without the given value.
 
 use super::{env, header_and_leaf, parse, told};
 use keygate::config::{Config, known_keys};

@@ -1,4 +1,4 @@
-//! Groups of backends: what can be set, and what does not go together.
+//! Upstream groups: accepted and rejected settings.
 
 use super::{parse, told};
 use keygate::config::{HealthCheck, UpstreamConfig};

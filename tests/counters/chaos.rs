@@ -1,4 +1,5 @@
-//! A proxy in front of a server that a test can make hang, lag, lie and cut. Other test crates include it with `#[path]`.
+//! A proxy that injects faults in front of a server: it hangs, delays, forges answers or cuts connections. Other test
+//! crates include it with `#[path]`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Three masters: a slot moves under load, a server dies, and keys elsewhere notice neither.
+//! A Redis Cluster of three masters: a slot migrates under load, a server dies, and keys on other servers are not affected.
 
 use crate::node::{Node, Setup, TestKey, eventually, in_turn, place};
 use crate::redis::{RedisServer, free_port};

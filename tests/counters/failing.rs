@@ -1,4 +1,4 @@
-//! Redis gone, hung, slow, lying or empty: requests go on, nobody waits long, no limit is passed.
+//! Redis unreachable, hung, slow, answering nonsense or empty: requests continue, waiting is bounded, no limit is exceeded.
 
 use crate::chaos::{ChaosProxy, Mode};
 use crate::node::{Ledger, Node, PATIENCE, Setup, TestKey, eventually, in_turn};

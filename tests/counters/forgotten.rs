@@ -1,5 +1,5 @@
-//! A Redis that forgets what it was told: emptied, or restored from an older state. What the ledger does not have yet, the
-//! nodes tell it; nobody tramples it.
+//! A Redis that lost data: flushed, or restored from an older state. The nodes add what the ledger does not have yet, and
+//! do not overwrite each other.
 
 use crate::node::{Node, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;

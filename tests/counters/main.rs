@@ -1,5 +1,5 @@
-//! Counters shared over Redis: several nodes in one process, each with its own connections, and a Redis that fails in
-//! every way it can. Real time is the subject of most of these tests: limits are per second, and waiting is bounded.
+//! Counters shared over Redis: several nodes in one process, each with its own connections, and a Redis with injected
+//! faults. Most of these tests run in real time: limits are per second, and waiting is bounded.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so")]
 

@@ -1,5 +1,5 @@
-//! How long requests wait for Redis, with time in the test's hands: while the runtime has nothing else to do, it jumps to
-//! the next thing that is due. So what is measured is what was waited for, to the millisecond, however busy the machine.
+//! How long requests wait for Redis, with paused time: when the runtime is idle, the clock jumps to the next timer. Waits
+//! are therefore measured to the millisecond, whatever the load of the machine.
 
 use crate::chaos::{ChaosProxy, Mode};
 use crate::node::{Node, PATIENCE, PROMISED, Setup, TestKey};

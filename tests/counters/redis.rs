@@ -1,4 +1,4 @@
-//! A private redis-server: its own port, nothing on disk, gone with the test.
+//! A private redis-server on its own port, without persistence. It ends with the test.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

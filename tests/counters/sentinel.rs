@@ -1,4 +1,4 @@
-//! A master, a replica and a Sentinel: the master dies under load, and counting goes on where it stood.
+//! A master, a replica and a Sentinel: the master dies under load, and counting continues from the same state.
 
 use crate::node::{Node, PATIENCE, Setup, TestKey, eventually, in_turn, place};
 use crate::redis::{RedisServer, free_port};

@@ -1,4 +1,4 @@
-//! While Redis is gone, nodes enforce their shares: together they stay within the limit, also under load.
+//! Without Redis, nodes enforce their shares: together they stay within the limit, also under load.
 
 use crate::node::{Ledger, Node, PATIENCE, Setup, TestKey, eventually, in_turn};
 use crate::redis::RedisServer;

@@ -1,4 +1,4 @@
-//! What a node refuses to start with, and what it starts with all the same.
+//! Redis faults that prevent a start, and faults that do not.
 
 use crate::node::{PATIENCE, Setup, TestKey, place};
 use crate::redis::RedisServer;

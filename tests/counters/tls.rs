@@ -1,4 +1,4 @@
-//! `rediss://`: certificates made by the test, and a real server that shows them.
+//! `rediss://`: certificates made by the test, and a real server that presents them.
 
 use crate::node::{Setup, TestKey, place};
 use crate::redis::RedisServer;

@@ -1,4 +1,4 @@
-//! One limit over many keys, each of which is asked about by itself, while Redis is there at times and at times not.
+//! One workspace limit over many keys, each with its own calls to Redis, while Redis is reachable only at times.
 
 use crate::chaos::{ChaosProxy, Mode};
 use crate::node::{Node, Setup, TestKey, eventually, in_turn};

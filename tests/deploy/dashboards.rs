@@ -1,4 +1,4 @@
-//! Dashboards and alerts ask for nothing that a gateway does not tell.
+//! Dashboards and alerts query only metrics that a gateway exports.
 
 use super::{path, text, yaml};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! The files that put Keygate into production say what is true: they are read as their own programs read them, and held
-//! against the binary they run. What needs those programs themselves is `make check-deploy`.
+//! Checks the deployment files: each is parsed as its own program parses it and compared with the binary. Checks that need
+//! those programs are in `make check-deploy`.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Moving a live installation from one store to another loses nothing that is administrative.
+//! Moving a live installation from one store to another keeps all administrative objects.
 
 use crate::installation::{Installation, mode, says};
 use crate::private_postgres::Server;

@@ -1,4 +1,4 @@
-//! The ledger moves by a file: records, statistics and what quotas have spent.
+//! Moving the ledger by a file: records, statistics and the usage that quotas count.
 
 use crate::installation::{Installation, mode, says};
 use crate::support::{Gateway, Key, Request};

@@ -1,4 +1,4 @@
-//! Whoever guesses secrets has to wait; whoever has one does not.
+//! Clients that guess secrets are rate-limited; clients with a valid secret are not.
 
 use crate::support::{Request, stand};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Certificates ordered from an authority: Pebble, Let's Encrypt's own for tests, with names that lead here.
+//! Certificates ordered over ACME from Pebble, Let's Encrypt's test server, with names that resolve to the gateway.
 
 use crate::support::{
     Gateway, Origin, PATIENCE, Raw, Request, ReservedPort, eventually, eventually_true, one_route,

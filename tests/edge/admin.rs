@@ -1,4 +1,4 @@
-//! The admin listener against clients that hold connections, send what has two readings, or take nothing.
+//! The admin listener against clients that hold connections, send ambiguous messages or do not read.
 
 use crate::limits::metric;
 use crate::support::{Gateway, Origin, Raw, Request, eventually_true, one_route, stand, write_config};

@@ -1,4 +1,4 @@
-//! What a client sends before it has the answer to the request before.
+//! Pipelining: what a client sends before it has the response to its previous request.
 
 use crate::support::{Hold, Request, route, stand};
 use rustix::net::sockopt::set_socket_linger;

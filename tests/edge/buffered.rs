@@ -1,5 +1,5 @@
-//! Bodies that are held back until they are whole: what they take up is counted and bounded, and others and the end of a key
-//! do not wait for them.
+//! Bodies that are buffered until they are complete: their memory is counted and bounded, and they delay neither other
+//! requests nor the revocation of a key.
 
 use crate::http2::{Client, H2C, h2c, read, request};
 use crate::limits::{cut, endless, metric};

@@ -1,5 +1,5 @@
-//! Header fields by which backends believe what a proxy in front of them says: no client can make them up, a trusted proxy
-//! says what it may, and a route passes what it names.
+//! Forwarded header fields that backends trust: no client can forge them, a trusted proxy may set its own, and a route
+//! passes those it names.
 
 use crate::http2::{Client, H2C, h2c, request};
 use crate::support::{Gateway, Origin, Request, route, stand, upstream};

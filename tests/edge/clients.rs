@@ -1,4 +1,4 @@
-//! Clients that HTTP allows and few are: what they name in `Connection`, those of HTTP/1.0, and how HTTP/2 writes cookies.
+//! Rare but valid clients: fields named in `Connection`, HTTP/1.0, and cookies as HTTP/2 splits them.
 
 use crate::http2::{Client, H2C, h2c, request};
 use crate::support::{Gateway, Origin, Raw, Request, route, stand, upstream};

@@ -1,5 +1,5 @@
-//! How connections end: a client that has nothing more to say still gets its answer, one that must not believe that an answer
-//! is whole does not, and one over HTTP/2 hears what was served.
+//! How connections end: a client that half-closes still gets its response, a truncated response is recognizable as such,
+//! and an HTTP/2 client learns which requests were processed.
 
 use crate::frames::{beginning, request};
 use crate::http2::h2c;

@@ -1,5 +1,5 @@
-//! Bodies that name their end user, however they are coded and framed: what has to be read is read within the limit, and goes on
-//! as it came.
+//! Bodies that name the end user, in every content coding and framing: they are read up to the limit and forwarded
+//! unchanged.
 
 use crate::http2::{Client, H2C, h2c, read, request};
 use crate::speaks2::Speaks2;

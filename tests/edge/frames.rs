@@ -1,5 +1,5 @@
-//! HTTP/2 written frame by frame, so that nothing mends it on the way: what comes of it for the client, and what of it
-//! reaches the origin. Numbers of sections are those of RFC 9113.
+//! HTTP/2 written frame by frame, so that no client library corrects it: what the client gets, and what reaches the origin.
+//! Section numbers are those of RFC 9113.
 
 use crate::http2::{H2C, h2c};
 use crate::limits::metric;

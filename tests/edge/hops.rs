@@ -1,4 +1,4 @@
-//! What ends at one hop, what does not, and what a backend cannot take off that Keygate says.
+//! Hop-by-hop and end-to-end header fields, and fields of Keygate that a backend cannot remove.
 
 use crate::http2::{Answer, Client, H2C, h2c, request};
 use crate::support::{Gateway, Request, Response, stand};

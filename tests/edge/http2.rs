@@ -1,4 +1,4 @@
-//! HTTP/2 from clients: the same rules, limits of its own, and backends that speak HTTP/1.1 all the same.
+//! HTTP/2 from clients: the same rules, limits of its own, and backends that still speak HTTP/1.1.
 
 use crate::support::{Gateway, Origin, Request, eventually_true, one_route, stand};
 use bytes::Bytes;

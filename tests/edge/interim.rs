@@ -1,4 +1,4 @@
-//! Interim answers: who waits for one before it sends its body hears it, whichever HTTP it and the backend speak.
+//! Interim responses: a client that waits for `100 Continue` gets it, with every combination of HTTP versions.
 
 use crate::http2::{Client, H2C, h2c, read, request};
 use crate::speaks2::Speaks2;

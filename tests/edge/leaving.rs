@@ -1,4 +1,4 @@
-//! HTTP/2 when the gateway stops: a GOAWAY that takes nothing back, then one that says where it ends.
+//! HTTP/2 when the gateway stops: a first GOAWAY that rejects nothing, then one with the last stream.
 
 use crate::frames::{beginning, request};
 use crate::http2::h2c;

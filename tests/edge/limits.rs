@@ -1,4 +1,4 @@
-//! What a client may hold, and for how long: connections, time, bytes. Others are served meanwhile.
+//! Limits of a client: connections, time, bytes. Other clients are served meanwhile.
 
 use crate::support::{
     Gateway, Hold, Origin, PATIENCE, Raw, Request, eventually_true, one_route, stand, write_config,

@@ -1,4 +1,4 @@
-//! The edge that faces the internet, tried with raw bytes: what the client saw and what the origin parsed.
+//! The edge that faces the internet, tested with raw bytes: what the client received and what the origin parsed.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

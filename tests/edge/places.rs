@@ -1,5 +1,5 @@
-//! What a request has taken (its place in flight, and that at its upstream) is free before its client can have read the last
-//! byte of the answer, and not before.
+//! A request's permits (in flight and at its upstream) are released before its client can have read the last byte of the
+//! response, and not earlier.
 
 use crate::http2::{Client, H2C, h2c, read, request};
 use crate::speaks2::Speaks2;

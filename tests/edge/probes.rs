@@ -1,5 +1,5 @@
-//! Bytes that could be read in two ways. Each probe says what the client is answered and what the origin parses; after
-//! it a good request follows on the same connection, unless the answer closed it.
+//! Ambiguous bytes (request smuggling). Each probe states what the client is answered and what the origin parses; a valid
+//! request follows on the same connection, unless the response closed it.
 
 use crate::support::{Gateway, Origin, Raw, Response, stand};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What is refused before Pingora sees it is told, counted and recorded like what is refused behind it.
+//! Requests that are refused before Pingora sees them are reported, counted and recorded like those refused later.
 
 use crate::support::{Gateway, Origin, Raw, Request, Response, eventually_true, route, stand, upstream};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Clients that take their time after the backend has begun to answer: they have some, and then they go.
+//! Slow readers after the backend has begun to answer: they get some time, then the connection is closed.
 
 use crate::http2::{Client, H2C, h2c, request};
 use crate::limits::{cut, metric};

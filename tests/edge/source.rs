@@ -1,4 +1,4 @@
-//! TLS, certificates, and who the client is behind proxies of ours.
+//! TLS, certificates, and the client's address behind trusted proxies.
 
 use crate::http2::{Client, request};
 use crate::support::{Gateway, Origin, Raw, Request, eventually_true, one_route, stand, write_config};

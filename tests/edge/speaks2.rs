@@ -1,4 +1,4 @@
-//! A backend that speaks HTTP/2 and answers in the ways that HTTP/2 has and HTTP/1.1 has not.
+//! An HTTP/2 backend that answers in ways that HTTP/1.1 does not have.
 
 use bytes::Bytes;
 use h2::server::SendResponse;

@@ -1,4 +1,4 @@
-//! Streams that stay open: they pass in both directions without delay, and end with their key or their client.
+//! Long-lived streams: they pass in both directions without delay and end with their key or their client.
 
 use crate::limits::{cut, endless, metric};
 use crate::support::{Gateway, Hold, Key, Origin, Request, Spare, eventually_true, stand};

@@ -1,4 +1,4 @@
-//! What clients leave in targets that URIs have to escape, and slashes that are escaped.
+//! Unescaped characters and escaped slashes in request targets.
 
 use crate::http2::{Client, H2C, h2c, request};
 use crate::support::{Gateway, Origin, Request, route, stand, upstream};

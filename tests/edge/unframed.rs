@@ -1,4 +1,4 @@
-//! Requests that fail on their way to a backend: whoever is at fault, they end, are told, and leave nothing behind.
+//! Requests that fail on their way to a backend: whatever the cause, they end, are reported and leave nothing behind.
 
 use crate::http2::{Client, H2C, h2c, read, request};
 use crate::speaks2::Speaks2;

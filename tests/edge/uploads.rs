@@ -1,4 +1,5 @@
-//! Bodies of requests: who is told no before all of it has come can read that; what backends do not take is not read.
+//! Request bodies: a client that is refused during its upload can read the response; what the backend does not accept is
+//! not read.
 
 use crate::http2::{Client, read, request};
 use crate::limits::{cut, metric};

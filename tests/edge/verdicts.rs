@@ -1,4 +1,4 @@
-//! One request has one verdict, whichever HTTP it comes over.
+//! A request gets the same decision over HTTP/1.1 and HTTP/2.
 
 use crate::http2::{Client, H2C, h2c};
 use crate::support::{Raw, stand};

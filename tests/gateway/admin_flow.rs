@@ -1,4 +1,4 @@
-//! What an operator does through the admin API, and that the very next request sees it.
+//! The admin API: the next request sees each change.
 
 use crate::installation::Installation;
 use crate::support::{Gateway, Key, Origin, Raw, Request, Response, eventually, eventually_true, one_route};

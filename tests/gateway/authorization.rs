@@ -1,4 +1,4 @@
-//! What a key may do: its scopes, the resource it is bound to, the addresses it may be used from.
+//! Permissions of a key: its scopes, the resource it is bound to, the addresses it may be used from.
 
 use crate::support::{Gateway, Origin, Request, one_route, route, stand};
 use serde_json::json;

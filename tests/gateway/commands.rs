@@ -1,4 +1,4 @@
-//! The command line: what each command says, does and refuses, and what a gateway then sees of it.
+//! The command line: output, effect and refusals of each command, and what a running gateway sees of it.
 
 use crate::installation::{Installation, Process, says};
 use crate::support::{CommandOutput, Gateway, PATIENCE, Raw, Request, Response, keygate};

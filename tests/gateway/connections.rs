@@ -1,4 +1,4 @@
-//! A refusal keeps the connection open where the protocol allows it, and the next request begins where it should.
+//! A refusal keeps the connection open where the protocol allows it, and the next request is parsed from the right byte.
 
 use crate::support::{Hold, Request, stand};
 use serde_json::json;

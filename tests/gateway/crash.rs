@@ -1,4 +1,4 @@
-//! Deaths of the process and of its disk: what was answered is in the ledger once, and limits remember it.
+//! Crashes of the process and failures of its disk: an answered request is in the ledger once, and limits count it.
 
 use crate::support::{Gateway, Key, Origin, Request, Spare, eventually_true, one_route, soon};
 use crate::tiny_disk::TinyDisk;

@@ -1,4 +1,4 @@
-//! SIGTERM: what a client that behaves sees of it is `Connection: close`, and never a request that is not answered.
+//! SIGTERM: a well-behaved client sees `Connection: close`, and every request is answered.
 
 use crate::support::{Gateway, Hold, Raw, Request, Response, eventually_true, stand};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! End users: found where the route says, counted once, and never more of them than the plan allows.
+//! End users: found where the route says, counted once, never above the plan's quota.
 
 use crate::support::{Gateway, Origin, Raw, Request, route, stand, upstream};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Files that the config names: whose modes are accepted, what happens when they change, and that none is waited for.
+//! Files named in the config: accepted modes, changes, and FIFOs and the like that never block.
 
 use crate::redis::{RedisServer, free_port};
 use crate::support::{

@@ -1,4 +1,4 @@
-//! What backends are told, what clients are told, and what nobody can make up.
+//! Header fields for backends and for clients, and fields that no client can forge.
 
 use crate::support::{Gateway, Origin, Request, Response, one_route, stand};
 use serde_json::json;

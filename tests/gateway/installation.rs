@@ -1,4 +1,4 @@
-//! A folder with a configuration, on which commands and gateways run one after the other.
+//! A folder with a configuration in which commands and gateways run one after the other.
 
 use crate::support::{
     CommandOutput, Gateway, Origin, PATIENCE, eventually, keygate, route, signal_to, upstream, write_config,

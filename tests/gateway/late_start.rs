@@ -1,4 +1,4 @@
-//! A database file that cannot be used at the start, and then can.
+//! A database file that is unusable at startup and becomes usable later.
 
 use crate::support::{Raw, Request, eventually_true, stand};
 use rusqlite::Connection;

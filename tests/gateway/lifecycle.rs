@@ -1,4 +1,4 @@
-//! Starting, stopping and what lies between two starts: files of a first start, peppers, drains, kills, refusals.
+//! Start, stop and restart: files of a first start, peppers, drains, kills, refused starts.
 
 use crate::installation::{Installation, Process, mode, says};
 use crate::support::{Gateway, Hold, Raw, Request, eventually, eventually_true};

@@ -1,4 +1,4 @@
-//! Limits: all charged or none, never passed, and a refusal says which one, whose, and when to come back.
+//! Limits: all are charged or none, none is exceeded, and a refusal names the limit, its subject and when to retry.
 
 use crate::support::{
     Gateway, Hold, Origin, Request, ReservedPort, Response, eventually, one_route, route, stand, upstream,

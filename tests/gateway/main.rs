@@ -1,6 +1,6 @@
-//! What Keygate promises, tried from outside: the real binary, real sockets, an origin that writes down what it gets.
+//! Keygate's promises tested from outside: the real binary, real sockets, an origin that records what it receives.
 //!
-//! One module per promise; `support` has the gateway, the origin and the raw client they share.
+//! One module per promise; `support` has the gateway, the origin and the raw client that they share.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

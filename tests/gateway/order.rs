@@ -1,4 +1,4 @@
-//! The order of decisions: a request that fails at two steps gets the answer of the earlier one, and pays for neither.
+//! The order of checks: a request that fails two of them gets the response of the earlier one and is charged by neither.
 
 use crate::support::{
     Gateway, Key, Origin, Request, Response, eventually, eventually_true, one_route, route,

@@ -1,8 +1,8 @@
-//! Power cuts: the folder is put back to what was synced, with a random part of what was not, and a gateway starts on that.
+//! Power cuts: the folder is reset to what was synced plus a random part of what was not, and a gateway starts on it.
 //!
-//! `syncs.c`, preloaded into the gateway, keeps what each sync has brought to disk. A cut kills the process and builds
-//! folders from that: removed files are gone; an entry that its folder was not synced with is there or not; each page of a
-//! file that has changed since its last sync is the old or the new one. Whoever finds a fault repeats it with the seed.
+//! `syncs.c`, preloaded into the gateway, records what each sync has written to disk. A cut kills the process and builds
+//! folders from that record: removed files are missing; a directory entry whose folder was not synced exists or not; each
+//! page of a file changed since its last sync is the old or the new one. The seed repeats a failure.
 
 use crate::crash::{answer, ledger};
 use crate::support::{Gateway, Key, Origin, Request, eventually_true, one_route, write_config};

@@ -1,4 +1,4 @@
-//! Keygate's own answers: each line of the contract's table that the data plane can produce, in one envelope.
+//! Keygate's own responses: each line of the contract's table that the data plane can produce, in one envelope.
 
 use crate::support::{
     Gateway, Hold, Origin, Raw, Request, ReservedPort, Response, one_route, route, stand, upstream,

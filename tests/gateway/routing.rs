@@ -1,4 +1,4 @@
-//! Which request goes where: the most specific pattern decides alone, on one canonical path, and that is what goes on.
+//! Routing: the most specific pattern decides alone, on the canonical path, and that path is forwarded.
 
 use crate::support::{Gateway, Origin, Request, Response, route, stand, upstream};
 use serde_json::json;

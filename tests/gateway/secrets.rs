@@ -1,5 +1,5 @@
-//! A secret opens from the places the config names and from no other; what opens nothing is told nothing; and a secret
-//! is found nowhere afterwards.
+//! A secret is accepted only from the places named in the config, an unknown one gets no details, and no secret is found
+//! anywhere afterwards.
 
 use crate::support::{Gateway, Origin, Request, Response, eventually, route, stand, upstream};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Signals that come before the gateway serves: none kills it, none is lost.
+//! Signals that arrive before the gateway serves: none kills it, none is lost.
 
 use crate::support::{eventually, signal_to, write_config};
 use std::io::{BufRead, BufReader, Read};

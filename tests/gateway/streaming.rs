@@ -1,4 +1,4 @@
-//! Bodies pass through as they come, in both directions.
+//! Bodies are streamed without delay in both directions.
 
 use crate::support::{Hold, Request, eventually_true, stand};
 use serde_json::json;

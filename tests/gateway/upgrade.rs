@@ -1,7 +1,7 @@
-//! SIGUSR2: another process takes the place of the running one, and no client that behaves notices.
+//! SIGUSR2: a new process replaces the running one, and no well-behaved client notices.
 //!
-//! A client of HTTP/1.1 that behaves connects again after `Connection: close`; one of HTTP/2 opens nothing more on a
-//! connection that said GOAWAY, and repeats only what that says was not looked at.
+//! A well-behaved HTTP/1.1 client reconnects after `Connection: close`. A well-behaved HTTP/2 client opens no streams on a
+//! connection after GOAWAY, and repeats only the streams above its last stream id.
 
 use crate::redis::RedisServer;
 use crate::support::{

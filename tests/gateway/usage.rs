@@ -1,4 +1,4 @@
-//! One usage record for each request whose secret was known, however it ended; none for others.
+//! One usage record for each request with a known secret, however it ended; none for others.
 
 use crate::support::{
     Gateway, Hold, Key, Origin, Request, eventually, eventually_true, one_route, route, stand,

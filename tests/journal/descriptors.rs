@@ -1,6 +1,6 @@
-//! File descriptors that others use up: the journal has kept some for itself.
+//! File descriptor exhaustion: the journal has reserved some for itself.
 //!
-//! The limit is the process's, so the test runs again in a process of its own.
+//! The limit applies to the process, so the test runs again in a process of its own.
 
 use crate::stand::{Mood, SMALL, Stand, TestLedger};
 use keygate::usage::WhenFull;

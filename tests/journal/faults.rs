@@ -1,4 +1,4 @@
-//! Disks that are full or broken, and folders that are somebody else's.
+//! Disks that are full or broken, and folders owned by another user.
 
 use crate::stand::{Mood, SMALL, Sizes, Stand, TestLedger, options, segments};
 use crate::tiny_disk::TinyDisk;

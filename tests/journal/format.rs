@@ -1,4 +1,4 @@
-//! The format, without files: what is written comes back, what is damaged does not come back as something else.
+//! The format, without files: what is written is read back, and damaged data is never read as something else.
 
 use keygate::clock::Timestamp;
 use keygate::model::fault::Fault;

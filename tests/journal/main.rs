@@ -1,4 +1,4 @@
-//! The usage journal: what it keeps through crashes, damage, full disks and stores that refuse.
+//! The usage journal under crashes, damage, full disks and stores that refuse records.
 //!
 //! A crash is a copy of the folder, taken at any moment: what another process would find there.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]

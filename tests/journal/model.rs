@@ -1,6 +1,5 @@
-//! The journal against a trivial model: whatever is begun, ended, stored and acknowledged in whatever order, and wherever
-//! the process dies, what has ended is in the ledger as it ended, what has only begun is there as interrupted, and nothing
-//! else is.
+//! The journal against a simple model: in any order of begin, end, store and acknowledge, and wherever the process dies,
+//! the ledger has each ended request as it ended, each request that only began as interrupted, and nothing else.
 
 use crate::stand::{Mood, SMALL, Stand, TestLedger};
 use keygate::model::id::RequestId;

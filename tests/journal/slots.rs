@@ -1,4 +1,4 @@
-//! Slots: one journal, several processes of one node, and never two in one slot.
+//! Slots: one journal, several processes of one node, and never two processes in one slot.
 
 use crate::stand::{Mood, SMALL, Stand, TestLedger, options, segments};
 use keygate::metrics::Metrics;

@@ -1,4 +1,4 @@
-//! A journal in a folder of its own, a clock that stands, and a ledger that does as it is told.
+//! A journal in its own folder, a stopped clock, and a ledger that the test controls.
 
 use async_trait::async_trait;
 use keygate::clock::{Clock, ManualClock, Timestamp};

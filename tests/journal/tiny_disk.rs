@@ -1,4 +1,4 @@
-//! A file system of a megabyte that a test can fill.
+//! A file system of one megabyte that a test can fill.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};

@@ -1,4 +1,5 @@
-//! The writer: at least once to a ledger that may be gone, may forget to answer, or may refuse a record; once in it.
+//! The writer: at-least-once delivery to a ledger that may be unreachable, not answer, or refuse a record, which stores
+//! each record once.
 
 use crate::stand::{Mood, NOW, SMALL, Sizes, Stand, TestLedger};
 use keygate::model::usage::Outcome;

@@ -1,4 +1,4 @@
-//! Two nodes on one database, each behind a proxy of its own where a test wants to hurt only one of them.
+//! Two nodes on one database, each behind its own fault-injecting proxy where a test disturbs only one of them.
 
 use crate::chaos::{ChaosProxy, Mode};
 use crate::support::{Gateway, Key, Origin, Raw, Request, eventually_true, one_route};

@@ -1,4 +1,4 @@
-//! A disk with little room for a database of a test.
+//! A small disk for a test's database.
 
 use crate::cluster::sql;
 use crate::private_postgres::Server;

@@ -1,5 +1,5 @@
-//! End users of several nodes: never more than the plan allows, however many first requests come at once and whatever
-//! happens to the database in between; and what becomes of new ones while it is gone.
+//! End users on several nodes: never above the plan's quota, however many first requests arrive at once and whatever
+//! happens to the database meanwhile; and new end users during a database outage.
 
 use crate::chaos::Mode;
 use crate::cluster::{Line, Pair, metric, node, number, pair_with, shared_with, wait};

@@ -1,5 +1,5 @@
-//! A change made through one node acts on the others in time, whatever happens to the word that announces it, and
-//! whoever waits for all nodes waits for neither too few nor for ever.
+//! A change made through one node takes effect on the others in time, whatever happens to its notification; and a caller
+//! that waits for all nodes waits for the right ones and not for ever.
 
 use crate::chaos::Mode;
 use crate::cluster::{Line, Pair, node, number, pair, pair_with, shared_with, sql, wait};

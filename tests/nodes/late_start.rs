@@ -1,4 +1,4 @@
-//! Starts while the database cannot be reached: not ready, or from what the node keeps on its own disk.
+//! Starts while the database is unreachable: not ready, or served from the node's local snapshot.
 
 use crate::cluster::{node, wait};
 use crate::private_postgres::Server;

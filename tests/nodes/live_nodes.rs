@@ -1,4 +1,4 @@
-//! A database that has forgotten who lives, as after a crash, and Redis gone at the same time.
+//! A database that lost its list of live nodes, as after a crash, while Redis is unreachable.
 
 use crate::cluster::{metric, pair_with, sql, wait};
 use crate::private_postgres::Server;

@@ -1,5 +1,5 @@
-//! Several nodes on one PostgreSQL database: what one is told the others know, none needs the database to serve, and
-//! whatever happens to it, nothing is half done.
+//! Several nodes on one PostgreSQL database: each node learns the changes of the others, none needs the database to serve,
+//! and whatever happens to it, every write is complete or absent.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

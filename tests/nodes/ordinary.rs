@@ -1,4 +1,5 @@
-//! Several nodes on one PostgreSQL database: what one is told the others know, and none needs the database to serve.
+//! Several nodes on one PostgreSQL database: each node learns the changes of the others, and none needs the database to
+//! serve.
 
 use crate::cluster::{Pair, metric, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;

@@ -1,4 +1,4 @@
-//! Rows that cannot be: the object is refused and reported, everybody else is served, and lists pass over it.
+//! Invalid rows: the object is refused and reported, everything else is served, and lists skip it.
 
 use crate::cluster::{pair, sql, wait};
 use crate::private_postgres::Server;

@@ -1,4 +1,4 @@
-//! The schema under nodes that start at once, die half-way, or are older or newer than it.
+//! The schema when nodes start at once, die in the middle of a migration, or are older or newer than it.
 
 use crate::chaos::Mode;
 use crate::cluster::{Line, number, sql, wait};

@@ -1,5 +1,5 @@
-//! A database in every trouble: requests notice nothing, administrators are told within two seconds, what they were
-//! told nothing of is done or not done and never half, and all is well again without a restart.
+//! Database outages of every kind: requests are not affected, administrators get an error within two seconds, a write
+//! without an answer happened completely or not at all, and everything recovers without a restart.
 
 use crate::chaos::Mode;
 use crate::cluster::{Line, Pair, number, pair_with, sql, wait};

@@ -1,4 +1,4 @@
-//! How soon a change made through one node acts on another. Real time is its subject, so nothing runs beside it.
+//! How soon a change made through one node takes effect on another. It measures real time, so nothing runs beside it.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

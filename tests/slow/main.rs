@@ -1,5 +1,5 @@
-//! What a thousand clients that hold on cost the others, and ten thousand guesses a second. A measurement, so it runs by
-//! itself: `make measure`.
+//! The cost of a thousand slow clients for the others, and of ten thousand guessed secrets a second. A measurement, so it
+//! runs by itself: `make measure`.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! All usage records, as they are moved and kept elsewhere.
+//! Export and import of all usage records.
 
 use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone, workspace_id};
 use crate::private_postgres::raw;

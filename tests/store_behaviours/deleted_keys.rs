@@ -1,4 +1,4 @@
-//! Keys that were deleted, and may come back for a while.
+//! Deleted keys, which can be restored for a while.
 
 use crate::place::{PLAN_RATE, Place, T0, after, credential, everything, new_key, plan_id, someone};
 use keygate::clock::Timestamp;

@@ -1,4 +1,4 @@
-//! Who runs on the store, and how far a key has come.
+//! The nodes on a store, and which of them have applied a change of a key.
 
 use crate::place::{Place, T0, credential, someone, workspace_id};
 use keygate::model::id::KeyId;

@@ -1,4 +1,4 @@
-//! What only PostgreSQL does: several stores on one database, a server that hangs, dies, refuses or holds nonsense.
+//! PostgreSQL only: several stores on one database, and a server that hangs, dies, refuses or holds invalid data.
 
 use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{

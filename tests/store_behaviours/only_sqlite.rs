@@ -1,4 +1,4 @@
-//! What only the embedded store does: one file, one process, one schema.
+//! The embedded store only: one file, one process, one schema.
 
 use crate::ledger::what_is_hidden_until_2223_comes_back;
 use crate::place::{Place, T0, new_key, record, someone, workspace_id};

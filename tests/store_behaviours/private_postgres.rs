@@ -1,8 +1,8 @@
-//! PostgreSQL servers of our own: one for all tests of a process, more for tests that hurt theirs; a database per test.
+//! Private PostgreSQL servers: one for all tests of a process, more for tests that damage theirs, and a database per test.
 //!
-//! Everything is in one temporary folder, runs as an unprivileged user, and is gone when this process is, however that
-//! ends. Nothing is skipped: without PostgreSQL's programs a test fails and says what to install. Other test crates
-//! include this file with `#[path]`.
+//! Everything is in one temporary folder, runs as an unprivileged user, and is removed when this process ends, however it
+//! ends. Nothing is skipped: without PostgreSQL's programs a test fails and says what to install. Other test crates include
+//! this file with `#[path]`.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Texts that one backend could hold and the other could not: both behave as if neither could.
+//! Texts that only one of the backends could store (NUL): both behave alike.
 
 use crate::place::{Place, T0, everything, new_key, record, someone};
 use keygate::store::{Actor, AuditFilter, KeyFilter, LogFilter, LogPageRequest, StoreError};

@@ -1,4 +1,4 @@
-//! What a failed attempt leaves behind: for the client, for its connection, for the next server.
+//! Effects of a failed attempt: on the client, on its connection, on the next server.
 
 use crate::group::Group;
 use crate::support::{Gateway, Hold, Origin, Raw, Request, ReservedPort, eventually_true, route, upstream};

@@ -1,4 +1,4 @@
-//! Who gets a request: by turns and weight, by load, by name.
+//! Load balancing: round robin with weights, least load, hashing by key, end user or header.
 
 use crate::group::Group;
 use crate::support::{Hold, Request, eventually_true};

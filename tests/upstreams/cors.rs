@@ -1,4 +1,4 @@
-//! Pages of other origins: preflights without a key and without a cost, and answers that a browser lets them read.
+//! CORS: preflights without a key and without a charge, and responses that a browser lets the page read.
 
 use crate::support::{Gateway, Origin, Request, Response, route, upstream};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What a route changes on the way: the path, the `Host`, the fields, and what it never can.
+//! What a route changes in a request: the path, the `Host`, header fields, and what it cannot change.
 
 use crate::support::{Gateway, Origin, Request, route, upstream};
 use serde_json::json;

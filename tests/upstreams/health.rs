@@ -1,4 +1,4 @@
-//! Who may get requests at all: probes, ejection, and the answer when nobody is left.
+//! Health of servers: probes, ejection, and the response when no server is left.
 
 use crate::group::Group;
 use crate::support::{Gateway, Origin, ReservedPort, eventually_true, one_route};

@@ -1,6 +1,6 @@
-//! What Keygate promises about backends: who gets a request, who does not, and what happens when none is left.
+//! Keygate's promises about backends: which server gets a request, which does not, and what happens when none is left.
 //!
-//! Tried from outside: the real binary, origins that write down what they get.
+//! Tested from outside: the real binary and origins that record what they receive.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,6 @@
-//! Servers that move: their name is looked up as soon as a request has reason to doubt where they are.
+//! Servers whose address changes: the name is resolved again as soon as a connection gives reason to.
 //!
-//! The gateway has an `/etc/hosts` of its own, in a namespace of its own.
+//! The gateway has its own `/etc/hosts` in its own mount namespace.
 
 use crate::support::{Gateway, Origin, eventually_true, route};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! How backends are spoken to: HTTP/2 in clear text, TLS with its names, its authorities and its certificates.
+//! Protocols towards backends: HTTP/2 in clear text, and TLS with names, CAs and certificates.
 
 use crate::group::Group;
 use crate::speaker::{Authority, Certified, Heard, Inside, Speaker};

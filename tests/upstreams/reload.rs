@@ -1,4 +1,4 @@
-//! A new config in place of the running one: all of it or nothing, and no request notices.
+//! Reload: a new config replaces the running one completely or not at all, and no request is affected.
 
 use crate::group::Group;
 use crate::support::{

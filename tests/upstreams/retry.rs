@@ -1,4 +1,4 @@
-//! What is sent again and what never is, how long a request may take, and how much may be going on at once.
+//! Which requests are retried and which never are, time limits of a request, and concurrency limits.
 
 use crate::group::Group;
 use crate::support::{Hold, Request, ReservedPort, Response, eventually_true};

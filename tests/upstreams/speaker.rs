@@ -1,4 +1,4 @@
-//! A backend that speaks HTTP/2, or either HTTP inside TLS, and writes down how it was spoken to.
+//! A backend that speaks HTTP/2, or either HTTP version over TLS, and records how it was addressed.
 
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

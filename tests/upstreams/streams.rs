@@ -1,5 +1,5 @@
-//! Connections to HTTP/2 backends are shared: nobody's cancelled requests break another's, and a connection that its backend
-//! takes leave of costs nobody a request.
+//! Connections to HTTP/2 backends are shared: a cancelled request does not disturb others, and a connection that its
+//! backend closes with GOAWAY loses no request.
 
 use crate::group::Group;
 use crate::support::{Gateway, Raw, Request, eventually_true, route};

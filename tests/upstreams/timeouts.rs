@@ -1,5 +1,5 @@
-//! How long a backend may take for what: each time has an end of its own, a 504 and a name in metrics and log, whichever HTTP
-//! the client and the backend speak.
+//! Timeouts of a backend: each has its own limit, a 504 and a name in metrics and log, with every combination of HTTP
+//! versions.
 
 use crate::group::Group;
 use crate::support::{

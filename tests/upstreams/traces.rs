@@ -1,4 +1,4 @@
-//! Traces: what a collector gets of a request, what a backend is told, and that neither is ever waited for.
+//! Traces: what a collector and a backend receive, and that a request waits for neither.
 
 use crate::speaker::Authority;
 use crate::support::{

@@ -1,4 +1,4 @@
-//! WebSockets: what is no request any more has no length, a time of its own, and an end that is nobody's failure.
+//! WebSockets: an upgraded connection has no body length and its own timeout, and its end counts as no failure.
 
 use crate::group::Group;
 use crate::support::{Gateway, Hold, Origin, Raw, Request, route};

@@ -1,4 +1,4 @@
-//! The admin API as tests use it.
+//! A client of the admin API.
 
 use super::{Gateway, PATIENCE, Raw, Request, Response, eventually};
 use serde_json::{Value, json};

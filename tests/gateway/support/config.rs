@@ -1,4 +1,4 @@
-//! The configurations that tests share.
+//! Configurations that tests share.
 
 use super::{Gateway, Origin};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! A gateway in a process of its own, with a folder of its own.
+//! A gateway in its own process and folder.
 
 use super::{PATIENCE, Raw, Request, Response, eventually};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! The oracle of every pipeline test: what was accepted is stored, on its way, or counted as lost.
+//! The invariant that every pipeline test checks: what was accepted is stored, in the journal, or counted as lost.
 
 use super::{Gateway, Raw, Request, eventually};
 

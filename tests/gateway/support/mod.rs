@@ -1,7 +1,7 @@
-//! The parts that every test stands on.
+//! Support code for all tests.
 //!
-//! Nothing here sleeps to wait for something to happen, but for the one poll in [`eventually`]: answers are read from
-//! sockets, and origins answer when a [`Hold`] is released. Every wait ends after [`PATIENCE`] with a failure.
+//! Nothing here sleeps to wait for an event, except for the one poll in [`eventually`]: responses are read from sockets,
+//! and origins answer when a [`Hold`] is released. Every wait fails after [`PATIENCE`].
 
 mod admin;
 mod config;

@@ -1,4 +1,4 @@
-//! A backend that writes down every request as it got it and answers as a test says.
+//! A backend that records every request as received and answers as the test says.
 
 use super::{PATIENCE, eventually};
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! A client on one TCP connection: sends exact bytes, reads one response after the other.
+//! A client on one TCP connection: sends exact bytes and reads one response after the other.
 
 use super::{PATIENCE, Request};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! A request as bytes, written exactly as a test says.
+//! A request as bytes, exactly as the test writes it.
 
 /// A request in the making. Nothing is added but `Host`, and `Content-Length` where there is a body.
 #[derive(Clone, Debug)]

@@ -1,11 +1,10 @@
-//! A clock for promises such as "within two seconds". It goes while the machine has time to spare and stands while it has
-//! none.
+//! A clock for promises such as "within two seconds". It advances only while the machine has capacity to spare.
 //!
-//! A machine that is stalled, or busy with other things, keeps nobody's promises; by an ordinary clock that would be the
-//! gateway's fault. So there is a witness on each CPU, a thread that comes last of all (`nice`) and works a little over and
-//! over, and one more that writes to the disk. A round of theirs counts for the time it took, but for no more than it takes
-//! where hardly anything is in its way, and the clock shows what has come to least. Where nothing is in the way that is real
-//! time. What never happens is noticed all the same: after [`LONGEST`] the clock shows real time.
+//! On a stalled or busy machine no process keeps such a promise, and an ordinary clock would blame the gateway. So a
+//! witness thread with the lowest priority (`nice`) works a little on each CPU, over and over, and one more writes to the
+//! disk. A round of a witness counts for the time it took, but for no more than it takes on a nearly idle machine, and the
+//! clock follows the slowest witness. On an idle machine it shows real time. A thing that never happens is still noticed:
+//! after [`LONGEST`] the clock shows real time.
 //!
 //! Other test crates include this file with `#[path]`.
 
