@@ -12,7 +12,7 @@ use syn::visit::{self, Visit};
 
 /// Longest source file, in lines.
 const LINES_MAX: usize = 600;
-/// Who may be used by everyone, as the map says.
+/// Modules that every module may use, as the map says.
 const COMMON: [&str; 5] = ["clock", "durable", "metrics", "envelope", "fileio"];
 /// The layers of a folder, from the bottom up: each part may use those before it. A part is a folder or a file.
 const LAYERS: [(&str, &[&str]); 4] = [
@@ -97,20 +97,20 @@ struct Source {
     module: Vec<String>,
     /// All of it.
     text: String,
-    /// What the gateway is made of.
+    /// Facts about the gateway's code.
     code: Facts,
-    /// What its tests are made of.
+    /// Facts about its test code.
     tests: Facts,
 }
 
-/// What code names and does.
+/// The names and calls of some code.
 #[derive(Default)]
 struct Facts {
     /// Every path, from `use` items and from code, inside macros too.
     paths: Vec<Vec<String>>,
-    /// Those of code alone.
+    /// Paths in code, without `use` items.
     spoken: Vec<Vec<String>>,
-    /// Every call of a method: what it is called on, as far as that is a field or a name, and the method.
+    /// Every method call: its receiver, as far as that is a field or a name, and the method.
     calls: Vec<(String, String)>,
     has_async: bool,
     has_dyn: bool,
@@ -167,7 +167,7 @@ impl Source {
         &self.module[0]
     }
 
-    /// The modules at the top of the crate that the code names.
+    /// The crate's top-level modules that the code names.
     fn uses(&self) -> BTreeSet<String> {
         let front = if self.top() == "main" { "keygate" } else { "crate" };
         let named = self.code.paths.iter().filter(|path| path[0] == front).filter_map(|path| path.get(1));
@@ -299,7 +299,7 @@ impl<'ast> Visit<'ast> for Reading<'_> {
         visit::visit_path(self, path);
     }
 
-    // Where something may be seen is no use of it.
+    // A visibility is not a use.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
@@ -368,7 +368,7 @@ fn is_test(attributes: &[syn::Attribute]) -> bool {
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// The arrows as `src/lib.rs` draws them: `a → b → { c, d }` says that a uses b, and b uses c and d.
+/// The arrows drawn in `src/lib.rs`: `a → b → { c, d }` says that a uses b, and b uses c and d.
 fn drawn() -> Arrows {
     let map = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let drawing = map.split_once("```text").expect("a drawing").1.split_once("```").expect("its end").0;
@@ -396,7 +396,7 @@ fn station(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The arrows as they are.
+/// The arrows found in the code.
 fn taken() -> Arrows {
     let mut arrows = Arrows::new();
     for source in sources("src").iter().filter(|s| s.top() != "lib") {
@@ -477,7 +477,7 @@ fn policy_and_model_are_pure() {
 fn each_library_of_the_edges_is_known_where_its_edge_is() {
     let homes: [(&str, &[&str]); 7] = [
         ("pingora", &["src/proxy/", "src/app/"]),
-        // The demo and whoever tries a gateway out bring a backend of their own.
+        // The demo and `keygate echo` have a backend of their own.
         ("axum", &["src/admin/", "src/app/", "src/cli/echo.rs"]),
         ("rusqlite", &["src/store/"]),
         ("tokio_postgres", &["src/store/postgres/"]),
@@ -488,7 +488,7 @@ fn each_library_of_the_edges_is_known_where_its_edge_is() {
     for source in sources("src") {
         for (library, allowed) in homes {
             let at_home = allowed.iter().any(|home| source.path.starts_with(home));
-            // A word alone is a name of ours, unless it is a type.
+            // A single word is a name of ours, unless it is a type.
             let is_type = library.starts_with(char::is_uppercase);
             let names = source
                 .code
@@ -513,7 +513,7 @@ fn the_gate_knows_neither_edge_nor_driver() {
 fn only_the_composition_root_and_commands_on_a_store_name_a_backend() {
     for source in sources("src").iter().filter(|s| !["app", "cli", "store"].contains(&s.top())) {
         assert!(!source.names_path(&["store", "sqlite"]), "{} names a backend", source.path);
-        // The config reads the address of a PostgreSQL server, and nothing else of it.
+        // The config parses the address of a PostgreSQL server, and uses nothing else of it.
         let others = source.code.paths.iter().filter(|p| p.iter().any(|part| part == "postgres"));
         let may = |path: &Vec<String>| {
             source.top() == "config" && path.last().is_some_and(|name| name.ends_with("PostgresUrl"))

@@ -27,7 +27,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, "k.toml", &[], "")
 }
 
-/// The lines that are told, without the file's name.
+/// The reported lines, without the file's name.
 fn told(outcome: Result<Config, ConfigError>) -> Vec<String> {
     let Err(error) = outcome else { return Vec::new() };
     error.to_string().lines().map(|line| line.strip_prefix("k.toml:").unwrap_or(line).to_owned()).collect()
@@ -206,7 +206,7 @@ fn a_variable_goes_before_the_file_and_the_file_before_the_default() {
     assert_eq!(config.proxy.threads, 5);
     assert_eq!(config.proxy.max_header_fields, Config::default().proxy.max_header_fields);
 
-    // A JWKS named on top of the documented file needs the secret to be set aside.
+    // With a JWKS on top of the documented file, the secret must be unset.
     let jwks = [("KEYGATE_ADMIN_JWT_JWKS_FILE", "j"), ("KEYGATE_ADMIN_JWT_ALGORITHMS", "ES256, EdDSA")];
     let config = Config::parse("", "", &env(&jwks), "").expect("a default secret stands against nothing");
     assert_eq!(config.admin.jwt.keys, JwtKeys::JwksFile("j".into()));
@@ -417,7 +417,7 @@ fn ten_thousand_damaged_files_are_read_or_told() {
         "{}\n[plans.gold]\nlimits = [{{ count = \"requests\", per = \"day\", max = 1 }}]\n",
         example_config()
     );
-    // Without the comments: damage is to hit what is read.
+    // Without the comments, so that the damage hits parsed text.
     let dense: String =
         whole.lines().filter_map(|line| line.split('#').next()).collect::<Vec<_>>().join("\n");
     let pieces =

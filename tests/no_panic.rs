@@ -27,7 +27,7 @@ fn paths_and_queries() {
     ];
     let mut accepted = 0;
     each_damaged(&valid, |bytes| {
-        // A query is bytes without structure; what matters is that its judgement is total.
+        // A query has no structure; the check must give an answer for all bytes.
         assert_eq!(check_query(bytes).is_ok(), bytes.iter().all(|b| (0x21..0x7f).contains(b) && *b != b'#'));
         let Ok(path) = canonical(bytes) else { return };
         accepted += 1;
@@ -164,7 +164,8 @@ fn languages() {
 
 // === the inputs ===
 
-/// A secret of ours that is the same on every run, and that no scanner takes for a real one: a dull body and its checksum.
+/// A secret of ours that is the same on every run and that no scanner takes for a real one: a constant body and its
+/// checksum.
 fn signed(front: &str, body: char) -> String {
     const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let text = format!("{front}{}", body.to_string().repeat(30));
@@ -224,7 +225,7 @@ impl Random {
         self.next().to_le_bytes()[0]
     }
 
-    /// A few bytes that mean something to one of the parsers.
+    /// A few bytes that are special to one of the parsers.
     fn telling_piece(&mut self) -> &'static [u8] {
         const PIECES: &[&[u8]] = &[
             b"%",

@@ -3,11 +3,11 @@
 use super::{env, header_and_leaf, parse, told};
 use keygate::config::{Config, known_keys};
 
-/// Most of a route that leads somewhere.
+/// Most of a valid route.
 const ROUTED: &str =
     "[[upstreams]]\nname = \"app\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\n";
 
-/// What is written, and all that is told of it.
+/// The config text, and all errors that it gives.
 const MISTAKES: &[(&str, &str)] = &[
     // Types and ranges.
     ("proxy.threads = -1", "1:17 proxy.threads: must be a whole number from 0 to 1024"),
@@ -197,7 +197,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[plans]\na.limits = [{},{},{},{},{},{},{},{},{}]", "2:12 plans.a.limits: must be at most 8 tables"),
     ("[plans.\"a b\"]", "1:1 plans.a b: a plan id is 1 to 128 characters of A-Z a-z 0-9 . _ : @ -"),
     ("admin.default_plan = \"gold\"", "1:22 admin.default_plan: there is no plan \"gold\"; known: default"),
-    // What does not go together.
+    // Settings that exclude each other.
     (
         "proxy.listen = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
         "1:32 proxy.listen[1]: 127.0.0.1:1 is taken by proxy.listen[0]",

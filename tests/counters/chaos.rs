@@ -19,25 +19,25 @@ pub(crate) enum Mode {
     Cut,
     /// Passes nothing on, and keeps connections open.
     Hang,
-    /// Passes answers on after so long.
+    /// Delays answers by this much.
     Late(Duration),
     /// Answers everything with this line.
     Say(&'static str),
-    /// Lets what contains this text arrive and be done, then cuts that connection instead of passing the answer on.
+    /// Forwards a command that contains this text, then cuts that connection instead of passing its answer on.
     CutAfter(&'static str),
-    /// Passes nothing on from or to clients among whose first words was this text.
+    /// Forwards nothing on connections whose first bytes from the client contain this text.
     HangIfSaid(&'static str),
-    /// Passes nothing on over connections that were open before, and everything over new ones.
+    /// Forwards nothing on connections opened before, and everything on new ones.
     HangIfOld,
 }
 
-/// How much of what a client says first is remembered.
+/// How many of a client's first bytes are kept.
 const FIRST_WORDS: usize = 4_096;
 
-/// What is known of one connection.
+/// State of one connection.
 #[derive(Default)]
 struct Talk {
-    /// It began while old connections hang, so it is a new one.
+    /// Opened while old connections hang, so it counts as new.
     is_new: bool,
     first_words: Mutex<Vec<u8>>,
     /// The next answer is the last that the server gives.
@@ -73,7 +73,7 @@ impl ChaosProxy {
 
 async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>) {
     let Ok(upstream) = TcpStream::connect(server).await else { return };
-    // Both ends see every word at once, as if there were no proxy.
+    // Without delay, as if there were no proxy.
     client.set_nodelay(true).expect("an option");
     upstream.set_nodelay(true).expect("an option");
     let (from_client, to_client) = client.into_split();
@@ -91,7 +91,7 @@ async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode
 
 async fn until(mut mode: watch::Receiver<Mode>, is: impl FnMut(&Mode) -> bool) {
     if mode.wait_for(is).await.is_err() {
-        // The proxy is gone, and with it the test.
+        // The proxy has been dropped with its test.
         std::future::pending::<()>().await;
     }
 }

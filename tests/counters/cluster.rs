@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Where the slots of each server begin and end.
+/// The slot range of each server.
 const RANGES: [(&str, &str); 3] = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
 
 struct Cluster {
@@ -92,7 +92,7 @@ impl Cluster {
     }
 }
 
-/// A key in a workspace whose slot is at that server, counted on the workspace too.
+/// A key, counted on its workspace too, in a workspace whose slot is on that server.
 fn key_at(cluster: &Cluster, server: usize, max: u64) -> TestKey {
     let workspace =
         (0..).map(|n| format!("w{n}")).find(|w| cluster.home_of(w) == server).expect("one of many");
@@ -103,8 +103,8 @@ fn key_at(cluster: &Cluster, server: usize, max: u64) -> TestKey {
     key
 }
 
-/// Some hundreds of requests per second until `stop`; answers how many were admitted, and how many were not for want of
-/// Redis.
+/// Some hundreds of requests per second until `stop`. Returns how many were admitted, and how many were refused because
+/// Redis was unavailable.
 async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> (u64, u64) {
     let (mut admitted, mut unavailable) = (0, 0);
     while !stop.load(Ordering::SeqCst) {
@@ -113,7 +113,7 @@ async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> (u64, u64
             Err(keygate::counter::ChargeError::Unavailable) => unavailable += 1,
             Err(keygate::counter::ChargeError::Limit { .. }) => {}
         }
-        // A steady load is the subject.
+        // A steady load is what the test needs.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     (admitted, unavailable)
@@ -138,7 +138,7 @@ async fn a_slot_that_moves_under_load_takes_its_counts_along() {
     let (from_name, to_name) = (cluster.name_of(0), cluster.name_of(1));
     assert_eq!(to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_name]), "+OK");
     assert_eq!(from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_name]), "+OK");
-    // One key after the other, as tools do; between them, neither server has all of a question's keys.
+    // One key after the other, as migration tools do; in between, neither server has all the keys of a call.
     let hashes = [format!("kg:{{{}}}:k:{}", key.workspace, key.id), format!("kg:{{{}}}:w", key.workspace)];
     for hash in &hashes {
         let (ip, port) = (to.address.ip().to_string(), to.address.port().to_string());
@@ -160,7 +160,7 @@ async fn a_slot_that_moves_under_load_takes_its_counts_along() {
     assert!((1_900..=2_000).contains(&admitted), "{admitted}");
 }
 
-/// No mark tells of one server among several: the node that finds a key forgotten tells of all it knows.
+/// In a cluster no single mark covers all servers: a node that finds a missing key writes everything that it knows again.
 #[tokio::test]
 async fn a_server_that_is_emptied_hears_of_every_key_when_one_is_asked_for() {
     let _turn = in_turn().await;
@@ -189,7 +189,7 @@ async fn keys_of_other_servers_do_not_notice_that_one_died() {
     for key in [&dead, &alive] {
         assert!(key.decided(&nodes[0]).await.is_ok());
     }
-    // One that knows only the server that stays: what keeps its requests waiting is the machine.
+    // This node knows only the server that stays, so its requests wait for nothing but the machine.
     let server = cluster.servers[1].address;
     let beside = Arc::new(Setup::strict(1).node("beside", server).await);
     let mut key_beside = TestKey::window(Per::Total, 1_000_000);
@@ -201,7 +201,7 @@ async fn keys_of_other_servers_do_not_notice_that_one_died() {
     };
     let (of_dead, of_alive) = (lane(&nodes[0], &dead), lane(&nodes[0], &alive));
     let of_beside = lane(&beside, &key_beside);
-    // Real time is the subject: long enough for the other servers to agree that one is dead.
+    // Real time: the other servers need this long to agree that one is dead.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     stop.store(true, Ordering::SeqCst);
     let (_, unavailable) = of_dead.await.expect("a lane");

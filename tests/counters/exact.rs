@@ -13,17 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Requests that are in the works at one node at a time.
+/// Concurrent requests per node.
 const AT_ONCE: usize = 24;
 
-/// When one admission was at the earliest and at the latest, in steady ns.
+/// The earliest and the latest time of one admission, in ns of the monotonic clock.
 type Admission = (u64, u64);
 
-/// What came of many requests.
+/// The results of many requests.
 struct Driven {
     /// In the order in which they began.
     admitted: Vec<Admission>,
-    /// How many asked.
+    /// How many were sent.
     asked: u64,
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// After each kind of trouble, Redis is used again at once.
+/// After each kind of failure, Redis is used again at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_found_again_within_two_seconds_however_it_failed() {
     let _turn = in_turn().await;
@@ -24,7 +24,7 @@ async fn redis_is_found_again_within_two_seconds_however_it_failed() {
         let key = TestKey::window(Per::Total, 1_000_000);
         key.until_shared(&node).await;
         proxy.set(mode);
-        // Until what was leased is spent or out of date, and Redis is given up.
+        // Until the leased units are used up or expired and Redis counts as unreachable.
         let failed = Spare::begin();
         while !key.charge(&node).await.expect("its share is all").degraded() {
             assert!(failed.elapsed() < Duration::from_secs(2), "{name}: nobody noticed");
@@ -35,12 +35,12 @@ async fn redis_is_found_again_within_two_seconds_however_it_failed() {
     }
 }
 
-/// Charges until the node shares again.
+/// Charges until the node shares its counters again.
 async fn recovers(node: &Node, key: &TestKey, name: &str) {
     let healed = Spare::begin();
     while key.charge(node).await.expect("admitted").degraded() {
         assert!(healed.elapsed() < Duration::from_secs(2), "{name}: no recovery within 2 s");
-        // How soon is the subject.
+        // Real time is measured.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -91,8 +91,8 @@ async fn shares_of_all_nodes_stay_within_what_was_left() {
     }
 }
 
-/// Three nodes and a key of 100 of which so many are spent through one of them, and then one through each, and of all of
-/// that Redis was heard in time: the others hear of it last. Where a node had to decide alone, it is done again with others.
+/// Three nodes and a key of 100, of which so many are used through one node and then one through each, all in time for
+/// Redis: the other nodes learn of it last. If a node had to use the fallback, the test starts again with new ones.
 async fn spent_until_the_end(server: &RedisServer, before: usize) -> (Vec<Arc<Node>>, TestKey) {
     let begun = Instant::now();
     loop {
@@ -131,7 +131,7 @@ async fn a_rate_without_redis_is_shared() {
     admitted += admitted_of(&key, &[&nodes[0]], 300).await;
     server.stop();
     let gone = Instant::now();
-    // Real time is the subject: a second of asking for all there is.
+    // Real time: a second of requests as fast as possible.
     while gone.elapsed() < Duration::from_secs(1) {
         admitted += admitted_of(&key, &[&nodes[0], &nodes[1]], 2).await;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -166,7 +166,7 @@ async fn an_emptied_redis_goes_on_where_the_ledger_stands() {
     }
     ledger.0.store(70 + first, Ordering::SeqCst);
     server.restart();
-    // Real time is the subject: what a node had in hand when Redis went is good for 50 ms, whatever the ledger says.
+    // Real time: units held when Redis became unreachable are usable for 50 ms, whatever the ledger says.
     tokio::time::sleep(Duration::from_millis(60)).await;
     until_shared(&key, &[&a, &b], &ledger).await;
     for n in 0..200 {
@@ -174,11 +174,11 @@ async fn an_emptied_redis_goes_on_where_the_ledger_stands() {
         ledger.0.fetch_add(u64::from(admitted), Ordering::SeqCst);
     }
     let spent = ledger.0.load(Ordering::SeqCst);
-    // What was spent without Redis just before it was filled is counted twice when the ledger was quicker.
+    // Units used without Redis just before it was filled are counted twice when the ledger was faster.
     assert!((90..=100).contains(&spent), "{spent}");
 }
 
-/// Charges until both nodes share again, and tells the ledger as a writer would.
+/// Charges until both nodes share again, and adds to the ledger as a writer would.
 async fn until_shared(key: &TestKey, nodes: &[&Node], ledger: &Ledger) {
     let begun = Spare::begin();
     for node in nodes {
@@ -189,7 +189,7 @@ async fn until_shared(key: &TestKey, nodes: &[&Node], ledger: &Ledger) {
                 break;
             }
             assert!(begun.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
-            // How soon is the subject.
+            // Real time is measured.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -212,7 +212,7 @@ async fn what_was_spent_without_redis_is_told_to_it() {
         while key.charge(&node).await.expect("admitted").degraded() {
             admitted += 1;
             assert!(begun.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
-            // How soon is the subject.
+            // Real time is measured.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         admitted += 1;
@@ -224,7 +224,8 @@ async fn what_was_spent_without_redis_is_told_to_it() {
     }
 }
 
-/// The answer grants units to a node that has admitted a request without it, and Redis knows nothing of that request yet.
+/// The answer grants units to a node that has admitted a request without Redis, and Redis does not know of that request
+/// yet.
 #[tokio::test]
 async fn what_was_admitted_while_an_answer_was_late_is_paid_with_what_it_brings() {
     let _turn = in_turn().await;
@@ -250,10 +251,10 @@ async fn a_flood_over_the_limit_does_not_reach_redis() {
     let key = TestKey::window(Per::Total, 5);
     let begun = Instant::now();
     let admitted = admitted_of(&key, &[&node], 20_000).await;
-    // Whatever Redis granted in an answer that was lost nobody has.
+    // Units that Redis granted in a lost answer are used by no node.
     assert!(admitted == 5 || (admitted < 5 && node.metrics.counter_late.get() > 0), "{admitted} of five");
     let calls = node.metrics.counter_calls.get();
-    // Others may give something back, so it is asked now and then, up to once a second.
+    // Other nodes may return units, so Redis is called now and then, up to once a second.
     let calls_max = 40 + 2 * begun.elapsed().as_secs();
     assert!(calls < calls_max, "{calls} calls for 20 000 requests");
 }

@@ -14,7 +14,7 @@ fn spent(server: &RedisServer, key: &TestKey) -> u64 {
     server.spent(&format!("kg:{{w}}:k:{}", key.id))
 }
 
-/// So slowly that none is granted ahead of need: a node's word counts what another had in hand then.
+/// Slowly, so that no units are granted ahead of need: a node's report includes units that another held at that time.
 async fn spend(key: &TestKey, node: &Node, units: u64) {
     for _ in 0..units {
         drop(key.decided(node).await.expect("there is room"));
@@ -22,12 +22,12 @@ async fn spend(key: &TestKey, node: &Node, units: u64) {
     }
 }
 
-/// What was leased ahead goes back, so that the count is exact.
+/// Units leased ahead are returned, so that the count is exact.
 async fn is_counted(server: &RedisServer, key: &TestKey, units: u64) {
     eventually("Redis has the exact count", || spent(server, key) == units).await;
 }
 
-/// Nobody asks for the key; the nodes tell by themselves. The ledger has nothing of it.
+/// Without any request for the key, the nodes write their counts again by themselves. The ledger has none of it.
 async fn told_again(server: &RedisServer, key: &TestKey, units: u64) {
     let begun = Spare::begin();
     while spent(server, key) < units {
@@ -36,13 +36,13 @@ async fn told_again(server: &RedisServer, key: &TestKey, units: u64) {
             "{} of {units} are known again",
             spent(server, key)
         );
-        // How soon is the subject.
+        // Real time is measured.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Charges until `rest` are admitted, or for a while, and then some more: never above. A node's word may count what another
-/// had in hand at that time and gave back later, so some may be missing.
+/// Charges until `rest` are admitted, or for a while, and then some more: never above the limit. A node's report may
+/// include units that another held at that time and returned later, so some may be missing.
 async fn all_of_the_rest(key: &TestKey, nodes: [&Node; 2], rest: u64) {
     let begun = Spare::begin();
     let (mut admitted, mut more) = (0, 100);
@@ -51,7 +51,7 @@ async fn all_of_the_rest(key: &TestKey, nodes: [&Node; 2], rest: u64) {
             admitted += u64::from(key.decided(node).await.is_ok());
         }
         more -= i32::from(admitted >= rest);
-        // What one node leased and did not need, the other gets a little later.
+        // Units that one node leased and did not need reach the other a little later.
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     assert!(admitted <= rest && admitted * 10 >= rest * 8, "{admitted} of {rest}");
@@ -72,7 +72,7 @@ async fn an_emptied_redis_hears_from_every_node_what_the_ledger_does_not_have_ye
     all_of_the_rest(&key, [&a, &b], 30).await;
 }
 
-/// Its process and every connection live on, and nobody asks.
+/// Its process and every connection stay alive, and no request arrives.
 #[tokio::test]
 async fn a_redis_that_is_emptied_while_it_runs_hears_the_same() {
     let _turn = in_turn().await;
@@ -86,7 +86,7 @@ async fn a_redis_that_is_emptied_while_it_runs_hears_the_same() {
     assert_eq!(server.command(&["FLUSHALL"]), "+OK");
     told_again(&server, &key, 70).await;
     all_of_the_rest(&key, [&a, &b], 30).await;
-    // What it has forgotten once it has not forgotten for ever.
+    // Data that it lost is written again within bounded time.
     assert_eq!(server.command(&["FLUSHALL"]), "+OK");
     told_again(&server, &key, 70).await;
 }
@@ -118,7 +118,7 @@ async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
     spend(&newer, &node, 3).await;
     let hash = format!("kg:{{w}}:k:{}", newer.id);
     server.command(&["HSET", &hash, "v", "4"]);
-    // What was leased before is good for a moment.
+    // Units leased before are usable for a moment.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = server.command(&["HGETALL", &hash]);
     assert_eq!(newer.charge(&node).await.expect_err("not countable"), ChargeError::Unavailable);
@@ -126,7 +126,7 @@ async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
     assert!(known.decided(&node).await.is_ok(), "other keys are counted");
 }
 
-/// How often a node may look for Redis at first, while it waits longer each time, and in each second from then on.
+/// How often a node may try to reach Redis at first, while its pauses grow, and in each second from then on.
 const LOOKS_MAX: (u64, u64) = (6, 3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,7 +155,7 @@ async fn a_redis_that_comes_back_is_not_trampled() {
     server.stop();
     let mut asked = 0_u64;
     let gone = Instant::now();
-    // Real time is the subject: three seconds in which every key is used at every node, and then another.
+    // Real time: three seconds in which every key is used at every node, then one more.
     while gone.elapsed() < Duration::from_secs(3) {
         for key in keys.iter().skip(usize::try_from(asked).expect("few") % 7).step_by(7) {
             for node in &nodes {
@@ -182,13 +182,13 @@ async fn a_redis_that_comes_back_is_not_trampled() {
         assert!(waited.elapsed() < Duration::from_secs(3), "found again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Each node tells each key's spending: asked, filled, and once more at most.
+    // Each node writes the usage of each key: call, fill, and once more at most.
     let calls = calls_now - calls;
     println!("{calls} calls for {} keys at {NODES} nodes, at most {most_asking} at a time", KEYS);
     assert!(calls <= (4 * KEYS * NODES) as u64, "{calls} calls");
     let answer = server.command(&["INFO", "stats"]);
     let connections = answer.lines().find_map(|l| l.strip_prefix("total_connections_received:"));
     let connections: u64 = connections.expect("a count").trim().parse().expect("a number");
-    // Those of the test itself included; and on a busy machine an answer may be late, and a connection be given up again.
+    // Includes the test's own connections. On a busy machine an answer may be late, and a connection is then closed.
     assert!(connections <= 10 * NODES as u64 + 10, "{connections} connections");
 }

@@ -17,18 +17,18 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// What no request may wait longer for. Measured from outside, a busy machine adds its own delays.
+/// The longest that a request may wait. Measured from outside, a busy machine adds its own delays.
 pub(crate) const PROMISED: Duration = Duration::from_millis(20);
-/// The longest anything may take that no promise is about.
+/// The timeout of steps that no promise is about.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// These tests measure; two at a time would measure each other.
+/// These tests measure time; two at once would disturb each other.
 pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     TURN.lock().await
 }
 
-/// A ledger that knows one number, and takes so long to tell it.
+/// A ledger with one number and a configurable delay.
 #[derive(Default)]
 pub(crate) struct Ledger(pub(crate) AtomicU64, pub(crate) Duration);
 
@@ -47,12 +47,12 @@ impl TotalsSource for Ledger {
     }
 }
 
-/// Waits until something is so that is not announced.
+/// Polls until the condition holds, for events without a notification.
 pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is() {
         assert!(begun.elapsed() < PATIENCE, "{what} at last");
-        // Another process cannot be waited for in any other way than by asking it.
+        // The state of another process can only be polled.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -69,8 +69,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Gives back and tells all there is to. Answers whether the machine let it: it takes a second at the longest, and
-    /// then leaves it at that.
+    /// Returns and reports everything that is outstanding. False if the machine was too slow: it gives up after a second.
     pub(crate) async fn closes(&self) -> bool {
         let begun = Instant::now();
         let is_up = self.metrics.counter_up.get() == 1;
@@ -86,13 +85,13 @@ pub(crate) struct Setup {
     pub(crate) nodes: usize,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Where the nodes' tasks run; none: where the test does.
+    /// The runtime of the nodes' tasks; `None`: that of the test.
     pub(crate) io: Option<Handle>,
 }
 
 impl Setup {
     pub(crate) fn of(nodes: usize) -> Self {
-        // One node alone may share what it knows nothing of: all of it is its own.
+        // A single node may use the whole limit of a key that it knows nothing of.
         let share_unknown = nodes == 1;
         let on_failure = OnFailure::Share;
         Self { on_failure, share_unknown, nodes, ledger: Arc::default(), clock: clock(), io: None }
@@ -124,7 +123,7 @@ impl Setup {
         Ok(Node { counters: Counters::shared(leases), metrics })
     }
 
-    /// Nodes that admit nothing without Redis, so that whatever is admitted was counted there.
+    /// Nodes that admit nothing without Redis, so that everything admitted was counted there.
     pub(crate) fn strict(nodes: usize) -> Self {
         Self { on_failure: OnFailure::Deny, ..Self::of(nodes) }
     }
@@ -170,7 +169,7 @@ impl TestKey {
         }
     }
 
-    /// So many per second, and not limited otherwise.
+    /// That many per second, and no other limit.
     pub(crate) fn rate(rate: u64) -> Self {
         Self::new(&[(LimitName::Rate { plan: false }, LimitRule::of(Per::Second, rate))])
     }
@@ -193,14 +192,14 @@ impl TestKey {
         node.counters.admit(&charge, clock().now()).await
     }
 
-    /// A charge of which Redis was heard in time, on a node that admits nothing otherwise: it is asked again until it was.
+    /// Charges until Redis answered in time, on a node that admits nothing otherwise.
     pub(crate) async fn decided(&self, node: &Node) -> Result<Charged, ChargeError> {
         let begun = Instant::now();
         loop {
             match self.charge(node).await {
                 Err(ChargeError::Unavailable) => {
                     assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
-                    // Nothing announces that it does again.
+                    // Recovery has no notification.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 decided => return decided,
@@ -208,21 +207,20 @@ impl TestKey {
         }
     }
 
-    /// Charges until Redis was heard in time, on a node that has a share of its own meanwhile. Answers how many were
-    /// admitted.
+    /// Charges until Redis answered in time, on a node that has its own share meanwhile. Returns how many were admitted.
     pub(crate) async fn until_shared(&self, node: &Node) -> u64 {
         let (begun, mut admitted) = (Instant::now(), 0);
         loop {
             match self.charge(node).await {
                 Ok(charged) if charged.degraded() => admitted += 1,
                 Ok(_) => return admitted + 1,
-                // Its share may be nothing at the moment.
+                // Its share may be empty at the moment.
                 Err(declined) => {
                     assert!(matches!(declined, ChargeError::Limit { degraded: true, .. }), "{declined:?}");
                 }
             }
             assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
-            // Nothing announces that it does again.
+            // Recovery has no notification.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::time::Instant;
 
-/// The ways in which Redis fails that requests must not notice.
+/// Failures of Redis that requests must not notice.
 pub(crate) const FAILURES: [(&str, Mode); 9] = [
     ("cut", Mode::Cut),
     ("hung", Mode::Hang),
@@ -27,7 +27,7 @@ pub(crate) const FAILURES: [(&str, Mode); 9] = [
 const KEYS: usize = 20;
 const EACH: usize = 30;
 
-/// A clock that goes as the runtime's time does.
+/// A clock that follows the runtime's time.
 struct RuntimeClock {
     start: Instant,
     wall: Timestamp,
@@ -58,7 +58,7 @@ fn nobody_waits_longer_than_promised_however_redis_fails() {
         };
         let longest = waits.iter().max().expect("requests");
         assert!(*longest <= PROMISED, "{name}: a request waited {longest:?}");
-        // Those of the first moment wait; then everybody knows.
+        // Only the first requests wait; then the failure is known.
         let waited = waits.iter().filter(|w| **w > Duration::from_millis(2)).count();
         assert!(waited <= 2 * KEYS, "{name}: {waited} of {} requests waited", waits.len());
         if matches!(mode, Mode::Hang | Mode::Late(_)) {
@@ -70,11 +70,11 @@ fn nobody_waits_longer_than_promised_however_redis_fails() {
     }
 }
 
-/// What came of many requests while Redis failed.
+/// The results of many requests while Redis failed.
 struct Measured {
-    /// How long each was kept.
+    /// How long each request waited.
     waits: Vec<Duration>,
-    /// How many were kept at all, as the metric says, and how many of them as long as promised at the most.
+    /// How many requests waited at all according to the metric, and how many of those no longer than promised.
     counted: [u64; 2],
 }
 
@@ -87,8 +87,8 @@ fn counted(node: &Node) -> [u64; 2] {
     })
 }
 
-/// How long each of many requests was kept while Redis fails in this way. None if it was found out before anybody asked: a
-/// node looks once a second whether Redis is well, and on a busy machine the second may be over.
+/// How long each of many requests waited while Redis failed in this way. `None` if the failure was detected before the
+/// first request: a node checks Redis once a second, and on a busy machine that second may be over.
 async fn waits(server: &RedisServer, name: &str, mode: Mode) -> Option<Measured> {
     let proxy = ChaosProxy::before(server.address).await;
     let start = Instant::now();
@@ -102,16 +102,16 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> Option<Measured>
             tokio::task::yield_now().await;
         }
     }
-    // What is left over of the first moment goes back.
+    // Units left over from the first moment are returned.
     tokio::time::sleep(Duration::from_millis(150)).await;
     tokio::time::pause();
     proxy.set(mode);
-    // What was leased before the trouble is not its subject.
+    // Units leased before the failure are not what is measured.
     tokio::time::advance(Duration::from_millis(60)).await;
     if matches!(mode, Mode::Hang | Mode::Late(_)) && node.metrics.counter_up.get() == 0 {
         return None;
     }
-    // Until now the machine's time was in it.
+    // Up to here real time was involved.
     let before = counted(&node);
     let lane = |key: TestKey| {
         let node = Arc::clone(&node);
@@ -135,7 +135,7 @@ async fn waits(server: &RedisServer, name: &str, mode: Mode) -> Option<Measured>
     Some(Measured { waits: all, counted: [after[0] - before[0], after[1] - before[1]] })
 }
 
-/// However many keys are asked for while Redis hangs, so many questions are on their way and no more.
+/// However many keys are used while Redis hangs, the number of calls in flight is bounded.
 #[test]
 fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
     const KEYS_MAX: usize = 4_000;
@@ -173,13 +173,13 @@ fn tasks_do_not_pile_up_while_redis_hangs_and_it_is_found_again_at_once() {
     test.block_on(async {
         while key.charge(&node).await.expect("its share is all").degraded() {
             assert!(healed.elapsed() < Duration::from_secs(2), "no recovery within 2 s");
-            // How soon is the subject.
+            // Real time is measured.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let asking = || node.metrics.counter_asking.get();
         while asking() > 0 || io.metrics().num_alive_tasks() > 16 {
             assert!(healed.elapsed() < Duration::from_secs(10), "{} questions are left", asking());
-            // How soon is the subject.
+            // Real time is measured.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

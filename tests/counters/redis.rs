@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How often a server is asked whether it is up, 5 ms apart.
+/// How often a starting server is polled, every 5 ms.
 const ASKED_MAX: usize = 2_000;
 
 pub(crate) struct RedisServer {
@@ -15,7 +15,7 @@ pub(crate) struct RedisServer {
     options: Vec<String>,
 }
 
-/// A port that nobody has at the moment.
+/// A port that is free at the moment.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
@@ -39,7 +39,7 @@ impl RedisServer {
         panic!("redis-server does not come up");
     }
 
-    /// With a file that says all, and which the server may write.
+    /// With a config file, which the server may write.
     pub(crate) fn of_file(file: &Path, address: SocketAddr, options: &[&str]) -> Self {
         let mut command = Command::new("redis-server");
         command.arg(file).args(options);
@@ -53,7 +53,7 @@ impl RedisServer {
         assert!(sent.expect("a shell").success());
     }
 
-    /// Ends the server as a crash does and starts an empty one in its place.
+    /// Kills the server and starts an empty one in its place.
     pub(crate) fn restart(&mut self) {
         self.stop();
         let again = (0..100).find_map(|_| spawn(self.address, &self.options));
@@ -61,12 +61,12 @@ impl RedisServer {
     }
 
     pub(crate) fn stop(&mut self) {
-        // Already ended is as good.
+        // It may have ended already.
         drop(self.process.kill());
         self.process.wait().expect("the server's exit");
     }
 
-    /// One command, answered as the server wrote it.
+    /// Sends one command and returns the raw answer.
     pub(crate) fn command(&self, words: &[&str]) -> String {
         self.commands(&[words])
     }
@@ -78,7 +78,7 @@ impl RedisServer {
         of_life.and_then(|used| used.parse().ok()).unwrap_or(0)
     }
 
-    /// Several on one connection; the answer is the last one's.
+    /// Sends several commands on one connection and returns the last answer.
     pub(crate) fn commands(&self, commands: &[&[&str]]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("the server");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
@@ -92,7 +92,7 @@ impl RedisServer {
             let mut answer = [0_u8; 16_384];
             let n = loop {
                 match stream.read(&mut answer) {
-                    // As where the process was stopped for a while.
+                    // Happens after the process was stopped for a while.
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     read => break read.expect("an answer"),
                 }
@@ -119,14 +119,14 @@ fn spawn(address: SocketAddr, options: &[String]) -> Option<Child> {
     watch(command, address)
 }
 
-/// Starts it and waits until it answers; none when it ends instead.
+/// Starts it and waits until it answers; `None` if it ends instead.
 fn watch(mut command: Command, address: SocketAddr) -> Option<Child> {
     let mut process = command
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("redis-server is needed for this test: apt-get install redis-server");
-    // A server cannot be waited for in any other way than by asking it.
+    // The state of another process can only be polled.
     for _ in 0..ASKED_MAX {
         if process.try_wait().expect("the server's state").is_some() {
             return None;

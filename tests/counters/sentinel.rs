@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Sentinel believes that a master is dead after so long without a word, and needs a moment to make another.
+/// Sentinel declares a master dead after this time, and needs a moment to promote another.
 const DOWN_AFTER: Duration = Duration::from_millis(400);
 
 struct Watched {
@@ -67,7 +67,7 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !is() {
         assert!(begun.elapsed() < PATIENCE, "{what} at last");
-        // Another process cannot be waited for in any other way than by asking it.
+        // The state of another process can only be polled.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -89,7 +89,7 @@ async fn a_fail_over_under_load_passes_no_limit_and_loses_no_count() {
         .collect();
     eventually("some hundreds are admitted", || spent(&watched.master, &key) >= 600).await;
     watched.master.stop();
-    // One that finds that it was stalled itself does nothing for half a minute.
+    // A Sentinel that notices that it was stalled itself does nothing for half a minute.
     let port = watched.replica.address.port().to_string();
     eventually("the replica is promoted, and the Sentinel says so", || {
         watched.replica.command(&["ROLE"]).contains("master")
@@ -100,7 +100,7 @@ async fn a_fail_over_under_load_passes_no_limit_and_loses_no_count() {
     for node in &nodes {
         eventually("both nodes count at the new master", || node.metrics.counter_up.get() == 1).await;
     }
-    // Two seconds from when there is a master again, and some for the test.
+    // Two seconds from the promotion, and some tolerance for the test.
     assert!(promoted.elapsed() < Duration::from_secs(4), "{:?}", promoted.elapsed());
     eventually("all of it is spent", || spent(&watched.replica, &key) >= 3_000).await;
     stop.store(true, Ordering::SeqCst);
@@ -109,16 +109,16 @@ async fn a_fail_over_under_load_passes_no_limit_and_loses_no_count() {
         admitted += lane.await.expect("a lane");
     }
     assert!(admitted <= 3_000, "{admitted}");
-    // What nodes had in hand when the master died is lost, not spent twice: 50 ms of requests.
+    // Units held by the nodes when the master died are lost, not used twice: 50 ms of requests.
     assert!(admitted >= 2_700, "{admitted}");
 }
 
-/// Some hundreds of requests per second, for as long as the test wants; answers how many were admitted.
+/// Some hundreds of requests per second until `stop`. Returns how many were admitted.
 async fn load(node: Arc<Node>, key: TestKey, stop: Arc<AtomicBool>) -> u64 {
     let mut admitted = 0;
     while !stop.load(Ordering::SeqCst) {
         admitted += u64::from(key.charge(&node).await.is_ok());
-        // A steady load is the subject.
+        // A steady load is what the test needs.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     admitted

@@ -10,18 +10,18 @@ use tokio::time::Instant;
 
 const LIMIT: u64 = 1_500;
 const SECOND_NS: u64 = 1_000_000_000;
-/// A share is spent when so many in a row were refused: its rate alone would admit one in six.
+/// A share counts as used up when so many requests in a row were refused: its rate alone would admit one in six.
 const REFUSED_MIN: u64 = 500;
 
-/// What came of all loads together, and whether they may end.
+/// The totals of all loads, and whether they may end.
 #[derive(Default)]
 struct Loads {
     admitted: AtomicU64,
     stop: AtomicBool,
 }
 
-/// A steady load of about `per_second`. What a stall kept it from asking it does not ask all at once: others can only be
-/// known to go on at the pace that they had. Tells in `refused` how many were refused since the last was admitted.
+/// A steady load of about `per_second`. After a stall it does not catch up: a node can only assume that the others continue
+/// at their previous pace. `refused` counts the refusals since the last admission.
 async fn load(node: Arc<Node>, key: TestKey, per_second: u64, loads: Arc<Loads>, refused: Arc<AtomicU64>) {
     let (mut last, mut due_ns) = (Instant::now(), 0);
     while !loads.stop.load(Ordering::SeqCst) {
@@ -37,7 +37,7 @@ async fn load(node: Arc<Node>, key: TestKey, per_second: u64, loads: Arc<Loads>,
                 refused.fetch_add(1, Ordering::SeqCst);
             }
         }
-        // A steady load is the subject.
+        // A steady load is what the test needs.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -46,14 +46,14 @@ fn spent(server: &RedisServer, key: &TestKey) -> u64 {
     server.spent(&format!("kg:{{w}}:k:{}", key.id))
 }
 
-/// Three nodes at different paces, and one that has long done nothing; Redis dies when so much is spent.
+/// Three nodes at different paces and an idle one; Redis dies when this much is used.
 async fn dies_at(dies_at: u64) -> u64 {
     let mut server = RedisServer::start();
     let ledger = Arc::new(Ledger(AtomicU64::new(0), Duration::ZERO));
     let setup = Setup { ledger: Arc::clone(&ledger), ..Setup::of(4) };
     let nodes = setup.all(&server).await;
     let mut key = TestKey::window(Per::Total, LIMIT);
-    // The rate that the key may have: others cannot have spent more than that unseen.
+    // The rate limit of the key: other nodes cannot have used more than that unnoticed.
     key.limits[0].rule = keygate::policy::keys::limit::LimitRule::of(Per::Second, 2_000);
     let loads = Arc::new(Loads::default());
     loads.admitted.fetch_add(u64::from(key.charge(&nodes[3]).await.is_ok()), Ordering::SeqCst);
@@ -67,20 +67,20 @@ async fn dies_at(dies_at: u64) -> u64 {
     let begun = Instant::now();
     while spent(&server, &key) < dies_at {
         assert!(begun.elapsed() < PATIENCE, "no load");
-        // What a writer does: the ledger knows what was spent a moment ago.
+        // As a writer does: the ledger lags a moment behind.
         ledger.0.store(spent(&server, &key).saturating_sub(20), Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     server.stop();
     let before = loads.admitted.load(Ordering::SeqCst);
     let is_spent = |n: usize| refused[n].load(Ordering::SeqCst) >= REFUSED_MIN;
-    // All at once on the idle node, before anybody can know what the others did.
+    // All at once on the idle node, before it can learn what the others used.
     lanes.push(lane(3, 3_000));
-    // Real time is the subject: long enough to spend every share.
+    // Real time: long enough to use up every share.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     eventually("the idle node has spent its share", || is_spent(3)).await;
     lanes.extend([0, 1, 2].map(|n| lane(n, 3_000)));
-    // By then the ledger has all that was spent before; the idle node hears of it.
+    // By then the ledger has everything used before, and the idle node learns of it.
     ledger.0.store(before, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(2_000)).await;
     eventually("every node has spent its share", || (0..4).all(is_spent)).await;
@@ -98,13 +98,13 @@ async fn nodes_under_load_stay_within_the_limit_together_when_redis_dies() {
     for (died_at, admitted) in [(200, early), (600, middle), (1_300, late)] {
         println!("Redis died at {died_at} of {LIMIT}: {admitted} admitted in all");
         assert!(admitted <= LIMIT, "{admitted} of {LIMIT}, Redis died at {died_at}");
-        // Shares are not thrown away either: what is kept back is little beside what is left.
+        // Shares are not wasted either: what is kept back is small compared with what is left.
         let left = LIMIT - died_at;
         assert!(admitted >= died_at + left / 4, "only {admitted} of {LIMIT}, Redis died at {died_at}");
     }
 }
 
-/// Charges `key` at every node in turn until none of them admits anything more. Answers how many were admitted.
+/// Charges `key` at every node in turn until none admits anything more. Returns how many were admitted.
 async fn all_there_is(key: &TestKey, nodes: &[&Node]) -> u64 {
     let mut admitted = 0;
     for n in 0..nodes.len() * 600 {
@@ -113,7 +113,7 @@ async fn all_there_is(key: &TestKey, nodes: &[&Node]) -> u64 {
     admitted
 }
 
-/// The older node still counts itself as the only one when Redis dies.
+/// The older node still believes it is the only one when Redis dies.
 #[tokio::test]
 async fn a_node_that_another_has_not_counted_yet_passes_no_limit_when_redis_dies() {
     const MAX: u64 = 400;
@@ -135,7 +135,7 @@ async fn a_node_that_another_has_not_counted_yet_passes_no_limit_when_redis_dies
     }
 }
 
-/// Of two nodes one has never seen the key, and the ledger tells too late what the other has spent.
+/// Of two nodes, one has never seen the key, and the ledger reports too late what the other has used.
 #[tokio::test]
 async fn a_node_that_knows_nothing_of_a_key_admits_nothing_when_redis_dies() {
     const MAX: u64 = 400;

@@ -96,7 +96,7 @@ async fn a_user_of_redis_needs_no_more_rights_than_the_refusal_names() {
 
 #[tokio::test]
 async fn a_black_hole_neither_stops_a_start_nor_delays_it_for_long() {
-    // The kernel answers nobody once the queue of those who want to connect is full.
+    // The kernel drops connection attempts once the listen queue is full.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
     let listener = socket.listen(1).expect("a listener");

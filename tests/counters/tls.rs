@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// Somebody who vouches for others.
+/// A test CA.
 struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -34,7 +34,7 @@ impl Authority {
     }
 }
 
-/// A server that shows a certificate for `name`, and asks clients for one of theirs or not.
+/// A server with a certificate for `name`, which asks for client certificates or not.
 fn server(authority: &Authority, name: &str, clients: &str, folder: &Path) -> (RedisServer, SocketAddr) {
     let (certificate, key) = authority.vouch_for(name);
     let file = |name: &str, text: &str| {
@@ -66,7 +66,7 @@ fn encrypted(address: SocketAddr, ca: &str, client: Option<(String, String)>) ->
     RedisEndpoint { tls: Some(RedisTls { ca: Some(ca.as_bytes().to_vec()), client }), ..place(address) }
 }
 
-/// Charges until the node has heard of a charge from Redis, which is late now and then on a busy machine.
+/// Charges until Redis answered a charge in time; it may be late now and then on a busy machine.
 async fn is_shared(place: RedisEndpoint) {
     let node = Setup::of(1).node_at("n", place).await.expect("a node");
     TestKey::window(Per::Day, 1_000_000).until_shared(&node).await;
@@ -84,10 +84,10 @@ async fn a_server_is_trusted_by_the_authority_that_the_config_names_and_by_no_ot
     is_shared(encrypted(address, &ours.pem, None)).await;
     let why = refusal(encrypted(address, &others.pem, None)).await;
     assert!(why.contains("not trusted") && why.contains("counters.tls_ca_file"), "{why}");
-    // Nor is it by the roots of this machine.
+    // Nor is it trusted by the system's roots.
     let unnamed = RedisEndpoint { tls: Some(RedisTls::default()), ..place(address) };
     assert!(refusal(unnamed).await.contains("not trusted"));
-    // Plain text where TLS is spoken: Redis is not there, and the node serves without it.
+    // Plain text to a TLS port: Redis counts as unreachable, and the node serves without it.
     let node = Setup::of(1).node_at("n", place(address)).await.expect("a node");
     let charged = TestKey::window(Per::Day, 10).charge(&node).await;
     assert!(charged.expect("its share is all").degraded());

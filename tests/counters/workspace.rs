@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const MAX: usize = 1_000;
-/// How many requests are on their way at once: more than questions may be.
+/// Concurrent requests: more than calls allowed in flight.
 const LANES: usize = 400;
 
-/// Keys of one workspace, which may spend so much together.
+/// Keys of one workspace with a common limit.
 fn keys(count: usize) -> Vec<TestKey> {
     let mut first = TestKey::window(Per::Total, MAX as u64);
     first.workspace_limits = first.limits[1..].iter().copied().collect();
@@ -21,7 +21,7 @@ fn keys(count: usize) -> Vec<TestKey> {
     (0..count).map(|_| TestKey { id: TestKey::rate(1).id, ..first.clone() }).collect()
 }
 
-/// A request of each key. Answers how many were admitted.
+/// One request of each key. Returns how many were admitted.
 async fn admitted_of_each(keys: &[TestKey], node: &Arc<Node>) -> usize {
     let lanes = keys.chunks(keys.len().div_ceil(LANES)).map(|keys| {
         let (keys, node) = (keys.to_vec(), Arc::clone(node));
@@ -44,7 +44,8 @@ fn spent(server: &RedisServer) -> usize {
     usize::try_from(server.spent("kg:{w}:w")).expect("few")
 }
 
-/// What a key was admitted with while Redis was gone counts with the next question about any other, told or not.
+/// What a key used while Redis was unreachable is counted with the next call for any other key of the workspace, reported
+/// or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_spent_without_redis_is_nobody_elses_when_it_is_back() {
     let _turn = in_turn().await;
@@ -61,7 +62,7 @@ async fn what_was_spent_without_redis_is_nobody_elses_when_it_is_back() {
     let later = admitted_of_each(&keys[800..1_500], &node).await;
     assert!(alone + later <= MAX, "{alone} and {later} of {MAX}");
     eventually("Redis knows of all", || spent(&server) == alone + later).await;
-    // Of keys that have not been refused before: that would be believed for a moment.
+    // With keys that have not been refused before: a refusal is cached for a moment.
     let mut rest = 0;
     for key in &keys[1_500..] {
         rest += usize::from(key.charge(&node).await.is_ok());
@@ -69,7 +70,7 @@ async fn what_was_spent_without_redis_is_nobody_elses_when_it_is_back() {
     assert_eq!(alone + later + rest, MAX, "and of no more than that");
 }
 
-/// More want to ask than may, so that some are admitted alone while Redis grants units to others.
+/// More keys need a call than may be in flight, so some requests use the fallback while Redis grants units to others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_passes_no_limit_though_not_all_of_it_can_ask() {
     let _turn = in_turn().await;
@@ -86,7 +87,7 @@ async fn a_crowd_passes_no_limit_though_not_all_of_it_can_ask() {
     }
 }
 
-/// Two keys that may spend `max` together, of which Redis cannot count the first.
+/// Two keys that share `max`; Redis cannot count the first.
 async fn broken_and_sound(server: &RedisServer, node: &Node, max: u64, workspace: &str) -> [TestKey; 2] {
     let all = keys(2);
     let of_max = |n: usize| {

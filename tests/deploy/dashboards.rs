@@ -8,9 +8,9 @@ use std::process::{Child, Command, Stdio};
 
 /// Labels that Prometheus puts on every series it scrapes.
 const SCRAPED: [&str; 2] = ["instance", "job"];
-/// Series that Prometheus makes itself.
+/// Series that Prometheus adds.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
-/// What only a gateway with certificates tells, and its label; tests/edge asks one for it.
+/// A series that only a gateway with certificates exports, and its label; tests/edge checks it.
 const OF_CERTIFICATES: (&str, &str) = ("keygate_certificate_expiry_timestamp_seconds", "certificate");
 
 /// A demo gateway that has served and refused; ends when dropped.
@@ -46,10 +46,10 @@ impl Drop for Demo {
     }
 }
 
-/// How often a gateway is asked for its metrics, at most.
+/// How often `/metrics` is polled at most.
 const ASKED_MAX: usize = 10_000;
 
-/// Every series' name with its labels, as `/metrics` of a gateway that has served and refused tells them.
+/// Every series with its labels that a gateway exports after it has served and refused.
 async fn told() -> BTreeMap<String, BTreeSet<String>> {
     let demo = tokio::task::spawn_blocking(Demo::start).await.expect("a demo");
     let proxy = format!("http://{}/v1/app/hello", demo.address("proxy"));
@@ -77,7 +77,7 @@ async fn told() -> BTreeMap<String, BTreeSet<String>> {
     series
 }
 
-/// What `expression` asks for: names of series, and of labels.
+/// The names of the series and labels in `expression`.
 fn asked(expression: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
     const WORDS: [&str; 4] = ["and", "or", "sum", "max"];
     let mut series = BTreeSet::new();

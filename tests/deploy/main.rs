@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// What stopping takes beyond `proxy.drain_timeout`: the last admin calls and the last records.
+/// Time to stop beyond `proxy.drain_timeout`: the last admin calls and the last records.
 const AFTER_DRAINING: Duration = Duration::from_secs(15);
 
 fn path(name: &str) -> PathBuf {
@@ -67,7 +67,7 @@ fn words(list: &Value) -> Vec<&str> {
     list.as_array().expect("a list").iter().map(|word| word.as_str().expect("a word")).collect()
 }
 
-/// Every `KEYGATE_…` of a text that is set or named there.
+/// Every `KEYGATE_…` variable that a text sets or names.
 fn variables(text: &str) -> BTreeSet<&str> {
     let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     text.split(|c| !is_name(c)).filter(|word| word.starts_with("KEYGATE_")).collect()
@@ -143,7 +143,7 @@ fn environment(service: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Where a service mounts what: the target, and the source.
+/// The mounts of a service: target and source.
 fn mounts(service: &Value) -> BTreeMap<String, String> {
     let Some(all) = service["volumes"].as_array() else { return BTreeMap::new() };
     all.iter()
@@ -255,7 +255,7 @@ fn the_neighbours_name_gateways_that_are_there() {
             gateways.iter().map(|name| format!("server {name} {name}:{port}")).collect();
         assert_eq!(named, wanted);
     }
-    // The load balancer must not give up before Keygate does, whose answers have the envelope.
+    // The load balancer's timeout must be longer than Keygate's, whose responses have the envelope.
     let config = production(&[]);
     let patience =
         haproxy.lines().find_map(|line| line.trim().strip_prefix("timeout server ")).expect("a timeout");
@@ -298,7 +298,7 @@ fn variables_of_image_and_unit_do_something_and_the_unit_waits_long_enough() {
     }
     let patience = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).expect("a time");
     assert!(seconds(patience) >= production(&[]).proxy.drain_timeout + AFTER_DRAINING);
-    // Without this systemd kills a main process at once that it did not start itself: the one after an upgrade.
+    // Without this setting systemd kills a main process that it did not start itself: the one after an upgrade.
     let stop = unit.lines().find_map(|line| line.strip_prefix("ExecStop=")).expect("how it stops");
     assert!(stop.contains("kill -TERM $MAINPID") && stop.contains("while kill -0 $MAINPID"), "{stop}");
     assert!(unit.contains("\nStateDirectory=keygate\n"), "the journal of production.toml has a home");

@@ -6,12 +6,12 @@ use crate::support::{Gateway, Key, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// `work` on a runtime of its own; the tests around it have none.
+/// Runs `work` on its own runtime; the tests around it have none.
 fn wait<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(work)
 }
 
-/// The lines of an export without its head, whose instant differs, each under what it is about.
+/// The lines of an export by what they describe, without the first, which has the time.
 fn things(text: &str) -> BTreeMap<String, usize> {
     let mut lines = BTreeMap::new();
     for line in text.lines().skip(1) {
@@ -20,7 +20,7 @@ fn things(text: &str) -> BTreeMap<String, usize> {
     lines
 }
 
-/// What the admin API says of a key, without what the ledger adds.
+/// The admin API's view of a key, without figures from the ledger.
 fn shown(gateway: &Gateway, token: &str, key: &Key) -> Value {
     let mut data = gateway.admin_as(token, "GET", &format!("/apikeys/{}", key.id), None).data();
     let fields = data.as_object_mut().expect("a key");
@@ -66,7 +66,7 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
     call("PUT", &format!("/apikeys/{}", keys[1].id), json!({"is_active": false}));
     let renewed =
         call("POST", &format!("/apikeys/{}/regenerate", keys[2].id), json!({"grace_period_seconds": 3_600}));
-    // The plan is lowered below the first key, which runs at the plan's limit from now on.
+    // The plan is lowered below the first key, which is bound by the plan's limit from now on.
     gateway.managed("PUT", "/plans/gold", Some(&json!({"api_ops_rate_limit": 100})));
     assert_eq!(answer(gateway, &keys[0].secret, "ann").0, 200);
     let users = gateway.admin_as(token, "GET", "/endusers?other_id=ann", None).data();
@@ -95,7 +95,7 @@ fn everything_administrative_moves_from_sqlite_to_postgres_and_back() {
     gateway.managed("PUT", "/workspaces/w2", Some(&json!({})));
     let lived = live(&gateway, &token);
     assert!(gateway.stop().success());
-    // Time passes: a key of the past that its holder is told about.
+    // Makes a key expired; its holder is told so.
     let expire = "UPDATE keys SET expires_at = 1700000000000000 WHERE lower(hex(id)) = ?1";
     let id = lived.keys[3].id.replace('-', "");
     assert_eq!(here.database().execute(expire, [id]).expect("written"), 1);
@@ -166,7 +166,7 @@ fn half_a_file_or_one_of_another_pepper_is_refused() {
     }
     assert_eq!(there.done(&["keys", "list", "--all"]), "", "nothing of them was used");
 
-    // What is not as it was written is refused by its line, and the rest is taken.
+    // A malformed line is refused with its number, and the rest is imported.
     let odd = whole.replacen("{\"key\":{", "{\"key\":5,\"was\":{", 1);
     there.write("odd.jsonl", &odd);
     says(&there.fails(1, &["import", "odd.jsonl"]), &["key: must be an object", "2 keys", "refused: 1"]);

@@ -16,7 +16,7 @@ fn stats(gateway: &Gateway, key: &Key) -> Value {
     gateway.managed("GET", &format!("/apikeys/{}/stats", key.id), None)
 }
 
-/// Three calls that were served, one that was denied and one of a key that is deleted since: two keys and five records.
+/// Three requests that were served, one that was denied and one of a key deleted since: two keys and five records.
 fn lived(here: &Installation) -> [Key; 2] {
     let mut gateway = here.start();
     let limited = gateway.create_key(json!({"quota_limit": 5, "scopes": ["app"]}));
@@ -40,7 +40,7 @@ fn like(here: &Installation) -> Installation {
     there
 }
 
-/// What an import says.
+/// The output of an import.
 #[track_caller]
 fn imports(there: &Installation, code: i32, new: usize, known: usize, refused: usize) -> String {
     let told = there.command(&["usage", "import", "usage.ndjson"]);
@@ -140,7 +140,7 @@ fn a_bad_line_is_named_and_what_a_plan_does_not_keep_is_passed_over() {
     says(&here.fails(64, &["usage", "export", "--from", "yesterday"]), &["RFC 3339"]);
     assert_eq!(here.done(&["usage", "export", "--to", "2020-01-01"]), "");
 
-    // A row that cannot be understood is left out, and said.
+    // A row that cannot be parsed is left out and reported.
     let id = field(lines[0], "id").as_str().expect("text").replace('-', "");
     let damage = "UPDATE usage SET outcome = 'liked' WHERE lower(hex(id)) = ?1";
     assert_eq!(here.database().execute(damage, [id]).expect("written"), 1);

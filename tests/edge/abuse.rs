@@ -26,7 +26,7 @@ fn guessing_is_slowed_down_and_valid_keys_behind_the_same_address_are_not() {
         }
     }
     assert_eq!(told[..3], [401, 401, 401]);
-    // Three at once and three a second; one line about it a second.
+    // Three at once and three a second; one log line about it a second.
     let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
     let guessed = told.iter().filter(|status| **status == 401).count();
     assert!(guessed < 300 && guessed <= 3 + 3 * seconds, "{guessed} in {seconds} s");
@@ -48,7 +48,7 @@ fn the_access_log_can_be_a_sample() {
     for _ in 0..7 {
         assert_eq!(client.call(&Request::get("/v1/app/x").bearer(&secret)).status, 503);
     }
-    // The last is written after its answer.
+    // The last line is written after its response.
     let count = |status: &str| gateway.stderr().lines().filter(|line| line.contains(status)).count();
     crate::support::eventually_true("all failures are written", || count("status=503") == 7);
     assert_eq!(count("status=200"), 5);

@@ -18,10 +18,10 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// The authority. Dropping it ends it.
+/// The ACME server. Dropping it ends it.
 struct Authority(Child);
 
-/// Where an authority is, and who vouches for it, before there is one.
+/// The address and CA of the ACME server, before it is started.
 struct Place {
     folder: Arc<TempDir>,
     ports: [ReservedPort; 2],
@@ -58,12 +58,12 @@ impl Place {
         )
     }
 
-    /// The authority itself, whose certificates last so long.
+    /// Starts the ACME server; its certificates are valid this long.
     fn start(&self, seconds: u64) -> Authority {
         self.start_looking_at(self.tls.address.port(), seconds)
     }
 
-    /// One that looks at that port whether a name is ours.
+    /// Starts one that validates names at that port.
     fn start_looking_at(&self, port: u16, seconds: u64) -> Authority {
         let folder = self.folder.path();
         let config = json!({"pebble": {
@@ -82,7 +82,7 @@ impl Place {
         let child = Command::new("pebble")
             .args(["-config", file.to_str().unwrap(), "-dnsserver", &self.dns.to_string()])
             .env("PEBBLE_VA_NOSLEEP", "1")
-            // Of its answers some refuse a nonce that was good, as authorities may.
+            // It refuses some valid nonces, as ACME servers may.
             .env("PEBBLE_WFE_NONCEREJECT", "5")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -100,14 +100,14 @@ impl Drop for Authority {
     }
 }
 
-/// Answers every question about a name with 127.0.0.1.
+/// A DNS server that answers every query with 127.0.0.1.
 fn resolver() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     std::thread::spawn(move || {
         let mut question = [0; 512];
         while let Ok((n, who)) = socket.recv_from(&mut question) {
-            // The header, the one question up to its type and class, and nothing of what may follow.
+            // The header, the query up to its type and class, and nothing that may follow.
             let name = question[12..n].iter().position(|b| *b == 0).unwrap() + 13;
             let is_v4 = question[name..name + 2] == [0, 1];
             let mut answer = question[..name + 4].to_vec();
@@ -121,7 +121,7 @@ fn resolver() -> SocketAddr {
     address
 }
 
-/// Believes anybody: whose certificate it is, the tests look themselves.
+/// Accepts every certificate: the tests check it themselves.
 #[derive(Debug)]
 struct Anybody(Arc<rustls::crypto::CryptoProvider>);
 
@@ -162,7 +162,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// What a client that asks for `name` with these protocols is shown: names and serial number; and what it is answered.
+/// The certificate (names and serial number) and the response that a client gets that asks for `name` with these protocols.
 fn visit(
     address: SocketAddr,
     name: &str,
@@ -186,7 +186,7 @@ fn visit(
     stream.flush().ok()?;
     let mut answer = Vec::new();
     if !request.is_empty() {
-        // However the other side ends it, what came counts.
+        // Whatever ends the connection, the received bytes count.
         stream.read_to_end(&mut answer).ok();
     }
     let shown = stream.conn.peer_certificates()?[0].clone();
@@ -197,7 +197,7 @@ fn visit(
     Some((names, serial, String::from_utf8_lossy(&answer).into_owned()))
 }
 
-/// The same, of a request with that secret; none while there is no certificate.
+/// The same for a request with that secret; `None` while there is no certificate.
 fn ask(address: SocketAddr, name: &str, secret: &str) -> Option<(Vec<String>, Vec<u8>, String)> {
     let request = Request::get("/v1/app/x").bearer(secret).header("Connection", "close").bytes();
     visit(address, name, &["http/1.1"], &request)
@@ -248,7 +248,7 @@ fn each_name_gets_a_certificate_which_is_kept_over_a_restart() {
         (mode(&at), mode(&at.join("account.json")), mode(&at.join("one.example.test.pem"))),
         (0o700, 0o600, 0o600)
     );
-    // Only an authority that asks while an order is under way is shown what proves that a name is ours.
+    // The challenge certificate is shown only for the ACME protocol, while an order is under way.
     assert!(visit(place.tls.address, "one.example.test", &["acme-tls/1"], b"").is_none());
 
     drop(authority);
@@ -268,7 +268,7 @@ fn each_name_gets_a_certificate_which_is_kept_over_a_restart() {
 #[test]
 fn a_certificate_is_renewed_before_it_ends_with_the_same_account() {
     let (place, origin) = (Place::new(), Origin::start());
-    // A third of its life is longer than it takes to notice a file that has changed.
+    // A third of its lifetime is longer than it takes to notice a changed file.
     let _authority = place.start(24);
     write_config(place.folder.path(), &place.config("[\"short.example.test\"]", &origin));
     let gateway = Gateway::run(Arc::clone(&place.folder)).unwrap();
@@ -320,7 +320,7 @@ fn an_authority_that_does_not_find_the_name_here_refuses_and_what_it_said_is_tol
         Some(1),
         "and not asked at once again"
     );
-    // What was shown to it is not shown any more.
+    // The challenge certificate is not shown any more.
     assert!(visit(place.tls.address, "lost.example.test", &["acme-tls/1"], b"").is_none());
 }
 

@@ -12,7 +12,7 @@ fn closed(gateway: &Gateway, reason: &str) -> f64 {
     metric(gateway, &format!("keygate_admin_connections_closed_total{{reason=\"{reason}\"}}"))
 }
 
-/// One answer to `bytes` on a connection of its own, and whether the connection ends behind it.
+/// The response to `bytes` on a new connection, and whether the connection is closed after it.
 fn answer_to(gateway: &Gateway, bytes: &[u8]) -> (crate::support::Response, bool) {
     let mut client = Raw::connect(gateway.admin);
     client.send(bytes);
@@ -21,7 +21,7 @@ fn answer_to(gateway: &Gateway, bytes: &[u8]) -> (crate::support::Response, bool
     (response, ends && client.is_closed())
 }
 
-/// A gateway that may open so many files, with a program of its own.
+/// A gateway with a limit of open files, and its own binary.
 fn with_files(files: u32, config: &str) -> Gateway {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     write_config(folder.path(), config);
@@ -46,11 +46,11 @@ fn silent_admin_connections_cost_nobody_else_anything() {
             assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
         }
     }
-    // An eighth of the files.
+    // An eighth of the file limit.
     eventually_true("the rest was closed", || metric(&gateway, "keygate_admin_connections") <= 128.0);
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
     assert!(descriptors < 512, "{descriptors} descriptors are open");
-    // New clients of the proxy and their records have what they need.
+    // New clients of the proxy and their records have the files they need.
     for _ in 0..100 {
         assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
     }
@@ -103,7 +103,7 @@ fn whoever_takes_nothing_of_an_admin_answer_is_cut_off() {
     let total = || metric(&gateway, "keygate_usage_stored_total");
     eventually_true("the records are stored", || total() >= 1_500.0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // A page for anybody, one after the other, and a file that is made as it is taken.
+    // A public page, requested repeatedly, and a response that is generated while it is read.
     let page = Request::get("/openapi.json").bytes().repeat(100);
     let export = format!("/apikeys/{}/logs?format=ndjson", key.id);
     let export = Request::get(&export).bearer(&gateway.token()).bytes().repeat(50);
@@ -146,7 +146,7 @@ fn admin_requests_have_one_reading() {
         ("GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         ("GET http://a/healthz HTTP/1.1\r\nHost: b\r\n\r\n", 400),
         ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 501),
-        // HTTP/2 is not spoken here.
+        // HTTP/2 is not supported here.
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (&format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{many}\r\n"), 431),
         (&format!("GET /healthz HTTP/1.1\r\nHost: h\r\nX: {large}\r\n\r\n"), 431),
@@ -163,7 +163,7 @@ fn admin_requests_have_one_reading() {
     let (told, _) = answer_to(&gateway, zh.as_bytes());
     assert!(told.json()["msg"].as_str().unwrap().chars().any(|c| c > '\u{2e80}'), "{told:?}");
 
-    // What is too large is told although its client sends all of it first.
+    // A client that sends all of a too large body first still gets the response.
     let body = format!("{{\"name\":\"{}\"}}", "x".repeat(8 << 20));
     let request = Request::post("/apikeys", body).header("Content-Type", "application/json");
     let mut client = Raw::connect(gateway.admin);
@@ -216,7 +216,7 @@ fn an_admin_client_makes_room_among_its_own_and_calls_go_on() {
     slow.send(&request.bearer(&gateway.token()).head());
     silent.extend((0..20).map(|_| Raw::connect(gateway.admin)));
     eventually_true("there are no more than may be", || metric(&gateway, "keygate_admin_connections") <= 4.0);
-    // Silent ones went first.
+    // Silent connections were closed first.
     slow.send(body.as_bytes());
     assert_eq!(slow.response().status, 201);
     drop(silent);

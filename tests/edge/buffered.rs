@@ -23,11 +23,11 @@ fn held(gateway: &Gateway) -> f64 {
     metric(gateway, "keygate_bytes_in_flight")
 }
 
-/// A client that has sent the head and `part` of a request, and the rest of it.
+/// A client that has sent the head and `part` of the body, and the rest of the body.
 fn begun(gateway: &Gateway, secret: &str, whole: &[u8], part: usize) -> (Raw, Vec<u8>) {
     let mut client = gateway.connect();
     client.send(&Request::post("/v1/body", whole).bearer(secret).head());
-    // It may be refused before all of it is sent.
+    // The request may be refused before all of it is sent.
     client.try_send(&whole[..part]);
     (client, whole[part..].to_vec())
 }
@@ -88,7 +88,7 @@ fn a_body_that_is_held_back_has_its_keys_place_in_flight_and_costs_nothing() {
     let whole = body(1_000);
     let (client, _) = begun(&gateway, &key.secret, &whole, 500);
     eventually_true("it is held", || held(&gateway) > 0.0);
-    // Nothing of it need come.
+    // No byte of the body is needed.
     let (mut another, _) = begun(&gateway, &key.secret, &whole, 0);
     is_told(&mut another, (429, 3017, "limit_exceeded"));
     assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 429);
@@ -98,7 +98,7 @@ fn a_body_that_is_held_back_has_its_keys_place_in_flight_and_costs_nothing() {
     });
     assert_eq!((next.remaining("quota"), origin.count()), (8, 1));
     assert_eq!(gateway.call(&Request::post("/v1/body", whole).bearer(&key.secret)).remaining("quota"), 7);
-    // What is used up is told before any of a body is read.
+    // An exhausted limit is reported before any of the body is read.
     let poor = gateway.create_key(json!({"quota_limit": 1}));
     assert_eq!(gateway.get("/v1/app/x", &poor.secret).status, 200);
     let (mut client, _) = begun(&gateway, &poor.secret, &body(1_000), 0);
@@ -111,7 +111,7 @@ fn switch_off(gateway: &Gateway, key: &Key) {
 
 #[test]
 fn a_body_that_is_held_back_ends_with_its_key() {
-    // Asked every so often, and asked again when the body is whole.
+    // End user checks at an interval, and again when the body is complete.
     for (check, is_asked) in [("100ms", true), ("1h", false)] {
         let (origin, gateway) = named(&format!("[proxy]\nrevocation_check = \"{check}\"\n"));
         for (deleted, told) in
@@ -197,7 +197,7 @@ async fn streams_whose_client_takes_nothing_cannot_hold_the_memory() {
         let mut client = Client::connect(h2c(&gateway)).await;
         let mut answers = Vec::new();
         for _ in 0..20 {
-            // Its window is never opened.
+            // The window of this stream is never opened.
             answers.push(client.begin(request("GET", "/v1/app/x", &secret), true).await);
         }
         clients.push((client, answers));

@@ -6,7 +6,7 @@ use crate::support::{Gateway, Origin, Request, route, stand, upstream};
 use keygate::policy::keys::claims::CLAIMS;
 use serde_json::json;
 
-/// What proxies, frameworks and authenticating gateways are known to read, beside what the documentation lists.
+/// Fields that proxies, frameworks and authenticating gateways are known to read, besides those in the documentation.
 const KNOWN: [&str; 62] = [
     "X-Forwarded",
     "X-Forwarded-By",
@@ -72,7 +72,7 @@ const KNOWN: [&str; 62] = [
     "Proxy",
 ];
 
-/// The names in the spellings that servers are known to take for one another.
+/// The names in spellings that servers treat as the same name.
 fn spellings() -> Vec<Vec<String>> {
     let listed = CLAIMS.iter().map(|claim| match claim.strip_suffix('*') {
         Some(front) => format!("{front}any"),
@@ -170,7 +170,7 @@ async fn a_route_passes_what_it_names_and_nothing_else() {
             let if_passed = |value: &str| passes.then(|| value.to_owned());
             assert_eq!(there("x-forwarded-port"), if_passed("8443"), "{}", seen.head);
             assert_eq!(there("x-original-url"), if_passed("/o"));
-            // The route is decided by it, so its backend gets what was decided by.
+            // The route matches on it, so its backend gets the value that was matched.
             assert_eq!(there("x-remote-user"), if_passed("ann"));
             assert_eq!((there("x_forwarded_port"), there("x-original-uri")), (None, None));
             assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
@@ -238,7 +238,7 @@ fn the_scheme_is_the_one_that_the_client_used() {
         (None, &["nonsense"], "http"),
         (Some("192.0.2.7"), &["https, http"], "https"),
         (Some("192.0.2.7, 10.1.1.1"), &["https, http"], "https"),
-        // Of each list the first entry is what the client wrote itself.
+        // The first entry of each list was written by the client itself.
         (Some("203.0.113.1, 192.0.2.7, 10.1.1.1"), &["https, http, https"], "http"),
     ] {
         let mut request = Request::get("/v1/app/x").bearer(&secret);

@@ -22,7 +22,7 @@ fn connection_names_nothing_that_is_decided_by_and_nothing_odd() {
         assert_eq!(response.fault(), (400, 1000, "bad_request".into()), "{bad}");
         assert_eq!(response.json()["data"]["reason"], "connection", "{bad}");
     }
-    // What is named does not go on.
+    // Fields named in `Connection` are not forwarded.
     let lines = "Host: h\r\nX-Hop: 1\r\nX-End: 2\r\nConnection: keep-alive, x-hop\r\n";
     assert_eq!(ask(&gateway, "1.1", &key.secret, lines).response().status, 200);
     let seen = origin.last();
@@ -68,7 +68,7 @@ fn a_client_of_http_1_0_gets_what_it_can_read() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     let old = |lines: &str| ask(&gateway, "1.0", &secret, lines);
-    // A Host is no duty there, and one to whomever we speak HTTP/1.1.
+    // HTTP/1.0 does not require a Host, but we must send one over HTTP/1.1.
     assert_eq!(old("").response().status, 200);
     assert_eq!(origin.last().header("host"), Some(origin.address.to_string().as_str()));
     origin.script(|_, out| {
@@ -81,7 +81,7 @@ fn a_client_of_http_1_0_gets_what_it_can_read() {
     let response = connection.response();
     assert_eq!((response.status, response.header("transfer-encoding")), (200, None));
     assert_eq!((response.header("connection"), response.body.as_slice()), (Some("close"), &b"okay"[..]));
-    // And where the length is known, it may stay.
+    // When the length is known, the connection may stay open.
     origin.answer(200, &[], b"okay");
     let mut connection = old("Connection: keep-alive\r\n");
     assert_eq!(connection.response().body, b"okay");

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// Sends and closes this side of the connection, then reads to the end of it.
+/// Sends, closes the write side, then reads to the end.
 fn send_and_close(gateway: &Gateway, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(gateway.proxy).unwrap();
     stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
@@ -42,7 +42,7 @@ fn a_client_that_closes_its_side_gets_its_answer() {
         let text = all(&mut stream);
         assert!(text.contains(" 200 ") && text.ends_with("{\"ok\":true}"), "{text}");
     }
-    // An answer in parts, and what was sent ahead.
+    // A response in parts, with a pipelined request.
     let released = hold.clone();
     origin.script(move |_, out| {
         released.wait(1);
@@ -106,7 +106,7 @@ fn a_broken_answer_that_ends_with_its_connection_is_no_whole_one() {
         assert_eq!(ended.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
     };
     is_reset(ask("breaks"));
-    // Whoever breaks it off.
+    // Whichever side breaks it off.
     let cut = ask("waits");
     gateway.wait_for_logs(&key, 2);
     gateway.update_key(&key, &json!({"is_active": false}));
@@ -122,7 +122,7 @@ fn a_broken_answer_that_ends_with_its_connection_is_no_whole_one() {
 
 const GOAWAY: u8 = 7;
 
-/// What the client is told before its connection ends: the last stream that was served, and why.
+/// The GOAWAY that the client gets before its connection ends: the last stream and the error code.
 fn goodbye(line: &mut Raw) -> Option<(u32, u32)> {
     loop {
         let head = line.try_exactly(9)?;
@@ -166,7 +166,8 @@ fn an_http2_connection_that_makes_room_ends_with_a_word_as_well() {
         Gateway::start(&(config + "[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\nmax_connections = 1\n"));
     let mut line = Raw::connect(h2c(&gateway));
     line.send(&beginning());
-    // The gateway sends its settings before it has read anything. Its word that it has ours means that the connection stands.
+    // The gateway sends its SETTINGS before it has read anything. Its SETTINGS ACK means that the connection is
+    // established.
     const SETTINGS: u8 = 4;
     const ACKNOWLEDGED: u8 = 1;
     loop {

@@ -34,7 +34,7 @@ fn all(mut reader: impl Read) -> Vec<u8> {
     bytes
 }
 
-/// The codings that are understood, and what they make of `text`.
+/// The supported content codings of `text`.
 fn coded(text: &[u8]) -> [(&'static str, Vec<u8>); 5] {
     [
         ("gzip", all(GzEncoder::new(text, Compression::fast()))),
@@ -85,7 +85,7 @@ fn codings_that_are_not_understood_are_told_which_are() {
         assert_eq!(response.fault(), (415, 1000, "unsupported_media_type".into()), "{coding}");
         assert_eq!(response.header("accept-encoding"), Some("gzip, deflate, zstd"));
     }
-    // What says that it is coded and is not.
+    // Bodies that claim a coding and do not have it.
     for coding in ["gzip", "deflate", "zstd"] {
         let response = gateway.call(&post("/v1/one", &key.secret, coding, body));
         assert_eq!(response.fault(), (400, 1000, "bad_request".into()), "{coding}");
@@ -120,7 +120,7 @@ fn send_chunked(client: &mut Raw, target: &str, secret: &str, whole: &[u8], size
     );
     client.send(head.as_bytes());
     for part in whole.chunks(size) {
-        // It may be refused before all of it is sent.
+        // The request may be refused before all of it is sent.
         client.try_send(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
     }
     client.try_send(b"0\r\n\r\n");
@@ -188,7 +188,8 @@ async fn a_stream_without_a_length_may_be_as_large_as_any_other() {
 
 #[test]
 fn a_chunked_body_that_was_read_before_is_sent_again_or_its_request_fails() {
-    // The first server takes a whole request and breaks off; whether another is asked, somebody answers.
+    // The first server reads a whole request and closes the connection; another may be tried, but the client gets a
+    // response.
     let (first, second) = (Origin::start(), Origin::start());
     first.script(|_, _| Err(std::io::ErrorKind::Other.into()));
     let hold = Hold::new();

@@ -31,16 +31,16 @@ const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
 const COMPRESSION_ERROR: u32 = 9;
 
-/// What comes of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
-    /// An answer on the stream, with the envelope's error or without a body.
+    /// A response on the stream, with the envelope's error or without a body.
     Answered(u16, &'static str),
-    /// The stream was reset for this reason.
+    /// The stream was reset with this code.
     Reset(u32),
-    /// The connection was ended for this reason.
+    /// The connection was ended by a GOAWAY with this code.
     GoneAway(u32),
-    /// The connection was closed and nothing was said.
+    /// The connection was closed without a GOAWAY.
     Closed,
 }
 
@@ -78,7 +78,7 @@ fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// How a client begins a connection.
+/// The client's connection preface.
 pub(crate) fn beginning() -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
 }
@@ -88,7 +88,7 @@ pub(crate) fn request(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))
 }
 
-/// The fields of a request that is served.
+/// The fields of a valid request.
 fn good<'t>(path: &'t str, key: &'t str) -> [(&'t str, &'t str); 5] {
     [
         (":method", "GET"),
@@ -107,7 +107,7 @@ impl RawFrames {
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        // The gateway may end the connection before it has everything.
+        // The gateway may close the connection before it has read everything.
         self.0.try_send(bytes);
     }
 
@@ -120,7 +120,7 @@ impl RawFrames {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// What comes of `stream`, or of the connection.
+    /// The outcome for `stream`, or for the connection.
     fn verdict(&mut self, stream: u32) -> Seen {
         let (mut status, mut body) = (0, Vec::new());
         while let Some(frame) = self.frame() {
@@ -154,7 +154,7 @@ fn status_of(block: &[u8]) -> u16 {
     }
 }
 
-/// The `error` of the envelope; empty where there is no body, `ok` where it is the origin's.
+/// The `error` of the envelope; empty without a body, `ok` for a response of the origin.
 fn error_of(body: &[u8]) -> &'static str {
     let Ok(body) = serde_json::from_slice::<Value>(body) else { return "" };
     match body["error"].as_str() {
@@ -195,8 +195,8 @@ impl Stand {
         ])
     }
 
-    /// Tries `bytes` on a connection of their own: one of `expected` is to come of `stream`, and nothing reaches the
-    /// origin. Where it is the stream that ended, the next one on the connection is served.
+    /// Sends `bytes` on a new connection: `stream` must have one of the `expected` outcomes, and nothing reaches the
+    /// origin. If only the stream ended, the next request on the connection is served.
     fn probe(&mut self, what: &str, bytes: &[u8], stream: u32, expected: &[Seen]) {
         self.probes += 1;
         self.origin.forget();
@@ -226,7 +226,7 @@ impl Stand {
     }
 }
 
-/// A request that 8.2 and 8.3 call malformed, or that could be read in two ways.
+/// Requests that sections 8.2 and 8.3 call malformed, or that are ambiguous.
 #[test]
 fn malformed_requests_end_their_stream_and_reach_nobody() {
     let mut stand = Stand::new();
@@ -237,7 +237,7 @@ fn malformed_requests_end_their_stream_and_reach_nobody() {
     let with = |name: &'static str, value: &'static str| [vec![(name, value)], without(name)].concat();
     let one = |name: &'static str, value: &'static str| more(&[(name, value)]);
     let length = ("content-length", "0");
-    // There is no answering these: h2 resets them before anybody is asked.
+    // These cannot be answered: h2 resets them before our code sees them.
     let reset = [
         one("connection", "close"),
         one("transfer-encoding", "chunked"),
@@ -282,8 +282,8 @@ fn malformed_requests_end_their_stream_and_reach_nobody() {
         with(":path", "/v1/app/a\\b"),
         with(":path", "/v1/app/%00"),
     ];
-    // What is no name or value at all h2 takes for a fault of the tables that all streams share. RFC 9113 asks for no more
-    // than the stream.
+    // h2 treats invalid names and values as an error of the header compression that all streams share. RFC 9113 requires
+    // only a stream error.
     let ends = [
         one("Upper", "case"),
         one("x-a", "a\r\nb: c"),
@@ -303,14 +303,14 @@ fn malformed_requests_end_their_stream_and_reach_nobody() {
             stand.probe(&format!("{:?}", fields), &request(1, fields), 1, &[expected]);
         }
     }
-    // What is told is counted, a moment after it is told; of what h2 resets nobody hears.
+    // Responses are counted a moment after they are sent; requests that h2 resets are not counted.
     let line = "keygate_requests_total{outcome=\"denied\",route=\"\",status=\"4xx\"}";
     let gateway = stand.conclude(48);
     eventually_true("each is counted", || metric(&gateway, line) == told.len() as f64);
 }
 
-/// Bodies that are not as long as their heads say, and trailers that are none (8.1, 8.1.1). The origin may have seen the
-/// beginning of such a request, and never its end.
+/// Bodies whose length differs from the head, and invalid trailers (8.1, 8.1.1). The origin may have seen the beginning of
+/// such a request, and never its end.
 #[test]
 fn bodies_of_another_length_and_wrong_trailers_reset_their_stream() {
     let mut stand = Stand::new();
@@ -327,7 +327,7 @@ fn bodies_of_another_length_and_wrong_trailers_reset_their_stream() {
         let head = frame(HEADERS, END_HEADERS, 1, &stand.post(length));
         stand.probe(what, &[head, rest].concat(), 1, &[Reset(PROTOCOL_ERROR)]);
     }
-    // A pseudo field in trailers ought to reset as well. h2 throws it away, and trailers of requests go no further.
+    // A pseudo-header field in trailers should also reset the stream. h2 drops it, and request trailers are not forwarded.
     let mut raw = RawFrames::connect(&stand.gateway);
     let head = frame(HEADERS, END_HEADERS, 1, &stand.post("5"));
     raw.send(&[head, data(0, b"hello"), trailers(END_STREAM, ":path")].concat());
@@ -339,7 +339,7 @@ fn bodies_of_another_length_and_wrong_trailers_reset_their_stream() {
     stand.conclude(6);
 }
 
-/// Frames that are wrong in themselves or in their place.
+/// Frames that are malformed or not allowed at that point.
 #[test]
 fn wrong_frames_end_the_stream_or_the_connection() {
     let mut stand = Stand::new();
@@ -350,7 +350,7 @@ fn wrong_frames_end_the_stream_or_the_connection() {
     let after = |frames: &[Vec<u8>]| [&[open.clone()], frames].concat().concat();
     let setting = |id: u16, value: u32| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
     let connection = |code| vec![GoneAway(code)];
-    // h2 has one reason for whatever it cannot decode, where the RFC has another. The connection ends all the same.
+    // h2 has one code for everything that it cannot decode, where the RFC has another. The connection ends in any case.
     let undecoded = |code| vec![GoneAway(code), GoneAway(PROTOCOL_ERROR)];
     let big = vec![0; 16_385];
     for (section, bytes, expected) in [
@@ -509,14 +509,14 @@ fn what_has_ended_does_not_begin_again() {
         assert!(expected.contains(&seen) || seen == Reset(STREAM_CLOSED), "{what}: {seen:?}");
     }
     assert_eq!(origin.count(), 3);
-    // More streams than were agreed on: the others are served.
+    // More streams than allowed: the others are served.
     origin.answer_after(&hold);
     let mut raw = RawFrames::connect(&gateway);
     raw.send(&[get(1), get(3), get(5)].concat());
     assert_eq!(raw.verdict(5), Reset(REFUSED_STREAM));
     hold.release();
     assert_eq!(raw.verdict(1), Answered(200, "ok"));
-    // The half of a body, and then the end of it: what comes behind the end is nobody's.
+    // Half a body and then the end of the stream; frames after the end are ignored.
     let mut raw = RawFrames::connect(&gateway);
     raw.send(&[get(1), frame(DATA, 0, 1, b"x")].concat());
     assert!(matches!(
@@ -525,7 +525,7 @@ fn what_has_ended_does_not_begin_again() {
     ));
 }
 
-/// What HTTP/2 allows beside plain requests: padding, priorities, split header blocks, frames and settings of other days.
+/// Legal but rare: padding, priorities, split header blocks, unknown frames and settings.
 #[test]
 fn what_is_unusual_and_allowed_is_served() {
     let (origin, gateway) = stand(H2C);

@@ -135,7 +135,7 @@ async fn an_answer_keeps_its_date_and_those_without_one_get_one() {
             );
         }
     }
-    // Whatever it looks like, and with more in front of it than is written at once.
+    // Whatever the value, and with more bytes in front of it than one write.
     let long: &'static str = Box::leak("x".repeat(9_000).into_boxed_str());
     for date in ["Tuesday, 15-Nov-94 08:12:31 GMT", "yesterday"] {
         let headers: &'static [(&str, &str)] = Box::leak(Box::new([("X-Long", long), ("Date", date)]));
@@ -144,7 +144,7 @@ async fn an_answer_keeps_its_date_and_those_without_one_get_one() {
             assert_eq!((all(&fields, "date"), all(&fields, "x-long")), (vec![date], vec![long]));
         }
     }
-    // A connection that goes on tells each answer's own.
+    // On a kept connection each response has its own date.
     let mut one = gateway.connect();
     for n in 0..3 {
         let date: &'static str = Box::leak(format!("Tue, 15 Nov 1994 08:12:3{n} GMT").into_boxed_str());

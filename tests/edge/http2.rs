@@ -16,7 +16,7 @@ pub(crate) struct Client {
     send: SendRequest<Bytes>,
 }
 
-/// An answer, read to its end.
+/// A response, read to its end.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -160,7 +160,7 @@ async fn a_body_that_ends_in_an_empty_frame_ends_once() {
         assert_eq!(read(response).await.unwrap().status, 200);
         assert_eq!((origin.last().target, origin.last().body), (format!("/v1/app/{n}"), b"hello".to_vec()));
     }
-    // Had the end been written twice, the origin would have closed and the next request would have been another's.
+    // If the end had been written twice, the origin would have closed, and the next request would use another connection.
     assert_eq!((origin.count(), origin.connections()), (20, 1));
 }
 
@@ -189,7 +189,7 @@ async fn a_body_that_drips_is_408_and_harms_no_other_stream() {
         let (response, mut body) = client.begin(slow, false).await;
         let ended = tokio::spawn(read(response));
         while !ended.is_finished() {
-            // Each request beside it is a pause between two drops.
+            // Each request in between is a pause between two bytes.
             assert_eq!(client.call(request("GET", "/v1/app/beside", &secret)).await.unwrap().status, 200);
             // Once the stream has ended nothing more can be sent.
             body.send_data(Bytes::from_static(b"x"), false).ok();

@@ -25,7 +25,7 @@ fn both() -> (Origin, Speaks2, Gateway, String) {
     (origin, speaks2, gateway, secret)
 }
 
-/// The status of the next interim answer.
+/// The status of the next interim response.
 async fn interim(response: &mut ResponseFuture) -> Option<u16> {
     let told = poll_fn(|context| response.poll_informational(context)).await;
     told.map(|told| told.expect("an interim answer").status().as_u16())
@@ -46,7 +46,7 @@ async fn who_expects_to_be_told_to_go_on_is_told_so_over_http2() {
     assert_eq!(origin.last().body, b"{\"user\":\"ann\"}");
     let (fields, body) = speaks2.heard().pop().unwrap();
     assert_eq!((body.as_slice(), fields.get("expect")), (&b"{\"user\":\"ann\"}"[..], None));
-    // Who is refused is told that, and nothing before.
+    // A refused request gets only the refusal.
     let mut asked = request("POST", "/v1/one/x", "nonsense");
     asked.headers_mut().insert("expect", http::HeaderValue::from_static("100-continue"));
     let (response, _body) = client.begin(asked, false).await;

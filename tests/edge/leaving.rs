@@ -19,7 +19,7 @@ fn frame(line: &mut Raw) -> (u8, u8, u32, Vec<u8>) {
     (head[3], head[4], stream, line.exactly(length as usize))
 }
 
-/// The next frame of that kind, and the statuses of answers that came before it.
+/// The next frame of that kind, and the statuses of responses before it.
 fn next(line: &mut Raw, kind: u8) -> (Vec<u8>, Vec<(u32, u8)>) {
     let mut answered = Vec::new();
     loop {
@@ -62,7 +62,7 @@ fn streams_opened_before_the_client_has_heard_of_it_are_served() {
     let (goaway, answered) = next(&mut line, GOAWAY);
     assert_eq!((last_stream(&goaway), answered), ((0x7fff_ffff, 0), vec![]), "it takes nothing back");
     let (ping, _) = next(&mut line, PING);
-    // These are on their way when the client hears of it.
+    // These are on their way when the client gets the GOAWAY.
     line.send(&request(3, &fields));
     line.send(&request(5, &fields));
     line.send(&[&b"\0\0\x08\x06\x01\0\0\0\0"[..], &ping].concat());

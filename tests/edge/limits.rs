@@ -30,7 +30,7 @@ fn whoever_waits_longest_makes_room_and_whoever_is_served_stays() {
     origin.wait_for_heads(1);
     let mut silent: Vec<Raw> = (0..7).map(|_| gateway.connect()).collect();
     eventually_true("all places are taken", || metric(&gateway, "keygate_connections") == 8.0);
-    // Each newcomer is taken in, and somebody silent goes for it.
+    // Each new connection is accepted, and an idle one is closed for it.
     for n in 1..=3 {
         silent.push(gateway.connect());
         eventually_true("somebody silent went", || cut(&gateway, "crowded") >= f64::from(n));
@@ -73,7 +73,7 @@ fn no_more_connections_are_taken_in_than_there_are_descriptors_for() {
     eventually_true("it is told", || gateway.stderr().contains(told));
     let secret = gateway.create_key(json!({})).secret;
     let silent: Vec<Raw> = (0..150).map(|_| gateway.connect()).collect();
-    // Who comes in the same instant as the others may be one of those who go.
+    // A connection accepted at the same instant as the others may be among those closed.
     eventually_true("all have been taken in", || cut(&gateway, "crowded") >= 50.0);
     assert_eq!(gateway.get("/v1/app/x", &secret).status, 200, "there is room, also for its backend");
     assert!(cut(&gateway, "crowded") >= 51.0 && !gateway.stderr().contains("cannot accept connections"));
@@ -141,7 +141,7 @@ fn a_connection_carries_only_so_many_requests() {
 
 #[test]
 fn every_wait_for_a_client_has_an_end() {
-    // Each in turn is short, so that a machine that is slow meets no other.
+    // One timeout at a time is short, so that a slow machine runs into no other.
     let short = |time: &str| {
         let (origin, gateway) = stand(&format!("[proxy]\n{time}\nmin_body_rate = 0\n"));
         let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
@@ -159,7 +159,7 @@ fn every_wait_for_a_client_has_an_end() {
     let mut half = gateway.connect();
     half.send(b"GET /v1/app/x HTTP/1.1\r\n");
     is_late(half);
-    // The same on a connection that has been good for something.
+    // The same on a connection that has served a request.
     let mut later = gateway.connect();
     assert_eq!(later.call(&good).status, 200);
     later.send(b"GET /v1/app/x HTT");
@@ -194,7 +194,7 @@ fn a_head_or_body_that_drips_for_ever_is_cut_off() {
         client.send(first);
         let begun = Instant::now();
         while cut(&gateway, reason) == 0.0 {
-            // Each look at the metrics is a pause between two drops.
+            // Each read of the metrics is a pause between two bytes.
             client.try_send(drop);
             assert!(begun.elapsed() < PATIENCE, "{reason}: it drips on");
         }
@@ -203,7 +203,7 @@ fn a_head_or_body_that_drips_for_ever_is_cut_off() {
     assert_eq!(origin.count(), 0);
 }
 
-/// An origin that answers with as much as anybody takes.
+/// An origin that sends an endless body.
 pub(crate) fn endless(origin: &crate::support::Origin) {
     origin.script(|_, out| {
         out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")?;
@@ -242,7 +242,7 @@ fn clients_that_take_nothing_cannot_hold_the_memory() {
 
 #[test]
 fn a_thousand_clients_that_hold_on_leave_the_others_alone() {
-    // They and the backend are all in this process, and a shell may allow a thousand files.
+    // Clients and backend are all in this process, and the default limit may be a thousand files.
     let files = rlimit::increase_nofile_limit(8_192).unwrap();
     assert!(files >= 4_096, "no more than {files} open files are allowed (ulimit -Hn)");
     let (origin, gateway) = stand("[plans.default]\napi_ops_rate_limit = 100000\n");

@@ -7,10 +7,10 @@ use crate::support::{Gateway, Hold, Key, Origin, Raw, Request, eventually, route
 use serde_json::json;
 use std::io::{self, Write};
 
-/// How often each form is asked for. Who is late with a place is so now and then only.
+/// How often each form is requested. A late release shows only now and then.
 const ROUNDS: usize = 150;
 
-/// The answers of an origin, by the last segment of the target.
+/// The responses of an origin, by the last segment of the target.
 fn answers(target: &str, out: &mut dyn Write) -> io::Result<()> {
     let large = vec![b'x'; 100_000];
     let of_length = |n: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {n}\r\n\r\n");
@@ -33,7 +33,7 @@ fn answers(target: &str, out: &mut dyn Write) -> io::Result<()> {
             out.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")?;
             out.write_all(&[of_length(2).as_bytes(), b"ok"].concat())
         }
-        // The answer, or the connection, ends with the connection.
+        // The response ends with the connection.
         "closes" => {
             out.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok")?;
             Err(io::ErrorKind::Other.into())
@@ -63,7 +63,7 @@ const FORMS: [(&str, &str, u16); 12] = [
 const FORMS2: [(&str, u16); 5] =
     [("drain", 200), ("bare", 200), ("trailers", 200), ("length", 200), ("unknown", 200)];
 
-/// A gateway that allows one request at a time, whoever asks.
+/// A gateway that allows one request at a time in every respect.
 fn one_at_a_time() -> (Origin, Speaks2, Gateway, Key) {
     let (origin, speaks2) = (Origin::start(), Speaks2::start());
     origin.script(|received, out| answers(&received.target, out));
@@ -87,7 +87,7 @@ fn one_request_after_the_other_is_one_at_a_time_over_http1() {
     let (_origin, _speaks2, gateway, key) = one_at_a_time();
     let mut lines: [Option<Raw>; 2] = [None, None];
     let mut ask = |n: usize, method: &str, target: &str, status: u16| {
-        // Never the connection of the request before, which waits for itself.
+        // Never the connection of the previous request, which would wait for itself.
         let line = &mut lines[n % 2];
         let mut client = line.take().unwrap_or_else(|| gateway.connect());
         client.send(&Request::new(method, target).bearer(&key.secret).bytes());
@@ -109,7 +109,7 @@ fn one_request_after_the_other_is_one_at_a_time_over_http1() {
             ask(n, "GET", &format!("/v1/two/{form}"), status);
         }
     }
-    // Clients of HTTP/1.0 have the end of some answers with that of the connection.
+    // For HTTP/1.0 clients some responses end with the connection.
     for n in 0..2 * ROUNDS {
         let mut client = gateway.connect();
         let form = if n % 2 == 0 { "chunked" } else { "closes" };
@@ -141,7 +141,7 @@ async fn one_request_after_the_other_is_one_at_a_time_over_http2() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_has_not_taken_of_an_answer_is_in_flight() {
     let (origin, gateway) = stand(H2C);
-    // More than the window of a stream, and less than all that may be on its way.
+    // More than a stream's window, and less than all that may be in flight.
     origin.answer(200, &[], &[b'x'; 100_000]);
     let key = gateway.create_key(json!({"rate_limit": 1000, "concurrency_limit": 1}));
     let mut client = Client::connect(h2c(&gateway)).await;
@@ -162,7 +162,7 @@ async fn what_a_client_has_not_taken_of_an_answer_is_in_flight() {
     assert_eq!(came, 100_000);
     assert_eq!(client.call(request("GET", "/v1/app/x", &key.secret)).await.unwrap().status, 200);
 
-    // Over HTTP/1.1 the kernel holds some of it.
+    // Over HTTP/1.1 the kernel buffers some of it.
     let hold = Hold::new();
     let until = hold.clone();
     origin.script(move |_, out| {

@@ -5,7 +5,7 @@ use crate::support::{Gateway, Origin, Raw, Response, stand};
 use serde_json::json;
 use std::fmt::Write as _;
 
-/// What comes of a probe.
+/// The expected outcome of a probe.
 #[derive(Clone, Copy, Debug)]
 enum Expect {
     /// The origin gets exactly this target and body, and the client a 200.
@@ -30,7 +30,7 @@ fn bytes_of(text: &str, secret: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The request line, and the head around it.
+/// The request line, with the head around it.
 const REQUEST_LINES: &[(&str, Expect)] = &[
     ("GET /v1/app/x HTTP/1.1", Passes("/v1/app/x", "")),
     ("GET /v1/app/x HTTP/1.0", Passes("/v1/app/x", "")),
@@ -181,7 +181,7 @@ const HEADS: &[(&str, Expect)] = &[
     ("∅∅∅∅", Refused(400, "syntax")),
 ];
 
-/// What tells the length of a `POST`, and the body behind it.
+/// Fields that give the length of a `POST`, and the body.
 const BODIES: &[(&str, &str, Expect)] = &[
     ("Content-Length: 5", "hello", Passes("/v1/app/x", "hello")),
     ("content-length:5", "hello", Passes("/v1/app/x", "hello")),
@@ -244,7 +244,7 @@ const BODIES: &[(&str, &str, Expect)] = &[
     ("Transfer-Encoding: chunked", "0\nX-A: b¶\n", Refused(400, "framing")),
 ];
 
-/// A gateway to probe, and what it stands in front of.
+/// A gateway to probe, and its origin.
 struct Stand {
     origin: Origin,
     gateway: Gateway,
@@ -276,7 +276,7 @@ impl Stand {
         self.origin.forget();
         let mut client = self.gateway.connect();
         if dripped {
-            // Once the gateway knows enough it may close before it has all.
+            // Once the gateway has read enough it may close before it has read everything.
             let sent = bytes.iter().all(|byte| client.try_send(std::slice::from_ref(byte)));
             assert!(sent || matches!(expect, Refused(..)), "all of a good request is taken");
         } else {
@@ -310,7 +310,7 @@ impl Stand {
         }
     }
 
-    /// The connection is closed if the answer said so, and otherwise the next request on it is read right.
+    /// The connection is closed if the response said so; otherwise the next request on it is parsed correctly.
     fn check_rest(&self, mut client: Raw, response: &Response) -> Result<(), String> {
         let closes = response.header("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"));
         if closes {
@@ -384,7 +384,7 @@ fn requests_in_one_packet_are_answered_one_by_one() {
     ];
     let all: Vec<u8> = parts.iter().flat_map(|(text, _)| bytes_of(text, &secret)).collect();
     let expected = ["/v1/app/1", "/v1/app/2", "/v1/app/3", "/v1/app/4", "/v1/app/6"];
-    // Cut in two at many places, so that each part of each request is once the last of a packet.
+    // Split in two at many places, so that each part of a request is once the end of a packet.
     for cut in (1..all.len()).step_by(7) {
         origin.forget();
         let mut client = gateway.connect();

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 const SECRET: &str = "keygate-refusals-0123456789abcdef";
 
-/// What of an answer is the same for two requests that are refused alike.
+/// The parts of a response that must be equal for two requests refused for the same reason.
 fn told(response: &Response) -> (u16, BTreeMap<String, String>, Value) {
     let differs = |name: &str| ["date", "x-request-id", "connection", "x-ratelimit-reset"].contains(&name);
     let mut fields: BTreeMap<_, _> = response.headers.iter().cloned().collect();
     let mut body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
     assert!(fields.keys().any(|name| name.eq_ignore_ascii_case("date")), "{fields:?}");
-    // Some say after how many milliseconds to come again.
+    // Some say after how many milliseconds to retry.
     let changes = fields.get("ratelimit").map(|state| state.split(';').next().unwrap_or_default().to_owned());
     fields.retain(|name, _| !differs(&name.to_ascii_lowercase()));
     fields.extend(changes.map(|state| ("ratelimit".to_owned(), state)));
@@ -62,7 +62,7 @@ fn a_refusal_is_the_same_whoever_writes_it() {
         };
         let (plain, mut stays) = ask(path, "");
         assert_eq!(plain.0, status, "{method} {path} {fields}");
-        // Decided before Pingora and written by it; and decided behind it.
+        // Decided before Pingora and answered there; and decided behind it.
         let (closes, mut closed) = ask(path, "Connection: close\r\n");
         let (behind, _) = ask(&format!("http://h{path}"), "");
         assert_eq!((&plain, &plain), (&closes, &behind), "{method} {path} {fields}");
@@ -93,7 +93,7 @@ fn requests_behind_one_that_is_refused_are_served_in_their_order() {
     connection.send(&all.concat());
     let statuses: Vec<u16> = (0..5).map(|_| connection.response().status).collect();
     assert_eq!(statuses, [200, 401, 200, 401, 200]);
-    // One byte after the other, so that no body is there when its request is refused.
+    // One byte after the other, so that the body has not arrived when its request is refused.
     for byte in [body("/v1/app/6"), good("/v1/app/7")].concat() {
         connection.send(&[byte]);
     }

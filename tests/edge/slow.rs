@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// An origin that answers when it has the head, and takes the rest of the body all the same.
+/// An origin that responds when it has the head, and reads the rest of the body all the same.
 fn early() -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -38,7 +38,7 @@ fn early_route() -> (Origin, Gateway, Key) {
     (origin, gateway, key)
 }
 
-/// Longer than the rest of a body may come.
+/// Longer than the timeout for the rest of a body.
 const LONG: Duration = Duration::from_secs(45);
 
 #[test]
@@ -55,7 +55,7 @@ fn the_rest_of_a_body_may_not_trickle_on_for_ever_once_it_was_answered() {
     assert_eq!((response.status, response.text().as_str()), (200, "early"));
     let begun = Instant::now();
     while client.try_send(b"x") {
-        // Each look is a pause, far shorter than any that ends it.
+        // Each poll is a pause, far shorter than any of the timeouts.
         metric(&gateway, "keygate_connections");
         std::thread::sleep(Duration::from_millis(100));
         assert!(begun.elapsed() < PATIENCE, "it trickles on");
@@ -98,7 +98,7 @@ async fn the_rest_of_a_streams_body_may_not_trickle_on_for_ever_either() {
     assert_eq!(rows[0]["outcome"], "served");
 }
 
-/// Answers 50 MB.
+/// A response of 50 MB.
 fn large(origin: &Origin) {
     origin.script(|_, out| {
         out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")?;
@@ -120,7 +120,7 @@ async fn a_stream_that_takes_a_byte_now_and_then_is_cut() {
     let begun = Instant::now();
     let mut owed = 0;
     let ended = loop {
-        // One byte more each time, which is some progress each time.
+        // One byte more each time, which is some progress.
         match tokio::time::timeout(Duration::from_millis(100), body.data()).await {
             Ok(Some(Ok(part))) => owed += part.len(),
             Ok(ended) => break ended,
@@ -135,12 +135,12 @@ async fn a_stream_that_takes_a_byte_now_and_then_is_cut() {
     assert!(ended.is_some_and(|ended| ended.is_err()), "the stream is reset");
     assert_eq!((cut(&gateway, "write_slow"), cut(&gateway, "write_stalled")), (1.0, 0.0));
     gateway.wait_for_logs(&key, 1);
-    // Others of the connection are served.
+    // Other streams of the connection are served.
     origin.answer(200, &[], b"ok");
     assert_eq!(client.call(request("GET", "/v1/app/x", &key.secret)).await.unwrap().status, 200);
 }
 
-/// A client that asks for a large answer and takes it in sips of `bytes`, about ten a second, until it `is_cut`.
+/// A client that requests a large response and reads `bytes` at a time, about ten times a second, until it `is_cut`.
 fn sips(gateway: &Gateway, key: &Key, bytes: usize, is_cut: impl Fn() -> bool) {
     let stream = TcpStream::connect(gateway.proxy).unwrap();
     set_socket_recv_buffer_size(&stream, 4_096).unwrap();

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// An authority that signs for whom a test says.
+/// A test CA.
 struct Authority(CertifiedKey<KeyPair>);
 
 impl Authority {
@@ -115,7 +115,7 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
         assert_eq!(answer.status, 200);
     }
     assert!(authority.connect(tls(&gateway), "three.test", b"http/1.1", None).await.is_err());
-    // A file that makes no sense changes nothing; the next that does is in force without a restart.
+    // An invalid file changes nothing; the next valid one takes effect without a restart.
     std::fs::write(folder.path().join("one.pem"), "nonsense").unwrap();
     eventually_true("the mistake is told", || gateway.stderr().contains("cannot reload certificate"));
     assert!(authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.is_ok());
@@ -215,7 +215,7 @@ async fn the_authority_of_clients_changes_without_a_restart() {
     std::fs::write(&ca, next.0.cert.pem()).unwrap();
     assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
     assert_eq!([is_served(&authority).await, is_served(&next).await], [false, true]);
-    // What cannot be used is named and leaves it as it was.
+    // An unusable file is reported and changes nothing.
     std::fs::write(&ca, "nonsense").unwrap();
     let refused = gateway.admin("POST", "/reload", None);
     assert_eq!(refused.data()["errors"][0]["field"], "proxy.client_ca_file", "{}", refused.text());
@@ -298,7 +298,7 @@ fn the_proxy_protocol_says_who_the_client_is() {
         assert!(client.ends(), "{header:?}");
     }
     assert_eq!(origin.count(), 2);
-    // Connections count for the client, not for the proxy that brings them.
+    // Connections count for the client, not for the trusted proxy.
     let open = |address: u8| {
         let mut client: Raw = gateway.connect();
         client

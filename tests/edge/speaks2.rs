@@ -24,7 +24,7 @@ impl Speaks2 {
         let heard: Arc<Mutex<Vec<_>>> = Arc::default();
         let hears = Arc::clone(&heard);
         let (stop, stopped) = oneshot::channel::<()>();
-        // A test may be inside a runtime, which must not drive another.
+        // A test may run inside a runtime, which must not start another.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
@@ -43,7 +43,7 @@ impl Speaks2 {
         Self { address, heard, _stop: stop }
     }
 
-    /// The fields and body of each request that came whole.
+    /// The fields and body of each complete request.
     pub(crate) fn heard(&self) -> Vec<(HeaderMap, Vec<u8>)> {
         self.heard.lock().unwrap().clone()
     }
@@ -66,7 +66,7 @@ async fn answer(
     let path = head.uri.path().to_owned();
     let form = path.rsplit('/').next().unwrap_or_default();
     if form == "deaf" {
-        // Takes nothing and says nothing, for as long as its peer likes.
+        // Reads nothing and sends nothing until its peer resets the stream.
         std::future::poll_fn(|context| respond.poll_reset(context)).await.ok();
         return;
     }
@@ -84,15 +84,15 @@ async fn answer(
         }
         response
     };
-    // Whoever has left is not the backend's concern.
+    // The client may have left.
     let mut begin = |response, end| respond.send_response(response, end).ok();
     let send = |to: &mut Option<SendStream<Bytes>>, part: &'static [u8], end| {
         to.as_mut().map(|to| to.send_data(Bytes::from_static(part), end).ok());
     };
     match form {
-        // Its head is all there is, and says nothing of a length.
+        // The head is the whole response and has no length.
         "bare" => drop(begin(with(None), true)),
-        // The end comes by itself, behind all that was promised.
+        // The end comes in a frame of its own, after all bytes of the announced length.
         "length" => {
             let mut to = begin(with(Some("2")), false);
             send(&mut to, b"ok", false);

@@ -6,7 +6,7 @@ use serde_json::json;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// An origin whose answer begins and then waits, for ever as far as a test can tell.
+/// An origin whose response begins and then waits until it is released.
 fn open_ended(origin: &Origin) -> Hold {
     let hold = Hold::new();
     let released = hold.clone();
@@ -25,7 +25,7 @@ fn open_ended(origin: &Origin) -> Hold {
 fn a_key_that_is_switched_off_deleted_expired_or_replaced_ends_its_streams() {
     let (origin, gateway) = stand("[proxy]\nrevocation_check = \"100ms\"\n");
     let _hold = open_ended(&origin);
-    // The end must lie ahead when the gateway hears of it.
+    // The expiry must be in the future when the gateway learns of it.
     let expires = |key: &Key| {
         let soon = json!({"expires_at": chrono_ms(500)});
         gateway.admin("PUT", &format!("/apikeys/{}", key.id), Some(&soon)).status == 200
@@ -57,7 +57,7 @@ fn a_key_that_is_switched_off_deleted_expired_or_replaced_ends_its_streams() {
     }
 }
 
-/// A gateway with a key for each name, whose secrets were made under pepper 1 and now run under pepper 2.
+/// A gateway with a key for each name; the secrets were hashed with pepper 1, and pepper 2 is current.
 fn repeppered<const N: usize>(more: &str) -> (Origin, Gateway, [Key; N]) {
     let (origin, mut gateway) = stand(more);
     let keys = std::array::from_fn(|_| gateway.create_key(json!({})));
@@ -68,7 +68,7 @@ fn repeppered<const N: usize>(more: &str) -> (Origin, Gateway, [Key; N]) {
     (origin, gateway.restart(), keys)
 }
 
-/// Waits until so many secrets are hashed with pepper 2.
+/// Waits until that many secrets are hashed with pepper 2.
 fn wait_for_rehashes(gateway: &Gateway, n: i64) {
     eventually_true("they are hashed anew", || {
         let database = rusqlite::Connection::open(gateway.folder().join("data/keygate.db")).unwrap();
@@ -107,7 +107,7 @@ fn a_replaced_secret_ends_what_began_under_an_older_pepper_over_every_protocol()
     assert!(end.expect("HTTP/2 in time").is_none_or(|part| part.is_err()), "HTTP/2");
     assert_eq!(gateway.get("/v1/app/x", &leaked.secret).status, 401);
     assert_ne!(answer["api_key"], json!(leaked.secret));
-    // Being hashed anew has ended nothing.
+    // Rehashing has ended no stream.
     hold.release();
     assert_eq!(other.chunk(), None, "the end that the backend sends");
 }
@@ -141,7 +141,7 @@ fn chrono_ms(ahead: u64) -> u64 {
     u64::try_from(now.as_millis()).unwrap() + ahead
 }
 
-/// An origin that agrees to an upgrade and then sends back what it gets.
+/// An origin that accepts an upgrade and then echoes what it gets.
 fn echoing(origin: &Origin) {
     origin.script_socket(|_, socket| {
         socket.write_all(
@@ -181,12 +181,12 @@ fn a_websocket_passes_after_the_checks_of_its_key_and_ends_with_it() {
     client.send(&upgrade(&key.secret));
     let head = client.response_head();
     assert_eq!((head.status, head.header("upgrade")), (101, Some("websocket")));
-    // Bytes that look like a request, like chunks, like nothing: all pass.
+    // Bytes that look like a request, like chunks, or like neither: all pass.
     for message in [b"\x81\x05hello".as_slice(), b"GET / HTTP/1.1\r\n\r\n", b"0\r\n\r\n", b"\0\xff\n"] {
         client.send(message);
         assert_eq!(client.exactly(message.len()), message);
     }
-    // Longer than any deadline of bodies or idle connections.
+    // Longer than any timeout of bodies or idle connections.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1_500) {
         let logs = gateway.logs(&key);
@@ -209,7 +209,7 @@ fn a_client_that_leaves_takes_its_backend_request_with_it() {
         client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
         assert_eq!(client.response_head().status, 200);
         client.hang_up();
-        // Its place in flight is free at once, though the backend has not ended its answer.
+        // Its in-flight permit is released at once, although the backend has not ended its response.
         let rows = gateway.wait_for_logs(&key, n);
         assert!(rows.iter().all(|row| row["outcome"] == "aborted"), "{rows:?}");
     }
@@ -224,7 +224,7 @@ fn an_answer_that_nobody_takes_ends_with_its_key_at_once() {
     client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
     eventually_true("it takes nothing", || metric(&gateway, "keygate_bytes_in_flight") > 0.0);
     gateway.update_key(&key, &json!({"is_active": false}));
-    // It is over for the backend as well.
+    // The backend's side has ended as well.
     gateway.wait_for_logs(&key, 1);
     assert_eq!((cut(&gateway, "key_inactive"), cut(&gateway, "write_stalled")), (1.0, 0.0));
 }

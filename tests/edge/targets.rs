@@ -16,7 +16,7 @@ async fn what_means_one_thing_goes_on_escaped() {
         ("/v1/app/文/é", "/v1/app/%E6%96%87/%C3%A9", true),
         ("/v1/app/x?q=文&f[a]={|}^", "/v1/app/x?q=%E6%96%87&f[a]={|}^", true),
         ("/v1/%61pp/a|b?c", "/v1/app/a%7Cb?c", true),
-        // HTTP/2's own parser takes these for a malformed request.
+        // HTTP/2's own parser rejects these as malformed.
         ("/v1/app/`<x>", "/v1/app/%60%3Cx%3E", false),
         ("/v1/app/x?<\">", "/v1/app/x?%3C%22%3E", false),
         ("http://gateway.test/v1/app/a|b", "/v1/app/a%7Cb", false),
@@ -31,10 +31,10 @@ async fn what_means_one_thing_goes_on_escaped() {
     }
     let rows = gateway.wait_for_logs(&key, 15);
     assert_eq!(rows[14]["endpoint"], "/v1/app/a%7Cb", "records have the canonical path");
-    // The admin listener takes them as well.
+    // The admin listener accepts them as well.
     let listed = gateway.admin("GET", "/apikeys?search=é\"<文>", None);
     assert_eq!((listed.status, listed.data()["page"]["total"].as_u64()), (200, Some(0)), "{listed:?}");
-    // A body that comes along stays what it is.
+    // The body stays as it is.
     let post = Request::post("/v1/app/文", "body").bearer(&key.secret);
     assert_eq!(gateway.call(&post).status, 200);
     assert_eq!(origin.last().body, b"body");

@@ -37,7 +37,7 @@ fn a_chunked_body_that_grows_too_large_is_413_whatever_its_backend_speaks() {
         );
         client.send(head.as_bytes());
         for _ in 0..10 {
-            // It may be told before it has sent everything. What it sends has no end.
+            // The response may arrive before the request is sent completely. Its body has no end.
             client.try_send(&[b"2000\r\n".as_slice(), &[b'x'; 8192], b"\r\n"].concat());
         }
         let response = client.response();

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// More than all buffers between a client and its gateway hold.
+/// More than all buffers between a client and the gateway hold.
 const LARGE: usize = 20 * 1024 * 1024;
 
-/// A backend that does with a connection what a test says.
+/// A backend with a scripted connection.
 fn backend(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -33,7 +33,7 @@ fn another_route(address: SocketAddr, more: &str) -> String {
     upstream("other", address) + &route("other", "/v1/other/{rest*}", "other", more)
 }
 
-/// Sends all of a large body before it looks at the answer, as many clients do.
+/// Sends all of a large body before it reads the response, as many clients do.
 #[track_caller]
 fn send_then_read(mut client: Raw, head: &[u8], chunked: bool) -> Response {
     client.send(head);
@@ -58,14 +58,14 @@ fn send_then_read(mut client: Raw, head: &[u8], chunked: bool) -> Response {
 
 #[test]
 fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
-    // Answers when it has the head, and takes nothing more.
+    // Responds when it has the head, and reads nothing more.
     let early = backend(|mut stream| {
         let mut head = [0; 16 * 1024];
         let begun = stream.read(&mut head).is_ok_and(|n| n > 0);
         assert!(begun, "a request");
         let answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nearly";
         stream.write_all(answer).unwrap();
-        // Until the gateway is done with it.
+        // Until the gateway has closed it.
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         while stream.read(&mut head).is_ok_and(|n| n > 0) {}
     });
@@ -81,17 +81,17 @@ fn an_answer_before_the_end_of_an_upload_can_be_read_after_it() {
         (head("/v1/app/x", "nonsense", &length), (401, 3009, "api_key_invalid")),
         (head("/v1/app/x", "nonsense", &chunked), (401, 3009, "api_key_invalid")),
         (head("/v1/small/x", &secret, &length), (413, 1000, "payload_too_large")),
-        // Found out in the middle.
+        // Detected in the middle of the body.
         (head("/v1/small/x", &secret, &chunked), (413, 1000, "payload_too_large")),
         (head("/nowhere", &secret, &length), (404, 4000, "route_not_found")),
-        // Refused before it is a request.
+        // Refused before there is a request.
         (head("/v1/app/x", &secret, &format!("{length}\r\n{length}")), (400, 1000, "bad_request")),
     ] {
         let response = send_then_read(gateway.connect(), head.as_bytes(), head.contains("chunked"));
         assert_eq!(response.fault(), (fault.0, fault.1, fault.2.to_owned()), "{head}");
     }
     assert_eq!(origin.count(), 0);
-    // The backend's own early answer.
+    // The backend's own early response.
     let response = send_then_read(gateway.connect(), head("/v1/other/x", &secret, &length).as_bytes(), false);
     assert_eq!((response.status, response.text().as_str()), (413, "early"));
 }
@@ -103,7 +103,7 @@ async fn an_early_answer_over_http2_harms_no_other_stream() {
     let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
     for _ in 0..3 {
         let (response, mut body) = client.begin(request("POST", "/v1/app/x", "nonsense"), false).await;
-        // The answer may be here before the body is sent, which then is not.
+        // The response may have arrived before the body is sent; then it is not sent.
         body.send_data(Bytes::from(vec![b'x'; LARGE]), true).ok();
         assert_eq!(read(response).await.unwrap().status, 401);
         assert_eq!(client.call(request("GET", "/v1/app/x", &secret)).await.unwrap().status, 200);
@@ -125,7 +125,8 @@ fn who_never_stops_sending_is_not_listened_to_for_ever() {
         longest_pause = longest_pause.max(last.elapsed());
         last = Instant::now();
     }
-    // What it reads, and what sockets hold. Nobody is waited for longer than two seconds, nor for more than thirty in all.
+    // What the backend reads, and what sockets buffer. The gateway waits no longer than two seconds for a pause, and thirty
+    // in all.
     longest_pause = longest_pause.max(last.elapsed());
     let is_stalled = longest_pause > Duration::from_secs(1) || begun.elapsed() > Duration::from_secs(30);
     assert!(sent >= 64 || is_stalled, "it is read for a while: {sent} MiB, with pauses of {longest_pause:?}");
@@ -212,7 +213,7 @@ async fn uploads_over_http2_are_counted_and_wait_as_well() {
     let mut client = Client::connect(crate::http2::h2c(&gateway)).await;
     let mut answers = Vec::new();
     for _ in 0..10 {
-        // Each goes to the backend before the room is used up.
+        // Each request reaches the backend before the memory is used up.
         let (response, mut body) = client.begin(request("POST", "/v1/other/x", &secret), false).await;
         body.send_data(Bytes::from_static(b"~"), false).unwrap();
         answers.push((response, body));
@@ -225,7 +226,7 @@ async fn uploads_over_http2_are_counted_and_wait_as_well() {
     let held = || metric(&gateway, "keygate_bytes_in_flight");
     eventually_true("its streams have all they may", || held() >= f64::from(512 << 10));
     assert!(held() <= f64::from((512 + 10 * 16) << 10), "{} bytes", held());
-    // Of a stream that waits for room the connection's others know nothing.
+    // Other streams of the connection do not notice a stream that waits for memory.
     assert_eq!(client.call(request("GET", "/v1/app/x", &secret)).await.unwrap().status, 200);
     hold.release();
     for (response, _) in answers {
@@ -259,14 +260,14 @@ async fn a_backend_that_takes_nothing_is_not_the_clients_fault() {
         if body.send_data(Bytes::from(vec![b'x'; LARGE]), true).is_ok() {
             break response;
         }
-        // A machine that stalled for so long made this client late, and its stream is gone.
+        // A stalled machine delayed this client, and its stream was closed.
         was_late += 1.0;
         assert_eq!(cut(&gateway, "body_late"), was_late);
     };
     let held = || metric(&gateway, "keygate_bytes_in_flight");
     let mut since = Instant::now();
     eventually_true("nothing was taken for longer than the client may make us wait", || {
-        // While the kernel's buffers fill, all of it may be on its way for a moment.
+        // While the kernel's buffers fill, everything may be in flight for a moment.
         if held() == 0.0 {
             since = Instant::now();
         }
@@ -281,7 +282,7 @@ async fn a_backend_that_takes_nothing_is_not_the_clients_fault() {
 async fn a_stream_whose_backend_takes_nothing_ends_with_its_key_all_the_same() {
     let hold = Hold::new();
     let until = hold.clone();
-    // Nobody waits for the client then, who could tell it why.
+    // No task waits for the client at that point that could send it a reason.
     let stuck = backend(move |_stream| until.wait(1));
     let (origin, gateway) =
         stand(&format!("{}{}revocation_check = \"100ms\"\n", another_route(stuck, ""), crate::http2::H2C));
@@ -302,7 +303,7 @@ async fn a_stream_whose_backend_takes_nothing_ends_with_its_key_all_the_same() {
 
 #[test]
 fn a_client_in_a_conversation_owes_no_rate() {
-    // Answers at once, and reads to the end.
+    // Responds at once, and reads to the end.
     let chatty = backend(|mut stream| {
         let (mut part, mut all) = ([0; 1024], Vec::new());
         let mut told = false;
@@ -333,7 +334,7 @@ fn a_client_in_a_conversation_owes_no_rate() {
     assert_eq!(client.chunk().unwrap(), b"hi");
     let begun = Instant::now();
     while begun.elapsed().as_millis() < 1_500 {
-        // Each look at the metrics is a pause.
+        // Each read of the metrics is a pause.
         metric(&gateway, "keygate_connections");
         client.send(b"1\r\na\r\n");
     }

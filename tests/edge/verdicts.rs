@@ -5,13 +5,13 @@ use crate::support::{Raw, stand};
 use http::HeaderValue;
 use serde_json::{Value, json};
 
-/// A request as both write it.
+/// A request that can be written in both versions.
 struct Asked {
     what: String,
     method: String,
     target: String,
     fields: Vec<(String, String)>,
-    /// Written one by one over HTTP/2, and as one field over HTTP/1.1.
+    /// Separate fields over HTTP/2, one field over HTTP/1.1.
     cookies: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ fn all() -> Vec<Asked> {
         cookies("too many cookies", 3_000, "a=bcdefghij"),
         cookies("one large cookie", 1, &"c".repeat(30_000)),
         cookies("one cookie that is too large", 1, &"c".repeat(33_000)),
-        // Beside `Host` and `Authorization`.
+        // Besides `Host` and `Authorization`.
         fields("as many fields as may be", 98, "x"),
         fields("one more", 99, "x"),
         fields("many fields", 240, "x"),
@@ -62,7 +62,7 @@ fn all() -> Vec<Asked> {
         by(&"M".repeat(33)),
         by(&"M".repeat(200)),
     ];
-    // Exactly as many bytes as may be, and one more: names, values and four bytes each.
+    // Exactly as many bytes as allowed, and one more: names, values and four bytes each.
     let own = "host: gateway.test\r\n".len() + "authorization: Bearer \r\n".len();
     for (what, more) in [("all the bytes that may be", 0), ("a byte more", 1)] {
         let mut exact = fields(what, 0, "");
@@ -84,7 +84,7 @@ fn all() -> Vec<Asked> {
     all
 }
 
-/// Status, and the error of an envelope.
+/// Status, and the envelope's error.
 type Verdict = (u16, String);
 
 fn verdict(status: u16, body: &[u8]) -> Verdict {
