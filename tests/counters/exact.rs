@@ -46,7 +46,7 @@ async fn drive(nodes: &[Arc<Node>], key: &TestKey, per_second: u64, long: Durati
                     asked += 1;
                     match key.charge(&node).await {
                         Ok(_) => admitted.push((before, clock().now().steady_ns)),
-                        // A busy machine may keep an answer from a request for too long.
+                        // On a busy machine an answer may reach a request too late.
                         Err(ChargeError::Limit { .. } | ChargeError::Unavailable) => {}
                     }
                 }
@@ -64,8 +64,8 @@ async fn drive(nodes: &[Arc<Node>], key: &TestKey, per_second: u64, long: Durati
     Driven { admitted, asked }
 }
 
-/// Every alignment of a stretch of time: no more than the burst and what refilled. From the earliest that its first may
-/// have been until the latest that its last may have been, so that a busy machine proves nothing wrong.
+/// In every interval: no more than the burst and the refill. An interval starts at the earliest time of its first admission
+/// and ends at the latest time of its last, so that a busy machine causes no false failure.
 fn assert_never_above(admitted: &[Admission], rate: u64) {
     #[expect(clippy::cast_precision_loss, reason = "fewer than 2^53 of everything")]
     let refilled = |ns: u64| ns as f64 * rate as f64 / 1e9;
@@ -160,7 +160,7 @@ async fn totals_are_reached_to_the_last_request_and_never_passed() {
     a_total_is_exact(2, 10_000, 5_000).await;
 }
 
-/// A clock that somebody has set wrong.
+/// A clock that is wrong by a fixed offset.
 struct Off(i64);
 
 impl Clock for Off {
@@ -170,7 +170,7 @@ impl Clock for Off {
     }
 }
 
-/// Real minutes are the subject, those of Redis: the nodes' own clocks are off by minutes and do not matter.
+/// Real minutes by the clock of Redis: the nodes' own clocks are off by minutes, which does not matter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_minute_has_more_than_its_limit_and_the_next_begins_anew() {
     let server = RedisServer::start();
@@ -194,7 +194,7 @@ async fn no_minute_has_more_than_its_limit_and_the_next_begins_anew() {
     let last_minute = start_of(Per::Minute, now.wall);
     for (driven, (_, max)) in [five, hundred, many].into_iter().zip(keys) {
         let count = |is: &dyn Fn(&Admission) -> bool| driven.admitted.iter().filter(|a| is(a)).count() as u64;
-        // A request on either side of the end of a minute may count in either.
+        // A request close to the end of a minute may count in either.
         let surely = count(&|(first, _)| minute_of(*first) == last_minute);
         println!("{max} per minute: {} admitted, {surely} in the new minute", driven.admitted.len());
         assert!(surely <= max, "{surely} of {max} in one minute");
@@ -220,7 +220,7 @@ async fn places_in_flight_are_shared_and_free_again_when_requests_end() {
     }
     held.clear();
     let freed = Spare::begin();
-    // How soon is the subject: places that a node does not use are left within a tenth of a second or so.
+    // Real time: permits that a node does not use are returned within about a tenth of a second.
     while held.len() < 4 {
         assert!(freed.elapsed() < Duration::from_secs(1), "node 1 has {} of what node 0 left", held.len());
         held.extend(key.charge(&nodes[1]).await);
@@ -244,7 +244,7 @@ async fn a_refusal_costs_no_other_limit_anything() {
         .await;
 }
 
-/// A node that dies holds its places for five seconds by Redis's clock; then they are anybody's.
+/// A dead node holds its in-flight permits for five seconds by the clock of Redis; then they are free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn places_of_a_node_that_dies_are_free_within_seven_seconds() {
     let server = RedisServer::start();
@@ -260,14 +260,14 @@ async fn places_of_a_node_that_dies_are_free_within_seven_seconds() {
     key.limits.push(crate::node::limits(&[(LimitName::Concurrency, LimitRule::InFlight { max: 2 })])[0]);
     let lived = Instant::now();
     for _ in 0..2 {
-        // As when a process is killed: nothing of it is ever heard again.
+        // As when the process is killed: the permit is never returned.
         std::mem::forget(key.decided(&doomed).await.expect("a place"));
     }
     io.shutdown_background();
     let died = Spare::begin();
     while key.charge(&other).await.is_err() {
         assert!(died.elapsed() < Duration::from_secs(7), "places of the dead are never free");
-        // How soon is the subject.
+        // Real time is measured.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(lived.elapsed() > Duration::from_secs(2), "{:?}: before anybody could know", lived.elapsed());

@@ -5,7 +5,7 @@ use crate::support::{Gateway, Key, Origin, Raw, Request, Response, eventually, e
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A connection to the proxy that was used before, and a request on it.
+/// A kept connection to the proxy, and a request on it.
 struct Line<'k> {
     raw: Raw,
     secret: &'k str,
@@ -298,7 +298,7 @@ fn on_plan(gateway: &Gateway, id: &str, rate: u32) {
     gateway.managed("PUT", "/workspaces/default", Some(&json!({"plan_id": id})));
 }
 
-/// Asks until a limit says no; at most as often as the lowered rate can be passed on a slow machine.
+/// Sends requests until a limit refuses one; at most as many as the lowered rate allows on a slow machine.
 #[track_caller]
 fn denied(line: &mut Line<'_>) -> Response {
     (0..1_000).map(|_| line.ask()).find(|r| r.status != 200).expect("a denial")
@@ -408,7 +408,7 @@ fn logs_are_filtered_and_a_cursor_walks_every_row_once_while_new_ones_arrive() {
     loop {
         walked.extend(part["items"].as_array().expect("rows").clone());
         let Some(cursor) = part["page"]["next_cursor"].as_str() else { break };
-        // Rows that arrive between two parts move every page, and no cursor.
+        // Rows that arrive between two pages shift page numbers, but not cursors.
         let before = total("");
         assert_eq!(ask("/v1/app/new"), 200);
         eventually_true("the new row is in the ledger", || total("") > before);
@@ -519,7 +519,7 @@ fn values<'m>(metrics: &'m BTreeMap<String, f64>, label: &str) -> BTreeSet<&'m s
     after.filter_map(|rest| rest.split('"').next()).collect()
 }
 
-/// What alerts and dashboards ask for: names of series, and the labels with the values that they must have.
+/// The series, labels and label values that alerts and dashboards query.
 fn asked_for() -> Vec<(String, Vec<String>)> {
     let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
     let mut all = Vec::new();
@@ -531,7 +531,7 @@ fn asked_for() -> Vec<(String, Vec<String>)> {
             let (name, behind) = rest.split_at(end);
             let labels =
                 behind.strip_prefix('{').and_then(|labels| labels.split_once('}')).map_or("", |(l, _)| l);
-            // What a person chooses in the dashboard, and what Prometheus adds, no gateway tells.
+            // Template variables of the dashboard and labels that Prometheus adds are not exported by a gateway.
             let fixed = labels.split(',').map(str::trim).filter(|label| {
                 label
                     .split_once('=')
@@ -550,7 +550,7 @@ fn every_series_is_there_before_its_first_event_and_none_comes_with_one() {
     let gateway = place.start();
     let fresh = metrics(&gateway);
     for (name, labels) in asked_for() {
-        // That is of TLS listeners, which this gateway has not.
+        // Only a gateway with TLS listeners exports it.
         let is_there = name.starts_with("keygate_certificate_")
             || fresh.keys().any(|series| {
                 let is_it =

@@ -54,7 +54,7 @@ fn a_bound_key_reaches_its_own_resource_named_in_the_path_and_a_service_key_ever
         ("/v1/of/r1;x/chat", &plain, 403),
         ("/v1/of/r2/chat", &service, 200),
         ("/v1/app/anything", &plain, 200),
-        // A slash cannot be in one segment, so this resource is out of reach through a path.
+        // A slash cannot be inside one segment, so this resource cannot be reached by a path.
         ("/v1/of/r%20%E6%96%87/1", &own, 403),
     ] {
         let response = gateway.get(target, secret);
@@ -153,7 +153,7 @@ fn a_key_is_used_from_its_addresses_only() {
     ] {
         let key = gateway.create_key(json!({"allowed_ips": allowed}));
         let before = origin.count();
-        // A header says nothing about where a client is.
+        // A header field does not set the client's address.
         let request = Request::get("/v1/app/x").bearer(&key.secret).header("X-Forwarded-For", "192.0.2.1");
         let response = gateway.call(&request);
         assert_eq!(response.status, status, "{allowed}");

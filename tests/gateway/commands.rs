@@ -13,7 +13,7 @@ fn repository() -> &'static Path {
 
 // === help and exit codes ===
 
-/// The help of a command and of everything below it, in the order in which it lists them.
+/// The help of a command and of all its subcommands, in their order.
 fn help_of(command: &[&str], all: &mut String) {
     let args = [command, &["--help"]].concat();
     let output = keygate(repository(), &args);
@@ -21,7 +21,7 @@ fn help_of(command: &[&str], all: &mut String) {
     all.push_str(&["$ keygate ", &args.join(" "), "\n", &output.stdout, "\n"].concat());
     let listed = output.stdout.split("Commands:\n").nth(1).unwrap_or_default();
     let listed = listed.lines().take_while(|line| !line.is_empty());
-    // Names stand two columns in; what goes on from the line before stands further in.
+    // Names are indented by two columns; continuation lines by more.
     let names = listed.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
     for name in names.filter_map(|line| line.split(' ').next()).filter(|name| *name != "help") {
         help_of(&[command, &[name]].concat(), all);
@@ -77,7 +77,7 @@ fn exit_codes_tell_success_from_failure_and_from_misuse() {
     }
 }
 
-/// Whether a line of standard error is a log line that tells no trouble.
+/// Whether a line of standard error is a log line without a warning.
 fn is_log(line: &str) -> bool {
     line.contains(" INFO ")
 }
@@ -532,7 +532,7 @@ fn a_byte_order_mark_in_front_of_a_file_loses_none_of_it() {
         assert_eq!(told.code, Some(0), "{told:?}");
         says(&told.stderr, &["1 imported, 0 refused"]);
     }
-    // What the start has made, as an editor that adds the mark has left it.
+    // The file of the first start, as an editor that adds a byte order mark saves it.
     assert!(place.start().stop().success());
     for secret in ["data/pepper", "data/admin.jwt.secret"] {
         marked(secret, &place.read(secret).replace('\n', "\r\n"));
@@ -633,7 +633,7 @@ fn digests_of_a_pepper_that_is_not_here_are_refused() {
         &refused,
         &["keys.jsonl:1: pepper_version: the digest was made with a pepper that this installation does not"],
     );
-    // Another pepper of the same number is another pepper.
+    // A different pepper with the same number is a different pepper.
     let elsewhere = Installation::new();
     elsewhere.write("data/pepper", &format!("2:{}\n", "5b".repeat(32)));
     elsewhere.write("keys.jsonl", &here.done(&["keys", "export"]));
@@ -649,7 +649,7 @@ fn digests_of_a_pepper_that_is_not_here_are_refused() {
 #[test]
 fn the_demo_works_as_it_says_beside_a_taken_port_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
-    // Whoever has the port: it is taken.
+    // Whether or not we get the port: it is in use.
     let taken = TcpListener::bind("127.0.0.1:8080").ok();
     let temporary = folder.path().to_str().expect("text");
     let mut demo = Process::start(folder.path(), &[("TMPDIR", temporary)], &["demo", "--ready-json"]);

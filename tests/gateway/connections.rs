@@ -29,7 +29,7 @@ fn a_small_body_that_nobody_read_is_not_taken_for_the_next_request() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     let mut client = gateway.connect();
-    // The body looks like a request, so that a wrong beginning would be seen.
+    // The body looks like a request, so that a wrong offset would be noticed.
     let smuggled = Request::get("/v1/app/smuggled").bearer(&secret).bytes();
     for refused in [
         Request::post("/v1/app/x", smuggled.clone()),
@@ -122,7 +122,7 @@ fn a_head_that_drips_in_is_cut_off_and_a_slow_answer_is_not() {
     assert_eq!(drip.response().fault(), (408, 1000, "request_timeout".into()));
     assert!(drip.is_closed(), "half a head is worth nothing");
     assert_eq!(origin.count(), 1);
-    // By now the patient one has waited longer than a head may take.
+    // By now the waiting one has waited longer than the timeout of a head.
     hold.release();
     assert_eq!(patient.response().status, 200);
     assert!(patient.is_closed(), "an idle connection ends by itself");

@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 const KILLS: u64 = 20;
 const CLIENTS: usize = 8;
-/// Most answers between two kills.
+/// The maximum of responses between two kills.
 const ANSWERS_MAX: u64 = 600;
 const QUOTA: u64 = 1_000;
-/// Within which a fresh request must work again.
+/// Time within which a new request must succeed again.
 const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a client was told: the request's id and the status.
+/// What a client received: the request's id and the status.
 type Told = (String, u16);
 
-/// Asks one request after the other, and passes on what it was told, until the connection or whoever listens is gone.
+/// Sends one request after the other and passes on what it received, until the connection or the receiver is gone.
 fn ask_on(address: SocketAddr, secret: &str, told: &SyncSender<Told>) -> Option<()> {
     let mut line = BufReader::new(TcpStream::connect(address).ok()?);
     line.get_ref().set_nodelay(true).ok()?;
@@ -34,7 +34,7 @@ fn ask_on(address: SocketAddr, secret: &str, told: &SyncSender<Told>) -> Option<
     }
 }
 
-/// One whole answer; none if it breaks off.
+/// One complete response; `None` if it is cut off.
 pub(crate) fn answer(from: &mut impl BufRead) -> Option<Told> {
     let (mut status, mut id, mut length) = (None, None, 0);
     loop {
@@ -55,7 +55,7 @@ pub(crate) fn answer(from: &mut impl BufRead) -> Option<Told> {
     Some((id?, status?))
 }
 
-/// Everything in the ledger of a gateway that is on `SQLite`: outcome, status and whether it was charged, by request id.
+/// All records of a gateway on `SQLite`: outcome, status and whether it was charged, by request id.
 pub(crate) fn ledger(gateway: &Gateway, key: &Key) -> BTreeMap<String, (String, u16, bool)> {
     let path = gateway.folder().join("data/keygate.db");
     let database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
@@ -72,7 +72,7 @@ pub(crate) fn ledger(gateway: &Gateway, key: &Key) -> BTreeMap<String, (String, 
     found
 }
 
-/// Asks with every client until `answers` have come, then kills the gateway. Answers all that was told.
+/// Sends requests from every client until `answers` have arrived, then kills the gateway. Returns all responses.
 fn under_load(gateway: &mut Gateway, keys: [&Key; 2], answers: u64) -> [Vec<Told>; 2] {
     let address = gateway.proxy;
     std::thread::scope(|scope| {
@@ -133,7 +133,7 @@ fn what_was_answered_before_any_of_twenty_kills_is_in_the_ledger_once() {
             assert!(is_cut_off || (row.0.as_str(), row.1) == (outcome, *status), "{id}: {row:?}");
         }
     }
-    // The last byte was sent and the end not yet written: one request of each client at most.
+    // The last byte was sent and the end record not yet written: at most one request per client.
     assert!(cut_off <= KILLS * CLIENTS as u64, "{cut_off}");
     let charged = ledger(&gateway, &limited).values().filter(|(.., charged)| *charged).count() as u64;
     let served = told[1].iter().filter(|(_, status)| *status == 200).count() as u64;
@@ -148,8 +148,8 @@ fn segments(gateway: &Gateway) -> BTreeSet<String> {
     names.filter(|name| name.ends_with(".journal")).collect()
 }
 
-/// A gateway whose journal is on a file system of its own, of a megabyte. The ledger takes records so seldom that the
-/// journal's room is gone before.
+/// A gateway whose journal is on its own file system of one megabyte. The ledger is written so rarely that the journal
+/// fills up before.
 fn on(disk: &TinyDisk, origin: &Origin, when_full: &str) -> Gateway {
     let folder = disk.path().join("journal");
     Gateway::start(&format!(

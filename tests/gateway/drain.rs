@@ -13,7 +13,7 @@ fn connection(response: &Response) -> Option<&str> {
     response.header("connection")
 }
 
-/// Waits until nobody is taken in any more, so that all that is open is being drained.
+/// Waits until no connection is accepted any more, so that all open ones are draining.
 #[track_caller]
 fn drains(gateway: &Gateway) {
     eventually_true("new connections are refused", || TcpStream::connect(gateway.proxy).is_err());
@@ -96,7 +96,7 @@ fn every_connection_gets_its_next_answer_and_hears_in_it_that_it_is_the_last() {
     hold.release();
     let answer = busy.response();
     last(&mut busy, &answer, 200);
-    // Its answer had said that another request may come: so it is answered.
+    // Its response had allowed another request, so that request is answered.
     assert_eq!((streamed.chunk(), streamed.chunk()), (Some(b"body".to_vec()), None));
     let answer = streamed.call(&request);
     last(&mut streamed, &answer, 200);

@@ -21,7 +21,7 @@ fn quota(n: u64) -> String {
     format!("[plans.default]\nend_user_quota = {n}\napi_ops_rate_limit = 1000000\n")
 }
 
-/// The end users that exist, as the customer calls them.
+/// The existing end users by the customer's names.
 fn existing(gateway: &Gateway) -> Vec<String> {
     let mut names = Vec::new();
     for page in 1.. {
@@ -136,7 +136,7 @@ fn a_large_body_that_arrives_in_pieces_reaches_the_origin_byte_for_byte() {
     );
 }
 
-/// Limits are charged when the body is there, not as if it had been there all the time.
+/// Limits are charged when the body has arrived, not as of its beginning.
 #[test]
 fn a_body_that_was_long_on_its_way_is_not_refused_for_what_was_charged_meanwhile() {
     let (_origin, gateway) = start(&quota(9));

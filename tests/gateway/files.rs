@@ -22,7 +22,7 @@ fn reload(gateway: &Gateway, token: &str) -> Response {
     gateway.admin_as(token, "POST", "/reload", None)
 }
 
-/// What a reload that must be refused says, each as `field: message`.
+/// The errors of a reload that must be refused, each as `field: message`.
 #[track_caller]
 fn refusal(gateway: &Gateway, token: &str) -> String {
     let refused = reload(gateway, token);
@@ -42,7 +42,7 @@ fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
-/// Secrets as containers get them: links into a mount, with `mode`; `after` is done to the mount.
+/// Secrets as containers get them: links into a mount, with `mode`; `after` runs on the mount.
 fn from_mount(mode: &str, after: &str) -> Result<Gateway, String> {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let config = "[secrets]\npepper_file = \"secrets/pepper\"\n\
@@ -105,7 +105,7 @@ fn no_reload_waits_for_a_file_that_may_never_come() {
     gateway.signal("HUP");
     eventually_true("the log says why", || gateway.stderr().contains("it is not a regular file"));
 
-    // The same of a file that the config names.
+    // The same for a file that the config names.
     fs::remove_file(&config).unwrap();
     fs::write(&config, &text).unwrap();
     let ca = gateway.folder().join("ca.pem");
@@ -120,7 +120,7 @@ fn no_reload_waits_for_a_file_that_may_never_come() {
     fs::write(&config, named.to_string()).unwrap();
     let why = refusal(&gateway, &token);
     assert!(why.contains("ca_file: ") && why.contains("it is not a regular file"), "{why}");
-    // And of one that is looked at by itself.
+    // And for a file that is polled.
     fs::write(&config, &text).unwrap();
     let secret = gateway.folder().join("data/admin.jwt.secret");
     fifo(&secret);
@@ -169,12 +169,12 @@ fn a_new_signing_key_is_believed_and_a_removed_one_is_not() {
     fs::write(&jwks, key_set(&[2])).unwrap();
     assert_eq!(reload(&gateway, &token_of(2)).status, 200);
     assert_eq!([status(1), status(2)], [401, 200]);
-    // What cannot be used is named, and changes nothing.
+    // An unusable file is reported and changes nothing.
     fs::write(&jwks, "{}").unwrap();
     let why = refusal(&gateway, &token_of(2));
     assert!(why.starts_with("admin.jwt.jwks_file: the JWKS is not valid"), "{why}");
     assert_eq!([status(1), status(2)], [401, 200]);
-    // By itself, soon.
+    // By polling, soon.
     fs::write(&jwks, key_set(&[3])).unwrap();
     eventually_true("the new key is believed", || status(3) == 200);
     assert_eq!(status(2), 401);
@@ -217,7 +217,7 @@ fn a_file_that_only_a_start_reads_is_named_by_the_reload() {
     assert_eq!(reload(&gateway, &token).status, 200);
 }
 
-/// An authority's certificate, and one that it signed for this machine with its key; all in PEM.
+/// A CA's certificate, and one that it signed for this machine with its key; all in PEM.
 fn authority() -> [String; 3] {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -235,7 +235,7 @@ fn authority() -> [String; 3] {
 fn the_next_connection_to_redis_is_made_with_the_certificates_of_now() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let port = free_port().to_string();
-    // A server, and what clients need to be believed by it, all by one authority.
+    // A server, and what clients need to be trusted by it, all from one CA.
     let server = |[ca, certificate, key]: &[String; 3], n: u8| {
         let file = |name: &str, text: &str| {
             let path = folder.path().join(format!("{n}-{name}"));

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const BINARY: &str = env!("CARGO_BIN_EXE_keygate");
 const CONFIG: &str = "keygate.toml";
 
-/// A folder with a configuration and the origin that its routes lead to.
+/// A folder with a configuration, and the origin of its routes.
 pub(crate) struct Installation {
     pub(crate) origin: Origin,
     folder: Arc<TempDir>,
@@ -126,7 +126,7 @@ impl Installation {
         started.unwrap_or_else(|stderr| panic!("the gateway does not start:\n{stderr}"))
     }
 
-    /// What `keygate run` says when it refuses to start; it must exit with 1 and never be ready.
+    /// The output of `keygate run` when it refuses to start; it must exit with 1 and never be ready.
     #[track_caller]
     pub(crate) fn refusal(&self) -> String {
         let written = self.path("refusal.txt");
@@ -139,7 +139,7 @@ impl Installation {
         fs::read_to_string(written).expect("text")
     }
 
-    /// The store's file, to be looked at beside its owner.
+    /// The store's file, for reading beside the gateway.
     pub(crate) fn database(&self) -> Connection {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
         Connection::open_with_flags(self.path("data/keygate.db"), flags).expect("a database")
@@ -149,7 +149,7 @@ impl Installation {
 // === impl Process ===
 
 impl Process {
-    /// `keygate ARGS` in `folder` with an environment of nothing but `variables`.
+    /// Runs `keygate ARGS` in `folder`, with only `variables` in its environment.
     pub(crate) fn start(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Self {
         let mut command = Command::new(BINARY);
         command.env_clear().envs(variables.iter().copied()).current_dir(folder).args(args);
@@ -166,7 +166,7 @@ impl Process {
             stdout.read_line(&mut text).ok();
             to.send(text).ok();
         });
-        // Made before the wait, so that a wait in vain leaves no process behind.
+        // Created before the wait, so that a failed wait leaves no process behind.
         let mut process = Self { line: String::new(), child };
         process.line = line.recv_timeout(PATIENCE).expect("a first line, or the end, in time");
         process
@@ -194,7 +194,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Ended already is as good.
+        // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }

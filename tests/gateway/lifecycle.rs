@@ -293,7 +293,7 @@ fn after_a_kill_limits_go_on_where_the_ledger_stood() {
     let key = gateway.create_key(json!({"quota_limit": 60}));
     assert_eq!(admitted(&gateway, &key.secret, 20), 20);
     eventually_true("the ledger has the first part", || gateway.stats(&key)["quota_used"] == json!(20));
-    // Of these the ledger has as many as its writer had stored by the time of the kill.
+    // The ledger has as many of these as its writer had stored at the time of the kill.
     assert_eq!(admitted(&gateway, &key.secret, 10), 10);
     gateway.kill9();
 
@@ -360,7 +360,7 @@ fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_rea
     ];
     let mut process = Process::start(folder.path(), &variables, &["run", "--ready-json"]);
     let admin = process.ready()["admin"].as_str().expect("an address").to_owned();
-    // Another machine has the secret and no file.
+    // Another machine has the secret in its environment, not in a file.
     let elsewhere = tempfile::tempdir().expect("a folder");
     let token = Process::start(elsewhere.path(), &variables, &["token", "--role", "platform"]).line.clone();
     let plans = Request::get("/plans").bearer(token.trim());
@@ -435,7 +435,7 @@ fn what_is_around_a_variable_is_not_part_of_it_and_quotes_are_told_before_anythi
     assert_eq!(output.status.code(), Some(64));
     says(&String::from_utf8_lossy(&output.stderr), &["KEYGATE_SECRETS_PEPPERS: must be UTF-8"]);
     assert!(!folder.path().join("data").exists(), "nothing was made");
-    // A line end is none of a secret: two nodes of which one has it are one gateway.
+    // A line end is not part of a secret: two nodes, one with it and one without, are one gateway.
     let variables = with(&format!("{secret}\n"), &format!("{pepper}\r\n"));
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut process = Process::start(folder.path(), &variables, &["run", "--ready-json"]);

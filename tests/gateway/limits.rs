@@ -11,8 +11,8 @@ fn now_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// What `act` saw when it ran within one calendar window of that many seconds. Runs it again when the window turned
-/// over meanwhile, which happens at most a few times.
+/// The result of `act` within one calendar window of that many seconds. Runs it again when the window changed meanwhile,
+/// which happens a few times at most.
 fn within_one<T>(window_secs: u64, mut act: impl FnMut() -> T) -> T {
     loop {
         let before = now_secs() / window_secs;
@@ -69,7 +69,7 @@ fn a_burst_passes_then_the_rate_holds_and_whoever_waits_as_told_is_admitted() {
     assert_eq!(denial.number("retry-after"), 1);
     assert_eq!(denial.number("x-ratelimit-remaining-qps"), 0);
     let promised = Instant::now() + Duration::from_secs(denial.number("retry-after"));
-    // Denied requests cost nothing, so asking all the time does not push the promise away.
+    // Refused requests are not charged, so repeated requests do not delay the announced time.
     eventually("it is admitted again", || {
         let asked = Instant::now();
         let status = client.call(&request).status;
@@ -347,7 +347,7 @@ fn an_origin_that_stops_is_a_bad_gateway_and_costs_nothing() {
     }
 }
 
-/// `n` requests over `clients` connections at once; how many were admitted.
+/// Sends `n` requests over `clients` connections at once. Returns how many were admitted.
 fn stampede(gateway: &Gateway, secret: &str, clients: usize, each: usize) -> usize {
     let admitted = AtomicUsize::new(0);
     std::thread::scope(|scope| {

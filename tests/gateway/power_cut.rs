@@ -22,15 +22,15 @@ use tempfile::TempDir;
 
 const PAGE: usize = 4_096;
 const CLIENTS: usize = 4;
-/// Cuts under load, and folders that are built from each.
+/// Power cuts under load, and folders built from each.
 const CUTS: u64 = 3;
 const FOLDERS: u64 = 3;
-/// Most answers before a cut.
+/// The maximum of responses before a cut.
 const ANSWERS_MAX: u64 = 2_000;
-/// What was written before the last few syncs began is on disk: a pass of the journal syncs two segments at most here.
+/// Everything written before the last few syncs began is on disk: here, a pass of the journal syncs at most two segments.
 const LAST_SYNCS: usize = 5;
 
-/// An answer: the request's id, the status, and when it was whole.
+/// A response: the request's id, the status, and when it was complete.
 type Told = (String, u16, i64);
 
 fn now_ns() -> i64 {
@@ -38,11 +38,11 @@ fn now_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// xorshift64*: the same for the same seed.
+/// xorshift64*: the same sequence for the same seed.
 struct Random(u64);
 
 impl Random {
-    /// A seed of its own, or the one in `SEED`, and it is printed.
+    /// Takes the seed from `SEED`, or a random one, and prints it.
     fn seeded(what: &str) -> Self {
         let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| RandomState::new().hash_one(what));
@@ -58,7 +58,7 @@ impl Random {
     }
 }
 
-/// A gateway whose syncs are kept.
+/// A gateway whose syncs are recorded.
 struct Watched {
     gateway: Gateway,
     folder: Arc<TempDir>,
@@ -77,7 +77,7 @@ impl Watched {
         Self { gateway, folder, syncs }
     }
 
-    /// Until when what was written is on disk for certain.
+    /// Everything written before this time is on disk for certain.
     fn synced_until(&self) -> i64 {
         let log = fs::read_to_string(self.syncs.path().join("log")).unwrap_or_default();
         let mut begun: Vec<i64> = log.lines().map(|line| line.parse().unwrap()).collect();
@@ -85,7 +85,7 @@ impl Watched {
         begun.iter().rev().nth(LAST_SYNCS - 1).copied().unwrap_or(0)
     }
 
-    /// A gateway on what the power cut has left.
+    /// A gateway on the files left by the power cut.
     fn after_the_cut(&self, random: &mut Random) -> Gateway {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         self.rebuild(self.folder.path(), folder.path(), random);
@@ -121,7 +121,7 @@ impl Watched {
     }
 }
 
-/// A file of which none, some or all pages have reached the disk since it was synced.
+/// A file of which none, some or all pages have reached the disk since its last sync.
 fn mixed(old: &[u8], new: &[u8], random: &mut Random) -> Vec<u8> {
     let reached_of_two = random.below(3);
     let length = if random.below(2) < reached_of_two { new.len() } else { old.len() };
@@ -135,7 +135,7 @@ fn mixed(old: &[u8], new: &[u8], random: &mut Random) -> Vec<u8> {
     file
 }
 
-/// Builds the library that keeps syncs.
+/// Builds the library that records syncs.
 fn library(folder: &Path) -> String {
     let path = folder.join("syncs.so").display().to_string();
     let source: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/gateway/syncs.c"].iter().collect();
@@ -151,7 +151,7 @@ fn config(origin: &Origin) -> String {
            journal_segment_bytes = \"64KiB\"\njournal_max_bytes = \"64MiB\"\n"
 }
 
-/// Asks one request after the other, and passes on what it was told, until the connection or whoever listens is gone.
+/// Sends one request after the other and passes on what it received, until the connection or the receiver is gone.
 fn ask_on(address: SocketAddr, secret: &str, told: &SyncSender<Told>) -> Option<()> {
     let mut line = BufReader::new(TcpStream::connect(address).ok()?);
     line.get_ref().set_nodelay(true).ok()?;
@@ -163,7 +163,7 @@ fn ask_on(address: SocketAddr, secret: &str, told: &SyncSender<Told>) -> Option<
     }
 }
 
-/// Asks with every client, and administers meanwhile, until `answers` have come; then the power fails.
+/// Sends requests from every client and changes keys meanwhile until `answers` have arrived; then the power fails.
 fn under_load(watched: &mut Watched, key: &Key, answers: u64, tasks: &mut Tasks) -> Vec<Told> {
     let address = watched.gateway.proxy;
     std::thread::scope(|scope| {
@@ -186,7 +186,7 @@ fn under_load(watched: &mut Watched, key: &Key, answers: u64, tasks: &mut Tasks)
     })
 }
 
-/// What an administrator was told is done.
+/// Acknowledged changes of the administrator.
 #[derive(Default)]
 struct Tasks {
     there: Vec<Key>,
@@ -194,7 +194,7 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// Makes a key, and deletes every other one again.
+    /// Creates a key, and deletes every other one again.
     fn one_more(&mut self, gateway: &Gateway) {
         let key = gateway.create_key(json!({"rate_limit": 1_000}));
         if self.there.len() > self.deleted.len() {

@@ -5,7 +5,7 @@ use crate::support::{
 };
 use serde_json::json;
 
-/// Sends bytes on a connection of their own.
+/// Sends bytes on a new connection.
 fn exchange(gateway: &Gateway, bytes: &[u8]) -> Response {
     let mut client = gateway.connect();
     client.try_send(bytes);

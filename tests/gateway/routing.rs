@@ -3,7 +3,7 @@
 use crate::support::{Gateway, Origin, Request, Response, route, stand, upstream};
 use serde_json::json;
 
-/// Three origins that say who they are, and routes that overlap.
+/// Three origins that name themselves, and overlapping routes.
 fn three() -> (Vec<Origin>, Gateway, String) {
     let origins: Vec<_> = (0..3).map(|_| Origin::start()).collect();
     let mut config = String::new();
@@ -61,7 +61,7 @@ fn a_method_that_the_most_specific_route_does_not_serve_falls_through_to_none() 
     ] {
         let request = Request::new(method, target).bearer(&secret);
         assert_eq!(gateway.call(&request).status, status, "{method} {target}");
-        // A strict route that does not serve the method hides the lax one: nobody sees the request.
+        // A strict route without the method hides the lax one: no origin gets the request.
         let mut seen = origins.iter().flat_map(Origin::requests);
         assert_eq!(seen.next().map(|r| r.method).as_deref(), (status == 200).then_some(method), "{target}");
         origins.iter().for_each(Origin::forget);

@@ -9,7 +9,7 @@ use std::path::Path;
 const MORE_HEADERS: &str =
     "[proxy]\nsecret_headers = [\"authorization\", \"x-api-key\", \"api-key\", \"x-goog-api-key\"]\n";
 
-/// `{prefix}{30 dull characters}{checksum}`: well formed, made by nobody.
+/// `{prefix}{30 constant characters}{checksum}`: well formed, issued by nobody.
 fn sound(prefix: &str) -> String {
     const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let signed = format!("{prefix}{}", "b".repeat(30));
@@ -234,7 +234,7 @@ fn a_secret_is_in_no_log_metric_record_or_file() {
     let folder = files_under(gateway.folder());
     assert!(contains(&folder, b"the one that leaks"), "the database is among the files");
     for text in [&secret, &second, &mistake] {
-        // What the hint shows, at both ends, is meant to be seen; what is between is not.
+        // The hint shows both ends on purpose; the middle must stay secret.
         let body = &text[text.len() - 32..text.len() - 6];
         assert!(!shown.contains(body), "in an answer");
         assert!(!log.contains(body), "in the log");

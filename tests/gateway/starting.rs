@@ -6,16 +6,16 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// A gateway that starts, and waits for a server that says nothing.
+/// A gateway that is starting and waits for a silent server.
 struct Starting {
     child: Child,
-    /// Where it waits.
+    /// The silent server.
     _silent: (TcpListener, TcpStream),
     _folder: TempDir,
 }
 
 impl Starting {
-    /// `config` names the silent server as `SILENT`. Answers when the gateway has connected to it.
+    /// `config` names the silent server as `SILENT`. Returns when the gateway has connected to it.
     fn begin(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -33,7 +33,7 @@ impl Starting {
         Self { child, _silent: (listener, silent), _folder: folder }
     }
 
-    /// Its end, and what it wrote to standard error.
+    /// Its exit code, and what it wrote to standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let mut text = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
@@ -66,7 +66,7 @@ fn a_reload_and_an_upgrade_asked_for_early_come_when_the_gateway_serves() {
         assert!(ready.contains(&format!("\"pid\":{}", child.id())), "{signal}: {ready}");
         let mut err = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         assert!(err.any(|line| line.contains(done)), "{signal}: it ended before");
-        // Whoever serves now ends with this.
+        // Ends whichever process serves now.
         let mut serves = child.id();
         if signal == "USR2" {
             let mut ready = String::new();

@@ -25,7 +25,7 @@ fn events_arrive_one_by_one() {
     let head = client.response_head();
     assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
     for n in 1..=5 {
-        // The next event is not even written before this one is here.
+        // The next event is written only after this one has arrived.
         hold.release();
         assert_eq!(client.chunk(), Some(format!("data: {n}\n\n").into_bytes()));
     }
@@ -51,7 +51,7 @@ fn a_small_answer_of_known_length_arrives_as_it_comes() {
             Ok(())
         });
         client.send(&Request::post("/v1/app/slow", body).bearer(&key.secret).bytes());
-        // Not a byte of the body is written before the head is here.
+        // No byte of the body is written before the head has arrived.
         let head = client.response_head();
         assert_eq!((head.status, head.header("content-length")), (200, Some("15")));
         for n in 1..=5 {

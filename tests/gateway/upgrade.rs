@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 use tokio::net::TcpStream;
 
-/// Much of everything, so that only what a test sets can refuse.
+/// High limits, so that only those set by the test can refuse.
 const WIDE: &str = "[plans.default]\napi_ops_rate_limit = 1000000\n";
 
 fn unlimited(mut fields: Value) -> Value {
@@ -30,7 +30,7 @@ fn unlimited(mut fields: Value) -> Value {
     fields
 }
 
-/// What clients got, all together.
+/// The totals of all clients.
 #[derive(Default)]
 struct Seen {
     stop: AtomicBool,
@@ -43,7 +43,7 @@ impl Seen {
         !self.stop.load(Ordering::Acquire)
     }
 
-    /// Counts an answer: served, or over a quota; anything else is a failure.
+    /// Counts a response: served, or over a quota; anything else is a failure.
     #[track_caller]
     fn count(&self, status: u16) {
         match status {
@@ -66,7 +66,7 @@ impl Seen {
     }
 }
 
-/// One connection at a time, again and again.
+/// One connection after the other.
 fn http1(proxy: SocketAddr, request: &Request, seen: &Seen) {
     let mut line = Raw::connect(proxy);
     while seen.goes_on() {
@@ -93,7 +93,7 @@ async fn http2(h2c: SocketAddr, secret: &str, seen: &Seen) {
         };
         let answered = match asked {
             Ok(answer) => answer.await,
-            // It cannot be asked any more, so it was not.
+            // No request can be sent any more, so none was.
             Err(error) => {
                 assert!(error.is_go_away() || error.is_io(), "{error}");
                 line = open(h2c).await;
@@ -110,7 +110,7 @@ async fn http2(h2c: SocketAddr, secret: &str, seen: &Seen) {
                 }
                 seen.count(status);
             }
-            // Beyond the last stream that it names: not looked at.
+            // Above the last stream of the GOAWAY: not processed.
             Err(error) if error.is_go_away() && error.is_remote() => line = open(h2c).await,
             Err(error) => panic!("a request over HTTP/2 failed: {error}"),
         }
@@ -133,7 +133,7 @@ fn ends(gateway: &mut Gateway, pid: u32) {
     eventually_true("the process before ends", || gateway.has_ended(pid));
 }
 
-/// Upgrades and reloads again and again while clients of both kinds never rest.
+/// Upgrades and reloads repeatedly while clients of both kinds send requests all the time.
 fn upgrades_under_load(gateway: &mut Gateway, key: &Key, times: usize, seen: &Seen) {
     let (proxy, h2c, admin) = (gateway.proxy, h2c(gateway), gateway.admin);
     std::thread::scope(|scope| {
@@ -220,8 +220,8 @@ fn a_quota_that_many_race_for_is_passed_by_no_more_than_was_on_its_way() {
     let seen = Seen::default();
     upgrades_under_load(&mut gateway, &key, 3, &seen);
     let served = seen.served();
-    // What the old process admits when it has told the new one what it counted: whatever it is asked while both accept,
-    // and then the last requests of its connections. Counted anew, it would be a multiple.
+    // The old process admits some more after it has handed over its counts: requests while both accept, and the last
+    // requests on its connections. If it started counting from zero, it would be a multiple.
     assert!((900..1_000).contains(&served), "{served}");
     let expected = json!(served);
     eventually_true("each is in the ledger once", || gateway.stats(&key)["quota_used"] == expected);
@@ -320,7 +320,7 @@ fn a_reload_during_an_upgrade_is_declined_for_the_new_process_would_not_know_of_
     let program = folder.path().join("the program");
     symlink(Path::new(env!("CARGO_BIN_EXE_keygate")), &program).expect("linked");
     let gateway = Gateway::run_program(&program, Arc::clone(&folder), &[]).expect("it starts");
-    // One that has read its config, and then takes until it is told to fail.
+    // A process that has read its config and then waits until the test lets it fail.
     let fail = folder.path().join("fail");
     mknodat(CWD, &fail, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
     std::fs::remove_file(&program).expect("removed");
@@ -489,7 +489,7 @@ fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
     let begun = Instant::now();
     loop {
         let counts = used_up_across_upgrades(&mut gateway);
-        // Where Redis was late, a process went by what it knew itself.
+        // Where Redis was late, a process used its fallback.
         if counts.iter().all(|(_, degraded)| *degraded == 0) {
             assert_eq!(counts.map(|(admitted, _)| admitted), [20, 20, 20]);
             return;
@@ -498,8 +498,8 @@ fn limits_that_nodes_share_are_used_up_across_upgrades_too() {
     }
 }
 
-/// Asks for all of a quota of 60 and for more, with two upgrades in between. Answers how many of each part were admitted, and
-/// how many answers Redis had no part in.
+/// Uses up a quota of 60 and sends more, with two upgrades in between. Returns how many of each part were admitted, and how
+/// many decisions were made without Redis.
 fn used_up_across_upgrades(gateway: &mut Gateway) -> [(usize, usize); 3] {
     let key = gateway.create_key(json!({"quota_limit": 60, "rate_limit": 1000}));
     [20, 20, 30].map(|requests| {

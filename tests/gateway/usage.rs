@@ -73,7 +73,7 @@ fn what_was_decided_without_the_shared_counters_says_so_in_its_record() {
     assert_eq!(kept, told);
 }
 
-/// What a client was told, as the record has it: the request's id, the status, and whether it was degraded.
+/// What the client received, as in the record: the request's id, the status, and whether it was degraded.
 fn as_told(row: &Value) -> (String, u16, bool) {
     let id = row["request_id"].as_str().expect("an id").to_owned();
     let status = row["status_code"].as_u64().and_then(|code| code.try_into().ok()).expect("a status");
@@ -118,7 +118,7 @@ fn requests_of_nobody_and_to_nowhere_leave_no_record() {
     gateway.get("/v1/app/x", "nonsense");
     gateway.get("/nowhere", &key.secret);
     gateway.get("/v1/app/..", &key.secret);
-    // The ledger is written in order, so once this one is there the others would be.
+    // The ledger is written in order: once this record is there, the others would be.
     gateway.get("/v1/app/last", &key.secret);
     let rows = gateway.wait_for_logs(&key, 1);
     assert_eq!(rows[0]["endpoint"], "/v1/app/last");

@@ -29,7 +29,7 @@ fn pass(body: &[u8], step: usize) -> Result<(usize, bool), BadChunks> {
     Ok((passed, false))
 }
 
-/// Reads sizes and skips chunks, and trusts every line end. Written apart from the code under test on purpose.
+/// Reads sizes and skips chunks, and trusts every line end. Deliberately independent of the code under test.
 fn naive(body: &[u8]) -> Option<usize> {
     let line = |from: usize| Some(from + body.get(from..)?.windows(2).position(|two| two == b"\r\n")?);
     let mut at = 0;

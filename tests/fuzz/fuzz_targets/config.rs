@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|raw: &[u8]| {
     let Ok(text) = std::str::from_utf8(raw) else { return };
     match Config::parse(text, "fuzz.toml", &[], "node") {
-        // What is accepted has a route for every upstream it names, and plans that limits can be made of.
+        // An accepted config has an upstream for every route, and valid plans.
         Ok(config) => {
             assert!(config.routes.iter().all(|r| r.upstream < config.upstreams.len()));
             assert!(config.plans.iter().all(|p| p.plan.api_ops_rate_limit > 0));

@@ -15,7 +15,7 @@ fuzz_target!(|raw: &[u8]| {
     }
 });
 
-/// The end is found however the bytes come.
+/// The end is found however the bytes are split.
 fn end(raw: &[u8]) {
     let found = find_end(raw, 0);
     let naive = raw.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
@@ -27,7 +27,7 @@ fn end(raw: &[u8]) {
     }
 }
 
-/// What the log gets is one line, and no query.
+/// The log gets one line, without the query.
 fn told(raw: &[u8]) {
     let seen = read_partial(raw);
     assert!(seen.method.bytes().all(|b| b.is_ascii_graphic()));
@@ -36,7 +36,7 @@ fn told(raw: &[u8]) {
     assert!(!seen.languages.contains('\n'));
 }
 
-/// A head that passes, read again as naively as the next server might.
+/// An accepted head, parsed again as simply as the next server might.
 fn passed(raw: &[u8], framing: Framing) {
     assert_eq!(find_end(raw, 0), Some(raw.len()), "it ends where it ends");
     for cut in 0..raw.len() {
@@ -70,7 +70,7 @@ fn split(mut bytes: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
-/// The name in lower case, and the value without the blanks around it.
+/// The name in lower case, and the value without surrounding whitespace.
 fn field(line: &[u8]) -> (Vec<u8>, &[u8]) {
     let colon = line.iter().position(|b| *b == b':').expect("a field has a colon");
     assert!(colon > 0 && line[..colon].iter().all(|b| b.is_ascii_graphic()));

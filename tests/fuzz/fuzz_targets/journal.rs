@@ -21,14 +21,14 @@ fuzz_target!(|raw: &[u8]| {
     both(rest);
 });
 
-/// What is found in any bytes is within them.
+/// Frames found in any bytes lie within them.
 fn found(raw: &[u8], seed: ChecksumSeed) {
     if let ParsedFrame::Frame(frame) = parse(raw, seed, 0) {
         assert!(frame.payload.len() < raw.len() && frame.len > frame.payload.len());
     }
 }
 
-/// What is written is read back at its place, and nowhere else, and not with another byte in it.
+/// A written frame is read back at its offset, at no other, and not after a byte has changed.
 fn written(payload: &[u8], which: usize, seed: ChecksumSeed) {
     let payload = &payload[..payload.len().min(PAYLOAD_MAX)];
     let mut frame = Vec::new();
@@ -50,8 +50,7 @@ fn written(payload: &[u8], which: usize, seed: ChecksumSeed) {
     }
 }
 
-/// What can be read as the beginning of a request can be written again. Texts longer than they may be are cut then, and
-/// after that it is the same each time.
+/// A begin record that can be read can be written again. Texts above the limit are cut then; after that it stays the same.
 fn beginning(payload: &[u8]) {
     let (mut own, mut own_once, mut own_twice) = ([0; ID], [0; ID], [0; ID]);
     let Ok(read) = admit(payload, &mut own) else { return };

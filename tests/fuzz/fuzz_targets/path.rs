@@ -37,7 +37,7 @@ fn segment(text: &str) {
     assert_eq!(decode_segment(text).as_deref(), expected.as_deref());
 }
 
-/// The bytes that are meant; none when an escape is incomplete. Written apart from the code under test on purpose.
+/// The unescaped bytes; `None` when an escape is incomplete. Deliberately independent of the code under test.
 fn unescaped(raw: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut pieces = raw.split(|b| *b == b'%');

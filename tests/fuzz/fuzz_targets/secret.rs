@@ -25,7 +25,7 @@ fn secret(raw: &[u8], prefix: &str) {
     if let Some(secret) = imported {
         assert_eq!(secret.expose(), text);
         assert_eq!(format!("{secret:?}"), "Secret(…)");
-        // Foreign secrets show at most a quarter of themselves, ours at most what is in front of the body and 4 + 4.
+        // The hint of a foreign secret shows at most a quarter of it, that of ours at most the prefix and 4 + 4 characters.
         let shown = secret.hint(prefix).chars().count() - 1;
         assert!(shown <= text.len() / 4 || (shape(raw, prefix) == SecretShape::Ours && shown == text.len() - 28));
     }
@@ -36,6 +36,6 @@ fn peppers(text: &str) {
     let versions: Vec<u32> = peppers.iter().map(|p| p.version()).collect();
     assert_eq!(versions.first(), Some(&peppers.current().version()));
     assert!(versions.is_sorted_by(|newer, older| newer > older), "newest first, each once");
-    // The digest of a secret depends on nothing but the secret and the pepper.
+    // The digest of a secret depends only on the secret and the pepper.
     assert_eq!(peppers.current().digest(b"sk"), peppers.clone().current().digest(b"sk"));
 }

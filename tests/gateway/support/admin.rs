@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A key that a test made.
+/// A key created by a test.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) id: String,
     pub(crate) secret: String,
 }
 
-/// Makes names that no other key of the test has.
+/// Counts up, for key names that are unique in the test.
 static NAMES: AtomicUsize = AtomicUsize::new(0);
-/// Whoever has waited for so long was waiting for the store: two seconds are the most that administrators wait for it.
+/// A call that took so long was waiting for the store: admin calls wait for it at most two seconds.
 const STORE_IS_LATE: Duration = Duration::from_millis(1_500);
 
-/// The answer to a call that must succeed. A machine that stalls makes the store late, and then the gateway says that it is
-/// not available: that is right, and the call is made again.
+/// The response to a call that must succeed. On a stalled machine the store is late and the gateway answers that it is
+/// unavailable; that is correct, and the call is repeated.
 fn in_time(mut call: impl FnMut() -> Response) -> Response {
     let begun = Instant::now();
     loop {
@@ -80,7 +80,7 @@ impl Gateway {
     pub(crate) fn create_key_as(&self, token: &str, fields: Value) -> Key {
         let Value::Object(fields) = fields else { panic!("the fields of a key are an object") };
         let response = in_time(|| {
-            // Each time another: it may have been made, and only the answer be late.
+            // A new name for each try: the key may exist although its response was late.
             let name = format!("key {}", NAMES.fetch_add(1, Ordering::Relaxed));
             let mut body = json!({"name": name});
             if !fields.contains_key("type") {
@@ -117,7 +117,7 @@ impl Gateway {
         rows
     }
 
-    /// All requests that are in the key's statistics, whatever became of them.
+    /// All requests in the key's statistics, whatever their outcome.
     #[track_caller]
     pub(crate) fn recorded(&self, key: &Key) -> u64 {
         let stats = self.stats(key);

@@ -23,7 +23,7 @@ pub(crate) struct Gateway {
     /// The ready line.
     pub(crate) ready: Value,
     child: Child,
-    /// Further lines, of the processes that take its place.
+    /// Further ready lines, from processes after an upgrade.
     lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     folder: Arc<TempDir>,
@@ -37,7 +37,7 @@ pub(crate) struct CommandOutput {
     pub(crate) stderr: String,
 }
 
-/// Runs `keygate ARGS` in `folder`, without any environment, to its end.
+/// Runs `keygate ARGS` in `folder` with an empty environment and waits for its end.
 pub(crate) fn keygate(folder: &Path, args: &[&str]) -> CommandOutput {
     let output = command(folder).args(args).output().expect("the binary runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -57,8 +57,8 @@ fn command_of(program: &Path, folder: &Path) -> Command {
 // === impl Gateway ===
 
 impl Gateway {
-    /// Starts with `config` (TOML) in a fresh folder. Listeners are on free ports unless `config` says where; everything
-    /// at rest is under `data/` of the folder, as by default.
+    /// Starts with `config` (TOML) in a new folder. Listeners use free ports unless `config` sets them; data is under
+    /// `data/` of the folder, as by default.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
@@ -71,7 +71,7 @@ impl Gateway {
         Self::run_program(Path::new(BINARY), folder, environment)
     }
 
-    /// The same with another program than the one that was built: what is there when it is upgraded.
+    /// The same with another binary than the built one, for upgrades.
     pub(crate) fn run_program(
         program: &Path,
         folder: Arc<TempDir>,
@@ -87,7 +87,7 @@ impl Gateway {
         let (stderr, captured) = capture(child.stderr.take().unwrap());
         let (to, lines) = sync_channel(1);
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        // Whatever it writes must not fill the pipe.
+        // Reads everything, so that the pipe does not fill up.
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|l| drop(to.send(l))));
         let line = lines.recv_timeout(PATIENCE).unwrap_or_default();
         let Ok(ready) = serde_json::from_str::<Value>(&line) else {
@@ -102,7 +102,7 @@ impl Gateway {
         Ok(Self { proxy, admin, ready, child, lines: Mutex::new(lines), stderr, folder })
     }
 
-    /// Which process serves.
+    /// The id of the serving process.
     pub(crate) fn pid(&self) -> u32 {
         self.ready["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a number")
     }
@@ -114,7 +114,7 @@ impl Gateway {
         1_024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB")
     }
 
-    /// SIGUSR2, then waits until another process serves. Answers which one did before; it may still drain.
+    /// SIGUSR2, then waits until another process serves. Returns the id of the previous one, which may still drain.
     #[track_caller]
     pub(crate) fn upgrade(&mut self) -> u32 {
         let before = self.pid();
@@ -131,8 +131,8 @@ impl Gateway {
         if pid == self.child.id() {
             return self.child.try_wait().expect("a child of ours").is_some();
         }
-        // Nobody waits for the others but init: what is left of one that has ended is a zombie at most. Its first thread
-        // is one while others still end, and keep its files open.
+        // Only init waits for the other processes, so one that has ended may be a zombie. The first thread of a process is
+        // one too while other threads still run and keep its files open.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let is_zombie = stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'));
         is_zombie && std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
@@ -196,7 +196,7 @@ impl Gateway {
         self.wait()
     }
 
-    /// SIGKILL: no drain, no farewell.
+    /// SIGKILL: no drain.
     pub(crate) fn kill9(&mut self) {
         self.child.kill().expect("a child of ours");
         self.child.wait().expect("a child of ours");
@@ -217,7 +217,7 @@ impl Drop for Gateway {
         if !self.has_ended(pid) {
             signal_to(pid, "KILL");
         }
-        // Ended already is as good.
+        // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
         if std::thread::panicking() {

@@ -13,7 +13,7 @@ pub(crate) struct Accounts {
 }
 
 impl Gateway {
-    /// Where the usage records are, all looked at in one moment; they add up, or this fails.
+    /// The accounting of the usage records at one moment. Fails unless it adds up.
     #[track_caller]
     pub(crate) fn accounts(&self) -> Accounts {
         let metrics = self.metrics();
@@ -30,13 +30,13 @@ impl Gateway {
         accounts
     }
 
-    /// The same once nothing is on its way any more.
+    /// The same once the journal is empty.
     #[track_caller]
     pub(crate) fn settled_accounts(&self) -> Accounts {
         eventually("every usage record has arrived", || Some(self.accounts()).filter(|a| a.on_the_way == 0))
     }
 
-    /// The same, and so many were accepted. What had no room to begin in the journal is counted a moment after its answer.
+    /// The same, and that many were accepted. A record without room in the journal is counted a moment after its response.
     #[track_caller]
     pub(crate) fn settled_accounts_of(&self, accepted: u64) -> Accounts {
         let accounts = eventually("every usage record is accounted for", || {

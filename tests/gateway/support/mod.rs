@@ -22,9 +22,9 @@ pub(crate) use spare::Spare;
 
 use std::time::{Duration, Instant};
 
-/// The longest anything may take before the test fails; generous, because the machine may be busy with other builds.
+/// The longest that a step may take before the test fails; generous, because the machine may be busy with other builds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// How often [`eventually`] looks.
+/// The interval of polls in [`eventually`].
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Waits until `look` finds something; fails with `what` after [`PATIENCE`].
@@ -36,7 +36,7 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
             return found;
         }
         assert!(begun.elapsed() < PATIENCE, "this did not happen within {PATIENCE:?}: {what}");
-        // The only sleep of the suite: a poll of a fact that nothing announces, e.g. a row in the ledger.
+        // The only sleep of the suite: a poll of a fact without a notification, e.g. a row in the ledger.
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -47,7 +47,7 @@ pub(crate) fn eventually_true(what: &str, mut holds: impl FnMut() -> bool) {
     eventually(what, || holds().then_some(()));
 }
 
-/// The same for a promise of how soon: the machine has had no more than `promised` to spare until then.
+/// The same for a promised time, measured by [`spare`]'s clock.
 #[track_caller]
 pub(crate) fn soon(promised: Duration, what: &str, holds: impl FnMut() -> bool) {
     let waited = Spare::begin();

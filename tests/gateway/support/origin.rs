@@ -15,21 +15,21 @@ pub(crate) struct Origin {
 /// One request, as it was on the wire.
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
-    /// Everything up to and with the empty line.
+    /// Everything up to and including the empty line.
     pub(crate) head: String,
     pub(crate) method: String,
     pub(crate) target: String,
-    /// Names in the spelling they came in.
+    /// Names in their original spelling.
     pub(crate) headers: Vec<(String, String)>,
     /// The body's bytes, without the framing of chunks.
     pub(crate) body: Vec<u8>,
 }
 
-/// Lets those who wait go on when a test says so. Clones are the same hold.
+/// Blocks responses until a test releases them. Clones share the same state.
 #[derive(Clone, Default)]
 pub(crate) struct Hold(Arc<(Mutex<u64>, Condvar)>);
 
-/// A port that refuses connections, and that nobody else gets meanwhile.
+/// A reserved port that refuses connections.
 pub(crate) struct ReservedPort {
     pub(crate) address: SocketAddr,
     _bound: tokio::net::TcpSocket,
@@ -40,10 +40,10 @@ type Script = dyn Fn(&Received, &mut dyn Write) -> io::Result<()> + Send + Sync;
 
 struct Shared {
     script: Mutex<Arc<Script>>,
-    /// Instead of the script: has the socket itself.
+    /// Replaces the script: takes over the socket itself.
     socket_script: Mutex<Option<Arc<SocketScript>>>,
     requests: Mutex<Vec<Received>>,
-    /// The body of the request being read, as far as it has come.
+    /// The body being received, as far as it has arrived.
     arriving: Mutex<Vec<u8>>,
     /// Heads read, whether or not their bodies have ended.
     heads: AtomicUsize,
@@ -88,7 +88,7 @@ impl Origin {
         *self.shared.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Leaves the socket to `script` after a request, for what is no longer HTTP.
+    /// Hands the socket to `script` after a request, for protocols other than HTTP.
     pub(crate) fn script_socket(
         &self,
         script: impl Fn(&Received, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
@@ -101,7 +101,7 @@ impl Origin {
         self.script(move |_, out| respond(out, status, headers, body));
     }
 
-    /// Answers 200, each request when `hold` lets it.
+    /// Answers 200, each request when `hold` is released.
     pub(crate) fn answer_after(&self, hold: &Hold) {
         let hold = hold.clone();
         self.script(move |_, out| {
@@ -110,35 +110,35 @@ impl Origin {
         });
     }
 
-    /// Every request that came whole.
+    /// Every completely received request.
     pub(crate) fn requests(&self) -> Vec<Received> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// The last request that came whole.
+    /// The last completely received request.
     #[track_caller]
     pub(crate) fn last(&self) -> Received {
         self.requests().pop().expect("a request that reached the origin")
     }
 
-    /// How many requests came whole.
+    /// How many requests were received completely.
     pub(crate) fn count(&self) -> usize {
         self.shared.requests.lock().unwrap().len()
     }
 
-    /// Forgets what came so far.
+    /// Forgets the requests so far.
     pub(crate) fn forget(&self) {
         self.shared.requests.lock().unwrap().clear();
     }
 
-    /// Waits until `n` heads have come, answered or not.
+    /// Waits until `n` heads have arrived, answered or not.
     #[track_caller]
     pub(crate) fn wait_for_heads(&self, n: usize) {
         let enough = || (self.shared.heads.load(Ordering::Acquire) >= n).then_some(());
         eventually(&format!("the origin has {n} requests"), enough);
     }
 
-    /// The body that is on its way, as far as it has come.
+    /// The body being received, as far as it has arrived.
     pub(crate) fn arriving(&self) -> Vec<u8> {
         self.shared.arriving.lock().unwrap().clone()
     }
@@ -160,7 +160,7 @@ impl Drop for Origin {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Release);
         for stream in self.shared.open.lock().unwrap().drain(..) {
-            // Gone already is as good.
+            // It may be closed already.
             stream.shutdown(Shutdown::Both).ok();
         }
         // Wakes the accepting thread, which then closes the listener.
@@ -177,7 +177,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         shared.connections.fetch_add(1, Ordering::AcqRel);
         shared.open.lock().unwrap().push(stream.try_clone().unwrap());
         let serving = Arc::clone(shared);
-        // A connection that breaks is the gateway's or the test's doing, and is seen there.
+        // A broken connection is caused by the gateway or the test, and is noticed there.
         std::thread::spawn(move || serve(stream, &serving).ok());
     }
 }
@@ -294,14 +294,14 @@ impl Hold {
         Self::default()
     }
 
-    /// Lets through whoever waits for the `n`-th release or an earlier one.
+    /// Releases those that wait for the `n`-th release or an earlier one.
     pub(crate) fn release(&self) {
         let (released, changed) = &*self.0;
         *released.lock().unwrap() += 1;
         changed.notify_all();
     }
 
-    /// Waits until there were `n` releases. Gives up quietly after [`PATIENCE`]: the test fails elsewhere then.
+    /// Waits until there were `n` releases. Gives up silently after [`PATIENCE`]: the test then fails elsewhere.
     pub(crate) fn wait(&self, n: u64) {
         let (released, changed) = &*self.0;
         let waited = changed.wait_timeout_while(released.lock().unwrap(), PATIENCE, |so_far| *so_far < n);

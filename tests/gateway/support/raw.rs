@@ -10,7 +10,7 @@ pub(crate) struct Raw {
     stream: BufReader<TcpStream>,
 }
 
-/// A response as it came.
+/// A response as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -42,7 +42,7 @@ impl Raw {
         self.stream.get_mut().write_all(bytes).expect("the connection takes what is sent");
     }
 
-    /// Sends bytes to a gateway that may close before it has them all.
+    /// Sends bytes to a gateway that may close the connection before it has read them all.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
@@ -93,7 +93,7 @@ impl Raw {
         }
     }
 
-    /// The next part of a chunked body; none at its end.
+    /// The next chunk of a chunked body; `None` at its end.
     #[track_caller]
     pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
         let line = self.line().expect("the size of a chunk");
@@ -110,15 +110,15 @@ impl Raw {
         loop {
             match self.stream.fill_buf() {
                 Ok(rest) => return rest.is_empty(),
-                // As where the process was stopped for a while.
+                // Happens after the process was stopped for a while.
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                // A reset is an end as well; waiting in vain is none.
+                // A reset is an end as well; a timeout is not.
                 Err(e) => return e.kind() == std::io::ErrorKind::ConnectionReset,
             }
         }
     }
 
-    /// Whether the gateway ends the connection, whatever it says before.
+    /// Whether the gateway closes the connection, whatever it sends before.
     pub(crate) fn ends(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
@@ -133,7 +133,7 @@ impl Raw {
         self.try_exactly(n).expect("so many bytes")
     }
 
-    /// The next `n` bytes; none where the connection ends before. Waiting in vain is no end.
+    /// The next `n` bytes; `None` where the connection ends before. A timeout is not an end.
     #[track_caller]
     pub(crate) fn try_exactly(&mut self, n: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; n];
@@ -144,12 +144,12 @@ impl Raw {
         }
     }
 
-    /// Closes its own side, and still reads.
+    /// Closes the write side, and still reads.
     pub(crate) fn say_no_more(&self) {
         self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Goes away in the middle of whatever there is.
+    /// Closes the connection abruptly.
     pub(crate) fn hang_up(self) {
         self.stream.get_ref().shutdown(Shutdown::Both).unwrap();
     }
@@ -189,7 +189,7 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Status, code and name of an answer of Keygate's own, after checking that it has the envelope's shape.
+    /// Status, code and name of one of Keygate's own responses, after checking the envelope.
     #[track_caller]
     pub(crate) fn fault(&self) -> (u16, u64, String) {
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");

@@ -1,6 +1,6 @@
 //! A request as bytes, exactly as the test writes it.
 
-/// A request in the making. Nothing is added but `Host`, and `Content-Length` where there is a body.
+/// A request builder. It adds only `Host`, and `Content-Length` where there is a body.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     method: String,

@@ -15,21 +15,21 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// When nothing is forgiven any more.
+/// From then on real time counts.
 const LONGEST: Duration = Duration::from_secs(120);
-/// A round on a CPU is a rest and some work, and counts for about twice what they take.
+/// A round on a CPU is a pause and some work, and counts for at most about twice what they take.
 const CPU_RESTS: Duration = Duration::from_millis(4);
 const CPU_WORKS: Duration = Duration::from_micros(400);
 const CPU_ROUND_MAX: Duration = Duration::from_millis(10);
-/// A round with the disk is a rest and a byte written for good, for which a disk that is well needs some milliseconds.
+/// A round on the disk is a pause and a synced byte, which takes a healthy disk some milliseconds.
 const DISK_RESTS: Duration = Duration::from_millis(25);
 const DISK_ROUND_MAX: Duration = Duration::from_millis(60);
 
-/// The clock, from when it was begun.
+/// The clock, from its start.
 pub(crate) struct Spare {
     witnesses: Arc<Vec<Witness>>,
     begun: Instant,
-    /// What each witness showed then.
+    /// The time of each witness at the start.
     shown: Vec<Duration>,
 }
 
@@ -39,9 +39,9 @@ struct Witness {
 }
 
 struct Rounds {
-    /// What those that are over have come to.
+    /// The total of the finished rounds.
     over: Duration,
-    /// When the one that goes on began.
+    /// When the current round began.
     begun: Instant,
 }
 
@@ -54,7 +54,7 @@ impl Spare {
         Self { witnesses, begun: Instant::now(), shown }
     }
 
-    /// How much time the machine has had to spare since then; simply how much, once it is [`LONGEST`].
+    /// The machine's spare time since the start; real time once it is [`LONGEST`].
     pub(crate) fn elapsed(&self) -> Duration {
         let real = self.begun.elapsed();
         let came_to = self.witnesses.iter().zip(&self.shown).map(|(witness, then)| witness.shows() - *then);
@@ -85,7 +85,7 @@ impl Witness {
     }
 }
 
-/// Those of this process. They go their rounds for as long as anybody looks at their clock.
+/// The witnesses of this process. They run as long as a clock is in use.
 fn witnesses() -> Arc<Vec<Witness>> {
     static THERE: Mutex<Weak<Vec<Witness>>> = Mutex::new(Weak::new());
     let mut there = THERE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +118,7 @@ fn go_rounds(those: &Weak<Vec<Witness>>, n: usize, mut round: impl FnMut()) {
     }
 }
 
-/// A witness that may not do this forgives less.
+/// Sets the lowest priority. A witness that may not set it forgives less.
 fn come_last_on(cpu: usize) {
     let mut only = CpuSet::new();
     only.set(cpu);
@@ -135,6 +135,6 @@ fn on_cpu() {
 
 fn on_disk(file: &mut File) {
     std::thread::sleep(DISK_RESTS);
-    // A disk that takes nothing is some other test's subject.
+    // A failing disk is the subject of other tests.
     file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(b"!")).and_then(|()| file.sync_data()).ok();
 }
