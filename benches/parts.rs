@@ -23,7 +23,7 @@ fn main() {
     divan::main();
 }
 
-/// Calls `part` with one number after the other, on as many threads as divan says.
+/// Calls `part` with one number after the other, on as many threads as divan is configured for.
 fn each<T>(bencher: Bencher<'_, '_>, part: impl Fn(&Stage, usize) -> T + Sync) {
     let (stage, next) = (&*STAGE, AtomicUsize::new(0));
     bencher.bench(|| black_box(part(stage, next.fetch_add(1, Ordering::Relaxed))));
@@ -44,13 +44,13 @@ fn charge_and_end(bencher: Bencher<'_, '_>) {
     each(bencher, Stage::charge);
 }
 
-/// Digest, find, authorize, charge three limits, and end.
+/// Digest, look-up, authorization, charge of three limits, and end.
 #[divan::bench(sample_count = 500, sample_size = 1_000, threads = [1, 2])]
 fn decide(bencher: Bencher<'_, '_>) {
     each(bencher, Stage::decide);
 }
 
-/// Both records of a request in the journal.
+/// Both journal records of a request.
 #[divan::bench(sample_count = 500, sample_size = 1_000, threads = [1, 2])]
 fn record(bencher: Bencher<'_, '_>) {
     each(bencher, Stage::record);

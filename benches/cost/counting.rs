@@ -6,11 +6,11 @@ use std::array;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-/// So many threads are counted apart; all that come later together.
+/// So many threads have a counter of their own; all later threads share one.
 const SLOTS: usize = 256;
 
 thread_local! {
-    /// Where this thread counts, once it has allocated anything.
+    /// This thread's counter, once it has allocated anything.
     static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -20,7 +20,7 @@ pub(crate) struct Counting {
     inner: mimalloc::MiMalloc,
 }
 
-/// What one thread has asked for.
+/// What one thread has allocated.
 struct ThreadSlot {
     thread: AtomicI32,
     allocations: AtomicU64,
@@ -37,8 +37,8 @@ impl Counting {
         Self { slots: [ThreadSlot::EMPTY; SLOTS], taken: AtomicUsize::new(0), inner: mimalloc::MiMalloc }
     }
 
-    /// Allocations so far, and the bytes they asked for, of the threads of that name. How many the ledger's writer needs
-    /// depends on how much it finds to write at a time.
+    /// The allocations and allocated bytes so far of the threads with that name. The figure of the ledger's writer depends
+    /// on how much it finds to write at a time.
     pub(crate) fn so_far(&self, name: &str) -> [u64; 2] {
         let is_named = |slot: &&ThreadSlot| {
             let thread = slot.thread.load(Ordering::Relaxed);

@@ -12,25 +12,25 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 
-/// Requests before anything counts: connections are opened, caches filled, code translated.
+/// Requests before counting starts: connections are opened, caches filled, code translated.
 const WARM_UP: u64 = 200;
-/// Requests that are counted.
+/// Counted requests.
 const REQUESTS: u64 = 1_000;
-/// Rounds of them at the most, until one is calm.
+/// The maximum of rounds until one is calm.
 const ROUNDS: usize = 5;
-/// Of a calm round the gateway's threads have waited for a CPU for less than this part of what they used of it. One that has
-/// to wait wakes up more often for the same requests.
+/// In a calm round the gateway's threads have waited for a CPU for less than this part of the CPU time that they used. A
+/// thread that has to wait wakes up more often for the same requests.
 const CALM: u64 = 5;
 
-/// The gateway's own command line, in this program, so that its allocations are counted: after each line on standard
-/// input it says how many there were of the thread that serves.
+/// The gateway's own command line, run in this program so that its allocations are counted: after each line on standard
+/// input it prints the allocations of the serving thread.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     std::thread::spawn(|| {
         for _ in std::io::stdin().lines() {
             println!("{}", serde_json::to_string(&ALLOCATOR.so_far("keygate-proxy")).unwrap());
         }
     });
-    // The first argument, which brought us here, stands for the name of the program.
+    // The first argument, which selected this mode, takes the place of the program's name.
     let nothing = Environment { called: &[], variables: &[], host_name: "bench" };
     keygate::cli::run(Cli::parse_from(args), nothing).into()
 }
@@ -78,8 +78,8 @@ impl Gateway {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// What each of many requests costs: instructions, allocations, bytes of those. The least of some rounds, because other
-    /// work on the machine can only add to it; and whether one of them was calm.
+    /// Instructions, allocations and allocated bytes per request: the minimum of some rounds, because other work on the
+    /// machine can only add to it; and whether one of the rounds was calm.
     fn cost(&mut self, request: &[u8], status: &str) -> ([u64; 3], bool) {
         let mut client = Client::connect(self.proxy);
         (0..WARM_UP).for_each(|_| client.ask(request, status));
@@ -107,12 +107,12 @@ impl Gateway {
             .map(|figure| figure / REQUESTS)
     }
 
-    /// For how long its threads have been on a CPU, and have waited for one, in ns. A kernel that does not say has them
-    /// wait for nothing.
+    /// How long its threads have run on a CPU, and have waited for one, in ns. Zero waiting on a kernel that does not
+    /// report it.
     fn time_on_cpus(&self) -> [u64; 2] {
         let mut all = [0; 2];
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap() {
-            // A thread that has just ended has nothing to tell.
+            // The thread has just ended.
             let Ok(text) = fs::read_to_string(task.unwrap().path().join("schedstat")) else { continue };
             let mut numbers = text.split_ascii_whitespace().map(|n| n.parse::<u64>().unwrap());
             all.iter_mut().for_each(|sum| *sum += numbers.next().unwrap());
@@ -120,8 +120,8 @@ impl Gateway {
         all
     }
 
-    /// Instructions of the thread that serves, which has most to do. How many the ledger's writer needs depends on how
-    /// much it finds to write at a time.
+    /// Instructions of the busiest thread, which is the serving one. The figure of the ledger's writer depends on how much
+    /// it finds to write at a time.
     fn busiest_thread(&self, dump: u32) -> u64 {
         let name = self.counts.file_name().unwrap().to_str().unwrap();
         let of_thread = |entry: std::io::Result<fs::DirEntry>| {
@@ -141,7 +141,7 @@ impl Drop for Gateway {
     }
 }
 
-/// One connection, and one request after the other on it.
+/// One connection with one request after the other.
 struct Client(BufReader<TcpStream>);
 
 impl Client {

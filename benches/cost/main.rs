@@ -29,26 +29,26 @@ use std::process::{Command, ExitCode};
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting::new();
 
-/// By how much a figure may grow.
+/// By how much a figure of instructions may grow.
 const GROWTH: f64 = 0.05;
-/// What the figures are compared with.
+/// The baseline file.
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost/baseline.json");
 
 /// A figure of one thing that is measured: instructions, unless its name says otherwise.
 pub(crate) type Figures = BTreeMap<String, u64>;
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Default)]
 pub(crate) struct Measured {
     figures: Figures,
-    /// Those that the machine's other work may have had a part in.
+    /// Figures that the machine's other work may have changed.
     disturbed: BTreeSet<String>,
 }
 
-/// What is compared: figures of x86_64 and one compiler.
+/// The baseline: figures of x86_64 and one compiler.
 #[derive(Serialize, Deserialize)]
 struct Baseline {
-    /// With which compiler they came about: another one makes other code.
+    /// The compiler of the baseline: another one generates other code.
     compiler: String,
     figures: Figures,
 }
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
             std::fs::write(BASELINE, serde_json::to_string_pretty(&baseline).unwrap() + "\n").unwrap();
             report(&measured, None)
         }
-        // Other processors need other numbers of instructions for the same.
+        // Other processors need other numbers of instructions.
         ["check"] if std::env::consts::ARCH != "x86_64" => {
             eprintln!("instructions are compared on x86_64 only");
             ExitCode::SUCCESS
@@ -125,7 +125,7 @@ fn compiler() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// This program again, its instructions counted into `counts`.
+/// Runs this program again with its instructions counted into `counts`.
 pub(crate) fn counted(counts: &Path, options: &[&str]) -> Command {
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--quiet", "--compress-strings=no", "--compress-pos=no"]);

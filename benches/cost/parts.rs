@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 /// Calls of each part.
 const CALLS: u64 = 2_000;
 
-/// What is counted: whatever happens while one of these runs.
+/// A counted part: every instruction while it runs.
 type Part = fn(&Stage);
 const PARTS: &[(&str, Part)] = &[
     ("digest of a secret (without SHA instructions)", measured_digest),
@@ -45,10 +45,10 @@ measured! {
     measured_record: |stage, number| stage.record(number);
 }
 
-/// Runs each of them, for whoever counts.
+/// Runs each of them under the counter.
 pub(crate) fn run() {
     let stage = Stage::new();
-    // Once before it counts, for what is made at first use.
+    // Once before counting, for lazy initialisation.
     (0..KEYS).for_each(|number| drop(stage.decide(number)));
     PARTS.iter().for_each(|(_, part)| part(&stage));
 }

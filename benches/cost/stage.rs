@@ -29,10 +29,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// Keys that are known.
+/// Known keys.
 pub(crate) const KEYS: usize = 1_000;
 
-/// Everything that is measured, ready to be called.
+/// Fixtures of all measurements.
 pub(crate) struct Stage {
     pub(crate) gate: Gate,
     routes: RouteTable,
@@ -47,7 +47,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Makes it all; takes a moment.
+    /// Takes a moment.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let runtime =
@@ -98,7 +98,7 @@ impl Stage {
         let options = JournalOptions {
             folder: folder.path().join("journal"),
             aside: folder.path().join("journal"),
-            // What all measurements together write fits.
+            // Room for the records of all measurements together.
             max_bytes: 4 << 30,
             segment_bytes: 4 << 20,
             sync_interval: Duration::from_secs(3_600),
@@ -151,7 +151,7 @@ impl Stage {
         self.gate.keyring.find(&self.digests[number % KEYS], self.clock.now().wall).unwrap()
     }
 
-    /// Charges three limits and ends what is in flight.
+    /// Charges three limits and ends the request.
     pub(crate) fn charge(&self, number: usize) -> Charged {
         let entry = &self.known[number % KEYS];
         let plan = entry.workspace.plan();
@@ -212,7 +212,7 @@ fn route() -> Route {
     }
 }
 
-/// Fields as a usual client sends them.
+/// The header fields of a typical client.
 fn request(secret: &Secret) -> http::HeaderMap {
     let authorization = format!("Bearer {}", secret.expose());
     [

@@ -34,12 +34,12 @@ impl Traffic {
         Self { keys: (0..keys).map(key).collect() }
     }
 
-    /// The key that is used most, and its workspace.
+    /// The most used key, and its workspace.
     pub(crate) fn busiest(&self) -> &(KeyId, WorkspaceId) {
         &self.keys[0]
     }
 
-    /// Puts the keys into the store, so that their usage may be read.
+    /// Creates the keys in the store, so that their usage can be read.
     pub(crate) async fn make_keys(&self, store: &Arc<dyn Store>) {
         let by = Actor::cli();
         let plan_id: PlanId = "bench".parse().unwrap();
@@ -98,7 +98,7 @@ impl Traffic {
         }
     }
 
-    /// `rows` records of the last moments in batches of `size`.
+    /// `rows` recent records in batches of `size`.
     pub(crate) fn batches(&self, rows: usize, size: usize) -> Vec<Vec<UsageRecord>> {
         let begin = now().minus(Duration::from_secs(60));
         let records: Vec<UsageRecord> = (0..rows)
@@ -107,9 +107,9 @@ impl Traffic {
         records.chunks(size).map(<[_]>::to_vec).collect()
     }
 
-    /// The `n`th record, which arrived `at` then.
+    /// The `n`th record, which arrived at `at`.
     pub(crate) fn record(&self, n: u64, at: Timestamp) -> UsageRecord {
-        // A hash instead of chance, so that every run has the same rows.
+        // A hash instead of a random number, so that every run has the same rows.
         let mut dice = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         dice ^= dice >> 29;
         dice = dice.wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -26,10 +26,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// A server as one would run it: everything on the disk before it is answered, vacuum on.
+/// Settings of a production server: every commit is synced, vacuum on.
 const SETTINGS: &str = "-c fsync=on -c full_page_writes=on -c autovacuum=on -c shared_buffers=1GB -c max_wal_size=8GB \
      -c checkpoint_timeout=15min -c wal_compression=on";
-/// Rows in one batch, as the writer brings them when it has a backlog.
+/// Rows in one batch, as the writer sends them when it has a backlog.
 const BATCHES: [usize; 2] = [1_000, 10_000];
 /// How many rows each measurement appends.
 const APPENDED: usize = 400_000;
@@ -63,7 +63,7 @@ async fn open(url: &str) -> Arc<dyn Store> {
     Arc::new(PgStore::open(&url.parse().unwrap(), &options, Handle::current()).await.unwrap())
 }
 
-/// CPU time of a row into SQLite, of one key and of many, by the batches that a busy node writes.
+/// CPU time of a row in SQLite, for one key and for many, with the batch sizes of a busy node.
 async fn append_to_sqlite() {
     println!("appending {APPENDED} rows into SQLite, keys drawn by Zipf's law:");
     for keys in [1, 10_000, 1_000_000] {
@@ -91,7 +91,7 @@ fn own_cpu() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap())
 }
 
-/// Rows per second into PostgreSQL, by one node and by three that serve the same keys.
+/// Rows per second into PostgreSQL, from one node and from three that serve the same keys.
 async fn append() {
     println!("appending {APPENDED} rows of 1 000 keys in 50 workspaces, the busiest key 1 in 8:");
     for nodes in [1, 3] {

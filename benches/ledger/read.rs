@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 /// The short ledger.
 const SHORT: u64 = 1_000;
-/// How often each question is asked.
+/// How often each query is run.
 const TRIALS: usize = 200;
 /// Days that the rows are spread over.
 const DAYS: u64 = 30;
 const BATCH: u64 = 20_000;
 
-/// Fills the ledger in two steps and prints how long each question takes on both.
+/// Fills the ledger in two steps and prints how long each query takes on both.
 pub(crate) async fn table(backend: &str, store: &Arc<dyn Store>, rows: u64) {
     let traffic = Traffic::of(1, 1);
     traffic.make_keys(store).await;
@@ -30,7 +30,7 @@ pub(crate) async fn table(backend: &str, store: &Arc<dyn Store>, rows: u64) {
     }
 }
 
-/// Rows `from` to `to` of `all`, oldest first but for the first ones, which are spread over all days like the rest.
+/// Rows `from` to `to` of `all`, oldest first except for the first ones, which are spread over all days like the rest.
 async fn fill(store: &Arc<dyn Store>, traffic: &Traffic, from: u64, to: u64, all: u64) {
     let end = now();
     let span = Duration::from_secs(DAYS * 86_400);

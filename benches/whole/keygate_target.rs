@@ -12,10 +12,10 @@ use std::process::{Command, Stdio};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keygate");
 
-/// What is behind the gateway.
+/// The stores behind the gateway.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Setup {
-    /// SQLite inside, limits in memory.
+    /// SQLite, limits in memory.
     Embedded,
     /// The ledger in PostgreSQL.
     Postgres,
@@ -42,14 +42,14 @@ pub(crate) struct Servers {
     redis: Option<Owned>,
 }
 
-/// A gateway that serves.
+/// A serving gateway.
 pub(crate) struct Ready {
     pub(crate) address: SocketAddr,
     pub(crate) process: Owned,
 }
 
 /// Starts a gateway in front of `origin` that knows `secrets`, each limited to `rate` requests per second, and to more per
-/// day and in all than any run comes to.
+/// day and in total than any run sends.
 pub(crate) fn serve(
     setup: Setup,
     place: &Path,
@@ -93,7 +93,7 @@ pub(crate) fn serve(
     run(&folder)
 }
 
-/// Makes the keys before the gateway runs: one that runs owns its database.
+/// Creates the keys before the gateway starts, because a running gateway locks its database.
 fn import(folder: &Path, secrets: &[String], rate: u32) {
     let mut file = BufWriter::new(File::create(folder.join("keys.jsonl")).unwrap());
     let mut name = String::new();

@@ -5,16 +5,16 @@ use serde::Deserialize;
 use std::process::Command;
 use std::time::Duration;
 
-/// What the clients saw.
+/// The results seen by the clients.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Load {
-    /// Answers.
+    /// Responses.
     pub(crate) requests: u64,
-    /// Of those, with a status of 400 or more.
+    /// Responses with a status of 400 or more.
     pub(crate) refused: u64,
-    /// Connections that failed, and answers that never came.
+    /// Failed connections and missing responses.
     pub(crate) broken: u64,
-    /// Seconds it took.
+    /// Duration in seconds.
     pub(crate) seconds: f64,
     /// Latency in milliseconds.
     pub(crate) p50: f64,
@@ -22,7 +22,7 @@ pub(crate) struct Load {
     pub(crate) p999: f64,
 }
 
-/// Requests are written once; the secrets are taken in turn, so that the file says how often each is used.
+/// Requests are built once; the secrets are used in turn, so the file decides how often each is used.
 pub(crate) const SCRIPT: &str = r#"
 local requests, next = {}, 0
 function init(args)
@@ -44,7 +44,7 @@ function done(summary, latency)
 end
 "#;
 
-/// Loads `target`, and checks that it did what this scenario is about.
+/// Loads `target`, and checks that it did what the scenario is about.
 pub(crate) fn run(target: &Target, connections: usize, seconds: Duration) -> Load {
     let output = Command::new("wrk")
         .args(["-t1", "-c", &connections.to_string(), "-d", &format!("{}s", seconds.as_secs())])

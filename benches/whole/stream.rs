@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Events of one answer, and the pause before each.
+/// Events of one response, and the pause before each.
 const EVENTS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -21,7 +21,7 @@ fn serve(stream: TcpStream) {
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
     while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
-        // Whoever has gone wants no more.
+        // The client has left.
         if line == "\r\n" && answer(lines.get_mut()).is_err() {
             return;
         }

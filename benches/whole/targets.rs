@@ -17,17 +17,17 @@ pub(crate) enum Scenario {
     HotKey,
     /// 10 000 keys, drawn by Zipf's law.
     TenThousand,
-    /// As many keys as was asked for, drawn by Zipf's law.
+    /// As many keys as `--keys` says, drawn by Zipf's law.
     Many,
     /// One key, far over its rate.
     Refused,
-    /// Secrets of the right form that open nothing.
+    /// Well-formed secrets of no key.
     Unknown,
-    /// Secrets that cannot be any.
+    /// Malformed secrets.
     IllFormed,
-    /// Answers of 256 KiB.
+    /// Responses of 256 KiB.
     Large,
-    /// Answers of fifty events, two milliseconds apart.
+    /// Responses of fifty events, two milliseconds apart.
     Stream,
 }
 
@@ -61,7 +61,7 @@ impl Scenario {
     }
 }
 
-/// A running proxy and what it is asked.
+/// A running proxy and the requests for it.
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
@@ -72,20 +72,20 @@ pub(crate) struct Target {
     process: Owned,
 }
 
-/// Everything that runs for one scenario; gone with it.
+/// All processes of one scenario, ended when this is dropped.
 pub(crate) struct Stage {
     pub(crate) targets: Vec<Target>,
     _origin: Owned,
     _servers: kg::Servers,
 }
 
-/// A process of ours, ended with this value.
+/// A child process, ended when this is dropped.
 pub(crate) struct Owned(Child);
 
 impl Drop for Owned {
     fn drop(&mut self) {
         let pid = i32::try_from(self.0.id()).unwrap();
-        // A shell's word, so that servers with workers of their own end them too.
+        // SIGTERM instead of SIGKILL, so that servers with workers end them too.
         Command::new("kill").args(["-TERM", &pid.to_string()]).status().ok();
         let asked = Instant::now();
         while self.0.try_wait().unwrap().is_none() {
@@ -145,15 +145,15 @@ pub(crate) fn require(programs: &[&str]) {
     assert!(missing.is_empty(), "missing: {}. On Debian or Ubuntu: apt-get install {0}", missing.join(" "));
 }
 
-/// What every target of a scenario is made from.
+/// The common parts of a scenario's targets.
 struct Ground<'p> {
     scenario: Scenario,
     place: &'p Path,
     origin: SocketAddr,
-    /// What known clients present.
+    /// The secrets of known keys.
     known: Vec<String>,
     script: PathBuf,
-    /// One line per request: what is presented.
+    /// A file with the secret of each request, one per line.
     draws: PathBuf,
 }
 
@@ -191,9 +191,9 @@ pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
     Stage { targets, _origin: origin_process, _servers: servers }
 }
 
-/// What the requests present, in turn.
+/// The secrets of the requests, in order.
 fn drawn(scenario: Scenario, known: &[String]) -> Vec<String> {
-    /// Enough that no run is a mere repetition of a few.
+    /// Enough that a run does not repeat a short sequence.
     const DRAWS: usize = 200_000;
     let mut random = fastrand::Rng::with_seed(1);
     match scenario {
@@ -259,7 +259,7 @@ fn bare(ground: &Ground<'_>) -> Target {
     ground.target("bare Pingora", address, start(&mut command, address))
 }
 
-/// Two answers: 42 bytes from memory, and a file of 256 KiB.
+/// Two responses: 42 bytes from memory, and a file of 256 KiB.
 fn origin(place: &Path) -> (Owned, SocketAddr) {
     let address = free();
     std::fs::create_dir_all(place.join("files/v1/app")).unwrap();
@@ -312,7 +312,7 @@ fn plain_nginx(ground: &Ground<'_>) -> Target {
     ground.target("nginx, plain", address, start(&mut command, address))
 }
 
-/// A map of the secrets, a rate per secret and an access log: as much of governing as it has.
+/// A map of the secrets, a rate per secret and an access log: the closest that nginx offers.
 fn nginx(ground: &Ground<'_>) -> Target {
     let address = free();
     let mut map = String::from(

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const NAME: &str = "descriptors::records_find_room_while_others_take_every_descriptor";
 const INSIDE: &str = "TAKES_EVERY_DESCRIPTOR";
-/// How many descriptors the process may have.
+/// The process's limit of file descriptors.
 const ALLOWED: u64 = 256;
-/// Records that are written before anything is stored, and afterwards; a segment has room for about a dozen.
+/// Records written before anything is stored, and afterwards; a segment holds about a dozen.
 const RECORDS: usize = 100;
 
 #[test]
@@ -38,7 +38,7 @@ fn records_find_room() {
     let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let (is_short, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
     let ids = std::thread::scope(|scope| {
-        // Takes whatever is free, also what becomes free meanwhile.
+        // Takes all free descriptors, also those freed later.
         scope.spawn(|| {
             let mut taken = Vec::new();
             while !is_over.load(Ordering::SeqCst) {
@@ -68,7 +68,7 @@ fn records_find_room() {
     keeper.stop();
 }
 
-/// Stores everything, and lets the flusher remove what is done with.
+/// Stores everything, and lets the flusher remove finished segments.
 fn store_all(stand: &mut Stand, ledger: &TestLedger) {
     let reader = stand.reader.as_mut().unwrap();
     reader.begin_round();

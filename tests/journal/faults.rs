@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A disk that can be told to fail.
+/// A disk with injected failures.
 #[derive(Debug, Default)]
 struct TestDisk {
     is_full: AtomicBool,
@@ -43,7 +43,7 @@ impl Disk for TestDisk {
     }
 }
 
-/// Looks again until it holds: the flusher's thread does what it does every millisecond.
+/// Polls until it holds: the flusher runs every millisecond.
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();
@@ -57,7 +57,7 @@ fn on(disk: &Arc<TestDisk>, sizes: Sizes, when_full: WhenFull) -> Stand {
     Stand::at(Arc::new(tempfile::tempdir().unwrap()), sizes, when_full, disk.clone())
 }
 
-/// Stores everything, and lets the flusher remove what is done with.
+/// Stores everything, and lets the flusher remove finished segments.
 fn store_all(stand: &mut Stand, ledger: &TestLedger) {
     let reader = stand.reader.as_mut().unwrap();
     reader.begin_round();
@@ -111,7 +111,7 @@ fn a_full_journal_refuses_and_forgets_nobody_who_was_admitted() {
     }
     assert!(stand.recorder.may_admit().is_err());
     let ids: Vec<_> = admitted.iter().map(|(id, _)| *id).collect();
-    // There is no room for how they end, and yet it is known.
+    // There is no room for their end records, and yet their ends are stored.
     admitted.into_iter().for_each(|(_, pending)| pending.complete(Outcome::Served, 200));
     store_all(&mut stand, &ledger);
     let rows = ledger.rows();
@@ -156,7 +156,7 @@ fn a_full_file_system_kills_nobody_and_is_used_again_when_it_has_room() {
         served += 1;
     }
     assert!(served > 1_000, "{served}");
-    // Somebody else fills what little is left; what is allocated can be written to all the same.
+    // Another process fills the rest of the disk; allocated segments can still be written.
     tiny.fill();
     store_all(&mut stand, &ledger);
     assert_eq!(ledger.rows().len() as u64, served - stand.metrics.usage().shed);
@@ -223,7 +223,8 @@ fn damage_costs_what_it_hits_and_the_segment_is_kept_for_a_look() {
     store_all(&mut again, &ledger);
     let rows = ledger.rows();
     let whole = ids.iter().filter(|id| rows.get(id).is_some_and(|r| r.outcome == Outcome::Served)).count();
-    // Some nineteen requests are in each: the first segment loses one, the second a few, the third a half, the fourth all.
+    // Each has some nineteen requests: the first segment loses one, the second a few, the third half of them, the fourth
+    // all.
     assert!(whole >= 200 - 1 - 5 - 12 - 22 && whole < 200 - 20, "{whole}");
     assert!(rows.keys().all(|id| ids.contains(id)));
     assert!(again.metrics.usage_journal_damage.get() >= 2);
@@ -244,7 +245,7 @@ fn a_beginning_is_let_go_only_when_its_copy_is_on_disk() {
         stand.serve(1);
     }
     store_all(&mut stand, &ledger);
-    // The disk does not take the copy, and then the power fails: what was not synced is gone.
+    // The copy cannot be synced, and then the power fails: what was not synced is gone.
     disk.cannot_sync.store(true, Ordering::SeqCst);
     stand.reader.as_mut().unwrap().carry();
     let left = stand.crashed();
@@ -254,7 +255,7 @@ fn a_beginning_is_let_go_only_when_its_copy_is_on_disk() {
     let mut next = Stand::at(left, SMALL, WhenFull::Shed, Arc::new(RealDisk));
     store_all(&mut next, &ledger);
     assert_eq!(ledger.rows().get(&long).map(|row| row.outcome), Some(Outcome::Interrupted));
-    // Here it goes on; once the disk answers again, the old segment is let go.
+    // Here the process continues; once the disk works again, the old segment is released.
     disk.cannot_sync.store(false, Ordering::SeqCst);
     stand.reader.as_mut().unwrap().carry();
     store_all(&mut stand, &ledger);

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use uuid::Uuid;
 
-/// A segment's bytes as they are written, and where each write begins and ends.
+/// The bytes of a segment, and where each write begins and ends.
 struct Written {
     seed: ChecksumSeed,
     bytes: Vec<u8>,
@@ -91,7 +91,7 @@ impl Written {
     }
 }
 
-/// What is found in `bytes`, and how many bytes before a frame were none.
+/// The frames found in `bytes`, and how many bytes before a frame were none.
 fn found(seed: ChecksumSeed, bytes: &[u8]) -> (Rows, usize) {
     let (mut scanner, mut pairing) = (Scanner::new(seed, FIRST), Pairing::default());
     let (mut rows, mut damaged) = (Rows::new(), 0);
@@ -118,7 +118,7 @@ fn found(seed: ChecksumSeed, bytes: &[u8]) -> (Rows, usize) {
     (rows, damaged)
 }
 
-/// The bytes of a frame as they are in the journals of earlier releases, in hexadecimal.
+/// The bytes of a frame as in the journals of earlier releases, in hexadecimal.
 fn frame(kind: FrameKind, payload: impl FnOnce(&mut Vec<u8>)) -> String {
     let mut frame = Vec::new();
     codec::begin(&mut frame, kind, payload);
@@ -163,7 +163,7 @@ fn one_flipped_bit_costs_one_request_at_most_and_makes_up_none() {
     let written = Written::requests(100);
     let (whole, damaged) = found(written.seed, &written.bytes);
     assert_eq!((whole.len(), damaged), (100, 0));
-    // The same places each time: a step that shares no divisor with the number of bits.
+    // The same offsets each time: a step that shares no divisor with the number of bits.
     let bits = (written.bytes.len() - FIRST) * 8;
     for n in 0..1_000 {
         let bit = (n * 7_919) % bits;
@@ -186,7 +186,7 @@ fn every_prefix_of_what_was_written_gives_what_was_whole_by_then() {
     let written = Written::requests(12);
     for cut in FIRST..=written.bytes.len() {
         let mut bytes = written.bytes.clone();
-        // What is not written yet is zeros.
+        // The unwritten rest is zeros.
         bytes[cut..].fill(0);
         let (rows, damaged) = found(written.seed, &bytes);
         assert_eq!(damaged, 0, "a cut at {cut} is no damage");
@@ -231,7 +231,7 @@ fn pages_that_never_reached_the_disk_cost_only_what_was_in_them() {
 
 #[test]
 fn what_a_client_sends_does_not_pass_for_a_frame() {
-    // A whole frame, sealed for another segment, in a user agent, where the frame around it is damaged.
+    // A complete frame, sealed for another segment, inside a user agent whose own frame is damaged.
     let foreign = SegmentName { sequence: 9, salt: 1 }.seed();
     let mut inner = Vec::new();
     codec::begin(&mut inner, FrameKind::Admit, |out| admit(66).encode(out));
@@ -336,7 +336,7 @@ proptest! {
         prop_assert_eq!(codec::complete(&end).unwrap(), ended);
         prop_assert_eq!(codec::record(&payload, Some(&end)).unwrap().charged, !charged);
         prop_assert_eq!(codec::id_of(&end).unwrap(), begun.id);
-        // Cut anywhere, it is refused and nothing worse.
+        // A payload cut anywhere is refused without a panic.
         for len in 0..payload.len() {
             prop_assert!(codec::admit(&payload[..len], &mut own).is_err());
         }

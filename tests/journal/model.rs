@@ -19,13 +19,13 @@ use std::sync::Arc;
 enum Step {
     /// A request begins.
     Begin,
-    /// One of those that have begun ends.
+    /// One of the begun requests ends.
     End(prop::sample::Index),
     /// The writer stores up to so many records; with `false` it dies before it can acknowledge them.
     Store(usize, bool),
-    /// What holds an old segment open is carried over.
+    /// Records that keep an old segment open are carried over.
     Carry,
-    /// The process dies, and the last so many bytes that it wrote are not there.
+    /// The process dies, and the last so many bytes that it wrote are lost.
     Crash(usize),
 }
 
@@ -39,7 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What was written last, and can be torn.
+/// The last write, which can be torn.
 #[derive(Clone, Copy)]
 enum Last {
     Beginning(RequestId),
@@ -47,7 +47,7 @@ enum Last {
     Nothing,
 }
 
-/// Everything there is to know.
+/// The state of the model.
 #[derive(Default)]
 struct Model {
     outcomes: BTreeMap<RequestId, Outcome>,
@@ -99,7 +99,7 @@ impl Run {
         reader.read(most, &mut batch);
         self.ledger.add(&batch.records);
         if self.unacknowledged || !acknowledges {
-            // A writer that died does nothing more.
+            // A dead writer does nothing more.
             self.unacknowledged = true;
             return;
         }
@@ -125,7 +125,7 @@ impl Run {
         self.unacknowledged = false;
     }
 
-    /// The next start stores what is left.
+    /// The next start stores the rest.
     fn check(mut self) {
         self.crash(0);
         let reader = self.stand.reader.as_mut().unwrap();
@@ -146,7 +146,7 @@ impl Run {
     }
 }
 
-/// Zeros the end of what was written last. False: that is in no segment any more, or not its last.
+/// Zeros the end of the last write. False: that write is in no segment any more, or not in its last.
 fn tear(folder: &Path, cut: usize, last: Last) -> bool {
     let (Last::Beginning(id) | Last::End(id)) = last else { return false };
     for entry in fs::read_dir(folder).unwrap() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// What another process sees of the journal in `folder`.
+/// Another process's view of the journal in `folder`.
 fn process(folder: &Path) -> JournalSlots {
     JournalSlots::new(options(folder, SMALL), Arc::new(RealDisk), Arc::new(Metrics::new().unwrap()))
 }
@@ -123,7 +123,7 @@ async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_t
     assert!(segments(&folder.join("damaged")).contains_key(&damaged));
     let set_aside = fs::read_to_string(folder.join("set-aside.ndjson")).unwrap();
     let lines = set_aside.lines().count() as u64;
-    // Nine and ninety to ninety-nine, but for what was damaged.
+    // Nine and ninety to ninety-nine, except for damaged ones.
     assert!(lines == metrics.usage().set_aside && (10..=11).contains(&lines), "{lines}");
     let in_slot: Vec<_> = fs::read_dir(&slot).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(in_slot, ["lock"]);

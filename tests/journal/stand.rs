@@ -24,10 +24,10 @@ use std::{fs, io};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-/// When everything happens.
+/// The time of everything.
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// A journal that is open.
+/// An open journal.
 pub(crate) struct Stand {
     pub(crate) folder: Arc<TempDir>,
     pub(crate) journal: Arc<Journal>,
@@ -85,7 +85,7 @@ impl Stand {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
                 match fs::copy(entry.path(), copy.path().join("journal").join(entry.file_name())) {
-                    // Done with and removed by the flusher since the folder was read.
+                    // Finished and removed by the flusher since the folder was listed.
                     Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
                     copied => drop(copied.unwrap()),
                 }
@@ -94,7 +94,7 @@ impl Stand {
         Arc::new(copy)
     }
 
-    /// A request that has begun, with a path of that number.
+    /// A begun request, with this number in its path.
     pub(crate) fn begin(&self, number: u32) -> (RequestId, PendingRecord) {
         let id = RequestId::new(NOW);
         (id, self.try_begin(id, number).unwrap())
@@ -121,19 +121,19 @@ impl Stand {
         PendingRecord::admitted(start, &self.recorder, &self.clock).ok()
     }
 
-    /// A request from its beginning to its end.
+    /// A request from begin to end.
     pub(crate) fn serve(&self, number: u32) -> RequestId {
         let (id, pending) = self.begin(number);
         pending.complete(Outcome::Served, 200);
         id
     }
 
-    /// [`Stand::serve`], and whatever its identity is.
+    /// [`Stand::serve`] without its identity.
     pub(crate) fn serves(&self, number: u32) {
         self.serve(number);
     }
 
-    /// The writer of this journal, and what keeps it running.
+    /// The writer of this journal, and its stop handle.
     pub(crate) fn writer(
         &mut self,
         ledger: &Arc<TestLedger>,
@@ -146,7 +146,7 @@ impl Stand {
         (LedgerWriter::new(reader, ledger, Arc::clone(&self.metrics), options, stopped), stop)
     }
 
-    /// accepted = stored + in journal + shed + set aside, and the journal counts the same as the difference is.
+    /// accepted = stored + in journal + shed + set aside, and the journal's own count equals the difference.
     #[track_caller]
     pub(crate) fn assert_identity(&self) {
         let usage = self.metrics.usage();
@@ -170,29 +170,29 @@ pub(crate) fn segments(folder: &Path) -> BTreeMap<String, u64> {
     named.filter(|(name, _)| name.ends_with(".journal")).collect()
 }
 
-/// What a ledger does when it is asked.
+/// The behaviour of a ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     Well,
-    /// Is not there.
+    /// Is unreachable.
     Gone,
-    /// Stores, and says that it could not be reached.
+    /// Stores, and reports that it was unreachable.
     Forgetful,
-    /// Refuses whatever holds a path with this in it.
+    /// Refuses records whose path contains this.
     Picky(&'static str),
-    /// Refuses everything, for reasons of its own.
+    /// Refuses everything with an internal error.
     Broken,
-    /// Takes so many records in the time it has, and no more.
+    /// Stores at most so many records in the time it has.
     Slow(usize),
 }
 
-/// A ledger in memory: every record once.
+/// A ledger in memory that keeps every record once.
 #[derive(Debug)]
 pub(crate) struct TestLedger {
     rows: Mutex<BTreeMap<RequestId, UsageRecord>>,
     mood: Mutex<Mood>,
     calls: watch::Sender<usize>,
-    /// How many records each call that was well had.
+    /// The number of records in each successful call.
     sizes: Mutex<Vec<usize>>,
 }
 
@@ -214,17 +214,17 @@ impl TestLedger {
         self.rows.lock().unwrap().clone()
     }
 
-    /// How many records each call since the last time had that succeeded.
+    /// The number of records in each successful call since the last time.
     pub(crate) fn take_sizes(&self) -> Vec<usize> {
         std::mem::take(&mut *self.sizes.lock().unwrap())
     }
 
-    /// Waits until it was asked that often in all.
+    /// Waits until it was called that often in all.
     pub(crate) async fn asked(&self, times: usize) {
         self.calls.subscribe().wait_for(|calls| *calls >= times).await.unwrap();
     }
 
-    /// Adds what is new; answers how many that were.
+    /// Adds new records; returns how many were new.
     pub(crate) fn add(&self, records: &[UsageRecord]) -> u64 {
         let mut rows = self.rows.lock().unwrap();
         let before = rows.len();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// Mounts it, and unmounts it when its input ends, because the test has, however that ended.
+/// Mounts it, and unmounts it when its standard input ends, which happens however the test ends.
 const KEEPER: &str = r#"
     mount -t tmpfs -o size=1m tmpfs "$1" || exit 1
     echo "$$"
@@ -22,7 +22,8 @@ pub(crate) struct TinyDisk {
 }
 
 impl TinyDisk {
-    /// As root, or as root of a name space of our own; there, only its keeper sees it, and we do through the keeper.
+    /// As root, or as root of a user namespace; there, only its keeper process sees the mount, and we use it through the
+    /// keeper.
     pub(crate) fn mount() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (as_root, mut as_anybody) = (Command::new("sh"), Command::new("unshare"));
@@ -48,12 +49,12 @@ impl TinyDisk {
         &self.path
     }
 
-    /// Takes what is left of it.
+    /// Fills the rest of the disk.
     pub(crate) fn fill(&self) {
         assert!(fs::write(self.path().join("filler"), vec![1; 2 << 20]).is_err(), "it is full");
     }
 
-    /// Gives that back.
+    /// Frees that again.
     pub(crate) fn make_room(&self) {
         fs::remove_file(self.path().join("filler")).unwrap();
     }

@@ -61,7 +61,7 @@ async fn a_busy_node_writes_more_at_once_and_a_quiet_or_full_one_soon() {
         (0..400).for_each(|n| stand.serves(n));
         let running = tokio::spawn(writer.run());
         ledger.asked(1).await;
-        // How long the round waits that follows one of 400 records, and the one that follows one of a single record.
+        // The pause of the round after one with 400 records, and of the round after one with a single record.
         for (round, wait) in [(2, busy), (3, MILLI)] {
             let begun = Instant::now();
             stand.serves(400);
@@ -104,7 +104,7 @@ async fn a_record_that_is_refused_is_set_aside_alone_and_blocks_nothing() {
     assert!(!rows.contains_key(&served[13]));
     assert_eq!((stand.metrics.usage().set_aside, stand.metrics.usage().in_journal), (1, 0));
     stand.assert_identity();
-    // Alone, it might be the store that is at fault: that takes a little longer.
+    // A single failing record could be the store's fault, so it takes a little longer.
     let alone = stand.serve(13);
     assert!(flush.flushed(PATIENCE).await);
     stand.assert_identity();
@@ -126,7 +126,7 @@ async fn a_ledger_that_refuses_everything_for_its_own_reasons_gets_it_all_when_i
     let flush = writer.flush();
     let running = tokio::spawn(writer.run());
     (0..100).for_each(|n| stand.serves(n));
-    // Long enough to have tried again many times, however small the parts.
+    // Long enough for many tries, however small the parts.
     ledger.asked(50).await;
     assert!(!flush.has_replayed(Duration::from_secs(10)).await);
     let usage = stand.metrics.usage();
@@ -154,7 +154,7 @@ async fn a_ledger_that_is_too_slow_for_a_batch_gets_parts_and_whole_batches_when
         assert_eq!((ledger.rows().len(), stand.metrics.usage().set_aside), (200, 0));
         let sizes = ledger.take_sizes();
         assert!(sizes.iter().all(|size| *size <= copes_with), "{sizes:?}");
-        // It is left alone for a while after each failure, and mostly not asked for what it did not cope with.
+        // After each failure it is not called for a while, and then mostly not with the failing records.
         let failed = stand.metrics.usage_store_failures.get();
         assert!(begun.elapsed() >= Duration::from_millis(25) * u32::try_from(failed).unwrap());
         assert!(failed <= 6 + sizes.len() as u64, "{failed} failures beside {sizes:?}");
@@ -233,12 +233,12 @@ async fn a_request_that_lasts_does_not_keep_what_was_written_beside_it() {
     let running = tokio::spawn(writer.run());
     let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
     let (id, pending) = stand.begin(0);
-    // Some ten times what the journal has room for.
+    // Some ten times the capacity of the journal.
     for n in 1..1_500 {
         stand.serve(n);
         if n % 10 == 0 {
             assert!(flush.flushed(PATIENCE).await);
-            // Requests come at a pace at which files can be removed.
+            // Requests come slowly enough for files to be removed.
             while stand.journal.bytes() > 5 * 4_096 {
                 assert!(flush.flushed(PATIENCE).await);
                 std::thread::yield_now();

@@ -5,24 +5,24 @@ use crate::support::{Gateway, Key, Origin, Raw, Request, eventually_true, one_ro
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
-/// Two nodes on one database, `second` with the peppers and the signing secret of `first`.
+/// Two nodes on one database; `second` has the peppers and the signing secret of `first`.
 pub(crate) struct Pair {
     pub(crate) first: Gateway,
     pub(crate) second: Gateway,
     pub(crate) _origin: Origin,
 }
 
-/// `work` on a runtime of its own; the tests around it have none.
+/// Runs `work` on its own runtime; the tests around it have none.
 pub(crate) fn wait<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(work)
 }
 
-/// Statements without an answer.
+/// Statements without a result.
 pub(crate) fn sql(url: &str, statements: &str) {
     wait(async { crate::private_postgres::raw(url).await.batch_execute(statements).await.unwrap() });
 }
 
-/// The one number that a query answers.
+/// The number that a query returns.
 pub(crate) fn number(url: &str, query: &str) -> i64 {
     wait(async { crate::private_postgres::raw(url).await.query_one(query, &[]).await.unwrap().get(0) })
 }
@@ -37,7 +37,7 @@ pub(crate) fn node(origin: &Origin, url: &str, name: &str, more: &str) -> Gatewa
     Gateway::start(&all.to_string())
 }
 
-/// What makes another node one of the same installation as `first`.
+/// Settings that make another node part of the installation of `first`.
 pub(crate) fn shared_with(first: &Gateway) -> String {
     let data = first.folder().join("data");
     format!(
@@ -70,7 +70,7 @@ impl Pair {
         key
     }
 
-    /// Until both nodes have the newest change of `key` in force.
+    /// Waits until both nodes have applied the newest change of `key`.
     pub(crate) fn wait_for(&self, key: &Key) {
         eventually_true("both nodes have the key's newest change", || {
             let seen = self.first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
@@ -79,16 +79,16 @@ impl Pair {
         });
     }
 
-    /// The status of a key's creation through `node`.
+    /// The status of creating a key through `node`.
     pub(crate) fn try_create(&self, node: &Gateway, name: &str) -> u16 {
         let body = json!({"name": name, "type": "service", "scopes": ["app"]});
         node.admin_as(&self.first.token(), "POST", "/apikeys", Some(&body)).status
     }
 }
 
-/// The way to a database, which a test can make hang, lag, lie and cut.
+/// A fault-injecting proxy in front of a database.
 pub(crate) struct Line {
-    /// The database by this way.
+    /// The database's URL through the proxy.
     pub(crate) url: String,
     proxy: ChaosProxy,
     _runtime: tokio::runtime::Runtime,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// Where a database runs out of room. On a file system of its own where we may mount one; else tables that say what
-/// PostgreSQL says then.
+/// A database that can run out of disk space: on its own file system where we may mount one, otherwise with triggers that
+/// raise PostgreSQL's error for it.
 pub(crate) enum Disk {
     Small(SmallDisk),
     Pretended { url: String },
@@ -20,10 +20,10 @@ pub(crate) struct SmallDisk {
     url: String,
 }
 
-/// Room for a database with the schema and some rows.
+/// Size of the file system: a database with the schema and some rows.
 const ROOM: &str = "40m";
 
-/// Mounts, and unmounts when its input ends, because the test has.
+/// Mounts, and unmounts when its standard input ends, which happens when the test ends.
 const KEEPER: &str = r#"
     owner=$(id -u postgres 2>/dev/null || id -u nobody)
     mount -t tmpfs -o "size=$2,mode=0700,uid=$owner" none "$1" || exit 1
@@ -39,7 +39,7 @@ const TABLES: [&str; 5] = ["keys", "audit", "end_users", "usage", "nodes"];
 impl Disk {
     /// A database with the schema on a disk of `server` that can be filled.
     pub(crate) async fn with_database(server: &Server) -> Self {
-        // The first of them makes the template.
+        // The first of them creates the template.
         let url = server.database().await;
         let Some(small) = SmallDisk::mount() else { return Self::Pretended { url } };
         let place = small.folder.path().display();
@@ -88,7 +88,7 @@ impl Disk {
 impl SmallDisk {
     fn mount() -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("keygate-disk-").tempdir().unwrap();
-        // PostgreSQL must get to it.
+        // PostgreSQL's user needs access.
         let open: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).unwrap();
         let mut keeper = Command::new("sh")

@@ -20,7 +20,7 @@ fn ask(connection: &mut Raw, key: &Key, name: &str) -> u16 {
     connection.call(&Request::get("/v1/app/x").bearer(&key.secret).header("X-End-User-Id", name)).status
 }
 
-/// The end users that exist, as the customer calls them, each with its id.
+/// The existing end users by the customer's names, each with its id.
 fn existing(node: &Gateway) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for page in 1.. {
@@ -37,11 +37,11 @@ fn existing(node: &Gateway) -> Vec<(String, String)> {
     found
 }
 
-/// The names of many who came for the first time, by what they were told.
+/// The names of many new end users by the response they got.
 #[derive(Default)]
 struct Crowd {
     admitted: BTreeSet<String>,
-    /// Who was not told, because the database was not in time. They may exist, or not.
+    /// Without a decision, because the database was late. They may exist or not.
     untold: BTreeSet<String>,
 }
 
@@ -51,7 +51,7 @@ impl Crowd {
         self.untold.extend(more.untold);
     }
 
-    /// Who exists was admitted, if anybody was told; and who was admitted exists.
+    /// Every admitted end user exists, and every existing one was admitted or has no decision.
     #[track_caller]
     fn is_who_exists(&self, exist: &BTreeSet<String>) {
         let nobody_knows: Vec<_> = self.admitted.difference(exist).collect();
@@ -62,7 +62,7 @@ impl Crowd {
     }
 }
 
-/// What many are told that come to all of `nodes` for the first time at once.
+/// The responses to many new end users that come to all of `nodes` at once.
 fn told_by(nodes: &[&Gateway], key: &Key, round: &str) -> Crowd {
     let crowd = Mutex::new(Crowd::default());
     std::thread::scope(|scope| {
@@ -99,7 +99,7 @@ fn three_nodes_admit_exactly_the_quota_between_them() {
     eventually_true("the third knows the key", || third.get("/v1/app/x", &key.secret).status == 200);
     let mut crowd = told_by(&nodes, &key, "crowd");
     if !crowd.untold.is_empty() {
-        // On a machine that stalls.
+        // On a stalled machine.
         eventually_true("the last places are taken", || {
             crowd.extend(told_by(&nodes, &key, "more"));
             existing(&pair.first).len() >= QUOTA
@@ -138,7 +138,7 @@ fn the_quota_holds_while_connections_are_cut_under_it() {
     });
     let exist: BTreeSet<String> = existing(&pair.first).into_iter().map(|(name, _)| name).collect();
     assert_eq!(exist.len(), QUOTA);
-    // Who was refused because nobody could tell may exist all the same: the answer was lost, not the step.
+    // An end user refused because the database did not answer may exist all the same: the answer was lost, not the write.
     crowd.is_who_exists(&exist);
     let counted = number(&url, "SELECT end_users FROM workspaces WHERE id = 'default'");
     assert_eq!(usize::try_from(counted).unwrap(), QUOTA, "the count is kept in step");
@@ -160,7 +160,7 @@ fn nobody_waits_for_a_database_that_is_known_to_be_gone() {
         assert_eq!(ask(&mut connection, &key, &format!("next {n}")), 503);
         waited += usize::from(asked.elapsed() > Duration::from_millis(500));
     }
-    // One of them a second tries whether it is back, and waits for that.
+    // One request a second tries whether the database is back, and waits for that.
     assert!(waited <= 2 && begun.elapsed() < Duration::from_secs(8), "{waited} in {:?}", begun.elapsed());
     line.set(Mode::Pass);
     eventually_true("new ones are welcome again", || ask(&mut connection, &key, "next 3") == 200);
@@ -188,7 +188,7 @@ fn who_is_admitted_without_the_database_is_settled_when_it_is_back() {
     for name in ["a", "b", "a", "b"] {
         assert_eq!(ask(&mut connections[0], &key, name), 200);
     }
-    // Both nodes admit this one, and neither knows of the other.
+    // Both nodes admit this one without knowing of the other.
     for connection in &mut connections {
         assert_eq!(ask(connection, &key, "both"), 200);
     }

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// How late a change may act, as promised, and what a test adds that measures it.
+/// The promised delay of a change, and the tolerance of a test that measures it.
 const ACTS_WITHIN: Duration = Duration::from_millis(2_000 + 700);
 
-/// A second node that has its own way to the database.
+/// A second node with its own proxy to the database.
 fn pair_with_line(more: &str) -> (Pair, Line, String) {
     let url = wait(Server::shared().database());
     let line = Line::to(&url);
@@ -20,7 +20,7 @@ fn pair_with_line(more: &str) -> (Pair, Line, String) {
     (pair, line, url)
 }
 
-/// Switches `key` off and on again through the first node, and sees that the second acts on each in time.
+/// Disables and enables `key` through the first node, and checks that the second applies each change in time.
 fn act_in_time(pair: &Pair, key: &Key) {
     for active in [false, true, false, true] {
         pair.first.update_key(key, &json!({ "is_active": active }));
@@ -83,13 +83,13 @@ fn every_connection_dies_without_a_word_and_new_ones_are_made() {
     let key = pair.key(json!({}));
     line.set(Mode::HangIfOld);
     act_in_time(&pair, &key);
-    // What administrators use is found out at the first call that hangs, and not one connection after the other.
+    // The first call that hangs shows that the pool of administrators is broken, not one connection after the other.
     soon(Duration::from_secs(12), "keys can be made", || pair.try_create(&pair.second, "again") == 201);
 }
 
 #[test]
 fn an_ear_that_hears_nothing_any_more_is_replaced() {
-    // Changes are looked for so seldom that only a word brings them in time.
+    // Polling is so rare that only a notification delivers changes in time.
     let (pair, line, url) = pair_with_line("[keyring]\npoll_interval = \"60s\"\n");
     let key = pair.first.create_key(json!({}));
     eventually_true("the other node knows the key", || {
@@ -98,7 +98,7 @@ fn an_ear_that_hears_nothing_any_more_is_replaced() {
     line.set(Mode::HangIfOld);
     let ears = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                     AND application_name = 'keygate' AND (query LIKE 'LISTEN%' OR query = '')";
-    // Those of both nodes, and the dead one, of which the server does not know.
+    // The connections of both nodes, and the dead one, which the server has not noticed.
     eventually_true("it listens again", || number(&url, ears) >= 3);
     pair.first.update_key(&key, &json!({ "is_active": false }));
     acts_in_time(&pair.second, &key, false);
@@ -129,12 +129,12 @@ fn a_node_that_joins_serves_nothing_that_is_said_to_be_gone_everywhere() {
     let Pair { first, second: _second, _origin } = pair(&url);
     let keys: Vec<Key> = (0..300).map(|_| first.create_key(json!({}))).collect();
     let (gone, joined) = (Mutex::new(Vec::new()), Mutex::new(false));
-    // Until the end: those that are killed would be waited for.
+    // Until the end: killed nodes would be waited for.
     let mut thirds = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for key in &keys {
-                // A node that has just joined may lag; then nobody is told that all have it.
+                // A node that has just joined may lag; then the response does not claim that all nodes have the change.
                 if delete_everywhere(&first, key)["complete"] == true {
                     gone.lock().unwrap().push(key);
                 }
@@ -200,7 +200,7 @@ fn a_database_that_lost_its_last_changes_is_believed() {
     let url = wait(Server::shared().database());
     let pair = pair(&url);
     let (kept, lost) = (pair.key(json!({})), pair.key(json!({})));
-    // A fail-over to a copy that lags: the last write never happened.
+    // A failover to a replica that lags: the last write is lost.
     sql(
         &url,
         &format!(
@@ -215,7 +215,7 @@ fn a_database_that_lost_its_last_changes_is_believed() {
         assert_eq!(node.get("/v1/app/x", &kept.secret).status, 200);
         eventually_true("and says so", || node.stderr().contains("store version went backwards"));
     }
-    // The number is given out again, for another change.
+    // The number is used again, for another change.
     pair.first.update_key(&kept, &json!({ "is_active": false }));
     acts_in_time(&pair.second, &kept, false);
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Within which a node serves once its database is back.
+/// Time within which a node serves once its database is back.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
 const QUOTA: u64 = 10;
 
@@ -37,7 +37,7 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
-/// Until the snapshot of the keyring has that key.
+/// Waits until the snapshot of the keyring has that key.
 fn wait_for_snapshot_of(node: &Gateway, key: &Key) {
     let id: uuid::Uuid = key.id.parse().unwrap();
     let [keyring, _] = snapshots(node);
@@ -63,7 +63,7 @@ fn without_a_snapshot_it_is_not_ready_until_the_database_is_back() {
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("connection to the database refused"), "{}", answer.text());
     assert_eq!(Raw::connect(gateway.admin).call(&Request::get("/healthz")).status, 200);
-    // Nobody can tell whether there is such a key.
+    // Whether there is such a key is unknown.
     assert_eq!(gateway.get("/v1/app/x", &key.secret).fault(), (503, 10_003, "service_unavailable".into()));
     assert_eq!(gateway.admin("GET", "/apikeys", None).status, 503);
     server.start_again();

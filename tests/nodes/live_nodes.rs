@@ -6,7 +6,7 @@ use crate::redis::RedisServer;
 use crate::support::{Gateway, Key, eventually_true};
 use serde_json::json;
 
-/// How many of so many requests are admitted by a node alone.
+/// How many of so many requests a node admits with its fallback.
 fn admitted_alone(node: &Gateway, key: &Key, requests: usize) -> usize {
     let admitted = |_: &usize| {
         let response = node.get("/v1/app/x", &key.secret);
@@ -29,8 +29,8 @@ fn no_node_takes_itself_for_the_only_one_because_the_database_has_forgotten_the_
     let key = pair.key(json!({"quota_limit": QUOTA, "rate_limit": 1_000, "rate_burst": 100_000}));
     let nodes_seen = |n: &str| pair.nodes().iter().all(|node| metric(node, "keygate_nodes") == n);
     eventually_true("each knows of the other", || nodes_seen("2"));
-    // The table loses its rows in a crash of the server. That they report again soon is kept from them here, so that both
-    // are sure to look while it is empty.
+    // The table loses its rows in a crash of the server. The nodes' next reports are blocked here, so that both read the
+    // table while it is empty.
     sql(
         &url,
         "CREATE FUNCTION unheard() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';

@@ -28,7 +28,7 @@ fn a_key_deleted_on_one_node_is_refused_by_the_other_when_the_call_returns() {
         assert!(nodes.iter().all(|node| node["applied"] == true && node["live"] == true), "{seen}");
         assert_eq!(nodes[1]["admin"], second.admin.to_string());
     }
-    // One that has said goodbye is not waited for.
+    // A node that has stopped in order is not waited for.
     assert!(second.stop().success());
     let key = first.create_key(json!({}));
     assert_eq!(delete_everywhere(&first, &key)["propagation"]["complete"], true);
@@ -48,7 +48,7 @@ fn a_restored_key_has_spent_on_every_node_what_the_ledger_knows() {
     let third = node(&_origin, &url, "third", &crate::cluster::shared_with(&first));
     let restored = first.managed("POST", &format!("/apikeys/{}/restore?wait=all", key.id), None);
     assert_eq!(restored["propagation"]["complete"], true, "{restored}");
-    // Each counts by itself: two of three are spent, whoever served them.
+    // Each node counts by itself: two of three are used, whichever node served them.
     let told = [&second, &third].map(|node| [0; 2].map(|_| node.get("/v1/app/x", &key.secret).status));
     assert_eq!(told, [[200, 429]; 2]);
 }
@@ -73,7 +73,7 @@ fn usage_of_all_nodes_adds_up() {
         assert_eq!(first.get("/v1/app/x", &key.secret).status, 200);
         assert_eq!(second.get("/v1/app/x", &key.secret).status, 200);
     }
-    // Refusals while the key was on its way belong to no key, so all that counts was served.
+    // Refusals before the key had arrived belong to no key, so everything counted was served.
     eventually_true("all records are stored", || first.logs(&key).len() == before + 10);
     assert_eq!(first.stats(&key)["total_requests"], json!(before + 10));
 }
@@ -97,7 +97,7 @@ fn a_database_that_is_gone_hurts_no_request_and_is_welcome_back() {
     eventually_true("usage of the outage is stored", || first.logs(&key).len() == 3);
 }
 
-/// The status of a key's creation on `gateway`, with the token of `first`.
+/// The status of creating a key on `gateway`, with the token of `first`.
 fn gateway_write(gateway: &Gateway, first: &Gateway) -> u16 {
     static NAMES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let name = format!("try {}", NAMES.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
@@ -120,7 +120,7 @@ fn migrate_tells_and_does_on_postgres_too() {
     let done = run(&["migrate"]);
     assert_eq!((done.code, done.stdout.matches("applied ").count()), (Some(0), 1), "{done:?}");
     assert_eq!(run(&["migrate", "--check"]).code, Some(0));
-    // And keys can be made while nobody runs, or while somebody does.
+    // And keys can be created with and without a running gateway.
     let made = run(&["keys", "create", "--name", "k", "--scopes", "app"]);
     assert_eq!(made.code, Some(0), "{made:?}");
     assert!(made.stdout.starts_with("sk-service-"), "{made:?}");
@@ -145,7 +145,7 @@ fn nodes_that_count_limits_by_themselves_say_so() {
     }
 }
 
-/// How many requests were admitted, by the counters that the nodes share and by a node alone.
+/// How many requests were admitted by the shared counters and by a node's fallback.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Admitted {
     shared: usize,
@@ -187,7 +187,7 @@ fn admitted_by(pair: &Pair, key: &Key, requests: usize) -> Admitted {
     })
 }
 
-/// How often Redis was late for each of the nodes, and how often it decided alone.
+/// How often Redis was late for each of the nodes, and how often each used its fallback.
 fn disturbances(pair: &Pair) -> [[String; 2]; 2] {
     let of = |node| {
         ["keygate_counters_degraded_total", "keygate_counter_late_total"].map(|name| metric(node, name))
@@ -195,8 +195,8 @@ fn disturbances(pair: &Pair) -> [[String; 2]; 2] {
     pair.nodes().map(of)
 }
 
-/// Redis that answers within 15 ms is a matter of the machine, too. What it granted never passes the quota; and where it was
-/// never late, all of the quota was granted and nothing besides.
+/// Whether Redis answers within 15 ms depends on the machine too. Its grants never exceed the quota; and where it was never
+/// late, the whole quota was granted and nothing else.
 #[test]
 fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
     const QUOTA: usize = 57;
@@ -208,7 +208,7 @@ fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
         let key = pair.key(json!({"quota_limit": QUOTA, "rate_limit": 1_000, "rate_burst": 100_000}));
         let before = disturbances(&pair);
         let mut admitted = admitted_by(&pair, &key, 120);
-        // What a node has leased and did not need goes back within moments.
+        // Leased units that a node did not need are returned within moments.
         eventually_true("the last units are found again, or cannot be", || {
             admitted = admitted + admitted_by(&pair, &key, 6);
             admitted.shared >= QUOTA || disturbances(&pair) != before
@@ -222,7 +222,7 @@ fn nodes_that_share_their_counters_admit_exactly_the_quota_between_them() {
         eventually_true("the ledger says the same", || pair.first.stats(&key)["quota_used"] == json!(QUOTA));
         true
     };
-    // A round takes a tenth of a second, or one on a machine so busy that most are disturbed.
+    // A round takes a tenth of a second, or a second on a machine so busy that most rounds are disturbed.
     assert!((0..200).any(|_| undisturbed()), "Redis was late in every round: {:?}", disturbances(&pair));
 }
 
@@ -243,7 +243,7 @@ fn a_node_believes_only_the_server_that_its_url_names() {
     let clear = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                      WHERE application_name = 'keygate' AND NOT ssl";
     assert_eq!(number(&plain, clear), 0, "the one that listens is no exception");
-    // The certificate has no such name on it.
+    // The name is not in the certificate.
     let other = tempfile::tempdir().unwrap();
     let url = verified.replace("127.0.0.1", "localhost");
     crate::support::write_config(other.path(), &format!("[store]\nurl = \"{url}\"\n"));

@@ -11,7 +11,7 @@ fn broken_rows(node: &Gateway) -> u64 {
     line.expect("the metric").parse().unwrap()
 }
 
-/// What a node would write: `change` of the row in `table` with this id, with the next number and its announcement.
+/// What a node would write: `change` of the row in `table` with this id, with the next number and its notification.
 pub(crate) fn write(url: &str, table: &str, id: &str, change: &str) {
     let quiet = "SET session_replication_role = replica;";
     sql(
@@ -71,7 +71,7 @@ fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
         ("workspaces", "elsewhere", "plan_id = 'nowhere'", "plan_id = 'default'", true),
     ] {
         write(&url, table, id, damage);
-        // A node that starts finds it so.
+        // A node that starts reads the damaged row.
         let late =
             crate::cluster::node(&first._origin, &url, "late", &crate::cluster::shared_with(&first.first));
         assert_eq!(late.get("/v1/app/x", &there.secret).status, 503, "{damage}");
@@ -84,7 +84,7 @@ fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
         let others = if only_there { 200 } else { 503 };
         assert_eq!(late.get("/v1/app/x", &here.secret).status, others, "{damage}");
         eventually_true("it is counted", || broken_rows(&late) >= 2);
-        // Those that knew it go on with what they knew, and say that it is broken.
+        // Nodes that knew it keep the previous version and report that the row is broken.
         assert_eq!(first.first.get("/v1/app/x", &there.secret).status, 200, "{damage}");
         eventually_true("it is counted", || broken_rows(&first.first) == 1);
         write(&url, table, id, repair);
@@ -138,7 +138,7 @@ fn lists_pass_over_rows_that_cannot_be() {
             let items = listed["items"].as_array().unwrap();
             let has = |name: &str| items.iter().any(|item| item[column] == name);
             assert!(has("sound") && !has("broken"), "{damage}: {listed}");
-            // What it was before is put back, so that the next damage is the only one.
+            // The previous value is restored, so that the next damage is the only one.
             let repair = match table {
                 "plans" => "api_ops_rate_limit = 5, created_at = 0, limits = '[]'",
                 "workspaces" => "end_users = 0, plan_id = 'default', updated_at = 0",

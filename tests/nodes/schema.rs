@@ -24,7 +24,7 @@ fn nodes_that_start_at_once_on_an_empty_database_all_serve() {
     let url = wait(Server::shared().create(""));
     let origin = Origin::start();
     let first_folder = tempfile::tempdir().unwrap();
-    // One set of peppers for all, as an installation has it.
+    // One set of peppers for all, as in a real installation.
     let peppers = first_folder.path().join("pepper");
     std::fs::write(&peppers, format!("1:{}\n", "5a".repeat(32))).unwrap();
     set_private(&peppers);
@@ -54,12 +54,12 @@ fn set_private(path: &Path) {
 #[test]
 fn a_migration_that_is_killed_or_cut_off_is_done_by_the_next() {
     let url = wait(Server::shared().create(""));
-    // Killed: it waits for a lock that we hold, in the middle of its transaction.
+    // Killed while it waits for a lock of ours in the middle of its transaction.
     let folder = configured(&url);
     sql(&url, "CREATE TABLE held (n INT)");
     wait(async {
         let client = crate::private_postgres::raw(&url).await;
-        // Whoever creates a table needs this catalogue; nobody gets on while we hold it.
+        // Creating a table needs this catalogue, which we have locked.
         client
             .batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_class IN SHARE ROW EXCLUSIVE MODE")
             .await
@@ -84,7 +84,7 @@ fn a_migration_that_is_killed_or_cut_off_is_done_by_the_next() {
         child.wait().unwrap();
         client.batch_execute("ROLLBACK").await.unwrap();
     });
-    // Cut off: no statement that makes a table is answered.
+    // Cut off: no statement that creates a table is answered.
     let line = Line::to(&url);
     line.set(Mode::CutAfter("CREATE TABLE"));
     let cut = configured(&line.url);
@@ -99,7 +99,7 @@ fn a_migration_that_is_killed_or_cut_off_is_done_by_the_next() {
 fn a_node_does_not_start_on_a_newer_schema_and_one_that_runs_goes_on() {
     let url = wait(Server::shared().database());
     let pair = crate::cluster::pair(&url);
-    // What a newer Keygate leaves behind: it only expands.
+    // The schema of a newer Keygate, which only adds to it.
     sql(
         &url,
         "ALTER TABLE keys ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue';

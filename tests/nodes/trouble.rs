@@ -11,58 +11,58 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-/// What an administrator waits at most, as promised, and what a test adds that measures it.
+/// The promised longest wait of an administrator, and the tolerance of a test that measures it.
 const TOLD_WITHIN: Duration = Duration::from_millis(2_000 + 700);
-/// Half of all requests in trouble are served within this; whoever asked the database would take longer.
+/// The median of requests during an outage; a request that called the database would take longer.
 const USUAL: Duration = Duration::from_millis(100);
-/// And every one within this: no timeout of anything is shorter.
+/// The maximum of any request: every timeout is longer.
 const SLOWEST: Duration = Duration::from_millis(900);
-/// Requests that each node serves at least while the trouble lasts.
+/// Requests that each node serves at least during the outage.
 const SERVED_MIN: usize = 200;
-/// How long a client waits between two requests.
+/// A client's pause between two requests.
 const PACE: Duration = Duration::from_millis(2);
 
-/// What the trouble does to administrators.
+/// The effect of the outage on administrators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Admin {
-    /// Nothing can be read or written.
+    /// Reads and writes fail.
     Nothing,
-    /// What is there can be read.
+    /// Reads work.
     Reads,
-    /// It may work.
+    /// Both may work.
     Maybe,
 }
 
-/// Two nodes, each with a way of its own to one database.
+/// Two nodes, each with its own proxy to one database.
 struct Stand {
     pair: Pair,
     lines: [Line; 2],
-    /// Past the proxies.
+    /// The database's URL without the proxies.
     url: String,
     key: Key,
-    /// Requests that presented the key, of each node.
+    /// Requests that presented the key, by node.
     sent: [AtomicU64; 2],
 }
 
-/// What came of a call to the admin API.
+/// The result of a call to the admin API.
 struct Told {
     name: String,
     status: u16,
     after: Duration,
 }
 
-/// Whether those who serve may stop.
+/// Tells clients to stop.
 #[derive(Default)]
 struct Done {
     is: Mutex<bool>,
     changed: Condvar,
 }
 
-/// Says so when it is dropped.
+/// Tells them when it is dropped.
 struct Finally<'d>(&'d Done);
 
 impl Done {
-    /// Whether it is so, `pace` from now at the latest.
+    /// Waits for the stop, at most `pace`. Returns whether the clients have to stop.
     fn after(&self, pace: Duration) -> bool {
         let waited = self.changed.wait_timeout_while(self.is.lock().unwrap(), pace, |is| !*is);
         *waited.unwrap().0
@@ -98,7 +98,7 @@ impl Stand {
         self.pair.nodes()[at]
     }
 
-    /// All ways to the database.
+    /// Sets the mode of all proxies.
     fn lines(&self, mode: Mode) {
         self.lines.iter().for_each(|line| line.set(mode));
     }
@@ -112,7 +112,7 @@ impl Stand {
         (status, begun.elapsed())
     }
 
-    /// Requests of one client on one connection until `done`: how long each took. Every one must be served.
+    /// One client's requests on one connection until `done`, with the duration of each. Every one must be served.
     fn serve(&self, at: usize, done: &Done) -> Vec<Duration> {
         let mut connection = self.node(at).connect();
         let request = Request::get("/v1/app/x").bearer(&self.key.secret);
@@ -127,7 +127,7 @@ impl Stand {
         waits
     }
 
-    /// A key's creation, timed.
+    /// A timed creation of a key.
     fn create(&self, at: usize, name: String) -> Told {
         let begun = Spare::begin();
         let status = self.pair.try_create(self.node(at), &name);
@@ -141,7 +141,7 @@ impl Stand {
         Told { name: "GET".into(), status, after: begun.elapsed() }
     }
 
-    /// Everything that must hold while there is trouble. Answers what administrators were told.
+    /// Checks everything that must hold during the outage. Returns the results of the administrators.
     fn endure(&self, admin: Admin, new_end_users: &[u16]) -> Vec<Told> {
         let (done, told) = (Done::default(), Mutex::new(Vec::new()));
         let waits: Vec<Vec<Duration>> = std::thread::scope(|scope| {
@@ -149,7 +149,7 @@ impl Stand {
                 let done = &done;
                 scope.spawn(move || self.serve(at, done))
             });
-            // Also when a check fails: whoever serves must not go on for ever.
+            // Also when a check fails: the clients must not run for ever.
             let finally = Finally(&done);
             std::thread::scope(|calls| {
                 for at in [0, 1] {
@@ -201,7 +201,7 @@ impl Stand {
         assert!(after <= TOLD_WITHIN, "a new end user: {status} after {after:?}");
     }
 
-    /// Everything that must hold again once the trouble is over.
+    /// Checks everything that must hold after the outage.
     fn recover(&self, told: &[Told]) {
         for at in [0, 1] {
             static TRIES: AtomicU64 = AtomicU64::new(0);
@@ -228,7 +228,7 @@ impl Stand {
         assert_eq!(self.pair.first.recorded(&self.key), total);
     }
 
-    /// Whatever administrators were told, a key is there with its line of the audit trail and its number, or not at all.
+    /// Whatever the response was, a key exists with its audit entry and its change number, or not at all.
     fn nothing_is_half_done(&self, told: &[Told]) {
         for Told { name, status, .. } in told {
             let there = number(&self.url, &format!("SELECT count(*) FROM keys WHERE name = '{name}'"));
@@ -242,7 +242,7 @@ impl Stand {
     }
 }
 
-/// A trouble that the ways to the database can bring about.
+/// An outage that the proxies can cause.
 fn on_the_way(mode: Mode, admin: Admin, new_end_users: &[u16]) {
     let stand = Stand::on(Server::shared());
     stand.lines(mode);
@@ -328,7 +328,7 @@ fn full() {
     let disk = wait(Disk::with_database(&server));
     let stand = Stand::at(disk.url().to_owned(), "");
     disk.fill();
-    // There is a little room left in what the tables have already.
+    // The tables have a little free space left.
     let full = (0..2_000).find(|n| stand.create(0, format!("until it is full {n}")).status == 503);
     assert!(full.is_some(), "it never is full");
     let told = stand.endure(Admin::Maybe, &[200, 503]);
@@ -341,7 +341,7 @@ fn full() {
 fn thousands_of_requests_while_it_hangs_cost_no_memory_and_are_all_kept() {
     const CLIENTS: usize = 4;
     const REQUESTS: usize = 1_000;
-    /// What the records of all that may take, and what allocators keep.
+    /// What the records of all requests may take, and what allocators keep.
     const GROWTH_MAX: u64 = 48 << 20;
     let stand = Stand::on(Server::shared());
     let crowd = |names: &str| {
@@ -353,7 +353,7 @@ fn thousands_of_requests_while_it_hangs_cost_no_memory_and_are_all_kept() {
                         let mut connection = stand.node(at).connect();
                         for n in 0..REQUESTS {
                             let request = Request::get("/v1/app/x").bearer(&stand.key.secret);
-                            // One in ten is for somebody new.
+                            // One in ten is for a new end user.
                             let is_new = n % 10 == 0;
                             let name = format!("{names} {client} {n}");
                             let request =

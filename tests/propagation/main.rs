@@ -27,11 +27,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::{Gateway, Key, Request, Spare, eventually_true, soon};
 
-/// One request of the load beside it comes so long after the one before: 500 per second to each node.
+/// The interval of the background load: 500 requests per second to each node.
 const EVERY: Duration = Duration::from_millis(2);
 
-/// From the answer of one node's admin API to the first request on which the other acts on it, 200 times, while both serve
-/// 500 other requests per second each.
+/// From the response of one node's admin API to the first request on which the other applies the change, 200 times, while
+/// both serve 500 other requests per second each.
 #[test]
 fn a_change_acts_on_the_other_node_within_moments_while_both_are_busy() {
     const TRIALS: usize = 200;
@@ -71,7 +71,7 @@ fn a_change_acts_on_the_other_node_within_moments_while_both_are_busy() {
     assert!(spare[2] <= Duration::from_secs(2), "{real:?}, of which the machine had {spare:?} to spare");
 }
 
-/// Requests that come at a rate until somebody is done.
+/// A steady load until it is stopped.
 #[derive(Default)]
 struct Load(AtomicBool);
 
@@ -98,19 +98,19 @@ impl Drop for Done<'_> {
     }
 }
 
-/// How long it took, and how much of that the machine had to spare.
+/// How long it took, and how much spare time the machine had meanwhile.
 struct Wait {
     real: Duration,
     spare: Duration,
 }
 
-/// Switches `key` off and on through `first`; how long after each answer the other node still acted on the old state.
+/// Disables and enables `key` through `first`; how long after each response the other node still applied the old state.
 fn trials(count: usize, first: &Gateway, second: &Gateway, key: &Key) -> Vec<Wait> {
     let request = Request::get("/v1/app/x").bearer(&key.secret);
     let mut client = second.connect();
     let mut status = || {
         let response = client.call(&request);
-        // A request that is being served when its key goes may be the connection's last.
+        // A request in progress when its key is disabled may be the connection's last.
         if response.header("connection") == Some("close") {
             client = second.connect();
         }
@@ -143,7 +143,7 @@ fn a_change_that_nobody_announces_is_found_within_two_seconds() {
     });
 }
 
-/// Were it to stand always, no promise could be broken; were it to go always, any stall of the machine would break one.
+/// If the clock always stood, no promise could fail; if it always ran, any stall of the machine would fail one.
 #[test]
 fn the_clock_of_promises_goes_on_and_stands_while_the_machine_does() {
     let (real, spare) = (Instant::now(), Spare::begin());
@@ -151,7 +151,7 @@ fn the_clock_of_promises_goes_on_and_stands_while_the_machine_does() {
     let shown = spare.elapsed();
     assert!(shown <= real.elapsed(), "it is fast: {shown:?}");
     let (real, spare) = (Instant::now(), Spare::begin());
-    // This process stands still for a second.
+    // This process is stopped for a second.
     let stall = r#"kill -s STOP "$1"; sleep 1; kill -s CONT "$1""#;
     let pid = std::process::id().to_string();
     let stalled = std::process::Command::new("sh").args(["-c", stall, "sh", &pid]).status();

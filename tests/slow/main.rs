@@ -24,32 +24,32 @@ use support::{Gateway, Raw, Request, stand};
 
 const CLIENTS: u32 = 8;
 const REQUESTS_PER_SECOND: u32 = 1_000;
-/// How long each measurement lasts, and how long nothing is measured after slow clients have come.
+/// The duration of each measurement, and the settling time after slow clients have connected.
 const FOR: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 9;
 const SLOW: usize = 1_000;
-/// Wrong secrets a second, and over how many connections.
+/// Wrong secrets a second, and their connections.
 const GUESSES_PER_SECOND: u32 = 10_000;
 const GUESSERS: u32 = 8;
-/// How much later the slowest hundredth may be answered beside slow clients, and beside guesses.
+/// By how much the 99th percentile may grow beside slow clients, and beside guesses.
 const LATER_MAX: Duration = Duration::from_millis(5);
 const LATER_MAX_BESIDE_GUESSES: Duration = Duration::from_millis(2);
-/// How much more CPU a request may cost, which a busy machine distorts far less.
+/// By how much CPU per request may grow, which other load on the machine distorts far less.
 const DEARER_MAX: Duration = Duration::from_micros(100);
 
-/// What was measured at so many requests a second.
+/// The result of one measurement.
 struct Measured {
-    /// The 99th percentile of the latency, as clients see it.
+    /// The 99th percentile of the latency seen by clients.
     p99: Duration,
-    /// The least of its histogram's bounds that 99 of 100 decisions of the gateway were within.
+    /// The smallest histogram bound that covers 99 of 100 decisions of the gateway.
     own_p99: f64,
-    /// CPU of the gateway's threads per request, and how long they waited to get one.
+    /// CPU of the gateway's threads per request, and how long they waited for a CPU.
     cpu: Duration,
     queued: Duration,
 }
 
-/// What the gateway has done so far.
+/// The gateway's counters so far.
 struct SoFar {
     cpu: Duration,
     queued: Duration,
@@ -68,7 +68,7 @@ impl SoFar {
     fn of(gateway: &Gateway) -> Self {
         let (mut cpu, mut queued) = (0, 0);
         for task in std::fs::read_dir(format!("/proc/{}/task", gateway.ready["pid"])).unwrap() {
-            // A thread that has just ended has nothing to tell.
+            // The thread has just ended.
             let Ok(text) = std::fs::read_to_string(task.unwrap().path().join("schedstat")) else { continue };
             let mut numbers = text.split_ascii_whitespace().map(|n| n.parse::<u64>().unwrap());
             cpu += numbers.next().unwrap();
@@ -85,7 +85,7 @@ impl SoFar {
     }
 }
 
-/// So many requests a second over a few connections.
+/// Sends that many requests a second over a few connections.
 fn measure(gateway: &Gateway, secret: &str, lasting: Duration) -> Measured {
     let before = SoFar::of(gateway);
     let every = Duration::from_secs(1) * CLIENTS / REQUESTS_PER_SECOND;
@@ -96,7 +96,7 @@ fn measure(gateway: &Gateway, secret: &str, lasting: Duration) -> Measured {
             let begun = Instant::now();
             let mut taken = Vec::new();
             for n in 0.. {
-                // From when it was due: a late answer makes the next ones late as well, and that counts.
+                // From the time it was due: a late response delays the next ones as well, and that counts.
                 let due = begun + every * n;
                 if due > begun + lasting {
                     return taken;
@@ -133,7 +133,7 @@ fn more(rounds: &[(Measured, Measured)], what: impl Fn(&Measured) -> Duration) -
     all[all.len() / 2]
 }
 
-/// Clients that say nothing, half a head, half a body, or take none of what they asked for.
+/// Clients that send nothing, half a head or half a body, or read none of their response.
 fn hold_on(gateway: &Gateway, secret: &str) -> Vec<Raw> {
     let post = Request::post("/v1/app/x", vec![b'x'; 10_000]).bearer(secret).head();
     let large = Request::get("/v1/app/large").bearer(secret).bytes();
@@ -147,14 +147,14 @@ fn hold_on(gateway: &Gateway, secret: &str) -> Vec<Raw> {
         .collect()
 }
 
-/// Measures alone and beside what `others` begins, in turn, because other work on the machine comes and goes. Answers how
-/// many seconds of CPU more a request cost beside the others.
+/// Measures with and without the load of `others`, in turn, because other work on the machine comes and goes. Returns how
+/// many seconds of CPU more a request cost beside that load.
 fn compare<T>(gateway: &Gateway, secret: &str, later_max: Duration, mut others: impl FnMut() -> T) -> f64 {
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let alone = measure(gateway, secret, FOR);
         let there = others();
-        // What is under way at first is not the subject: what was asked for is on its way until the sockets are full.
+        // The initial phase is not measured: responses are sent until the sockets are full.
         measure(gateway, secret, SETTLING);
         let beside = measure(gateway, secret, FOR);
         drop(there);
@@ -170,7 +170,7 @@ fn compare<T>(gateway: &Gateway, secret: &str, later_max: Duration, mut others: 
     // Other work can only make a round worse.
     let best = |of: fn(&(Measured, Measured)) -> Duration| rounds.iter().map(of).min().unwrap();
     println!("the best rounds: p99 {:?} alone, {:?} beside them", best(|r| r.0.p99), best(|r| r.1.p99));
-    // What the machine's other work does to the clients' clock without anybody beside them.
+    // How much the machine's other work changes the latency without any slow client.
     let spread = rounds.iter().map(|r| r.0.p99).max().unwrap() - best(|r| r.0.p99);
     if spread > later_max {
         println!("this machine was too busy to say more about latency: alone, the p99 moved by {spread:?}");

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 const FIRST: RequestId = RequestId(Uuid::nil());
 
-/// All that fit, by parts of `looks_at`, and how many parts there were.
+/// All matching records, by parts of `looks_at` rows, and how many parts there were.
 async fn walked(place: &Place, filter: &RecordFilter, looks_at: u32) -> (Vec<UsageRecord>, usize) {
     let (mut all, mut parts, mut next) = (Vec::new(), 0, Some(FIRST));
     while let Some(first) = next {
@@ -45,7 +45,7 @@ async fn three_keys(place: &Place) -> [KeyRecord; 3] {
     [place.key_in(&w1, "a").await, place.key_in(&w1, "b").await, place.key_in(&w2, "c").await]
 }
 
-/// Ends of every kind over two days, not in the order of their ids.
+/// Ended requests of every outcome over two days, not in the order of their ids.
 fn lived([a, b, c]: &[KeyRecord; 3]) -> Vec<UsageRecord> {
     let denied = UsageRecord {
         outcome: Outcome::Denied,
@@ -80,7 +80,7 @@ pub(crate) async fn all_records_come_once_by_their_ids(place: Place) {
         let found = walked(&place, &RecordFilter::default(), looks_at).await;
         assert_eq!(found, (expected.clone(), parts), "by {looks_at}");
     }
-    // From a record on, as what was broken off goes on.
+    // Starting at a record, as a resumed export does.
     let rest = place.all_records(&RecordFilter::default(), expected[4].id, 1_000).await.unwrap();
     assert_eq!((rest.items, rest.next), (expected[4..].to_vec(), None));
 }
@@ -118,7 +118,7 @@ pub(crate) async fn all_records_leave_out_what_retention_hides(place: Place) {
     let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
     place.maintain(T0.plus(DAY * 10)).await.unwrap();
-    // One that comes late, of a day that is over, is hidden until it goes too.
+    // A late record of a day already past retention is hidden until it is deleted too.
     place.append(&[record(&a, T0)]).await.unwrap();
     assert_eq!(all(&place).await, days[1..]);
 }
@@ -140,7 +140,7 @@ pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(pl
     assert_eq!(all(&place).await, by_id(moved[1..].to_vec()), "a workspace that is not here has no plan");
 }
 
-/// What the two stores say of a key, at the end of what has happened.
+/// The two stores' views of a key at the end.
 async fn said(place: &Place, w: &WorkspaceId, key: &KeyRecord) -> impl PartialEq + std::fmt::Debug + use<> {
     let (id, at) = (key.key.id, after(90_001));
     let spent = place.totals_of(&UsageSubject::Key(id), at, Calendar::UTC).await.unwrap();
@@ -174,7 +174,7 @@ pub(crate) async fn records_that_move_count_once(place: Place) {
     }
 }
 
-/// One row that cannot be understood among three, and how the part tells.
+/// One invalid row among three, and how the part reports it.
 async fn is_passed_over(place: &Place, bad: &UsageRecord, good: [&UsageRecord; 2]) {
     for looks_at in [1, 2, 1_000] {
         let (mut found, mut passed_over, mut next) = (Vec::new(), 0, Some(FIRST));
@@ -203,7 +203,7 @@ async fn a_broken_row_of_sqlite_is_passed_over() {
     let break_one = "UPDATE usage SET outcome = 'liked' WHERE id = ?1";
     assert_eq!(file.execute(break_one, [records[1].id.0.as_bytes()]).unwrap(), 1);
     is_passed_over(&place, &records[1], [&records[0], &records[2]]).await;
-    // An id that is none at all.
+    // An invalid id.
     let shorten = "UPDATE usage SET outcome = 'served', id = substr(id, 1, 15) WHERE id = ?1";
     assert_eq!(file.execute(shorten, [records[1].id.0.as_bytes()]).unwrap(), 1);
     is_passed_over(&place, &records[1], [&records[0], &records[2]]).await;

@@ -43,7 +43,7 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     let before = place.version().await.unwrap();
     place.note_reload("node-1", changes.clone(), &by, T0).await.unwrap();
     assert!(place.version().await.unwrap() > before);
-    // In the order of the acts, though nearly all bear the same instant.
+    // In the order of the writes, although nearly all have the same time.
     let of_workspace = lines(&place, Some(&w)).await;
     assert_eq!(
         actions(&of_workspace),

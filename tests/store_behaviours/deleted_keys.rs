@@ -10,9 +10,9 @@ use keygate::store::{
 use serde_json::json;
 use std::time::Duration;
 
-/// The peppers that secrets of these tests are made with.
+/// The peppers of the secrets in these tests.
 const PEPPERS: &[u32] = &[1];
-/// When a key that was deleted at [`T0`] is gone for good.
+/// When a key deleted at [`T0`] is removed for good.
 const END: Duration = Duration::from_hours(30 * 24);
 
 async fn restore(
@@ -80,7 +80,7 @@ pub(crate) async fn a_deleted_key_comes_back_as_it_was(place: Place) {
     assert_eq!((lines.len(), &lines[0].target), (1, &id.to_string()));
     let ms = after(2).as_millis();
     assert_eq!(lines[0].changes["deleted_at"], json!({"from": ms, "to": null}));
-    // It can be deleted and restored again, and a secret whose grace period ended meanwhile stays away.
+    // It can be deleted and restored again, and a secret whose grace period ended meanwhile stays invalid.
     place.delete_key(&w, id, &someone(), after(4)).await.unwrap();
     let version = place.version().await.unwrap();
     restore(&place, &w, id, after(60)).await.unwrap();
@@ -94,7 +94,7 @@ pub(crate) async fn a_deleted_key_comes_back_within_its_time_only(place: Place) 
     is_gone(restore(&place, &w, late, T0.plus(END)).await);
     restore(&place, &w, late, just_before).await.unwrap();
 
-    // What opens a key goes when its time is over, and a longer time does not bring it back.
+    // The secrets are removed when the time is over, and a longer time does not bring them back.
     place.maintain(just_before).await.unwrap();
     assert_eq!(names_of_deleted(&place, &w).await, ["early"]);
     place.maintain(T0.plus(END)).await.unwrap();
@@ -104,7 +104,7 @@ pub(crate) async fn a_deleted_key_comes_back_within_its_time_only(place: Place) 
     refused(restore(&place, &w, early, just_before).await, NotRestorable::SecretNotKept);
     assert!(place.key(&w, late).await.unwrap().is_some(), "what was restored is left alone");
 
-    // A plan without such a time keeps nothing from the start.
+    // Under a plan without such a time, the secrets of a deleted key are never kept.
     place.update_plan(&plan_id("basic"), days(0), &someone(), T0).await.unwrap();
     let never = deleted(&place, &w, "never").await.key.id;
     assert_eq!(names_of_deleted(&place, &w).await, [""; 0]);
@@ -161,7 +161,7 @@ pub(crate) async fn deleted_keys_are_listed_by_themselves(place: Place) {
     let there = place.keys(&w, &KeyFilter::default(), everything()).await.unwrap();
     assert_eq!(there.items.iter().map(|record| &*record.name).collect::<Vec<_>>(), ["there"]);
     assert_eq!(place.key(&w, gone.key.id).await.unwrap(), None);
-    // The time is that of the plan the workspace is on when somebody asks.
+    // The time is that of the plan that the workspace has at that moment.
     let mut short = crate::place::plan("short");
     short.deleted_keys_days = 1;
     place.create_plan(short, &someone(), T0).await.unwrap();

@@ -44,7 +44,7 @@ pub(crate) async fn end_users_that_move_keep_their_ids(place: Place) {
         created_at: after(5),
     };
     let users = vec![moved("a"), moved("known"), moved("β"), moved("c")];
-    // The quota is for newcomers; and a name has one id, the one it got first.
+    // The quota applies to new end users; and a name keeps its first id.
     assert_eq!(place.restore_end_users(&w, users.clone(), &someone(), T0).await.unwrap(), 3);
     assert_eq!(place.restore_end_users(&w, users.clone(), &someone(), T0).await.unwrap(), 0);
     assert_eq!(counted(&place, &w).await, (4, 4));
@@ -176,7 +176,7 @@ pub(crate) async fn workspaces_do_not_see_each_others_end_users(place: Place) {
     assert_eq!(place.end_users(&w2, Some("u"), everything()).await.unwrap().total, 0);
     let error = place.delete_end_user(&w2, mine, &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::NotFound("end user")), "{error}");
-    // Each has the plan's quota for itself, and the same name is another end user.
+    // Each workspace has its own quota, and the same name is another end user there.
     assert_ne!(admit(&place, &w2, "u").await.unwrap(), mine);
     assert_eq!((counted(&place, &w1).await, counted(&place, &w2).await), ((1, 1), (1, 1)));
 }

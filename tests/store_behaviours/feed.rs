@@ -56,7 +56,7 @@ pub(crate) async fn only_what_changed_comes(place: Place) {
 pub(crate) async fn the_first_load_comes_in_order(place: Place) {
     let w = place.tenant("w1").await;
     let (a, b) = (place.key_in(&w, "a").await.key.id, place.key_in(&w, "b").await.key.id);
-    // Written last, yet it must come first.
+    // Written last, but must come first.
     place.update_plan(&plan_id("basic"), PlanPatch::default(), &someone(), T0).await.unwrap();
     let expected =
         ["plan basic".to_owned(), "workspace w1 on basic".into(), format!("key {a}"), format!("key {b}")];
@@ -99,7 +99,7 @@ pub(crate) async fn a_forgotten_end_user_stays_a_tombstone(place: Place) {
         place.delete_end_user(&w, id, &someone(), T0).await.unwrap();
         assert_eq!(place.feed(before).await, ["end user w1/u removed"]);
     }
-    // It is back under another id; who knew the old one must still hear of it.
+    // It exists again under another id; nodes that know the old id must still learn of its deletion.
     place.admit_end_user(&w, "u", T0).await.unwrap();
     assert_eq!(place.feed(start).await, ["end user w1/u removed"]);
 }
@@ -199,7 +199,7 @@ pub(crate) async fn a_pepper_is_recognised(place: Place) {
     place.agree_on_peppers(&[(2, [2; 32]), (1, [1; 32])]).await.unwrap();
     let error = place.agree_on_peppers(&[(3, [3; 32]), (2, [9; 32]), (1, [1; 32])]).await.unwrap_err();
     assert!(matches!(&error, StoreError::WrongPepper(why) if why.starts_with("pepper 2 is not")), "{error}");
-    // The refused set left nothing behind: another pepper 3 is still welcome.
+    // The refused set left nothing behind: another pepper 3 is still accepted.
     place.agree_on_peppers(&[(3, [4; 32]), (2, [2; 32]), (1, [1; 32])]).await.unwrap();
 }
 
@@ -219,7 +219,7 @@ pub(crate) async fn a_pepper_in_use_cannot_be_missing(place: Place) {
     missing().await;
     place.agree_on_peppers(&[new, old]).await.unwrap();
     place.regenerate_key(&w, id, credential(2), Some(after(60)), &someone(), T0).await.unwrap();
-    // The secret before still needs it, until its time is over.
+    // The previous secret still needs it, until its grace period is over.
     missing().await;
     place.update_key(&w, id, KeyPatch::default(), &someone(), after(60)).await.unwrap();
     place.agree_on_peppers(&[new]).await.unwrap();

@@ -29,7 +29,7 @@ fn rename(name: &str) -> KeyPatch {
     KeyPatch { name: Some(name.into()), ..KeyPatch::default() }
 }
 
-/// `issued` as it is kept while it is the current one.
+/// `issued` as stored while it is the current secret.
 fn stored(issued: &IssuedCredential) -> Credential {
     let IssuedCredential { digest, pepper_version, secret, .. } = *issued;
     Credential { digest, pepper_version, secret, valid_until: None }
@@ -160,7 +160,7 @@ pub(crate) async fn a_secret_opens_one_key(place: Place) {
     let taken =
         |error: StoreError| assert!(matches!(error, StoreError::Invalid { field: "secret", .. }), "{error}");
     taken(place.create_key(second.clone(), &someone(), T0).await.unwrap_err());
-    // Also while it is only the credential before; and no longer once that is over.
+    // Also while it is only the previous secret; and no longer once its grace period is over.
     place.regenerate_key(&w, id, credential(1), Some(after(60)), &someone(), T0).await.unwrap();
     taken(place.create_key(second.clone(), &someone(), after(59)).await.unwrap_err());
     place.create_key(second, &someone(), after(60)).await.unwrap();
@@ -185,7 +185,7 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
     let w = place.tenant("w1").await;
     let moved = |name: &str, old: Option<Credential>| {
         let mut new = new_key(&w, name);
-        // Its plan was lowered, and it had expired, before it moved.
+        // Its plan was lowered, and it had expired, before it was moved.
         new.key.ceilings.rate_limit = PLAN_RATE + 1;
         new.key.expires_at = Some(Timestamp::from_micros(5));
         let [created_at, updated_at] = [7_000, 9_000].map(Timestamp::from_micros);
@@ -221,7 +221,7 @@ pub(crate) async fn a_key_that_moves_brings_its_past(place: Place) {
     let over = moved("its grace is over", Some(until(T0)));
     let over = place.create_key(over, &someone(), T0).await.unwrap().value;
     assert_eq!(credentials(&place, over.key.id).await.len(), 1);
-    // What opens one key opens no other, also while it is only the credential before.
+    // A secret opens only one key, also while it is only the previous secret.
     let taken = place.create_key(moved("taken", Some(live)), &someone(), T0).await;
     assert!(matches!(taken, Err(StoreError::Invalid { field: "secret", .. })), "{taken:?}");
     assert_eq!(names(&place, &w, KeyFilter::default()).await.len(), 2, "nothing of it stays");
@@ -484,7 +484,7 @@ pub(crate) async fn search_follows_changes(place: Place) {
     place.regenerate_key(&w, key.key.id, new, None, &someone(), T0).await.unwrap();
     assert_eq!(search(&place, &w, "zzzz").await, ["k"]);
     assert_eq!(search(&place, &w, "ab3d").await.len(), 0);
-    // What one field ends with and the next begins with is not one text.
+    // The end of one field and the beginning of the next are not one text.
     assert_eq!(search(&place, &w, "kneedle").await.len(), 0);
 }
 
@@ -503,7 +503,7 @@ pub(crate) async fn a_new_secret_keeps_the_old_one_until_told(place: Place) {
     let current = stored(&second);
     let old = Credential { valid_until: Some(after(60)), ..stored(&first) };
     assert_eq!(credentials(&place, id).await, [current, old]);
-    // A third ends the first at once, whatever it had been promised.
+    // A third secret ends the first at once, whatever its grace period.
     let third = credential(2);
     place.regenerate_key(&w, id, third.clone(), Some(after(90)), &someone(), after(2)).await.unwrap();
     let current = stored(&third);
@@ -534,12 +534,12 @@ pub(crate) async fn a_rehash_replaces_one_digest(place: Place) {
     let v2 = place.rehash_key(id, first.digest, new_first, 2).await.unwrap().unwrap();
     assert!(v2 > v1);
     assert_eq!(place.rehash_key(id, first.digest, new_first, 2).await.unwrap(), None);
-    // The digests are others, the secrets are the same.
+    // The digests are new, the secrets are the same.
     let current = Credential { digest: new_second, pepper_version: 2, ..stored(&second) };
     let old =
         Credential { digest: new_first, pepper_version: 2, valid_until: Some(after(60)), ..stored(&first) };
     assert_eq!(credentials(&place, id).await, [current, old]);
-    // Not an act of anybody: neither the instant of the last change nor the audit trail moves.
+    // This is not an administrative change: neither the time of the last change nor the audit trail changes.
     assert_eq!(place.key(&w, id).await.unwrap(), Some(created));
 }
 

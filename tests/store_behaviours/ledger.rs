@@ -90,7 +90,7 @@ pub(crate) async fn append_is_idempotent(place: Place) {
     assert_eq!((stats(&place, &w, &key, T0).await, spent(&place, T0).await), once);
     assert_eq!(once.0.total_requests, 2);
     assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, exactly(2));
-    // The id is the identity: another text under it changes nothing.
+    // The id is the identity: another content under the same id changes nothing.
     let twin = UsageRecord { status_code: 500, ..batch[0].clone() };
     assert_eq!(place.append(&[twin]).await.unwrap(), 0);
     assert_eq!(stats(&place, &w, &key, T0).await.errors, 0);
@@ -271,7 +271,7 @@ pub(crate) async fn records_go_when_their_plan_says_and_figures_stay(place: Plac
     let done = place.maintain(now).await.unwrap();
     assert_eq!((done.records_deleted, done.rollups_deleted), (2, 0));
     assert_eq!(place.maintain(now).await.unwrap().records_deleted, 0, "once is enough");
-    // What is gone does not come back into view, and is not counted, because the plan has become more generous.
+    // Expired records do not reappear, and are not counted, when the plan's retention grows.
     place.update_plan(&plan_id("basic"), keep(None), &someone(), T0).await.unwrap();
     place.maintain(now).await.unwrap();
     let kept = logs(&place, &w, &key, &LogFilter::default()).await;
@@ -290,7 +290,7 @@ pub(crate) async fn retention_is_each_workspaces_own(place: Place) {
     place.create_plan(brief, &someone(), T0).await.unwrap();
     let moved = WorkspacePatch { plan_id: Some(plan_id("brief")), ..WorkspacePatch::default() };
     place.put_workspace(&short, moved, &plan_id("basic"), &someone(), T0).await.unwrap();
-    // More than go in one step, and one of today.
+    // More than one step deletes, and one of today.
     let many: Vec<UsageRecord> = (0..4_500).map(|n| record([&a, &b][n % 2], T0)).collect();
     place.append(&many).await.unwrap();
     place.append(&[record(&b, T0.plus(DAY * 3))]).await.unwrap();
@@ -312,7 +312,7 @@ pub(crate) async fn a_clock_that_is_ahead_deletes_nothing(place: Place) {
     };
     place.append(&[on(0), on(1)]).await.unwrap();
     assert_eq!(upkeep(400).await, (0, 0));
-    // Also when somebody was served by that clock.
+    // Also when requests were served with that clock.
     place.append(&[on(400)]).await.unwrap();
     assert_eq!(upkeep(400).await, (0, 0));
     assert_eq!(upkeep(2).await, (0, 0), "it is right again");
@@ -321,13 +321,13 @@ pub(crate) async fn a_clock_that_is_ahead_deletes_nothing(place: Place) {
     assert_eq!(upkeep(10).await, (0, 0), "nobody has come since");
     place.append(&[on(9)]).await.unwrap();
     assert_eq!(upkeep(10).await, (3, 4), "three old records, and two days of minutes");
-    // A gateway that was switched off for a year: the second day shows that it is no mistake.
+    // A gateway that was off for a year: the second day confirms the clock.
     place.append(&[on(401)]).await.unwrap();
     assert_eq!(upkeep(401).await.0, 1);
     assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.total, exactly(2));
 }
 
-/// Not a behaviour: `run` says to the database what no call can.
+/// Not a behaviour of the contract: `run` changes the database in a way that no call can.
 pub(crate) async fn what_is_hidden_until_2223_comes_back(place: &Place, run: impl AsyncFn(&'static str)) {
     const DAY: Duration = Duration::from_hours(24);
     let (limited, a) = key_of(place, "w1").await;
@@ -396,7 +396,7 @@ pub(crate) async fn response_times_are_of_answers_only(place: Place) {
     let mut batch: Vec<UsageRecord> = (1..=60).map(|n| took(n, record(&key, T0))).collect();
     batch.push(took(9_000_000, ended(&key, T0, Outcome::Denied, 429)));
     batch.push(took(9_000_000, ended(&key, T0, Outcome::Interrupted, 200)));
-    // In two parts, so that sketches are merged on the way.
+    // In two parts, so that sketches are merged.
     place.append(&batch[..20]).await.unwrap();
     place.append(&batch[20..]).await.unwrap();
     let expected = Quantiles { count: 60, mean_us: 30, p50_us: 30, p95_us: 57, p99_us: 60 };
@@ -427,7 +427,7 @@ pub(crate) async fn a_deleted_key_keeps_its_usage(place: Place) {
     let (w, key) = key_of(&place, "w1").await;
     place.append(&[record(&key, T0)]).await.unwrap();
     place.delete_key(&w, key.key.id, &someone(), T0).await.unwrap();
-    // What was in the journal when the key went still arrives.
+    // Records in the journal when the key is deleted still arrive.
     place.append(&[record(&key, after(1))]).await.unwrap();
     assert_eq!(stats(&place, &w, &key, T0).await.total_requests, 2);
     assert_eq!(logs(&place, &w, &key, &LogFilter::default()).await.items.len(), 2);
@@ -518,7 +518,7 @@ pub(crate) async fn logs_are_newest_first_and_paged(place: Place) {
 
 pub(crate) async fn cursors_walk_every_record_once(place: Place) {
     let (w, key) = key_of(&place, "w1").await;
-    // Seven of one microsecond, so that a cursor must tell them apart by id.
+    // Seven with the same microsecond, so that a cursor must tell them apart by id.
     let mut batch: Vec<UsageRecord> = (0..7).map(|_| record(&key, T0)).collect();
     batch.push(record(&key, T0.plus(Duration::from_micros(1))));
     batch.push(record(&key, T0.minus(Duration::from_micros(1))));

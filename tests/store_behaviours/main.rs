@@ -20,7 +20,7 @@ mod tenants;
 mod texts;
 mod usage_totals;
 
-/// Makes one module of tests per backend.
+/// Generates one module of tests per backend.
 macro_rules! run_on {
     ($backend:ident; $($group:ident: $($behaviour:ident)+;)+) => {
         mod $backend {

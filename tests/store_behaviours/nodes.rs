@@ -13,7 +13,7 @@ fn report(boot: u128, name: &str, reached: u64) -> NodeReport {
 pub(crate) async fn a_node_is_known_by_its_last_report(place: Place) {
     assert_eq!(place.nodes().await.unwrap(), []);
     place.report(&report(2, "b", 1)).await.unwrap();
-    // Two processes of one name are two nodes.
+    // Two processes with one name are two nodes.
     place.report(&report(1, "a", 5)).await.unwrap();
     place.report(&report(3, "a", 7)).await.unwrap();
     let moved = NodeReport { admin: Some("127.0.0.1:8081".into()), ..report(2, "b", 9) };

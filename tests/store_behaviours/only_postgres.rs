@@ -29,10 +29,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_postgres::AsyncMessage;
 
-/// The longest anything may take that no promise is about.
+/// The timeout of steps that no promise is about.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// For a server that does not answer: short, so that tests are.
+/// Short timeouts, for a server that does not answer.
 fn hasty() -> PgOptions {
     let timeout = Duration::from_millis(500);
     PgOptions { connections: 4, connect_timeout: timeout, statement_timeout: timeout }
@@ -60,8 +60,7 @@ fn unavailable<T: std::fmt::Debug>(outcome: Result<T, StoreError>) -> String {
     }
 }
 
-/// Asks again until there is an answer: a server that comes back needs a moment, and a machine may be too slow for
-/// [`hasty`].
+/// Repeats a call until it succeeds: a restarted server needs a moment, and a machine may be too slow for [`hasty`].
 async fn at_last<T>(mut ask: impl AsyncFnMut() -> Result<T, StoreError>) -> T {
     let limit = Instant::now() + PATIENCE;
     loop {
@@ -78,8 +77,8 @@ async fn recovered(store: &PgStore) -> Version {
 
 // === a server that closes connections ===
 
-/// The way to the database at `url` through a proxy. Connections that stood when `doomed` was raised end at the next thing
-/// that is said on them, as those do that the server has closed a moment before.
+/// Access to the database at `url` through a proxy. Once `doomed` is set, older connections are closed at their next
+/// message, like those that the server has just closed.
 async fn by_way_of_doom(url: &str, doomed: watch::Receiver<u32>) -> String {
     let place: PostgresUrl = url.parse().unwrap();
     let (host, port) = place.hosts[0].clone();
@@ -96,7 +95,7 @@ async fn by_way_of_doom(url: &str, doomed: watch::Receiver<u32>) -> String {
                 let mut server = TcpStream::connect(there).await.unwrap();
                 let (mut said, mut answered) = ([0; 4_096], [0; 4_096]);
                 loop {
-                    // Whatever ends on one side ends on the other.
+                    // When one side ends, so does the other.
                     tokio::select! {
                         n = client.read(&mut said) => match n {
                             Ok(n @ 1..) if born == *doomed.borrow() => server.write_all(&said[..n]).await.unwrap(),
@@ -129,7 +128,7 @@ async fn a_call_that_meets_a_closed_connection_does_not_notice() {
         }
         assert!(busy.join_all().await.iter().all(Result::is_ok));
         doom.send_replace(round);
-        // Nothing had begun, so what writes may begin again as well as what reads.
+        // Nothing had begun, so writes may be repeated as well as reads.
         let (key, by) = (new_key(&w, &format!("after round {round}")), someone());
         let (read, written) = tokio::join!(store.workspace(&w), store.create_key(key, &by, T0));
         assert!(read.unwrap().is_some());
@@ -171,7 +170,7 @@ async fn a_reader_that_follows_many_writers_misses_nothing() {
             })
         })
         .collect();
-    // Never asks for what it has seen: a number that became visible late would be lost for good.
+    // Never reads a number twice: one that became visible late would be lost.
     let follow = async {
         let (mut reached, mut seen) = (Version(0), HashSet::new());
         while seen.len() < WRITERS * WRITES {
@@ -197,7 +196,7 @@ async fn a_write_wakes_the_other_store_at_once() {
     let place = Place::postgres().await;
     let other = open_postgres(place.url()).await;
     place.tenant("w1").await;
-    // Once when it begins to listen, and for what was written by then.
+    // Once when it begins to listen, for everything written before.
     other.changed().await;
     while tokio::time::timeout(Duration::from_millis(200), other.changed()).await.is_ok() {}
     let mut waits = Vec::new();
@@ -209,7 +208,7 @@ async fn a_write_wakes_the_other_store_at_once() {
         assert!(woken.is_ok(), "write {n} was not heard");
         waits.push(start.elapsed());
     }
-    // The median: a machine that is busy with other tests may hold up one of them.
+    // The median: a busy machine may delay one of them.
     waits.sort_unstable();
     assert!(waits[10] < Duration::from_millis(100), "{waits:?}");
     let refused = announced(place.url(), async {
@@ -218,7 +217,7 @@ async fn a_write_wakes_the_other_store_at_once() {
     assert_eq!(refused.await, 0, "a refused write wakes nobody");
 }
 
-/// How often changes are announced while this is done.
+/// The number of notifications while `work` runs.
 async fn announced(url: &str, work: impl Future<Output = ()>) -> usize {
     let (client, mut connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
     let (tell, mut told) = mpsc::channel(100);
@@ -231,7 +230,7 @@ async fn announced(url: &str, work: impl Future<Output = ()>) -> usize {
     });
     client.batch_execute("LISTEN keygate_changes").await.unwrap();
     work.await;
-    // Words come in the order in which they were said.
+    // Notifications arrive in the order in which they were sent.
     client.batch_execute("NOTIFY keygate_changes, 'that is all'").await.unwrap();
     let mut before = 0;
     while told.recv().await.unwrap() != "that is all" {
@@ -269,7 +268,7 @@ async fn two_nodes_that_append_at_once_count_every_record_once() {
     let w = place.tenant("w1").await;
     let keys = [place.key_in(&w, "a").await, place.key_in(&w, "b").await];
     let stores = [Arc::clone(&place.store), Arc::new(open_postgres(place.url()).await) as Arc<dyn Store>];
-    // Both bring the same records, in opposite order, so that they meet in the rows and in the roll-ups.
+    // Both write the same records in opposite order, so that they conflict in the rows and in the roll-ups.
     let batches: Vec<Vec<_>> = (0..10)
         .map(|n| (0..50).map(|m| record(&keys[usize::from(m % 2 == 0)], after(60 * n + m))).collect())
         .collect();
@@ -316,7 +315,7 @@ async fn a_day_has_a_partition_that_goes_as_a_whole() {
         let row = server.query_one(sql, &[]).await.unwrap();
         (row.get::<_, i64>(0), row.get::<_, i64>(1))
     };
-    // A clock that is a month ahead: its rows wait until their day is near enough to be believed.
+    // A clock that is a month fast: its rows wait until their day is near enough.
     let early = record(&key, now.plus(DAY * 30));
     place.append(std::slice::from_ref(&early)).await.unwrap();
     assert_eq!(partitions().await, (1, 1), "the default one only");
@@ -327,7 +326,7 @@ async fn a_day_has_a_partition_that_goes_as_a_whole() {
 
     let patch = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
-    // A node whose clock is a year ahead empties nothing.
+    // A node whose clock is a year fast deletes nothing.
     let done = place.maintain(now.plus(DAY * 365)).await.unwrap();
     assert_eq!((done.partitions_dropped, done.records_deleted), (1, 0));
     assert_eq!(partitions().await, (6, 1));
@@ -343,7 +342,7 @@ async fn rows_move_out_of_the_default_partition_when_their_day_gets_its_own() {
     let row = server.query_one("SELECT (extract(epoch FROM now()) * 1000000)::bigint", &[]).await.unwrap();
     let records: Vec<_> = (0..3).map(|_| record(&key, Timestamp::from_micros(row.get(0)))).collect();
     place.append(&records).await.unwrap();
-    // As if they had come before there was a partition for the day.
+    // As if they had arrived before the partition for the day existed.
     let undo = "CREATE TABLE kept AS SELECT * FROM usage; DO $$ DECLARE part text; BEGIN
                     SELECT inhrelid::regclass::text INTO part FROM pg_inherits
                         WHERE inhparent = 'usage'::regclass AND inhrelid <> 'usage_odd'::regclass;
@@ -491,7 +490,7 @@ async fn of_nodes_that_start_at_once_one_migrates() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_was_cut_off_is_done_again() {
-    // What refinery makes before the transaction that does the work: all that a crash can leave.
+    // The table that refinery creates before the transaction of the migrations: all that a crash can leave.
     let url = Server::shared().create("").await;
     let client = raw(&url).await;
     client
@@ -543,7 +542,7 @@ async fn a_history_that_is_not_ours_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_not_utf8_is_refused() {
-    // ICU, which this server sorts with, knows no other encoding.
+    // ICU, which this server sorts with, supports no other encoding.
     let options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     let provider = if Server::shared().has_locale_providers() { "LOCALE_PROVIDER libc" } else { "" };
     let url = Server::shared().create(&format!("{options} {provider}")).await;
@@ -677,7 +676,7 @@ async fn a_server_that_hangs_is_unavailable_in_time_and_welcome_back() {
         unavailable(call.await.unwrap());
     }
     let waited = start.elapsed();
-    // Waiting for a connection, opening one, and the statement: each half a second, and half a second of grace.
+    // Waiting for a connection, opening one, and the statement: half a second each, and half a second of grace.
     assert!(waited < Duration::from_secs(3), "{waited:?}");
     server.thaw();
     assert_eq!(recovered(&store).await, before);
@@ -695,7 +694,7 @@ async fn a_server_that_was_killed_and_restarted_is_welcome_back() {
     unavailable(store.create_plan(plan, &someone(), T0).await);
     server.start_again();
     assert_eq!(recovered(&store).await, made);
-    // The ear is back too: it says once that it has missed something, and hears what follows.
+    // The LISTEN connection is back too: it reports once that it may have missed something, and then receives what follows.
     store.changed().await;
     let woken = tokio::time::timeout(PATIENCE, async {
         store.update_plan(&plan_id("p"), PlanPatch::default(), &someone(), T0).await.unwrap();
@@ -738,7 +737,7 @@ async fn a_statement_that_takes_too_long_is_broken_off() {
     assert!(why.contains("timed out") || why.contains("busy"), "{why}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     lock.rollback().await.unwrap();
-    // Its connection was not harmed.
+    // Its connection still works.
     let keys = at_last(async || store.keys(&w, &KeyFilter::default(), everything()).await).await;
     assert_eq!(keys.total, 0);
 }
@@ -755,12 +754,12 @@ async fn a_write_whose_caller_went_away_changes_nothing() {
         place.update_plan(&plan_id("basic"), PlanPatch::default(), &someone(), T0).await_briefly().await;
     assert!(waiting.is_none(), "it waits for the row");
     hold.rollback().await.unwrap();
-    // The next write comes after the one that was given up, in the row's queue; so that one is over by then.
+    // The next write waits for the row's lock after the cancelled one, so that one is over by then.
     let next = place.update_plan(&plan_id("basic"), PlanPatch::default(), &someone(), T0).await.unwrap();
     assert_eq!(next.version, Version(before.0 + 1));
 }
 
-/// Waits a moment for an answer, then gives up.
+/// Waits a moment for a result, then gives up.
 trait AwaitBriefly: Future + Sized {
     async fn await_briefly(self) -> Option<Self::Output> {
         tokio::time::timeout(Duration::from_millis(300), self).await.ok()
@@ -816,7 +815,7 @@ async fn every_connection_has_a_name_and_its_limits() {
 
 // === TLS ===
 
-/// A certificate for 127.0.0.1, valid until 2126, and the one that vouches for it.
+/// A certificate for 127.0.0.1, valid until 2126, and its CA.
 const CERTIFICATE: &str = include_str!("certificates/server.crt");
 const KEY: &str = include_str!("certificates/server.key");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store_behaviours/certificates/root.crt");
@@ -825,7 +824,7 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store_behaviours/
 async fn tls_is_as_strict_as_sslmode_says() {
     let mut server = Server::start();
     let plain = server.database().await;
-    // The server has none yet.
+    // The server has no certificate yet.
     let with = |host: &str, asked: &str| plain.replace("127.0.0.1", host).replace("sslmode=disable", asked);
     open(&with("127.0.0.1", "sslmode=prefer"), &patient()).await.unwrap();
     let why = unavailable(open(&with("127.0.0.1", "sslmode=require"), &patient()).await);
@@ -843,10 +842,10 @@ async fn tls_is_as_strict_as_sslmode_says() {
         ("127.0.0.1", require_ca.as_str(), Some(true)),
         ("127.0.0.1", ca.as_str(), Some(true)),
         ("127.0.0.1", full.as_str(), Some(true)),
-        // The certificate has no such name on it.
+        // The name is not in the certificate.
         ("localhost", ca.as_str(), Some(true)),
         ("localhost", full.as_str(), None),
-        // Nobody this machine knows vouches for it.
+        // The system does not trust its CA.
         ("127.0.0.1", "sslmode=verify-ca", None),
         ("127.0.0.1", "sslmode=verify-full", None),
     ] {
@@ -907,7 +906,7 @@ async fn a_write_that_waits_for_the_write_lock_holds_no_row_of_a_key() {
     let other_write = client.transaction().await.unwrap();
     other_write.batch_execute("SELECT value FROM change_seq FOR UPDATE").await.unwrap();
     let by = someone();
-    // By then the credential before is to be erased.
+    // By then the previous secret is to be deleted.
     let delete = place.delete_key(&w, id, &by, after(10));
     let check = async {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -961,6 +960,6 @@ async fn a_server_that_sends_too_much_loses_the_connection() {
     assert!(why.contains("more than it may"), "{why}");
     let taken = told.recv().await.unwrap();
     lying.abort();
-    // What was on its way when the connection was closed.
+    // Bytes that were in flight when the connection was closed.
     assert!(taken < 32 << 20, "{taken}");
 }

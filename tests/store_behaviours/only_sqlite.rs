@@ -32,7 +32,7 @@ async fn a_second_process_is_refused_and_told_who_has_it() {
     assert!(why.contains(&format!("in use by another Keygate (pid {})", std::process::id())), "{why}");
     let why = refusal(migrate(&place.path()));
     assert!(why.contains("in use by another Keygate"), "{why}");
-    // Looking is allowed at any time.
+    // Reading is allowed at any time.
     assert!(check(&place.path()).unwrap().pending.is_empty());
 }
 
@@ -120,7 +120,7 @@ async fn a_locked_file_is_unavailable_and_says_no_sql() {
     let error = store.create_key(new_key(&workspace_id("w"), "k"), &someone(), T0).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert_eq!(error.to_string(), "store unavailable: the database file is locked");
-    // Readers do not mind, and the writer goes on when the file is free again.
+    // Readers are not affected, and the writer continues when the lock is released.
     assert_eq!(store.version().await.unwrap(), Version(0));
     raw.execute_batch("ROLLBACK").unwrap();
     let error = store.create_key(new_key(&workspace_id("w"), "k"), &someone(), T0).await.unwrap_err();

@@ -27,7 +27,7 @@ pub(crate) const PLAN_RATE: u32 = 100;
 /// The plan's end users in [`Place::tenant`].
 pub(crate) const PLAN_END_USERS: u64 = 100;
 
-/// An empty store that nobody else has.
+/// A new, empty store.
 pub(crate) struct Place {
     pub(crate) store: Arc<dyn Store>,
     backend: Backend,
@@ -62,7 +62,7 @@ impl Place {
         Self { store, backend: self.backend }
     }
 
-    /// Where the embedded store's file is.
+    /// The path of the embedded store's file.
     pub(crate) fn path(&self) -> PathBuf {
         match &self.backend {
             Backend::Sqlite { folder } => folder.path().join("keygate.db"),
@@ -70,7 +70,7 @@ impl Place {
         }
     }
 
-    /// Where the database is.
+    /// The database's URL.
     pub(crate) fn url(&self) -> &str {
         match &self.backend {
             Backend::Sqlite { .. } => panic!("it has no URL"),
@@ -78,7 +78,7 @@ impl Place {
         }
     }
 
-    /// A workspace on the plan `basic`, which is made with it.
+    /// A workspace on a new plan `basic`.
     pub(crate) async fn tenant(&self, id: &str) -> WorkspaceId {
         if self.plan(&plan_id("basic")).await.unwrap().is_none() {
             self.create_plan(plan("basic"), &someone(), T0).await.unwrap();
@@ -86,12 +86,12 @@ impl Place {
         self.ensure_workspace(&workspace_id(id), &plan_id("basic"), &someone(), T0).await.unwrap().value.id
     }
 
-    /// A key in a workspace that exists.
+    /// A key in an existing workspace.
     pub(crate) async fn key_in(&self, workspace: &WorkspaceId, name: &str) -> KeyRecord {
         self.create_key(new_key(workspace, name), &someone(), T0).await.unwrap().value
     }
 
-    /// All of the feed above `after`.
+    /// The whole feed above `after`.
     pub(crate) async fn all_changes(&self, after: Version) -> (Version, Vec<Change>) {
         let (to, mut from) = mpsc::channel(1);
         let collect = async {
@@ -129,7 +129,7 @@ pub(crate) async fn open_postgres(url: &str) -> PgStore {
     PgStore::open(&url.parse().unwrap(), &patient(), runtime).await.unwrap()
 }
 
-/// For a server that answers, however slow the machine is.
+/// Long timeouts, for a server that answers, however slow the machine is.
 pub(crate) fn patient() -> PgOptions {
     let timeout = Duration::from_secs(60);
     PgOptions { connect_timeout: timeout, statement_timeout: timeout, ..PgOptions::default() }
@@ -195,7 +195,7 @@ pub(crate) fn plan(id: &str) -> PlanRecord {
     }
 }
 
-/// A credential that no other has.
+/// A unique credential.
 pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
     let random = KeyId::new(T0).0.into_bytes();
     let mut digest = [0; 32];
@@ -204,7 +204,7 @@ pub(crate) fn credential(pepper_version: u32) -> IssuedCredential {
     IssuedCredential { digest, pepper_version, secret, hint: "sk-app-Ab3d…9fQz".into() }
 }
 
-/// A set of scopes, as tables carry it.
+/// A set of scopes from the form that tables store.
 pub(crate) fn scopes(joined: &str) -> Scopes {
     joined.parse().expect("scopes")
 }

@@ -21,7 +21,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     user: Option<(u32, u32)>,
     keeper: Option<Child>,
-    /// Settings that go before the usual ones.
+    /// Settings that override the usual ones.
     settings: &'static str,
 }
 
@@ -29,11 +29,12 @@ pub(crate) struct Server {
 const OWNER: &str = "keygate";
 /// A database with the schema, from which others are copied.
 const TEMPLATE: &str = "keygate_template";
-/// What was committed survives the server's death but not the machine's, which no test brings about.
+/// Committed data survives a crash of the server but not of the machine, which no test causes.
 const SETTINGS: &str = "-c fsync=off -c full_page_writes=off -c max_connections=300 \
      -c shared_buffers=64MB -c listen_addresses=127.0.0.1 -c autovacuum=off";
 
-/// Runs the server and waits for a word. When its input ends, because we are gone, it stops the server and cleans up.
+/// Runs the server and waits for input. When its standard input ends because this process has ended, it stops the server
+/// and cleans up.
 const KEEPER: &str = r#"
     "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" -o "$3" start >/dev/null || { cat "$2/log" >&2; exit 1; }
     echo ready
@@ -53,12 +54,12 @@ impl Server {
         SHARED.get_or_init(Self::start)
     }
 
-    /// Another one, for a test that stops, freezes or breaks it.
+    /// Another server, for a test that stops, freezes or damages it.
     pub(crate) fn start() -> Self {
         Self::start_with("")
     }
 
-    /// Another one with further settings, as `-c name=value`.
+    /// Another server with further settings, as `-c name=value`.
     pub(crate) fn start_with(settings: &'static str) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("keygate-pg-").tempdir().unwrap().keep();
@@ -74,7 +75,7 @@ impl Server {
         server
     }
 
-    /// Starts a server that was stopped, at the same place with the same data.
+    /// Starts a stopped server again, at the same address with the same data.
     pub(crate) fn start_again(&mut self) {
         assert!(self.keeper.is_none(), "it runs");
         let options = format!(
@@ -93,30 +94,30 @@ impl Server {
         self.keeper = Some(keeper);
     }
 
-    /// Stops it as a power failure does, and keeps its data.
+    /// Stops it like a power failure, and keeps its data.
     pub(crate) fn stop(&mut self) {
         let mut keeper = self.keeper.take().expect("it runs");
         keeper.stdin.take().unwrap().write_all(b"keep\n").unwrap();
         assert!(keeper.wait().unwrap().success() || !self.folder.join("data/postmaster.pid").exists());
     }
 
-    /// Nothing answers any more, but every connection stays open.
+    /// The server answers nothing any more, but every connection stays open.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
     }
 
-    /// Goes on where [`Server::freeze`] stopped it.
+    /// Continues after [`Server::freeze`].
     pub(crate) fn thaw(&self) {
         self.signal("-CONT");
     }
 
-    /// A database with the schema, which nobody else has. Answers its URL.
+    /// A new database with the schema. Returns its URL.
     pub(crate) async fn database(&self) -> String {
         self.make_template().await;
         self.create(&format!("TEMPLATE {TEMPLATE}")).await
     }
 
-    /// A database with nothing in it, made with these options of `CREATE DATABASE`. Answers its URL.
+    /// A new, empty database with these options of `CREATE DATABASE`. Returns its URL.
     pub(crate) async fn create(&self, options: &str) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -128,24 +129,24 @@ impl Server {
         self.url(&name)
     }
 
-    /// Whether a database can choose who sorts for it: since version 15.
+    /// Whether a database can choose its locale provider: since version 15.
     pub(crate) fn has_locale_providers(&self) -> bool {
         let version = std::fs::read_to_string(self.folder.join("data/PG_VERSION")).unwrap();
         version.trim().parse::<u32>().unwrap() >= 15
     }
 
-    /// Where a database of this server is.
+    /// The URL of a database of this server.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://{OWNER}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// A connection past the store, for looking and breaking things.
+    /// A connection outside the store, to inspect and damage things.
     pub(crate) async fn superuser(&self, database: &str) -> Client {
         raw(&self.url(database)).await
     }
 
     async fn make_template(&self) {
-        // Once per server, whoever is first: others wait for it here.
+        // Once per server by the first caller; others wait for it here.
         static MADE: tokio::sync::Mutex<Vec<u16>> = tokio::sync::Mutex::const_new(Vec::new());
         let mut made = MADE.lock().await;
         if made.contains(&self.port) {
@@ -164,7 +165,7 @@ impl Server {
         made.push(self.port);
     }
 
-    /// The server's own locale sorts as people do, so that an order that depends on it is noticed.
+    /// The server's own locale sorts in natural-language order, so that code that depends on the locale fails.
     fn initialise(&self) {
         let data = self.folder.join("data");
         let common = ["-U", OWNER, "--auth=trust", "-E", "UTF8", "--no-sync", "--locale=C.UTF-8", "-D"];
@@ -179,12 +180,12 @@ impl Server {
         }
     }
 
-    /// With `server.crt` and `server.key` in the folder of the data, the server also speaks TLS.
+    /// With `server.crt` and `server.key` in the data folder, the server also speaks TLS.
     fn tls_settings(&self) -> &'static str {
         if self.folder.join("data/server.crt").exists() { "-c ssl=on" } else { "" }
     }
 
-    /// Gives the server a certificate, for the next time it is started.
+    /// Gives the server a certificate, for its next start.
     pub(crate) fn use_certificate(&self, certificate: &str, key: &str) {
         for (name, text) in [("server.crt", certificate), ("server.key", key)] {
             let path = self.folder.join("data").join(name);
@@ -200,7 +201,7 @@ impl Server {
         let pid = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         let pid = pid.lines().next().unwrap();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        // One may have ended meanwhile; that is as good as a signal.
+        // It may have ended meanwhile.
         let _status = Command::new("sh")
             .args(["-c", r#"kill "$@""#, "sh", signal, pid])
             .args(children.split_whitespace())
@@ -222,7 +223,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         match self.keeper.take() {
-            // Its input ends here, which is its sign.
+            // The end of its input tells it to stop.
             Some(mut keeper) => {
                 drop(keeper.stdin.take());
                 drop(keeper.wait());
@@ -232,7 +233,7 @@ impl Drop for Server {
     }
 }
 
-/// A connection to `url` past the store.
+/// A connection to `url` outside the store.
 pub(crate) async fn raw(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
@@ -257,7 +258,7 @@ fn programs() -> PathBuf {
     )
 }
 
-/// PostgreSQL does not run as root. Whom to be instead: user and group.
+/// PostgreSQL does not run as root. The user and group to use instead.
 fn unprivileged() -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt as _;
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {

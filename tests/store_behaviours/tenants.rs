@@ -69,7 +69,7 @@ pub(crate) async fn a_lowered_plan_leaves_keys_alone(place: Place) {
     place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
     assert_eq!(place.key(&w, key.key.id).await.unwrap(), Some(key.clone()));
     assert_eq!(place.feed(before).await, ["plan basic"]);
-    // And such a key can still be renamed and switched off.
+    // Such a key can still be renamed and disabled.
     let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
     place.update_key(&w, key.key.id, patch, &someone(), T0).await.unwrap();
 }

@@ -66,7 +66,7 @@ pub(crate) async fn totals_of_a_workspace_are_of_its_keys(place: Place) {
         mean_us: Some(1_000),
     };
     assert_eq!(place.workspace_usage(&w, &ever).await.unwrap(), expected);
-    // A deleted key is no reason to forget what was used.
+    // The usage of a deleted key is kept.
     place.delete_key(&w, b.key.id, &someone(), T0).await.unwrap();
     assert_eq!(place.workspace_usage(&w, &ever).await.unwrap(), expected);
 

@@ -8,7 +8,7 @@ use std::io;
 const NO_EJECTION: &str = "[upstreams.eject]\nafter = 0\n";
 const BAD_GATEWAY: (u16, u32, &str) = (502, 10003, "bad_gateway");
 
-/// The first answer that is more than word that one will come.
+/// The final response, and the interim ones before it.
 fn answer(connection: &mut Raw) -> (u16, Vec<u16>) {
     let mut interim = Vec::new();
     loop {
@@ -79,7 +79,7 @@ fn a_client_that_asked_before_it_sent_its_body_is_answered_when_no_backend_is_th
     let gateway =
         Gateway::start(&(upstream("app", port.address) + &route("app", "/v1/app/{rest*}", "app", by_body)));
     let key = gateway.create_key(json!({"quota_limit": 1}));
-    // It costs nothing, so the second is told the same.
+    // It is not charged, so the second gets the same response.
     for _ in 0..2 {
         let mut connection = gateway.connect();
         let request = Request::post("/v1/app/x", "{\"user\":\"ann\"}")
@@ -99,11 +99,11 @@ fn a_connection_outlives_the_failure_of_a_backend() {
     let mut connection = group.gateway.connect();
     let is_open = |response: &crate::support::Response| response.header("connection") == Some("keep-alive");
     assert_eq!(connection.call(&request).status, 200);
-    // No answer, from a connection that breaks.
+    // No response, from a connection that breaks.
     group.origins[0].script(|_, _| Err(io::Error::other("gone")));
     let response = connection.call(&Request::post("/v1/app/x", "once").bearer(&group.secret));
     assert!(response.status == 502 && is_open(&response), "{response:?}");
-    // No place, while another request has it.
+    // No free slot, while another request has it.
     let hold = Hold::new();
     group.origins[0].answer_after(&hold);
     let mut other = group.gateway.connect();
@@ -111,18 +111,18 @@ fn a_connection_outlives_the_failure_of_a_backend() {
     group.origins[0].wait_for_heads(3);
     let response = connection.call(&request);
     assert!(response.status == 503 && is_open(&response), "{response:?}");
-    // Two at once, of which the second is read together with the first.
+    // Two at once; the second is read together with the first.
     let twice = [request.bytes(), request.bytes()].concat();
     connection.send(&twice);
     assert_eq!([connection.response().status, connection.response().status], [503, 503]);
     hold.release();
     assert_eq!(other.response().status, 200);
     eventually_true("the place is free", || connection.call(&request).status == 200);
-    // Nobody there.
+    // No server there.
     let gone = group.origins.remove(0).stop();
     let response = connection.call(&request);
     assert!(response.status == 502 && is_open(&response), "{response:?}");
-    // A client that says so is not kept.
+    // The connection of a client that asks for it is closed.
     let response = connection.call(&request.header("Connection", "close"));
     assert_eq!((response.status, response.header("connection")), (502, Some("close")));
     assert!(connection.is_closed());
@@ -163,13 +163,13 @@ fn what_is_sent_again_takes_no_place_but_its_own() {
     let group = Group::start(&[1], "max_requests_per_server = 1\n[upstreams.eject]\nafter = 0\n");
     let request = Request::get("/v1/app/x").bearer(&group.secret);
     for _ in 0..3 {
-        // An answer, and then an end that the gateway meets with its next request.
+        // A response, and then a close that the gateway notices with its next request.
         group.origins[0].script(|_, out| {
             out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
             Err(io::Error::other("gone"))
         });
         assert_eq!(group.gateway.call(&request).status, 200);
-        // The client has its answer a moment before the place is free.
+        // The client has its response a moment before the permit is released.
         let in_flight = || group.metric_of("keygate_upstream_requests_in_flight", 0, "");
         eventually_true("the place is free", || in_flight() == Some(0));
         group.origins[0].answer(200, &[], b"ok");

@@ -40,7 +40,7 @@ fn the_busy_one_gets_less() {
 #[test]
 fn a_name_stays_with_its_server_and_moves_only_when_that_is_gone() {
     let mut group = Group::start(&[1, 1, 1], "balance = \"hash:header:X-Session\"");
-    // Servers have other ports each time: of so many names, all pass over one of them once in ten thousand million times.
+    // Ports differ on each run: the probability that no name maps to one of the servers is about 10⁻¹⁰.
     let names: Vec<_> = (0..60).map(|n| format!("session-{n}")).collect();
     let home_of = |group: &Group, name: &str| {
         group.origins.iter().for_each(crate::support::Origin::forget);

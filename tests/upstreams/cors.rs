@@ -55,7 +55,7 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
     let no_preflight = Request::new("OPTIONS", "/v1/app/x").header("Origin", "https://app.example");
     assert_eq!(gateway.call(&no_preflight).status, 401);
     assert_eq!(preflight(&gateway, "/v1/nowhere", "https://app.example", "GET", "").status, 404);
-    // The connection goes on after it.
+    // The connection stays open.
     let mut connection = gateway.connect();
     let bytes = Request::new("OPTIONS", "/v1/app/x")
         .header("Origin", "https://app.example")
@@ -102,7 +102,7 @@ fn where_nothing_is_said_of_other_origins_the_backend_answers_preflights_without
     assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
     assert!(!seen.head.to_lowercase().contains("x-keygate-") && seen.header("cookie").is_none());
     assert_eq!((seen.header("x-end-user-id"), seen.header("x-forwarded-user")), (None, None));
-    // What no browser's preflight is, is decided like any other request, and so is one that presents a key.
+    // Requests that are not a browser's preflight, or that present a key, are decided like any other request.
     origin.forget();
     for request in [
         ask(&[]).body("x"),
@@ -119,7 +119,7 @@ fn where_nothing_is_said_of_other_origins_the_backend_answers_preflights_without
     assert_eq!(method.status, 404, "no route serves that");
     assert_eq!(gateway.call(&ask(&[]).bearer("nonsense")).status, 404, "nor an OPTIONS with a key");
     assert_eq!(origin.count(), 0);
-    // They cost nobody anything, and each address has so many.
+    // Preflights are not charged, and each address may send so many.
     let key = gateway.create_key(json!({}));
     let mut one = gateway.connect();
     let refused =

@@ -24,7 +24,7 @@ fn the_backend_gets_the_path_that_the_route_makes() {
         assert_eq!(origin.last().target.trim_end_matches('?'), got.trim_end_matches('?'), "{sent}");
     }
     assert_eq!(gateway.get("/v1/app/a1/..%2Fx", &secret).status, 400);
-    // What is recorded is what the client asked for.
+    // The record has the path that the client requested.
     let key = gateway.create_key(json!({}));
     gateway.get("/v1/app/a1/x", &key.secret);
     assert_eq!(gateway.wait_for_logs(&key, 1)[0]["endpoint"], "/v1/app/a1/x");

@@ -5,16 +5,16 @@ use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-/// A gateway whose one upstream `app` has several servers.
+/// A gateway whose only upstream `app` has several servers.
 pub(crate) struct Group {
     pub(crate) gateway: Gateway,
     pub(crate) origins: Vec<Origin>,
-    /// Of a key with a high rate.
+    /// The secret of a key with a high rate.
     pub(crate) secret: String,
 }
 
 impl Group {
-    /// Servers of these weights, the first origin for the first; `more` is further lines of the upstream, tables last.
+    /// Servers with these weights, one origin each; `more` is further lines of the upstream, tables last.
     #[track_caller]
     pub(crate) fn start(weights: &[u16], more: &str) -> Self {
         let origins: Vec<_> = weights.iter().map(|_| Origin::start()).collect();
@@ -37,7 +37,7 @@ impl Group {
         Self { gateway, origins: Vec::new(), secret }
     }
 
-    /// One request; its status.
+    /// The status of one request.
     #[track_caller]
     pub(crate) fn get(&self) -> u16 {
         self.gateway.get("/v1/app/x", &self.secret).status
@@ -53,7 +53,7 @@ impl Group {
         }
     }
 
-    /// Everything that comes until the gateway ends the connection.
+    /// Everything received until the gateway closes the connection.
     pub(crate) fn until_cut(&self, request: &Request) -> String {
         let mut stream = TcpStream::connect(self.gateway.proxy).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -71,16 +71,16 @@ impl Group {
         self.origins.iter().map(Origin::count).collect()
     }
 
-    /// The value of a metric whose name and labels are written like this; none while there is none.
+    /// The value of a series with this name and these labels; `None` without such a series.
     pub(crate) fn metric(&self, series: &str) -> Option<u64> {
         let text = Raw::connect(self.gateway.admin).call(&Request::get("/metrics")).text();
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
         line.parse().ok()
     }
 
-    /// A metric of the server that the `n`-th origin is.
+    /// A metric of the server at the `n`-th origin.
     pub(crate) fn metric_of(&self, name: &str, n: usize, more: &str) -> Option<u64> {
-        // Labels are written in the order of their names.
+        // Labels are sorted by name.
         self.metric(&format!("{name}{{{more}server=\"{}\",upstream=\"app\"}}", self.origins[n].address))
     }
 }

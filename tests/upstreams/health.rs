@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const UP: &str = "keygate_upstream_up";
 
-/// An origin whose `/health` fails while the flag is down, and which serves everything else.
+/// An origin whose `/health` fails while the flag is false, and which serves everything else.
 fn health_of(origin: &Origin) -> Arc<AtomicBool> {
     let well = Arc::new(AtomicBool::new(true));
     let looked_at = Arc::clone(&well);
@@ -61,7 +61,7 @@ fn with_no_server_left_the_answer_is_503_and_costs_nothing() {
     let key = gateway.create_key(json!({"rate_limit": 1000, "quota_limit": 3}));
     let down = || gateway.stderr().contains("no healthy server left in upstream");
     eventually_true("the only server is down", down);
-    // More than the quota allows: each is given back.
+    // More than the quota allows: each charge is returned.
     for _ in 0..5 {
         let response = gateway.get("/v1/app/x", &key.secret);
         assert_eq!(response.fault(), (503, 10003, "service_unavailable".into()));
@@ -80,7 +80,7 @@ fn a_server_that_fails_requests_is_left_out_for_a_time() {
     assert_eq!(statuses, [503, 200, 503, 200, 503, 200], "what a backend answers is passed on");
     assert_eq!(group.metric_of("keygate_upstream_ejections_total", 0, ""), Some(1));
     assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"error_status\","), Some(3));
-    // Both were at fault now, but only half of the group may be out.
+    // Both failed now, but only half of the group may be ejected.
     group.origins[1].answer(500, &[], b"broken");
     group.origins[0].answer(200, &[], b"well");
     let so_far = group.counts();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-/// A gateway for which the name `moving.test` is where a test says.
+/// A gateway for which a test controls the address of `moving.test`.
 struct Moving {
     gateway: Gateway,
     hosts: PathBuf,
@@ -18,7 +18,7 @@ struct Moving {
 }
 
 impl Moving {
-    /// In front of `moving.test` at `port`. Left to itself, the name is looked up once a day.
+    /// A gateway in front of `moving.test` at `port`, which resolves the name once a day by itself.
     fn start(at: &str, port: u16, more: &str) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let hosts = folder.path().join("hosts");
@@ -34,7 +34,7 @@ impl Moving {
         Self { gateway, hosts, secret }
     }
 
-    /// The same file with other bytes in it, for it is what is mounted.
+    /// Rewrites the file in place, because that inode is mounted.
     fn moves_to(&self, at: &str) {
         std::fs::write(&self.hosts, format!("{at} moving.test\n")).unwrap();
     }
@@ -44,7 +44,7 @@ impl Moving {
     }
 }
 
-/// A program that runs the gateway with `hosts` in place of the machine's.
+/// A program that runs the gateway with `hosts` in place of the machine's file.
 fn in_a_namespace(folder: &Path, hosts: &Path) -> PathBuf {
     let options = ["--mount", "--map-root-user --mount"];
     let allowed = |options: &&str| {
@@ -64,12 +64,12 @@ fn in_a_namespace(folder: &Path, hosts: &Path) -> PathBuf {
     program
 }
 
-/// An origin here and one there, at the same port.
+/// Two origins at two addresses with the same port.
 fn two() -> (Origin, Origin) {
     loop {
         let here = Origin::start();
         let there: SocketAddr = format!("127.0.0.2:{}", here.address.port()).parse().unwrap();
-        // Somebody may have that port there.
+        // The port may be in use there.
         if std::net::TcpListener::bind(there).is_ok() {
             return (here, Origin::start_at(there));
         }
@@ -95,7 +95,7 @@ fn a_stranger_at_the_old_address_gets_few_requests() {
     here.answer(200, &[("Connection", "close")], b"{}");
     assert_eq!(moving.get(), 200);
     moving.moves_to("127.0.0.2");
-    // From here on it is a stranger that answers there.
+    // From here on another service answers at the old address.
     here.answer(404, &[], b"{}");
     eventually_true("requests find the server", || moving.get() == 200);
     let (strange, known) = (here.count(), there.count());

@@ -7,7 +7,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// A gateway in front of one server that is named like this.
+/// A gateway in front of one server with this address.
 fn before(server: &str, more: &str) -> (Gateway, String) {
     let upstream = format!("[[upstreams]]\nname = \"app\"\nservers = [\"{server}\"]\n{more}\n");
     let gateway = Gateway::start(&(upstream + &route("app", "/v1/app/{rest*}", "app", "")));
@@ -20,7 +20,7 @@ fn status(server: &str, more: &str) -> u16 {
     gateway.get("/v1/app/x", &secret).status
 }
 
-/// Files in a folder that lasts as long as this.
+/// Files in a temporary folder.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -110,7 +110,7 @@ fn certificates_of_upstreams_change_without_a_reload() {
     let is_in_force = || gateway.stderr().contains("certificates of upstreams reloaded");
     eventually_true("the new one is in force", is_in_force);
     assert_eq!(status(), 200);
-    // Connections that were made under the one before are not used any more.
+    // Connections made with the previous CA are not used any more.
     files.write("ca.pem", &others.pem());
     eventually_true("it is not believed any more", || status() == 502);
     assert_eq!(gateway.stderr().matches(told).count(), 1, "once");
@@ -194,7 +194,7 @@ fn files_that_cannot_be_used_are_told_before_anything_starts() {
 
 #[test]
 fn connections_are_not_shared_between_ways_of_speaking() {
-    // One address in two upstreams, of which one is to be believed and one is not.
+    // One address in two upstreams: one trusts its CA, the other does not.
     let ours = Authority::new();
     let certified = ours.certify(&["localhost"]);
     let speaker = Speaker::start(Some(&http(&certified)));
@@ -247,7 +247,7 @@ fn grpc_passes_from_end_to_end() {
     );
 }
 
-/// One call whose answer must be right, trailers included.
+/// One gRPC call whose response must be right, trailers included.
 async fn call_by_grpc(address: String, secret: &str) {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (send, connection) = h2::client::handshake(stream).await.unwrap();

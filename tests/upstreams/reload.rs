@@ -29,7 +29,7 @@ fn routes_and_upstreams_change_together_by_call_and_by_signal() {
     let text = |path: &str| gateway.get(path, &secret).text();
     assert_eq!(text("/v1/x"), "one");
 
-    // The same numbers mean other upstreams now.
+    // The same indexes now mean other upstreams.
     let next = upstream("b", two.address) + &upstream("a", one.address) + &named("x", "b") + &named("y", "a");
     write_config(gateway.folder(), &(next + "[plans.gold]\napi_ops_rate_limit = 5\n"));
     let done = reload(&gateway);
@@ -73,14 +73,14 @@ fn a_mistake_leaves_everything_as_it_was_and_all_are_told() {
     }
     let told = mistakes(&(before.clone() + &named("../y", "a")));
     assert!(told.contains("routes[1].path: "), "{told}");
-    // By signal the log tells.
+    // A reload by signal reports in the log.
     std::fs::write(&path, "proxy.threads = -1\n").unwrap();
     gateway.signal("HUP");
     eventually_true("it is told", || gateway.stderr().contains("proxy.threads: must be a whole number"));
     eventually_true("it is told", || gateway.stderr().contains("the running config stays in force"));
     std::fs::write(&path, before).unwrap();
     assert_eq!(reload(&gateway).status, 200);
-    // Nobody but an operator.
+    // Only the operator's role may reload.
     for role in ["viewer", "admin"] {
         let token = gateway.mint(role, "default");
         assert_eq!(gateway.admin_as(&token, "POST", "/reload", None).status, 403);
@@ -182,7 +182,7 @@ fn what_is_known_of_servers_and_their_connections_stay() {
         assert_eq!((up(0), up(1)), (Some(0), Some(1)), "{change:?}");
         assert_eq!((group.origins[1].connections(), group.counts()[0]), (connections, asked), "{change:?}");
     }
-    // An upstream that is gone is not shown any more.
+    // A removed upstream is not shown any more.
     write_config(group.gateway.folder(), "");
     assert_eq!(reload(&group.gateway).status, 200);
     assert_eq!((up(0), up(1)), (None, None));
@@ -196,7 +196,7 @@ fn a_loop_of_reloads_under_load_fails_no_request() {
     const RELOADS: usize = 40;
     let origins = [Origin::start(), Origin::start()];
     let config = |n: usize| {
-        // The upstream changes every time, the order of the routes too.
+        // The upstream changes every time, and so does the order of the routes.
         let servers = if n % 2 == 0 { [0, 1] } else { [1, 0] };
         let addresses =
             servers.map(|s| format!("\"{} weight={}\"", origins[s].address, 1 + n % 3)).join(", ");

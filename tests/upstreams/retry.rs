@@ -7,10 +7,10 @@ use std::io;
 
 const RETRIES: &str = "keygate_upstream_retries_total";
 
-/// Ejection would get in the way of counting.
+/// Ejection would disturb the counts.
 const NO_EJECTION: &str = "[upstreams.eject]\nafter = 0\n";
 
-/// Each origin ends the connection when it has read a request.
+/// Each origin closes the connection when it has read a request.
 fn break_off(group: &Group, which: usize) {
     group.origins[which].script(|_, _| Err(io::Error::other("gone")));
 }
@@ -90,7 +90,7 @@ fn attempts_and_the_budget_bound_what_is_sent_again() {
         assert_eq!(group.counts().iter().sum::<usize>(), 6 * each, "{config}");
         assert_eq!(group.metric(&format!("{RETRIES}{{outcome=\"over_budget\",upstream=\"app\"}}")), over);
     }
-    // A server that refuses the connection is one attempt, and nothing was charged for it.
+    // A refused connection is one attempt and is not charged.
     let port = ReservedPort::any();
     let config = format!("[upstreams.retry]\nattempts = 1\n{NO_EJECTION}");
     let group = Group::start_with(&[port.address], &config);
@@ -109,7 +109,7 @@ fn a_request_that_takes_too_long_in_all_is_504() {
     assert_eq!(call(&group, "GET").fault(), (504, 10003, "gateway_timeout".into()));
     assert_eq!(group.counts(), [1], "a slow server is not asked twice");
     hold.release();
-    // An answer that begins in time and goes on for ever is cut at its first part after that.
+    // A response that begins in time and never ends is cut at its first chunk after the deadline.
     group.origins[0].script(|_, out| {
         out.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
         loop {
@@ -136,7 +136,7 @@ fn a_backend_that_does_not_begin_to_answer_is_504_and_may_pause_for_longer_later
         }
         out.write_all(b"ay")
     });
-    // The answer that has begun is still waiting when the other one's time is over.
+    // The response that has begun is still waiting when the other request's time is over.
     let mut slow = group.gateway.connect();
     slow.send(&Request::get("/v1/app/slow").bearer(&group.secret).bytes());
     assert_eq!(slow.response_head().status, 200);
@@ -169,7 +169,7 @@ fn above_its_limit_an_upstream_refuses_at_once_and_for_nothing() {
             held.push(connection);
             eventually_true("it waits at a server", || group.counts().iter().sum::<usize>() == n);
         }
-        // The quota is used up by those; what is refused by the upstream itself would never have been charged.
+        // The quota is used up by those; requests refused by the upstream itself would not be charged.
         let other = group.gateway.create_key(json!({"quota_limit": 1}));
         for _ in 0..3 {
             let response = group.gateway.get("/v1/app/x", &other.secret);

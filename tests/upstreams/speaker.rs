@@ -21,7 +21,7 @@ pub(crate) struct Speaker {
     _runtime: Runtime,
 }
 
-/// One request as it came.
+/// One request as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Heard {
     /// `h1` or `h2`.
@@ -31,9 +31,9 @@ pub(crate) struct Heard {
     /// `Host` or `:authority`.
     pub(crate) authority: String,
     pub(crate) body: Vec<u8>,
-    /// The name asked for in the TLS handshake.
+    /// The server name in the TLS handshake.
     pub(crate) sni: Option<String>,
-    /// Whether the client showed a certificate.
+    /// Whether the client presented a certificate.
     pub(crate) certified: bool,
 }
 
@@ -43,7 +43,7 @@ struct Shared {
     connections: AtomicUsize,
 }
 
-/// Whoever signs certificates.
+/// A CA.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
@@ -53,11 +53,11 @@ pub(crate) struct Certified {
     pub(crate) key: String,
 }
 
-/// How a speaker's TLS is.
+/// TLS settings of a server.
 pub(crate) struct Inside<'a> {
     pub(crate) shown: &'a Certified,
     pub(crate) alpn: &'a [&'a str],
-    /// Whoever signs the certificates that clients must show.
+    /// The CA of the certificates that clients must present.
     pub(crate) clients_of: Option<&'a Authority>,
 }
 
@@ -82,7 +82,7 @@ impl Authority {
 }
 
 impl Speaker {
-    /// HTTP/2 in clear text with prior knowledge, or inside TLS what the handshake has picked.
+    /// HTTP/2 in clear text with prior knowledge, or over TLS the version chosen by ALPN.
     pub(crate) fn start(tls: Option<&Inside<'_>>) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -131,7 +131,7 @@ fn server_config(inside: &Inside<'_>) -> ServerConfig {
     config
 }
 
-/// A connection that breaks is the gateway's doing, and is seen there.
+/// A broken connection is caused by the gateway, and is noticed there.
 async fn serve(stream: TcpStream, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let plain = Heard {
         version: "h2",

@@ -15,12 +15,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-/// After so many cancelled requests on a connection the backend ends it, as servers do against rapid resets.
+/// After so many cancelled requests on a connection the backend closes it, as servers do against rapid resets.
 const DEFENCE: usize = 100;
-/// Of those no more than this may come to a connection that others use.
+/// No more than this many of them may be on a connection that other requests use.
 const PUT_UP_WITH: usize = 24;
 
-/// A backend that begins to answer and never ends, but for `/hold`, which it answers when it is told to.
+/// A backend whose responses begin and never end, except for `/hold`, which it answers when released.
 struct Defended {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -91,7 +91,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, released: watch::Receiver
                     if holds {
                         released.wait_for(|released| *released).await.ok();
                     }
-                    // Whatever was cancelled or broken off before is seen by whoever asked.
+                    // The client notices when its request was cancelled before.
                     let Ok(mut body) = respond.send_response(http::Response::new(()), false) else { return };
                     body.send_data(Bytes::from_static(b"begun"), holds).ok();
                     if !holds {
@@ -104,7 +104,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, released: watch::Receiver
     }
 }
 
-/// Requests of five keys that wait for their answers, sent before anything else.
+/// Requests of five keys that wait for their responses, sent before anything else.
 fn bystanders(group: &Group, seen: impl Fn() -> usize) -> Vec<Raw> {
     let keys: Vec<_> = (0..5).map(|_| group.gateway.create_key(json!({}))).collect();
     let mut waiting = Vec::new();
@@ -117,7 +117,7 @@ fn bystanders(group: &Group, seen: impl Fn() -> usize) -> Vec<Raw> {
     waiting
 }
 
-/// Begins a request that nobody answers to the end.
+/// Begins a request whose response never ends.
 fn begin(group: &Group, secret: &str) -> Raw {
     let mut client = group.gateway.connect();
     client.send(&Request::get("/v1/app/endless").bearer(secret).bytes());
@@ -181,8 +181,8 @@ fn requests_that_many_keys_cancel_now_and_then_break_nobody_elses() {
     all_are_served(&backend, waiting);
 }
 
-/// A backend that goes on sending for a while after a request was cancelled. What comes first over its first connection, from
-/// the bystanders, it answers when it is told to.
+/// A backend that keeps sending for a while after a request was cancelled. The first requests on its first connection,
+/// those of the bystanders, it answers when released.
 struct Careless {
     address: SocketAddr,
     seen: Arc<AtomicUsize>,
@@ -191,7 +191,7 @@ struct Careless {
 }
 
 const BYSTANDERS: u32 = 20;
-/// Parts that it sends of what nobody wants any more.
+/// Chunks that it sends of a cancelled response.
 const LATE: usize = 40;
 
 impl Careless {
@@ -209,7 +209,7 @@ impl Careless {
                     *first.lock().unwrap() = Some(stream.try_clone().unwrap());
                 }
                 let (seen, cancelled) = (Arc::clone(&seen), Arc::clone(&cancelled));
-                // A connection that breaks is missed by whoever waits on it.
+                // A client that waits on a broken connection notices.
                 std::thread::spawn(move || careless(stream, n == 0, &seen, &cancelled));
             }
         });
@@ -284,8 +284,8 @@ fn what_comes_late_of_cancelled_requests_breaks_nobody_elses() {
     all_are_answered(waiting);
 }
 
-/// A backend whose first connection takes leave as soon as it has all the bytes that its window lets through, or a whole
-/// body, and says that it has acted on nothing. Further ones serve, and note what bodies they get.
+/// A backend whose first connection sends GOAWAY as soon as it has all the bytes that its window allows, or a whole body,
+/// and reports that it has processed nothing. Later connections serve, and record the bodies.
 struct Leaving {
     address: SocketAddr,
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -326,7 +326,7 @@ async fn leave(mut stream: TcpStream) -> std::io::Result<()> {
         came += if head[3] == 0 { length } else { 0 };
         if is_last || came == 65_535 {
             stream.write_all(GOAWAY_OF_ALL).await?;
-            // Until the client has gone.
+            // Until the client has closed.
             return tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop);
         }
     }
@@ -385,7 +385,7 @@ fn what_a_backend_that_leaves_has_not_acted_on_is_sent_again_whatever_its_method
             assert_eq!(status, 200, "{bytes} bytes, chunked: {chunked}");
             let bodies = std::mem::take(&mut *backend.bodies.lock().unwrap());
             assert!(bodies == [body], "{bytes} bytes, chunked: {chunked}");
-            // The connection goes on.
+            // The connection stays open.
             let next = client.call(&Request::post("/v1/app/x", b"next".to_vec()).bearer(&secret));
             assert_eq!(next.status, 200);
         }

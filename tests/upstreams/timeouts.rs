@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 const GONE: &str = "[upstreams.eject]\nafter = 0\n";
 
-/// What the metrics and the access log say of the one request that a backend took too long for.
+/// The metrics and the access log of the one request that timed out.
 #[track_caller]
 fn failure(gateway: &Gateway) -> String {
     let line: Value = eventually("the line of the access log", || {
@@ -30,7 +30,7 @@ fn failure(gateway: &Gateway) -> String {
     name.clone()
 }
 
-/// What came of attempts, and how often.
+/// The results of attempts, and how often.
 fn results(gateway: &Gateway) -> Vec<(String, u64)> {
     let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
     let series = text.lines().filter(|line| line.starts_with("keygate_upstream_results_total{"));
@@ -53,7 +53,7 @@ fn before(server: SocketAddr, upstream: &str, more: &str) -> (Gateway, String) {
     (gateway, secret)
 }
 
-/// A server that accepts no connection: its queue is full, and what else comes is left without an answer.
+/// A server that accepts no connection: its queue is full, and further SYNs are dropped.
 struct Full {
     address: SocketAddr,
     listener: TcpListener,
@@ -91,7 +91,7 @@ impl Full {
                 std::thread::spawn(move || {
                     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                     while lines.next().and_then(Result::ok).is_some_and(|line| !line.is_empty()) {}
-                    // The test ends before some of these have asked anything.
+                    // The test ends before some of these have sent anything.
                     stream
                         .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
                         .ok();
@@ -101,10 +101,10 @@ impl Full {
     }
 }
 
-/// A backend that speaks HTTP/2: `/late` is answered when `hold` lets it, `/pause` begins and goes on then.
+/// An HTTP/2 backend: `/late` is answered when `hold` is released, `/pause` begins and then continues.
 struct Backend {
     address: SocketAddr,
-    /// Of each request, its path and its `te`.
+    /// The path and the `te` field of each request.
     heard: Arc<Mutex<Vec<(String, String)>>>,
     _runtime: Runtime,
 }
@@ -144,10 +144,10 @@ async fn serve(stream: tokio::net::TcpStream, hold: Hold, heard: Arc<Mutex<Vec<(
                 released().await.unwrap();
                 return;
             }
-            // Whoever is late is not listened to any more; all else is the test's to see.
+            // A late response is dropped; everything else is checked by the test.
             let Ok(mut sent) = respond.send_response(http::Response::new(()), false) else { return };
             if let Some(size) = path.strip_prefix("/v1/app/large/") {
-                // h2 keeps it and sends as the window lets it.
+                // h2 buffers it and sends as the window allows.
                 sent.send_data(vec![b'x'; size.parse().unwrap()].into(), true).ok();
                 return;
             }
@@ -163,13 +163,13 @@ async fn serve(stream: tokio::net::TcpStream, hold: Hold, heard: Arc<Mutex<Vec<(
     }
 }
 
-/// A client that speaks HTTP/2, with one connection.
+/// An HTTP/2 client with one connection.
 struct Client {
     send: SendRequest<Bytes>,
     runtime: Runtime,
 }
 
-/// What came of one of its requests.
+/// The result of one of its requests.
 struct Answer {
     status: u16,
     body: Vec<u8>,
@@ -190,7 +190,7 @@ impl Client {
         Self { send, runtime }
     }
 
-    /// How much came of an answer of which nothing was taken until `hold` lets it.
+    /// How many bytes of a response arrive that is not read until `hold` is released.
     fn taking_after(&self, hold: Hold, path: &str, secret: &str) -> usize {
         let request = http::Request::post(format!("http://gateway.test{path}"))
             .header("authorization", format!("Bearer {secret}"))
@@ -201,7 +201,7 @@ impl Client {
             let (response, mut stream) = send.ready().await?.send_request(request, false)?;
             stream.send_data(Bytes::from_static(b"a body"), true)?;
             let mut answer = response.await?.into_body();
-            // The window is as long as it is, and until then nobody makes it longer.
+            // The window is not extended until then.
             tokio::task::spawn_blocking(move || hold.wait(1)).await.unwrap();
             let mut came = 0;
             while let Some(part) = answer.data().await {
@@ -273,12 +273,12 @@ fn a_server_that_says_nothing_in_the_tls_handshake() {
 #[test]
 fn a_server_that_takes_nothing_of_the_request() {
     let idle = TcpListener::bind("127.0.0.1:0").unwrap();
-    // It might have answered without reading on, and gets the time to.
+    // It might respond without reading on, and gets the time to.
     let times = "write_timeout = \"300ms\"\nread_timeout = \"300ms\"";
     let (gateway, secret) = before(idle.local_addr().unwrap(), times, "");
     let request = Request::post("/v1/app/x", vec![b'x'; 32 << 20]).bearer(&secret);
     let mut connection = gateway.connect();
-    // Not all of it is taken; the answer is there all the same.
+    // Not all of it is read; the response arrives all the same.
     connection.try_send(&request.bytes());
     is_504(&connection.response());
     assert_eq!(failure(&gateway), "write_timed_out");
@@ -355,7 +355,7 @@ fn the_first_byte_has_a_time_of_its_own_over_every_http() {
         });
         let servers =
             [(origin.address, "protocol = \"http1\"\n"), (backend.address, "protocol = \"http2\"\n")];
-        // Another way to the same server has all the time there is.
+        // Another upstream with the same server has no timeouts.
         let calm = |(address, protocol): &(SocketAddr, &str)| {
             format!(
                 "[[upstreams]]\nname = \"calm\"\nservers = [\"localhost:{}\"]\n{protocol}\n{}",
@@ -382,7 +382,7 @@ fn the_first_byte_has_a_time_of_its_own_over_every_http() {
                     "{times}"
                 );
                 tried += 2;
-                // The connection serves others as before, and to the end of what they get.
+                // The connection serves other requests as before, to the end of their responses.
                 let fine = client.call("/v1/calm/fine", secret, body.as_bytes()).unwrap();
                 assert_eq!((fine.status, &*fine.body), (200, &b"okay"[..]));
             }
@@ -392,7 +392,7 @@ fn the_first_byte_has_a_time_of_its_own_over_every_http() {
             assert!(counted.contains(&(name.to_owned(), tried)), "{times}: {counted:?}");
         }
         if may_pause {
-            // Of an answer that has begun, only the pause counts, which may be longer.
+            // Once a response has begun, only the pause counts, which may be longer.
             let paused: Vec<_> = stands
                 .iter()
                 .map(|(gateway, secret)| {
@@ -462,7 +462,7 @@ fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
 
 #[test]
 fn who_can_use_a_connection_that_is_open_waits_for_none() {
-    // One connection is accepted, and what comes over it is answered; others get no answer to their opening.
+    // One connection is accepted and answered; others get no answer to their handshake.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let config = format!("max_pending = 1\nconnect_timeout = \"30s\"\n{GONE}");
@@ -480,7 +480,7 @@ fn who_can_use_a_connection_that_is_open_waits_for_none() {
     assert_eq!(first.response().status, 200);
     drop(listener);
     let full = Full::at(address);
-    // While the open connection is in use, another request has to wait for one of its own, and takes the only place.
+    // While the open connection is in use, another request has to open its own, and takes the only permit.
     first.send(&request.bytes());
     let mut waiting = group.gateway.connect();
     let series = format!("keygate_upstream_requests_in_flight{{server=\"{address}\",upstream=\"app\"}}");
@@ -490,7 +490,7 @@ fn who_can_use_a_connection_that_is_open_waits_for_none() {
     assert_eq!(group.gateway.get("/v1/app/x", &group.secret).status, 503, "there is no place for a third");
     answer_one();
     assert_eq!(first.response().status, 200);
-    // The connection is free again, and the place still taken.
+    // The connection is free again, and the permit still taken.
     first.send(&request.bytes());
     answer_one();
     assert_eq!(first.response().status, 200);
@@ -511,13 +511,13 @@ fn a_request_may_take_longer_to_send_than_its_backend_to_answer() {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(900) {
         connection.send(b"1\r\nx\r\n");
-        // Another request is a pause between two parts.
+        // Another request is a pause between two chunks.
         assert_eq!(gateway.get("/v1/app/beside", &secret).status, 200);
     }
     connection.send(b"0\r\n\r\n");
     let answer = connection.response();
     assert_eq!((answer.status, &*answer.body), (200, &b"okay"[..]));
-    // From then on the backend has its time, for the beginning and for each pause.
+    // From then on the backend's timeouts apply, for the first byte and for each pause.
     for (path, name) in [("/v1/app/late", "first_byte_timed_out"), ("/v1/app/pause", "read_timed_out")] {
         let mut connection = gateway.connect();
         connection.send(&Request::post(path, "a body").bearer(&secret).bytes());
@@ -545,7 +545,7 @@ fn a_client_that_takes_nothing_is_not_a_backend_that_pauses() {
     let (hold, secret_too) = (Hold::new(), secret.clone());
     let released = hold.clone();
     let slow = std::thread::spawn(move || client.taking_after(released, &target, &secret_too));
-    // Nor does it keep the others from theirs, which come over the same connection.
+    // Nor does it delay other requests on the same connection.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(1) {
         assert_eq!(gateway.get("/v1/app/beside", &secret).status, 200);

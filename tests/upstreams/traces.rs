@@ -22,7 +22,7 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 /// Sent at once, so that a test need not wait.
 const AT_ONCE: &str = "batch_delay = \"10ms\"\n";
 
-/// `[telemetry]` with a collector there, before all that `config` says.
+/// `[telemetry]` with a collector there, before everything in `config`.
 fn to_collector(address: SocketAddr, more: &str, config: &str) -> String {
     format!("[telemetry]\nendpoint = \"http://{address}\"\n{more}\n{config}")
 }
@@ -45,7 +45,7 @@ fn spans(collector: &Origin) -> Vec<Span> {
     resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
 }
 
-/// The spans, as soon as there are `n`.
+/// Waits for `n` spans.
 #[track_caller]
 fn wait_for_spans(collector: &Origin, n: usize) -> Vec<Span> {
     let spans = eventually("the collector has the spans", || {
@@ -82,7 +82,7 @@ fn is_error(span: &Span) -> bool {
     span.status.as_ref().is_some_and(|status| status.code == 2)
 }
 
-/// Spans by what became of them.
+/// Spans by result.
 fn count(gateway: &Gateway, result: &str) -> u64 {
     let text = Raw::connect(gateway.admin).call(&Request::get("/metrics")).text();
     let series = format!("keygate_telemetry_spans_total{{result=\"{result}\"}} ");
@@ -122,7 +122,7 @@ fn a_request_is_a_span_and_each_attempt_at_a_backend_one_below_it() {
     assert!(first.parent_span_id == server.span_id && second.parent_span_id == server.span_id);
     assert!(first.span_id != second.span_id && spans.iter().all(|span| span.span_id.len() == 8));
     assert_eq!((server.flags, first.flags), (0x301, 0x101), "sampled; the parent is elsewhere, or here");
-    // Each backend is below the attempt that reached it.
+    // Each backend's span is a child of the attempt that reached it.
     for (backend, attempt) in backends.iter().zip([first, second]) {
         let told = backend.last();
         let expected = format!("00-{TRACE}-{}-01", hex::encode(&attempt.span_id));
@@ -207,7 +207,7 @@ fn a_refusal_is_a_span_without_one_below_it() {
     let expected =
         [("error.type", "quota_exceeded"), ("keygate.outcome", "denied"), ("keygate.key_id", &*key.id)];
     has(&spans[0], &expected);
-    // The client is at fault, so the span of the server is not in error.
+    // The client is at fault, so the server span has no error.
     assert!(!is_error(&spans[0]) && spans[0].parent_span_id.is_empty());
     let id = busy.header("x-request-id").expect("an id").replace('-', "");
     assert_eq!(hex::encode(&spans[0].trace_id), id, "a trace that begins here has the id of its request");
@@ -249,7 +249,7 @@ fn a_parent_decides_whether_a_request_is_recorded_unless_clients_are_not_to() {
         let line = seen.header("traceparent").expect("a trace");
         assert_eq!(seen.header("tracestate"), Some("a=1"));
         assert!(line.contains(TRACE) && told.is_none_or(|told| told == line), "{more}{given}: {line}");
-        // What is recorded has been sent when the gateway has ended.
+        // Recorded spans have been sent when the gateway has ended.
         gateway.stop();
         assert_eq!(spans(&collector).len(), if recorded { 2 } else { 0 }, "{more}{given}");
         assert_eq!(line.ends_with("-01"), recorded);
@@ -317,12 +317,12 @@ fn what_has_no_place_in_the_queue_is_dropped_and_counted_and_requests_do_not_not
     collector.answer_after(&hold);
     assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
     eventually_true("the collector is busy with the first", || collector.count() == 1);
-    // While this one is on its way, so that nobody waited for it.
+    // While this export is in flight, so that no request waited for it.
     for _ in 0..5 {
         assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
     }
     assert_eq!(collector.count(), 1);
-    // A request is over for its client a moment before its span is.
+    // A response ends a moment before its span.
     eventually_true("two of five wait, and three are dropped", || count(&gateway, "queue_full") == 3 * 2);
     hold.release();
     eventually_true("the others are sent", || count(&gateway, "sent") == 3 * 2);
@@ -349,7 +349,7 @@ fn a_collector_that_is_gone_harms_nobody_and_is_told_of_once() {
 #[test]
 fn what_may_be_sent_again_is_and_the_rest_is_not() {
     let (collector, _backend, gateway, secret) = traced(AT_ONCE);
-    // Long enough that the collector has changed its mind before the last try.
+    // Long enough that the collector accepts before the last try.
     collector.answer(503, &[("Retry-After", "1")], b"");
     gateway.get("/v1/app/x", &secret);
     eventually_true("it is sent again", || collector.count() >= 2);
@@ -398,7 +398,7 @@ fn the_last_spans_are_sent_at_the_end_those_of_requests_cut_off_too() {
 
 #[test]
 fn headers_are_sent_inside_tls_and_are_nowhere_else() {
-    // The collector is behind another gateway, which asks for one of its keys.
+    // The collector is behind another gateway, which requires one of its keys.
     let (collector, backend, authority) = (Origin::start(), Origin::start(), Authority::new());
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let certified = authority.certify(&["localhost"]);
@@ -434,7 +434,7 @@ fn headers_are_sent_inside_tls_and_are_nowhere_else() {
         assert!(!text.contains(&secret_of_collector), "a secret is in {place}");
     }
 
-    // The same from a file, which must be its owner's alone.
+    // The same from a file, which only its owner may read.
     let file = folder.path().join("headers");
     std::fs::write(&file, &headers).unwrap();
     write_config(folder.path(), &config.replace("ca_file", "headers_file = \"headers\"\nca_file"));

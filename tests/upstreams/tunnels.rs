@@ -11,18 +11,18 @@ const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 const EJECTIONS: &str = "keygate_upstream_ejections_total";
 
-/// A frame of a client; nobody here minds that it is not masked.
+/// A client's frame; the missing mask does not matter here.
 fn frame(payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap();
     [&[0x82, 126][..], &length.to_be_bytes(), payload].concat()
 }
 
-/// Whether one failure is enough to eject a server, so that none of what happens here may count as one.
+/// One failure is enough to eject a server, so that nothing here may count as one.
 fn strict(more: &str) -> String {
     format!("{more}\n[upstreams.eject]\nafter = 1\nshare_percent = 100\n")
 }
 
-/// An origin that agrees to an upgrade and then sends back what it gets, and ends when the client says so.
+/// An origin that accepts an upgrade and then echoes what it gets, and ends when the client says so.
 fn echoing(origin: &Origin) {
     origin.script_socket(|request, socket| {
         if request.header("upgrade").is_none() {
@@ -61,7 +61,7 @@ fn open(gateway: &Gateway, secret: &str) -> Raw {
     client
 }
 
-/// A backend that does this with each connection, and closes it after that.
+/// A backend that runs this on each connection, and then closes it.
 fn backend(each: impl Fn(&mut TcpStream) -> std::io::Result<()> + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -69,7 +69,7 @@ fn backend(each: impl Fn(&mut TcpStream) -> std::io::Result<()> + Clone + Send +
         for socket in listener.incoming() {
             let (mut socket, each) = (socket.unwrap(), each.clone());
             socket.set_nodelay(true).unwrap();
-            // Whoever is gone is missed by its client.
+            // A client notices when its backend has gone.
             std::thread::spawn(move || each(&mut socket));
         }
     });
@@ -87,7 +87,7 @@ fn read_head(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
 
 #[test]
 fn a_websocket_lives_however_soon_its_backend_agrees() {
-    // It agrees to whatever it will be asked for, before it is asked.
+    // It accepts an upgrade before it is requested.
     let hasty = backend(|socket| {
         socket.write_all(SWITCHING)?;
         read_head(socket)?;
@@ -128,7 +128,7 @@ fn what_passes_through_a_tunnel_has_no_length() {
     assert!(client.is_closed());
     let row = gateway.wait_for_logs(&key, 1).remove(0);
     assert_eq!((&row["status_code"], &row["outcome"]), (&json!(101), &json!("served")), "{row:#}");
-    // Of a request that is none, the bound holds as before.
+    // For a request without an upgrade the limit holds as before.
     let too_much = Request::post("/v1/app/x", vec![b'x'; 2_000]).bearer(&key.secret);
     assert_eq!(gateway.call(&too_much).status, 413);
 }
@@ -159,7 +159,7 @@ fn an_idle_tunnel_is_closed_by_a_time_of_its_own_and_is_no_failure() {
 #[test]
 fn either_side_keeps_a_tunnel_open() {
     let group = Group::start(&[1], &strict("tunnel_idle_timeout = \"2s\""));
-    // One that only speaks, and one that only listens.
+    // One that only sends, and one that only receives.
     group.origins[0].script_socket(|request, socket| {
         socket.write_all(SWITCHING)?;
         if request.target.ends_with("listens") {
@@ -194,7 +194,7 @@ fn a_tunnel_whose_backend_breaks_off_is_no_failure() {
             return socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         }
         socket.write_all(SWITCHING)?;
-        // What is closed with bytes unread is reset.
+        // A socket closed with unread bytes is reset.
         socket.peek(&mut [0; 1]).map(drop)
     });
     let group = Group::start_with(&[address], &strict(""));
@@ -251,7 +251,7 @@ fn an_upgrade_that_is_not_answered_in_time_is_504() {
     let response = group.gateway.call(&upgrade(&group.secret));
     assert_eq!(response.fault(), (504, 10003, "gateway_timeout".into()));
     hold.release();
-    // And one that is declined is a request like any other.
+    // And a declined upgrade is a request like any other.
     let mut client = group.gateway.connect();
     for _ in 0..2 {
         assert_eq!(client.call(&upgrade(&group.secret)).status, 200);
