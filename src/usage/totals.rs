@@ -1,4 +1,4 @@
-//! What records come to that are in the journal and not yet in the ledger: limits must know them all the same. Pure.
+//! Totals of records in the journal that are not in the ledger yet, which limits must count as well. Pure.
 
 use super::journal::codec;
 use crate::clock::Timestamp;
@@ -14,16 +14,16 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct JournalTotals {
     windows: Windows,
-    /// Those of workspaces whose calendar is another.
+    /// The windows of workspaces with another calendar.
     other_windows: Arc<HashMap<WorkspaceId, Windows>>,
-    /// What arrived until then is counted elsewhere.
+    /// Requests that arrived until then are counted elsewhere.
     after: Option<Timestamp>,
     keys: HashMap<KeyId, UsageTotals>,
     workspaces: HashMap<WorkspaceId, UsageTotals>,
 }
 
 impl JournalTotals {
-    /// Nothing yet; windows are those that contain `at`, of the workspace's calendar or else of UTC.
+    /// Empty totals for the windows that contain `at`, by the workspace's calendar or else in UTC.
     pub fn new(at: Timestamp, calendars: &HashMap<WorkspaceId, Calendar>) -> Self {
         let others = calendars.iter().map(|(id, calendar)| (id.clone(), Window::all(*calendar, at)));
         Self {
@@ -35,13 +35,13 @@ impl JournalTotals {
         }
     }
 
-    /// Only of requests that arrived after that instant, if there is one.
+    /// Counts only requests that arrived after this instant, if there is one.
     #[must_use]
     pub fn only_after(self, after: Option<Timestamp>) -> Self {
         Self { after, ..self }
     }
 
-    /// Adds a record by its two payloads. One that cannot be read has spent nothing.
+    /// Adds a record from its two payloads. One that cannot be read counts as nothing.
     pub fn add(&mut self, admit: &[u8], complete: Option<&[u8]>) {
         let mut own = [0; uuid::fmt::Hyphenated::LENGTH];
         let Ok(begun) = codec::admit(admit, &mut own) else { return };
@@ -62,7 +62,7 @@ impl JournalTotals {
         }
     }
 
-    /// Adds what another one has counted in the same windows.
+    /// Adds totals of the same windows.
     pub fn absorb(&mut self, other: Self) {
         for mut row in other.into_rows() {
             self.add_to(&mut row);
@@ -81,7 +81,7 @@ impl JournalTotals {
         let one = windows.map(|window| u64::from(window.contains(arrived)));
         let key = self.keys.entry(id).or_insert_with(|| UsageTotals::nothing(UsageSubject::Key(id)));
         count(key, one);
-        // Nearly always it is known, and looking it up copies nothing.
+        // Nearly always it exists, and looking it up copies nothing.
         if let Some(row) = self.workspaces.get_mut(workspace) {
             return count(row, one);
         }
@@ -90,7 +90,7 @@ impl JournalTotals {
         self.workspaces.insert(workspace.clone(), row);
     }
 
-    /// Takes what the subject of `row` has spent, and adds it to that.
+    /// Removes the totals of the subject of `row`, and adds them to `row`.
     pub fn add_to(&mut self, row: &mut UsageTotals) {
         let more = match &row.subject {
             UsageSubject::Key(id) => self.keys.remove(id),
@@ -101,7 +101,7 @@ impl JournalTotals {
         }
     }
 
-    /// What has not been taken.
+    /// The remaining totals.
     pub fn into_rows(self) -> impl Iterator<Item = UsageTotals> {
         self.keys.into_values().chain(self.workspaces.into_values())
     }
