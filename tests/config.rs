@@ -148,7 +148,7 @@ fn every_variable_has_a_name_of_its_own_and_takes_the_default() {
 }
 
 #[test]
-fn variables_override() {
+fn every_variable_overrides_its_key() {
     type Check = fn(&Config) -> bool;
     let overrides: &[(&str, &str, Check)] = &[
         ("PROXY_LISTEN", "127.0.0.1:0,[::1]:0", |c| c.proxy.listen.len() == 2 && c.proxy.listen[1].is_ipv6()),

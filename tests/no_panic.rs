@@ -16,7 +16,7 @@ const INPUTS: usize = 10_000;
 const SEED: u64 = 0x6b65_7967_6174_6521;
 
 #[test]
-fn paths_and_queries() {
+fn no_path_or_query_panics() {
     let valid = [
         "/v1/app/a1/chat",
         "/a%20b/%E6%96%87/%7euser",
@@ -44,7 +44,7 @@ fn paths_and_queries() {
 }
 
 #[test]
-fn heads() {
+fn no_request_head_panics() {
     let valid = [
         "GET /a?b=c HTTP/1.1\r\nHost: h:80\r\nX-A: b\tc\r\n\r\n",
         "POST http://h/x HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\n",
@@ -81,7 +81,7 @@ fn heads() {
 }
 
 #[test]
-fn chunked_bodies() {
+fn no_chunked_body_panics() {
     let valid = ["5\r\nhello\r\n0\r\n\r\n", "a;x=\"y\"\r\n0123456789\r\n00\r\nT: v\r\n\r\nnext", "0\r\n\r\n"];
     let mut accepted = 0;
     each_damaged(&valid, |bytes| {
@@ -97,7 +97,7 @@ fn chunked_bodies() {
 }
 
 #[test]
-fn path_segments() {
+fn no_path_segment_panics() {
     each_damaged(&["app-1", "a%20b", "%E6%96%87", "100%25", "文本", ""], |bytes| {
         let text = String::from_utf8_lossy(bytes);
         let plain = !text.contains('%');
@@ -108,7 +108,7 @@ fn path_segments() {
 }
 
 #[test]
-fn secrets() {
+fn no_secret_panics() {
     let (ours, longer) = (signed("sk-app-", 'a'), signed("sk-pure_workflow-", 'Z'));
     assert_eq!(
         (shape(ours.as_bytes(), "sk"), shape(longer.as_bytes(), "sk")),
@@ -134,7 +134,7 @@ fn secrets() {
 }
 
 #[test]
-fn peppers() {
+fn no_pepper_text_panics() {
     let one = format!("1:{}", "4f".repeat(32));
     let two = format!("# the one before\n1:{}\n\n2:{}\n", "11".repeat(32), "a2".repeat(40));
     let comma = format!("7:{},8:{}", "07".repeat(32), "08".repeat(32));
@@ -153,7 +153,7 @@ fn peppers() {
 }
 
 #[test]
-fn languages() {
+fn no_accept_language_panics() {
     let valid = ["zh-CN,zh;q=0.9,en;q=0.8", "en-US", "*", "fr;q=1e400, zh;q=NaN", "zh;q=-inf,,;;q=", ""];
     each_damaged(&valid, |bytes| {
         let text = String::from_utf8_lossy(bytes);

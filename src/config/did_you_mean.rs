@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_is_recognised_and_another_word_is_not() {
+    fn a_misspelt_word_gets_a_suggestion_and_another_word_does_not() {
         let known = ["listen", "threads", "max_body_bytes", "trust_request_id"];
         for (written, meant) in [
             ("listen", Some("listen")),
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_are_counted() {
+    fn the_distance_of_two_words_is_their_number_of_edits() {
         for (a, b, edits) in
             [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
         {

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_add_at_once_spoil_no_line() {
+    fn records_added_by_two_processes_at_once_stay_whole_lines() {
         let folder = tempfile::tempdir().unwrap();
         let at = Timestamp::from_secs(1);
         let record = |n: usize| UsageRecord {

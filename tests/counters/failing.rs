@@ -141,7 +141,7 @@ async fn a_rate_without_redis_is_shared() {
 }
 
 #[tokio::test]
-async fn deny_denies_and_allow_allows() {
+async fn on_failure_deny_refuses_and_allow_admits() {
     let mut server = RedisServer::start();
     let deny = Setup { on_failure: OnFailure::Deny, ..Setup::of(1) }.node("d", server.address).await;
     let allow = Setup { on_failure: OnFailure::Allow, ..Setup::of(1) }.node("a", server.address).await;

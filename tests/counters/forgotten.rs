@@ -74,7 +74,7 @@ async fn an_emptied_redis_hears_from_every_node_what_the_ledger_does_not_have_ye
 
 /// Its process and every connection stay alive, and no request arrives.
 #[tokio::test]
-async fn a_redis_that_is_emptied_while_it_runs_hears_the_same() {
+async fn a_redis_emptied_while_running_is_refilled_from_every_node() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let setup = Setup::strict(2);
@@ -130,7 +130,7 @@ async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
 const LOOKS_MAX: (u64, u64) = (6, 3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_comes_back_is_not_trampled() {
+async fn a_redis_that_comes_back_is_not_flooded_by_its_nodes() {
     const NODES: usize = 3;
     const KEYS: usize = 500;
     let _turn = in_turn().await;

@@ -490,7 +490,7 @@ fn wrong_frames_end_the_stream_or_the_connection() {
 
 /// Frames on streams that were open before (5.1, 5.1.1, 5.1.2).
 #[test]
-fn what_has_ended_does_not_begin_again() {
+fn frames_on_closed_streams_end_the_connection() {
     let hold = Hold::new();
     let (origin, gateway) = stand(&format!("{H2C}max_http2_streams = 2\n"));
     let key = format!("Bearer {}", gateway.create_key(json!({"rate_limit": 1000})).secret);
@@ -527,7 +527,7 @@ fn what_has_ended_does_not_begin_again() {
 
 /// Legal but rare: padding, priorities, split header blocks, unknown frames and settings.
 #[test]
-fn what_is_unusual_and_allowed_is_served() {
+fn unusual_but_valid_frames_are_served() {
     let (origin, gateway) = stand(H2C);
     let key = format!("Bearer {}", gateway.create_key(json!({"rate_limit": 1000})).secret);
     let good = block(&good("/v1/app/x", &key));

@@ -73,7 +73,7 @@ async fn what_a_backend_names_in_connection_goes_no_further_and_takes_nothing_of
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_does_what_comes_before_or_behind_an_answer() {
+async fn fields_named_in_connection_are_removed_from_interim_responses_and_trailers() {
     let (origin, gateway) = stand(H2C);
     origin.script(|_, out| {
         out.write_all(

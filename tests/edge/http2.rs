@@ -201,7 +201,7 @@ async fn a_body_that_drips_is_408_and_harms_no_other_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_or_wrong_beginning_is_closed() {
+async fn a_connection_without_the_http2_preface_is_closed() {
     let (_origin, gateway) = stand(&format!("{H2C}first_byte_timeout = \"300ms\"\n"));
     for beginning in
         [b"".as_slice(), b"PRI * HT", b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"]
@@ -214,7 +214,7 @@ async fn a_silent_or_wrong_beginning_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plain_clients_and_http2_clients_have_doors_of_their_own() {
+async fn http1_and_h2c_have_separate_listeners() {
     let origin = Origin::start();
     let gateway = Gateway::start(&(one_route(origin.address) + H2C));
     let secret = gateway.create_key(json!({})).secret;

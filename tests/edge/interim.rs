@@ -32,7 +32,7 @@ async fn interim(response: &mut ResponseFuture) -> Option<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_expects_to_be_told_to_go_on_is_told_so_over_http2() {
+async fn expect_100_continue_is_answered_over_http2() {
     let (origin, speaks2, gateway, secret) = both();
     let mut client = Client::connect(h2c(&gateway)).await;
     for target in ["/v1/one/x", "/v1/two/x", "/v1/named"] {
@@ -54,7 +54,7 @@ async fn who_expects_to_be_told_to_go_on_is_told_so_over_http2() {
 }
 
 #[test]
-fn who_expects_to_be_told_to_go_on_is_told_so_over_http1() {
+fn expect_100_continue_is_answered_over_http1() {
     let (origin, speaks2, gateway, secret) = both();
     for target in ["/v1/one/x", "/v1/two/x", "/v1/named"] {
         let mut client: Raw = gateway.connect();
@@ -69,7 +69,7 @@ fn who_expects_to_be_told_to_go_on_is_told_so_over_http1() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hints_of_a_backend_go_on_over_http2_as_well() {
+async fn early_hints_of_a_backend_are_forwarded_over_http2() {
     let (origin, _speaks2, gateway, secret) = both();
     origin.script(|_, out| {
         out.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")?;

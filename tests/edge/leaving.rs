@@ -39,7 +39,7 @@ fn last_stream(goaway: &[u8]) -> (u32, u32) {
 }
 
 #[test]
-fn streams_opened_before_the_client_has_heard_of_it_are_served() {
+fn streams_opened_before_the_final_goaway_are_served() {
     let (origin, mut gateway) =
         stand("[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\ndrain_idle = \"1m\"\ndrain_timeout = \"1m\"\n");
     let key = gateway.create_key(json!({"rate_limit": 1000}));
@@ -86,7 +86,7 @@ fn streams_opened_before_the_client_has_heard_of_it_are_served() {
 }
 
 #[test]
-fn one_that_has_no_stream_is_told_as_well_and_closed() {
+fn an_idle_http2_connection_gets_goaway_and_is_closed() {
     let (_origin, mut gateway) =
         stand("[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\ndrain_idle = \"200ms\"\ndrain_timeout = \"10m\"\n");
     let beginning = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

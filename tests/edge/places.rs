@@ -83,7 +83,7 @@ fn one_at_a_time() -> (Origin, Speaks2, Gateway, Key) {
 }
 
 #[test]
-fn one_request_after_the_other_is_one_at_a_time_over_http1() {
+fn sequential_http1_requests_pass_a_concurrency_limit_of_one() {
     let (_origin, _speaks2, gateway, key) = one_at_a_time();
     let mut lines: [Option<Raw>; 2] = [None, None];
     let mut ask = |n: usize, method: &str, target: &str, status: u16| {
@@ -120,7 +120,7 @@ fn one_request_after_the_other_is_one_at_a_time_over_http1() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_request_after_the_other_is_one_at_a_time_over_http2() {
+async fn sequential_http2_requests_pass_a_concurrency_limit_of_one() {
     let (_origin, _speaks2, gateway, key) = one_at_a_time();
     let mut client = Client::connect(h2c(&gateway)).await;
     for (method, form, status) in FORMS {
@@ -186,7 +186,7 @@ async fn what_a_client_has_not_taken_of_an_answer_is_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_reset_gives_its_place_back() {
+async fn a_reset_stream_releases_its_concurrency() {
     let (origin, gateway) = stand(H2C);
     origin.answer(200, &[], &[b'x'; 100_000]);
     let key = gateway.create_key(json!({"rate_limit": 1000, "concurrency_limit": 1}));

@@ -110,7 +110,7 @@ fn large(origin: &Origin) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_takes_a_byte_now_and_then_is_cut() {
+async fn a_stream_read_byte_by_byte_is_reset() {
     let (origin, gateway) = stand(&format!("{H2C}write_timeout = \"1s\"\nmin_body_rate = \"10KiB\"\n"));
     large(&origin);
     let key = gateway.create_key(json!({"rate_limit": 1000}));
@@ -155,7 +155,7 @@ fn sips(gateway: &Gateway, key: &Key, bytes: usize, is_cut: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_client_over_http1_that_sips_is_cut_and_one_that_reads_is_not() {
+fn an_http1_client_that_reads_too_slowly_is_disconnected_and_one_that_reads_is_not() {
     let (origin, gateway) = stand("[proxy]\nwrite_timeout = \"2s\"\nmin_body_rate = \"100KiB\"\n");
     large(&origin);
     let key = gateway.create_key(json!({"rate_limit": 1000}));

@@ -5,7 +5,7 @@ use crate::support::{Gateway, Origin, Request, route, stand, upstream};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_means_one_thing_goes_on_escaped() {
+async fn unescaped_bytes_of_an_unambiguous_target_are_forwarded_escaped() {
     let (origin, gateway) = stand(H2C);
     let key = gateway.create_key(json!({"rate_limit": 1000}));
     let mut client = Client::connect(h2c(&gateway)).await;
@@ -41,7 +41,7 @@ async fn what_means_one_thing_goes_on_escaped() {
 }
 
 #[test]
-fn what_does_not_is_refused_by_name() {
+fn an_ambiguous_target_is_refused_with_its_character() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     for (target, told) in [

@@ -302,7 +302,7 @@ async fn a_stream_whose_backend_takes_nothing_ends_with_its_key_all_the_same() {
 }
 
 #[test]
-fn a_client_in_a_conversation_owes_no_rate() {
+fn the_minimum_body_rate_does_not_apply_once_the_response_has_begun() {
     // Responds at once, and reads to the end.
     let chatty = backend(|mut stream| {
         let (mut part, mut all) = ([0; 1024], Vec::new());

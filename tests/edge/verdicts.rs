@@ -129,7 +129,7 @@ async fn over_http2(client: &mut Client, asked: &Asked, secret: &str) -> Verdict
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_have_the_same_verdict() {
+async fn http1_and_http2_accept_and_refuse_the_same_requests() {
     let (origin, gateway) = stand(H2C);
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let mut client = Client::connect(h2c(&gateway)).await;
@@ -154,7 +154,7 @@ async fn both_have_the_same_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_cookies_arrive() {
+async fn split_http2_cookies_all_reach_the_backend() {
     let (origin, gateway) = stand(H2C);
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let mut client = Client::connect(h2c(&gateway)).await;

@@ -215,7 +215,7 @@ fn sigterm_lets_an_admin_call_finish() {
 }
 
 #[test]
-fn a_second_sigterm_waits_for_nobody() {
+fn a_second_sigterm_stops_at_once() {
     let place = Installation::new();
     let mut gateway = place.start();
     let key = gateway.create_key(json!({}));
@@ -253,7 +253,7 @@ fn after_sigterm_every_answered_request_is_in_the_ledger() {
 }
 
 #[test]
-fn sighup_reads_the_config_again_and_kills_nobody() {
+fn sighup_reloads_the_config_and_keeps_serving() {
     let place = Installation::new();
     let mut gateway = place.start();
     let key = gateway.create_key(json!({}));

@@ -77,7 +77,7 @@ fn two_lengths_never_reach_a_backend_together() {
 }
 
 #[test]
-fn what_is_not_understood_is_not_implemented() {
+fn unsupported_methods_and_codings_get_501() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     for line in ["TRACE /v1/app/x HTTP/1.1", "POST /v1/app/x HTTP/1.1"] {
@@ -93,7 +93,7 @@ fn what_is_not_understood_is_not_implemented() {
 }
 
 #[test]
-fn sizes_have_limits_of_their_own() {
+fn too_large_heads_uris_and_bodies_get_their_own_statuses() {
     let sizes = "[proxy]\nmax_header_bytes = \"4KiB\"\nmax_header_fields = 20\nmax_uri_bytes = \"1KiB\"\nmax_body_bytes = \"10KiB\"\n";
     let (origin, gateway) = stand(sizes);
     let secret = gateway.create_key(json!({})).secret;

@@ -449,7 +449,7 @@ fn listeners_may_change_in_an_upgrade() {
 }
 
 #[test]
-fn the_service_manager_hears_who_is_the_service() {
+fn systemd_is_notified_of_the_main_pid_after_an_upgrade() {
     let origin = Origin::start();
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     write_config(folder.path(), &one_route(origin.address));
@@ -475,7 +475,7 @@ fn the_service_manager_hears_who_is_the_service() {
 }
 
 #[test]
-fn nobody_takes_over_from_nobody() {
+fn take_over_without_a_predecessor_is_refused() {
     let (_origin, gateway) = stand("");
     let refused = gateway.command(&["run", "--take-over"]);
     assert_eq!(refused.code, Some(1));

@@ -50,7 +50,7 @@ fn one_that_takes_over_has_a_slot_of_its_own_and_strangers_have_none() {
 }
 
 #[test]
-fn there_are_four_slots() {
+fn a_fifth_process_finds_no_free_journal_slot() {
     let folder = tempfile::tempdir().unwrap();
     let all: Vec<_> = (0..4).map(|_| process(folder.path()).open_free().unwrap()).collect();
     assert!(matches!(process(folder.path()).open_free(), Err(OpenError::Owned(_))));

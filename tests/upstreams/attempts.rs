@@ -21,7 +21,7 @@ fn answer(connection: &mut Raw) -> (u16, Vec<u16>) {
 }
 
 #[test]
-fn word_that_an_answer_will_come_is_none() {
+fn an_interim_response_is_not_taken_for_the_response() {
     let group = Group::start(&[1], NO_EJECTION);
     let key = group.gateway.create_key(json!({"rate_limit": 1000}));
     for interim in ["100 Continue", "103 Early Hints"] {
@@ -41,7 +41,7 @@ fn word_that_an_answer_will_come_is_none() {
 }
 
 #[test]
-fn what_only_said_that_it_would_answer_is_asked_again_elsewhere() {
+fn a_request_that_got_only_an_interim_response_is_retried_elsewhere() {
     let group = Group::start(&[1, 1], NO_EJECTION);
     group.origins[0].script(|_, out| {
         out.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n")?;
@@ -57,7 +57,7 @@ fn what_only_said_that_it_would_answer_is_asked_again_elsewhere() {
 }
 
 #[test]
-fn a_backend_that_promises_and_does_not_answer_is_late() {
+fn a_backend_that_sends_only_interim_responses_times_out() {
     let group = Group::start(&[1], "first_byte_timeout = \"1s\"\n");
     let hold = Hold::new();
     let waits = hold.clone();
@@ -159,7 +159,7 @@ fn a_body_that_is_sent_again_is_not_counted_twice() {
 }
 
 #[test]
-fn what_is_sent_again_takes_no_place_but_its_own() {
+fn a_retry_fits_a_per_server_limit_of_one() {
     let group = Group::start(&[1], "max_requests_per_server = 1\n[upstreams.eject]\nafter = 0\n");
     let request = Request::get("/v1/app/x").bearer(&group.secret);
     for _ in 0..3 {

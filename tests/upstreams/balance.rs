@@ -12,7 +12,7 @@ fn servers_take_turns_by_weight() {
 }
 
 #[test]
-fn the_busy_one_gets_less() {
+fn least_connections_avoids_the_busy_server() {
     let group = Group::start(&[1, 1], "balance = \"least-connections\"");
     let hold = Hold::new();
     group.origins[0].answer_after(&hold);

@@ -64,7 +64,7 @@ fn http2_in_clear_text_shares_connections() {
 }
 
 #[test]
-fn tls_believes_only_whom_it_should() {
+fn upstream_certificates_are_verified_against_ca_and_name() {
     let (files, ours, others) = (Files::new(), Authority::new(), Authority::new());
     let certified = ours.certify(&["localhost", "app.internal", "127.0.0.1"]);
     let speaker = Speaker::start(Some(&http(&certified)));
@@ -117,7 +117,7 @@ fn certificates_of_upstreams_change_without_a_reload() {
 }
 
 #[test]
-fn the_handshake_picks_the_version() {
+fn alpn_selects_the_http_version() {
     let (files, ours) = (Files::new(), Authority::new());
     let certified = ours.certify(&["localhost"]);
     let ca = files.write("ca.pem", &ours.pem());
@@ -137,7 +137,7 @@ fn the_handshake_picks_the_version() {
 }
 
 #[test]
-fn a_client_certificate_is_shown_to_whoever_asks() {
+fn a_client_certificate_is_presented_when_requested() {
     let (files, ours) = (Files::new(), Authority::new());
     let (server, client) = (ours.certify(&["localhost"]), ours.certify(&["gateway"]));
     let speaker = Speaker::start(Some(&Inside { clients_of: Some(&ours), ..http(&server) }));
@@ -151,7 +151,7 @@ fn a_client_certificate_is_shown_to_whoever_asks() {
 }
 
 #[test]
-fn probes_speak_as_requests_do() {
+fn probes_use_the_protocol_of_requests() {
     let (files, ours) = (Files::new(), Authority::new());
     let certified = ours.certify(&["localhost"]);
     let speaker = Speaker::start(Some(&http(&certified)));
@@ -193,7 +193,7 @@ fn files_that_cannot_be_used_are_told_before_anything_starts() {
 }
 
 #[test]
-fn connections_are_not_shared_between_ways_of_speaking() {
+fn connections_are_not_shared_between_tls_settings() {
     // One address in two upstreams: one trusts its CA, the other does not.
     let ours = Authority::new();
     let certified = ours.certify(&["localhost"]);

@@ -252,7 +252,7 @@ fn is_504(response: &Response) {
 // === each has its own name ===
 
 #[test]
-fn a_server_that_accepts_no_connection() {
+fn a_server_that_accepts_no_connection_is_a_connect_timeout() {
     let full = Full::new();
     let (gateway, secret) =
         before(full.address, "connect_timeout = \"200ms\"\n[upstreams.retry]\nattempts = 1", "");
@@ -261,7 +261,7 @@ fn a_server_that_accepts_no_connection() {
 }
 
 #[test]
-fn a_server_that_says_nothing_in_the_tls_handshake() {
+fn a_silent_tls_handshake_is_a_tls_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let tls = "connect_timeout = \"200ms\"\n[upstreams.tls]\nenabled = true\ndanger_accept_any_certificate = true\n\
                [upstreams.retry]\nattempts = 1";
@@ -271,7 +271,7 @@ fn a_server_that_says_nothing_in_the_tls_handshake() {
 }
 
 #[test]
-fn a_server_that_takes_nothing_of_the_request() {
+fn a_server_that_does_not_read_the_request_is_a_write_timeout() {
     let idle = TcpListener::bind("127.0.0.1:0").unwrap();
     // It might respond without reading on, and gets the time to.
     let times = "write_timeout = \"300ms\"\nread_timeout = \"300ms\"";
@@ -285,7 +285,7 @@ fn a_server_that_takes_nothing_of_the_request() {
 }
 
 #[test]
-fn a_server_that_pauses_within_its_answer() {
+fn a_server_that_pauses_within_its_answer_is_a_read_timeout() {
     let (origin, hold) = (Origin::start(), Hold::new());
     let waits = hold.clone();
     origin.script(move |_, out| {
@@ -303,7 +303,7 @@ fn a_server_that_pauses_within_its_answer() {
 }
 
 #[test]
-fn the_whole_request_ends_also_while_nothing_comes() {
+fn request_timeout_ends_a_response_that_stalls() {
     let (origin, hold) = (Origin::start(), Hold::new());
     let waits = hold.clone();
     origin.script(move |_, out| {
@@ -425,7 +425,7 @@ fn grpc_keeps_its_trailers_where_the_first_byte_has_a_time() {
 // === waiting for a connection ===
 
 #[test]
-fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
+fn max_pending_bounds_the_requests_that_wait_for_a_connection() {
     let full = Full::new();
     let config = format!("max_pending = 2\nconnect_timeout = \"30s\"\n{GONE}");
     let group = Group::start_with(&[full.address], &config);
@@ -461,7 +461,7 @@ fn no_more_wait_for_a_connection_that_does_not_come_than_may() {
 }
 
 #[test]
-fn who_can_use_a_connection_that_is_open_waits_for_none() {
+fn a_request_that_reuses_a_connection_is_not_pending() {
     // One connection is accepted and answered; others get no answer to their handshake.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -111,7 +111,7 @@ fn a_websocket_lives_however_soon_its_backend_agrees() {
 }
 
 #[test]
-fn what_passes_through_a_tunnel_has_no_length() {
+fn a_tunnel_has_no_body_limit() {
     let origin = Origin::start();
     echoing(&origin);
     let upstream = format!("[[upstreams]]\nname = \"app\"\nservers = [\"{}\"]\n", origin.address);

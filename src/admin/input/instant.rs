@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_of_an_instant() {
+    fn instants_are_read_as_seconds_milliseconds_or_rfc_3339() {
         let day = 1_767_225_600;
         for (text, expected) in [
             ("0", Some(0)),

@@ -53,7 +53,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_place_reads_back(us in 0..=Timestamp::MAX.as_micros(), id: u128) {
+        fn an_encoded_cursor_decodes_to_the_same_place(us in 0..=Timestamp::MAX.as_micros(), id: u128) {
             let place = LogCursor { at: Timestamp::from_micros(us), id: RequestId(Uuid::from_u128(id)) };
             let text = encode(place);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_no_place() {
+    fn a_text_that_is_no_cursor_is_refused() {
         for text in [
             "",
             "x",

@@ -271,7 +271,7 @@ async fn end_users_are_looked_up_and_forgotten() {
 }
 
 #[tokio::test]
-async fn plans_and_workspaces_live_together() {
+async fn plans_are_created_changed_and_deleted_once_no_workspace_uses_them() {
     let api = Api::start().await;
     let token = api.token("-", Role::Platform);
     let call = async |method: &str, uri: &str, body: Value| api.call(&token, method, uri, body).await;
@@ -316,7 +316,7 @@ async fn plans_and_workspaces_live_together() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_says_who_did_what() {
+async fn every_write_leaves_an_audit_line_with_its_author() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;
     let uri = format!("/apikeys/{}", key["id"].as_str().expect("an id"));
@@ -343,7 +343,7 @@ async fn the_audit_trail_says_who_did_what() {
 }
 
 #[tokio::test]
-async fn health_and_metrics() {
+async fn health_needs_no_token_and_metrics_need_the_configured_one() {
     let checks = vec![ReadinessCheck { name: "store", ok: false, detail: "stale".into() }];
     let api = Api::start_with(|deps| {
         deps.readiness = Arc::new(move || Readiness { ready: false, checks: checks.clone() });

@@ -25,7 +25,7 @@ pub(super) fn operations() -> Vec<(String, String, Value)> {
 }
 
 #[test]
-fn the_document_is_this() {
+fn the_openapi_document_matches_its_snapshot() {
     insta::assert_json_snapshot!("openapi", document());
 }
 

@@ -48,7 +48,7 @@ async fn every_fault_in_both_languages() {
 }
 
 #[tokio::test]
-async fn a_success_looks_like_this() {
+async fn a_successful_call_is_enveloped_with_code_0_and_a_request_id() {
     let (router, _folder) = faults().await;
     let reply = ask(&router, "/fine", "zh").await;
     assert_eq!(reply.text, r#"{"code":0,"msg":"OK","data":{"a":1},"error":"","time":1767225600000}"#);
@@ -68,7 +68,7 @@ async fn a_panic_is_an_internal_error_that_says_nothing() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_before_a_handler_has_an_envelope_too() {
+async fn errors_before_a_handler_are_enveloped() {
     let api = Api::start().await;
     let token = api.token("ws-a", Role::Admin);
     let post = |kind: &'static str, body: &str| {
@@ -176,7 +176,7 @@ async fn hold_readers(api: &Api) -> Vec<mpsc::Receiver<Vec<Change>>> {
 }
 
 #[test]
-fn what_a_store_reports_stays_inside() {
+fn a_store_error_becomes_its_fault_and_reveals_nothing() {
     let plan: PlanId = "basic".parse().expect("a plan id");
     let rows = [
         (StoreError::NotFound("key"), Fault::KeyNotFound),

@@ -357,7 +357,7 @@ async fn claims_can_go_by_other_names() {
 }
 
 #[tokio::test]
-async fn what_the_caller_hears() {
+async fn a_missing_or_invalid_token_gets_401_with_a_challenge() {
     let api = Api::start().await;
     let good = api.token("ws-a", Role::Viewer);
     let rows: [(&[(&str, &str)], u16, &str); 7] = [
@@ -392,7 +392,7 @@ async fn what_the_caller_hears() {
 }
 
 #[tokio::test]
-async fn which_workspace_a_call_is_about() {
+async fn the_workspace_comes_from_the_token_or_for_platform_callers_from_the_header() {
     let api = Api::start().await;
     let about = async |token: &str, header: Option<&str>| {
         let mut request = request(token, "GET", "/apikeys", &Value::Null);

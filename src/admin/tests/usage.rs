@@ -37,7 +37,7 @@ fn usage(key: &Value, seconds_ago: u64, status_code: u16, denial: Option<Fault>)
 }
 
 #[tokio::test]
-async fn usage_is_told_three_ways() {
+async fn stats_series_and_logs_show_the_same_records() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;
     let records = [

@@ -411,7 +411,7 @@ fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Resul
 /// Whatever is lost, late or dies, and whatever nodes decide without an answer: no window or lifetime limit is exceeded,
 /// nor the number in flight by requests that Redis admitted.
 #[test]
-fn nothing_is_ever_passed() {
+fn no_limit_is_exceeded_whatever_is_lost_late_or_dies() {
     let inputs = (1..4_usize, acts(120), 1..300_u64, 1..600_u64, 1..500_u64, proptest::option::of(1..30_u64));
     always(&inputs, |server, (nodes, acts, minute, total, shared, places)| {
         let rate = LimitRule::Bucket { rate: 2_000, burst: 2_000 };
@@ -443,7 +443,7 @@ fn nothing_is_ever_passed() {
 
 /// In any interval a rate admits at most its burst and what refilled; the latency of an answer counts as time.
 #[test]
-fn a_rate_is_never_passed() {
+fn a_rate_is_never_exceeded() {
     // Answers in this model take up to 30 ms and are checked every 5 ms.
     const WAY_US: i64 = 35_000;
     always(&(1..4_usize, 1..4_000_u64, 1..400_u64, acts(120)), |server, (nodes, rate, burst, acts)| {

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_says_is_an_error() {
+    fn a_body_that_does_not_match_its_content_coding_is_refused() {
         for (coding, body) in coded(b"{\"user\":\"ann\"}") {
             if coding == Coding::Identity {
                 continue;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn codings_by_name() {
+    fn a_known_content_coding_is_found_by_name_and_others_are_refused() {
         for (values, coding) in [
             (&[][..], Some(Coding::Identity)),
             (&["identity"], Some(Coding::Identity)),

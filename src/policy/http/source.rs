@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1() {
+    fn a_proxy_protocol_v1_line_gives_the_address_or_is_refused() {
         assert_eq!(read_v1(b"PROXY TCP4 1.1.1.1 2.2.2.2 1 65535\r\n"), Ok(Some(ip("1.1.1.1"))));
         assert_eq!(read_v1(b"PROXY TCP6 2001:db8::1 ::1 1 2\r\n"), Ok(Some(ip("2001:db8::1"))));
         assert_eq!(read_v1(b"PROXY UNKNOWN\r\n"), Ok(None));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2() {
+    fn a_proxy_protocol_v2_header_gives_the_address_or_is_refused() {
         let head = |command: u8, family: u8, rest: u16| {
             let mut head = [0; V2_HEAD];
             head[..12].copy_from_slice(&V2_SIGNATURE);

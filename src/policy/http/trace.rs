@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sound_begins_a_trace() {
+    fn a_malformed_traceparent_begins_a_new_trace() {
         for bad in [
             "",
             "00",

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn decision_table() {
+    fn a_request_is_authorized_or_denied_for_the_first_reason_that_applies() {
         let second = std::time::Duration::from_secs(1);
         let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().expect("a network")).collect::<Box<[_]>>();
         type KeyEdit = Box<dyn Fn(&mut Key)>;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_in_ipv6_clothes_is_the_ipv4_address() {
+    fn an_ipv4_mapped_ipv6_address_matches_ipv4_networks() {
         let mut subject = key(KeyType::App);
         subject.allowed_ips = Box::new(["192.0.2.0/24".parse().expect("a network")]);
         let wanted = scopes(&["app"]);

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_is_one() {
+    fn every_spelling_of_a_claim_header_is_recognised() {
         for name in ["x-forwarded-for", "x_forwarded_for", "x.forwarded~for", "x-forwarded_for"] {
             assert_eq!(dashed(name), "x-forwarded-for");
         }

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_presented_secret() {
+    fn the_secret_is_read_from_the_configured_headers_and_two_different_ones_are_refused() {
         type Row<'r> = (&'r [(&'static str, &'static str)], Result<Option<&'r str>, BadRequest>);
         let names = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
         let rows: &[Row<'_>] = &[
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_user_of_a_header() {
+    fn an_end_user_header_is_trimmed_and_an_empty_repeated_or_long_one_refused() {
         let name = HeaderName::from_static("x-end-user-id");
         assert_eq!(end_user_in_header(HeaderFields::Map(&headers(&[])), &name), Ok(None));
         assert_eq!(
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_user_of_a_body() {
+    fn the_end_user_is_read_from_a_top_level_string_and_other_types_are_refused() {
         let bad = Err(BadRequest::EndUserBody);
         for (body, expected) in [
             (r#"{"user":"ann"}"#, Ok(Some("ann"))),

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_of_other_texts() {
+    fn texts_are_sorted_into_possible_foreign_and_impossible_secrets() {
         for (text, expected) in [
             ("", SecretShape::Impossible),
             ("sk-app-short", SecretShape::Foreign),

@@ -102,7 +102,7 @@ mod tests {
     const WHOLE: RetryRequest = RetryRequest { idempotent: true, replayable: true, answered: false };
 
     #[test]
-    fn what_may_be_sent_again() {
+    fn a_failed_attempt_is_repeated_only_if_safe_for_the_method() {
         use AttemptFailure::{Misbehaved, NotConnected, NotProcessed, Unknown};
         let post = RetryRequest { idempotent: false, ..WHOLE };
         for (broken, get_again, post_again) in [

@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_goes_is_decided_by_what_is_so_now_and_not_by_what_was() {
+    async fn a_connection_that_became_busy_since_it_was_picked_is_not_evicted() {
         let table = table(4);
         let take_in = || newcomer(&table).map_err(NotRegistered::as_str).expect("there is room");
         let mut places: Vec<_> = (0..4).map(|_| take_in()).collect();
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_kept_for_having_been_picked() {
+    async fn connections_picked_for_eviction_are_freed_when_they_end() {
         let table = table(4);
         let places: Vec<_> = (0..5).filter_map(|_| newcomer(&table).ok()).collect();
         let all: Vec<_> = places.iter().map(|place| Arc::downgrade(&place.connection)).collect();

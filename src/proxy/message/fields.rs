@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_share_and_do_not_mix() {
+    fn values_built_in_one_buffer_stay_separate() {
         let mut values = ValueBuffer::new(4);
         let first = values.text("a").number(10).take().expect("a value");
         let second = values.text("b").take().expect("a value");
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_stays_what_it_is() {
+    fn editing_fields_keeps_the_rest_of_a_message() {
         let mut request = RequestHeader::build("POST", b"/a%20b?c=d", None).expect("a request");
         request.append_header("X-Own", "1").expect("a field");
         edit_request(&mut request, |fields| fields.insert("x-more", HeaderValue::from_static("2")));

@@ -156,7 +156,7 @@ mod tests {
     use http::HeaderMap;
 
     #[test]
-    fn both_families() {
+    fn limits_are_written_in_both_header_families() {
         let limit = |name, rule| Limit { name, count: Count::Requests, rule };
         let secs = |s: u64| Some(Duration::from_millis(s * 1_000 - 500));
         let left: LimitsLeft = [

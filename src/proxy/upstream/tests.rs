@@ -93,7 +93,7 @@ fn health_outlives_a_change_of_the_members() {
 }
 
 #[test]
-fn a_server_that_was_tried_is_passed_over_and_the_last_one_ends_the_trip() {
+fn a_tried_server_is_skipped_and_after_the_last_one_there_is_none() {
     let (upstream, ..) = group(1);
     upstream.apply_lookup(&[Some(vec![at(1), at(2)])]);
     let mut tried = Vec::new();
@@ -107,7 +107,7 @@ fn a_server_that_was_tried_is_passed_over_and_the_last_one_ends_the_trip() {
 }
 
 #[test]
-fn there_is_no_more_going_on_than_there_may_be() {
+fn requests_pending_and_per_server_limits_are_enforced() {
     let (mut upstream, ..) = group(1);
     upstream.settings.most.per_server = 1;
     let upstream = Arc::new(upstream);
@@ -130,7 +130,7 @@ fn there_is_no_more_going_on_than_there_may_be() {
 }
 
 #[test]
-fn what_takes_over_hears_of_requests_that_are_still_at_the_old_one() {
+fn after_a_reload_failures_of_older_requests_still_eject() {
     let (old, clock, metrics) = group(2);
     old.apply_lookup(&[Some(vec![at(1), at(2)]), Some(vec![at(3)])]);
     let next = Arc::new(Upstream::new(settings(2), metrics, clock.clone()));
@@ -154,7 +154,7 @@ fn what_takes_over_hears_of_requests_that_are_still_at_the_old_one() {
 }
 
 #[test]
-fn a_verdict_goes_with_its_question() {
+fn probe_results_survive_a_reload_only_with_the_same_probe() {
     let (old, clock, metrics) = group(1);
     old.apply_lookup(&[Some(vec![at(1), at(2)])]);
     for member in old.all_members() {

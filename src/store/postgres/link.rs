@@ -378,7 +378,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_how_the_bytes_come(
+        fn messages_are_framed_however_the_bytes_arrive(
             sizes in prop::collection::vec(0_usize..40, 1..8),
             cuts in prop::collection::vec(1_usize..9, 1..200),
             asks_for_tls in any::<bool>(),

@@ -33,7 +33,7 @@ fn what_can_be_told_of_a_refused_head() {
 }
 
 #[test]
-fn one_reading_or_none() {
+fn a_valid_head_has_exactly_one_body_framing() {
     let good = "GET /a?b=c HTTP/1.1\r\nHost: h:80\r\nX-A:\t a b \u{e9}\r\nEmpty:\r\n\r\n";
     assert_eq!(checked(good), Ok(Framing::NoBody));
     assert_eq!(checked("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::NoBody));
@@ -56,7 +56,7 @@ fn a_sound_head_comes_apart() {
 }
 
 #[test]
-fn what_is_wrong_is_told_apart() {
+fn a_malformed_head_is_refused_with_its_own_error() {
     let with = |field: &str| checked(&format!("POST / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n"));
     for (field, expected) in [
         ("Content-Length: 1\r\nContent-Length: 1", BadHead::Framing),
@@ -144,7 +144,7 @@ fn what_clients_leave_in_targets_is_noted_where_it_can_be_escaped() {
 }
 
 #[test]
-fn what_connection_may_name() {
+fn connection_may_name_up_to_nine_fields_but_none_that_decides() {
     let with = |fields: &str| checked(&format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n"));
     let nine = "Connection: a, b,,c , d\r\nconnection: e,f,g,h,i,\r\n";
     for good in ["Connection: keep-alive, Upgrade\r\n", "Connection:\r\n", nine] {
@@ -158,7 +158,7 @@ fn what_connection_may_name() {
 
 /// Every valid host is also accepted by the parser of authorities.
 #[test]
-fn a_host_and_a_port() {
+fn valid_host_values_are_accepted_and_others_refused() {
     for host in ["h", "h:80", "h:", "a-b.c_d~e:65535", "[::1]", "[2001:db8::1]:443", "127.0.0.1:1"] {
         assert!(is_host(host.as_bytes()) && host.parse::<http::uri::Authority>().is_ok(), "{host}");
     }
@@ -189,7 +189,7 @@ fn a_host_and_a_port() {
 }
 
 #[test]
-fn every_byte_in_every_place_of_a_value() {
+fn a_field_value_with_a_control_character_is_refused_wherever_it_stands() {
     for byte in 0..=255_u8 {
         let wrong = byte == 0x7f || (byte < b' ' && byte != b'\t');
         for at in 0..20 {
