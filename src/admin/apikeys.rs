@@ -188,7 +188,7 @@ pub(super) struct Deleted {
 ///
 /// Role `admin`. The response contains the secret as `api_key`, only this once.
 #[utoipa::path(post, path = "/apikeys", tag = "API keys", request_body = KeyCreate, responses(
-    (status = 201, description = "The key and its secret", body = Envelope<IssuedKey>),
+    (status = 200, description = "The key and its secret", body = Envelope<IssuedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn create_key(
@@ -205,7 +205,7 @@ pub(super) async fn create_key(
         .into_new_key(KeyId::new(at), workspace, &plan, credential)
         .map_err(|error| AdminError::of_store(error, Fault::NotFound))?;
     let made = admin.write(Fault::NotFound, admin.deps.store.create_key(key, &actor, at)).await?;
-    Ok(ApiResponse::created(IssuedKey::new(made, &secret, at)))
+    Ok(ApiResponse::ok(IssuedKey::new(made, &secret, at)))
 }
 
 /// List keys

@@ -29,10 +29,18 @@ pub struct AuthConfig {
     pub keys: AuthKeys,
     /// The accepted algorithms: `HS256` for a secret; of `RS256`, `ES256`, `EdDSA` for a JWKS.
     pub algorithms: Vec<Algorithm>,
-    /// The required `iss`.
-    pub issuer: String,
-    /// What `aud` must be or contain.
-    pub audience: String,
+    /// The required `iss`; none: it is not looked at.
+    pub issuer: Option<String>,
+    /// What `aud` must be or contain; none: it is not looked at.
+    pub audience: Option<String>,
+    /// Further claims and the values they must have.
+    pub require: Vec<(String, String)>,
+    /// Values of the role's claim, and what they mean; empty: the words of [`Role`] themselves.
+    pub roles: Vec<(String, Role)>,
+    /// The role of tokens without a known one; none: such tokens are refused.
+    pub default_role: Option<Role>,
+    /// Subjects whose tokens name their workspace in `X-Workspace-Id`; `*` is every subject.
+    pub workspace_header_subjects: Vec<String>,
     /// Allowed clock difference.
     pub leeway: Duration,
     /// The names of claims.
@@ -100,8 +108,12 @@ pub enum BadAuth {
 pub struct Auth {
     keys: ArcSwap<VerificationKeys>,
     algorithms: Vec<Algorithm>,
-    issuer: String,
-    audience: String,
+    issuer: Option<String>,
+    audience: Option<String>,
+    require: Vec<(String, String)>,
+    roles: Vec<(String, Role)>,
+    default_role: Option<Role>,
+    workspace_header_subjects: Vec<String>,
     leeway_secs: i64,
     claims: AuthClaims,
 }
@@ -122,6 +134,8 @@ pub(super) struct Identity {
     pub(super) role: Role,
     /// The workspace; only a platform token may have none.
     pub(super) workspace: Option<WorkspaceId>,
+    /// The workspace is the one that `X-Workspace-Id` names: this subject is trusted to name its own.
+    pub(super) names_workspace: bool,
 }
 
 /// A key and its name in tokens.
@@ -143,10 +157,32 @@ const JWKS_ALGORITHMS: &str = "RS256, ES256, EdDSA";
 impl Auth {
     /// From the configuration; refuses unsafe values.
     pub fn new(config: AuthConfig) -> Result<Self, BadAuth> {
-        let AuthConfig { keys, algorithms, issuer, audience, leeway, claims } = config;
+        let AuthConfig {
+            keys,
+            algorithms,
+            issuer,
+            audience,
+            require,
+            roles,
+            default_role,
+            workspace_header_subjects,
+            leeway,
+            claims,
+        } = config;
         let keys = ArcSwap::from_pointee(VerificationKeys::new(keys, &algorithms)?);
         let leeway_secs = i64::try_from(leeway.as_secs()).unwrap_or(i64::MAX);
-        Ok(Self { keys, algorithms, issuer, audience, leeway_secs, claims })
+        Ok(Self {
+            keys,
+            algorithms,
+            issuer,
+            audience,
+            require,
+            roles,
+            default_role,
+            workspace_header_subjects,
+            leeway_secs,
+            claims,
+        })
     }
 
     /// Verifies tokens only with these keys from now on. Unusable keys change nothing.
@@ -167,13 +203,21 @@ impl Auth {
         let keys = self.keys.load();
         let key = keys.minting.as_ref().ok_or(BadAuth::CannotMint)?;
         let mut claims = Map::new();
-        claims.insert("iss".into(), json!(self.issuer));
-        claims.insert("aud".into(), json!(self.audience));
+        for (name, value) in [("iss", &self.issuer), ("aud", &self.audience)] {
+            if let Some(value) = value {
+                claims.insert(name.into(), json!(value));
+            }
+        }
+        for (name, value) in &self.require {
+            claims.insert(name.clone(), json!(value));
+        }
         claims.insert("iat".into(), json!(now.as_secs()));
         claims.insert("nbf".into(), json!(now.as_secs()));
         claims.insert("exp".into(), json!(now.plus(ttl).as_secs()));
         claims.insert(self.claims.subject.clone(), json!(subject));
-        claims.insert(self.claims.role.clone(), json!(role.as_str()));
+        let word =
+            self.roles.iter().find(|(_, meant)| *meant == role).map_or(role.as_str(), |(word, _)| word);
+        claims.insert(self.claims.role.clone(), json!(word));
         if let Some(workspace) = workspace {
             claims.insert(self.claims.workspace.clone(), json!(workspace.as_str()));
         }
@@ -220,34 +264,68 @@ impl Auth {
     }
 
     fn is_ours(&self, claims: &Map<String, Value>) -> bool {
-        let issuer = claims.get("iss").and_then(Value::as_str) == Some(self.issuer.as_str());
-        let audience = match claims.get("aud") {
-            Some(Value::String(one)) => *one == self.audience,
-            Some(Value::Array(many)) => many.iter().any(|a| a.as_str() == Some(self.audience.as_str())),
+        let issuer = self.issuer.as_deref().is_none_or(|wanted| text(claims.get("iss")) == Some(wanted));
+        let audience = self.audience.as_deref().is_none_or(|wanted| match claims.get("aud") {
+            Some(Value::Array(many)) => many.iter().any(|one| text(Some(one)) == Some(wanted)),
+            one => text(one) == Some(wanted),
+        });
+        let require = self.require.iter().all(|(name, wanted)| match claim(claims, name) {
+            Some(Value::String(value)) => value == wanted,
+            Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string() == *wanted,
             _ => false,
-        };
-        issuer && audience
+        });
+        issuer && audience && require
     }
 
     fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, AdminError> {
         let invalid = || AdminError::of(Fault::TokenInvalid);
-        let subject = claims.get(&self.claims.subject).and_then(Value::as_str).ok_or_else(invalid)?;
+        let subject = text(claim(claims, &self.claims.subject)).ok_or_else(invalid)?;
         let length = subject.chars().count();
         if length == 0 || length > SUBJECT_MAX || subject.chars().any(char::is_control) {
             return Err(invalid());
         }
-        let workspace = match claims.get(&self.claims.workspace) {
+        let workspace = match claim(claims, &self.claims.workspace) {
             None | Some(Value::Null) => None,
             Some(value) => Some(value.as_str().and_then(|id| id.parse().ok()).ok_or_else(invalid)?),
         };
         // The token is valid, but an unknown role allows nothing.
-        let role = claims.get(&self.claims.role).and_then(Value::as_str).and_then(|r| r.parse().ok());
-        let role: Role = role.ok_or_else(|| AdminError::of(Fault::Forbidden))?;
-        if workspace.is_none() && role != Role::Platform {
+        let role = self.role_of(claim(claims, &self.claims.role)).or(self.default_role);
+        let role = role.ok_or_else(|| AdminError::of(Fault::Forbidden))?;
+        let is_listed = |listed: &String| listed == "*" || listed == subject;
+        let names_workspace = workspace.is_none() && self.workspace_header_subjects.iter().any(is_listed);
+        if workspace.is_none() && role != Role::Platform && !names_workspace {
             return Err(invalid());
         }
-        Ok(Identity { subject: subject.to_owned(), role, workspace })
+        Ok(Identity { subject: subject.to_owned(), role, workspace, names_workspace })
     }
+
+    /// The highest role that a claim stands for: a word, or a list of words.
+    fn role_of(&self, value: Option<&Value>) -> Option<Role> {
+        let meant = |word: &Value| -> Option<Role> {
+            let word = word.as_str()?;
+            match &self.roles[..] {
+                [] => word.parse().ok(),
+                roles => roles.iter().filter(|(from, _)| from == word).map(|(_, role)| *role).max(),
+            }
+        };
+        match value? {
+            Value::Array(words) => words.iter().filter_map(meant).max(),
+            word => meant(word),
+        }
+    }
+}
+
+/// The claim of that name, or the one that the name leads to from object to object: `realm_access.roles`.
+fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
+    if let Some(found) = claims.get(name) {
+        return Some(found);
+    }
+    let (first, rest) = name.split_once('.')?;
+    claim(claims.get(first)?.as_object()?, rest)
+}
+
+fn text(value: Option<&Value>) -> Option<&str> {
+    value?.as_str()
 }
 
 // === impl VerificationKeys ===

@@ -5,8 +5,9 @@ use super::error::AdminError;
 use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
-use crate::model::fault::Fault;
+use crate::model::fault::{ErrorText, Fault};
 use crate::model::id::{PlanId, WorkspaceId};
+use crate::policy::http::cors::Cors;
 use crate::policy::keys::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
 use arc_swap::ArcSwap;
@@ -53,6 +54,12 @@ pub struct AdminDeps {
     pub max_body_bytes: usize,
     /// Longest wait for the store within one call, however many steps it takes.
     pub write_timeout: Duration,
+    /// Where the API is found, too, such as `/api`; empty: only at the root.
+    pub base_path: String,
+    /// What the field `error` of a failure holds.
+    pub error_text: ErrorText,
+    /// Which pages of other origins may use the API; none: no other.
+    pub cors: Option<Cors>,
 }
 
 /// Whether this node is ready, and why.

@@ -7,11 +7,11 @@ use super::context::AdminState;
 use super::error::AdminError;
 use crate::clock::Timestamp;
 pub(super) use crate::envelope::Envelope;
-use crate::model::fault::{Fault, Lang};
+use crate::model::fault::{ErrorText, Fault, Lang};
 use crate::model::id::RequestId;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -51,17 +51,19 @@ pub(super) struct DetailError {
     message: String,
 }
 
+/// The header by which a page says in which language it is.
+const LANGUAGE_TYPE: HeaderName = HeaderName::from_static("x-language-type");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The outermost layer: gives the request an id and writes the answer.
 pub(super) async fn write(State(admin): State<AdminState>, mut request: Request, next: Next) -> Response {
     let id: Box<str> = RequestId::new(admin.now()).to_string().into();
-    let lang = language(request.headers());
+    let lang = language(&request);
     let bodyless = request.method() == Method::HEAD;
     request.extensions_mut().insert(AdminRequestId(id.clone()));
     let mut response = next.run(request).await;
-    match json(&mut response, lang, admin.now()) {
-        Some(Ok(json)) => fill(&mut response, json, bodyless),
+    match json(&mut response, lang, admin.deps.error_text, admin.now()) {
+        Some(Ok(json)) => fill(&mut response, json, lang, bodyless),
         Some(Err(error)) => tracing::error!(%error, "cannot serialize response as JSON"),
         None => {}
     }
@@ -83,19 +85,70 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
     AdminError::of(Fault::Internal).into_response()
 }
 
+/// A failure for pages that show the field `error`.
+#[derive(Serialize)]
+struct ShownFailure<'f> {
+    code: u32,
+    msg: &'f str,
+    data: &'f serde_json::Value,
+    error: &'f str,
+    time: i64,
+    /// Every mistake, in the form of FastAPI.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    detail: Vec<ShownMistake<'f>>,
+}
+
+#[derive(Serialize)]
+struct ShownMistake<'f> {
+    loc: [&'f str; 2],
+    msg: &'f str,
+    r#type: &'static str,
+}
+
 /// The envelope of a response as JSON; none for a document.
-fn json(response: &mut Response, lang: Lang, at: Timestamp) -> Option<serde_json::Result<String>> {
+fn json(
+    response: &mut Response,
+    lang: Lang,
+    error_text: ErrorText,
+    at: Timestamp,
+) -> Option<serde_json::Result<String>> {
     if let Some(ApiData(data)) = response.extensions_mut().remove() {
         return Some(serde_json::to_string(&Envelope::ok(data, at)));
     }
     let error = response.extensions_mut().remove::<AdminError>();
     let error = error.or_else(|| foreign_failure(response.status()))?;
-    let envelope = Envelope::fault(error.fault(), error.message(lang), error.data(), at);
-    Some(serde_json::to_string(&envelope))
+    let msg = error.message(lang);
+    Some(match error_text {
+        ErrorText::Name => serde_json::to_string(&Envelope::fault(error.fault(), msg, error.data(), at)),
+        ErrorText::Message => serde_json::to_string(&ShownFailure {
+            code: error.fault().code(),
+            msg: &msg,
+            data: error.data(),
+            error: &msg,
+            time: at.as_millis(),
+            detail: shown_mistakes(&error),
+        }),
+    })
 }
 
-fn fill(response: &mut Response, json: String, bodyless: bool) {
+fn shown_mistakes(failure: &AdminError) -> Vec<ShownMistake<'_>> {
+    let place = if failure.fault() == Fault::ValidationFailed { "body" } else { "query" };
+    let errors = failure.data()["errors"].as_array().into_iter().flatten();
+    errors
+        .filter_map(|error| {
+            let (field, msg) = (error["field"].as_str()?, error["message"].as_str()?);
+            Some(ShownMistake { loc: [place, field], msg, r#type: "value_error" })
+        })
+        .collect()
+}
+
+fn fill(response: &mut Response, json: String, lang: Lang, bodyless: bool) {
     let headers = response.headers_mut();
+    let language = match lang {
+        Lang::En => "en",
+        Lang::Zh => "zh",
+    };
+    headers.insert(header::CONTENT_LANGUAGE, HeaderValue::from_static(language));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(json.len()));
@@ -118,9 +171,13 @@ fn foreign_failure(status: StatusCode) -> Option<AdminError> {
     Some(AdminError::of(fault))
 }
 
-fn language(headers: &HeaderMap) -> Lang {
-    let wanted = headers.get(header::ACCEPT_LANGUAGE).and_then(|v| v.to_str().ok());
-    wanted.map(Lang::preferred).unwrap_or_default()
+/// The language of the answer: the one `?lang=` names, or else `X-Language-Type`, or else the one `Accept-Language` prefers.
+fn language(request: &Request) -> Lang {
+    let query = request.uri().query().unwrap_or_default();
+    let named = query.split('&').find_map(|pair| pair.strip_prefix("lang="));
+    let field = |name: &HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let wanted = named.filter(|lang| !lang.is_empty()).or_else(|| field(&LANGUAGE_TYPE));
+    wanted.or_else(|| field(&header::ACCEPT_LANGUAGE)).map(Lang::preferred).unwrap_or_default()
 }
 
 // === impl ApiResponse ===

@@ -136,7 +136,9 @@ impl<T: FromParams> FromRequestParts<AdminState> for Query<T> {
         if given.0.len() > PARAMS_MAX {
             return Err(AdminError::parameter("query", format!("must be at most {PARAMS_MAX} parameters")));
         }
-        let mut params = QueryParams::of(given.0);
+        // The language of the answer, which any call may name.
+        let given = given.0.into_iter().filter(|(name, _)| name != "lang");
+        let mut params = QueryParams::of(given.collect());
         let value = T::from_params(&mut params);
         let errors = params.finish();
         if errors.is_empty() { Ok(Self(value)) } else { Err(AdminError::parameters(errors)) }

@@ -22,6 +22,7 @@ pub mod input;
 mod jwt;
 mod logs;
 mod lookup;
+mod outside;
 mod page;
 mod plans;
 mod propagation;

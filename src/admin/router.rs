@@ -4,8 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, health, imports, logs, lookup, plans, propagation, reload, usage,
-    usage_totals, workspaces,
+    apikeys, audit, document, endusers, health, imports, logs, lookup, outside, plans, propagation, reload,
+    usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -53,14 +53,19 @@ const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// The admin API with the dependencies `deps`.
 pub fn router(deps: AdminDeps) -> Router {
-    let admin: AdminState = Arc::new(Admin::new(deps, openapi().to_string()));
+    let mut document = openapi();
+    if !deps.base_path.is_empty() {
+        document["servers"] = serde_json::json!([{"url": deps.base_path}]);
+    }
+    let admin: AdminState = Arc::new(Admin::new(deps, document.to_string()));
     let (urls, _) = urls().split_for_parts();
     let answered = urls
         .with_state(Arc::clone(&admin))
         .merge(docs())
         .fallback(async || AdminError::of(Fault::NotFound))
         .method_not_allowed_fallback(async || AdminError::of(Fault::MethodNotAllowed));
-    finish(answered, admin)
+    let base_path = admin.deps.base_path.clone();
+    outside::under_base_path(finish(answered, admin), &base_path)
 }
 
 /// The OpenAPI document of [`router`], generated from the same list.
@@ -97,6 +102,7 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(health::metrics))
         .routes(routes!(health::openapi_json));
     describe_workspace_header(urls.get_openapi_mut());
+    describe_language(urls.get_openapi_mut());
     urls
 }
 
@@ -121,12 +127,34 @@ fn describe_workspace_header(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
+/// Adds what chooses the language of an answer to every call.
+fn describe_language(document: &mut utoipa::openapi::OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        if ["/metrics", "/healthz", "/openapi.json"].contains(&path.as_str()) {
+            continue;
+        }
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let lang = ParameterBuilder::new()
+                .name("lang")
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(
+                    "The language of `msg`: `en` or `zh`. Without it `X-Language-Type` or `Accept-Language` says.",
+                ))
+                .schema(Some(String::schema()));
+            operation.parameters.get_or_insert_default().push(lang.build().into());
+        }
+    }
+}
+
 /// The layers of every answer: panics become errors, then answers are written.
 pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
     answered
         .layer(from_fn(context::with_deadline))
         .layer(CatchPanicLayer::custom(envelope::panicked))
-        .layer(from_fn_with_state(admin, envelope::write))
+        .layer(from_fn_with_state(Arc::clone(&admin), envelope::write))
+        .layer(from_fn_with_state(admin, outside::cors))
 }
 
 /// Swagger UI under `/docs`, embedded in the binary.

@@ -26,6 +26,10 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
             algorithms: jwt.algorithms.iter().copied().map(algorithm).collect(),
             issuer: jwt.issuer.clone(),
             audience: jwt.audience.clone(),
+            require: jwt.require.clone(),
+            roles: jwt.roles.iter().filter_map(|(from, to)| Some((from.clone(), to.parse().ok()?))).collect(),
+            default_role: jwt.default_role.as_deref().and_then(|role| role.parse().ok()),
+            workspace_header_subjects: jwt.workspace_header_subjects.clone(),
             leeway: jwt.leeway,
             claims: AuthClaims {
                 subject: jwt.claims.subject.clone(),

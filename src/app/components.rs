@@ -13,6 +13,7 @@ use crate::enduser::{self, EndUserCache};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring, NodeReporter};
 use crate::metrics::Metrics;
+use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::http::source::TrustedProxies;
 use crate::policy::keys::claims::is_claim;
 use crate::policy::routing::forward::ForwardRules;
@@ -24,7 +25,7 @@ use crate::proxy::{HeaderPolicy, Proxy, ProxyLimits, RateLimitFamilies, RoutingS
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue, Method};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -321,10 +322,26 @@ pub(super) fn admin_server(
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
         max_body_bytes: config.admin.max_body_bytes,
+        base_path: config.admin.base_path.clone(),
+        error_text: config.admin.error_text,
+        cors: admin_cors(config),
         write_timeout: ADMIN_PATIENCE,
     };
     let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));
     Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
+}
+
+/// Which pages of other origins may use the admin API.
+fn admin_cors(config: &Config) -> Option<Cors> {
+    let rules: Vec<_> = config.admin.cors_origins.iter().filter_map(|text| OriginRule::parse(text)).collect();
+    (!rules.is_empty()).then(|| Cors {
+        origins: Origins::Listed(rules.into()),
+        methods: [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE].into(),
+        headers: Box::default(),
+        expose: HeaderValue::from_static("X-Request-Id, Content-Language, Retry-After"),
+        credentials: config.admin.cors_credentials,
+        max_age: Duration::from_mins(10),
+    })
 }
 
 fn readiness(keyring: &Keyring, clock: &dyn Clock, max_stale: Duration, accepting: bool) -> Readiness {

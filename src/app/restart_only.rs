@@ -31,9 +31,11 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
             trust_request_id rate_limit_headers drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
-            listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan metrics_token_file; jwt;;
+            listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
+            cors_origins cors_credentials metrics_token_file; jwt;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
-            keys = "hs256_secret_file or jwks_file" algorithms issuer audience leeway claims;;
+            keys = "hs256_secret_file or jwks_file" algorithms issuer audience require roles default_role
+            workspace_header_subjects leeway claims;;
         "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
         "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file;;
         "store" |c| &c.store, StoreConfig:
@@ -114,13 +116,19 @@ mod tests {
         "redis://x",
     ];
     /// Keys that need other values than those.
-    const MORE: [(&str, &str); 6] = [
+    const MORE: [(&str, &str); 12] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
         ("admin.jwt.algorithms", "RS256,ES256"),
         ("telemetry.endpoint", "http://127.0.0.1:4318"),
         ("telemetry.attributes", "a=b"),
+        ("admin.base_path", "/api"),
+        ("admin.error_text", "message"),
+        ("admin.cors_origins", "https://h"),
+        ("admin.jwt.require", "a=b"),
+        ("admin.jwt.roles", "a=admin"),
+        ("admin.jwt.default_role", "viewer"),
     ];
 
     fn read(text: &str, key: Option<(&KnownKey, &str)>) -> Option<Config> {

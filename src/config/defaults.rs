@@ -8,6 +8,7 @@ use super::types::{
     NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
 };
 use crate::model::calendar::Calendar;
+use crate::model::fault::ErrorText;
 use crate::model::id::PlanId;
 use crate::model::key::{DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
@@ -113,6 +114,10 @@ impl Default for AdminConfig {
             max_connections_per_address: 128,
             create_workspaces: true,
             default_plan: default_plan_id(),
+            base_path: String::new(),
+            error_text: ErrorText::Name,
+            cors_origins: Vec::new(),
+            cors_credentials: false,
             metrics_token_file: None,
             jwt: JwtConfig::default(),
         }
@@ -124,8 +129,12 @@ impl Default for JwtConfig {
         Self {
             keys: JwtKeys::SharedSecretFile("data/admin.jwt.secret".into()),
             algorithms: vec![JwtAlgorithm::Hs256],
-            issuer: "keygate".into(),
-            audience: "keygate-admin".into(),
+            issuer: Some("keygate".into()),
+            audience: Some("keygate-admin".into()),
+            require: Vec::new(),
+            roles: Vec::new(),
+            default_role: None,
+            workspace_header_subjects: Vec::new(),
             leeway: Duration::from_secs(30),
             claims: ClaimNames::default(),
         }

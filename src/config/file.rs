@@ -23,6 +23,7 @@ use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{SCOPES_MAX, check_required};
+use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::{HeaderName, Method};
@@ -205,6 +206,10 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         ),
         create_workspaces: s.value("create_workspaces", &Flag, d.create_workspaces),
         default_plan: s.value("default_plan", &PLAN_ID, d.default_plan),
+        base_path: s.value("base_path", &BASE_PATH, d.base_path),
+        error_text: s.value("error_text", &Word::new(), d.error_text),
+        cors_origins: s.list("cors_origins", &ADMIN_ORIGIN, 0..=64, d.cors_origins),
+        cors_credentials: s.value("cors_credentials", &Flag, d.cors_credentials),
         metrics_token_file: s.value("metrics_token_file", &OrEmpty(FILE), d.metrics_token_file),
         jwt,
     };
@@ -224,8 +229,17 @@ fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {
     let jwt = JwtConfig {
         keys: d.keys,
         algorithms: s.list("algorithms", &Word::new(), 1..=JwtAlgorithm::ALL.len(), d.algorithms),
-        issuer: s.value("issuer", &NAMED_BY_OTHERS, d.issuer),
-        audience: s.value("audience", &NAMED_BY_OTHERS, d.audience),
+        issuer: s.value("issuer", &OrEmpty(NAMED_BY_OTHERS), d.issuer),
+        audience: s.value("audience", &OrEmpty(NAMED_BY_OTHERS), d.audience),
+        require: s.list("require", &CLAIM_VALUE, 0..=16, d.require),
+        roles: s.list("roles", &ROLE_OF, 0..=64, d.roles),
+        default_role: s.value("default_role", &OrEmpty(ROLE), d.default_role),
+        workspace_header_subjects: s.list(
+            "workspace_header_subjects",
+            &NAMED_BY_OTHERS,
+            0..=64,
+            d.workspace_header_subjects,
+        ),
         leeway: s.value("leeway", &span_ms(0, 300_000), d.leeway),
         claims: s.table("claims", claims),
     };
@@ -406,6 +420,51 @@ const THREADS: Integer<usize> = Integer { min: 0, max: 1_024 };
 
 /// Free text that the issuer of tokens chooses.
 const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
+
+const BASE_PATH: ParsedText<String> = ParsedText {
+    must: "empty, or segments of A-Z a-z 0-9 . _ - with a / before each, such as \"/api\"",
+    read: |text| {
+        let is_segment = |part: &str| is_name(part) && part != "." && part != "..";
+        let fits =
+            text.is_empty() || text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_segment));
+        (fits && text.len() <= 255).then(|| text.to_owned())
+    },
+    show: quote,
+};
+
+const ADMIN_ORIGIN: ParsedText<String> = ParsedText {
+    must: "an origin such as \"https://console.example\" or \"https://*.example:8443\"",
+    read: |text| OriginRule::parse(text).map(|_| text.to_owned()),
+    show: quote,
+};
+
+const CLAIM_VALUE: ParsedText<(String, String)> =
+    ParsedText { must: "\"CLAIM=VALUE\", such as \"type=access\"", read: pair, show: show_pair };
+
+const ROLE_OF: ParsedText<(String, String)> = ParsedText {
+    must: "\"VALUE=ROLE\" with a role of viewer, admin, platform, such as \"owner=admin\"",
+    read: |text| pair(text).filter(|(_, role)| ROLES.contains(&role.as_str())),
+    show: show_pair,
+};
+
+const ROLE: ParsedText<String> = ParsedText {
+    must: "one of: viewer, admin, platform",
+    read: |text| ROLES.contains(&text).then(|| text.to_owned()),
+    show: quote,
+};
+
+/// The roles of the admin API.
+const ROLES: [&str; 3] = ["viewer", "admin", "platform"];
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once('=')?;
+    let fits = |part: &str| (1..=255).contains(&part.chars().count()) && !part.chars().any(char::is_control);
+    (fits(name) && fits(value)).then(|| (name.to_owned(), value.to_owned()))
+}
+
+fn show_pair((name, value): &(String, String)) -> String {
+    quote(&format!("{name}={value}"))
+}
 
 const PLAN_ID: ParsedText<PlanId> = ParsedText {
     must: "the name of a plan: 1 to 128 characters of A-Z a-z 0-9 . _ : @ -",

@@ -5,6 +5,7 @@
 use super::acme::AcmeConfig;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
+use crate::model::fault::ErrorText;
 use crate::model::id::PlanId;
 use crate::model::key::{Plan, words};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
@@ -149,6 +150,14 @@ pub struct AdminConfig {
     pub create_workspaces: bool,
     /// The plan of workspaces created this way; one of [`Config::plans`].
     pub default_plan: PlanId,
+    /// Where the API is found, too, such as `/api`; empty: only at the root.
+    pub base_path: String,
+    /// What the field `error` of a failure holds.
+    pub error_text: ErrorText,
+    /// The origins whose pages may use the API.
+    pub cors_origins: Vec<String>,
+    /// Whether these pages may send cookies and other credentials.
+    pub cors_credentials: bool,
     /// A file with the token that `/metrics` requires; none: no token.
     pub metrics_token_file: Option<PathBuf>,
     /// How admin tokens are checked.
@@ -162,10 +171,18 @@ pub struct JwtConfig {
     pub keys: JwtKeys,
     /// The accepted algorithms, all matching [`JwtConfig::keys`]. Never empty.
     pub algorithms: Vec<JwtAlgorithm>,
-    /// The required `iss`.
-    pub issuer: String,
-    /// What `aud` must contain.
-    pub audience: String,
+    /// The required `iss`; none: it is not looked at.
+    pub issuer: Option<String>,
+    /// What `aud` must contain; none: it is not looked at.
+    pub audience: Option<String>,
+    /// Further claims and the values they must have.
+    pub require: Vec<(String, String)>,
+    /// Values of the role's claim, and what they mean; empty: the words themselves.
+    pub roles: Vec<(String, String)>,
+    /// The role of tokens without a known one: a word, or none.
+    pub default_role: Option<String>,
+    /// Subjects whose tokens name their workspace in `X-Workspace-Id`; `*` is every subject.
+    pub workspace_header_subjects: Vec<String>,
     /// Allowed clock difference to the issuer.
     pub leeway: Duration,
     /// The names of claims.

@@ -2,6 +2,8 @@
 //!
 //! Contract 4.6. Both listeners use it; a new error is a new line here and nowhere else.
 
+use crate::model::key::words;
+
 /// The language of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Lang {
@@ -138,6 +140,16 @@ faults! {
     /// The backend was too slow.
     GatewayTimeout = 504, 10003, "gateway_timeout", "The backend did not answer in time", "后端响应超时";
 }
+
+words!(
+    /// What the field `error` of the admin API's failures holds.
+    ErrorText {
+        /// A stable name.
+        Name = "name",
+        /// The sentence for people.
+        Message = "message",
+    }
+);
 
 impl Lang {
     /// The language that an `Accept-Language` header asks for: Chinese if the known language with the highest weight is

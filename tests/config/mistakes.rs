@@ -87,8 +87,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "1:13 node.name: must be 1 to 64 characters of A-Z a-z 0-9 . _ -, or \"\" for none",
     ),
     (
-        "admin.jwt.issuer = \"\"",
-        "1:20 admin.jwt.issuer: must be text of 1 to 255 characters, none of them a control character",
+        "admin.jwt.claims.role = \"\"",
+        "1:25 admin.jwt.claims.role: must be text of 1 to 255 characters, none of them a control character",
     ),
     (
         "proxy.end_user_header = \"x y\"",

@@ -208,7 +208,7 @@ fn sigterm_lets_an_admin_call_finish() {
     eventually_true("no new calls are taken", || TcpStream::connect(gateway.admin).is_err());
     call.send(body.as_bytes());
     let made = call.response();
-    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.status, 200, "{made:?}");
     assert_eq!(gateway.wait().code(), Some(0));
     let secret = made.data()["api_key"].as_str().expect("a secret").to_owned();
     assert_eq!(status(&gateway.restart(), &secret), 200, "what was answered is there");
@@ -469,7 +469,7 @@ fn the_environment_alone_is_a_configuration() {
     let create = Request::post("/apikeys", r#"{"name":"k","type":"service","scopes":["app"]}"#);
     let create = create.header("Content-Type", "application/json").bearer(token.trim());
     let made = Raw::connect(address("admin")).call(&create);
-    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.status, 200, "{made:?}");
     assert!(made.data()["api_key"].as_str().is_some_and(|s| s.starts_with("acme-service-")));
     assert_eq!(process.stop().code(), Some(0));
     assert!(!folder.path().join("data/pepper").exists(), "the environment's peppers need no file");

@@ -17,7 +17,7 @@ async fn a_created_key_shows_its_secret_once() {
     let body = json!({"name": "n", "type": "rag", "resource_id": "kb-1", "rate_limit": 7, "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
         "limits": [{"count": "requests", "per": "hour", "max": 9}], "expires_at": NOW.as_secs() + 60, "metadata": {"a": [1]}});
     let reply = api.call(&token, "POST", "/apikeys", body).await;
-    assert_eq!(reply.status, 201, "{}", reply.text);
+    assert_eq!(reply.status, 200, "{}", reply.text);
     let mut made = reply.data();
     let secret = made["api_key"].as_str().expect("a secret").to_owned();
     assert_eq!(shape(secret.as_bytes(), "sk"), SecretShape::Ours);
@@ -53,7 +53,7 @@ async fn names_are_unique_on_a_resource_until_the_key_is_deleted() {
     let uri = format!("/apikeys/{}", first["id"].as_str().expect("an id"));
     let gone = api.call(&token, "DELETE", &uri, Value::Null).await;
     assert_eq!(gone.data(), json!({"id": first["id"], "deleted": true}));
-    assert_eq!(api.call(&token, "POST", "/apikeys", again).await.status, 201);
+    assert_eq!(api.call(&token, "POST", "/apikeys", again).await.status, 200);
     for method in ["GET", "DELETE"] {
         assert_eq!(api.call(&token, method, &uri, Value::Null).await.verdict().2, "api_key_not_found");
     }

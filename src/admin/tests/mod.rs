@@ -4,6 +4,7 @@ mod calls;
 mod document;
 mod envelopes;
 mod isolation;
+mod others;
 mod propagation;
 mod tokens;
 mod usage;
@@ -13,6 +14,7 @@ use super::{Reload, ReloadError, Reloaded};
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring};
 use crate::metrics::Metrics;
+use crate::model::fault::ErrorText;
 use crate::model::id::WorkspaceId;
 use crate::policy::keys::secret::Peppers;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
@@ -51,8 +53,12 @@ pub(super) fn auth_config() -> AuthConfig {
     AuthConfig {
         keys: AuthKeys::Hs256(SECRET.to_vec().into()),
         algorithms: vec![Algorithm::HS256],
-        issuer: "https://issuer.test".into(),
-        audience: "keygate-admin".into(),
+        issuer: Some("https://issuer.test".into()),
+        audience: Some("keygate-admin".into()),
+        require: Vec::new(),
+        roles: Vec::new(),
+        default_role: None,
+        workspace_header_subjects: Vec::new(),
         leeway: Duration::from_secs(5),
         claims: AuthClaims::default(),
     }
@@ -96,7 +102,7 @@ impl Api {
     pub(super) async fn key(&self, token: &str, name: &str) -> Value {
         let body = json!({"name": name, "type": "app", "resource_id": "app-1"});
         let reply = self.call(token, "POST", "/apikeys", body).await;
-        assert_eq!(reply.status, 201, "{}", reply.text);
+        assert_eq!(reply.status, 200, "{}", reply.text);
         reply.data()
     }
 }
@@ -126,6 +132,9 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         create_workspaces: true,
         metrics_token: None,
         max_body_bytes: 64 * 1_024,
+        base_path: String::new(),
+        error_text: ErrorText::Name,
+        cors: None,
         // A slow machine must not matter where time is not the subject.
         write_timeout: Duration::from_secs(60),
     };
