@@ -243,8 +243,8 @@ impl Gate {
         Err(if cannot_tell { Denial::Plain(Fault::ServiceUnavailable) } else { Denial::KeyInvalid })
     }
 
-    /// A key that was imported by the SHA-256 digest of its secret and is used for the first time. From then on it is found like
-    /// any other.
+    /// Looks up a key that was imported by the SHA-256 digest of its secret and is used for the first time. From then on it is
+    /// looked up like any other.
     fn find_by_sha256(&self, secret: &[u8], at: Timestamp) -> Option<Presented> {
         let sha256 = sha256(secret);
         let mut digests = self.peppers.iter().map(|pepper| Digest(pepper.digest_of_sha256(&sha256)));

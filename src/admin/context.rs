@@ -82,7 +82,7 @@ pub struct ReadinessCheck {
     pub detail: String,
 }
 
-/// Applies a new config, all of it or nothing.
+/// Applies a new config completely or not at all.
 #[async_trait]
 pub trait Reload: Send + Sync {
     /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
@@ -99,14 +99,14 @@ pub struct Reloaded {
     pub upstreams: usize,
 }
 
-/// Why the active config stays.
+/// Why the active config remains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadError {
-    /// The new config has these mistakes, each as `place: what is wrong`.
+    /// The new config has these errors, each as `position: message`.
     Mistakes(Vec<String>),
-    /// The store refused a plan or the line of the audit log.
+    /// The store refused a plan or the audit entry.
     Store(String),
-    /// Another process is about to replace this one, with the config as it read it.
+    /// Another process is about to replace this one, with the config that it has read.
     Upgrading,
 }
 
@@ -211,7 +211,7 @@ impl Admin {
         DEADLINE.try_with(|deadline| *deadline.get_or_init(from_now)).unwrap_or_else(|_| from_now())
     }
 
-    /// Waits until this node has that change in force.
+    /// Waits until this node has applied that change.
     pub(super) async fn reach(&self, version: Version) {
         if !self.deps.keyring.reach(version).await {
             tracing::warn!(%version, "change stored, but not in force on this node within the deadline");

@@ -1,4 +1,4 @@
-//! Keys and end users from another system: each row stands or falls by itself, and the answer says what became of each.
+//! Import of keys and end users from another system: each row succeeds or fails by itself, and the response reports each.
 
 use super::caller::WorkspaceWriter;
 use super::context::{Admin, AdminState};
@@ -17,27 +17,27 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// What became of an import.
+/// The result of an import.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ImportReport {
-    /// Nothing was stored; the figures say what would have been, names and secrets that are taken apart.
+    /// Nothing was stored; the figures are those of a real import, except for names and secrets that are already in use.
     dry_run: bool,
     imported: u64,
-    /// End users that were there already, and stay as they are.
+    /// End users that already existed, and were not changed.
     existing: u64,
     refused: u64,
-    /// Rows that were refused, and keys that differ from their row or should be known of.
+    /// Refused rows, and rows whose key differs from the row or has a note.
     rows: Vec<ImportedRow>,
 }
 
-/// What became of a row.
+/// The result for one row.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ImportedRow {
-    /// Its place in the request, from 0.
+    /// Its index in the request, from 0.
     row: usize,
-    /// The id that was stored; null: refused.
+    /// The id that was stored; null if the row was refused.
     id: Option<String>,
-    /// What should be known of it, e.g. that its rate is above the plan.
+    /// Remarks, e.g. that its rate is above the plan.
     notes: Vec<String>,
     /// Why it was refused.
     #[schema(value_type = Vec<super::envelope::DetailError>)]
@@ -46,10 +46,10 @@ pub(super) struct ImportedRow {
 
 /// Import keys
 ///
-/// Role `admin`. Rows are those of `POST /apikeys`, with `api_key` (the plaintext secret) or `sha256` (its SHA-256 digest in
-/// hexadecimal) and, where there are such, `id`, `is_active`, `created_by`, `created_at`, `updated_at`, `quota_used`,
-/// `usage_count`, `last_used_at` and `hint`. Expired and disabled keys are taken, and rates above the plan as they are: the
-/// key then runs at the plan's limit. Each row is imported as a whole or refused; the answer says which.
+/// Role `admin`. Rows have the fields of `POST /apikeys`, with `api_key` (the plaintext secret) or `sha256` (its SHA-256
+/// digest in hexadecimal) and optionally `id`, `is_active`, `created_by`, `created_at`, `updated_at`, `quota_used`,
+/// `usage_count`, `last_used_at` and `hint`. Expired and disabled keys are accepted. So are rates above the plan: the key
+/// then runs at the plan's limit. Each row is imported as a whole or refused; the response says which.
 #[utoipa::path(post, path = "/apikeys/import", tag = "API keys", request_body = KeyImport, responses(
     (status = 200, description = "What became of the rows", body = Envelope<ImportReport>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -82,9 +82,9 @@ pub(super) async fn import_keys(
 
 /// Import end users
 ///
-/// Role `admin`. Rows have `other_id`, and may have `id` and `created_at`. Those that are there already, by id or by name,
-/// stay as they are. The plan's quota does not hold for end users that are imported; newcomers are refused while it is
-/// exceeded.
+/// Role `admin`. Rows have `other_id`, and optionally `id` and `created_at`. End users that already exist, by id or by
+/// name, are not changed. The plan's quota does not apply to imported end users; while it is exceeded, new end users are
+/// refused.
 #[utoipa::path(post, path = "/endusers/import", tag = "End users", request_body = EndUserImport, responses(
     (status = 200, description = "What became of the rows", body = Envelope<ImportReport>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -151,7 +151,7 @@ async fn store_keys(
     Ok(())
 }
 
-/// Why the store did not take a row.
+/// Why the store refused a row.
 fn field_error(error: StoreError) -> FieldError {
     let (field, message) = match error {
         StoreError::DuplicateName => ("name", "the resource already has a key of that name".to_owned()),

@@ -128,7 +128,7 @@ impl LateStart {
         }
     }
 
-    /// Takes the keys of `loaded`, which are not served yet.
+    /// Adds the keys of `loaded`, which are not served yet.
     fn fill(&self, mut loaded: Loaded) -> Loaded {
         self.keyring.fill(std::mem::take(&mut loaded.changes), loaded.age, self.clock.now());
         loaded

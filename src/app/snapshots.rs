@@ -56,7 +56,7 @@ pub(super) struct Loaded {
     pub(super) changes: Vec<Change>,
     /// How long ago the database last answered.
     pub(super) age: Duration,
-    /// The counts when it was written.
+    /// The counts at the time of writing.
     pub(super) spent: Vec<UsageTotals>,
     /// When it was written: earlier records of the journal are included.
     pub(super) spent_at: Timestamp,
@@ -245,7 +245,7 @@ fn head(kind: &str) -> String {
     format!("keygate {kind} 2\n")
 }
 
-/// Keeps the part of it that counts at another instant: windows that have ended are dropped.
+/// Keeps the counts that are still valid at another time: those of ended windows are dropped.
 pub(super) fn since(row: &mut UsageTotals, calendar: Calendar, then: Timestamp, now: Timestamp) {
     for (window, used) in Window::all(calendar, then).iter().zip(&mut row.used) {
         if !window.contains(now) {

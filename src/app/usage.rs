@@ -204,7 +204,7 @@ pub(super) async fn raise(
     each_spent(ledger, keyring, at, |row, calendar| counters.raise(&row, calendar, at)).await
 }
 
-/// What the ledger knows of everything that `keyring` holds, of the windows that contain `at`. It is read once for each calendar.
+/// The ledger's totals of everything in `keyring`, for the windows that contain `at`. The ledger is read once per calendar.
 async fn each_spent(
     ledger: &dyn Ledger,
     keyring: &Keyring,

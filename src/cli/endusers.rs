@@ -1,4 +1,4 @@
-//! `keygate endusers`: end users of another system.
+//! `keygate endusers`: import of end users from another system.
 
 use super::keys::import::{ImportRow, rows};
 use super::keys::{KeyCommand, told};
@@ -57,11 +57,11 @@ pub(super) fn run(args: EndUsersArgs, environment: Environment<'_>) -> Result<()
     done
 }
 
-/// An import under way.
+/// A running import.
 struct EndUsersImport<'c> {
     command: &'c KeyCommand,
     args: &'c EndUsersImportArgs,
-    /// Those to be stored, by workspace.
+    /// End users to store, by workspace.
     users: HashMap<WorkspaceId, Vec<EndUserRecord>>,
     read: u64,
     new: u64,

@@ -1,4 +1,4 @@
-//! The rows of a file that an import refused, in a file of their own: to be mended and imported again.
+//! Writes the rows that an import refused to a file, to be corrected and imported again.
 
 use super::{Failure, text_file};
 use std::collections::BTreeSet;
@@ -7,7 +7,8 @@ use std::io::{self, BufRead as _, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Writes the rows of `source` that begin on one of `lines` to `to`, which nobody else may read: there may be secrets in it.
+/// Writes the rows of `source` that begin on one of `lines` to `to`. Only the owner may read it: the rows may contain
+/// secrets.
 pub(super) fn write(source: &Path, lines: &BTreeSet<u64>, to: &Path) -> Result<(), Failure> {
     let is_csv = source.extension().is_some_and(|extension| extension == "csv");
     let copied = if is_csv { copy_csv(source, lines, to) } else { copy_lines(source, lines, to) };

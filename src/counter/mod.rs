@@ -139,7 +139,7 @@ impl Counters {
         Ok(InFlightGuard { _of: of })
     }
 
-    /// Sets the totals of the ledger for the windows of `calendar` that contain `at`, before anything is charged. Shared
+    /// Sets the ledger's totals for the windows of `calendar` that contain `at`, before anything is charged. Shared
     /// counters read the ledger themselves.
     pub fn restore(&self, row: &UsageTotals, calendar: Calendar, at: Timestamp) {
         if self.leases.is_none() {

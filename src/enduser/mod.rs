@@ -67,7 +67,7 @@ pub struct EndUserOptions {
     pub patience: Duration,
     /// What to do with new ones while the store is unreachable.
     pub when_unavailable: WhenStoreUnavailable,
-    /// Most end users that are admitted and not stored yet.
+    /// The maximum of end users that are admitted and not stored yet.
     pub pending_entries: usize,
 }
 

@@ -211,7 +211,7 @@ impl Keyring {
         found.unwrap_or_default()
     }
 
-    /// The calendars of all workspaces but those that go by the usual one.
+    /// The calendars of all workspaces with another than the default calendar.
     pub fn calendars(&self) -> HashMap<WorkspaceId, Calendar> {
         let all = self.workspaces.iter().map(|w| (w.id.clone(), w.plan().plan.calendar));
         all.filter(|(_, calendar)| *calendar != Calendar::UTC).collect()

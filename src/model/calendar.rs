@@ -1,6 +1,6 @@
-//! The calendar of a plan: in which time zone its days begin, and on which days its weeks and months do.
+//! The calendar of a plan: the time zone in which its days begin, and the days on which its weeks and months begin.
 //!
-//! Must not know: what is counted in them. The windows themselves are made by [`crate::policy::keys::calendar`].
+//! Must not know: what is counted. The windows are computed by [`crate::policy::keys::calendar`].
 
 use super::key::words;
 use chrono_tz::Tz;
@@ -9,9 +9,9 @@ use std::fmt;
 /// When days, weeks and months begin. The default is UTC, the first of the month and Monday.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Calendar {
-    /// The zone whose midnights count.
+    /// The zone whose midnights begin a day.
     pub zone: Tz,
-    /// The day on which months begin, 1 to [`MONTH_DAY_MAX`]; in a month that has no such day, its last.
+    /// The day on which months begin, 1 to [`MONTH_DAY_MAX`]; the last day of a month that is shorter.
     pub month_day: u8,
     /// The day on which weeks begin.
     pub week_day: WeekDay,
@@ -40,7 +40,7 @@ words!(
 /// The last day that a month can begin on.
 pub const MONTH_DAY_MAX: u8 = 31;
 
-/// A name that no time zone has.
+/// A name that is no time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownZone;
 
@@ -55,7 +55,7 @@ impl Default for Calendar {
     }
 }
 
-/// The zone of that name in the IANA database.
+/// The zone with that name in the IANA database.
 pub fn zone(name: &str) -> Result<Tz, UnknownZone> {
     name.parse().map_err(|_| UnknownZone)
 }

@@ -202,11 +202,11 @@ impl std::error::Error for UnknownWord {}
 // === impl Per, KeyType ===
 
 impl Per {
-    /// The calendar windows, in the order in which counts of them are kept and told.
+    /// The calendar windows, in the order in which counts are stored and sent.
     pub const WINDOWS: [Self; 6] =
         [Self::Minute, Self::Hour, Self::Day, Self::Week, Self::Month, Self::Total];
 
-    /// Its place in [`Self::WINDOWS`]; none for the second, which is a bucket.
+    /// Its index in [`Self::WINDOWS`]; none for the second, which is a token bucket.
     pub const fn window_index(self) -> Option<usize> {
         Some(match self {
             Self::Second => return None,

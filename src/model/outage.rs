@@ -1,11 +1,11 @@
-//! What Keygate does without something that it needs, as the config chooses it.
+//! Configured behaviour while a dependency is unavailable.
 
 use super::key::words;
 
 words!(
     /// What to do while shared counters are unreachable.
     OnFailure {
-        /// Each node spends what Redis has promised it, and its share of windows that began since.
+        /// Each node uses its promise from Redis, and its share of windows that began later.
         Share = "share",
         /// Refuse requests.
         Deny = "deny",

@@ -12,12 +12,12 @@ pub struct ServerAddr {
     pub port: u16,
 }
 
-/// What kind of Redis.
+/// The kind of Redis deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisKind {
     /// One server.
     Server,
-    /// The master that Sentinels know by this name.
+    /// The master with this name, according to the Sentinels.
     Sentinel(String),
     /// A cluster.
     Cluster,
@@ -28,9 +28,9 @@ words!(
     HttpVersion {
         /// HTTP/1.1.
         Http1 = "http1",
-        /// Only HTTP/2; without TLS with prior knowledge.
+        /// Only HTTP/2; with prior knowledge if there is no TLS.
         Http2 = "http2",
-        /// Chosen by the backend in the TLS handshake (ALPN).
+        /// Negotiated in the TLS handshake (ALPN).
         Auto = "auto",
     }
 );

@@ -308,7 +308,7 @@ pub trait Ledger: Send + Sync + 'static {
         Ok(nothing_to_do(at))
     }
 
-    /// What every key and workspace has spent in the windows of `calendar` that contain `at`, to restore counters.
+    /// The usage of every key and workspace in the windows of `calendar` that contain `at`, to restore counters.
     async fn totals(
         &self,
         at: Timestamp,

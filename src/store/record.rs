@@ -356,7 +356,7 @@ pub struct AuditFilter {
     pub to: Option<Timestamp>,
 }
 
-/// What marks secrets of which only the SHA-256 digest was known.
+/// Marks secrets of which only the SHA-256 digest was known.
 const OF_SHA256: u32 = 1 << 31;
 
 // === impls ===
@@ -369,7 +369,8 @@ impl SecretId {
         Self(u32::from_ne_bytes(bytes) & !OF_SHA256)
     }
 
-    /// The same for a secret of which only the SHA-256 digest is known. It stays so when the secret itself has been seen.
+    /// The same for a secret of which only the SHA-256 digest is known. The mark stays after the secret itself has been
+    /// seen.
     pub fn of_sha256_import() -> Self {
         Self(Self::random().0 | OF_SHA256)
     }

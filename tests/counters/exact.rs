@@ -1,4 +1,4 @@
-//! Two and three nodes, one Redis: never above the limit, and at last all of it.
+//! Two and three nodes, one Redis: a limit is never exceeded, and in the end fully used.
 
 use crate::node::{Node, PATIENCE, Setup, TestKey, clock, eventually, in_turn};
 use crate::redis::RedisServer;
@@ -81,8 +81,8 @@ fn assert_never_above(admitted: &[Admission], rate: u64) {
     }
 }
 
-/// Twice the rate is asked for, and never more admitted. How much of it is reached, and by how many calls, is tested on a clock
-/// that does not depend on the machine (`src/counter/redis/model/demand.rs`).
+/// Sends twice the rate, and never more is admitted. How much of the rate is reached, and with how many calls, is tested
+/// with a simulated clock (`src/counter/redis/model/demand.rs`).
 async fn a_rate_is_never_passed(nodes: usize, rate: u64, long: Duration) {
     let server = RedisServer::start();
     let nodes = Setup::strict(nodes).all(&server).await;
@@ -125,8 +125,8 @@ fn start_of(per: Per, at: Timestamp) -> Timestamp {
     Window::of(per, Calendar::UTC, at).start
 }
 
-/// Never above the limit, and at last all of it: whatever was under way, or granted in an answer that was lost, goes back and is
-/// there for the next.
+/// Never above the limit, and in the end all of it: units in flight, or granted in a lost answer, are returned and can be
+/// used.
 async fn a_total_is_exact(nodes: usize, max: u64, each: u64) {
     let server = RedisServer::start();
     let nodes = Setup::strict(nodes).all(&server).await;
@@ -138,7 +138,7 @@ async fn a_total_is_exact(nodes: usize, max: u64, each: u64) {
         for node in &nodes {
             admitted += u64::from(key.charge(node).await.is_ok());
         }
-        // Only whoever asks later gets what was given back.
+        // Returned units are available only to later requests.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for n in 0..100 {

@@ -1,7 +1,7 @@
-//! A key or an end user that comes from another system, checked: what it was there, it is here.
+//! Validates a key or an end user from another system and keeps its history.
 //!
-//! Unlike a new key it may have expired, may be disabled, and may have a rate above its plan; what differs from the row is
-//! said in notes.
+//! Unlike a new key it may have expired, may be disabled, and may have a rate above its plan. Notes say where the key
+//! differs from its row.
 
 use super::fields::{FieldError, InputFields, ValidationErrors};
 use super::instant::{INSTANT_ALLOWED, parse_instant};
@@ -14,7 +14,7 @@ use crate::policy::keys::secret::{Peppers, Secret};
 use crate::store::{EndUserRecord, ImportedKeyHistory, NewKey};
 use serde_json::{Map, Value, json};
 
-/// A key as its row describes it.
+/// A key as described by its row.
 pub struct ImportKeyInput {
     input: CreateKeyInput,
     id: KeyId,
@@ -24,22 +24,22 @@ pub struct ImportKeyInput {
     notes: Vec<String>,
 }
 
-/// How the key is found.
+/// How the key is looked up.
 enum ImportedSecret {
     Plaintext(Secret),
     Sha256 { digest: [u8; 32], hint: Option<String> },
 }
 
-/// A key that can be stored, and what people should know of it.
+/// A key that can be stored, with remarks.
 #[derive(Debug)]
 pub struct ImportedKey {
     /// The key.
     pub key: NewKey,
-    /// In what it differs from its row.
+    /// Where it differs from its row.
     pub notes: Vec<String>,
 }
 
-/// Fields of a row that are no fields of a new key.
+/// Fields of a row that a new key does not have.
 const OWN: &[&str] = &[
     "api_key",
     "sha256",
@@ -54,12 +54,12 @@ const OWN: &[&str] = &[
     "usage_count",
     "last_used_at",
 ];
-/// A type that a system had before `multi_agent`.
+/// The name that another system had for `multi_agent`.
 const CLUSTER: &str = "cluster";
 
 impl ImportKeyInput {
-    /// Reads `row` as a key of `workspace`; on failure names every mistake. `prefix` is that of secrets made here, and `by`
-    /// created it unless the row says who did.
+    /// Parses `row` as a key of `workspace`; on failure reports every error. `prefix` is that of secrets created here, and
+    /// `by` is the creator unless the row names one.
     pub fn read(
         row: &Map<String, Value>,
         workspace: &WorkspaceId,
@@ -153,9 +153,9 @@ impl ImportKeyInput {
     }
 }
 
-/// Brings what other systems write into the form of this one.
+/// Converts values of other systems.
 fn adapt(row: &mut Map<String, Value>, notes: &mut Vec<String>) {
-    // Shown by GET, and follows from expires_at.
+    // Output of GET, derived from expires_at.
     row.remove("is_expired");
     if row.get("type").and_then(Value::as_str) == Some(CLUSTER) {
         row.insert("type".into(), json!("multi_agent"));
@@ -168,19 +168,19 @@ fn adapt(row: &mut Map<String, Value>, notes: &mut Vec<String>) {
 
 // === bodies ===
 
-/// Many rows, and whether they are only to be looked at.
+/// The rows, and whether this is a dry run.
 pub struct ImportBody {
     /// The rows, each an object.
     pub rows: Vec<Map<String, Value>>,
-    /// Nothing is to be stored.
+    /// Stores nothing.
     pub dry_run: bool,
 }
 
-/// Most rows of one import.
+/// The maximum of rows in one import.
 const ROWS_MAX: usize = 1_000;
 
 impl ImportBody {
-    /// Reads `body`, whose rows are in the field `name`.
+    /// Parses `body`, whose rows are in the field `name`.
     pub fn read(body: &Map<String, Value>, name: &'static str) -> Result<Self, Vec<FieldError>> {
         let mut fields = InputFields::of(body);
         let rows = fields.required(name, rows);
@@ -209,7 +209,7 @@ fn rows(value: &Value) -> Result<Vec<Map<String, Value>>, ValidationErrors> {
 
 // === end users ===
 
-/// Reads `row` as an end user of `workspace`; on failure names every mistake.
+/// Parses `row` as an end user of `workspace`; on failure reports every error.
 pub fn read_imported_end_user(
     row: &Map<String, Value>,
     workspace: &WorkspaceId,
@@ -276,7 +276,7 @@ fn count(value: &Value) -> Result<u64, ValidationErrors> {
     rules::whole(0, CEILING_MAX)(value)
 }
 
-/// An instant of the past or the future; without a time zone it is UTC.
+/// A time in the past or the future; in UTC if it has no time zone.
 fn instant(value: &Value) -> Result<Timestamp, ValidationErrors> {
     let at = match value {
         Value::String(text) => parse_instant(text).or_else(|| naive(text)),
@@ -286,7 +286,7 @@ fn instant(value: &Value) -> Result<Timestamp, ValidationErrors> {
     at.ok_or_else(|| INSTANT_ALLOWED.into())
 }
 
-/// An instant as databases write it, without a time zone.
+/// A time as databases print it, without a time zone.
 fn naive(text: &str) -> Option<Timestamp> {
     let forms = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
     let read = |form| chrono::NaiveDateTime::parse_from_str(text, form).ok();

@@ -35,7 +35,7 @@ pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCre
     }
 }
 
-/// What the store keeps of a secret of which only the SHA-256 digest is known.
+/// The credential stored for a secret of which only the SHA-256 digest is known.
 pub fn credential_of_sha256(digest: &[u8; 32], hint: Option<String>, peppers: &Peppers) -> IssuedCredential {
     let pepper = peppers.current();
     let shown = || format!("sha256:{}…", hex::encode(&digest[..4]));

@@ -185,7 +185,7 @@ fn one_limit(value: &Value) -> Result<Ceiling, ValidationErrors> {
     }
 }
 
-/// When days, weeks and months begin; what is left out is as usual.
+/// When days, weeks and months begin; absent fields have their defaults.
 pub(super) fn calendar(value: &Value) -> Result<Calendar, ValidationErrors> {
     let map = value.as_object().ok_or("must be an object {zone, month_day, week_day}")?;
     let mut fields = InputFields::of(map);

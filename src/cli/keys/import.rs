@@ -241,7 +241,7 @@ fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// The rows of a file, by what its name ends in.
+/// The rows of a file, by its extension.
 pub(in crate::cli) fn rows(file: &Path) -> Result<ImportRows, Failure> {
     let opened = text_file(file).map_err(|e| cannot_read(file, &e))?;
     match file.extension().and_then(|e| e.to_str()) {

@@ -58,7 +58,7 @@ const LEDGER_LAG: Duration = Duration::from_secs(2);
 /// The ledger, as the source of totals.
 #[async_trait]
 pub trait TotalsSource: Send + Sync + 'static {
-    /// What `subject` has spent in the windows of `calendar` that contain `at`; none if that is unknown at the moment.
+    /// The usage of `subject` in the windows of `calendar` that contain `at`; none if it is unknown at the moment.
     async fn totals_of(
         &self,
         subject: &UsageSubject,
@@ -117,7 +117,7 @@ struct WorkspaceGroup {
     part: u32,
     /// Whether limits are counted on the workspace itself.
     is_counted: AtomicBool,
-    /// When its windows begin, by the plan that the last request came under.
+    /// The calendar of its windows, by the plan of the last request.
     calendar: ArcSwap<Calendar>,
     state: Mutex<LeaseState>,
     queue: Mutex<CallQueue>,
@@ -156,7 +156,7 @@ struct LeaseState {
     /// Waiting requests of a key.
     waiting: VecDeque<oneshot::Sender<RequestVerdict>>,
     broken_until_ns: u64,
-    /// Totals from the ledger, with their instant and their calendar, until Redis is filled with them.
+    /// Totals from the ledger, with their time and calendar, until Redis is filled with them.
     ledger: Option<(Timestamp, Calendar, UsageTotals)>,
     is_reading: bool,
     /// When Redis last worked before the first request that was decided without it since.

@@ -53,7 +53,7 @@ const MINUTE_US: i64 = 60 * SECOND_US;
 pub struct SubjectPool {
     limits: Limits,
     own: [OwnWindow; WINDOWS.len()],
-    /// Whose windows those are.
+    /// The calendar of those windows.
     calendar: Calendar,
     /// The latest instant of the calendar so far.
     latest: Timestamp,

@@ -31,7 +31,7 @@ pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) lost: Option<Timestamp>,
     /// The instant whose windows are charged.
     pub(in crate::counter) at: Timestamp,
-    /// Whose windows.
+    /// The calendar of the windows.
     pub(in crate::counter) calendar: Calendar,
     pub(in crate::counter) workspace: &'r WorkspaceId,
     /// The request for the workspace, if it is counted.

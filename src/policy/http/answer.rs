@@ -1,66 +1,66 @@
-//! The head of an HTTP/1.1 answer, byte by byte: whether it has exactly one reading, and where its message ends.
+//! Parses the head of an HTTP/1.1 response strictly: it must have exactly one reading, including the end of its message.
 //!
-//! Must not know: sockets, time, what a field means beyond framing. A backend's answer is read as strictly as a client's
-//! request: what its client could take for another answer never reaches it.
+//! Must not know: sockets, time, what a field means beyond framing. A backend's response is parsed as strictly as a
+//! client's request, so that no client can take part of it for another response.
 //!
-//! *Invariant:* a head that passes is `HTTP/1.x SP status SP reason CRLF *(name ":" value CRLF) CRLF`, with at most one of
-//! a sound `Content-Length` and `Transfer-Encoding: chunked`.
+//! *Invariant:* an accepted head is `HTTP/1.x SP status SP reason CRLF *(name ":" value CRLF) CRLF`, with at most one of a
+//! valid `Content-Length` and `Transfer-Encoding: chunked`.
 
 use super::fields::FieldLine;
 use super::head::{content_length, field_lines, is_field_line, is_value, split_line};
 use std::ops::Range;
 
-/// Most fields of an answer.
+/// The maximum of fields in a response.
 pub const FIELDS_MAX: usize = 256;
 
-/// A head that has passed.
+/// An accepted head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerHead {
     /// The status.
     pub status: u16,
-    /// Whether it is of version 1.1; of 1.0 otherwise.
+    /// HTTP/1.1 if true, HTTP/1.0 otherwise.
     pub is_11: bool,
-    /// What its fields say of its body's end.
+    /// What its fields say about the end of the body.
     pub declared: Declared,
-    /// Whether `Connection` has the name `close`, or `keep-alive`.
+    /// Whether `Connection` has the option `close`.
     pub closes: bool,
-    /// The same for `keep-alive`.
+    /// Whether `Connection` has the option `keep-alive`.
     pub stays: bool,
-    /// Where the status and the reason stand.
+    /// The status and the reason in the head.
     line: Range<usize>,
     /// Where the fields begin.
     fields: usize,
 }
 
-/// What the fields of an answer say of where its body ends.
+/// What the fields of a response say about the end of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declared {
     /// Nothing.
     Nothing,
     /// After this many bytes.
     Length(u64),
-    /// With the last chunk.
+    /// After the last chunk.
     Chunked,
 }
 
-/// Where the body of an answer ends (RFC 9112, 6.3).
+/// Where the body of a response ends (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
-    /// With the head: it has none.
+    /// There is no body.
     None,
     /// After this many bytes.
     Length(u64),
-    /// With the last chunk.
+    /// After the last chunk.
     Chunked,
-    /// With the connection.
+    /// When the connection is closed.
     Close,
 }
 
-/// Not the head of an answer.
+/// This is not the head of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadAnswer;
 
-/// Reads a whole head, its empty line included.
+/// Parses a whole head, its empty line included.
 pub fn check_answer(head: &[u8]) -> Result<AnswerHead, BadAnswer> {
     let (line, mut rest) = split_line(head).map_err(|_| BadAnswer)?;
     let (is_11, status) = status_line(line).ok_or(BadAnswer)?;
@@ -69,7 +69,7 @@ pub fn check_answer(head: &[u8]) -> Result<AnswerHead, BadAnswer> {
     for count in 0.. {
         let (line, behind) = split_line(rest).map_err(|_| BadAnswer)?;
         if line.is_empty() {
-            // The empty line ends the head, and nothing is behind it.
+            // The empty line ends the head, and nothing follows it.
             let declared = match (length, chunked) {
                 (Some(_), true) => return Err(BadAnswer),
                 (Some(length), false) => Declared::Length(length),
@@ -81,7 +81,7 @@ pub fn check_answer(head: &[u8]) -> Result<AnswerHead, BadAnswer> {
         }
         let colon = is_field_line(line).filter(|_| count < FIELDS_MAX).ok_or(BadAnswer)?;
         let (name, value) = (&line[..colon], || line[colon + 1..].trim_ascii());
-        // Only names of these lengths concern framing.
+        // Only names of these lengths matter for framing.
         match colon {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let told = content_length(value()).ok_or(BadAnswer)?;
@@ -108,7 +108,7 @@ pub fn check_answer(head: &[u8]) -> Result<AnswerHead, BadAnswer> {
     Err(BadAnswer)
 }
 
-/// The version and the status of `HTTP/1.1 200 OK`. The reason may be empty, and so may the space in front of it be missing.
+/// The version and the status of `HTTP/1.1 200 OK`. The reason may be empty, and the space before it may be missing.
 fn status_line(line: &[u8]) -> Option<(bool, u16)> {
     let is_11 = match line.get(..9)? {
         b"HTTP/1.1 " => true,
@@ -127,7 +127,7 @@ fn status_line(line: &[u8]) -> Option<(bool, u16)> {
 // === impl AnswerHead ===
 
 impl AnswerHead {
-    /// Where its body ends, where it answers a request by `HEAD` or another.
+    /// Where the body ends, for a response to a `HEAD` or to another method.
     pub const fn body_end(&self, is_head: bool) -> BodyEnd {
         match (self.status, self.declared) {
             (100..200 | 204 | 304, _) => BodyEnd::None,
@@ -139,23 +139,23 @@ impl AnswerHead {
         }
     }
 
-    /// Whether its connection may be used again (RFC 9112, 9.3). In HTTP/1.0 nobody can be sure of chunks.
+    /// Whether the connection may be reused (RFC 9112, 9.3). Chunked framing is not reliable in HTTP/1.0.
     pub fn may_reuse(&self) -> bool {
         let by_version = self.is_11 || (self.stays && self.declared != Declared::Chunked);
         by_version && !self.closes && self.status != 101
     }
 
-    /// Whether it only says that an answer will come.
+    /// Whether this is an interim response (1xx).
     pub const fn is_interim(&self) -> bool {
         matches!(self.status, 100..200) && self.status != 101
     }
 
-    /// The status and the reason, as they stand in `head`.
+    /// The status and the reason as they are in `head`.
     pub fn status_and_reason<'h>(&self, head: &'h [u8]) -> &'h [u8] {
         &head[self.line.clone()]
     }
 
-    /// Its fields, whose names become lower case.
+    /// Its fields; names become lower case.
     pub fn fields<'h>(&self, head: &'h mut [u8]) -> impl Iterator<Item = FieldLine<'h>> + use<'h> {
         field_lines(&mut head[self.fields..])
     }

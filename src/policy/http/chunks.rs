@@ -76,8 +76,8 @@ impl ChunkParser {
         Ok(at)
     }
 
-    /// Takes the next `bytes` apart: what is data moves to their front, as far as the body goes. Answers how many bytes of data
-    /// there are then, and how many were of the body.
+    /// Decodes the next `bytes` in place: data moves to their front, as far as the body goes. Returns how many bytes of
+    /// data there are then, and how many bytes belonged to the body.
     pub fn decode(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), BadChunks> {
         let (mut data, mut at) = (0, 0);
         while at < bytes.len() && self.state != ChunkState::Done {

@@ -1,30 +1,29 @@
-//! The header fields of a message while they are rewritten: a parser's map, or the lines of a head with what was put
-//! beside them.
+//! Editing the header fields of a message: a parser's header map, or the lines of a raw head with added fields.
 //!
-//! Must not know: what any field means. Whoever rewrites a message is told once how, for both.
+//! Must not know: what any field means. A rewrite of a message is written once for both.
 
 use super::fields::FieldLine;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-/// So many fields need no allocation.
+/// Up to this many fields need no allocation.
 const INLINE: usize = 24;
 
-/// Header fields that can be changed. Names are in lower case.
+/// Editable header fields. Names are in lower case.
 pub trait EditFields {
-    /// The values under `name`, in their order.
+    /// The values under `name`, in order.
     fn values<'f>(&'f self, name: &'f HeaderName) -> impl Iterator<Item = &'f [u8]>;
 
-    /// Puts the field in place of all of its name.
+    /// Sets the field; replaces all fields of its name.
     fn insert(&mut self, name: HeaderName, value: HeaderValue);
 
-    /// Puts the field beside those of its name.
+    /// Adds the field after those of its name.
     fn append(&mut self, name: HeaderName, value: HeaderValue);
 
-    /// Takes off all fields of this name.
+    /// Removes all fields of this name.
     fn remove(&mut self, name: &HeaderName);
 
-    /// Takes off all fields whose name is one of those.
+    /// Removes all fields whose name matches.
     fn remove_if(&mut self, is_meant: impl FnMut(&str) -> bool);
 
     /// The first value under `name`.
@@ -56,7 +55,7 @@ impl EditFields for HeaderMap {
     }
 
     fn remove_if(&mut self, mut is_meant: impl FnMut(&str) -> bool) {
-        // Usually there is none, and collecting none allocates nothing.
+        // Usually there is none, and an empty list allocates nothing.
         let found: Vec<HeaderName> = self.keys().filter(|name| is_meant(name.as_str())).cloned().collect();
         for name in found {
             Self::remove(self, &name);
@@ -64,25 +63,25 @@ impl EditFields for HeaderMap {
     }
 }
 
-/// The fields of a head as lines, whose names are in lower case.
+/// The fields of a head as lines with names in lower case.
 pub struct FieldLines<'h>(SmallVec<[Line<'h>; INLINE]>);
 
 enum Line<'h> {
-    /// As it stands in the head.
+    /// A line of the head.
     Read(FieldLine<'h>),
-    /// Put there.
+    /// An added field.
     Written(HeaderName, HeaderValue),
 }
 
 // === impl FieldLines ===
 
 impl<'h> FieldLines<'h> {
-    /// Those of a head.
+    /// The fields of a head.
     pub fn new(lines: impl Iterator<Item = FieldLine<'h>>) -> Self {
         Self(lines.map(Line::Read).collect())
     }
 
-    /// Writes them behind `head`, with the empty line that ends it.
+    /// Appends them to `head`, with the empty line that ends it.
     pub fn write_to(&self, head: &mut Vec<u8>) {
         for line in &self.0 {
             let (name, value) = line.parts();

@@ -170,7 +170,7 @@ impl<'h> RequestHead<'h> {
     }
 }
 
-/// Makes the names of its fields lower case, as HTTP/2 has them, in a head that [`check`] has passed.
+/// Converts the field names of an accepted head to lower case, as in HTTP/2. The head has passed [`check`].
 pub fn lower_names(head: &mut [u8]) {
     if let Some(end) = memchr::memchr(b'\n', head) {
         field_lines(&mut head[end + 1..]).for_each(drop);
@@ -300,14 +300,14 @@ fn field<'h>(line: &'h [u8], seen: &mut HeadFacts<'h>) -> Result<(), BadHead> {
     Ok(())
 }
 
-/// Where the colon of a field line is; none where it is no such line.
+/// The position of the colon of a field line; none if it is no field line.
 pub(super) fn is_field_line(line: &[u8]) -> Option<usize> {
     let colon = line.iter().position(|b| !is_token(*b)).unwrap_or(0);
     // A line that begins with a space would be folded into the previous one; it has no name and is refused here.
     (colon > 0 && line[colon] == b':' && is_value(&line[colon + 1..])).then_some(colon)
 }
 
-/// The fields of a head that has passed, from its first field line on. Names become lower case.
+/// The fields of an accepted head, from its first field line on. Names become lower case.
 pub(super) fn field_lines<'h>(lines: &'h mut [u8]) -> impl Iterator<Item = FieldLine<'h>> + use<'h> {
     let mut rest = lines;
     std::iter::from_fn(move || {

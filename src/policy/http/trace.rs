@@ -40,7 +40,7 @@ impl TraceContext {
         Self::only(fields.into().all(&TRACEPARENT))
     }
 
-    /// That of the values of `traceparent`, of which there must be one.
+    /// The trace context in the values of `traceparent`; none unless there is exactly one.
     pub fn only<'r>(mut given: impl Iterator<Item = &'r [u8]>) -> Option<Self> {
         let only = given.next().filter(|_| given.next().is_none())?;
         Self::parse(only)

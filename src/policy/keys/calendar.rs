@@ -1,10 +1,10 @@
 //! The calendar windows of limits and statistics: when they begin and end.
 //!
-//! Minutes and hours are those of UTC; days, weeks and months begin at a midnight of the calendar's zone. A day on which clocks
-//! are changed has 23 or 25 hours. Must not know: what is counted in them.
+//! Minutes and hours are those of UTC; days, weeks and months begin at midnight in the calendar's zone. A day on which the
+//! clocks change has 23 or 25 hours. Must not know: what is counted.
 //!
-//! *Invariant:* of each kind, the windows of one calendar follow each other without a gap and without an overlap, whatever the
-//! zone does, and the window of an instant contains it.
+//! *Invariant:* the windows of one kind in one calendar follow each other without gaps or overlaps, whatever the zone does,
+//! and the window of a time contains it.
 
 use crate::clock::Timestamp;
 use crate::model::calendar::{Calendar, WeekDay};
@@ -18,14 +18,14 @@ use std::time::Duration;
 pub struct Window {
     /// Its first instant.
     pub start: Timestamp,
-    /// The first instant after it; [`Window::NEVER`] for that of a total, which does not end.
+    /// The first instant after it; [`Window::NEVER`] for a total, which does not end.
     pub end: Timestamp,
 }
 
 const MINUTE_S: i64 = 60;
 const HOUR_S: i64 = 3_600;
 const DAY_S: i64 = 86_400;
-/// 1970-01-01 was a Thursday: so many days after a Monday.
+/// Days since a Monday at 1970-01-01, which was a Thursday.
 const EPOCH_WEEKDAY: i64 = 3;
 
 impl Window {
@@ -62,12 +62,13 @@ impl Window {
         self.start <= at && at < self.end
     }
 
-    /// Whether some instant is in both. Two windows of one kind that do are of different calendars, or the same.
+    /// Whether the two have an instant in common. Two windows of one kind then are the same or belong to different
+    /// calendars.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// How long it goes on after `at`; none if it does not end.
+    /// The time from `at` to its end; none if it does not end.
     pub fn left(&self, at: Timestamp) -> Option<Duration> {
         (self.end != Self::NEVER).then(|| self.end.since(at))
     }
@@ -76,7 +77,7 @@ impl Window {
         Self { start: Timestamp::from_secs(start), end: Timestamp::from_secs(start + length) }
     }
 
-    /// The window whose edges are midnights of days. None beyond the years that calendars know.
+    /// The window with midnights as its edges. None beyond the supported range of dates.
     fn of_days(per: Per, calendar: Calendar, at: Timestamp) -> Option<Self> {
         let local = DateTime::from_timestamp(at.as_secs(), 0)?.with_timezone(&calendar.zone).date_naive();
         let begin = |day: NaiveDate| midnight(calendar.zone, day);
@@ -94,7 +95,7 @@ impl Window {
             }
             _ => local,
         };
-        // The date says where it is but for a day that lies twice on the line, or is not there.
+        // The date decides, except when a day is repeated or skipped at the date line.
         while begin(first)? > at {
             first = before(first, calendar)?;
         }
@@ -125,15 +126,15 @@ fn next_month(start: NaiveDate, calendar: Calendar) -> Option<NaiveDate> {
     month_start(start.with_day(1)?.checked_add_months(Months::new(1))?, calendar)
 }
 
-/// The day of the month of `first` on which a month of `calendar` begins: in a short month its last.
+/// The day in the month of `first` on which a month of `calendar` begins: the last day of a shorter month.
 fn month_start(first: NaiveDate, calendar: Calendar) -> Option<NaiveDate> {
     first.with_day(u32::from(calendar.month_day).min(u32::from(first.num_days_in_month())))
 }
 
-/// The instant at which `day` begins in `zone`: at midnight or, where clocks skip that, when they have.
+/// The instant at which `day` begins in `zone`: midnight or, if the clocks skip it, the first instant after the gap.
 fn midnight(zone: Tz, day: NaiveDate) -> Option<Timestamp> {
     let midnight = day.and_hms_opt(0, 0, 0)?;
-    // The longest that a zone has ever skipped is a day: Samoa had no 30 December 2011.
+    // The longest gap of any zone is a day: Samoa had no 30 December 2011.
     (0..=24 * 60).find_map(|minutes| {
         let local = midnight.checked_add_signed(TimeDelta::minutes(minutes))?;
         match zone.from_local_datetime(&local) {

@@ -83,7 +83,7 @@ pub struct CounterState {
     second: Bucket,
     /// Requests in flight.
     in_flight: u64,
-    /// Whose windows these are.
+    /// The calendar of these windows.
     calendar: Calendar,
     /// In the order of [`Per::WINDOWS`].
     windows: [WindowCounts; Per::WINDOWS.len()],
@@ -232,7 +232,7 @@ impl LimitRule {
 // === impl CounterState ===
 
 impl CounterState {
-    /// The state from the ledger's totals of the windows of `calendar` that contain `at`.
+    /// The state from the ledger's totals for the windows of `calendar` that contain `at`.
     pub fn restored(at: Timestamp, calendar: Calendar, used: [u64; Per::WINDOWS.len()]) -> Self {
         let mut state = Self { calendar, ..Self::default() };
         for ((counts, window), used) in state.windows.iter_mut().zip(Window::all(calendar, at)).zip(used) {
@@ -303,7 +303,7 @@ impl CounterState {
         mark
     }
 
-    /// From now on windows are those of `calendar`. Those that contain `at` go on where they stand.
+    /// Switches to the windows of `calendar`. Current windows continue their counts.
     pub fn follow(&mut self, calendar: Calendar, at: Timestamp) {
         if self.calendar != calendar {
             self.calendar = calendar;
@@ -363,7 +363,7 @@ impl CounterState {
         self.in_flight = self.in_flight.saturating_sub(cost);
     }
 
-    /// What is left of each of `limits` at `now`.
+    /// The remaining units of each of `limits` at `now`.
     pub fn left<'l>(
         &self,
         limits: &'l Limits,
@@ -403,14 +403,14 @@ impl CounterState {
 
     fn count(&self, per: Per, calendar: Calendar, at: Timestamp) -> u64 {
         let Some(counts) = per.window_index().map(|n| &self.windows[n]) else { return 0 };
-        // Also if that is another calendar's window: it would go on counting.
+        // Also if that window belongs to another calendar: it would continue its count.
         if counts.newest.contains(seconds(at)) {
             return counts.newest.used;
         }
         counts.used(&Window::of(per, calendar, at))
     }
 
-    /// How long the window of `at` goes on after it.
+    /// The time from `at` to the end of its window.
     fn reset(&self, per: Per, calendar: Calendar, at: Timestamp) -> Option<Duration> {
         let known = per.window_index().map(|n| self.windows[n].newest);
         match known {

@@ -131,7 +131,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The SHA-256 digest of a secret, by which other systems know it.
+/// The SHA-256 digest of a secret, from another system.
 pub fn sha256(secret: &[u8]) -> [u8; 32] {
     Sha256::digest(secret).into()
 }
@@ -149,7 +149,7 @@ pub fn shape(text: &[u8], prefix: &str) -> SecretShape {
             kind.parse::<KeyType>().ok().map(|_| &rest[dash + 1..])
         });
     let Some(body) = ours else { return SecretShape::Foreign };
-    // Others make secrets that begin like ours; only the whole form is ours alone.
+    // Other systems' secrets may have our prefix; only the complete form is unique to us.
     if body.len() != RANDOM_LEN + CHECK_LEN || !body.iter().all(u8::is_ascii_alphanumeric) {
         return SecretShape::Foreign;
     }
@@ -262,8 +262,8 @@ impl Pepper {
         self.keyed.digest(secret)
     }
 
-    /// The digest of a secret of which only the SHA-256 digest is known. The message begins with NUL, which no secret
-    /// does, so this is no secret's digest.
+    /// The digest stored for a secret of which only the SHA-256 digest is known. The message begins with NUL, which no
+    /// secret does, so it equals no secret's digest.
     pub fn digest_of_sha256(&self, sha256: &[u8; 32]) -> [u8; 32] {
         let mut message = [0; 33];
         message[1..].copy_from_slice(sha256);

@@ -164,10 +164,10 @@ pub(super) async fn series(
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
 
-/// A sum of PostgreSQL is a `numeric`.
+/// PostgreSQL's sums are `numeric`.
 const BOUNDS: Bounds = ("least(", ", 9223372036854775807)::bigint");
 
-/// Sends what every subject has spent in the windows of `calendar` that contain `at`.
+/// Sends the usage of every subject in the windows of `calendar` that contain `at`.
 pub(super) async fn send_spent(
     tx: &Tx<'_>,
     at: Timestamp,
@@ -187,7 +187,7 @@ pub(super) async fn send_spent(
     Ok(())
 }
 
-/// What one subject has spent in the windows of `calendar` that contain `at`.
+/// The usage of one subject in the windows of `calendar` that contain `at`.
 pub(super) async fn spent_of(
     tx: &Tx<'_>,
     subject: &UsageSubject,
@@ -200,7 +200,7 @@ pub(super) async fn spent_of(
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
 }
 
-/// How many requests a subject has had in a window that contains `at`.
+/// The number of requests of a subject in a window that contains `at`.
 pub(super) async fn requests_in(
     tx: &Tx<'_>,
     subject: &UsageSubject,
@@ -213,7 +213,7 @@ pub(super) async fn requests_in(
     Ok(found.unwrap_or(0))
 }
 
-/// The numbers of a query, then the subject.
+/// The numeric parameters of a query, then the subject.
 fn of_subject<'v>(values: &'v [i64], kind: &'v i64, id: &'v &[u8]) -> Vec<&'v (dyn ToSql + Sync)> {
     values.iter().chain([kind]).map(|n| n as _).chain([id as _]).collect()
 }

@@ -138,7 +138,7 @@ pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreEr
     })
 }
 
-/// The column `calendar` of a plan; NULL is the usual one.
+/// The column `calendar` of a plan; NULL is the default.
 pub(in crate::store) fn read_calendar(f: &mut RowReader<'_>) -> Result<Calendar, StoreError> {
     let found = f.maybe_text("calendar")?.map(rules::calendar_from_json).transpose();
     found
@@ -498,7 +498,7 @@ pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<Usag
     }
 }
 
-/// `subject_kind`, `subject_id`, then what was charged in each of [`Per::WINDOWS`].
+/// `subject_kind`, `subject_id`, then the charged requests in each of [`Per::WINDOWS`].
 fn read_spent(f: &mut RowReader<'_>) -> Result<UsageTotals, StoreError> {
     let subject = read_subject(f)?;
     let mut used = [0; Per::WINDOWS.len()];

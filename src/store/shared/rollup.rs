@@ -150,7 +150,7 @@ impl WindowWidth {
         self.window(at).start
     }
 
-    /// Where the window that contains `at` ends; none for the whole life.
+    /// The end of the window that contains `at`; none for the whole life.
     pub fn end(self, at: Timestamp) -> Option<Timestamp> {
         Some(self.window(at).end).filter(|end| *end != Window::NEVER)
     }

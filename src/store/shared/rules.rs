@@ -58,7 +58,7 @@ pub(in crate::store) fn new_key(
     Ok(record)
 }
 
-/// The roll-up of a key's whole life that `record` brings along; none when it was not used before.
+/// The roll-up of a key's whole life that an imported `record` has; none if the key was not used before.
 pub(in crate::store) fn past_usage(record: &KeyRecord) -> Option<RollupTotals> {
     let KeyRecord { quota_used, usage_count, last_used_at, .. } = record;
     let was_used = *quota_used > 0 || *usage_count > 0 || last_used_at.is_some();
@@ -403,13 +403,13 @@ pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, S
     Ok(limits.into())
 }
 
-/// A calendar as tables carry it.
+/// A calendar as stored in tables.
 pub(in crate::store) fn calendar_to_json(calendar: Calendar) -> Value {
     let Calendar { zone, month_day, week_day } = calendar;
     json!({"zone": zone.name(), "month_day": month_day, "week_day": week_day.as_str()})
 }
 
-/// Reads what [`calendar_to_json`] made; says what is wrong with anything else.
+/// Parses the output of [`calendar_to_json`]; the error describes anything else.
 pub(in crate::store) fn calendar_from_json(text: &str) -> Result<Calendar, String> {
     let item: AuditFields = serde_json::from_str(text).map_err(|_| "not a JSON object")?;
     let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
@@ -421,7 +421,7 @@ pub(in crate::store) fn calendar_from_json(text: &str) -> Result<Calendar, Strin
     })
 }
 
-/// A plan's calendar as its row has it: none for the usual one.
+/// A plan's calendar as stored in its row: none for the default.
 pub(in crate::store) fn calendar_column(calendar: Calendar) -> Option<String> {
     (calendar != Calendar::UTC).then(|| calendar_to_json(calendar).to_string())
 }

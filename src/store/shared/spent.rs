@@ -1,7 +1,7 @@
-//! What was charged in a calendar window, put together from the roll-ups within it: the query, for both backends.
+//! The query for the usage in a calendar window, summed from roll-ups, for both backends.
 //!
-//! Roll-ups are of minutes, hours and days in UTC. A window of another zone begins in the middle of such a day, in some zones in
-//! the middle of an hour: it is a few hours, then days, then hours again.
+//! Roll-ups are of minutes, hours and days in UTC. A window of another zone begins in the middle of such a day, and in some
+//! zones in the middle of an hour: it consists of a few hours, then days, then hours again.
 
 use super::retention::MINUTES_FOR;
 use super::rollup::WindowWidth;
@@ -11,27 +11,27 @@ use crate::model::key::Per;
 use crate::policy::keys::calendar::Window;
 use std::fmt::Write as _;
 
-/// Roll-ups of one width, one after the other.
+/// Consecutive roll-ups of one width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct RollupRun {
     pub(in crate::store) width: WindowWidth,
-    /// Those that begin from here on,
+    /// The start of the first one,
     pub(in crate::store) from: Timestamp,
-    /// and before this.
+    /// and the end of the last one.
     pub(in crate::store) to: Timestamp,
 }
 
-/// What stands before and behind a sum, which a backend may have as a number that is too large for it.
+/// SQL before and after a sum, for a backend whose sums have too wide a type.
 pub(in crate::store) type Bounds = (&'static str, &'static str);
 
-/// A query with the numbers it is asked with, `$1` and so on.
+/// A query with its numeric parameters, `$1` and so on.
 pub(in crate::store) struct SpentQuery {
     pub(in crate::store) sql: String,
     pub(in crate::store) values: Vec<i64>,
 }
 
-/// The roll-ups that make up `window`, as they are kept at the instant `at`. Minutes are not kept for as long as a month: where
-/// one began in the middle of an hour, that hour counts as a whole then.
+/// The roll-ups that make up `window`, as far as they exist at `at`. Minutes are kept for less than a month: an old window
+/// that began in the middle of an hour counts that whole hour.
 pub(in crate::store) fn runs(window: &Window, at: Timestamp) -> Vec<RollupRun> {
     const STEPS: [WindowWidth; 3] = [WindowWidth::Minute, WindowWidth::Hour, WindowWidth::Day];
     let mut start = window.start;
@@ -56,8 +56,8 @@ pub(in crate::store) fn runs(window: &Window, at: Timestamp) -> Vec<RollupRun> {
 }
 
 impl SpentQuery {
-    /// What was charged to every subject, ever and in each of the windows of `calendar` that contain `at`: `subject_kind`,
-    /// `subject_id`, then of each of [`Per::WINDOWS`].
+    /// The usage of every subject, in total and in each of the windows of `calendar` that contain `at`: `subject_kind`,
+    /// `subject_id`, then the count in each of [`Per::WINDOWS`].
     pub(in crate::store) fn of_all(bounds: Bounds, calendar: Calendar, at: Timestamp) -> Self {
         let mut query = Self { sql: "SELECT t.subject_kind, t.subject_id".to_owned(), values: Vec::new() };
         for per in Per::WINDOWS {
@@ -80,7 +80,7 @@ impl SpentQuery {
         query
     }
 
-    /// The same of one subject, whose kind and id are the next two parameters.
+    /// The same for one subject, whose kind and id are the next two parameters.
     pub(in crate::store) fn of_one(mut self) -> Self {
         let (kind, id) = (self.values.len() + 1, self.values.len() + 2);
         self.write(format_args!(" AND t.subject_kind = ${kind} AND t.subject_id = ${id}"));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the zone: nothing in between is left out or counted twice.
+        /// In every zone, nothing is left out or counted twice.
         #[test]
         fn runs_follow_each_other_from_one_end_to_the_other(
             zone in prop::sample::select(chrono_tz::TZ_VARIANTS.as_slice()),

@@ -16,7 +16,7 @@ use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
-/// SQLite has sums as the integers they are.
+/// SQLite's sums of integers are integers.
 const BOUNDS: Bounds = ("", "");
 
 /// Adds `news` to one roll-up: one read, one merge, one write.
@@ -99,7 +99,7 @@ pub(super) fn series(
     row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
 
-/// What every subject has spent in the windows of `calendar` that contain `at`, one at a time.
+/// The usage of every subject in the windows of `calendar` that contain `at`, one at a time.
 pub(super) fn each_spent(
     tx: &Transaction<'_>,
     at: Timestamp,
@@ -110,7 +110,7 @@ pub(super) fn each_spent(
     row::each(tx, &sql, params_from_iter(values), |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }
 
-/// What one subject has spent in the windows of `calendar` that contain `at`.
+/// The usage of one subject in the windows of `calendar` that contain `at`.
 pub(super) fn spent_of(
     tx: &Transaction<'_>,
     subject: &UsageSubject,
@@ -122,7 +122,7 @@ pub(super) fn spent_of(
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
 }
 
-/// How many requests a subject has had in a window that contains `at`.
+/// The number of requests of a subject in a window that contains `at`.
 pub(super) fn requests_in(
     tx: &Transaction<'_>,
     subject: &UsageSubject,
@@ -134,7 +134,7 @@ pub(super) fn requests_in(
     Ok(found.unwrap_or(0))
 }
 
-/// The numbers of a query, then the subject.
+/// The numeric parameters of a query, then the subject.
 fn of_subject(query: &SpentQuery, subject: &UsageSubject) -> impl rusqlite::Params + use<> {
     let (kind, id) = subject_columns(subject);
     let numbers = query.values.iter().copied().chain([kind]).map(Value::Integer);

@@ -1,4 +1,4 @@
-//! Calendars that are changed while a window runs: it goes on counting, on every node and in Redis.
+//! Calendars that change while a window runs: the window continues its count, on every node and in Redis.
 
 use super::*;
 use crate::model::calendar::WeekDay;
@@ -31,14 +31,14 @@ fn a_day_goes_on_under_another_calendar_and_ends_when_that_says() {
     assert_eq!(taken(&mut world, "d", &limits, 100), 100, "at midnight");
     world.now_us += 8 * HOUR_US;
     assert_eq!(taken(&mut world, "e", &limits, 1), 0, "midnight UTC is none");
-    // Back again: a day that has begun in both goes on until the later end.
+    // Back again: a day that has begun in both calendars continues until the later end.
     world.calendar = CALENDARS[0];
     assert_eq!(taken(&mut world, "f", &limits, 1), 0);
     world.now_us += 24 * HOUR_US;
     assert_eq!(taken(&mut world, "g", &limits, 100), 100);
 }
 
-/// Whatever nodes do while their calendars change at random, a day that goes on admits no more than its limit.
+/// Whatever nodes do while their calendars change at random, a continued day admits no more than its limit.
 #[test]
 fn no_day_is_passed_while_its_calendar_changes() {
     let inputs = (2..4_usize, prop::collection::vec((any_act(), 0..3_usize), 1..80), 1..200_u64);
@@ -47,7 +47,7 @@ fn no_day_is_passed_while_its_calendar_changes() {
         let limits: Limits =
             [rate, limit(LimitName::Daily, LimitRule::of(Per::Day, day))].into_iter().collect();
         let mut run = Run::new(server, nodes, limits, unlimited());
-        // Long after the last midnight of each, and long before the next.
+        // Long after the last midnight of each calendar, and long before the next.
         run.world.now_us += 2_000_000 + 8 * HOUR_US;
         for (act, calendar) in &acts {
             run.world.calendar = CALENDARS[*calendar];

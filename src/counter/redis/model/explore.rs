@@ -21,7 +21,7 @@ enum Trouble {
     Outage,
     /// Redis dies and returns empty, or with an older state.
     Forgets,
-    /// The plan's calendar is changed, of which one node hears before another.
+    /// The plan's calendar changes; one node learns of it before another.
     Calendar,
 }
 
@@ -53,7 +53,7 @@ enum Step {
     ReturnsEmpty,
     Save,
     ReturnsOlder,
-    /// A node hears of another calendar.
+    /// A node learns of another calendar.
     Calendar(usize),
 }
 

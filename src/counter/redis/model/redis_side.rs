@@ -38,7 +38,7 @@ pub(super) struct RedisSide {
     pub(super) young_until: i64,
     /// When nodes lost the server that have just reconnected.
     pub(super) lost: Option<i64>,
-    /// Whose windows are charged.
+    /// The calendar of the charged windows.
     pub(super) calendar: Calendar,
 }
 
@@ -252,7 +252,7 @@ fn reason(
     worst
 }
 
-/// What a call says, and what comes before it: time in µs, a fail-over, another calendar.
+/// The contents of a call, and what precedes it: time in µs, a failover, another calendar.
 type AnyCall = (usize, u64, u64, u64, Vec<u64>, u32, bool, Option<usize>);
 
 fn any_call() -> impl Strategy<Value = AnyCall> {

@@ -1,4 +1,4 @@
-//! Where windows begin and end, by example and for every zone there is.
+//! Where windows begin and end, by examples and for every zone.
 
 use super::*;
 use crate::model::calendar::{MONTH_DAY_MAX, zone};
@@ -95,7 +95,7 @@ fn a_midnight_that_is_skipped_or_comes_twice_begins_one_day() {
     }
 }
 
-/// Samoa moved from one side of the date line to the other and had no 30 December 2011.
+/// Samoa crossed the date line and had no 30 December 2011.
 #[test]
 fn a_zone_that_changes_its_offset_leaves_no_gap() {
     let apia = calendar("Pacific/Apia");
@@ -114,7 +114,7 @@ fn a_zone_that_changes_its_offset_leaves_no_gap() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// In every zone there is, on any day, each window is followed by the next and contains its instants.
+    /// In every zone and on any day, each window is followed by the next and contains its instants.
     #[test]
     fn windows_follow_each_other_without_gap_or_overlap(
         zone in prop::sample::select(chrono_tz::TZ_VARIANTS.as_slice()),

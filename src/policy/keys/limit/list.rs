@@ -1,4 +1,4 @@
-//! The limits of one subject, as one value. Must not know: what they mean.
+//! The limits of one subject as one value. Must not know: what they mean.
 
 use super::Limit;
 use crate::model::calendar::Calendar;
@@ -18,12 +18,12 @@ impl Limits {
         Self::default()
     }
 
-    /// One more.
+    /// Adds a limit.
     pub fn push(&mut self, limit: Limit) {
         self.list.push(limit);
     }
 
-    /// The same in the windows of another calendar.
+    /// The same limits in the windows of another calendar.
     #[must_use]
     pub fn in_calendar(self, calendar: Calendar) -> Self {
         Self { calendar, ..self }

@@ -396,7 +396,7 @@ fn a_window_that_is_running_goes_on_under_another_calendar() {
     assert_eq!(state.remaining(&day[0], day.calendar, clock.now()).units, 4, "nor is it when UTC is back");
 }
 
-/// Whoever was not seen since the calendar was changed has spent in the new window what the one before it knows.
+/// A subject not seen since the change of the calendar has used in the new window what the previous one counted.
 #[test]
 fn a_window_that_overlaps_the_last_one_counts_it() {
     let day = utc(&[window(Per::Day, 5)]);

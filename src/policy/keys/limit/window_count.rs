@@ -1,19 +1,19 @@
-//! What is spent of a calendar window.
+//! The count of a calendar window.
 //!
-//! A window that overlaps one that is counted is that window, as another calendar has it: it goes on counting. Must not know:
+//! A window that overlaps the counted one is that window under another calendar, so it continues the count. Must not know:
 //! limits, or which calendar it is.
 
 use crate::clock::Timestamp;
 use crate::policy::keys::calendar::Window;
 
-/// What is spent of the newest window, and of one before it: the calendar may step back.
+/// The counts of the newest window and of the one before: the clock may step back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct WindowCounts {
     pub(super) newest: WindowCount,
     before: WindowCount,
 }
 
-/// How much of one window is spent. All windows begin and end with a second; 32 bits tell them until 2106, in half the memory.
+/// The count of one window. All windows begin and end at a full second; 32 bits suffice until 2106 and halve the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct WindowCount {
     start_s: u32,
@@ -24,7 +24,7 @@ pub(super) struct WindowCount {
 // === impl WindowCounts, WindowCount ===
 
 impl WindowCounts {
-    /// The count of a window that is running, has just begun, or is over.
+    /// The count of a window that is current, has just begun, or is over.
     #[cold]
     pub(super) fn turn(&mut self, window: &Window) -> &mut WindowCount {
         let fresh = WindowCount::of(window);
@@ -32,7 +32,7 @@ impl WindowCounts {
             self.newest = WindowCount { used: self.newest.used, ..fresh };
             &mut self.newest
         } else if fresh.start_s >= self.newest.end_s {
-            // The window left behind is kept: the calendar may step back into it.
+            // The previous window is kept: the clock may step back into it.
             self.before = std::mem::replace(&mut self.newest, fresh);
             &mut self.newest
         } else {
@@ -42,12 +42,12 @@ impl WindowCounts {
         }
     }
 
-    /// What was spent of `window`, if it is known.
+    /// The count of `window`, if it is known.
     pub(super) fn used(&self, window: &Window) -> u64 {
         [self.newest, self.before].iter().find(|c| c.is_of(window)).map_or(0, |c| c.used)
     }
 
-    /// Takes `cost` off the window of that second.
+    /// Subtracts `cost` from the window of that second.
     pub(super) fn subtract(&mut self, at_s: u32, cost: u64) {
         for count in [&mut self.newest, &mut self.before] {
             if count.contains(at_s) {
@@ -59,7 +59,7 @@ impl WindowCounts {
 }
 
 impl WindowCount {
-    /// How the end of a window is told that does not end.
+    /// The end of a window that does not end.
     const NEVER: u32 = u32::MAX;
 
     pub(super) fn of(window: &Window) -> Self {
@@ -71,7 +71,7 @@ impl WindowCount {
         self.start_s <= at_s && at_s < self.end_s
     }
 
-    /// Whether this counts `window`: as it is, or as another calendar had it.
+    /// Whether this counts `window`, or the same window under another calendar.
     fn is_of(&self, window: &Window) -> bool {
         let other = Self::of(window);
         (self.start_s, self.end_s) == (other.start_s, other.end_s)
@@ -85,7 +85,7 @@ impl WindowCount {
 
 // === time ===
 
-/// The second that `at` is in, as windows tell it.
+/// The second of `at`, as stored in windows.
 pub(super) fn seconds(at: Timestamp) -> u32 {
     u32::try_from(at.as_secs().max(0)).unwrap_or(u32::MAX)
 }

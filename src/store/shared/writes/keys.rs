@@ -24,7 +24,7 @@ pub(in crate::store) trait KeyRows: WriteTx {
     fn insert_key(&self, record: &KeyRecord, credential: &Credential, version: Version) -> impl Rows<()>;
     /// Adds the previous credential of an imported key.
     fn insert_old_credential(&self, id: KeyId, old: &Credential) -> impl Rows<()>;
-    /// Adds what a key had used before it came here, and tells nodes to look it up before the key is found.
+    /// Adds the usage of an imported key from before its import, and tells nodes to read it before the key is used.
     fn insert_past_usage(&self, id: KeyId, past: &RollupTotals, at: Timestamp) -> impl Rows<()>;
     /// Writes every field that a patch can change.
     fn update_key(&self, record: &KeyRecord, version: Version) -> impl Rows<()>;
