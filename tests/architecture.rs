@@ -43,6 +43,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "usage",
             "usage_totals",
             "workspaces",
+            "outside",
             "router",
             "server",
             "tests",
