@@ -12,7 +12,7 @@ use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::limit::{CounterState, LimitReached, Limits, Mark};
+use crate::policy::keys::limit::{CounterState, Limits, Mark};
 use dashmap::DashMap;
 use smallvec::SmallVec;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,12 +31,19 @@ struct SharedState(Arc<Mutex<CounterState>>);
 /// The charge of one request. Dropping it ends the request in flight; the rest stays charged.
 #[derive(Debug)]
 pub(super) struct LocalCharge {
-    parts: SmallVec<[(SharedState, Limits, Mark); 2]>,
+    parts: SmallVec<[(SharedState, Limits, Mark); SUBJECTS]>,
     at: Now,
 }
 
+/// Whom a request is charged to, and by which limits.
+type Subjects<'r> = SmallVec<[(SharedState, &'r Limits); SUBJECTS]>;
+type Locked<'s> = SmallVec<[(MutexGuard<'s, CounterState>, &'s Limits); SUBJECTS]>;
+type Marks = SmallVec<[Mark; SUBJECTS]>;
+
 /// The cost of a request.
 const COST: u64 = 1;
+/// Most subjects of one request: its key and its workspace.
+const SUBJECTS: usize = 2;
 
 impl LocalCounters {
     /// Charges all limits of a request at `now`, or none.
@@ -45,40 +52,23 @@ impl LocalCounters {
         charge: &Charge<'_>,
         now: Now,
     ) -> Result<(LocalCharge, LimitsLeft), Box<Refusal>> {
-        let (key, workspace) = self.subjects(charge);
-        let mut key_state = key.lock();
-        let mut workspace_state = workspace.as_ref().map(SharedState::lock);
-        let checked = check(&key_state, workspace_state.as_deref(), charge, now);
-        let mut marks = [Mark::default(); 2];
-        if checked.is_ok() {
-            marks = take(&mut key_state, workspace_state.as_deref_mut(), charge, now);
-        }
-        let left = left(&key_state, workspace_state.as_deref(), charge, now);
-        drop(workspace_state);
-        drop(key_state);
-        match checked {
-            Ok(()) => Ok((LocalCharge::new((key, workspace), charge, now, marks), left)),
-            Err(refused) => Err(Box::new(Refusal { refused, left })),
-        }
+        let subjects = self.subjects(charge);
+        let mut locked = lock_all(&subjects);
+        check(&locked, now)?;
+        let marks: Marks = locked.iter_mut().map(|(state, limits)| state.take(limits, COST, now)).collect();
+        let left = left(&locked, now);
+        drop(locked);
+        Ok((LocalCharge::new(subjects, &marks, now), left))
     }
 
     /// Takes a place in flight and charges nothing, if no limit would refuse a charge.
     pub(super) fn hold(&self, charge: &Charge<'_>, now: Now) -> Result<LocalCharge, Box<Refusal>> {
-        let (key, workspace) = self.subjects(charge);
-        let mut key_state = key.lock();
-        let mut workspace_state = workspace.as_ref().map(SharedState::lock);
-        let checked = check(&key_state, workspace_state.as_deref(), charge, now).map_err(|refused| {
-            Box::new(Refusal { refused, left: left(&key_state, workspace_state.as_deref(), charge, now) })
-        });
-        if checked.is_ok() {
-            key_state.hold(COST);
-            if let Some(state) = workspace_state.as_deref_mut() {
-                state.hold(COST);
-            }
-        }
-        drop(workspace_state);
-        drop(key_state);
-        checked.map(|()| LocalCharge::new((key, workspace), charge, now, [Mark::default(); 2]))
+        let subjects = self.subjects(charge);
+        let mut locked = lock_all(&subjects);
+        check(&locked, now)?;
+        locked.iter_mut().for_each(|(state, _)| state.hold(COST));
+        drop(locked);
+        Ok(LocalCharge::new(subjects, &[Mark::default(); SUBJECTS], now))
     }
 
     /// What has been spent here in each of the windows that contain `at`.
@@ -153,10 +143,15 @@ impl LocalCounters {
         self.keys.remove(&key);
     }
 
-    fn subjects(&self, charge: &Charge<'_>) -> (SharedState, Option<SharedState>) {
+    /// Whom a request is charged to, in the order in which they are locked.
+    fn subjects<'r>(&self, charge: &Charge<'r>) -> Subjects<'r> {
+        let mut subjects = Subjects::new();
+        subjects.push((self.key(charge.key), charge.key_limits));
         // A workspace without limits is not counted, so that its keys do not contend for one lock.
-        let workspace = (!charge.workspace_limits.is_empty()).then(|| self.workspace(charge.workspace));
-        (self.key(charge.key), workspace)
+        if !charge.workspace_limits.is_empty() {
+            subjects.push((self.workspace(charge.workspace), charge.workspace_limits));
+        }
+        subjects
     }
 
     fn subject(&self, subject: &UsageSubject) -> SharedState {
@@ -181,52 +176,27 @@ impl LocalCounters {
     }
 }
 
-fn take(
-    key: &mut CounterState,
-    workspace: Option<&mut CounterState>,
-    charge: &Charge<'_>,
-    now: Now,
-) -> [Mark; 2] {
-    let of_key = key.take(charge.key_limits, COST, now);
-    let of_workspace = workspace.map(|w| w.take(charge.workspace_limits, COST, now));
-    [of_key, of_workspace.unwrap_or_default()]
+fn lock_all<'s>(subjects: &'s Subjects<'_>) -> Locked<'s> {
+    subjects.iter().map(|(shared, limits)| (shared.lock(), *limits)).collect()
 }
 
-fn check(
-    key: &CounterState,
-    workspace: Option<&CounterState>,
-    charge: &Charge<'_>,
-    now: Now,
-) -> Result<(), LimitReached> {
-    let by_key = key.check(charge.key_limits, COST, now);
-    let by_workspace = workspace.map_or(Ok(()), |w| w.check(charge.workspace_limits, COST, now));
-    match (by_key, by_workspace) {
-        // The client is told the longer wait, because after the shorter one it would be refused again.
-        (Err(a), Err(b)) => Err(if b.retry > a.retry { b } else { a }),
-        (Err(only), Ok(())) | (Ok(()), Err(only)) => Err(only),
-        (Ok(()), Ok(())) => Ok(()),
-    }
+/// The longest wait is told, because after a shorter one the client would be refused again.
+fn check(locked: &Locked<'_>, now: Now) -> Result<(), Box<Refusal>> {
+    let refused = locked.iter().filter_map(|(state, limits)| state.check(limits, COST, now).err());
+    let longest = refused.reduce(|a, b| if b.retry > a.retry { b } else { a });
+    longest.map_or(Ok(()), |refused| Err(Box::new(Refusal { refused, left: left(locked, now) })))
 }
 
-fn left(key: &CounterState, workspace: Option<&CounterState>, charge: &Charge<'_>, now: Now) -> LimitsLeft {
-    let mut left: LimitsLeft = key.left(charge.key_limits, now).collect();
-    left.extend(workspace.iter().flat_map(|state| state.left(charge.workspace_limits, now)));
-    left
+fn left(locked: &Locked<'_>, now: Now) -> LimitsLeft {
+    locked.iter().flat_map(|(state, limits)| state.left(limits, now)).collect()
 }
 
 // === impl Taken, Shared ===
 
 impl LocalCharge {
-    fn new(
-        (key, workspace): (SharedState, Option<SharedState>),
-        charge: &Charge<'_>,
-        at: Now,
-        [of_key, of_workspace]: [Mark; 2],
-    ) -> Self {
-        let mut parts = SmallVec::new();
-        parts.push((key, charge.key_limits.clone(), of_key));
-        parts.extend(workspace.map(|w| (w, charge.workspace_limits.clone(), of_workspace)));
-        Self { parts, at }
+    fn new(subjects: Subjects<'_>, marks: &[Mark], at: Now) -> Self {
+        let parts = subjects.into_iter().zip(marks);
+        Self { parts: parts.map(|((shared, limits), mark)| (shared, limits.clone(), *mark)).collect(), at }
     }
 
     /// Gives the whole charge back: the request never reached a backend.
