@@ -29,13 +29,13 @@ pub struct AuthConfig {
     pub keys: AuthKeys,
     /// The accepted algorithms: `HS256` for a secret; of `RS256`, `ES256`, `EdDSA` for a JWKS.
     pub algorithms: Vec<Algorithm>,
-    /// The required `iss`; none: it is not looked at.
+    /// The required `iss`; none: not checked.
     pub issuer: Option<String>,
-    /// What `aud` must be or contain; none: it is not looked at.
+    /// What `aud` must be or contain; none: not checked.
     pub audience: Option<String>,
     /// Further claims and the values they must have.
     pub require: Vec<(String, String)>,
-    /// Values of the role's claim, and what they mean; empty: the words of [`Role`] themselves.
+    /// The role for each value of the claim; empty: the values are the names of [`Role`].
     pub roles: Vec<(String, Role)>,
     /// The role of tokens without a known one; none: such tokens are refused.
     pub default_role: Option<Role>,
@@ -299,7 +299,7 @@ impl Auth {
         Ok(Identity { subject: subject.to_owned(), role, workspace, names_workspace })
     }
 
-    /// The highest role that a claim stands for: a word, or a list of words.
+    /// The highest role in the value of a claim: a text, or a list of texts.
     fn role_of(&self, value: Option<&Value>) -> Option<Role> {
         let meant = |word: &Value| -> Option<Role> {
             let word = word.as_str()?;
@@ -315,7 +315,7 @@ impl Auth {
     }
 }
 
-/// The claim of that name, or the one that the name leads to from object to object: `realm_access.roles`.
+/// The claim with that name, which may be a path into nested objects: `realm_access.roles`.
 fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     if let Some(found) = claims.get(name) {
         return Some(found);

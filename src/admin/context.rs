@@ -54,11 +54,11 @@ pub struct AdminDeps {
     pub max_body_bytes: usize,
     /// Longest wait for the store within one call, however many steps it takes.
     pub write_timeout: Duration,
-    /// Where the API is found, too, such as `/api`; empty: only at the root.
+    /// A further path of the API, such as `/api`; empty: only the root.
     pub base_path: String,
-    /// What the field `error` of a failure holds.
+    /// The contents of the field `error` in error responses.
     pub error_text: ErrorText,
-    /// Which pages of other origins may use the API; none: no other.
+    /// CORS settings for pages of other origins; none: no such page may use the API.
     pub cors: Option<Cors>,
 }
 

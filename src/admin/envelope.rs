@@ -85,7 +85,7 @@ pub(super) fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Respon
     AdminError::of(Fault::Internal).into_response()
 }
 
-/// A failure for pages that show the field `error`.
+/// An error response for pages that show the field `error`.
 #[derive(Serialize)]
 struct ShownFailure<'f> {
     code: u32,
@@ -93,7 +93,7 @@ struct ShownFailure<'f> {
     data: &'f serde_json::Value,
     error: &'f str,
     time: i64,
-    /// Every mistake, in the form of FastAPI.
+    /// Every error, in the format of FastAPI.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     detail: Vec<ShownMistake<'f>>,
 }

@@ -1,4 +1,4 @@
-//! What surrounds the API for pages and proxies of others: a base path, and CORS.
+//! Layers around the API for other systems' pages and proxies: a base path, and CORS.
 //!
 //! Must not know: what any call does. The router of the API stays as it is; these come before it.
 
@@ -18,7 +18,7 @@ pub(super) fn under_base_path(api: Router, base_path: &str) -> Router {
     Router::new().nest_service(base_path, api.clone()).fallback_service(api)
 }
 
-/// Answers preflights of allowed pages, and marks answers to them.
+/// Answers preflights of allowed pages, and adds CORS fields to responses for them.
 pub(super) async fn cors(State(admin): State<AdminState>, request: Request, next: Next) -> Response {
     let Some(cors) = &admin.deps.cors else { return next.run(request).await };
     if let Some(answer) = preflight(cors, &request) {

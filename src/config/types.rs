@@ -150,9 +150,9 @@ pub struct AdminConfig {
     pub create_workspaces: bool,
     /// The plan of workspaces created this way; one of [`Config::plans`].
     pub default_plan: PlanId,
-    /// Where the API is found, too, such as `/api`; empty: only at the root.
+    /// A further path of the API, such as `/api`; empty: only the root.
     pub base_path: String,
-    /// What the field `error` of a failure holds.
+    /// The contents of the field `error` in error responses.
     pub error_text: ErrorText,
     /// The origins whose pages may use the API.
     pub cors_origins: Vec<String>,
@@ -171,13 +171,13 @@ pub struct JwtConfig {
     pub keys: JwtKeys,
     /// The accepted algorithms, all matching [`JwtConfig::keys`]. Never empty.
     pub algorithms: Vec<JwtAlgorithm>,
-    /// The required `iss`; none: it is not looked at.
+    /// The required `iss`; none: not checked.
     pub issuer: Option<String>,
-    /// What `aud` must contain; none: it is not looked at.
+    /// What `aud` must contain; none: not checked.
     pub audience: Option<String>,
     /// Further claims and the values they must have.
     pub require: Vec<(String, String)>,
-    /// Values of the role's claim, and what they mean; empty: the words themselves.
+    /// The role for each value of the claim; empty: the values are the roles' names.
     pub roles: Vec<(String, String)>,
     /// The role of tokens without a known one: a word, or none.
     pub default_role: Option<String>,

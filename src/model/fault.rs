@@ -142,11 +142,11 @@ faults! {
 }
 
 words!(
-    /// What the field `error` of the admin API's failures holds.
+    /// The contents of the field `error` in the admin API's error responses.
     ErrorText {
         /// A stable name.
         Name = "name",
-        /// The sentence for people.
+        /// The text for people.
         Message = "message",
     }
 );
