@@ -398,11 +398,26 @@ fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {
 /// Fields that change by themselves: clients may send them back with any value.
 const COUNTED: &[&str] = &["quota_used", "usage_count", "last_used_at", "is_expired", "updated_at"];
 
+/// What `/stats` shows beside them: a page may send it back with the key.
+pub(super) const STATISTICS: &[&str] = &[
+    "total_requests",
+    "requests_today",
+    "avg_response_time",
+    "p50",
+    "p95",
+    "p99",
+    "error_rate",
+    "denied",
+    "unreached",
+    "tokens_used",
+];
+
 impl KeyView {
     /// The fields of `body` that differ from what this view shows.
     fn changes(&self, mut body: Map<String, Value>) -> Map<String, Value> {
         let shown = serde_json::to_value(self).unwrap_or_default();
-        body.retain(|name, value| !COUNTED.contains(&name.as_str()) && shown.get(name) != Some(value));
+        let says_nothing = |name: &str| COUNTED.contains(&name) || STATISTICS.contains(&name);
+        body.retain(|name, value| !says_nothing(name) && shown.get(name) != Some(value));
         body
     }
 

@@ -3,6 +3,7 @@
 //!
 //! Must not know: what any call does. What JSON Schema cannot express is in the descriptions.
 
+use super::apikeys::STATISTICS;
 use crate::model::key::{CEILING_MAX, KeyType, RATE_MAX};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -76,6 +77,12 @@ pub(super) fn complete(document: &mut Value) {
         for (field, mut rule) in shown {
             add(&mut rule, json!({"readOnly": true}));
             changed.entry(field).or_insert(rule);
+        }
+    }
+    // So may its statistics, which say nothing.
+    if let Some(changed) = schemas["KeyUpdate"]["properties"].as_object_mut() {
+        for name in STATISTICS {
+            changed.insert((*name).into(), json!({"readOnly": true}));
         }
     }
     add(&mut schemas["KeyCreate"], key_create());

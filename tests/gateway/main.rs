@@ -17,6 +17,7 @@ mod crash;
 mod drain;
 mod end_users;
 mod files;
+mod from_memorybear;
 mod headers;
 mod installation;
 mod late_start;
