@@ -12,6 +12,7 @@
 mod attempts;
 mod balance;
 mod cors;
+mod differential;
 mod forward;
 mod group;
 mod health;

@@ -109,6 +109,36 @@ impl Speaker {
     }
 }
 
+/// Takes TLS off connections and passes them on to `to`, for as long as the test runs. No ALPN.
+pub(crate) fn relay(shown: &Certified, to: SocketAddr) -> SocketAddr {
+    let config = server_config(&Inside { shown, alpn: &[], clients_of: None });
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let relaying = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A connection that breaks is the gateway's or the origin's doing, and is seen there.
+                let (Ok(mut outer), Ok(mut inner)) =
+                    (acceptor.accept(stream).await, TcpStream::connect(to).await)
+                else {
+                    return;
+                };
+                tokio::io::copy_bidirectional(&mut outer, &mut inner).await.ok();
+            });
+        }
+    };
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(relaying)
+    });
+    address
+}
+
 fn server_config(inside: &Inside<'_>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))

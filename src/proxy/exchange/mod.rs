@@ -318,16 +318,19 @@ impl Exchange<'_> {
             (framing, self.may_stay),
         );
         let lead = lead.map_err(|_| internal)?;
-        proxy.note_first_byte(self.ctx, answer.status);
-        self.connection.ends_answer(by_close);
-        self.written = Some(answer.status);
         let came = attempt.behind_head();
         if is_upgrade {
+            proxy.note_first_byte(self.ctx, answer.status);
+            self.written = Some(answer.status);
             let backend = attempt.into_backend();
             self.tunnel(backend, lead, came).await;
             return Ok(());
         }
-        let mut part = attempt.begin_answer(lead, (came, end), framing);
+        // What makes no sense right behind the head is found before any of it has been given.
+        let mut part = Ok(attempt.begin_answer(lead, (came, end), framing)?);
+        proxy.note_first_byte(self.ctx, answer.status);
+        self.connection.ends_answer(by_close);
+        self.written = Some(answer.status);
         while let Ok(Part::Some) = part {
             part = attempt.next_part().await;
             if let Err(error) = proxy.check_time_left(self.ctx) {
