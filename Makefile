@@ -102,7 +102,7 @@ check-deploy:
 	promtool test rules conf/prometheus/alerts_test.yml
 
 fuzz: tools
-	for target in path secret config head chunks journal; do \
+	for target in answer path secret config head chunks journal; do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=60 || exit 1; done
 
 # The tests start their own PostgreSQL, Redis and ACME servers: only the programs are needed, no running servers.

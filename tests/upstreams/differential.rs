@@ -4,7 +4,7 @@
 //! differences in [`AGREED`].
 
 use crate::speaker::{Authority, relay};
-use crate::support::{Gateway, Key, Origin, PATIENCE, Received, eventually_true, route, upstream};
+use crate::support::{Gateway, Key, Origin, PATIENCE, eventually_true, route, upstream};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -163,7 +163,12 @@ impl Stand {
         // A response that breaks off may end in a reset.
         stream.read_to_end(&mut all).ok();
         stream.shutdown(Shutdown::Both).ok();
-        Seen { received: self.origin.requests().pop().map(|r| received(&r, way)), ..seen(&all) }
+        let received = self.origin.requests().pop().map(|request| {
+            let target = request.target.replace(&format!("/{way}/"), "/way/");
+            let lines = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            (request.method.clone(), target, fields(lines), request.body)
+        });
+        Seen { received, ..seen(&all) }
     }
 }
 
@@ -214,12 +219,6 @@ fn fields<'l>(lines: impl Iterator<Item = (&'l str, &'l str)>) -> BTreeMap<Strin
         all.entry(name.to_lowercase()).or_default().push(value.trim().to_owned());
     }
     all
-}
-
-fn received(request: &Received, way: &str) -> (String, String, BTreeMap<String, Vec<String>>, Vec<u8>) {
-    let target = request.target.replace(&format!("/{way}/"), "/way/");
-    let lines = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    (request.method.clone(), target, fields(lines), request.body.clone())
 }
 
 /// The data of a chunked body, as far as it goes.

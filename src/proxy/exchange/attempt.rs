@@ -153,16 +153,18 @@ impl<'a> Attempt<'a> {
         .await
     }
 
-    /// Begins to give the answer to the client: its head is `lead`, and behind what was read of that stands what has come of its
-    /// body. Answers whether that is all.
+    /// Begins to give the answer to the client: its head is `lead`, and what has come behind the head that was read is the first
+    /// part of its body. Answers whether that is all.
     pub(super) fn begin_answer(
         &mut self,
         lead: Vec<u8>,
-        (came, end): (BytesMut, BodyEnd),
+        end: BodyEnd,
         framing: WireFraming,
     ) -> Result<Part, Broken> {
+        self.body.stop_keeping();
         *self.down.lead() = lead;
         (self.left, self.framing) = (end, framing);
+        let came = std::mem::take(&mut self.head);
         self.down.set_filled(came);
         self.take_part()
     }
@@ -188,9 +190,10 @@ impl<'a> Attempt<'a> {
         std::future::poll_fn(|context| self.poll_give(context)).await
     }
 
-    /// The connection to the backend, if it may be used again as far as the two messages go.
-    pub(super) fn into_reusable(self) -> Option<UpstreamConnection> {
-        (self.upload == Upload::Done && !self.surplus).then_some(self.backend)
+    /// The connection to the backend, if it may be used again: both messages have come to their ends, and nothing behind them.
+    pub(super) fn into_reusable(self, answer: &AnswerHead, end: BodyEnd) -> Option<UpstreamConnection> {
+        let is_clean = self.upload == Upload::Done && !self.surplus && end != BodyEnd::Close;
+        (is_clean && answer.may_reuse()).then_some(self.backend)
     }
 
     /// Whether another request may follow this one on the client's connection: this one has been read.
@@ -198,9 +201,10 @@ impl<'a> Attempt<'a> {
         self.body.is_read(self.client)
     }
 
-    /// The connection to the backend, which is a tunnel from now on.
-    pub(super) fn into_backend(self) -> UpstreamConnection {
-        self.backend
+    /// The connection to the backend, which is a tunnel from now on, and what has come through it for the client.
+    pub(super) fn into_tunnel(mut self) -> (UpstreamConnection, Pipe) {
+        self.down.send_all();
+        (self.backend, self.down)
     }
 
     /// Whether the backend is late, or the connection was ended.
@@ -285,11 +289,6 @@ impl<'a> Attempt<'a> {
                 Ok(0) | Err(_) => return Poll::Ready(Err(self.closed())),
             }
         }
-    }
-
-    /// What has come behind the head that was read last.
-    pub(super) fn behind_head(&mut self) -> BytesMut {
-        std::mem::take(&mut self.head)
     }
 
     /// The backend's connection has ended.

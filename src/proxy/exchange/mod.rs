@@ -17,7 +17,7 @@ pub(super) use heads::spell;
 use self::attempt::{Attempt, Broken, Part};
 use self::body::RequestBody;
 use self::heads::ParsedHead;
-use self::pipe::WireFraming;
+use self::pipe::{Pipe, WireFraming};
 use self::tunnel::{Passing, Tunnel};
 use super::connection::h1_stream::H1ClientStream;
 use super::connection::{BufferedBody, Connection, EXCHANGE_BUFFER};
@@ -36,8 +36,8 @@ use crate::policy::http::answer::BodyEnd;
 use crate::policy::http::head::Framing;
 use crate::policy::keys::denial::Denial;
 use bytes::{Bytes, BytesMut};
-use http::Method;
 use http::header::EXPECT;
+use http::{Method, Version};
 use pingora::connectors::TransportConnector;
 use std::sync::Arc;
 use std::task::Poll;
@@ -271,19 +271,8 @@ impl Exchange<'_> {
         reused: bool,
     ) -> Result<(), Broken> {
         let proxy = Arc::clone(self.server.proxy);
-        let internal = Broken::Other(ForwardError::Internal);
-        let server =
-            self.ctx.attempts.current.as_ref().map(|busy| Arc::clone(busy.server())).ok_or(internal)?;
-        let head = heads::request_head(&proxy, self.ctx, &self.message, self.body.framing);
-        let head = head.ok().flatten().ok_or(internal)?;
-        if self.message.method.is_idempotent() && upstream.settings.attempts > 1 && self.body.exists() {
-            self.body.keep();
-        }
-        let route_max = self.ctx.route.as_ref().map_or(0, |route| route.max_body_bytes);
-        let body_max = if self.ctx.body.is_some() { u64::MAX } else { route_max };
-        if self.body.read > body_max {
-            return Err(Broken::Other(ForwardError::TooLarge));
-        }
+        let server = self.ctx.attempts.current.as_ref().map(|busy| Arc::clone(busy.server()));
+        let (head, body_max) = self.request_to_send(upstream)?;
         let mut attempt = Attempt::new(
             (self.client, self.connection, &mut self.body),
             (backend, reused),
@@ -295,65 +284,59 @@ impl Exchange<'_> {
             if !answer.is_interim() {
                 break (answer, read);
             }
-            if self.message.version == http::Version::HTTP_11 {
+            if self.message.version == Version::HTTP_11 {
                 attempt.tell(&heads::interim_head(self.ctx, &answer, &mut read)).await?;
             }
         };
-        let is_upgrade = answer.status == 101;
+        let (is_upgrade, end) = (answer.status == 101, answer.body_end(*self.message.method == Method::HEAD));
         if is_upgrade && !(self.ctx.attempts.asks_tunnel && answer.is_11) {
             return Err(attempt::misbehaved());
         }
-        attempt.body.stop_keeping();
         proxy.on_answer(self.ctx, answer.status);
-        let end = answer.body_end(*self.message.method == Method::HEAD);
         let framing = heads::framing_for(&self.message, end);
         let by_close = matches!(end, BodyEnd::Close | BodyEnd::Chunked) && framing == WireFraming::Plain;
-        let is_stopping = *self.server.stop.borrow();
-        self.may_stay &= !by_close && !is_upgrade && !is_stopping && attempt.may_follow();
-        let lead = heads::answer_head(
-            &proxy,
-            self.ctx,
-            &self.message,
-            (&answer, &mut read),
-            (framing, self.may_stay),
-        );
-        let lead = lead.map_err(|_| internal)?;
-        let came = attempt.behind_head();
-        if is_upgrade {
-            proxy.note_first_byte(self.ctx, answer.status);
-            self.written = Some(answer.status);
-            let backend = attempt.into_backend();
-            self.tunnel(backend, lead, came).await;
-            return Ok(());
-        }
+        self.may_stay &= !by_close && !is_upgrade && attempt.may_follow() && !*self.server.stop.borrow();
+        let told = (framing, self.may_stay);
+        let lead = heads::answer_head(&proxy, self.ctx, &self.message, (&answer, &mut read), told);
+        let lead = lead.map_err(|_| Broken::Other(ForwardError::Internal))?;
         // What makes no sense right behind the head is found before any of it has been given.
-        let mut part = Ok(attempt.begin_answer(lead, (came, end), framing)?);
+        let part = attempt.begin_answer(lead, end, framing)?;
         proxy.note_first_byte(self.ctx, answer.status);
         self.connection.ends_answer(by_close);
         self.written = Some(answer.status);
-        while let Ok(Part::Some) = part {
-            part = attempt.next_part().await;
-            if let Err(error) = proxy.check_time_left(self.ctx) {
-                part = part.and(Err(Broken::Other(error)));
-            }
+        if is_upgrade {
+            let tunnel = attempt.into_tunnel();
+            self.tunnel(tunnel).await;
+            return Ok(());
         }
-        if part.is_ok() {
-            // What the request has taken is free before the client can read that it has been answered.
-            Proxy::is_out_of_time(self.ctx, true);
-            part = attempt.finish().await.map(|()| Part::Last);
-        }
+        let given = give(&proxy, self.ctx, &mut attempt, part).await;
         self.sent = attempt.sent;
-        part?;
-        if let Some(backend) = attempt.into_reusable().filter(|_| answer.may_reuse() && end != BodyEnd::Close)
-        {
+        given?;
+        if let (Some(backend), Some(server)) = (attempt.into_reusable(&answer, end), server) {
             upstream.keep_connection(&server, backend);
         }
         Ok(())
     }
 
-    /// Passes on what client and backend say in a tunnel, which begins with `lead`, and with what has come from the backend.
-    async fn tunnel(&mut self, backend: UpstreamConnection, lead: Vec<u8>, came: BytesMut) {
-        let tunnel = Tunnel::new(self.client, self.connection, backend, lead, came);
+    /// The head that goes to the backend, and how long its body may be.
+    fn request_to_send(&mut self, upstream: &Upstream) -> Result<(Vec<u8>, u64), Broken> {
+        let head = heads::request_head(self.server.proxy, self.ctx, &self.message, self.body.framing);
+        let head = head.ok().flatten().ok_or(Broken::Other(ForwardError::Internal))?;
+        if self.message.method.is_idempotent() && upstream.settings.attempts > 1 && self.body.exists() {
+            self.body.keep();
+        }
+        let of_route = self.ctx.route.as_ref().map_or(0, |route| route.max_body_bytes);
+        // One that was read ahead has a bound of its own.
+        let body_max = if self.ctx.body.is_some() { u64::MAX } else { of_route };
+        if self.body.read > body_max {
+            return Err(Broken::Other(ForwardError::TooLarge));
+        }
+        Ok((head, body_max))
+    }
+
+    /// Passes on what client and backend say in a tunnel, which begins with what the pipe to the client holds.
+    async fn tunnel(&mut self, (backend, down): (UpstreamConnection, Pipe)) {
+        let tunnel = Tunnel::new(self.client, self.connection, backend, down);
         let ctx = &mut *self.ctx;
         let passed = tunnel
             .run(|passing| {
@@ -376,6 +359,17 @@ impl Exchange<'_> {
         self.client.write_all(bytes).await?;
         self.client.flush().await
     }
+}
+
+/// Gives the client the rest of an answer of which `part` has come.
+async fn give(proxy: &Proxy, ctx: &mut Ctx, attempt: &mut Attempt<'_>, mut part: Part) -> Result<(), Broken> {
+    while let Part::Some = part {
+        part = attempt.next_part().await?;
+        proxy.check_time_left(ctx).map_err(Broken::Other)?;
+    }
+    // What the request has taken is free before the client can read that it has been answered.
+    Proxy::is_out_of_time(ctx, true);
+    attempt.finish().await
 }
 
 /// A connection to the server that was chosen, and whether it was used before.

@@ -86,6 +86,11 @@ impl Pipe {
         self.data = data;
     }
 
+    /// Has everything that was read go out next, as it is.
+    pub(super) fn send_all(&mut self) {
+        self.send(0..self.buf.len(), WireFraming::Plain, false);
+    }
+
     /// Has `given` go out next, which was not read here.
     pub(super) fn send_given(&mut self, given: Bytes, framing: WireFraming, is_last: bool) {
         self.send(0..given.len(), framing, is_last);

@@ -2,11 +2,10 @@
 //!
 //! Must not know: what they say, or how long they may be silent.
 
-use super::pipe::{Pipe, WireFraming};
+use super::pipe::Pipe;
 use crate::proxy::connection::Connection;
 use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::upstream::UpstreamConnection;
-use bytes::BytesMut;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -36,20 +35,14 @@ pub(super) enum Passing<'p> {
 }
 
 impl<'a> Tunnel<'a> {
-    /// One that begins with `lead` for the client, and through which `came` has come from the backend already.
+    /// One that begins with what `down` holds for the client.
     pub(super) fn new(
         client: &'a mut H1ClientStream,
         connection: &'a Connection,
         backend: UpstreamConnection,
-        lead: Vec<u8>,
-        came: BytesMut,
+        mut down: Pipe,
     ) -> Self {
-        let mut down = Pipe::default();
-        *down.lead() = lead;
-        let length = came.len();
-        let passed = Passed { from_client: 0, from_backend: length as u64 };
-        down.set_filled(came);
-        down.send(0..length, WireFraming::Plain, false);
+        let passed = Passed { from_client: 0, from_backend: down.filled().len() as u64 };
         Self { client, connection, backend, up: Pipe::default(), down, passed }
     }
 
@@ -84,7 +77,7 @@ impl<'a> Tunnel<'a> {
             }
             self.passed.from_backend += came as u64;
             on_part(Passing::ToClient(self.down.filled()));
-            self.down.send(0..came, WireFraming::Plain, false);
+            self.down.send_all();
         }
     }
 
@@ -103,7 +96,7 @@ impl<'a> Tunnel<'a> {
             }
             self.passed.from_client += came as u64;
             on_part(Passing::ToBackend);
-            self.up.send(0..came, WireFraming::Plain, false);
+            self.up.send_all();
         }
     }
 }

@@ -15,7 +15,7 @@ mod spare;
 pub(crate) use admin::Key;
 pub(crate) use config::{one_route, route, stand, upstream};
 pub(crate) use gateway::{CommandOutput, Gateway, keygate, signal_to, write_config};
-pub(crate) use origin::{Hold, Origin, Received, ReservedPort};
+pub(crate) use origin::{Hold, Origin, ReservedPort};
 pub(crate) use raw::{Raw, Response};
 pub(crate) use request::Request;
 pub(crate) use spare::Spare;
