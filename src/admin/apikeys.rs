@@ -5,7 +5,7 @@ use super::context::{Admin, AdminState};
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Object, OptionalObject, PathSegment, Query, QueryParams};
-use super::input::{CreateKeyInput, UpdateKeyInput, credential, read_grace_period};
+use super::input::{CreateKeyInput, STATISTICS, UpdateKeyInput, credential, read_grace_period};
 use super::page::{Listed, millis, page_request};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord};
@@ -397,20 +397,6 @@ fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {
 
 /// Fields that change by themselves: clients may send them back with any value.
 const COUNTED: &[&str] = &["quota_used", "usage_count", "last_used_at", "is_expired", "updated_at"];
-
-/// What `/stats` shows beside them: a page may send it back with the key.
-pub(super) const STATISTICS: &[&str] = &[
-    "total_requests",
-    "requests_today",
-    "avg_response_time",
-    "p50",
-    "p95",
-    "p99",
-    "error_rate",
-    "denied",
-    "unreached",
-    "tokens_used",
-];
 
 impl KeyView {
     /// The fields of `body` that differ from what this view shows.

@@ -3,7 +3,7 @@
 //!
 //! Must not know: what any call does. What JSON Schema cannot express is in the descriptions.
 
-use super::apikeys::STATISTICS;
+use super::input::STATISTICS;
 use crate::model::key::{CEILING_MAX, KeyType, RATE_MAX};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

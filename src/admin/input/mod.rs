@@ -24,6 +24,20 @@ use crate::model::digest::Digest;
 use crate::policy::keys::secret::{Peppers, Secret};
 use crate::store::{IssuedCredential, SecretId};
 
+/// What `/stats` shows of a key: a page may send it back with a change of the key.
+pub(super) const STATISTICS: &[&str] = &[
+    "total_requests",
+    "requests_today",
+    "avg_response_time",
+    "p50",
+    "p95",
+    "p99",
+    "error_rate",
+    "denied",
+    "unreached",
+    "tokens_used",
+];
+
 /// What the store keeps of `secret`: its digest under the newest pepper, and the part that may be shown.
 pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCredential {
     let pepper = peppers.current();
