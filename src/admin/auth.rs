@@ -271,7 +271,8 @@ impl Auth {
         });
         let require = self.require.iter().all(|(name, wanted)| match claim(claims, name) {
             Some(Value::String(value)) => value == wanted,
-            Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string() == *wanted,
+            Some(Value::Bool(value)) => wanted.parse() == Ok(*value),
+            Some(Value::Number(value)) => value.to_string().as_str() == wanted.as_str(),
             _ => false,
         });
         issuer && audience && require

@@ -93,7 +93,7 @@ struct ShownFailure<'f> {
     data: &'f serde_json::Value,
     error: &'f str,
     time: i64,
-    /// Every error, in the format of FastAPI.
+    /// Every error, in the format of `FastAPI`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     detail: Vec<ShownMistake<'f>>,
 }

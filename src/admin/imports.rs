@@ -72,7 +72,9 @@ pub(super) async fn import_keys(
         }
     }
     if dry_run {
-        keys.into_iter().for_each(|(row, imported)| report.take(row, imported.key.key.id, imported.notes));
+        for (row, imported) in keys {
+            report.take(row, &imported.key.key.id, imported.notes);
+        }
     } else {
         store_keys(&admin, keys, &actor, at, &mut report).await?;
     }
@@ -142,7 +144,7 @@ async fn store_keys(
         match outcome {
             Ok(version) => {
                 newest = newest.max(version);
-                report.take(row, id, notes);
+                report.take(row, &id, notes);
             }
             Err(error) => report.refuse(row, vec![field_error(error)]),
         }
@@ -168,7 +170,7 @@ impl ImportReport {
         Self { dry_run, imported: 0, existing: 0, refused: 0, rows: Vec::new() }
     }
 
-    fn take(&mut self, row: usize, id: impl ToString, notes: Vec<String>) {
+    fn take(&mut self, row: usize, id: &impl ToString, notes: Vec<String>) {
         self.imported += 1;
         if !notes.is_empty() {
             self.rows.push(ImportedRow { row, id: Some(id.to_string()), notes, errors: Vec::new() });

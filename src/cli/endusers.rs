@@ -73,9 +73,10 @@ fn import(command: &KeyCommand, args: &EndUsersImportArgs) -> Result<(), Failure
     let mut import = EndUsersImport { command, args, users, read: 0, new: 0, refused };
     let done = import.everything();
     let EndUsersImport { read, new, refused, .. } = import;
-    match args.dry_run {
-        true => eprintln!("{read} could be imported, {} refused", refused.len()),
-        false => eprintln!("{new} imported, {} there already, {} refused", read - new, refused.len()),
+    if args.dry_run {
+        eprintln!("{read} could be imported, {} refused", refused.len());
+    } else {
+        eprintln!("{new} imported, {} there already, {} refused", read - new, refused.len());
     }
     if let Some(to) = args.refused.as_deref().filter(|_| !refused.is_empty()) {
         refused_rows::write(&args.file, &refused, to)?;

@@ -308,7 +308,7 @@ pub(super) fn is_field_line(line: &[u8]) -> Option<usize> {
 }
 
 /// The fields of an accepted head, from its first field line on. Names become lower case.
-pub(super) fn field_lines<'h>(lines: &'h mut [u8]) -> impl Iterator<Item = FieldLine<'h>> + use<'h> {
+pub(super) fn field_lines(lines: &mut [u8]) -> impl Iterator<Item = FieldLine<'_>> + use<'_> {
     let mut rest = lines;
     std::iter::from_fn(move || {
         let end = memchr::memchr(b'\n', rest)?;

@@ -95,7 +95,7 @@ impl<'a> Attempt<'a> {
     ) -> Self {
         let mut up = Pipe::default();
         *up.lead() = head;
-        let is_whole = body.is_read(client);
+        let is_whole = client.is_between_requests();
         up.send_given(body.here.clone(), wire_framing(body.framing), is_whole && body.exists());
         Self {
             client,
@@ -135,7 +135,7 @@ impl<'a> Attempt<'a> {
             }
             match self.poll_head(context) {
                 Poll::Pending => {}
-                ready => return ready,
+                ready @ Poll::Ready(_) => return ready,
             }
             self.poll_client(context).map(Err)
         })
@@ -175,7 +175,7 @@ impl<'a> Attempt<'a> {
             self.check(context)?;
             match self.poll_part(context) {
                 Poll::Pending => {}
-                ready => return ready,
+                ready @ Poll::Ready(_) => return ready,
             }
             if let Poll::Ready(Err(broken)) = self.poll_upload(context) {
                 return Poll::Ready(Err(broken));
@@ -198,7 +198,7 @@ impl<'a> Attempt<'a> {
 
     /// Whether another request may follow this one on the client's connection: this one has been read.
     pub(super) fn may_follow(&self) -> bool {
-        self.body.is_read(self.client)
+        self.client.is_between_requests()
     }
 
     /// The connection to the backend, which is a tunnel from now on, and what has come through it for the client.
@@ -245,7 +245,7 @@ impl<'a> Attempt<'a> {
                     return Poll::Pending;
                 }
             }
-            if self.body.is_read(self.client) {
+            if self.client.is_between_requests() {
                 self.upload = Upload::Done;
                 break;
             }
@@ -265,7 +265,7 @@ impl<'a> Attempt<'a> {
         if self.body.read > self.body_max {
             return Poll::Ready(Err(Broken::Other(ForwardError::TooLarge)));
         }
-        let is_last = self.body.is_read(self.client);
+        let is_last = self.client.is_between_requests();
         self.up.send(0..data, wire_framing(self.body.framing), is_last);
         Poll::Ready(Ok(()))
     }
@@ -351,7 +351,7 @@ impl<'a> Attempt<'a> {
 
     /// Ready when the client has left, once all of its request has been read.
     fn poll_client(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
-        if !self.body.is_read(self.client) {
+        if !self.client.is_between_requests() {
             return Poll::Pending;
         }
         let mut nothing = [0; 1];

@@ -7,7 +7,6 @@ use super::ReadRequest;
 use crate::policy::http::chunks::{BadChunks, ChunkParser};
 use crate::policy::http::head::Framing;
 use crate::proxy::connection::Connection;
-use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::connection::kept_body::KeptBody;
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -92,10 +91,5 @@ impl RequestBody {
     /// All of it has been read ahead.
     pub(super) fn set_whole(&mut self, body: Bytes) {
         self.here = body;
-    }
-
-    /// Whether all of it has been read from `client`.
-    pub(super) fn is_read(&self, client: &H1ClientStream) -> bool {
-        client.is_between_requests()
     }
 }

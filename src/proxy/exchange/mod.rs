@@ -412,7 +412,7 @@ async fn read_ahead(
         Framing::Length(length) => Some(length),
         _ => None,
     };
-    if expects && !body.is_read(client) {
+    if expects && !client.is_between_requests() {
         client.write_all(CONTINUE).await.map_err(|_| late())?;
         client.flush().await.map_err(|_| late())?;
     }
@@ -425,7 +425,7 @@ async fn read_ahead(
         if whole.so_far() > max {
             return Err(too_large);
         }
-        if body.is_read(client) {
+        if client.is_between_requests() {
             let whole = whole.whole();
             body.set_whole(whole.clone());
             return Ok(whole);

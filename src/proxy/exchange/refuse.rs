@@ -19,7 +19,7 @@ impl Exchange<'_> {
         self.end(None);
         // The rest of a request that was answered before it had come matters to nobody. Its deadline is the connection's.
         let mut rest = [0; 4_096];
-        while !self.body.is_read(self.client) {
+        while !self.client.is_between_requests() {
             if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
                 return Exchanged::Gone;
             }
@@ -64,7 +64,7 @@ impl Exchange<'_> {
             return self.is_gone(Some(error));
         }
         // Of the request's body an unknown part is still to come, or the connection has been given up.
-        self.may_stay &= self.body.is_read(self.client) && self.connection.close_reason().is_none();
+        self.may_stay &= self.client.is_between_requests() && self.connection.close_reason().is_none();
         let left = self.ctx.admission.as_ref().map(|admission| admission.left().clone());
         // What it has taken is free before the client can read that it has failed.
         frees(self.ctx);
@@ -110,16 +110,16 @@ impl Exchange<'_> {
     /// large or unknown rest, or one that the client holds back until it is asked for, closes the connection.
     fn may_drain(&self) -> bool {
         let is_small = matches!(self.body.framing, Framing::Length(length) if length <= DRAINED);
-        self.body.is_read(self.client) || (is_small && self.message.fields.first(&EXPECT).is_none())
+        self.client.is_between_requests() || (is_small && self.message.fields.first(&EXPECT).is_none())
     }
 
     async fn drain(&mut self) -> bool {
-        if self.body.is_read(self.client) {
+        if self.client.is_between_requests() {
             return true;
         }
         let mut rest = [0; 4_096];
         let drained = tokio::time::timeout(DRAIN_WITHIN, async {
-            while !self.body.is_read(self.client) {
+            while !self.client.is_between_requests() {
                 if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
                     return false;
                 }

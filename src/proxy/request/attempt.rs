@@ -466,6 +466,7 @@ impl ForwardError {
     }
 
     /// The same as Pingora passes it.
+    #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
     pub(in crate::proxy) fn into_pingora(self) -> Box<Error> {
         match self {
             Self::Unavailable => Error::explain(ErrorType::HTTPStatus(503), "no upstream server"),

@@ -56,8 +56,8 @@ pub(in crate::proxy) async fn serve(
         served += 1;
         connection.enter(Stage::Request);
         let is_last = served >= acceptor.limits.requests;
-        let server = Server { proxy: &acceptor.proxy, connector: &acceptor.connector, stop: &acceptor.stop };
-        let exchanged = exchange::serve(server, &mut client_stream, connection, request, is_last).await;
+        let gateway = Server { proxy: &acceptor.proxy, connector: &acceptor.connector, stop: &acceptor.stop };
+        let exchanged = exchange::serve(gateway, &mut client_stream, connection, request, is_last).await;
         let (known, request) = match exchanged {
             Exchanged::Next => continue,
             Exchanged::Last if is_owed_reading(&client_stream, connection) => {
