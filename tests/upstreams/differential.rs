@@ -1,7 +1,7 @@
-//! The same requests and responses through both ways a message can take: the exchange, which carries HTTP/1.1 from end to
-//! end, and Pingora's session, which carries everything that may be HTTP/2. Both reach one origin, the second through TLS
-//! without ALPN. What the client received, what the origin received and what was recorded must be the same, except for the
-//! differences in [`AGREED`].
+//! Differential test: sends the same requests and responses through both implementations. The exchange carries
+//! HTTP/1.1 from end to end; Pingora's session carries everything that may be HTTP/2. Both use one origin, the
+//! session through TLS without ALPN. What the client received, what the origin received and the usage records must be
+//! equal, except for the differences in [`AGREED`].
 
 use crate::speaker::{Authority, relay};
 use crate::support::{Gateway, Key, Origin, PATIENCE, eventually_true, route, upstream};
@@ -11,7 +11,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// Responses that the two ways treat differently: how the exchange answers, how Pingora's session does, and why.
+/// Responses that the two handle differently: the status from the exchange, the status from Pingora's session, and
+/// the reason.
 const AGREED: [(&str, u16, u16, &str); 7] = [
     ("two lengths that agree", 502, 502, "both refuse it"),
     ("a length and chunks", 502, 200, "the session drops the length; another reader may not"),
@@ -22,7 +23,8 @@ const AGREED: [(&str, u16, u16, &str); 7] = [
     ("an unknown coding", 502, 502, "both refuse it"),
 ];
 
-/// Responses that both ways must pass on alike; the connection ends after those that say so.
+/// Responses that both must pass on equally. The flag says whether the origin closes the connection after the
+/// response.
 const RESPONSES: [(&str, &[&str], bool); 18] = [
     ("a length", &["HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-One: 1\r\n\r\nhello"], false),
     ("no length but zero", &["HTTP/1.1 201 Created\r\nContent-Length: 0\r\nLocation: /x\r\n\r\n"], false),
@@ -77,7 +79,7 @@ const RESPONSES: [(&str, &[&str], bool); 18] = [
     ("no HTTP", &["nonsense\r\n\r\n"], true),
 ];
 
-/// Responses of [`AGREED`].
+/// The responses of [`AGREED`].
 const ODD: [(&str, &str); 7] = [
     ("two lengths that agree", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok"),
     (
@@ -94,19 +96,19 @@ const ODD: [(&str, &str); 7] = [
 struct Stand {
     origin: Origin,
     gateway: Gateway,
-    /// One for each way.
+    /// One key per implementation.
     keys: BTreeMap<&'static str, Key>,
     answer: Arc<Mutex<(Vec<String>, bool)>>,
     _files: tempfile::TempDir,
 }
 
-/// What came of a request, in a form that can be compared.
+/// The result of a request, in a form that can be compared.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     status: String,
     fields: BTreeMap<String, Vec<String>>,
     body: Vec<u8>,
-    /// What the origin received: method, target, fields, body.
+    /// The request as the origin received it: method, target, fields, body.
     received: Option<(String, String, BTreeMap<String, Vec<String>>, Vec<u8>)>,
 }
 
@@ -141,7 +143,7 @@ impl Stand {
         Self { origin, gateway, keys, answer, _files: files }
     }
 
-    /// Sends a request whose target begins with `way`, in parts of a few bytes each, and reads everything that comes back.
+    /// Sends a request to the route of `way`, in `parts` parts, and reads everything until the connection closes.
     fn send(&self, way: &str, request: &str, parts: usize) -> Seen {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         let bytes = format!(
@@ -154,13 +156,13 @@ impl Stand {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         for part in bytes.as_bytes().chunks(bytes.len().div_ceil(parts)) {
-            // A refusal may come before the end of the request.
+            // A refusal may arrive before the request is sent completely.
             if stream.write_all(part).is_err() {
                 break;
             }
         }
         let mut all = Vec::new();
-        // A response that breaks off may end in a reset.
+        // An incomplete response may end with a connection reset.
         stream.read_to_end(&mut all).ok();
         stream.shutdown(Shutdown::Both).ok();
         let received = self.origin.requests().pop().map(|request| {
@@ -172,7 +174,7 @@ impl Stand {
     }
 }
 
-/// The final response of what a client has read.
+/// The final response in the bytes that a client received.
 fn seen(all: &[u8]) -> Seen {
     let mut rest = all;
     loop {
@@ -191,14 +193,14 @@ fn seen(all: &[u8]) -> Seen {
         let is_chunked = lines.to_lowercase().contains("transfer-encoding: chunked");
         let mut body = if is_chunked { unchunked(rest) } else { rest.to_vec() };
         if let Some(at) = body.windows(8).position(|eight| eight == b",\"time\":") {
-            // The time of a refusal.
+            // The time of a refusal differs.
             body.truncate(at);
         }
         return Seen { status, fields, body, received: None };
     }
 }
 
-/// Fields by name, without those that differ from request to request or that say how a body is framed.
+/// Fields by name, without those that differ between requests or that frame the body.
 fn fields<'l>(lines: impl Iterator<Item = (&'l str, &'l str)>) -> BTreeMap<String, Vec<String>> {
     let differs = [
         "authorization",
@@ -221,7 +223,7 @@ fn fields<'l>(lines: impl Iterator<Item = (&'l str, &'l str)>) -> BTreeMap<Strin
     all
 }
 
-/// The data of a chunked body, as far as it goes.
+/// The data of a chunked body, as far as it is complete.
 fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     while let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") {
@@ -237,7 +239,7 @@ fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     data
 }
 
-/// Requests with every framing, and with fields that mean something.
+/// Requests with every framing, and with fields that have a meaning to proxies.
 fn requests() -> Vec<String> {
     let mut all = Vec::new();
     for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
@@ -283,7 +285,7 @@ fn both_ways_forward_the_same_requests_and_responses() {
             ["GET /way/a HTTP/1.1\r\nX-Plain: 1\r\n\r\n", "HEAD /way/a HTTP/1.1\r\nX-Plain: 1\r\n\r\n"]
         {
             if request.starts_with("HEAD") && parts.concat().ends_with("ok") {
-                // Whoever sends a body in a response to HEAD is not read to the end of it by either.
+                // Neither reads the body of a response to HEAD to its end.
                 continue;
             }
             let [exchange, session] = ["exchange", "session"].map(|way| stand.send(way, request, 1));

@@ -1,8 +1,10 @@
-//! One attempt at a server: the request goes there while the answer comes back, in one task and by one poll after the other.
+//! One attempt to forward a request to a server. Request and response move in one task; each direction is polled in
+//! turn.
 //!
-//! Must not know: which server it is, what is told to whom, or what becomes of a failure.
+//! Must not know: how the server was chosen, what the heads contain, or whether a failed attempt is retried.
 //!
-//! *Invariant:* of each body there is at most one part in memory, and nothing more is read until it has been written.
+//! *Invariant:* at most one part of each body is in memory; the next part is read after the last one has been
+//! written.
 
 use super::body::RequestBody;
 use super::pipe::{Pipe, WireFraming};
@@ -22,71 +24,71 @@ use std::time::Duration;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-/// Most bytes of the head of an answer.
+/// Maximum size of a response head, in bytes.
 const HEAD_MAX: usize = 64 * 1024;
-/// Read at once while a head is awaited.
+/// Size of one read while a response head is awaited.
 const HEAD_AT_ONCE: usize = 16 * 1024;
 
-/// Why an attempt ended without an answer, or within it.
+/// Why an attempt failed, before or during the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// By the backend.
+    /// The backend failed.
     Backend(AttemptError),
-    /// Otherwise.
+    /// Another failure, for example of the client.
     Other(ForwardError),
 }
 
-/// What one attempt moves.
+/// The state of one attempt.
 pub(super) struct Attempt<'a> {
     pub(super) client: &'a mut H1ClientStream,
     pub(super) connection: &'a Arc<Connection>,
     pub(super) body: &'a mut RequestBody,
     pub(super) backend: UpstreamConnection,
-    /// Whether the connection to the backend was used before.
+    /// Whether the connection to the backend is reused.
     pub(super) reused: bool,
-    /// Most bytes of the request's body.
+    /// Maximum size of the request body, in bytes.
     pub(super) body_max: u64,
-    /// How long the backend may take to take a part of it.
+    /// Longest time the backend may take to accept a part of the body.
     pub(super) write_timeout: Duration,
     up: Pipe,
     upload: Upload,
     down: Pipe,
-    /// What has come of the answer's head, and perhaps behind it.
+    /// Bytes of the response head received so far, possibly followed by the first bytes of the body.
     head: BytesMut,
-    /// How far into an answer's chunks we are.
+    /// Position in the chunks of the response.
     chunks: ChunkParser,
-    /// What of the answer's body is still to come.
+    /// The part of the response body still to be received.
     left: BodyEnd,
-    /// How it goes on.
+    /// How the response body is framed for the client.
     framing: WireFraming,
-    /// Whether the backend has sent more than its answer.
+    /// Whether the backend has sent bytes after the end of its response.
     surplus: bool,
-    /// Bytes of the answer's body that the client has been given, and of those that are being written.
+    /// Body bytes of the response written to the client, and body bytes being written.
     pub(super) sent: u64,
     sending: u64,
 }
 
-/// How far the request is.
+/// State of the upload, which is the request's head and body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Upload {
-    /// On its way.
+    /// Being sent.
     Going,
-    /// Sent.
+    /// Sent completely.
     Done,
-    /// The backend takes no more of it. What it has answered is still read.
+    /// The backend accepts no more of it. Its response is still read.
     Refused,
 }
 
-/// What became of waiting for a part of the answer.
+/// Result of reading a part of the response body.
 pub(super) enum Part {
-    /// Something has come, and is to go to the client.
+    /// Some data, to be written to the client.
     Some,
-    /// With that the answer is whole.
+    /// The same, and the response is complete.
     Last,
 }
 
 impl<'a> Attempt<'a> {
-    /// One that sends `head` and then the body.
+    /// An attempt that sends `head` and then the body.
     pub(super) fn new(
         (client, connection, body): (&'a mut H1ClientStream, &'a Arc<Connection>, &'a mut RequestBody),
         (backend, reused): (UpstreamConnection, bool),
@@ -118,8 +120,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Sends the request until its answer's head has come, which is at the front of what is answered. `on_sent` is called when
-    /// all has been sent.
+    /// Sends the request until the head of a response has arrived. Returns the parsed head and its bytes. Calls
+    /// `on_sent` when the request is sent completely.
     pub(super) async fn answer_head(
         &mut self,
         mut on_sent: impl FnMut(),
@@ -142,7 +144,7 @@ impl<'a> Attempt<'a> {
         .await
     }
 
-    /// Writes `head` to the client: word that an answer will come.
+    /// Writes the head of an interim response (1xx) to the client.
     pub(super) async fn tell(&mut self, head: &[u8]) -> Result<(), Broken> {
         self.down.lead().extend_from_slice(head);
         self.down.send(0..0, WireFraming::Plain, false);
@@ -153,8 +155,8 @@ impl<'a> Attempt<'a> {
         .await
     }
 
-    /// Begins to give the answer to the client: its head is `lead`, and what has come behind the head that was read is the first
-    /// part of its body. Answers whether that is all.
+    /// Starts the response to the client with the head in `lead`. Bytes received after the backend's head are the
+    /// first part of the body. Returns whether they complete the response.
     pub(super) fn begin_answer(
         &mut self,
         lead: Vec<u8>,
@@ -169,7 +171,7 @@ impl<'a> Attempt<'a> {
         self.take_part()
     }
 
-    /// Gives the client what is to go out, and reads the next part then. Meanwhile the request goes on.
+    /// Writes the pending part to the client, then reads the next one. The upload continues meanwhile.
     pub(super) async fn next_part(&mut self) -> Result<Part, Broken> {
         std::future::poll_fn(|context| {
             self.check(context)?;
@@ -185,29 +187,30 @@ impl<'a> Attempt<'a> {
         .await
     }
 
-    /// Gives the client the last of it.
+    /// Writes the last part to the client.
     pub(super) async fn finish(&mut self) -> Result<(), Broken> {
         std::future::poll_fn(|context| self.poll_give(context)).await
     }
 
-    /// The connection to the backend, if it may be used again: both messages have come to their ends, and nothing behind them.
+    /// The connection to the backend if it can be reused: both messages are complete, and the backend has sent
+    /// nothing after its response.
     pub(super) fn into_reusable(self, answer: &AnswerHead, end: BodyEnd) -> Option<UpstreamConnection> {
         let is_clean = self.upload == Upload::Done && !self.surplus && end != BodyEnd::Close;
         (is_clean && answer.may_reuse()).then_some(self.backend)
     }
 
-    /// Whether another request may follow this one on the client's connection: this one has been read.
+    /// Whether the client's connection can carry another request: this one has been read completely.
     pub(super) fn may_follow(&self) -> bool {
         self.client.is_between_requests()
     }
 
-    /// The connection to the backend, which is a tunnel from now on, and what has come through it for the client.
+    /// Turns the attempt into a tunnel: the connection to the backend, and the bytes already received for the client.
     pub(super) fn into_tunnel(mut self) -> (UpstreamConnection, Pipe) {
         self.down.send_all();
         (self.backend, self.down)
     }
 
-    /// Whether the backend is late, or the connection was ended.
+    /// Fails if the backend missed a deadline or the client's connection was closed.
     fn check(&self, context: &Context<'_>) -> Result<(), Broken> {
         self.connection.register_waker(context);
         if let Some(late) = self.connection.backend_late() {
@@ -223,7 +226,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Sends the request as far as it goes. Ready: all of it is sent, or refused.
+    /// Sends as much of the request as possible. Ready when it is sent completely or refused.
     fn poll_upload(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         while self.upload == Upload::Going {
             let Self { up, backend, .. } = self;
@@ -235,7 +238,7 @@ impl<'a> Attempt<'a> {
             match drained {
                 Poll::Ready(Ok(())) => self.connection.backend_has_taken(),
                 Poll::Ready(Err(_)) => {
-                    // Who closes its side may have answered before.
+                    // The backend may have sent a response before it closed its side.
                     self.upload = Upload::Refused;
                     self.connection.backend_has_taken();
                     break;
@@ -254,7 +257,7 @@ impl<'a> Attempt<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads the next part of the request's body.
+    /// Reads the next part of the request body.
     fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let gone = Broken::Other(ForwardError::Client);
         let came = ready!(self.up.poll_fill(self.client, context)).map_err(|_| gone)?;
@@ -291,7 +294,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The backend's connection has ended.
+    /// The error for a connection that the backend has closed.
     fn closed(&self) -> Broken {
         let closed_while_idle = self.reused && self.head.is_empty();
         Broken::Backend(AttemptError { progress: AttemptFailure::Unknown, timeout: None, closed_while_idle })
@@ -307,14 +310,14 @@ impl<'a> Attempt<'a> {
                 Err(_) => return Poll::Ready(Err(self.closed())),
             }
             let part = self.take_part()?;
-            // Framing alone is nothing to give.
+            // A part with only chunk framing holds no data for the client.
             if matches!(part, Part::Last) || !self.down.is_empty() {
                 return Poll::Ready(Ok(part));
             }
         }
     }
 
-    /// Takes what was read for the next part of the answer.
+    /// Decodes the bytes just read into the next part of the response.
     fn take_part(&mut self) -> Result<Part, Broken> {
         let came = self.down.filled();
         let (data, taken, is_last) = match &mut self.left {
@@ -337,7 +340,7 @@ impl<'a> Attempt<'a> {
         Ok(if is_last { Part::Last } else { Part::Some })
     }
 
-    /// Gives the client what is to go out.
+    /// Writes the pending part to the client.
     fn poll_give(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { down, client, .. } = self;
         let gone = Broken::Other(ForwardError::Client);
@@ -349,7 +352,7 @@ impl<'a> Attempt<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when the client has left, once all of its request has been read.
+    /// Ready when the client has disconnected. Only checked once the request has been read completely.
     fn poll_client(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
         if !self.client.is_between_requests() {
             return Poll::Pending;
@@ -360,7 +363,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The backend has sent what makes no sense.
+/// The error for a response that is invalid.
 pub(super) fn misbehaved() -> Broken {
     Broken::Backend(AttemptError {
         progress: AttemptFailure::Misbehaved,

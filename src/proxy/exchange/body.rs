@@ -1,7 +1,7 @@
-//! The body of a request on its way from the client: what is here of it, what is still to come, and whether it can be sent
-//! again.
+//! The body of a request on its way from the client: the part in memory, the part still to be read, and whether it
+//! can be sent again.
 //!
-//! Must not know: where it goes.
+//! Must not know: where it is sent.
 
 use super::ReadRequest;
 use crate::policy::http::chunks::{BadChunks, ChunkParser};
@@ -11,26 +11,26 @@ use crate::proxy::connection::kept_body::KeptBody;
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
-/// A request's body.
+/// A request body.
 pub(super) struct RequestBody {
-    /// How the client says where it ends.
+    /// How the client frames it.
     pub(super) framing: Framing,
-    /// How far into its chunks what was read is.
+    /// Position in the chunks of the bytes read so far.
     chunks: ChunkParser,
-    /// What of it goes first: what came along with the head, or all of it where it was read ahead.
+    /// The part that is sent first: received together with the head, or the whole body if it was read ahead.
     pub(super) here: Bytes,
-    /// What of it was read since, where it may have to be sent again; none: it is not kept.
+    /// The parts read since, kept for a retry; none: they are not kept.
     kept: Option<KeptBody>,
-    /// Bytes of it that were read.
+    /// Body bytes read so far.
     pub(super) read: u64,
-    /// Whether any of it was read that is not here any more.
+    /// Whether any part was read that is no longer in memory.
     is_spent: bool,
 }
 
 // === impl RequestBody ===
 
 impl RequestBody {
-    /// That of a request.
+    /// The body of a request.
     pub(super) fn of(request: &ReadRequest) -> Result<Self, BadChunks> {
         let mut chunks = ChunkParser::new();
         let mut here = request.along.clone();
@@ -44,12 +44,13 @@ impl RequestBody {
         Ok(Self { framing: request.framing, chunks, here, kept: None, read, is_spent: false })
     }
 
-    /// Whether the request has one.
+    /// Whether the request has a body.
     pub(super) fn exists(&self) -> bool {
         self.framing != Framing::NoBody
     }
 
-    /// Takes note of a part that `client` has just sent: takes its framing off, and answers how much of it is left.
+    /// Records a part just read from the client and removes its chunk framing. Returns how many bytes of data are
+    /// left.
     pub(super) fn take(&mut self, part: &mut [u8], connection: &Arc<Connection>) -> Result<usize, BadChunks> {
         let data = match self.framing {
             Framing::Chunked => self.chunks.decode(part)?.0,
@@ -63,22 +64,22 @@ impl RequestBody {
         Ok(data)
     }
 
-    /// From now on what is read is kept, as far as there is room, so that it can be sent again.
+    /// Keeps all further parts for a retry, as long as there is room.
     pub(super) fn keep(&mut self) {
         self.kept.get_or_insert_default();
     }
 
-    /// It has begun to be answered: it is not sent again.
+    /// A response has started, so the body is no longer needed for a retry.
     pub(super) fn stop_keeping(&mut self) {
         self.is_spent |= self.kept.take().is_some();
     }
 
-    /// Whether all that was read of it is still here.
+    /// Whether the body read so far is still in memory completely.
     pub(super) fn is_replayable(&self) -> bool {
         !self.is_spent && self.kept.as_ref().is_none_or(KeptBody::is_whole)
     }
 
-    /// It is sent again, from its begin.
+    /// Starts again from the beginning of the body, for a retry.
     pub(super) fn rewind(&mut self) {
         if let Some(kept) = self.kept.take_if(|kept| !kept.is_empty()) {
             let mut all = BytesMut::from(&self.here[..]);
@@ -88,7 +89,7 @@ impl RequestBody {
         }
     }
 
-    /// All of it has been read ahead.
+    /// Stores the whole body after it was read ahead.
     pub(super) fn set_whole(&mut self, body: Bytes) {
         self.here = body;
     }

@@ -1,7 +1,7 @@
-//! The heads of an exchange: the client's request read from its bytes, the backend's written from them, and the same of the
-//! answer.
+//! The message heads of an exchange: parses the client's request head, and writes the request head for the backend
+//! and the response head for the client.
 //!
-//! Must not know: connections. What goes to whom is decided by the same rules as over HTTP/2.
+//! Must not know: connections. The rules for header fields are the same as over HTTP/2.
 
 use super::pipe::WireFraming;
 use crate::policy::http::answer::{AnswerHead, BodyEnd};
@@ -24,12 +24,12 @@ use http::{Method, Version};
 use pingora::protocols::http::date::get_cached_date;
 use smallvec::SmallVec;
 
-/// So many fields need no allocation.
+/// This many header fields need no allocation.
 const FIELDS: usize = 16;
-/// What a head usually takes, in bytes.
+/// Usual size of a head, in bytes.
 const HEAD: usize = 1_024;
 
-/// A request's head, taken apart.
+/// A parsed request head.
 pub(super) struct ParsedHead<'r> {
     pub(super) method: Method,
     pub(super) target: &'r [u8],
@@ -38,8 +38,8 @@ pub(super) struct ParsedHead<'r> {
     pub(super) fields: SmallVec<[FieldLine<'r>; FIELDS]>,
 }
 
-/// Spells a head as it is decided about and forwarded: names in lower case, the target an origin form in its one spelling.
-/// One whose target has none stays as it is, and is refused for that.
+/// Normalizes a head before it is evaluated and forwarded: field names in lower case, the target in origin form and
+/// canonical spelling. A target without a canonical spelling is left unchanged and refused later.
 pub(in crate::proxy) fn spell(mut head: BytesMut) -> BytesMut {
     lower_names(&mut head);
     respelled(&head).unwrap_or(head)
@@ -64,7 +64,7 @@ fn respelled(head: &[u8]) -> Option<BytesMut> {
 // === impl ParsedHead ===
 
 impl<'r> ParsedHead<'r> {
-    /// Takes a head apart that has passed; none where it cannot have.
+    /// Parses a head that has been validated; none if it is invalid all the same.
     pub(super) fn of(head: &'r [u8]) -> Option<Self> {
         let parts = split_head(head)?;
         let path = split_target(parts.target).map_or(&b""[..], |(path, _)| path);
@@ -77,7 +77,7 @@ impl<'r> ParsedHead<'r> {
         })
     }
 
-    /// The same as everybody reads it.
+    /// The head in the form used throughout the proxy.
     pub(super) fn message(&self, has_body: bool) -> RequestMessage<'_> {
         RequestMessage {
             method: &self.method,
@@ -91,7 +91,7 @@ impl<'r> ParsedHead<'r> {
     }
 }
 
-/// Whether a connection stays open as far as the request says (RFC 9112, 9.3).
+/// Whether the connection persists as far as the request says (RFC 9112, 9.3).
 pub(super) fn stays_open(message: &RequestMessage<'_>) -> bool {
     let mut names = message.fields.all(&CONNECTION).flat_map(|value| value.split(|b| *b == b','));
     let mut asks_to_stay = message.version == Version::HTTP_11;
@@ -102,7 +102,7 @@ pub(super) fn stays_open(message: &RequestMessage<'_>) -> bool {
     asks_to_stay && !closes
 }
 
-/// Writes the head that the backend gets; none where the request was not let in.
+/// Writes the request head for the backend; none if the request was not admitted.
 pub(super) fn request_head(
     proxy: &Proxy,
     ctx: &Ctx,
@@ -115,14 +115,14 @@ pub(super) fn request_head(
     let mut fields = FieldLines::new(read.iter().copied());
     end_hop(&mut fields, message, framing, ctx.attempts.asks_tunnel);
     ctx.routing.headers.to_backend(&mut fields, &told)?;
-    // After what is told of the client's Host.
+    // After `to_backend`, which reports the Host of the client to the backend.
     forward::set_host(&mut fields, &told.route.forward.host, ctx.attempts.server())?;
     if !fields.has(&HOST) {
         forward::set_host(&mut fields, &HostRule::Server, ctx.attempts.server())?;
     }
     forward::apply(&mut fields, &told.route.forward.request);
     if ctx.body.is_some() || message.version == Version::HTTP_10 {
-        // The body is here; and RFC 9110, 10.1.1.
+        // The body is already here, or the client speaks HTTP/1.0, which has no 100-continue (RFC 9110, 10.1.1).
         fields.remove(&EXPECT);
     }
     let mut head = Vec::with_capacity(HEAD);
@@ -142,8 +142,8 @@ pub(super) fn request_head(
     Ok(Some(head))
 }
 
-/// Takes off a request what was meant for the hop to us, and says for the next one what is told there: where the body ends, and
-/// what is asked to be upgraded.
+/// Removes the hop-by-hop fields of a request and writes those for the next hop: the framing of the body, and the
+/// upgrade if one is requested.
 fn end_hop(fields: &mut FieldLines<'_>, message: &RequestMessage<'_>, framing: Framing, asks_tunnel: bool) {
     let nominated = |name: &str| {
         let is_it = |token: &[u8]| token.trim_ascii().eq_ignore_ascii_case(name.as_bytes());
@@ -180,7 +180,8 @@ fn end_hop(fields: &mut FieldLines<'_>, message: &RequestMessage<'_>, framing: F
     }
 }
 
-/// Writes the head of an answer for the client, which speaks HTTP/1.1 or is told where a body ends by the end of the connection.
+/// Writes the response head for the client. A client of HTTP/1.0 gets no chunks: without a length, the body ends with
+/// the connection.
 pub(super) fn answer_head(
     proxy: &Proxy,
     ctx: &Ctx,
@@ -212,7 +213,7 @@ pub(super) fn answer_head(
     Ok(head)
 }
 
-/// Writes the head of word that an answer will come.
+/// Writes the head of an interim response.
 pub(super) fn interim_head(ctx: &Ctx, answer: &AnswerHead, read: &mut [u8]) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD);
     head.extend_from_slice(b"HTTP/1.1 ");
@@ -225,7 +226,7 @@ pub(super) fn interim_head(ctx: &Ctx, answer: &AnswerHead, read: &mut [u8]) -> V
     head
 }
 
-/// Writes an answer of our own.
+/// Writes a response of Keygate's own.
 pub(super) fn own_answer(answer: &Reply, stays: bool) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD);
     bytes.extend_from_slice(b"HTTP/1.1 ");
@@ -244,13 +245,13 @@ pub(super) fn own_answer(answer: &Reply, stays: bool) -> Vec<u8> {
     bytes
 }
 
-/// Says whether another request may follow.
+/// Writes the `Connection` field, which says whether another request may follow.
 fn say_whether_it_stays(fields: &mut impl EditFields, stays: bool) {
     fields.append(CONNECTION, HeaderValue::from_static(if stays { "keep-alive" } else { "close" }));
 }
 
-/// How the body of an answer goes to the client. What ends with the backend's connection is put into chunks, where the client
-/// knows them, so that its own stays open.
+/// How a response body is framed for the client. A body that ends with the backend's connection is sent in chunks if
+/// the client supports them, so that the client's connection can stay open.
 pub(super) fn framing_for(message: &RequestMessage<'_>, end: BodyEnd) -> WireFraming {
     match end {
         BodyEnd::Chunked | BodyEnd::Close if message.version == Version::HTTP_11 => WireFraming::Chunked,

@@ -1,9 +1,10 @@
-//! One request over HTTP/1.1 and its answer by a backend over HTTP/1.1: decided from its head, forwarded, answered, recorded.
+//! Serves one request over HTTP/1.1 whose backend speaks HTTP/1.1: decide, forward, respond, record.
 //!
-//! [`serve`] tells it from begin to end. What a request means, which headers go where, what is tried again and what is
-//! recorded is decided by the same functions as over HTTP/2, where Pingora carries the messages.
+//! [`serve`] is the entry point. The routing, header, retry and recording rules are the same functions that are used
+//! for HTTP/2, where Pingora carries the messages.
 //!
-//! *Invariant:* an exchange holds one buffer of fixed size for each direction, and nothing else of a body.
+//! *Invariant:* an exchange holds one buffer of fixed size per direction. It holds more of a body only if the body is
+//! read ahead or kept for a retry.
 
 mod attempt;
 mod body;
@@ -45,38 +46,38 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 
-/// What a client is told that waits to be told to go on.
+/// The interim response for a client that sent `Expect: 100-continue`.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A request as it was read: its head in the one spelling, and what of its body came along.
+/// A request as it was read: its normalized head, and the part of the body that arrived with it.
 pub(super) struct ReadRequest {
     pub(super) head: BytesMut,
     pub(super) along: Bytes,
     pub(super) framing: Framing,
 }
 
-/// What became of a request.
+/// Result of serving a request.
 pub(super) enum Exchanged {
-    /// It is answered, and the next may come.
+    /// The client has its response; the connection stays open for the next request.
     Next,
-    /// It is answered, and was the last.
+    /// The client has its response; the connection is closed.
     Last,
-    /// The client is gone, or has been given what is no whole answer.
+    /// The client has disconnected, or its response is incomplete.
     Gone,
-    /// Pingora is to serve it, with what is known of it: its backend may speak HTTP/2.
+    /// Pingora must serve the request, with the state so far, because its backend may speak HTTP/2.
     Pingora(Box<Ctx>, ReadRequest),
 }
 
-/// What serves requests beside the client's connection.
+/// What an exchange needs besides the client's connection.
 #[derive(Clone, Copy)]
 pub(super) struct Server<'x> {
     pub(super) proxy: &'x Arc<Proxy>,
     pub(super) connector: &'x TransportConnector,
-    /// Turns true when the gateway stops.
+    /// Becomes true when the gateway stops.
     pub(super) stop: &'x watch::Receiver<bool>,
 }
 
-/// A request that is being served.
+/// A request being served.
 struct Exchange<'x> {
     server: Server<'x>,
     client: &'x mut H1ClientStream,
@@ -84,27 +85,27 @@ struct Exchange<'x> {
     message: RequestMessage<'x>,
     ctx: &'x mut Ctx,
     body: RequestBody,
-    /// Whether the connection stays open as far as the request goes.
+    /// Whether the client's connection can stay open after this request.
     may_stay: bool,
-    /// The status that the client was answered.
+    /// The status of the response, once the client has received its head.
     written: Option<u16>,
-    /// Bytes of the answer's body that it was given.
+    /// Body bytes of the response sent to the client.
     sent: u64,
 }
 
-/// What is decided about a request.
+/// The decision about a request.
 enum Decision {
-    /// It goes on to its backend.
+    /// Forward it to its backend.
     Forward,
-    /// The same, by Pingora.
+    /// Let Pingora forward it.
     Pingora,
-    /// This is the answer.
+    /// Send this response.
     Answer(Reply),
-    /// It is refused.
+    /// Refuse it.
     Refuse(Box<Denied>),
 }
 
-/// Serves a request. `is_last`: its connection has carried as many as it may.
+/// Serves a request. `is_last`: it is the last one its connection may carry.
 pub(super) async fn serve(
     server: Server<'_>,
     client: &mut H1ClientStream,
@@ -118,7 +119,7 @@ pub(super) async fn serve(
     exchanged.unwrap_or(Exchanged::Pingora(ctx, request))
 }
 
-/// The same with what is to be known of it; none: Pingora is to go on.
+/// The same with the state of the request; none: Pingora must continue.
 async fn serve_with(
     server: Server<'_>,
     client: &mut H1ClientStream,
@@ -177,12 +178,12 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the body says on whose behalf the request comes.
+    /// Whether the body names the end user and must be read ahead.
     fn has_to_read(&self, permit: &Permit) -> bool {
         matches!(permit.end_user(), NamedEndUser::Body) && self.body.exists()
     }
 
-    /// Whether the backend speaks HTTP/1.1 to this request.
+    /// Whether the exchange can forward this request: its backend speaks HTTP/1.1, or the request asks for a tunnel.
     fn is_ours(&self) -> bool {
         let protocol = upstream_of(self.ctx).map(|upstream| &upstream.settings.protocol);
         protocol.is_some_and(|p| !p.may_be_http2() || (p.may_tunnel() && is_asked_for(&self.message)))
@@ -204,7 +205,7 @@ impl Exchange<'_> {
         proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await
     }
 
-    /// Forwards the request to one server after the other, until one has answered.
+    /// Forwards the request, to one server after another until one responds.
     async fn forward(&mut self) -> Result<(), ForwardError> {
         let proxy = Arc::clone(self.server.proxy);
         loop {
@@ -263,7 +264,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends the request over `backend` and gives its answer to the client.
+    /// Sends the request over `backend` and passes the response on to the client.
     async fn attempt(
         &mut self,
         upstream: &Arc<Upstream>,
@@ -299,7 +300,7 @@ impl Exchange<'_> {
         let told = (framing, self.may_stay);
         let lead = heads::answer_head(&proxy, self.ctx, &self.message, (&answer, &mut read), told);
         let lead = lead.map_err(|_| Broken::Other(ForwardError::Internal))?;
-        // What makes no sense right behind the head is found before any of it has been given.
+        // An invalid start of the body is found here, before any of the response is sent to the client.
         let part = attempt.begin_answer(lead, end, framing)?;
         proxy.note_first_byte(self.ctx, answer.status);
         self.connection.ends_answer(by_close);
@@ -318,7 +319,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// The head that goes to the backend, and how long its body may be.
+    /// The request head for the backend, and the maximum size of the body.
     fn request_to_send(&mut self, upstream: &Upstream) -> Result<(Vec<u8>, u64), Broken> {
         let head = heads::request_head(self.server.proxy, self.ctx, &self.message, self.body.framing);
         let head = head.ok().flatten().ok_or(Broken::Other(ForwardError::Internal))?;
@@ -326,7 +327,7 @@ impl Exchange<'_> {
             self.body.keep();
         }
         let of_route = self.ctx.route.as_ref().map_or(0, |route| route.max_body_bytes);
-        // One that was read ahead has a bound of its own.
+        // A body that was read ahead has a limit of its own.
         let body_max = if self.ctx.body.is_some() { u64::MAX } else { of_route };
         if self.body.read > body_max {
             return Err(Broken::Other(ForwardError::TooLarge));
@@ -334,7 +335,7 @@ impl Exchange<'_> {
         Ok((head, body_max))
     }
 
-    /// Passes on what client and backend say in a tunnel, which begins with what the pipe to the client holds.
+    /// Passes bytes in both directions through a tunnel. `down` holds the first bytes for the client.
     async fn tunnel(&mut self, (backend, down): (UpstreamConnection, Pipe)) {
         let tunnel = Tunnel::new(self.client, self.connection, backend, down);
         let ctx = &mut *self.ctx;
@@ -361,18 +362,18 @@ impl Exchange<'_> {
     }
 }
 
-/// Gives the client the rest of an answer of which `part` has come.
+/// Sends the rest of a response to the client; `part` is the result for the bytes received so far.
 async fn give(proxy: &Proxy, ctx: &mut Ctx, attempt: &mut Attempt<'_>, mut part: Part) -> Result<(), Broken> {
     while let Part::Some = part {
         part = attempt.next_part().await?;
         proxy.check_time_left(ctx).map_err(Broken::Other)?;
     }
-    // What the request has taken is free before the client can read that it has been answered.
+    // The request's permits are released before the client can see the end of the response.
     Proxy::is_out_of_time(ctx, true);
     attempt.finish().await
 }
 
-/// A connection to the server that was chosen, and whether it was used before.
+/// A connection to the chosen server, and whether it is reused.
 async fn connect(
     server: Server<'_>,
     ctx: &Ctx,
@@ -388,7 +389,7 @@ async fn connect(
     upstream.connect(chosen, server.connector, left).await.map(|connection| (connection, false))
 }
 
-/// Returns when `connection` is ended from elsewhere.
+/// Returns when `connection` is closed by another task.
 async fn ended(connection: &Connection) {
     std::future::poll_fn(|context| {
         connection.register_waker(context);
@@ -397,8 +398,8 @@ async fn ended(connection: &Connection) {
     .await;
 }
 
-/// Reads the whole body, at most `max` bytes of it. What is read counts as an upload of `connection`, and without room for it
-/// the request is refused.
+/// Reads the whole body, at most `max` bytes. The bytes count as an upload of `connection`; the request is refused if
+/// there is no room for them.
 async fn read_ahead(
     client: &mut H1ClientStream,
     connection: &Arc<Connection>,

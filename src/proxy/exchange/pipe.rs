@@ -1,7 +1,7 @@
-//! One direction of an exchange: a buffer of fixed size that parts of a body pass through, with what frames each.
+//! One direction of an exchange: a buffer of fixed size for parts of a body, together with their framing.
 //!
-//! Must not know: who reads or writes. What was read into the buffer goes out, framed, in one write where the other side
-//! takes it; nothing more is read before that.
+//! Must not know: who reads or writes. A part is written with its framing in one vectored write if possible. The next
+//! part is read only after that.
 
 use crate::proxy::connection::EXCHANGE_BUFFER;
 use bytes::{Bytes, BytesMut};
@@ -12,27 +12,27 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// What is written at once: what leads, a part of a body, and what ends it.
+/// The bytes to be written: a prefix, a part of a body, and a suffix.
 #[derive(Default)]
 pub(super) struct Pipe {
-    /// What was read.
+    /// The bytes read.
     buf: BytesMut,
-    /// What goes out in place of it, where that is another's.
+    /// Body bytes read elsewhere, written instead of `buf`.
     given: Bytes,
-    /// What goes in front of it: a head, or the size of a chunk.
+    /// Written before the body: a head, the size of a chunk, or both.
     lead: Vec<u8>,
-    /// What of `buf` goes out.
+    /// The range of `buf` to be written.
     data: Range<usize>,
-    /// What goes behind it.
+    /// Written after the body: the end of a chunk, or of all chunks.
     tail: &'static [u8],
-    /// How much of all of that has been written.
+    /// How many of all these bytes are written.
     written: usize,
 }
 
-/// How a body is written.
+/// How a body is framed on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WireFraming {
-    /// As it is.
+    /// Unchanged.
     Plain,
     /// In chunks.
     Chunked,
@@ -41,7 +41,7 @@ pub(super) enum WireFraming {
 // === impl Pipe ===
 
 impl Pipe {
-    /// Reads the next part of a body. 0: there is none.
+    /// Reads the next part of a body. 0: the end of the stream.
     pub(super) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         reader: &mut R,
@@ -53,22 +53,22 @@ impl Pipe {
         poll_read_buf(Pin::new(reader), context, &mut self.buf)
     }
 
-    /// What was read.
+    /// The bytes read.
     pub(super) fn filled(&mut self) -> &mut [u8] {
         &mut self.buf
     }
 
-    /// Takes over what was read elsewhere.
+    /// Takes over bytes read elsewhere.
     pub(super) fn set_filled(&mut self, bytes: BytesMut) {
         self.buf = bytes;
     }
 
-    /// What goes out next in front of everything.
+    /// The prefix, written before everything else.
     pub(super) fn lead(&mut self) -> &mut Vec<u8> {
         &mut self.lead
     }
 
-    /// Has `data` of what was read go out next, as the last part of its body or not.
+    /// Queues the range `data` of the bytes read. `is_last`: it is the end of the body.
     pub(super) fn send(&mut self, data: Range<usize>, framing: WireFraming, is_last: bool) {
         self.tail = b"";
         if framing == WireFraming::Chunked {
@@ -86,18 +86,18 @@ impl Pipe {
         self.data = data;
     }
 
-    /// Has everything that was read go out next, as it is.
+    /// Queues all bytes read, unchanged.
     pub(super) fn send_all(&mut self) {
         self.send(0..self.buf.len(), WireFraming::Plain, false);
     }
 
-    /// Has `given` go out next, which was not read here.
+    /// Queues `given`, which was read elsewhere.
     pub(super) fn send_given(&mut self, given: Bytes, framing: WireFraming, is_last: bool) {
         self.send(0..given.len(), framing, is_last);
         (self.given, self.data) = (given, 0..0);
     }
 
-    /// Whether all has been written.
+    /// Whether everything has been written.
     pub(super) fn is_empty(&self) -> bool {
         self.written == self.length()
     }
@@ -106,7 +106,7 @@ impl Pipe {
         self.lead.len() + self.given.len() + self.data.len() + self.tail.len()
     }
 
-    /// Writes what is to go out, until all of it has or `write` must wait.
+    /// Writes the queued bytes until all are written or `write` is pending.
     pub(super) fn poll_drain(
         &mut self,
         mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,

@@ -1,6 +1,6 @@
-//! How an exchange ends: answered by its backend, by us, or not at all.
+//! How an exchange ends: with the backend's response, with a response of Keygate's own, or without any.
 //!
-//! Must not know: why. What an answer of ours says is decided by [`crate::proxy::response::reply`].
+//! Must not know: why. [`crate::proxy::response::reply`] builds Keygate's own responses.
 
 use super::{Exchange, Exchanged, heads};
 use crate::gate::Denied;
@@ -14,10 +14,11 @@ use http::header::EXPECT;
 use tokio::io::AsyncReadExt as _;
 
 impl Exchange<'_> {
-    /// The backend has answered.
+    /// The backend's response is complete.
     pub(super) async fn finish(&mut self) -> Exchanged {
         self.end(None);
-        // The rest of a request that was answered before it had come matters to nobody. Its deadline is the connection's.
+        // The rest of a request body that arrives after the response is discarded. The connection's deadline limits
+        // the time.
         let mut rest = [0; 4_096];
         while !self.client.is_between_requests() {
             if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
@@ -27,7 +28,7 @@ impl Exchange<'_> {
         if self.may_stay { Exchanged::Next } else { Exchanged::Last }
     }
 
-    /// The request is refused.
+    /// Sends a refusal.
     pub(super) async fn refuse(&mut self, denied: &Denied) -> Exchanged {
         let proxy = self.server.proxy;
         proxy.on_refused(&self.message, self.ctx, denied);
@@ -39,17 +40,18 @@ impl Exchange<'_> {
         }
     }
 
-    /// The request was not forwarded, or not to its end.
+    /// The request was not forwarded, or not completely.
     pub(super) async fn fail(&mut self, error: ForwardError) -> Exchanged {
         if !self.ctx.attempts.connected {
             give_back(self.ctx);
         }
         if self.ctx.is_over {
-            // What failed after that is nobody's loss: the client has its answer, or did not take it.
+            // Not a failure of the request: its response was received completely, and the client has it or has not
+            // read it.
             return self.is_gone(Some(error));
         }
         let Some(denial) = self.ctx.client_fault().or_else(|| error.fault().map(Denial::Plain)) else {
-            // The client is gone; there is nobody to answer.
+            // The client has disconnected, so no response is sent.
             return self.is_gone(Some(error));
         };
         let fault = denial.fault();
@@ -63,10 +65,10 @@ impl Exchange<'_> {
         if self.written.is_some() {
             return self.is_gone(Some(error));
         }
-        // Of the request's body an unknown part is still to come, or the connection has been given up.
+        // An unknown part of the request body is still to come, or the connection is being closed.
         self.may_stay &= self.client.is_between_requests() && self.connection.close_reason().is_none();
         let left = self.ctx.admission.as_ref().map(|admission| admission.left().clone());
-        // What it has taken is free before the client can read that it has failed.
+        // The request's permits are released before the client can read the error.
         frees(self.ctx);
         let proxy = self.server.proxy;
         let at = proxy.clock.now().wall;
@@ -76,7 +78,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Answers by ourselves.
+    /// Sends a response of Keygate's own.
     pub(super) async fn answer(&mut self, answer: &Reply) -> Exchanged {
         self.answer_for(answer, None).await
     }
@@ -94,7 +96,7 @@ impl Exchange<'_> {
         if self.may_stay && self.drain().await { Exchanged::Next } else { Exchanged::Last }
     }
 
-    /// Nobody hears of it any more.
+    /// Ends the request without a (complete) response.
     fn is_gone(&mut self, error: Option<ForwardError>) -> Exchanged {
         self.end(error);
         Exchanged::Gone
@@ -106,8 +108,9 @@ impl Exchange<'_> {
         self.server.proxy.ended(&self.message, self.ctx, outcome, self.written, bytes);
     }
 
-    /// Whether what is still to come of the body is read and thrown away, so that the next request begins where it should. A
-    /// large or unknown rest, or one that the client holds back until it is asked for, closes the connection.
+    /// Whether the rest of the request body is read and discarded, so that the next request starts at the right
+    /// place. The connection is closed instead if the rest is large or of unknown length, or if the client waits for
+    /// 100 Continue.
     fn may_drain(&self) -> bool {
         let is_small = matches!(self.body.framing, Framing::Length(length) if length <= DRAINED);
         self.client.is_between_requests() || (is_small && self.message.fields.first(&EXPECT).is_none())

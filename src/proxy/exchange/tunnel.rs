@@ -1,6 +1,6 @@
-//! A tunnel: what client and backend say to each other once an upgrade was agreed on.
+//! A tunnel: passes bytes between client and backend after an upgrade.
 //!
-//! Must not know: what they say, or how long they may be silent.
+//! Must not know: the protocol inside the tunnel, or its idle timeout.
 
 use super::pipe::Pipe;
 use crate::proxy::connection::Connection;
@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite as _;
 
-/// Both ends, and what is on its way between them.
+/// Both sides of a tunnel, and the bytes between them.
 pub(super) struct Tunnel<'a> {
     client: &'a mut H1ClientStream,
     connection: &'a Connection,
@@ -21,21 +21,21 @@ pub(super) struct Tunnel<'a> {
     passed: Passed,
 }
 
-/// Bytes that have passed.
+/// Number of bytes passed in each direction.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Passed {
     pub(super) from_client: u64,
     pub(super) from_backend: u64,
 }
 
-/// A part that passes.
+/// A part that is being passed on.
 pub(super) enum Passing<'p> {
     ToBackend,
     ToClient(&'p [u8]),
 }
 
 impl<'a> Tunnel<'a> {
-    /// One that begins with what `down` holds for the client.
+    /// A tunnel whose first bytes for the client are in `down`.
     pub(super) fn new(
         client: &'a mut H1ClientStream,
         connection: &'a Connection,
@@ -46,7 +46,7 @@ impl<'a> Tunnel<'a> {
         Self { client, connection, backend, up: Pipe::default(), down, passed }
     }
 
-    /// Passes everything on until one of them ends, or the connection is ended from elsewhere.
+    /// Passes bytes until one side closes, or another task closes the connection.
     pub(super) async fn run(mut self, mut on_part: impl FnMut(Passing<'_>)) -> Passed {
         if !self.down.filled().is_empty() {
             on_part(Passing::ToClient(self.down.filled()));

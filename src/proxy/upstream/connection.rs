@@ -1,9 +1,10 @@
-//! Connections to servers over HTTP/1.1: made, kept while they are idle, and used again.
+//! Connections to servers over HTTP/1.1: opens them, keeps them while idle, and reuses them.
 //!
-//! Must not know: requests, what passes over a connection. Those inside TLS are made by Pingora's connector, as it makes
-//! its own.
+//! Must not know: requests, and the bytes that a connection carries. TLS connections are opened by Pingora's
+//! connector, as for Pingora's own requests.
 //!
-//! *Invariant:* a connection is used by one request at a time, and never for an upstream that asks for another kind.
+//! *Invariant:* a connection carries one request at a time. It is reused only for upstreams with the same connection
+//! settings.
 
 use super::{NoServer, Server, Upstream};
 use crate::proxy::connection::socket::is_local_shortage as lacks;
@@ -21,39 +22,39 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// Most idle connections that are kept to one server.
+/// Maximum number of idle connections per server.
 const IDLE_MAX: usize = 4_096;
 
 /// A connection to a server.
 pub enum UpstreamConnection {
-    /// In clear text.
+    /// Without TLS.
     Plain(TcpStream),
-    /// Inside TLS.
+    /// With TLS.
     Tls(Stream),
 }
 
-/// How connecting to a server failed.
+/// Why a connection to a server could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectError {
-    /// As many requests wait for a connection as may.
+    /// Too many requests wait for a connection already.
     Pending,
-    /// This machine lacks what it takes.
+    /// This machine has no descriptors, ports or memory left.
     LocalShortage,
-    /// It was not accepted in time.
+    /// TCP connect timed out.
     Timeout,
-    /// It was accepted, and TLS was not agreed on in time.
+    /// The TLS handshake timed out.
     TlsTimeout,
-    /// It was refused, or broke off.
+    /// The connection was refused or broke off.
     Failed,
 }
 
-/// Connections to a server that nobody uses, the one used last at the end.
+/// Idle connections to a server; the most recently used is last.
 #[derive(Default)]
 pub(super) struct IdleConnections(Mutex<Vec<IdleConnection>>);
 
 struct IdleConnection {
     connection: UpstreamConnection,
-    /// What tells its kind from others.
+    /// Identifies the connection settings, see `UpstreamProtocol::group`.
     group: u64,
     since: Instant,
 }
@@ -61,12 +62,12 @@ struct IdleConnection {
 // === impl Upstream ===
 
 impl Upstream {
-    /// A connection to `server` that was used before, if one is left.
+    /// An idle connection to `server`, if there is one.
     pub fn idle_connection(&self, server: &Server) -> Option<UpstreamConnection> {
         server.idle.take(self.settings.protocol.group(), self.settings.timeouts.idle)
     }
 
-    /// Makes a connection to `server`, over which HTTP/1.1 is spoken, within what is left of a request's time.
+    /// Opens a connection to `server` for HTTP/1.1. `left` limits the time to the rest of the request's timeout.
     pub async fn connect(
         self: &Arc<Self>,
         server: &Server,
@@ -95,14 +96,15 @@ impl Upstream {
             .map_err(|error| if lacks(&error) { ConnectError::LocalShortage } else { ConnectError::Failed })
     }
 
-    /// Keeps a connection for the next request, if this server is still one of ours.
+    /// Keeps a connection for later requests, unless the idle timeout is zero. If the server has been removed
+    /// meanwhile, the connection closes with it.
     pub fn keep_connection(&self, server: &Server, connection: UpstreamConnection) {
         if !self.settings.timeouts.idle.is_zero() {
             server.idle.put(self.settings.protocol.group(), connection);
         }
     }
 
-    /// Closes connections that have been idle for too long, or that their server has closed.
+    /// Closes connections that were idle for too long, or that the server has closed.
     pub(super) fn close_idle_connections(&self) {
         for member in self.all_members() {
             member.server.idle.close_old(self.settings.timeouts.idle);
@@ -116,7 +118,7 @@ impl IdleConnections {
     fn take(&self, group: u64, max_age: Duration) -> Option<UpstreamConnection> {
         loop {
             let mut idle = self.lock().pop()?;
-            // The others are as old, and go when they are looked at.
+            // A connection of another group, too old or closed is dropped; the next one is tried.
             if idle.group == group && idle.since.elapsed() < max_age && idle.connection.is_open() {
                 return Some(idle.connection);
             }
@@ -136,12 +138,12 @@ impl IdleConnections {
             let mut all = self.lock();
             all.extract_if(.., |idle| idle.since.elapsed() >= max_age || !idle.connection.is_open()).collect()
         };
-        // Closing is nothing to wait for with the lock held.
+        // Connections are closed after the lock is released.
         drop(closed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
-        // A list is whole whatever happened to the thread that held it.
+        // The list is valid even if a thread panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,7 +151,7 @@ impl IdleConnections {
 // === impl UpstreamConnection ===
 
 impl UpstreamConnection {
-    /// Whether it is open and silent, as one should be that nobody uses.
+    /// Whether the connection is open and has nothing to read, as an idle one should.
     fn is_open(&mut self) -> bool {
         match self {
             Self::Plain(stream) => {
@@ -220,9 +222,9 @@ impl AsyncWrite for UpstreamConnection {
 // === impl ConnectError ===
 
 impl ConnectError {
-    /// What Pingora says.
+    /// The reason for an error of Pingora.
     pub fn of(error: &Error) -> Self {
-        // Pingora has one kind of error for both times, and says more in words.
+        // Pingora uses one error type for both timeouts; only the message differs.
         let in_handshake =
             error.context.as_ref().is_some_and(|context| !context.as_str().starts_with("timeout "));
         match &error.etype {
