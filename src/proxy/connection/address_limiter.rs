@@ -1,7 +1,7 @@
-//! Wrong secrets, counted by where they come from: whoever presents too many is told to wait. Valid keys from the same
-//! address are not affected, for they are found first.
+//! Limits events per client address, such as requests with an invalid key: an address with too many must wait. Valid
+//! keys from the same address are not affected, because keys are looked up first.
 //!
-//! Memory does not grow with attempts: addresses share a fixed number of places, and those that share one share its rate.
+//! Memory is constant: addresses are hashed to a fixed number of slots. Addresses in one slot share its rate.
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -11,15 +11,15 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Places that addresses share.
+/// Number of slots that addresses share.
 const PLACES: usize = 4_096;
 
-/// What has been guessed.
+/// Limits the rate of an event per address.
 pub struct AddressLimiter {
-    /// What too many of are told in the log.
+    /// Name of the event in the log.
     of: &'static str,
     places: Box<[DefaultDirectRateLimiter]>,
-    /// Nobody can choose addresses that share a place with somebody else's.
+    /// Randomly seeded, so that nobody can choose an address that shares a slot with another.
     hasher: RandomState,
     clock: DefaultClock,
     log_limiter: DefaultDirectRateLimiter,
@@ -27,7 +27,8 @@ pub struct AddressLimiter {
 }
 
 impl AddressLimiter {
-    /// At most `per_second` of one address, of what the log calls `of`; none: any number.
+    /// At most `per_second` events from one address; `of` names them in the log. None if `per_second` is zero: no
+    /// limit.
     pub fn new(per_second: u32, of: &'static str) -> Option<Self> {
         let quota = Quota::per_second(NonZeroU32::new(per_second)?);
         Some(Self {
@@ -40,12 +41,12 @@ impl AddressLimiter {
         })
     }
 
-    /// Another one. The error is how long to wait before the next.
+    /// Counts an event. The error is how long to wait before the next.
     pub fn check(&self, from: IpAddr) -> Result<(), Duration> {
         let network = crate::policy::http::source::network_of(from);
         let place = usize::try_from(self.hasher.hash_one(network)).unwrap_or(usize::MAX) % PLACES;
         let Err(too_early) = self.places[place].check() else { return Ok(()) };
-        // One line a second, however many come.
+        // At most one log line per second.
         if self.log_limiter.check().is_ok() {
             let more = self.unlogged.swap(0, Ordering::Relaxed);
             tracing::warn!(address = %from, more, "too many {} from one address", self.of);
@@ -66,7 +67,7 @@ mod tests {
         let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().expect("an address"));
         let (admitted, wait) =
             (0..).find_map(|n| limiter.check(one).err().map(|wait| (n, wait))).expect("an end");
-        // More than five only where the machine was so slow that there was time for them.
+        // More than five only if the machine is so slow that further ones are due.
         assert!(admitted >= 5, "{admitted}");
         assert!(wait > Duration::ZERO && wait <= Duration::from_millis(200), "{wait:?}");
         assert!(limiter.check(other).is_ok());

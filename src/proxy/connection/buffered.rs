@@ -1,5 +1,5 @@
-//! What of bodies is in memory for a client: answers it has yet to take, uploads the backend has yet to take or that are held
-//! back until they are whole.
+//! Memory held by the message bodies of a client: responses that the client has yet to accept, uploads that the
+//! backend has yet to accept, and request bodies buffered until they are complete.
 
 use super::Connection;
 use bytes::Bytes;
@@ -7,69 +7,70 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
-/// What may be on its way to a client beside what was handed to its socket: Pingora's pipe of four parts of 64 KiB, one more
-/// in the hand of whoever fills it, and the buffer that the next is read into.
+/// Maximum response bytes on the way to a client before its socket: Pingora's pipe of four parts of 64 KiB, one more
+/// part held by the code that fills it, and the buffer for the next read.
 const PIPE_BYTES: u64 = 6 * 64 * 1024;
 
-/// Bytes of a body that an exchange between two sides that speak HTTP/1.1 has in memory in one direction.
+/// Size of the body buffer of an exchange (HTTP/1.1 on both sides) in one direction, in bytes.
 pub(in crate::proxy) const EXCHANGE_BUFFER: usize = 16 * 1024;
 
-/// What all clients may have in memory together.
+/// Memory budget for the bodies of all clients.
 pub(super) struct MemoryBudget {
     bytes: u64,
-    /// Bytes of answers that clients have yet to take, as of the last look.
+    /// Response bytes that clients have yet to accept, as of the last check.
     answers: AtomicU64,
-    /// Bytes of requests' bodies that backends have yet to take.
+    /// Request body bytes in memory.
     uploads: AtomicU64,
-    /// Whether there was none for somebody since the last look.
+    /// Whether an upload found no room since the last check.
     wanted: AtomicBool,
 }
 
-/// What one has.
+/// Bytes in memory for one connection or stream.
 #[derive(Default)]
 pub(super) struct BufferedBytes {
-    /// Bytes of answers taken for this client, and bytes that it has taken in turn, where one answer follows the other.
+    /// Response bytes received for this client, and bytes it has accepted. Only where one response follows another,
+    /// as in HTTP/1.1.
     taken: AtomicU64,
     given: AtomicU64,
-    /// Bytes of the answers of its streams that are in memory, and how many of them wait for the client.
+    /// Response bytes of its streams in memory, and the number of streams that wait for the client.
     queued: AtomicU64,
     waiting: AtomicUsize,
-    /// Bytes of the request's body that the backend has yet to take, as far as they are counted.
+    /// Request body bytes that the backend has yet to accept, as far as they are counted.
     carried: AtomicU64,
-    /// Bytes of the request's body that are held back until it is whole.
+    /// Bytes of a request body buffered until it is complete.
     back: AtomicU64,
-    /// Whether a part of a body waits for others to be taken.
+    /// Whether a part of a body waits for room in the budget.
     waits_for_room: AtomicBool,
 }
 
-/// A part of a request's body on its way to a backend, counted until it is there or nowhere.
+/// A part of a request body on its way to a backend. It is counted until it is dropped, sent or not.
 struct CountedPart {
     bytes: Bytes,
     connection: Arc<Connection>,
 }
 
-/// A part of a stream's answer, counted until it is in the socket or nowhere.
+/// A part of a stream's response. It is counted until it is dropped, written to the socket or not.
 struct QueuedPart {
     bytes: Bytes,
     parent: Arc<Connection>,
 }
 
-/// A request's body that is held back until it is whole, counted from its first byte until it is there or nowhere.
+/// A request body buffered until it is complete. It is counted from its first byte until it is dropped, sent or not.
 pub struct BufferedBody {
     bytes: Vec<u8>,
-    /// How long it will be, where that is known.
+    /// Length of the body, if known.
     length: Option<usize>,
     counted: u64,
     connection: Arc<Connection>,
 }
 
-/// Bytes of a request's body that are kept beside those on their way, counted until this is dropped.
+/// Counts request body bytes kept for a retry, until it is dropped.
 pub struct KeptBytesGuard {
     counted: u64,
     connection: Arc<Connection>,
 }
 
-/// A stream's wait for its client to take a part of the answer.
+/// Marks a stream as waiting for its client to accept a part of the response.
 pub struct PartWaitGuard<'c> {
     stream: &'c Connection,
     waits: bool,
@@ -84,28 +85,28 @@ impl MemoryBudget {
 }
 
 impl super::ConnectionDefaults {
-    /// That so many bytes of answers were found. Answers how many there are of all bodies, and by how many those of answers
-    /// are too many.
+    /// Records the response bytes in memory. Returns the bytes of all bodies, and by how much responses exceed the
+    /// budget.
     pub(in crate::proxy) fn set_answer_bytes(&self, answers: u64) -> (u64, u64) {
         let MemoryBudget { bytes, .. } = self.budget;
         self.budget.answers.store(answers, Ordering::Relaxed);
         let uploads = self.budget.uploads.load(Ordering::Relaxed);
-        // What uploads have beyond their half is not those to blame who read answers.
+        // Uploads above their half of the budget must not close clients that read responses.
         (answers + uploads, (answers + uploads.min(bytes / 2)).saturating_sub(bytes))
     }
 
-    /// Whether there is no room for uploads, or was none for somebody who has gone for it since this was asked last.
+    /// Whether there is no room for uploads, or an upload found none since the last call.
     pub(in crate::proxy) fn take_room_wanted(&self) -> bool {
         self.budget.wanted.swap(false, Ordering::Relaxed) || !self.has_room()
     }
 
-    /// How much is to be free again then.
+    /// How many bytes should be freed then.
     pub(in crate::proxy) const fn relief(&self) -> u64 {
         self.budget.bytes / 16
     }
 
-    /// Whether more of requests' bodies may be read. They have at most half of the memory, so that backends which take
-    /// nothing cost clients nothing that take their answers.
+    /// Whether more of request bodies may be read. Uploads may use at most half of the budget, so that backends that
+    /// accept nothing do not affect clients that read their responses.
     pub(in crate::proxy) fn has_room(&self) -> bool {
         let MemoryBudget { bytes, answers, uploads, .. } = &self.budget;
         let uploads = uploads.load(Ordering::Relaxed);
@@ -148,18 +149,18 @@ impl Drop for QueuedPart {
 // === impl BufferedBody ===
 
 impl BufferedBody {
-    /// Nothing yet.
+    /// An empty buffer for a body.
     pub fn new(connection: &Arc<Connection>, length: Option<u64>) -> Self {
         let length = length.and_then(|length| usize::try_from(length).ok());
         Self { bytes: Vec::new(), length, counted: 0, connection: Arc::clone(connection) }
     }
 
-    /// Bytes so far.
+    /// Bytes buffered so far.
     pub fn so_far(&self) -> u64 {
         u64::try_from(self.bytes.len()).unwrap_or(u64::MAX)
     }
 
-    /// Keeps another part. Answers whether there was room for it.
+    /// Appends a part. Returns whether there was room for it.
     #[must_use]
     pub fn add(&mut self, part: &[u8]) -> bool {
         let needed = self.bytes.len() + part.len();
@@ -170,7 +171,8 @@ impl BufferedBody {
         true
     }
 
-    /// Takes up as much as is needed, in leaps, and not more than it will be. That is what counts.
+    /// Grows the buffer to at least `needed` bytes. It doubles, but not beyond the known length of the body. The
+    /// capacity is what counts in the budget.
     fn grow(&mut self, needed: usize) -> bool {
         if !self.connection.check_room() {
             return false;
@@ -185,7 +187,7 @@ impl BufferedBody {
         true
     }
 
-    /// The whole of it.
+    /// The buffered body.
     pub fn whole(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -207,7 +209,7 @@ impl Drop for BufferedBody {
 // === impl KeptBytesGuard ===
 
 impl KeptBytesGuard {
-    /// Counts more. Answers whether there was room for it.
+    /// Counts more bytes. Returns whether there was room for them.
     #[must_use]
     pub fn add(&mut self, bytes: usize) -> bool {
         let has_room = self.connection.shared.has_room();
@@ -229,7 +231,7 @@ impl Drop for KeptBytesGuard {
 // === impl PartWaitGuard ===
 
 impl PartWaitGuard<'_> {
-    /// Whether it waits at the moment.
+    /// Sets whether the stream waits now.
     pub fn set(&mut self, waits: bool) {
         if waits == self.waits {
             return;
@@ -255,7 +257,7 @@ impl Drop for PartWaitGuard<'_> {
 // === impl BufferedBytes ===
 
 impl BufferedBytes {
-    /// Another request begins.
+    /// Resets the response counters for the next request.
     pub(super) fn begin(&self) {
         self.taken.store(0, Ordering::Relaxed);
         self.given.store(0, Ordering::Relaxed);
@@ -263,8 +265,8 @@ impl BufferedBytes {
 }
 
 impl Connection {
-    /// A part of an answer is there for this client. Of a stream, which may be reset at any time, it counts itself: what HTTP/2
-    /// holds of it is seen by nobody else.
+    /// Counts a part of a response received for this client. A part of a stream is wrapped and counts itself, because
+    /// the stream may be reset at any time and the bytes in the HTTP/2 buffers are not visible elsewhere.
     pub fn on_buffered(&self, part: &mut Bytes) {
         let Some(parent) = &self.parent else {
             self.buffered.taken.fetch_add(len(part), Ordering::Relaxed);
@@ -277,18 +279,18 @@ impl Connection {
         }
     }
 
-    /// A part of a stream's answer is about to be written.
+    /// A guard for writing a part of a stream's response.
     pub const fn part_wait_guard(&self) -> PartWaitGuard<'_> {
         PartWaitGuard { stream: self, waits: false }
     }
 
-    /// The client has taken so many bytes.
+    /// The client has accepted this many bytes.
     pub fn on_flushed(&self, bytes: usize) {
         self.buffered.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.takes_bytes(bytes);
     }
 
-    /// Whether there is room for more bodies in memory.
+    /// Whether there is room for more bodies in memory. If not, the next check frees some.
     pub fn check_room(&self) -> bool {
         let has_room = self.shared.has_room();
         if !has_room {
@@ -297,7 +299,7 @@ impl Connection {
         has_room
     }
 
-    /// Returns when there is room for more of the request's body, or the connection ends.
+    /// Returns when there is room for more of the request body, or the connection is being closed.
     pub async fn wait_for_room(&self) {
         std::future::poll_fn(|context| {
             self.register_waker(context);
@@ -309,31 +311,32 @@ impl Connection {
         self.buffered.waits_for_room.store(false, Ordering::Release);
     }
 
-    /// There is room: whoever waits for it goes on.
+    /// Wakes the task if it waits for room.
     pub(in crate::proxy) fn wake_if_waiting_for_room(&self) {
         if self.buffered.waits_for_room.load(Ordering::Acquire) {
             self.close.wake();
         }
     }
 
-    /// Counts a part of the request's body until the backend has it.
+    /// Counts a part of the request body until it is dropped.
     pub fn count_upload(self: &Arc<Self>, part: Bytes) -> Bytes {
         self.shared.budget.uploads.fetch_add(len(&part), Ordering::Relaxed);
         self.buffered.carried.fetch_add(len(&part), Ordering::Relaxed);
         Bytes::from_owner(CountedPart { bytes: part, connection: Arc::clone(self) })
     }
 
-    /// Begins to count what is kept of a body, so that it can be sent again.
+    /// Starts counting body bytes that are kept for a retry.
     pub fn kept_bytes_guard(self: &Arc<Self>) -> KeptBytesGuard {
         KeptBytesGuard { counted: 0, connection: Arc::clone(self) }
     }
 
-    /// Whether a stream waits for the backend to take what it has. A socket is not read then, and so waits for nobody.
+    /// Whether a stream waits for the backend to accept its upload. An HTTP/1.1 socket is not read meanwhile, so it
+    /// does not wait for the client.
     pub(super) fn waits_for_backend(&self) -> bool {
         self.is_stream() && self.buffered.carried.load(Ordering::Relaxed) > 0
     }
 
-    /// Bytes of answers held for this client, about.
+    /// Response bytes held for this client, approximately.
     pub(in crate::proxy) fn bytes(&self) -> u64 {
         let BufferedBytes { taken, given, queued, waiting, .. } = &self.buffered;
         let kept = taken.load(Ordering::Relaxed).saturating_sub(given.load(Ordering::Relaxed));
@@ -343,12 +346,12 @@ impl Connection {
         kept + queued.load(Ordering::Relaxed) + pipes.saturating_mul(each)
     }
 
-    /// Whether ending it may free memory: it takes nothing, or one of its streams does not.
+    /// Whether closing it may free memory: the client, or a stream of it, does not accept its response.
     pub(in crate::proxy) fn may_free_memory(&self) -> bool {
         self.is_stalled() || self.buffered.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Bytes of its request's body that are held back.
+    /// Bytes of its request body that are buffered until it is complete.
     pub(in crate::proxy) fn buffered_body_bytes(&self) -> u64 {
         self.buffered.back.load(Ordering::Relaxed)
     }

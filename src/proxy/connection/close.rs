@@ -1,4 +1,4 @@
-//! Why a connection ends before it ends by itself, and how whoever serves it hears of it.
+//! Why the gateway closes a connection, and how the task that serves it is notified.
 
 use super::{Connection, Stage};
 use crate::keyring::Presented;
@@ -6,53 +6,53 @@ use atomic_waker::AtomicWaker;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
-/// No end.
+/// No reason.
 const NONE: u8 = u8::MAX;
 
-/// The end of a connection, if it has one, and whom that wakes.
+/// The reason to close a connection, if any, and the task to wake.
 pub(super) struct CloseState {
     end: AtomicU8,
-    /// The first reason, where there were several.
+    /// The first of several reasons.
     first: AtomicU8,
     waker: AtomicWaker,
 }
 
 numbered!(
-    /// Why a connection ends before it ends by itself.
+    /// Why the gateway closes a connection or stream.
     CloseReason {
-        /// Nothing came.
+        /// No bytes arrived in time: no first byte, no next request, or nothing after the last response.
         Silent,
         /// The head of a request took too long.
         HeadLate,
         /// The next part of a body took too long.
         BodyLate,
-        /// The body comes too slowly.
+        /// The body arrives too slowly.
         BodySlow,
-        /// The answer is whole, and the rest of the body comes for too long.
+        /// The response is complete, and the rest of the request body took too long.
         RestLate,
-        /// The body's chunks make no sense.
+        /// The chunked framing of the body is invalid.
         BadChunks,
-        /// The key that is served was deleted, or its secret replaced.
+        /// The key of the request was deleted, or its secret replaced.
         KeyGone,
-        /// It was switched off.
+        /// The key was deactivated.
         KeyInactive,
-        /// It has expired.
+        /// The key has expired.
         KeyExpired,
-        /// The backend does not begin to answer, or pauses.
+        /// The backend's response does not start in time, or pauses too long.
         BackendLate,
-        /// Nothing has passed through the tunnel for too long, in either direction.
+        /// No bytes passed through the tunnel for too long, in either direction.
         TunnelIdle,
-        /// The client takes nothing of what is written to it.
+        /// The client accepts nothing of what is written to it.
         WriteStalled,
-        /// It takes what is written to it too slowly.
+        /// The client accepts what is written to it too slowly.
         WriteSlow,
-        /// It was to be told why it ends, and whoever serves it does not come to that.
+        /// The client should get a last response, but the task that serves the connection did not send it in time.
         Unheard,
-        /// It made room for a new one.
+        /// Evicted to make room for a new connection.
         Crowded,
-        /// Bodies took up too much memory, and this client takes nothing.
+        /// Bodies use too much memory, and this client does not read its response.
         OverBudget,
-        /// Bodies took up too much memory, and this one has been held back for long.
+        /// Bodies use too much memory, and this request's body has been incomplete for too long.
         HeldBack,
         /// The gateway stops.
         Stopping,
@@ -72,22 +72,22 @@ impl CloseState {
 }
 
 impl Connection {
-    /// Ends it for this reason.
+    /// Closes the connection for this reason.
     pub fn close_with(&self, end: CloseReason) {
         self.await_notification();
-        // Only the first counts.
+        // Keep the first reason.
         self.close.first.compare_exchange(NONE, end as u8, Ordering::AcqRel, Ordering::Acquire).ok();
         self.close.end.store(end as u8, Ordering::Release);
         self.close.wake();
     }
 
-    /// Wakes whoever serves it.
+    /// Wakes the task that serves the connection.
     pub(in crate::proxy) fn wake(&self) {
         self.close.wake();
     }
 
-    /// Ends it for this reason if it still serves this key, as found a moment ago. What has been answered meanwhile was
-    /// answered, and what is served now may be another's.
+    /// Closes the connection if it still serves this key, which was read a moment ago. A request that has finished
+    /// since is left alone; the connection may serve another key now.
     pub(in crate::proxy) fn close_if_serving(&self, presented: &Presented, end: CloseReason) -> bool {
         let key = self.key();
         let serves = key.as_ref().is_some_and(|key| key.is(presented));
@@ -98,17 +98,18 @@ impl Connection {
         serves
     }
 
-    /// Why it ends, if it does.
+    /// Why the connection is being closed, if it is.
     pub fn close_reason(&self) -> Option<CloseReason> {
         CloseReason::of(self.close.end.load(Ordering::Acquire))
     }
 
-    /// Why it was ended at first.
+    /// The first reason to close the connection.
     pub fn first_end(&self) -> Option<CloseReason> {
         CloseReason::of(self.close.first.load(Ordering::Acquire))
     }
 
-    /// Returns when it has been ended and whoever serves it does not come to tell why.
+    /// Returns when the connection is being closed and the task that serves it did not send the last response in
+    /// time.
     pub async fn is_unheard(&self) {
         std::future::poll_fn(|context| {
             self.register_waker(context);
@@ -117,8 +118,8 @@ impl Connection {
         .await;
     }
 
-    /// Returns when it is ended from elsewhere and its client cannot be told. Otherwise whoever waits for the client or
-    /// for the backend finds out by itself, is woken by the same means, and can answer.
+    /// Returns when the connection is being closed for a reason that cannot be sent to the client. For any other
+    /// reason the task that waits for the client or the backend is woken in the same way, and can respond.
     pub async fn closed(&self) {
         std::future::poll_fn(|context| {
             self.register_waker(context);
@@ -128,17 +129,17 @@ impl Connection {
         .await;
     }
 
-    /// Whether it has been ended while an answer of the backend's is under way, of which no more is to be written.
+    /// Whether the connection is being closed during a backend's response, of which no more may be written.
     pub fn is_cut_off(&self) -> bool {
         self.close_reason().is_some() && self.has_answer()
     }
 
-    /// Has the task of `context` woken when the connection is ended.
+    /// Registers the task of `context` to be woken when the connection is being closed.
     pub fn register_waker(&self, context: &Context<'_>) {
         self.close.waker.register(context.waker());
     }
 
-    /// Forgets the end it was given, so that what is still to be said can be written and lingered over.
+    /// Clears the reason, so that a last response can be written. `stage` sets the deadline for that.
     pub fn clear_close_reason(&self, stage: Stage) {
         self.close.end.store(NONE, Ordering::Release);
         self.close.first.store(NONE, Ordering::Release);
@@ -149,12 +150,12 @@ impl Connection {
 // === impl CloseReason ===
 
 impl CloseReason {
-    /// All of them, as metrics say them.
+    /// The labels of all reasons in metrics.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         Self::ALL.iter().map(|end| end.as_str())
     }
 
-    /// As metrics say it.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Silent => "silent",
@@ -178,12 +179,12 @@ impl CloseReason {
         }
     }
 
-    /// Whether it is between requests that it ends, with nobody to blame for not taking what is written.
+    /// Whether the connection is closed between requests while the client still reads, so that it can be told.
     pub const fn can_take_leave(self) -> bool {
         matches!(self, Self::Silent | Self::Crowded | Self::Stopping)
     }
 
-    /// Whether the client can still be told something.
+    /// Whether a response can still be sent to the client.
     pub const fn can_answer(self) -> bool {
         !matches!(
             self,

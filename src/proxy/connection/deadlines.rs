@@ -1,61 +1,61 @@
-//! What a connection is at, and until when: whom it waits for, how long it has, and who goes first when there is no room.
+//! The stage of a connection and its deadlines: what it waits for, how long, and which connection is evicted first.
 
 use super::{CloseReason, Connection};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often the connections are looked at, and so how exact a deadline is: never early, at most this late.
+/// Interval at which all connections are checked, and so the precision of deadlines: never early, at most this late.
 pub(in crate::proxy) const TICK: Duration = Duration::from_millis(100);
-/// A deadline that is none.
+/// No deadline.
 const NEVER: u64 = u64::MAX;
-/// Ranks from here on are of connections that have asked for something before.
+/// Ranks from here on belong to connections that have sent a request before.
 pub(in crate::proxy) const IDLE_RANK: u64 = 1 << 63;
-/// A client that closes its side so soon after its request may only have nothing more to say. After that time it is asked
-/// whether it is still there.
+/// A client that closes its side soon after its request may just have nothing more to send. After this time the
+/// gateway probes whether it is still there.
 const HALF_CLOSE: Duration = Duration::from_secs(1);
-/// How long the rest of a request may come once its answer is whole.
+/// Longest time for the rest of a request body once the response is complete.
 pub(in crate::proxy) const REST_WITHIN: Duration = Duration::from_secs(30);
 
 /// Deadlines of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// For the first byte of its first request.
+    /// For the first byte of the first request.
     pub first_byte: Duration,
-    /// For a request's head, from its first byte to its last, however it drips.
+    /// For a request head, from its first byte to its last.
     pub head: Duration,
-    /// Between an answer and the first byte of the next request.
+    /// Between a response and the first byte of the next request.
     pub idle: Duration,
     /// For the next part of a body.
     pub body: Duration,
-    /// For the client to take any of what is written to it.
+    /// For the client to accept any of what is written to it.
     pub write: Duration,
-    /// For what still comes after a last answer, before the connection is closed.
+    /// For bytes that still arrive after the last response, before the connection is closed.
     pub linger: Duration,
-    /// For a next request once the gateway stops: a client that sends one has not heard of it yet.
+    /// For another request once the gateway stops: a client that sends one does not know yet.
     pub last_request: Duration,
 }
 
-/// What a backend was too slow with.
+/// Which deadline a backend missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum BackendTimeout {
-    /// Answering, or going on with its answer.
+    /// For the start of its response, or the next part of it.
     Read,
-    /// Taking the request.
+    /// For accepting the request.
     Write,
 }
 
 numbered!(
-    /// What a connection is at.
+    /// The stage of a connection.
     Stage {
-        /// Waiting for its first byte.
+        /// Waits for its first byte.
         FirstByte,
         /// Between requests.
         Idle,
-        /// In the head of a request.
+        /// Receives the head of a request.
         Head,
-        /// In a request: its deadlines are those of its reads and writes.
+        /// Serves a request. Reads and writes have their own deadlines.
         Request,
-        /// After a last answer: what still comes is thrown away.
+        /// After the last response: bytes that still arrive are discarded.
         Linger,
     }
 );
@@ -63,30 +63,33 @@ numbered!(
 /// What a connection waits for, and until when. Times are in milliseconds.
 pub(super) struct StageTimer {
     stage: AtomicU8,
-    /// When its stage began.
+    /// When the stage began.
     since: AtomicU64,
     read: AtomicU64,
     /// Since when it waits for the next part of a body; [`NEVER`]: it does not.
     waits_since: AtomicU64,
-    /// How long it has waited for the body so far, and what came of it, in bytes.
+    /// Total time it has waited for the body, and the body bytes received.
     waited: AtomicU64,
     came: AtomicU64,
     write: AtomicU64,
-    /// Since when it is the client that something written waits for; [`NEVER`]: it is not.
+    /// Since when a write waits for the client; [`NEVER`]: none does.
     write_since: AtomicU64,
-    /// How long that was before, and how many bytes it took, since both were last looked at together.
+    /// Time that earlier writes have waited, and bytes accepted by the client, both since the last check of its
+    /// speed.
     write_waited: AtomicU64,
     took: AtomicU64,
-    /// When the backend must have begun to answer, or be done; [`NEVER`]: nobody waits for that.
+    /// Deadline for the start of the backend's response, or for its end; [`NEVER`]: none.
     backend: AtomicU64,
-    /// How long it may pause within its answer, where it is not Pingora that counts; 0: as long as it likes. And until when.
+    /// Longest pause in the backend's response, if Pingora does not time it; 0: no limit. And the deadline that
+    /// follows from it.
     pause: AtomicU64,
     pause_ends: AtomicU64,
-    /// When the backend must have taken the part of the request's body that it was given last; [`NEVER`]: it has.
+    /// Deadline for the backend to accept the current part of the request body; [`NEVER`]: none is pending.
     upload: AtomicU64,
-    /// Whether the backend has begun to answer: from then on it is a conversation, in which the client owes nothing.
+    /// Whether the backend's response has started. From then on the two may be in a dialogue, so the client owes no
+    /// upload rate.
     answered: AtomicBool,
-    /// Until when the rest of the request's body may come, once the answer is whole; [`NEVER`]: it is not.
+    /// Deadline for the rest of the request body once the response is complete; [`NEVER`]: it is not.
     rest: AtomicU64,
     /// When the client closed its side after its request; [`NEVER`]: it has not.
     half_closed: AtomicU64,
@@ -117,7 +120,7 @@ impl StageTimer {
         }
     }
 
-    /// Another request begins.
+    /// Resets the state for the next request.
     fn begin(&self) {
         self.write_waited.store(0, Ordering::Relaxed);
         self.took.store(0, Ordering::Relaxed);
@@ -133,7 +136,7 @@ impl StageTimer {
 }
 
 impl Connection {
-    /// Goes on to `stage`, and to its deadline.
+    /// Enters `stage` and sets its deadline.
     pub fn enter(&self, stage: Stage) {
         let now = self.shared.now_ms();
         self.due.stage.store(stage as u8, Ordering::Relaxed);
@@ -157,7 +160,7 @@ impl Connection {
         self.due.read.store(now.saturating_add(ms(within)), Ordering::Relaxed);
     }
 
-    /// A read of a body must wait for the client.
+    /// A read of a body waits for the client.
     pub fn on_read_pending(&self) {
         self.backend_has_taken();
         if self.due.read.load(Ordering::Relaxed) == NEVER {
@@ -168,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// It waits no longer: so many bytes came.
+    /// A read of a body returned this many bytes.
     pub fn on_read(&self, bytes: usize) {
         self.backend_has_taken();
         self.due.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -179,24 +182,24 @@ impl Connection {
         }
     }
 
-    /// The backend has taken all there was: only from now on is it the client that is waited for.
+    /// The backend has accepted all parts. Only from now on does the request wait for the client.
     pub(super) fn restart_body_deadline(&self) {
         let (now, due) = (self.shared.now_ms(), self.due_in(self.shared.deadlines.body));
         for (waiting, anew) in [(&self.due.waits_since, now), (&self.due.read, due)] {
             let seen = waiting.load(Ordering::Relaxed);
             if seen != NEVER {
-                // Who has stopped waiting meanwhile does not begin again.
+                // If the wait has ended meanwhile, it is not started again.
                 waiting.compare_exchange(seen, anew, Ordering::Relaxed, Ordering::Relaxed).ok();
             }
         }
     }
 
-    /// The backend has begun to answer.
+    /// The backend's response has started.
     pub fn mark_answered(&self) {
         self.due.answered.store(true, Ordering::Relaxed);
     }
 
-    /// All of its answer has come: whatever of the request is still to come matters to nobody, and the backend is done.
+    /// The response is complete. The backend has no more deadlines, and the rest of the request no longer matters.
     pub fn answer_is_whole(&self) {
         self.due.rest.store(self.due_in(REST_WITHIN), Ordering::Relaxed);
         self.due.backend.store(NEVER, Ordering::Relaxed);
@@ -208,12 +211,12 @@ impl Connection {
         self.due.rest.load(Ordering::Relaxed) != NEVER
     }
 
-    /// Whether it has.
+    /// Whether the backend's response has started.
     pub(in crate::proxy) fn has_answer(&self) -> bool {
         self.due.answered.load(Ordering::Relaxed)
     }
 
-    /// A write must wait for the client, or waits no longer.
+    /// Sets whether a write waits for the client.
     pub fn set_write_pending(&self, waits: bool) {
         let due = self.due.write.load(Ordering::Relaxed);
         if waits && due == NEVER {
@@ -225,12 +228,12 @@ impl Connection {
         }
     }
 
-    /// The client has taken so many bytes.
+    /// The client has accepted this many bytes.
     pub(super) fn takes_bytes(&self, bytes: usize) {
         self.due.took.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// A part of the answer must wait for the client, or waits no longer: meanwhile it is not the backend that pauses.
+    /// Sets whether a part of the response waits for the client. Meanwhile the backend's pause is not timed.
     pub fn set_part_pending(&self, waits: bool) {
         let now = self.shared.now_ms();
         if waits {
@@ -246,42 +249,43 @@ impl Connection {
         }
     }
 
-    /// The backend must begin to answer within that time; none: it has, or nobody waits for it. Where Pingora counts the same
-    /// time, it has a moment more to say what it was that took so long.
+    /// Sets the deadline for the backend's response; none: no deadline. One tick is added, so that a Pingora timer of
+    /// the same length fires first and reports which step was slow.
     pub fn set_backend_deadline(&self, within: Option<Duration>) {
         let due = within.map_or(NEVER, |within| self.due_in(within + TICK));
         self.due.backend.store(due, Ordering::Relaxed);
     }
 
-    /// Whoever serves a request that has been ended has the time of a connection that lingers to tell the client why.
+    /// Gives the task that serves a closed request the linger time to send a last response.
     pub(super) fn await_notification(&self) {
         self.due.read.store(self.due_in(self.shared.deadlines.linger), Ordering::Relaxed);
     }
 
-    /// A part of the request's body is given to a backend, which has that time to take it.
+    /// The backend has this time to accept a part of the request body.
     pub fn backend_takes_within(&self, within: Duration) {
         self.due.upload.store(self.due_in(within), Ordering::Relaxed);
     }
 
-    /// The same of a part that it has been given before, as of the first time that it had to be waited for.
+    /// The same for a part given earlier: the time starts when a write of it is first pending.
     pub(in crate::proxy) fn backend_must_take(&self, within: Duration) {
         if self.due.upload.load(Ordering::Relaxed) == NEVER {
             self.backend_takes_within(within);
         }
     }
 
-    /// It has taken it: whoever sends the body reads on.
+    /// The backend has accepted the part.
     pub fn backend_has_taken(&self) {
         self.due.upload.store(NEVER, Ordering::Relaxed);
     }
 
-    /// The client has closed its side after its request, and may still read. Whoever looks after all connections wakes whoever
-    /// reads it, so that it can find out ([`Self::may_have_left`]).
+    /// The client has closed its side after its request, and may still read. The periodic check wakes the task that
+    /// reads from the client, so that it can probe ([`Self::may_have_left`]).
     pub fn is_half_closed(&self) {
         self.due.half_closed.store(self.shared.now_ms(), Ordering::Relaxed);
     }
 
-    /// Whether it did so a while ago and has been given nothing since that would have shown whether it is still there.
+    /// Whether the client closed its side some time ago and the backend's response has not started since, so that a
+    /// write would have shown whether the client is still there.
     pub(in crate::proxy) fn may_have_left(&self, now: u64) -> bool {
         let since = self.due.half_closed.load(Ordering::Relaxed);
         since != NEVER && now >= since.saturating_add(ms(HALF_CLOSE)) && !self.has_answer()
@@ -292,18 +296,18 @@ impl Connection {
         self.may_have_left(self.shared.now_ms())
     }
 
-    /// From now on the backend may pause for so long within its answer, or either side of a tunnel.
+    /// From now on the backend may pause this long within its response, or both sides of a tunnel.
     pub fn set_backend_read_timeout(&self, within: Duration) {
         self.due.pause.store(ms(within), Ordering::Relaxed);
         self.due.pause_ends.store(self.due_in(within), Ordering::Relaxed);
     }
 
-    /// Whether the client is to take something and does not.
+    /// Whether a write waits for the client.
     pub(in crate::proxy) fn is_stalled(&self) -> bool {
         self.due.write.load(Ordering::Relaxed) != NEVER
     }
 
-    /// Who goes first when there is no room: the lowest. None: it is being served.
+    /// Eviction order: the lowest rank is evicted first. None: a request is being served.
     pub(in crate::proxy) fn rank(&self) -> Option<u64> {
         let since = self.due.since.load(Ordering::Relaxed) >> 1;
         match Stage::of(self.due.stage.load(Ordering::Relaxed))? {
@@ -313,19 +317,20 @@ impl Connection {
         }
     }
 
-    /// How long it has waited for its request's body in all, if it does so now.
+    /// Total time it has waited for the request body, if it waits now.
     fn waited_for_body(&self, now: u64) -> Option<u64> {
         let since = self.due.waits_since.load(Ordering::Relaxed);
         (since != NEVER).then(|| self.due.waited.load(Ordering::Relaxed) + now.saturating_sub(since))
     }
 
-    /// How long others have done without what is held back of the body it waits for, once that is longer than a head may take.
+    /// The same for a body that is buffered until it is complete, if the time exceeds that for a head. The buffer
+    /// takes memory that others could use.
     pub(in crate::proxy) fn buffered_for(&self, now: u64) -> Option<u64> {
         self.waited_for_body(now)
             .filter(|waited| self.buffered_body_bytes() > 0 && *waited > ms(self.shared.deadlines.head))
     }
 
-    /// Whether the body it waits for comes too slowly.
+    /// Whether the request body arrives too slowly.
     fn is_slow(&self, now: u64) -> bool {
         let Some(waited) = self.waited_for_body(now) else { return false };
         if self.shared.body_rate == 0 || self.has_answer() {
@@ -333,12 +338,12 @@ impl Connection {
         }
         let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
         let came = self.due.came.load(Ordering::Relaxed);
-        // Nothing at all may be because it is the backend's word that the client waits for.
+        // If nothing has arrived, the client may be waiting for the backend's 100 Continue.
         waited > ms(self.shared.deadlines.head) && came > 0 && came < owed
     }
 
-    /// Whether the client takes what is written to it too slowly: less than it owes of bodies, in all the time of one wait at
-    /// most that it is waited for. Then that time begins anew.
+    /// Whether the client accepts the response too slowly: below the minimum rate for bodies. The rate is measured
+    /// over the time writes have waited, once that reaches the write timeout. Then the measurement starts again.
     fn takes_slowly(&self, now: u64) -> bool {
         let since = self.due.write_since.load(Ordering::Relaxed);
         let waited = self.due.write_waited.load(Ordering::Relaxed) + now.saturating_sub(since);
@@ -346,7 +351,7 @@ impl Connection {
             return false;
         }
         if since != NEVER {
-            // Who has stopped waiting meanwhile does not begin again.
+            // If the wait has ended meanwhile, it is not started again.
             self.due.write_since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).ok();
         }
         self.due.write_waited.store(0, Ordering::Relaxed);
@@ -359,7 +364,7 @@ impl Connection {
         backend.iter().any(|due| now >= due.load(Ordering::Relaxed))
     }
 
-    /// What the backend is late with, if it is.
+    /// Which deadline the backend has missed, if any.
     pub(in crate::proxy) fn backend_late(&self) -> Option<BackendTimeout> {
         let now = self.shared.now_ms();
         if !self.backend_is_late_at(now) {
@@ -373,7 +378,7 @@ impl Connection {
         self.shared.now_ms().saturating_add(ms(within))
     }
 
-    /// Why it has to end at `now`, if it has. `stopping` is since when the gateway stops.
+    /// Why the connection must be closed at `now`, if it must. `stopping` is when the gateway began to stop.
     pub(in crate::proxy) fn overdue_reason(&self, now: u64, stopping: Option<u64>) -> Option<CloseReason> {
         let ends = self.close_reason();
         if ends.is_some_and(|end| !end.can_answer()) {
@@ -386,7 +391,7 @@ impl Connection {
             return Some(CloseReason::WriteSlow);
         }
         if ends.is_some() {
-            // It is being told why. That may be nobody's concern at the moment, while its backend takes nothing.
+            // A last response is to be sent. The task may not get to it while its backend accepts nothing.
             let is_told = now < self.due.read.load(Ordering::Relaxed);
             let is_served = Stage::of(self.due.stage.load(Ordering::Relaxed)) == Some(Stage::Request);
             return (is_served && !is_told && !self.is_tunnel()).then_some(CloseReason::Unheard);

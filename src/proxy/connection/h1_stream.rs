@@ -1,8 +1,8 @@
-//! A client's socket as Pingora sees it: it yields the bytes of one request and no more.
+//! A client's socket over HTTP/1.1. A reader gets the bytes of one request and no more.
 //!
-//! Must not know: what a request asks for. What comes after a request's body waits here for the next one, so that
-//! pipelined requests are never taken for a body; a body that is not framed as its head said, a client that is late or
-//! stalls, and a connection that was ended elsewhere, are errors of the socket.
+//! Must not know: what a request asks for. Bytes after a request body stay in the buffer for the next request, so
+//! that pipelined requests are never read as a body. Invalid framing, missed deadlines and a connection closed
+//! elsewhere are socket errors.
 
 mod protocol;
 
@@ -20,17 +20,17 @@ use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-/// What is written at once is gathered up to so many bytes: an answer's head and a small body leave in one packet.
+/// Size of the write buffer: the head and a small body of a response leave in one packet.
 const WRITE_BUFFER: usize = 1_460;
-/// Read at once while a head is awaited.
+/// Size of one read while a head is awaited.
 const READ_AT_ONCE: usize = 4_096;
-/// While a request is being served, so much of the next ones is read, and what came with its last bytes.
+/// Maximum bytes read of the next requests while one is being served, beside those that arrived with its end.
 const AHEAD_MAX: usize = 16 * 1024;
-/// Most of a body that comes along with its head: a part like any other, as far as whoever reads it is concerned.
+/// Maximum bytes of a body that are returned together with its head. Readers treat them like any other part.
 const ALONG: usize = 64 * 1024;
-/// What a chunked answer ends with, as Pingora writes it: by itself.
+/// The end of a chunked response. Pingora writes it separately.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-/// What shows whether a client that has closed its side is still there: whoever has left resets the connection.
+/// Probes whether a client that has closed its side is still there: one that has left resets the connection.
 const STILL_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A client's socket.
@@ -39,56 +39,56 @@ pub(in crate::proxy) struct H1ClientStream {
     id: UniqueIDType,
     connection: Arc<Connection>,
     gate: BodyFraming,
-    /// The last byte of the body, where it is kept from whoever reads that.
+    /// The last byte of the body while it is withheld from the reader.
     kept_byte: Option<u8>,
-    /// Read, and not asked for yet.
+    /// Bytes received and not read yet.
     read_buf: BytesMut,
-    /// What is left of a head that goes out with another `Date` than Pingora gave it.
+    /// The rest of a response head that is written with another `Date` than Pingora's.
     head: BytesMut,
-    /// Tells that the client leaves, where so much is ahead that no more is read.
+    /// Detects that the client disconnects when the buffer is full and the socket is not read.
     hang_up: Option<HangUpWatch>,
-    /// Whether the client has closed its side after its request, and how far it has been asked whether it is still there.
+    /// Set if the client has closed its side after its request: how much of the probe is written.
     half_closed: Option<Asked>,
     /// Whether anything was written since the request began.
     answered: bool,
-    /// Whether the end of the answer waits until all that the request has taken is free.
+    /// Whether the end of the response is withheld until the request's permits are released.
     keeps_end: bool,
     /// Whether closing the socket resets the connection.
     resets: bool,
-    /// Where it goes when Pingora drops it too early.
+    /// Where the stream is put if Pingora drops it too early.
     dropped: Option<DroppedStream>,
 }
 
-/// Where a stream goes that Pingora drops.
+/// A slot for a stream that Pingora drops.
 #[derive(Clone, Default)]
 pub(in crate::proxy) struct DroppedStream(Arc<Mutex<Option<ReturnedStream>>>);
 
-/// A stream whose request was answered.
+/// A stream that Pingora has dropped.
 pub(in crate::proxy) enum ReturnedStream {
-    /// The next one may come.
+    /// It can carry the next request.
     Open(Box<H1ClientStream>),
-    /// The request has not come whole: closing it at once would take the answer away from the client (RFC 9112, 9.6).
+    /// The request was not read completely. Closing the socket at once could destroy the response (RFC 9112, 9.6).
     Unread(Box<H1ClientStream>),
 }
 
-/// Of what a client that has closed its side was asked ([`STILL_THERE`]), so many bytes are written.
+/// Bytes written of the probe ([`STILL_THERE`]).
 type Asked = usize;
 
-/// What may be read.
+/// Which bytes still belong to the request.
 #[derive(Debug)]
 enum BodyFraming {
     /// The rest of a body of known length.
     Length(u64),
     /// The rest of a chunked body.
     Chunked(ChunkParser),
-    /// Nothing: the request's last byte has been read.
+    /// None: the request has been read completely.
     Closed,
 }
 
 // === impl H1ClientStream ===
 
 impl H1ClientStream {
-    /// Takes over `stream`.
+    /// Wraps `socket`.
     pub(in crate::proxy) fn new(socket: Socket, connection: Arc<Connection>) -> Self {
         let id = socket.id();
         let io = BufWriter::with_capacity(WRITE_BUFFER, socket);
@@ -109,17 +109,17 @@ impl H1ClientStream {
         }
     }
 
-    /// Goes to `dropped` when it is dropped too early.
+    /// Puts the stream into `dropped` if it is dropped too early.
     pub(in crate::proxy) fn return_to(&mut self, dropped: &DroppedStream) {
         self.dropped = Some(dropped.clone());
     }
 
-    /// What has been read of the next request.
+    /// The buffered bytes of the next request.
     pub(in crate::proxy) fn buffered(&self) -> &[u8] {
         &self.read_buf
     }
 
-    /// Throws away the first `n` bytes of it.
+    /// Discards the first `n` of them.
     pub(in crate::proxy) fn skip(&mut self, n: usize) {
         self.read_buf.advance(n.min(self.read_buf.len()));
     }
@@ -129,7 +129,7 @@ impl H1ClientStream {
         std::future::poll_fn(|context| self.poll_more(context)).await
     }
 
-    /// Lets a request pass whose head is the first `head` bytes ahead. What of its body is here already comes along.
+    /// Starts a request with a head of `head` bytes. Returns the head and the part of the body already here.
     pub(in crate::proxy) fn begin(&mut self, head: usize, framing: Framing) -> Result<BytesMut, BadChunks> {
         self.hang_up = None;
         let rest = &self.read_buf[head..];
@@ -156,7 +156,7 @@ impl H1ClientStream {
         let is_whole = self.is_between_requests();
         self.connection.has_of_body(if is_whole { BODY_WHOLE } else { BODY_COMES });
         let taken = head + body;
-        // Splitting costs an allocation that the usual request, alone in its buffer, can do without.
+        // Splitting allocates; the usual request is alone in the buffer and does not need it.
         Ok(if taken == self.read_buf.len() {
             std::mem::take(&mut self.read_buf)
         } else {
@@ -164,17 +164,17 @@ impl H1ClientStream {
         })
     }
 
-    /// Whether the client was told anything since then.
+    /// Whether anything was written since then.
     pub(in crate::proxy) const fn is_answered(&self) -> bool {
         self.answered
     }
 
-    /// Writes what was kept of the answer until its request had ended.
+    /// Writes the withheld end of the response, after its request has ended.
     pub(in crate::proxy) async fn let_go(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.keeps_end) { self.flush().await } else { Ok(()) }
     }
 
-    /// Whether the request that began last has been read to its end.
+    /// Whether the current request has been read completely.
     pub(in crate::proxy) const fn is_between_requests(&self) -> bool {
         matches!(self.gate, BodyFraming::Closed)
     }
@@ -183,7 +183,7 @@ impl H1ClientStream {
         self.check_end()?;
         self.connection.register_waker(context);
         if self.read_buf.is_empty() {
-            // A connection that waits holds no buffer.
+            // An idle connection holds no buffer.
             self.read_buf = BytesMut::new();
             if let Socket::Plain(stream) = self.io.get_ref() {
                 ready!(stream.poll_read_ready(context))?;
@@ -210,7 +210,7 @@ impl BodyFraming {
         if chunks.is_done() { Self::Closed } else { Self::Chunked(chunks) }
     }
 
-    /// How many of `bytes`, which come next, belong to the body.
+    /// How many of the next `bytes` belong to the body.
     fn pass(&mut self, bytes: &[u8]) -> Result<usize, BadChunks> {
         let (passed, gate) = match self {
             Self::Closed => return Ok(0),
@@ -274,7 +274,7 @@ impl H1ClientStream {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         };
         if passed < came.len() {
-            // The beginning of the next request. What was ahead before is behind it.
+            // The start of the next request. Bytes buffered earlier come after it.
             let mut next = BytesMut::from(&came[passed..]);
             next.extend_from_slice(&self.read_buf);
             self.read_buf = next;
@@ -286,7 +286,7 @@ impl H1ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// The body has come whole. Where that is not to be known yet, its last byte is kept.
+    /// The body is complete. Its last byte is withheld if the reader must not see the end yet.
     fn keep_end(&mut self, into: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
         let last = into.filled().len().checked_sub(1).filter(|last| *last >= before);
         let Some(last) = last.filter(|_| self.connection.is_to_keep_body_end()) else {
@@ -296,16 +296,16 @@ impl H1ClientStream {
         self.kept_byte = Some(into.filled()[last]);
         into.set_filled(last);
         self.connection.has_of_body(BODY_BUT_END);
-        // No byte at all would be the end of the connection. Whoever keeps the end looks whether it is here.
+        // Returning no byte would mean the end of the stream. The task that withholds the end checks for it.
         if last == before { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// There is nothing to read before the answer; only that the client has gone is worth knowing.
+    /// The request has been read completely, so only a disconnect of the client matters.
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.half_closed.is_none() {
             ready!(self.poll_end(context))?;
             if self.answered && self.connection.has_answer() {
-                // Whoever has read of an answer and closes has read enough.
+                // A client that closes after the response has started has disconnected.
                 return Poll::Ready(Ok(()));
             }
             self.half_closed = Some(0);
@@ -314,10 +314,10 @@ impl H1ClientStream {
         self.poll_still_there(context)
     }
 
-    /// An answer begins: whoever has closed its side before has read nothing of it.
+    /// A response starts: finds out whether the client closed its side before it could read any of it.
     fn look_for_end(&mut self, context: &mut Context<'_>) {
         let may_have_ended = !self.answered && self.half_closed.is_none() && self.is_between_requests();
-        // What goes wrong with that is found when it is written to.
+        // An error will be found by the write.
         if may_have_ended
             && !self.connection.is_tunnel()
             && matches!(self.poll_end(context), Poll::Ready(Ok(())))
@@ -327,8 +327,8 @@ impl H1ClientStream {
         }
     }
 
-    /// Whether a client that has closed its side has left: it may only have nothing more to say (RFC 9112, 9.6 lets servers do
-    /// the same), and gets its answer. One that waits for long is asked, by an interim answer that means nothing more.
+    /// Finds out whether a client that has closed its side has left. It may just have nothing more to send (RFC 9112,
+    /// 9.6 allows servers the same), and then gets its response. After a while it is probed with an interim response.
     fn poll_still_there(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(asked) = self.half_closed.filter(|_| self.connection.has_perhaps_left()) else {
             return Poll::Pending;
@@ -371,7 +371,7 @@ impl H1ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the client has been answered or is to be, can still be told so, and is not done sending.
+    /// Whether to read on after the response: the client has or gets one, can still receive it, and is still sending.
     fn is_owed_reading(&self) -> bool {
         if self.connection.would_end_answer() || self.connection.close_reason() == Some(CloseReason::RestLate)
         {
@@ -387,8 +387,8 @@ impl H1ClientStream {
         self.answered && sends_on && can_be_told && !self.connection.is_tunnel()
     }
 
-    /// Pingora does not flush an answer of known length before its end. It asks for more of the request when there is
-    /// nothing more of the answer to write yet; then what has been gathered goes out.
+    /// Pingora flushes a response of known length only at its end. It reads from the client when it has no more of
+    /// the response to write; buffered bytes are sent then.
     fn send_gathered(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.io.buffer().is_empty() && self.head.is_empty() {
             return Ok(());
@@ -400,7 +400,7 @@ impl H1ClientStream {
         }
     }
 
-    /// Writes to the client at once, past what is gathered, of which there must be nothing.
+    /// Writes to the client directly. The write buffer must be empty.
     pub(in crate::proxy) fn poll_send(
         &mut self,
         context: &mut Context<'_>,
@@ -428,7 +428,7 @@ impl H1ClientStream {
         Pin::new(&mut self.io).poll_flush(context)
     }
 
-    /// Has the socket reset its connection, however it is closed, while an answer is under way that would seem whole otherwise.
+    /// Makes closing the socket reset the connection while a response is sent that would seem complete otherwise.
     fn heed_end(&mut self) {
         let resets = self.connection.would_end_answer();
         if resets != self.resets {
@@ -452,7 +452,7 @@ impl H1ClientStream {
         polled
     }
 
-    /// Whether the client can still be written to.
+    /// Fails if the client can no longer be written to.
     fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
         match self.connection.close_reason() {
             Some(end) if !end.can_answer() || self.connection.is_cut_off() => {
@@ -482,7 +482,7 @@ impl AsyncWrite for H1ClientStream {
         ready!(self.written(polled))?;
         let date = self.connection.take_date();
         let polled = if date.is_some_and(|date| write_dated(bytes, date.as_bytes(), &mut self.head)) {
-            // What the socket does not take yet goes out in front of whatever is written next.
+            // Bytes that the socket does not accept yet are written before the next ones.
             match self.poll_head(context) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                 Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
@@ -533,7 +533,7 @@ impl AsyncWrite for H1ClientStream {
 
 impl Drop for H1ClientStream {
     fn drop(&mut self) {
-        // Of an answer that broke off, what was written goes out as far as the socket takes it at once.
+        // Of an incomplete response, buffered bytes are sent as far as the socket accepts them at once.
         self.heed_end();
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(Err(error)) = self.poll_flush_all(&mut context) {
@@ -563,7 +563,7 @@ impl Drop for H1ClientStream {
     }
 }
 
-/// Writes a head as Pingora has written it, with the `Date` that the backend gave: Pingora puts its own in place of it.
+/// Copies a head written by Pingora, with Pingora's `Date` replaced by the backend's.
 fn write_dated(head: &[u8], date: &[u8], into: &mut BytesMut) -> bool {
     const NAME: &[u8] = b"\r\nDate: ";
     let place = || {
@@ -578,20 +578,20 @@ fn write_dated(head: &[u8], date: &[u8], into: &mut BytesMut) -> bool {
 }
 
 impl DroppedStream {
-    /// What was left there.
+    /// Takes the stream out of the slot.
     pub(in crate::proxy) fn take(&self) -> Option<ReturnedStream> {
         self.place().take()
     }
 
     fn place(&self) -> MutexGuard<'_, Option<ReturnedStream>> {
-        // A place is whole whatever happened to the thread that held it.
+        // The slot is valid even if a thread panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for H1ClientStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Pingora prints streams in its debug log; the bytes ahead may hold a secret.
+        // Pingora logs streams at debug level; the buffered bytes may contain a secret.
         f.debug_struct("H1ClientStream").field("peer", &self.connection.peer).finish_non_exhaustive()
     }
 }

@@ -1,8 +1,10 @@
-//! A stream of a client's HTTP/2 connection as Pingora sees it: one request, and what is answered.
+//! A stream of a client's HTTP/2 connection as a Pingora session: one request and its response.
 //!
-//! Pingora's own session for streams waits for its client whatever happens, and refuses some requests by itself, without
-//! a word. Here whatever ends a stream also ends its wait, so that the client can be told why; and every request that
-//! HTTP/2 itself lets through is looked at by us. Must not know: whose time is over, or what the client is told.
+//! Pingora's own session for streams cannot be interrupted while it waits for the client, and refuses some requests
+//! without a response. Here closing a stream also ends its wait, so that the client gets a response, and every
+//! request that passes the HTTP/2 layer is checked by Keygate.
+//!
+//! Must not know: which deadline has passed, or what a refusal says.
 
 use super::Connection;
 use async_trait::async_trait;
@@ -25,9 +27,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// What of a body Pingora may send again: as much as it keeps over HTTP/1.1.
+/// Maximum size of a body that Pingora can send again: as much as it keeps over HTTP/1.1.
 const REPLAYED: usize = 64 * 1024;
-/// Fields of answers that mean nothing over HTTP/2.
+/// Response fields that have no meaning in HTTP/2.
 const OF_ONE_HOP: [HeaderName; 5] = [
     TRANSFER_ENCODING,
     CONNECTION,
@@ -36,10 +38,10 @@ const OF_ONE_HOP: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Messages beside the body, which HTTP has not.
+/// Messages beside the body, which HTTP does not have.
 type CustomMessages = Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
-/// The stream.
+/// A client's stream.
 pub(in crate::proxy) struct H2ClientStream {
     head: RequestHeader,
     body: RecvStream,
@@ -47,20 +49,20 @@ pub(in crate::proxy) struct H2ClientStream {
     replay: Option<FixedBuffer>,
     respond: SendResponse<Bytes>,
     answer: Option<Box<ResponseHeader>>,
-    /// Where the answer's body goes, once its head is written.
+    /// The writer of the response body, once the head is sent.
     writer: Option<SendStream<Bytes>>,
     written: usize,
-    /// Whether the answer has ended.
+    /// Whether the response is complete.
     ended: bool,
-    /// Whether the head is all of the answer, and waits until what its request has taken is free.
+    /// Whether the response is only a head, which is withheld until the request's permits are released.
     kept: bool,
     write_within: Option<Duration>,
     drain_within: Option<Duration>,
     connection: Arc<Connection>,
 }
 
-/// Tells a backend over HTTP/2 that trailers are welcome, as the client did: gRPC has its outcome there. Pingora takes
-/// that off with what ends at the next hop.
+/// Passes `TE: trailers` of an HTTP/2 client on to a backend over HTTP/2: gRPC sends its status in trailers. Pingora
+/// removes `TE` as a hop-by-hop field.
 pub(in crate::proxy) fn keep_te(session: &Session, request: &mut RequestHeader) -> Result<()> {
     let client = session.req_header();
     let both = client.version == Version::HTTP_2 && request.version == Version::HTTP_2;
@@ -73,7 +75,7 @@ pub(in crate::proxy) fn keep_te(session: &Session, request: &mut RequestHeader) 
 // === impl H2ClientStream ===
 
 impl H2ClientStream {
-    /// A request that has just begun.
+    /// A session for a new request.
     pub(in crate::proxy) fn session(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -107,8 +109,7 @@ impl H2ClientStream {
         self.is_empty() || self.body.is_end_stream()
     }
 
-    /// The next part of the body, or the end of the stream, whichever comes first. Whoever ends it wakes the task that
-    /// polls this.
+    /// The next part of the body, or an error when the stream is closed. Closing it wakes the task that polls this.
     async fn next_part(&mut self) -> Result<Option<Bytes>> {
         let (body, connection) = (&mut self.body, &self.connection);
         connection.backend_has_taken();
@@ -123,12 +124,12 @@ impl H2ClientStream {
         if let Some(replay) = &mut self.replay {
             replay.write_to_buffer(&part);
         }
-        // A stream that was reset meanwhile says so at the next read.
+        // If the stream was reset meanwhile, the next read reports it.
         self.body.flow_control().release_capacity(part.len()).ok();
         Ok(Some(part))
     }
 
-    /// Returns when the client resets the stream or leaves, or when the stream ends.
+    /// Returns when the client resets the stream or disconnects, or when the stream is closed.
     async fn client_gone(&mut self) -> Error {
         let reason = std::future::poll_fn(|context| match ended(&self.connection) {
             Some(late) => Poll::Ready(Err(late)),
@@ -183,7 +184,8 @@ impl H2ClientStream {
         Ok(())
     }
 
-    /// Writes as the client's window lets it, unless the stream is cut off. Behind what `is_last` comes no more that is known of.
+    /// Writes a part as the client's flow control window allows, unless the stream is cut off. `is_last`: no further
+    /// part is known.
     async fn write_part(&mut self, mut part: Bytes, end: bool, is_last: bool) -> Result<()> {
         if self.ended {
             return Ok(());
@@ -196,7 +198,7 @@ impl H2ClientStream {
             let piece = part.split_to(room);
             let is_end = part.is_empty();
             if is_end && is_last {
-                // Where nobody knows yet that it is the last, it is not.
+                // Releases the request's permits if this is known to be the end of the response.
                 self.connection.may_end();
             }
             let Some(writer) = &mut self.writer else { return Ok(()) };
@@ -209,7 +211,7 @@ impl H2ClientStream {
         Ok(())
     }
 
-    /// Waits until the client's window has room for some of so many bytes. Answers how many.
+    /// Waits until the client's window has room for some of `bytes` bytes. Returns how many.
     async fn room_for(&mut self, bytes: usize) -> Result<usize> {
         let Some(writer) = &mut self.writer else {
             return Error::e_explain(ErrorType::InternalError, "a body before its head");
@@ -236,7 +238,7 @@ impl H2ClientStream {
         room.map_err(Error::into_down)
     }
 
-    /// Writes a head that was kept.
+    /// Writes a head that was withheld.
     fn let_go(&mut self) -> Result<()> {
         if std::mem::take(&mut self.kept) { self.send_head(true) } else { Ok(()) }
     }
@@ -261,7 +263,7 @@ impl Drop for H2ClientStream {
     }
 }
 
-/// The error of whoever waits for the client of a stream that has been ended.
+/// The error for a task that waits for the client of a stream that is being closed.
 fn ended(connection: &Connection) -> Option<Box<Error>> {
     connection.close_reason().map(|_| Error::explain(ErrorType::ReadTimedout, "stream closed by the gateway"))
 }
@@ -348,7 +350,7 @@ impl custom::Session for H2ClientStream {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        // Pingora says so twice: when the answer has come to its end, and when its request is done with.
+        // Pingora calls this twice: at the end of the response, and at the end of the request.
         if self.connection.is_free() {
             self.let_go()?;
         }
@@ -393,7 +395,8 @@ impl custom::Session for H2ClientStream {
         let Some(replay) = self.replay.as_ref().filter(|replay| !replay.is_truncated()) else {
             return self.connection.rewound();
         };
-        // Of a body that was read before anybody asked for that there is nothing to send again, but that it is to be sent.
+        // If the body was read before buffering was enabled, the buffer is empty, but it still tells Pingora to send
+        // the body.
         replay.get_buffer().or_else(|| (self.read > 0 && self.body.is_end_stream()).then(Bytes::new))
     }
 
@@ -413,7 +416,7 @@ impl custom::Session for H2ClientStream {
         self.drain_within
     }
 
-    // The connection has the deadlines of reads, and knows the addresses. What follows HTTP/2 has not.
+    // The connection has the read deadlines and the addresses. HTTP/2 has no equivalent of the rest.
 
     fn set_read_timeout(&mut self, _: Option<Duration>) {}
 

@@ -1,21 +1,21 @@
-//! What has come of a request's body, kept so that it can be sent again.
+//! The part of a request body received so far, kept for a retry.
 //!
-//! Must not know: when that is done.
+//! Must not know: when a request is retried.
 
 use super::{Connection, KeptBytesGuard};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
-/// Most bytes of one body. A head and a body that are longer together could not be given to Pingora at once.
+/// Maximum size of a kept body. A head and a body that are longer together could not be given to Pingora at once.
 const KEPT_MAX: usize = 512 * 1024;
 
-/// What of a body has come so far.
+/// The part of a body received so far.
 #[derive(Default)]
 pub struct KeptBody {
     parts: Vec<Bytes>,
     bytes: usize,
     counted: Option<KeptBytesGuard>,
-    /// Whether it is too long, or there was no room for it.
+    /// Whether the body is too long, or there was no room for it.
     is_lost: bool,
 }
 
@@ -36,12 +36,12 @@ impl KeptBody {
         self.parts.push(part.clone());
     }
 
-    /// Whether all of what has come is here.
+    /// Whether everything received so far is here.
     pub(in crate::proxy) const fn is_whole(&self) -> bool {
         !self.is_lost
     }
 
-    /// Whether nothing has come yet.
+    /// Whether nothing is kept.
     pub(in crate::proxy) const fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }

@@ -1,10 +1,11 @@
-//! One client connection, as those see it who do not own its socket: what it is at, until when, and why it ends.
+//! One client connection, as seen by code that does not own its socket: its stage, its deadlines, and why it is
+//! closed.
 //!
-//! Must not know: HTTP, other connections. Whoever serves it notes what it waits for ([`deadlines`]) and what it holds
-//! ([`held`]); whoever looks after all of them ([`table`]) reads that, and ends it ([`end`]) by waking its
-//! socket with an error.
+//! Must not know: HTTP, other connections. The task that serves a connection records what it waits for
+//! ([`deadlines`]) and which bytes it holds ([`buffered`]). [`table`] checks all connections; to close one
+//! ([`close`]), it wakes the task, and the socket returns an error.
 
-/// An enum that is kept as a number in an atomic.
+/// An enum that is stored as a number in an atomic.
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident { $($(#[$case_doc:meta])* $case:ident,)+ }) => {
         $(#[$doc])*
@@ -49,52 +50,52 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
 
-/// A body is to come, all of it is here but its end, or all of it.
+/// How much of a request body has been read: not all, all but its withheld end, or all.
 pub(super) const BODY_COMES: u8 = 0;
 pub(super) const BODY_BUT_END: u8 = 1;
 pub(super) const BODY_WHOLE: u8 = 2;
 
-/// What all connections have in common.
+/// Settings and state shared by all connections.
 pub(super) struct ConnectionDefaults {
     deadlines: Deadlines,
     body_rate: u64,
-    /// When the gateway began to look.
+    /// Time zero of all deadlines.
     begun: Instant,
     budget: MemoryBudget,
 }
 
-/// One client connection.
+/// One client connection, or one stream of it.
 pub struct Connection {
     /// The other end of the socket.
     pub peer: SocketAddr,
-    /// Whether it is encrypted.
+    /// Whether it uses TLS.
     pub secure: bool,
-    /// The client, where a proxy of ours said that it is another than [`Self::peer`].
+    /// The client's address if a trusted proxy has reported another than [`Self::peer`].
     client: OnceLock<IpAddr>,
-    /// The key that is being served, whose end is the end of this.
+    /// The key of the request being served. The request ends if the key does.
     key: Mutex<Option<Presented>>,
-    /// The `Date` of the answer that is about to be written.
+    /// The `Date` of the response that is about to be written.
     date: Mutex<Option<HeaderValue>>,
-    /// The connection that this is a stream of.
+    /// The connection of a stream.
     parent: Option<Arc<Connection>>,
     shared: Arc<ConnectionDefaults>,
     tunnel: AtomicBool,
-    /// Whether its request is served by an exchange of our own.
+    /// Whether its request is served by an exchange, not by Pingora.
     in_exchange: AtomicBool,
-    /// Whether it goes on although Pingora drops it.
+    /// Whether it stays open although Pingora drops it.
     stays: AtomicBool,
-    /// Of a stream: its request's body so far, to be sent again.
+    /// For a stream: the part of its request body to be sent again.
     rewound: Mutex<Option<Bytes>>,
-    /// Whether its client speaks HTTP/1.0.
+    /// Whether the client speaks HTTP/1.0.
     is_old: AtomicBool,
-    /// Whether the end of its request's body is kept from whoever reads it, and how much of the body is here.
+    /// Whether the end of the request body is withheld from the reader, and how much of the body has been read.
     keeps_body_end: AtomicBool,
     body: AtomicU8,
-    /// Whether an answer is under way whose end is the end of the connection.
+    /// Whether a response is being sent whose end is the end of the connection.
     ends_answer: AtomicBool,
-    /// Whether what its request has taken is not free yet.
+    /// Whether its request still holds permits.
     holds: AtomicBool,
-    /// What the request of a stream has taken, until what is left of its answer has been handed over.
+    /// The permits of a stream's request, until the rest of its response has been handed over.
     places: Mutex<Option<Box<dyn Send>>>,
     due: StageTimer,
     buffered: BufferedBytes,
@@ -108,8 +109,8 @@ impl ConnectionDefaults {
         Self { deadlines, body_rate, begun: Instant::now(), budget: MemoryBudget::new(budget) }
     }
 
-    /// Milliseconds since the gateway began to look. Not as of the last look: a machine that stalls makes that old, and what
-    /// is counted from it early.
+    /// Milliseconds since time zero. Not the time of the last check: that is old after the machine stalls, and
+    /// deadlines counted from it would fire early.
     pub(super) fn now_ms(&self) -> u64 {
         ms(self.begun.elapsed())
     }
@@ -118,14 +119,14 @@ impl ConnectionDefaults {
 // === impl Connection ===
 
 impl Connection {
-    /// One that has just been accepted.
+    /// A connection that has just been accepted.
     pub(super) fn new(peer: SocketAddr, secure: bool, shared: &Arc<ConnectionDefaults>) -> Self {
         let connection = Self::make(peer, secure, None, shared);
         connection.enter(Stage::FirstByte);
         connection
     }
 
-    /// A stream of `parent`: a request with deadlines and an end of its own.
+    /// A stream of `parent`: a request with deadlines and a close reason of its own.
     pub(super) fn stream(parent: &Arc<Self>, shared: &Arc<ConnectionDefaults>) -> Self {
         let stream = Self::make(parent.peer, parent.secure, Some(Arc::clone(parent)), shared);
         if let Some(client) = parent.client.get() {
@@ -165,125 +166,125 @@ impl Connection {
         }
     }
 
-    /// A proxy of ours says who the client is.
+    /// Records the client's address as reported by a trusted proxy.
     pub(super) fn set_client(&self, client: IpAddr) {
-        // It says so once.
+        // It is reported only once.
         self.client.get_or_init(|| client);
     }
 
-    /// The client, as far as the connection tells.
+    /// The client's address, as far as the connection knows it.
     pub fn client(&self) -> IpAddr {
         self.client.get().copied().unwrap_or_else(|| self.peer.ip())
     }
 
-    /// Whether it is one stream among others.
+    /// Whether it is a stream of a connection.
     pub const fn is_stream(&self) -> bool {
         self.parent.is_some()
     }
 
-    /// The backend has dated the answer whose head comes next.
+    /// Sets the backend's `Date` for the next response head.
     pub(super) fn set_date(&self, date: HeaderValue) {
         *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
     }
 
-    /// That date, once.
+    /// Takes that date.
     pub(super) fn take_date(&self) -> Option<HeaderValue> {
         self.date.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// What is served to it ends with this key.
+    /// Sets the key of the request being served. The request ends if the key does.
     pub fn set_served_key(&self, key: Option<Presented>) {
         let before = std::mem::replace(&mut *self.key(), key);
         drop(before);
     }
 
-    /// The key that is being served.
+    /// The key of the request being served.
     pub(super) fn served(&self) -> Option<Presented> {
         self.key().clone()
     }
 
     fn key(&self) -> MutexGuard<'_, Option<Presented>> {
-        // An entry is whole whatever happened to the thread that held it.
+        // The entry is valid even if a thread panicked while it held the lock.
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its request has been answered, and the next one may come, whatever Pingora does with it.
+    /// The request has its response, and the connection stays open for the next one even if Pingora drops it.
     pub fn keep_open(&self) {
         self.stays.store(true, Ordering::Release);
     }
 
-    /// Whether that was said since it was last asked for.
+    /// Whether this was set since the last call.
     pub(super) fn take_keep_open(&self) -> bool {
         self.stays.swap(false, Ordering::AcqRel)
     }
 
-    /// Its request is sent again, and so is this of its body.
+    /// The request is retried with this part of its body.
     pub fn rewind_to(&self, body: Bytes) {
         *self.rewound.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
 
-    /// What of its request's body is to be sent again.
+    /// The part of the request body to be sent again.
     pub fn rewound(&self) -> Option<Bytes> {
         self.rewound.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The request in hand is of HTTP/1.0, or is not.
+    /// Sets whether the current request is HTTP/1.0.
     pub fn is_old(&self, is_old: bool) {
         self.is_old.store(is_old, Ordering::Relaxed);
     }
 
-    /// Whether it is: then the client knows of no interim answers.
+    /// Whether it is. Such a client does not know interim responses.
     pub(super) fn speaks_old(&self) -> bool {
         self.is_old.load(Ordering::Relaxed)
     }
 
-    /// Whoever reads the body is to have all of it but its end, or that as well.
+    /// Sets whether the end of the body is withheld from the reader.
     pub fn keeps_body_end(&self, keeps: bool) {
         self.keeps_body_end.store(keeps, Ordering::Relaxed);
     }
 
-    /// Whether its end is to be kept.
+    /// Whether it is.
     pub(super) fn is_to_keep_body_end(&self) -> bool {
         self.keeps_body_end.load(Ordering::Relaxed)
     }
 
-    /// So much of the body is here.
+    /// Sets how much of the body has been read.
     pub(super) fn has_of_body(&self, much: u8) {
         self.body.store(much, Ordering::Relaxed);
     }
 
-    /// Whether all of it is, its end included.
+    /// Whether all of it has been read, including its end.
     pub fn has_whole_body(&self) -> bool {
         self.body.load(Ordering::Relaxed) == BODY_WHOLE
     }
 
-    /// Whether all of it is, and its end kept.
+    /// Whether all of it has been read and its end is withheld.
     pub fn has_kept_end(&self) -> bool {
         self.body.load(Ordering::Relaxed) == BODY_BUT_END
     }
 
-    /// An answer begins whose end is the end of the connection, or has come to its end.
+    /// Sets whether a response is being sent whose end is the end of the connection.
     pub fn ends_answer(&self, is_under_way: bool) {
         self.ends_answer.store(is_under_way, Ordering::Relaxed);
     }
 
-    /// Whether one is under way: closing the connection would say that it is whole.
+    /// Whether one is: closing the connection would make it look complete.
     pub(super) fn would_end_answer(&self) -> bool {
         self.ends_answer.load(Ordering::Relaxed)
     }
 
-    /// A request has been admitted: it is in flight until its places are free.
+    /// A request has been admitted and holds permits.
     pub(super) fn holds(&self) {
         self.holds.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no request is in flight, as far as limits go.
+    /// Whether no request holds permits.
     pub(super) fn is_free(&self) -> bool {
         !self.holds.load(Ordering::Relaxed)
     }
 
-    /// All of the answer has come, and with it the request's places are free: at once, or where a stream may have to wait for
-    /// the client to take what is left of it, when that has been handed over.
+    /// The response is complete, and the request's permits are released. For a stream that may have to wait for the
+    /// client to accept the `rest`, that happens when the rest has been handed over.
     pub(super) fn release_with(&self, places: impl Send + 'static, rest: bool) {
         if rest && self.is_stream() {
             *self.places() = Some(Box::new(places));
@@ -293,8 +294,8 @@ impl Connection {
         }
     }
 
-    /// The last byte of a stream's answer is about to be handed over, and all must be free before that. Answers whether it is:
-    /// nobody may have heard yet that the answer is at its end.
+    /// Called before the last byte of a stream's response is handed over: releases the permits. Returns whether they
+    /// are released; they are not if the response is not known to be complete.
     pub(super) fn may_end(&self) -> bool {
         if self.is_free() {
             return true;
@@ -308,7 +309,7 @@ impl Connection {
         knew
     }
 
-    /// The request has ended, and what it had taken is free.
+    /// The request has ended: releases its permits.
     pub(super) fn frees(&self) {
         if !self.is_free() {
             let places = self.places().take();
@@ -318,28 +319,28 @@ impl Connection {
     }
 
     fn places(&self) -> MutexGuard<'_, Option<Box<dyn Send>>> {
-        // A place is whole whatever happened to the thread that held it.
+        // The value is valid even if a thread panicked while it held the lock.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its request is served by an exchange of our own, which looks at the backend's deadlines by itself and is woken when one
-    /// is over; or by Pingora, and then the connection is closed.
+    /// Sets whether an exchange serves the request. An exchange checks the backend's deadlines itself and is woken
+    /// when one has passed. If Pingora serves the request, the connection is closed instead.
     pub(super) fn set_in_exchange(&self, is_ours: bool) {
         self.in_exchange.store(is_ours, Ordering::Relaxed);
     }
 
-    /// Whether it is.
+    /// Whether an exchange serves it.
     pub(super) fn is_in_exchange(&self) -> bool {
         self.in_exchange.load(Ordering::Relaxed)
     }
 
-    /// From now on bytes pass in both directions, whatever they are.
+    /// From now on all bytes are passed in both directions unchanged.
     pub fn mark_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
         self.close.wake();
     }
 
-    /// Whether it has become one.
+    /// Whether it has become a tunnel.
     pub fn is_tunnel(&self) -> bool {
         self.tunnel.load(Ordering::Acquire)
     }

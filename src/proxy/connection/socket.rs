@@ -1,4 +1,4 @@
-//! A client's socket, encrypted or not, and whether its other end is still there.
+//! A client's socket, with or without TLS, and detection of its disconnect.
 
 use futures_util::FutureExt;
 use rustix::io::Errno;
@@ -12,18 +12,18 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-/// A socket, encrypted or not.
+/// A socket, with or without TLS.
 pub(in crate::proxy) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    /// Another stream has it now.
+    /// Another stream owns it now.
     Moved,
 }
 
-/// Tells that the client has closed its side, where what it sent before is not read: one that reads finds out by that.
+/// Detects that the client has closed its side while the socket is not read. A reader would notice by reading.
 pub(in crate::proxy) struct HangUpWatch(TcpStream);
 
-/// Whether it is this machine that has nothing left for another connection: no descriptor, no port, no memory.
+/// Whether this machine lacks resources for another connection: descriptors, ports or memory.
 pub(in crate::proxy) fn is_local_shortage(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     Errno::from_io_error(error).is_some_and(|error| lacking.contains(&error))
@@ -32,7 +32,7 @@ pub(in crate::proxy) fn is_local_shortage(error: &io::Error) -> bool {
 // === impl Socket ===
 
 impl Socket {
-    /// The descriptor's number.
+    /// The number of the descriptor.
     pub(in crate::proxy) fn id(&self) -> i32 {
         self.tcp().map_or(-1, AsRawFd::as_raw_fd)
     }
@@ -45,18 +45,18 @@ impl Socket {
         }
     }
 
-    /// What has gone wrong with it, if it has.
+    /// The pending error of the socket, if any.
     pub(in crate::proxy) fn error(&self) -> io::Result<Option<io::Error>> {
         self.tcp().map_or(Ok(None), TcpStream::take_error)
     }
 
-    /// Whether closing it resets the connection, instead of saying that all has been sent.
+    /// Sets whether closing the socket resets the connection instead of ending it normally.
     pub(in crate::proxy) fn resets(&self, resets: bool) -> io::Result<()> {
         let Some(stream) = self.tcp() else { return Ok(()) };
         Ok(set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
     }
 
-    /// Whether HTTP/2 was agreed on.
+    /// Whether HTTP/2 was negotiated.
     pub(in crate::proxy) fn is_http2(&self) -> bool {
         match self {
             Self::Plain(_) | Self::Moved => false,
@@ -128,14 +128,14 @@ impl AsyncWrite for Socket {
 // === impl HangUpWatch ===
 
 impl HangUpWatch {
-    /// That of `socket`. By a descriptor of its own: that there is something to read must be forgotten for the next news to be
-    /// heard, and would be missing where the socket itself is read again.
+    /// A watch for `socket`. It uses a duplicate descriptor: to get the next event it must clear readiness, which
+    /// would be missed when the socket itself is read again.
     pub(in crate::proxy) fn of(socket: &Socket) -> io::Result<Self> {
         let stream = socket.tcp().ok_or(io::ErrorKind::NotConnected)?;
         TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into()).map(Self)
     }
 
-    /// Ready once the client has gone.
+    /// Ready once the client has closed its side.
     pub(in crate::proxy) fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(context))?;

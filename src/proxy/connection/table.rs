@@ -1,7 +1,8 @@
-//! The table of all client connections: who is taken in, who goes when there is no room, who is late.
+//! The table of all client connections: accepts or refuses them, evicts them when it is full, and closes those that
+//! miss a deadline.
 //!
-//! Must not know: HTTP. One task looks at all connections every [`TICK`] and ends those that are late, so that no
-//! request sets a timer for its deadlines.
+//! Must not know: HTTP. One task checks all connections every [`TICK`], so that requests need no timers for their
+//! deadlines.
 
 use super::deadlines::IDLE_RANK;
 use super::{CloseReason, Connection, ConnectionDefaults, Deadlines, TICK, ms};
@@ -18,35 +19,35 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Parts of the table, so that accepting does not wait for the look at all of them.
+/// Number of shards, so that accepting does not wait for a check of the whole table.
 const SHARDS: usize = 16;
-/// How many connections are picked at once as those to go when more come than fit.
+/// How many connections are picked at once for eviction.
 const PICKED: usize = 256;
-/// How many a look must have found for another one within the same tick.
+/// How many the last search must have found for another one within the same tick.
 const WORTH_A_LOOK: usize = 16;
-/// How much connections may take up.
+/// Limits for all connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     /// Connections in total.
     pub connections: usize,
-    /// Connections from one address; 0: as many as there are in total.
+    /// Connections per address; 0: no separate limit.
     pub per_address: usize,
-    /// Bytes of bodies a second that a client must send on average, once [`Deadlines::head`] has passed; 0: any.
+    /// Body bytes per second that a client must send on average, once [`Deadlines::head`] has passed; 0: no minimum.
     pub body_rate: u64,
-    /// Bytes of bodies in memory, of all connections together.
+    /// Bytes of bodies in memory, over all connections.
     pub bytes: u64,
 }
 
-/// Why a connection is not taken in.
+/// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotRegistered {
-    /// All places are taken by connections that are being served.
+    /// The table is full of connections that are being served.
     Full,
-    /// Its address has as many as it may.
+    /// The address has too many connections.
     Address,
 }
 
-/// Says why a request with the key of this entry can no longer be served, if it cannot.
+/// Returns why requests with this key can no longer be served, if so.
 pub type KeyCheck = Box<dyn Fn(&Presented) -> Option<CloseReason> + Send + Sync>;
 
 /// The table of connections.
@@ -56,7 +57,7 @@ pub struct ConnectionTable {
     open: AtomicUsize,
     per_address: DashMap<IpAddr, usize>,
     picked: Mutex<EvictionCandidates>,
-    /// Whether the key of a request still stands, asked every so often.
+    /// Checks the keys of requests being served, at an interval.
     key_check: KeyCheck,
     key_check_interval: Duration,
     shards: [Mutex<Slab<Arc<Connection>>>; SHARDS],
@@ -64,7 +65,7 @@ pub struct ConnectionTable {
     metrics: Arc<Metrics>,
 }
 
-/// Those that would go next, the next one last; and when they were picked.
+/// The connections to be evicted next, the first of them last in the list; and when they were picked.
 #[derive(Default)]
 struct EvictionCandidates {
     at: Option<u64>,
@@ -73,7 +74,7 @@ struct EvictionCandidates {
     found: usize,
 }
 
-/// A place in the table; dropping it gives it back.
+/// A connection's entry in the table; dropping it removes the entry.
 pub struct ConnectionGuard {
     connections: Arc<ConnectionTable>,
     connection: Arc<Connection>,
@@ -106,8 +107,8 @@ impl ConnectionTable {
         })
     }
 
-    /// Takes a connection in. When all places are taken, the one that has waited longest for a request goes. One from a
-    /// proxy of ours (`is_proxy`) counts for no address until it says for whom it is.
+    /// Adds a connection. If the table is full, evicts the one that has waited longest for a request. A connection
+    /// from a trusted proxy (`is_proxy`) counts for no address until the proxy reports the client.
     pub fn register(
         self: &Arc<Self>,
         peer: SocketAddr,
@@ -127,7 +128,7 @@ impl ConnectionTable {
         Ok(self.put(Connection::new(peer, secure, &self.shared), address))
     }
 
-    /// Looks after a stream of `connection` by itself. It takes no place.
+    /// Adds a stream of `connection`, with deadlines of its own. It does not count as a connection.
     pub fn register_stream(self: &Arc<Self>, connection: &Arc<Connection>) -> ConnectionGuard {
         self.put(Connection::stream(connection, &self.shared), None)
     }
@@ -157,7 +158,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Ends the connection that has waited longest, those that never asked for anything first.
+    /// Evicts the connection that has waited longest; those that have sent no request yet go first.
     pub(in crate::proxy) fn make_room(&self) -> bool {
         let mut picked = self.picked();
         let now = self.shared.now_ms();
@@ -166,7 +167,7 @@ impl ConnectionTable {
             *picked = EvictionCandidates { at: Some(now), found: waiting.len(), waiting };
         }
         while let Some((rank, connection)) = picked.waiting.pop() {
-            // One that has never asked for anything may have been looked after for the first time since it was picked.
+            // A connection without a request may have entered another stage since it was picked; it is still waiting.
             let still_waits = connection.rank().is_some_and(|now| now == rank || now.max(rank) < IDLE_RANK);
             if connection.close_reason().is_none() && still_waits {
                 self.close(&connection, CloseReason::Crowded);
@@ -177,7 +178,7 @@ impl ConnectionTable {
     }
 
     fn picked(&self) -> MutexGuard<'_, EvictionCandidates> {
-        // A list is whole whatever happened to the thread that held it.
+        // The list is valid even if a thread panicked while it held the lock.
         self.picked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -202,7 +203,7 @@ impl ConnectionTable {
         self.metrics.connections_cut.with_label_values(&[end.as_str()]).inc();
     }
 
-    /// Looks after all connections until the runtime ends.
+    /// Checks all connections until the runtime ends.
     pub async fn watch(self: Arc<Self>, stop: watch::Receiver<bool>) {
         let begun = Instant::now();
         let mut ticks = tokio::time::interval(TICK);
@@ -226,7 +227,7 @@ impl ConnectionTable {
     fn check_all(&self, now: u64, stopping: Option<u64>) {
         let mut picked = self.picked();
         if picked.is_stale(now) {
-            // Others wait longest by now, and those that have gone are not to be kept.
+            // Others have waited longest by now, and closed connections must not be kept in memory.
             picked.waiting.clear();
         }
         drop(picked);
@@ -255,7 +256,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Ends requests whose bodies are held back and come slowly, those first that have taken longest, until there is some room
+    /// Closes requests whose bodies are buffered and arrive slowly, the slowest first, until there is some room
     /// again.
     fn close_slow_uploads(&self, now: u64) {
         let mut slow = Vec::new();
@@ -291,7 +292,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Ends connections of clients that take nothing, the largest first, until `excess` bytes are free.
+    /// Closes connections of clients that do not read, the largest first, until `excess` bytes are free.
     fn free_memory(&self, mut excess: u64) {
         let mut stalled = Vec::new();
         for shard in 0..SHARDS {
@@ -310,7 +311,7 @@ impl ConnectionTable {
     }
 
     fn shard(&self, shard: usize) -> MutexGuard<'_, Slab<Arc<Connection>>> {
-        // A slab is whole whatever happened to the thread that held it.
+        // The slab is valid even if a thread panicked while it held the lock.
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -318,8 +319,8 @@ impl ConnectionTable {
 // === impl EvictionCandidates ===
 
 impl EvictionCandidates {
-    /// Looking at all connections is not for every newcomer: it is done once a tick or, where the last look was worth it and
-    /// all that it found are gone, for the next burst within the same tick.
+    /// A search through all connections is too expensive for each new one. It is repeated once per tick, or within a
+    /// tick if the last one found enough and all of them are used up.
     fn is_stale(&self, now: u64) -> bool {
         let is_used_up = self.waiting.is_empty() && self.found >= WORTH_A_LOOK;
         is_used_up || self.at.is_none_or(|at| now >= at + ms(TICK))
@@ -334,7 +335,7 @@ impl ConnectionGuard {
         &self.connection
     }
 
-    /// A proxy of ours says that the connection is for `client`, whose connection it counts as from now on.
+    /// A trusted proxy reports the `client` of the connection. The connection counts for that address from now on.
     pub fn set_client(&mut self, client: IpAddr) -> Result<(), NotRegistered> {
         let address = Some(network_of(client));
         if !self.connections.count_in(address) {
@@ -362,7 +363,7 @@ impl Drop for ConnectionGuard {
 // === impl NotRegistered ===
 
 impl NotRegistered {
-    /// As metrics say it.
+    /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -376,7 +377,7 @@ mod tests {
     use super::*;
     use crate::proxy::connection::Stage;
 
-    /// A table with so many places, in which nobody is late.
+    /// A table for this many connections, with deadlines that are never reached.
     fn table(connections: usize) -> Arc<ConnectionTable> {
         let day = Duration::from_hours(24);
         let deadlines = Deadlines {
@@ -415,7 +416,7 @@ mod tests {
         places.iter().for_each(|place| place.connection.enter(Stage::Idle));
         let ended = |place: &ConnectionGuard| place.connection.close_reason() == Some(CloseReason::Crowded);
         tokio::time::advance(TICK * 2).await;
-        // Somebody goes; of those who are picked to be next all ask again, and are idle again since.
+        // One is evicted. All others are candidates; they send another request and become idle again.
         places.push(take_in());
         assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
         places.retain(|place| !ended(place));
@@ -430,7 +431,7 @@ mod tests {
         assert_eq!(places.iter().filter(|p| ended(p)).count(), 1);
         places.retain(|place| !ended(place));
 
-        // Those never asked for anything; the others only waited longer.
+        // A connection without any request is evicted before those that have only waited longer.
         places.truncate(3);
         tokio::time::advance(TICK / 2).await;
         let silent = take_in();
@@ -479,7 +480,7 @@ mod tests {
         for (late, begin, rest) in ways {
             connection.set_write_pending(false);
             connection.enter(Stage::Request);
-            // As when the machine stalls.
+            // As if the machine had stalled.
             tokio::time::advance(Duration::from_secs(5)).await;
             begin(&connection);
             let is_due = || connection.overdue_reason(shared.now_ms(), None);
