@@ -1,6 +1,7 @@
-//! A request's way through the servers of its upstream: where it is, where it has been, whether it may go on.
+//! The attempts of a request at the servers of its upstream: the choice of a server, the result of each attempt, and
+//! whether to retry.
 //!
-//! Must not know: how servers are chosen, or what the client is told when none is left.
+//! Must not know: how servers are chosen, or the response when none is left.
 
 use super::rewind;
 use super::tunnel;
@@ -27,8 +28,8 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a request has taken: what is counted for its key and workspace, and its places at its upstream and a server of it.
-/// Dropping it gives all of it back.
+/// What a request holds while it is in flight: the counts of its key and workspace, and its permits at the upstream
+/// and a server. Dropping it releases all of them.
 struct Places {
     _admission: Option<Admission>,
     _seat: Option<RequestPermit>,
@@ -38,48 +39,48 @@ struct Places {
 /// How early Pingora's timers may fire.
 const TIMER_GRAIN: Duration = Duration::from_millis(10);
 
-/// Why a request was not forwarded, or not to its end.
+/// Why a request was not forwarded, or not completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum ForwardError {
-    /// The client is gone, or its connection was ended from elsewhere.
+    /// The client has disconnected, or its connection was closed by another task.
     Client,
-    /// The client's body did not come in time.
+    /// The client's body did not arrive in time.
     ClientLate,
-    /// Its body is larger than its route takes.
+    /// The body is larger than the route allows.
     TooLarge,
-    /// No server may be asked, or this machine lacks what another connection takes.
+    /// No server may be used, or this machine lacks resources for another connection.
     Unavailable,
-    /// The servers asked were too slow.
+    /// The servers were too slow.
     BackendLate,
-    /// The servers asked failed.
+    /// The servers failed.
     Backend,
-    /// A fault of our own.
+    /// An internal error.
     Internal,
 }
 
-/// How an attempt failed at a server, after a connection stood.
+/// How an attempt failed after the connection was open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) struct AttemptError {
-    /// How far the server may have come.
+    /// How far the server may have processed the request.
     pub(in crate::proxy) progress: AttemptFailure,
-    /// What it was too slow with, where that is why.
+    /// The timeout that the server exceeded, if that is the reason.
     pub(in crate::proxy) timeout: Option<BackendTimeout>,
-    /// Whether it closed a connection that had been used before.
+    /// Whether the server closed a reused connection.
     pub(in crate::proxy) closed_while_idle: bool,
 }
 
-/// What matters of a request for whether it may be sent again.
+/// The properties of a request that decide whether it may be retried.
 #[derive(Clone, Copy)]
 pub(in crate::proxy) struct RetryFacts {
     pub(in crate::proxy) idempotent: bool,
-    /// Whether all of its body that was read is still here.
+    /// Whether all of its body read so far is still in memory.
     pub(in crate::proxy) replayable: bool,
-    /// Whether the client has been given any of an answer.
+    /// Whether any part of a response was sent to the client.
     pub(in crate::proxy) answer_written: bool,
 }
 
 impl Proxy {
-    /// Chooses the server of the next attempt, and answers what is left of the request's time, where that is bounded.
+    /// Chooses the server for the next attempt. Returns the time left for the request, if it is limited.
     pub(in crate::proxy) fn choose_server(
         &self,
         message: &RequestMessage<'_>,
@@ -98,7 +99,7 @@ impl Proxy {
             name: hash_of(upstream, message, ctx),
             tried: &ctx.attempts.tried,
         };
-        // What is sent again has left where it was, and takes nobody's place there.
+        // A retried request has left its previous server and must not count there.
         ctx.attempts.current = None;
         let busy = upstream.pick(&context).map_err(|why| self.no_server(upstream, why))?;
         if let Some(record) = &mut ctx.record {
@@ -108,14 +109,14 @@ impl Proxy {
         ctx.attempts.stream = None;
         ctx.note_attempt(upstream, &busy);
         ctx.attempts.attempts += 1;
-        // What is sent again is counted again.
+        // A retry counts its body again.
         ctx.body_bytes = 0;
         ctx.attempts.current = Some(busy);
         Ok(left)
     }
 
-    /// The time of the attempt that begins is counted by the connection, where there is a bound: of the whole request, or for
-    /// the first byte of the answer.
+    /// Lets the client's connection time the attempt if there is a timeout for the whole request or for the first
+    /// byte of the response.
     pub(in crate::proxy) fn await_backend(ctx: &mut Ctx, left: Option<Duration>) {
         let is_bounded = upstream_of(ctx)
             .is_some_and(|upstream| left.is_some() || ctx.attempts.first_byte(upstream).is_some());
@@ -125,7 +126,7 @@ impl Proxy {
         }
     }
 
-    /// Chooses a server and says how Pingora gets there.
+    /// Chooses a server and returns Pingora's settings for a connection to it.
     pub(in crate::proxy) fn next_server(
         &self,
         session: &mut Session,
@@ -145,8 +146,8 @@ impl Proxy {
             ctx.attempts.stream = Some(stream);
         }
         ctx.attempts.connect_permit = upstream.connect_permit(&mut peer, asks_tunnel);
-        // Over HTTP/2 Pingora counts from the beginning of the request, however long it takes to send; and in a tunnel
-        // only what comes from the backend.
+        // Over HTTP/2, Pingora's read timeout starts with the request, however long sending it takes; in a tunnel it
+        // covers only bytes from the backend. In these cases the client's connection times the backend.
         let is_ours = asks_tunnel || upstream.settings.protocol.may_be_http2() && has_body;
         ctx.attempts.pause = if is_ours { peer.options.read_timeout.take() } else { None };
         if let Some(left) = left {
@@ -161,29 +162,29 @@ impl Proxy {
             }
         }
         Self::await_backend(ctx, left);
-        // What is sent again is kept again.
+        // A retry keeps its body again.
         let is_kept = ctx.attempts.stream.is_some() && has_body && ctx.body.is_none();
         ctx.kept_body = is_kept.then(KeptBody::default);
         Ok(peer)
     }
 
-    /// What is left of the time that the whole request may take; an error where nothing is.
+    /// The time left for the whole request; an error if it is used up.
     fn time_left(&self, upstream: &Upstream, ctx: &Ctx) -> Result<Option<Duration>, ForwardError> {
         let left = self.left(upstream, ctx);
         if left.is_some_and(|left| left.is_zero()) { Err(ForwardError::BackendLate) } else { Ok(left) }
     }
 
-    /// The same, which may be zero; none where there is no such bound.
+    /// The same, which may be zero; none if the request has no timeout.
     fn left(&self, upstream: &Upstream, ctx: &Ctx) -> Option<Duration> {
         Some(upstream.settings.timeouts.request?.saturating_sub(self.elapsed(ctx)))
     }
 
-    /// Whether what has just been given up was given up because the whole request has had its time.
+    /// Whether the step that has just failed was cut short by the timeout of the whole request.
     fn has_had_its_time(&self, ctx: &Ctx) -> bool {
         upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)).is_some_and(|left| left <= TIMER_GRAIN)
     }
 
-    /// Whether the request may go on, now that a part of the answer has come.
+    /// Whether the request may continue after a part of the response has arrived.
     pub(in crate::proxy) fn check_time_left(&self, ctx: &Ctx) -> Result<(), ForwardError> {
         restart_read_timeout(ctx);
         let upstream = upstream_of(ctx).filter(|_| !ctx.attempts.is_tunnel());
@@ -199,7 +200,7 @@ impl Proxy {
         self.metrics.upstream_unavailable.with_label_values(&[&*upstream.settings.name, why.as_str()]).inc();
     }
 
-    /// The server could not be connected to. Answers whether the request goes on to another.
+    /// No connection to the server could be opened. Returns whether to retry with another server.
     pub(in crate::proxy) fn on_connect_failure(
         &self,
         ctx: &mut Ctx,
@@ -210,13 +211,13 @@ impl Proxy {
         ctx.attempts.stream_is_over();
         let failure = match error {
             ConnectError::Pending => {
-                // Nothing is known of the server.
+                // Says nothing about the server.
                 if let Some(upstream) = upstream_of(ctx) {
                     self.count_no_server(upstream, NoServer::Pending);
                 }
                 return false;
             }
-            // It would be the same with any other server.
+            // Any other server would fail in the same way.
             ConnectError::LocalShortage => return false,
             ConnectError::Timeout | ConnectError::TlsTimeout if self.has_had_its_time(ctx) => {
                 ServerFailure::RequestTimeout
@@ -233,10 +234,10 @@ impl Proxy {
         self.should_retry(ctx, AttemptFailure::NotConnected, request)
     }
 
-    /// A connection stands, which is one used before or not.
+    /// The connection to the server is open. `reused`: it was used before.
     pub(in crate::proxy) fn on_connected(ctx: &mut Ctx, reused: bool) {
         if let Some(upstream) = upstream_of(ctx).filter(|_| !reused) {
-            // Who listens there now need not be who did when the name was looked up.
+            // The server at this address may be another than when the name was resolved.
             upstream.may_have_moved();
         }
         if let Some(opening) = ctx.attempts.connect_permit.take() {
@@ -245,7 +246,7 @@ impl Proxy {
         ctx.attempts.connected = true;
     }
 
-    /// All of the request has been sent: the backend's time for its first byte begins.
+    /// The request has been sent completely: the timeout for the first byte of the response starts.
     pub(in crate::proxy) fn on_request_sent(&self, ctx: &Ctx) {
         let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.attempts.is_answered()) else { return };
         if let (Some(first_byte), Some(connection)) = (ctx.attempts.first_byte(upstream), &ctx.connection) {
@@ -254,8 +255,8 @@ impl Proxy {
         }
     }
 
-    /// A part of the request's body goes to the backend. Over HTTP/2 a backend that takes nothing is nobody's concern but ours:
-    /// Pingora would go on to wait for its answer.
+    /// A part of the request body is being sent to the backend. Over HTTP/2 only Keygate notices a backend that
+    /// accepts nothing: Pingora would keep waiting for the response.
     pub(in crate::proxy) fn part_goes(ctx: &Ctx) {
         if ctx.attempts.asks_tunnel {
             return;
@@ -267,7 +268,7 @@ impl Proxy {
         }
     }
 
-    /// The head of an answer has come, which is more than word that one will.
+    /// The head of a final response has arrived.
     pub(in crate::proxy) fn on_answer(&self, ctx: &mut Ctx, status: u16) {
         ctx.attempts.answer = AnswerState::Well;
         ctx.kept_body = None;
@@ -281,7 +282,7 @@ impl Proxy {
             return begin_tunnel(ctx);
         }
         if let Some(connection) = ctx.connection.as_ref().filter(|_| ctx.attempts.is_awaited) {
-            // The rest of it has what is left of the whole, if there is such a bound.
+            // The rest of the response has the time left for the whole request, if that is limited.
             connection.set_backend_deadline(upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)));
         }
         restart_read_timeout(ctx);
@@ -290,8 +291,9 @@ impl Proxy {
         }
     }
 
-    /// All of the answer has come and will have been given to the client in a moment, which must find all that the request has
-    /// taken free then. Of a stream's answer `rest` may have to wait for the client, and the request is in flight until then.
+    /// The response has been received completely and is about to reach the client, which must then find the request's
+    /// permits released. A part of a stream's response (`rest`) may wait for the client; the request stays in flight
+    /// until then.
     pub(in crate::proxy) fn is_out_of_time(ctx: &mut Ctx, rest: bool) {
         if std::mem::replace(&mut ctx.is_over, true) {
             return;
@@ -309,7 +311,7 @@ impl Proxy {
         }
     }
 
-    /// The request is over, and answered to the end or not. What has not failed went well.
+    /// The request has ended, with a complete response or not. An attempt without a failure counts as successful.
     pub(in crate::proxy) fn on_served(ctx: &mut Ctx, whole: bool) {
         if whole {
             ctx.attempts.stream_is_over();
@@ -319,8 +321,8 @@ impl Proxy {
         }
     }
 
-    /// The attempt failed after a connection stood; none: not by the backend's doing. Answers whether the request is sent
-    /// again.
+    /// The attempt failed after the connection was open; `error` is none if the backend was not the cause. Returns
+    /// whether to retry.
     pub(in crate::proxy) fn on_attempt_failure(
         &self,
         ctx: &mut Ctx,
@@ -328,7 +330,7 @@ impl Proxy {
         request: RetryFacts,
     ) -> bool {
         if ctx.attempts.is_tunnel() {
-            // Whichever side ends it, and however.
+            // A tunnel may be ended by either side, in any way.
             return false;
         }
         if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::BackendLate)) {
@@ -342,7 +344,7 @@ impl Proxy {
         if let Some(upstream) = upstream_of(ctx) {
             upstream.may_have_moved();
         }
-        // That a server closes a connection while it is idle says nothing about the server.
+        // A server may close an idle connection; that is no failure.
         let closed_while_idle = error.closed_while_idle && !ctx.attempts.is_answered();
         if error.progress != AttemptFailure::NotProcessed && !closed_while_idle {
             let failure = match error.timeout {
@@ -357,7 +359,7 @@ impl Proxy {
         self.should_retry(ctx, error.progress, request)
     }
 
-    /// What the backend is late with.
+    /// Which timeout the backend has exceeded.
     fn timeout_failure(&self, ctx: &Ctx) -> ServerFailure {
         match ctx.attempts.is_answered() {
             _ if self.has_had_its_time(ctx) => ServerFailure::RequestTimeout,
@@ -397,9 +399,9 @@ impl From<ConnectError> for ForwardError {
 }
 
 impl RetryFacts {
-    /// Those of a request that Pingora forwards.
+    /// The properties of a request that Pingora forwards.
     pub(in crate::proxy) fn of(session: &Session, ctx: &Ctx) -> Self {
-        // Whether Pingora would come for the body of a request that is sent again, where that was read before.
+        // Whether Pingora would send the body in a retry, if it was read before the first attempt.
         let is_asked_for_again = !ctx.is_body_sent || session.as_ref().get_retry_buffer().is_some();
         Self {
             idempotent: session.req_header().method.is_idempotent(),
@@ -411,7 +413,7 @@ impl RetryFacts {
 }
 
 impl AttemptError {
-    /// What Pingora says about a connection that was used before or not; none: it was not the backend.
+    /// The reason for an error of Pingora; `reused` as for the connection. None: the backend was not the cause.
     pub(in crate::proxy) fn of(error: &Error, reused: bool) -> Option<Self> {
         if error.esource != ErrorSource::Upstream {
             return None;
@@ -436,7 +438,7 @@ impl AttemptError {
 }
 
 impl ForwardError {
-    /// What the client is told; none when there is no client any more.
+    /// The fault in the response to the client; none if the client has disconnected.
     pub(in crate::proxy) const fn fault(self) -> Option<Fault> {
         match self {
             Self::Client => None,
@@ -449,7 +451,7 @@ impl ForwardError {
         }
     }
 
-    /// What Pingora says.
+    /// The reason for an error of Pingora.
     pub(in crate::proxy) const fn of(error: &Error) -> Self {
         match (&error.etype, &error.esource) {
             (ErrorType::HTTPStatus(413), _) => Self::TooLarge,
@@ -465,7 +467,7 @@ impl ForwardError {
         }
     }
 
-    /// The same as Pingora passes it.
+    /// The error that Pingora gets.
     #[expect(clippy::unnecessary_box_returns, reason = "this is how Pingora passes errors")]
     pub(in crate::proxy) fn into_pingora(self) -> Box<Error> {
         match self {
@@ -475,14 +477,14 @@ impl ForwardError {
         }
     }
 
-    /// Whether it is the client's side that failed.
+    /// Whether the client caused it.
     pub(in crate::proxy) const fn is_client(self) -> bool {
         matches!(self, Self::Client | Self::ClientLate | Self::TooLarge)
     }
 }
 
-/// The backend has agreed to a tunnel, and done what it was asked for. From now on both sides have a time of their own, and
-/// none of a request's.
+/// The backend has accepted a tunnel, and the attempt has succeeded. From now on the tunnel's idle timeout applies to
+/// both sides, and no timeout of a request.
 fn begin_tunnel(ctx: &mut Ctx) {
     let Some(idle) = upstream_of(ctx).map(|upstream| upstream.settings.timeouts.tunnel) else { return };
     ctx.attempts.tunnel = Some(FrameParser::default());
@@ -495,15 +497,15 @@ fn begin_tunnel(ctx: &mut Ctx) {
     report_attempt(ctx, None);
 }
 
-/// A part of the answer has come, or something has passed through the tunnel: the next has its time, where it is not
-/// Pingora that counts it.
+/// A part of the response has arrived, or bytes have passed through the tunnel: restarts the read timeout, unless
+/// Pingora times it.
 pub(in crate::proxy) fn restart_read_timeout(ctx: &Ctx) {
     if let (Some(pause), Some(connection)) = (ctx.attempts.pause, &ctx.connection) {
         connection.set_backend_read_timeout(pause);
     }
 }
 
-/// Tells the upstream how the attempt went.
+/// Reports the result of the attempt to the upstream.
 fn report_attempt(ctx: &mut Ctx, failure: Option<ServerFailure>) {
     ctx.attempts.failure = failure.or(ctx.attempts.failure);
     if ctx.attempts.answer == AnswerState::Well {
@@ -525,17 +527,17 @@ pub(in crate::proxy) fn upstream_of(ctx: &Ctx) -> Option<&Arc<Upstream>> {
     ctx.routing.upstreams.get(ctx.route.as_ref()?.upstream)
 }
 
-/// The random half of the request's own id.
+/// The random half of the request id.
 fn random_bits(ctx: &Ctx) -> u64 {
     ctx.id.0.as_u64_pair().1
 }
 
-/// The hash of its key.
+/// The hash of the key's id.
 fn key_of(ctx: &Ctx) -> u64 {
     ctx.admission.as_ref().map_or(0, |admission| hash(admission.entry().key.id.0.as_bytes()))
 }
 
-/// What binds the request to a server, where its upstream chooses so.
+/// The hash that selects a server, if the upstream uses hashing.
 fn hash_of(upstream: &Upstream, message: &RequestMessage<'_>, ctx: &Ctx) -> u64 {
     let (Balancing::Hash(by), Some(admission)) = (&upstream.settings.balancing, &ctx.admission) else {
         return 0;

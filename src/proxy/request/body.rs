@@ -1,4 +1,4 @@
-//! Bodies of requests: read ahead on routes that find the end user in them, counted on their way to a backend.
+//! Request bodies: read ahead on routes that find the end user in them, and counted on the way to a backend.
 
 use crate::model::fault::Fault;
 use crate::policy::keys::denial::Denial;
@@ -11,21 +11,21 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-/// What Pingora keeps to send again: its `BODY_BUF_LIMIT`.
+/// How much of a body Pingora keeps for a retry: its `BODY_BUF_LIMIT`.
 const REPLAYED: u64 = 64 * 1024;
 
-/// So much of a body passes uncounted, and so do small parts: what could be held that way is little, and the usual
-/// request costs nothing more.
+/// The first bytes of a body are not counted, and neither are small parts. The memory they can take is small, and
+/// usual requests need no counting.
 const UNCOUNTED: u64 = 16 * 1024;
 const COUNTED_PART: usize = 1024;
 
-/// Whether a body of this length, none if it is not known, may be more than passes uncounted.
+/// Whether a body of this length may exceed the uncounted bytes; none: the length is unknown.
 pub(in crate::proxy) fn is_counted(length: Option<u64>) -> bool {
     length.is_none_or(|length| length > UNCOUNTED)
 }
 
-/// Lets a part of a body go on to the backend once there is room for it. With it `so_far` bytes came, and until it
-/// returns no more are read.
+/// Passes a part of a body on to the backend once there is room for it. `so_far` includes this part. No more is read
+/// until this returns.
 pub(in crate::proxy) async fn forward_part(
     connection: &Arc<Connection>,
     part: &mut Option<Bytes>,
@@ -33,7 +33,7 @@ pub(in crate::proxy) async fn forward_part(
     so_far: u64,
 ) {
     if connection.is_stream() {
-        // A socket of its own would note this; a stream has none.
+        // An HTTP/1.1 socket records its own reads; a stream does not.
         connection.on_read(part.as_ref().map_or(0, Bytes::len));
     }
     if is_counted(Some(so_far))
@@ -47,13 +47,14 @@ pub(in crate::proxy) async fn forward_part(
     }
 }
 
-/// Reads the whole body, at most `max` bytes of it.
+/// Reads the whole body, at most `max` bytes.
 ///
-/// Pingora forwards what was read here from its own replay buffer, which holds 64 KiB; a longer body therefore goes on
-/// from the copy made here, whose last part makes Pingora ask for it. Where nobody knows in advance which part is the last,
-/// what makes it ask is the end of the body, which the connection keeps until all else has been read.
+/// Pingora forwards a body that was read here from its replay buffer, which holds 64 KiB. A longer body is forwarded
+/// from the copy made here; its last part, kept in the replay buffer, makes Pingora send it. If the last part cannot
+/// be known in advance, the end of the body takes its place: the connection withholds the end until all else has been
+/// read.
 ///
-/// What is read counts as an upload of `connection`, and without room for it the request is refused.
+/// The bytes count as an upload of `connection`. Without room for them, the request is refused.
 pub(in crate::proxy) async fn read_ahead(
     session: &mut Session,
     max: u64,
@@ -71,7 +72,7 @@ pub(in crate::proxy) async fn read_ahead(
     loop {
         let rest = length.map(|length| length.saturating_sub(body.so_far()));
         if rest.map_or_else(|| connection.has_whole_body(), |rest| rest <= REPLAYED) {
-            // The rest fits into the replay buffer, so Pingora will come asking for it.
+            // The rest fits into the replay buffer, so Pingora will send the body.
             session.enable_retry_buffering();
         }
         match next_part(session, connection).await {
@@ -88,7 +89,8 @@ pub(in crate::proxy) async fn read_ahead(
                 if connection.is_stream() {
                     connection.on_read(0);
                 }
-                // What is still to be read is the end, or nothing: there is nothing to be sent again beside what was read here.
+                // Only the end of the body is still to be read, or nothing. Pingora has nothing to replay except the
+                // copy made here.
                 session.enable_retry_buffering();
                 return Ok(body.whole());
             }
@@ -100,7 +102,7 @@ pub(in crate::proxy) async fn read_ahead(
     }
 }
 
-/// The next part of a body; none at its end, or where all but its end is here.
+/// The next part of a body; none at its end, or if only its withheld end is left.
 async fn next_part(session: &mut Session, connection: &Connection) -> pingora::Result<Option<Bytes>> {
     let mut part = pin!(session.read_request_body());
     std::future::poll_fn(|context| match part.as_mut().poll(context) {
@@ -110,7 +112,7 @@ async fn next_part(session: &mut Session, connection: &Connection) -> pingora::R
     .await
 }
 
-/// Keeps the end of a body from whoever reads it, until it is dropped.
+/// Withholds the end of a body from its reader until this is dropped.
 struct KeptEnd<'c>(&'c Connection);
 
 impl<'c> KeptEnd<'c> {

@@ -1,4 +1,5 @@
-//! The story of a decision, as the edge tells it: read the message, ask the gate, begin the record, or refuse.
+//! The decision about a request: checks the message, asks the gate, and starts the usage record or refuses the
+//! request.
 
 use super::body::{is_counted, read_ahead};
 use crate::gate::{Denied, NamedEndUser, Permit, RequestView};
@@ -45,7 +46,7 @@ impl Proxy {
             .await
     }
 
-    /// Whether its key may do what a request asks for, as far as memory tells, and whether there is room for it.
+    /// Checks the message, authorizes the key from memory, and checks the size limits and the memory for its body.
     pub(in crate::proxy) fn permit(
         &self,
         message: &RequestMessage<'_>,
@@ -79,7 +80,7 @@ impl Proxy {
         Ok(permit)
     }
 
-    /// Charges its limits and begins its record.
+    /// Charges the limits and starts the usage record.
     pub(in crate::proxy) async fn admit(
         &self,
         message: &RequestMessage<'_>,
@@ -111,9 +112,9 @@ impl Proxy {
         Ok(())
     }
 
-    /// What Pingora needs to know, and what a request's head says that nobody has looked at.
+    /// Prepares a session of Pingora, and evaluates the request head unless that was done before.
     pub(in crate::proxy) fn prepare(&self, session: &mut Session, ctx: &mut Ctx) {
-        // The connection itself has the deadlines; Pingora's timers would only be set beside them.
+        // The connection has the read deadlines; timers of Pingora would only add to them.
         session.set_read_timeout(None);
         if session.req_header().version == Version::HTTP_2 {
             session.set_write_timeout(Some(self.limits.write_timeout));
@@ -133,8 +134,8 @@ impl Proxy {
         self.begin(&RequestMessage::of(session.req_header(), has_body), ctx);
     }
 
-    /// What Pingora makes of the connection only in part: it reads the first `Connection` field alone, where a later one may
-    /// say `close`, and answers HTTP/1.0 as it does HTTP/1.1.
+    /// Completes Pingora's handling of `Connection`. Pingora reads only the first such field, but `close` may be in a
+    /// later one, and it treats HTTP/1.0 like HTTP/1.1.
     fn apply_connection_field(session: &mut Session) {
         let header = session.req_header();
         let mut asked =
@@ -145,13 +146,13 @@ impl Proxy {
             session.set_keepalive(None);
         }
         if is_10 {
-            // RFC 9110, 10.1.1 and 15.2: neither expected by nor sent to such a client.
+            // RFC 9110, 10.1.1 and 15.2: ignore `Expect` of an HTTP/1.0 client, and send it no interim responses.
             session.req_header_mut().remove_header(&EXPECT);
             session.as_downstream_mut().set_ignore_info_resp(true);
         }
     }
 
-    /// Notes what matters however the request is answered.
+    /// Records what is needed for any response to the request.
     pub(in crate::proxy) fn begin(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         self.find_client(message, ctx);
         if let Some(connection) = &ctx.connection {
@@ -170,7 +171,7 @@ impl Proxy {
         ctx.begun = true;
     }
 
-    /// The decision has come, whatever it is.
+    /// The decision has been made: records its time.
     pub(in crate::proxy) fn record_decision_time(&self, ctx: &mut Ctx) {
         let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
@@ -179,7 +180,7 @@ impl Proxy {
         ctx.own_ns = own;
     }
 
-    /// Whoever presents too many wrong secrets is told to wait instead of that they are wrong.
+    /// An address with too many invalid keys is told to wait, instead of that the key is invalid.
     fn limit_invalid_keys(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
         if denied.denial == Denial::KeyInvalid
             && let Some(Err(wait)) = self.invalid_keys.as_ref().map(|limiter| limiter.check(ctx.address))
@@ -189,7 +190,7 @@ impl Proxy {
         denied
     }
 
-    /// Who asks, and how, as far as those in between can be believed.
+    /// Finds the client's address and scheme, as far as the proxies in between are trusted.
     fn find_client(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         let Some(connection) = &ctx.connection else { return };
         ctx.secure = connection.secure;
@@ -206,15 +207,15 @@ impl Proxy {
         }
     }
 
-    /// Step 1: is the request of a permitted size, and does it mean one thing? How it is framed was settled before it
-    /// was let in.
+    /// Step 1: checks the size of the request, and that its head has only one meaning. The framing over HTTP/1.1 was
+    /// checked when the head was read.
     pub(in crate::proxy) fn check_message(&self, message: &RequestMessage<'_>) -> Result<(), Denial> {
         if message.target.len() > self.limits.uri_bytes {
             return Err(Denial::Plain(Fault::UriTooLong));
         }
         let (mut fields, mut bytes) = message.fields.size();
         if let Some(authority) = message.authority {
-            // What HTTP/1.1 has as `Host`.
+            // Counts like `Host` in HTTP/1.1.
             (fields, bytes) = (fields + 1, bytes + "host: \r\n".len() + authority.len());
         }
         if bytes > self.limits.header_bytes || fields > self.limits.header_fields {
@@ -233,7 +234,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// The end user that the request names, reading its body ahead where the route says so.
+    /// The end user named by the request. Reads the body ahead if the route says so.
     async fn end_user(
         &self,
         session: &mut Session,
@@ -256,7 +257,7 @@ impl Proxy {
         self.end_user_in_body(ctx, permit, coding, read).await
     }
 
-    /// The end user that a body names, which `read` reads whole.
+    /// The end user named in a body. `read` reads the whole body.
     pub(in crate::proxy) async fn end_user_in_body(
         &self,
         ctx: &mut Ctx,
@@ -264,12 +265,14 @@ impl Proxy {
         coding: Option<Coding>,
         read: impl Future<Output = Result<Bytes, Denial>>,
     ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        // Who may have one request in flight has one body held back.
+        // A buffered body counts as a request in flight: a key with one request in flight has at most one body
+        // buffered.
         let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
         let found = self.find_end_user(ctx, &permit, coding, read).await;
         drop(place);
-        // Others have been charged meanwhile; nobody is charged in the past. The record is of the arrival all the same: should
-        // a window have ended in between, it is in the later one here and, for a process that starts in that window, in the earlier.
+        // Other requests have been charged meanwhile, so the charge uses the current time. The record keeps the time
+        // of arrival. If a window has ended in between, this process counts the request in the later window, and a
+        // process that starts in that window counts it in the earlier one.
         ctx.charged_at = self.clock.now();
         match found {
             Ok(name) => Ok((permit, name)),
@@ -289,7 +292,7 @@ impl Proxy {
             return Err(Denial::Plain(Fault::Internal));
         };
         let coding = coding.ok_or(Denial::ContentCoding)?;
-        // While its body is awaited, its key can be taken away.
+        // The key may be revoked while the body is awaited.
         connection.set_served_key(Some(permit.presented().clone()));
         let body = read.await?;
         ctx.body = Some(body.clone());
@@ -298,7 +301,7 @@ impl Proxy {
         end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
     }
 
-    /// Notes a refusal, and begins its record if it is one of a known key.
+    /// Records a refusal. Starts a usage record if the key is known.
     pub(in crate::proxy) fn on_refused(&self, message: &RequestMessage<'_>, ctx: &mut Ctx, denied: &Denied) {
         ctx.route.clone_from(&denied.route);
         ctx.degraded = denied.degraded;
@@ -337,20 +340,21 @@ impl Proxy {
     }
 }
 
-/// How a body is coded; none: in a way that is not understood.
+/// The content coding of a body; none if it is not supported.
 pub(in crate::proxy) fn coding_of(fields: HeaderFields<'_>) -> Option<Coding> {
     Coding::of(fields.all(&CONTENT_ENCODING))
 }
 
-/// Whether more than a little of a body may have to be held.
+/// Whether more than a little of a body may have to be buffered.
 fn buffers_body(route: &Route, length: Option<u64>) -> bool {
     matches!(route.end_user, EndUserFrom::JsonField(_)) || is_counted(length)
 }
 
-/// The request target as it is forwarded, where the client wrote it differently: an absolute form, or another spelling.
+/// The request target to be forwarded, if it differs from the client's: it was in absolute form, or not in canonical
+/// spelling.
 fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
     let raw = header.raw_path();
-    // Over HTTP/1.1 that has been done before.
+    // Over HTTP/1.1 this has been done before.
     let escaped = escape_loose(raw);
     let written = escaped.as_deref().unwrap_or(raw);
     let (path, query) = split_target(written).ok()?;
@@ -363,13 +367,13 @@ fn canonical_target(header: &RequestHeader) -> Option<http::Uri> {
         target.push('?');
         target.push_str(std::str::from_utf8(query).ok()?);
     }
-    // Over HTTP/2 the authority is part of it, and stays.
+    // Over HTTP/2 the URI includes the authority, which is kept.
     let mut parts = header.uri.clone().into_parts();
     parts.path_and_query = Some(target.parse().ok()?);
     http::Uri::from_parts(parts).ok()
 }
 
-/// What the reader of HTTP/1.1 has looked at before, of a request over HTTP/2.
+/// Checks of an HTTP/2 request that the HTTP/1.1 reader has made for HTTP/1.1 requests.
 fn check_http2(message: &RequestMessage<'_>) -> Result<(), Denial> {
     if message.method.as_str().len() > METHOD_MAX {
         return Err(Denial::BadRequest(BadRequest::Syntax));

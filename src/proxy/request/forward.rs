@@ -1,6 +1,6 @@
-//! What a route changes about a message on its way, and which answers are not passed on.
+//! A route's changes to a message, and the check of a response's framing.
 //!
-//! Must not know: why. Keygate's own fields are written after these rules, so that none can undo them.
+//! Must not know: why. Keygate writes its own fields after these rules, so that no rule can change them.
 
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::http::head::content_length;
@@ -13,20 +13,20 @@ use pingora::{Error, ErrorType, OrErr};
 
 const NO_URI: &str = "rewritten path is not a valid URI";
 
-/// Gives the request the path that its route has made of it. The query stays.
+/// Sets the path that the route has rewritten. The query is kept.
 pub(in crate::proxy) fn set_path(request: &mut RequestHeader, path: &str) -> pingora::Result<()> {
     let mut target = path.to_owned();
     if let Some(query) = request.uri.query() {
         target.extend(["?", query]);
     }
-    // Over HTTP/2 the authority is a part of it.
+    // Over HTTP/2 the URI includes the authority.
     let mut parts = request.uri.clone().into_parts();
     parts.path_and_query = Some(target.parse().or_err(ErrorType::InternalError, NO_URI)?);
     request.set_uri(Uri::from_parts(parts).or_err(ErrorType::InternalError, NO_URI)?);
     Ok(())
 }
 
-/// Gives the request the `Host` that its route says.
+/// Sets `Host` as the route's rule says.
 pub(in crate::proxy) fn set_host(
     fields: &mut impl EditFields,
     rule: &HostRule,
@@ -42,7 +42,7 @@ pub(in crate::proxy) fn set_host(
     Ok(())
 }
 
-/// Several `Cookie` fields, as HTTP/2 may bring them, are one for whoever reads HTTP/1.1 (RFC 9113, 8.2.3).
+/// Joins several `Cookie` fields, which HTTP/2 allows, into one for HTTP/1.1 (RFC 9113, 8.2.3).
 pub(in crate::proxy) fn join_cookies(fields: &mut HeaderMap) -> pingora::Result<()> {
     let mut all = fields.get_all(COOKIE).iter();
     if all.next().is_none() || all.next().is_none() {
@@ -54,7 +54,7 @@ pub(in crate::proxy) fn join_cookies(fields: &mut HeaderMap) -> pingora::Result<
     Ok(())
 }
 
-/// Applies the rules: what is removed, then what is set, then what is added.
+/// Applies the rules: first remove, then set, then add.
 pub(in crate::proxy) fn apply(fields: &mut impl EditFields, rules: &FieldRules) {
     for name in &rules.remove {
         fields.remove(name);
@@ -67,8 +67,8 @@ pub(in crate::proxy) fn apply(fields: &mut impl EditFields, rules: &FieldRules) 
     }
 }
 
-/// Whether the head of an answer says in one way, and once, where its body ends. Pingora reads several lengths that agree as
-/// one and passes them on, where the next reader may take another.
+/// Checks that the head of a response frames the body in exactly one way. Pingora accepts several equal
+/// `Content-Length` fields and passes them on; another parser may not read them as one (request smuggling).
 pub(in crate::proxy) fn check_framing(answer: &ResponseHeader) -> pingora::Result<()> {
     let mut lengths = answer.headers.get_all(CONTENT_LENGTH).iter();
     let length = lengths.next();

@@ -1,4 +1,4 @@
-//! The request's side: decided, read, changed for its upstream, and sent to a server.
+//! The request side of the proxy: decides, reads, rewrites and sends requests.
 
 pub(super) mod attempt;
 pub(super) mod body;

@@ -1,6 +1,6 @@
-//! Pages of other origins: preflights are answered here or go on to the backend, and every answer is marked for the browser.
+//! CORS preflights: answered here or passed on to the backend. Responses get the CORS headers of the route.
 //!
-//! Must not know: keys. A preflight carries none, costs nothing and tells a backend nothing about who asks.
+//! Must not know: keys. A preflight carries none, is not charged, and gives the backend no client identity.
 
 use crate::gate::{Denied, RequestView};
 use crate::policy::http::cors::PreflightRequest;
@@ -17,29 +17,28 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-/// What became of a request that may be a preflight.
+/// Result of handling a request that may be a preflight.
 pub(in crate::proxy) enum Preflighted {
-    /// It is none, or presents a key: it is decided like any other.
+    /// It is not a preflight, or presents a key: handled like any other request.
     No,
-    /// It is answered.
+    /// The response is sent.
     Answered,
-    /// It goes on to the backend, which decides, or is refused because too many came from its address.
+    /// It is forwarded to the backend, which responds, or refused because its address sent too many.
     Decided(Result<(), Box<Denied>>),
 }
 
-/// The same before anything is written.
+/// The same before a response is written.
 pub(in crate::proxy) enum PreflightLook {
-    /// It is none, or presents a key.
+    /// It is not a preflight, or presents a key.
     No,
-    /// This is its answer.
+    /// The response to send.
     Answer(Reply),
-    /// It goes on to the backend, or is refused.
+    /// It is forwarded to the backend, or refused.
     Decided(Result<(), Box<Denied>>),
 }
 
 impl Proxy {
-    /// Answers a preflight to a route that has rules for pages of other origins, and passes one to a route that leaves them to
-    /// its backend.
+    /// Responds to a preflight if the route has CORS rules, and passes it on if the route leaves CORS to its backend.
     pub(in crate::proxy) async fn preflight(
         &self,
         session: &mut Session,
@@ -58,7 +57,7 @@ impl Proxy {
         Ok(Preflighted::Answered)
     }
 
-    /// Whether a request is a preflight, and what becomes of it then.
+    /// Whether a request is a preflight, and how it is handled.
     pub(in crate::proxy) fn look_for_preflight(
         &self,
         message: &RequestMessage<'_>,
@@ -74,13 +73,14 @@ impl Proxy {
         PreflightLook::Answer(Reply { status: StatusCode::NO_CONTENT, fields, body: Bytes::new() })
     }
 
-    /// Whether the request goes on without a key; none where it is no preflight, or one that is decided like any other.
+    /// Whether a preflight is forwarded without a key; none if it is not a preflight, or is handled like any other
+    /// request.
     fn pass_preflight(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) -> Option<Result<(), Box<Denied>>> {
         let fields = message.fields;
         let method =
             fields.first(&ACCESS_CONTROL_REQUEST_METHOD).filter(|_| fields.first(&ORIGIN).is_some())?;
         let method = Method::from_bytes(method).ok()?;
-        // A browser's preflight has nothing to send and asks for nothing else.
+        // A browser's preflight has no body, no upgrade and no expectation.
         if message.has_body || fields.first(&UPGRADE).is_some() || fields.first(&EXPECT).is_some() {
             return None;
         }
@@ -107,7 +107,7 @@ impl Proxy {
         let value = |name| message.fields.first(name).and_then(|value| HeaderValue::from_bytes(value).ok());
         let (origin, method) = (value(&ORIGIN)?, value(&ACCESS_CONTROL_REQUEST_METHOD)?);
         let method: Method = method.to_str().ok()?.parse().ok()?;
-        // What is not well formed is refused where everything is.
+        // An invalid path is refused by the usual checks.
         canonical(message.path.as_bytes()).ok().filter(|p| !p.was_respelled())?;
         let route = ctx.routing.routes.find(&method, message.path)?.route.clone();
         if has_encoded_slash(message.path) && !route.encoded_slash {

@@ -1,8 +1,8 @@
-//! A request's body, kept until its backend has begun to answer, so that a backend over HTTP/2 that says that it has not acted
-//! on the request (GOAWAY, `REFUSED_STREAM`) costs nobody a request.
+//! Keeps a request body until the backend's response starts. If a backend over HTTP/2 reports that it has not
+//! processed the request (GOAWAY, `REFUSED_STREAM`), the request can be retried.
 //!
-//! Pingora keeps the first 64 KiB of a body by itself and cannot send a longer one again. What is kept here counts among the
-//! bodies in memory; where there is no room for it, the request is not sent again.
+//! Pingora keeps the first 64 KiB of a body itself and cannot send a longer one again. The bytes kept here count as
+//! bodies in memory; without room for them the request is not retried.
 
 use crate::proxy::connection::kept_body::KeptBody;
 use crate::proxy::ctx::Ctx;
@@ -13,12 +13,12 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-/// Whether a body of which Pingora has not kept all can be sent again all the same.
+/// Whether a body can be sent again although Pingora has not kept all of it.
 pub(in crate::proxy) fn is_possible(ctx: &Ctx) -> bool {
     ctx.kept_body.as_ref().is_some_and(KeptBody::is_whole)
 }
 
-/// Has Pingora read the body from its begin again, where it has not kept all of it.
+/// Makes Pingora read the body from the beginning again, if Pingora has not kept all of it.
 pub(in crate::proxy) async fn rewind(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     let Some(mut kept) = ctx.kept_body.take().filter(|_| session.as_ref().retry_buffer_truncated()) else {
         return Ok(());
@@ -29,7 +29,7 @@ pub(in crate::proxy) async fn rewind(session: &mut Session, ctx: &mut Ctx) -> Re
         return Ok(());
     }
     if !has_length(session) {
-        // Nobody but its reader knows where in a chunk it is.
+        // Only the session knows the position within a chunk, so it reads the rest.
         while let Some(part) = session.read_request_body().await.map_err(Error::into_down)? {
             kept.keep(&part, connection);
         }
@@ -45,14 +45,14 @@ fn has_length(session: &Session) -> bool {
     session.req_header().headers.contains_key(CONTENT_LENGTH)
 }
 
-/// Puts a session in the place of this one that has read nothing yet but has the request before it: the head as it came, and
-/// what has come of the body. The rest comes from the socket.
+/// Replaces the session by a new one that has read nothing yet. The new session reads the received head and the body
+/// kept so far first, then the rest from the socket.
 async fn begin_anew(session: &mut Session, body: &[u8]) -> Result<()> {
     let is_chunked = !has_length(session);
     let head = session.req_header().clone();
     let (keepalive, reuses) = (session.get_keepalive(), session.get_keepalive_reuses_remaining());
     let write_timeout = session.get_write_timeout();
-    // Something must be there meanwhile.
+    // A placeholder, because the session cannot be moved out.
     let nobody = ServerSession::new_http1(Box::new(tokio::io::duplex(1).0));
     let ServerSession::H1(old) = std::mem::replace(&mut *session.downstream_session, nobody) else {
         return Error::e_explain(ErrorType::InternalError, "only HTTP/1.1 begins anew");

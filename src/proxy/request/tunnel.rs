@@ -1,6 +1,7 @@
-//! Requests that ask for a tunnel, which is a WebSocket, and the close frame of one that is ended from here.
+//! WebSocket requests, which become tunnels, and the close frame when the gateway ends one.
 //!
-//! Must not know: how long a tunnel may be idle, or whether its key still stands; it is told why it ends.
+//! Must not know: the idle timeout of a tunnel, or whether its key is still valid. It reads the close reason of the
+//! connection.
 
 use crate::policy::http::websocket::close_frame;
 use crate::proxy::connection::{CloseReason, Stage};
@@ -11,18 +12,18 @@ use http::Version;
 use http::header::UPGRADE;
 use pingora::proxy::Session;
 
-/// Why a WebSocket is closed (RFC 6455, 7.4.1).
+/// WebSocket close codes (RFC 6455, 7.4.1).
 const GOING_AWAY: u16 = 1001;
 const POLICY_VIOLATION: u16 = 1008;
 
-/// Whether the request asks for what Pingora makes a tunnel of.
+/// Whether the request asks for a WebSocket, the upgrade that becomes a tunnel.
 pub(in crate::proxy) fn is_asked_for(request: &RequestMessage<'_>) -> bool {
     let wanted = request.fields.first(&UPGRADE).filter(|_| request.version == Version::HTTP_11);
     wanted.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
 }
 
-/// A tunnel has broken off, or is ended from here: then a WebSocket's client is told why, where that can be put between two
-/// frames. That its key has lost its right is in the record; any other end is none of a request's failures.
+/// A tunnel has ended. Sends the client a close frame if the gateway has ended it and the last frame is complete. If
+/// the key has become invalid, the record says so; any other end is not a failure of the request.
 pub(in crate::proxy) async fn end(session: &mut Session, ctx: &mut Ctx) {
     let Some(frame) = last_frame(ctx) else { return };
     if let Err(error) = session.write_response_body(Some(Bytes::copy_from_slice(&frame)), true).await {
@@ -30,7 +31,7 @@ pub(in crate::proxy) async fn end(session: &mut Session, ctx: &mut Ctx) {
     }
 }
 
-/// The close frame that the client is still to be told, if it can be.
+/// The close frame to be sent to the client, if possible. Also records the fault.
 pub(in crate::proxy) fn last_frame(ctx: &mut Ctx) -> Option<[u8; 4]> {
     ctx.fault = ctx.client_fault().map(|denial| denial.fault());
     let connection = ctx.connection.clone()?;

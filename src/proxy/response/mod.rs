@@ -1,3 +1,3 @@
-//! Keygate's own answers: refusals of requests, and of what is no request.
+//! Keygate's own responses: refusals and errors.
 
 pub(super) mod reply;

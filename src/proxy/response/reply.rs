@@ -1,4 +1,5 @@
-//! Keygate's own answers, written by hand so that the connection stays open when the protocol allows it.
+//! Keygate's own responses. They are written here instead of by Pingora, so that the connection can stay open if the
+//! protocol allows it.
 
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
@@ -21,26 +22,26 @@ use pingora::{Error, ErrorType};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An unread body up to this size is drained rather than the connection closed.
+/// An unread body up to this size is drained; otherwise the connection is closed.
 pub(in crate::proxy) const DRAINED: u64 = 64 * 1024;
-/// How long draining may take.
+/// Longest time for draining.
 pub(in crate::proxy) const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 
-/// Tells that limits were decided without the counters that nodes share.
+/// The header field of responses to requests whose limits were decided without the shared counters.
 pub(in crate::proxy) const DEGRADED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-keygate-degraded"), HeaderValue::from_static("counters"));
-/// How many fields an answer of ours has, at most, and what Pingora adds.
+/// Maximum number of fields in a response of Keygate's own, including those added by Pingora.
 const FIELDS: usize = 9 + ratelimit::FIELDS + 2;
 
-/// An answer that is not written yet.
+/// A response before it is written.
 pub(in crate::proxy) struct Reply {
     pub(in crate::proxy) status: StatusCode,
     pub(in crate::proxy) fields: HeaderMap,
-    /// Empty where only the head is asked for.
+    /// Empty in a response to HEAD.
     pub(in crate::proxy) body: Bytes,
 }
 
-/// What is said to `denial`.
+/// The response to a denied request.
 pub(in crate::proxy) fn answer(
     message: &RequestMessage<'_>,
     ctx: &Ctx,
@@ -82,7 +83,7 @@ pub(in crate::proxy) fn answer(
     Ok(Reply { status, fields, body })
 }
 
-/// Answers with `denial`.
+/// Sends the response to a denied request.
 pub(in crate::proxy) async fn deny(
     session: &mut Session,
     ctx: &mut Ctx,
@@ -93,7 +94,7 @@ pub(in crate::proxy) async fn deny(
 ) -> pingora::Result<()> {
     ctx.fault = Some(denial.fault());
     if ctx.body.is_some() {
-        // It has come whole, and nobody but us knows: what is left of it is its end.
+        // The body was read ahead completely, which Pingora does not know: only its end is left to drain.
         session.drain_request_body().await?;
     }
     keep_open_if_possible(session);
@@ -109,8 +110,8 @@ pub(in crate::proxy) async fn deny(
     Ok(())
 }
 
-/// An answer keeps the time at which its backend says that it was made. Over HTTP/1.1 Pingora writes its own in place of
-/// it, so the connection is told.
+/// Keeps the backend's `Date` in a response. Over HTTP/1.1 Pingora replaces it with its own, so the connection
+/// restores it.
 pub(in crate::proxy) fn keep_date(fields: &HeaderMap, version: Version, ctx: &Ctx) {
     if let (Some(date), Some(connection)) = (fields.get(header::DATE), &ctx.connection)
         && version != Version::HTTP_2
@@ -119,15 +120,15 @@ pub(in crate::proxy) fn keep_date(fields: &HeaderMap, version: Version, ctx: &Ct
     }
 }
 
-/// The last answer on a connection says that it is the last.
+/// Makes this the last response of the connection if the gateway is stopping.
 pub(in crate::proxy) fn close_if_stopping(session: &mut Session) {
     if session.is_process_shutting_down() {
         session.set_keepalive(None);
     }
 }
 
-/// Nobody says to a client of HTTP/1.0 in chunks where an answer ends, but by closing the connection (RFC 9112, 6.1). Until
-/// it has ended, what closes the connection resets it.
+/// Frames a response for an HTTP/1.0 client, which does not know chunks: the body ends with the connection (RFC 9112,
+/// 6.1). If the connection is closed before the response is complete, it is reset.
 pub(in crate::proxy) fn frame_by_close(
     session: &mut Session,
     response: &mut ResponseHeader,
@@ -140,7 +141,7 @@ pub(in crate::proxy) fn frame_by_close(
         return Ok(());
     }
     if response.version == Version::HTTP_2 {
-        // Pingora puts it into chunks after this.
+        // Pingora would frame it in chunks after this.
         return Error::e_explain(ErrorType::InvalidHTTPHeader, "response cannot be delimited in HTTP/1.0");
     }
     response.remove_header(&header::TRANSFER_ENCODING);
@@ -151,7 +152,7 @@ pub(in crate::proxy) fn frame_by_close(
     Ok(())
 }
 
-/// How long the body of an answer is, as far as its head says.
+/// The length of the response body, if the head states it.
 pub(in crate::proxy) fn body_length(session: &Session, response: &ResponseHeader) -> Option<u64> {
     let has_none = session.req_header().method == Method::HEAD
         || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -161,8 +162,9 @@ pub(in crate::proxy) fn body_length(session: &Session, response: &ResponseHeader
     response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// A small body that is still to come is read and thrown away, so that the next request begins where it should. A large
-/// or unknown one, or one the client holds back until it is asked for, closes the connection.
+/// Decides whether the connection stays open: a small unread body is read and discarded, so that the next request
+/// starts at the right place. The connection is closed if the body is large, of unknown length, or held back until
+/// 100 Continue.
 pub(in crate::proxy) fn keep_open_if_possible(session: &mut Session) {
     close_if_stopping(session);
     if session.is_body_done() {
@@ -177,12 +179,12 @@ pub(in crate::proxy) fn keep_open_if_possible(session: &mut Session) {
     session.set_total_drain_timeout(Some(DRAIN_WITHIN));
 }
 
-/// Whether this is an answer, and not only word that one will come.
+/// Whether this is the status of a final response, not of an interim one.
 pub(in crate::proxy) fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// The status of the answer that the client has been given.
+/// The status of the response, if its head was sent to the client.
 pub(in crate::proxy) fn status_written(session: &Session) -> Option<u16> {
     session.response_written().map(|head| head.status).filter(|status| is_final(*status)).map(|s| s.as_u16())
 }

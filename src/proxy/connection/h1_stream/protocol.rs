@@ -1,4 +1,4 @@
-//! What Pingora asks of a stream beside reading and writing.
+//! The traits that Pingora requires of a stream besides reading and writing.
 
 use super::H1ClientStream;
 use async_trait::async_trait;

@@ -1,4 +1,4 @@
-//! Bodies that were sent ahead.
+//! Bodies that arrive together with their head.
 
 use super::*;
 use crate::metrics::Metrics;
